@@ -1,0 +1,75 @@
+"""Errors that a user sees as one line, with the exit code that goes with each.
+
+Failures of a launch or of a measurement are values, not crashes: they carry a kind and the
+evidence for it, are stored with the trial, and never become numbers.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class AutotuneError(Exception):
+    """An error whose text is one clear line for the user: what is wrong, where, what to do."""
+
+    exit_code = 1
+
+
+class UserError(AutotuneError):
+    """The user's mistake (a study file, an option, a missing model): exit code 2."""
+
+    exit_code = 2
+
+
+class NothingUsable(AutotuneError):
+    """The study ran, but nothing usable came out: exit code 1."""
+
+    exit_code = 1
+
+
+class FailureKind(StrEnum):
+    """Why a trial has no numbers. Stored with the trial as its ``failure_kind``."""
+
+    INFEASIBLE = "infeasible"  # the rules say so; never launched
+    OOM = "oom"  # out of memory while loading or running
+    KV_CACHE = "kv_cache"  # no room for the KV cache
+    BUDGET = "budget"  # max_num_batched_tokens too small for n and max_num_seqs
+    BAD_CONFIG = "bad_config"  # vLLM rejected a flag or a combination of flags
+    MODEL_MISSING = "model_missing"
+    DRAFT_MISMATCH = "draft_mismatch"  # the draft does not fit its target
+    PORT = "port"  # somebody else holds the port
+    TIMEOUT = "timeout"  # /health did not answer in time
+    CRASH = "crash"  # the server died, reason unknown
+    WRONG_SERVER = "wrong_server"  # another model or vLLM version answers on the port
+    REQUESTS = "requests"  # requests failed, or gave no usable answer
+    HANG = "hang"  # no token for too long while the server was up
+    DISK = "disk"  # no space left on the device
+
+    @property
+    def transient(self) -> bool:
+        """True if the same launch may succeed when tried once more."""
+        return self in {FailureKind.PORT, FailureKind.TIMEOUT, FailureKind.CRASH, FailureKind.HANG}
+
+
+class TrialFailure(Exception):
+    """A launch or a measurement failed.
+
+    Attributes:
+        kind: What went wrong, as :class:`FailureKind`.
+        reason: One line in words.
+        evidence: The telling lines of the server's log, oldest first; may be empty.
+    """
+
+    def __init__(self, kind: FailureKind, reason: str, evidence: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{kind}: {reason}")
+        self.kind = kind
+        self.reason = reason
+        self.evidence = evidence
+
+
+class LaunchError(TrialFailure):
+    """The server did not come up, or is not the one we asked for."""
+
+
+class MeasureError(TrialFailure):
+    """The server came up, but the measurement gave nothing that may be called a number."""

@@ -1,0 +1,286 @@
+"""Parameters, their encodings, and the rules that say what a vLLM version can launch.
+
+Pure: imports nothing of the rest of autotune. A *point* is a mapping of parameter name (with
+underscores, as vLLM's own arguments are named) to a plain value. Optuna sees *encoded* values:
+powers of two are searched as their exponent, under the name ``log2_<name>``, because a Gaussian
+process needs equal steps to mean equal things (FACTS: GPSampler on power-of-two axes).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from packaging.version import Version
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Value = int | float | str | bool
+Point = Mapping[str, Value]
+
+N = "num_speculative_tokens"
+MNBT = "max_num_batched_tokens"
+
+# The rule of the batch budget changed between these two (vLLM 0.26 and 0.32 were read; between
+# them the stricter old rule would forbid points that launch, so the new one is assumed).
+_SLOTS_RULE_LAST = Version("0.26.9999")
+
+
+class _Param(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IntParam(_Param):
+    """Whole numbers ``low, low + step, … ≤ high``."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    step: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _order(self) -> IntParam:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        return self
+
+    def values(self) -> tuple[int, ...]:
+        """Every value, ascending."""
+        return tuple(range(self.low, self.high + 1, self.step))
+
+
+class Pow2Param(_Param):
+    """Powers of two from ``low`` to ``high``, both included and both powers of two."""
+
+    type: Literal["pow2"]
+    low: int = Field(ge=1)
+    high: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _powers(self) -> Pow2Param:
+        for name, value in (("low", self.low), ("high", self.high)):
+            if value & (value - 1):
+                below = 1 << (value.bit_length() - 1)
+                raise ValueError(
+                    f"{name} ({value}) is not a power of two; take {below} or {2 * below}"
+                )
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        return self
+
+    def values(self) -> tuple[int, ...]:
+        """Every value, ascending."""
+        return tuple(1 << e for e in range(self.low.bit_length() - 1, self.high.bit_length()))
+
+
+class FloatParam(_Param):
+    """Real numbers from ``low`` to ``high``; ``log`` searches the logarithm."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _order(self) -> FloatParam:
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError("low and high must be finite numbers")
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError("log: true needs low above 0")
+        return self
+
+    def values(self) -> None:
+        """A continuum has no list of values."""
+        return
+
+
+class ChoiceParam(_Param):
+    """One of a list of values without an order."""
+
+    type: Literal["choice"]
+    choices: tuple[Value, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ChoiceParam:
+        if len({(type(c), c) for c in self.choices}) < len(self.choices):
+            raise ValueError("choices has the same value twice")
+        return self
+
+    def values(self) -> tuple[Value, ...]:
+        """Every choice, as listed."""
+        return self.choices
+
+
+Param = Annotated[IntParam | Pow2Param | FloatParam | ChoiceParam, Field(discriminator="type")]
+
+
+@dataclass(frozen=True)
+class Space:
+    """The searched parameters, in the order of the study file."""
+
+    params: Mapping[str, IntParam | Pow2Param | FloatParam | ChoiceParam]
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distributions of the encoded parameters."""
+        out: dict[str, BaseDistribution] = {}
+        for name, p in self.params.items():
+            match p:
+                case IntParam():
+                    high = p.values()[-1]  # Optuna warns where step does not divide the range
+                    out[name] = IntDistribution(p.low, high, step=p.step)
+                case Pow2Param():
+                    out[f"log2_{name}"] = IntDistribution(
+                        p.low.bit_length() - 1, p.high.bit_length() - 1
+                    )
+                case FloatParam():
+                    out[name] = FloatDistribution(p.low, p.high, log=p.log)
+                case ChoiceParam():
+                    out[name] = CategoricalDistribution(p.choices)
+        return out
+
+    def encode(self, point: Point) -> dict[str, Value]:
+        """A point as Optuna's parameters.
+
+        Raises:
+            ValueError: the point is not in the space.
+        """
+        out: dict[str, Value] = {}
+        for name, p in self.params.items():
+            if name not in point:
+                raise ValueError(f"{name} is missing")
+            value = point[name]
+            if not self._contains(p, value):
+                raise ValueError(f"{name} = {value} is outside the space ({describe(p)})")
+            if isinstance(p, Pow2Param):
+                out[f"log2_{name}"] = int(value).bit_length() - 1
+            else:
+                out[name] = value
+        extra = set(point) - set(self.params)
+        if extra:
+            raise ValueError(f"{sorted(extra)[0]} is not a parameter of the space")
+        return out
+
+    def decode(self, encoded: Mapping[str, Value]) -> dict[str, Value]:
+        """Optuna's parameters as a point; the inverse of :meth:`encode`.
+
+        >>> s = Space({"max_num_batched_tokens": Pow2Param(type="pow2", low=32, high=2048)})
+        >>> s.decode(s.encode({"max_num_batched_tokens": 256}))
+        {'max_num_batched_tokens': 256}
+        """
+        return {
+            name: 1 << int(encoded[f"log2_{name}"]) if isinstance(p, Pow2Param) else encoded[name]
+            for name, p in self.params.items()
+        }
+
+    @staticmethod
+    def _contains(p: IntParam | Pow2Param | FloatParam | ChoiceParam, value: Value) -> bool:
+        match p:
+            case FloatParam():
+                return isinstance(value, int | float) and p.low <= value <= p.high
+            case ChoiceParam():
+                return any(type(c) is type(value) and c == value for c in p.choices)
+            case _:
+                return isinstance(value, int) and value in p.values()
+
+    def points(self) -> Iterator[dict[str, Value]] | None:
+        """Every point in the order of the study file, or None where one parameter is real."""
+        columns: list[tuple[Value, ...]] = []
+        for p in self.params.values():
+            values = p.values()
+            if values is None:
+                return None
+            columns.append(values)
+        names = list(self.params)
+        return (dict(zip(names, row, strict=True)) for row in itertools.product(*columns))
+
+    def size(self) -> int | None:
+        """Number of points, or None where one parameter is real."""
+        counts = [p.values() for p in self.params.values()]
+        return None if any(c is None for c in counts) else math.prod(len(c) for c in counts if c)
+
+    def clip(self, name: str, wanted: int) -> Value:
+        """The value of integer parameter ``name`` that is nearest to ``wanted``."""
+        values = self.params[name].values()
+        if values is None or not all(isinstance(v, int) for v in values):
+            raise ValueError(f"{name} is not a whole-number parameter")
+        return min(values, key=lambda v: abs(int(v) - wanted))
+
+
+def describe(p: IntParam | Pow2Param | FloatParam | ChoiceParam) -> str:
+    """The values of a parameter in a few words, for messages."""
+    match p:
+        case IntParam():
+            step = f" in steps of {p.step}" if p.step > 1 else ""
+            return f"{p.low} to {p.high}{step}"
+        case Pow2Param():
+            return f"powers of two from {p.low} to {p.high}"
+        case FloatParam():
+            return f"{p.low:g} to {p.high:g}"
+        case ChoiceParam():
+            return "one of " + ", ".join(str(c) for c in p.choices)
+
+
+def why_infeasible(settings: Mapping[str, object], vllm_version: str | None) -> str | None:
+    """Why this vLLM version cannot launch these settings, in words; None if no rule forbids it.
+
+    Args:
+        settings: Every flag of the launch that the rules read, fixed and searched, by vLLM's
+            argument name with underscores; ``num_speculative_tokens`` 0 means no speculation.
+        vllm_version: For example ``"0.32.0"``; None (unknown) applies only the rules that hold
+            for all versions that were read.
+
+    Sources, read in vLLM's code: ``SchedulerConfig.verify_max_model_len`` (budget against
+    max_num_seqs and, without chunked prefill, max_model_len; all versions);
+    ``VllmConfig._set_max_num_scheduled_tokens`` (0.24 to 0.26: the scheduler is left
+    MNBT − (K − 1)·max_num_seqs tokens, issues #50708 and #51256; 0.32: MNBT > K).
+    """
+    n = _as_int(settings.get(N)) or 0
+    mnbt = _as_int(settings.get(MNBT))
+    seqs = _as_int(settings.get("max_num_seqs"))
+    length = _as_int(settings.get("max_model_len"))
+    vllm = f"vLLM {vllm_version}" if vllm_version else "vLLM"
+    if n < 0:
+        return f"n = {n} is below 0"
+    if mnbt is None:
+        return None
+    if seqs is not None and mnbt < seqs:
+        return f"{vllm} needs MNBT of at least max_num_seqs = {seqs}; {mnbt} would fail"
+    chunked = settings.get("enable_chunked_prefill", True)
+    if chunked is False and length is not None and mnbt < length:
+        return (
+            f"without chunked prefill {vllm} needs MNBT of at least max_model_len = {length}; "
+            f"{mnbt} would fail"
+        )
+    if n == 0:
+        return None
+    old_rule = vllm_version is not None and Version(vllm_version) <= _SLOTS_RULE_LAST
+    if old_rule and seqs is not None:
+        needed = (n + 1) * seqs
+        if mnbt < needed:
+            return (
+                f"n = {n} with max_num_seqs = {seqs} needs MNBT of at least {needed} on {vllm}; "
+                f"{mnbt} would fail"
+            )
+    elif mnbt <= n:
+        return f"n = {n} needs MNBT of at least {n + 1} on {vllm}; {mnbt} would fail"
+    return None
+
+
+def _as_int(value: object) -> int | None:
+    """An integer setting, or None for one that is not given (or is a word such as ``auto``)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        return None

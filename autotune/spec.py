@@ -1,0 +1,468 @@
+"""A study file: what to serve, what load to put on it, what to search, what to optimise.
+
+The only module that knows YAML. Every error names the file and the key and says what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from autotune.errors import UserError
+from autotune.space import MNBT, N, Param, Space, Value
+
+FlagValue = bool | int | float | str | list[str | int | float] | dict[str, Any]
+
+# Set by autotune itself; a study that sets them would launch something we cannot watch over.
+OWNED_FLAGS = {
+    "host": "servers always bind 127.0.0.1",
+    "port": "autotune picks a free port for every launch",
+    "model": "write it as server.model",
+    "speculative_config": "write it as server.speculative",
+    "api_key": "autotune talks to its own server only",
+    "uds": "autotune measures over TCP on 127.0.0.1",
+}
+# Environment variables by these names are passed on but never stored or printed.
+SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|COOKIE|AUTH", re.IGNORECASE)
+
+
+def flag_name(name: str) -> str:
+    """A flag as vLLM names its argument: ``--max-num-seqs`` and ``max_num_seqs`` are one."""
+    return name.removeprefix("--").replace("-", "_")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpeculativeSpec(BaseModel):
+    """The draft; every other key goes to vLLM's ``--speculative-config`` as it is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    method: str = Field(default="dflash", description="vLLM's name of the method")
+    model: str = Field(description="the draft: a folder, a hub name or `demo:draft`")
+
+    def config(self, n: int) -> dict[str, Any]:
+        """vLLM's ``--speculative-config`` for ``n`` ≥ 1 draft tokens."""
+        return {**self.model_dump(), N: n}
+
+
+def _argv(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(shlex.split(value))
+    return value
+
+
+class ServerSpec(_Model):
+    """What is launched for every trial."""
+
+    command: Annotated[tuple[str, ...], BeforeValidator(_argv)] | None = Field(
+        default=None,
+        description="argv in front of the model and the flags: `vllm serve`, `/path/to/python -m "
+        "vllm.entrypoints.openai.api_server`, or any other, such as a container; without it, the "
+        "vLLM of autotune's own environment",
+    )
+    model: str = Field(description="the target: a folder, a hub name or `demo:target`")
+    flags: dict[str, FlagValue] = Field(
+        default_factory=dict,
+        description="vLLM flags that stay fixed; true for a switch, false for its --no- form",
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="environment variables")
+    speculative: SpeculativeSpec | None = Field(default=None, description="the draft")
+    health_timeout_s: float = Field(default=900, gt=0, description="longest wait for /health")
+    stop_timeout_s: float = Field(
+        default=20, gt=0, description="wait after SIGTERM before the whole tree is killed"
+    )
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _env_words(cls, value: object) -> object:
+        if isinstance(value, dict):
+            return {
+                k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v
+                for k, v in value.items()
+            }
+        return value
+
+    @field_validator("command")
+    @classmethod
+    def _command_not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not value:
+            raise ValueError("must not be empty; leave the key out for this environment's vLLM")
+        return value
+
+    @field_validator("flags")
+    @classmethod
+    def _flags(cls, value: dict[str, FlagValue]) -> dict[str, FlagValue]:
+        out: dict[str, FlagValue] = {}
+        for key, v in value.items():
+            name = flag_name(key)
+            if name in OWNED_FLAGS:
+                raise ValueError(f"{key} is not yours to set: {OWNED_FLAGS[name]}")
+            if name in out:
+                raise ValueError(f"{key} is given twice")
+            out[name] = v
+        return out
+
+
+class RandomPrompts(_Model):
+    """Prompts of token ids drawn uniformly, as `vllm bench serve --dataset-name random`."""
+
+    input_len: int = Field(gt=0, description="tokens of every prompt")
+    vocab_low: int = Field(default=256, ge=0, description="lowest token id drawn")
+    vocab_high: int = Field(default=32000, gt=1, description="one above the highest id drawn")
+
+    @model_validator(mode="after")
+    def _order(self) -> RandomPrompts:
+        if self.vocab_low >= self.vocab_high:
+            raise ValueError("vocab_low must be below vocab_high")
+        return self
+
+
+class WorkloadSpec(_Model):
+    """The load: the same requests, at the same times, for every trial of the study."""
+
+    prompts: Path | None = Field(
+        default=None,
+        description="a JSONL file, relative to the study file; each line has `messages` (chat) or "
+        "`prompt` (text)",
+    )
+    random: RandomPrompts | None = Field(default=None, description="or random tokens")
+    output_len: int = Field(gt=0, description="max_tokens of every request")
+    num_prompts: int = Field(gt=0, description="measured requests of a trial")
+    warmup_prompts: int = Field(
+        default=4, ge=0, description="requests before the measurement, with prompts of their own"
+    )
+    request_rate: float = Field(
+        default=math.inf, gt=0, description="Poisson arrivals per second; .inf: all at once"
+    )
+    max_concurrency: int | None = Field(default=None, gt=0, description="most requests at a time")
+    ignore_eos: bool = Field(default=True, description="go on after the end-of-text token")
+    temperature: float = Field(default=0.0, ge=0)
+    seed: int = Field(default=0, description="chooses and orders prompts, and arrival times")
+    request_timeout_s: float = Field(default=600, gt=0, description="longest life of a request")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> WorkloadSpec:
+        if (self.prompts is None) == (self.random is None):
+            raise ValueError("needs exactly one of `prompts` and `random`")
+        if self.max_concurrency is None and math.isinf(self.request_rate):
+            raise ValueError(
+                "needs max_concurrency (closed loop), request_rate (open loop), or both"
+            )
+        return self
+
+
+class ObjectiveSpec(_Model):
+    """One objective, by the name of its module in `objectives/`."""
+
+    name: str
+    direction: Literal["maximize", "minimize"] | None = Field(
+        default=None, description="without it, the objective's own"
+    )
+
+
+def _objective(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class SearchSpec(_Model):
+    """How the next point is chosen."""
+
+    method: Literal["gp", "grid", "random"] = Field(
+        default="gp", description="Gaussian process, every point in turn, or blind draws"
+    )
+
+
+class BudgetSpec(_Model):
+    """When to stop; the command line's options of the same name win."""
+
+    trials: int = Field(default=40, gt=0, description="finished trials the study shall have")
+    timeout_minutes: float | None = Field(default=None, gt=0)
+
+
+class StudySpec(_Model):
+    """A whole study file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    description: str = ""
+    server: ServerSpec
+    space: dict[str, Param] = Field(min_length=1)
+    baseline: dict[str, Value] = Field(
+        default_factory=dict,
+        description="where the first trial stands; without a key, n = 0 and vLLM's own default",
+    )
+    workload: WorkloadSpec
+    objectives: list[Annotated[ObjectiveSpec, BeforeValidator(_objective)]] = Field(
+        default_factory=lambda: [
+            ObjectiveSpec(name="throughput"),
+            ObjectiveSpec(name="p95_latency"),
+        ],
+        min_length=1,
+        max_length=3,
+    )
+    search: SearchSpec = Field(default_factory=SearchSpec)
+    budget: BudgetSpec = Field(default_factory=BudgetSpec)
+
+    @field_validator("space")
+    @classmethod
+    def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, p in value.items():
+            name = flag_name(key)
+            if name in OWNED_FLAGS:
+                raise ValueError(f"{key} cannot be searched: {OWNED_FLAGS[name]}")
+            if name in out:
+                raise ValueError(f"{key} is given twice")
+            out[name] = p
+        return out
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudySpec:
+        for name in self.space:
+            if name in self.server.flags:
+                raise ValueError(
+                    f"space.{name}: also fixed in server.flags; keep it in one of the two"
+                )
+        fixed_n = (self.server.speculative.model_extra or {}) if self.server.speculative else {}
+        if N in self.space:
+            if N in fixed_n:
+                raise ValueError(
+                    f"space.{N}: also fixed in server.speculative; keep it in one of the two"
+                )
+            p = self.space[N]
+            values = p.values()
+            if values is None or not all(isinstance(v, int) and v >= 0 for v in values):
+                raise ValueError(f"space.{N}: must be whole numbers from 0 up; use type: int")
+            if self.server.speculative is None and any(v for v in values):
+                raise ValueError(f"space.{N}: needs server.speculative with the draft model")
+        elif N in self.server.flags:
+            raise ValueError(f"server.flags.{N}: is no flag of vLLM; search it in space")
+        if MNBT in self.space and not all(
+            isinstance(v, int) for v in self.space[MNBT].values() or [0.5]
+        ):
+            raise ValueError(f"space.{MNBT}: must be whole numbers; use type: pow2 or int")
+        for key in self.baseline:
+            if flag_name(key) not in self.space:
+                raise ValueError(f"baseline.{key}: is not a parameter of space")
+        names = [o.name for o in self.objectives]
+        if len(set(names)) < len(names):
+            raise ValueError("objectives: the same objective is listed twice")
+        return self
+
+    def to_space(self) -> Space:
+        """The searched parameters."""
+        return Space(self.space)
+
+    def settings(self, point: Mapping[str, Value]) -> dict[str, object]:
+        """Every launch setting of a point that the space's rules read, fixed and searched."""
+        fixed_n = (self.server.speculative.model_extra or {}) if self.server.speculative else {}
+        fixed = {N: fixed_n[N]} if N in fixed_n else {}
+        return {**self.server.flags, **fixed, **point}
+
+    def fingerprint(self, base: Path) -> str:
+        """Hash of everything that decides the numbers; name, prose and budget do not.
+
+        Args:
+            base: Folder that relative paths of the study start from; the prompts' content counts,
+                not their place.
+        """
+        body = self.model_dump(mode="json", exclude={"name", "description", "budget"})
+        if self.workload.prompts is not None:
+            body["workload"]["prompts"] = hashlib.sha256(
+                (base / self.workload.prompts).read_bytes()
+            ).hexdigest()
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice (PyYAML would silently keep the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+class LoadedStudy(_Model):
+    """A study with the place it came from."""
+
+    spec: StudySpec
+    path: Path
+    text: str
+
+    @property
+    def base(self) -> Path:
+        """Folder that the study's relative paths start from."""
+        return self.path.parent
+
+
+def studies_folder() -> Path:
+    """The bundled studies: inside an installed package, beside it in a checkout."""
+    inside = Path(str(files("autotune"))) / "studies"
+    return inside if inside.is_dir() else Path(str(files("autotune"))).parent / "studies"
+
+
+def bundled_studies() -> list[str]:
+    """Names of the bundled studies."""
+    return sorted(p.stem for p in studies_folder().glob("*.yaml"))
+
+
+def find_study(name: str) -> Path:
+    """The file of a study that is given by path or by the name of a bundled one.
+
+    Raises:
+        UserError: there is no such file and no such bundled study.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f"{name}: is a folder; name the study's YAML file")
+    bundled = bundled_studies()
+    if name in bundled:
+        return studies_folder() / f"{name}.yaml"
+    if os.sep not in name and path.suffix not in {".yaml", ".yml"}:
+        close = difflib.get_close_matches(name, bundled, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"bundled are {', '.join(bundled)}"
+        raise UserError(f"{name}: no such file, and no bundled study has this name; {hint}")
+    raise UserError(f"{name}: no such file; `autotune init` writes a study file")
+
+
+def load_study(name: str) -> LoadedStudy:
+    """Reads and checks a study, given by path or bundled name.
+
+    Raises:
+        UserError: one line that names file, key and what is allowed.
+    """
+    path = find_study(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: is not UTF-8 text (byte {e.start})") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {e.strerror}") from e
+    return parse_study(text, path)
+
+
+def parse_study(text: str, path: Path, *, check_files: bool = True) -> LoadedStudy:
+    """Checks the text of a study file; ``path`` is for messages and relative paths.
+
+    Args:
+        check_files: Also that the files it names exist; a stored study is read without.
+
+    Raises:
+        UserError: one line that names file, key and what is allowed.
+    """
+    try:
+        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 – a SafeLoader
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{where}: {e.problem or 'is not YAML'}") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must be a mapping with the keys {', '.join(_keys(StudySpec))}")
+    try:
+        spec = StudySpec.model_validate(raw)
+    except ValidationError as e:
+        raise UserError(_one_line(path, e)) from e
+    loaded = LoadedStudy(spec=spec, path=path, text=text)
+    prompts = spec.workload.prompts
+    if check_files and prompts is not None and not (loaded.base / prompts).is_file():
+        raise UserError(
+            f"{path}: workload.prompts: {loaded.base / prompts} does not exist; give a JSONL file, "
+            "relative to the study file"
+        )
+    return loaded
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return list(model.model_fields)
+
+
+_SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): StudySpec,
+    ("server",): ServerSpec,
+    ("workload",): WorkloadSpec,
+    ("workload", "random"): RandomPrompts,
+    ("search",): SearchSpec,
+    ("budget",): BudgetSpec,
+    ("objectives",): ObjectiveSpec,
+}
+_PARAM_KEYS = {
+    "int": ["type", "low", "high", "step"],
+    "pow2": ["type", "low", "high"],
+    "float": ["type", "low", "high", "log"],
+    "choice": ["type", "choices"],
+}
+
+
+def _one_line(path: Path, error: ValidationError) -> str:
+    """All problems of a study file on one line, the first one in full."""
+    problems = [_problem(e) for e in error.errors()]
+    # one wrong value tried against a union gives several errors for the same key: keep the first
+    first_of_key = list(dict(reversed(problems)).items())[::-1]
+    lines = [f"{key}: {text}" if key else text for key, text in first_of_key]
+    more = f" (and {len(lines) - 1} more: {'; '.join(lines[1:3])})" if len(lines) > 1 else ""
+    return f"{path}: {lines[0]}{more}"
+
+
+def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
+    loc = [str(part) for part in e["loc"]]
+    kind = None
+    if loc[:1] == ["space"] and len(loc) > 2 and loc[2] in _PARAM_KEYS:
+        kind = loc.pop(2)  # pydantic puts the union's tag into the path
+    if loc[:2] == ["server", "flags"]:
+        loc = loc[:3]  # … and the union's member types
+    if loc[:1] == ["baseline"]:
+        loc = loc[:2]
+    if loc[:2] == ["server", "command"]:
+        loc = loc[:2]
+    key = ".".join(loc)
+    if e["type"] == "extra_forbidden":
+        section = tuple(p for p in loc[:-1] if not p.isdigit())
+        allowed = _PARAM_KEYS[kind] if kind else _keys(_SECTIONS.get(section, StudySpec))
+        close = difflib.get_close_matches(loc[-1], allowed, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return key, f"unknown key; {hint}allowed are {', '.join(allowed)}"
+    if e["type"] == "missing":
+        return key, "is missing"
+    if e["type"] in {"union_tag_not_found", "union_tag_invalid"}:
+        return f"{key}.type", f"must be one of {', '.join(_PARAM_KEYS)}"
+    message = str(e["msg"]).removeprefix("Value error, ")
+    if e["type"] == "value_error":
+        return key, message  # our own words
+    if loc[:2] == ["server", "flags"]:
+        message = "must be true, false, a number, a word, a list or a mapping"
+    message = message[0].lower() + message[1:]
+    shown = json.dumps(e.get("input"), default=str)
+    return key, f"{message}, not {shown[:60]}{'…' if len(shown) > 60 else ''}"
