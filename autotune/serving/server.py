@@ -1,0 +1,425 @@
+"""One real server, owned from birth to proof of death.
+
+The server runs under a guard (:mod:`autotune.serving.guard`), which ends the whole tree when this
+process says so or dies. Every process of the tree carries the launch id in its environment, which
+is how the tree is recognised whatever happened to its pids, its parents, or the guard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from autotune.errors import AutotuneError, FailureKind, LaunchError
+from autotune.serving.command import LAUNCH_VARIABLE, LaunchPlan, VllmInfo, secret_values
+from autotune.serving.failures import classify
+from autotune.spec import ServerSpec
+
+_GUARD = Path(__file__).with_name("guard.py")
+_POLL_S = 0.25  # between two looks at /health
+_START_S = 30.0  # for the guard to start a process; only a broken machine needs it
+_KILL_S = 30.0  # for the kernel to end processes after SIGKILL; a driver can delay it
+_LOG_BYTES = 4 << 20  # the end of a log that is read to classify a failure
+
+
+class StopError(AutotuneError):
+    """A server could not be proven dead: nothing may be launched beside it."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Enough to recognise a server's processes later, even after a reboot or pid re-use.
+
+    Attributes:
+        launch_id: In the environment of every process of the tree.
+        boot_id: Of the running kernel; pids of another boot mean nothing.
+        guard_pid: The guard.
+        guard_started: When the guard started, seconds of unix time.
+        pid: The server's first process.
+        started: When it started, seconds of unix time.
+    """
+
+    launch_id: str
+    boot_id: str
+    guard_pid: int
+    guard_started: float
+    pid: int
+    started: float
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """How a server ended.
+
+    Attributes:
+        exit_code: Of its first process, negative for a signal; None if nobody saw it end.
+        seconds: From the call to the proof of death.
+        killed: Processes that needed SIGKILL.
+    """
+
+    exit_code: int | None
+    seconds: float
+    killed: int
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _oom_kills() -> int:
+    """Processes that the kernel killed for want of memory, since boot."""
+    for line in Path("/proc/vmstat").read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name == "oom_kill":
+            return int(value)
+    return 0
+
+
+def _processes(launch_id: str) -> list[psutil.Process]:
+    """Every living process that carries the launch id; zombies have no environment any more."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # gone, or another user's
+            if process.environ().get(LAUNCH_VARIABLE) == launch_id:
+                found.append(process)
+    return found
+
+
+def _kill_all(launch_id: str) -> set[int]:
+    """SIGKILL to every process of a launch, again and again until none is left; their pids."""
+    killed: set[int] = set()
+    deadline = time.monotonic() + _KILL_S
+    while left := _processes(launch_id):
+        if time.monotonic() > deadline:
+            raise StopError(
+                f"process {left[0].pid} of launch {launch_id} survives SIGKILL; the kernel or a "
+                "driver holds it: look at `dmesg`, a reboot may be needed"
+            )
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                killed.add(process.pid)
+        time.sleep(0.05)
+    return killed
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+class Server:
+    """One server process tree.
+
+    Args:
+        plan: What to run.
+        launch_id: The one that the plan was made with.
+        log_path: Takes the server's stdout and stderr; made anew, readable by its owner only.
+        server: The study's server, for its time-outs.
+        info: What is known of its vLLM; the running server must agree.
+    """
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        *,
+        launch_id: str,
+        log_path: Path,
+        server: ServerSpec,
+        info: VllmInfo,
+    ) -> None:
+        self.plan = plan
+        self.launch_id = launch_id
+        self.log_path = log_path
+        self._spec = server
+        self._info = info
+        self._secrets = secret_values(plan.env)
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard_lost = False  # it ended, whether it said so or not
+        self._inbox = b""
+        self._pid: int | None = None
+        self._failed: str | None = None
+        self._exited = False
+        self._exit_code: int | None = None
+        self._killed: int | None = None  # None: the guard did not say that nothing is left
+        self._oom_kills = 0
+        self._report: StopReport | None = None
+
+    def start(self) -> Identity:
+        """Starts the guard, which starts the server.
+
+        Raises:
+            LaunchError: the port is taken, or the program cannot be run.
+        """
+        if not _port_is_free(self.plan.port):
+            raise LaunchError(FailureKind.PORT, f"somebody else holds port {self.plan.port}")
+        self._oom_kills = _oom_kills()
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(
+            self.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        try:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_GUARD)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=dict(self.plan.env),
+                start_new_session=True,  # Ctrl-C in the terminal is for us only
+            )
+        finally:
+            os.close(log)
+        guard_started = psutil.Process(self._guard.pid).create_time()
+        self._tell(json.dumps({"argv": self.plan.argv, "grace_s": self._spec.stop_timeout_s}))
+        deadline = time.monotonic() + _START_S
+        while self._pid is None and self._failed is None and not self._guard_lost:
+            self._pump(deadline - time.monotonic())
+            if time.monotonic() > deadline:
+                self._failed = f"no process after {_START_S:g} s"
+        if self._pid is None:
+            self.stop(force=True)
+            why = self._failed or "the guard ended"
+            raise LaunchError(
+                FailureKind.BAD_CONFIG if self._failed else FailureKind.CRASH,
+                f"{self.plan.argv[0]} could not be started: {why}",
+                tuple(self.log_tail(8)),
+            )
+        try:
+            started = psutil.Process(self._pid).create_time()
+        except psutil.NoSuchProcess:  # it ended at once; wait_ready says why
+            started = time.time()
+        return Identity(
+            self.launch_id, boot_id(), self._guard.pid, guard_started, self._pid, started
+        )
+
+    def wait_ready(self, on_wait: Callable[[float], None]) -> str | None:
+        """Waits for /health, then makes sure that the server is the one we asked for.
+
+        Args:
+            on_wait: Called before every look with the seconds waited so far.
+
+        Returns:
+            The server's vLLM version; None if it does not tell and none was expected.
+
+        Raises:
+            LaunchError: it died, did not answer within ``health_timeout_s``, or another server
+                answers.
+        """
+        begun = time.monotonic()
+        with httpx.Client(base_url=self.plan.base_url, trust_env=False, timeout=5) as client:
+            while True:
+                waited = time.monotonic() - begun
+                on_wait(waited)
+                if not self.alive():
+                    raise self.failure(FailureKind.CRASH, "the server died while starting")
+                if waited > self._spec.health_timeout_s:
+                    raise self.failure(
+                        FailureKind.TIMEOUT,
+                        f"/health did not answer within {self._spec.health_timeout_s:g} s",
+                    )
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get("/health").status_code == 200:
+                        break
+                self._pump(_POLL_S)
+            return self._check_identity(client)
+
+    def _check_identity(self, client: httpx.Client) -> str | None:
+        if self._info.python is not None and not self._owns_port():
+            # a container's port belongs to its daemon; there the model's name has to do
+            raise LaunchError(
+                FailureKind.PORT, f"somebody else's server answers on port {self.plan.port}"
+            )
+        try:
+            models = [m["id"] for m in client.get("/v1/models").raise_for_status().json()["data"]]
+            answer = client.get("/version")
+            version = answer.json()["version"] if answer.status_code == 200 else None
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
+            raise self.failure(
+                FailureKind.WRONG_SERVER, f"what answers on the port is no vLLM ({e!r})"
+            ) from e
+        if self.plan.served_name not in models:
+            raise LaunchError(
+                FailureKind.WRONG_SERVER,
+                f"the server on port {self.plan.port} serves {', '.join(models) or 'nothing'}, "
+                f"not {self.plan.served_name}",
+            )
+        if self._info.version is not None and not _same_version(version, self._info.version):
+            raise LaunchError(
+                FailureKind.WRONG_SERVER,
+                f"the server on port {self.plan.port} is vLLM {version}, not {self._info.version}",
+            )
+        return None if version is None else str(version)
+
+    def _owns_port(self) -> bool:
+        """True if a process of ours listens on our port."""
+        for process in _processes(self.launch_id):
+            with contextlib.suppress(psutil.Error):
+                for c in process.net_connections(kind="tcp"):
+                    if c.status == psutil.CONN_LISTEN and c.laddr.port == self.plan.port:
+                        return True
+        return False
+
+    def failure(self, default: FailureKind, reason: str) -> LaunchError:
+        """What went wrong, told from the exit code and the log.
+
+        Args:
+            default: The kind if they tell nothing.
+            reason: One line for that case.
+        """
+        self._pump(0 if self._exited else 0.5)  # its end may be on the way
+        verdict = classify(
+            self._log_lines(),
+            exit_code=self._exit_code,
+            default=default,
+            reason=reason,
+            oom_killed=_oom_kills() > self._oom_kills,
+        )
+        return LaunchError(verdict.kind, verdict.reason, verdict.evidence)
+
+    def alive(self) -> bool:
+        """True while the server's first process runs."""
+        self._pump(0)
+        return self._pid is not None and not self._exited and not self._guard_lost
+
+    def stop(self, *, force: bool = False) -> StopReport:
+        """Ends the server; returns only when nothing of it is left. May be called again.
+
+        SIGTERM, then after ``stop_timeout_s`` SIGKILL to everything that is left of the tree.
+
+        Args:
+            force: SIGKILL at once.
+
+        Raises:
+            StopError: a process survives, or the port stays taken.
+        """
+        if self._report is not None:
+            return self._report
+        begun = time.monotonic()
+        killed = 0
+        if self._guard is not None:
+            self._tell("kill" if force else "stop")
+            deadline = begun + (0 if force else self._spec.stop_timeout_s) + _KILL_S
+            while self._killed is None and not self._guard_lost and time.monotonic() < deadline:
+                self._pump(0.5)
+            killed = self._killed or 0
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(timeout=5 if self._killed is not None else 0)
+        # nothing is left, unless the guard was killed or is stuck: it is in the launch too
+        killed += len(_kill_all(self.launch_id))
+        if self._guard is not None:
+            self._guard.wait()
+            for pipe in (self._guard.stdin, self._guard.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            self._guard_lost = True
+            self._prove_port()
+        self._report = StopReport(self._exit_code, time.monotonic() - begun, killed)
+        return self._report
+
+    def _prove_port(self) -> None:
+        deadline = time.monotonic() + 5
+        while not _port_is_free(self.plan.port):
+            if time.monotonic() > deadline:
+                raise StopError(
+                    f"port {self.plan.port} is still taken after the server's end: something of "
+                    "it lives on outside its process tree (a container?); end it by hand"
+                )
+            time.sleep(0.05)
+
+    def log_tail(self, lines: int = 60) -> list[str]:
+        """The last lines of the server's log, secrets masked."""
+        return self._log_lines()[-lines:]
+
+    def _log_lines(self) -> list[str]:
+        try:
+            with self.log_path.open("rb") as f:
+                f.seek(max(0, self.log_path.stat().st_size - _LOG_BYTES))
+                text = f.read().decode(errors="replace")
+        except FileNotFoundError:
+            return []
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text.splitlines()
+
+    def _tell(self, line: str) -> None:
+        """A command to the guard; if it died, the caller sees it in ``_guard_lost``."""
+        if self._guard is not None and self._guard.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._guard.stdin.write(line.encode() + b"\n")
+                self._guard.stdin.flush()
+
+    def _pump(self, timeout: float) -> None:
+        """Takes in what the guard says; waits up to ``timeout`` seconds for it."""
+        if self._guard is None or self._guard.stdout is None or self._guard_lost:
+            time.sleep(max(0.0, timeout))
+            return
+        poll = select.poll()
+        poll.register(self._guard.stdout, select.POLLIN)
+        if not poll.poll(max(0.0, timeout) * 1000):
+            return
+        data = os.read(self._guard.stdout.fileno(), 65536)
+        if not data:
+            self._guard_lost = True
+            return
+        *lines, self._inbox = (self._inbox + data).split(b"\n")
+        for line in lines:
+            event = json.loads(line)
+            self._pid = event.get("started", self._pid)
+            self._failed = event.get("failed", self._failed)
+            self._killed = event.get("gone", self._killed)
+            if "exited" in event:
+                self._exited = True
+                self._exit_code = event["exited"]
+
+
+def _same_version(answered: object, expected: str) -> bool:
+    """The local part differs between a package's metadata and its own word: ``0.26.0+cu129``."""
+    return str(answered).partition("+")[0] == expected.partition("+")[0]
+
+
+def end_leftover(identity: Identity, *, grace_s: float) -> int:
+    """Ends what an earlier run left of a launch.
+
+    Only processes that carry the launch id are touched; after a reboot there are none.
+
+    Args:
+        identity: The launch, as it was recorded.
+        grace_s: Wait after SIGTERM before SIGKILL, seconds.
+
+    Returns:
+        Number of processes that were ended.
+
+    Raises:
+        StopError: a process survives SIGKILL.
+    """
+    if identity.boot_id != boot_id():
+        return 0
+    found = _processes(identity.launch_id)
+    guards = [p for p in found if p.pid == identity.guard_pid]
+    servers = [p for p in found if p.pid == identity.pid]
+    # the guard ends the tree as stop() does; without it, the server is told itself
+    for process in guards or servers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    psutil.wait_procs(found, timeout=grace_s + (1 if guards else 0))
+    ended = {p.pid for p in found} | _kill_all(identity.launch_id)
+    return len(ended)

@@ -1,0 +1,111 @@
+"""Real vLLM servers on the demo pair: a minute each on two cores."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from autotune.serving import Server, VllmInfo, free_port, plan_launch, probe
+from autotune.serving.server import _port_is_free, _processes
+from autotune.spec import ServerSpec
+
+pytestmark = pytest.mark.real
+
+SERVER = ServerSpec(
+    model="demo:target",
+    flags={"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 2},
+    env={"VLLM_CPU_KVCACHE_SPACE": "1"},
+    speculative={"model": "demo:draft"},
+    stop_timeout_s=20,
+)
+
+
+@pytest.fixture(scope="module")
+def info() -> VllmInfo:
+    found = probe(SERVER)
+    if found.device != "cpu":
+        pytest.skip("the demo pair is for vLLM on a CPU")
+    return found
+
+
+def demo_server(log: Path, launch_id: str, info: VllmInfo) -> Server:
+    from autotune.demo import resolve_model
+
+    plan = plan_launch(
+        SERVER,
+        {"num_speculative_tokens": 3, "max_num_batched_tokens": 512},
+        info,
+        port=free_port(),
+        launch_id=launch_id,
+        resolve=lambda ref: resolve_model(ref, Path()),
+    )
+    return Server(plan, launch_id=launch_id, log_path=log, server=SERVER, info=info)
+
+
+def names(launch_id: str) -> str:
+    return " ".join(" ".join(p.cmdline()) for p in _processes(launch_id))
+
+
+def test_a_real_server_answers_and_leaves_nothing(tmp_path: Path, info: VllmInfo):
+    server = demo_server(tmp_path / "log", uuid.uuid4().hex, info)
+    try:
+        identity = server.start()
+        assert server.wait_ready(lambda _: None) == info.version
+        assert "EngineCore" in names(server.launch_id)  # the launch id is in every process
+        answer = httpx.post(
+            f"{server.plan.base_url}/v1/chat/completions",
+            json={
+                "model": server.plan.served_name,
+                "messages": [{"role": "user", "content": "What is the capital of France?"}],
+                "max_tokens": 8,
+                "ignore_eos": True,
+            },
+            timeout=60,
+            trust_env=False,
+        )
+        assert answer.raise_for_status().json()["usage"]["completion_tokens"] == 8
+    finally:
+        report = server.stop()
+    assert report.exit_code == 0, server.log_tail()
+    assert not _processes(server.launch_id)
+    assert not psutil.pid_exists(identity.pid)
+    assert _port_is_free(server.plan.port)
+
+
+def test_nothing_outlives_a_killed_owner(tmp_path: Path, info: VllmInfo):
+    launch_id = uuid.uuid4().hex
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from autotune.serving import probe\n"
+        "from tests.test_real_server import SERVER, demo_server\n"
+        "server = demo_server(Path(sys.argv[1]), sys.argv[2], probe(SERVER))\n"
+        "server.start()\n"
+        "server.wait_ready(lambda _: None)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "log"), launch_id],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "ready\n", (tmp_path / "log").read_text()[-2000:]
+    assert "EngineCore" in names(launch_id)
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    deadline = time.monotonic() + 10  # what we promise
+    while left := _processes(launch_id):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
