@@ -1,0 +1,137 @@
+"""The server's own counters, before and after: acceptance, preemptions, prefix-cache hits.
+
+Names are those of vLLM's v1 engine (``vllm/v1/metrics/loggers.py``,
+``vllm/v1/spec_decode/metrics.py``). Engines of one server are added up. What a server does not
+report, reports as NaN, or counted backwards (it was restarted) is unknown: None, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from autotune.errors import FailureKind, MeasureError
+
+_PREFIX = "vllm:"
+_PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+_TIMEOUT_S = 30.0
+# The server speaks plain HTTP. Without this, httpx loads all certificates of the world: 0.1 s.
+_NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """All counters of a server at one moment, each summed over its labels.
+
+    Attributes:
+        values: By sample name, such as ``vllm:num_preemptions_total``.
+        accepted_per_position: Draft tokens accepted at position 1, 2, … of the draft; empty
+            without speculation.
+    """
+
+    values: Mapping[str, float]
+    accepted_per_position: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """What the server counted between two scrapes; None or empty: unknown.
+
+    Attributes:
+        drafts: Verification steps with a draft.
+        draft_tokens: Tokens drafted.
+        accepted_tokens: Drafted tokens that the target accepted.
+        acceptance_length: Tokens per verification step, 1 + accepted / drafts.
+        acceptance_per_position: Share of the drafts whose token at position 1, 2, … was accepted.
+        preemptions: Requests put back for lack of KV cache.
+        prefix_cache_queries: Prompt tokens looked up in the prefix cache.
+        prefix_cache_hits: … and found there.
+    """
+
+    drafts: int | None
+    draft_tokens: int | None
+    accepted_tokens: int | None
+    acceptance_length: float | None
+    acceptance_per_position: tuple[float, ...]
+    preemptions: int | None
+    prefix_cache_queries: int | None
+    prefix_cache_hits: int | None
+
+
+def scrape(base_url: str) -> Counters:
+    """Reads ``/metrics``; a server without that endpoint (404) gives empty counters.
+
+    Raises:
+        MeasureError: no answer, or not Prometheus' text format.
+    """
+    url = f"{base_url}/metrics"
+    try:
+        response = httpx.get(url, timeout=_TIMEOUT_S, trust_env=False, verify=_NO_CERTIFICATES)
+        if response.status_code == 404:
+            return Counters({}, ())
+        response.raise_for_status()
+        return parse(response.text)
+    except (httpx.HTTPError, ValueError) as e:
+        text = " ".join((str(e) or type(e).__name__).split())
+        raise MeasureError(FailureKind.REQUESTS, f"GET {url}: {text}") from e
+
+
+def parse(text: str) -> Counters:
+    """The counters in Prometheus' text format.
+
+    Raises:
+        ValueError: it is not that format.
+    """
+    values: dict[str, float] = defaultdict(float)
+    positions: dict[int, float] = defaultdict(float)
+    for family in text_string_to_metric_families(text):
+        if family.type != "counter" or not family.name.startswith(_PREFIX):
+            continue
+        for sample in family.samples:
+            if sample.name == _PER_POSITION:
+                positions[int(sample.labels["position"])] += sample.value
+            elif sample.name.endswith("_total"):
+                values[sample.name] += sample.value
+    whole = sorted(positions) == list(range(len(positions)))
+    return Counters(
+        dict(values), tuple(positions[i] for i in range(len(positions))) if whole else ()
+    )
+
+
+def difference(before: Counters, after: Counters) -> ServerStats:
+    """What was counted between ``before`` and ``after``."""
+
+    def grown(name: str) -> int | None:
+        key = f"{_PREFIX}{name}_total"
+        return _grown(before.values.get(key, math.nan), after.values.get(key, math.nan))
+
+    drafts = grown("spec_decode_num_drafts")
+    accepted = grown("spec_decode_num_accepted_tokens")
+    per_position: list[int | None] = []
+    if len(before.accepted_per_position) == len(after.accepted_per_position):
+        pairs = zip(before.accepted_per_position, after.accepted_per_position, strict=True)
+        per_position = [_grown(a, b) for a, b in pairs]
+    known = [n for n in per_position if n is not None]
+    return ServerStats(
+        drafts=drafts,
+        draft_tokens=grown("spec_decode_num_draft_tokens"),
+        accepted_tokens=accepted,
+        acceptance_length=1 + accepted / drafts if drafts and accepted is not None else None,
+        acceptance_per_position=(
+            tuple(n / drafts for n in known) if drafts and len(known) == len(per_position) else ()
+        ),
+        preemptions=grown("num_preemptions"),
+        prefix_cache_queries=grown("prefix_cache_queries"),
+        prefix_cache_hits=grown("prefix_cache_hits"),
+    )
+
+
+def _grown(before: float, after: float) -> int | None:
+    change = after - before
+    return round(change) if math.isfinite(change) and change >= 0 else None

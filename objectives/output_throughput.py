@@ -1,0 +1,15 @@
+"""Output tokens per second by the definition of ``vllm bench serve``."""
+
+from __future__ import annotations
+
+from objectives import Objective
+
+OBJECTIVE = Objective(
+    name="output_throughput",
+    title="Output throughput (vllm bench)",
+    unit="tok/s",
+    direction="maximize",
+    formula="all output tokens / (last end - first sending)",
+    source="vllm/benchmarks/serve.py, output_throughput",
+    compute=lambda m: m.output_throughput,
+)

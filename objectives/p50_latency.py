@@ -1,0 +1,17 @@
+"""Median of end-to-end latency."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from objectives import Objective
+
+OBJECTIVE = Objective(
+    name="p50_latency",
+    title="Median latency",
+    unit="ms",
+    direction="minimize",
+    formula="median of E2EL",
+    source="vllm/benchmarks/serve.py, median_e2el_ms",
+    compute=lambda m: float(np.median(m.e2el)) * 1000,
+)
