@@ -1,0 +1,185 @@
+"""Studies that `autotune init` writes: they load, and say what the command said."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from autotune.errors import UserError
+from autotune.init import study_from_command, template
+from autotune.space import MNBT, IntParam, N, Pow2Param, why_infeasible
+from autotune.spec import LoadedStudy, parse_study
+
+
+def study(command: str) -> LoadedStudy:
+    return parse_study(study_from_command(shlex.split(command), "mine"), Path("mine.yaml"))
+
+
+def test_template_loads_under_any_name() -> None:
+    for name in ("my-study", "123", "true"):
+        spec = parse_study(template(name), Path("x.yaml")).spec
+        assert spec.name == name
+        assert set(spec.space) == {N, MNBT}
+
+
+def test_a_command_with_everything() -> None:
+    spec = study(
+        "CUDA_VISIBLE_DEVICES=1 VLLM_USE_FLASHINFER_SAMPLER=0 /opt/v/bin/vllm serve org/target "
+        "--max-num-seqs 8 --max_model_len=4k -tp 2 --gpu-memory-utilization 0.90 "
+        "--kv-cache-dtype fp8 --trust-remote-code --no-enable-prefix-caching -O3 "
+        "--served-model-name a b --cudagraph-capture-sizes 1 2 4 "
+        """--compilation-config '{"mode": 3, "custom_ops": ["all"]}' """
+        "--max-num-batched-tokens 4096 --host 0.0.0.0 --port=8123 --api-key sk-1234567890 "
+        """--speculative-config '{"method": "dflash", "model": "org/draft", """
+        """"num_speculative_tokens": 20, "attention_backend": "flash_attn"}'"""
+    ).spec
+    assert spec.server.command == ("/opt/v/bin/vllm", "serve")
+    assert spec.server.model == "org/target"
+    assert spec.server.env == {"CUDA_VISIBLE_DEVICES": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    assert spec.server.flags == {
+        "max_num_seqs": 8,
+        "max_model_len": "4k",
+        "tensor_parallel_size": 2,
+        "gpu_memory_utilization": 0.9,
+        "kv_cache_dtype": "fp8",
+        "trust_remote_code": True,
+        "enable_prefix_caching": False,
+        "optimization_level": 3,
+        "served_model_name": ["a", "b"],
+        "cudagraph_capture_sizes": [1, 2, 4],
+        "compilation_config": {"mode": 3, "custom_ops": ["all"]},
+    }
+    assert spec.server.speculative is not None
+    assert spec.server.speculative.model_dump() == {
+        "method": "dflash",
+        "model": "org/draft",
+        "attention_backend": "flash_attn",
+    }
+    assert spec.space == {
+        N: IntParam(type="int", low=0, high=20),
+        MNBT: Pow2Param(type="pow2", low=1024, high=16384),
+    }
+    assert spec.workload.max_concurrency == 8
+
+
+def test_what_is_left_out_is_said_and_secrets_are_nowhere() -> None:
+    text = study_from_command(
+        shlex.split(
+            "HF_TOKEN=hf_abcdefghijk TOKENIZERS_PARALLELISM=false vllm serve m --host 0.0.0.0 "
+            "--api-key sk-1234567890 --hf-token hf_abcdefghijk"
+        ),
+        "mine",
+    )
+    for name in ("--host", "--api-key", "--hf-token", "HF_TOKEN"):
+        assert f"# left out: {name}" in text
+    assert "hf_abc" not in text
+    assert "sk-1" not in text
+    spec = parse_study(text, Path("mine.yaml")).spec
+    assert spec.server.flags == {}
+    assert spec.server.env == {"TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python3 -m vllm.entrypoints.openai.api_server --port 1 --model org/m --enforce-eager",
+        "env python3 -m vllm.entrypoints.openai.api_server --enforce-eager --model=org/m",
+    ],
+)
+def test_the_module_form(command: str) -> None:
+    spec = study(command).spec
+    assert spec.server.command == ("python3", "-m", "vllm.entrypoints.openai.api_server")
+    assert spec.server.model == "org/m"
+    assert spec.server.flags == {"enforce_eager": True}
+
+
+def test_one_word_with_line_breaks_is_split() -> None:
+    text = "vllm serve 'my models/a' \\\n  --max-num-seqs 4 \\\n  --seed -1\n"
+    spec = parse_study(study_from_command([text], "mine"), Path("mine.yaml")).spec
+    assert spec.server.model == "my models/a"
+    assert spec.server.flags == {"max_num_seqs": 4, "seed": -1}
+
+
+def test_model_as_a_flag_of_serve() -> None:
+    assert study("vllm serve -tp 2 --model 135 --enforce-eager").spec.server.model == "135"
+
+
+def test_dotted_speculative_config() -> None:
+    spec = study(
+        "vllm serve m --speculative-config.method dflash --speculative-config.model ./draft "
+        f"--speculative-config.{N.replace('_', '-')} 7 -cc.mode 3"
+    ).spec
+    assert spec.server.speculative is not None
+    assert spec.server.speculative.config(2) == {"method": "dflash", "model": "./draft", N: 2}
+    assert spec.server.flags == {"compilation_config.mode": 3}
+    assert spec.space[N] == IntParam(type="int", low=0, high=15)
+
+
+def test_without_a_draft_only_the_budget_is_searched() -> None:
+    text = study_from_command(["vllm", "serve", "org/m"], "mine")
+    assert set(parse_study(text, Path("mine.yaml")).spec.space) == {MNBT}
+    # … and taking out the marks as it says gives a study with one
+    for line in ("speculative:", "  method: dflash", "  model: org/draft"):
+        text = text.replace(f"  # {line}\n", f"  {line}\n")
+    text = text.replace(f"  # {N}", f"  {N}").replace("  #   ", "    ")
+    assert set(parse_study(text, Path("mine.yaml")).spec.space) == {N, MNBT}
+
+
+@pytest.mark.parametrize("version", ["0.26.0", "0.32.0"])
+@pytest.mark.parametrize("seqs", [1, 5, 256, 1024])
+@pytest.mark.parametrize(
+    "mnbt", ["", "--max-num-batched-tokens 100", "--max-num-batched-tokens 8K"]
+)
+def test_every_n_can_be_launched_somewhere_in_the_range(seqs: int, mnbt: str, version: str) -> None:
+    spec = study(
+        f"vllm serve m --max-num-seqs {seqs} {mnbt} "
+        """--speculative-config '{"method":"dflash","model":"d","num_speculative_tokens":4}'"""
+    ).spec
+    budgets = spec.space[MNBT].values()
+    assert budgets
+    for n in range(16):
+        assert why_infeasible(spec.settings({N: n, MNBT: budgets[-1]}), version) is None
+        if version == "0.32.0":
+            assert why_infeasible(spec.settings({N: n, MNBT: budgets[0]}), version) is None
+
+
+def test_without_chunked_prefill_a_whole_prompt_fits() -> None:
+    spec = study("vllm serve m --no-enable-chunked-prefill --max-model-len 30000").spec
+    assert spec.space[MNBT] == Pow2Param(type="pow2", low=32768, high=32768)
+
+
+def test_the_load_fits_into_a_short_model_length() -> None:
+    w = study("vllm serve m --max-model-len 100").spec.workload
+    assert w.random is not None
+    assert w.random.input_len + w.output_len <= 100
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("ollama run x", "is no command that starts vLLM"),
+        ("vllm serve", "names no model"),
+        ("vllm serve --enforce-eager", "names no model"),
+        ("vllm serve m --seed 1 --seed 2", "--seed: is given twice"),
+        ("vllm serve m -zz 1", "-zz: is no short flag"),
+        ("vllm serve m --speculative-config dflash", "must be a JSON object"),
+        ("vllm serve m --speculative-config {method:x}", "is not JSON"),
+        ("""vllm serve m -sc '{"method": "ngram"}'""", "names no draft"),
+        (
+            """vllm serve m -sc '{"model": "d", "num_speculative_tokens": 0}'""",
+            "must be a whole number",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(command: str, told: str) -> None:
+    with pytest.raises(UserError) as e:
+        study(command)
+    assert told in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_quote_that_never_ends() -> None:
+    with pytest.raises(UserError, match="cannot be split"):
+        study_from_command(["vllm serve 'm"], "mine")

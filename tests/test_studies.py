@@ -1,0 +1,106 @@
+"""The bundled studies load, say what the documentation says, and their prompts fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autotune.load.workload import build_workload
+from autotune.space import MNBT, IntParam, N, Pow2Param, why_infeasible
+from autotune.spec import bundled_studies, load_study, studies_folder
+
+DEMO = ("demo-cpu", "demo-cpu-random")
+GEMMA = ("gemma-4-26b-rtx5090", "gemma-4-26b-rtx5090-sweep")
+
+
+def test_exactly_the_documented_studies_are_bundled() -> None:
+    assert set(bundled_studies()) == {*DEMO, *GEMMA}
+
+
+@pytest.mark.parametrize("name", DEMO + GEMMA)
+def test_study_loads_and_its_workload_can_be_built(name: str) -> None:
+    loaded = load_study(name)
+    spec = loaded.spec
+    assert spec.name == name
+    assert spec.space[N] == IntParam(type="int", low=0, high=15)
+    assert [o.name for o in spec.objectives] == ["throughput", "p95_latency"]
+    workload = build_workload(spec.workload, loaded.base)
+    assert len(workload.measured) == spec.workload.num_prompts
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_demo_studies(name: str) -> None:
+    spec = load_study(name).spec
+    assert spec.server.model == "demo:target"
+    assert spec.server.command is None
+    assert spec.server.speculative is not None
+    assert spec.server.speculative.config(3) == {"method": "dflash", "model": "demo:draft", N: 3}
+    assert spec.server.flags == {"max_num_seqs": 2, "max_model_len": 1024, "enforce_eager": True}
+    assert spec.server.env == {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    assert spec.space[MNBT] == Pow2Param(type="pow2", low=32, high=2048)
+    w = spec.workload
+    assert (w.num_prompts, w.warmup_prompts, w.output_len, w.max_concurrency) == (32, 4, 96, 2)
+    assert w.ignore_eos
+    assert w.temperature == 0.0
+    assert (w.prompts is None) == (name == "demo-cpu-random")
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_every_point_of_the_demo_can_be_launched(name: str) -> None:
+    spec = load_study(name).spec
+    points = spec.to_space().points()
+    assert points is not None
+    assert not [p for p in points if why_infeasible(spec.settings(p), "0.32.0")]
+
+
+@pytest.mark.parametrize("name", GEMMA)
+def test_gemma_studies(name: str) -> None:
+    spec = load_study(name).spec
+    assert spec.server.model == "cyankiwi/gemma-4-26B-A4B-it-AWQ-4bit"
+    assert spec.server.speculative is not None
+    assert spec.server.speculative.config(15) == {
+        "method": "dflash",
+        "model": "z-lab/gemma-4-26B-A4B-it-DFlash",
+        "attention_backend": "flash_attn",
+        N: 15,
+    }
+    assert spec.server.env == {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    flags = dict(spec.server.flags)
+    fixed_mnbt = flags.pop(MNBT, None)
+    assert flags == {
+        "max_num_seqs": 1,
+        "max_model_len": 2048,
+        "gpu_memory_utilization": 0.93,
+        "kv_cache_dtype": "fp8",
+        "trust_remote_code": True,
+    }
+    w = spec.workload
+    assert w.random is not None
+    assert (w.random.input_len, w.output_len) == (256, 1024)
+    assert (w.request_rate, w.max_concurrency, w.ignore_eos) == (1, 1, True)
+    assert (w.temperature, w.num_prompts) == (0.0, 20)
+    if name.endswith("-sweep"):
+        assert fixed_mnbt == 4096
+        assert spec.search.method == "grid"
+        assert spec.to_space().size() == spec.budget.trials == 16
+    else:
+        assert fixed_mnbt is None
+        assert spec.space[MNBT] == Pow2Param(type="pow2", low=2048, high=16384)
+        assert spec.search.method == "gp"
+        assert spec.budget.trials == 40
+
+
+def test_demo_prompts_are_varied_and_end_with_the_user() -> None:
+    path = studies_folder() / "prompts" / "demo-chat.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len({r["id"] for r in rows}) == len(rows) >= 60
+    assert len({json.dumps(r["messages"]) for r in rows}) == len(rows)
+    words = [sum(len(m["content"].split()) for m in r["messages"]) for r in rows]
+    assert sum(w >= 150 for w in words) >= len(rows) // 4
+    assert max(words) <= 500
+    for r in rows:
+        roles = [m["role"] for m in r["messages"]]
+        turns = roles[1:] if roles[0] == "system" else roles
+        assert turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+        assert all(m["content"].strip() for m in r["messages"])
