@@ -1,0 +1,373 @@
+"""The command line: thin, every command is one call into the library.
+
+Exit codes: 0 done, 1 nothing usable came out, 2 the user's mistake, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from autotune import __version__
+from autotune.errors import AutotuneError, NothingUsable, UserError
+
+if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
+    from autotune.store import Store
+    from autotune.ui import Ui
+    from autotune.views import StudyView, TrialView
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Turns our errors into one line on stderr and the right exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AutotuneError as e:
+            click.echo(f"autotune: {e}", err=True)
+            ctx.exit(e.exit_code)
+        except KeyboardInterrupt:
+            click.echo("autotune: interrupted; the same command goes on from here", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def _database(f: F) -> F:
+    return click.option(
+        "--db",
+        "database",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=Path("autotune.db"),
+        show_default=True,
+        help="SQLite file that holds the studies.",
+    )(f)
+
+
+def _study(f: F) -> F:
+    return click.option("--study", help="Name of the study, if the database holds several.")(f)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="autotune")
+def main() -> None:
+    """Find the speculative-decoding settings that serve a model fastest.
+
+    \b
+    autotune run --trials 40        search, on real vLLM servers
+    autotune best --shell           the command to put into production
+    """
+
+
+@main.command()
+@click.argument("study", required=False)
+@click.option(
+    "--trials", type=click.IntRange(min=1), help="Finished trials the study shall have, in all."
+)
+@_database
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of a new study."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="Begin no further trial after this time.",
+)
+def run(
+    study: str | None, trials: int | None, database: Path, seed: int, timeout: float | None
+) -> None:
+    """Search: one real vLLM server per trial, until --trials are finished.
+
+    STUDY is a YAML file or the name of a bundled study. Without it: demo-cpu, or
+    gemma-4-26b-rtx5090 where there is an NVIDIA GPU. The same command again resumes.
+
+    \b
+    Example:
+      autotune run studies/gemma-4-26b-rtx5090.yaml --trials 40
+    """
+    import optuna
+
+    from autotune.machine import has_gpu
+    from autotune.spec import load_study
+    from autotune.tune import StopReason, prepare, run_study
+    from autotune.ui import Ui
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ui = Ui()
+    loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))
+    budget = loaded.spec.budget
+    minutes = timeout or budget.timeout_minutes
+    with ui:
+        prepared = prepare(loaded, ui)
+        reason = run_study(
+            prepared,
+            database=database,
+            trials=trials or budget.trials,
+            seed=seed,
+            timeout_s=minutes * 60 if minutes else None,
+            ui=ui,
+        )
+    if reason is not StopReason.DONE:
+        ui.message(f"stopped: {reason}")
+    _finish(ui, database, loaded.spec.name)
+
+
+def _finish(ui: Ui, database: Path, name: str) -> None:
+    """Plots, the dashboard's pages and the summary of a study."""
+    from autotune.dashboard import publish
+    from autotune.results import study_view
+    from autotune.tune import output_folder
+
+    with _opened(database) as store:
+        view = study_view(store, name)
+        trial = _best(view)
+        with ui.waiting("drawing the plots"):
+            plots = _draw(view, output_folder(database, name))
+            publish(store.optuna_study(name), view)
+        ui.summary(view, _serve(store, name, trial), database, plots)
+
+
+def _draw(view: StudyView, folder: Path) -> list[Path]:
+    """Writes the front's plots; returns those that could be made here."""
+    from autotune.plots import pareto_figure, write_html, write_png
+
+    figure = pareto_figure(view)
+    html, png = folder / "pareto.html", folder / "pareto.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_html(figure, html, view.name)
+        return [html, png] if write_png(figure, png) else [html]
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written: {e.strerror}") from e
+
+
+@contextmanager
+def _opened(database: Path) -> Iterator[Store]:
+    from autotune.store import Store
+
+    store = Store(database)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _best(view: StudyView, objective: str | None = None) -> TrialView:
+    """The front's best trial by one objective, the study's first one by default."""
+    named = {o.name: o for o in view.objectives}
+    if objective is not None and objective not in named:
+        raise UserError(f"--objective: {objective} is not one of this study: {', '.join(named)}")
+    chosen = named[objective] if objective else view.objectives[0]
+    front = [(v, t) for t in view.front() if (v := t.value(chosen)) is not None]
+    if not front:
+        raise NothingUsable(f"{view.name}: no trial has numbers; `autotune status` says why")
+    pick = max if chosen.direction == "maximize" else min
+    return pick(front, key=lambda pair: pair[0])[1]
+
+
+def _serve(store: Store, name: str, trial: TrialView) -> str:
+    """The command that serves a trial's point in production."""
+    from autotune.serving import probe, serve_command
+    from autotune.tune import model_resolver
+
+    loaded, _row = store.load_study(name)
+    server = loaded.spec.server
+    info = probe(server)
+    return serve_command(server, trial.point, info, resolve=model_resolver(loaded, info))
+
+
+@main.command()
+@_database
+@_study
+@click.option("--json", "as_json", is_flag=True, help="Every trial, as JSON.")
+def status(database: Path, study: str | None, as_json: bool) -> None:
+    """How far the study is, and every trial, failed ones with their reason.
+
+    \b
+    Example:
+      autotune status --db autotune.db
+    """
+    from autotune.results import study_view
+    from autotune.ui import Ui
+
+    with _opened(database) as store:
+        view = study_view(store, store.pick_study(study))
+    if as_json:
+        click.echo(json.dumps([_trial_json(view, t) for t in view.trials], indent=2))
+    else:
+        Ui().status(view)
+
+
+@main.command()
+@_database
+@_study
+@click.option("--json", "as_json", is_flag=True, help="The front, as a JSON list.")
+@click.option("--shell", is_flag=True, help="The command that serves the best point.")
+@click.option("--objective", help="Choose the best by this objective; the study's first without.")
+def best(
+    database: Path, study: str | None, as_json: bool, shell: bool, objective: str | None
+) -> None:
+    """The Pareto front: no trial is better in every objective than one of these.
+
+    \b
+    Examples:
+      autotune best
+      autotune best --shell --objective p95_latency
+    """
+    from autotune.results import study_view
+    from autotune.ui import Ui
+
+    if as_json and shell:
+        raise click.UsageError("--json and --shell exclude each other")
+    with _opened(database) as store:
+        view = study_view(store, store.pick_study(study))
+        trial = _best(view, objective)
+        if as_json:
+            front = [_trial_json(view, t) for t in view.trials if t.front]
+            click.echo(json.dumps(front, indent=2))
+        elif shell:
+            click.echo(_serve(store, view.name, trial))
+        else:
+            Ui().best(view, trial, _serve(store, view.name, trial))
+
+
+_JSON_NAMES = {"throughput": "tok_s", "p95_latency": "p95_ms"}
+
+
+def _trial_json(view: StudyView, t: TrialView) -> dict[str, Any]:
+    """A trial as plain data; objectives by name with their unit, the usual two by short name."""
+    values = t.values or {}
+    short = {_JSON_NAMES[o]: v for o, v in values.items() if o in _JSON_NAMES}
+    return {
+        "trial": t.number,
+        "state": t.state,
+        "params": dict(t.point),
+        **short,
+        "objectives": {
+            o.name: {"value": values[o.name], "unit": o.unit, "direction": o.direction}
+            for o in view.objectives
+            if o.name in values
+        },
+        "acceptance_length": t.acceptance_length,
+        "acceptance_per_position": list(t.acceptance_per_position),
+        "speedup": t.speedup,
+        "baseline": t.baseline,
+        "front": t.front,
+        "failure_kind": t.failure_kind,
+        "failure_reason": t.failure_reason,
+        "seconds": t.seconds,
+    }
+
+
+@main.command()
+@_database
+@_study
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for pareto.html and pareto.png; the study's own folder without.",
+)
+def pareto(database: Path, study: str | None, out: Path | None) -> None:
+    """Draw the Pareto front: interactive HTML, and PNG where a Chromium is found.
+
+    \b
+    Example:
+      autotune pareto --out plots
+    """
+    from autotune.results import study_view
+    from autotune.tune import output_folder
+
+    with _opened(database) as store:
+        view = study_view(store, store.pick_study(study))
+    _best(view)
+    for path in _draw(view, out or output_folder(database, view.name)):
+        click.echo(path)
+
+
+@main.command()
+@_database
+@_study
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+@click.option("--open/--no-open", "open_browser", default=False, help="Open a browser on it.")
+def dashboard(database: Path, study: str | None, port: int, open_browser: bool) -> None:
+    """Look at the study in optuna-dashboard, on 127.0.0.1.
+
+    \b
+    Example:
+      autotune dashboard --port 8080
+    """
+    from autotune.dashboard import serve
+
+    serve(database, study, port, open_browser, click.echo)
+
+
+@main.command()
+@click.argument("study", required=False)
+@_database
+def doctor(study: str | None, database: Path) -> None:
+    """Check this machine: vLLM, GPU, port, disk, models. One line each: ok, or what to do.
+
+    \b
+    Examples:
+      autotune doctor
+      autotune doctor studies/gemma-4-26b-rtx5090.yaml
+    """
+    from autotune.doctor import checks
+    from autotune.spec import load_study
+    from autotune.ui import Ui
+
+    ui = Ui()
+    loaded = load_study(study) if study else None
+    with ui.waiting("looking at this machine"):
+        found = list(checks(loaded, database))
+    for check in found:
+        ui.check(check.name, check.ok, check.text)
+    bad = sum(check.ok is False for check in found)
+    if bad:
+        raise NothingUsable(f"{bad} of these need{'s' if bad == 1 else ''} your hand")
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("study.yaml"),
+    show_default=True,
+    help="The study file to write; an existing one is left alone.",
+)
+@click.option("--name", default="my-study", show_default=True, help="The study's name.")
+def init(command: tuple[str, ...], out: Path, name: str) -> None:
+    """Write a study file, from nothing or from the command you serve with today.
+
+    \b
+    Examples:
+      autotune init --name mine
+      autotune init -- vllm serve org/model --max-num-seqs 8
+    """
+    from autotune.init import study_from_command, template
+    from autotune.spec import parse_study
+
+    text = study_from_command(command, name) if command else template(name)
+    parse_study(text, out, check_files=False)
+    try:
+        with out.open("x", encoding="utf-8") as f:
+            f.write(text)
+    except FileExistsError:
+        raise UserError(f"{out}: exists already; give another --out") from None
+    except OSError as e:
+        raise UserError(f"{out}: cannot be written: {e.strerror}") from e
+    click.echo(f"{out}: look through it, then `autotune run {out}`")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

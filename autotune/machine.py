@@ -1,0 +1,67 @@
+"""What the numbers were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def gpus() -> list[dict[str, Any]]:
+    """NVIDIA GPUs as NVML sees them (name, memory in MiB, driver); empty without any."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            {
+                "name": pynvml.nvmlDeviceGetName(h),
+                "memory_mib": pynvml.nvmlDeviceGetMemoryInfo(h).total >> 20,
+                "driver": driver,
+            }
+            for h in handles
+        ]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def has_gpu() -> bool:
+    """True where an NVIDIA driver is loaded; needs no NVML, so it works before the `gpu` extra."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory in GiB, kernel, Python and GPUs."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "gpus": gpus(),
+    }
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """The machine in one line for people."""
+    text = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB"
+    names = [str(g["name"]) for g in machine["gpus"]]
+    return f"{', '.join(names)}; {text}" if names else text
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.machine()

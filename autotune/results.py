@@ -1,0 +1,120 @@
+"""Reads a study back from the database, as the plots, tables and exports want it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+import objectives as objective_registry
+from autotune.errors import FailureKind, UserError
+from autotune.machine import machine_line
+from autotune.search import baseline_speedup, front_numbers
+from autotune.space import Value
+from autotune.spec import LoadedStudy, StudySpec
+from autotune.store import Store
+from autotune.views import StudyView, TrialView
+from objectives import Objective
+
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.FAIL: "failed",
+    TrialState.PRUNED: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def failure_of(trial: FrozenTrial) -> tuple[FailureKind | None, str | None]:
+    """Kind and reason of a failed trial; None, None of any other."""
+    kind = trial.user_attrs.get("failure_kind")
+    return (FailureKind(kind) if kind else None), trial.user_attrs.get("failure_reason")
+
+
+def study_objectives(loaded: LoadedStudy) -> tuple[Objective, ...]:
+    """The study's objectives, with the study's directions.
+
+    Raises:
+        UserError: one has a name that no module in ``objectives/`` has.
+    """
+    out = []
+    for i, o in enumerate(loaded.spec.objectives):
+        try:
+            found = objective_registry.get(o.name)
+        except KeyError:
+            raise UserError(
+                f"{loaded.path}: objectives.{i}.name: {o.name} is unknown; "
+                f"known are {', '.join(objective_registry.names())}"
+            ) from None
+        out.append(replace(found, direction=o.direction) if o.direction else found)
+    return tuple(out)
+
+
+def study_view(store: Store, name: str) -> StudyView:
+    """A whole study: every trial that has a point, in the order of their numbers."""
+    loaded, row = store.load_study(name)
+    spec = loaded.spec
+    launches = store.launches(name)
+    last = launches[-1] if launches else None
+    objectives = study_objectives(loaded)
+    trials = trial_views(store.optuna_study(name), spec, objectives)
+    return StudyView(
+        name=name,
+        objectives=objectives,
+        trials=trials,
+        wanted=row.wanted,
+        finished=sum(
+            t.state == "complete" or (t.state == "failed" and t.failure_kind != "infeasible")
+            for t in trials
+        ),
+        machine=machine_line(last.machine) if last else "",
+        vllm_version=next((x.vllm_version for x in reversed(launches) if x.vllm_version), None),
+        created=datetime.fromtimestamp(row.created_at, UTC),
+    )
+
+
+def trial_views(
+    study: optuna.Study, spec: StudySpec, objectives: Sequence[Objective]
+) -> list[TrialView]:
+    """Every trial of a study that was given a point."""
+    space = spec.to_space()
+    names = set(space.distributions())
+    trials = [t for t in study.get_trials(deepcopy=False) if names <= set(_params(t))]
+    values = {t.number: list(t.values) for t in trials if t.state == TrialState.COMPLETE}
+    front = front_numbers(values, [o.direction for o in objectives])
+    by_number = {
+        k: dict(zip((o.name for o in objectives), v, strict=True)) for k, v in values.items()
+    }
+    base = next((t.number for t in trials if t.user_attrs.get("baseline")), None)
+    base_rate = by_number.get(base, {}).get("throughput") if base is not None else None
+    out = []
+    for t in trials:
+        kind, reason = failure_of(t)
+        numbers = by_number.get(t.number)
+        out.append(
+            TrialView(
+                number=t.number,
+                state=_STATES[t.state],
+                point=space.decode(_params(t)),
+                values=numbers,
+                acceptance_length=t.user_attrs.get("acceptance_length"),
+                acceptance_per_position=tuple(t.user_attrs.get("acceptance_per_position") or ()),
+                speedup=baseline_speedup((numbers or {}).get("throughput"), base_rate),
+                baseline=t.number == base,
+                front=t.number in front,
+                failure_kind=str(kind) if kind else None,
+                failure_reason=reason,
+                seconds=t.duration.total_seconds() if t.duration else None,
+            )
+        )
+    return out
+
+
+def _params(trial: FrozenTrial) -> dict[str, Value]:
+    """A trial's parameters; of a waiting one, those it was enqueued with."""
+    fixed: dict[str, Any] = trial.system_attrs.get("fixed_params") or {}
+    return trial.params or fixed

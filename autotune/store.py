@@ -1,0 +1,466 @@
+"""What is kept: our tables beside Optuna's, in one SQLite file, through SQLAlchemy.
+
+Optuna's tables hold trials, parameters and objective values; ours hold the study file, every
+launch (what was started, on what machine, how it ended), every request, and events with times.
+A trial can be explained from this file alone. Nothing but this module and Optuna touches SQL.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from sqlalchemy import JSON, ForeignKey, LargeBinary, create_engine, event, inspect, select, text
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from autotune import __version__
+from autotune.errors import TrialFailure, UserError
+from autotune.load import Sample, ServerStats
+from autotune.serving import Identity, LaunchPlan, boot_id
+from autotune.spec import LoadedStudy, parse_study
+
+SCHEMA = 1
+BUSY_TIMEOUT_S = 20
+
+
+class _Base(DeclarativeBase):
+    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON, list[float]: JSON}  # noqa: RUF012
+
+
+class Meta(_Base):
+    """One row: which version of these tables this is."""
+
+    __tablename__ = "autotune_meta"
+    schema: Mapped[int] = mapped_column(primary_key=True)
+
+
+class StudyRow(_Base):
+    """The study file as it was when the study began."""
+
+    __tablename__ = "autotune_studies"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    path: Mapped[str]
+    yaml: Mapped[str]
+    fingerprint: Mapped[str]
+    seed: Mapped[int]
+    wanted: Mapped[int]  # finished trials asked for by the latest run
+    created_at: Mapped[float]  # unix time, s
+    autotune_version: Mapped[str]
+
+
+class LaunchRow(_Base):
+    """One server process tree, from before its birth to after its death."""
+
+    __tablename__ = "autotune_launches"
+    launch_id: Mapped[str] = mapped_column(primary_key=True)  # also in the processes' environment
+    study: Mapped[str] = mapped_column(index=True)
+    trial: Mapped[int]
+    attempt: Mapped[int]
+    argv: Mapped[list[str]]
+    env: Mapped[dict[str, Any]]  # what study and autotune added; secrets masked
+    machine: Mapped[dict[str, Any]]
+    port: Mapped[int]
+    log_path: Mapped[str]
+    boot_id: Mapped[str]
+    identity: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    vllm_version: Mapped[str | None]
+    planned_at: Mapped[float]  # unix time, s, as all *_at
+    ready_at: Mapped[float | None]
+    measured_at: Mapped[float | None]
+    ended_at: Mapped[float | None]
+    exit_code: Mapped[int | None]
+    killed: Mapped[int | None]  # processes that needed SIGKILL
+    failure_kind: Mapped[str | None]
+    failure_reason: Mapped[str | None]
+    evidence: Mapped[list[str] | None] = mapped_column(JSON)
+    log_tail: Mapped[str | None]
+    stats: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # ServerStats of the measurement
+    values: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # by objective, in its unit
+
+
+class RequestRow(_Base):
+    """One request; times in seconds on the clock of its phase."""
+
+    __tablename__ = "autotune_requests"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    launch_id: Mapped[str] = mapped_column(ForeignKey("autotune_launches.launch_id"), index=True)
+    phase: Mapped[str]
+    index: Mapped[int]
+    intended: Mapped[float]
+    start: Mapped[float]
+    ttft: Mapped[float | None]
+    end: Mapped[float]
+    prompt_tokens: Mapped[int | None]
+    output_tokens: Mapped[int | None]
+    status: Mapped[str]
+    error: Mapped[str | None]
+    chunks: Mapped[bytes] = mapped_column(LargeBinary)  # float32, s after start, native order
+
+
+class EventRow(_Base):
+    """What happened when."""
+
+    __tablename__ = "autotune_events"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[float]
+    study: Mapped[str] = mapped_column(index=True)
+    trial: Mapped[int | None]
+    launch_id: Mapped[str | None]
+    what: Mapped[str]
+
+
+def _engine_events(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+        cursor.execute("PRAGMA synchronous = NORMAL")  # safe with WAL against a killed process
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+
+@contextmanager
+def exclusive(database: Path) -> Iterator[None]:
+    """Holds the database for one runner; the kernel lets go when the process dies, however.
+
+    Raises:
+        UserError: another runner holds it, or the folder cannot be written.
+    """
+    if not database.parent.is_dir():
+        raise UserError(f"{database}: the folder {database.parent} does not exist; make it first")
+    lock = database.with_name(database.name + ".lock")
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise UserError(f"{lock}: cannot be written: {e.strerror}") from e
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            holder = os.read(fd, 20).decode(errors="replace").strip() or "unknown"
+            raise UserError(
+                f"{database}: another autotune (pid {holder}) is running on it; wait for it, or "
+                "give this run another --db"
+            ) from e
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+class Store:
+    """One database file.
+
+    Args:
+        path: The SQLite file.
+        create: Make it if it is missing; otherwise a missing file is the user's mistake.
+
+    Raises:
+        UserError: it cannot be opened, is no database of ours, or is from another version.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path = path
+        if not path.exists() and not create:
+            raise UserError(f"{path}: no such database; `autotune run` makes one, --db names it")
+        try:
+            if create:
+                path.touch(mode=0o600, exist_ok=True)
+            self._check_readable(create)
+            self.storage = RDBStorage(
+                f"sqlite:///{path}",
+                engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}},
+            )
+            self._engine = self.storage.engine
+            _engine_events(self._engine)
+            self._engine.dispose()  # connections made before the pragmas were set
+            if create:
+                with self._engine.connect() as c:
+                    c.execute(text("PRAGMA journal_mode = WAL"))
+            self._schema(create)
+        except OSError as e:
+            raise UserError(f"{path}: cannot be opened: {e.strerror}") from e
+        except (OperationalError, DatabaseError) as e:
+            raise UserError(
+                f"{path}: is not a database that can be used: {e.orig}; nothing was changed in it"
+            ) from e
+        except RuntimeError as e:  # Optuna's own version check
+            raise UserError(f"{path}: {' '.join(str(e).split())}") from e
+
+    def _check_readable(self, create: bool) -> None:
+        """Looks before Optuna writes its tables into a file that is something else."""
+        engine = create_engine(f"sqlite:///{self.path}")
+        try:
+            tables = inspect(engine).get_table_names()
+        finally:
+            engine.dispose()
+        if not create and "autotune_meta" not in tables:
+            raise UserError(f"{self.path}: is not a database of autotune")
+        if tables and "autotune_meta" not in tables and "alembic_version" not in tables:
+            raise UserError(f"{self.path}: holds another program's tables; give another --db")
+
+    def _schema(self, create: bool) -> None:
+        if create:
+            _Base.metadata.create_all(self._engine)
+        with Session(self._engine) as s:
+            found = s.scalar(select(Meta.schema))
+            if found is None and create:
+                s.add(Meta(schema=SCHEMA))
+                s.commit()
+            elif found != SCHEMA:
+                raise UserError(
+                    f"{self.path}: was written by another version of autotune (tables {found}, "
+                    f"this one reads {SCHEMA}); use that version, or give another --db"
+                )
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._engine.dispose()
+
+    # -- studies ---------------------------------------------------------------------------
+
+    def study_names(self) -> list[str]:
+        """Names of the studies in this file, oldest first."""
+        with Session(self._engine) as s:
+            return list(s.scalars(select(StudyRow.name).order_by(StudyRow.created_at)))
+
+    def pick_study(self, name: str | None) -> str:
+        """The study that is meant: the named one, or the only one.
+
+        Raises:
+            UserError: there is none, or several and none is named.
+        """
+        names = self.study_names()
+        if not names:
+            raise UserError(f"{self.path}: holds no study yet; `autotune run` starts one")
+        if name is None:
+            if len(names) > 1:
+                raise UserError(
+                    f"{self.path}: holds several studies; add --study with one of "
+                    + ", ".join(names)
+                )
+            return names[0]
+        if name not in names:
+            raise UserError(f"{self.path}: has no study {name}; it has {', '.join(names)}")
+        return name
+
+    def load_study(self, name: str) -> tuple[LoadedStudy, StudyRow]:
+        """The study file as it was run, with its row."""
+        with Session(self._engine) as s:
+            row = s.get_one(StudyRow, name)
+            s.expunge(row)
+        return parse_study(row.yaml, Path(row.path), check_files=False), row
+
+    def begin_study(self, loaded: LoadedStudy, *, seed: int, wanted: int) -> StudyRow:
+        """Writes the study down, or checks that it is the one that is there already.
+
+        Raises:
+            UserError: a study of this name was run from a file that says something else.
+        """
+        spec = loaded.spec
+        fingerprint = spec.fingerprint(loaded.base)
+        with Session(self._engine) as s:
+            row = s.get(StudyRow, spec.name)
+            if row is None:
+                row = StudyRow(
+                    name=spec.name,
+                    path=str(loaded.path.resolve()),
+                    yaml=loaded.text,
+                    fingerprint=fingerprint,
+                    seed=seed,
+                    wanted=wanted,
+                    created_at=time.time(),
+                    autotune_version=__version__,
+                )
+                s.add(row)
+            elif row.fingerprint != fingerprint:
+                old = parse_study(row.yaml, Path(row.path), check_files=False).spec
+                changed = _first_difference(
+                    old.model_dump(mode="json"), spec.model_dump(mode="json")
+                )
+                raise UserError(
+                    f"{loaded.path}: the study {spec.name} in {self.path} was begun with another "
+                    f"{changed or 'content of workload.prompts'}; trials would not compare. "
+                    "Change the name in the file, or give another --db"
+                )
+            else:
+                row.wanted = wanted
+            s.commit()
+            s.refresh(row)
+            s.expunge(row)
+        return row
+
+    # -- launches --------------------------------------------------------------------------
+
+    def plan_launch(
+        self,
+        launch_id: str,
+        *,
+        study: str,
+        trial: int,
+        attempt: int,
+        plan: LaunchPlan,
+        machine: Mapping[str, Any],
+        log_path: Path,
+    ) -> None:
+        """Written before anything is started, so that no process exists that is not in here."""
+        with Session(self._engine) as s:
+            s.add(
+                LaunchRow(
+                    launch_id=launch_id,
+                    study=study,
+                    trial=trial,
+                    attempt=attempt,
+                    argv=list(plan.argv),
+                    env=dict(plan.public_env),
+                    machine=dict(machine),
+                    port=plan.port,
+                    log_path=str(log_path),
+                    boot_id=boot_id(),
+                    planned_at=time.time(),
+                )
+            )
+            s.commit()
+
+    def launch_started(self, identity: Identity) -> None:
+        """The server's processes exist."""
+        self._update(identity.launch_id, identity=asdict(identity))
+
+    def launch_ready(self, launch_id: str, vllm_version: str | None) -> None:
+        """The server answers ``/health`` and is the one we asked for."""
+        self._update(launch_id, ready_at=time.time(), vllm_version=vllm_version)
+
+    def launch_measured(
+        self,
+        launch_id: str,
+        stats: ServerStats | None,
+        values: Mapping[str, float] | None,
+    ) -> None:
+        """The measurement is whole; ``values`` by objective name."""
+        self._update(
+            launch_id,
+            measured_at=time.time(),
+            stats=asdict(stats) if stats else None,
+            values=dict(values) if values else None,
+        )
+
+    def launch_failed(self, launch_id: str, failure: TrialFailure, log_tail: Sequence[str]) -> None:
+        """Why this launch has no numbers."""
+        self._update(
+            launch_id,
+            failure_kind=str(failure.kind),
+            failure_reason=failure.reason,
+            evidence=list(failure.evidence),
+            log_tail="\n".join(log_tail),
+        )
+
+    def launch_ended(self, launch_id: str, exit_code: int | None, killed: int) -> None:
+        """Nothing of the server is left."""
+        self._update(launch_id, ended_at=time.time(), exit_code=exit_code, killed=killed)
+
+    def _update(self, launch_id: str, **columns: Any) -> None:
+        with Session(self._engine) as s:
+            row = s.get_one(LaunchRow, launch_id)
+            for name, value in columns.items():
+                setattr(row, name, value)
+            s.commit()
+
+    def add_samples(self, launch_id: str, samples: Sequence[Sample]) -> None:
+        """Every request of one phase."""
+        with Session(self._engine) as s:
+            s.add_all(
+                RequestRow(
+                    launch_id=launch_id,
+                    phase=x.phase,
+                    index=x.index,
+                    intended=x.intended,
+                    start=x.start,
+                    ttft=x.ttft,
+                    end=x.end,
+                    prompt_tokens=x.prompt_tokens,
+                    output_tokens=x.output_tokens,
+                    status=x.status,
+                    error=x.error,
+                    chunks=array("f", x.chunks).tobytes(),
+                )
+                for x in samples
+            )
+            s.commit()
+
+    def launch(self, launch_id: str) -> LaunchRow:
+        """One launch."""
+        with Session(self._engine) as s:
+            row = s.get_one(LaunchRow, launch_id)
+            s.expunge(row)
+        return row
+
+    def launches(self, study: str) -> list[LaunchRow]:
+        """Every launch of a study, oldest first."""
+        with Session(self._engine) as s:
+            rows = list(
+                s.scalars(
+                    select(LaunchRow).where(LaunchRow.study == study).order_by(LaunchRow.planned_at)
+                )
+            )
+            s.expunge_all()
+        return rows
+
+    def requests(self, launch_id: str) -> list[RequestRow]:
+        """Every request of a launch, in the order they ended."""
+        with Session(self._engine) as s:
+            rows = list(
+                s.scalars(
+                    select(RequestRow)
+                    .where(RequestRow.launch_id == launch_id)
+                    .order_by(RequestRow.id)
+                )
+            )
+            s.expunge_all()
+        return rows
+
+    def unended_launches(self) -> list[LaunchRow]:
+        """Launches of all studies whose end was never written down: the ledger."""
+        with Session(self._engine) as s:
+            rows = list(s.scalars(select(LaunchRow).where(LaunchRow.ended_at.is_(None))))
+            s.expunge_all()
+        return rows
+
+    def event(
+        self, study: str, what: str, *, trial: int | None = None, launch_id: str | None = None
+    ) -> None:
+        """Notes what happened, now."""
+        with Session(self._engine) as s:
+            s.add(
+                EventRow(at=time.time(), study=study, trial=trial, launch_id=launch_id, what=what)
+            )
+            s.commit()
+
+    def optuna_study(self, name: str) -> optuna.Study:
+        """Optuna's side of a study that exists."""
+        return optuna.load_study(study_name=name, storage=self.storage)
+
+
+def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    """The first key, dotted, whose value differs; empty if none does."""
+    for key in dict.fromkeys([*old, *new]):
+        if not prefix and key in {"name", "description", "budget"}:
+            continue
+        a, b = old.get(key), new.get(key)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            return _first_difference(a, b, f"{prefix}{key}.")
+        return f"{prefix}{key} ({a} then, {b} now)"
+    return ""

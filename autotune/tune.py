@@ -1,0 +1,614 @@
+"""The loop of a study: resume, propose, launch, measure, record; knows all other modules.
+
+One trial is one real server: ask → rules → launch → ``/health`` → warm-up → measured requests →
+stop, proven dead → tell. Whatever ends the process, the database says where it stood: a launch is
+written down before its process exists, and a trial is told only after its server is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+
+from autotune.demo import resolve_model
+from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
+from autotune.load import Request, Sample, Workload, build_workload, difference, run_phase, scrape
+from autotune.machine import describe_machine
+from autotune.measure import Measurement, latency_origin
+from autotune.results import failure_of, study_objectives, study_view, trial_views
+from autotune.search import SpaceExhausted, StudySampler, grid_points, seed_points
+from autotune.search.sampler import nearest
+from autotune.serving import (
+    Identity,
+    Server,
+    VllmInfo,
+    check_flags,
+    end_leftover,
+    free_port,
+    plan_launch,
+    probe,
+)
+from autotune.space import MNBT, FloatParam, N, Point, Space, Value, describe, why_infeasible
+from autotune.spec import LoadedStudy, StudySpec
+from autotune.store import LaunchRow, Store, exclusive
+from autotune.ui import Ui
+from autotune.views import objective_text
+from objectives import Objective
+
+# A request without a token for this long, while others are answered, is a hang.
+HANG_TIMEOUT_S = 120.0
+# vLLM's default of max_num_batched_tokens for `vllm serve` on a CPU and on a GPU below 70 GiB.
+DEFAULT_MNBT = 2048
+# After so many launches that all failed alike, and none that worked, the study itself is wrong.
+SAME_FAILURES = 3
+
+
+class StopReason(StrEnum):
+    """Why a run ended; shown to the user."""
+
+    DONE = "all trials are done"
+    TIMEOUT = "the time is up"
+    EXHAUSTED = "every point that can launch has been measured"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study that was checked against the machine: nothing was launched yet."""
+
+    loaded: LoadedStudy
+    info: VllmInfo
+    workload: Workload
+    objectives: tuple[Objective, ...]
+    resolve: Callable[[str], str]
+
+    @property
+    def spec(self) -> StudySpec:
+        """The study file."""
+        return self.loaded.spec
+
+    def infeasible(self, point: Point) -> str | None:
+        """Why this vLLM version cannot launch the point, or None."""
+        return why_infeasible(self.spec.settings(point), self.info.version)
+
+
+def model_resolver(
+    loaded: LoadedStudy, info: VllmInfo, progress: Callable[[str, float], None] | None = None
+) -> Callable[[str], str]:
+    """How this study's model references become what vLLM is given.
+
+    Args:
+        info: The study's vLLM. One that cannot be asked may run in a container, where absolute
+            paths are not ours to check.
+        progress: Told when the demo's target is made on first use.
+    """
+
+    def resolve(ref: str) -> str:
+        if info.python is None and Path(ref).is_absolute() and not Path(ref).exists():
+            return ref
+        return resolve_model(ref, loaded.base, progress)
+
+    return resolve
+
+
+def baseline_point(spec: StudySpec) -> dict[str, Value]:
+    """Where the first trial stands: n = 0, vLLM's default budget, else the middle of each axis."""
+    space = spec.to_space()
+    given = {k.replace("-", "_"): v for k, v in spec.baseline.items()}
+    point: dict[str, Value] = {}
+    for name, p in space.params.items():
+        values = p.values()
+        if name in given:
+            point[name] = given[name]
+        elif name == N:
+            point[name] = space.clip(N, 0)
+        elif name == MNBT:
+            point[name] = space.clip(MNBT, DEFAULT_MNBT)
+        elif isinstance(p, FloatParam):
+            point[name] = (p.low + p.high) / 2
+        elif values is not None:
+            point[name] = values[len(values) // 2]
+    return point
+
+
+def prepare(loaded: LoadedStudy, ui: Ui) -> Prepared:
+    """Checks everything that can be checked before anything is launched.
+
+    Raises:
+        UserError: the user's mistake, as one line with file and key.
+    """
+    spec = loaded.spec
+    objectives = study_objectives(loaded)
+    workload = build_workload(spec.workload, loaded.base)
+    space = spec.to_space()
+    try:
+        space.encode(baseline_point(spec))
+    except ValueError as e:
+        raise UserError(f"{loaded.path}: baseline: {e}") from e
+    if spec.search.method == "grid" and space.size() is None:
+        raise UserError(
+            f"{loaded.path}: search.method: a grid needs parameters with a list of values; "
+            "give `float` parameters as `choice`"
+        )
+
+    with ui.waiting("looking at vLLM"):
+        try:
+            info = probe(spec.server)
+        except UserError as e:
+            raise UserError(f"{loaded.path}: {e}") from e
+    resolve = model_resolver(loaded, info, ui.download)
+    for key, model in (
+        ("server.model", spec.server.model),
+        ("server.speculative.model", spec.server.speculative and spec.server.speculative.model),
+    ):
+        if model:
+            try:
+                resolve(model)
+            except UserError as e:
+                raise UserError(f"{loaded.path}: {key}: {e}") from e
+    check_flags(loaded, info)
+    prepared = Prepared(loaded, info, workload, objectives, resolve)
+    _check_some_feasible(prepared, space)
+    return prepared
+
+
+def _check_some_feasible(prepared: Prepared, space: Space) -> None:
+    """Refuses a study of which no point can launch."""
+    points = space.points()
+    if points is None:
+        return
+    reason: str | None = None
+    for point in points:
+        why = prepared.infeasible(point)
+        if why is None:
+            return
+        reason = reason or why
+    axes = "; ".join(f"{name}: {describe(p)}" for name, p in space.params.items())
+    raise UserError(f"{prepared.loaded.path}: space: no point of it can launch ({axes}): {reason}")
+
+
+def run_study(
+    prepared: Prepared,
+    *,
+    database: Path,
+    trials: int,
+    seed: int,
+    timeout_s: float | None,
+    ui: Ui,
+) -> StopReason:
+    """Brings the study to ``trials`` finished trials, from wherever it stands.
+
+    Args:
+        database: The SQLite file; made if missing.
+        trials: Finished trials that the study shall have in the end, earlier ones included.
+            Measured and failed launches count, points that were never launched do not.
+        seed: Of a new study; a resumed one keeps its own.
+        timeout_s: No launch begins after so many seconds.
+
+    Raises:
+        UserError: the database cannot be used, or belongs to another study.
+        NothingUsable: the first launches all failed alike.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP; the server is gone, and the study resumes.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with exclusive(database), _signals():
+        store = Store(database, create=True)
+        try:
+            return _Run(prepared, store, trials, seed, deadline, ui).go()
+        finally:
+            store.close()
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does."""
+
+    def as_interrupt(_signum: int, _frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = {s: signal.signal(s, as_interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def output_folder(database: Path, study: str) -> Path:
+    """Where plots and server logs of a study go: beside its database."""
+    return database.parent / f"{database.stem}-{study}"
+
+
+class _Run:
+    """One run of a study under the database's lock."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        store: Store,
+        trials: int,
+        seed: int,
+        deadline: float | None,
+        ui: Ui,
+    ) -> None:
+        self.p = prepared
+        self.spec = prepared.spec
+        self.store = store
+        self.wanted = trials
+        self.seed = seed
+        self.deadline = deadline
+        self.ui = ui
+        self.space = self.spec.to_space()
+        self.machine = describe_machine()
+        self.folder = output_folder(store.path, self.spec.name)
+        self.failures_in_a_row: list[FailureKind] = []
+
+    def go(self) -> StopReason:
+        self.end_leftovers()
+        row = self.store.begin_study(self.p.loaded, seed=self.seed, wanted=self.wanted)
+        self.sampler = StudySampler(
+            self.space, self.p.infeasible, method=self.spec.search.method, seed=row.seed
+        )
+        self.study = self.open_study()
+        self.ui.study(study_view(self.store, self.spec.name), self.store.path)
+        self.say_infeasible()
+        while True:
+            trial = self.running_trial()
+            if trial is None:
+                if self.finished() >= self.wanted:
+                    return StopReason.DONE
+                if self.deadline is not None and time.monotonic() >= self.deadline:
+                    return StopReason.TIMEOUT
+                try:
+                    trial = self.ask()
+                except SpaceExhausted:
+                    return StopReason.EXHAUSTED
+            self.run_trial(trial)
+
+    # -- what an earlier run left --------------------------------------------------------------
+
+    def end_leftovers(self) -> None:
+        """Ends servers that an earlier run could not end, of any study in this database."""
+        for launch in self.store.unended_launches():
+            identity = _identity(launch)
+            ended = end_leftover(identity, grace_s=self.spec.server.stop_timeout_s)
+            self.store.launch_ended(launch.launch_id, None, ended)
+            if ended:
+                self.ui.message(
+                    f"ended a server that an earlier run left behind (trial {launch.trial}, "
+                    f"{ended} processes)"
+                )
+            self.store.event(
+                launch.study,
+                f"found a launch without an end; ended {ended} processes",
+                trial=launch.trial,
+                launch_id=launch.launch_id,
+            )
+
+    def open_study(self) -> optuna.Study:
+        directions = [o.direction for o in self.p.objectives]
+        names = self.store.storage.get_all_studies()
+        new = self.spec.name not in {s.study_name for s in names}
+        study = optuna.create_study(
+            storage=self.store.storage,
+            study_name=self.spec.name,
+            directions=directions,
+            sampler=self.sampler,
+            load_if_exists=True,
+        )
+        if [d.name.lower() for d in study.directions] != directions:
+            raise UserError(
+                f"{self.store.path}: holds a study {self.spec.name} with other objectives; change "
+                "the name in the file, or give another --db"
+            )
+        if new:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names([objective_text(o) for o in self.p.objectives])
+        if not study.get_trials(deepcopy=False):
+            self.enqueue_first(study)
+        return study
+
+    def enqueue_first(self, study: optuna.Study) -> None:
+        """The baseline, then the seeds or the whole grid."""
+        baseline = baseline_point(self.spec)
+        moved = nearest(self.space, baseline, lambda q: self.p.infeasible(q) is None)
+        if moved is None:
+            raise UserError(f"{self.p.loaded.path}: space: no point of it can launch")
+        if self.spec.search.method == "grid":
+            points = [moved, *(q for q in grid_points(self.space) if q != moved)]
+        elif self.spec.search.method == "gp":
+            points = seed_points(self.space, moved, lambda q: self.p.infeasible(q) is None)
+        else:
+            points = [moved]
+        for i, point in enumerate(points):
+            study.enqueue_trial(self.space.encode(point), user_attrs={"baseline": i == 0})
+
+    # -- choosing --------------------------------------------------------------------------------
+
+    def finished(self) -> int:
+        """Trials that were launched and came to an end, measured or failed."""
+        return sum(
+            t.state == TrialState.COMPLETE
+            or (t.state == TrialState.FAIL and failure_of(t)[0] != FailureKind.INFEASIBLE)
+            for t in self.study.get_trials(deepcopy=False)
+        )
+
+    def say_infeasible(self) -> None:
+        """How much of the space the rules forbid, with one reason."""
+        points = list(self.space.points() or ())
+        reasons = [why for why in map(self.p.infeasible, points) if why is not None]
+        if reasons:
+            self.ui.message(
+                f"{len(reasons)} of {len(points)} points are never launched: {reasons[0]}"
+            )
+
+    def running_trial(self) -> optuna.trial.FrozenTrial | None:
+        """The trial that an ended run was at, to go on with at the same point."""
+        for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if set(self.space.distributions()) <= set(t.params):
+                return t
+            # it ended while the point was being chosen: there is no point to go on with
+            self.set_attrs(t, failure_kind=str(FailureKind.INFEASIBLE), failure_reason="no point")
+            self.study.tell(t.number, state=TrialState.FAIL)
+        return None
+
+    def ask(self) -> optuna.trial.FrozenTrial:
+        try:
+            number = self.study.ask(self.space.distributions()).number
+        except SpaceExhausted:
+            for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                self.set_attrs(
+                    t,
+                    failure_kind=str(FailureKind.INFEASIBLE),
+                    failure_reason=str(StopReason.EXHAUSTED),
+                )
+                self.study.tell(t.number, state=TrialState.FAIL)
+            raise
+        trial = self.frozen(number)
+        if self.sampler.moved:
+            self.set_attrs(trial, moved_because=self.sampler.moved)
+            self.sampler.moved = None
+        return trial
+
+    def frozen(self, number: int) -> optuna.trial.FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def set_attrs(self, trial: optuna.trial.FrozenTrial, **attrs: object) -> None:
+        for key, value in attrs.items():
+            self.store.storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    # -- one trial -------------------------------------------------------------------------------
+
+    def run_trial(self, trial: optuna.trial.FrozenTrial) -> None:
+        point = self.space.decode(trial.params)
+        self.ui.begin(trial.number, min(self.finished() + 1, self.wanted), point)
+        why = self.p.infeasible(point)
+        if why is not None:
+            self.tell_failure(trial, TrialFailure(FailureKind.INFEASIBLE, why))
+            return
+        launches = [x for x in self.store.launches(self.spec.name) if x.trial == trial.number]
+        for launch in launches:
+            if launch.values is not None:  # measured whole, but the run ended before the telling
+                self.tell(trial, launch.launch_id)
+                return
+        failed = sum(x.failure_kind is not None for x in launches)
+        attempt = len(launches)
+        while True:
+            try:
+                launch_id = self.launch_and_measure(trial, point, attempt)
+            except TrialFailure as failure:
+                failed += 1
+                attempt += 1
+                if failure.kind.transient and failed < 2:
+                    self.ui.message(f"trial {trial.number}: {failure.reason}; trying once more")
+                    continue
+                self.tell_failure(trial, failure)
+                return
+            self.tell(trial, launch_id)
+            return
+
+    def launch_and_measure(
+        self, trial: optuna.trial.FrozenTrial, point: Point, attempt: int
+    ) -> str:
+        """One server from birth to proof of death; returns the id of the measured launch.
+
+        Raises:
+            TrialFailure: it did not come up, or gave nothing that may be called a number.
+        """
+        launch_id = uuid.uuid4().hex
+        plan = plan_launch(
+            self.spec.server,
+            point,
+            self.p.info,
+            port=free_port(),
+            launch_id=launch_id,
+            resolve=self.p.resolve,
+        )
+        logs = self.folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        log_path = logs / f"trial-{trial.number:04d}-{attempt}.log"
+        self.store.plan_launch(
+            launch_id,
+            study=self.spec.name,
+            trial=trial.number,
+            attempt=attempt,
+            plan=plan,
+            machine=self.machine,
+            log_path=log_path,
+        )
+        self.event("launching", trial, launch_id)
+        self.ui.stage("launching")
+        server = Server(
+            plan, launch_id=launch_id, log_path=log_path, server=self.spec.server, info=self.p.info
+        )
+        try:
+            self.store.launch_started(server.start())
+            version = server.wait_ready(lambda _seconds: None)
+            self.store.launch_ready(launch_id, version)
+            self.event("healthy", trial, launch_id)
+            self.measure(server, launch_id, trial, point, plan.served_name)
+        except TrialFailure as failure:
+            self.store.launch_failed(launch_id, failure, server.log_tail())
+            self.event(f"failed: {failure}", trial, launch_id)
+            raise
+        finally:
+            self.ui.stage("stopping")
+            self.stop(server, launch_id)
+            self.event("stopped", trial, launch_id)
+        return launch_id
+
+    def stop(self, server: Server, launch_id: str) -> None:
+        try:
+            report = server.stop()
+        except KeyboardInterrupt:  # asked twice: at once
+            report = server.stop(force=True)
+            self.store.launch_ended(launch_id, report.exit_code, report.killed)
+            raise
+        self.store.launch_ended(launch_id, report.exit_code, report.killed)
+
+    def measure(
+        self,
+        server: Server,
+        launch_id: str,
+        trial: optuna.trial.FrozenTrial,
+        point: Point,
+        served_name: str,
+    ) -> None:
+        """Warm-up, then the measured requests; stores every request and the objective values."""
+        workload = self.p.workload
+        base_url = server.plan.base_url
+        self.ui.stage("warming")
+        self.run_requests(
+            server, launch_id, workload.warmup, [0.0] * len(workload.warmup), served_name, "warmup"
+        )
+        self.event("warm", trial, launch_id)
+        self.ui.stage("measuring")
+        before = scrape(base_url)
+        samples = self.run_requests(
+            server, launch_id, workload.measured, workload.arrivals, served_name, "measure"
+        )
+        stats = difference(before, scrape(base_url))
+        if not server.alive():
+            raise server.failure(FailureKind.CRASH, "the server died after the last request")
+        measurement = Measurement.of(samples, latency_origin(self.spec.workload.max_concurrency))
+        values = {o.name: o.compute(measurement) for o in self.p.objectives}
+        self.store.launch_measured(launch_id, stats, values)
+        self.event("measured", trial, launch_id)
+
+    def run_requests(
+        self,
+        server: Server,
+        launch_id: str,
+        requests: Sequence[Request],
+        arrivals: Sequence[float],
+        served_name: str,
+        phase: str,
+    ) -> tuple[Sample, ...]:
+        """One phase of requests, stored also when it is interrupted.
+
+        Raises:
+            TrialFailure: the server died, or a request failed; one is enough, because a number
+                without it would be better than what users get.
+        """
+        done: list[Sample] = []
+
+        def on_done(sample: Sample) -> None:
+            done.append(sample)
+            self.ui.progress(len(done), len(requests))
+
+        try:
+            asyncio.run(
+                run_phase(
+                    server.plan.base_url,
+                    served_name,
+                    requests,
+                    arrivals,
+                    self.spec.workload,
+                    phase=phase,
+                    hang_timeout_s=HANG_TIMEOUT_S,
+                    on_done=on_done,
+                )
+            )
+        finally:
+            self.store.add_samples(launch_id, done)
+        bad = [s for s in done if s.status != "ok"]
+        if bad and not server.alive():
+            raise server.failure(FailureKind.CRASH, "the server died while it was being measured")
+        if bad:
+            kind = FailureKind.HANG if bad[0].status == "timeout" else FailureKind.REQUESTS
+            raise MeasureError(kind, f"{len(bad)} of {len(done)} requests failed: {bad[0].error}")
+        return tuple(done)
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    def tell(self, trial: optuna.trial.FrozenTrial, launch_id: str) -> None:
+        launch = self.store.launch(launch_id)
+        values = launch.values
+        if values is None:
+            raise AssertionError("a launch that failed is never told as measured")
+        stats = launch.stats or {}
+        self.set_attrs(
+            trial,
+            point=dict(self.space.decode(trial.params)),
+            launch=launch_id,
+            vllm_version=launch.vllm_version,
+            acceptance_length=stats.get("acceptance_length"),
+            acceptance_per_position=stats.get("acceptance_per_position"),
+        )
+        self.study.tell(trial.number, [values[o.name] for o in self.p.objectives])
+        self.event("told", trial, launch_id)
+        self.failures_in_a_row.clear()
+        self.show(trial.number)
+
+    def tell_failure(self, trial: optuna.trial.FrozenTrial, failure: TrialFailure) -> None:
+        self.set_attrs(
+            trial,
+            point=dict(self.space.decode(trial.params)),
+            failure_kind=str(failure.kind),
+            failure_reason=failure.reason,
+            failure_evidence=list(failure.evidence),
+        )
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        self.show(trial.number)
+        if failure.kind is FailureKind.INFEASIBLE:
+            return
+        self.failures_in_a_row.append(failure.kind)
+        same = len(set(self.failures_in_a_row)) == 1
+        nothing_worked = not any(
+            t.state == TrialState.COMPLETE for t in self.study.get_trials(deepcopy=False)
+        )
+        hopeless = failure.kind is FailureKind.MODEL_MISSING or (
+            same and len(self.failures_in_a_row) >= SAME_FAILURES
+        )
+        if nothing_worked and hopeless:
+            raise NothingUsable(
+                f"{self.spec.name}: no launch worked: {failure.reason}; the log of the last one is "
+                f"in {self.folder / 'logs'}"
+            )
+
+    def show(self, number: int) -> None:
+        views = trial_views(self.study, self.spec, self.p.objectives)
+        self.ui.trial(next(v for v in views if v.number == number))
+
+    def event(self, what: str, trial: optuna.trial.FrozenTrial, launch_id: str) -> None:
+        self.store.event(self.spec.name, what, trial=trial.number, launch_id=launch_id)
+
+
+def _identity(launch: LaunchRow) -> Identity:
+    """A launch as the ledger knows it; without pids if the run ended before they were known."""
+    if launch.identity is not None:
+        return Identity(**launch.identity)
+    return Identity(launch.launch_id, launch.boot_id, 0, 0.0, 0, 0.0)

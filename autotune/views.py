@@ -1,0 +1,168 @@
+"""What tables, plots and notes show of a study: plain values, no database, no server.
+
+`autotune.store` builds these; `autotune.ui`, `autotune.plots` and `autotune.dashboard` read them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from autotune.space import MNBT, N, Point, Value
+
+if TYPE_CHECKING:
+    from objectives import Objective
+
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class TrialView:
+    """One trial as people see it.
+
+    Attributes:
+        number: Optuna's number of the trial, from 0.
+        state: ``complete``, ``failed``, ``running`` or ``waiting``.
+        point: The searched parameters with their plain values.
+        values: By objective name, in the objective's unit; None for a trial without numbers.
+        acceptance_length: Tokens per verification step; None without speculation.
+        acceptance_per_position: Share of the draft tokens at each position that were accepted.
+        speedup: Output throughput over the baseline's; None where unknown.
+        baseline: The trial that the others are compared with.
+        front: Complete, and no other trial beats it in one objective without losing in another.
+        failure_kind: An `autotune.errors.FailureKind`, for a failed trial.
+        failure_reason: The same in words, one line.
+        seconds: Duration of the whole trial, launch to stop.
+        failure_evidence: The telling lines of the server's log, oldest first.
+        intervals: Interval of each objective, in its unit, by objective name.
+        confirmed: Value of each objective when the point was measured again.
+        confirmed_intervals: Intervals of ``confirmed``.
+    """
+
+    number: int
+    state: str
+    point: Point
+    values: Mapping[str, float] | None
+    acceptance_length: float | None
+    acceptance_per_position: tuple[float, ...]
+    speedup: float | None
+    baseline: bool
+    front: bool
+    failure_kind: str | None
+    failure_reason: str | None
+    seconds: float | None
+    failure_evidence: tuple[str, ...] = ()
+    intervals: Mapping[str, tuple[float, float]] | None = None
+    confirmed: Mapping[str, float] | None = None
+    confirmed_intervals: Mapping[str, tuple[float, float]] | None = None
+
+    def value(self, objective: Objective) -> float | None:
+        """The finite value of an objective, or None."""
+        value = (self.values or {}).get(objective.name)
+        return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """One study as people see it.
+
+    Attributes:
+        objectives: One to three, with the study's directions.
+        trials: In the order of their numbers.
+        wanted: Finished trials that the study shall have.
+        finished: Finished trials that it has.
+        machine: What it was measured on, in a few words.
+        vllm_version: Of the measured servers; None until one has run.
+    """
+
+    name: str
+    objectives: Sequence[Objective]
+    trials: Sequence[TrialView]
+    wanted: int
+    finished: int
+    machine: str
+    vllm_version: str | None
+    created: datetime
+
+    def front(self) -> list[TrialView]:
+        """The front, best by the first objective first."""
+        first = self.objectives[0]
+        sign = -1 if first.direction == "maximize" else 1
+        front = [t for t in self.trials if t.front and t.value(first) is not None]
+        return sorted(front, key=lambda t: sign * (t.value(first) or 0.0))
+
+    def best(self) -> TrialView | None:
+        """The trial of the front that is best by the first objective; None without one."""
+        front = self.front()
+        return front[0] if front else None
+
+    def failures(self) -> list[TrialView]:
+        """The failed trials."""
+        return [t for t in self.trials if t.state == "failed"]
+
+    def parameters(self) -> list[str]:
+        """Names of the searched parameters: n, MNBT, then the others as they come."""
+        names = dict.fromkeys(name for t in self.trials for name in t.point)
+        return sorted(names, key=lambda name: {N: 0, MNBT: 1}.get(name, 2))
+
+
+def plain(text: str) -> str:
+    """Text of a log, a model or a user on one line, without colour codes and control characters."""
+    return _CONTROL.sub(" ", _ANSI.sub("", text))
+
+
+def number(value: float) -> str:
+    """Three to four digits that mean something: 2361, 110.3, 98.1, 1.88."""
+    size = abs(value)
+    digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
+def value_text(value: Value) -> str:
+    """A parameter's value in words."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else plain(str(value))
+
+
+def point_text(point: Point) -> str:
+    """A point in one line.
+
+    >>> point_text({"num_speculative_tokens": 3, "max_num_batched_tokens": 512})
+    'n = 3, MNBT 512'
+    """
+    return ", ".join(
+        f"n = {value_text(value)}"
+        if name == N
+        else f"MNBT {value_text(value)}"
+        if name == MNBT
+        else f"{plain(name)} = {value_text(value)}"
+        for name, value in point.items()
+    )
+
+
+def kinds_text(failed: Iterable[TrialView]) -> str:
+    """How many trials failed of which kind: ``2 oom, 1 timeout``."""
+    counts: dict[str, int] = {}
+    for trial in failed:
+        kind = trial.failure_kind or "unknown"
+        counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+
+
+def objective_text(objective: Objective) -> str:
+    """An objective with its unit: ``output throughput (tok/s)``."""
+    return f"{plain(objective.title)} ({plain(objective.unit)})"
+
+
+def value_with_interval(
+    value: float, interval: tuple[float, float] | None, objective: Objective
+) -> str:
+    """A value in its unit, with its interval where there is one: ``110 tok/s [105, 114]``."""
+    text = f"{number(value)} {plain(objective.unit)}"
+    return f"{text} [{number(interval[0])}, {number(interval[1])}]" if interval else text

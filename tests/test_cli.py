@@ -1,0 +1,127 @@
+"""The command line: help, one-line errors, exit codes, and databases that are not ours."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from autotune.cli import main
+from autotune.store import Store
+from tests.studies import autotune, write_study
+
+
+def call(*args: str) -> Result:
+    return CliRunner().invoke(main, list(args))
+
+
+def one_line(result: Result, *words: str) -> None:
+    """Exit code 2, and one line on stderr that has these words."""
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_shows_an_example(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"autotune {command}" in result.output
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_studies_that_are_not_there(here: Path) -> None:
+    one_line(call("run", "demo-cp"), "did you mean demo-cpu")
+    one_line(call("run", "no.yaml"), "no.yaml", "autotune init")
+    assert not (here / "autotune.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"workload__promts": "x"}, ["workload.promts", "did you mean prompts?"]),
+        ({"objectives": ["throughputs"]}, ["objectives.0.name", "throughput"]),
+        ({"server__model": "./no-such-folder"}, ["server.model", "no-such-folder"]),
+        ({"server__speculative__model": "./nothing"}, ["server.speculative.model", "nothing"]),
+        ({"server__command": "no-such-program serve"}, ["server.command", "no-such-program"]),
+        ({"space__max_num_batched_tokens": {"type": "int", "low": 1, "high": 1}}, ["space", "1"]),
+        ({"baseline": {"num_speculative_tokens": 99}}, ["baseline", "99", "0 to 15"]),
+    ],
+)
+def test_mistakes_in_a_study_are_told_before_anything_is_launched(
+    here: Path, changes: dict[str, object], words: list[str]
+) -> None:
+    study = write_study(here, **changes)
+    one_line(call("run", str(study)), str(study), *words)
+    assert not (here / "autotune.db").exists()
+
+
+def test_databases_that_are_not_ours(here: Path) -> None:
+    study = str(write_study(here))
+    one_line(call("status"), "autotune.db", "no such database")
+    one_line(call("run", study, "--db", "no/such/x.db"), "no/such", "folder")
+
+    Path("text.db").write_text("this is no database, but it is long enough to be mistaken for one")
+    one_line(call("status", "--db", "text.db"), "text.db")
+    one_line(call("run", study, "--db", "text.db"), "text.db")
+    assert Path("text.db").read_text().startswith("this is no")
+
+    with sqlite3.connect("other.db") as c:
+        c.execute("create table theirs (x)")
+    one_line(call("run", study, "--db", "other.db"), "other.db", "another program")
+    with sqlite3.connect("other.db") as c:
+        assert c.execute("select name from sqlite_master").fetchall() == [("theirs",)]
+
+
+def test_a_database_of_another_version(here: Path) -> None:
+    Store(here / "autotune.db", create=True).close()
+    with sqlite3.connect("autotune.db") as c:
+        c.execute("update autotune_meta set schema = 99")
+    one_line(call("status"), "another version", "99")
+
+
+def test_an_empty_database(here: Path) -> None:
+    Store(here / "autotune.db", create=True).close()
+    for command in ("status", "best", "pareto"):
+        one_line(call(command), "holds no study yet")
+
+
+def test_options_that_make_no_sense(here: Path) -> None:
+    for args in (["--trials", "0"], ["--trials", "x"], ["--timeout", "-1"], ["--nonsense"]):
+        result = call("run", *args)
+        assert result.exit_code == 2
+        assert "Traceback" not in result.output
+    assert call("best", "--json", "--shell").exit_code == 2
+
+
+def test_several_studies_in_one_database(here: Path) -> None:
+    for name in ("one", "two"):
+        study = write_study(here, name=name)
+        assert autotune("run", str(study), "--trials", "1", cwd=here).returncode == 0
+    one_line(call("status"), "--study", "one", "two")
+    one_line(call("status", "--study", "three"), "three", "one, two")
+    result = call("best", "--study", "two", "--json")
+    assert result.exit_code == 0
+    assert len(json.loads(result.stdout)) == 1
+
+
+def test_init_writes_a_study_that_loads_and_never_overwrites(here: Path) -> None:
+    result = call("init", "--", "vllm", "serve", "org/model", "--max-num-seqs", "8")
+    assert result.exit_code == 0, result.output
+    text = Path("study.yaml").read_text()
+    assert "org/model" in text
+    one_line(call("init"), "study.yaml", "exists")
+    assert Path("study.yaml").read_text() == text
+    assert call("init", "--out", "t.yaml").exit_code == 0

@@ -1,0 +1,130 @@
+"""Seeds, proposals that can launch and are new, and the front."""
+
+from __future__ import annotations
+
+import random
+
+import optuna
+import pytest
+
+from autotune.search import (
+    SpaceExhausted,
+    StudySampler,
+    baseline_speedup,
+    front_numbers,
+    grid_points,
+    seed_points,
+)
+from autotune.space import MNBT, FloatParam, IntParam, N, Point, Pow2Param, Space, why_infeasible
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+SPACE = Space(
+    {
+        N: IntParam(type="int", low=0, high=15),
+        MNBT: Pow2Param(type="pow2", low=8, high=64),
+    }
+)
+
+
+def infeasible(point: Point) -> str | None:
+    return why_infeasible({**point, "max_num_seqs": 4}, "0.26.0")
+
+
+def test_seeds_begin_with_the_baseline_and_can_launch() -> None:
+    seeds = seed_points(SPACE, {N: 0, MNBT: 64}, lambda q: infeasible(q) is None)
+    assert seeds[0] == {N: 0, MNBT: 64}
+    assert len(seeds) == 4
+    assert all(infeasible(q) is None for q in seeds)
+    assert {q[N] for q in seeds} == {0, 3, 7, 1}
+    assert len({tuple(q.values()) for q in seeds}) == 4
+
+
+@pytest.mark.parametrize("method", ["gp", "random"])
+def test_every_feasible_point_is_proposed_once_and_no_other(method: str) -> None:
+    small = Space({N: IntParam(type="int", low=1, high=2), MNBT: SPACE.params[MNBT]})
+    feasible = [q for q in grid_points(small) if infeasible(q) is None]
+    assert 0 < len(feasible) < small.size()  # type: ignore[operator]
+    sampler = StudySampler(small, infeasible, method=method, seed=1)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    seen = []
+    for _ in feasible:
+        trial = study.ask(small.distributions())
+        point = small.decode(trial.params)
+        seen.append(point)
+        if point[N] == 2:  # a failed launch is not proposed again either
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            study.tell(trial, [float(point[N]), float(point[MNBT])])
+    key = lambda q: (q[N], q[MNBT])  # noqa: E731
+    assert sorted(seen, key=key) == sorted(feasible, key=key)
+    with pytest.raises(SpaceExhausted):
+        study.ask(small.distributions())
+
+
+def test_a_proposal_that_was_moved_says_why() -> None:
+    sampler = StudySampler(SPACE, infeasible, method="gp", seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    reasons = []
+    for point in seed_points(SPACE, {N: 0, MNBT: 64}, lambda q: infeasible(q) is None):
+        study.enqueue_trial(SPACE.encode(point))
+    for _ in range(7):
+        trial = study.ask(SPACE.distributions())
+        point = SPACE.decode(trial.params)
+        # the model is drawn to the corner that cannot launch: large n, small budget
+        study.tell(trial, [float(point[N]), float(point[MNBT])])
+        reasons.append(sampler.moved)
+    assert any(r and "would fail" in r for r in reasons)
+
+
+def test_the_same_seed_proposes_the_same_and_resumes_with_new_draws() -> None:
+    def run(seed: int, rounds: int) -> list[Point]:
+        sampler = StudySampler(SPACE, infeasible, method="random", seed=seed)
+        study = optuna.create_study(directions=["maximize"], sampler=sampler)
+        out = []
+        for _ in range(rounds):
+            # a new sampler each time, as after a resume
+            study.sampler = StudySampler(SPACE, infeasible, method="random", seed=seed)
+            trial = study.ask(SPACE.distributions())
+            study.tell(trial, 1.0)
+            out.append(SPACE.decode(trial.params))
+        return out
+
+    assert run(3, 8) == run(3, 8)
+    assert run(3, 8) != run(4, 8)
+    assert len({tuple(q.values()) for q in run(3, 8)}) == 8
+
+
+def test_a_real_valued_space_is_searched() -> None:
+    space = Space(
+        {
+            N: IntParam(type="int", low=0, high=3),
+            "gpu_memory_utilization": FloatParam(type="float", low=0.5, high=0.9),
+        }
+    )
+
+    def forbid(q: Point) -> str | None:
+        return "too much" if float(q["gpu_memory_utilization"]) > 0.8 else None
+
+    study = optuna.create_study(
+        directions=["maximize"], sampler=StudySampler(space, forbid, method="gp", seed=0)
+    )
+    rng = random.Random(0)
+    for _ in range(5):
+        trial = study.ask(space.distributions())
+        point = space.decode(trial.params)
+        assert forbid(point) is None
+        study.tell(trial, float(point["gpu_memory_utilization"]) + rng.random() * 0.01)
+
+
+def test_front() -> None:
+    values = {0: (98.0, 2.0), 1: (110.0, 2.4), 2: (99.0, 2.5), 3: (98.0, 2.0), 4: (90.0, 2.1)}
+    assert front_numbers(values, ["maximize", "minimize"]) == {0, 1, 3}
+    assert front_numbers({}, ["maximize"]) == set()
+    assert front_numbers({7: (1.0,), 8: (2.0,)}, ["maximize"]) == {8}
+
+
+def test_speedup_needs_both_numbers() -> None:
+    assert baseline_speedup(228.0 * 2.5, 228.0) == 2.5
+    assert baseline_speedup(None, 228.0) is None
+    assert baseline_speedup(100.0, None) is None

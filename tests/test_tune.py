@@ -1,0 +1,236 @@
+"""Whole studies over the server double: trials, resuming, interruption, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.studies import autotune, front, processes_with, write_study
+
+
+def trials(cwd: Path) -> list[dict[str, object]]:
+    done = autotune("status", "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+UNENDED = "select count(*) from autotune_launches where ended_at is null"
+
+
+def finished(cwd: Path) -> int:
+    """Trials that were launched and came to an end."""
+    return sum(
+        t["state"] == "complete" or (t["state"] == "failed" and t["failure_kind"] != "infeasible")
+        for t in trials(cwd)
+    )
+
+
+def query(cwd: Path, sql: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(cwd / "autotune.db") as c:
+        return c.execute(sql).fetchall()
+
+
+def test_a_study_ends_with_a_front_and_a_command(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    done = autotune("run", str(study), "--trials", "6", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    all_trials = trials(tmp_path)
+    assert [t["state"] for t in all_trials] == ["complete"] * 6
+    assert all_trials[0]["baseline"]
+    assert all_trials[0]["params"] == {
+        "num_speculative_tokens": 0,
+        "max_num_batched_tokens": 2048,
+    }
+    assert all_trials[0]["acceptance_length"] is None
+    assert all_trials[0]["speedup"] == 1.0
+    drafted = [t for t in all_trials if t["params"]["num_speculative_tokens"] > 0]  # type: ignore[index]
+    assert all(1.0 < t["acceptance_length"] <= 3.0 for t in drafted)  # type: ignore[operator]
+    best = front(tmp_path)
+    assert best
+    assert all(t["tok_s"] > 0 and t["p95_ms"] > 0 for t in best)  # type: ignore[operator]
+    shell = autotune("best", "--shell", cwd=tmp_path)
+    assert "--max-num-batched-tokens" in shell.stdout
+    assert (tmp_path / "autotune-double" / "pareto.html").stat().st_size > 10_000
+
+    # everything is in the one file
+    assert query(tmp_path, "select count(*) from autotune_launches") == [(6,)]
+    requests = "select count(*), min(output_tokens) from autotune_requests where phase = 'measure'"
+    assert query(tmp_path, requests) == [(36, 12)]
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert query(tmp_path, "pragma integrity_check") == [("ok",)]
+    assert processes_with(str(tmp_path)) == []
+
+    # the same command again: nothing to do, and it says so
+    again = autotune("run", str(study), "--trials", "6", cwd=tmp_path)
+    assert again.returncode == 0
+    assert finished(tmp_path) == 6
+    # more trials: it does the rest
+    more = autotune("run", str(study), "--trials", "8", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert finished(tmp_path) == 8
+    points = [tuple(t["params"].values()) for t in trials(tmp_path)]  # type: ignore[attr-defined]
+    assert len(set(points)) == 8  # none twice
+
+
+def start_run(cwd: Path, study: Path, n: int, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "autotune.cli", "run", str(study), "--trials", str(n)],
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_event(cwd: Path, what: str, count: int) -> None:
+    """Waits until the database has seen ``what`` so many times."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            rows = query(cwd, "select what from autotune_events")
+        except sqlite3.OperationalError:  # not made yet
+            rows = []
+        if sum(w == what for (w,) in rows) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {count} events {what!r}")
+
+
+@pytest.mark.parametrize("stage", ["launching", "healthy", "warm", "measured", "stopped"])
+def test_killed_at_any_stage_it_resumes_to_the_exact_number(tmp_path: Path, stage: str) -> None:
+    study = write_study(tmp_path)
+    run = start_run(tmp_path, study, 3)
+    wait_for_event(tmp_path, stage, 2)
+    run.kill()
+    run.communicate()
+    done = autotune("run", str(study), "--trials", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert finished(tmp_path) == 3
+    launched = [t["trial"] for t in trials(tmp_path) if t["state"] != "waiting"]
+    assert launched == [0, 1, 2]
+    assert processes_with(str(tmp_path)) == []
+    assert processes_with("org/double") == []
+    assert query(tmp_path, UNENDED) == [(0,)]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_it_ends_the_server_and_keeps_what_is_measured(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
+    study = write_study(tmp_path, server__env={"DOUBLE_STEP_S": "0.2"})
+    run = start_run(tmp_path, study, 2)
+    wait_for_event(tmp_path, "warm", 1)
+    time.sleep(1.5)
+    run.send_signal(signum)
+    _, err = run.communicate(timeout=30)
+    assert run.returncode == 130, err
+    assert "Traceback" not in err
+    assert processes_with("org/double") == []
+    assert query(tmp_path, UNENDED) == [(0,)]
+    done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert finished(tmp_path) == 1
+
+
+def test_a_failed_launch_is_a_failure_and_no_number(tmp_path: Path) -> None:
+    study = write_study(
+        tmp_path,
+        server__env={"DOUBLE_FAIL": "crash_mid", "DOUBLE_FAIL_IF": "num_speculative_tokens>=7"},
+    )
+    done = autotune("run", str(study), "--trials", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    failed = [t for t in trials(tmp_path) if t["state"] == "failed"]
+    assert failed
+    for t in failed:
+        assert t["failure_kind"] == "crash"
+        assert "tok_s" not in t
+        assert t["objectives"] == {}
+        # transient: it was tried once more, and only once
+        launches = query(tmp_path, "select trial from autotune_launches")
+        assert launches.count((t["trial"],)) == 2
+    assert all(t["failure_kind"] is None for t in front(tmp_path))
+
+
+def test_a_transient_failure_is_tried_once_more(tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    study = write_study(
+        tmp_path, server__env={"DOUBLE_FAIL": "crash", "DOUBLE_FAIL_ONCE": str(once)}
+    )
+    done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [t["state"] for t in trials(tmp_path)] == ["complete"]
+    assert query(tmp_path, "select count(*) from autotune_launches") == [(2,)]
+
+
+def test_when_nothing_works_the_run_ends_with_the_reason(tmp_path: Path) -> None:
+    study = write_study(tmp_path, server__env={"DOUBLE_FAIL": "http500"})
+    done = autotune("run", str(study), "--trials", "9", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "500" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([t for t in trials(tmp_path) if t["state"] == "failed"]) == 3
+    assert autotune("best", cwd=tmp_path).returncode == 1
+
+
+def test_a_grid_never_launches_what_the_rules_forbid(tmp_path: Path) -> None:
+    study = write_study(
+        tmp_path,
+        search={"method": "grid"},
+        space={
+            "num_speculative_tokens": {"type": "choice", "choices": [0, 15]},
+            "max_num_batched_tokens": {"type": "choice", "choices": [15, 64]},
+        },
+        baseline={"max_num_batched_tokens": 64},
+    )
+    done = autotune("run", str(study), "--trials", "9", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = trials(tmp_path)
+    forbidden = [t for t in rows if t["failure_kind"] == "infeasible"]
+    assert [t["params"] for t in forbidden if t["params"]] == [
+        {"num_speculative_tokens": 15, "max_num_batched_tokens": 15}
+    ]
+    assert "at least 16" in str(forbidden[0]["failure_reason"])
+    assert query(tmp_path, "select count(*) from autotune_launches") == [(3,)]
+    assert "every point" in done.stdout + done.stderr
+
+
+def test_a_second_runner_is_refused(tmp_path: Path) -> None:
+    study = write_study(tmp_path, server__env={"DOUBLE_STEP_S": "0.2"})
+    run = start_run(tmp_path, study, 1)
+    try:
+        wait_for_event(tmp_path, "healthy", 1)
+        second = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+        assert second.returncode == 2
+        assert f"pid {run.pid}" in second.stderr
+        assert second.stderr.count("\n") == 1
+    finally:
+        run.terminate()
+        run.communicate(timeout=30)
+
+
+def test_an_edited_study_is_not_mixed_with_the_old_one(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
+    write_study(tmp_path, workload__output_len=13)
+    done = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "workload.output_len (12 then, 13 now)" in done.stderr
+    assert finished(tmp_path) == 1
+
+
+def test_time_out_ends_between_trials(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    done = autotune("run", str(study), "--trials", "50", "--timeout", "0.05", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 1 <= finished(tmp_path) < 50
+    assert "the time is up" in done.stdout + done.stderr
