@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 nothing usable came out, 2 the user's mistake, 130 interru
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -65,6 +66,9 @@ def main() -> None:
     autotune run --trials 40        search, on real vLLM servers
     autotune best --shell           the command to put into production
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal without × must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @main.command()
@@ -166,12 +170,10 @@ def _best(view: StudyView, objective: str | None = None) -> TrialView:
     named = {o.name: o for o in view.objectives}
     if objective is not None and objective not in named:
         raise UserError(f"--objective: {objective} is not one of this study: {', '.join(named)}")
-    chosen = named[objective] if objective else view.objectives[0]
-    front = [(v, t) for t in view.front() if (v := t.value(chosen)) is not None]
-    if not front:
+    trial = view.best(named[objective] if objective else None)
+    if trial is None:
         raise NothingUsable(f"{view.name}: no trial has numbers; `autotune status` says why")
-    pick = max if chosen.direction == "maximize" else min
-    return pick(front, key=lambda pair: pair[0])[1]
+    return trial
 
 
 def _serve(store: Store, name: str, trial: TrialView) -> str:
@@ -216,7 +218,7 @@ def status(database: Path, study: str | None, as_json: bool) -> None:
 def best(
     database: Path, study: str | None, as_json: bool, shell: bool, objective: str | None
 ) -> None:
-    """The Pareto front: no trial is better in every objective than one of these.
+    """The Pareto front: no trial beats one of these without losing in another objective.
 
     \b
     Examples:
@@ -253,7 +255,12 @@ def _trial_json(view: StudyView, t: TrialView) -> dict[str, Any]:
         "params": dict(t.point),
         **short,
         "objectives": {
-            o.name: {"value": values[o.name], "unit": o.unit, "direction": o.direction}
+            o.name: {
+                "value": values[o.name],
+                "interval": (t.intervals or {}).get(o.name),
+                "unit": o.unit,
+                "direction": o.direction,
+            }
             for o in view.objectives
             if o.name in values
         },
@@ -262,6 +269,14 @@ def _trial_json(view: StudyView, t: TrialView) -> dict[str, Any]:
         "speedup": t.speedup,
         "baseline": t.baseline,
         "front": t.front,
+        "confirms": t.confirms,
+        "confirmed": t.confirmed
+        and {
+            "launches": t.confirmed_launches,
+            "values": t.confirmed,
+            "intervals": t.confirmed_intervals,
+            "speedup": t.confirmed_speedup,
+        },
         "failure_kind": t.failure_kind,
         "failure_reason": t.failure_reason,
         "seconds": t.seconds,

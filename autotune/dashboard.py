@@ -27,6 +27,8 @@ from autotune.store import Store
 from autotune.views import (
     StudyView,
     TrialView,
+    bounds_text,
+    confirmation_lines,
     number,
     objective_text,
     plain,
@@ -164,6 +166,9 @@ def _study_note(view: StudyView) -> str:
         for t in [*front, *base]:
             lines.append(_row(_cells(view, t)))
         lines += ["", _FRONT_NOTE]
+        if again := confirmation_lines(view):
+            lines += ["", "## Measured again, side by side", ""]
+            lines += [f"- {_md(line)}" for line in again]
     lines += ["", _READING_NOTE]
     return "\n".join(lines)
 
@@ -175,9 +180,7 @@ def _cells(view: StudyView, trial: TrialView) -> list[str]:
         value = trial.value(o)
         interval = (trial.intervals or {}).get(o.name)
         shown = "" if value is None else number(value)
-        cells.append(
-            f"{shown} [{number(interval[0])}, {number(interval[1])}]" if interval else shown
-        )
+        cells.append(f"{shown} {bounds_text(interval)}" if interval else shown)
     length, speedup = trial.acceptance_length, trial.speedup
     cells += ["" if x is None else f"{x:.2f}" for x in (length, speedup)]
     return cells

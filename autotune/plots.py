@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import kaleido
 import plotly.graph_objects as go
 from choreographer.browsers import Chromium
-from choreographer.errors import ChromeNotFoundError
 
 from autotune.views import (
     StudyView,
@@ -108,9 +107,9 @@ class _Axis(NamedTuple):
             value = self.confirmed(t) if confirmed else self.of(t)
             intervals = t.confirmed_intervals if confirmed else t.intervals
             interval = (intervals or {}).get(self.objective.name)
-            known = interval is not None and value is not None
-            up.append(max(0.0, interval[1] - value) if known else 0.0)  # type: ignore[index,operator]
-            down.append(max(0.0, value - interval[0]) if known else 0.0)  # type: ignore[index,operator]
+            low, high = interval if interval is not None else (None, None)
+            up.append(0.0 if high is None or value is None else max(0.0, high - value))
+            down.append(0.0 if low is None or value is None else max(0.0, value - low))
         if not any(up) and not any(down):
             return None
         return {"type": "data", "array": up, "arrayminus": down, "thickness": 1.2, "width": 4}
@@ -533,7 +532,7 @@ def _extent(shown: Sequence[TrialView], axis: _Axis) -> list[float]:
     ends = [end for t in shown for end in (t.intervals or {}).get(name, ())]
     ends += [end for t in shown for end in (t.confirmed_intervals or {}).get(name, ())]
     ends += [t.confirmed[name] for t in shown if t.confirmed and name in t.confirmed]
-    return [end for end in ends if math.isfinite(end)]
+    return [end for end in ends if end is not None and math.isfinite(end)]
 
 
 _PAGE = """<!DOCTYPE html>
@@ -569,8 +568,9 @@ def write_html(fig: go.Figure, path: Path, title: str) -> None:
 
 
 def find_chromium() -> str | None:
-    """A Chromium or Chrome that can draw, or None."""
-    return Chromium.find_browser(skip_local=False)
+    """A Chromium or Chrome that can draw, or None; the variable BROWSER_PATH names another."""
+    found: str | None = Chromium.find_browser(skip_local=False)
+    return found if found and Path(found).is_file() else None
 
 
 def write_png(fig: go.Figure, path: Path, timeout_s: float = 90) -> bool:
@@ -583,10 +583,9 @@ def write_png(fig: go.Figure, path: Path, timeout_s: float = 90) -> bool:
     Raises:
         OSError: the file cannot be written.
     """
-    try:
-        browser = kaleido.Kaleido(timeout=timeout_s, mathjax=False)  # MathJax would be downloaded
-    except ChromeNotFoundError:
+    if find_chromium() is None:
         return False
+    browser = kaleido.Kaleido(timeout=timeout_s, mathjax=False)  # MathJax would be downloaded
     with ThreadPoolExecutor(1) as pool:  # a notebook's own event loop must not be in the way
         image = pool.submit(asyncio.run, _draw(browser, fig, timeout_s)).result()
     if image is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 import objectives as objective_registry
 from autotune.errors import FailureKind, UserError
 from autotune.machine import machine_line
+from autotune.measure import Scatter
 from autotune.search import baseline_speedup, front_numbers
 from autotune.space import Value
 from autotune.spec import LoadedStudy, StudySpec
@@ -84,13 +85,19 @@ def trial_views(
     space = spec.to_space()
     names = set(space.distributions())
     trials = [t for t in study.get_trials(deepcopy=False) if names <= set(_params(t))]
+    names_of = [o.name for o in objectives]
     values = {t.number: list(t.values) for t in trials if t.state == TrialState.COMPLETE}
-    front = front_numbers(values, [o.direction for o in objectives])
-    by_number = {
-        k: dict(zip((o.name for o in objectives), v, strict=True)) for k, v in values.items()
-    }
+    by_number = {k: dict(zip(names_of, v, strict=True)) for k, v in values.items()}
+    confirms = {t.number: t.user_attrs.get("confirms") for t in trials}
+    searched = {k: v for k, v in values.items() if confirms[k] is None}
+    front = front_numbers(searched, [o.direction for o in objectives])
     base = next((t.number for t in trials if t.user_attrs.get("baseline")), None)
     base_rate = by_number.get(base, {}).get("throughput") if base is not None else None
+    again: dict[int, list[dict[str, float]]] = {}
+    for k, of in confirms.items():
+        if of is not None and k in by_number:
+            again.setdefault(of, []).append(by_number[k])
+    confirmed = _confirmations(again, base, names_of)
     out = []
     for t in trials:
         kind, reason = failure_of(t)
@@ -108,9 +115,46 @@ def trial_views(
                 front=t.number in front,
                 failure_kind=str(kind) if kind else None,
                 failure_reason=reason,
+                failure_evidence=tuple(t.user_attrs.get("failure_evidence") or ()),
+                intervals={
+                    name: (bounds[0], bounds[1])
+                    for name, bounds in (t.user_attrs.get("intervals") or {}).items()
+                },
+                confirms=confirms[t.number],
+                **confirmed.get(t.number, {}),
                 seconds=t.duration.total_seconds() if t.duration else None,
             )
         )
+    return out
+
+
+def _confirmations(
+    again: Mapping[int, Sequence[Mapping[str, float]]], base: int | None, names: Sequence[str]
+) -> dict[int, dict[str, Any]]:
+    """The ``confirmed…`` fields of each trial that was measured again, by its number.
+
+    Only launches of the confirmation count: that of the search was chosen for being good. Their
+    scatter is pooled over all points, for two launches of one point tell little.
+    """
+    scatters = {
+        name: Scatter.pooled([[v[name] for v in launches] for launches in again.values()])
+        for name in names
+    }
+    out = {}
+    for number, launches in again.items():
+        means = {name: scatters[name].mean([v[name] for v in launches]) for name in names}
+        speedup = None
+        if base is not None and base in again and "throughput" in names:
+            e = scatters["throughput"].ratio(
+                [v["throughput"] for v in launches], [v["throughput"] for v in again[base]]
+            )
+            speedup = (e.value, e.low, e.high)
+        out[number] = {
+            "confirmed": {name: e.value for name, e in means.items()},
+            "confirmed_intervals": {name: (e.low, e.high) for name, e in means.items()},
+            "confirmed_launches": len(launches),
+            "confirmed_speedup": speedup,
+        }
     return out
 
 

@@ -151,6 +151,9 @@ class WorkloadSpec(_Model):
     random: RandomPrompts | None = Field(default=None, description="or random tokens")
     output_len: int = Field(gt=0, description="max_tokens of every request")
     num_prompts: int = Field(gt=0, description="measured requests of a trial")
+    confirm_prompts: int | None = Field(
+        default=None, gt=0, description="of a confirmation's trial; without it num_prompts"
+    )
     warmup_prompts: int = Field(
         default=4, ge=0, description="requests before the measurement, with prompts of their own"
     )
@@ -160,7 +163,7 @@ class WorkloadSpec(_Model):
     max_concurrency: int | None = Field(default=None, gt=0, description="most requests at a time")
     ignore_eos: bool = Field(default=True, description="go on after the end-of-text token")
     temperature: float = Field(default=0.0, ge=0)
-    seed: int = Field(default=0, description="chooses and orders prompts, and arrival times")
+    seed: int = Field(default=0, ge=0, description="chooses and orders prompts, and arrival times")
     request_timeout_s: float = Field(default=600, gt=0, description="longest life of a request")
 
     @model_validator(mode="after")
@@ -199,7 +202,20 @@ class BudgetSpec(_Model):
     """When to stop; the command line's options of the same name win."""
 
     trials: int = Field(default=40, gt=0, description="finished trials the study shall have")
+    confirm: int | None = Field(
+        default=None,
+        ge=0,
+        description="how many of them measure the winners again, beside the baseline; without it "
+        "a third, at most 8, and none below 4",
+    )
     timeout_minutes: float | None = Field(default=None, gt=0)
+
+    def confirm_of(self, trials: int) -> int:
+        """How many of ``trials`` are held back for the confirmation."""
+        if self.confirm is not None:
+            return min(self.confirm, max(0, trials - 1))
+        held = min(8, trials // 3)
+        return held if held >= 4 else 0  # A B B A needs four
 
 
 class StudySpec(_Model):

@@ -19,7 +19,17 @@ from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
-from sqlalchemy import JSON, ForeignKey, LargeBinary, create_engine, event, inspect, select, text
+from sqlalchemy import (
+    JSON,
+    URL,
+    ForeignKey,
+    LargeBinary,
+    create_engine,
+    event,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -87,6 +97,7 @@ class LaunchRow(_Base):
     log_tail: Mapped[str | None]
     stats: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # ServerStats of the measurement
     values: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # by objective, in its unit
+    intervals: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # [low, high], None: no bound
 
 
 class RequestRow(_Base):
@@ -118,6 +129,11 @@ class EventRow(_Base):
     trial: Mapped[int | None]
     launch_id: Mapped[str | None]
     what: Mapped[str]
+
+
+def _url(path: Path) -> str:
+    """SQLAlchemy's URL of a file, whatever characters its name has."""
+    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
 
 
 def _engine_events(engine: Engine) -> None:
@@ -180,7 +196,8 @@ class Store:
                 path.touch(mode=0o600, exist_ok=True)
             self._check_readable(create)
             self.storage = RDBStorage(
-                f"sqlite:///{path}",
+                # Optuna fills {names} into a URL
+                _url(path).replace("{", "{{").replace("}", "}}"),
                 engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}},
             )
             self._engine = self.storage.engine
@@ -201,7 +218,7 @@ class Store:
 
     def _check_readable(self, create: bool) -> None:
         """Looks before Optuna writes its tables into a file that is something else."""
-        engine = create_engine(f"sqlite:///{self.path}")
+        engine = create_engine(_url(self.path))
         try:
             tables = inspect(engine).get_table_names()
         finally:
@@ -345,15 +362,17 @@ class Store:
     def launch_measured(
         self,
         launch_id: str,
-        stats: ServerStats | None,
-        values: Mapping[str, float] | None,
+        stats: ServerStats,
+        values: Mapping[str, float],
+        intervals: Mapping[str, tuple[float | None, float | None]],
     ) -> None:
-        """The measurement is whole; ``values`` by objective name."""
+        """The measurement is whole; ``values`` and ``intervals`` by objective name."""
         self._update(
             launch_id,
             measured_at=time.time(),
-            stats=asdict(stats) if stats else None,
-            values=dict(values) if values else None,
+            stats=asdict(stats),
+            values=dict(values),
+            intervals={name: list(bounds) for name, bounds in intervals.items()},
         )
 
     def launch_failed(self, launch_id: str, failure: TrialFailure, log_tail: Sequence[str]) -> None:

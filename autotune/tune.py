@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -45,11 +46,13 @@ from autotune.space import MNBT, FloatParam, N, Point, Space, Value, describe, w
 from autotune.spec import LoadedStudy, StudySpec
 from autotune.store import LaunchRow, Store, exclusive
 from autotune.ui import Ui
-from autotune.views import objective_text
+from autotune.views import TrialView, cost, objective_text
 from objectives import Objective
 
 # A request without a token for this long, while others are answered, is a hang.
 HANG_TIMEOUT_S = 120.0
+# A server whose requests fail may be about to end: the API process outlives its engine for a bit.
+DYING_S = 3.0
 # vLLM's default of max_num_batched_tokens for `vllm serve` on a CPU and on a GPU below 70 GiB.
 DEFAULT_MNBT = 2048
 # After so many launches that all failed alike, and none that worked, the study itself is wrong.
@@ -71,6 +74,7 @@ class Prepared:
     loaded: LoadedStudy
     info: VllmInfo
     workload: Workload
+    confirmation: Workload
     objectives: tuple[Objective, ...]
     resolve: Callable[[str], str]
 
@@ -131,7 +135,10 @@ def prepare(loaded: LoadedStudy, ui: Ui) -> Prepared:
     """
     spec = loaded.spec
     objectives = study_objectives(loaded)
-    workload = build_workload(spec.workload, loaded.base)
+    load = spec.workload
+    workload = build_workload(load, loaded.base)
+    again = load.model_copy(update={"num_prompts": load.confirm_prompts or load.num_prompts})
+    confirmation = build_workload(again, loaded.base)
     space = spec.to_space()
     try:
         space.encode(baseline_point(spec))
@@ -159,7 +166,7 @@ def prepare(loaded: LoadedStudy, ui: Ui) -> Prepared:
             except UserError as e:
                 raise UserError(f"{loaded.path}: {key}: {e}") from e
     check_flags(loaded, info)
-    prepared = Prepared(loaded, info, workload, objectives, resolve)
+    prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
     _check_some_feasible(prepared, space)
     return prepared
 
@@ -251,6 +258,7 @@ class _Run:
         self.deadline = deadline
         self.ui = ui
         self.space = self.spec.to_space()
+        self.names = set(self.space.distributions())  # of Optuna's parameters
         self.machine = describe_machine()
         self.folder = output_folder(store.path, self.spec.name)
         self.failures_in_a_row: list[FailureKind] = []
@@ -264,17 +272,21 @@ class _Run:
         self.study = self.open_study()
         self.ui.study(study_view(self.store, self.spec.name), self.store.path)
         self.say_infeasible()
+        reason = StopReason.DONE
         while True:
             trial = self.running_trial()
             if trial is None:
                 if self.finished() >= self.wanted:
-                    return StopReason.DONE
+                    return reason
                 if self.deadline is not None and time.monotonic() >= self.deadline:
                     return StopReason.TIMEOUT
                 try:
-                    trial = self.ask()
+                    trial = self.ask(exhausted=reason is StopReason.EXHAUSTED)
                 except SpaceExhausted:
-                    return StopReason.EXHAUSTED
+                    if reason is StopReason.EXHAUSTED:
+                        return reason
+                    reason = StopReason.EXHAUSTED  # what is left is to confirm
+                    continue
             self.run_trial(trial)
 
     # -- what an earlier run left --------------------------------------------------------------
@@ -317,24 +329,7 @@ class _Run:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 study.set_metric_names([objective_text(o) for o in self.p.objectives])
-        if not study.get_trials(deepcopy=False):
-            self.enqueue_first(study)
         return study
-
-    def enqueue_first(self, study: optuna.Study) -> None:
-        """The baseline, then the seeds or the whole grid."""
-        baseline = baseline_point(self.spec)
-        moved = nearest(self.space, baseline, lambda q: self.p.infeasible(q) is None)
-        if moved is None:
-            raise UserError(f"{self.p.loaded.path}: space: no point of it can launch")
-        if self.spec.search.method == "grid":
-            points = [moved, *(q for q in grid_points(self.space) if q != moved)]
-        elif self.spec.search.method == "gp":
-            points = seed_points(self.space, moved, lambda q: self.p.infeasible(q) is None)
-        else:
-            points = [moved]
-        for i, point in enumerate(points):
-            study.enqueue_trial(self.space.encode(point), user_attrs={"baseline": i == 0})
 
     # -- choosing --------------------------------------------------------------------------------
 
@@ -358,30 +353,120 @@ class _Run:
     def running_trial(self) -> optuna.trial.FrozenTrial | None:
         """The trial that an ended run was at, to go on with at the same point."""
         for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if set(self.space.distributions()) <= set(t.params):
+            if t.params.keys() >= self.names:
                 return t
-            # it ended while the point was being chosen: there is no point to go on with
-            self.set_attrs(t, failure_kind=str(FailureKind.INFEASIBLE), failure_reason="no point")
-            self.study.tell(t.number, state=TrialState.FAIL)
+            self.never_launched(t, "the run ended while its point was being chosen")
         return None
 
-    def ask(self) -> optuna.trial.FrozenTrial:
+    def never_launched(self, trial: optuna.trial.FrozenTrial, reason: str) -> None:
+        """Ends a trial without a point."""
+        self.set_attrs(trial, failure_kind=str(FailureKind.INFEASIBLE), failure_reason=reason)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def search_trials(self) -> list[optuna.trial.FrozenTrial]:
+        """All trials but those of a confirmation."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [t for t in trials if "confirms" not in t.user_attrs]
+
+    def ask(self, *, exhausted: bool) -> optuna.trial.FrozenTrial:
+        """The next trial: to confirm, planned from the start, or the sampler's.
+
+        Args:
+            exhausted: There is no point left to search.
+
+        Raises:
+            SpaceExhausted: there is nothing left to do.
+        """
+        planned = self.to_confirm(exhausted)
+        if planned is None and exhausted:
+            raise SpaceExhausted
+        planned = planned or self.planned()
+        if planned is not None:
+            point, attrs = planned
+            self.study.enqueue_trial(self.space.encode(point), user_attrs=attrs)
         try:
             number = self.study.ask(self.space.distributions()).number
         except SpaceExhausted:
             for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                self.set_attrs(
-                    t,
-                    failure_kind=str(FailureKind.INFEASIBLE),
-                    failure_reason=str(StopReason.EXHAUSTED),
-                )
-                self.study.tell(t.number, state=TrialState.FAIL)
+                self.never_launched(t, str(StopReason.EXHAUSTED))
             raise
         trial = self.frozen(number)
         if self.sampler.moved:
             self.set_attrs(trial, moved_because=self.sampler.moved)
             self.sampler.moved = None
         return trial
+
+    def planned(self) -> tuple[dict[str, Value], dict[str, Any]] | None:
+        """The baseline first, then the seeds or the whole grid; None when they are done.
+
+        Raises:
+            SpaceExhausted: the whole grid is done.
+        """
+        tried = [
+            self.space.decode(t.params)
+            for t in self.search_trials()
+            if t.params.keys() >= self.names
+        ]
+
+        def feasible(q: Point) -> bool:
+            return self.p.infeasible(q) is None
+
+        baseline = nearest(self.space, baseline_point(self.spec), feasible)
+        if baseline is None:
+            raise SpaceExhausted
+        if baseline not in tried:
+            return baseline, {"baseline": True}
+        points: list[dict[str, Value]] = []
+        if self.spec.search.method == "grid":
+            points = grid_points(self.space)
+        elif self.spec.search.method == "gp":
+            points = seed_points(self.space, baseline, feasible)
+        point = next((q for q in points if q not in tried), None)
+        if point is None and self.spec.search.method == "grid":
+            raise SpaceExhausted
+        return None if point is None else (point, {})
+
+    def to_confirm(self, exhausted: bool) -> tuple[dict[str, Value], dict[str, Any]] | None:
+        """The next launch that measures a candidate again; None while the search goes on.
+
+        The last trials of the wanted ones are held back for it. Candidates are the baseline and
+        the best of the front by each objective, in the order A B C C B A …, so that a machine that
+        grows slower or faster hits all of them alike.
+        """
+        held = self.spec.budget.confirm_of(self.wanted)
+        trials = self.study.get_trials(deepcopy=False)
+        done = sum(t.user_attrs.get("confirmation") == self.wanted for t in trials)
+        if done >= held or (not exhausted and self.finished() - done < self.wanted - held):
+            return None
+        key = f"confirmation_{self.wanted}"
+        if key not in self.study.user_attrs:
+            self.study.set_user_attr(key, self.candidates(held))
+        order: list[int] = self.study.user_attrs[key]
+        if not order:
+            return None
+        number = order[done % len(order)]
+        point = self.space.decode(self.frozen(number).params)
+        return point, {"confirmation": self.wanted, "confirms": number}
+
+    def candidates(self, held: int) -> list[int]:
+        """Numbers of the trials to confirm, in the order of their ``held`` launches."""
+        views = [v for v in trial_views(self.study, self.spec, self.p.objectives) if v.values]
+        views = [v for v in views if v.confirms is None]
+        front = [v for v in views if v.front]
+
+        def ranked(among: Sequence[TrialView], o: Objective) -> list[TrialView]:
+            return sorted(among, key=lambda v: cost(o, v.value(o)))
+
+        first = self.p.objectives[0]
+        order = [v for v in views if v.baseline]
+        for o in self.p.objectives:
+            order += ranked(front, o)[:1]
+        order += ranked(front, first)
+        # where the baseline is best in everything, it is compared with the next best
+        order += ranked([v for v in views if not v.baseline], first)[:1]
+        chosen = list(dict.fromkeys(v.number for v in order))[: max(1, held // 2)]
+        there_and_back = [*chosen, *reversed(chosen)]
+        return [there_and_back[i % len(there_and_back)] for i in range(held)] if chosen else []
 
     def frozen(self, number: int) -> optuna.trial.FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
@@ -459,7 +544,7 @@ class _Run:
             version = server.wait_ready(lambda _seconds: None)
             self.store.launch_ready(launch_id, version)
             self.event("healthy", trial, launch_id)
-            self.measure(server, launch_id, trial, point, plan.served_name)
+            self.measure(server, launch_id, trial, plan.served_name)
         except TrialFailure as failure:
             self.store.launch_failed(launch_id, failure, server.log_tail())
             self.event(f"failed: {failure}", trial, launch_id)
@@ -484,11 +569,11 @@ class _Run:
         server: Server,
         launch_id: str,
         trial: optuna.trial.FrozenTrial,
-        point: Point,
         served_name: str,
     ) -> None:
         """Warm-up, then the measured requests; stores every request and the objective values."""
-        workload = self.p.workload
+        confirms = "confirms" in trial.user_attrs
+        workload = self.p.confirmation if confirms else self.p.workload
         base_url = server.plan.base_url
         self.ui.stage("warming")
         self.run_requests(
@@ -504,8 +589,14 @@ class _Run:
         if not server.alive():
             raise server.failure(FailureKind.CRASH, "the server died after the last request")
         measurement = Measurement.of(samples, latency_origin(self.spec.workload.max_concurrency))
-        values = {o.name: o.compute(measurement) for o in self.p.objectives}
-        self.store.launch_measured(launch_id, stats, values)
+        try:
+            values = {o.name: o.compute(measurement) for o in self.p.objectives}
+        except ValueError as e:
+            raise MeasureError(FailureKind.REQUESTS, str(e)) from e
+        bounds = {o.name: o.interval(measurement) for o in self.p.objectives if o.interval}
+        self.store.launch_measured(
+            launch_id, stats, values, {name: (i.low, i.high) for name, i in bounds.items()}
+        )
         self.event("measured", trial, launch_id)
 
     def run_requests(
@@ -545,7 +636,7 @@ class _Run:
         finally:
             self.store.add_samples(launch_id, done)
         bad = [s for s in done if s.status != "ok"]
-        if bad and not server.alive():
+        if bad and server.died(DYING_S):
             raise server.failure(FailureKind.CRASH, "the server died while it was being measured")
         if bad:
             kind = FailureKind.HANG if bad[0].status == "timeout" else FailureKind.REQUESTS
@@ -567,6 +658,7 @@ class _Run:
             vllm_version=launch.vllm_version,
             acceptance_length=stats.get("acceptance_length"),
             acceptance_per_position=stats.get("acceptance_per_position"),
+            intervals=launch.intervals,
         )
         self.study.tell(trial.number, [values[o.name] for o in self.p.objectives])
         self.event("told", trial, launch_id)

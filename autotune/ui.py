@@ -35,6 +35,8 @@ from autotune.space import MNBT, N, Point
 from autotune.views import (
     StudyView,
     TrialView,
+    bounds_text,
+    confirmation_lines,
     kinds_text,
     number,
     plain,
@@ -221,6 +223,11 @@ class Ui:
         self._print("")
         self.console.print(front_table(view))
         self._print("")
+        if again := confirmation_lines(view):
+            self._print("Measured again, side by side:")
+            for line in again:
+                self._print(f"  {line}")
+            self._print("")
         if command is not None:
             self._print(f"To serve trial {trial.number} ({point_text(trial.point)}):")
             self._print("")
@@ -388,9 +395,7 @@ def _add_row(
         value = trial.value(o)
         interval = (trial.intervals or {}).get(o.name) if intervals else None
         text = "" if value is None else number(value)
-        cells.append(
-            f"{text}\n[{number(interval[0])}, {number(interval[1])}]" if interval else text
-        )
+        cells.append(f"{text}\n{bounds_text(interval)}" if interval else text)
     cells.append("" if trial.acceptance_length is None else f"{trial.acceptance_length:.2f}")
     cells.append("" if trial.speedup is None else f"{trial.speedup:.2f}")
     others = [f"{plain(k)}={value_text(v)}" for k, v in trial.point.items() if k not in _HEADINGS]
@@ -407,6 +412,7 @@ def _note(trial: TrialView) -> str:
     if trial.state == "failed":
         return f"failed: {trial.failure_kind or 'unknown'}"
     words = ["baseline" if trial.baseline else "", "front" if trial.front else ""]
+    words.append("" if trial.confirms is None else f"again #{trial.confirms}")
     if trial.state != "complete":
         words.append(trial.state)
     return ", ".join(filter(None, words))

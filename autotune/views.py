@@ -21,6 +21,10 @@ _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
+# Low and high, in the unit of the value; None where there are too few requests for that bound.
+Bounds = tuple[float | None, float | None]
+
+
 @dataclass(frozen=True)
 class TrialView:
     """One trial as people see it.
@@ -39,9 +43,12 @@ class TrialView:
         failure_reason: The same in words, one line.
         seconds: Duration of the whole trial, launch to stop.
         failure_evidence: The telling lines of the server's log, oldest first.
-        intervals: Interval of each objective, in its unit, by objective name.
-        confirmed: Value of each objective when the point was measured again.
-        confirmed_intervals: Intervals of ``confirmed``.
+        intervals: Interval of each objective within its launch, in its unit, by objective name.
+        confirms: The trial whose point this one measured again; None for a trial of the search.
+        confirmed: Value of each objective when the point was measured again, mean of its launches.
+        confirmed_intervals: Intervals of ``confirmed``, with the scatter between launches.
+        confirmed_launches: How many launches that were.
+        confirmed_speedup: Throughput over the confirmed baseline's: value, low, high.
     """
 
     number: int
@@ -57,9 +64,12 @@ class TrialView:
     failure_reason: str | None
     seconds: float | None
     failure_evidence: tuple[str, ...] = ()
-    intervals: Mapping[str, tuple[float, float]] | None = None
+    intervals: Mapping[str, Bounds] | None = None
+    confirms: int | None = None
     confirmed: Mapping[str, float] | None = None
-    confirmed_intervals: Mapping[str, tuple[float, float]] | None = None
+    confirmed_intervals: Mapping[str, Bounds] | None = None
+    confirmed_launches: int = 0
+    confirmed_speedup: tuple[float, float | None, float | None] | None = None
 
     def value(self, objective: Objective) -> float | None:
         """The finite value of an objective, or None."""
@@ -92,14 +102,21 @@ class StudyView:
     def front(self) -> list[TrialView]:
         """The front, best by the first objective first."""
         first = self.objectives[0]
-        sign = -1 if first.direction == "maximize" else 1
         front = [t for t in self.trials if t.front and t.value(first) is not None]
-        return sorted(front, key=lambda t: sign * (t.value(first) or 0.0))
+        return sorted(front, key=lambda t: cost(first, t.value(first)))
 
-    def best(self) -> TrialView | None:
-        """The trial of the front that is best by the first objective; None without one."""
-        front = self.front()
-        return front[0] if front else None
+    def best(self, objective: Objective | None = None) -> TrialView | None:
+        """The trial of the front that is best by one objective, the first one by default.
+
+        Of the trials that were confirmed, if any were: what was measured again is compared by what
+        came out then, since the luckiest of many single measurements is too good to be true.
+        """
+        chosen = objective or self.objectives[0]
+        confirmed = [t for t in self.front() if t.confirmed]
+        if confirmed:
+            return min(confirmed, key=lambda t: cost(chosen, (t.confirmed or {})[chosen.name]))
+        front = [t for t in self.front() if t.value(chosen) is not None]
+        return min(front, key=lambda t: cost(chosen, t.value(chosen)), default=None)
 
     def failures(self) -> list[TrialView]:
         """The failed trials."""
@@ -109,6 +126,13 @@ class StudyView:
         """Names of the searched parameters: n, MNBT, then the others as they come."""
         names = dict.fromkeys(name for t in self.trials for name in t.point)
         return sorted(names, key=lambda name: {N: 0, MNBT: 1}.get(name, 2))
+
+
+def cost(objective: Objective, value: float | None) -> float:
+    """A value turned so that less is better, for sorting; infinite where there is none."""
+    if value is None:
+        return math.inf
+    return -value if objective.direction == "maximize" else value
 
 
 def plain(text: str) -> str:
@@ -160,9 +184,35 @@ def objective_text(objective: Objective) -> str:
     return f"{plain(objective.title)} ({plain(objective.unit)})"
 
 
-def value_with_interval(
-    value: float, interval: tuple[float, float] | None, objective: Objective
-) -> str:
+def bounds_text(bounds: Bounds) -> str:
+    """An interval: ``[105.0, 114.2]``, with ? for a bound that too few requests leave open."""
+    low, high = ("?" if x is None else number(x) for x in bounds)
+    return f"[{low}, {high}]"
+
+
+def value_with_interval(value: float, interval: Bounds | None, objective: Objective) -> str:
     """A value in its unit, with its interval where there is one: ``110 tok/s [105, 114]``."""
     text = f"{number(value)} {plain(objective.unit)}"
-    return f"{text} [{number(interval[0])}, {number(interval[1])}]" if interval else text
+    return f"{text} {bounds_text(interval)}" if interval else text
+
+
+def confirmation_lines(view: StudyView) -> list[str]:
+    """What the confirmation found, a line for each point, best by the first objective first."""
+    first = view.objectives[0]
+    again = [t for t in view.trials if t.confirmed]
+    lines = []
+    for t in sorted(again, key=lambda t: cost(first, (t.confirmed or {})[first.name])):
+        parts = [
+            value_with_interval(
+                (t.confirmed or {})[o.name], (t.confirmed_intervals or {}).get(o.name), o
+            )
+            for o in view.objectives
+        ]
+        if t.confirmed_speedup is not None and not t.baseline:
+            value, low, high = t.confirmed_speedup
+            parts.append(f"{value:.2f}× {bounds_text((low, high))} the baseline")
+        name = "baseline" if t.baseline else f"trial {t.number}"
+        lines.append(
+            f"{name} ({point_text(t.point)}): {', '.join(parts)}; {t.confirmed_launches} launches"
+        )
+    return lines

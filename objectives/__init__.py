@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from autotune.measure import Measurement
+from autotune.measure import Interval, Measurement
 
 __all__ = ["Direction", "Objective", "get", "names"]
 
@@ -32,6 +32,7 @@ class Objective:
         formula: How it is computed, in one line.
         source: Whose definition it is.
         compute: Raises ValueError if the measurement cannot give it.
+        interval: Its 95 % interval within one launch, in ``unit``; None: no method is known.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Objective:
     formula: str
     source: str
     compute: Callable[[Measurement], float]
+    interval: Callable[[Measurement], Interval] | None = None
 
 
 def names() -> tuple[str, ...]:

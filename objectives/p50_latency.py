@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from autotune.measure import percentile_interval
 from objectives import Objective
 
 OBJECTIVE = Objective(
@@ -14,4 +15,5 @@ OBJECTIVE = Objective(
     formula="median of E2EL",
     source="vllm/benchmarks/serve.py, median_e2el_ms",
     compute=lambda m: float(np.median(m.e2el)) * 1000,
+    interval=lambda m: percentile_interval(m.e2el, 50).scaled(1000),
 )

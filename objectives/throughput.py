@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autotune.measure import throughput_interval
 from objectives import Objective
 
 OBJECTIVE = Objective(
@@ -14,4 +15,5 @@ OBJECTIVE = Objective(
     source="autotune: a closed loop is full exactly in that window; `output_throughput` is the "
     "definition of vllm bench serve, which also counts the emptying at the end",
     compute=lambda m: m.throughput,
+    interval=throughput_interval,
 )

@@ -51,6 +51,10 @@ def write_study(folder: Path, *, name: str = "double", **changes: object) -> Pat
     return file
 
 
+# No PNGs: each start of a browser takes seconds, and tests/test_plots.py draws them.
+NO_BROWSER = {"BROWSER_PATH": "/nonexistent"}
+
+
 def autotune(
     *args: str, cwd: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -58,7 +62,7 @@ def autotune(
     return subprocess.run(
         [sys.executable, "-m", "autotune.cli", *args],
         cwd=cwd,
-        env={**os.environ, **(env or {})},
+        env={**os.environ, **NO_BROWSER, **(env or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

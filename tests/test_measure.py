@@ -13,6 +13,7 @@ import autotune.measure
 from autotune.load import Sample
 from autotune.measure import (
     Measurement,
+    Scatter,
     latency_origin,
     percentile_interval,
     throughput_interval,
@@ -147,10 +148,8 @@ def test_measure_imports_nothing_of_the_rest() -> None:
 
     folder = Path(autotune.measure.__file__).parent
     ours = set().union(*(imported(ast.parse(f.read_text())) for f in folder.glob("*.py")))
-    assert {n for n in ours if n.startswith(("autotune", "objectives"))} <= {
-        "autotune.measure.intervals",
-        "autotune.measure.measurement",
-    }
+    outside = {n for n in ours if n.startswith(("autotune", "objectives"))}
+    assert all(n.startswith("autotune.measure.") for n in outside)
 
 
 def ramp(n: int) -> Floats:
@@ -226,3 +225,38 @@ def test_coverage_of_the_intervals(shape: str, n: int, places: int) -> None:
             assert got.p95_none == 1
         else:
             assert 0.93 <= got.p95 <= 0.97
+
+
+# -- launches against each other
+
+
+def test_the_ratio_of_two_points_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(7)
+    held = 0
+    runs = 4000
+    for _ in range(runs):
+        # two launches of each of three points, 5 % noise between launches
+        a, b, c = (list(m * np.exp(rng.normal(0, 0.05, 2))) for m in (100.0, 112.0, 90.0))
+        e = Scatter.pooled([a, b, c]).ratio(b, a)
+        assert e.low is not None
+        assert e.high is not None
+        held += e.low <= 1.12 <= e.high
+    assert 0.93 <= held / runs <= 0.97
+
+
+def test_single_launches_have_no_interval() -> None:
+    scatter = Scatter.pooled([[100.0], [110.0]])
+    assert scatter.degrees == 0
+    e = scatter.ratio([110.0], [100.0])
+    assert (e.value, e.low, e.high) == (pytest.approx(1.1), None, None)
+
+
+def test_the_scatter_is_pooled_over_points() -> None:
+    scatter = Scatter.pooled([[100.0, 110.0], [50.0, 55.0], [7.0]])
+    assert scatter.degrees == 2
+    assert scatter.sigma == pytest.approx(np.log(1.1) / np.sqrt(2))
+    e = scatter.mean([100.0, 110.0])
+    assert e.value == pytest.approx(np.sqrt(100 * 110))
+    assert e.low is not None
+    assert e.high is not None
+    assert e.low < e.value < e.high

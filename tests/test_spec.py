@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import UserError
-from autotune.spec import find_study, load_study, parse_study
+from autotune.spec import BudgetSpec, find_study, load_study, parse_study
 
 GOOD = """\
 name: mine
@@ -141,3 +141,22 @@ def test_fingerprint_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
     first = fingerprint(text)
     prompts.write_text('{"prompt": "b"}\n')
     assert fingerprint(text) != first
+
+
+@pytest.mark.parametrize(
+    ("trials", "confirm", "held"),
+    [
+        (40, None, 8),
+        (24, None, 8),
+        (12, None, 4),
+        (11, None, 0),
+        (6, None, 0),
+        (1, None, 0),
+        (20, 4, 4),
+        (3, 8, 2),
+        (1, 4, 0),
+        (40, 0, 0),
+    ],
+)
+def test_trials_held_back_for_the_confirmation(trials: int, confirm: int | None, held: int) -> None:
+    assert BudgetSpec(confirm=confirm).confirm_of(trials) == held

@@ -79,11 +79,12 @@ def test_gemma_studies(name: str) -> None:
     assert w.random is not None
     assert (w.random.input_len, w.output_len) == (256, 1024)
     assert (w.request_rate, w.max_concurrency, w.ignore_eos) == (1, 1, True)
-    assert (w.temperature, w.num_prompts) == (0.0, 20)
+    assert (w.temperature, w.confirm_prompts or w.num_prompts) == (0.0, 20)
     if name.endswith("-sweep"):
         assert fixed_mnbt == 4096
         assert spec.search.method == "grid"
-        assert spec.to_space().size() == spec.budget.trials == 16
+        assert spec.to_space().size() == 16
+        assert spec.budget.trials == 16 + spec.budget.confirm_of(spec.budget.trials)
     else:
         assert fixed_mnbt is None
         assert spec.space[MNBT] == Pow2Param(type="pow2", low=2048, high=16384)

@@ -116,8 +116,7 @@ def test_killed_at_any_stage_it_resumes_to_the_exact_number(tmp_path: Path, stag
     done = autotune("run", str(study), "--trials", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert finished(tmp_path) == 3
-    launched = [t["trial"] for t in trials(tmp_path) if t["state"] != "waiting"]
-    assert launched == [0, 1, 2]
+    assert [t["trial"] for t in trials(tmp_path)] == [0, 1, 2]
     assert processes_with(str(tmp_path)) == []
     assert processes_with("org/double") == []
     assert query(tmp_path, UNENDED) == [(0,)]
@@ -127,19 +126,39 @@ def test_killed_at_any_stage_it_resumes_to_the_exact_number(tmp_path: Path, stag
 def test_interrupted_it_ends_the_server_and_keeps_what_is_measured(
     tmp_path: Path, signum: signal.Signals
 ) -> None:
-    study = write_study(tmp_path, server__env={"DOUBLE_STEP_S": "0.2"})
+    study = write_study(tmp_path, server__env={"DOUBLE_STEP_S": "0.1"})
     run = start_run(tmp_path, study, 2)
     wait_for_event(tmp_path, "warm", 1)
-    time.sleep(1.5)
+    time.sleep(2.5)  # two requests take 1.2 s
     run.send_signal(signum)
     _, err = run.communicate(timeout=30)
     assert run.returncode == 130, err
     assert "Traceback" not in err
     assert processes_with("org/double") == []
     assert query(tmp_path, UNENDED) == [(0,)]
+    kept = "select count(*) from autotune_requests where phase = 'measure' and status = 'ok'"
+    assert query(tmp_path, kept) > [(0,)]
     done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert finished(tmp_path) == 1
+
+
+def test_interrupted_twice_it_does_not_wait_for_a_stubborn_server(tmp_path: Path) -> None:
+    study = write_study(
+        tmp_path,
+        server__env={"DOUBLE_STEP_S": "0.1", "DOUBLE_STUBBORN": "1"},
+        server__stop_timeout_s=600,
+    )
+    run = start_run(tmp_path, study, 1)
+    wait_for_event(tmp_path, "warm", 1)
+    run.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert run.poll() is None  # it waits for the server, which ignores SIGTERM
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=30)
+    assert run.returncode == 130, err
+    assert "Traceback" not in err
+    assert processes_with("org/double") == []
 
 
 def test_a_failed_launch_is_a_failure_and_no_number(tmp_path: Path) -> None:
@@ -234,3 +253,45 @@ def test_time_out_ends_between_trials(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert 1 <= finished(tmp_path) < 50
     assert "the time is up" in done.stdout + done.stderr
+
+
+def test_winners_are_measured_again_beside_the_baseline(tmp_path: Path) -> None:
+    study = write_study(
+        tmp_path,
+        space={
+            "num_speculative_tokens": {"type": "int", "low": 0, "high": 3},
+            "max_num_batched_tokens": {"type": "pow2", "low": 64, "high": 64},
+        },
+        budget={"confirm": 4},
+        workload__confirm_prompts=5,
+    )
+    done = autotune("run", str(study), "--trials", "7", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = trials(tmp_path)
+    again = [t for t in rows if t["confirms"] is not None]
+    assert len(rows) == 7
+    assert [t["trial"] for t in again] == [3, 4, 5, 6]  # the last ones
+    numbers = [t["confirms"] for t in again]
+    assert numbers == [0, numbers[1], numbers[1], 0]  # there and back
+    sent = "select count(*) from autotune_requests r join autotune_launches l using (launch_id)"
+    where = "where r.phase = 'measure' and l.trial = 4"
+    assert query(tmp_path, sent + " " + where) == [(5,)]
+    confirmed = {t["trial"]: t["confirmed"] for t in rows if t["confirmed"]}
+    assert set(confirmed) == set(numbers)
+    for c in confirmed.values():
+        assert c["launches"] == 2  # type: ignore[index]
+        low, high = c["intervals"]["throughput"]  # type: ignore[index]
+        assert low < c["values"]["throughput"] < high  # type: ignore[index]
+    assert confirmed[0]["speedup"][0] == 1.0  # type: ignore[index]
+    assert not any(t["front"] for t in again)
+    assert "side by side" in done.stdout
+    # the space is exhausted, and nothing is left to confirm
+    more = autotune("run", str(study), "--trials", "7", cwd=tmp_path)
+    assert more.returncode == 0
+    assert finished(tmp_path) == 7
+
+
+def test_no_confirmation_where_it_could_not_be_one(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    assert autotune("run", str(study), "--trials", "4", cwd=tmp_path).returncode == 0
+    assert all(t["confirms"] is None for t in trials(tmp_path))

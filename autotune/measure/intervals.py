@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats would take two seconds to import
 
 from autotune.measure.measurement import Floats, Measurement
 
@@ -50,6 +50,11 @@ class Interval:
     high: float | None
     confidence: float
 
+    def scaled(self, factor: float) -> Interval:
+        """The same interval in another unit."""
+        low, high = (None if x is None else x * factor for x in (self.low, self.high))
+        return Interval(low, high, self.confidence)
+
 
 def throughput_interval(m: Measurement, confidence: float = 0.95) -> Interval:
     """Of :attr:`Measurement.throughput`, output tokens per second; see the module.
@@ -64,7 +69,7 @@ def throughput_interval(m: Measurement, confidence: float = 0.95) -> Interval:
     tokens = np.add.reduceat(m.output_tokens, cuts)
     ratio = seconds.sum() / tokens.sum()
     spread = float(np.sqrt(np.sum((seconds - ratio * tokens) ** 2) * batches / (batches - 1)))
-    t = float(stats.t.ppf((1 + confidence) / 2, batches - 1))
+    t = float(special.stdtrit(batches - 1, (1 + confidence) / 2))
     # relative half-width of seconds per token; throughput is its inverse
     half = t * spread / float(seconds.sum())
     return Interval(
@@ -87,7 +92,7 @@ def _bound(ordered: Floats, q: float, level: float) -> float | None:
     """The point below which the true ``q`` quantile is with probability ``level`` (Nyblom)."""
     n = len(ordered)
     # chance[r - 1] = P(quantile <= r-th smallest) = P(at most r - 1 of n are below the quantile)
-    chance = stats.binom.cdf(np.arange(n), n, q)
+    chance = special.bdtr(np.arange(n), n, q)
     r = int(np.searchsorted(chance, level, side="right"))  # chance[r - 1] <= level < chance[r]
     if r == 0 or (r == n and chance[-1] < level):
         return None

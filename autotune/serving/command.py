@@ -36,6 +36,10 @@ _SHIM = Path(__file__).with_name("shim")
 _INSTALL = (
     "install it (`pip install 'dflash-autotune[gpu]'`, or `[cpu]` for machines without a GPU)"
 )
+# Variables of the user's environment by which a server may be faster or slower.
+_DECIDES = re.compile(
+    r"(VLLM|CUDA|NVIDIA|NCCL|TORCH\w*|PYTORCH|TRITON|OMP|MKL|KMP|GOMP|HF|TRANSFORMERS)_|LD_PRELOAD$"
+)
 # Flags that vLLM has, but with which we could not measure, or would keep a secret.
 _UNUSABLE = {
     "hf_token": "flags are stored and shown; set HF_TOKEN in your environment",
@@ -79,7 +83,8 @@ class LaunchPlan:
     Attributes:
         argv: Program and arguments, run without a shell.
         env: The complete environment of the server.
-        public_env: What the study and autotune added to the environment, with secrets as ``***``.
+        public_env: What the study and autotune added to the environment, and what in the user's
+            own may change the numbers, with secrets as ``***``.
         port: TCP port on 127.0.0.1.
         model: Path or name that vLLM loads.
         served_name: What ``/v1/models`` must answer.
@@ -420,7 +425,11 @@ def plan_launch(
     return LaunchPlan(
         argv=(*head, *rest, *arguments, "--host", "127.0.0.1", "--port", str(port)),
         env={**env, **added},
-        public_env={k: "***" if SECRET_NAME.search(k) else v for k, v in added.items()},
+        public_env={
+            k: "***" if SECRET_NAME.search(k) else v
+            for k, v in sorted({**env, **added}.items())
+            if k in added or (_DECIDES.match(k) and not SECRET_NAME.search(k))
+        },
         port=port,
         model=model,
         served_name=str(name[0] if isinstance(name, list) and name else name),

@@ -299,6 +299,13 @@ class Server:
         self._pump(0)
         return self._pid is not None and not self._exited and not self._guard_lost
 
+    def died(self, within_s: float) -> bool:
+        """True if the server's first process ends within so many seconds."""
+        deadline = time.monotonic() + within_s
+        while self.alive() and time.monotonic() < deadline:
+            self._pump(deadline - time.monotonic())
+        return not self.alive()
+
     def stop(self, *, force: bool = False) -> StopReport:
         """Ends the server; returns only when nothing of it is left. May be called again.
 
