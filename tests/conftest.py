@@ -1,4 +1,4 @@
-"""Fast tests first: those that launch real servers come last."""
+"""Fast tests first, then those that launch the server double, then those that launch real servers."""
 
 from __future__ import annotations
 
@@ -6,4 +6,8 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("real") is not None)
+    def stage(item: pytest.Item) -> int:
+        marks = {mark.name for mark in item.iter_markers()}
+        return 2 if "real" in marks else 1 if marks & {"double", "browser"} else 0
+
+    items.sort(key=stage)

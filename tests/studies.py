@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import yaml
+from click.testing import CliRunner
+
+from autotune.cli import main
 
 DOUBLE = str(Path(__file__).parent / "double.py")
 
 
+def model_of(folder: Path) -> str:
+    """A hub name that no other folder's study has."""
+    return f"org/{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+
+
 def write_study(folder: Path, *, name: str = "double", **changes: object) -> Path:
-    """A study file over the double; ``changes`` are dotted keys with ``__`` between."""
+    """A study file over the double; ``changes`` are dotted keys with ``__`` between.
+
+    Its servers serve :func:`model_of` the folder, by which :func:`processes_of` knows them.
+    """
     raw: dict[str, object] = {
         "name": name,
         "server": {
             "command": [sys.executable, DOUBLE],
-            "model": "org/double",
+            "model": model_of(folder),
             "flags": {"max-num-seqs": 2},
             "speculative": {"model": "org/draft"},
             "env": {},
@@ -55,19 +70,60 @@ def write_study(folder: Path, *, name: str = "double", **changes: object) -> Pat
 NO_BROWSER = {"BROWSER_PATH": "/nonexistent"}
 
 
-def autotune(
-    *args: str, cwd: Path, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs the command line to its end."""
-    return subprocess.run(
+def autotune(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command line to its end, in this process: importing everything takes seconds."""
+    with contextlib.chdir(cwd), mock.patch.dict(os.environ, NO_BROWSER):
+        result = CliRunner().invoke(main, list(args))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(args, result.exit_code, result.stdout, result.stderr)
+
+
+def start_autotune(*args: str, cwd: Path) -> subprocess.Popen[str]:
+    """Starts the command line as a process of its own, to be killed or interrupted."""
+    return subprocess.Popen(
         [sys.executable, "-m", "autotune.cli", *args],
         cwd=cwd,
-        env={**os.environ, **NO_BROWSER, **(env or {})},
+        env={**os.environ, **NO_BROWSER},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
+    )
+
+
+def query(cwd: Path, sql: str) -> list[tuple[object, ...]]:
+    """Rows of the study's database."""
+    with contextlib.closing(sqlite3.connect(cwd / "autotune.db")) as c:
+        return c.execute(sql).fetchall()
+
+
+def wait_for_event(cwd: Path, what: str, count: int, timeout_s: float = 60) -> None:
+    """Waits until the database has seen ``what`` so many times."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            rows = query(cwd, "select what from autotune_events")
+        except sqlite3.OperationalError:  # not made yet
+            rows = []
+        if sum(w == what for (w,) in rows) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {count} events {what!r} within {timeout_s} s")
+
+
+def trials(cwd: Path) -> list[dict[str, object]]:
+    """`autotune status --json`."""
+    done = autotune("status", "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def finished(cwd: Path) -> int:
+    """Trials that were launched and came to an end."""
+    return sum(
+        t["state"] == "complete" or (t["state"] == "failed" and t["failure_kind"] != "infeasible")
+        for t in trials(cwd)
     )
 
 
@@ -78,12 +134,12 @@ def front(cwd: Path, *args: str) -> list[dict[str, object]]:
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-def processes_with(text: str) -> list[psutil.Process]:
-    """Living processes whose command line holds ``text``."""
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Living servers of the studies in this folder."""
     found = []
     for p in psutil.process_iter():
         try:
-            if p.status() != psutil.STATUS_ZOMBIE and any(text in a for a in p.cmdline()):
+            if p.status() != psutil.STATUS_ZOMBIE and model_of(folder) in p.cmdline():
                 found.append(p)
         except psutil.NoSuchProcess:
             continue

@@ -106,6 +106,7 @@ def test_options_that_make_no_sense(here: Path) -> None:
     assert call("best", "--json", "--shell").exit_code == 2
 
 
+@pytest.mark.double
 def test_several_studies_in_one_database(here: Path) -> None:
     for name in ("one", "two"):
         study = write_study(here, name=name)

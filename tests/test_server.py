@@ -20,6 +20,8 @@ from autotune.serving import Identity, Server, VllmInfo, end_leftover, free_port
 from autotune.serving.server import _processes
 from autotune.spec import ServerSpec
 
+pytestmark = pytest.mark.double
+
 DOUBLE = Path(__file__).with_name("double.py")
 INFO = VllmInfo("0.32.0", None, sys.executable, None, None, (), ())
 Make = Callable[..., Server]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import UserError
@@ -91,11 +91,13 @@ def test_what_is_no_study(text: str) -> None:
         parse(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_gives_a_study_or_one_line(text: str) -> None:
     assert "\n" not in told(text)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(GOOD.splitlines()),
     st.recursive(

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.studies import autotune, front, processes_with, write_study
+from tests.studies import (
+    autotune,
+    finished,
+    front,
+    processes_of,
+    query,
+    start_autotune,
+    trials,
+    wait_for_event,
+    write_study,
+)
 
-
-def trials(cwd: Path) -> list[dict[str, object]]:
-    done = autotune("status", "--json", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
-
+pytestmark = pytest.mark.double
 
 UNENDED = "select count(*) from autotune_launches where ended_at is null"
-
-
-def finished(cwd: Path) -> int:
-    """Trials that were launched and came to an end."""
-    return sum(
-        t["state"] == "complete" or (t["state"] == "failed" and t["failure_kind"] != "infeasible")
-        for t in trials(cwd)
-    )
-
-
-def query(cwd: Path, sql: str) -> list[tuple[object, ...]]:
-    with sqlite3.connect(cwd / "autotune.db") as c:
-        return c.execute(sql).fetchall()
 
 
 def test_a_study_ends_with_a_front_and_a_command(tmp_path: Path) -> None:
@@ -66,7 +53,7 @@ def test_a_study_ends_with_a_front_and_a_command(tmp_path: Path) -> None:
     assert query(tmp_path, requests) == [(36, 12)]
     assert query(tmp_path, UNENDED) == [(0,)]
     assert query(tmp_path, "pragma integrity_check") == [("ok",)]
-    assert processes_with(str(tmp_path)) == []
+    assert processes_of(tmp_path) == []
 
     # the same command again: nothing to do, and it says so
     again = autotune("run", str(study), "--trials", "6", cwd=tmp_path)
@@ -80,36 +67,10 @@ def test_a_study_ends_with_a_front_and_a_command(tmp_path: Path) -> None:
     assert len(set(points)) == 8  # none twice
 
 
-def start_run(cwd: Path, study: Path, n: int, **env: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "autotune.cli", "run", str(study), "--trials", str(n)],
-        cwd=cwd,
-        env={**os.environ, **env},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_event(cwd: Path, what: str, count: int) -> None:
-    """Waits until the database has seen ``what`` so many times."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            rows = query(cwd, "select what from autotune_events")
-        except sqlite3.OperationalError:  # not made yet
-            rows = []
-        if sum(w == what for (w,) in rows) >= count:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no {count} events {what!r}")
-
-
 @pytest.mark.parametrize("stage", ["launching", "healthy", "warm", "measured", "stopped"])
 def test_killed_at_any_stage_it_resumes_to_the_exact_number(tmp_path: Path, stage: str) -> None:
     study = write_study(tmp_path)
-    run = start_run(tmp_path, study, 3)
+    run = start_autotune("run", str(study), "--trials", "3", cwd=tmp_path)
     wait_for_event(tmp_path, stage, 2)
     run.kill()
     run.communicate()
@@ -117,8 +78,7 @@ def test_killed_at_any_stage_it_resumes_to_the_exact_number(tmp_path: Path, stag
     assert done.returncode == 0, done.stderr
     assert finished(tmp_path) == 3
     assert [t["trial"] for t in trials(tmp_path)] == [0, 1, 2]
-    assert processes_with(str(tmp_path)) == []
-    assert processes_with("org/double") == []
+    assert processes_of(tmp_path) == []
     assert query(tmp_path, UNENDED) == [(0,)]
 
 
@@ -127,14 +87,14 @@ def test_interrupted_it_ends_the_server_and_keeps_what_is_measured(
     tmp_path: Path, signum: signal.Signals
 ) -> None:
     study = write_study(tmp_path, server__env={"DOUBLE_STEP_S": "0.1"})
-    run = start_run(tmp_path, study, 2)
+    run = start_autotune("run", str(study), "--trials", "2", cwd=tmp_path)
     wait_for_event(tmp_path, "warm", 1)
     time.sleep(2.5)  # two requests take 1.2 s
     run.send_signal(signum)
     _, err = run.communicate(timeout=30)
     assert run.returncode == 130, err
     assert "Traceback" not in err
-    assert processes_with("org/double") == []
+    assert processes_of(tmp_path) == []
     assert query(tmp_path, UNENDED) == [(0,)]
     kept = "select count(*) from autotune_requests where phase = 'measure' and status = 'ok'"
     assert query(tmp_path, kept) > [(0,)]
@@ -149,7 +109,7 @@ def test_interrupted_twice_it_does_not_wait_for_a_stubborn_server(tmp_path: Path
         server__env={"DOUBLE_STEP_S": "0.1", "DOUBLE_STUBBORN": "1"},
         server__stop_timeout_s=600,
     )
-    run = start_run(tmp_path, study, 1)
+    run = start_autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     wait_for_event(tmp_path, "warm", 1)
     run.send_signal(signal.SIGINT)
     time.sleep(1)
@@ -158,7 +118,7 @@ def test_interrupted_twice_it_does_not_wait_for_a_stubborn_server(tmp_path: Path
     _, err = run.communicate(timeout=30)
     assert run.returncode == 130, err
     assert "Traceback" not in err
-    assert processes_with("org/double") == []
+    assert processes_of(tmp_path) == []
 
 
 def test_a_failed_launch_is_a_failure_and_no_number(tmp_path: Path) -> None:
@@ -225,7 +185,7 @@ def test_a_grid_never_launches_what_the_rules_forbid(tmp_path: Path) -> None:
 
 def test_a_second_runner_is_refused(tmp_path: Path) -> None:
     study = write_study(tmp_path, server__env={"DOUBLE_STEP_S": "0.2"})
-    run = start_run(tmp_path, study, 1)
+    run = start_autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     try:
         wait_for_event(tmp_path, "healthy", 1)
         second = autotune("run", str(study), "--trials", "1", cwd=tmp_path)

@@ -61,8 +61,7 @@ def build_workload(spec: WorkloadSpec, base: Path) -> Workload:
         UserError: the prompts cannot be read, are wrong, repeated or too few; names file, line
             and key.
     """
-    # SeedSequence takes no negative numbers
-    seeds = np.random.SeedSequence(spec.seed % 2**64).spawn(4)
+    seeds = np.random.SeedSequence(spec.seed).spawn(4)
     order, measured_ids, warmup_ids, gaps = (np.random.default_rng(s) for s in seeds)
     if spec.prompts is not None:
         pool = _read_prompts(base / spec.prompts)
