@@ -191,18 +191,26 @@ def _serve(store: Store, name: str, trial: TrialView) -> str:
 @_database
 @_study
 @click.option("--json", "as_json", is_flag=True, help="Every trial, as JSON.")
-def status(database: Path, study: str | None, as_json: bool) -> None:
+@click.option("--trial", type=click.IntRange(min=0), help="All that is known of one trial.")
+def status(database: Path, study: str | None, as_json: bool, trial: int | None) -> None:
     """How far the study is, and every trial, failed ones with their reason.
 
     \b
-    Example:
+    Examples:
       autotune status --db autotune.db
+      autotune status --trial 7
     """
-    from autotune.results import study_view
+    from autotune.results import study_view, trial_story
     from autotune.ui import Ui
 
+    if as_json and trial is not None:
+        raise click.UsageError("--json and --trial exclude each other")
     with _opened(database) as store:
-        view = study_view(store, store.pick_study(study))
+        name = store.pick_study(study)
+        if trial is not None:
+            click.echo("\n".join(trial_story(store, name, trial)))
+            return
+        view = study_view(store, name)
     if as_json:
         click.echo(json.dumps([_trial_json(view, t) for t in view.trials], indent=2))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from autotune.search import baseline_speedup, front_numbers
 from autotune.space import Value
 from autotune.spec import LoadedStudy, StudySpec
 from autotune.store import Store
-from autotune.views import StudyView, TrialView
+from autotune.views import StudyView, TrialView, plain, point_text, value_with_interval
 from objectives import Objective
 
 _STATES = {
@@ -126,6 +127,64 @@ def trial_views(
             )
         )
     return out
+
+
+def trial_story(store: Store, name: str, number: int) -> list[str]:
+    """All that the database knows of one trial, as lines: launches, times, requests, failure.
+
+    Raises:
+        UserError: the study has no such trial.
+    """
+    view = study_view(store, name)
+    trial = next((t for t in view.trials if t.number == number), None)
+    if trial is None:
+        raise UserError(f"{name} has no trial {number}; `autotune status` lists them")
+    attrs = store.optuna_study(name).get_trials(deepcopy=False)[number].user_attrs
+    lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
+    if trial.confirms is not None:
+        lines.append(f"measures trial {trial.confirms} again")
+    if "moved_because" in attrs:
+        lines.append(f"the proposal was moved here: {attrs['moved_because']}")
+    for o in view.objectives:
+        value = trial.value(o)
+        if value is not None:
+            interval = (trial.intervals or {}).get(o.name)
+            lines.append(f"{o.title}: {value_with_interval(value, interval, o)}")
+    if trial.acceptance_length is not None:
+        shares = ", ".join(f"{p:.2f}" for p in trial.acceptance_per_position)
+        lines.append(f"acceptance length {trial.acceptance_length:.2f}, by position {shares}")
+    if trial.failure_kind is not None:
+        lines.append(f"failed: {trial.failure_kind}: {trial.failure_reason}")
+    events = store.events(name)
+    for launch in (x for x in store.launches(name) if x.trial == number):
+        began = datetime.fromtimestamp(launch.planned_at, UTC)
+        version = launch.vllm_version or "of unknown version"
+        lines += [
+            "",
+            f"launch {launch.attempt + 1}, {began:%Y-%m-%d %H:%M:%S} UTC",
+            f"  vLLM {version} on {machine_line(launch.machine)}",
+            f"  command: {shlex.join(launch.argv)}",
+            *(f"  environment: {key}={value}" for key, value in launch.env.items()),
+        ]
+        for e in events:
+            if e.launch_id == launch.launch_id:
+                lines.append(f"  {e.at - launch.planned_at:6.1f} s  {plain(e.what)}")
+        requests = store.requests(launch.launch_id)
+        for phase in dict.fromkeys(r.phase for r in requests):
+            of = [r for r in requests if r.phase == phase]
+            ok = [r for r in of if r.status == "ok"]
+            tokens = sum(r.output_tokens or 0 for r in ok)
+            lines.append(f"  {phase}: {len(ok)} of {len(of)} requests ok, {tokens} output tokens")
+            lines += [f"    request {r.index}: {r.error}" for r in of if r.error][:5]
+        if launch.failure_kind is not None:
+            lines.append(f"  failed: {launch.failure_kind}: {launch.failure_reason}")
+            lines += [f"    {plain(line)}" for line in launch.evidence or ()]
+        if launch.ended_at is not None:
+            lines.append(
+                f"  exit code {launch.exit_code}, {launch.killed} processes needed SIGKILL; "
+                f"log: {launch.log_path}"
+            )
+    return lines
 
 
 def _confirmations(

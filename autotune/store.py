@@ -466,6 +466,15 @@ class Store:
             )
             s.commit()
 
+    def events(self, study: str) -> list[EventRow]:
+        """What happened in a study, oldest first."""
+        with Session(self._engine) as s:
+            rows = list(
+                s.scalars(select(EventRow).where(EventRow.study == study).order_by(EventRow.id))
+            )
+            s.expunge_all()
+        return rows
+
     def optuna_study(self, name: str) -> optuna.Study:
         """Optuna's side of a study that exists."""
         return optuna.load_study(study_name=name, storage=self.storage)

@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 from autotune.demo import resolve_model
 from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
 from autotune.load import Request, Sample, Workload, build_workload, difference, run_phase, scrape
-from autotune.machine import describe_machine
+from autotune.machine import describe_machine, machine_line
 from autotune.measure import Measurement, latency_origin
 from autotune.results import failure_of, study_objectives, study_view, trial_views
 from autotune.search import SpaceExhausted, StudySampler, grid_points, seed_points
@@ -266,6 +266,7 @@ class _Run:
     def go(self) -> StopReason:
         self.end_leftovers()
         row = self.store.begin_study(self.p.loaded, seed=self.seed, wanted=self.wanted)
+        self.check_comparable()
         self.sampler = StudySampler(
             self.space, self.p.infeasible, method=self.spec.search.method, seed=row.seed
         )
@@ -307,6 +308,28 @@ class _Run:
                 f"found a launch without an end; ended {ended} processes",
                 trial=launch.trial,
                 launch_id=launch.launch_id,
+            )
+
+    def check_comparable(self) -> None:
+        """Trials of two vLLM versions are not compared; those of two machines with a warning.
+
+        Raises:
+            UserError: the earlier trials were measured with another vLLM.
+        """
+        launches = [x for x in self.store.launches(self.spec.name) if x.vllm_version]
+        if not launches:
+            return
+        before, now = launches[-1], self.p.info.version
+        if now is not None and str(before.vllm_version).partition("+")[0] != now.partition("+")[0]:
+            raise UserError(
+                f"{self.store.path}: the trials of {self.spec.name} were measured with vLLM "
+                f"{before.vllm_version}, this is {now}; they would not compare. Change the name in "
+                "the file, or give another --db"
+            )
+        if machine_line(before.machine) != machine_line(self.machine):
+            self.ui.message(
+                f"earlier trials were measured on another machine ({machine_line(before.machine)}; "
+                f"this is {machine_line(self.machine)}): compare them with care"
             )
 
     def open_study(self) -> optuna.Study:
@@ -377,13 +400,15 @@ class _Run:
         Raises:
             SpaceExhausted: there is nothing left to do.
         """
-        planned = self.to_confirm(exhausted)
-        if planned is None and exhausted:
-            raise SpaceExhausted
-        planned = planned or self.planned()
-        if planned is not None:
-            point, attrs = planned
-            self.study.enqueue_trial(self.space.encode(point), user_attrs=attrs)
+        waiting = (TrialState.WAITING,)  # a run that ended between the two calls left one
+        if not self.study.get_trials(deepcopy=False, states=waiting):
+            planned = self.to_confirm(exhausted)
+            if planned is None and exhausted:
+                raise SpaceExhausted
+            planned = planned or self.planned()
+            if planned is not None:
+                point, attrs = planned
+                self.study.enqueue_trial(self.space.encode(point), user_attrs=attrs)
         try:
             number = self.study.ask(self.space.distributions()).number
         except SpaceExhausted:
@@ -620,6 +645,9 @@ class _Run:
             done.append(sample)
             self.ui.progress(len(done), len(requests))
 
+        load = self.spec.workload
+        # without a cap on concurrency a request may wait long behind others, and nothing hangs
+        hang = load.request_timeout_s if load.max_concurrency is None else HANG_TIMEOUT_S
         try:
             asyncio.run(
                 run_phase(
@@ -627,9 +655,9 @@ class _Run:
                     served_name,
                     requests,
                     arrivals,
-                    self.spec.workload,
+                    load,
                     phase=phase,
-                    hang_timeout_s=HANG_TIMEOUT_S,
+                    hang_timeout_s=hang,
                     on_done=on_done,
                 )
             )

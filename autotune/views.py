@@ -210,7 +210,11 @@ def confirmation_lines(view: StudyView) -> list[str]:
         ]
         if t.confirmed_speedup is not None and not t.baseline:
             value, low, high = t.confirmed_speedup
-            parts.append(f"{value:.2f}× {bounds_text((low, high))} the baseline")
+            tie = low is not None and high is not None and low <= 1 <= high
+            parts.append(
+                f"{value:.2f}× {bounds_text((low, high))} the baseline"
+                + (", which may be the same: the interval holds 1" if tie else "")
+            )
         name = "baseline" if t.baseline else f"trial {t.number}"
         lines.append(
             f"{name} ({point_text(t.point)}): {', '.join(parts)}; {t.confirmed_launches} launches"

@@ -1,4 +1,4 @@
-"""Fast tests first, then those that launch the server double, then those that launch real servers."""
+"""Fast tests first, then those with the server double or a browser, then real servers."""
 
 from __future__ import annotations
 

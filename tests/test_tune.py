@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
+from autotune.store import Store
 from tests.studies import (
     autotune,
     finished,
@@ -54,6 +57,12 @@ def test_a_study_ends_with_a_front_and_a_command(tmp_path: Path) -> None:
     assert query(tmp_path, UNENDED) == [(0,)]
     assert query(tmp_path, "pragma integrity_check") == [("ok",)]
     assert processes_of(tmp_path) == []
+
+    # a trial can be explained from it alone
+    story = autotune("status", "--trial", "1", cwd=tmp_path).stdout
+    for words in ("n = 3", "double.py", "healthy", "measure: 6 of 6 requests ok", "exit code 0"):
+        assert words in story
+    assert autotune("status", "--trial", "99", cwd=tmp_path).returncode == 2
 
     # the same command again: nothing to do, and it says so
     again = autotune("run", str(study), "--trials", "6", cwd=tmp_path)
@@ -255,3 +264,28 @@ def test_no_confirmation_where_it_could_not_be_one(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     assert autotune("run", str(study), "--trials", "4", cwd=tmp_path).returncode == 0
     assert all(t["confirms"] is None for t in trials(tmp_path))
+
+
+def test_another_machine_is_said(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "autotune.db")) as c:
+        c.execute("update autotune_launches set machine = json_set(machine, '$.cores', 999)")
+        c.commit()
+    done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "999 cores" in done.stdout
+
+
+def test_a_point_that_was_planned_before_a_kill_is_not_planned_twice(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
+    store = Store(tmp_path / "autotune.db")
+    # as if the run had been killed between planning trial 1 and taking it
+    waiting = {"num_speculative_tokens": 3, "log2_max_num_batched_tokens": 11}
+    store.optuna_study("double").enqueue_trial(waiting)
+    store.close()
+    assert autotune("run", str(study), "--trials", "3", cwd=tmp_path).returncode == 0
+    points = [tuple(t["params"].values()) for t in trials(tmp_path)]  # type: ignore[attr-defined]
+    assert points[1] == (3, 2048)
+    assert len(set(points)) == len(points) == 3
