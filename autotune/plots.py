@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -26,6 +26,7 @@ import plotly.graph_objects as go
 from choreographer.browsers import Chromium
 
 from autotune.views import (
+    Bounds,
     StudyView,
     TrialView,
     objective_text,
@@ -182,8 +183,9 @@ def _add_points(
         y=[y.of(t) for t in trials],
         mode="markers",
         marker=marker,
-        error_x=_coloured(x.error(trials), colour),
-        error_y=_coloured(y.error(trials), colour),
+        # of dominated points they would only hide the others; their hover text has them
+        error_x=None if name == "dominated" else _coloured(x.error(trials), colour),
+        error_y=None if name == "dominated" else _coloured(y.error(trials), colour),
         hovertext=[_hover(view, t) for t in trials],
         hoverinfo="text",
         name=name,
@@ -442,6 +444,17 @@ def _label(fig: go.Figure, shown: Sequence[TrialView], x: _Axis, y: _Axis, heigh
     taken = [_box(*pixel(x.of(t), y.of(t)), 9 if t.baseline else 6) for t in shown]
     again = [(x.confirmed(t), y.confirmed(t)) for t in shown if t.confirmed]
     taken += [_box(*pixel(cx, cy), 7) for cx, cy in again if cx is not None and cy is not None]
+    for t in shown:  # error bars
+        if t.front or t.baseline:
+            for vx, vy, intervals in (
+                (x.of(t), y.of(t), t.intervals),
+                (x.confirmed(t), y.confirmed(t), t.confirmed_intervals),
+            ):
+                if vx is not None and vy is not None:
+                    left, right_end = _ends(x, vx, intervals)
+                    low, high = _ends(y, vy, intervals)
+                    taken.append(_around(pixel(left, vy), pixel(right_end, vy)))
+                    taken.append(_around(pixel(vx, low), pixel(vx, high)))
     front = sorted(pixel(x.of(t), y.of(t)) for t in shown if t.front)
     for (ax, ay), (bx, by) in itertools.pairwise(front):  # the staircase
         corner = (ax, by) if right else (bx, ay)
@@ -486,6 +499,13 @@ def _label(fig: go.Figure, shown: Sequence[TrialView], x: _Axis, y: _Axis, heigh
             ),
             xanchor="left" if cx > px else "right",
         )
+
+
+def _ends(axis: _Axis, value: float, intervals: Mapping[str, Bounds] | None) -> tuple[float, float]:
+    """Where an error bar begins and ends; at the value where it has no bound."""
+    name = axis.objective.name if axis.objective else ""
+    low, high = (intervals or {}).get(name) or (None, None)
+    return value if low is None else low, value if high is None else high
 
 
 # Where a label may stand: pixels between point and text (negative: on the worse side), and down.
