@@ -85,7 +85,7 @@ def _vllm(info: VllmInfo) -> Iterator[Check]:
         return
     yield Check("vLLM", True, f"{_title(info)} for {info.device or 'no device'}, {info.python}")
     for note in info.notes:
-        yield Check("worked around", None, note)
+        yield Check("fixed", None, note)
 
 
 def _flags(loaded: LoadedStudy, info: VllmInfo) -> Check:

