@@ -205,15 +205,15 @@ class BudgetSpec(_Model):
     confirm: int | None = Field(
         default=None,
         ge=0,
-        description="how many of them measure the winners again, beside the baseline; without it "
-        "a third, at most 8, and none below 4",
+        description="how many of them measure the winners again, beside the baseline, at most "
+        "half; without it a third, at most 8, and none below 4",
     )
     timeout_minutes: float | None = Field(default=None, gt=0)
 
     def confirm_of(self, trials: int) -> int:
         """How many of ``trials`` are held back for the confirmation."""
         if self.confirm is not None:
-            return min(self.confirm, max(0, trials - 1))
+            return min(self.confirm, trials // 2)
         held = min(8, trials // 3)
         return held if held >= 4 else 0  # A B B A needs four
 

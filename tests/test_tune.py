@@ -234,16 +234,16 @@ def test_winners_are_measured_again_beside_the_baseline(tmp_path: Path) -> None:
         budget={"confirm": 4},
         workload__confirm_prompts=5,
     )
-    done = autotune("run", str(study), "--trials", "7", cwd=tmp_path)
+    done = autotune("run", str(study), "--trials", "8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = trials(tmp_path)
     again = [t for t in rows if t["confirms"] is not None]
-    assert len(rows) == 7
-    assert [t["trial"] for t in again] == [3, 4, 5, 6]  # the last ones
+    assert len(rows) == 8
+    assert [t["trial"] for t in again] == [4, 5, 6, 7]  # the last ones
     numbers = [t["confirms"] for t in again]
     assert numbers == [0, numbers[1], numbers[1], 0]  # there and back
     sent = "select count(*) from autotune_requests r join autotune_launches l using (launch_id)"
-    where = "where r.phase = 'measure' and l.trial = 4"
+    where = "where r.phase = 'measure' and l.trial = 5"
     assert query(tmp_path, sent + " " + where) == [(5,)]
     confirmed = {t["trial"]: t["confirmed"] for t in rows if t["confirmed"]}
     assert set(confirmed) == set(numbers)
@@ -255,9 +255,9 @@ def test_winners_are_measured_again_beside_the_baseline(tmp_path: Path) -> None:
     assert not any(t["front"] for t in again)
     assert "side by side" in done.stdout
     # the space is exhausted, and nothing is left to confirm
-    more = autotune("run", str(study), "--trials", "7", cwd=tmp_path)
+    more = autotune("run", str(study), "--trials", "8", cwd=tmp_path)
     assert more.returncode == 0
-    assert finished(tmp_path) == 7
+    assert finished(tmp_path) == 8
 
 
 def test_no_confirmation_where_it_could_not_be_one(tmp_path: Path) -> None:
