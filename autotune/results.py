@@ -37,6 +37,13 @@ def failure_of(trial: FrozenTrial) -> tuple[FailureKind | None, str | None]:
     return (FailureKind(kind) if kind else None), trial.user_attrs.get("failure_reason")
 
 
+def is_finished(trial: FrozenTrial) -> bool:
+    """True for a trial that was launched and came to an end, measured or failed."""
+    if trial.state == TrialState.COMPLETE:
+        return True
+    return trial.state == TrialState.FAIL and failure_of(trial)[0] != FailureKind.INFEASIBLE
+
+
 def study_objectives(loaded: LoadedStudy) -> tuple[Objective, ...]:
     """The study's objectives, with the study's directions.
 
@@ -63,16 +70,14 @@ def study_view(store: Store, name: str) -> StudyView:
     launches = store.launches(name)
     last = launches[-1] if launches else None
     objectives = study_objectives(loaded)
-    trials = trial_views(store.optuna_study(name), spec, objectives)
+    study = store.optuna_study(name)
+    trials = trial_views(study, spec, objectives)
     return StudyView(
         name=name,
         objectives=objectives,
         trials=trials,
         wanted=row.wanted,
-        finished=sum(
-            t.state == "complete" or (t.state == "failed" and t.failure_kind != "infeasible")
-            for t in trials
-        ),
+        finished=sum(map(is_finished, study.get_trials(deepcopy=False))),
         machine=machine_line(last.machine) if last else "",
         vllm_version=next((x.vllm_version for x in reversed(launches) if x.vllm_version), None),
         created=datetime.fromtimestamp(row.created_at, UTC),

@@ -29,7 +29,7 @@ from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailu
 from autotune.load import Request, Sample, Workload, build_workload, difference, run_phase, scrape
 from autotune.machine import describe_machine, machine_line
 from autotune.measure import Measurement, latency_origin
-from autotune.results import failure_of, study_objectives, study_view, trial_views
+from autotune.results import is_finished, study_objectives, study_view, trial_views
 from autotune.search import SpaceExhausted, StudySampler, grid_points, seed_points
 from autotune.search.sampler import nearest
 from autotune.serving import (
@@ -357,12 +357,8 @@ class _Run:
     # -- choosing --------------------------------------------------------------------------------
 
     def finished(self) -> int:
-        """Trials that were launched and came to an end, measured or failed."""
-        return sum(
-            t.state == TrialState.COMPLETE
-            or (t.state == TrialState.FAIL and failure_of(t)[0] != FailureKind.INFEASIBLE)
-            for t in self.study.get_trials(deepcopy=False)
-        )
+        """How many trials count towards the wanted ones."""
+        return sum(map(is_finished, self.study.get_trials(deepcopy=False)))
 
     def say_infeasible(self) -> None:
         """How much of the space the rules forbid, with one reason."""
