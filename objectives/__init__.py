@@ -32,7 +32,8 @@ class Objective:
         formula: How it is computed, in one line.
         source: Whose definition it is.
         compute: Raises ValueError if the measurement cannot give it.
-        interval: Its 95 % interval within one launch, in ``unit``; None: no method is known.
+        interval: Its interval within one launch for a confidence, in ``unit``; None: no method is
+            known.
     """
 
     name: str
@@ -42,7 +43,13 @@ class Objective:
     formula: str
     source: str
     compute: Callable[[Measurement], float]
-    interval: Callable[[Measurement], Interval] | None = None
+    interval: Callable[[Measurement, float], Interval] | None = None
+
+    def bounds(self, measurement: Measurement, confidence: float = 0.95) -> Interval:
+        """Its interval within one launch; without bounds where no method is known."""
+        if self.interval is None:
+            return Interval(None, None, confidence)
+        return self.interval(measurement, confidence)
 
 
 def names() -> tuple[str, ...]:

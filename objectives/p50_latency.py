@@ -15,5 +15,5 @@ OBJECTIVE = Objective(
     formula="median of E2EL",
     source="vllm/benchmarks/serve.py, median_e2el_ms",
     compute=lambda m: float(np.median(m.e2el)) * 1000,
-    interval=lambda m: percentile_interval(m.e2el, 50).scaled(1000),
+    interval=lambda m, confidence: percentile_interval(m.e2el, 50, confidence).scaled(1000),
 )

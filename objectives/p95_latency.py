@@ -15,5 +15,5 @@ OBJECTIVE = Objective(
     formula="95th percentile of E2EL, interpolated linearly between order statistics (NumPy)",
     source="vllm/benchmarks/serve.py, p95_e2el_ms",
     compute=lambda m: float(np.percentile(m.e2el, 95, method="linear")) * 1000,
-    interval=lambda m: percentile_interval(m.e2el, 95).scaled(1000),
+    interval=lambda m, confidence: percentile_interval(m.e2el, 95, confidence).scaled(1000),
 )

@@ -15,5 +15,5 @@ OBJECTIVE = Objective(
     formula="95th percentile of TTFT, interpolated linearly between order statistics (NumPy)",
     source="vllm/benchmarks/serve.py, p95_ttft_ms",
     compute=lambda m: float(np.percentile(m.first_token, 95, method="linear")) * 1000,
-    interval=lambda m: percentile_interval(m.first_token, 95).scaled(1000),
+    interval=lambda m, confidence: percentile_interval(m.first_token, 95, confidence).scaled(1000),
 )

@@ -1,11 +1,24 @@
-"""Launches of the same point against each other: what differs by luck, and what does not.
+"""Launches against each other: what differs by luck, and what does not.
 
 Requests of one launch share its luck (memory layout, clocks, neighbours), so one launch against
-another says little, however many requests each had. Points that are launched several times show
-how far launches scatter; that scatter, pooled over the points, gives every comparison its interval:
-Student's t for means of logarithms with a common variance (W. G. Cochran, "Sampling Techniques",
-3rd ed. 1977, 2.9; logarithms because noise here is a percentage, and because then a ratio has an
-interval as plain as a mean's).
+another says little, however many requests each had. With values as logarithms, because noise here
+is a percentage and because then a ratio has an interval as plain as a mean's:
+
+    log value of a launch = point + L + e,   var(L) = between²,   var(e) = within²
+
+``within`` is known of every launch, from its interval; ``between`` only from points that were
+launched several times. Their total scatter, pooled over the points, is all that launches of one
+kind need: Student's t for means with a common variance (W. G. Cochran, "Sampling Techniques", 3rd
+ed. 1977, 2.9). Launches whose own intervals are wider or narrower than those need the two parts
+apart: the moment estimator ``total² - within²``, cut off at 0 (L. V. Hedges, I. Olkin, "Statistical
+Methods for Meta-Analysis", 1985, 9.3; that of DerSimonian & Laird 1986 and of Paule & Mandel 1982
+gives the same for equal ``within``, and launches of one study nearly have that), and Student's t
+with the degrees of freedom of F. E. Satterthwaite ("An approximate distribution of estimates of
+variance components", Biometrics Bulletin 2, 1946).
+
+Every launch of a study is sent the same requests, but the intervals within launches take the
+requests as drawn anew. What requests differ in is therefore counted as luck although it is not: the
+interval of a comparison of single launches is rather too wide, ``between`` rather too small.
 """
 
 from __future__ import annotations
@@ -17,10 +30,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+# Points of equal mass under the prior of Scatter.chance
+_CAUCHY = 0.707 * np.tan(np.pi * ((np.arange(1000) + 0.5) / 1000 - 0.5))
+
+
+# An interval that reaches further than by this factor is none: that of two launches of one point
+# which happen to differ much reaches 10^30.
+_SAYS_NOTHING = 10.0
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its bounds; the bounds are None where nothing is known of the scatter.
+    """A value with its bounds; they are None where too little is known of the scatter.
 
     Attributes:
         value: In the unit of what was averaged, or a ratio.
@@ -59,17 +80,125 @@ class Scatter:
         >>> Scatter.pooled([[100.0]]).mean([100.0])
         Estimate(value=100.0, low=None, high=None)
         """
-        return self._estimate(float(np.mean(np.log(values))), 1 / len(values), confidence)
+        return self.around(float(np.mean(np.log(values))), 1 / len(values), confidence)
 
     def ratio(self, a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Estimate:
         """Mean of the launches ``a`` over the mean of the launches ``b``."""
         log = float(np.mean(np.log(a)) - np.mean(np.log(b)))
-        return self._estimate(log, 1 / len(a) + 1 / len(b), confidence)
+        return self.around(log, 1 / len(a) + 1 / len(b), confidence)
 
-    def _estimate(self, log: float, share: float, confidence: float) -> Estimate:
-        value = round(math.exp(log), 12)
+    def chance(self, log: float, share: float) -> float | None:
+        """The chance that the true value of a measured ``log`` of a ratio is positive.
+
+        The posterior for a Cauchy prior of width 0.707 sigma around 0: the difference of two good
+        points is more likely small than large (H. Jeffreys, "Theory of Probability", 3rd ed. 1961,
+        5.2; J. N. Rouder et al., "Bayesian t tests", Psychonomic Bulletin & Review 16, 2009). With
+        a flat prior the better of two equals would be called better with 75 % on average, and the
+        best of several with more (``benchmarks/selection_bias.py`` shows how often each is right).
+        None: no scatter is known.
+
+        Args:
+            log: Measured, such as the difference of two means of logarithms.
+            share: Its variance in units of one launch's, such as 1/2 + 1/2.
+        """
         if self.degrees == 0:
-            return Estimate(value, None, None)
-        t = float(special.stdtrit(self.degrees, (1 + confidence) / 2))
-        half = t * self.sigma * math.sqrt(share)
-        return Estimate(value, math.exp(log - half), math.exp(log + half))
+            return None
+        error = self.sigma * math.sqrt(share)
+        if error == 0:
+            return 0.5 if log == 0 else float(log > 0)
+        t = (log - _CAUCHY * self.sigma) / error
+        likelihood = (1 + t**2 / self.degrees) ** (-(self.degrees + 1) / 2)
+        return float(likelihood[_CAUCHY > 0].sum() / likelihood.sum())
+
+    def around(self, log: float, share: float, confidence: float = 0.95) -> Estimate:
+        """``exp(log)`` with its interval; ``share`` as in :meth:`chance`."""
+        if self.degrees == 0:
+            return Estimate(round(math.exp(log), 12), None, None)
+        return _student(log, share * self.sigma**2, self.degrees, confidence)
+
+
+@dataclass(frozen=True)
+class SingleLaunch:
+    """What one launch gave.
+
+    Attributes:
+        value: Positive.
+        within: Standard deviation of its logarithm by the launch's own interval; see
+            :func:`within_launch`.
+    """
+
+    value: float
+    within: float
+
+
+@dataclass(frozen=True)
+class LaunchVariance:
+    """The scatter of replicated launches in its two parts, as standard deviations of logarithms.
+
+    Attributes:
+        total: All of it.
+        within: What the launches' own intervals explain, root mean square.
+        between: The rest.
+    """
+
+    total: Scatter
+    within: float
+    between: float
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[SingleLaunch]]) -> LaunchVariance | None:
+        """From the launches of several points, a group for each; None: no point has two."""
+        groups = [g for g in groups if len(g) > 1]
+        total = Scatter.pooled([[x.value for x in g] for g in groups])
+        if total.degrees == 0:
+            return None
+        # expected sum of squares of n launches: (1 - 1/n) times the sum of their variances
+        within2 = sum((1 - 1 / len(g)) * x.within**2 for g in groups for x in g) / total.degrees
+        between2 = max(0.0, total.sigma**2 - within2)
+        return cls(total, math.sqrt(within2), math.sqrt(between2))
+
+    def ratio(self, a: SingleLaunch, b: SingleLaunch, confidence: float = 0.95) -> Estimate:
+        """One launch over another of another point, with what launches differ by luck."""
+        within2 = a.within**2 + b.within**2
+        return self._around(math.log(a.value / b.value), 2, within2, confidence)
+
+    def point(self, x: SingleLaunch, launches: int, confidence: float = 0.95) -> Estimate:
+        """What a point gives, by one launch or the mean of several, with what launches differ by.
+
+        Args:
+            x: The mean, with ``within`` of one of its launches.
+            launches: How many.
+            confidence: Of the interval.
+        """
+        share = 1 / launches
+        return self._around(math.log(x.value), share, share * x.within**2, confidence)
+
+    def _around(self, log: float, share: float, within2: float, confidence: float) -> Estimate:
+        """``exp(log)``, its variance ``share`` launches' ``between²`` and ``within2``."""
+        variance = share * self.between**2 + within2
+        degrees = math.inf
+        if self.between > 0:
+            degrees = self.total.degrees * (variance / (share * self.total.sigma**2)) ** 2
+        return _student(log, variance, degrees, confidence)
+
+
+def within_launch(
+    value: float, low: float | None, high: float | None, confidence: float = 0.95
+) -> float | None:
+    """Standard deviation of a value's logarithm, from its interval within the launch.
+
+    The interval is taken as symmetric in the logarithm; with one bound missing (a percentile of few
+    requests) the other one tells. None: both are missing, or not positive.
+    """
+    z = float(special.ndtri((1 + confidence) / 2))
+    halves = [abs(math.log(x / value)) / z for x in (low, high) if x is not None and x > 0]
+    return sum(halves) / len(halves) if halves else None
+
+
+def _student(log: float, variance: float, degrees: float, confidence: float) -> Estimate:
+    p = (1 + confidence) / 2
+    t = float(special.ndtri(p) if math.isinf(degrees) else special.stdtrit(degrees, p))
+    half = t * math.sqrt(variance)
+    if half > math.log(_SAYS_NOTHING):
+        return Estimate(round(math.exp(log), 12), None, None)
+    return Estimate(round(math.exp(log), 12), math.exp(log - half), math.exp(log + half))

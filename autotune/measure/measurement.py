@@ -9,9 +9,10 @@ E2EL, TTFT, TPOT and ITL are those of ``vllm bench serve`` (``vllm/benchmarks/se
 - ITL: gaps between the chunks of a request. Under speculation a chunk carries several tokens, so
   ITL is the pace of verification steps, not of tokens.
 
-The origin is the moment of sending, as in ``vllm bench serve``, or the intended start: see
-:func:`latency_origin`. Percentiles are NumPy's ``linear`` estimator (type 7 of Hyndman & Fan,
-"Sample quantiles in statistical packages", The American Statistician 50, 1996), also as there.
+The origin is the moment of sending, as in ``vllm bench serve``, or the intended start
+(``workload.latency_from`` of a study). Percentiles are NumPy's ``linear`` estimator (type 7 of
+Hyndman & Fan, "Sample quantiles in statistical packages", The American Statistician 50, 1996), also
+as there.
 """
 
 from __future__ import annotations
@@ -47,17 +48,6 @@ class SampleLike(Protocol):
     def output_tokens(self) -> int | None: ...
     @property
     def chunks(self) -> Sequence[float]: ...
-
-
-def latency_origin(max_concurrency: int | None) -> LatencyFrom:
-    """Where a workload's latencies begin.
-
-    With a cap on concurrency, clients wait outside for a free place and latency counts from the
-    sending. Without a cap the arrivals are an open loop and latency counts from the intended
-    start: a late sender must not hide the waiting it caused ("coordinated omission", G. Tene,
-    "How NOT to measure latency", 2013).
-    """
-    return "intended" if max_concurrency is None else "send"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""Launches against each other: scatter, its parts, chances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autotune.measure import LaunchVariance, Scatter, SingleLaunch, within_launch
+
+
+def test_the_parts_of_the_scatter_add_up() -> None:
+    groups = [
+        [SingleLaunch(100.0, 0.02), SingleLaunch(110.0, 0.02)],
+        [SingleLaunch(50.0, 0.02), SingleLaunch(52.0, 0.02), SingleLaunch(49.0, 0.02)],
+        [SingleLaunch(7.0, 0.5)],  # alone it tells nothing
+    ]
+    v = LaunchVariance.of(groups)
+    assert v is not None
+    assert v.total == Scatter.pooled([[x.value for x in g] for g in groups])
+    assert v.within == pytest.approx(0.02)
+    assert v.between**2 + v.within**2 == pytest.approx(v.total.sigma**2)
+
+
+def test_the_part_between_launches_is_never_negative() -> None:
+    v = LaunchVariance.of([[SingleLaunch(100.0, 0.1), SingleLaunch(101.0, 0.1)]])
+    assert v is not None
+    assert v.between == 0
+    e = v.ratio(SingleLaunch(120.0, 0.1), SingleLaunch(100.0, 0.1))
+    assert e.low == pytest.approx(1.2 * np.exp(-1.96 * 0.1 * np.sqrt(2)), rel=1e-4)
+
+
+def test_without_replicates_nothing_is_known() -> None:
+    assert LaunchVariance.of([]) is None
+    assert LaunchVariance.of([[SingleLaunch(100.0, 0.1)], [SingleLaunch(90.0, 0.1)]]) is None
+
+
+def test_between_is_unbiased_where_launches_are_not_equally_precise() -> None:
+    rng = np.random.default_rng(3)
+    within = np.array([0.01, 0.03, 0.06])
+    squares = []
+    for _ in range(4000):
+        logs = rng.normal(0, np.hypot(0.1, within))
+        v = LaunchVariance.of(
+            [[SingleLaunch(float(np.exp(y)), w) for y, w in zip(logs, within, strict=True)]]
+        )
+        assert v is not None
+        squares.append(v.total.sigma**2 - v.within**2)
+    assert np.mean(squares) == pytest.approx(0.1**2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("between", "within", "of_the_two", "low", "high"),
+    [
+        (0.05, 0.03, 0.03, 0.93, 0.97),
+        (0.05, 0.02, 0.05, 0.93, 0.97),  # the compared launches are shorter than the replicates
+        (0.0, 0.04, 0.04, 0.93, 0.99),  # cut off at 0: rather too wide
+    ],
+)
+def test_the_ratio_of_single_launches_holds_the_truth(
+    between: float, within: float, of_the_two: float, low: float, high: float
+) -> None:
+    rng = np.random.default_rng(11)
+    runs, held = 4000, 0
+
+    def launch(point: float, w: float) -> SingleLaunch:
+        return SingleLaunch(float(point * np.exp(rng.normal(0, np.hypot(between, w)))), w)
+
+    for _ in range(runs):
+        groups = [[launch(p, within) for _ in range(n)] for p, n in ((100, 3), (120, 2), (90, 3))]
+        v = LaunchVariance.of(groups)
+        assert v is not None
+        e = v.ratio(launch(130.0, of_the_two), launch(100.0, of_the_two))
+        assert e.low is not None
+        assert e.high is not None
+        held += e.low <= 1.3 <= e.high
+    assert low <= held / runs <= high
+
+
+def test_the_interval_gives_the_scatter_within_a_launch() -> None:
+    low, high = 100 * np.exp(-1.96 * 0.05), 100 * np.exp(1.96 * 0.05)
+    assert within_launch(100, low, high) == pytest.approx(0.05, rel=1e-3)
+    assert within_launch(100, low, None) == pytest.approx(0.05, rel=1e-3)
+    assert within_launch(100, None, high) == pytest.approx(0.05, rel=1e-3)
+    assert within_launch(100, None, None) is None
+
+
+def test_the_chance_is_symmetric_and_careful() -> None:
+    scatter = Scatter(0.05, 6)
+    assert scatter.chance(0.0, 1.0) == pytest.approx(0.5)
+    up, down = scatter.chance(0.08, 1.0), scatter.chance(-0.08, 1.0)
+    assert up is not None
+    assert down is not None
+    assert up + down == pytest.approx(1)
+    assert 0.5 < up < 0.92  # a flat prior would say 92 %: t = 1.6 with 6 degrees
+    clear = scatter.chance(0.5, 0.5)
+    assert clear is not None
+    assert clear > 0.99
+    assert Scatter(0.0, 0).chance(0.1, 1.0) is None
+    assert Scatter(0.0, 2).chance(0.1, 1.0) == 1
+    assert Scatter(0.0, 2).chance(0.0, 1.0) == 0.5
+
+
+def test_the_chance_is_right_as_often_as_it_says() -> None:
+    """Under its own prior: gaps Cauchy with 0.707 sigma, sigma unknown."""
+    rng = np.random.default_rng(5)
+    stated, right = [], []
+    for _ in range(6000):
+        gap = 0.05 * 0.707 * rng.standard_cauchy()
+        a, b = np.exp(rng.normal(gap, 0.05, 2)), np.exp(rng.normal(0, 0.05, 2))
+        log = float(np.log(a).mean() - np.log(b).mean())
+        chance = Scatter.pooled([a.tolist(), b.tolist(), np.exp(rng.normal(0, 0.05, 4)).tolist()])
+        c = chance.chance(abs(log), 1.0)
+        assert c is not None
+        stated.append(c)
+        right.append(gap * log > 0)
+    assert np.mean(right) == pytest.approx(np.mean(stated), abs=0.02)
+
+
+def test_a_points_interval_has_what_launches_differ_by() -> None:
+    one = SingleLaunch(100.0, 0.02)
+    v = LaunchVariance.of([[SingleLaunch(x, 0.02) for x in (90.0, 100.0, 111.0)]])
+    assert v is not None
+    single, mean = v.point(one, 1), v.point(one, 4)
+    assert single.low is not None
+    assert mean.low is not None
+    assert single.low < min(96, mean.low)  # 1.96 × 2 % would end at 96
+    # 4 launches: half as wide
+    assert np.log(100 / single.low) == pytest.approx(2 * np.log(100 / mean.low))
