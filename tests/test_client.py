@@ -109,6 +109,7 @@ async def phase(
     arrivals: Sequence[float] | None = None,
     hang: float = 30.0,
     on_done: Callable[[Sample], None] = lambda sample: None,
+    more: Callable[[], bool] = lambda: True,
     **changes: Any,
 ) -> Phase:
     requests = some(1) if requests is None else requests
@@ -121,6 +122,7 @@ async def phase(
         phase="measure",
         hang_timeout_s=hang,
         on_done=on_done,
+        more=more,
     )
 
 
@@ -475,6 +477,54 @@ def test_cancelling_closes_everything_and_keeps_what_is_done() -> None:
 
     asyncio.run(asyncio.wait_for(main(), 20))
     assert sorted(s.index for s in done) == [0, 1]
+
+
+def test_no_more_ends_the_sending_and_waits_for_what_is_under_way() -> None:
+    done: list[Sample] = []
+    asked = 0
+
+    def more() -> bool:
+        nonlocal asked
+        asked += 1
+        return len(done) < 4
+
+    async def main() -> tuple[Phase, list[Seen]]:
+        async with serving(stream(0.02, *GOOD)) as (url, seen):
+            result = await phase(url, some(20), on_done=done.append, more=more, max_concurrency=3)
+            return result, seen
+
+    result, seen = asyncio.run(main())
+    # the fourth answer ends it; two others may be under way then
+    assert [s.index for s in result.samples] == list(range(len(seen)))
+    assert 4 <= len(seen) <= 6
+    assert sorted(s.index for s in done) == list(range(len(seen)))
+    assert all(s.status == "ok" for s in result.samples)
+    assert asked == len(seen) + 1  # once for each request, and nobody asks after a no
+
+
+def test_no_more_from_the_start_sends_nothing() -> None:
+    assert asyncio.run(phase("http://127.0.0.1:9", some(3), more=lambda: False)).samples == ()
+
+
+def test_no_more_in_an_open_loop_does_not_wait_for_the_arrivals_that_are_left() -> None:
+    arrivals = [0.0, 0.02, 0.04, 3600.0]
+    told = iter([True, True, False])
+
+    async def main() -> Phase:
+        async with serving(stream(*GOOD)) as (url, _):
+            coroutine = phase(
+                url,
+                some(4),
+                arrivals,
+                more=lambda: next(told),
+                max_concurrency=None,
+                request_rate=50.0,
+            )
+            return await asyncio.wait_for(coroutine, 60)
+
+    samples = asyncio.run(main()).samples
+    assert [s.intended for s in samples] == arrivals[:2]
+    assert all(s.start >= s.intended for s in samples)
 
 
 def test_an_error_of_on_done_ends_the_phase_and_comes_out_as_it_is() -> None:

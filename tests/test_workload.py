@@ -84,7 +84,7 @@ def test_too_few_prompts_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError) as e:
         build_workload(spec(num_prompts=32, warmup_prompts=4), tmp_path)
     assert str(e.value).endswith(
-        "p.jsonl has 34 prompts, the study needs 36 (32 measured + 4 warm-up)"
+        "p.jsonl has 34 prompts, the study needs 36 (32 measured + up to 4 warm-up)"
     )
 
 
@@ -146,3 +146,18 @@ def test_arrivals_are_a_poisson_process_from_zero(tmp_path: Path) -> None:
     # exponential: mean = standard deviation = 1/8; 5 standard errors
     assert math.isclose(gaps.mean(), 1 / 8, rel_tol=0.08)
     assert math.isclose(gaps.std(), 1 / 8, rel_tol=0.12)
+
+
+def test_constant_arrivals_come_evenly(tmp_path: Path) -> None:
+    changes = {"num_prompts": 5, "random": {"input_len": 4}, "request_rate": 4.0}
+    arrivals = build_workload(spec(**changes, arrivals="constant"), tmp_path).arrivals
+    assert arrivals == (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def test_where_latency_begins_and_how_much_warm_up() -> None:
+    closed = spec(max_concurrency=8, warmup_prompts=None)
+    assert closed.latency_origin == "send"
+    assert closed.most_warmup == 32
+    both = spec(max_concurrency=8, request_rate=2.0)
+    assert both.latency_origin == "intended"  # users do not wait for a free place to be counted
+    assert spec(request_rate=2.0, latency_from="send").latency_origin == "send"

@@ -84,7 +84,7 @@ class Phase:
     """One run over a list of requests.
 
     Attributes:
-        samples: One for each request, in the requests' order.
+        samples: One for each request that was sent, in the requests' order.
         seconds: From the phase's start to the end of its last request.
         started_at: Unix time of the clock's 0.
     """
@@ -104,11 +104,13 @@ async def run_phase(
     phase: str,
     hang_timeout_s: float,
     on_done: Callable[[Sample], None],
+    more: Callable[[], bool] = lambda: True,
 ) -> Phase:
     """Sends the requests in their order, none before its arrival time, and waits for all answers.
 
     With ``spec.max_concurrency``, a request also waits, first come first served, until one of that
-    many places is free; ``Sample.start`` is when it got it.
+    many places is free; ``Sample.start`` is when it got it. Arrival times are the workload's and
+    never move, so what a request waited beyond its own shows as ``start`` less ``intended``.
 
     Args:
         base_url: The server, such as ``http://127.0.0.1:8000``.
@@ -120,6 +122,8 @@ async def run_phase(
         hang_timeout_s: Longest wait for the next token.
         on_done: Called with every sample as soon as it is there, in the event loop: must be quick.
             What it raises ends the phase and comes out unchanged.
+        more: Asked before each request, when its time has come and a place is free. False ends the
+            sending for good; what is under way is waited for as ever. Same rules as ``on_done``.
 
     Cancelling this coroutine closes every connection at once; what ``on_done`` got is all there is.
     """
@@ -127,15 +131,27 @@ async def run_phase(
     host, port = address.hostname or "", address.port or 80
     messages = [_message(host, port, model, r, spec) for r in requests]  # before the clock runs
     samples: dict[int, Sample] = {}
-    queue = iter(range(len(requests)))
+    queue: Iterator[int] = iter(range(len(requests)))
+    turn = asyncio.Lock()  # its waiters are served in their order
+
+    async def take() -> int | None:
+        """The next request, when it may be sent; None if no other will be."""
+        nonlocal queue
+        async with turn:
+            if (i := next(queue, None)) is None:
+                return None
+            if (wait := zero + arrivals[i] - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            if more():
+                return i
+            queue = iter(())
+            return None
 
     async def place() -> None:
         """One of the places: takes the next request as soon as it is free."""
         line = _Line(host, port)
         try:
-            for i in queue:
-                if (wait := zero + arrivals[i] - time.perf_counter()) > 0:
-                    await asyncio.sleep(wait)
+            while (i := await take()) is not None:
                 start, answer = await line.ask(messages[i], spec, hang_timeout_s)
                 ok = answer.status == "ok"
                 samples[i] = sample = Sample(
@@ -164,7 +180,7 @@ async def run_phase(
         except BaseExceptionGroup as e:
             raise e.exceptions[0] from None
         seconds = time.perf_counter() - zero
-    return Phase(tuple(samples[i] for i in range(len(requests))), seconds, started_at)
+    return Phase(tuple(samples[i] for i in sorted(samples)), seconds, started_at)
 
 
 @contextmanager

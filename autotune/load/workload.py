@@ -7,7 +7,6 @@ another warm-up, leave the requests that were there as they were.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,8 @@ class Workload:
     """All requests of a trial.
 
     Attributes:
-        warmup: Requests sent before the measurement; no prompt of them is measured.
+        warmup: Requests sent before the measurement until the server is warm; no prompt of them is
+            measured.
         measured: Requests of the measurement, in the order in which they are sent.
         arrivals: Intended start of each measured request, in seconds from the first one's;
             all 0.0 without a request rate.
@@ -65,36 +65,40 @@ def build_workload(spec: WorkloadSpec, base: Path) -> Workload:
     order, measured_ids, warmup_ids, gaps = (np.random.default_rng(s) for s in seeds)
     if spec.prompts is not None:
         pool = _read_prompts(base / spec.prompts)
-        wanted = spec.num_prompts + spec.warmup_prompts
+        wanted = spec.num_prompts + spec.most_warmup
         if len(pool) < wanted:
             raise UserError(
                 f"{base / spec.prompts} has {len(pool)} prompts, the study needs {wanted} "
-                f"({spec.num_prompts} measured + {spec.warmup_prompts} warm-up)"
+                f"({spec.num_prompts} measured + up to {spec.most_warmup} warm-up)"
             )
         shuffled = [pool[i] for i in order.permutation(len(pool))]
         measured = shuffled[: spec.num_prompts]
         # from the other end, so that neither number moves the other's prompts
-        warmup = shuffled[::-1][: spec.warmup_prompts]
+        warmup = shuffled[::-1][: spec.most_warmup]
     else:
         assert spec.random is not None  # noqa: S101 – WorkloadSpec has exactly one of the two
         seen: set[bytes] = set()
         measured = _random_prompts(measured_ids, spec.random, spec.num_prompts, seen)
-        warmup = _random_prompts(warmup_ids, spec.random, spec.warmup_prompts, seen)
+        warmup = _random_prompts(warmup_ids, spec.random, spec.most_warmup, seen)
     return Workload(
         warmup=tuple(Request(i, *prompt) for i, prompt in enumerate(warmup)),
         measured=tuple(Request(i, *prompt) for i, prompt in enumerate(measured)),
-        arrivals=_arrivals(gaps, spec.request_rate, spec.num_prompts),
+        arrivals=_arrivals(gaps, spec),
     )
 
 
 _Prompt = tuple[str | list[int] | None, list[dict[str, Any]] | None]  # (prompt, messages)
 
 
-def _arrivals(rng: np.random.Generator, rate: float, n: int) -> tuple[float, ...]:
-    """A Poisson process that starts with an arrival at 0: gaps are exponential, mean 1/rate."""
-    if math.isinf(rate):
-        return (0.0,) * n
-    return (0.0, *np.cumsum(rng.exponential(1 / rate, n - 1)).tolist())
+def _arrivals(rng: np.random.Generator, spec: WorkloadSpec) -> tuple[float, ...]:
+    """Intended starts, the first at 0; the gaps' mean is 1/rate.
+
+    Poisson: exponential gaps. Constant: all gaps are the same.
+    """
+    n, gap = spec.num_prompts, 1 / spec.request_rate  # 0 for an infinite rate
+    if spec.arrivals == "constant" or gap == 0:
+        return tuple((np.arange(n) * gap).tolist())
+    return (0.0, *np.cumsum(rng.exponential(gap, n - 1)).tolist())
 
 
 def _random_prompts(
