@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,7 @@ from autotune import __version__
 from autotune.errors import AutotuneError, NothingUsable, UserError
 
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
+    from autotune.spec import LoadedStudy
     from autotune.store import Store
     from autotune.ui import Ui
     from autotune.views import StudyView, TrialView
@@ -38,7 +40,9 @@ class _Group(click.Group):
             click.echo(f"autotune: {e}", err=True)
             ctx.exit(e.exit_code)
         except KeyboardInterrupt:
-            click.echo("autotune: interrupted; the same command goes on from here", err=True)
+            resumes = ctx.invoked_subcommand in {"run", "confirm"}
+            more = "; the same command goes on from here" if resumes else ""
+            click.echo(f"autotune: interrupted{more}", err=True)
             ctx.exit(INTERRUPTED)
 
 
@@ -55,6 +59,15 @@ def _database(f: F) -> F:
 
 def _study(f: F) -> F:
     return click.option("--study", help="Name of the study, if the database holds several.")(f)
+
+
+def _timeout(f: F) -> F:
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="MINUTES",
+        help="Begin no further trial after this time.",
+    )(f)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,12 +93,7 @@ def main() -> None:
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of a new study."
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="MINUTES",
-    help="Begin no further trial after this time.",
-)
+@_timeout
 def run(
     study: str | None, trials: int | None, database: Path, seed: int, timeout: float | None
 ) -> None:
@@ -98,27 +106,66 @@ def run(
     Example:
       autotune run studies/gemma-4-26b-rtx5090.yaml --trials 40
     """
-    import optuna
-
     from autotune.machine import has_gpu
     from autotune.spec import load_study
+
+    loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))
+    budget = loaded.spec.budget
+    _run(loaded, database, trials or budget.trials, seed, timeout or budget.timeout_minutes)
+
+
+@main.command()
+@click.argument("study")
+@click.option(
+    "--launches",
+    type=click.IntRange(min=4),
+    default=8,
+    show_default=True,
+    help="How many, all candidates together.",
+)
+@_database
+@_timeout
+def confirm(study: str, launches: int, database: Path, timeout: float | None) -> None:
+    """Measure the winners and the baseline again, side by side (A B B A).
+
+    STUDY is the file or bundled name that was run. `autotune run` holds its last trials back for
+    this; here it is more of the same. An interrupted one goes on.
+
+    \b
+    Example:
+      autotune confirm studies/gemma-4-26b-rtx5090.yaml --launches 12
+    """
+    from autotune.spec import load_study
+
+    _run(load_study(study), database, launches, 0, timeout, confirm=True)
+
+
+def _run(
+    loaded: LoadedStudy,
+    database: Path,
+    trials: int,
+    seed: int,
+    minutes: float | None,
+    *,
+    confirm: bool = False,
+) -> None:
+    import optuna
+
     from autotune.tune import StopReason, prepare, run_study
     from autotune.ui import Ui
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ui = Ui()
-    loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))
-    budget = loaded.spec.budget
-    minutes = timeout or budget.timeout_minutes
     with ui:
         prepared = prepare(loaded, ui)
         reason = run_study(
             prepared,
             database=database,
-            trials=trials or budget.trials,
+            trials=trials,
             seed=seed,
             timeout_s=minutes * 60 if minutes else None,
             ui=ui,
+            confirm=confirm,
         )
     if reason is not StopReason.DONE:
         ui.message(f"stopped: {reason}")
@@ -165,12 +212,12 @@ def _opened(database: Path) -> Iterator[Store]:
         store.close()
 
 
-def _best(view: StudyView, objective: str | None = None) -> TrialView:
-    """The front's best trial by one objective, the study's first one by default."""
+def _best(view: StudyView, objective: str | None = None, *, balanced: bool = False) -> TrialView:
+    """The best trial by one objective, the study's first one by default, or by all."""
     named = {o.name: o for o in view.objectives}
     if objective is not None and objective not in named:
         raise UserError(f"--objective: {objective} is not one of this study: {', '.join(named)}")
-    trial = view.best(named[objective] if objective else None)
+    trial = view.best(named[objective] if objective else None, balanced=balanced)
     if trial is None:
         raise NothingUsable(f"{view.name}: no trial has numbers; `autotune status` says why")
     return trial
@@ -223,8 +270,14 @@ def status(database: Path, study: str | None, as_json: bool, trial: int | None) 
 @click.option("--json", "as_json", is_flag=True, help="The front, as a JSON list.")
 @click.option("--shell", is_flag=True, help="The command that serves the best point.")
 @click.option("--objective", help="Choose the best by this objective; the study's first without.")
+@click.option("--balanced", is_flag=True, help="Choose it by all: 1 % of any counts alike.")
 def best(
-    database: Path, study: str | None, as_json: bool, shell: bool, objective: str | None
+    database: Path,
+    study: str | None,
+    as_json: bool,
+    shell: bool,
+    objective: str | None,
+    balanced: bool,
 ) -> None:
     """The Pareto front: no trial beats one of these without losing in another objective.
 
@@ -238,9 +291,11 @@ def best(
 
     if as_json and shell:
         raise click.UsageError("--json and --shell exclude each other")
+    if balanced and objective:
+        raise click.UsageError("--balanced and --objective exclude each other")
     with _opened(database) as store:
         view = study_view(store, store.pick_study(study))
-        trial = _best(view, objective)
+        trial = _best(view, objective, balanced=balanced)
         if as_json:
             front = [_trial_json(view, t) for t in view.trials if t.front]
             click.echo(json.dumps(front, indent=2))
@@ -266,6 +321,7 @@ def _trial_json(view: StudyView, t: TrialView) -> dict[str, Any]:
             o.name: {
                 "value": values[o.name],
                 "interval": (t.intervals or {}).get(o.name),
+                "interval_within_launch": (t.within or {}).get(o.name),
                 "unit": o.unit,
                 "direction": o.direction,
             }
@@ -275,8 +331,15 @@ def _trial_json(view: StudyView, t: TrialView) -> dict[str, Any]:
         "acceptance_length": t.acceptance_length,
         "acceptance_per_position": list(t.acceptance_per_position),
         "speedup": t.speedup,
+        "speedup_interval": t.speedup_interval,
+        "launches": t.launches,
+        "requests": t.requests,
+        "stop": t.stop,
+        "truncated": t.truncated,
+        "warnings": list(t.warnings),
         "baseline": t.baseline,
         "front": t.front,
+        "replicates": t.replicates,
         "confirms": t.confirms,
         "confirmed": t.confirmed
         and {
@@ -284,10 +347,31 @@ def _trial_json(view: StudyView, t: TrialView) -> dict[str, Any]:
             "values": t.confirmed,
             "intervals": t.confirmed_intervals,
             "speedup": t.confirmed_speedup,
+            "chosen": _chosen_json(view, t.number),
         },
         "failure_kind": t.failure_kind,
         "failure_reason": t.failure_reason,
         "seconds": t.seconds,
+    }
+
+
+def _chosen_json(view: StudyView, number: int) -> dict[str, Any]:
+    """By which rules the confirmation chose a trial, what it gives, and how sure that is."""
+    if view.verdict is None:
+        return {}
+    names = [o.name for o in view.objectives]
+    choices = [*zip(names, view.verdict.winners, strict=True), ("balanced", view.verdict.balanced)]
+    return {
+        rule: {
+            "values": {n: asdict(e) for n, e in zip(names, c.values, strict=True)},
+            "over_baseline": c.over_baseline
+            and {n: asdict(e) for n, e in zip(names, c.over_baseline, strict=True)},
+            "runner_up": c.runner_up,
+            "chance": c.chance,
+            "ties": list(c.ties),
+        }
+        for rule, c in choices
+        if c.number == number
     }
 
 
@@ -331,6 +415,49 @@ def dashboard(database: Path, study: str | None, port: int, open_browser: bool) 
     from autotune.dashboard import serve
 
     serve(database, study, port, open_browser, click.echo)
+
+
+@main.command()
+@click.argument("study")
+@click.option(
+    "--n",
+    type=click.IntRange(min=0),
+    help="Tokens drafted per step; without it 3, or the study's baseline where 3 cannot launch.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=2),
+    default=2,
+    show_default=True,
+    help="Runs of each client.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The comparison, as JSON.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="New folder for the raw data; in the study's own folder without.",
+)
+def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path | None) -> None:
+    """Measure one server with autotune and with `vllm bench serve`, in turns.
+
+    \b
+    Example:
+      autotune crosscheck demo-cpu --rounds 4
+    """
+    from rich.console import Console
+
+    from autotune.crosscheck import Verdict
+    from autotune.crosscheck import crosscheck as compare
+    from autotune.spec import load_study
+    from autotune.tune import prepare, signals
+    from autotune.ui import Ui
+
+    ui = Ui(Console(stderr=True, highlight=False))
+    with ui, signals():
+        result = compare(prepare(load_study(study), ui), n=n, rounds=rounds, out=out, ui=ui)
+    click.echo(json.dumps(result.to_json(), indent=2) if as_json else "\n".join(result.lines()))
+    if differing := result.figures(Verdict.DIFFER):
+        raise NothingUsable(f"{result.study}: the clients differ in {', '.join(differing)}")
 
 
 @main.command()

@@ -33,6 +33,8 @@ from autotune.views import (
     objective_text,
     plain,
     point_text,
+    scatter_line,
+    verdict_lines,
 )
 
 HOST = "127.0.0.1"
@@ -169,6 +171,9 @@ def _study_note(view: StudyView) -> str:
         if again := confirmation_lines(view):
             lines += ["", "## Measured again, side by side", ""]
             lines += [f"- {_md(line)}" for line in again]
+            lines += ["", *(f"- {_md(line)}" for line in verdict_lines(view))]
+        if scatter := scatter_line(view):
+            lines += ["", _md(scatter[0].upper() + scatter[1:]) + "."]
     lines += ["", _READING_NOTE]
     return "\n".join(lines)
 

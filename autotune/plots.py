@@ -29,6 +29,7 @@ from autotune.views import (
     Bounds,
     StudyView,
     TrialView,
+    bounds_text,
     objective_text,
     plain,
     point_text,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 GREY, DARK = "#8A94A0", "#333333"
+_BACKGROUND = {"dominated", "ended early"}
 
 _log = logging.getLogger(__name__)
 logging.getLogger("choreographer").addHandler(logging.NullHandler())  # what matters is raised
@@ -70,8 +72,10 @@ def pareto_figure(view: StudyView, height: int = 640) -> go.Figure:
     fig = go.Figure()
     if third is None:
         _add_front_line(fig, [t for t in shown if t.front], x, y)
+    rest = [t for t in shown if not t.front and not t.baseline]
     groups = (
-        ("dominated", [t for t in shown if not t.front and not t.baseline], GREY, "circle", 9),
+        ("dominated", [t for t in rest if not t.truncated], GREY, "circle", 9),
+        ("ended early", [t for t in rest if t.truncated], GREY, "circle-open", 9),
         ("front", [t for t in shown if t.front and not t.baseline], BLUE, "circle", 12),
         ("baseline", [t for t in shown if t.baseline], ORANGE, "star", 17),
     )
@@ -171,12 +175,15 @@ def _add_points(
         "symbol": symbol,
         "size": size,
         "color": colour,
-        "opacity": 0.55 if name == "dominated" else 1.0,
-        "line": {"width": 1, "color": "white" if third is None else colour},
+        "opacity": 0.55 if name in _BACKGROUND else 1.0,
+        "line": {
+            "width": 1,
+            "color": "white" if third is None and not symbol.endswith("open") else colour,
+        },
     }
     if third is not None:
         marker |= {"color": [t.value(third) for t in trials], "coloraxis": "coloraxis"}
-        marker["line"]["width"] = 1 if name == "dominated" else 2.5
+        marker["line"]["width"] = 1 if name in _BACKGROUND else 2.5
         marker["opacity"] = 1.0
     fig.add_scatter(
         x=[x.of(t) for t in trials],
@@ -184,8 +191,8 @@ def _add_points(
         mode="markers",
         marker=marker,
         # of dominated points they would only hide the others; their hover text has them
-        error_x=None if name == "dominated" else _coloured(x.error(trials), colour),
-        error_y=None if name == "dominated" else _coloured(y.error(trials), colour),
+        error_x=None if name in _BACKGROUND else _coloured(x.error(trials), colour),
+        error_y=None if name in _BACKGROUND else _coloured(y.error(trials), colour),
         hovertext=[_hover(view, t) for t in trials],
         hoverinfo="text",
         name=name,
@@ -267,7 +274,8 @@ def _hover(view: StudyView, trial: TrialView) -> str:
             shown = value_with_interval(again, (trial.confirmed_intervals or {}).get(o.name), o)
             lines.append(f"   confirmed: {shown}")
     if trial.speedup is not None:
-        lines.append(f"speed-up over the baseline: {trial.speedup:.2f}×")
+        bounds = f" {bounds_text(trial.speedup_interval)}" if trial.speedup_interval else ""
+        lines.append(f"speed-up over the baseline: {trial.speedup:.2f}×{bounds}")
     if trial.acceptance_length is not None:
         lines.append(f"acceptance length: {trial.acceptance_length:.2f} tokens a step")
     if trial.acceptance_per_position:
@@ -276,6 +284,11 @@ def _hover(view: StudyView, trial: TrialView) -> str:
     if trial.failure_kind is not None:
         reason = f"failed: {trial.failure_kind}: {plain(trial.failure_reason or '')}"
         lines += textwrap.wrap(reason, 60, max_lines=6, placeholder=" …")
+    for warning in trial.warnings:
+        lines += textwrap.wrap(plain(warning), 60)
+    if trial.requests is not None:
+        early = ", ended early: another trial is better in everything" if trial.truncated else ""
+        lines.append(f"{trial.requests} requests{early}")
     if trial.seconds is not None:
         lines.append(f"took {trial.seconds:.0f} s")
     return "<br>".join([lines[0], *(escape(line, quote=False) for line in lines[1:])])

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 import objectives as objective_registry
 from autotune.errors import FailureKind, UserError
 from autotune.machine import machine_line
-from autotune.measure import Scatter
-from autotune.search import baseline_speedup, front_numbers
+from autotune.measure import LaunchVariance, SingleLaunch, within_launch
+from autotune.measuring import Stop
+from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, verdict
 from autotune.space import Value
 from autotune.spec import LoadedStudy, StudySpec
 from autotune.store import Store
 from autotune.views import StudyView, TrialView, plain, point_text, value_with_interval
 from objectives import Objective
+
+# A chat template's own words are the same in every prompt; more than that is a repeated prompt.
+PREFIX_CACHE_SHARE = 0.2
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -72,6 +77,7 @@ def study_view(store: Store, name: str) -> StudyView:
     objectives = study_objectives(loaded)
     study = store.optuna_study(name)
     trials = trial_views(study, spec, objectives)
+    found = launched(study.get_trials(deepcopy=False), objectives)
     return StudyView(
         name=name,
         objectives=objectives,
@@ -81,7 +87,70 @@ def study_view(store: Store, name: str) -> StudyView:
         machine=machine_line(last.machine) if last else "",
         vllm_version=next((x.vllm_version for x in reversed(launches) if x.vllm_version), None),
         created=datetime.fromtimestamp(row.created_at, UTC),
+        verdict=study_verdict(found, objectives),
+        variance=found.variance,
     )
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Every measured launch of a study that may be compared, as points with their launches.
+
+    Attributes:
+        searched: By the number of the trial that first measured a point: the objective values of
+            its launches during the search, in their order.
+        confirmed: The same for launches of the confirmation.
+        baseline: The trial that the others are compared with; None: it has no numbers.
+        variance: How far launches of one point scatter, by objective; empty: no point has two.
+    """
+
+    searched: Launches
+    confirmed: Launches
+    baseline: int | None
+    variance: Mapping[str, LaunchVariance]
+
+
+def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Launched:
+    """What was measured, without trials that were ended early."""
+    searched: dict[int, list[Sequence[float]]] = {}
+    confirmed: dict[int, list[Sequence[float]]] = {}
+    points: dict[int, list[FrozenTrial]] = {}
+    for t in trials:
+        if t.state != TrialState.COMPLETE or _quality(t).get("stop") == "dominated":
+            continue
+        of = t.user_attrs.get("confirms", t.user_attrs.get("replicates", t.number))
+        (confirmed if "confirms" in t.user_attrs else searched).setdefault(of, []).append(t.values)
+        points.setdefault(of, []).append(t)
+    variance = {}
+    for i, o in enumerate(objectives):
+        groups = [[_single(t, o.name, i) for t in group] for group in points.values()]
+        found = LaunchVariance.of([[x for x in group if x is not None] for group in groups])
+        if found is not None:
+            variance[o.name] = found
+    base = next((t.number for t in trials if t.user_attrs.get("baseline")), None)
+    return Launched(searched, confirmed, base if base in searched else None, variance)
+
+
+def _quality(trial: FrozenTrial) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = trial.user_attrs.get("quality") or {}
+    return found
+
+
+def _single(trial: FrozenTrial, name: str, index: int) -> SingleLaunch | None:
+    """One objective of one launch; None where its own interval is not known."""
+    low, high = (trial.user_attrs.get("intervals") or {}).get(name, (None, None))
+    value = trial.values[index]
+    within = within_launch(value, low, high) if value > 0 else None
+    return None if within is None else SingleLaunch(value, within)
+
+
+def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Verdict | None:
+    """What the confirmation says; None without one, or where values are no ratios."""
+    confirmed = {k: v for k, v in found.confirmed.items() if k in found.searched}
+    values = [x for launches in confirmed.values() for values in launches for x in values]
+    if not values or min(values) <= 0:
+        return None
+    return verdict(confirmed, found.searched, [o.direction for o in objectives], found.baseline)
 
 
 def trial_views(
@@ -91,47 +160,113 @@ def trial_views(
     space = spec.to_space()
     names = set(space.distributions())
     trials = [t for t in study.get_trials(deepcopy=False) if names <= set(_params(t))]
-    names_of = [o.name for o in objectives]
-    values = {t.number: list(t.values) for t in trials if t.state == TrialState.COMPLETE}
-    by_number = {k: dict(zip(names_of, v, strict=True)) for k, v in values.items()}
-    confirms = {t.number: t.user_attrs.get("confirms") for t in trials}
-    searched = {k: v for k, v in values.items() if confirms[k] is None}
-    front = front_numbers(searched, [o.direction for o in objectives])
-    base = next((t.number for t in trials if t.user_attrs.get("baseline")), None)
-    base_rate = by_number.get(base, {}).get("throughput") if base is not None else None
-    again: dict[int, list[dict[str, float]]] = {}
-    for k, of in confirms.items():
-        if of is not None and k in by_number:
-            again.setdefault(of, []).append(by_number[k])
-    confirmed = _confirmations(again, base, names_of)
-    out = []
+    found = launched(trials, objectives)
+    means = {k: _mean(launches) for k, launches in found.searched.items()}
+    front = front_numbers(means, [o.direction for o in objectives])
+    judged = study_verdict(found, objectives)
+    views = []
     for t in trials:
         kind, reason = failure_of(t)
-        numbers = by_number.get(t.number)
-        out.append(
+        quality = _quality(t)
+        complete = t.state == TrialState.COMPLETE
+        values = means.get(t.number, t.values) if complete else None
+        views.append(
             TrialView(
                 number=t.number,
                 state=_STATES[t.state],
                 point=space.decode(_params(t)),
-                values=numbers,
+                values=None
+                if values is None
+                else {o.name: v for o, v in zip(objectives, values, strict=True)},
                 acceptance_length=t.user_attrs.get("acceptance_length"),
                 acceptance_per_position=tuple(t.user_attrs.get("acceptance_per_position") or ()),
-                speedup=baseline_speedup((numbers or {}).get("throughput"), base_rate),
-                baseline=t.number == base,
+                speedup=None,
+                baseline=t.number == found.baseline,
                 front=t.number in front,
                 failure_kind=str(kind) if kind else None,
                 failure_reason=reason,
                 failure_evidence=tuple(t.user_attrs.get("failure_evidence") or ()),
-                intervals={
+                within={
                     name: (bounds[0], bounds[1])
                     for name, bounds in (t.user_attrs.get("intervals") or {}).items()
                 },
-                confirms=confirms[t.number],
-                **confirmed.get(t.number, {}),
+                launches=len(found.searched.get(t.number, [()])),
+                requests=quality.get("requests"),
+                stop=quality.get("stop"),
+                truncated=quality.get("stop") == "dominated",
+                warnings=quality_warnings(quality),
+                replicates=t.user_attrs.get("replicates"),
+                confirms=t.user_attrs.get("confirms"),
                 seconds=t.duration.total_seconds() if t.duration else None,
             )
         )
+    return _compared(views, objectives, found, judged)
+
+
+def _mean(launches: Sequence[Sequence[float]]) -> list[float]:
+    """Of each objective over the launches of one point."""
+    return [float(x) for x in np.mean(launches, axis=0)]
+
+
+def _compared(
+    views: Sequence[TrialView],
+    objectives: Sequence[Objective],
+    found: Launched,
+    judged: Verdict | None,
+) -> list[TrialView]:
+    """Adds what takes more than one launch: intervals between launches, speed-up, confirmation."""
+    base = next((v for v in views if v.baseline), None)
+    names = [o.name for o in objectives]
+    out = []
+    for v in views:
+        changes: dict[str, Any] = {"intervals": dict(v.within or {})}
+        for name, variance in found.variance.items():
+            if (one := _as_single(v, name)) is not None:
+                e = variance.point(one, v.launches)
+                changes["intervals"][name] = (e.low, e.high)
+        if base is not None:
+            changes["speedup"] = baseline_speedup(
+                (v.values or {}).get("throughput"), (base.values or {}).get("throughput")
+            )
+            a, b = _as_single(v, "throughput"), _as_single(base, "throughput")
+            if "throughput" in found.variance and not v.baseline and a and b:
+                e = found.variance["throughput"].ratio(a, b)
+                changes["speedup_interval"] = (e.low, e.high)
+        if judged is not None and v.number in judged.candidates:
+            c = judged.candidates[v.number]
+            named = dict(zip(names, c.values, strict=True))
+            changes["confirmed"] = {name: e.value for name, e in named.items()}
+            changes["confirmed_intervals"] = {name: (e.low, e.high) for name, e in named.items()}
+            changes["confirmed_launches"] = c.launches
+            if c.over_baseline is not None and "throughput" in names:
+                e = c.over_baseline[names.index("throughput")]
+                changes["confirmed_speedup"] = (e.value, e.low, e.high)
+        out.append(replace(v, **changes))
     return out
+
+
+def _as_single(view: TrialView, name: str) -> SingleLaunch | None:
+    """A trial's value of one objective, with what its own requests say of it."""
+    value = (view.values or {}).get(name)
+    low, high = (view.within or {}).get(name, (None, None))
+    if value is None or value <= 0:
+        return None
+    within = within_launch(value, low, high)
+    return None if within is None else SingleLaunch(value, within)
+
+
+def quality_warnings(quality: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was not as it should be with a measurement, in words."""
+    found = []
+    if disturbed := quality.get("disturbed"):
+        found.append(f"disturbed: {disturbed}")
+    if quality.get("steady") is False:
+        found.append(f"not steady after {quality['warmup_requests']} warm-up requests")
+    if drift := quality.get("drift"):
+        found.append(f"drifting: the last requests were {drift:+.0%} as fast as the first")
+    if (share := quality.get("prefix_cache_share")) and share > PREFIX_CACHE_SHARE:
+        found.append(f"{share:.0%} of the prompt tokens came from the prefix cache")
+    return tuple(found)
 
 
 def trial_story(store: Store, name: str, number: int) -> list[str]:
@@ -146,15 +281,18 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
         raise UserError(f"{name} has no trial {number}; `autotune status` lists them")
     attrs = store.optuna_study(name).get_trials(deepcopy=False)[number].user_attrs
     lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
-    if trial.confirms is not None:
-        lines.append(f"measures trial {trial.confirms} again")
+    if trial.again is not None:
+        lines.append(f"measures trial {trial.again} again")
     if "moved_because" in attrs:
         lines.append(f"the proposal was moved here: {attrs['moved_because']}")
     for o in view.objectives:
         value = trial.value(o)
         if value is not None:
-            interval = (trial.intervals or {}).get(o.name)
+            interval = (trial.within or {}).get(o.name)
             lines.append(f"{o.title}: {value_with_interval(value, interval, o)}")
+    if trial.requests is not None:
+        lines.append(f"{trial.requests} requests: {Stop[(trial.stop or 'all').upper()]}")
+    lines += [f"warning: {plain(w)}" for w in trial.warnings]
     if trial.acceptance_length is not None:
         shares = ", ".join(f"{p:.2f}" for p in trial.acceptance_per_position)
         lines.append(f"acceptance length {trial.acceptance_length:.2f}, by position {shares}")
@@ -190,36 +328,6 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
                 f"log: {launch.log_path}"
             )
     return lines
-
-
-def _confirmations(
-    again: Mapping[int, Sequence[Mapping[str, float]]], base: int | None, names: Sequence[str]
-) -> dict[int, dict[str, Any]]:
-    """The ``confirmed…`` fields of each trial that was measured again, by its number.
-
-    Only launches of the confirmation count: that of the search was chosen for being good. Their
-    scatter is pooled over all points, for two launches of one point tell little.
-    """
-    scatters = {
-        name: Scatter.pooled([[v[name] for v in launches] for launches in again.values()])
-        for name in names
-    }
-    out = {}
-    for number, launches in again.items():
-        means = {name: scatters[name].mean([v[name] for v in launches]) for name in names}
-        speedup = None
-        if base is not None and base in again and "throughput" in names:
-            e = scatters["throughput"].ratio(
-                [v["throughput"] for v in launches], [v["throughput"] for v in again[base]]
-            )
-            speedup = (e.value, e.low, e.high)
-        out[number] = {
-            "confirmed": {name: e.value for name, e in means.items()},
-            "confirmed_intervals": {name: (e.low, e.high) for name, e in means.items()},
-            "confirmed_launches": len(launches),
-            "confirmed_speedup": speedup,
-        }
-    return out
 
 
 def _params(trial: FrozenTrial) -> dict[str, Value]:

@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -30,6 +30,9 @@ from pydantic import (
 
 from autotune.errors import UserError
 from autotune.space import MNBT, N, Param, Space, Value
+
+if TYPE_CHECKING:
+    from autotune.measure import LatencyFrom
 
 FlagValue = bool | int | float | str | list[str | int | float] | dict[str, Any]
 
@@ -150,17 +153,31 @@ class WorkloadSpec(_Model):
     )
     random: RandomPrompts | None = Field(default=None, description="or random tokens")
     output_len: int = Field(gt=0, description="max_tokens of every request")
-    num_prompts: int = Field(gt=0, description="measured requests of a trial")
+    num_prompts: int = Field(gt=0, description="most measured requests of a trial")
     confirm_prompts: int | None = Field(
-        default=None, gt=0, description="of a confirmation's trial; without it num_prompts"
+        default=None,
+        gt=0,
+        description="requests of a trial that measures again, all of them sent; without it "
+        "num_prompts",
     )
-    warmup_prompts: int = Field(
-        default=4, ge=0, description="requests before the measurement, with prompts of their own"
+    warmup_prompts: int | None = Field(
+        default=None,
+        ge=0,
+        description="most requests before the measurement, with prompts of their own; they end "
+        "when the server is warm. Without it 24, or 4 × max_concurrency if that is more",
     )
     request_rate: float = Field(
-        default=math.inf, gt=0, description="Poisson arrivals per second; .inf: all at once"
+        default=math.inf, gt=0, description="arrivals per second; .inf: all at once"
+    )
+    arrivals: Literal["poisson", "constant"] = Field(
+        default="poisson", description="how they are spread: at random, or evenly"
     )
     max_concurrency: int | None = Field(default=None, gt=0, description="most requests at a time")
+    latency_from: Literal["intended", "send"] | None = Field(
+        default=None,
+        description="where a latency begins: at the intended start (without it, with a "
+        "request_rate) or at the sending (without it, in a closed loop; vLLM's benchmark always)",
+    )
     ignore_eos: bool = Field(default=True, description="go on after the end-of-text token")
     temperature: float = Field(default=0.0, ge=0)
     seed: int = Field(default=0, ge=0, description="chooses and orders prompts, and arrival times")
@@ -175,6 +192,49 @@ class WorkloadSpec(_Model):
                 "needs max_concurrency (closed loop), request_rate (open loop), or both"
             )
         return self
+
+    @property
+    def most_warmup(self) -> int:
+        """Most warm-up requests: ``warmup_prompts``, or enough to see a steady server."""
+        if self.warmup_prompts is not None:
+            return self.warmup_prompts
+        return max(24, 4 * (self.max_concurrency or 1))
+
+    @property
+    def latency_origin(self) -> LatencyFrom:
+        """Where latencies begin.
+
+        In a closed loop a client sends when it has its last answer: the sending. With a request
+        rate, users come whether or not the server is ready, and a late sender must not hide the
+        waiting that caused it ("coordinated omission", G. Tene, "How NOT to measure latency",
+        2013): the intended start, also where a cap on concurrency makes them wait.
+        """
+        return self.latency_from or ("send" if math.isinf(self.request_rate) else "intended")
+
+
+class MeasureSpec(_Model):
+    """How long a trial is measured, and when it is measured again."""
+
+    precision: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="measuring ends when the 95 % interval of every objective is within ± this "
+        "share of its value, or after workload.num_prompts requests",
+    )
+    min_prompts: int = Field(
+        default=32, gt=0, description="fewest measured requests, before any end is considered"
+    )
+    dominated_error: float = Field(
+        default=0.05,
+        ge=0,
+        lt=0.5,
+        description="a trial that is worse in everything than another one ends early; this is the "
+        "chance of doing so wrongly. 0: never",
+    )
+    repeat_disturbed: bool = Field(
+        default=True, description="launch once more if something else used the machine meanwhile"
+    )
 
 
 class ObjectiveSpec(_Model):
@@ -208,6 +268,13 @@ class BudgetSpec(_Model):
         description="how many of them measure the winners again, beside the baseline, at most "
         "half; without it a third, at most 8, and none below 4",
     )
+    replicates: int | None = Field(
+        default=None,
+        ge=0,
+        description="trials of the search that launch the baseline or the best point once more, to "
+        "see how much launches of one point differ; without it one of 8, at most 3, and none in a "
+        "grid",
+    )
     timeout_minutes: float | None = Field(default=None, gt=0)
 
     def confirm_of(self, trials: int) -> int:
@@ -216,6 +283,10 @@ class BudgetSpec(_Model):
             return min(self.confirm, trials // 2)
         held = min(8, trials // 3)
         return held if held >= 4 else 0  # A B B A needs four
+
+    def replicates_of(self, searched: int) -> int:
+        """How many of ``searched`` trials launch a point once more, to see how launches differ."""
+        return min(3, searched // 8) if self.replicates is None else self.replicates
 
 
 class StudySpec(_Model):
@@ -230,6 +301,7 @@ class StudySpec(_Model):
         description="where the first trial stands; without a key, n = 0 and vLLM's own default",
     )
     workload: WorkloadSpec
+    measure: MeasureSpec = Field(default_factory=MeasureSpec)
     objectives: list[Annotated[ObjectiveSpec, BeforeValidator(_objective)]] = Field(
         default_factory=lambda: [
             ObjectiveSpec(name="throughput"),
@@ -430,6 +502,7 @@ _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("server",): ServerSpec,
     ("workload",): WorkloadSpec,
     ("workload", "random"): RandomPrompts,
+    ("measure",): MeasureSpec,
     ("search",): SearchSpec,
     ("budget",): BudgetSpec,
     ("objectives",): ObjectiveSpec,

@@ -40,7 +40,7 @@ from autotune.load import Sample, ServerStats
 from autotune.serving import Identity, LaunchPlan, boot_id
 from autotune.spec import LoadedStudy, parse_study
 
-SCHEMA = 1
+SCHEMA = 2
 BUSY_TIMEOUT_S = 20
 
 
@@ -98,6 +98,7 @@ class LaunchRow(_Base):
     stats: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # ServerStats of the measurement
     values: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # by objective, in its unit
     intervals: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # [low, high], None: no bound
+    quality: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # measuring.Quality
 
 
 class RequestRow(_Base):
@@ -365,6 +366,7 @@ class Store:
         stats: ServerStats,
         values: Mapping[str, float],
         intervals: Mapping[str, tuple[float | None, float | None]],
+        quality: Mapping[str, Any],
     ) -> None:
         """The measurement is whole; ``values`` and ``intervals`` by objective name."""
         self._update(
@@ -373,6 +375,7 @@ class Store:
             stats=asdict(stats),
             values=dict(values),
             intervals={name: list(bounds) for name, bounds in intervals.items()},
+            quality=dict(quality),
         )
 
     def launch_failed(self, launch_id: str, failure: TrialFailure, log_tail: Sequence[str]) -> None:
@@ -448,6 +451,26 @@ class Store:
             )
             s.expunge_all()
         return rows
+
+    def samples(self, launch_id: str, phase: str = "measure") -> list[Sample]:
+        """The requests of one phase of a launch, as the client gave them."""
+        return [
+            Sample(
+                index=r.index,
+                phase=r.phase,
+                intended=r.intended,
+                start=r.start,
+                ttft=r.ttft,
+                end=r.end,
+                prompt_tokens=r.prompt_tokens,
+                output_tokens=r.output_tokens,
+                status=r.status,
+                error=r.error,
+                chunks=tuple(array("f", r.chunks)),
+            )
+            for r in self.requests(launch_id)
+            if r.phase == phase
+        ]
 
     def unended_launches(self) -> list[LaunchRow]:
         """Launches of all studies whose end was never written down: the ledger."""

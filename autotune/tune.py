@@ -7,7 +7,6 @@ written down before its process exists, and a trial is told only after its serve
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import time
 import uuid
@@ -24,13 +23,15 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
+from autotune.canary import Rest, disturbed, take_rest
 from autotune.demo import resolve_model
-from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
-from autotune.load import Request, Sample, Workload, build_workload, difference, run_phase, scrape
+from autotune.errors import FailureKind, NothingUsable, TrialFailure, UserError
+from autotune.load import Workload, build_workload
 from autotune.machine import describe_machine, machine_line
-from autotune.measure import Measurement, latency_origin
-from autotune.results import is_finished, study_objectives, study_view, trial_views
-from autotune.search import SpaceExhausted, StudySampler, grid_points, seed_points
+from autotune.measure import Measurement
+from autotune.measuring import Measuring, Result, Rival
+from autotune.results import is_finished, launched, study_objectives, study_view, trial_views
+from autotune.search import SpaceExhausted, StudySampler, grid_points, plan, seed_points
 from autotune.search.sampler import nearest
 from autotune.serving import (
     Identity,
@@ -49,10 +50,6 @@ from autotune.ui import Ui
 from autotune.views import TrialView, cost, objective_text
 from objectives import Objective
 
-# A request without a token for this long, while others are answered, is a hang.
-HANG_TIMEOUT_S = 120.0
-# A server whose requests fail may be about to end: the API process outlives its engine for a bit.
-DYING_S = 3.0
 # vLLM's default of max_num_batched_tokens for `vllm serve` on a CPU and on a GPU below 70 GiB.
 DEFAULT_MNBT = 2048
 # After so many launches that all failed alike, and none that worked, the study itself is wrong.
@@ -194,6 +191,7 @@ def run_study(
     seed: int,
     timeout_s: float | None,
     ui: Ui,
+    confirm: bool = False,
 ) -> StopReason:
     """Brings the study to ``trials`` finished trials, from wherever it stands.
 
@@ -203,26 +201,29 @@ def run_study(
             Measured and failed launches count, points that were never launched do not.
         seed: Of a new study; a resumed one keeps its own.
         timeout_s: No launch begins after so many seconds.
+        confirm: Search no further: ``trials`` more launches measure the winners again.
 
     Raises:
         UserError: the database cannot be used, or belongs to another study.
-        NothingUsable: the first launches all failed alike.
+        NothingUsable: the first launches all failed alike, or there is nothing to confirm.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP; the server is gone, and the study resumes.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with exclusive(database), _signals():
+    with exclusive(database), signals():
         store = Store(database, create=True)
         try:
-            return _Run(prepared, store, trials, seed, deadline, ui).go()
+            return _Run(prepared, store, trials, seed, deadline, ui, confirm=confirm).go()
         finally:
             store.close()
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does."""
+def signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does, also one that a script started with ``&``."""
 
     def as_interrupt(_signum: int, _frame: FrameType | None) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does so for `command &`
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     before = {s: signal.signal(s, as_interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
@@ -249,11 +250,15 @@ class _Run:
         seed: int,
         deadline: float | None,
         ui: Ui,
+        *,
+        confirm: bool,
     ) -> None:
         self.p = prepared
         self.spec = prepared.spec
         self.store = store
         self.wanted = trials
+        self.held = prepared.spec.budget.confirm_of(trials)  # of the wanted ones, for confirming
+        self.confirm_only = confirm
         self.seed = seed
         self.deadline = deadline
         self.ui = ui
@@ -265,6 +270,8 @@ class _Run:
 
     def go(self) -> StopReason:
         self.end_leftovers()
+        if self.confirm_only:
+            self.plan_confirmation()
         row = self.store.begin_study(self.p.loaded, seed=self.seed, wanted=self.wanted)
         self.check_comparable()
         self.sampler = StudySampler(
@@ -309,6 +316,25 @@ class _Run:
                 trial=launch.trial,
                 launch_id=launch.launch_id,
             )
+
+    def plan_confirmation(self) -> None:
+        """Turns "so many launches" into what the loop understands: trials in all, and held back.
+
+        A confirmation that was interrupted is gone on with.
+        """
+        name = self.spec.name
+        if name not in self.store.study_names():
+            raise UserError(f"{self.store.path}: has no study {name} yet; `autotune run` searches")
+        study = self.store.optuna_study(name)
+        trials = study.get_trials(deepcopy=False)
+        wanted = self.store.load_study(name)[1].wanted
+        order = study.user_attrs.get(f"confirmation_{wanted}", [])
+        confirmed = sum(t.user_attrs.get("confirmation") == wanted for t in trials)
+        if confirmed < len(order):
+            self.wanted, self.held = wanted, len(order)
+        else:
+            self.held = self.wanted
+            self.wanted = sum(map(is_finished, trials)) + self.held
 
     def check_comparable(self) -> None:
         """Trials of two vLLM versions are not compared; those of two machines with a warning.
@@ -437,6 +463,8 @@ class _Run:
             raise SpaceExhausted
         if baseline not in tried:
             return baseline, {"baseline": True}
+        if (again := self.to_replicate()) is not None:
+            return self.space.decode(self.frozen(again).params), {"replicates": again}
         points: list[dict[str, Value]] = []
         if self.spec.search.method == "grid":
             points = grid_points(self.space)
@@ -447,14 +475,38 @@ class _Run:
             raise SpaceExhausted
         return None if point is None else (point, {})
 
+    def to_replicate(self) -> int | None:
+        """The trial whose point the search launches once more, spread over the search.
+
+        In turn the baseline, which every speed-up refers to, and the best so far: launches of one
+        point show how far the luck of a launch goes, which no number of requests can tell.
+        """
+        budget, search = self.spec.budget, self.wanted - self.held
+        wanted = budget.replicates_of(search)
+        if budget.replicates is None and self.spec.search.method == "grid":
+            return None
+        trials = [t for t in self.search_trials() if is_finished(t)]
+        done = sum("replicates" in t.user_attrs for t in trials)
+        if done >= wanted or len(trials) < (done + 1) * search // (wanted + 1):
+            return None
+        found = [v for v in self.views() if v.values and v.again is None]
+        base = next((v.number for v in found if v.baseline), None)
+        if done % 2 == 0 and base is not None:
+            return base
+        first = self.p.objectives[0]
+        front = [v for v in found if v.front and not v.baseline]
+        best = min(front, key=lambda v: cost(first, v.value(first)), default=None)
+        return best.number if best is not None else base
+
+    def views(self) -> list[TrialView]:
+        return trial_views(self.study, self.spec, self.p.objectives)
+
     def to_confirm(self, exhausted: bool) -> tuple[dict[str, Value], dict[str, Any]] | None:
         """The next launch that measures a candidate again; None while the search goes on.
 
-        The last trials of the wanted ones are held back for it. Candidates are the baseline and
-        the best of the front by each objective, in the order A B C C B A …, so that a machine that
-        grows slower or faster hits all of them alike.
+        The last trials of the wanted ones are held back for it.
         """
-        held = self.spec.budget.confirm_of(self.wanted)
+        held = self.held
         trials = self.study.get_trials(deepcopy=False)
         done = sum(t.user_attrs.get("confirmation") == self.wanted for t in trials)
         if done >= held or (not exhausted and self.finished() - done < self.wanted - held):
@@ -471,23 +523,13 @@ class _Run:
 
     def candidates(self, held: int) -> list[int]:
         """Numbers of the trials to confirm, in the order of their ``held`` launches."""
-        views = [v for v in trial_views(self.study, self.spec, self.p.objectives) if v.values]
-        views = [v for v in views if v.confirms is None]
-        front = [v for v in views if v.front]
-
-        def ranked(among: Sequence[TrialView], o: Objective) -> list[TrialView]:
-            return sorted(among, key=lambda v: cost(o, v.value(o)))
-
-        first = self.p.objectives[0]
-        order = [v for v in views if v.baseline]
-        for o in self.p.objectives:
-            order += ranked(front, o)[:1]
-        order += ranked(front, first)
-        # where the baseline is best in everything, it is compared with the next best
-        order += ranked([v for v in views if not v.baseline], first)[:1]
-        chosen = list(dict.fromkeys(v.number for v in order))[: max(1, held // 2)]
-        there_and_back = [*chosen, *reversed(chosen)]
-        return [there_and_back[i % len(there_and_back)] for i in range(held)] if chosen else []
+        found = launched(self.study.get_trials(deepcopy=False), self.p.objectives)
+        directions = [o.direction for o in self.p.objectives]
+        try:
+            return plan(found.searched, directions, found.baseline, held)
+        except ValueError as e:  # an objective that can be zero or negative
+            self.ui.message(f"the winners are not measured again: {e}")
+            return []
 
     def frozen(self, number: int) -> optuna.trial.FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
@@ -506,10 +548,10 @@ class _Run:
             self.tell_failure(trial, TrialFailure(FailureKind.INFEASIBLE, why))
             return
         launches = [x for x in self.store.launches(self.spec.name) if x.trial == trial.number]
-        for launch in launches:
-            if launch.values is not None:  # measured whole, but the run ended before the telling
-                self.tell(trial, launch.launch_id)
-                return
+        measured = [x for x in launches if x.values is not None]
+        if measured and not self.repeats(measured):  # but the run ended before the telling
+            self.tell(trial, measured[-1].launch_id)
+            return
         failed = sum(x.failure_kind is not None for x in launches)
         attempt = len(launches)
         while True:
@@ -523,8 +565,19 @@ class _Run:
                     continue
                 self.tell_failure(trial, failure)
                 return
+            measured.append(self.store.launch(launch_id))
+            if self.repeats(measured):
+                attempt += 1
+                why = (measured[-1].quality or {})["disturbed"]
+                self.ui.message(f"trial {trial.number}: {why}; measuring it once more")
+                continue
             self.tell(trial, launch_id)
             return
+
+    def repeats(self, measured: Sequence[LaunchRow]) -> bool:
+        """True if a trial is launched once more, because its only launch was disturbed."""
+        disturbed = (measured[-1].quality or {}).get("disturbed")
+        return len(measured) == 1 and bool(disturbed) and self.spec.measure.repeat_disturbed
 
     def launch_and_measure(
         self, trial: optuna.trial.FrozenTrial, point: Point, attempt: int
@@ -535,6 +588,7 @@ class _Run:
             TrialFailure: it did not come up, or gave nothing that may be called a number.
         """
         launch_id = uuid.uuid4().hex
+        rest = take_rest(self.rests())  # while no server of ours is there
         plan = plan_launch(
             self.spec.server,
             point,
@@ -565,7 +619,7 @@ class _Run:
             version = server.wait_ready(lambda _seconds: None)
             self.store.launch_ready(launch_id, version)
             self.event("healthy", trial, launch_id)
-            self.measure(server, launch_id, trial, plan.served_name)
+            self.measure(server, launch_id, trial, rest)
         except TrialFailure as failure:
             self.store.launch_failed(launch_id, failure, server.log_tail())
             self.event(f"failed: {failure}", trial, launch_id)
@@ -586,86 +640,62 @@ class _Run:
         self.store.launch_ended(launch_id, report.exit_code, report.killed)
 
     def measure(
-        self,
-        server: Server,
-        launch_id: str,
-        trial: optuna.trial.FrozenTrial,
-        served_name: str,
+        self, server: Server, launch_id: str, trial: optuna.trial.FrozenTrial, rest: Rest
     ) -> None:
         """Warm-up, then the measured requests; stores every request and the objective values."""
-        confirms = "confirms" in trial.user_attrs
-        workload = self.p.confirmation if confirms else self.p.workload
-        base_url = server.plan.base_url
-        self.ui.stage("warming")
-        self.run_requests(
-            server, launch_id, workload.warmup, [0.0] * len(workload.warmup), served_name, "warmup"
+        again = "confirms" in trial.user_attrs or "replicates" in trial.user_attrs
+        workload = self.p.confirmation if "confirms" in trial.user_attrs else self.p.workload
+        measuring = Measuring(
+            server,
+            self.spec,
+            self.p.objectives,
+            keep=lambda samples: self.store.add_samples(launch_id, samples),
+            progress=self.ui.progress,
         )
+        self.ui.stage("warming")
+        measuring.warm(workload.warmup)
         self.event("warm", trial, launch_id)
         self.ui.stage("measuring")
-        before = scrape(base_url)
-        samples = self.run_requests(
-            server, launch_id, workload.measured, workload.arrivals, served_name, "measure"
+        rivals = [] if again or trial.user_attrs.get("baseline") else self.rivals()
+        found = launched(self.study.get_trials(deepcopy=False), self.p.objectives)
+        result = measuring.measure(
+            workload,
+            rest,
+            whole="confirms" in trial.user_attrs,
+            rivals=rivals,
+            between={name: v.between for name, v in found.variance.items()},
         )
-        stats = difference(before, scrape(base_url))
-        if not server.alive():
-            raise server.failure(FailureKind.CRASH, "the server died after the last request")
-        measurement = Measurement.of(samples, latency_origin(self.spec.workload.max_concurrency))
-        try:
-            values = {o.name: o.compute(measurement) for o in self.p.objectives}
-        except ValueError as e:
-            raise MeasureError(FailureKind.REQUESTS, str(e)) from e
-        bounds = {o.name: o.interval(measurement) for o in self.p.objectives if o.interval}
         self.store.launch_measured(
-            launch_id, stats, values, {name: (i.low, i.high) for name, i in bounds.items()}
+            launch_id,
+            result.stats,
+            result.values,
+            {name: (i.low, i.high) for name, i in result.intervals.items()},
+            result.quality() | {"disturbed": self.disturbed(result)},
         )
         self.event("measured", trial, launch_id)
 
-    def run_requests(
-        self,
-        server: Server,
-        launch_id: str,
-        requests: Sequence[Request],
-        arrivals: Sequence[float],
-        served_name: str,
-        phase: str,
-    ) -> tuple[Sample, ...]:
-        """One phase of requests, stored also when it is interrupted.
+    def disturbed(self, result: Result) -> str | None:
+        """Why the machine was not ours alone, against the study's launches on this machine."""
+        return disturbed(result.machine, self.rests())
 
-        Raises:
-            TrialFailure: the server died, or a request failed; one is enough, because a number
-                without it would be better than what users get.
-        """
-        done: list[Sample] = []
+    def rests(self) -> list[float]:
+        """Seconds of the canary before each measured launch of the study on this machine."""
+        return [
+            x.quality["machine"]["rest"]["kernel_s"]
+            for x in self.store.launches(self.spec.name)
+            if x.quality and x.machine == self.machine
+        ]
 
-        def on_done(sample: Sample) -> None:
-            done.append(sample)
-            self.ui.progress(len(done), len(requests))
-
-        load = self.spec.workload
-        # without a cap on concurrency a request may wait long behind others, and nothing hangs
-        hang = load.request_timeout_s if load.max_concurrency is None else HANG_TIMEOUT_S
-        try:
-            asyncio.run(
-                run_phase(
-                    server.plan.base_url,
-                    served_name,
-                    requests,
-                    arrivals,
-                    load,
-                    phase=phase,
-                    hang_timeout_s=hang,
-                    on_done=on_done,
-                )
-            )
-        finally:
-            self.store.add_samples(launch_id, done)
-        bad = [s for s in done if s.status != "ok"]
-        if bad and server.died(DYING_S):
-            raise server.failure(FailureKind.CRASH, "the server died while it was being measured")
-        if bad:
-            kind = FailureKind.HANG if bad[0].status == "timeout" else FailureKind.REQUESTS
-            raise MeasureError(kind, f"{len(bad)} of {len(done)} requests failed: {bad[0].error}")
-        return tuple(done)
+    def rivals(self) -> list[Rival]:
+        """The trials of the front, as they were measured."""
+        out = []
+        for view in self.views():
+            if view.front and view.state == "complete":
+                launch_id = self.frozen(view.number).user_attrs["launch"]
+                samples = self.store.samples(launch_id)
+                origin = self.spec.workload.latency_origin
+                out.append(Rival(view.number, Measurement.of(samples, origin)))
+        return out
 
     # -- telling ---------------------------------------------------------------------------------
 
@@ -683,6 +713,7 @@ class _Run:
             acceptance_length=stats.get("acceptance_length"),
             acceptance_per_position=stats.get("acceptance_per_position"),
             intervals=launch.intervals,
+            quality={k: v for k, v in (launch.quality or {}).items() if k != "machine"},
         )
         self.study.tell(trial.number, [values[o.name] for o in self.p.objectives])
         self.event("told", trial, launch_id)

@@ -41,8 +41,10 @@ from autotune.views import (
     number,
     plain,
     point_text,
+    scatter_line,
     value_text,
     value_with_interval,
+    verdict_lines,
 )
 
 if TYPE_CHECKING:
@@ -228,6 +230,12 @@ class Ui:
             for line in again:
                 self._print(f"  {line}")
             self._print("")
+            for line in verdict_lines(view):
+                self._print(f"  {line}")
+            self._print("")
+        if scatter := scatter_line(view):
+            self._print(scatter)
+            self._print("")
         if command is not None:
             self._print(f"To serve trial {trial.number} ({point_text(trial.point)}):")
             self._print("")
@@ -301,6 +309,8 @@ class Ui:
             words.append(f"acceptance length {trial.acceptance_length:.2f}")
         if trial.speedup is not None:
             words.append(f"speed-up {trial.speedup:.2f}×")
+        if trial.requests is not None:
+            words.append(f"{trial.requests} requests")
         words.append(_note(trial))
         if trial.failure_reason:
             words.append(plain(trial.failure_reason))
@@ -412,7 +422,10 @@ def _note(trial: TrialView) -> str:
     if trial.state == "failed":
         return f"failed: {trial.failure_kind or 'unknown'}"
     words = ["baseline" if trial.baseline else "", "front" if trial.front else ""]
-    words.append("" if trial.confirms is None else f"again #{trial.confirms}")
+    words.append("" if trial.again is None else f"again #{trial.again}")
+    words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
+    words.append("ended early" if trial.truncated else "")
+    words += [w.partition(":")[0].split(" after ")[0] for w in trial.warnings]
     if trial.state != "complete":
         words.append(trial.state)
     return ", ".join(filter(None, words))

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from autotune.space import MNBT, N, Point, Value
 
 if TYPE_CHECKING:
+    from autotune.measure import LaunchVariance
+    from autotune.search import Choice, Verdict
     from objectives import Objective
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
@@ -33,7 +35,8 @@ class TrialView:
         number: Optuna's number of the trial, from 0.
         state: ``complete``, ``failed``, ``running`` or ``waiting``.
         point: The searched parameters with their plain values.
-        values: By objective name, in the objective's unit; None for a trial without numbers.
+        values: By objective name, in the objective's unit; None for a trial without numbers. Of a
+            point that the search launched several times, the first trial has the mean of them.
         acceptance_length: Tokens per verification step; None without speculation.
         acceptance_per_position: Share of the draft tokens at each position that were accepted.
         speedup: Output throughput over the baseline's; None where unknown.
@@ -43,7 +46,16 @@ class TrialView:
         failure_reason: The same in words, one line.
         seconds: Duration of the whole trial, launch to stop.
         failure_evidence: The telling lines of the server's log, oldest first.
-        intervals: Interval of each objective within its launch, in its unit, by objective name.
+        within: Interval of each objective within its launch, in its unit, by objective name.
+        intervals: The same with what launches of one point differ by, as soon as that is known.
+        speedup_interval: Of ``speedup``; None until it is known how launches differ.
+        launches: Launches of the search that ``values`` are the mean of.
+        requests: Measured requests of its launch.
+        stop: Why there were no more, a name of :class:`autotune.measuring.Stop`.
+        truncated: It was ended early, because another trial is better in everything: its numbers
+            are rough and never win.
+        warnings: What was not as it should be with this measurement, in words.
+        replicates: The trial whose point this one launched once more during the search.
         confirms: The trial whose point this one measured again; None for a trial of the search.
         confirmed: Value of each objective when the point was measured again, mean of its launches.
         confirmed_intervals: Intervals of ``confirmed``, with the scatter between launches.
@@ -64,12 +76,25 @@ class TrialView:
     failure_reason: str | None
     seconds: float | None
     failure_evidence: tuple[str, ...] = ()
+    within: Mapping[str, Bounds] | None = None
     intervals: Mapping[str, Bounds] | None = None
+    speedup_interval: Bounds | None = None
+    launches: int = 1
+    requests: int | None = None
+    stop: str | None = None
+    truncated: bool = False
+    warnings: tuple[str, ...] = ()
+    replicates: int | None = None
     confirms: int | None = None
     confirmed: Mapping[str, float] | None = None
     confirmed_intervals: Mapping[str, Bounds] | None = None
     confirmed_launches: int = 0
     confirmed_speedup: tuple[float, float | None, float | None] | None = None
+
+    @property
+    def again(self) -> int | None:
+        """The trial whose point this one launched once more, for whatever reason."""
+        return self.replicates if self.confirms is None else self.confirms
 
     def value(self, objective: Objective) -> float | None:
         """The finite value of an objective, or None."""
@@ -88,6 +113,9 @@ class StudyView:
         finished: Finished trials that it has.
         machine: What it was measured on, in a few words.
         vllm_version: Of the measured servers; None until one has run.
+        verdict: What the confirmation found; None without one.
+        variance: For each objective, by name, how far launches of one point scatter; empty until a
+            point was launched twice.
     """
 
     name: str
@@ -98,6 +126,8 @@ class StudyView:
     machine: str
     vllm_version: str | None
     created: datetime
+    verdict: Verdict | None = None
+    variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
 
     def front(self) -> list[TrialView]:
         """The front, best by the first objective first."""
@@ -105,18 +135,38 @@ class StudyView:
         front = [t for t in self.trials if t.front and t.value(first) is not None]
         return sorted(front, key=lambda t: cost(first, t.value(first)))
 
-    def best(self, objective: Objective | None = None) -> TrialView | None:
-        """The trial of the front that is best by one objective, the first one by default.
+    def best(
+        self, objective: Objective | None = None, *, balanced: bool = False
+    ) -> TrialView | None:
+        """The best trial by one objective, the first one by default, or by all of them.
 
-        Of the trials that were confirmed, if any were: what was measured again is compared by what
-        came out then, since the luckiest of many single measurements is too good to be true.
+        The confirmation's choice, where there is one: the luckiest of many single measurements is
+        too good to be true. Without one, that of the front.
+
+        Args:
+            objective: By which.
+            balanced: The largest product of improvements instead, one percent of any objective
+                counting alike.
         """
         chosen = objective or self.objectives[0]
-        confirmed = [t for t in self.front() if t.confirmed]
-        if confirmed:
-            return min(confirmed, key=lambda t: cost(chosen, (t.confirmed or {})[chosen.name]))
-        front = [t for t in self.front() if t.value(chosen) is not None]
+        if self.verdict is not None:
+            index = [o.name for o in self.objectives].index(chosen.name)
+            choice = self.verdict.balanced if balanced else self.verdict.winners[index]
+            return next(t for t in self.trials if t.number == choice.number)
+        front = [t for t in self.front() if all(t.value(o) is not None for o in self.objectives)]
+        if balanced:
+            return min(front, key=self._imbalance, default=None)
         return min(front, key=lambda t: cost(chosen, t.value(chosen)), default=None)
+
+    def _imbalance(self, trial: TrialView) -> float:
+        """Less is better: the sum of the logarithms of all costs."""
+        logs = []
+        for o in self.objectives:
+            value = trial.value(o)
+            if value is None or value <= 0:
+                return math.inf
+            logs.append(-math.log(value) if o.direction == "maximize" else math.log(value))
+        return sum(logs)
 
     def failures(self) -> list[TrialView]:
         """The failed trials."""
@@ -210,13 +260,56 @@ def confirmation_lines(view: StudyView) -> list[str]:
         ]
         if t.confirmed_speedup is not None and not t.baseline:
             value, low, high = t.confirmed_speedup
-            tie = low is not None and high is not None and low <= 1 <= high
-            parts.append(
-                f"{value:.2f}× {bounds_text((low, high))} the baseline"
-                + (", which may be the same: the interval holds 1" if tie else "")
-            )
-        name = "baseline" if t.baseline else f"trial {t.number}"
+            parts.append(f"{value:.2f}× {bounds_text((low, high))} the baseline")
         lines.append(
-            f"{name} ({point_text(t.point)}): {', '.join(parts)}; {t.confirmed_launches} launches"
+            f"{_name(view, t.number)}: {', '.join(parts)}; "
+            f"{t.confirmed_launches} launch{'es' if t.confirmed_launches > 1 else ''}"
         )
     return lines
+
+
+def verdict_lines(view: StudyView) -> list[str]:
+    """What to serve and how sure that is: a line for each objective, and the balanced choice."""
+    if view.verdict is None:
+        return []
+    rules = [o.title.lower() for o in view.objectives]
+    choices = list(zip(rules, view.verdict.winners, strict=True))
+    if len(rules) > 1:
+        choices.append(("both alike" if len(rules) == 2 else "all alike", view.verdict.balanced))
+    return [f"best by {plain(rule)}: {_choice(view, choice)}" for rule, choice in choices]
+
+
+def _choice(view: StudyView, choice: Choice) -> str:
+    words = [_name(view, choice.number)]
+    if choice.over_baseline is not None and not _trial(view, choice.number).baseline:
+        names = [o.name for o in view.objectives]
+        if "throughput" in names:
+            e = choice.over_baseline[names.index("throughput")]
+            words.append(f"{e.value:.2f}× {bounds_text((e.low, e.high))} the baseline")
+    if choice.runner_up is not None and choice.chance is not None:
+        rival = _name(view, choice.runner_up)
+        if choice.tie:
+            words.append(f"a tie: better than {rival} with {choice.chance:.0%} chance only")
+        else:
+            words.append(f"better than {rival} with {choice.chance:.0%} chance")
+    return ", ".join(words)
+
+
+def _trial(view: StudyView, number: int) -> TrialView:
+    return next(t for t in view.trials if t.number == number)
+
+
+def _name(view: StudyView, number: int) -> str:
+    t = _trial(view, number)
+    return f"{'baseline' if t.baseline else f'trial {number}'} ({point_text(t.point)})"
+
+
+def scatter_line(view: StudyView) -> str | None:
+    """How far launches of one point differ; None while no point was launched twice."""
+    parts = [
+        f"{plain(o.title)} by {v.total.sigma:.1%}, of which {v.between:.1%} is more than their "
+        "requests explain"
+        for o in view.objectives
+        if (v := view.variance.get(o.name)) is not None
+    ]
+    return "launches of one point differ: " + "; ".join(parts) if parts else None

@@ -54,6 +54,7 @@ def write_study(folder: Path, *, name: str = "double", **changes: object) -> Pat
             "warmup_prompts": 2,
             "max_concurrency": 2,
         },
+        "measure": {"repeat_disturbed": False},  # other tests, or a browser, may run beside it
     }
     for key, value in changes.items():
         *path, last = key.split("__")

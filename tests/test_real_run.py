@@ -35,6 +35,7 @@ def small_demo(folder: Path) -> Path:
         "warmup_prompts": 2,
         "output_len": 32,
     }
+    raw["measure"]["repeat_disturbed"] = False
     file = folder / "small.yaml"
     file.write_text(yaml.safe_dump(raw))
     return file

@@ -36,11 +36,16 @@ def test_demo_studies(name: str) -> None:
     assert spec.server.command is None
     assert spec.server.speculative is not None
     assert spec.server.speculative.config(3) == {"method": "dflash", "model": "demo:draft", N: 3}
-    assert spec.server.flags == {"max_num_seqs": 2, "max_model_len": 1024, "enforce_eager": True}
+    assert spec.server.flags == {
+        "max_num_seqs": 2,
+        "max_model_len": 1024,
+        "dtype": "float32",
+        "enforce_eager": True,
+    }
     assert spec.server.env == {"VLLM_CPU_KVCACHE_SPACE": "1"}
     assert spec.space[MNBT] == Pow2Param(type="pow2", low=32, high=2048)
     w = spec.workload
-    assert (w.num_prompts, w.warmup_prompts, w.output_len, w.max_concurrency) == (32, 4, 96, 2)
+    assert (w.num_prompts, w.warmup_prompts, w.output_len, w.max_concurrency) == (80, 24, 24, 2)
     assert w.ignore_eos
     assert w.temperature == 0.0
     assert (w.prompts is None) == (name == "demo-cpu-random")
@@ -79,6 +84,7 @@ def test_gemma_studies(name: str) -> None:
     assert w.random is not None
     assert (w.random.input_len, w.output_len) == (256, 1024)
     assert (w.request_rate, w.max_concurrency, w.ignore_eos) == (1, 1, True)
+    assert w.latency_origin == "send"
     assert (w.temperature, w.confirm_prompts or w.num_prompts) == (0.0, 20)
     if name.endswith("-sweep"):
         assert fixed_mnbt == 4096

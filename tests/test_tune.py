@@ -72,8 +72,11 @@ def test_a_study_ends_with_a_front_and_a_command(tmp_path: Path) -> None:
     more = autotune("run", str(study), "--trials", "8", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert finished(tmp_path) == 8
-    points = [tuple(t["params"].values()) for t in trials(tmp_path)]  # type: ignore[attr-defined]
-    assert len(set(points)) == 8  # none twice
+    rows = trials(tmp_path)
+    points = [tuple(t["params"].values()) for t in rows if t["replicates"] is None]  # type: ignore[attr-defined]
+    assert len(set(points)) == len(points) == 7  # none twice, but for …
+    assert [t["replicates"] for t in rows if t["replicates"] is not None] == [0]  # … the baseline
+    assert rows[0]["launches"] == 2
 
 
 @pytest.mark.parametrize("stage", ["launching", "healthy", "warm", "measured", "stopped"])
@@ -110,6 +113,21 @@ def test_interrupted_it_ends_the_server_and_keeps_what_is_measured(
     done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert finished(tmp_path) == 1
+
+
+def test_in_a_scripts_background_it_ends_by_sigterm_too(tmp_path: Path) -> None:
+    study = write_study(tmp_path, server__env={"DOUBLE_STEP_S": "0.1"})
+    # a shell starts `command &` with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run = start_autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for_event(tmp_path, "warm", 1)
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=30)
+    assert run.returncode == 130, err
+    assert processes_of(tmp_path) == []
 
 
 def test_interrupted_twice_it_does_not_wait_for_a_stubborn_server(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ E2EL, TTFT, TPOT and ITL are those of ``vllm bench serve`` (``vllm/benchmarks/se
 - TTFT: from the request's origin to its first token.
 - TPOT: (E2EL - TTFT) / (output tokens - 1); requests of one token have none.
 - ITL: gaps between the chunks of a request. Under speculation a chunk carries several tokens, so
-  ITL is the pace of verification steps, not of tokens.
+  ITL is the pace of verification steps, not of tokens. Chunks without text, such as half of a
+  Korean character, count in ``vllm bench serve`` and not here.
 
 The origin is the moment of sending, as in ``vllm bench serve``, or the intended start
 (``workload.latency_from`` of a study). Percentiles are NumPy's ``linear`` estimator (type 7 of

@@ -299,6 +299,15 @@ class Server:
         self._pump(0)
         return self._pid is not None and not self._exited and not self._guard_lost
 
+    @property
+    def known_processes(self) -> bool:
+        """False if its processes cannot be told from others, as in a container."""
+        return self._info.python is not None
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of its tree, the guard included."""
+        return _processes(self.launch_id)
+
     def died(self, within_s: float) -> bool:
         """True if the server's first process ends within so many seconds."""
         deadline = time.monotonic() + within_s

@@ -1,0 +1,657 @@
+"""Our client and ``vllm bench serve`` on one launch of a real server: do they measure the same?
+
+Both send the same requests with the same sampling, concurrency and arrival times, one after the
+other in the order A B B A A B …, so that a machine that grows slower or faster hits both alike.
+Prefix caching is off, or whoever comes second would find the prompts cached.
+
+Every run gives each figure once, by vLLM's definition (``vllm/benchmarks/serve.py``), bench's as it
+reports it. As all runs send the same requests, the spread of the prompts is in all of them alike,
+and what runs of one client still differ by is chance: that scatter, pooled over both clients, gives
+the ratio its interval (:class:`autotune.measure.Scatter`, Student's t). A bootstrap over paired
+requests was tried and not taken, for it does not see what the requests of a run share: of the 12
+pairs of runs of one client in ``studies/results/demo-cpu-crosscheck``, it finds 5 to differ in mean
+E2EL at 95 %, and 4 with moving blocks of 8 requests.
+
+Verdict of a figure, ours over bench's:
+
+- ``equal``: shown to lie within the margin, by two one-sided tests at 5 %, which is a 90 % interval
+  inside it (D. J. Schuirmann, "A comparison of the two one-sided tests procedure and the power
+  approach for assessing the equivalence of average bioavailability", J. Pharmacokinetics and
+  Biopharmaceutics 15, 1987). The margin is 3 %, and of TTFT at least 2 ms: a client's own work
+  before the first token is no property of the server.
+- ``agree``: the 95 % interval holds 1, but is too wide to show more; more rounds narrow it.
+- ``doubtful``: it does not hold 1; but of so many figures, one may miss by chance.
+- ``differ``: 1 lies outside even at the confidence that leaves all figures together an error of 5 %
+  (Bonferroni).
+- ``not judged``: ITL. Bench takes the time of every chunk, also of those without text (a chat's
+  role, a part of a character), our client of those with text; what either saves does not tell the
+  other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
+from autotune.load import Request, Sample, ServerStats, difference, scrape
+from autotune.machine import describe_machine, machine_line
+from autotune.measure import Estimate, Measurement, Scatter
+from autotune.measuring import blamed, send
+from autotune.serving import Server, VllmInfo, free_port, plan_launch
+from autotune.serving.bench import (
+    METRICS,
+    PERCENTS,
+    BenchResult,
+    bench_argv,
+    bench_vllm,
+    owned,
+    read_result,
+    run_bench,
+)
+from autotune.space import N, Point, Value
+from autotune.spec import StudySpec, WorkloadSpec
+from autotune.tune import Prepared, baseline_point
+from autotune.ui import Ui
+from autotune.views import number, point_text
+
+OURS, BENCH = "autotune", "vllm bench serve"
+MARGIN = 0.03
+TTFT_MARGIN_MS = 2.0
+DEFAULT_N = 3
+_SAME = 1e-6  # relative; what rounding may change
+_BENCH_START_S = 300.0  # it imports vLLM: 10 s on two idle cores
+_PREFIX_CACHING = "enable_prefix_caching"
+
+
+class Verdict(StrEnum):
+    """What a comparison showed; see the module."""
+
+    EQUAL = "equal"
+    AGREE = "agree"
+    DOUBTFUL = "doubtful"
+    DIFFER = "differ"
+    NOT_JUDGED = "not judged"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of both clients.
+
+    Attributes:
+        name: vLLM's, such as ``p95_e2el_ms``; ``throughput`` is ours, over the steady window.
+        ours: Mean of our runs.
+        bench: Mean of bench's runs.
+        ratio: Ours over bench's, 95 % interval.
+        margin: Relative difference that does not matter.
+        verdict: See the module.
+    """
+
+    name: str
+    ours: Estimate
+    bench: Estimate
+    ratio: Estimate
+    margin: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass over the requests.
+
+    Attributes:
+        client: ``OURS`` or ``BENCH``.
+        file: Its raw data.
+        figures: By vLLM's names, and ``throughput``; milliseconds and tokens per second.
+        stats: What the server counted meanwhile.
+    """
+
+    client: str
+    file: str
+    figures: Mapping[str, float]
+    stats: ServerStats
+
+
+@dataclass(frozen=True)
+class Crosscheck:
+    """The whole comparison; ``lines`` and ``to_json`` show it.
+
+    Attributes:
+        study: Its name.
+        point: What was launched.
+        requests: Of each run.
+        vllm: Version of the server.
+        bench_vllm: Version of the client.
+        machine: In one line.
+        runs: In their order.
+        notes: Where definitions differ, and what was changed, in words.
+    """
+
+    study: str
+    point: Point
+    requests: int
+    vllm: str | None
+    bench_vllm: str | None
+    machine: str
+    runs: Sequence[Run]
+    notes: Sequence[str]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Every figure that both clients have."""
+        ours, bench = ([r.figures for r in self.runs if r.client == c] for c in (OURS, BENCH))
+        names = [n for n in ours[0] if all(r.figures.get(n, 0) > 0 for r in self.runs)]
+        judged = sum(not _other_definition(n) for n in names)
+        return [compare(n, [f[n] for f in ours], [f[n] for f in bench], judged) for n in names]
+
+    def figures(self, verdict: Verdict) -> list[str]:
+        """The figures with a verdict, as people read them."""
+        return [_title(r.name) for r in self.rows if r.verdict is verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "study": self.study,
+            "params": dict(self.point),
+            "requests": self.requests,
+            "vllm": self.vllm,
+            "bench_vllm": self.bench_vllm,
+            "machine": self.machine,
+            "agree": not self.figures(Verdict.DIFFER),
+            "figures": [dataclasses.asdict(r) for r in self.rows],
+            "runs": [dataclasses.asdict(r) for r in self.runs],
+            "notes": list(self.notes),
+        }
+
+    def summary(self) -> str:
+        """The verdict in a sentence or two."""
+        if differing := self.figures(Verdict.DIFFER):
+            return f"They differ in {', '.join(differing)}."
+        equal, agree = len(self.figures(Verdict.EQUAL)), len(self.figures(Verdict.AGREE))
+        doubtful = self.figures(Verdict.DOUBTFUL)
+        text = (
+            f"They agree: of {equal + agree + len(doubtful)} figures, {equal} are shown to be "
+            f"equal within the margin, {agree} differ by no more than chance."
+        )
+        if doubtful:
+            text += f" {', '.join(doubtful)}: doubtful, more --rounds would tell."
+        return text
+
+    def lines(self) -> list[str]:
+        """For people, in Markdown."""
+        rows = self.rows
+        figures = [
+            [
+                _title(r.name),
+                _bounds(r.ours, number),
+                _bounds(r.bench, number),
+                _bounds(r.ratio, "{:.3f}".format),
+                r.verdict + (f" within {r.margin:.0%}" if r.verdict is Verdict.EQUAL else ""),
+            ]
+            for r in rows
+        ]
+        runs = [
+            [
+                str(i),
+                r.client,
+                number(r.figures["output_throughput"]),
+                number(r.figures["p95_e2el_ms"]),
+                number(r.stats.acceptance_length) if r.stats.acceptance_length else "",
+                "unknown" if r.stats.prefix_cache_hits is None else str(r.stats.prefix_cache_hits),
+                r.file,
+            ]
+            for i, r in enumerate(self.runs, start=1)
+        ]
+        what = (
+            f"{self.study}, {point_text(self.point)}: {self.requests} requests in each of "
+            f"{len(self.runs)} runs on one launch; [low, high] is a 95 % interval. Server: vLLM "
+            f"{self.vllm or 'of unknown version'}; bench: vLLM {self.bench_vllm}; machine: "
+            f"{self.machine}."
+        )
+        return [
+            what,
+            "",
+            *_table(["", OURS, BENCH, f"{OURS} / bench", ""], figures),
+            "",
+            self.summary(),
+            "",
+            *_table(
+                [
+                    "run",
+                    "client",
+                    "tok/s",
+                    "p95 E2EL ms",
+                    "acceptance length",
+                    "prefix-cache hits",
+                    "raw data",
+                ],
+                runs,
+            ),
+            "",
+            *(f"- {note}" for note in self.notes),
+        ]
+
+
+def compare(name: str, ours: Sequence[float], bench: Sequence[float], of: int = 1) -> Row:
+    """One figure from the runs of both clients, positive values.
+
+    Args:
+        of: How many figures are judged in all.
+
+    >>> compare("output_throughput", [100, 101], [100, 100.5]).verdict
+    <Verdict.EQUAL: 'equal'>
+    """
+    scatter = Scatter.pooled([ours, bench])
+    mean = scatter.mean(bench)
+    margin = max(MARGIN, TTFT_MARGIN_MS / mean.value) if name.endswith("ttft_ms") else MARGIN
+    ratio = scatter.ratio(ours, bench)
+    if _other_definition(name):
+        verdict = Verdict.NOT_JUDGED
+    elif _within(scatter.ratio(ours, bench, confidence=0.9), 1 / (1 + margin), 1 + margin):
+        verdict = Verdict.EQUAL
+    elif _holds(ratio, 1):
+        verdict = Verdict.AGREE
+    elif _holds(scatter.ratio(ours, bench, confidence=1 - 0.05 / of), 1):
+        verdict = Verdict.DOUBTFUL
+    else:
+        verdict = Verdict.DIFFER
+    return Row(name, scatter.mean(ours), mean, ratio, margin, verdict)
+
+
+def _other_definition(name: str) -> bool:
+    return name.endswith("itl_ms")
+
+
+def _within(e: Estimate, low: float, high: float) -> bool:
+    return e.low is not None and e.high is not None and low <= e.low and e.high <= high
+
+
+def _holds(e: Estimate, value: float) -> bool:
+    return (e.low is None or e.low <= value) and (e.high is None or value <= e.high)
+
+
+def figures_of(m: Measurement) -> dict[str, float]:
+    """vLLM's figures of a run by vLLM's names, and our ``throughput``."""
+    values = {"ttft": m.ttft, "tpot": m.tpot, "itl": m.itl, "e2el": m.end - m.start}
+    return {
+        "output_throughput": m.output_throughput,
+        "throughput": m.throughput,
+        **{
+            f"p{p}_{name}_ms": float(np.percentile(values[name], p)) * 1000
+            for name in METRICS
+            for p in PERCENTS
+            if len(values[name])
+        },
+    }
+
+
+def samples_of(result: BenchResult) -> list[Sample]:
+    """Bench's requests as our samples, in the order of the requests."""
+    each = zip(
+        result.start_times,
+        result.ttfts,
+        result.itls,
+        result.input_lens,
+        result.output_lens,
+        strict=True,
+    )
+    out = []
+    for i, (start, ttft, itl, prompt, output) in enumerate(each):
+        chunks = tuple((ttft + np.cumsum([0.0, *itl])).tolist())
+        out.append(
+            Sample(
+                index=i,
+                phase="measure",
+                intended=start,
+                start=start,
+                ttft=ttft,
+                end=start + chunks[-1],
+                prompt_tokens=prompt,
+                output_tokens=output,
+                status="ok",
+                error=None,
+                chunks=chunks,
+            )
+        )
+    return out
+
+
+def check_summary(result: BenchResult) -> None:
+    """Computes bench's own figures again from what it saved of each request.
+
+    Raises:
+        MeasureError: they are not what it reports, so its file is not what we take it for.
+    """
+    tokens = np.array(result.output_lens)
+    ttft = np.array(result.ttfts)
+    e2el = ttft + np.array([sum(x) for x in result.itls])
+    several = tokens > 1
+    values = {
+        "ttft": ttft,
+        "tpot": (e2el - ttft)[several] / (tokens[several] - 1),
+        "itl": np.concatenate([np.array(x) for x in result.itls]),
+        "e2el": e2el,
+    }
+    expected = {"output_throughput": tokens.sum() / result.duration} | {
+        f"p{p}_{name}_ms": np.percentile(x, p) * 1000
+        for name, x in values.items()
+        for p in PERCENTS
+        if len(x)
+    }
+    for name, value in expected.items():
+        said = result.figures.get(name, math.nan)
+        if not math.isclose(said, value, rel_tol=_SAME):
+            raise MeasureError(
+                FailureKind.REQUESTS,
+                f"vllm bench serve reports {name} = {said:g}, its requests give {value:g}",
+            )
+
+
+def crosscheck(
+    prepared: Prepared, *, n: int | None, rounds: int, out: Path | None, ui: Ui
+) -> Crosscheck:
+    """Launches one server and measures it with both clients in turn.
+
+    Args:
+        prepared: The study, checked.
+        n: Tokens drafted per step; None: 3 where that can launch, or the study's baseline.
+        rounds: Runs of each client.
+        out: Folder for the raw data and a README; made, must be empty. None: a new one in the
+            study's own folder.
+
+    Raises:
+        UserError: the point cannot be launched, bench cannot send the requests or be run, or
+            ``out`` is in use.
+        NothingUsable: the launch or a run failed.
+    """
+    spec = prepared.spec
+    point = chosen_point(prepared, n)
+    chat = _one_endpoint(prepared)
+    bench_info = bench_vllm(prepared.info)
+    folder = _folder(spec, out)
+    try:
+        runs, version = _Launch(prepared, point, chat, bench_info, folder, ui).measure(rounds)
+    except TrialFailure as e:
+        logs = folder / "logs"
+        raise NothingUsable(f"{spec.name}: {e.reason}; the logs are in {logs}") from e
+    result = Crosscheck(
+        study=spec.name,
+        point=point,
+        requests=len(prepared.workload.measured),
+        vllm=version,
+        bench_vllm=bench_info.version,
+        machine=machine_line(describe_machine()),
+        runs=runs,
+        notes=_notes(spec.workload, rounds, chat=chat),
+    )
+    (folder / "crosscheck.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
+    title = f"# {spec.name}: {OURS} against `{BENCH}`"
+    (folder / "README.md").write_text("\n".join([title, "", *result.lines(), ""]))
+    ui.message(f"raw data: {folder}")
+    return result
+
+
+def chosen_point(prepared: Prepared, n: int | None) -> dict[str, Value]:
+    """The study's baseline, with ``n`` tokens drafted per step.
+
+    Raises:
+        UserError: it cannot be launched.
+    """
+    baseline = baseline_point(prepared.spec)
+    space = prepared.spec.to_space()
+
+    def why_not(point: Point) -> str | None:
+        try:
+            space.encode(point)
+        except ValueError as e:
+            return str(e)
+        return prepared.infeasible(point)
+
+    for wanted in (DEFAULT_N, None) if n is None else (n,):
+        point = baseline if wanted is None else {**baseline, N: wanted}
+        if (why := why_not(point)) is None:
+            return point
+    raise UserError(f"{prepared.loaded.path}: {point_text(point)} cannot be launched: {why}")
+
+
+def _one_endpoint(prepared: Prepared) -> bool:
+    """True if the requests are chats, False if they are prompts.
+
+    Raises:
+        UserError: there are both, and bench sends to one endpoint only.
+    """
+    chats = {r.messages is not None for r in prepared.workload.measured}
+    if len(chats) == 2:
+        load = prepared.spec.workload
+        raise UserError(
+            f"{prepared.loaded.base / str(load.prompts)}: has lines with `messages` and lines with "
+            "`prompt`; vllm bench serve sends all requests of a run to one endpoint"
+        )
+    return chats.pop()
+
+
+def _folder(spec: StudySpec, out: Path | None) -> Path:
+    folder = out or Path(f"autotune-{spec.name}", f"crosscheck-{datetime.now():%Y%m%d-%H%M%S}")
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=False)
+    except FileExistsError:
+        raise UserError(f"{folder}: holds another crosscheck; give another --out") from None
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written: {e.strerror}") from e
+    return folder.absolute()
+
+
+def bench_request(request: Request, arrival: float | None, load: WorkloadSpec) -> dict[str, Any]:
+    """A request as vLLM's ``SampleRequest``, with the same seed as our client gives it."""
+    if request.messages is not None:
+        body: dict[str, Any] = {"prompt": "", "chat_messages": request.messages}
+    else:
+        body = {"prompt": request.prompt}
+    body |= {"prompt_len": 0, "expected_output_len": load.output_len}
+    body["request_overrides"] = {"seed": load.seed + request.index}
+    return body if arrival is None else {**body, "timestamp": arrival}
+
+
+# of one run: its file, its samples, and what the client itself reports
+_Raw = tuple[str, Sequence[Sample], dict[str, float]]
+
+
+class _Launch:
+    """One server, and the runs on it."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        point: Point,
+        chat: bool,
+        bench_info: VllmInfo,
+        folder: Path,
+        ui: Ui,
+    ) -> None:
+        self.load = prepared.spec.workload
+        self.workload = prepared.workload
+        self.chat = chat
+        self.bench_info = bench_info
+        self.folder = folder
+        self.ui = ui
+        self.longest_s = 0.0  # of our runs; the first run is one
+        spec = prepared.spec.server
+        self.spec = spec.model_copy(update={"flags": {**spec.flags, _PREFIX_CACHING: False}})
+        launch_id = uuid.uuid4().hex
+        self.plan = plan_launch(
+            self.spec,
+            {k: v for k, v in point.items() if k != _PREFIX_CACHING},
+            prepared.info,
+            port=free_port(),
+            launch_id=launch_id,
+            resolve=prepared.resolve,
+        )
+        self.server = Server(
+            self.plan,
+            launch_id=launch_id,
+            log_path=folder / "logs" / "server.log",
+            server=self.spec,
+            info=prepared.info,
+        )
+
+    def measure(self, rounds: int) -> tuple[list[Run], str | None]:
+        """Every run, and the server's version; the server is gone when this returns or raises."""
+        timed = not math.isinf(self.load.request_rate)
+        each = zip(self.workload.measured, self.workload.arrivals, strict=True)
+        rows = [bench_request(r, at if timed else None, self.load) for r, at in each]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.folder / "requests.jsonl").write_text(text)
+        order = [c for i in range(rounds) for c in ((OURS, BENCH) if i % 2 == 0 else (BENCH, OURS))]
+        runs: list[Run] = []
+        with owned(self.server):
+            self.ui.stage("launching")
+            self.server.start()
+            version = self.server.wait_ready(lambda _seconds: None)
+            self.ui.stage("warming")
+            self.send(self.workload.warmup, [0.0] * len(self.workload.warmup), "warmup")
+            tokens: set[tuple[tuple[int | None, ...], ...]] = set()
+            for i, client in enumerate(order, start=1):
+                self.ui.stage(f"measuring with {client}, run {i} of {len(order)}")
+                before = scrape(self.plan.base_url)
+                file, samples, own = self.bench(i) if client == BENCH else self.ours(i)
+                stats = difference(before, scrape(self.plan.base_url))
+                if stats.prefix_cache_hits:
+                    raise MeasureError(
+                        FailureKind.REQUESTS,
+                        f"{stats.prefix_cache_hits} prompt tokens came from the prefix cache, "
+                        "although it was switched off: the runs do not compare",
+                    )
+                tokens.add(tuple((s.prompt_tokens, s.output_tokens) for s in samples))
+                figures = figures_of(Measurement.of(samples, "send")) | own
+                runs.append(Run(client, file, figures, stats))
+            self.ui.stage("stopping")
+        if len(tokens) > 1 and self.load.ignore_eos:
+            raise MeasureError(
+                FailureKind.REQUESTS, "the two clients did not send the same tokens, by usage"
+            )
+        return runs, version
+
+    def ours(self, number: int) -> _Raw:
+        """One run of our client."""
+        samples = self.send(self.workload.measured, self.workload.arrivals, "measure")
+        file = f"run-{number}-autotune.jsonl"
+        lines = [json.dumps(dataclasses.asdict(s)) + "\n" for s in samples]
+        (self.folder / file).write_text("".join(lines))
+        self.longest_s = max(self.longest_s, *(s.end for s in samples))
+        return file, samples, {}
+
+    def bench(self, number: int) -> _Raw:
+        """One run of bench."""
+        file = f"run-{number}-bench.json"
+        count = len(self.workload.measured)
+        assert self.bench_info.python is not None  # noqa: S101 – bench_vllm gives no other
+        argv = bench_argv(
+            self.bench_info.python,
+            base_url=self.plan.base_url,
+            model=self.plan.served_name,
+            chat=self.chat,
+            requests=self.folder / "requests.jsonl",
+            count=count,
+            load=self.load,
+            result=self.folder / file,
+        )
+        try:
+            run_bench(
+                argv,
+                self.spec,
+                self.bench_info,
+                log_path=self.folder / "logs" / f"run-{number}-bench.log",
+                timeout_s=_BENCH_START_S + 5 * self.longest_s,
+            )
+            result = read_result(self.folder / file, count)
+        except TrialFailure as e:
+            raise blamed(self.server, e) from e
+        check_summary(result)
+        own = {"output_throughput": result.figures["output_throughput"]}
+        return file, samples_of(result), own
+
+    def send(
+        self, requests: Sequence[Request], arrivals: Sequence[float], phase: str
+    ) -> Sequence[Sample]:
+        """Our client's samples, in the order of the requests; all of them ok."""
+        done = 0
+
+        def on_done(_sample: Sample) -> None:
+            nonlocal done
+            done += 1
+            self.ui.progress(done, len(requests))
+
+        return send(self.server, self.load, requests, arrivals, phase, on_done)
+
+
+def _notes(load: WorkloadSpec, rounds: int, *, chat: bool) -> list[str]:
+    """Where the definitions differ, and what was changed for the comparison."""
+    throughput = (
+        "`output_throughput` is vLLM's: all output tokens over the whole time, the emptying at the "
+        "end included. `throughput` is ours, over the steady window: until the first request ends "
+        "after the last was sent; bench has no such figure, it is computed from its requests."
+    )
+    first = (
+        "bench's ends with the chunk that carries a chat's role, ours with the first text; both "
+        "come with the first token. "
+    )
+    ttft = (
+        f"TTFT: {first if chat else ''}Bench's clock runs before it has a connection, ours when it "
+        "has one."
+    )
+    itl = (
+        "ITL counts chunks, which hold several tokens each under speculation. It is not judged: "
+        "bench counts every chunk, ours those with text; a chat's role and a part of a character "
+        "have none."
+    )
+    notes = [throughput, ttft, itl]
+    if load.latency_origin != "send":
+        notes.append(
+            "Latencies count from the sending here, as in bench; the study's own count from the "
+            "intended start."
+        )
+    notes.append(
+        f"Each prompt is sent {2 * rounds} times, so the server ran with prefix caching off, "
+        "whatever the study says."
+    )
+    notes.append(
+        f"Bench's own figures were computed again from its requests and are the same. Intervals: "
+        f"Student's t from the scatter between the {rounds} runs of each client, "
+        f"{2 * rounds - 2} degrees of freedom; `equal`: the 90 % interval lies within the margin."
+    )
+    return notes
+
+
+_UNITS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
+
+
+def _title(name: str) -> str:
+    """A figure's name for people: ``p95 E2EL ms``."""
+    percent, _, rest = name.partition("_")
+    metric, ms, _ = rest.partition("_ms")
+    return f"{percent} {_UNITS[metric]} ms" if ms else f"`{name}` tok/s"
+
+
+def _bounds(e: Estimate, text: Callable[[float], str]) -> str:
+    low, high = ("?" if x is None else text(x) for x in (e.low, e.high))
+    return f"{text(e.value)} [{low}, {high}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+
+    return [line(header), line(["-" * w for w in widths]), *map(line, rows)]
