@@ -256,16 +256,17 @@ def _as_single(view: TrialView, name: str) -> SingleLaunch | None:
 
 
 def quality_warnings(quality: Mapping[str, Any]) -> tuple[str, ...]:
-    """What was not as it should be with a measurement, in words."""
+    """What was not as it should be with a measurement: ``in short: in words``."""
     found = []
     if disturbed := quality.get("disturbed"):
         found.append(f"disturbed: {disturbed}")
     if quality.get("steady") is False:
-        found.append(f"not steady after {quality['warmup_requests']} warm-up requests")
+        found.append(f"not steady: {quality['warmup_requests']} warm-up requests were too few")
     if drift := quality.get("drift"):
-        found.append(f"drifting: the last requests were {drift:+.0%} as fast as the first")
+        way = "faster" if drift > 0 else "slower"
+        found.append(f"drifting: the last requests were {abs(drift):.0%} {way} than the first")
     if (share := quality.get("prefix_cache_share")) and share > PREFIX_CACHE_SHARE:
-        found.append(f"{share:.0%} of the prompt tokens came from the prefix cache")
+        found.append(f"prefix cache: {share:.0%} of the prompt tokens came from it")
     return tuple(found)
 
 

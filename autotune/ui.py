@@ -425,7 +425,7 @@ def _note(trial: TrialView) -> str:
     words.append("" if trial.again is None else f"again #{trial.again}")
     words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
     words.append("ended early" if trial.truncated else "")
-    words += [w.partition(":")[0].split(" after ")[0] for w in trial.warnings]
+    words += [w.partition(":")[0] for w in trial.warnings]
     if trial.state != "complete":
         words.append(trial.state)
     return ", ".join(filter(None, words))

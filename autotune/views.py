@@ -54,7 +54,7 @@ class TrialView:
         stop: Why there were no more, a name of :class:`autotune.measuring.Stop`.
         truncated: It was ended early, because another trial is better in everything: its numbers
             are rough and never win.
-        warnings: What was not as it should be with this measurement, in words.
+        warnings: What was not as it should be with this measurement: ``in short: in words``.
         replicates: The trial whose point this one launched once more during the search.
         confirms: The trial whose point this one measured again; None for a trial of the search.
         confirmed: Value of each objective when the point was measured again, mean of its launches.
