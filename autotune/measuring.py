@@ -146,7 +146,8 @@ class Measuring:
         self._steady = not requests
 
         def seen(sample: Sample) -> None:
-            if sample.output_tokens:
+            # those under way when it became steady end on a server that empties, and are faster
+            if not self._steady and sample.output_tokens:
                 rates.append(sample.output_tokens / (sample.end - sample.start))
                 self._steady = warm_from(rates, places) is not None
 

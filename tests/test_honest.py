@@ -23,6 +23,7 @@ def test_measuring_ends_when_enough_is_known(tmp_path: Path) -> None:
     )
     assert autotune("run", str(study), "--trials", "2", cwd=tmp_path).returncode == 0
     for t in trials(tmp_path):
+        assert "not steady" not in str(t["warnings"])  # nor by what ended after it was
         assert t["stop"] == "precise"
         assert 16 <= t["requests"] < 400  # type: ignore[operator]
         for o in t["objectives"].values():  # type: ignore[attr-defined]
