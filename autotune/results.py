@@ -27,6 +27,9 @@ from objectives import Objective
 # A chat template's own words are the same in every prompt; more than that is a repeated prompt.
 PREFIX_CACHE_SHARE = 0.2
 
+# Two launches of one point are one degree of freedom, of which an interval reaches anywhere.
+LEAST_DEGREES = 2
+
 _STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.FAIL: "failed",
@@ -217,10 +220,11 @@ def _compared(
     """Adds what takes more than one launch: intervals between launches, speed-up, confirmation."""
     base = next((v for v in views if v.baseline), None)
     names = [o.name for o in objectives]
+    known = {k: v for k, v in found.variance.items() if v.total.degrees >= LEAST_DEGREES}
     out = []
     for v in views:
         changes: dict[str, Any] = {"intervals": dict(v.within or {})}
-        for name, variance in found.variance.items():
+        for name, variance in known.items():
             if (one := _as_single(v, name)) is not None:
                 e = variance.point(one, v.launches)
                 changes["intervals"][name] = (e.low, e.high)
@@ -229,8 +233,8 @@ def _compared(
                 (v.values or {}).get("throughput"), (base.values or {}).get("throughput")
             )
             a, b = _as_single(v, "throughput"), _as_single(base, "throughput")
-            if "throughput" in found.variance and not v.baseline and a and b:
-                e = found.variance["throughput"].ratio(a, b)
+            if "throughput" in known and not v.baseline and a and b:
+                e = known["throughput"].ratio(a, b)
                 changes["speedup_interval"] = (e.low, e.high)
         if judged is not None and v.number in judged.candidates:
             c = judged.candidates[v.number]
