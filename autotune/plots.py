@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 GREY, DARK = "#8A94A0", "#333333"
-_BACKGROUND = {"dominated", "ended early"}
+_BACKGROUND = {"dominated", "ended early", "launched again"}
 
 _log = logging.getLogger(__name__)
 logging.getLogger("choreographer").addHandler(logging.NullHandler())  # what matters is raised
@@ -72,8 +72,10 @@ def pareto_figure(view: StudyView, height: int = 640) -> go.Figure:
     fig = go.Figure()
     if third is None:
         _add_front_line(fig, [t for t in shown if t.front], x, y)
-    rest = [t for t in shown if not t.front and not t.baseline]
+    again = [t for t in shown if t.again is not None]
+    rest = [t for t in shown if not t.front and not t.baseline and t.again is None]
     groups = (
+        ("launched again", again, GREY, "diamond-open", 7),
         ("dominated", [t for t in rest if not t.truncated], GREY, "circle", 9),
         ("ended early", [t for t in rest if t.truncated], GREY, "circle-open", 9),
         ("front", [t for t in shown if t.front and not t.baseline], BLUE, "circle", 12),

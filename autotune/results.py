@@ -324,6 +324,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
             tokens = sum(r.output_tokens or 0 for r in ok)
             lines.append(f"  {phase}: {len(ok)} of {len(of)} requests ok, {tokens} output tokens")
             lines += [f"    request {r.index}: {r.error}" for r in of if r.error][:5]
+        lines += [f"  warning: {plain(w)}" for w in quality_warnings(launch.quality or {})]
         if launch.failure_kind is not None:
             lines.append(f"  failed: {launch.failure_kind}: {launch.failure_reason}")
             lines += [f"    {plain(line)}" for line in launch.evidence or ()]
