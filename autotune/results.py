@@ -30,6 +30,8 @@ PREFIX_CACHE_SHARE = 0.2
 # Two launches of one point are one degree of freedom, of which an interval reaches anywhere.
 LEAST_DEGREES = 2
 
+_NO_BOUNDS = (None, None)
+
 _STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.FAIL: "failed",
@@ -79,8 +81,7 @@ def study_view(store: Store, name: str) -> StudyView:
     last = launches[-1] if launches else None
     objectives = study_objectives(loaded)
     study = store.optuna_study(name)
-    trials = trial_views(study, spec, objectives)
-    found = launched(study.get_trials(deepcopy=False), objectives)
+    trials, found, judged = _views(study, spec, objectives)
     return StudyView(
         name=name,
         objectives=objectives,
@@ -90,7 +91,7 @@ def study_view(store: Store, name: str) -> StudyView:
         machine=machine_line(last.machine) if last else "",
         vllm_version=next((x.vllm_version for x in reversed(launches) if x.vllm_version), None),
         created=datetime.fromtimestamp(row.created_at, UTC),
-        verdict=study_verdict(found, objectives),
+        verdict=judged,
         variance=found.variance,
     )
 
@@ -119,14 +120,20 @@ def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> 
     confirmed: dict[int, list[Sequence[float]]] = {}
     points: dict[int, list[FrozenTrial]] = {}
     for t in trials:
-        if t.state != TrialState.COMPLETE or _quality(t).get("stop") == "dominated":
+        if t.state != TrialState.COMPLETE or _truncated(_quality(t)):
             continue
         of = t.user_attrs.get("confirms", t.user_attrs.get("replicates", t.number))
         (confirmed if "confirms" in t.user_attrs else searched).setdefault(of, []).append(t.values)
         points.setdefault(of, []).append(t)
     variance = {}
     for i, o in enumerate(objectives):
-        groups = [[_single(t, o.name, i) for t in group] for group in points.values()]
+        groups = [
+            [
+                _single(t.values[i], (t.user_attrs.get("intervals") or {}).get(o.name, _NO_BOUNDS))
+                for t in group
+            ]
+            for group in points.values()
+        ]
         found = LaunchVariance.of([[x for x in group if x is not None] for group in groups])
         if found is not None:
             variance[o.name] = found
@@ -139,27 +146,40 @@ def _quality(trial: FrozenTrial) -> Mapping[str, Any]:
     return found
 
 
-def _single(trial: FrozenTrial, name: str, index: int) -> SingleLaunch | None:
-    """One objective of one launch; None where its own interval is not known."""
-    low, high = (trial.user_attrs.get("intervals") or {}).get(name, (None, None))
-    value = trial.values[index]
-    within = within_launch(value, low, high) if value > 0 else None
+def _truncated(quality: Mapping[str, Any]) -> bool:
+    return bool(quality.get("stop") == Stop.DOMINATED.name.lower())
+
+
+def _single(value: float | None, bounds: Sequence[float | None]) -> SingleLaunch | None:
+    """A value with what the requests of its launch say of it; None where that is not known."""
+    if value is None or value <= 0:
+        return None
+    low, high = bounds
+    within = within_launch(value, low, high)
     return None if within is None else SingleLaunch(value, within)
 
 
 def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Verdict | None:
     """What the confirmation says; None without one, or where values are no ratios."""
     confirmed = {k: v for k, v in found.confirmed.items() if k in found.searched}
-    values = [x for launches in confirmed.values() for values in launches for x in values]
-    if not values or min(values) <= 0:
+    directions = [o.direction for o in objectives]
+    try:
+        return verdict(confirmed, found.searched, directions, found.baseline)
+    except ValueError:  # an objective that can be zero or negative
         return None
-    return verdict(confirmed, found.searched, [o.direction for o in objectives], found.baseline)
 
 
 def trial_views(
     study: optuna.Study, spec: StudySpec, objectives: Sequence[Objective]
 ) -> list[TrialView]:
     """Every trial of a study that was given a point."""
+    return _views(study, spec, objectives)[0]
+
+
+def _views(
+    study: optuna.Study, spec: StudySpec, objectives: Sequence[Objective]
+) -> tuple[list[TrialView], Launched, Verdict | None]:
+    """Every trial that was given a point, and what was made of all of them together."""
     space = spec.to_space()
     names = set(space.distributions())
     trials = [t for t in study.get_trials(deepcopy=False) if names <= set(_params(t))]
@@ -184,7 +204,7 @@ def trial_views(
                 acceptance_length=t.user_attrs.get("acceptance_length"),
                 acceptance_per_position=tuple(t.user_attrs.get("acceptance_per_position") or ()),
                 speedup=None,
-                baseline=t.number == found.baseline,
+                baseline=bool(t.user_attrs.get("baseline")),
                 front=t.number in front,
                 failure_kind=str(kind) if kind else None,
                 failure_reason=reason,
@@ -196,14 +216,14 @@ def trial_views(
                 launches=len(found.searched.get(t.number, [()])),
                 requests=quality.get("requests"),
                 stop=quality.get("stop"),
-                truncated=quality.get("stop") == "dominated",
+                truncated=_truncated(quality),
                 warnings=quality_warnings(quality),
                 replicates=t.user_attrs.get("replicates"),
                 confirms=t.user_attrs.get("confirms"),
                 seconds=t.duration.total_seconds() if t.duration else None,
             )
         )
-    return _compared(views, objectives, found, judged)
+    return _compared(views, objectives, found, judged), found, judged
 
 
 def _mean(launches: Sequence[Sequence[float]]) -> list[float]:
@@ -250,13 +270,7 @@ def _compared(
 
 
 def _as_single(view: TrialView, name: str) -> SingleLaunch | None:
-    """A trial's value of one objective, with what its own requests say of it."""
-    value = (view.values or {}).get(name)
-    low, high = (view.within or {}).get(name, (None, None))
-    if value is None or value <= 0:
-        return None
-    within = within_launch(value, low, high)
-    return None if within is None else SingleLaunch(value, within)
+    return _single((view.values or {}).get(name), (view.within or {}).get(name, _NO_BOUNDS))
 
 
 def quality_warnings(quality: Mapping[str, Any]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from grid import Launch, describe, load, measured
+from grid import MEASURED, Launch, describe, load
 
 from autotune.measure.measurement import Floats, Ints
 from autotune.space import N
@@ -85,7 +85,7 @@ def windows(x: Launch, others: Sequence[Launch]) -> tuple[Floats, Floats]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("grid", type=Path, nargs="?", default=measured())
+    parser.add_argument("grid", type=Path, nargs="?", default=MEASURED)
     args = parser.parse_args()
     grid = load(args.grid)
     print(describe(grid))

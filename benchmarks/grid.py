@@ -27,7 +27,6 @@ from autotune.measure.measurement import Floats, Ints
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks" / "data" / "demo-cpu-grid.npz"
-DEMO = ROOT / "studies" / "results" / "demo-cpu" / "autotune.db"
 _TIMES = ("start", "ttft", "e2el")
 _COUNTS = ("index", "prompt_tokens", "output_tokens", "chunks")
 
@@ -218,11 +217,6 @@ def load(path: Path) -> Grid:
 
 def _columns_of(parts: Sequence[Any]) -> list[Any]:
     return _columns([np.asarray(p, dtype=np.float64) for p in parts])
-
-
-def measured() -> Path:
-    """The measured grid of the demo pair; where it is missing, the demo study of 12 trials."""
-    return MEASURED if MEASURED.exists() else DEMO
 
 
 def describe(grid: Grid) -> str:

@@ -31,7 +31,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from grid import Launch, describe, load, measured
+from grid import MEASURED, Launch, describe, load
 from scipy import special
 
 from autotune.measure import Estimate
@@ -184,7 +184,7 @@ def _with_interval(p: Promise, e: Estimate) -> Promise:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("grid", type=Path, nargs="?", default=measured())
+    parser.add_argument("grid", type=Path, nargs="?", default=MEASURED)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -179,9 +179,10 @@ def test_a_study_is_exported_and_read_back(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import grid
 
-    before = sorted(grid.DEMO.parent.iterdir())
-    study = grid.load(grid.DEMO)
-    assert sorted(grid.DEMO.parent.iterdir()) == before  # read-only
+    demo = grid.ROOT / "studies" / "results" / "demo-cpu" / "autotune.db"
+    before = sorted(demo.parent.iterdir())
+    study = grid.load(demo)
+    assert sorted(demo.parent.iterdir()) == before  # read-only
     grid.save(study, tmp_path / "study.npz")
     again = grid.load(tmp_path / "study.npz")
     assert (again.study, again.machine, again.yaml) == (study.study, study.machine, study.yaml)

@@ -167,6 +167,17 @@ def test_a_failed_launch_is_a_failure_and_no_number(tmp_path: Path) -> None:
     assert all(t["failure_kind"] is None for t in front(tmp_path))
 
 
+def test_a_baseline_that_failed_is_still_named_as_one(tmp_path: Path) -> None:
+    study = write_study(
+        tmp_path,
+        server__env={"DOUBLE_FAIL": "http400", "DOUBLE_FAIL_IF": "num_speculative_tokens==0"},
+    )
+    assert autotune("run", str(study), "--trials", "2", cwd=tmp_path).returncode == 0
+    baseline, drafted = trials(tmp_path)
+    assert (baseline["state"], baseline["baseline"]) == ("failed", True)
+    assert (drafted["state"], drafted["baseline"], drafted["speedup"]) == ("complete", False, None)
+
+
 def test_a_transient_failure_is_tried_once_more(tmp_path: Path) -> None:
     once = tmp_path / "once"
     study = write_study(
