@@ -522,9 +522,9 @@ class _Launch:
             tokens: set[tuple[tuple[int | None, ...], ...]] = set()
             for i, client in enumerate(order, start=1):
                 self.ui.stage(f"measuring with {client}, run {i} of {len(order)}")
-                before = scrape(self.plan.base_url)
+                before = scrape(self.plan.base_url, self.plan.api_key)
                 file, samples, own = self.bench(i) if client == BENCH else self.ours(i)
-                stats = difference(before, scrape(self.plan.base_url))
+                stats = difference(before, scrape(self.plan.base_url, self.plan.api_key))
                 if stats.prefix_cache_hits:
                     raise MeasureError(
                         FailureKind.REQUESTS,
@@ -570,6 +570,7 @@ class _Launch:
                 argv,
                 self.spec,
                 self.bench_info,
+                api_key=self.plan.api_key,
                 log_path=self.folder / "logs" / f"run-{number}-bench.log",
                 timeout_s=_BENCH_START_S + 5 * self.longest_s,
             )

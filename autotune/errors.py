@@ -31,8 +31,10 @@ class FailureKind(StrEnum):
     """Why a trial has no numbers. Stored with the trial as its ``failure_kind``."""
 
     INFEASIBLE = "infeasible"  # the rules say so; never launched
-    OOM = "oom"  # out of memory while loading or running
-    KV_CACHE = "kv_cache"  # no room for the KV cache
+    OOM_LOAD = "oom_load"  # out of memory while loading the weights
+    OOM_CAPTURE = "oom_capture"  # … while capturing CUDA graphs
+    KV_CACHE = "kv_cache"  # … in the sizing of the KV cache: no room for it
+    OOM = "oom"  # … while serving, or where it is not known when
     BUDGET = "budget"  # max_num_batched_tokens too small for n and max_num_seqs
     BAD_CONFIG = "bad_config"  # vLLM rejected a flag or a combination of flags
     MODEL_MISSING = "model_missing"
@@ -41,14 +43,28 @@ class FailureKind(StrEnum):
     TIMEOUT = "timeout"  # /health did not answer in time
     CRASH = "crash"  # the server died, reason unknown
     WRONG_SERVER = "wrong_server"  # another model or vLLM version answers on the port
-    REQUESTS = "requests"  # requests failed, or gave no usable answer
+    REQUESTS = "requests"  # requests were refused (HTTP 4xx), or gave no usable answer
+    SERVER_ERROR = "server_error"  # requests failed inside the server (HTTP 5xx)
     HANG = "hang"  # no token for too long while the server was up
+    CLOCK = "clock"  # the machine slept while it was measured
     DISK = "disk"  # no space left on the device
 
     @property
     def transient(self) -> bool:
         """True if the same launch may succeed when tried once more."""
-        return self in {FailureKind.PORT, FailureKind.TIMEOUT, FailureKind.CRASH, FailureKind.HANG}
+        return self in {
+            FailureKind.PORT,
+            FailureKind.TIMEOUT,
+            FailureKind.CRASH,
+            FailureKind.SERVER_ERROR,
+            FailureKind.HANG,
+            FailureKind.CLOCK,
+        }
+
+    @property
+    def of_the_machine(self) -> bool:
+        """True if every other launch would fail alike until somebody mends the machine."""
+        return self is FailureKind.DISK
 
 
 class TrialFailure(Exception):

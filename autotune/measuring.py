@@ -33,8 +33,6 @@ from autotune.serving import Server
 from autotune.spec import StudySpec, WorkloadSpec
 from objectives import Objective
 
-# A request without a token for this long, while others are answered, is a hang.
-HANG_TIMEOUT_S = 120.0
 # A server whose requests fail may be about to end: the API process outlives its engine for a bit.
 DYING_S = 3.0
 # Standard deviation between launches that an early end reckons with at least: few launches tell
@@ -208,8 +206,8 @@ class Measuring:
             if by is not None:
                 stop, dominated_by = Stop.DOMINATED, rivals[by].trial
 
-        base_url = self._server.plan.base_url
-        before = scrape(base_url)
+        plan = self._server.plan
+        before = scrape(plan.base_url, plan.api_key)
         owned = self._server.processes if self._server.known_processes else None
         with LoadWatch(rest, owned) as watch:
             samples = self._send(
@@ -219,7 +217,7 @@ class Measuring:
                 seen,
                 lambda: stop is Stop.ALL,
             )
-        stats = difference(before, scrape(base_url))
+        stats = difference(before, scrape(plan.base_url, plan.api_key))
         if not self._server.alive():
             raise self._server.failure(FailureKind.CRASH, "the server died after the last request")
         measurement = self._measurement(samples)
@@ -305,7 +303,7 @@ def send(
             it would be better than what users get.
     """
     # without a cap on concurrency a request may wait long behind others, and nothing hangs
-    hang = load.request_timeout_s if load.max_concurrency is None else HANG_TIMEOUT_S
+    hang = load.request_timeout_s if load.max_concurrency is None else load.hang_timeout_s
     samples = asyncio.run(
         run_phase(
             server.plan.base_url,
@@ -313,6 +311,7 @@ def send(
             requests,
             arrivals,
             load,
+            api_key=server.plan.api_key,
             phase=phase,
             hang_timeout_s=hang,
             on_done=on_done,
@@ -322,7 +321,8 @@ def send(
     bad = [s for s in samples if s.status != "ok"]
     if not bad:
         return samples
-    kind = FailureKind.HANG if bad[0].status == "timeout" else FailureKind.REQUESTS
+    kinds = {"timeout": FailureKind.HANG, "server": FailureKind.SERVER_ERROR}
+    kind = kinds.get(bad[0].status, FailureKind.REQUESTS)
     words = f"{len(bad)} of {len(samples)} requests failed: {bad[0].error}"
     raise blamed(server, MeasureError(kind, words))
 

@@ -182,6 +182,9 @@ class WorkloadSpec(_Model):
     temperature: float = Field(default=0.0, ge=0)
     seed: int = Field(default=0, ge=0, description="chooses and orders prompts, and arrival times")
     request_timeout_s: float = Field(default=600, gt=0, description="longest life of a request")
+    hang_timeout_s: float = Field(
+        default=120, gt=0, description="without a token for so long, a request hangs"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> WorkloadSpec:
@@ -370,13 +373,14 @@ class StudySpec(_Model):
         return {**self.server.flags, **fixed, **point}
 
     def fingerprint(self, base: Path) -> str:
-        """Hash of everything that decides the numbers; name, prose and budget do not.
+        """Hash of everything that decides the numbers; name, prose, budget and hanging do not.
 
         Args:
             base: Folder that relative paths of the study start from; the prompts' content counts,
                 not their place.
         """
-        body = self.model_dump(mode="json", exclude={"name", "description", "budget"})
+        left_out = {"name": True, "description": True, "budget": True}
+        body = self.model_dump(mode="json", exclude=left_out | {"workload": {"hang_timeout_s"}})
         if self.workload.prompts is not None:
             body["workload"]["prompts"] = hashlib.sha256(
                 (base / self.workload.prompts).read_bytes()

@@ -131,6 +131,7 @@ def measure(streams: int, rounds: int, tokens: int, first: float, gap: float) ->
             requests,
             [0.0] * n,
             spec,
+            api_key="",
             phase="measure",
             hang_timeout_s=60,
             on_done=lambda sample: None,

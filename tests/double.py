@@ -259,12 +259,17 @@ class Api:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while line := await reader.readline():
                 method, path, _ = line.decode().split(" ", 2)
-                length = 0
+                length, key = 0, None
                 while (header := await reader.readline()) not in (b"\r\n", b""):
-                    key, _, value = header.decode().partition(":")
-                    if key.lower() == "content-length":
+                    name, _, value = header.decode().partition(":")
+                    if name.lower() == "content-length":
                         length = int(value)
+                    elif name.lower() == "authorization":
+                        key = value.strip().removeprefix("Bearer ")
                 body = await reader.readexactly(length)
+                if path.startswith("/v1") and key != ENV.get("VLLM_API_KEY"):
+                    await reply(writer, 401, {"error": "Unauthorized"})  # as vLLM: only these
+                    continue
                 await self.answer(writer, method, path, body)
         writer.close()
 

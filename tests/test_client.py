@@ -119,6 +119,7 @@ async def phase(
         requests,
         [0.0] * len(requests) if arrivals is None else arrivals,
         spec(**changes),
+        api_key="k",
         phase="measure",
         hang_timeout_s=hang,
         on_done=on_done,
@@ -298,7 +299,7 @@ def test_an_http_error_tells_the_servers_words(body: bytes, words: str) -> None:
         writer.write(b"HTTP/1.1 500 Oops\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await writer.drain()
 
-    failed(one(handler), "http", "HTTP 500: ", words)
+    failed(one(handler), "server", "HTTP 500: ", words)
 
 
 def test_the_connection_breaks_in_the_middle() -> None:

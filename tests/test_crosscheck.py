@@ -189,7 +189,6 @@ match os.environ.get("FAKE"):
         if mode == "interrupt":
             os.kill(int(os.environ["FAKE_OWNER"]), signal.SIGINT)
         time.sleep(300)
-assert "OPENAI_API_KEY" not in os.environ
 p = argparse.ArgumentParser()
 for name in ("base-url", "model", "dataset-path", "max-concurrency", "result-dir",
              "result-filename", "endpoint"):
@@ -203,7 +202,8 @@ requests = [Request(i, None if "chat_messages" in r else r["prompt"], r.get("cha
 assert ("chat" in a.endpoint) == (requests[0].messages is not None)
 arrivals = [r.get("timestamp", 0.0) for r in rows]
 phase = asyncio.run(run_phase(a.base_url, a.model, requests, arrivals, load, phase="measure",
-                              hang_timeout_s=60, on_done=lambda s: None))
+                              api_key=os.environ["OPENAI_API_KEY"], hang_timeout_s=60,
+                              on_done=lambda s: None))
 ok = phase.samples
 role = "chat" in a.endpoint  # a chunk of its own, with the first text
 itls = [[0.0] * role + [b - c for b, c in zip(s.chunks[1:], s.chunks)] for s in ok]

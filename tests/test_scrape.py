@@ -129,15 +129,15 @@ def answering(status: int, body: str) -> Iterator[str]:
 
 def test_scrape_over_http() -> None:
     with answering(200, page()) as url:
-        assert scrape(url) == parse(page())
+        assert scrape(url, "k") == parse(page())
     with answering(404, "") as url:
-        assert scrape(url) == Counters({}, ())
+        assert scrape(url, "k") == Counters({}, ())
 
 
 @pytest.mark.parametrize(("status", "body"), [(500, "x"), (200, "<html>not {metrics")])
 def test_a_page_that_cannot_be_read_is_a_measure_error(status: int, body: str) -> None:
     with answering(status, body) as url, pytest.raises(MeasureError) as e:
-        scrape(url)
+        scrape(url, "k")
     assert e.value.kind is FailureKind.REQUESTS
     assert "/metrics" in e.value.reason
     assert "\n" not in e.value.reason
@@ -147,4 +147,4 @@ def test_nobody_answers() -> None:
     with answering(200, "") as url:
         pass
     with pytest.raises(MeasureError, match="/metrics"):
-        scrape(url)
+        scrape(url, "k")

@@ -17,7 +17,8 @@ went wrong and which carries no measured number:
 
 =========== ================================================================================
 ``connect`` refused, or the connection broke before the answer began
-``http``    an HTTP status other than 200
+``http``    an HTTP status other than 200 that is not 5xx
+``server``  an HTTP status 5xx: the server itself failed
 ``stream``  the answer broke: an error event, broken JSON, a reset, no ``[DONE]`` at its end
 ``usage``   the answer is whole but cannot be counted: usage missing, no token, no text, more
             tokens than asked for, or fewer although ``ignore_eos`` was set
@@ -101,6 +102,7 @@ async def run_phase(
     arrivals: Sequence[float],
     spec: WorkloadSpec,
     *,
+    api_key: str,
     phase: str,
     hang_timeout_s: float,
     on_done: Callable[[Sample], None],
@@ -118,6 +120,7 @@ async def run_phase(
         requests: What to send.
         arrivals: Intended start of each, ascending, seconds from the phase's start.
         spec: Output length, concurrency, sampling and the longest life of a request.
+        api_key: Goes along with every request as bearer token.
         phase: ``warmup`` or ``measure``.
         hang_timeout_s: Longest wait for the next token.
         on_done: Called with every sample as soon as it is there, in the event loop: must be quick.
@@ -129,7 +132,8 @@ async def run_phase(
     """
     address = urlsplit(base_url)
     host, port = address.hostname or "", address.port or 80
-    messages = [_message(host, port, model, r, spec) for r in requests]  # before the clock runs
+    # before the clock runs
+    messages = [_message(host, port, api_key, model, r, spec) for r in requests]
     samples: dict[int, Sample] = {}
     queue: Iterator[int] = iter(range(len(requests)))
     turn = asyncio.Lock()  # its waiters are served in their order
@@ -198,7 +202,9 @@ def _no_garbage_pauses() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _message(host: str, port: int, model: str, request: Request, spec: WorkloadSpec) -> bytes:
+def _message(
+    host: str, port: int, api_key: str, model: str, request: Request, spec: WorkloadSpec
+) -> bytes:
     """The whole HTTP request."""
     body: dict[str, Any] = {
         "model": model,
@@ -220,7 +226,8 @@ def _message(host: str, port: int, model: str, request: Request, spec: WorkloadS
         path, body["prompt"] = "/v1/completions", request.prompt
     content = orjson.dumps(body)
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"Authorization: Bearer {api_key}\r\nContent-Type: application/json\r\n"
         f"Accept-Encoding: identity\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
@@ -354,7 +361,8 @@ class _Connection(asyncio.Protocol):
     def _end(self) -> None:
         if self._http_error is not None:
             code = self._parser.get_status_code()
-            self._answer.fail("http", f"HTTP {code}: {_server_message(self._http_error)}")
+            kind = "server" if code >= 500 else "http"
+            self._answer.fail(kind, f"HTTP {code}: {_server_message(self._http_error)}")
         if not self._ended.done():
             self._ended.set_result(None)
 

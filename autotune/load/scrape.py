@@ -64,15 +64,25 @@ class ServerStats:
     prefix_cache_hits: int | None
 
 
-def scrape(base_url: str) -> Counters:
+def scrape(base_url: str, api_key: str) -> Counters:
     """Reads ``/metrics``; a server without that endpoint (404) gives empty counters.
+
+    Args:
+        base_url: The server, such as ``http://127.0.0.1:8000``.
+        api_key: Goes along as bearer token.
 
     Raises:
         MeasureError: no answer, or not Prometheus' text format.
     """
     url = f"{base_url}/metrics"
     try:
-        response = httpx.get(url, timeout=_TIMEOUT_S, trust_env=False, verify=_NO_CERTIFICATES)
+        response = httpx.get(
+            url,
+            headers={"Authorization": f"Bearer {api_key}"},
+            timeout=_TIMEOUT_S,
+            trust_env=False,
+            verify=_NO_CERTIFICATES,
+        )
         if response.status_code == 404:
             return Counters({}, ())
         response.raise_for_status()

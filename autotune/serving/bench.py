@@ -160,6 +160,7 @@ def run_bench(
     server: ServerSpec,
     info: VllmInfo,
     *,
+    api_key: str,
     log_path: Path,
     timeout_s: float,
 ) -> None:
@@ -169,6 +170,7 @@ def run_bench(
         argv: From :func:`bench_argv`.
         server: The study's server, for its environment.
         info: The vLLM to run, from :func:`bench_vllm`.
+        api_key: Of the server that it measures.
         log_path: Takes its output.
         timeout_s: It is ended after so many seconds.
 
@@ -185,7 +187,7 @@ def run_bench(
         launch_id=launch_id,
         resolve=lambda ref: ref,
     )
-    plan = replace(plan, argv=tuple(argv), env=_environment(plan.env))
+    plan = replace(plan, argv=tuple(argv), env=_environment(plan.env, api_key))
     bench = Server(plan, launch_id=launch_id, log_path=log_path, server=server, info=info)
     with owned(bench):
         bench.start()
@@ -206,9 +208,9 @@ def run_bench(
         raise MeasureError(why.kind, why.reason, why.evidence)
 
 
-def _environment(env: Mapping[str, str]) -> dict[str, str]:
+def _environment(env: Mapping[str, str], api_key: str) -> dict[str, str]:
     kept = {k: v for k, v in env.items() if k.lower() not in _ELSEWHERE}
-    return {**kept, "HF_HUB_OFFLINE": "1"}
+    return {**kept, "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": api_key}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -85,6 +86,7 @@ class LaunchPlan:
         env: The complete environment of the server.
         public_env: What the study and autotune added to the environment, and what in the user's
             own may change the numbers, with secrets as ``***``.
+        api_key: Random, of this launch only; the server has it from ``env``, never from ``argv``.
         port: TCP port on 127.0.0.1.
         model: Path or name that vLLM loads.
         served_name: What ``/v1/models`` must answer.
@@ -93,6 +95,7 @@ class LaunchPlan:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     public_env: Mapping[str, str]
+    api_key: str
     port: int
     model: str
     served_name: str
@@ -420,7 +423,8 @@ def plan_launch(
     head, rest = _launch_head(server, info, model)
     arguments = [word for flag in _arguments(server, point, info, resolve) for word in flag]
     env, added = _environment(server, info.python)
-    added |= {**_hiding(info.hidden, env), LAUNCH_VARIABLE: launch_id}
+    api_key = secrets.token_urlsafe(24)
+    added |= {**_hiding(info.hidden, env), LAUNCH_VARIABLE: launch_id, "VLLM_API_KEY": api_key}
     name = server.flags.get("served_model_name", model)
     return LaunchPlan(
         argv=(*head, *rest, *arguments, "--host", "127.0.0.1", "--port", str(port)),
@@ -430,6 +434,7 @@ def plan_launch(
             for k, v in sorted({**env, **added}.items())
             if k in added or (_DECIDES.match(k) and not SECRET_NAME.search(k))
         },
+        api_key=api_key,
         port=port,
         model=model,
         served_name=str(name[0] if isinstance(name, list) and name else name),

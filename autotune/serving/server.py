@@ -224,7 +224,12 @@ class Server:
                 answers.
         """
         begun = time.monotonic()
-        with httpx.Client(base_url=self.plan.base_url, trust_env=False, timeout=5) as client:
+        with httpx.Client(
+            base_url=self.plan.base_url,
+            headers={"Authorization": f"Bearer {self.plan.api_key}"},
+            trust_env=False,
+            timeout=5,
+        ) as client:
             while True:
                 waited = time.monotonic() - begun
                 on_wait(waited)
