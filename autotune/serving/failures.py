@@ -3,13 +3,16 @@
 The rules are texts of vLLM, torch and Python, read in vLLM 0.24 to 0.32 and in the real logs that
 tests/logs keeps. They are tried in order; the first that finds a line wins, so the specific ones
 stand first. Only lines that report an error count: vLLM warns in the same words that it fails in.
+
+Memory can run out anywhere. When it did is told by the functions in the traceback, and where there
+is none (the kernel ends a process without a word) by the last line of vLLM's that names a stage.
 """
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from autotune.errors import FailureKind
@@ -24,7 +27,9 @@ _HEADER = re.compile(
     r"^(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d(?:\d\d)?-)?\d\d-\d\d \d\d:\d\d:\d\d "
     r"\[[^\]]*\] ?"
 )
-_QUIET = re.compile(r"^(DEBUG|INFO|WARNING):\s")  # uvicorn's own form
+# uvicorn's own form; torch's, in Python ("[rank0]:W1124 …") and in C++ ("[W1124 …")
+_QUIET = re.compile(r"^(?:DEBUG|INFO|WARNING):\s|^(?:\[rank\d+\]:|\[)?[VIW]\d{4} \d\d:\d\d:\d\d")
+_FRAME = re.compile(r'^  File ".+", line \d+, in (\w+)')
 # the last line of a traceback: no indent, a dotted name, a colon
 _RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure|Exit)\b:?")
 # errors that only say that another process had one
@@ -33,8 +38,15 @@ _WRAPPER = re.compile(
     r"KeyboardInterrupt|WorkerProc failed to start|RuntimeError: cancelled|SystemExit|"
     r"See stack trace \(above\) for the root cause"
 )
+# … and of those, the ones that are the whole story if that other process was killed
+_BEREFT = re.compile(
+    r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed"
+)
 # what vLLM says at level ERROR around the cause
-_AROUND = re.compile(r"^(?:\s|Traceback|Dumping |EngineCore encountered|AsyncLLM output_handler|$)")
+_AROUND = re.compile(
+    r"^(?:\s|Traceback|Dumping |EngineCore encountered|AsyncLLM output_handler|"
+    r"Error in [\w ]+ generator|$)"
+)
 # what Python and nanobind print after the end
 _NOISE = re.compile(r"Warning: |warnings\.warn|nanobind|^ - (?:leaked|\.\.\.)|^\s*$")
 
@@ -52,7 +64,7 @@ class Verdict:
 class _Rule:
     kind: FailureKind
     pattern: re.Pattern[str]
-    sentence: str  # may name the pattern's groups
+    sentence: str  # may name the groups of both patterns; `when`: kind and words are the stage's
     context: re.Pattern[str] | None = None  # must be somewhere in the log too
 
 
@@ -62,9 +74,77 @@ def _rule(kind: FailureKind, pattern: str, sentence: str, context: str | None = 
     )
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """A part of a server's life in which memory can run out."""
+
+    kind: FailureKind
+    when: str
+    functions: frozenset[str]  # one of them is in the traceback
+    line: re.Pattern[str]  # how a line begins that vLLM prints when the stage is reached
+
+
+def _stage(kind: FailureKind, when: str, functions: str, line: str) -> _Stage:
+    return _Stage(kind, when, frozenset(functions.split()), re.compile(line))
+
+
 K = FailureKind  # short: it stands in every rule
+# what a log has in it if the draft was being loaded or run
+_DRAFTING = r"self\.(?:drafter|speculator)\.load_model|spec_decode/[\w/]+\.py|qwen3_dflash\.py"
+_TORN = r"SafetensorError: Error while deserializing header: (?P<what>.+)"
+# The functions are those of vLLM's workers and model runners (GPU, GPU V2 and CPU). A traceback can
+# have those of several stages, as the trial of a capture before the KV cache is sized has: the
+# stage that stands first wins.
+_STAGES = (
+    _stage(
+        K.OOM_CAPTURE,
+        "while capturing CUDA graphs",
+        "capture_model profile_cudagraph_memory",
+        r"Capturing CUDA graphs|Profiling CUDA graph memory",
+    ),
+    _stage(K.OOM_LOAD, "before the weights were loaded", "init_device", r"Initializing a V1 LLM"),
+    _stage(
+        K.OOM_LOAD,
+        "while loading the weights",
+        "load_model",
+        r"Starting to load model|Loading (?:model from scratch|drafter|weights|\w+ checkpoint)",
+    ),
+    _stage(
+        K.KV_CACHE,
+        "while trying a full batch, to see what is left for the KV cache",
+        "determine_available_memory profile_run",
+        r"Model loading took|Warming up model for the compilation",
+    ),
+    _stage(
+        K.KV_CACHE,
+        "while allocating the KV cache",
+        "initialize_kv_cache initialize_kv_cache_tensors allocate_kv_cache",
+        r"Available KV cache memory|\w+ KV cache size|(?:Explicitly|Auto) set .* for KV cache",
+    ),
+    _stage(
+        K.OOM,
+        "while warming up",
+        "compile_or_warm_up_model warmup_kernels",
+        r"Compile and warming up model|Graph capturing finished|init engine \(",
+    ),
+    _stage(
+        K.OOM,
+        "while serving",
+        "run_busy_loop execute_model sample_tokens",
+        r"INFO:\s+Application startup complete",
+    ),
+)
 _RULES = (
-    _rule(K.DISK, r"No space left on device|Disk quota exceeded", "the disk is full"),
+    _rule(
+        K.DISK,
+        r"(?:No space left on device|Disk quota exceeded): '(?P<path>[^']+)'",
+        "the disk is full: {path} could not be written",
+    ),
+    _rule(
+        K.DISK,
+        r"No space left on device|Disk quota exceeded",
+        "the disk is full, or the one of vLLM's cache (VLLM_CACHE_ROOT) or of TMPDIR",
+    ),
     _rule(
         K.PORT,
         r"Address already in use|address already in use|EADDRINUSE",
@@ -114,8 +194,9 @@ _RULES = (
         r"larger than the maximum number of tokens that can be stored in KV cache",
         "max_model_len does not fit into the KV cache",
     ),
+    # Before anything is loaded; of that kind because it is as blind to n and to the batch budget
     _rule(
-        K.OOM,
+        K.OOM_LOAD,
         r"Free memory on device (?P<device>\S*) ?\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on "
         r"startup is less than",
         "only {free} of {total} GiB are free on {device}: something else holds its memory, or "
@@ -123,30 +204,50 @@ _RULES = (
     ),
     _rule(
         K.OOM,
-        r"(?:CUDA|HIP|XPU|NPU) out of memory\. Tried to allocate (?P<size>[\d.]+ \w+)",
-        "the device is out of memory: {size} more could not be allocated",
+        r"CUDA out of memory occurred when warming up \w+ with (?P<n>\d+) dummy requests",
+        "the device is out of memory{when}: it cannot sample for {n} requests at once",
     ),
     _rule(
         K.OOM,
-        r"(?:CUDA|HIP|XPU|NPU) out of memory|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|"
-        r"OutOfMemoryError|not enough GPU memory|CUBLAS_STATUS_ALLOC_FAILED",
-        "the device is out of memory",
+        r"(?:CUDA|HIP|XPU|NPU) out of memory\. Tried to allocate (?P<size>[\d.]+ \w+)",
+        "the device is out of memory{when}: {size} more could not be allocated",
+    ),
+    _rule(
+        K.OOM,
+        r"(?:CUDA|HIP|XPU|NPU) out of memory|(?:CUDA|HIP) error: out of memory|"
+        r"CUDA_ERROR_OUT_OF_MEMORY|OutOfMemoryError|not enough GPU memory|"
+        r"CUBLAS_STATUS_ALLOC_FAILED",
+        "the device is out of memory{when}",
     ),
     _rule(
         K.OOM,
         r"can't allocate memory: you tried to allocate (?P<size>\d+) bytes",
-        "the machine is out of memory: {size} bytes more could not be allocated",
+        "the machine is out of memory{when}: {size} bytes more could not be allocated",
     ),
     _rule(
         K.OOM,
         r"^MemoryError|std::bad_alloc|Cannot allocate memory|unable to mmap .* bytes",
-        "the machine is out of memory",
+        "the machine is out of memory{when}",
     ),
+    # A file that is there in part is not there, for the user and for every further launch
+    _rule(
+        K.MODEL_MISSING,
+        _TORN,
+        "the weights of the draft {model} cannot be read ({what}): fetch them again",
+        context=r"(?s)SpeculativeConfig\([^)]*?model='(?P<model>[^']+)'.*" + _DRAFTING,
+    ),
+    _rule(
+        K.MODEL_MISSING,
+        _TORN,
+        "the weights in {model} cannot be read ({what}): fetch them again",
+        context=r"LLM engine \(v\S+ with config: model='(?P<model>[^']+)'",
+    ),
+    _rule(K.MODEL_MISSING, _TORN, "the weights cannot be read ({what}): fetch them again"),
     _rule(
         K.MODEL_MISSING,
         r"(?:Repo id must be in the form|Invalid repository ID or local directory specified).*?"
         r"'(?P<model>/[^']*)'",
-        "there is no model in {model}",
+        "there is no model in {model} (no such folder, or it has no config.json)",
     ),
     _rule(
         K.MODEL_MISSING,
@@ -165,7 +266,7 @@ _RULES = (
         r"(?:Attempted|Tried) to load weights? .*of size .*to a parameter of size|size mismatch|"
         r"shapes? cannot be multiplied|is not a parameter|There is no module or parameter named",
         "the draft's weights do not fit its configuration or the target",
-        context=r"self\.drafter\.load_model|spec_decode/\w+\.py|qwen3_dflash\.py",
+        context=_DRAFTING,
     ),
     _rule(
         K.DRAFT_MISMATCH,
@@ -199,22 +300,84 @@ _RULES = (
 )
 
 
-def _errors(log: Sequence[str]) -> list[tuple[str, bool]]:
-    """The lines that report errors, cleaned; True for those that vLLM logged as such.
+@dataclass(frozen=True)
+class _Error:
+    """A line that reports an error."""
+
+    text: str  # without the name of its process and the header
+    logged: bool  # vLLM logged it as an error
+    at: int  # index in the log
+
+
+def _split(line: str) -> tuple[str, str | None, str]:
+    """A line's process, its level (None without a header) and its text."""
+    line = _ANSI.sub("", line).rstrip()
+    process = _PROCESS.match(line)
+    text = _PROCESS.sub("", line)
+    header = _HEADER.match(text)
+    return (
+        "" if process is None else process[0],
+        None if header is None else header["level"],
+        _HEADER.sub("", text),
+    )
+
+
+def _errors(log: Sequence[str]) -> list[_Error]:
+    """The lines that report errors.
 
     Without a header come the last words of a process and whatever libraries print. Lines of source
     code in a traceback are left out: ``raise SomeError(`` is not what was raised.
     """
     found = []
-    for line in log:
-        text = _PROCESS.sub("", _ANSI.sub("", line).rstrip())
-        header = _HEADER.match(text)
-        if header is not None and header["level"] not in {"ERROR", "CRITICAL"}:
+    for at, line in enumerate(log):
+        _, level, text = _split(line)
+        if level in {"DEBUG", "INFO", "WARNING"} or _QUIET.match(text) is not None:
             continue
-        text = _HEADER.sub("", text)
-        if _QUIET.match(text) is None and not text.startswith(("    ", '  File "')):
-            found.append((text, header is not None))
+        if not text.startswith(("    ", '  File "')):
+            found.append(_Error(text, level is not None, at))
     return found
+
+
+def _stage_at(log: Sequence[str], at: int) -> _Stage | None:
+    """The stage in which the error in line ``at`` was raised.
+
+    By the traceback that ends there, else by a later one (the cause's own begins only where it was
+    caught, that of its consequence goes all the way), else by the last line before it.
+    """
+    process, _, _ = _split(log[at])
+    functions: set[str] = set()
+    for line in reversed(log[:at]):
+        whose, _, text = _split(line)
+        if whose == process:  # others write in between
+            if not text.startswith("  "):
+                break
+            functions.update(_FRAME.findall(text))
+    if (stage := _stage_in(functions)) is not None:
+        return stage
+    functions = set()
+    for line in log[at + 1 :]:
+        _, _, text = _split(line)
+        if text.startswith("Traceback"):
+            if (stage := _stage_in(functions)) is not None:
+                return stage
+            functions = set()
+        functions.update(_FRAME.findall(text))
+    return _stage_in(functions) or _last_stage(log[:at])
+
+
+def _stage_in(functions: Set[str]) -> _Stage | None:
+    return next((stage for stage in _STAGES if stage.functions & functions), None)
+
+
+def _last_stage(log: Sequence[str]) -> _Stage | None:
+    """The last stage that vLLM said it had reached."""
+    for line in reversed(log):
+        _, level, text = _split(line)
+        if level in {None, "INFO"}:
+            for stage in _STAGES:
+                if stage.line.match(text) is not None:
+                    return stage
+    return None
 
 
 def classify(
@@ -235,34 +398,52 @@ def classify(
         oom_killed: The kernel killed a process for want of memory while the server ran.
     """
     reported = _errors(log)
-    errors = [text for text, _ in reported]
+    errors = [e.text for e in reported]
     roots = [
         i for i, line in enumerate(errors) if _RAISED.match(line) and not _WRAPPER.search(line)
     ] or [
         i
-        for i, (line, logged) in enumerate(reported)
-        if logged and not _AROUND.match(line) and not _WRAPPER.search(line)
+        for i, e in enumerate(reported)
+        if e.logged and not _AROUND.match(e.text) and not _WRAPPER.search(e.text)
     ]
     whole = "\n".join(log)
     for rule in _RULES:
-        if rule.context is not None and rule.context.search(whole) is None:
+        hit = next((i for i, line in enumerate(errors) if rule.pattern.search(line)), None)
+        if hit is None:
             continue
-        for i, line in enumerate(errors):
-            found = rule.pattern.search(line)
-            if found is not None:
-                groups = {k: v or "?" for k, v in found.groupdict().items()}
-                return Verdict(
-                    rule.kind,
-                    _cut(rule.sentence.format(**groups)),
-                    _evidence(errors, i, roots),
-                )
+        context = None if rule.context is None else rule.context.search(whole)
+        if rule.context is not None and context is None:
+            continue
+        found = rule.pattern.search(errors[hit])
+        groups = {
+            k: v or "?" for m in (found, context) if m is not None for k, v in m.groupdict().items()
+        }
+        stage = _stage_at(log, reported[hit].at) if "{when}" in rule.sentence else None
+        return Verdict(
+            rule.kind if stage is None else stage.kind,
+            _cut(rule.sentence.format(**groups, when="" if stage is None else f" {stage.when}")),
+            _evidence(errors, hit, roots),
+        )
     ended = _ended(exit_code)
+    bereft = next((i for i, line in enumerate(errors) if _BEREFT.search(line)), None)
+    if roots:
+        bereft = None
     if oom_killed:
-        text = "the kernel killed it: the machine is out of memory"
-        return Verdict(K.OOM, text, _evidence(errors, None, roots))
-    said = f": {errors[roots[0]]}" if roots else ""
+        stage = _last_stage(log)
+        return Verdict(
+            K.OOM if stage is None else stage.kind,
+            f"the kernel killed it{'' if stage is None else f' {stage.when}'}: "
+            "the machine is out of memory",
+            _evidence(errors, bereft, roots),
+        )
+    if roots:
+        said = f": {errors[roots[0]]}"
+    elif bereft is not None:
+        said = ": one of its processes ended without a word, as by SIGKILL"
+    else:
+        said = ""
     text = f"{reason} ({ended}{said})" if ended else f"{reason}{said}"
-    return Verdict(default, _cut(text), _evidence(errors, None, roots))
+    return Verdict(default, _cut(text), _evidence(errors, bereft, roots))
 
 
 def _ended(exit_code: int | None) -> str:
