@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from autotune import __version__
-from autotune.errors import AutotuneError, NothingUsable, UserError
+from autotune.errors import AutotuneError, NothingUsable, UserError, one_line
 
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
     from autotune.spec import LoadedStudy
@@ -37,7 +38,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except AutotuneError as e:
-            click.echo(f"autotune: {e}", err=True)
+            click.echo(one_line(f"autotune: {e}"), err=True)
             ctx.exit(e.exit_code)
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in {"run", "confirm"}
@@ -46,11 +47,41 @@ class _Group(click.Group):
             ctx.exit(INTERRUPTED)
 
 
+class _Path(click.Path):
+    """A path that can be looked at; files are regular ones, and no special ones such as /dev/null.
+
+    Click leaves it to its caller that a path is too long or has a character that no path has.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path, raw = Path(value), str(value).encode(errors="replace")
+        if b"\0" in raw or raw.decode() != str(value):  # SQLite takes UTF-8 only
+            self.fail(f"{str(value)[:60]!r} has a character that no path may have", param, ctx)
+        if value == "":
+            self.fail("a path cannot be empty", param, ctx)
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):  # to be made, or said by who opens it
+            mode = stat.S_IFREG
+        except OSError as e:
+            self.fail(f"{str(value)[:60]!r}: {e.strerror}", param, ctx)
+        if self.file_okay and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            self.fail(f"{str(value)[:60]!r} is no regular file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _a_number(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    """Refuses NaN, which click's ranges let through."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number.")
+    return value
+
+
 def _database(f: F) -> F:
     return click.option(
         "--db",
         "database",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=_Path(dir_okay=False, path_type=Path),
         default=Path("autotune.db"),
         show_default=True,
         help="SQLite file that holds the studies.",
@@ -65,6 +96,7 @@ def _timeout(f: F) -> F:
     return click.option(
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
+        callback=_a_number,
         metavar="MINUTES",
         help="Begin no further trial after this time.",
     )(f)
@@ -87,11 +119,15 @@ def main() -> None:
 @main.command()
 @click.argument("study", required=False)
 @click.option(
-    "--trials", type=click.IntRange(min=1), help="Finished trials the study shall have, in all."
+    "--trials", type=click.IntRange(1, 10**6), help="Finished trials the study shall have, in all."
 )
 @_database
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of a new study."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of a new study.",
 )
 @_timeout
 def run(
@@ -109,7 +145,9 @@ def run(
     from autotune.machine import has_gpu
     from autotune.spec import load_study
 
-    loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))
+    if study is None:
+        study = "gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"
+    loaded = load_study(study)
     budget = loaded.spec.budget
     _run(loaded, database, trials or budget.trials, seed, timeout or budget.timeout_minutes)
 
@@ -118,7 +156,7 @@ def run(
 @click.argument("study")
 @click.option(
     "--launches",
-    type=click.IntRange(min=4),
+    type=click.IntRange(4, 10**6),
     default=8,
     show_default=True,
     help="How many, all candidates together.",
@@ -158,6 +196,7 @@ def _run(
     ui = Ui()
     with ui:
         prepared = prepare(loaded, ui)
+        _say_trust(ui, loaded)
         reason = run_study(
             prepared,
             database=database,
@@ -172,13 +211,22 @@ def _run(
     _finish(ui, database, loaded.spec.name)
 
 
+def _say_trust(ui: Ui, loaded: LoadedStudy) -> None:
+    """Says it where a model's own code is run."""
+    from autotune.serving import runs_model_code
+
+    if runs_model_code(loaded.spec):
+        ui.message("trust-remote-code is set: Python code that comes with the model will be run")
+
+
 def _finish(ui: Ui, database: Path, name: str) -> None:
     """Plots, the dashboard's pages and the summary of a study."""
     from autotune.dashboard import publish
     from autotune.results import study_view
+    from autotune.store import opened
     from autotune.tune import output_folder
 
-    with _opened(database) as store:
+    with opened(database) as store:
         view = study_view(store, name)
         trial = _best(view)
         with ui.waiting("drawing the plots"):
@@ -194,22 +242,11 @@ def _draw(view: StudyView, folder: Path) -> list[Path]:
     figure = pareto_figure(view)
     html, png = folder / "pareto.html", folder / "pareto.png"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_html(figure, html, view.name)
         return [html, png] if write_png(figure, png) else [html]
     except OSError as e:
         raise UserError(f"{folder}: cannot be written: {e.strerror}") from e
-
-
-@contextmanager
-def _opened(database: Path) -> Iterator[Store]:
-    from autotune.store import Store
-
-    store = Store(database)
-    try:
-        yield store
-    finally:
-        store.close()
 
 
 def _best(view: StudyView, objective: str | None = None, *, balanced: bool = False) -> TrialView:
@@ -224,13 +261,17 @@ def _best(view: StudyView, objective: str | None = None, *, balanced: bool = Fal
 
 
 def _serve(store: Store, name: str, trial: TrialView) -> str:
-    """The command that serves a trial's point in production."""
-    from autotune.serving import probe, serve_command
+    """The command that serves a trial's point in production.
+
+    Nothing of the study is run for it, not even to ask its vLLM: the database may be somebody
+    else's.
+    """
+    from autotune.serving import serve_command, unasked
     from autotune.tune import model_resolver
 
     loaded, _row = store.load_study(name)
     server = loaded.spec.server
-    info = probe(server)
+    info = store.vllm(name) or unasked(server)
     return serve_command(server, trial.point, info, resolve=model_resolver(loaded, info))
 
 
@@ -238,7 +279,7 @@ def _serve(store: Store, name: str, trial: TrialView) -> str:
 @_database
 @_study
 @click.option("--json", "as_json", is_flag=True, help="Every trial, as JSON.")
-@click.option("--trial", type=click.IntRange(min=0), help="All that is known of one trial.")
+@click.option("--trial", type=click.IntRange(0, 10**9), help="All that is known of one trial.")
 def status(database: Path, study: str | None, as_json: bool, trial: int | None) -> None:
     """How far the study is, and every trial, failed ones with their reason.
 
@@ -248,14 +289,17 @@ def status(database: Path, study: str | None, as_json: bool, trial: int | None) 
       autotune status --trial 7
     """
     from autotune.results import study_view, trial_story
+    from autotune.store import opened
     from autotune.ui import Ui
+    from autotune.views import plain
 
     if as_json and trial is not None:
         raise click.UsageError("--json and --trial exclude each other")
-    with _opened(database) as store:
+    with opened(database) as store:
         name = store.pick_study(study)
         if trial is not None:
-            click.echo("\n".join(trial_story(store, name, trial)))
+            for line in trial_story(store, name, trial):
+                click.echo(plain(line))
             return
         view = study_view(store, name)
     if as_json:
@@ -287,13 +331,14 @@ def best(
       autotune best --shell --objective p95_latency
     """
     from autotune.results import study_view
+    from autotune.store import opened
     from autotune.ui import Ui
 
     if as_json and shell:
         raise click.UsageError("--json and --shell exclude each other")
     if balanced and objective:
         raise click.UsageError("--balanced and --objective exclude each other")
-    with _opened(database) as store:
+    with opened(database) as store:
         view = study_view(store, store.pick_study(study))
         trial = _best(view, objective, balanced=balanced)
         if as_json:
@@ -302,7 +347,9 @@ def best(
         elif shell:
             click.echo(_serve(store, view.name, trial))
         else:
-            Ui().best(view, trial, _serve(store, view.name, trial))
+            ui = Ui()
+            ui.best(view, trial, _serve(store, view.name, trial))
+            _say_trust(ui, store.load_study(view.name)[0])
 
 
 _JSON_NAMES = {"throughput": "tok_s", "p95_latency": "p95_ms"}
@@ -380,7 +427,7 @@ def _chosen_json(view: StudyView, number: int) -> dict[str, Any]:
 @_study
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_Path(file_okay=False, path_type=Path),
     help="Folder for pareto.html and pareto.png; the study's own folder without.",
 )
 def pareto(database: Path, study: str | None, out: Path | None) -> None:
@@ -391,9 +438,10 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
       autotune pareto --out plots
     """
     from autotune.results import study_view
+    from autotune.store import opened
     from autotune.tune import output_folder
 
-    with _opened(database) as store:
+    with opened(database) as store:
         view = study_view(store, store.pick_study(study))
     _best(view)
     for path in _draw(view, out or output_folder(database, view.name)):
@@ -418,15 +466,50 @@ def dashboard(database: Path, study: str | None, port: int, open_browser: bool) 
 
 
 @main.command()
+@_database
+def ps(database: Path) -> None:
+    """The servers of autotune that are alive on this machine, and who owns them.
+
+    \b
+    Example:
+      autotune ps
+    """
+    from autotune.ledger import living_lines
+
+    click.echo("\n".join(living_lines(database) or ["no server of autotune is alive here"]))
+
+
+@main.command()
+@_database
+def reap(database: Path) -> None:
+    """End the servers that no living autotune owns.
+
+    `run` does so for its own database before it starts; this is for the rest.
+
+    \b
+    Example:
+      autotune reap
+    """
+    from autotune.ledger import reap as end_ownerless
+
+    lines = 0
+    for line in end_ownerless(database):
+        click.echo(line)
+        lines += 1
+    if not lines:
+        click.echo("no server of autotune is alive here")
+
+
+@main.command()
 @click.argument("study")
 @click.option(
     "--n",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 10**6),
     help="Tokens drafted per step; without it 3, or the study's baseline where 3 cannot launch.",
 )
 @click.option(
     "--rounds",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, 10**6),
     default=2,
     show_default=True,
     help="Runs of each client.",
@@ -434,7 +517,7 @@ def dashboard(database: Path, study: str | None, port: int, open_browser: bool) 
 @click.option("--json", "as_json", is_flag=True, help="The comparison, as JSON.")
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_Path(file_okay=False, path_type=Path),
     help="New folder for the raw data; in the study's own folder without.",
 )
 def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path | None) -> None:
@@ -454,7 +537,9 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
 
     ui = Ui(Console(stderr=True, highlight=False))
     with ui, signals():
-        result = compare(prepare(load_study(study), ui), n=n, rounds=rounds, out=out, ui=ui)
+        prepared = prepare(load_study(study), ui)
+        _say_trust(ui, prepared.loaded)
+        result = compare(prepared, n=n, rounds=rounds, out=out, ui=ui)
     click.echo(json.dumps(result.to_json(), indent=2) if as_json else "\n".join(result.lines()))
     if differing := result.figures(Verdict.DIFFER):
         raise NothingUsable(f"{result.study}: the clients differ in {', '.join(differing)}")
@@ -476,7 +561,7 @@ def doctor(study: str | None, database: Path) -> None:
     from autotune.ui import Ui
 
     ui = Ui()
-    loaded = load_study(study) if study else None
+    loaded = load_study(study) if study is not None else None
     with ui.waiting("looking at this machine"):
         found = list(checks(loaded, database))
     for check in found:
@@ -490,7 +575,7 @@ def doctor(study: str | None, database: Path) -> None:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=_Path(dir_okay=False, path_type=Path),
     default=Path("study.yaml"),
     show_default=True,
     help="The study file to write; an existing one is left alone.",

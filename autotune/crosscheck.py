@@ -63,7 +63,7 @@ from autotune.space import N, Point, Value
 from autotune.spec import StudySpec, WorkloadSpec
 from autotune.tune import Prepared, baseline_point
 from autotune.ui import Ui
-from autotune.views import number, point_text
+from autotune.views import number, plain, point_text
 
 OURS, BENCH = "autotune", "vllm bench serve"
 MARGIN = 0.03
@@ -218,7 +218,7 @@ class Crosscheck:
             f"{self.vllm or 'of unknown version'}; bench: vLLM {self.bench_vllm}; machine: "
             f"{self.machine}."
         )
-        return [
+        lines = [
             what,
             "",
             *_table(["", OURS, BENCH, f"{OURS} / bench", ""], figures),
@@ -240,6 +240,7 @@ class Crosscheck:
             "",
             *(f"- {note}" for note in self.notes),
         ]
+        return [plain(line) for line in lines]
 
 
 def compare(name: str, ours: Sequence[float], bench: Sequence[float], of: int = 1) -> Row:
@@ -379,11 +380,12 @@ def crosscheck(
     chat = _one_endpoint(prepared)
     bench_info = bench_vllm(prepared.info)
     folder = _folder(spec, out)
+    launch = _Launch(prepared, point, chat, bench_info, folder, ui)
     try:
-        runs, version = _Launch(prepared, point, chat, bench_info, folder, ui).measure(rounds)
+        runs, version = launch.measure(rounds)
     except TrialFailure as e:
-        logs = folder / "logs"
-        raise NothingUsable(f"{spec.name}: {e.reason}; the logs are in {logs}") from e
+        logs, reason = folder / "logs", launch.plan.masked(e.reason)
+        raise NothingUsable(f"{spec.name}: {reason}; the logs are in {logs}") from e
     result = Crosscheck(
         study=spec.name,
         point=point,
@@ -443,7 +445,10 @@ def _one_endpoint(prepared: Prepared) -> bool:
 def _folder(spec: StudySpec, out: Path | None) -> Path:
     folder = out or Path(f"autotune-{spec.name}", f"crosscheck-{datetime.now():%Y%m%d-%H%M%S}")
     try:
-        (folder / "logs").mkdir(parents=True, exist_ok=False)
+        if out is None:
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "logs").mkdir(mode=0o700, exist_ok=False)
     except FileExistsError:
         raise UserError(f"{folder}: holds another crosscheck; give another --out") from None
     except OSError as e:
@@ -574,12 +579,20 @@ class _Launch:
                 log_path=self.folder / "logs" / f"run-{number}-bench.log",
                 timeout_s=_BENCH_START_S + 5 * self.longest_s,
             )
+            self.mask(self.folder / file)
             result = read_result(self.folder / file, count)
         except TrialFailure as e:
             raise blamed(self.server, e) from e
         check_summary(result)
         own = {"output_throughput": result.figures["output_throughput"]}
         return file, samples_of(result), own
+
+    def mask(self, file: Path) -> None:
+        """Takes secrets out of bench's result: it holds what the server said in errors."""
+        if file.is_file():
+            text = file.read_text(errors="replace")
+            if (clean := self.plan.masked(text)) != text:
+                file.write_text(clean)
 
     def send(
         self, requests: Sequence[Request], arrivals: Sequence[float], phase: str

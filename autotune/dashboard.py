@@ -11,10 +11,12 @@ import errno
 import os
 import re
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
@@ -36,6 +38,9 @@ from autotune.views import (
     scatter_line,
     verdict_lines,
 )
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 HOST = "127.0.0.1"
 # The height in pixels of optuna-dashboard's card for a figure; a taller one would be cut off.
@@ -85,7 +90,7 @@ def serve(
             what = f"{database} holds no study yet, and they show as they come"
         with _bind(port, store) as server, contextlib.suppress(KeyboardInterrupt):
             url = f"http://{HOST}:{server.server_port}{path}"
-            ready(f"dashboard ({what}): {url}  (Ctrl-C ends it)")
+            ready(f"dashboard ({plain(what)}): {url}  (Ctrl-C ends it)")
             if open_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
                 webbrowser.open(url)
             server.serve_forever()
@@ -95,8 +100,10 @@ def serve(
 
 def _bind(port: int, store: Store) -> _Server:
     artifacts = store.path.absolute().parent / "artifacts"
-    app = optuna_dashboard.wsgi(
-        store.storage, FileSystemArtifactStore(artifacts) if artifacts.is_dir() else None
+    app = _local_only(
+        optuna_dashboard.wsgi(
+            store.storage, FileSystemArtifactStore(artifacts) if artifacts.is_dir() else None
+        )
     )
     try:
         server = make_server(HOST, port, app, _Server, _QuietHandler)
@@ -106,6 +113,31 @@ def _bind(port: int, store: Store) -> _Server:
         why = "is taken" if e.errno == errno.EADDRINUSE else "may not be used by this user"
         raise UserError(f"port {port} {why}; give another --port") from e
     return server
+
+
+def _local_only(app: WSGIApplication) -> WSGIApplication:
+    """Answers pages of this machine only.
+
+    Any page in the user's browser can send requests to 127.0.0.1: with an Origin of its own, or as
+    a name that it has let point there ("DNS rebinding"), which then is the Host. The dashboard's
+    API reads and deletes studies and asks for no password.
+    """
+
+    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
+        if _is_local(f"//{host}") and (origin is None or _is_local(origin)):
+            return app(environ, start)
+        start("403 Forbidden", [("Content-Type", "text/plain")])
+        return [f"Open it as http://{HOST}, or as localhost.\n".encode()]
+
+    return answer
+
+
+def _is_local(url: str) -> bool:
+    try:
+        return urlsplit(url).hostname in {HOST, "localhost", "::1"}
+    except ValueError:
+        return False
 
 
 _FRONT_NOTE = """\

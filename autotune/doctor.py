@@ -16,7 +16,7 @@ from platformdirs import user_cache_dir
 from autotune.demo import is_whole, resolve_model, target_folder
 from autotune.errors import UserError
 from autotune.machine import gpus, has_gpu
-from autotune.serving.command import VllmInfo, check_flags, free_port, probe
+from autotune.serving.command import VllmInfo, check_flags, free_port, probe, runs_model_code
 from autotune.spec import LoadedStudy, ServerSpec, SpeculativeSpec
 
 # An estimate for the smallest case, the demo pair: 0.3 GiB of weights, 1 GiB of KV cache, and three
@@ -72,6 +72,12 @@ def checks(loaded: LoadedStudy | None, database: Path = Path("autotune.db")) -> 
     yield _model("model", server.model, base)
     if server.speculative is not None:
         yield _model("draft", server.speculative.model, base)
+    if loaded is not None and runs_model_code(loaded.spec):
+        yield Check(
+            "trust",
+            None,
+            "trust-remote-code is set: Python code that comes with the model will be run",
+        )
     yield _chromium()
 
 

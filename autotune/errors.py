@@ -9,6 +9,16 @@ from __future__ import annotations
 from enum import StrEnum
 
 
+def one_line(text: str, limit: int | None = None) -> str:
+    """A message as one line that a terminal can be given, whatever somebody's file has in it."""
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return one_line(text, limit)
+    return text
+
+
 class AutotuneError(Exception):
     """An error whose text is one clear line for the user: what is wrong, where, what to do."""
 
@@ -25,6 +35,14 @@ class NothingUsable(AutotuneError):
     """The study ran, but nothing usable came out: exit code 1."""
 
     exit_code = 1
+
+
+class MachineError(AutotuneError):
+    """The machine gave way (a full disk, a damaged database); what was finished is kept."""
+
+
+class DatabaseLocked(MachineError):
+    """Another program holds the database; it can be waited for."""
 
 
 class FailureKind(StrEnum):

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from autotune.errors import UserError
+from autotune.masking import secret_values
 from autotune.space import MNBT, N
-from autotune.spec import OWNED_FLAGS, SECRET_NAME, FlagValue, flag_name
+from autotune.spec import OWNED_FLAGS, FlagValue, flag_name
 
 _API_SERVER = "vllm.entrypoints.openai.api_server"
 # vLLM's short options, read from the parser of 0.32
@@ -50,7 +51,7 @@ _LEFT_OUT = {
     "hf_token": "a study holds no secrets; set HF_TOKEN in your environment",
 }
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
-_HUMAN = re.compile(r"(\d+(?:\.\d+)?)([kmgKMG]?)")
+_HUMAN = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)([kmgKMG]?)")
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -115,8 +116,12 @@ def study_from_command(argv: Sequence[str], name: str) -> str:
     n_today = speculative.pop(N, None) if speculative else None
     settings = {flag_name(k): _human(v) for k, v in given.items()}
     mnbt_today = settings.get(MNBT)
+    if mnbt_today is not None and not (type(mnbt_today) is int and mnbt_today >= 1):
+        raise UserError(
+            f"--{MNBT.replace('_', '-')}: must be a whole number from 1 up, not {mnbt_today!s:.60}"
+        )
     left_out = {k: _LEFT_OUT[k] for k in map(flag_name, given) if k in _LEFT_OUT}
-    secrets = [k for k, v in env.items() if SECRET_NAME.search(k) and len(v) >= 8]
+    secrets = [k for k in env if secret_values({k: env[k]})]
     flags = {
         k: v for k, v in given.items() if flag_name(k) not in _LEFT_OUT and flag_name(k) != MNBT
     }
@@ -195,7 +200,7 @@ def _flags(words: list[str]) -> tuple[str | None, dict[str, FlagValue]]:
         head, dot, rest = word.partition(".")  # --compilation-config.mode 3
         if not head.startswith("--"):
             if head not in _SHORT:
-                raise UserError(f"{word}: is no short flag of vLLM; write it in full, with --")
+                raise UserError(f"{word:.60}: is no short flag of vLLM; write it in full, with --")
             head = f"--{_SHORT[head]}"
         name = head[2:].replace("_", "-") + dot + rest
         value: FlagValue
@@ -206,7 +211,7 @@ def _flags(words: list[str]) -> tuple[str | None, dict[str, FlagValue]]:
         else:
             value = [v if isinstance(v, int | float) else str(v) for v in map(_scalar, values)]
         if name in flags:
-            raise UserError(f"--{name}: is given twice; leave one out")
+            raise UserError(f"--{name:.60}: is given twice; leave one out")
         if name == "model":
             value = values[0] if values else value  # a folder by the name of 135 is no number
         flags[name] = value
@@ -221,16 +226,17 @@ def _value(name: str, text: str) -> FlagValue:
     if text.startswith("{"):
         try:
             value = json.loads(text)
-        except ValueError as e:
-            raise UserError(f"--{name}: is not JSON: {e}; put it in single quotes") from e
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"--{name:.60}: is not JSON: {e}; put it in single quotes") from e
         return dict(value)
     return _scalar(text)
 
 
 def _scalar(text: str) -> int | float | str:
-    if match := _NUMBER.fullmatch(text):
-        return float(text) if match[2] or match[3] else int(text)
-    return text
+    match = _NUMBER.fullmatch(text)
+    if match is None or len(text) > 30 or math.isinf(float(text)):
+        return text
+    return float(text) if match[2] or match[3] else int(text)
 
 
 def _human(value: FlagValue) -> object:
@@ -251,7 +257,7 @@ def _speculative(flags: dict[str, FlagValue]) -> dict[str, Any]:
             config |= value
         else:
             raise UserError(
-                f"--speculative-config: must be a JSON object in single quotes, not {value}"
+                f"--speculative-config: must be a JSON object in single quotes, not {value!s:.60}"
             )
     if config and not isinstance(config.get("model"), str):
         raise UserError("--speculative-config: names no draft `model`, which is what we tune")

@@ -9,8 +9,9 @@ trial is certainly better in all of them, or with the last request
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -35,6 +36,8 @@ from objectives import Objective
 
 # A server whose requests fail may be about to end: the API process outlives its engine for a bit.
 DYING_S = 3.0
+# The two clocks that tell a machine's sleep are not read at the same moment.
+MOST_ASLEEP_S = 0.5
 # Standard deviation between launches that an early end reckons with at least: few launches tell
 # it badly, and 5 to 10 % are usual (vLLM issue #53436).
 LEAST_BETWEEN = 0.05
@@ -299,11 +302,18 @@ def send(
         The sent requests in their order, all of them ok.
 
     Raises:
-        TrialFailure: the server died, or a request failed; one is enough, because a number without
-            it would be better than what users get.
+        TrialFailure: the server died, the machine slept, or a request failed; one is enough,
+            because a number without it would be better than what users get.
     """
+
+    def masked(sample: Sample) -> Sample:
+        """Its error is the server's text, which may hold a secret."""
+        error = sample.error and server.plan.masked(sample.error)
+        return sample if error == sample.error else replace(sample, error=error)
+
     # without a cap on concurrency a request may wait long behind others, and nothing hangs
     hang = load.request_timeout_s if load.max_concurrency is None else load.hang_timeout_s
+    asleep = _asleep()
     samples = asyncio.run(
         run_phase(
             server.plan.base_url,
@@ -314,17 +324,24 @@ def send(
             api_key=server.plan.api_key,
             phase=phase,
             hang_timeout_s=hang,
-            on_done=on_done,
+            on_done=lambda sample: on_done(masked(sample)),
             more=more,
         )
     ).samples
-    bad = [s for s in samples if s.status != "ok"]
+    if (asleep := _asleep() - asleep) > MOST_ASLEEP_S:
+        raise MeasureError(FailureKind.CLOCK, f"the machine slept for {asleep:.0f} s meanwhile")
+    bad = [masked(s) for s in samples if s.status != "ok"]
     if not bad:
         return samples
     kinds = {"timeout": FailureKind.HANG, "server": FailureKind.SERVER_ERROR}
     kind = kinds.get(bad[0].status, FailureKind.REQUESTS)
     words = f"{len(bad)} of {len(samples)} requests failed: {bad[0].error}"
     raise blamed(server, MeasureError(kind, words))
+
+
+def _asleep() -> float:
+    """Seconds since boot in which the machine was suspended; no time of ours counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def blamed(server: Server, failure: TrialFailure) -> TrialFailure:

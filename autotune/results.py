@@ -18,7 +18,7 @@ from autotune.machine import machine_line
 from autotune.measure import LaunchVariance, SingleLaunch, within_launch
 from autotune.measuring import Stop
 from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, verdict
-from autotune.space import Value
+from autotune.space import Space, Value
 from autotune.spec import LoadedStudy, StudySpec
 from autotune.store import Store
 from autotune.views import StudyView, TrialView, plain, point_text, value_with_interval
@@ -41,10 +41,12 @@ _STATES = {
 }
 
 
-def failure_of(trial: FrozenTrial) -> tuple[FailureKind | None, str | None]:
-    """Kind and reason of a failed trial; None, None of any other."""
-    kind = trial.user_attrs.get("failure_kind")
-    return (FailureKind(kind) if kind else None), trial.user_attrs.get("failure_reason")
+def failure_of(trial: FrozenTrial) -> tuple[str | None, str | None]:
+    """Kind and reason of a failed trial; None, None of any other.
+
+    The kind is a :class:`FailureKind`, or one that another version of autotune knew.
+    """
+    return trial.user_attrs.get("failure_kind"), trial.user_attrs.get("failure_reason")
 
 
 def is_finished(trial: FrozenTrial) -> bool:
@@ -114,31 +116,98 @@ class Launched:
     variance: Mapping[str, LaunchVariance]
 
 
+class Standing:
+    """What the trials of a study amount to, kept up to date one finished trial at a time.
+
+    A study that runs needs this after each trial; made anew from all of them, a trial would cost
+    the more, the more there are. It is the same whether it grew with the trials or was made of all
+    of them, as after a resume, or for a report.
+
+    Args:
+        objectives: With the study's directions.
+    """
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self._objectives = objectives
+        self._directions = [o.direction for o in objectives]
+        self._clear()
+
+    def _clear(self) -> None:
+        self._searched: dict[int, list[Sequence[float]]] = {}
+        self._confirmed: dict[int, list[Sequence[float]]] = {}
+        self._singles: dict[int, list[list[SingleLaunch | None]]] = {}  # by point: launches
+        self._repeated: set[int] = set()  # points of several launches
+        self._means: dict[int, list[float]] = {}
+        self._front: set[int] = set()
+        self._baseline: int | None = None
+        self._seen: set[int] = set()
+        self._last = -1
+
+    def update(self, trials: Sequence[FrozenTrial]) -> None:
+        """Adds those that were finished since.
+
+        Args:
+            trials: All of the study that were given a point, in the order of their numbers.
+        """
+        new = [t for t in trials if t.state.is_finished() and t.number not in self._seen]
+        if new and new[0].number < self._last:  # a launch's place in its point is its number's
+            self._clear()
+            new = [t for t in trials if t.state.is_finished()]
+        for t in new:
+            self._seen.add(t.number)
+            self._last = t.number
+            if t.state == TrialState.COMPLETE and not _truncated(_quality(t)):
+                self._add(t)
+        # one that runs or has failed is the baseline, too
+        self._baseline = next((t.number for t in trials if t.user_attrs.get("baseline")), None)
+
+    def _add(self, trial: FrozenTrial) -> None:
+        attrs = trial.user_attrs
+        of = attrs.get("confirms", attrs.get("replicates", trial.number))
+        bounds = attrs.get("intervals") or {}
+        singles = [
+            _single(value, bounds.get(o.name, _NO_BOUNDS))
+            for o, value in zip(self._objectives, trial.values, strict=True)
+        ]
+        group = self._singles.setdefault(of, [])
+        group.append(singles)
+        if len(group) > 1:
+            self._repeated.add(of)
+        if "confirms" in attrs:
+            self._confirmed.setdefault(of, []).append(trial.values)
+            return
+        known = of in self._searched
+        self._searched.setdefault(of, []).append(trial.values)
+        self._means[of] = _mean(self._searched[of])
+        # a point that gets worse may let others onto the front
+        numbers = self._means if known else [*self._front, of]
+        self._front = front_numbers({k: self._means[k] for k in numbers}, self._directions)
+
+    def front(self) -> set[int]:
+        """By their numbers, the trials whose points no other one dominates."""
+        return self._front
+
+    def means(self, number: int) -> list[float] | None:
+        """Of each objective over the launches of a trial's point; None: there is none."""
+        return self._means.get(number)
+
+    def launched(self) -> Launched:
+        """Every launch that may be compared; a view that later trials change."""
+        variance = {}
+        for i, o in enumerate(self._objectives):
+            groups = [[x[i] for x in self._singles[k]] for k in sorted(self._repeated)]
+            found = LaunchVariance.of([[x for x in g if x is not None] for g in groups])
+            if found is not None:
+                variance[o.name] = found
+        base = self._baseline if self._baseline in self._searched else None
+        return Launched(self._searched, self._confirmed, base, variance)
+
+
 def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Launched:
     """What was measured, without trials that were ended early."""
-    searched: dict[int, list[Sequence[float]]] = {}
-    confirmed: dict[int, list[Sequence[float]]] = {}
-    points: dict[int, list[FrozenTrial]] = {}
-    for t in trials:
-        if t.state != TrialState.COMPLETE or _truncated(_quality(t)):
-            continue
-        of = t.user_attrs.get("confirms", t.user_attrs.get("replicates", t.number))
-        (confirmed if "confirms" in t.user_attrs else searched).setdefault(of, []).append(t.values)
-        points.setdefault(of, []).append(t)
-    variance = {}
-    for i, o in enumerate(objectives):
-        groups = [
-            [
-                _single(t.values[i], (t.user_attrs.get("intervals") or {}).get(o.name, _NO_BOUNDS))
-                for t in group
-            ]
-            for group in points.values()
-        ]
-        found = LaunchVariance.of([[x for x in group if x is not None] for group in groups])
-        if found is not None:
-            variance[o.name] = found
-    base = next((t.number for t in trials if t.user_attrs.get("baseline")), None)
-    return Launched(searched, confirmed, base if base in searched else None, variance)
+    standing = Standing(objectives)
+    standing.update(trials)
+    return standing.launched()
 
 
 def _quality(trial: FrozenTrial) -> Mapping[str, Any]:
@@ -176,54 +245,89 @@ def trial_views(
     return _views(study, spec, objectives)[0]
 
 
+def with_points(trials: Sequence[FrozenTrial], space: Space) -> list[FrozenTrial]:
+    """Those that were given a point."""
+    names = space.distributions().keys()
+    return [t for t in trials if names <= _params(t).keys()]
+
+
+def trial_view(
+    trials: Sequence[FrozenTrial],
+    number: int,
+    standing: Standing,
+    space: Space,
+    objectives: Sequence[Objective],
+) -> TrialView:
+    """One trial, as :func:`trial_views` would show it.
+
+    Args:
+        trials: All of the study that were given a point.
+        number: Of one of them.
+        standing: Of all of them.
+        space: The study's.
+        objectives: With the study's directions.
+    """
+    found = standing.launched()
+    base = next((t for t in trials if t.user_attrs.get("baseline")), None)
+    shown = [t for t in trials if t is base or t.number == number]
+    views = [_view(t, standing, found, space, objectives) for t in shown]
+    judged = study_verdict(found, objectives) if found.confirmed else None
+    return next(v for v in _compared(views, objectives, found, judged) if v.number == number)
+
+
 def _views(
     study: optuna.Study, spec: StudySpec, objectives: Sequence[Objective]
 ) -> tuple[list[TrialView], Launched, Verdict | None]:
     """Every trial that was given a point, and what was made of all of them together."""
     space = spec.to_space()
-    names = set(space.distributions())
-    trials = [t for t in study.get_trials(deepcopy=False) if names <= set(_params(t))]
-    found = launched(trials, objectives)
-    means = {k: _mean(launches) for k, launches in found.searched.items()}
-    front = front_numbers(means, [o.direction for o in objectives])
+    trials = with_points(study.get_trials(deepcopy=False), space)
+    standing = Standing(objectives)
+    standing.update(trials)
+    found = standing.launched()
     judged = study_verdict(found, objectives)
-    views = []
-    for t in trials:
-        kind, reason = failure_of(t)
-        quality = _quality(t)
-        complete = t.state == TrialState.COMPLETE
-        values = means.get(t.number, t.values) if complete else None
-        views.append(
-            TrialView(
-                number=t.number,
-                state=_STATES[t.state],
-                point=space.decode(_params(t)),
-                values=None
-                if values is None
-                else {o.name: v for o, v in zip(objectives, values, strict=True)},
-                acceptance_length=t.user_attrs.get("acceptance_length"),
-                acceptance_per_position=tuple(t.user_attrs.get("acceptance_per_position") or ()),
-                speedup=None,
-                baseline=bool(t.user_attrs.get("baseline")),
-                front=t.number in front,
-                failure_kind=str(kind) if kind else None,
-                failure_reason=reason,
-                failure_evidence=tuple(t.user_attrs.get("failure_evidence") or ()),
-                within={
-                    name: (bounds[0], bounds[1])
-                    for name, bounds in (t.user_attrs.get("intervals") or {}).items()
-                },
-                launches=len(found.searched.get(t.number, [()])),
-                requests=quality.get("requests"),
-                stop=quality.get("stop"),
-                truncated=_truncated(quality),
-                warnings=quality_warnings(quality),
-                replicates=t.user_attrs.get("replicates"),
-                confirms=t.user_attrs.get("confirms"),
-                seconds=t.duration.total_seconds() if t.duration else None,
-            )
-        )
+    views = [_view(t, standing, found, space, objectives) for t in trials]
     return _compared(views, objectives, found, judged), found, judged
+
+
+def _view(
+    t: FrozenTrial,
+    standing: Standing,
+    found: Launched,
+    space: Space,
+    objectives: Sequence[Objective],
+) -> TrialView:
+    """One trial by itself; :func:`_compared` adds the rest."""
+    kind, reason = failure_of(t)
+    quality = _quality(t)
+    values = (standing.means(t.number) or t.values) if t.state == TrialState.COMPLETE else None
+    return TrialView(
+        number=t.number,
+        state=_STATES[t.state],
+        point=space.decode(_params(t)),
+        values=None
+        if values is None
+        else {o.name: v for o, v in zip(objectives, values, strict=True)},
+        acceptance_length=t.user_attrs.get("acceptance_length"),
+        acceptance_per_position=tuple(t.user_attrs.get("acceptance_per_position") or ()),
+        speedup=None,
+        baseline=bool(t.user_attrs.get("baseline")),
+        front=t.number in standing.front(),
+        failure_kind=kind,
+        failure_reason=reason,
+        failure_evidence=tuple(t.user_attrs.get("failure_evidence") or ()),
+        within={
+            name: (bounds[0], bounds[1])
+            for name, bounds in (t.user_attrs.get("intervals") or {}).items()
+        },
+        launches=len(found.searched.get(t.number, [()])),
+        requests=quality.get("requests"),
+        stop=quality.get("stop"),
+        truncated=_truncated(quality),
+        warnings=quality_warnings(quality),
+        replicates=t.user_attrs.get("replicates"),
+        confirms=t.user_attrs.get("confirms"),
+        seconds=t.duration.total_seconds() if t.duration else None,
+    )
 
 
 def _mean(launches: Sequence[Sequence[float]]) -> list[float]:

@@ -29,27 +29,37 @@ Point = Mapping[str, Value]
 N = "num_speculative_tokens"
 MNBT = "max_num_batched_tokens"
 
+# Values of one parameter that can be counted: a grid is walked, and shown, value by value.
+_MOST_VALUES = 100_000
+_MOST_CHOICES = 1000
+_MOST = 2**53  # floats and JSON know all whole numbers up to it
+
 # The rule of the batch budget changed between these two (vLLM 0.26 and 0.32 were read; between
 # them the stricter old rule would forbid points that launch, so the new one is assumed).
 _SLOTS_RULE_LAST = Version("0.26.9999")
 
 
 class _Param(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class IntParam(_Param):
     """Whole numbers ``low, low + step, … ≤ high``."""
 
     type: Literal["int"]
-    low: int
-    high: int
-    step: int = Field(default=1, ge=1)
+    low: int = Field(ge=-_MOST, le=_MOST)
+    high: int = Field(ge=-_MOST, le=_MOST)
+    step: int = Field(default=1, ge=1, le=_MOST)
 
     @model_validator(mode="after")
     def _order(self) -> IntParam:
         if self.low > self.high:
             raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        count = (self.high - self.low) // self.step + 1
+        if count > _MOST_VALUES:
+            raise ValueError(
+                f"has {count} values, more than {_MOST_VALUES}; take a larger step, or type: pow2"
+            )
         return self
 
     def values(self) -> tuple[int, ...]:
@@ -61,8 +71,8 @@ class Pow2Param(_Param):
     """Powers of two from ``low`` to ``high``, both included and both powers of two."""
 
     type: Literal["pow2"]
-    low: int = Field(ge=1)
-    high: int = Field(ge=1)
+    low: int = Field(ge=1, le=_MOST)
+    high: int = Field(ge=1, le=_MOST)
 
     @model_validator(mode="after")
     def _powers(self) -> Pow2Param:
@@ -91,8 +101,8 @@ class FloatParam(_Param):
 
     @model_validator(mode="after")
     def _order(self) -> FloatParam:
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            raise ValueError("low and high must be finite numbers")
+        if not math.isfinite(self.high - self.low):
+            raise ValueError("low and high must be finite numbers, and their difference")
         if self.low > self.high:
             raise ValueError(f"low ({self.low}) is above high ({self.high})")
         if self.log and self.low <= 0:
@@ -108,11 +118,12 @@ class ChoiceParam(_Param):
     """One of a list of values without an order."""
 
     type: Literal["choice"]
-    choices: tuple[Value, ...] = Field(min_length=1)
+    choices: tuple[Value, ...] = Field(min_length=1, max_length=_MOST_CHOICES)
 
     @model_validator(mode="after")
     def _distinct(self) -> ChoiceParam:
-        if len({(type(c), c) for c in self.choices}) < len(self.choices):
+        # 1, 1.0 and true are one value to Python, and so to Optuna, which would mix them up
+        if len(set(self.choices)) < len(self.choices):
             raise ValueError("choices has the same value twice")
         return self
 
@@ -160,7 +171,7 @@ class Space:
                 raise ValueError(f"{name} is missing")
             value = point[name]
             if not self._contains(p, value):
-                raise ValueError(f"{name} = {value} is outside the space ({describe(p)})")
+                raise ValueError(f"{name} = {value!s:.60} is outside the space ({describe(p)})")
             if isinstance(p, Pow2Param):
                 out[f"log2_{name}"] = int(value).bit_length() - 1
             else:
@@ -227,7 +238,8 @@ def describe(p: IntParam | Pow2Param | FloatParam | ChoiceParam) -> str:
         case FloatParam():
             return f"{p.low:g} to {p.high:g}"
         case ChoiceParam():
-            return "one of " + ", ".join(str(c) for c in p.choices)
+            words = ", ".join(f"{c!s:.60}" for c in p.choices)
+            return "one of " + (words if len(words) <= 200 else words[:200] + "…")
 
 
 def why_infeasible(settings: Mapping[str, object], vllm_version: str | None) -> str | None:
@@ -282,5 +294,5 @@ def _as_int(value: object) -> int | None:
         return None
     try:
         return int(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a word, or infinite
         return None

@@ -28,7 +28,8 @@ from pydantic import (
     model_validator,
 )
 
-from autotune.errors import UserError
+from autotune.errors import UserError, one_line
+from autotune.masking import MASK, is_secret, masked, secret_values
 from autotune.space import MNBT, N, Param, Space, Value
 
 if TYPE_CHECKING:
@@ -45,8 +46,17 @@ OWNED_FLAGS = {
     "api_key": "autotune talks to its own server only",
     "uds": "autotune measures over TCP on 127.0.0.1",
 }
-# Environment variables by these names are passed on but never stored or printed.
-SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|COOKIE|AUTH", re.IGNORECASE)
+# Limits of a study, far above any use: what is beyond them is a slip, and would end in a lack of
+# memory or in an error far from its cause.
+_MOST_TEXT = 100_000  # characters of the file: two seconds of reading it
+_MOST_VALUES = 20_000  # with every alias written out
+_MOST_DEPTH = 50  # pydantic writes 255
+_MOST_NUMBER = 2**53  # JSON, floats and SQLite know all whole numbers up to it
+_MOST_REQUESTS = 10**6
+_MOST_TOKENS = 5 * 10**7  # of all random prompts: 2 GB
+_MOST_SECONDS = 10**7  # four months
+_MOST_POINTS = 10**6  # of a space that can be counted
+_MOST_LINE = 500  # characters of a message
 
 
 def flag_name(name: str) -> str:
@@ -54,8 +64,13 @@ def flag_name(name: str) -> str:
     return name.removeprefix("--").replace("-", "_")
 
 
+def _is_flag(name: str) -> bool:
+    """True if it is a flag's name, such as ``max_num_seqs`` or ``compilation_config.mode``."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", name) is not None
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SpeculativeSpec(BaseModel):
@@ -65,6 +80,13 @@ class SpeculativeSpec(BaseModel):
 
     method: str = Field(default="dflash", description="vLLM's name of the method")
     model: str = Field(description="the draft: a folder, a hub name or `demo:draft`")
+
+    @model_validator(mode="after")
+    def _fixed_n(self) -> SpeculativeSpec:
+        n = (self.model_extra or {}).get(N, 0)
+        if type(n) is not int or n < 0:
+            raise ValueError(f"{N} must be a whole number from 0 up")
+        return self
 
     def config(self, n: int) -> dict[str, Any]:
         """vLLM's ``--speculative-config`` for ``n`` ≥ 1 draft tokens."""
@@ -93,9 +115,14 @@ class ServerSpec(_Model):
     )
     env: dict[str, str] = Field(default_factory=dict, description="environment variables")
     speculative: SpeculativeSpec | None = Field(default=None, description="the draft")
-    health_timeout_s: float = Field(default=900, gt=0, description="longest wait for /health")
+    health_timeout_s: float = Field(
+        default=900, gt=0, le=_MOST_SECONDS, description="longest wait for /health"
+    )
     stop_timeout_s: float = Field(
-        default=20, gt=0, description="wait after SIGTERM before the whole tree is killed"
+        default=20,
+        gt=0,
+        le=_MOST_SECONDS,
+        description="wait after SIGTERM before the whole tree is killed",
     )
 
     @field_validator("env", mode="before")
@@ -106,6 +133,14 @@ class ServerSpec(_Model):
                 k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v
                 for k, v in value.items()
             }
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _env_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in value:
+            if not key or "=" in key:
+                raise ValueError(f"{key!r} is no name of an environment variable")
         return value
 
     @field_validator("command")
@@ -121,6 +156,8 @@ class ServerSpec(_Model):
         out: dict[str, FlagValue] = {}
         for key, v in value.items():
             name = flag_name(key)
+            if not _is_flag(name):
+                raise ValueError(f"{key!r} is no name of a flag; write it in full, such as seed")
             if name in OWNED_FLAGS:
                 raise ValueError(f"{key} is not yours to set: {OWNED_FLAGS[name]}")
             if name in out:
@@ -132,15 +169,33 @@ class ServerSpec(_Model):
 class RandomPrompts(_Model):
     """Prompts of token ids drawn uniformly, as `vllm bench serve --dataset-name random`."""
 
-    input_len: int = Field(gt=0, description="tokens of every prompt")
+    input_len: int = Field(gt=0, le=_MOST_TOKENS, description="tokens of every prompt")
     vocab_low: int = Field(default=256, ge=0, description="lowest token id drawn")
-    vocab_high: int = Field(default=32000, gt=1, description="one above the highest id drawn")
+    vocab_high: int = Field(
+        default=32000, gt=0, le=2**31, description="one above the highest id drawn"
+    )
 
     @model_validator(mode="after")
     def _order(self) -> RandomPrompts:
         if self.vocab_low >= self.vocab_high:
             raise ValueError("vocab_low must be below vocab_high")
         return self
+
+    def why_not(self, prompts: int) -> str | None:
+        """Why so many different prompts cannot be drawn, in words; None if they can."""
+        # two ids or more, and 64 of them: enough for any number of prompts
+        possible = (self.vocab_high - self.vocab_low) ** min(self.input_len, 64)
+        if possible < prompts:
+            return (
+                f"only {possible} different prompts exist with input_len {self.input_len} and ids "
+                f"from {self.vocab_low} to {self.vocab_high - 1}; the study needs {prompts}"
+            )
+        if self.input_len * prompts > _MOST_TOKENS:
+            return (
+                f"{prompts} prompts with input_len {self.input_len} are more than "
+                f"{_MOST_TOKENS} tokens; take fewer (workload.num_prompts) or shorter ones"
+            )
+        return None
 
 
 class WorkloadSpec(_Model):
@@ -152,27 +207,36 @@ class WorkloadSpec(_Model):
         "`prompt` (text)",
     )
     random: RandomPrompts | None = Field(default=None, description="or random tokens")
-    output_len: int = Field(gt=0, description="max_tokens of every request")
-    num_prompts: int = Field(gt=0, description="most measured requests of a trial")
+    output_len: int = Field(gt=0, le=10**9, description="max_tokens of every request")
+    num_prompts: int = Field(
+        gt=0, le=_MOST_REQUESTS, description="most measured requests of a trial"
+    )
     confirm_prompts: int | None = Field(
         default=None,
         gt=0,
+        le=_MOST_REQUESTS,
         description="requests of a trial that measures again, all of them sent; without it "
         "num_prompts",
     )
     warmup_prompts: int | None = Field(
         default=None,
         ge=0,
+        le=_MOST_REQUESTS,
         description="most requests before the measurement, with prompts of their own; they end "
         "when the server is warm. Without it 24, or 4 × max_concurrency if that is more",
     )
     request_rate: float = Field(
-        default=math.inf, gt=0, description="arrivals per second; .inf: all at once"
+        default=math.inf,
+        ge=1e-6,
+        allow_inf_nan=True,
+        description="arrivals per second; .inf: all at once",
     )
     arrivals: Literal["poisson", "constant"] = Field(
         default="poisson", description="how they are spread: at random, or evenly"
     )
-    max_concurrency: int | None = Field(default=None, gt=0, description="most requests at a time")
+    max_concurrency: int | None = Field(
+        default=None, gt=0, le=_MOST_REQUESTS, description="most requests at a time"
+    )
     latency_from: Literal["intended", "send"] | None = Field(
         default=None,
         description="where a latency begins: at the intended start (without it, with a "
@@ -180,10 +244,17 @@ class WorkloadSpec(_Model):
     )
     ignore_eos: bool = Field(default=True, description="go on after the end-of-text token")
     temperature: float = Field(default=0.0, ge=0)
-    seed: int = Field(default=0, ge=0, description="chooses and orders prompts, and arrival times")
-    request_timeout_s: float = Field(default=600, gt=0, description="longest life of a request")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="chooses and orders prompts, and arrival times"
+    )
+    request_timeout_s: float = Field(
+        default=600, gt=0, le=_MOST_SECONDS, description="longest life of a request"
+    )
     hang_timeout_s: float = Field(
-        default=120, gt=0, description="without a token for so long, a request hangs"
+        default=120,
+        gt=0,
+        le=_MOST_SECONDS,
+        description="without a token for so long, a request hangs",
     )
 
     @model_validator(mode="after")
@@ -226,7 +297,10 @@ class MeasureSpec(_Model):
         "share of its value, or after workload.num_prompts requests",
     )
     min_prompts: int = Field(
-        default=32, gt=0, description="fewest measured requests, before any end is considered"
+        default=32,
+        gt=0,
+        le=_MOST_REQUESTS,
+        description="fewest measured requests, before any end is considered",
     )
     dominated_error: float = Field(
         default=0.05,
@@ -264,7 +338,9 @@ class SearchSpec(_Model):
 class BudgetSpec(_Model):
     """When to stop; the command line's options of the same name win."""
 
-    trials: int = Field(default=40, gt=0, description="finished trials the study shall have")
+    trials: int = Field(
+        default=40, gt=0, le=10**6, description="finished trials the study shall have"
+    )
     confirm: int | None = Field(
         default=None,
         ge=0,
@@ -278,7 +354,7 @@ class BudgetSpec(_Model):
         "see how much launches of one point differ; without it one of 8, at most 3, and none in a "
         "grid",
     )
-    timeout_minutes: float | None = Field(default=None, gt=0)
+    timeout_minutes: float | None = Field(default=None, gt=0, le=_MOST_SECONDS / 60)
 
     def confirm_of(self, trials: int) -> int:
         """How many of ``trials`` are held back for the confirmation."""
@@ -322,11 +398,23 @@ class StudySpec(_Model):
         out: dict[str, Any] = {}
         for key, p in value.items():
             name = flag_name(key)
+            if not _is_flag(name):
+                raise ValueError(f"{key!r} is no name of a flag; write it in full, such as seed")
             if name in OWNED_FLAGS:
                 raise ValueError(f"{key} cannot be searched: {OWNED_FLAGS[name]}")
             if name in out:
                 raise ValueError(f"{key} is given twice")
             out[name] = p
+        return out
+
+    @field_validator("baseline")
+    @classmethod
+    def _baseline_names(cls, value: dict[str, Value]) -> dict[str, Value]:
+        out: dict[str, Value] = {}
+        for key, v in value.items():
+            if flag_name(key) in out:
+                raise ValueError(f"{key} is given twice")
+            out[flag_name(key)] = v
         return out
 
     @model_validator(mode="after")
@@ -344,19 +432,27 @@ class StudySpec(_Model):
                 )
             p = self.space[N]
             values = p.values()
-            if values is None or not all(isinstance(v, int) and v >= 0 for v in values):
+            if values is None or not all(type(v) is int and v >= 0 for v in values):
                 raise ValueError(f"space.{N}: must be whole numbers from 0 up; use type: int")
             if self.server.speculative is None and any(v for v in values):
                 raise ValueError(f"space.{N}: needs server.speculative with the draft model")
         elif N in self.server.flags:
             raise ValueError(f"server.flags.{N}: is no flag of vLLM; search it in space")
         if MNBT in self.space and not all(
-            isinstance(v, int) for v in self.space[MNBT].values() or [0.5]
+            type(v) is int for v in self.space[MNBT].values() or [0.5]
         ):
             raise ValueError(f"space.{MNBT}: must be whole numbers; use type: pow2 or int")
         for key in self.baseline:
-            if flag_name(key) not in self.space:
+            if key not in self.space:
                 raise ValueError(f"baseline.{key}: is not a parameter of space")
+        if (size := self.to_space().size() or 0) > _MOST_POINTS:
+            raise ValueError(
+                f"space: has {size} points, more than {_MOST_POINTS}; take fewer or larger steps"
+            )
+        load = self.workload
+        measured = max(load.num_prompts, load.confirm_prompts or 0)
+        if load.random and (why := load.random.why_not(measured + load.most_warmup)):
+            raise ValueError(f"workload.random: {why}")
         names = [o.name for o in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError("objectives: the same objective is listed twice")
@@ -372,6 +468,12 @@ class StudySpec(_Model):
         fixed = {N: fixed_n[N]} if N in fixed_n else {}
         return {**self.server.flags, **fixed, **point}
 
+    def shown(self, left_out: Mapping[str, Any]) -> dict[str, Any]:
+        """The study as plain data with its secrets masked; without the keys ``left_out``."""
+        body = self.model_dump(mode="json", exclude=dict(left_out))
+        body["server"]["env"] = _masked_env(self.server.env)
+        return body
+
     def fingerprint(self, base: Path) -> str:
         """Hash of everything that decides the numbers; name, prose, budget and hanging do not.
 
@@ -380,7 +482,7 @@ class StudySpec(_Model):
                 not their place.
         """
         left_out = {"name": True, "description": True, "budget": True}
-        body = self.model_dump(mode="json", exclude=left_out | {"workload": {"hang_timeout_s"}})
+        body = self.shown(left_out | {"workload": {"hang_timeout_s"}})
         if self.workload.prompts is not None:
             body["workload"]["prompts"] = hashlib.sha256(
                 (base / self.workload.prompts).read_bytes()
@@ -389,7 +491,18 @@ class StudySpec(_Model):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice (PyYAML would silently keep the last)."""
+    """Safe YAML that refuses a key given twice (PyYAML would silently keep the last).
+
+    And aliases that grow without bounds ("a billion laughs") or stand in themselves.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _written_out(node, {}) > _MOST_VALUES:
+            raise yaml.MarkedYAMLError(
+                problem=f"has more than {_MOST_VALUES} values, its aliases written out"
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -403,6 +516,75 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def _written_out(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """How many values a node has with every alias in it written out."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if (size := known.get(id(node), 0)) is None:
+        raise yaml.MarkedYAMLError(
+            problem="an alias stands in what it names", problem_mark=node.start_mark
+        )
+    if size == 0:
+        known[id(node)] = None  # under way
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        size = known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return size
+
+
+def _not_plain(value: object, key: str = "", depth: int = 0) -> tuple[str, str] | None:
+    """The first value that JSON, a command line or the database cannot take: its key, and why."""
+    if depth > _MOST_DEPTH:
+        return key, "is nested too deeply"
+    inner: list[tuple[str, object]] = []
+    dot = f"{key}." if key else ""
+    match value:
+        case dict():
+            for k, v in value.items():
+                if not isinstance(k, str):
+                    return key, f"the key {_shown(k)} is no text; put it in quotes"
+                if why := _no_text(k):
+                    return key, f"the key {_shown(k)} {why}"
+                inner.append((f"{dot}{k[:60]}", v))
+        case list():
+            inner = [(f"{dot}{i}", v) for i, v in enumerate(value)]
+        case str():
+            return (key, why) if (why := _no_text(value)) else None
+        case bool() | None:
+            return None
+        case int():
+            if abs(value) > _MOST_NUMBER:
+                return key, f"must be a number of at most {_MOST_NUMBER}"
+        case float():
+            if math.isnan(value) or (math.isinf(value) and key != "workload.request_rate"):
+                return key, "must be a finite number"
+        case _:
+            return key, f"is a {type(value).__name__} to YAML; put it in quotes to make it a text"
+    return next((bad for k, v in inner if (bad := _not_plain(v, k, depth + 1))), None)
+
+
+def _no_text(text: str) -> str | None:
+    """Why no program, no terminal or no file takes a text; None: it can be used."""
+    bad = next((c for c in text if (c < " " and c not in "\t\n\r") or c == "\x7f"), None)
+    bad = bad or next((c for c in text if "\x80" <= c < "\xa0" or "\ud800" <= c <= "\udfff"), None)
+    return None if bad is None else f"has the character U+{ord(bad):04X}, which it must not"
+
+
+def _shown(value: object) -> str:
+    """A value from a study file in a message."""
+    if isinstance(value, int) and abs(value) > _MOST_NUMBER:
+        return "a huge number"
+    text = json.dumps(value, default=str) if isinstance(value, str | list) else str(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _refused(path: Path, text: str, where: str = "") -> UserError:
+    """What is wrong with a study file, as one line."""
+    name = str(path)
+    name = name if len(name) <= 200 else name[:199] + "…"
+    return UserError(one_line(f"{name}{where}: {text}", _MOST_LINE))
+
+
 class LoadedStudy(_Model):
     """A study with the place it came from."""
 
@@ -414,6 +596,48 @@ class LoadedStudy(_Model):
     def base(self) -> Path:
         """Folder that the study's relative paths start from."""
         return self.path.parent
+
+
+def _masked_env(env: Mapping[str, str]) -> dict[str, str]:
+    return {k: MASK if is_secret(k, v) else v for k, v in env.items()}
+
+
+def text_without_secrets(loaded: LoadedStudy) -> str:
+    """A study's text as it may be stored: the secrets of ``server.env`` as ``***``.
+
+    The text stays as it is around them, unless it is written so that they cannot be cut out.
+    """
+    env = loaded.spec.server.env
+    secret = {k for k, v in env.items() if is_secret(k, v)}
+    if not secret:
+        return loaded.text
+    text = loaded.text
+    for start, end in sorted(_places(loaded.text, secret), reverse=True):
+        old = text[start:end]
+        text = text[:start] + f'"{MASK}"' + old[len(old.rstrip()) :] + text[end:]
+    # a comment may have one, too
+    text = masked(text, secret_values({k: env[k] for k in secret}))
+    raw = yaml.load(loaded.text, Loader=_Loader)  # noqa: S506 – a SafeLoader
+    given = raw["server"]["env"]
+    raw["server"] = {**raw["server"], "env": {**given, **dict.fromkeys(secret, MASK)}}
+    try:
+        if yaml.load(text, Loader=_Loader) == raw:  # noqa: S506
+            return text
+    except (yaml.YAMLError, ValueError):
+        pass  # an anchor went with it
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+
+
+def _places(text: str, secret: set[str]) -> set[tuple[int, int]]:
+    """Where in a study's text the values of these variables stand."""
+    node: Any = yaml.compose(text, Loader=_Loader)
+    for key in ("server", "env"):
+        node = next((v for k, v in node.value if k.value == key), yaml.MappingNode("", []))
+    return {
+        (v.start_mark.index, v.end_mark.index)
+        for k, v in node.value
+        if isinstance(v, yaml.ScalarNode) and k.value in secret
+    }
 
 
 def studies_folder() -> Path:
@@ -434,18 +658,23 @@ def find_study(name: str) -> Path:
         UserError: there is no such file and no such bundled study.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise UserError(f"{name}: is a folder; name the study's YAML file")
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise _refused(path, "is a folder; name the study's YAML file")
+        if path.exists():
+            raise _refused(path, "is no regular file; name the study's YAML file")
+    except (OSError, ValueError) as e:  # a name too long, a folder that is closed to us, a NUL
+        raise _refused(path, f"cannot be read: {getattr(e, 'strerror', None) or e}") from e
     bundled = bundled_studies()
     if name in bundled:
         return studies_folder() / f"{name}.yaml"
     if os.sep not in name and path.suffix not in {".yaml", ".yml"}:
-        close = difflib.get_close_matches(name, bundled, n=1)
+        close = difflib.get_close_matches(name[:100], bundled, n=1)
         hint = f"did you mean {close[0]}?" if close else f"bundled are {', '.join(bundled)}"
-        raise UserError(f"{name}: no such file, and no bundled study has this name; {hint}")
-    raise UserError(f"{name}: no such file; `autotune init` writes a study file")
+        raise _refused(path, f"no such file, and no bundled study has this name; {hint}")
+    raise _refused(path, "no such file; `autotune init` writes a study file")
 
 
 def load_study(name: str) -> LoadedStudy:
@@ -456,11 +685,12 @@ def load_study(name: str) -> LoadedStudy:
     """
     path = find_study(name)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as f:
+            text = f.read(_MOST_TEXT + 1)
     except UnicodeDecodeError as e:
-        raise UserError(f"{path}: is not UTF-8 text (byte {e.start})") from e
+        raise _refused(path, f"is not UTF-8 text (byte {e.start})") from e
     except OSError as e:
-        raise UserError(f"{path}: cannot be read: {e.strerror}") from e
+        raise _refused(path, f"cannot be read: {e.strerror}") from e
     return parse_study(text, path)
 
 
@@ -473,28 +703,44 @@ def parse_study(text: str, path: Path, *, check_files: bool = True) -> LoadedStu
     Raises:
         UserError: one line that names file, key and what is allowed.
     """
+    if len(text) > _MOST_TEXT:
+        raise _refused(path, f"has more than {_MOST_TEXT} characters: is it a study file?")
     try:
         raw = yaml.load(text, Loader=_Loader)  # noqa: S506 – a SafeLoader
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{where}: {e.problem or 'is not YAML'}") from e
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(e).split())}") from e
+        raise _refused(path, e.problem or "is not YAML", where) from e
+    except RecursionError as e:
+        raise _refused(path, "is nested too deeply") from e
+    except (yaml.YAMLError, ValueError) as e:
+        raise _refused(path, f"is not YAML: {' '.join(str(e).split())}") from e
+    except (AttributeError, LookupError, TypeError) as e:  # PyYAML's own, of `!!bool maybe`
+        raise _refused(path, "is not YAML: a value does not fit its !!tag") from e
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: must be a mapping with the keys {', '.join(_keys(StudySpec))}")
+        raise _refused(path, f"must be a mapping with the keys {', '.join(_keys(StudySpec))}")
+    if bad := _not_plain(raw):
+        raise _refused(path, ": ".join(filter(None, bad)))
     try:
         spec = StudySpec.model_validate(raw)
     except ValidationError as e:
-        raise UserError(_one_line(path, e)) from e
+        raise _refused(path, _one_line(e)) from e
     loaded = LoadedStudy(spec=spec, path=path, text=text)
     prompts = spec.workload.prompts
-    if check_files and prompts is not None and not (loaded.base / prompts).is_file():
-        raise UserError(
-            f"{path}: workload.prompts: {loaded.base / prompts} does not exist; give a JSONL file, "
-            "relative to the study file"
+    if check_files and prompts is not None and not _is_file(loaded.base / prompts):
+        raise _refused(
+            path,
+            f"workload.prompts: {_shown(str(loaded.base / prompts))} does not exist; give a JSONL "
+            "file, relative to the study file",
         )
     return loaded
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, a folder that is closed to us
+        return False
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
@@ -519,18 +765,18 @@ _PARAM_KEYS = {
 }
 
 
-def _one_line(path: Path, error: ValidationError) -> str:
+def _one_line(error: ValidationError) -> str:
     """All problems of a study file on one line, the first one in full."""
-    problems = [_problem(e) for e in error.errors()]
+    problems = [_problem(e) for e in error.errors()[:100]]
     # one wrong value tried against a union gives several errors for the same key: keep the first
     first_of_key = list(dict(reversed(problems)).items())[::-1]
     lines = [f"{key}: {text}" if key else text for key, text in first_of_key]
     more = f" (and {len(lines) - 1} more: {'; '.join(lines[1:3])})" if len(lines) > 1 else ""
-    return f"{path}: {lines[0]}{more}"
+    return f"{lines[0]}{more}"
 
 
 def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
-    loc = [str(part) for part in e["loc"]]
+    loc = [str(part)[:60] for part in e["loc"]]
     kind = None
     if loc[:1] == ["space"] and len(loc) > 2 and loc[2] in _PARAM_KEYS:
         kind = loc.pop(2)  # pydantic puts the union's tag into the path
@@ -540,6 +786,7 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
         loc = loc[:2]
     if loc[:2] == ["server", "command"]:
         loc = loc[:2]
+    hide = loc[:2] == ["server", "env"]  # it may be a secret
     key = ".".join(loc)
     if e["type"] == "extra_forbidden":
         section = tuple(p for p in loc[:-1] if not p.isdigit())
@@ -557,5 +804,7 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
     if loc[:2] == ["server", "flags"]:
         message = "must be true, false, a number, a word, a list or a mapping"
     message = message[0].lower() + message[1:]
-    shown = json.dumps(e.get("input"), default=str)
+    if hide:
+        return key, message
+    shown = json.dumps(e.get("input"), default=str)[:61]
     return key, f"{message}, not {shown[:60]}{'…' if len(shown) > 60 else ''}"

@@ -8,17 +8,21 @@ A trial can be explained from this file alone. Nothing but this module and Optun
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import sqlite3
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import (
     JSON,
     URL,
@@ -31,17 +35,18 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from autotune import __version__
-from autotune.errors import TrialFailure, UserError
+from autotune.errors import DatabaseLocked, MachineError, TrialFailure, UserError
 from autotune.load import Sample, ServerStats
-from autotune.serving import Identity, LaunchPlan, boot_id
-from autotune.spec import LoadedStudy, parse_study
+from autotune.serving import Identity, LaunchPlan, VllmInfo, boot_id
+from autotune.spec import LoadedStudy, parse_study, text_without_secrets
 
 SCHEMA = 2
 BUSY_TIMEOUT_S = 20
+_VLLM = "autotune:vllm"
 
 
 class _Base(DeclarativeBase):
@@ -156,7 +161,7 @@ def exclusive(database: Path) -> Iterator[None]:
     """
     if not database.parent.is_dir():
         raise UserError(f"{database}: the folder {database.parent} does not exist; make it first")
-    lock = database.with_name(database.name + ".lock")
+    lock = _lock_file(database)
     try:
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as e:
@@ -170,11 +175,108 @@ def exclusive(database: Path) -> Iterator[None]:
                 f"{database}: another autotune (pid {holder}) is running on it; wait for it, or "
                 "give this run another --db"
             ) from e
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        with suppress(OSError):  # a full disk; the pid is only for the message above
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _lock_file(database: Path) -> Path:
+    """Beside the file itself, so that two links to one database have one lock."""
+    file = database.resolve()
+    return file.with_name(file.name + ".lock")
+
+
+def is_free(database: Path) -> bool:
+    """True if no runner holds the database now."""
+    try:
+        fd = os.open(_lock_file(database), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError:  # another user's
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Which file a path leads to now; None if to none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def opened(path: Path, *, create: bool = False) -> Iterator[Store]:
+    """A :class:`Store` that is closed in the end, and whose errors are one clear line each.
+
+    Raises:
+        UserError: see :class:`Store`.
+        DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
+        MachineError: it cannot be read or written any more.
+    """
+    with database_errors(path):
+        store = Store(path, create=create)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+@contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """Makes one clear line of what a database raises while it is used.
+
+    Raises:
+        DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
+        MachineError: it cannot be read or written any more.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error) as e:
+        code, words = _in_words(e)
+        if code in _LOCKED:
+            raise DatabaseLocked(f"{path}: {words}") from e
+        raise MachineError(
+            f"{path}: {words}. What was finished is kept; the same command goes on from there"
+        ) from e
+
+
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_DAMAGED = (
+    "is damaged ({said}); `sqlite3 DAMAGED.db .recover | sqlite3 NEW.db` saves into a new file "
+    "what can be read"
+)
+# By SQLite's primary error code (https://sqlite.org/rescode.html): what happened, what to do.
+_WORDS = {
+    sqlite3.SQLITE_BUSY: "another program holds it locked; end that program",
+    sqlite3.SQLITE_LOCKED: "another program holds it locked; end that program",
+    sqlite3.SQLITE_FULL: "cannot be written, the disk is full; make room",
+    sqlite3.SQLITE_READONLY: "cannot be written ({said}); look at the modes of file and folder",
+    sqlite3.SQLITE_IOERR: "cannot be read or written ({said}); is its disk full or gone?",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened ({said}); is its folder there, and ours to write?",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: "is no SQLite database, or its beginning is damaged",
+}
+
+
+def _in_words(error: BaseException) -> tuple[int, str]:
+    """SQLite's primary code of an error that SQLAlchemy or Optuna wrapped, and one line."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, sqlite3.Error):
+        found = getattr(found, "orig", None) or found.__cause__ or found.__context__
+    code = getattr(found, "sqlite_errorcode", 0) & 0xFF
+    said = " ".join(str(found or error).split())
+    return code, _WORDS.get(code, "cannot be used ({said})").format(said=said)
 
 
 class Store:
@@ -185,7 +287,9 @@ class Store:
         create: Make it if it is missing; otherwise a missing file is the user's mistake.
 
     Raises:
-        UserError: it cannot be opened, is no database of ours, or is from another version.
+        UserError: it cannot be opened, is no database of ours, is damaged, or is from another
+            version.
+        DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
@@ -211,9 +315,10 @@ class Store:
         except OSError as e:
             raise UserError(f"{path}: cannot be opened: {e.strerror}") from e
         except (OperationalError, DatabaseError) as e:
-            raise UserError(
-                f"{path}: is not a database that can be used: {e.orig}; nothing was changed in it"
-            ) from e
+            code, words = _in_words(e)
+            if code in _LOCKED:
+                raise DatabaseLocked(f"{path}: {words}") from e
+            raise UserError(f"{path}: {words}; nothing was changed in it") from e
         except RuntimeError as e:  # Optuna's own version check
             raise UserError(f"{path}: {' '.join(str(e).split())}") from e
 
@@ -222,6 +327,12 @@ class Store:
         engine = create_engine(_url(self.path))
         try:
             tables = inspect(engine).get_table_names()
+            if create and tables:
+                with engine.connect() as c:  # a damaged page may not be met for many trials
+                    found = c.execute(text("PRAGMA quick_check(1)")).scalar()
+                if found != "ok":
+                    words = _DAMAGED.format(said=" ".join(str(found).split()))
+                    raise UserError(f"{self.path}: {words}; nothing was changed in it")
         finally:
             engine.dispose()
         if not create and "autotune_meta" not in tables:
@@ -279,7 +390,10 @@ class Store:
         with Session(self._engine) as s:
             row = s.get_one(StudyRow, name)
             s.expunge(row)
-        return parse_study(row.yaml, Path(row.path), check_files=False), row
+        loaded = parse_study(row.yaml, Path(row.path), check_files=False)
+        if loaded.spec.name != name:  # files are named after it, and a study file's is checked
+            raise UserError(f"{self.path}: the study {name!r} is another one in its own file")
+        return loaded, row
 
     def begin_study(self, loaded: LoadedStudy, *, seed: int, wanted: int) -> StudyRow:
         """Writes the study down, or checks that it is the one that is there already.
@@ -295,7 +409,7 @@ class Store:
                 row = StudyRow(
                     name=spec.name,
                     path=str(loaded.path.resolve()),
-                    yaml=loaded.text,
+                    yaml=text_without_secrets(loaded),
                     fingerprint=fingerprint,
                     seed=seed,
                     wanted=wanted,
@@ -305,9 +419,7 @@ class Store:
                 s.add(row)
             elif row.fingerprint != fingerprint:
                 old = parse_study(row.yaml, Path(row.path), check_files=False).spec
-                changed = _first_difference(
-                    old.model_dump(mode="json"), spec.model_dump(mode="json")
-                )
+                changed = _first_difference(old.shown({}), spec.shown({}))
                 raise UserError(
                     f"{loaded.path}: the study {spec.name} in {self.path} was begun with another "
                     f"{changed or 'content of workload.prompts'}; trials would not compare. "
@@ -428,27 +540,37 @@ class Store:
             s.expunge(row)
         return row
 
-    def launches(self, study: str) -> list[LaunchRow]:
-        """Every launch of a study, oldest first."""
+    def launches(self, study: str, trial: int | None = None) -> list[LaunchRow]:
+        """Every launch of a study, or of one trial of it, oldest first."""
+        query = select(LaunchRow).where(LaunchRow.study == study).order_by(LaunchRow.planned_at)
+        if trial is not None:
+            query = query.where(LaunchRow.trial == trial)
         with Session(self._engine) as s:
-            rows = list(
-                s.scalars(
-                    select(LaunchRow).where(LaunchRow.study == study).order_by(LaunchRow.planned_at)
-                )
-            )
+            rows = list(s.scalars(query))
             s.expunge_all()
         return rows
 
-    def requests(self, launch_id: str) -> list[RequestRow]:
-        """Every request of a launch, in the order they ended."""
+    def rests(self, study: str, machine: Mapping[str, Any]) -> list[float]:
+        """Seconds of the canary before each measured launch of a study on this machine."""
+        query = (
+            select(LaunchRow.machine, LaunchRow.quality)
+            .where(LaunchRow.study == study, LaunchRow.quality.is_not(None))
+            .order_by(LaunchRow.planned_at)
+        )
         with Session(self._engine) as s:
-            rows = list(
-                s.scalars(
-                    select(RequestRow)
-                    .where(RequestRow.launch_id == launch_id)
-                    .order_by(RequestRow.id)
-                )
-            )
+            return [
+                quality["machine"]["rest"]["kernel_s"]
+                for of, quality in s.execute(query)
+                if quality and of == machine
+            ]
+
+    def requests(self, launch_id: str, phase: str | None = None) -> list[RequestRow]:
+        """Every request of a launch, or of one phase of it, in the order they ended."""
+        query = select(RequestRow).where(RequestRow.launch_id == launch_id).order_by(RequestRow.id)
+        if phase is not None:
+            query = query.where(RequestRow.phase == phase)
+        with Session(self._engine) as s:
+            rows = list(s.scalars(query))
             s.expunge_all()
         return rows
 
@@ -468,8 +590,7 @@ class Store:
                 error=r.error,
                 chunks=tuple(array("f", r.chunks)),
             )
-            for r in self.requests(launch_id)
-            if r.phase == phase
+            for r in self.requests(launch_id, phase)
         ]
 
     def unended_launches(self) -> list[LaunchRow]:
@@ -497,6 +618,24 @@ class Store:
             )
             s.expunge_all()
         return rows
+
+    def keep_vllm(self, study: str, info: VllmInfo) -> None:
+        """What is known of the study's vLLM, so that nobody has to ask it again."""
+        number = self.storage.get_study_id_from_name(study)
+        self.storage.set_study_system_attr(number, _VLLM, json.loads(json.dumps(asdict(info))))
+
+    def vllm(self, study: str) -> VllmInfo | None:
+        """What :meth:`keep_vllm` kept; None: nothing, by an earlier version of autotune.
+
+        Raises:
+            UserError: it is something else.
+        """
+        number = self.storage.get_study_id_from_name(study)
+        kept = self.storage.get_study_system_attrs(number).get(_VLLM)
+        try:
+            return None if kept is None else TypeAdapter(VllmInfo).validate_python(kept)
+        except ValidationError as e:
+            raise UserError(f"{self.path}: what it says of {study}'s vLLM cannot be read") from e
 
     def optuna_study(self, name: str) -> optuna.Study:
         """Optuna's side of a study that exists."""

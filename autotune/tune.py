@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,33 +26,50 @@ from optuna.trial import TrialState
 
 from autotune.canary import Rest, disturbed, take_rest
 from autotune.demo import resolve_model
-from autotune.errors import FailureKind, NothingUsable, TrialFailure, UserError
+from autotune.errors import (
+    DatabaseLocked,
+    FailureKind,
+    MachineError,
+    NothingUsable,
+    TrialFailure,
+    UserError,
+)
+from autotune.ledger import end_unended
 from autotune.load import Workload, build_workload
 from autotune.machine import describe_machine, machine_line
 from autotune.measure import Measurement
 from autotune.measuring import Measuring, Result, Rival
-from autotune.results import is_finished, launched, study_objectives, study_view, trial_views
+from autotune.results import (
+    Standing,
+    is_finished,
+    study_objectives,
+    study_view,
+    trial_view,
+    trial_views,
+    with_points,
+)
 from autotune.search import SpaceExhausted, StudySampler, grid_points, plan, seed_points
-from autotune.search.sampler import nearest
+from autotune.search.sampler import nearest, tried_points
 from autotune.serving import (
-    Identity,
+    LogFolder,
     Server,
     VllmInfo,
     check_flags,
-    end_leftover,
     free_port,
     plan_launch,
     probe,
 )
 from autotune.space import MNBT, FloatParam, N, Point, Space, Value, describe, why_infeasible
 from autotune.spec import LoadedStudy, StudySpec
-from autotune.store import LaunchRow, Store, exclusive
+from autotune.store import LaunchRow, Store, exclusive, file_identity, opened
 from autotune.ui import Ui
 from autotune.views import TrialView, cost, objective_text
 from objectives import Objective
 
 # vLLM's default of max_num_batched_tokens for `vllm serve` on a CPU and on a GPU below 70 GiB.
 DEFAULT_MNBT = 2048
+# So long a database that another program holds is waited for; a backup or a forgotten shell.
+LOCKED_S = 600.0
 # After so many launches that all failed alike, and none that worked, the study itself is wrong.
 SAME_FAILURES = 3
 
@@ -205,16 +223,26 @@ def run_study(
 
     Raises:
         UserError: the database cannot be used, or belongs to another study.
+        MachineError: the disk is full, the database was damaged or stayed locked; the server is
+            gone, and the study resumes.
         NothingUsable: the first launches all failed alike, or there is nothing to confirm.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP; the server is gone, and the study resumes.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    locked_since: float | None = None
     with exclusive(database), signals():
-        store = Store(database, create=True)
-        try:
-            return _Run(prepared, store, trials, seed, deadline, ui, confirm=confirm).go()
-        finally:
-            store.close()
+        while True:
+            try:
+                with opened(database, create=True) as store:
+                    run = _Run(prepared, store, trials, seed, deadline, ui, confirm=confirm)
+                    return run.go()
+            except DatabaseLocked as e:  # its server is gone: wait, and go on as after a kill
+                now = time.monotonic()
+                if locked_since is None or now - locked_since > 2 * LOCKED_S:
+                    locked_since = now
+                    ui.message(f"{e}. Waiting for it")
+                if now - locked_since > LOCKED_S:
+                    raise
 
 
 @contextmanager
@@ -266,7 +294,11 @@ class _Run:
         self.names = set(self.space.distributions())  # of Optuna's parameters
         self.machine = describe_machine()
         self.folder = output_folder(store.path, self.spec.name)
+        self.logs = LogFolder(self.folder / "logs")
+        self.inode = file_identity(store.path)
         self.failures_in_a_row: list[FailureKind] = []
+        self.standing = Standing(prepared.objectives)
+        self.front: dict[int, Rival] = {}  # as rivals() had it last
 
     def go(self) -> StopReason:
         self.end_leftovers()
@@ -301,21 +333,12 @@ class _Run:
 
     def end_leftovers(self) -> None:
         """Ends servers that an earlier run could not end, of any study in this database."""
-        for launch in self.store.unended_launches():
-            identity = _identity(launch)
-            ended = end_leftover(identity, grace_s=self.spec.server.stop_timeout_s)
-            self.store.launch_ended(launch.launch_id, None, ended)
+        for launch, ended in end_unended(self.store, self.spec.server.stop_timeout_s):
             if ended:
                 self.ui.message(
                     f"ended a server that an earlier run left behind (trial {launch.trial}, "
                     f"{ended} processes)"
                 )
-            self.store.event(
-                launch.study,
-                f"found a launch without an end; ended {ended} processes",
-                trial=launch.trial,
-                launch_id=launch.launch_id,
-            )
 
     def plan_confirmation(self) -> None:
         """Turns "so many launches" into what the loop understands: trials in all, and held back.
@@ -378,6 +401,7 @@ class _Run:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 study.set_metric_names([objective_text(o) for o in self.p.objectives])
+        self.store.keep_vllm(self.spec.name, self.p.info.needed_by(self.spec))
         return study
 
     # -- choosing --------------------------------------------------------------------------------
@@ -449,11 +473,24 @@ class _Run:
         Raises:
             SpaceExhausted: the whole grid is done.
         """
-        tried = [
-            self.space.decode(t.params)
-            for t in self.search_trials()
-            if t.params.keys() >= self.names
-        ]
+        tried = tried_points(self.space, self.search_trials())
+        baseline, *points = self.fixed_points
+        if baseline not in tried:
+            return baseline, {"baseline": True}
+        if (again := self.to_replicate()) is not None:
+            return self.space.decode(self.frozen(again).params), {"replicates": again}
+        point = next((q for q in points if q not in tried), None)
+        if point is None and self.spec.search.method == "grid":
+            raise SpaceExhausted
+        return None if point is None else (point, {})
+
+    @cached_property
+    def fixed_points(self) -> list[dict[str, Value]]:
+        """The baseline, then the seeds or the whole grid.
+
+        Raises:
+            SpaceExhausted: no point can launch.
+        """
 
         def feasible(q: Point) -> bool:
             return self.p.infeasible(q) is None
@@ -461,19 +498,11 @@ class _Run:
         baseline = nearest(self.space, baseline_point(self.spec), feasible)
         if baseline is None:
             raise SpaceExhausted
-        if baseline not in tried:
-            return baseline, {"baseline": True}
-        if (again := self.to_replicate()) is not None:
-            return self.space.decode(self.frozen(again).params), {"replicates": again}
-        points: list[dict[str, Value]] = []
         if self.spec.search.method == "grid":
-            points = grid_points(self.space)
-        elif self.spec.search.method == "gp":
-            points = seed_points(self.space, baseline, feasible)
-        point = next((q for q in points if q not in tried), None)
-        if point is None and self.spec.search.method == "grid":
-            raise SpaceExhausted
-        return None if point is None else (point, {})
+            return [baseline, *grid_points(self.space)]
+        if self.spec.search.method == "gp":
+            return seed_points(self.space, baseline, feasible)
+        return [baseline]
 
     def to_replicate(self) -> int | None:
         """The trial whose point the search launches once more, spread over the search.
@@ -499,7 +528,14 @@ class _Run:
         return best.number if best is not None else base
 
     def views(self) -> list[TrialView]:
+        """Of all trials; takes the longer, the more there are."""
         return trial_views(self.study, self.spec, self.p.objectives)
+
+    def placed(self) -> list[optuna.trial.FrozenTrial]:
+        """All trials that have a point; afterwards ``standing`` knows every finished one."""
+        trials = with_points(self.study.get_trials(deepcopy=False), self.space)
+        self.standing.update(trials)
+        return trials
 
     def to_confirm(self, exhausted: bool) -> tuple[dict[str, Value], dict[str, Any]] | None:
         """The next launch that measures a candidate again; None while the search goes on.
@@ -523,7 +559,8 @@ class _Run:
 
     def candidates(self, held: int) -> list[int]:
         """Numbers of the trials to confirm, in the order of their ``held`` launches."""
-        found = launched(self.study.get_trials(deepcopy=False), self.p.objectives)
+        self.placed()
+        found = self.standing.launched()
         directions = [o.direction for o in self.p.objectives]
         try:
             return plan(found.searched, directions, found.baseline, held)
@@ -547,12 +584,15 @@ class _Run:
         if why is not None:
             self.tell_failure(trial, TrialFailure(FailureKind.INFEASIBLE, why))
             return
-        launches = [x for x in self.store.launches(self.spec.name) if x.trial == trial.number]
+        launches = self.store.launches(self.spec.name, trial.number)
         measured = [x for x in launches if x.values is not None]
         if measured and not self.repeats(measured):  # but the run ended before the telling
             self.tell(trial, measured[-1].launch_id)
             return
-        failed = sum(x.failure_kind is not None for x in launches)
+        failed = sum(
+            x.failure_kind is not None and not FailureKind(x.failure_kind).of_the_machine
+            for x in launches
+        )
         attempt = len(launches)
         while True:
             try:
@@ -560,6 +600,11 @@ class _Run:
             except TrialFailure as failure:
                 failed += 1
                 attempt += 1
+                if failure.kind.of_the_machine:  # no fault of the point: it is tried again
+                    raise MachineError(
+                        f"trial {trial.number}: {failure.reason}; mend that, and the same command "
+                        "goes on with this trial"
+                    ) from failure
                 if failure.kind.transient and failed < 2:
                     self.ui.message(f"trial {trial.number}: {failure.reason}; trying once more")
                     continue
@@ -587,8 +632,9 @@ class _Run:
         Raises:
             TrialFailure: it did not come up, or gave nothing that may be called a number.
         """
+        self.check_database_is_there()
         launch_id = uuid.uuid4().hex
-        rest = take_rest(self.rests())  # while no server of ours is there
+        rest = take_rest(self.rests)  # while no server of ours is there
         plan = plan_launch(
             self.spec.server,
             point,
@@ -597,9 +643,7 @@ class _Run:
             launch_id=launch_id,
             resolve=self.p.resolve,
         )
-        logs = self.folder / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        log_path = logs / f"trial-{trial.number:04d}-{attempt}.log"
+        log_path = self.logs.path(f"trial-{trial.number:04d}-{attempt}.log")
         self.store.plan_launch(
             launch_id,
             study=self.spec.name,
@@ -620,15 +664,28 @@ class _Run:
             self.store.launch_ready(launch_id, version)
             self.event("healthy", trial, launch_id)
             self.measure(server, launch_id, trial, rest)
-        except TrialFailure as failure:
+        except TrialFailure as e:
+            failure = plan.masked_failure(e)
             self.store.launch_failed(launch_id, failure, server.log_tail())
             self.event(f"failed: {failure}", trial, launch_id)
-            raise
+            raise failure from e
         finally:
             self.ui.stage("stopping")
             self.stop(server, launch_id)
             self.event("stopped", trial, launch_id)
         return launch_id
+
+    def check_database_is_there(self) -> None:
+        """SQLite itself would go on writing into a file that was deleted.
+
+        Raises:
+            MachineError: it was deleted or replaced.
+        """
+        if file_identity(self.store.path) != self.inode:
+            raise MachineError(
+                f"{self.store.path}: was deleted or replaced while it was in use; put it back, and "
+                "the same command goes on from there"
+            )
 
     def stop(self, server: Server, launch_id: str) -> None:
         try:
@@ -657,7 +714,8 @@ class _Run:
         self.event("warm", trial, launch_id)
         self.ui.stage("measuring")
         rivals = [] if again or trial.user_attrs.get("baseline") else self.rivals()
-        found = launched(self.study.get_trials(deepcopy=False), self.p.objectives)
+        self.placed()
+        found = self.standing.launched()
         result = measuring.measure(
             workload,
             rest,
@@ -672,30 +730,31 @@ class _Run:
             {name: (i.low, i.high) for name, i in result.intervals.items()},
             result.quality() | {"disturbed": self.disturbed(result)},
         )
+        self.rests.append(rest.kernel_s)
         self.event("measured", trial, launch_id)
 
     def disturbed(self, result: Result) -> str | None:
         """Why the machine was not ours alone, against the study's launches on this machine."""
-        return disturbed(result.machine, self.rests())
+        return disturbed(result.machine, self.rests)
 
+    @cached_property
     def rests(self) -> list[float]:
         """Seconds of the canary before each measured launch of the study on this machine."""
-        return [
-            x.quality["machine"]["rest"]["kernel_s"]
-            for x in self.store.launches(self.spec.name)
-            if x.quality and x.machine == self.machine
-        ]
+        return self.store.rests(self.spec.name, self.machine)
 
     def rivals(self) -> list[Rival]:
         """The trials of the front, as they were measured."""
-        out = []
-        for view in self.views():
-            if view.front and view.state == "complete":
-                launch_id = self.frozen(view.number).user_attrs["launch"]
-                samples = self.store.samples(launch_id)
-                origin = self.spec.workload.latency_origin
-                out.append(Rival(view.number, Measurement.of(samples, origin)))
-        return out
+        trials = {t.number: t for t in self.placed()}
+        before, self.front = self.front, {}
+        for number in sorted(self.standing.front()):
+            trial = trials[number]
+            if trial.state == TrialState.COMPLETE:
+                self.front[number] = before.get(number) or self.rival(trial)
+        return list(self.front.values())
+
+    def rival(self, trial: optuna.trial.FrozenTrial) -> Rival:
+        samples = self.store.samples(trial.user_attrs["launch"])
+        return Rival(trial.number, Measurement.of(samples, self.spec.workload.latency_origin))
 
     # -- telling ---------------------------------------------------------------------------------
 
@@ -747,15 +806,8 @@ class _Run:
             )
 
     def show(self, number: int) -> None:
-        views = trial_views(self.study, self.spec, self.p.objectives)
-        self.ui.trial(next(v for v in views if v.number == number))
+        trials = self.placed()
+        self.ui.trial(trial_view(trials, number, self.standing, self.space, self.p.objectives))
 
     def event(self, what: str, trial: optuna.trial.FrozenTrial, launch_id: str) -> None:
         self.store.event(self.spec.name, what, trial=trial.number, launch_id=launch_id)
-
-
-def _identity(launch: LaunchRow) -> Identity:
-    """A launch as the ledger knows it; without pids if the run ended before they were known."""
-    if launch.identity is not None:
-        return Identity(**launch.identity)
-    return Identity(launch.launch_id, launch.boot_id, 0, 0.0, 0, 0.0)

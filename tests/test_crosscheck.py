@@ -234,7 +234,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def nothing_left(folder: Path, script: Path) -> bool:
     """No server, no bench, and no child of it."""
-    clients = [p for p in psutil.process_iter(["cmdline"]) if str(script) in p.info["cmdline"]]
+    every = psutil.process_iter(["cmdline"])
+    clients = [p for p in every if str(script) in (p.info["cmdline"] or [])]
     return not clients and not processes_of(folder)
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
 
 import optuna
 import pytest
+from optuna.samplers import GPSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.search import (
     SpaceExhausted,
@@ -15,6 +21,8 @@ from autotune.search import (
     grid_points,
     seed_points,
 )
+from autotune.search import sampler as sampler_module
+from autotune.search.sampler import informative, tried_points
 from autotune.space import MNBT, FloatParam, IntParam, N, Point, Pow2Param, Space, why_infeasible
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -93,6 +101,105 @@ def test_the_same_seed_proposes_the_same_and_resumes_with_new_draws() -> None:
     assert run(3, 8) == run(3, 8)
     assert run(3, 8) != run(4, 8)
     assert len({tuple(q.values()) for q in run(3, 8)}) == 8
+
+
+BOTH = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
+
+
+def measured(count: int, *, seed: int = 0) -> list[FrozenTrial]:
+    """Finished trials at points of ``SPACE`` that can launch, with noisy numbers."""
+    rng = random.Random(seed)
+    points = [q for q in grid_points(SPACE) if infeasible(q) is None]
+    trials = []
+    for number in range(count):
+        point = rng.choice(points)
+        n, noise = int(point[N]), rng.lognormvariate(0, 0.05)
+        trial = create_trial(
+            values=[(60 + 9 * n - n * n) / noise, (2 + 0.1 * n + int(point[MNBT]) / 64) * noise],
+            params=SPACE.encode(point),
+            distributions=SPACE.distributions(),
+        )
+        trial.number = number
+        trials.append(trial)
+    return trials
+
+
+def study_of(trials: Sequence[FrozenTrial], seed: int = 5) -> optuna.Study:
+    study = optuna.create_study(
+        directions=["maximize", "minimize"],
+        sampler=StudySampler(SPACE, lambda _q: None, method="gp", seed=seed),
+    )
+    study.add_trials(trials)
+    return study
+
+
+def test_a_small_study_is_searched_as_by_the_gaussian_process_alone() -> None:
+    trials = measured(12)
+    study = study_of(trials, seed=5)
+    alone = GPSampler(seed=5 + 13, n_startup_trials=2, warn_independent_sampling=False)
+    reference = optuna.create_study(directions=["maximize", "minimize"], sampler=alone)
+    reference.add_trials(trials)
+    expected = reference.ask(SPACE.distributions()).params
+    assert SPACE.decode(expected) not in tried_points(SPACE, trials)  # else it would be moved
+    assert study.ask(SPACE.distributions()).params == expected
+
+
+def test_as_many_trials_as_the_model_takes_are_all_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    proposals = []
+    for most in (200, 13, 12):
+        monkeypatch.setattr(sampler_module, "GP_TRIALS", most)
+        proposals.append(study_of(measured(12)).ask(SPACE.distributions()).params)
+    assert proposals[0] == proposals[1] == proposals[2]
+
+
+def test_the_model_of_a_long_study_sees_the_front_and_no_more_than_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampler_module, "GP_TRIALS", 12)
+    seen: list[list[FrozenTrial]] = []
+    fit = GPSampler._sample_relative_impl
+
+    def spy(self: GPSampler, study: Any, complete: Any, running: Any, space: Any) -> Any:
+        seen.append(complete)
+        assert running == []
+        return fit(self, study, complete, running, space)
+
+    study = study_of(measured(30))
+    with mock.patch.object(GPSampler, "_sample_relative_impl", spy):
+        for _ in range(3):
+            trial = study.ask(SPACE.distributions())
+            point = SPACE.decode(trial.params)
+            earlier = study.get_trials(states=(TrialState.COMPLETE,))
+            assert point not in tried_points(SPACE, earlier)  # of all trials, also those not seen
+            study.tell(trial, [1.0, 100.0])
+    assert [len(complete) for complete in seen] == [12, 12, 12]
+    for i, complete in enumerate(seen):
+        numbers = [t.number for t in complete]
+        assert numbers == sorted(numbers)
+        values = {t.number: t.values for t in study.get_trials()[: 30 + i]}
+        front = front_numbers(values, ["maximize", "minimize"])
+        assert len(front) <= 6
+        assert front <= set(numbers)
+        assert {29 + i, 28 + i} <= set(numbers)  # the latest
+
+
+def test_half_of_what_the_model_sees_is_the_best_and_half_the_latest() -> None:
+    def trial(number: int, *values: float) -> FrozenTrial:
+        made = create_trial(values=values)
+        made.number = number
+        return made
+
+    # trials 0 and 2 are the front, 1 is dominated by 2 alone, the others by more and more
+    values = [(9.0, 1.0), (5.0, 0.6), (6.0, 0.5), *((5.0 - k, 2.0 + k) for k in range(7))]
+    trials = [trial(number, *v) for number, v in enumerate(values)]
+
+    def chosen(most: int) -> list[int]:
+        return [t.number for t in informative(trials, BOTH, most)]
+
+    assert chosen(4) == [0, 2, 8, 9]
+    assert chosen(5) == [0, 1, 2, 8, 9]
+    assert chosen(2) == [2, 9]  # of two that are alike, the later one
+    assert chosen(10) == chosen(99) == list(range(10))
 
 
 def test_a_real_valued_space_is_searched() -> None:

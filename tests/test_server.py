@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -15,9 +16,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autotune.errors import FailureKind, LaunchError
-from autotune.serving import Identity, Server, VllmInfo, end_leftover, free_port, plan_launch
-from autotune.serving.server import _processes
+from autotune.errors import FailureKind, LaunchError, UserError
+from autotune.serving import (
+    Identity,
+    Server,
+    StopError,
+    VllmInfo,
+    end_leftover,
+    free_port,
+    plan_launch,
+)
+from autotune.serving.command import LAUNCH_VARIABLE
+from autotune.serving.gpu import SLACK_MIB, gpu_memory
+from autotune.serving.guard import HEAD_BYTES, LOG_BYTES, TAIL_BYTES
+from autotune.serving.server import _processes, start_ticks
 from autotune.spec import ServerSpec
 
 pytestmark = pytest.mark.double
@@ -91,7 +103,7 @@ def test_from_start_to_proof_of_death(make: Make):
     server = make(n=3)
     identity = up(server)
     assert server.alive()
-    assert psutil.Process(identity.pid).create_time() == identity.started
+    assert start_ticks(identity.pid) == identity.ticks is not None
     assert os.getsid(identity.pid) == identity.pid != os.getsid(0)  # no Ctrl-C reaches it
     assert os.getsid(identity.guard_pid) == identity.guard_pid
     assert stat.S_IMODE(server.log_path.stat().st_mode) == 0o600
@@ -236,9 +248,92 @@ def test_leftover_with_a_guard_is_ended(make: Make):
 def test_a_reused_pid_is_not_touched(make: Make):
     server = make()
     identity = up(server)
-    impostor = dataclasses.replace(identity, launch_id=uuid.uuid4().hex)
+    # what an earlier launch had under the same pids, and what a crash left of the ledger
+    earlier = {"guard_ticks": identity.guard_ticks - 1, "ticks": None, "cgroup": None}
+    impostor = dataclasses.replace(identity, launch_id=uuid.uuid4().hex, **earlier)
     assert end_leftover(impostor, grace_s=0.1) == 0
     assert server.alive()
+
+
+def test_the_ledger_finds_what_lost_its_mark(make: Make):
+    server = make()
+    server.plan = dataclasses.replace(
+        server.plan, argv=("/usr/bin/env", "-u", LAUNCH_VARIABLE, *server.plan.argv)
+    )
+    identity = server.start()
+    wait_until(lambda: LAUNCH_VARIABLE not in psutil.Process(identity.pid).environ())
+    os.kill(identity.guard_pid, signal.SIGSTOP)
+    assert [p.pid for p in _processes(server.launch_id)] == [identity.guard_pid]
+    assert end_leftover(identity, grace_s=0.1) == 2
+    with contextlib.suppress(psutil.NoSuchProcess):  # or nobody has collected it yet
+        assert psutil.Process(identity.pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_control_group_of_its_own_where_that_is_allowed(make: Make):
+    server = make(DOUBLE_CHILD="plain")
+    identity = up(server)
+    if identity.cgroup is None:
+        pytest.skip("this user may make no control group (cgroup v2) here")
+    inside = set(map(int, Path(identity.cgroup, "cgroup.procs").read_text().split()))
+    assert inside == {p.pid for p in server.processes()} - {identity.guard_pid}
+    server.stop()
+    assert not Path(identity.cgroup).exists()
+
+
+def used_gpu_mib() -> int:
+    return gpu_memory()[0].used_mib
+
+
+@pytest.mark.skipif(not gpu_memory(), reason="no NVIDIA GPU here, or no NVML")
+@pytest.mark.parametrize("force", [False, True])
+def test_a_gpus_memory_is_back_when_stop_returns(make: Make, force: bool):
+    before = used_gpu_mib()
+    server = make(DOUBLE_GPU_MIB="8192")
+    up(server)
+    assert used_gpu_mib() > before + 8192
+    server.stop(force=force)
+    assert used_gpu_mib() < before + SLACK_MIB
+
+
+@pytest.mark.skipif(not gpu_memory(), reason="no NVIDIA GPU here, or no NVML")
+def test_gpu_memory_that_does_not_come_back_is_said(make: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("autotune.serving.server._GPU_S", 0.5)
+    server, other = make(DOUBLE_GPU_MIB="2048"), make(DOUBLE_GPU_MIB="4096")
+    server.start()
+    # holds it beside the server, but is none of its processes: as a driver that lets nothing go
+    server._gpus_before = (dataclasses.replace(server._gpus_before[0], by_process={}),)
+    up(other)
+    server.wait_ready(ignore)
+    monkeypatch.setattr(
+        "autotune.serving.server.gpu_memory",
+        lambda: tuple(dataclasses.replace(g, by_process={}) for g in gpu_memory()),
+    )
+    with pytest.raises(StopError, match=r"GPU 0 holds .* MiB more than before the launch"):
+        server.stop()
+    other.stop()
+    server.stop()
+
+
+def test_a_huge_log_keeps_its_beginning_and_its_end(tmp_path: Path):
+    log = tmp_path / "log"
+    with log.open("ab") as f:
+        f.write(b"first words\n" + b"x" * LOG_BYTES + b"\nlast words\n")
+        code = "import autotune.serving.guard as g; g.Guard(None).trim_log()"
+        subprocess.run([sys.executable, "-c", code], stderr=f, check=True)
+        f.write(b"more\n")
+    text = log.read_bytes()
+    assert HEAD_BYTES + TAIL_BYTES < len(text) < HEAD_BYTES + TAIL_BYTES + 200
+    assert text.startswith(b"first words\n")
+    assert text.endswith(b"\nlast words\nmore\n")
+    assert f"left out {LOG_BYTES + 24 - HEAD_BYTES - TAIL_BYTES} bytes".encode() in text
+
+
+def test_a_log_that_cannot_be_written_is_one_line(make: Make, tmp_path: Path):
+    server = make()
+    (tmp_path / "file").touch()
+    server.log_path = tmp_path / "file" / "log"
+    with pytest.raises(UserError, match="file/log: cannot be written: File exists"):
+        server.start()
 
 
 @pytest.mark.parametrize(
@@ -314,7 +409,8 @@ def test_crash_in_the_middle_of_serving_is_seen(make: Make):
     server = make(DOUBLE_FAIL="crash_mid", DOUBLE_STEP_S="0.001")
     up(server)
     body = '{"model":"m","prompt":"x","max_tokens":50,"stream":true,"ignore_eos":true}'
-    request = f"POST /v1/completions HTTP/1.1\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+    head = f"authorization: Bearer {server.plan.api_key}\r\ncontent-length: {len(body)}"
+    request = f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n{body}"
     with socket.create_connection(("127.0.0.1", server.plan.port)) as s:
         s.sendall(request.encode())
         while s.recv(65536):

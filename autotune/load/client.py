@@ -19,12 +19,17 @@ went wrong and which carries no measured number:
 ``connect`` refused, or the connection broke before the answer began
 ``http``    an HTTP status other than 200 that is not 5xx
 ``server``  an HTTP status 5xx: the server itself failed
-``stream``  the answer broke: an error event, broken JSON, a reset, no ``[DONE]`` at its end
+``stream``  the answer broke: an error event, broken JSON, a reset, no ``[DONE]`` at its end, or
+            more than the limits below
 ``usage``   the answer is whole but cannot be counted: usage missing, no token, no text, more
             tokens than asked for, or fewer although ``ignore_eos`` was set
 ``timeout`` no token for ``hang_timeout_s`` (the error says "hang"), or no end after
             ``workload.request_timeout_s``
 =========== ================================================================================
+
+Whatever a server sends, a request keeps little of it: one event of at most 1 MiB, 64 KiB of HTTP
+around the text or of an error's text, and the times of a million chunks; more than that is a
+failure. What comes after ``[DONE]`` is not read.
 """
 
 from __future__ import annotations
@@ -47,6 +52,12 @@ from autotune.spec import WorkloadSpec
 
 # vLLM closes connections that were idle for 5 s; a request must not meet that on its way
 _KEEPALIVE_S = 2.0
+# a good answer stays far below all of them
+_MOST_LINE = 2**20  # bytes of one line of the stream
+_MOST_CHUNKS = 10**6  # with text
+_MOST_HTTP = 2**16  # bytes of headers, chunk sizes and the like between two pieces of a body
+_MOST_ERROR = 2**16  # bytes that are kept of an answer that is no stream
+_MOST_TOKENS = 2**31  # that a usage may claim; the database would not hold 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +328,7 @@ class _Connection(asyncio.Protocol):
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._http_error: bytes | None = None
         self._began = False
+        self._no_body = 0  # bytes since the last piece of the body
         self._transport.write(message)
         return self._answer, self._ended
 
@@ -325,26 +337,43 @@ class _Connection(asyncio.Protocol):
         if self._idle_since is not None:  # nothing was asked
             self.abort()
             return
+        self._no_body += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as e:
-            self._answer.fail("stream" if self._began else "connect", f"not HTTP: {_short(e)}")
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
+            words = "another protocol" if isinstance(e, httptools.HttpParserUpgrade) else _short(e)
+            self._answer.fail("stream" if self._began else "connect", f"not HTTP: {words}")
+        if self._no_body > _MOST_HTTP:  # the parser keeps a header until it ends
+            self._answer.fail(
+                "stream" if self._began else "connect",
+                f"not HTTP: {_MOST_HTTP >> 10} KiB without an end of the headers or a text",
+            )
         if self._answer.status != "ok":
             self._end()
 
     def on_headers_complete(self) -> None:
+        self._no_body = 0
+        if self._ended.done():  # a second answer to one request
+            return
         self._began = True
         if self._parser.get_status_code() != 200:
             self._http_error = b""
 
     def on_body(self, body: bytes) -> None:
+        self._no_body = 0
+        if self._ended.done():
+            return
         if self._http_error is None:
             self._answer.feed(body, self._at)
-        else:
-            self._http_error += body
+            return
+        self._http_error += body
+        if len(self._http_error) > _MOST_ERROR:
+            self._end()
 
     def on_message_complete(self) -> None:
-        if self._parser.should_keep_alive():
+        if self._ended.done():
+            self._idle_since = None
+        elif self._parser.should_keep_alive():
             self._idle_since = self._at
         self._end()
 
@@ -359,12 +388,13 @@ class _Connection(asyncio.Protocol):
             self._end()
 
     def _end(self) -> None:
+        if self._ended.done():
+            return
         if self._http_error is not None:
             code = self._parser.get_status_code()
             kind = "server" if code >= 500 else "http"
             self._answer.fail(kind, f"HTTP {code}: {_server_message(self._http_error)}")
-        if not self._ended.done():
-            self._ended.set_result(None)
+        self._ended.set_result(None)
 
 
 def _server_message(body: bytes) -> str:
@@ -384,13 +414,25 @@ def _server_message(body: bytes) -> str:
 
 
 def _short(text: object, limit: int = 300) -> str:
-    words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-    line = " ".join(words.split())
+    """What a server wrote, on one line without characters that a terminal obeys."""
+    try:
+        words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+    except RecursionError:
+        words = "…"
+    line = " ".join(words[: 20 * limit].split())
+    line = "".join(c if c.isprintable() else "\ufffd" for c in line)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def _count(value: object) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value < _MOST_TOKENS else None
+
+
+def _word(value: object) -> str:
+    """A text of an event, where null and a missing key are an empty one."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError
+    return value or ""
 
 
 class Answer:
@@ -412,7 +454,7 @@ class Answer:
         self.end = 0.0
         self.prompt_tokens: int | None = None
         self.output_tokens: int | None = None
-        self._rest = b""
+        self._rest = bytearray()  # of a line that has not ended
         self._done = False
         self._finish: str | None = None
 
@@ -423,34 +465,46 @@ class Answer:
 
     def feed(self, data: bytes, at: float) -> None:
         """Takes the next bytes, which were read at clock reading ``at``."""
-        lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
-        self._rest = lines.pop()
-        for line in lines:
-            if line.startswith(b"data:"):
-                payload = line[5:].strip()
-                if payload == b"[DONE]":
-                    self._done = True
-                    continue
-                try:
-                    self._event(orjson.loads(payload), at)
-                except orjson.JSONDecodeError:
-                    self.fail("stream", f"broken JSON in the stream: {_short(payload, 80)}")
-                except (AttributeError, LookupError, TypeError):
-                    self.fail("stream", f"not an OpenAI chunk: {_short(payload, 80)}")
+        first, *others = data.split(b"\n")
+        self._rest += first
+        for line in others:
+            self._line(bytes(self._rest), at)
+            self._rest = bytearray(line)
+        if len(self._rest) > _MOST_LINE:
+            self._line(bytes(self._rest), at)
+            self._rest.clear()
+
+    def _line(self, line: bytes, at: float) -> None:
+        if self._done or self.status != "ok":
+            return
+        if len(line) > _MOST_LINE:
+            self.fail("stream", f"a line of more than {_MOST_LINE >> 20} MiB in the stream")
+        elif line.startswith(b"data:"):
+            payload = line[5:].strip()
+            if payload == b"[DONE]":
+                self._done = True
+                return
+            try:
+                self._event(orjson.loads(payload), at)
+            except orjson.JSONDecodeError:
+                self.fail("stream", f"broken JSON in the stream: {_short(payload, 80)}")
+            except (AttributeError, LookupError, TypeError):
+                self.fail("stream", f"not an OpenAI chunk: {_short(payload, 80)}")
 
     def _event(self, event: dict[str, Any], at: float) -> None:
         if choices := event.get("choices"):
             self.end = at
             choice = choices[0]
             if (delta := choice.get("delta")) is None:
-                text = choice.get("text")
+                text = _word(choice.get("text"))
             else:
-                text = (
-                    delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
-                )
+                names = ("content", "reasoning_content", "reasoning")
+                text = "".join(_word(delta.get(name)) for name in names)
             if text:
                 self.stamps.append(at)
-            self._finish = choice.get("finish_reason") or self._finish
+                if len(self.stamps) > _MOST_CHUNKS:
+                    self.fail("stream", f"more than {_MOST_CHUNKS} chunks with text")
+            self._finish = _word(choice.get("finish_reason")) or self._finish
         if usage := event.get("usage"):
             self.prompt_tokens = _count(usage.get("prompt_tokens"))
             self.output_tokens = _count(usage.get("completion_tokens"))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from autotune.errors import UserError
+from autotune.errors import UserError, one_line
 from autotune.spec import RandomPrompts, WorkloadSpec
 
 
@@ -68,8 +68,8 @@ def build_workload(spec: WorkloadSpec, base: Path) -> Workload:
         wanted = spec.num_prompts + spec.most_warmup
         if len(pool) < wanted:
             raise UserError(
-                f"{base / spec.prompts} has {len(pool)} prompts, the study needs {wanted} "
-                f"({spec.num_prompts} measured + up to {spec.most_warmup} warm-up)"
+                f"{one_line(str(base / spec.prompts))} has {len(pool)} prompts, the study needs "
+                f"{wanted} ({spec.num_prompts} measured + up to {spec.most_warmup} warm-up)"
             )
         shuffled = [pool[i] for i in order.permutation(len(pool))]
         measured = shuffled[: spec.num_prompts]
@@ -105,13 +105,8 @@ def _random_prompts(
     rng: np.random.Generator, spec: RandomPrompts, n: int, seen: set[bytes]
 ) -> list[_Prompt]:
     """``n`` prompts that differ from each other and from those already in ``seen``."""
-    possible = (spec.vocab_high - spec.vocab_low) ** spec.input_len
-    if possible < len(seen) + n:
-        raise UserError(
-            f"workload.random: only {possible} different prompts exist with input_len "
-            f"{spec.input_len} and ids from {spec.vocab_low} to {spec.vocab_high - 1}; the study "
-            f"needs {len(seen) + n}"
-        )
+    if why := spec.why_not(len(seen) + n):
+        raise UserError(f"workload.random: {why}")
     prompts: list[_Prompt] = []
     while len(prompts) < n:
         ids = rng.integers(spec.vocab_low, spec.vocab_high, spec.input_len)
@@ -122,23 +117,28 @@ def _random_prompts(
 
 
 def _read_prompts(path: Path) -> list[_Prompt]:
+    shown = one_line(str(path))
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as e:
-        raise UserError(f"{path}: workload.prompts cannot be read: {e.strerror}") from e
+        raise UserError(f"{shown}: workload.prompts cannot be read: {e.strerror}") from e
+    lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")  # Windows' editors mark UTF-8 so
     prompts: list[_Prompt] = []
     first_line: dict[bytes, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
+        where = f"{shown}, line {number}"
         try:
             prompt = _parse_prompt(orjson.loads(line))
         except orjson.JSONDecodeError as e:
             raise UserError(f"{where}: is not JSON: {e.msg}") from e
         except ValueError as e:
             raise UserError(f"{where}: {e}") from e
-        same = first_line.setdefault(orjson.dumps(prompt), number)
+        try:
+            same = first_line.setdefault(orjson.dumps(prompt), number)
+        except TypeError as e:  # it reads more levels than it writes
+            raise UserError(f"{where}: messages: are nested too deeply") from e
         if same != number:
             raise UserError(
                 f"{where}: is the same prompt as line {same}; a repeated prompt would be answered "

@@ -7,8 +7,12 @@ from autotune.serving.command import (
     free_port,
     plan_launch,
     probe,
+    runs_model_code,
     serve_command,
+    unasked,
 )
+from autotune.serving.leftovers import LivingLaunch, end_living, living_launches
+from autotune.serving.logs import LogFolder
 from autotune.serving.server import (
     Identity,
     Server,
@@ -21,6 +25,8 @@ from autotune.serving.server import (
 __all__ = [
     "Identity",
     "LaunchPlan",
+    "LivingLaunch",
+    "LogFolder",
     "Server",
     "StopError",
     "StopReport",
@@ -28,8 +34,12 @@ __all__ = [
     "boot_id",
     "check_flags",
     "end_leftover",
+    "end_living",
     "free_port",
+    "living_launches",
     "plan_launch",
     "probe",
+    "runs_model_code",
     "serve_command",
+    "unasked",
 ]

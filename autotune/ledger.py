@@ -1,0 +1,99 @@
+"""The ledger of launches against what is alive: what runs, and the end of what nobody owns."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from autotune.serving import Identity, end_leftover, end_living, living_launches
+from autotune.store import LaunchRow, Store, exclusive, is_free, opened
+from autotune.views import plain
+
+# After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
+GRACE_S = 10.0
+
+
+def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]:
+    """Ends what is left of each launch whose end was never written down, and writes it down.
+
+    The caller holds the database (:func:`autotune.store.exclusive`): no launch in it is anybody's.
+
+    Args:
+        store: Its ledger; launches of all studies in it.
+        grace_s: Wait after SIGTERM before SIGKILL, seconds.
+
+    Yields:
+        Each launch, and how many processes of it were ended.
+
+    Raises:
+        StopError: a process survives SIGKILL.
+    """
+    for launch in store.unended_launches():
+        ended = end_leftover(_identity(launch), grace_s=grace_s)
+        store.launch_ended(launch.launch_id, None, ended)
+        store.event(
+            launch.study,
+            f"found a launch without an end; ended {ended} processes",
+            trial=launch.trial,
+            launch_id=launch.launch_id,
+        )
+        yield launch, ended
+
+
+def _identity(launch: LaunchRow) -> Identity:
+    """A launch as the ledger knows it; without pids if the run ended before they were known."""
+    known = {f.name for f in fields(Identity)}  # an older autotune wrote other ones, too
+    identity = {k: v for k, v in (launch.identity or {}).items() if k in known}
+    return Identity(**{"launch_id": launch.launch_id, "boot_id": launch.boot_id} | identity)
+
+
+def living_lines(database: Path) -> list[str]:
+    """Every server of autotune on this machine, two lines each.
+
+    Args:
+        database: Its ledger says which trial a server is of; it may be missing.
+    """
+    trials = {}
+    if database.exists():
+        with opened(database) as store:
+            trials = {x.launch_id: x for x in store.unended_launches()}
+    lines = []
+    for x in living_launches():
+        row = trials.get(x.launch_id)
+        of = f"trial {row.trial} of {row.study}" if row else "not in this --db"
+        owner = f"autotune {x.owner}" if x.owner else "nobody: `autotune reap` ends it"
+        size = f"{len(x.processes)} processes, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
+        lines.append(f"{x.launch_id[:8]}  {of}, {size}; owner: {owner}")
+        lines.append(f"  {_shortened(plain(shlex.join(x.command)))}")
+    return lines
+
+
+def _shortened(command: str, width: int = 78) -> str:
+    return command if len(command) <= width else command[: width - 1] + "…"
+
+
+def reap(database: Path) -> Iterator[str]:
+    """Ends every server of autotune that no living autotune owns; a line for each.
+
+    Args:
+        database: Its ledger knows servers that lost their marks; it may be missing. While another
+            autotune runs on it, its launches are that one's.
+
+    Raises:
+        StopError: a process survives SIGKILL.
+        UserError: the database is there, but cannot be used.
+    """
+    for x in living_launches():
+        if x.owner is None:
+            yield f"{x.launch_id[:8]}  ended {end_living(x, grace_s=GRACE_S)} processes"
+        else:
+            why = f"it is of autotune {x.owner}; Ctrl-C there ends it"
+            yield f"{x.launch_id[:8]}  left alone: {why}"
+    if not database.exists() or not is_free(database):
+        return
+    with exclusive(database), opened(database) as store:
+        for launch, ended in end_unended(store, GRACE_S):
+            if ended:
+                yield f"{launch.launch_id[:8]}  ended {ended} processes, by the ledger"

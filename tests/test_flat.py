@@ -1,0 +1,235 @@
+"""A trial costs the tuner the same at the twentieth and at the two-hundredth place of a study."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial
+from rich.console import Console
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from autotune import tune
+from autotune.canary import Rest
+from autotune.machine import describe_machine
+from autotune.results import Standing, launched, trial_view, trial_views, with_points
+from autotune.space import Point
+from autotune.spec import LoadedStudy, load_study
+from autotune.store import Store
+from autotune.ui import Ui
+from objectives import Objective
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`benchmarks/unattended.py`, which makes studies of any length."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import unattended
+
+    return unattended
+
+
+class Counting(Ui):
+    """Counts statements and the rows they give, for each trial by itself."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=Path("/dev/null").open("w")))  # noqa: SIM115
+        self.statements: list[list[str]] = [[]]
+        self.rows = [0]
+
+    def begin(self, number: int, position: int, point: Point) -> None:
+        """From here on it is the next trial's."""
+        self.statements.append([])
+        self.rows.append(0)
+        super().begin(number, position, point)
+
+    def close(self) -> None:
+        """The console's file, too."""
+        super().close()
+        self.console.file.flush()
+
+    def executed(
+        self, connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any
+    ) -> None:
+        """SQLAlchemy's ``after_cursor_execute``."""
+        # the number of variables of an IN is that of what was found, which is counted as rows
+        self.statements[-1].append(re.sub(r"IN \([?, ]*\)", "IN (?)", statement))
+        if statement.startswith("SELECT"):
+            cursor = connection.connection.cursor()
+            cursor.execute(f"SELECT count(*) FROM ({statement})", parameters)  # noqa: S608
+            self.rows[-1] += cursor.fetchone()[0]
+            cursor.close()
+
+
+def run_counted(folder: Path, loaded: LoadedStudy, trials: int) -> Counting:
+    with Counting() as ui:
+        prepared = tune.prepare(loaded, ui)
+        event.listen(Engine, "after_cursor_execute", ui.executed)
+        try:
+            tune.run_study(
+                prepared,
+                database=folder / "autotune.db",
+                trials=trials,
+                seed=0,
+                timeout_s=None,
+                ui=ui,
+            )
+        finally:
+            event.remove(Engine, "after_cursor_execute", ui.executed)
+    return ui
+
+
+@pytest.mark.double
+def test_what_a_trial_reads_does_not_grow_with_the_study(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "take_rest", lambda _earlier: Rest(0.05, None, ()))
+    counted = {}
+    for filled in (20, 200):
+        folder = tmp_path / str(filled)
+        folder.mkdir()
+        loaded = load_study(str(bench.write_study(folder, "random")))
+        # no trial can reach the front, so that the rivals are as many in both
+        bench.fill(folder / "autotune.db", loaded, filled, out_of_reach=True)
+        ui = run_counted(folder, loaded, filled + 4)
+        assert len(ui.statements) == 5  # what is before the first trial reads the whole study
+        assert ui.rows[0] > filled
+        # the second and third of the run, from their points to those of the next
+        counted[filled] = (ui.statements[2:4], ui.rows[2:4])
+    assert counted[20] == counted[200]
+    statements, rows = counted[200]
+    assert all(len(s) > 20 for s in statements)
+    assert all(0 < r < 200 for r in rows)
+
+
+def filled_study(bench: Any, folder: Path, count: int) -> tuple[LoadedStudy, Store]:
+    loaded = load_study(str(bench.write_study(folder, "random")))
+    bench.fill(folder / "autotune.db", loaded, count)
+    return loaded, Store(folder / "autotune.db")
+
+
+def test_a_study_stands_alike_after_a_resume(bench: Any, tmp_path: Path) -> None:
+    loaded, store = filled_study(bench, tmp_path, 40)
+    try:
+        objectives = tune.study_objectives(loaded)
+        space = loaded.spec.to_space()
+        study = store.optuna_study(loaded.spec.name)
+        trials = with_points(study.get_trials(deepcopy=False), space)
+        growing = Standing(objectives)
+        for k in range(len(trials) + 1):
+            growing.update(trials[:k])
+            assert growing.launched() == launched(trials[:k], objectives)
+        anew = Standing(objectives)
+        anew.update(trials)
+        assert growing.front() == anew.front()
+        views = trial_views(study, loaded.spec, objectives)
+        assert growing.front() == {v.number for v in views if v.front}
+        assert len(growing.front()) > 1
+        assert growing.launched().variance  # the baseline was launched again
+        for v in views:
+            assert trial_view(trials, v.number, growing, space, objectives) == v
+    finally:
+        store.close()
+
+
+def number_of(trial: FrozenTrial) -> int:
+    return trial.number
+
+
+@pytest.mark.parametrize("key", [number_of, lambda t: -t.number])
+def test_a_study_stands_alike_in_whatever_order_its_trials_end(
+    bench: Any, tmp_path: Path, key: Callable[[FrozenTrial], int]
+) -> None:
+    loaded, store = filled_study(bench, tmp_path, 24)
+    try:
+        objectives = tune.study_objectives(loaded)
+        trials = store.optuna_study(loaded.spec.name).get_trials(deepcopy=False)
+        standing = Standing(objectives)
+        ended: list[FrozenTrial] = []
+        for t in sorted(trials, key=key):
+            ended = sorted([*ended, t], key=number_of)
+            standing.update(ended)
+        assert standing.launched() == launched(trials, objectives)
+    finally:
+        store.close()
+
+
+def without(
+    trials: Sequence[FrozenTrial], number: int, objectives: Sequence[Objective]
+) -> set[int]:
+    """The front, had there been no such trial."""
+    standing = Standing(objectives)
+    standing.update([t for t in trials if t.number != number])
+    return standing.front()
+
+
+def test_a_point_that_gets_worse_lets_others_onto_the_front(bench: Any, tmp_path: Path) -> None:
+    loaded, store = filled_study(bench, tmp_path, 24)
+    try:
+        objectives = tune.study_objectives(loaded)
+        trials = store.optuna_study(loaded.spec.name).get_trials(deepcopy=True)
+        standing = Standing(objectives)
+        standing.update(trials[:-1])
+        best = max(standing.front(), key=lambda k: len(without(trials[:-1], k, objectives)))
+        others = without(trials[:-1], best, objectives)
+        assert others - standing.front()  # it alone keeps these off
+        again = trials[-1]
+        again.values = [v * f for v, f in zip(trials[best].values, (1e-3, 1e3), strict=True)]
+        again.set_user_attr("replicates", best)
+        standing.update(trials)
+        assert standing.front() == others
+    finally:
+        store.close()
+
+
+def test_the_canary_of_a_resumed_run_is_compared_with_the_same_times(
+    bench: Any, tmp_path: Path
+) -> None:
+    loaded, store = filled_study(bench, tmp_path, 20)
+    try:
+        machine = describe_machine()
+        assert store.rests(loaded.spec.name, machine) == [0.05] * 20
+        assert store.rests(loaded.spec.name, machine | {"cores": -1}) == []
+        assert store.rests("another", machine) == []
+    finally:
+        store.close()
+
+
+def test_queries_of_one_trial_and_one_phase_give_what_is_theirs(bench: Any, tmp_path: Path) -> None:
+    loaded, store = filled_study(bench, tmp_path, 20)
+    try:
+        whole = store.launches(loaded.spec.name)
+        assert len(whole) == 20
+        for number in (0, 7):
+            (one,) = store.launches(loaded.spec.name, number)
+            assert one.launch_id == next(x.launch_id for x in whole if x.trial == number)
+        assert store.launches(loaded.spec.name, 99) == []
+        requests = store.requests(one.launch_id)
+        measured = store.requests(one.launch_id, "measure")
+        assert [r.id for r in measured] == [r.id for r in requests if r.phase == "measure"]
+        assert len(store.samples(one.launch_id)) == len(measured) == 4
+    finally:
+        store.close()
+
+
+@pytest.mark.double
+def test_the_benchmark_resumes_and_reports_each_trial(
+    bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mock.patch.object(bench, "SHOWN", (2,)):
+        for trials in (2, 4):
+            arguments = [str(tmp_path), "--trials", str(trials), "--method", "random"]
+            assert bench.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "Processes that ran these trials, one after the other: 2." in out
+    last = [line.split("|") for line in out.splitlines() if line.startswith("|")][-1]
+    assert int(last[1]) == 4
+    assert all(float(cell) > 0 for cell in last[2:-1])

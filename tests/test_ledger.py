@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import text
+
+from autotune import ledger, tune
+from autotune.errors import DatabaseLocked, FailureKind, MachineError, UserError
+from autotune.serving.gpu import SLACK_MIB, GpuMemory, held
+from autotune.serving.logs import LogFolder
+from autotune.store import exclusive, is_free, opened
+from tests.studies import (
+    autotune,
+    finished,
+    processes_of,
+    start_autotune,
+    wait_for_event,
+    write_study,
+)
+
+SLOW = {"DOUBLE_STEP_S": "0.2", "DOUBLE_STUBBORN": "1", "DOUBLE_CHILD": "stubborn"}
+
+
+def pids(processes: list[psutil.Process]) -> set[int]:
+    return {p.pid for p in processes}
+
+
+@pytest.mark.double
+def test_ps_shows_what_runs_and_reap_leaves_it_alone(tmp_path: Path) -> None:
+    study = write_study(tmp_path, server__env=SLOW)
+    run = start_autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+    try:
+        wait_for_event(tmp_path, "healthy", 1)
+        shown = autotune("ps", cwd=tmp_path).stdout
+        assert "trial 0 of double, 3 processes" in shown
+        assert f"owner: autotune {run.pid}" in shown
+        assert "double.py" in shown
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        assert "not in this --db" in autotune("ps", cwd=elsewhere).stdout
+        before = pids(processes_of(tmp_path))
+        reaped = autotune("reap", cwd=tmp_path)
+        assert f"left alone: it is of autotune {run.pid}" in reaped.stdout
+        assert pids(processes_of(tmp_path)) == before != set()
+    finally:
+        run.kill()
+        run.communicate()
+
+
+@pytest.mark.double
+def test_reap_ends_what_nobody_owns(tmp_path: Path) -> None:
+    study = write_study(tmp_path, server__env=SLOW)
+    run = start_autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+    wait_for_event(tmp_path, "healthy", 1)
+    [launch] = [x for x in ledger.living_launches() if x.owner == run.pid]
+    guard = next(p for p in launch.processes if "guard.py" in " ".join(p.cmdline()))
+    run.send_signal(signal.SIGSTOP)
+    guard.kill()
+    run.kill()  # nobody is left to end it
+    run.communicate()
+    assert "owner: nobody" in autotune("ps", cwd=tmp_path).stdout
+    done = autotune("reap", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"{launch.launch_id[:8]}  ended 2 processes" in done.stdout
+    assert not processes_of(tmp_path)
+    assert launch.launch_id[:8] not in autotune("reap", cwd=tmp_path).stdout
+    with opened(tmp_path / "autotune.db") as store:
+        assert store.unended_launches() == []
+
+
+def test_a_full_gpu_is_told_from_another_programs() -> None:
+    idle, full = GpuMemory(500, {1: 500}), GpuMemory(9000, {1: 500, 2: 8500})
+    big = 10 * SLACK_MIB
+    assert held([idle], [full], [idle], {2}) == {}
+    assert held([idle], [full], [full], {2}) == {0: 8500}
+    assert held([idle, idle], [idle, full], [full, full], {2}) == {1: 8500}  # 0 is not its GPU
+    # a program that came while the server ran, or after it, or grew
+    assert held([idle], [full], [GpuMemory(500 + big, {1: 500, 3: big})], {2}) == {}
+    came = GpuMemory(9000 + big, {1: 500, 2: 8500, 3: big})
+    assert held([idle], [came], [GpuMemory(500 + big, {1: 500, 3: big})], {2}) == {}
+    assert held([idle], [full], [GpuMemory(500 + big, {1: 500 + big})], {2}) == {}
+    # a driver that names nobody, or pids of another namespace
+    assert held([GpuMemory(500, {})], [GpuMemory(9000, {})], [GpuMemory(9000, {})], {2}) == {
+        0: 8500
+    }
+    assert held([idle], [full], [full], {77}) == {0: 8500}
+
+
+def test_old_logs_go_when_they_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.serving.logs.MOST", 3)
+    monkeypatch.setattr("autotune.serving.logs.MOST_BYTES", 100)
+    folder = LogFolder(tmp_path)
+    for i, size in enumerate([10, 10, 10, 10, 95]):
+        path = folder.path(f"{i}.log")
+        path.write_bytes(b"x" * size)
+        os.utime(path, (i, i))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2.log", "3.log", "4.log"]
+    folder.path("5.log")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["4.log"]
+
+
+def test_two_links_to_one_database_have_one_lock(tmp_path: Path) -> None:
+    (tmp_path / "a.db").touch()
+    (tmp_path / "b.db").symlink_to("a.db")
+    assert is_free(tmp_path / "b.db")
+    with exclusive(tmp_path / "a.db"):
+        assert not is_free(tmp_path / "b.db")
+        with pytest.raises(UserError, match="another autotune"), exclusive(tmp_path / "b.db"):
+            raise AssertionError("two runners")
+    assert is_free(tmp_path / "a.db")
+
+
+def test_errors_of_the_database_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 0)
+    file = tmp_path / "a.db"
+    with opened(file, create=True):
+        pass
+    other = sqlite3.connect(file)
+
+    def while_locked() -> None:
+        with opened(file) as s:
+            other.execute("begin exclusive")
+            s.event("x", "y")
+
+    def on_a_full_disk() -> None:
+        with opened(file) as s, s._engine.begin() as c:
+            c.execute(text("pragma max_page_count = 1"))
+            row = text("insert into autotune_events values (null, 0, 'x', 0, '', :w)")
+            c.execute(row, {"w": "z" * 99999})
+
+    with pytest.raises(DatabaseLocked, match="another program holds it locked"):
+        while_locked()
+    other.close()
+    with pytest.raises(MachineError, match="disk is full; make room"):
+        on_a_full_disk()
+    with opened(file) as s:
+        assert s.events("x") == []
+
+
+@pytest.mark.double
+def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 1)
+    study = write_study(tmp_path)
+    held_s = threading.Event()
+
+    def hold() -> None:
+        wait_for_event(tmp_path, "warm", 1)
+        c = sqlite3.connect(tmp_path / "autotune.db", timeout=30)
+        c.execute("begin exclusive")
+        held_s.set()
+        time.sleep(3)  # longer than it is waited for at once
+        c.rollback()
+        c.close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    done = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    thread.join()
+    assert held_s.is_set()
+    assert done.returncode == 0, done.stderr
+    assert "another program holds it locked" in done.stdout
+    assert finished(tmp_path) == 2
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.double
+def test_a_database_that_stays_locked_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(tune, "LOCKED_S", 0.5)
+    study = write_study(tmp_path)
+    assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
+    c = sqlite3.connect(tmp_path / "autotune.db")
+    c.execute("begin exclusive")
+    done = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    c.close()
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "another program holds it locked" in done.stderr
+    assert finished(tmp_path) == 1
+
+
+@pytest.mark.double
+def test_a_full_disk_ends_the_run_and_costs_no_trial(tmp_path: Path) -> None:
+    study = write_study(
+        tmp_path, server__env={"DOUBLE_FAIL": "disk", "DOUBLE_FAIL_ONCE": str(tmp_path / "once")}
+    )
+    done = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "trial 0: the disk is full" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert finished(tmp_path) == 0
+    done = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert finished(tmp_path) == 2
+
+
+@pytest.mark.double
+def test_a_machine_that_slept_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps = iter([0.0, 0.0, 0.0, 3600.0])  # before and after the warm-up, then the measurement
+    monkeypatch.setattr("autotune.measuring._asleep", lambda: next(naps, 3600.0))
+    study = write_study(tmp_path)
+    done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the machine slept for 3600 s" in done.stdout
+    with opened(tmp_path / "autotune.db") as store:
+        first, second = store.launches("double")
+    assert (first.failure_kind, first.values) == (str(FailureKind.CLOCK), None)
+    assert second.values
