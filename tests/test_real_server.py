@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -61,7 +62,8 @@ def test_a_real_server_answers_and_leaves_nothing(tmp_path: Path, info: VllmInfo
         identity = server.start()
         assert server.wait_ready(lambda _: None) == info.version
         assert "EngineCore" in names(server.launch_id)  # the launch id is in every process
-        answer = httpx.post(
+        ask = partial(
+            httpx.post,
             f"{server.plan.base_url}/v1/chat/completions",
             json={
                 "model": server.plan.served_name,
@@ -72,7 +74,10 @@ def test_a_real_server_answers_and_leaves_nothing(tmp_path: Path, info: VllmInfo
             timeout=60,
             trust_env=False,
         )
+        assert ask().status_code == 401  # the key of this launch is asked for
+        answer = ask(headers={"Authorization": f"Bearer {server.plan.api_key}"})
         assert answer.raise_for_status().json()["usage"]["completion_tokens"] == 8
+        assert not any(server.plan.api_key in " ".join(p.cmdline()) for p in server.processes())
     finally:
         report = server.stop()
     assert report.exit_code == 0, server.log_tail()
