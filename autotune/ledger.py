@@ -63,15 +63,15 @@ def living_lines(database: Path) -> list[str]:
     for x in living_launches():
         row = trials.get(x.launch_id)
         of = f"trial {row.trial} of {row.study}" if row else "not in this --db"
-        owner = f"autotune {x.owner}" if x.owner else "nobody: `autotune reap` ends it"
+        owner = f"autotune {x.owner}" if x.owner else "nobody, `autotune reap` ends it"
         size = f"{len(x.processes)} processes, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
-        lines.append(f"{x.launch_id[:8]}  {of}, {size}; owner: {owner}")
-        lines.append(f"  {_shortened(plain(shlex.join(x.command)))}")
+        lines.append(f"{x.launch_id[:8]}  {of}; owner: {owner}")
+        lines.append(_shortened(f"          {size}: {plain(shlex.join(x.command))}"))
     return lines
 
 
-def _shortened(command: str, width: int = 78) -> str:
-    return command if len(command) <= width else command[: width - 1] + "…"
+def _shortened(line: str, width: int = 80) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def reap(database: Path) -> Iterator[str]:

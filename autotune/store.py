@@ -265,7 +265,10 @@ _WORDS = {
     sqlite3.SQLITE_IOERR: "cannot be read or written ({said}); is its disk full or gone?",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened ({said}); is its folder there, and ours to write?",
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
-    sqlite3.SQLITE_NOTADB: "is no SQLite database, or its beginning is damaged",
+    sqlite3.SQLITE_NOTADB: (
+        "is no SQLite database, or its beginning is damaged; put back a copy of it, or give "
+        "another --db"
+    ),
 }
 
 
