@@ -297,24 +297,15 @@ class Store:
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
-        if not path.exists() and not create:
-            raise UserError(f"{path}: no such database; `autotune run` makes one, --db names it")
         try:
-            if create:
-                path.touch(mode=0o600, exist_ok=True)
+            if not create and not path.exists():
+                raise UserError(
+                    f"{path}: no such database; `autotune run` makes one, --db names it"
+                )
+            if create and not (path.exists() and path.stat().st_size):
+                self._make(path.resolve())
             self._check_readable(create)
-            self.storage = RDBStorage(
-                # Optuna fills {names} into a URL
-                _url(path).replace("{", "{{").replace("}", "}}"),
-                engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}},
-            )
-            self._engine = self.storage.engine
-            _engine_events(self._engine)
-            self._engine.dispose()  # connections made before the pragmas were set
-            if create:
-                with self._engine.connect() as c:
-                    c.execute(text("PRAGMA journal_mode = WAL"))
-            self._schema(create)
+            self._open(path, create)
         except OSError as e:
             raise UserError(f"{path}: cannot be opened: {e.strerror}") from e
         except (OperationalError, DatabaseError) as e:
@@ -324,6 +315,35 @@ class Store:
             raise UserError(f"{path}: {words}; nothing was changed in it") from e
         except RuntimeError as e:  # Optuna's own version check
             raise UserError(f"{path}: {' '.join(str(e).split())}") from e
+
+    def _make(self, file: Path) -> None:
+        """A database is there with all its tables or not at all, whenever we are killed."""
+        draft = file.with_name(f"{file.name}.new")
+        every = [draft.with_name(draft.name + end) for end in ("", "-wal", "-shm")]
+        for part in every:
+            part.unlink(missing_ok=True)
+        try:
+            draft.touch(mode=0o600)
+            self._open(draft, create=True)
+            self._engine.dispose()
+            draft.replace(file)
+        finally:
+            for part in every:
+                part.unlink(missing_ok=True)
+
+    def _open(self, file: Path, create: bool) -> None:
+        self.storage = RDBStorage(
+            # Optuna fills {names} into a URL
+            _url(file).replace("{", "{{").replace("}", "}}"),
+            engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}},
+        )
+        self._engine = self.storage.engine
+        _engine_events(self._engine)
+        self._engine.dispose()  # connections made before the pragmas were set
+        if create:
+            with self._engine.connect() as c:
+                c.execute(text("PRAGMA journal_mode = WAL"))
+        self._schema(create)
 
     def _check_readable(self, create: bool) -> None:
         """Looks before Optuna writes its tables into a file that is something else."""

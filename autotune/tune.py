@@ -8,6 +8,7 @@ written down before its process exists, and a trial is told only after its serve
 from __future__ import annotations
 
 import signal
+import sys
 import time
 import uuid
 import warnings
@@ -247,17 +248,32 @@ def run_study(
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does, also one that a script started with ``&``."""
+    """SIGTERM and SIGHUP end a run as Ctrl-C does, also one that a script started with ``&``.
+
+    And no interrupt is lost: Python prints and forgets what is raised while an object is destroyed,
+    as in a garbage collection, which is where a signal's turn comes if it arrives during one.
+    """
 
     def as_interrupt(_signum: int, _frame: FrameType | None) -> None:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does so for `command &`
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
-    before = {s: signal.signal(s, as_interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    def unraisable(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # again, somewhere else
+        else:
+            hook(lost)
+
+    hook = sys.unraisablehook
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before = {s: signal.signal(s, as_interrupt) for s in numbers}
+    sys.unraisablehook = unraisable
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
         for s, handler in before.items():
             signal.signal(s, handler)
 

@@ -15,7 +15,7 @@ from autotune import ledger, tune
 from autotune.errors import DatabaseLocked, FailureKind, MachineError, UserError
 from autotune.serving.gpu import SLACK_MIB, GpuMemory, held
 from autotune.serving.logs import LogFolder
-from autotune.store import exclusive, is_free, opened
+from autotune.store import Store, exclusive, is_free, opened
 from tests.studies import (
     autotune,
     finished,
@@ -105,6 +105,23 @@ def test_old_logs_go_when_they_are_too_many(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2.log", "3.log", "4.log"]
     folder.path("5.log")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["4.log"]
+
+
+def test_a_new_database_is_there_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(Store, "_schema", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path / "a.db", create=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.db.new").write_text("what a kill left")
+    with opened(tmp_path / "a.db", create=True) as s:
+        assert s.study_names() == []
+    assert {p.name for p in tmp_path.iterdir()} <= {"a.db", "a.db-wal", "a.db-shm"}
 
 
 def test_two_links_to_one_database_have_one_lock(tmp_path: Path) -> None:
