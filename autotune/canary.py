@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from autotune.nvml import nvml
+
 # Of the usable cores, on average over the measurement. On a shared two-core VM ordinary trials saw
 # 2 % of foreign load and up to 10 % of steal, and one process that eats a core is 50 %. Launches
 # differ by 10 % and more anyway; a load that costs less hides among them.
@@ -259,48 +261,40 @@ def read_gpus(ours: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuRead
         ours: Pids of the server; without them ``foreign`` is None.
         since: Unix time from which on ``foreign`` counts.
     """
-    try:
-        import pynvml
-    except ImportError:
-        return ()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
+    with nvml() as library:
+        if library is None:
+            return ()
 
-    def ask(name: str, *args: Any) -> Any:
-        try:
-            return getattr(pynvml, name)(*args)
-        except pynvml.NVMLError:  # not every GPU tells everything
-            return None
+        def ask(name: str, *args: Any) -> Any:
+            try:
+                return getattr(library, name)(*args)
+            except library.NVMLError:  # not every GPU tells everything
+                return None
 
-    def foreign(gpu: Any) -> int | None:
-        used = ask("nvmlDeviceGetProcessUtilization", gpu, int(since * 1e6)) if ours else None
-        # in a container the driver may name pids of the host; ours among them says it does not
-        if not used or ours.isdisjoint(u.pid for u in used):
-            return None
-        return sum(int(u.smUtil) for u in used if u.pid not in ours)
+        def foreign(gpu: Any) -> int | None:
+            used = ask("nvmlDeviceGetProcessUtilization", gpu, int(since * 1e6)) if ours else None
+            # in a container the driver may name pids of the host; ours among them says it does not
+            if not used or ours.isdisjoint(u.pid for u in used):
+                return None
+            return sum(int(u.smUtil) for u in used if u.pid not in ours)
 
-    def read(index: int) -> GpuReading:
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
-        used = ask("nvmlDeviceGetUtilizationRates", gpu)
-        memory = ask("nvmlDeviceGetMemoryInfo", gpu)
-        reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", gpu) or 0
-        thermal = ask("nvmlDeviceGetViolationStatus", gpu, pynvml.NVML_PERF_POLICY_THERMAL)
-        return GpuReading(
-            sm_mhz=ask("nvmlDeviceGetClockInfo", gpu, pynvml.NVML_CLOCK_SM),
-            temperature_c=ask("nvmlDeviceGetTemperature", gpu, pynvml.NVML_TEMPERATURE_GPU),
-            utilisation=None if used is None else used.gpu,
-            foreign=foreign(gpu),
-            memory_mib=None if memory is None else memory.used >> 20,
-            slowed=tuple(words for bit, words in _SLOWED.items() if reasons & bit),
-            thermal_s=None if thermal is None else thermal.violationTime / 1e9,
-        )
+        def read(index: int) -> GpuReading:
+            gpu = library.nvmlDeviceGetHandleByIndex(index)
+            used = ask("nvmlDeviceGetUtilizationRates", gpu)
+            memory = ask("nvmlDeviceGetMemoryInfo", gpu)
+            reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", gpu) or 0
+            thermal = ask("nvmlDeviceGetViolationStatus", gpu, library.NVML_PERF_POLICY_THERMAL)
+            return GpuReading(
+                sm_mhz=ask("nvmlDeviceGetClockInfo", gpu, library.NVML_CLOCK_SM),
+                temperature_c=ask("nvmlDeviceGetTemperature", gpu, library.NVML_TEMPERATURE_GPU),
+                utilisation=None if used is None else used.gpu,
+                foreign=foreign(gpu),
+                memory_mib=None if memory is None else memory.used >> 20,
+                slowed=tuple(words for bit, words in _SLOWED.items() if reasons & bit),
+                thermal_s=None if thermal is None else thermal.violationTime / 1e9,
+            )
 
-    try:
-        return tuple(read(i) for i in range(pynvml.nvmlDeviceGetCount()))
-    finally:
-        pynvml.nvmlShutdown()
+        return tuple(read(i) for i in range(library.nvmlDeviceGetCount()))
 
 
 def disturbed(state: MachineState, earlier: Sequence[float]) -> str | None:

@@ -9,30 +9,25 @@ from typing import Any
 
 import psutil
 
+from autotune.nvml import nvml
+
 
 def gpus() -> list[dict[str, Any]]:
     """NVIDIA GPUs as NVML sees them (name, memory in MiB, driver); empty without any."""
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    with nvml() as library:
+        if library is None:
+            return []
+        driver = library.nvmlSystemGetDriverVersion()
+        count = library.nvmlDeviceGetCount()
+        handles = [library.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
         return [
             {
-                "name": pynvml.nvmlDeviceGetName(h),
-                "memory_mib": pynvml.nvmlDeviceGetMemoryInfo(h).total >> 20,
+                "name": library.nvmlDeviceGetName(h),
+                "memory_mib": library.nvmlDeviceGetMemoryInfo(h).total >> 20,
                 "driver": driver,
             }
             for h in handles
         ]
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def has_gpu() -> bool:

@@ -19,7 +19,7 @@ from unittest import mock
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.cli import main
@@ -30,21 +30,8 @@ from autotune.space import why_infeasible
 from autotune.spec import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.store import Store
 from autotune.tune import baseline_point
+from tests.fuzzing import fuzz
 from tests.studies import write_study
-
-# AUTOTUNE_FUZZ=20 looks that many times longer, at other examples each time
-LONGER = int(os.environ.get("AUTOTUNE_FUZZ", "1"))
-
-
-def fuzz(examples: int) -> settings:
-    return settings(
-        max_examples=examples * LONGER,
-        deadline=None,
-        derandomize=LONGER == 1,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
 
 # What no command may do here, whatever its arguments: each would launch something, ask a vLLM (by
 # a program that the study names) or look at this machine.

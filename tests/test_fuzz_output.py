@@ -8,9 +8,7 @@ import http.server
 import itertools
 import json
 import math
-import os
 import re
-import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from autotune.errors import FailureKind, MeasureError
 from autotune.load import Counters, ServerStats, difference, scrape
 from autotune.load.client import Answer, _Connection
 from autotune.load.scrape import parse
+from tests.fuzzing import fuzz
 from tests.studies import autotune, query, trials, write_study
 from tests.test_client import (
     DONE,
@@ -41,21 +40,7 @@ from tests.test_client import (
     text,
     usage,
 )
-from tests.test_scrape import page
-
-# AUTOTUNE_FUZZ=20 looks that many times longer, at other examples each time
-LONGER = int(os.environ.get("AUTOTUNE_FUZZ", "1"))
-
-
-def fuzz(examples: int) -> settings:
-    return settings(
-        max_examples=examples * LONGER,
-        deadline=None,
-        derandomize=LONGER == 1,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
+from tests.test_scrape import page, serving
 
 # -- streams -----------------------------------------------------------------------------------
 
@@ -647,15 +632,8 @@ def metrics(pieces: Callable[[], Iterator[bytes]]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             return
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Page) as url:
+        yield url
 
 
 @pytest.mark.parametrize(

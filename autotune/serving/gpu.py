@@ -1,4 +1,4 @@
-"""Did a GPU's memory come back? Asked through NVML: a CUDA context of ours would take some itself.
+"""Did a GPU's memory come back?
 
 A server's GPUs are those whose used memory grew while it ran. After its end each must be back at
 what it was before, give or take ``SLACK_MIB``; memory that another program took meanwhile is its
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
+
+from autotune.nvml import nvml
 
 SLACK_MIB = 256  # a driver's own bookkeeping moves; the smallest server takes several times that
 
@@ -30,31 +32,25 @@ class GpuMemory:
 
 def gpu_memory() -> tuple[GpuMemory, ...]:
     """Each NVIDIA GPU as NVML sees it now, in its order; empty without any, or without NVML."""
-    try:
-        import pynvml
-    except ImportError:
-        return ()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
+    with nvml() as library:
+        if library is None:
+            return ()
 
-    def holders(gpu: Any) -> dict[int, int]:
+        def holders(gpu: Any) -> dict[int, int]:
+            try:
+                found = library.nvmlDeviceGetComputeRunningProcesses(gpu)
+            except library.NVMLError:
+                return {}
+            return {p.pid: (p.usedGpuMemory or 0) >> 20 for p in found}
+
         try:
-            found = pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)
-        except pynvml.NVMLError:
-            return {}
-        return {p.pid: (p.usedGpuMemory or 0) >> 20 for p in found}
-
-    try:
-        gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(
-            GpuMemory(pynvml.nvmlDeviceGetMemoryInfo(g).used >> 20, holders(g)) for g in gpus
-        )
-    except pynvml.NVMLError:  # a GPU that fell off the bus, or is split
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
+            count = library.nvmlDeviceGetCount()
+            gpus = [library.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+            return tuple(
+                GpuMemory(library.nvmlDeviceGetMemoryInfo(g).used >> 20, holders(g)) for g in gpus
+            )
+        except library.NVMLError:  # a GPU that fell off the bus, or is split
+            return ()
 
 
 def held(
