@@ -18,7 +18,16 @@ from typing import Any
 
 from autotune.canary import LoadWatch, MachineState, Rest
 from autotune.errors import FailureKind, MeasureError, TrialFailure
-from autotune.load import Request, Sample, ServerStats, Workload, difference, run_phase, scrape
+from autotune.load import (
+    Counters,
+    Request,
+    Sample,
+    ServerStats,
+    Workload,
+    difference,
+    run_phase,
+    scrape,
+)
 from autotune.measure import (
     STOPPING_CONFIDENCE,
     Bounded,
@@ -209,8 +218,7 @@ class Measuring:
             if by is not None:
                 stop, dominated_by = Stop.DOMINATED, rivals[by].trial
 
-        plan = self._server.plan
-        before = scrape(plan.base_url, plan.api_key)
+        before = self._scrape()
         owned = self._server.processes if self._server.known_processes else None
         with LoadWatch(rest, owned) as watch:
             samples = self._send(
@@ -220,7 +228,7 @@ class Measuring:
                 seen,
                 lambda: stop is Stop.ALL,
             )
-        stats = difference(before, scrape(plan.base_url, plan.api_key))
+        stats = difference(before, self._scrape())
         if not self._server.alive():
             raise self._server.failure(FailureKind.CRASH, "the server died after the last request")
         measurement = self._measurement(samples)
@@ -243,6 +251,13 @@ class Measuring:
             drift=drift(rates.tolist()),
             machine=watch.state,
         )
+
+    def _scrape(self) -> Counters:
+        plan = self._server.plan
+        try:
+            return scrape(plan.base_url, plan.api_key)
+        except MeasureError as e:
+            raise blamed(self._server, e) from e
 
     def _measurement(self, samples: Sequence[Sample]) -> Measurement:
         return Measurement.of(samples, self._spec.workload.latency_origin)
@@ -311,6 +326,13 @@ def send(
         error = sample.error and server.plan.masked(sample.error)
         return sample if error == sample.error else replace(sample, error=error)
 
+    failed = False
+
+    def seen(sample: Sample) -> None:
+        nonlocal failed
+        failed = failed or sample.status != "ok"
+        on_done(masked(sample))
+
     # without a cap on concurrency a request may wait long behind others, and nothing hangs
     hang = load.request_timeout_s if load.max_concurrency is None else load.hang_timeout_s
     asleep = _asleep()
@@ -324,8 +346,8 @@ def send(
             api_key=server.plan.api_key,
             phase=phase,
             hang_timeout_s=hang,
-            on_done=lambda sample: on_done(masked(sample)),
-            more=more,
+            on_done=seen,
+            more=lambda: not failed and more(),  # every other one would hang as long
         )
     ).samples
     if (asleep := _asleep() - asleep) > MOST_ASLEEP_S:

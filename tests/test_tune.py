@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.interrupts import held_back
 from autotune.store import Store
 from autotune.tune import signals
 from tests.studies import (
@@ -129,6 +130,28 @@ def test_an_interrupt_during_a_garbage_collection_is_not_lost() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_the_end_of_what_must_not_be_broken_off(signum: int) -> None:
+    done: list[str] = []
+
+    def once() -> None:
+        with signals(), held_back():
+            signal.raise_signal(signum)
+            done.append("to its end")
+
+    def twice() -> None:
+        with signals(), held_back():
+            signal.raise_signal(signum)
+            signal.raise_signal(signum)
+            done.append("never")
+
+    for run in (once, twice):
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert done == ["to its end"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_interrupted_twice_it_does_not_wait_for_a_stubborn_server(tmp_path: Path) -> None:

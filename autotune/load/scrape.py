@@ -19,6 +19,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from autotune.errors import FailureKind, MeasureError
+from autotune.interrupts import held_back
 
 _PREFIX = "vllm:"
 _PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
@@ -81,14 +82,17 @@ def scrape(base_url: str, api_key: str) -> Counters:
     page = bytearray()
     end = time.monotonic() + _TIMEOUT_S
     try:
-        with httpx.stream(
-            "GET",
-            url,
-            headers={"Authorization": f"Bearer {api_key}"},
-            timeout=_TIMEOUT_S,
-            trust_env=False,
-            verify=_NO_CERTIFICATES,
-        ) as response:
+        with (
+            held_back(),
+            httpx.stream(
+                "GET",
+                url,
+                headers={"Authorization": f"Bearer {api_key}"},
+                timeout=_TIMEOUT_S,
+                trust_env=False,
+                verify=_NO_CERTIFICATES,
+            ) as response,
+        ):
             if response.status_code == 404:
                 return Counters({}, ())
             response.raise_for_status()
@@ -99,6 +103,9 @@ def scrape(base_url: str, api_key: str) -> Counters:
                 if time.monotonic() > end:
                     raise ValueError(f"a page without an end for {_TIMEOUT_S:g} s")
         return parse(page.decode(errors="replace"))
+    except httpx.TimeoutException as e:
+        words = f"GET {url}: no answer within {_TIMEOUT_S:g} s"
+        raise MeasureError(FailureKind.HANG, words) from e
     except (httpx.HTTPError, ValueError) as e:
         words = " ".join((str(e) or type(e).__name__)[:1000].split())[:300]
         words = "".join(c if c.isprintable() else "\ufffd" for c in words)

@@ -25,6 +25,7 @@ import httpx
 import psutil
 
 from autotune.errors import AutotuneError, FailureKind, LaunchError, UserError
+from autotune.interrupts import held_back
 from autotune.serving.command import (
     LAUNCH_VARIABLE,
     OWNER_VARIABLE,
@@ -284,12 +285,13 @@ class Server:
                 answers.
         """
         begun = time.monotonic()
-        with httpx.Client(
+        client = httpx.Client(
             base_url=self.plan.base_url,
             headers={"Authorization": f"Bearer {self.plan.api_key}"},
             trust_env=False,
             timeout=5,
-        ) as client:
+        )
+        try:
             while True:
                 waited = time.monotonic() - begun
                 on_wait(waited)
@@ -300,11 +302,15 @@ class Server:
                         FailureKind.TIMEOUT,
                         f"/health did not answer within {self._spec.health_timeout_s:g} s",
                     )
-                with contextlib.suppress(httpx.HTTPError):
+                with contextlib.suppress(httpx.HTTPError), held_back():
                     if client.get("/health").status_code == 200:
                         break
                 self._pump(_POLL_S)
-            return self._check_identity(client)
+            with held_back():
+                return self._check_identity(client)
+        finally:
+            with held_back():
+                client.close()
 
     def _check_identity(self, client: httpx.Client) -> str | None:
         if self._info.python is not None and not self._owns_port():
