@@ -268,6 +268,7 @@ def test_one_stamp_for_all_events_of_a_read() -> None:
             "EngineDead now",
         ),
         ((text("a"), event(error="boom")), "stream", "the server reports: boom"),
+        ((text("a"), event(error={"message": "boom", "code": 500})), "server", "reports: boom"),
         ((b'{"object": "text_completion"}',), "stream", "without [DONE]"),
     ],
 )

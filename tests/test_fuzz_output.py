@@ -673,7 +673,7 @@ DRAFTED = {
         ("truncated", "requests", "without [DONE]"),
         ("no_usage", "requests", "no usage"),
         ("zero_tokens", "requests", "zero output tokens"),
-        ("stream_error", "requests", "EngineCore died"),
+        ("stream_error", "server_error", "EngineCore died"),
         ("http500", "server_error", "HTTP 500"),
         ("http400", "requests", "HTTP 400"),
     ],

@@ -18,7 +18,7 @@ went wrong and which carries no measured number:
 =========== ================================================================================
 ``connect`` refused, or the connection broke before the answer began
 ``http``    an HTTP status other than 200 that is not 5xx
-``server``  an HTTP status 5xx: the server itself failed
+``server``  an HTTP status 5xx, or an error event with such a code: the server itself failed
 ``stream``  the answer broke: an error event, broken JSON, a reset, no ``[DONE]`` at its end, or
             more than the limits below
 ``usage``   the answer is whole but cannot be counted: usage missing, no token, no text, more
@@ -509,8 +509,12 @@ class Answer:
             self.prompt_tokens = _count(usage.get("prompt_tokens"))
             self.output_tokens = _count(usage.get("completion_tokens"))
         if error := event.get("error"):
-            words = error.get("message", error) if isinstance(error, dict) else error
-            self.fail("stream", f"the server reports: {_short(words)}")
+            words, code = error, None
+            if isinstance(error, dict):
+                words, code = error.get("message", error), error.get("code")
+            # as an HTTP status: vLLM says so when its engine died under a stream
+            kind = "server" if type(code) is int and 500 <= code < 600 else "stream"
+            self.fail(kind, f"the server reports: {_short(words)}")
 
     def close(self, spec: WorkloadSpec, at: float) -> None:
         """Judges the answer when nothing more will come."""
