@@ -213,23 +213,28 @@ def test_a_log_cannot_leave_its_fence(tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
+def dom_of(url: str) -> str:
+    """What a browser made of a page, a while after it was loaded."""
+    return subprocess.run(
+        [
+            find_chromium() or "",
+            *("--headless=new", "--no-sandbox", "--disable-gpu"),
+            *("--virtual-time-budget=15000", "--dump-dom"),
+            url,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+
+
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
 def test_a_browser_shows_front_and_figure(tmp_path: Path) -> None:
     make(tmp_path / "a.db", study())
 
     def look(url: str) -> None:
-        dom = subprocess.run(
-            [
-                find_chromium() or "",
-                *("--headless=new", "--no-sandbox", "--disable-gpu"),
-                *("--virtual-time-budget=15000", "--dump-dom"),
-                url,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        ).stdout
+        dom = dom_of(url)
         assert "Pareto Front" in dom
         assert "Throughput (tok/s)" in dom
         assert "n = 3, MNBT 512" in dom  # our figure

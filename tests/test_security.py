@@ -44,7 +44,7 @@ from tests.studies import (
 )
 from tests.study_views import ROWS, study, trial
 from tests.test_crosscheck import FAKE_BENCH
-from tests.test_dashboard import make, visit
+from tests.test_dashboard import dom_of, make, visit
 
 ROOT = Path(package.__file__).parent.parent
 UNKNOWN = VllmInfo(None, None, None, None, None, (), ())
@@ -639,21 +639,6 @@ def test_a_name_in_a_database_leads_to_no_other_folder(hostile: Path) -> None:
 # -- pages in a browser ------------------------------------------------------------------------
 
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
-
-
-def dom_of(url: str) -> str:
-    return subprocess.run(
-        [
-            find_chromium() or "",
-            *("--headless=new", "--no-sandbox", "--disable-gpu"),
-            *("--virtual-time-budget=12000", "--dump-dom"),
-            url,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
 
 
 def evil_view() -> Any:
