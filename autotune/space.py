@@ -1,4 +1,4 @@
-"""Parameters, their encodings, and the rules that say what a vLLM version can launch.
+"""Parameters and their encodings, and which points are one launch.
 
 Pure: imports nothing of the rest of autotune. A *point* is a mapping of parameter name (with
 underscores, as vLLM's own arguments are named) to a plain value. Optuna sees *encoded* values:
@@ -20,7 +20,6 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Value = int | float | str | bool
@@ -28,15 +27,15 @@ Point = Mapping[str, Value]
 
 N = "num_speculative_tokens"
 MNBT = "max_num_batched_tokens"
+# A parameter that begins so goes into --speculative-config, and says nothing at n = 0.
+DRAFT = "speculative."
+# No flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see `autotune.graphs.aligned_sizes`.
+ALIGNED = "aligned_cudagraphs"
 
 # Values of one parameter that can be counted: a grid is walked, and shown, value by value.
 _MOST_VALUES = 100_000
 _MOST_CHOICES = 1000
 _MOST = 2**53  # floats and JSON know all whole numbers up to it
-
-# The rule of the batch budget changed between these two (vLLM 0.26 and 0.32 were read; between
-# them the stricter old rule would forbid points that launch, so the new one is assumed).
-_SLOTS_RULE_LAST = Version("0.26.9999")
 
 
 class _Param(BaseModel):
@@ -242,53 +241,37 @@ def describe(p: IntParam | Pow2Param | FloatParam | ChoiceParam) -> str:
             return "one of " + (words if len(words) <= 200 else words[:200] + "…")
 
 
-def why_infeasible(settings: Mapping[str, object], vllm_version: str | None) -> str | None:
-    """Why this vLLM version cannot launch these settings, in words; None if no rule forbids it.
+def effective(point: Point) -> dict[str, Value]:
+    """What of a point reaches vLLM: without speculation nothing of the draft does.
 
-    Args:
-        settings: Every flag of the launch that the rules read, fixed and searched, by vLLM's
-            argument name with underscores; ``num_speculative_tokens`` 0 means no speculation.
-        vllm_version: For example ``"0.32.0"``; None (unknown) applies only the rules that hold
-            for all versions that were read.
-
-    Sources, read in vLLM's code: ``SchedulerConfig.verify_max_model_len`` (budget against
-    max_num_seqs and, without chunked prefill, max_model_len; all versions);
-    ``VllmConfig._set_max_num_scheduled_tokens`` (0.24 to 0.26: the scheduler is left
-    MNBT − (K − 1)·max_num_seqs tokens, issues #50708 and #51256; 0.32: MNBT > K).
+    >>> effective({"num_speculative_tokens": 0, "speculative.draft_tensor_parallel_size": 2})
+    {'num_speculative_tokens': 0}
     """
-    n = _as_int(settings.get(N)) or 0
-    mnbt = _as_int(settings.get(MNBT))
-    seqs = _as_int(settings.get("max_num_seqs"))
-    length = _as_int(settings.get("max_model_len"))
-    vllm = f"vLLM {vllm_version}" if vllm_version else "vLLM"
-    if n < 0:
-        return f"n = {n} is below 0"
-    if mnbt is None:
-        return None
-    if seqs is not None and mnbt < seqs:
-        return f"{vllm} needs MNBT of at least max_num_seqs = {seqs}; {mnbt} would fail"
-    chunked = settings.get("enable_chunked_prefill", True)
-    if chunked is False and length is not None and mnbt < length:
-        return (
-            f"without chunked prefill {vllm} needs MNBT of at least max_model_len = {length}; "
-            f"{mnbt} would fail"
-        )
-    if n == 0:
-        return None
-    old_rule = vllm_version is not None and Version(vllm_version) <= _SLOTS_RULE_LAST
-    if old_rule and seqs is not None:
-        needed = (n + 1) * seqs
-        if mnbt < needed:
-            return (
-                f"n = {n} with max_num_seqs = {seqs} needs MNBT of at least {needed} on {vllm}; "
-                f"{mnbt} would fail"
-            )
-    elif mnbt <= n:
-        return f"n = {n} needs MNBT of at least {n + 1} on {vllm}; {mnbt} would fail"
-    return None
+    if point.get(N) != 0:
+        return dict(point)
+    return {k: v for k, v in point.items() if not k.startswith(DRAFT)}
 
 
-def _as_int(value: object) -> int | None:
+def same_launch(a: Point, b: Point) -> bool:
+    """Whether two points start the same server."""
+    return effective(a) == effective(b)
+
+
+def canonical(space: Space, point: Point) -> dict[str, Value]:
+    """Of all points that start the same server, the one to launch, show and remember.
+
+    At n = 0 the parameters of the draft stand at their first value.
+    """
+    out = dict(point)
+    if point.get(N) == 0:
+        for name, p in space.params.items():
+            if name.startswith(DRAFT):
+                values = p.values()
+                out[name] = p.low if isinstance(p, FloatParam) else (values or ())[0]
+    return out
+
+
+def as_int(value: object) -> int | None:
     """An integer setting, or None for one that is not given (or is a word such as ``auto``)."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None

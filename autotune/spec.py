@@ -30,7 +30,7 @@ from pydantic import (
 
 from autotune.errors import UserError, one_line
 from autotune.masking import MASK, is_secret, masked, secret_values
-from autotune.space import MNBT, N, Param, Space, Value
+from autotune.space import ALIGNED, DRAFT, MNBT, N, Param, Space, Value
 
 if TYPE_CHECKING:
     from autotune.measure import LatencyFrom
@@ -45,6 +45,12 @@ OWNED_FLAGS = {
     "speculative_config": "write it as server.speculative",
     "api_key": "autotune talks to its own server only",
     "uds": "autotune measures over TCP on 127.0.0.1",
+}
+# Keys of the draft's configuration that are not searched as such.
+_NOT_OF_DRAFT = {
+    f"{DRAFT}{N}": f"write it as {N}",
+    f"{DRAFT}method": "a study has one method",
+    f"{DRAFT}model": "a study has one draft",
 }
 # Limits of a study, far above any use: what is beyond them is a slip, and would end in a lack of
 # memory or in an error far from its cause.
@@ -160,6 +166,8 @@ class ServerSpec(_Model):
                 raise ValueError(f"{key!r} is no name of a flag; write it in full, such as seed")
             if name in OWNED_FLAGS:
                 raise ValueError(f"{key} is not yours to set: {OWNED_FLAGS[name]}")
+            if name.startswith(DRAFT):
+                raise ValueError(f"{key} goes into server.speculative")
             if name in out:
                 raise ValueError(f"{key} is given twice")
             out[name] = v
@@ -331,7 +339,9 @@ class SearchSpec(_Model):
     """How the next point is chosen."""
 
     method: Literal["gp", "grid", "random"] = Field(
-        default="gp", description="Gaussian process, every point in turn, or blind draws"
+        default="gp",
+        description="Gaussian process that knows speculative decoding, every point in turn, or "
+        "blind draws",
     )
 
 
@@ -354,6 +364,13 @@ class BudgetSpec(_Model):
         "see how much launches of one point differ; without it one of 8, at most 3, and none in a "
         "grid",
     )
+    converged: float = Field(
+        default=0.005,
+        ge=0,
+        lt=1,
+        description="the search ends before its trials are used up when no further launch is "
+        "expected to gain so much, as a share of the front's hypervolume; 0: never",
+    )
     timeout_minutes: float | None = Field(default=None, gt=0, le=_MOST_SECONDS / 60)
 
     def confirm_of(self, trials: int) -> int:
@@ -374,7 +391,12 @@ class StudySpec(_Model):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     description: str = ""
     server: ServerSpec
-    space: dict[str, Param] = Field(min_length=1)
+    space: dict[str, Param] = Field(
+        min_length=1,
+        description="vLLM flags; `speculative.KEY` for a key of server.speculative, such as "
+        "speculative.draft_tensor_parallel_size; and `aligned_cudagraphs`, a choice of false and "
+        "true: CUDA graphs for multiples of n + 1 tokens",
+    )
     baseline: dict[str, Value] = Field(
         default_factory=dict,
         description="where the first trial stands; without a key, n = 0 and vLLM's own default",
@@ -402,6 +424,8 @@ class StudySpec(_Model):
                 raise ValueError(f"{key!r} is no name of a flag; write it in full, such as seed")
             if name in OWNED_FLAGS:
                 raise ValueError(f"{key} cannot be searched: {OWNED_FLAGS[name]}")
+            if name in _NOT_OF_DRAFT:
+                raise ValueError(f"{key} cannot be searched: {_NOT_OF_DRAFT[name]}")
             if name in out:
                 raise ValueError(f"{key} is given twice")
             out[name] = p
@@ -425,6 +449,14 @@ class StudySpec(_Model):
                     f"space.{name}: also fixed in server.flags; keep it in one of the two"
                 )
         fixed_n = (self.server.speculative.model_extra or {}) if self.server.speculative else {}
+        for name in self.space:
+            if name.startswith(DRAFT) and self.server.speculative is None:
+                raise ValueError(f"space.{name}: needs server.speculative with the draft model")
+            if name.removeprefix(DRAFT) in fixed_n and name.startswith(DRAFT):
+                raise ValueError(
+                    f"space.{name}: also fixed in server.speculative; keep it in one of the two"
+                )
+        self._check_aligned()
         if N in self.space:
             if N in fixed_n:
                 raise ValueError(
@@ -458,14 +490,32 @@ class StudySpec(_Model):
             raise ValueError("objectives: the same objective is listed twice")
         return self
 
+    def _check_aligned(self) -> None:
+        """CUDA graphs for multiples of n + 1: for how many requests, and nobody else sets them."""
+        flags, where = self.server.flags, "space" if ALIGNED in self.space else "server.flags"
+        if ALIGNED not in self.space and ALIGNED not in flags:
+            return
+
+        def values(name: str) -> tuple[object, ...]:
+            return self.space[name].values() or () if name in self.space else (flags.get(name),)
+
+        if not all(isinstance(v, bool) for v in values(ALIGNED) or (0,)):
+            raise ValueError(f"{where}.{ALIGNED}: is a switch; write true or false")
+        if not all(type(v) is int and v >= 1 for v in values("max_num_seqs") or (0,)):
+            raise ValueError(f"{where}.{ALIGNED}: needs max_num_seqs, a whole number from 1 up")
+        config = flags.get("compilation_config")
+        others = {*flags, *self.space, *(config if isinstance(config, dict) else ())}
+        if any("cudagraph_capture_size" in name for name in others):
+            raise ValueError(f"{where}.{ALIGNED}: the sizes are also set by hand; keep one of both")
+
     def to_space(self) -> Space:
         """The searched parameters."""
         return Space(self.space)
 
     def settings(self, point: Mapping[str, Value]) -> dict[str, object]:
         """Every launch setting of a point that the space's rules read, fixed and searched."""
-        fixed_n = (self.server.speculative.model_extra or {}) if self.server.speculative else {}
-        fixed = {N: fixed_n[N]} if N in fixed_n else {}
+        draft = self.server.speculative.model_dump() if self.server.speculative else {}
+        fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
         return {**self.server.flags, **fixed, **point}
 
     def shown(self, left_out: Mapping[str, Any]) -> dict[str, Any]:

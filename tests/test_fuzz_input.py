@@ -26,7 +26,7 @@ from autotune.cli import main
 from autotune.errors import UserError
 from autotune.init import study_from_command, template
 from autotune.load import build_workload
-from autotune.space import why_infeasible
+from autotune.rules import why_infeasible
 from autotune.spec import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.store import Store
 from autotune.tune import baseline_point

@@ -9,7 +9,8 @@ import pytest
 
 from autotune.errors import UserError
 from autotune.init import study_from_command, template
-from autotune.space import MNBT, IntParam, N, Pow2Param, why_infeasible
+from autotune.rules import why_infeasible
+from autotune.space import MNBT, IntParam, N, Pow2Param
 from autotune.spec import LoadedStudy, parse_study
 
 

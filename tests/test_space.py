@@ -1,11 +1,19 @@
-"""Encodings and the rules of what can launch."""
+"""Encodings, and which points are one launch."""
 
 from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from autotune.errors import UserError
+from autotune.serving import VllmInfo, check_flags, plan_launch
 from autotune.space import (
+    ALIGNED,
     MNBT,
     ChoiceParam,
     FloatParam,
@@ -13,8 +21,16 @@ from autotune.space import (
     N,
     Pow2Param,
     Space,
-    why_infeasible,
+    Value,
+    canonical,
+    effective,
+    same_launch,
 )
+from autotune.spec import LoadedStudy, parse_study
+
+DRAFT_TP = "speculative.draft_tensor_parallel_size"
+CHOICE = {"type": "choice", "choices": [1, 2]}
+SWITCH = {"type": "choice", "choices": [False, True]}
 
 
 def space() -> Space:
@@ -68,41 +84,133 @@ def test_a_power_of_two_is_asked_for() -> None:
         Pow2Param(type="pow2", low=33, high=2048)
 
 
+def test_at_n_0_nothing_of_the_draft_is_launched() -> None:
+    s = Space(
+        {
+            N: IntParam(type="int", low=0, high=3),
+            DRAFT_TP: ChoiceParam(type="choice", choices=(2, 4)),
+            "speculative.threshold": FloatParam(type="float", low=0.1, high=0.9),
+            "speculative.lookup": Pow2Param(type="pow2", low=2, high=8),
+            MNBT: Pow2Param(type="pow2", low=32, high=64),
+        }
+    )
+    a: dict[str, Value] = {
+        N: 0,
+        DRAFT_TP: 4,
+        "speculative.threshold": 0.5,
+        "speculative.lookup": 4,
+        MNBT: 64,
+    }
+    first = {**a, DRAFT_TP: 2, "speculative.threshold": 0.1, "speculative.lookup": 2}
+    assert canonical(s, a) == first
+    assert effective(a) == {N: 0, MNBT: 64}
+    assert same_launch(a, first)
+    assert not same_launch(a, {**a, MNBT: 32})
+    with_draft = {**a, N: 1}
+    assert canonical(s, with_draft) == effective(with_draft) == with_draft
+    assert not same_launch(with_draft, {**with_draft, DRAFT_TP: 2})
+    fixed_n = {DRAFT_TP: 4, MNBT: 64}  # n is not searched, and above 0
+    assert effective(fixed_n) == fixed_n
+    assert s.decode(s.encode(first)) == first
+
+
+def study(**changes: object) -> LoadedStudy:
+    raw: dict[str, object] = {
+        "name": "x",
+        "server": {
+            "command": [sys.executable, "-c", ""],
+            "model": "org/m",
+            "speculative": {"model": "org/d", "attention_backend": "flash_attn"},
+            "flags": {"max-num-seqs": 2},
+        },
+        "space": {N: {"type": "int", "low": 0, "high": 3}, DRAFT_TP: CHOICE},
+        "workload": {
+            "random": {"input_len": 16},
+            "output_len": 12,
+            "num_prompts": 6,
+            "max_concurrency": 2,
+        },
+        **changes,
+    }
+    return parse_study(json.dumps(raw), Path("x.yaml"))
+
+
+def test_a_searched_parameter_of_the_draft_goes_into_its_configuration() -> None:
+    spec = study().spec
+    info = VllmInfo(None, None, None, None, {"max_num_seqs": None}, (), ())
+    check_flags(study(), info)
+
+    def command(n: int) -> tuple[str, ...]:
+        point = {N: n, DRAFT_TP: 2}
+        return plan_launch(
+            spec.server, point, info, port=1, launch_id="x", resolve=lambda ref: ref
+        ).argv
+
+    argv = command(3)
+    assert json.loads(argv[argv.index("--speculative-config") + 1]) == {
+        "method": "dflash",
+        "model": "org/d",
+        "attention_backend": "flash_attn",
+        N: 3,
+        "draft_tensor_parallel_size": 2,
+    }
+    assert not any(a.startswith("--speculative.") for a in argv)
+    assert not any("specul" in a for a in command(0))
+    assert spec.settings({N: 3, DRAFT_TP: 2}) == {
+        "max_num_seqs": 2,
+        "speculative.method": "dflash",
+        "speculative.model": "org/d",
+        "speculative.attention_backend": "flash_attn",
+        N: 3,
+        DRAFT_TP: 2,
+    }
+
+
+def test_aligned_graphs_are_sizes_that_follow_n() -> None:
+    """The tuner may set them: a switch of ours, which becomes vLLM's flag."""
+    space = {N: {"type": "int", "low": 0, "high": 4}, ALIGNED: SWITCH}
+    loaded = study(space=space)
+    info = VllmInfo("0.26.0", None, None, None, {"max_num_seqs": None}, (), ())
+    check_flags(loaded, info)
+
+    def sizes(**point: Value) -> list[str]:
+        server, resolve = loaded.spec.server, str
+        argv = plan_launch(server, point, info, port=1, launch_id="x", resolve=resolve).argv
+        flag = "--cudagraph-capture-sizes"
+        assert not any("aligned" in word for word in argv)
+        after = argv[argv.index(flag) + 1 :] if flag in argv else ()
+        return list(itertools.takewhile(str.isdigit, after))
+
+    assert sizes(**{N: 4, ALIGNED: True}) == ["5", "10", "20"]
+    assert sizes(**{N: 0, ALIGNED: True}) == ["1", "2", "4"]
+    assert sizes(**{N: 4, ALIGNED: False}) == []
+
+
 @pytest.mark.parametrize(
-    ("version", "n", "mnbt", "seqs", "launches"),
+    ("changes", "words"),
     [
-        # vLLM 0.26: MNBT ≥ (n + 1)·max_num_seqs
-        ("0.26.0", 15, 2048, 256, False),
-        ("0.26.0", 15, 4096, 256, True),
-        ("0.24.0", 7, 8, 1, True),
-        ("0.24.0", 8, 8, 1, False),
-        # vLLM 0.32: MNBT > n, and never below max_num_seqs
-        ("0.32.0", 15, 2048, 256, True),
-        ("0.32.0", 15, 16, 2, True),
-        ("0.32.0", 15, 15, 2, False),
-        ("0.32.0", 0, 8, 16, False),
-        ("0.32.0", 0, 16, 16, True),
-        # unknown version: only what holds for all
-        (None, 15, 2048, 256, True),
-        (None, 15, 8, 2, False),
+        ({"space": {ALIGNED: CHOICE}}, "is a switch"),
+        ({"space": {ALIGNED: SWITCH}, "server": {"model": "m"}}, "needs max_num_seqs"),
+        (
+            {
+                "space": {ALIGNED: SWITCH},
+                "server": {
+                    "model": "m",
+                    "flags": {
+                        "max-num-seqs": 2,
+                        "compilation-config": {"cudagraph_capture_sizes": [1]},
+                    },
+                },
+            },
+            "also set by hand",
+        ),
+        ({"space": {"speculative.num-speculative-tokens": CHOICE}}, "write it as num_spec"),
+        ({"space": {"speculative.model": CHOICE}}, "a study has one draft"),
+        ({"space": {"speculative.attention_backend": CHOICE}}, "also fixed in server.speculative"),
+        ({"server": {"model": "m"}, "space": {DRAFT_TP: CHOICE}}, "needs server.speculative"),
+        ({"server": {"model": "m", "flags": {DRAFT_TP: 2}}}, "goes into server.speculative"),
     ],
 )
-def test_budget_rules(version: str | None, n: int, mnbt: int, seqs: int, launches: bool) -> None:
-    why = why_infeasible({N: n, MNBT: mnbt, "max_num_seqs": seqs}, version)
-    assert (why is None) is launches
-    if why:
-        assert str(mnbt) in why  # it names what was asked for …
-        assert "at least" in why  # … and what would do
-
-
-def test_the_reason_reads_as_the_issue_asks() -> None:
-    why = why_infeasible({N: 15, MNBT: 2048, "max_num_seqs": 256}, "0.26.0")
-    assert why == (
-        "n = 15 with max_num_seqs = 256 needs MNBT of at least 4096 on vLLM 0.26.0; 2048 would fail"
-    )
-
-
-def test_without_chunked_prefill_the_budget_holds_a_whole_prompt() -> None:
-    flags = {MNBT: 512, "max_model_len": 1024, "enable_chunked_prefill": False}
-    assert "at least max_model_len" in (why_infeasible(flags, "0.32.0") or "")
-    assert why_infeasible({**flags, "enable_chunked_prefill": True}, "0.32.0") is None
+def test_parameters_of_ours_that_make_no_sense(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        study(**changes)

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from autotune.load.workload import build_workload
-from autotune.space import MNBT, IntParam, N, Pow2Param, why_infeasible
+from autotune.rules import why_infeasible
+from autotune.space import MNBT, IntParam, N, Pow2Param
 from autotune.spec import bundled_studies, load_study, studies_folder
 
 DEMO = ("demo-cpu", "demo-cpu-random")

@@ -27,6 +27,7 @@ from typing import Any
 from platformdirs import user_cache_dir
 
 from autotune.errors import TrialFailure, UserError
+from autotune.graphs import aligned_sizes
 from autotune.masking import (
     SECRET_NAME,
     argument_secret,
@@ -36,7 +37,7 @@ from autotune.masking import (
     public,
     secret_values,
 )
-from autotune.space import ChoiceParam, N, Point
+from autotune.space import ALIGNED, DRAFT, MNBT, ChoiceParam, N, Point, as_int
 from autotune.spec import OWNED_FLAGS, FlagValue, LoadedStudy, ServerSpec, StudySpec, flag_name
 
 LAUNCH_VARIABLE = "AUTOTUNE_LAUNCH"  # the launch's id
@@ -353,10 +354,11 @@ def check_flags(loaded: LoadedStudy, info: VllmInfo) -> None:
     spec = loaded.spec
     _check_texts(loaded)
     for name, value in spec.server.flags.items():
-        _check(f"{loaded.path}: server.flags.{name}", name, value, info)
+        if name != ALIGNED:
+            _check(f"{loaded.path}: server.flags.{name}", name, value, info)
     for name, param in spec.space.items():
-        if name == N:
-            continue
+        if name in (N, ALIGNED) or name.startswith(DRAFT):
+            continue  # vLLM's parser does not know what --speculative-config may have
         values = param.choices if isinstance(param, ChoiceParam) else (param.low,)
         for v in values:
             _check(f"{loaded.path}: space.{name}", name, v, info)
@@ -486,14 +488,19 @@ def _arguments(
     server: ServerSpec, point: Point, info: VllmInfo, resolve: Callable[[str], str]
 ) -> list[list[str]]:
     """All flags but host and port, each with its values."""
-    flags = {**server.flags, **{k: v for k, v in point.items() if k != N}}
-    out = [_flag(name, value, info) for name, value in flags.items()]
+    draft = {k.removeprefix(DRAFT): v for k, v in point.items() if k.startswith(DRAFT)}
+    searched = {k: v for k, v in point.items() if k != N and not k.startswith(DRAFT)}
+    flags = {**server.flags, **searched}
     spec = server.speculative
     n = int(point.get(N, (spec.model_extra or {}).get(N, 0) if spec is not None else 0))
+    if flags.pop(ALIGNED, False) is True:
+        seqs, mnbt = as_int(flags["max_num_seqs"]), as_int(flags.get(MNBT))
+        flags["cudagraph_capture_sizes"] = list(aligned_sizes(n, seqs or 1, mnbt))
+    out = [_flag(name, value, info) for name, value in flags.items()]
     if n > 0:
         if spec is None:
             raise UserError("server.speculative is missing: n > 0 needs the draft model")
-        config = {**spec.config(n), "model": resolve(spec.model)}
+        config = {**spec.config(n), **draft, "model": resolve(spec.model)}
         out.append(["--speculative-config", json.dumps(config)])
     return [f for f in out if f]
 

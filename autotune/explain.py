@@ -1,0 +1,375 @@
+"""The map of a study's space: what can launch, what cannot and why, before anything is launched."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from autotune.demo import target_folder
+from autotune.errors import UserError
+from autotune.graphs import coverage, graphs
+from autotune.machine import has_gpu
+from autotune.rules import NOTHING, SEQS, Known, infeasible, known_of, why_doubtful
+from autotune.serving import VllmInfo, probe
+from autotune.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
+from autotune.spec import LoadedStudy, StudySpec
+from autotune.views import TrialView, plain, point_text
+
+_WIDTH = 80
+# Of a larger space JSON has the counts, not each point.
+_MOST_LISTED = 10_000
+_HEADINGS = {N: "n", MNBT: "MNBT"}
+
+
+class State(StrEnum):
+    """What is known of a point before its launch."""
+
+    CAN = "can launch"
+    CANNOT = "cannot launch"
+    DOUBTFUL = "may crash"
+    SAME = "same launch as another"
+
+
+_MARKS = {State.CAN: "·", State.CANNOT: "×", State.DOUBTFUL: "?", State.SAME: "="}
+_OUTCOMES = {"complete": ("●", "measured"), "failed": ("!", "failed")}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the space.
+
+    Attributes:
+        point: The searched parameters.
+        state: What is known of it before its launch.
+        reason: Why, where it is not plainly launchable.
+        outcome: ``complete`` or ``failed``, if the database has a trial of it.
+    """
+
+    point: dict[str, Value]
+    state: State
+    reason: str | None
+    outcome: str | None
+
+
+@dataclass
+class Reason:
+    """Points that cannot be launched, or only perhaps, for the same reason.
+
+    Attributes:
+        state: Which of the two.
+        rule: In a few words.
+        source: Where vLLM says so.
+        text: The reason, of the first of the points.
+        example: That point.
+        count: How many points.
+    """
+
+    state: State
+    rule: str
+    source: str
+    text: str
+    example: dict[str, Value]
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class SpaceMap:
+    """A space as the rules see it.
+
+    Attributes:
+        study: Name of the study.
+        vllm: vLLM's version; None: unknown.
+        platform: vLLM's name of the device; None: unknown.
+        sampled: A real-valued parameter stands for its two ends.
+        cells: Every point.
+        reasons: What the points that cannot launch have in common, the most frequent first.
+        holes: For each n the numbers of requests up to the study's load that vLLM decodes without
+            a full CUDA graph; only where that can be told.
+    """
+
+    study: str
+    vllm: str | None
+    platform: str | None
+    sampled: bool
+    cells: tuple[Cell, ...]
+    reasons: tuple[Reason, ...]
+    holes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def count(self, state: State) -> int:
+        """How many points are in this state."""
+        return sum(c.state is state for c in self.cells)
+
+    @property
+    def saved(self) -> int:
+        """Launches that a search of every point is spared."""
+        return self.count(State.CANNOT) + self.count(State.SAME)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        listed = self.cells if len(self.cells) <= _MOST_LISTED else ()
+        return {
+            "study": self.study,
+            "vllm": self.vllm,
+            "platform": self.platform,
+            "points": len(self.cells),
+            "real_parameters_at_their_ends": self.sampled,
+            "can_launch": self.count(State.CAN) + self.count(State.DOUBTFUL),
+            "may_crash": self.count(State.DOUBTFUL),
+            "cannot_launch": self.count(State.CANNOT),
+            "same_launch": self.count(State.SAME),
+            "launches_saved": self.saved,
+            "reasons": [
+                {
+                    "state": str(r.state),
+                    "rule": r.rule,
+                    "points": r.count,
+                    "reason": r.text,
+                    "example": r.example,
+                    "source": r.source,
+                }
+                for r in self.reasons
+            ],
+            "without_full_graph": {str(n): list(b) for n, b in self.holes.items()},
+            "map": [
+                {
+                    "params": c.point,
+                    "state": str(c.state),
+                    "reason": c.reason,
+                    "outcome": c.outcome,
+                }
+                for c in listed
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """For people, at most 80 columns."""
+        where = f" ({self.platform})" if self.platform else ""
+        vllm = f"vLLM {self.vllm}{where}" if self.vllm else "a vLLM of unknown version"
+        out = _wrapped(f"{self.study} on {vllm}: {_points(len(self.cells))}, {self._counts()}")
+        if self.vllm is None:
+            out += _wrapped("only what all versions have in common is said; name one with --vllm")
+        if self.sampled:
+            out += _wrapped("real-valued parameters stand at their two ends")
+        table = list(_table(self.cells))
+        if table:
+            out += ["", *table, "", *_wrapped(self._legend())]
+        for r in self.reasons:
+            out += ["", *_wrapped(f"{_MARKS[r.state]} {_points(r.count)}: {r.rule}")]
+            words = r.text if table else f"such as {point_text(r.example)}: {r.text}"
+            if r.text != r.rule:
+                out += _wrapped(words, indent="  ")
+        if self.holes:
+            each = "; ".join(f"n = {n}: {_ranges(b)}" for n, b in self.holes.items())
+            out += ["", *_wrapped(f"requests without a full CUDA graph: {each}")]
+        out += ["", *_wrapped(self._saved())]
+        return out
+
+    def _counts(self) -> str:
+        words = [f"{self.count(State.CAN) + self.count(State.DOUBTFUL)} can launch"]
+        for state, text in ((State.DOUBTFUL, "may crash"), (State.SAME, "are another's launch")):
+            if n := self.count(state):
+                words.append(f"{n} of them {text}" if state is State.DOUBTFUL else f"{n} {text}")
+        return ", ".join(words)
+
+    def _legend(self) -> str:
+        states = [f"{_MARKS[s]} {s}" for s in State if self.count(s)]
+        seen = {c.outcome for c in self.cells}
+        states += [f"{mark} {word}" for key, (mark, word) in _OUTCOMES.items() if key in seen]
+        return "   ".join(states)
+
+    def _saved(self) -> str:
+        cannot, same = self.count(State.CANNOT), self.count(State.SAME)
+        parts = [f"{cannot} would fail"] if cannot else []
+        parts += [f"{same} would start a server that another point starts"] if same else []
+        words = f"launches saved: {self.saved}"
+        return f"{words} ({', '.join(parts)})" if parts else words
+
+
+def explain(
+    loaded: LoadedStudy, version: str | None = None, trials: Iterable[TrialView] = ()
+) -> SpaceMap:
+    """The map of a study's space.
+
+    Args:
+        loaded: The study.
+        version: Ask about this vLLM; the one that the study would start, if None.
+        trials: What the database has of the study.
+
+    Raises:
+        UserError: there is no vLLM to ask, or no such version.
+    """
+    if version is None:
+        try:
+            info = probe(loaded.spec.server)
+        except UserError as e:
+            raise UserError(f"{loaded.path}: {e}; or name a version with --vllm") from e
+        return space_map(loaded.spec, info.version, known_for(loaded, info), trials)
+    try:
+        Version(version)
+    except InvalidVersion:
+        raise UserError(f"--vllm: {version[:40]} is no version; such as 0.32.0") from None
+    info = VllmInfo(version, None, None, "cuda" if has_gpu() else None, None, (), ())
+    return space_map(loaded.spec, version, known_for(loaded, info), trials)
+
+
+def space_map(
+    spec: StudySpec, version: str | None, known: Known = NOTHING, trials: Iterable[TrialView] = ()
+) -> SpaceMap:
+    """The map of a space for a vLLM and what is known beside the settings."""
+    space = spec.to_space()
+    tried = {_key(canonical(space, t.point)): t.state for t in trials if t.state in _OUTCOMES}
+    cells: list[Cell] = []
+    reasons: dict[tuple[State, str], Reason] = {}
+    for point in _points_of(space):
+        settings = spec.settings(point)
+        outcome = tried.get(_key(point))
+        state, text = State.CAN, None
+        if found := infeasible(settings, version, known):
+            state, text = State.CANNOT, found.reason
+            rule, source = found.rule.name, found.rule.source
+        elif canonical(space, point) != point:
+            state, text = State.SAME, "at n = 0 nothing of the draft matters"
+            rule, source = text, "no --speculative-config at n = 0"
+        elif text := why_doubtful(settings, version, known):
+            state, rule, source = (
+                State.DOUBTFUL,
+                "drafts of a full batch above MNBT",
+                "vLLM PR #53970",
+            )
+        cells.append(Cell(point, state, text, outcome))
+        if text is not None:
+            key = (state, rule)
+            reasons.setdefault(key, Reason(state, rule, source, text, point)).count += 1
+    return SpaceMap(
+        study=spec.name,
+        vllm=version,
+        platform=known.platform,
+        sampled=space.size() is None,
+        cells=tuple(cells),
+        reasons=tuple(sorted(reasons.values(), key=lambda r: -r.count)),
+        holes=_holes(spec, version, known),
+    )
+
+
+def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
+    """What this machine and the target's folder tell the rules; nothing is downloaded or made."""
+    server = loaded.spec.server
+    ref = server.model
+    folder = target_folder() if ref == "demo:target" else loaded.base / Path(ref).expanduser()
+    config: object = None
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None  # a hub name, a model that is not made yet: nothing is known of it
+    known = known_of(
+        config if isinstance(config, dict) else {},
+        info.device,
+        _cpu_has_fp8() if info.device == "cpu" else None,
+    )
+    longer = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+    if longer in server.env or longer in os.environ:
+        return Known(known.platform, None, known.plain_attention, known.cpu_fp8)
+    return known
+
+
+def _cpu_has_fp8() -> bool | None:
+    """Whether the CPU has AVX-512 or AMX; None: it cannot be told."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    flags = next((x for x in text.splitlines() if x.startswith("flags")), None)
+    if flags is None:
+        return None
+    return not {"avx512f", "amx_tile"}.isdisjoint(flags.split())
+
+
+def _points_of(space: Space) -> Iterator[dict[str, Value]]:
+    """Every point; real-valued parameters stand at their two ends."""
+    columns: list[Sequence[Value]] = []
+    for p in space.params.values():
+        ends = dict.fromkeys((p.low, p.high)) if isinstance(p, FloatParam) else {}
+        columns.append(p.values() or tuple(ends))
+    for row in product(*columns):
+        yield dict(zip(space.params, row, strict=True))
+
+
+def _key(point: Point) -> frozenset[tuple[str, Value]]:
+    return frozenset(point.items())
+
+
+def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tuple[int, ...]]:
+    """By n, how many requests decode without a full CUDA graph; empty where it cannot be told."""
+    flags, searched = spec.server.flags, spec.space.get(N)
+    seqs, mnbt = as_int(flags.get(SEQS)), as_int(flags.get(MNBT))
+    if MNBT in spec.space:
+        mnbt = max((int(v) for v in spec.space[MNBT].values() or ()), default=None)
+    load = spec.workload.max_concurrency
+    ours = any("cudagraph" in k or k.startswith("compilation_config") for k in flags)
+    if known.platform != "cuda" or version is None or flags.get("enforce_eager") or ours:
+        return {}
+    if searched is None or seqs is None or mnbt is None or load is None or seqs < 1:
+        return {}
+    out: dict[int, tuple[int, ...]] = {}
+    for n in (int(v) for v in searched.values() or ()):
+        missed = coverage(graphs(n, seqs, mnbt, version), min(load, seqs)).missed
+        if missed:
+            out[n] = missed
+    return out
+
+
+def _table(cells: Sequence[Cell]) -> Iterator[str]:
+    """Two parameters as rows and columns of marks; nothing if they do not fit."""
+    names = list(cells[0].point) if cells else []
+    if len(names) != 2:
+        return
+    values = [list(dict.fromkeys(c.point[name] for c in cells)) for name in names]
+    across, down = (0, 1) if len(values[0]) >= len(values[1]) else (1, 0)
+    heads = [_HEADINGS.get(name, name) for name in names]
+    left = max(len(f"{heads[down]} {v}") for v in values[down])
+    left = max(left, len(heads[across]))
+    cell = max(len(str(v)) for v in values[across]) + 1
+    if left + cell * len(values[across]) > _WIDTH or len(values[down]) > 100:
+        return
+    marks = {tuple(c.point.values()): _mark(c) for c in cells}
+    yield heads[across].rjust(left) + "".join(str(v).rjust(cell) for v in values[across])
+    for i, v in enumerate(values[down]):
+        label = f"{heads[down]} {v}" if i == 0 else str(v)
+        row = ((w, v) if across == 0 else (v, w) for w in values[across])
+        yield label.rjust(left) + "".join(marks[pair].rjust(cell) for pair in row)
+
+
+def _mark(c: Cell) -> str:
+    return _OUTCOMES[c.outcome][0] if c.outcome else _MARKS[c.state]
+
+
+def _points(count: int) -> str:
+    return f"{count} point{'' if count == 1 else 's'}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``3, 6, 9 to 12``."""
+    parts: list[tuple[int, int]] = []
+    for x in numbers:
+        if parts and parts[-1][1] == x - 1:
+            parts[-1] = (parts[-1][0], x)
+        else:
+            parts.append((x, x))
+    words = [str(a) if a == b else f"{a} to {b}" if b > a + 1 else f"{a}, {b}" for a, b in parts]
+    return ", ".join(words if len(words) <= 6 else [*words[:5], "…"])
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    """Lines of at most 80 columns; ``n = 3`` stays together."""
+    glued = plain(text).replace(" = ", "\xa0=\xa0")
+    lines = textwrap.wrap(glued, _WIDTH, initial_indent=indent, subsequent_indent=indent or "  ")
+    return [line.replace("\xa0", " ") for line in lines]

@@ -1,0 +1,254 @@
+"""Which decode batches vLLM replays as a full CUDA graph, and which it does not.
+
+A step of b requests that draft n tokens each verifies b·(n + 1) tokens, all requests alike: a
+*uniform* batch. For some sizes vLLM captures it as one FULL graph; others run piecewise graphs,
+with attention and its launches in between, or none at all. Where a step takes a millisecond, that
+can be seen.
+
+Confirmed in the source:
+
+- The list that all begins with (``config/vllm.py:VllmConfig._set_cudagraph_sizes``): 1, 2, 4, then
+  multiples of 8 up to 256 and of 16 above, up to min(2·max_num_seqs·(n + 1), 512, MNBT), and MNBT
+  itself where that is no more. 0.32 adds multiples of n + 1, for 1, 2, 4, 8, 16, … requests and
+  max_num_seqs, and goes up to 1024 on Blackwell data-center GPUs.
+- FULL graphs have a multiple of n + 1 tokens. Model runner V1 rounds the whole list up to
+  multiples, and so does V2 in 0.24 (``config/compilation.py:adjust_cudagraph_sizes_for_spec_
+  decode``): FULL and piecewise graphs share their sizes, and any batch up to the largest finds a
+  FULL one. V2 of 0.26 and 0.32 rounds for FULL graphs only, and keeps the list as it is for the
+  piecewise ones (``v1/worker/gpu/cudagraph_utils.py:CudaGraphManager._init_candidates``).
+- **Holes**: V2 of 0.26 looks for a graph under the next captured size only, FULL and piecewise in
+  one row. With n = 4 four requests verify 20 tokens, a FULL graph; three verify 15, the next size
+  is the piecewise 16, and the FULL graph of 20 is never considered. Where n + 1 divides 8, n = 1,
+  3, 7, every size is both and nothing is missed. 0.32 keeps a row for each kind.
+- **The end**: the list ends at 512 tokens, so that at n = 7 more than 64 requests have no graph.
+- Sizes that are given (``--cudagraph-capture-sizes``, the same flag in the three versions) replace
+  the list, but for those above MNBT.
+- The number of FULL graphs that this says for 0.26, V2, max_num_seqs 32 is what an H200 captured:
+  n = 1: 10, 2: 14, 3: 17, 4: 21, 5: 25, 6: 29, 7: 32.
+- vLLM's own ``_set_cudagraph_sizes``, ``adjust_cudagraph_sizes_for_spec_decode`` and
+  ``_init_candidates`` of the three versions were run on 7826 settings, n = 0 to 15: the FULL graphs
+  and what each batch replays are the same as here.
+- The DFlash draft's own graphs are FULL ones only, in a row of their own: no bumps from there.
+
+Not confirmed, and not explained by it: an H200 with 0.26 and max_num_seqs 32 had n = 4, 5, 6 20 to
+30 % below n = 3 and 7, with 8 and with 32 requests at a time. There are holes at n = 4 (3, 6, 9, …
+requests) and n = 5 (5, 9, 13, …), but at n = 6 none up to 8 requests, and at n = 2 (4, 5, 9, …),
+where no bump was told of; and full batches of 8 and 32 have FULL graphs at all of them. So holes
+can be a part of the bumps, and not all. Whether aligned sizes help must be measured.
+
+Not read: versions between those three, of which 0.25 is taken for 0.24 and 0.27 to 0.31 for 0.26;
+sequence parallelism, LoRA, ``performance_mode``, schedules of n, and which runner a model gets,
+which depends on its architecture: V2 is assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import fmean
+from typing import Literal
+
+from packaging.version import Version
+
+Runner = Literal["v1", "v2"]
+
+# The list ends here, in tokens (VllmConfig._set_cudagraph_sizes).
+_MOST_TOKENS = 512
+# Up to so many requests every batch size has an aligned graph of its own.
+_EVERY_BATCH = 32
+
+
+class Mode(StrEnum):
+    """How a step runs."""
+
+    FULL = "full"
+    PIECEWISE = "piecewise"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The graphs of one server.
+
+    Attributes:
+        n: Draft tokens per step.
+        full: Tokens of the FULL graphs of uniform batches, ascending.
+        piecewise: Tokens of the piecewise graphs, ascending.
+        one_row: Only the next size of either kind is looked at (V2 of 0.26).
+    """
+
+    n: int
+    full: tuple[int, ...]
+    piecewise: tuple[int, ...]
+    one_row: bool
+
+    def replay(self, requests: int) -> tuple[Mode, int]:
+        """How a step that decodes so many requests runs, and with how many tokens.
+
+        The tokens of a graph may be more than the batch has: it is padded.
+        """
+        tokens = requests * (self.n + 1)
+        full = next((s for s in self.full if s >= tokens), None)
+        piecewise = next((s for s in self.piecewise if s >= tokens), None)
+        if full is not None and (piecewise is None or full <= piecewise or not self.one_row):
+            return Mode.FULL, full
+        if piecewise is not None:
+            return Mode.PIECEWISE, piecewise
+        return Mode.NONE, tokens
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How well the graphs fit the batches of a load.
+
+    Attributes:
+        full: Share of the batch sizes that replay a FULL graph, 0 to 1.
+        exact: Share of them that do so without padding.
+        padding: Mean share of the tokens of a replayed graph, FULL or piecewise, that are padding.
+        missed: Batch sizes without a FULL graph.
+    """
+
+    full: float
+    exact: float
+    padding: float
+    missed: tuple[int, ...]
+
+
+def graphs(
+    n: int,
+    max_num_seqs: int,
+    mnbt: int,
+    version: str,
+    given: Sequence[int] | None = None,
+    *,
+    runner: Runner = "v2",
+    most: int = _MOST_TOKENS,
+) -> Graphs:
+    """The graphs that a server captures, with ``cudagraph_mode`` as it comes.
+
+    Args:
+        n: Draft tokens per step; 0 without speculation.
+        max_num_seqs: Most requests of a step.
+        mnbt: ``max_num_batched_tokens``.
+        version: vLLM's, such as ``0.26.0``.
+        given: ``--cudagraph-capture-sizes``, if given.
+        runner: vLLM's model runner.
+        most: Where the list ends; 1024 for 0.32 on Blackwell data-center GPUs.
+    """
+    v = Version(version)
+    query = n + 1
+    if given is not None:
+        listed = sorted({s for s in given if s <= mnbt})
+    else:
+        listed = _default_list(query, max_num_seqs, mnbt, most, new=_is_new(v))
+    if not listed:
+        return Graphs(n, (), (), one_row=False)
+    largest = listed[-1]
+    rounded = sorted({_round_up(s, query) for s in listed if _round_up(s, query) <= largest})
+    full = tuple(s for s in rounded if s <= max_num_seqs * query)
+    if runner == "v1" or v < Version("0.26"):
+        both = rounded or ([query] if query <= largest else [])
+        if n == 0:
+            both = listed
+        full = tuple(s for s in both if s <= max_num_seqs * query)
+        return Graphs(n, full, tuple(both), one_row=False)
+    return Graphs(n, full, tuple(listed), one_row=not _is_new(v))
+
+
+def capture_sizes(
+    n: int, max_num_seqs: int, mnbt: int, version: str, given: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Tokens of the FULL graphs of uniform decode batches, multiples of n + 1, ascending.
+
+    >>> capture_sizes(4, 4, 2048, "0.26.0")
+    (5, 10, 20)
+    """
+    return graphs(n, max_num_seqs, mnbt, version, given).full
+
+
+def coverage(found: Graphs, concurrency: int) -> Coverage:
+    """How well the graphs fit batches of 1 to ``concurrency`` requests, each size counted once.
+
+    Args:
+        found: What :func:`graphs` says.
+        concurrency: Most requests at a time, at least 1.
+    """
+    batches = range(1, concurrency + 1)
+    runs = [found.replay(b) for b in batches]
+    tokens = [b * (found.n + 1) for b in batches]
+    full = [mode is Mode.FULL for mode, _ in runs]
+    exact = [f and size == t for f, (_, size), t in zip(full, runs, tokens, strict=True)]
+    return Coverage(
+        full=fmean(full),
+        exact=fmean(exact),
+        padding=fmean((size - t) / size for (_, size), t in zip(runs, tokens, strict=True)),
+        missed=tuple(b for b, f in zip(batches, full, strict=True) if not f),
+    )
+
+
+def aligned_sizes(
+    n: int, max_num_seqs: int, mnbt: int | None = None, *, most: int = _MOST_TOKENS
+) -> tuple[int, ...]:
+    """Capture sizes that are all multiples of n + 1: every decode batch finds a FULL graph.
+
+    One for each batch size up to 32, then for every 8th and above 256 for every 16th, and for
+    max_num_seqs itself. Above that the default goes on for prompts, which run piecewise, up to
+    2·max_num_seqs·(n + 1) or 512 tokens; so do these, in the same steps.
+
+    Args:
+        n: Draft tokens per step; 0 without speculation.
+        max_num_seqs: Most requests of a step.
+        mnbt: ``max_num_batched_tokens``; larger sizes are left out.
+        most: Where the default list ends, in tokens; aligned sizes go on to max_num_seqs.
+
+    >>> aligned_sizes(4, 4)
+    (5, 10, 15, 20, 25, 35, 40)
+    """
+    query = n + 1
+    requests = [
+        *range(1, min(_EVERY_BATCH, max_num_seqs) + 1),
+        *range(_EVERY_BATCH + 8, min(256, max_num_seqs + 1), 8),
+        *range(256, max_num_seqs + 1, 16),
+        max_num_seqs,
+    ]
+    decode = {b * query for b in requests}
+    end = min(2 * max_num_seqs * query, most)
+    prompts = {_round_up(s, query) for s in _strides(end)}
+    prompts.add(end // query * query)
+    sizes = decode | {s for s in prompts if max_num_seqs * query < s <= end}
+    return tuple(sorted(s for s in sizes if mnbt is None or s <= mnbt))
+
+
+def _is_new(version: Version) -> bool:
+    """Whether it has 0.32's list and rows."""
+    return version >= Version("0.32")
+
+
+def _default_list(query: int, max_num_seqs: int, mnbt: int, most: int, *, new: bool) -> list[int]:
+    """The list of VllmConfig._set_cudagraph_sizes."""
+    wanted = min(2 * max_num_seqs * query, most)
+    largest = min(wanted, mnbt)
+    sizes = set(_strides(largest))
+    if mnbt <= largest:
+        sizes.add(mnbt)
+    if new and query > 1:
+        requests = min(max_num_seqs, most)
+        counts = {*_strides(requests), requests}
+        sizes |= {c * query for c in counts if c * query <= largest}
+    elif new and max_num_seqs <= largest:
+        sizes.add(max_num_seqs)
+    return sorted(sizes)
+
+
+def _strides(largest: int) -> list[int]:
+    """1, 2, 4, then multiples of 8 below 256 and of 16 from there."""
+    return [
+        *(s for s in (1, 2, 4) if s <= largest),
+        *range(8, min(largest + 1, 256), 8),
+        *range(256, largest + 1, 16),
+    ]
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit

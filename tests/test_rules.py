@@ -1,0 +1,407 @@
+"""What a vLLM version cannot launch: each rule on both sides of its boundary."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from autotune.rules import (
+    RULES,
+    SCHEDULE,
+    Known,
+    infeasible,
+    known_of,
+    schedule_problem,
+    why_doubtful,
+    why_infeasible,
+)
+from autotune.serving import probe
+from autotune.serving.command import _hiding
+from autotune.space import MNBT, N
+from autotune.spec import ServerSpec
+
+READ = ("0.24.0", "0.26.0", "0.32.0")
+CPU, CUDA = Known(platform="cpu"), Known(platform="cuda")
+TP, DRAFT_TP = "tensor_parallel_size", "speculative.draft_tensor_parallel_size"
+
+
+def check(
+    settings: Mapping[str, object],
+    version: str | None,
+    launches: bool,
+    known: Known = CUDA,
+    words: str = "",
+) -> None:
+    why = why_infeasible(settings, version, known)
+    assert (why is None) is launches, why
+    if why is not None:
+        assert words in why
+        assert "\n" not in why
+
+
+@pytest.mark.parametrize(
+    ("version", "n", "mnbt", "seqs", "launches"),
+    [
+        # 0.24 to 0.26: MNBT - (n - 1)·max_num_seqs tokens are left, and none is too few
+        ("0.26.0", 15, 2048, 256, False),
+        ("0.26.0", 15, 14 * 256, 256, False),
+        ("0.26.0", 15, 14 * 256 + 1, 256, True),
+        ("0.26.0", 15, 4096, 256, True),
+        ("0.24.0", 8, 7, 1, False),
+        ("0.24.0", 8, 8, 1, True),
+        ("0.26.0", 1, 256, 256, True),
+        # 0.32: MNBT > n, and never below max_num_seqs
+        ("0.32.0", 15, 2048, 256, True),
+        ("0.32.0", 15, 16, 2, True),
+        ("0.32.0", 15, 15, 2, False),
+        ("0.32.0", 0, 8, 16, False),
+        ("0.32.0", 0, 16, 16, True),
+        ("0.33.1", 15, 15, 2, False),
+        # between, and unknown: only what holds on both sides
+        ("0.29.0", 15, 2048, 256, True),
+        ("0.29.0", 15, 15, 2, True),
+        ("0.29.0", 15, 14, 2, False),
+        (None, 15, 2048, 256, True),
+        (None, 15, 15, 2, True),
+        (None, 15, 14, 2, False),
+    ],
+)
+def test_the_budget_has_room_for_drafts(
+    version: str | None, n: int, mnbt: int, seqs: int, launches: bool
+) -> None:
+    check({N: n, MNBT: mnbt, "max_num_seqs": seqs}, version, launches, words="at least")
+
+
+def test_the_reason_reads_as_the_issue_asks() -> None:
+    why = why_infeasible({N: 15, MNBT: 2048, "max_num_seqs": 256}, "0.26.0")
+    assert why == (
+        "n = 15 with max_num_seqs = 256 needs MNBT of at least 4096 on vLLM 0.26.0; 2048 would fail"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "method", "parallel", "fails", "works"),
+    [
+        ("0.26.0", "eagle3", False, 1, 2),  # no drafts in the batch; 1 is below max_num_seqs
+        ("0.26.0", "draft_model", False, 2, 3),
+        ("0.26.0", "draft_model", True, 10, 11),
+        ("0.26.0", "eagle3", True, 8, 9),
+        ("0.32.0", "eagle3", True, 4, 5),
+        ("0.32.0", "dspark", False, 4, 5),
+        ("0.32.0", "draft_model", True, 5, 6),
+        ("0.32.0", "dflash", False, 5, 6),
+    ],
+)
+def test_other_methods_take_other_room(
+    version: str, method: str, parallel: bool, fails: int, works: int
+) -> None:
+    settings: dict[str, object] = {N: 5, "max_num_seqs": 2, "speculative.method": method}
+    if parallel:
+        settings["speculative.parallel_drafting"] = True
+    check({**settings, MNBT: fails}, version, False)
+    check({**settings, MNBT: works}, version, True)
+
+
+def test_a_default_of_max_num_seqs_counts_only_where_the_device_is_known() -> None:
+    settings = {N: 15, MNBT: 2048}
+    check(settings, "0.26.0", True, Known())
+    check(settings, "0.26.0", False, CUDA, "vLLM's own max_num_seqs of 256 or more")
+    check(settings, "0.26.0", True, CPU)  # 128: 14·128 = 1792
+    check({**settings, TP: 2}, "0.26.0", False, CPU, "of 256 needs")
+    check({N: 2, MNBT: 64}, "0.26.0", False, CUDA)  # it is lowered to MNBT, and still too many
+    check({N: 1, MNBT: 64}, "0.26.0", True, CUDA)
+    check({**settings, "max_num_seqs": "many"}, "0.26.0", True, CUDA)
+
+
+@pytest.mark.parametrize("version", [*READ, None])
+def test_numbers_that_cannot_be(version: str | None) -> None:
+    for name in (MNBT, "max_num_seqs", "block_size"):
+        check({name: 0}, version, False, words="at least 1")
+        check({name: 1}, version, True)
+    check({N: -1}, version, False, words="below 0")
+    for share, launches in ((0, False), (0.0001, True), (1, True), (1.0001, False)):
+        check({"gpu_memory_utilization": share}, version, launches)
+
+
+@pytest.mark.parametrize("version", [*READ, None])
+def test_the_budget_holds_every_request_and_a_whole_prompt(version: str | None) -> None:
+    check({MNBT: 63, "max_num_seqs": 64}, version, False, words="max_num_seqs = 64")
+    check({MNBT: 64, "max_num_seqs": 64}, version, True)
+    flags = {"max_model_len": 1024, "enable_chunked_prefill": False}
+    check({MNBT: 1023, **flags}, version, False, words="at least max_model_len")
+    check({MNBT: 1024, **flags}, version, True)
+    check({MNBT: 512, "max_model_len": 1024}, version, True)
+    check({MNBT: 512, **flags, "max_model_len": "auto"}, version, True)
+
+
+def test_rules_of_the_scheduler_that_came_or_went() -> None:
+    active = {"max_num_active_seqs": 9, "max_num_seqs": 8}
+    check(active, "0.32.0", False, words="max_num_active_seqs")
+    check({**active, "max_num_seqs": 9}, "0.32.0", True)
+    check(active, "0.26.0", True)
+    long = {"long_prefill_token_threshold": 65, "max_model_len": 64}
+    check(long, "0.32.0", False)
+    check({**long, "max_model_len": 65}, "0.32.0", True)
+    check(long, "0.26.0", True)
+    check({"max_long_partial_prefills": 2}, "0.26.0", False)
+    check({"max_long_partial_prefills": 2, "max_num_partial_prefills": 2}, "0.26.0", True)
+    check({"max_long_partial_prefills": 2}, "0.32.0", True)
+    check({"max_num_partial_prefills": 2, "enable_chunked_prefill": False}, "0.24.0", False)
+
+
+@pytest.mark.parametrize("version", [*READ, None])
+def test_the_draft_has_one_worker_or_the_targets(version: str | None) -> None:
+    for own, target, launches in ((1, 4, True), (4, 4, True), (2, 4, False), (2, 1, False)):
+        check({N: 3, TP: target, DRAFT_TP: own}, version, launches)
+    check({N: 3, DRAFT_TP: 2}, version, False, words="tensor_parallel_size = 1")
+    check({N: 0, TP: 4, DRAFT_TP: 2}, version, True)  # no draft
+    check({N: 3, "speculative.tensor_parallel_size": 1}, version, False)
+    check({N: 3, DRAFT_TP: 2, "speculative.method": "ngram"}, version, True)
+
+
+def test_lengths() -> None:
+    own = {N: 3, "speculative.max_model_len": 2049, "max_model_len": 2048}
+    check(own, "0.32.0", False, words="2049")
+    check({**own, "max_model_len": 2049}, "0.32.0", True)
+    check({**own, N: 0}, "0.32.0", True)
+    check({"max_model_len": 2049}, "0.26.0", False, Known(model_max_len=2048), "the model's own")
+    check({"max_model_len": 2048}, "0.26.0", True, Known(model_max_len=2048))
+    check({"max_model_len": 2049}, "0.26.0", True)
+    overridden = {"max_model_len": 2049, "hf_overrides": {}}
+    check(overridden, "0.26.0", True, Known(model_max_len=2048))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ([[1, 4, 7], [5, 64, 3]], None),
+        ([[5, 64, 3], [1, 4, 7]], None),  # it is sorted
+        ([[1, 4, 7], [9, 64, 0]], None),  # a gap goes on with what was before
+        ([], None),
+        ("1-4:7", "must be a list"),
+        ([[1, 4]], "[1, 4] must be"),
+        ([[2, 4, 7]], "begin at batch size 1, not 2"),
+        ([[1, 4, 7], [4, 8, 3]], "two ranges have batch size 4"),
+        ([[1, 0, 3]], "no range"),
+        ([[0, 4, 3]], "no range"),
+        ([[1, 4, -1]], "below 0"),
+    ],
+)
+def test_a_schedule_of_n_by_batch_size(schedule: object, words: str | None) -> None:
+    for version in READ:
+        check({N: 7, SCHEDULE: schedule}, version, words is None, words=words or "")
+        check({N: 0, SCHEDULE: schedule}, version, True)
+    check({N: 7, SCHEDULE: schedule, "data_parallel_size": 2}, "0.32.0", True)
+
+
+def test_a_cache_dtype_is_one_of_the_version() -> None:
+    check({"kv_cache_dtype": "int4_per_token_head"}, "0.24.0", False, words="has no kv_cache_dtype")
+    check({"kv_cache_dtype": "int4_per_token_head"}, "0.26.0", True)
+    check({"kv_cache_dtype": "nvfp4_4over6"}, "0.26.0", False)
+    check({"kv_cache_dtype": "nvfp4_4over6"}, "0.32.0", True)
+    check({"kv_cache_dtype": "nvfp4_4over6"}, "0.29.0", True)  # not read
+    check({"kv_cache_dtype": "nvfp4_4over6"}, None, True)
+
+
+def test_what_a_cpu_takes() -> None:
+    plain = Known(platform="cpu", plain_attention=True)
+    check({"block_size": 16}, "0.26.0", True, plain)
+    check({"block_size": 24}, "0.26.0", False, plain, "multiple of 16")
+    check({"block_size": 16}, "0.32.0", False, plain, "multiple of 32")
+    check({"block_size": 32}, "0.32.0", True, plain)
+    check({"block_size": 24}, "0.32.0", True, CPU)  # another size is set for MLA
+    check({"block_size": 24}, "0.32.0", True, Known(platform="cuda", plain_attention=True))
+    old = Known(platform="cpu", cpu_fp8=False)
+    check({"kv_cache_dtype": "fp8"}, "0.32.0", False, old, "AVX-512")
+    check({"kv_cache_dtype": "auto"}, "0.32.0", True, old)
+    check({"kv_cache_dtype": "fp8"}, "0.32.0", True, Known(platform="cpu", cpu_fp8=True))
+    check({"kv_cache_dtype": "fp8"}, "0.32.0", True, CPU)
+
+
+def test_graph_sizes() -> None:
+    sizes, most = "cudagraph_capture_sizes", "max_cudagraph_capture_size"
+    listed = {MNBT: 64, sizes: [8, 16, 128]}
+    check({**listed, most: 16}, "0.26.0", True)  # 128 is above MNBT and left out
+    check({**listed, most: 128}, "0.26.0", False, words="the largest of")
+    check({**listed, most: 128, "enforce_eager": True}, "0.26.0", True)
+    check({**listed, most: 128, "compilation_config": {"cudagraph_mode": "NONE"}}, "0.26.0", True)
+    check({**listed, most: 128}, "0.26.0", True, CPU)
+    check({**listed, most: 128}, "0.26.0", True, Known())
+    twice = {sizes: [8], "compilation_config": {sizes: [8]}}
+    check(twice, "0.24.0", False, words="given twice")
+    check({sizes: [8], "compilation_config": {"mode": 3}}, "0.24.0", True)
+
+
+def test_a_budget_between_refused_and_sound_is_doubtful() -> None:
+    settings = {N: 8, MNBT: 2048, "max_num_seqs": 256}  # 7·256 < 2048 < 9·256
+    assert why_infeasible(settings, "0.26.0") is None
+    assert why_doubtful(settings, "0.26.0") == (
+        "n = 8 with max_num_seqs = 256 drafts up to 2304 tokens at once: "
+        "with MNBT = 2048 vLLM 0.26.0 may crash on a GPU"
+    )
+    assert why_doubtful({**settings, MNBT: 2304}, "0.26.0") is None
+    assert why_doubtful({**settings, N: 15}, "0.26.0") is None  # refused for certain
+    assert why_doubtful({**settings, N: 0}, "0.26.0") is None
+    assert why_doubtful(settings, "0.26.0", CPU) is None
+    assert why_doubtful(settings, "0.32.0") is None
+    assert why_doubtful(settings, None) is None
+
+
+def test_a_draft_may_guess_beyond_its_block() -> None:
+    for version in READ:
+        check({N: 40, MNBT: 8192, "max_num_seqs": 4, "speculative.block_size": 16}, version, True)
+
+
+def test_what_a_models_config_tells() -> None:
+    llama = {"model_type": "llama", "max_position_embeddings": 8192}
+    assert known_of(llama, "cpu", False) == Known("cpu", 8192, True, False)
+    for scaled in (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "yarn"}},
+        {"model_max_length": 9000},
+    ):
+        assert known_of({**llama, **scaled}, "cpu", None).model_max_len is None
+    assert known_of({"model_type": "deepseek_v3"}, "cuda", None) == CUDA
+
+
+def test_every_rule_says_where_it_was_read() -> None:
+    for rule in RULES:
+        assert ".py: " in rule.source, rule.name
+        assert any(rule.holds((0, minor)) for minor in (24, 26, 29, 32))
+    found = infeasible({N: 15, MNBT: 15}, "0.32.0")
+    assert found is not None
+    assert "_set_max_num_scheduled_tokens" in found.rule.source
+
+
+# -- against the installed vLLM ------------------------------------------------------------------
+
+_ASK = """
+import json, sys
+from types import SimpleNamespace as Fake
+from typing import get_args
+from vllm.config.cache import CacheConfig, CacheDType
+from vllm.config.scheduler import SchedulerConfig
+from vllm.config.speculative import SpeculativeConfig
+from vllm.config.vllm import VllmConfig
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
+from vllm.v1.worker.utils import select_common_block_size
+
+def ok(f, *args, **kwargs):
+    try:
+        f(*args, **kwargs)
+    except (ValueError, AssertionError):
+        return False
+    return True
+
+def batch(max_model_len=4096, **kwargs):
+    SchedulerConfig(max_model_len=max_model_len, is_encoder_decoder=False, **kwargs)
+
+def slots(method, parallel, n, mnbt):
+    draft = Fake(
+        num_speculative_tokens=n,
+        parallel_drafting=parallel or method in ("dflash", "dspark"),
+        use_dflash=lambda: method == "dflash",
+        uses_draft_model=lambda: method == "draft_model",
+    )
+    own = SpeculativeConfig.max_num_new_slots_for_drafting.fget(draft)
+    scheduler = Fake(max_num_batched_tokens=mnbt, max_num_scheduled_tokens=None, max_num_seqs=2)
+    spec = Fake(max_num_new_slots_for_drafting=own)
+    config = Fake(speculative_config=spec, scheduler_config=scheduler)
+    VllmConfig._set_max_num_scheduled_tokens(config)
+
+def workers(target, own):
+    SpeculativeConfig._verify_and_get_draft_tp(Fake(tensor_parallel_size=target), own, Fake())
+
+asked = json.load(sys.stdin)
+do = {
+    "batch": batch, "cache": CacheConfig, "slots": slots, "workers": workers,
+    "schedule": validate_and_normalize_dynamic_sd_schedule,
+    "cpu_blocks": lambda size: select_common_block_size(size, [CPUAttentionBackend]),
+}
+answers = [ok(do[what], **args) for what, args in asked]
+print(json.dumps([answers, list(get_args(CacheDType))]))
+"""
+
+
+def _cases() -> list[tuple[str, dict[str, Any], bool]]:
+    """What is asked of vLLM's own classes, and what our rules say of the same."""
+    v = "0.32.0"
+    cases: list[tuple[str, dict[str, Any], bool]] = []
+
+    def add(what: str, args: dict[str, Any], settings: dict[str, object], known: Known) -> None:
+        cases.append((what, args, why_infeasible(settings, v, known) is None))
+
+    for mnbt, seqs, chunked in ((63, 64, True), (64, 64, True), (64, 8, False), (4096, 8, False)):
+        flags = {MNBT: mnbt, "max_num_seqs": seqs, "enable_chunked_prefill": chunked}
+        add("batch", flags, {**flags, "max_model_len": 4096}, CUDA)
+    for active in (8, 9):
+        flags = {"max_num_active_seqs": active, "max_num_seqs": 8}
+        add("batch", flags, dict(flags), CUDA)
+    for long in (4096, 4097):
+        flags = {"long_prefill_token_threshold": long}
+        add("batch", flags, {**flags, "max_model_len": 4096}, CUDA)
+    add("batch", {"max_num_seqs": 0}, {"max_num_seqs": 0}, CUDA)
+    for share in (0, 0.5, 1, 1.01):
+        add("cache", {"gpu_memory_utilization": share}, {"gpu_memory_utilization": share}, CUDA)
+    for size in (0, 16):
+        add("cache", {"block_size": size}, {"block_size": size}, CUDA)
+    for size in (16, 24, 32, 64, 128):
+        plain = Known(platform="cpu", plain_attention=True)
+        add("cpu_blocks", {"size": size}, {"block_size": size}, plain)
+    for method in ("dflash", "dspark", "eagle3", "draft_model"):
+        for parallel in (False, True):
+            for mnbt in (2, 4, 5, 6):
+                settings: dict[str, object] = {N: 5, MNBT: mnbt, "speculative.method": method}
+                if parallel:
+                    settings["speculative.parallel_drafting"] = True
+                args = {"method": method, "parallel": parallel, "n": 5, "mnbt": mnbt}
+                add("slots", args, settings, Known())
+    for target, own in ((4, 1), (4, 2), (4, 4), (1, 2)):
+        add("workers", {"target": target, "own": own}, {N: 3, TP: target, DRAFT_TP: own}, CUDA)
+    for schedule in (
+        [[1, 4, 7], [5, 64, 3]],
+        [[5, 64, 3], [1, 4, 7]],
+        [[2, 4, 7]],
+        [[1, 4, 7], [4, 8, 3]],
+        [[1, 0, 3]],
+        [[1, 4, -1]],
+        [[1, 4]],
+        "1-4:7",
+    ):
+        args = {"num_speculative_tokens_per_batch_size": schedule}
+        cases.append(("schedule", args, schedule_problem(schedule) is None))
+    return cases
+
+
+@pytest.mark.real
+def test_the_installed_vllm_agrees() -> None:
+    """One Python that imports vLLM: ten seconds."""
+    info = probe(ServerSpec(model="demo:target"))
+    if info.python is None or not (info.version or "").startswith("0.32."):
+        pytest.skip(f"the rules of 0.32 are asked about, not of {info.version}")
+    cases = _cases()
+    done = subprocess.run(
+        [info.python, "-c", _ASK],
+        input=json.dumps([(what, args) for what, args, _ in cases]),
+        env={**os.environ, **_hiding(info.hidden, os.environ)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    answers, dtypes = json.loads(done.stdout.splitlines()[-1])
+    wrong = [
+        (what, args, "vLLM takes it" if theirs else "vLLM refuses it")
+        for (what, args, ours), theirs in zip(cases, answers, strict=True)
+        if ours is not theirs
+    ]
+    assert wrong == []
+    for dtype in dtypes:
+        check({"kv_cache_dtype": dtype}, "0.32.0", True)
+    check({"kv_cache_dtype": "int7"}, "0.32.0", False)
