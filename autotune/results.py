@@ -406,8 +406,10 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
     lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
     if trial.again is not None:
         lines.append(f"measures trial {trial.again} again")
-    if "moved_because" in attrs:
-        lines.append(f"the proposal was moved here: {attrs['moved_because']}")
+    if attrs.get("challenge"):
+        lines.append("a challenge: no launch seemed worth its time, and this might prove it wrong")
+    elif "expected_gain" in attrs:
+        lines.append(f"chosen for an expected gain of {attrs['expected_gain']:.1%} in hypervolume")
     for o in view.objectives:
         value = trial.value(o)
         if value is not None:

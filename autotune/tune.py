@@ -35,10 +35,12 @@ from autotune.errors import (
     TrialFailure,
     UserError,
 )
+from autotune.explain import known_for
+from autotune.graphs import aligned_sizes, coverage, graphs
 from autotune.ledger import end_unended
 from autotune.load import Workload, build_workload
 from autotune.machine import describe_machine, machine_line
-from autotune.measure import Measurement
+from autotune.measure import Measurement, within_launch
 from autotune.measuring import Measuring, Result, Rival
 from autotune.results import (
     Standing,
@@ -49,8 +51,17 @@ from autotune.results import (
     trial_views,
     with_points,
 )
-from autotune.search import SpaceExhausted, StudySampler, grid_points, plan, seed_points
-from autotune.search.sampler import nearest, tried_points
+from autotune.rules import Known, why_infeasible
+from autotune.search import (
+    Converged,
+    SearchEnds,
+    SpaceExhausted,
+    StudySampler,
+    grid_points,
+    plan,
+    seed_points,
+)
+from autotune.search.sampler import CHALLENGES, nearest, tried_points
 from autotune.serving import (
     LogFolder,
     Server,
@@ -60,7 +71,18 @@ from autotune.serving import (
     plan_launch,
     probe,
 )
-from autotune.space import MNBT, FloatParam, N, Point, Space, Value, describe, why_infeasible
+from autotune.space import (
+    ALIGNED,
+    MNBT,
+    FloatParam,
+    N,
+    Point,
+    Space,
+    Value,
+    as_int,
+    canonical,
+    describe,
+)
 from autotune.spec import LoadedStudy, StudySpec
 from autotune.store import LaunchRow, Store, exclusive, file_identity, opened
 from autotune.ui import Ui
@@ -81,6 +103,7 @@ class StopReason(StrEnum):
     DONE = "all trials are done"
     TIMEOUT = "the time is up"
     EXHAUSTED = "every point that can launch has been measured"
+    CONVERGED = "no further launch is expected to be worth its time"
 
 
 @dataclass(frozen=True)
@@ -99,9 +122,14 @@ class Prepared:
         """The study file."""
         return self.loaded.spec
 
+    @cached_property
+    def known(self) -> Known:
+        """What the machine and the target tell the rules."""
+        return known_for(self.loaded, self.info)
+
     def infeasible(self, point: Point) -> str | None:
         """Why this vLLM version cannot launch the point, or None."""
-        return why_infeasible(self.spec.settings(point), self.info.version)
+        return why_infeasible(self.spec.settings(point), self.info.version, self.known)
 
 
 def model_resolver(
@@ -211,6 +239,7 @@ def run_study(
     timeout_s: float | None,
     ui: Ui,
     confirm: bool = False,
+    stop_below: float | None = None,
 ) -> StopReason:
     """Brings the study to ``trials`` finished trials, from wherever it stands.
 
@@ -221,6 +250,8 @@ def run_study(
         seed: Of a new study; a resumed one keeps its own.
         timeout_s: No launch begins after so many seconds.
         confirm: Search no further: ``trials`` more launches measure the winners again.
+        stop_below: The search ends when no launch is expected to gain more, as a share of the
+            hypervolume; 0: never. None: as the study says.
 
     Raises:
         UserError: the database cannot be used, or belongs to another study.
@@ -235,7 +266,16 @@ def run_study(
         while True:
             try:
                 with opened(database, create=True) as store:
-                    run = _Run(prepared, store, trials, seed, deadline, ui, confirm=confirm)
+                    run = _Run(
+                        prepared,
+                        store,
+                        trials,
+                        seed,
+                        deadline,
+                        ui,
+                        confirm=confirm,
+                        stop_below=stop_below,
+                    )
                     return run.go()
             except DatabaseLocked as e:  # its server is gone: wait, and go on as after a kill
                 now = time.monotonic()
@@ -278,6 +318,35 @@ def signals() -> Iterator[None]:
             signal.signal(s, handler)
 
 
+def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
+    """How badly the CUDA graphs of a point fit the study's batches; None: there are none.
+
+    The share of the batch sizes that replay no FULL graph, plus the mean share of padding.
+    """
+    spec, info = prepared.spec, prepared.info
+    if info.device != "cuda" or info.version is None:
+        return None
+    version, load = info.version, spec.workload.max_concurrency
+
+    def misfit(point: Point) -> float:
+        settings = spec.settings(point)
+        seqs, mnbt = as_int(settings.get("max_num_seqs")), as_int(settings.get(MNBT))
+        if settings.get("enforce_eager") is True or seqs is None or mnbt is None:
+            return 0.0
+        n = as_int(settings.get(N)) or 0
+        given = aligned_sizes(n, seqs, mnbt) if settings.get(ALIGNED) is True else None
+        fit = coverage(graphs(n, seqs, mnbt, version, given), min(load or seqs, seqs))
+        return 1 - fit.full + fit.padding
+
+    return misfit
+
+
+def log_variance(value: float, low: float | None, high: float | None) -> float | None:
+    """Variance of the logarithm of a value with such an interval; None: not known."""
+    sd = within_launch(value, low, high) if value > 0 else None
+    return None if sd is None else sd**2
+
+
 def output_folder(database: Path, study: str) -> Path:
     """Where plots and server logs of a study go: beside its database."""
     return database.parent / f"{database.stem}-{study}"
@@ -296,6 +365,7 @@ class _Run:
         ui: Ui,
         *,
         confirm: bool,
+        stop_below: float | None,
     ) -> None:
         self.p = prepared
         self.spec = prepared.spec
@@ -303,6 +373,7 @@ class _Run:
         self.wanted = trials
         self.held = prepared.spec.budget.confirm_of(trials)  # of the wanted ones, for confirming
         self.confirm_only = confirm
+        self.stop_below = self.spec.budget.converged if stop_below is None else stop_below
         self.seed = seed
         self.deadline = deadline
         self.ui = ui
@@ -323,27 +394,55 @@ class _Run:
         row = self.store.begin_study(self.p.loaded, seed=self.seed, wanted=self.wanted)
         self.check_comparable()
         self.sampler = StudySampler(
-            self.space, self.p.infeasible, method=self.spec.search.method, seed=row.seed
+            self.space,
+            self.p.infeasible,
+            method=self.spec.search.method,
+            seed=row.seed,
+            stop_below=self.stop_below,
+            fixed_n=self.fixed_n(),
+            known=graph_misfit(self.p),
         )
         self.study = self.open_study()
         self.ui.study(study_view(self.store, self.spec.name), self.store.path)
         self.say_infeasible()
-        reason = StopReason.DONE
+        searching, reason = not self.converged_before(), StopReason.CONVERGED
         while True:
             trial = self.running_trial()
             if trial is None:
                 if self.finished() >= self.wanted:
-                    return reason
+                    return StopReason.DONE if searching else reason
                 if self.deadline is not None and time.monotonic() >= self.deadline:
                     return StopReason.TIMEOUT
                 try:
-                    trial = self.ask(exhausted=reason is StopReason.EXHAUSTED)
-                except SpaceExhausted:
-                    if reason is StopReason.EXHAUSTED:
+                    trial = self.ask(searching=searching)
+                except SearchEnds as e:
+                    if not searching:
                         return reason
-                    reason = StopReason.EXHAUSTED  # what is left is to confirm
+                    searching = False  # what is left is to confirm
+                    reason = self.search_ended(e)
                     continue
             self.run_trial(trial)
+
+    def fixed_n(self) -> int | None:
+        """n of every point, where it is not searched."""
+        return as_int(self.spec.settings({}).get(N))
+
+    def converged_before(self) -> bool:
+        """Whether an earlier run with this budget found that no launch is worth its time."""
+        return self.stop_below > 0 and self.wanted in self.study.user_attrs.get("converged", [])
+
+    def search_ended(self, end: SearchEnds) -> StopReason:
+        """Keeps that the search is over, so that a resumed run does not take it up again."""
+        if not isinstance(end, Converged):
+            return StopReason.EXHAUSTED
+        before: list[int] = self.study.user_attrs.get("converged", [])
+        self.study.set_user_attr("converged", [*before, self.wanted])
+        self.ui.message(
+            f"{self.finished()} launches are enough: the best one more is expected to gain "
+            f"{end.gain:.2%} of the front's hypervolume, less than {self.stop_below:.2%}, and the "
+            f"last {CHALLENGES} looked elsewhere in vain"
+        )
+        return StopReason.CONVERGED
 
     # -- what an earlier run left --------------------------------------------------------------
 
@@ -453,35 +552,42 @@ class _Run:
         trials = self.study.get_trials(deepcopy=False)
         return [t for t in trials if "confirms" not in t.user_attrs]
 
-    def ask(self, *, exhausted: bool) -> optuna.trial.FrozenTrial:
+    def ask(self, *, searching: bool) -> optuna.trial.FrozenTrial:
         """The next trial: to confirm, planned from the start, or the sampler's.
 
         Args:
-            exhausted: There is no point left to search.
+            searching: False: what is left is to confirm.
 
         Raises:
-            SpaceExhausted: there is nothing left to do.
+            SearchEnds: there is nothing left to do.
         """
         waiting = (TrialState.WAITING,)  # a run that ended between the two calls left one
         if not self.study.get_trials(deepcopy=False, states=waiting):
-            planned = self.to_confirm(exhausted)
-            if planned is None and exhausted:
-                raise SpaceExhausted
-            planned = planned or self.planned()
-            if planned is not None:
-                point, attrs = planned
-                self.study.enqueue_trial(self.space.encode(point), user_attrs=attrs)
-        try:
-            number = self.study.ask(self.space.distributions()).number
-        except SpaceExhausted:
-            for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                self.never_launched(t, str(StopReason.EXHAUSTED))
-            raise
-        trial = self.frozen(number)
-        if self.sampler.moved:
-            self.set_attrs(trial, moved_because=self.sampler.moved)
-            self.sampler.moved = None
-        return trial
+            planned = self.to_confirm(searching)
+            if planned is None and not searching:
+                raise SearchEnds
+            point, attrs = planned or self.planned() or self.suggested()
+            self.study.enqueue_trial(self.space.encode(point), user_attrs=attrs)
+        return self.frozen(self.study.ask(self.space.distributions()).number)
+
+    def suggested(self) -> tuple[dict[str, Value], dict[str, Any]]:
+        """The sampler's proposal; a point that was measured already is a replicate.
+
+        Raises:
+            SearchEnds: it has none.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        suggestion = self.sampler.suggest(trials, self.study.directions)
+        attrs: dict[str, Any] = {}
+        if suggestion.gain is not None:
+            attrs["expected_gain"] = suggestion.gain
+        if suggestion.challenge:
+            attrs["challenge"] = True
+        params = self.space.encode(suggestion.point)
+        first = next((t.number for t in trials if is_finished(t) and t.params == params), None)
+        if first is not None:
+            attrs["replicates"] = first
+        return suggestion.point, attrs
 
     def planned(self) -> tuple[dict[str, Value], dict[str, Any]] | None:
         """The baseline first, then the seeds or the whole grid; None when they are done.
@@ -511,7 +617,8 @@ class _Run:
         def feasible(q: Point) -> bool:
             return self.p.infeasible(q) is None
 
-        baseline = nearest(self.space, baseline_point(self.spec), feasible)
+        start = canonical(self.space, baseline_point(self.spec))
+        baseline = nearest(self.space, start, feasible)
         if baseline is None:
             raise SpaceExhausted
         if self.spec.search.method == "grid":
@@ -553,7 +660,7 @@ class _Run:
         self.standing.update(trials)
         return trials
 
-    def to_confirm(self, exhausted: bool) -> tuple[dict[str, Value], dict[str, Any]] | None:
+    def to_confirm(self, searching: bool) -> tuple[dict[str, Value], dict[str, Any]] | None:
         """The next launch that measures a candidate again; None while the search goes on.
 
         The last trials of the wanted ones are held back for it.
@@ -561,7 +668,7 @@ class _Run:
         held = self.held
         trials = self.study.get_trials(deepcopy=False)
         done = sum(t.user_attrs.get("confirmation") == self.wanted for t in trials)
-        if done >= held or (not exhausted and self.finished() - done < self.wanted - held):
+        if done >= held or (searching and self.finished() - done < self.wanted - held):
             return None
         key = f"confirmation_{self.wanted}"
         if key not in self.study.user_attrs:
@@ -788,6 +895,10 @@ class _Run:
             acceptance_length=stats.get("acceptance_length"),
             acceptance_per_position=stats.get("acceptance_per_position"),
             intervals=launch.intervals,
+            log_variances=[
+                log_variance(values[o.name], *(launch.intervals or {}).get(o.name, (None, None)))
+                for o in self.p.objectives
+            ],
             quality={k: v for k, v in (launch.quality or {}).items() if k != "machine"},
         )
         self.study.tell(trial.number, [values[o.name] for o in self.p.objectives])

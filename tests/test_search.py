@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import optuna
 import pytest
-from optuna.samplers import GPSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, create_trial
 
+from autotune.rules import why_infeasible
 from autotune.search import (
+    Converged,
     SpaceExhausted,
     StudySampler,
     baseline_speedup,
@@ -22,8 +22,9 @@ from autotune.search import (
     seed_points,
 )
 from autotune.search import sampler as sampler_module
-from autotune.search.sampler import informative, tried_points
-from autotune.space import MNBT, FloatParam, IntParam, N, Point, Pow2Param, Space, why_infeasible
+from autotune.search.model import propose
+from autotune.search.sampler import informative
+from autotune.space import MNBT, ChoiceParam, FloatParam, IntParam, N, Point, Pow2Param, Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -42,18 +43,17 @@ def infeasible(point: Point) -> str | None:
 def test_seeds_begin_with_the_baseline_and_can_launch() -> None:
     seeds = seed_points(SPACE, {N: 0, MNBT: 64}, lambda q: infeasible(q) is None)
     assert seeds[0] == {N: 0, MNBT: 64}
-    assert len(seeds) == 4
+    assert seeds[1] == {N: 15, MNBT: 64}  # nothing but n differs: its acceptance tells most
+    assert len(seeds) == 3
     assert all(infeasible(q) is None for q in seeds)
-    assert {q[N] for q in seeds} == {0, 3, 7, 1}
-    assert len({tuple(q.values()) for q in seeds}) == 4
+    assert {q[N] for q in seeds} == {0, 3, 15}
 
 
-@pytest.mark.parametrize("method", ["gp", "random"])
-def test_every_feasible_point_is_proposed_once_and_no_other(method: str) -> None:
-    small = Space({N: IntParam(type="int", low=1, high=2), MNBT: SPACE.params[MNBT]})
+def test_every_feasible_point_is_drawn_once_and_no_other() -> None:
+    small = Space({N: IntParam(type="int", low=1, high=3), MNBT: SPACE.params[MNBT]})
     feasible = [q for q in grid_points(small) if infeasible(q) is None]
     assert 0 < len(feasible) < small.size()  # type: ignore[operator]
-    sampler = StudySampler(small, infeasible, method=method, seed=1)
+    sampler = StudySampler(small, infeasible, method="random", seed=1)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     seen = []
     for _ in feasible:
@@ -70,19 +70,67 @@ def test_every_feasible_point_is_proposed_once_and_no_other(method: str) -> None
         study.ask(small.distributions())
 
 
-def test_a_proposal_that_was_moved_says_why() -> None:
-    sampler = StudySampler(SPACE, infeasible, method="gp", seed=0)
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-    reasons = []
+def test_the_model_goes_to_the_best_points_that_can_launch() -> None:
+    study = study_of([], forbid=infeasible)
     for point in seed_points(SPACE, {N: 0, MNBT: 64}, lambda q: infeasible(q) is None):
         study.enqueue_trial(SPACE.encode(point))
-    for _ in range(7):
+    seen = []
+    for _ in range(8):
         trial = study.ask(SPACE.distributions())
         point = SPACE.decode(trial.params)
-        # the model is drawn to the corner that cannot launch: large n, small budget
-        study.tell(trial, [float(point[N]), float(point[MNBT])])
-        reasons.append(sampler.moved)
-    assert any(r and "would fail" in r for r in reasons)
+        assert infeasible(point) is None
+        # the corner that cannot launch would be the best: large n, small budget
+        rate = 50.0 + 5 * int(point[N])
+        study.tell(trial, [rate, 1e5 / rate + int(point[MNBT])])
+        seen.append(point)
+    assert seen.count({N: 15, MNBT: 64}) >= 1
+    assert sum(int(q[N]) >= 12 for q in seen) >= 3
+
+
+def test_the_model_ends_when_no_launch_is_worth_its_time_and_challenges_found_nothing() -> None:
+    sampler = StudySampler(SPACE, lambda _q: None, method="gp", seed=0, stop_below=0.005)
+    trials: list[FrozenTrial] = []
+    for point in seed_points(SPACE, {N: 0, MNBT: 64}, lambda _q: True):
+        trials.append(finished(len(trials), point, smooth(point)))
+    challenges = []
+
+    def search() -> None:
+        for _ in range(60):
+            found = sampler.suggest(trials, BOTH)
+            challenges.append(found.challenge)
+            trials.append(finished(len(trials), found.point, smooth(found.point), found.challenge))
+
+    with pytest.raises(Converged) as end:
+        search()
+    assert end.value.gain < 0.005
+    assert challenges[-3:] == [True, True, True]
+    best = max(grid_points(SPACE), key=lambda q: smooth(q)[0])
+    assert any(SPACE.decode(t.params)[N] == best[N] for t in trials)
+    # without a limit the search goes on
+    more = StudySampler(SPACE, lambda _q: None, method="gp", seed=0).suggest(trials, BOTH)
+    assert more.challenge
+
+
+def test_draft_parameters_are_not_searched_without_a_draft() -> None:
+    space = Space(
+        {
+            N: IntParam(type="int", low=0, high=1),
+            "speculative.draft_tensor_parallel_size": ChoiceParam(type="choice", choices=(1, 2)),
+        }
+    )
+    assert len(grid_points(space)) == 3
+    study = optuna.create_study(
+        directions=["maximize"],
+        sampler=StudySampler(space, lambda _q: None, method="random", seed=0),
+    )
+    seen = []
+    for _ in range(3):
+        trial = study.ask(space.distributions())
+        study.tell(trial, 1.0)
+        seen.append(space.decode(trial.params))
+    assert sorted(map(str, seen)) == sorted(map(str, grid_points(space)))
+    with pytest.raises(SpaceExhausted):
+        study.ask(space.distributions())
 
 
 def test_the_same_seed_proposes_the_same_and_resumes_with_new_draws() -> None:
@@ -115,7 +163,7 @@ def measured(count: int, *, seed: int = 0) -> list[FrozenTrial]:
         point = rng.choice(points)
         n, noise = int(point[N]), rng.lognormvariate(0, 0.05)
         trial = create_trial(
-            values=[(60 + 9 * n - n * n) / noise, (2 + 0.1 * n + int(point[MNBT]) / 64) * noise],
+            values=[(100 + 9 * n - n * n) / noise, (2 + 0.1 * n + int(point[MNBT]) / 64) * noise],
             params=SPACE.encode(point),
             distributions=SPACE.distributions(),
         )
@@ -124,30 +172,49 @@ def measured(count: int, *, seed: int = 0) -> list[FrozenTrial]:
     return trials
 
 
-def study_of(trials: Sequence[FrozenTrial], seed: int = 5) -> optuna.Study:
+def finished(
+    number: int,
+    point: Point,
+    values: Sequence[float],
+    challenge: bool = False,
+    *,
+    noise: Sequence[float] = (1e-4, 1e-4),
+    space: Space = SPACE,
+) -> FrozenTrial:
+    attrs = {"log_variances": list(noise)} | ({"challenge": True} if challenge else {})
+    trial = create_trial(
+        values=list(values),
+        params=space.encode(point),
+        distributions=space.distributions(),
+        user_attrs=attrs,
+    )
+    trial.number = number
+    return trial
+
+
+def smooth(point: Point) -> tuple[float, float]:
+    """Best at n = 6, whatever the budget."""
+    rate = 100 - (int(point[N]) - 6) ** 2 / 2
+    return rate, 1e5 / rate
+
+
+def study_of(
+    trials: Sequence[FrozenTrial],
+    seed: int = 5,
+    forbid: Callable[[Point], str | None] = lambda _q: None,
+) -> optuna.Study:
     study = optuna.create_study(
         directions=["maximize", "minimize"],
-        sampler=StudySampler(SPACE, lambda _q: None, method="gp", seed=seed),
+        sampler=StudySampler(SPACE, forbid, method="gp", seed=seed),
     )
     study.add_trials(trials)
     return study
 
 
-def test_a_small_study_is_searched_as_by_the_gaussian_process_alone() -> None:
-    trials = measured(12)
-    study = study_of(trials, seed=5)
-    alone = GPSampler(seed=5 + 13, n_startup_trials=2, warn_independent_sampling=False)
-    reference = optuna.create_study(directions=["maximize", "minimize"], sampler=alone)
-    reference.add_trials(trials)
-    expected = reference.ask(SPACE.distributions()).params
-    assert SPACE.decode(expected) not in tried_points(SPACE, trials)  # else it would be moved
-    assert study.ask(SPACE.distributions()).params == expected
-
-
 def test_as_many_trials_as_the_model_takes_are_all_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     proposals = []
     for most in (200, 13, 12):
-        monkeypatch.setattr(sampler_module, "GP_TRIALS", most)
+        monkeypatch.setattr(sampler_module, "MODEL_TRIALS", most)
         proposals.append(study_of(measured(12)).ask(SPACE.distributions()).params)
     assert proposals[0] == proposals[1] == proposals[2]
 
@@ -155,32 +222,24 @@ def test_as_many_trials_as_the_model_takes_are_all_taken(monkeypatch: pytest.Mon
 def test_the_model_of_a_long_study_sees_the_front_and_no_more_than_its_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sampler_module, "GP_TRIALS", 12)
-    seen: list[list[FrozenTrial]] = []
-    fit = GPSampler._sample_relative_impl
+    monkeypatch.setattr(sampler_module, "MODEL_TRIALS", 12)
+    seen: list[list[float]] = []
 
-    def spy(self: GPSampler, study: Any, complete: Any, running: Any, space: Any) -> Any:
-        seen.append(complete)
-        assert running == []
-        return fit(self, study, complete, running, space)
+    def spy(space: Space, launched: Sequence[Any], *rest: Any) -> Any:
+        seen.append([x.rate for x in launched])
+        return propose(space, launched, *rest)
 
+    monkeypatch.setattr(sampler_module, "propose", spy)
     study = study_of(measured(30))
-    with mock.patch.object(GPSampler, "_sample_relative_impl", spy):
-        for _ in range(3):
-            trial = study.ask(SPACE.distributions())
-            point = SPACE.decode(trial.params)
-            earlier = study.get_trials(states=(TrialState.COMPLETE,))
-            assert point not in tried_points(SPACE, earlier)  # of all trials, also those not seen
-            study.tell(trial, [1.0, 100.0])
-    assert [len(complete) for complete in seen] == [12, 12, 12]
-    for i, complete in enumerate(seen):
-        numbers = [t.number for t in complete]
-        assert numbers == sorted(numbers)
+    for _ in range(3):
+        study.tell(study.ask(SPACE.distributions()), [1.0, 100.0])
+    assert [len(rates) for rates in seen] == [12, 12, 12]
+    for i, rates in enumerate(seen):
         values = {t.number: t.values for t in study.get_trials()[: 30 + i]}
         front = front_numbers(values, ["maximize", "minimize"])
         assert len(front) <= 6
-        assert front <= set(numbers)
-        assert {29 + i, 28 + i} <= set(numbers)  # the latest
+        assert {values[k][0] for k in front} <= set(rates)
+        assert {values[k][0] for k in (29 + i, 28 + i)} <= set(rates)  # the latest
 
 
 def test_half_of_what_the_model_sees_is_the_best_and_half_the_latest() -> None:

@@ -1,49 +1,72 @@
-"""The sampler of a study: only points that can launch, none of them twice.
+"""The sampler of a study: only points that can launch, and of those the one that is worth most.
 
-Optuna's ``GPSampler`` proposes (in replay on this shape of problem it had the best hypervolume of
-Optuna's samplers after 40 trials); its proposal is then moved to the nearest point of the
-space that the rules allow and that has not been measured. It knows nothing of rules: without the
-move, it would propose the same forbidden corner again and again, since a trial without numbers
-teaches it nothing.
+The first trials are planned (:func:`seed_points`): the baseline, the largest n, whose acceptance at
+every position tells most about all others, and a small one, for the time that a step takes. From
+then on :mod:`autotune.search.model` chooses, among all points that the rules allow and that no
+crash speaks against, launched ones included: those are then launched once more.
 
-Fitting a Gaussian process to t trials takes t³ operations, and memory for t². The process is
-therefore conditioned on ``GP_TRIALS`` trials at most: :func:`informative` says which. A study with
-fewer measured trials is searched as by Optuna's sampler alone.
+A fit to t trials takes t³ operations, and memory for t²: the model sees ``MODEL_TRIALS`` trials at
+most; :func:`informative` says which.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.space import ChoiceParam, FloatParam, N, Point, Space, Value
+from autotune.errors import FailureKind
+from autotune.search.crashes import CrashModel
+from autotune.search.model import Launched, propose, unit
+from autotune.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
 
-# Seeds beside the baseline: n doubles (acceptance falls off geometrically, so the steps between
-# small n matter most), each at another level of every other parameter, like a Latin square.
-_SEED_N = (3, 7, 1)
-_SEED_LEVEL = (1.0, 0.5, 0.0)
-# What the model is conditioned on at most. A proposal from 1000 trials took 14 s on one core.
-GP_TRIALS = 200
+# Seeds beside the baseline: n, and the level of every other parameter from 0 to 1; None: the
+# baseline's, so that nothing but n differs.
+_SEEDS = ((15, None), (3, 0.5))
+# What the model is fitted to at most.
+MODEL_TRIALS = 200
 # For spaces with a real-valued parameter: how often a random point is drawn before giving up.
 _DRAWS = 10_000
+# So many points are compared in one proposal; of a larger space a random part, another each time.
+_MOST_CANDIDATES = 1500
+# A smaller expected gain, as a share of the hypervolume, makes the model doubt itself …
+_DOUBT = 0.005
+# … and so many launches in doubt, one after the other, end the search.
+CHALLENGES = 3
 
 
-class SpaceExhausted(Exception):
+class SearchEnds(Exception):
+    """There is nothing that should be launched."""
+
+
+class Converged(SearchEnds):
+    """No launch is expected to be worth its time.
+
+    Attributes:
+        gain: Of the best one: growth of the hypervolume, as a share.
+    """
+
+    def __init__(self, gain: float) -> None:
+        super().__init__(f"the best launch is expected to gain {gain:.2%}")
+        self.gain = gain
+
+
+class SpaceExhausted(SearchEnds):
     """Every point that can launch has been tried."""
 
 
 def grid_points(space: Space) -> list[dict[str, Value]]:
-    """Every point, the small ones of the first parameter first.
+    """Every point that is a launch of its own, the small ones of the first parameter first.
 
     Raises:
         ValueError: one parameter is real-valued.
@@ -51,32 +74,34 @@ def grid_points(space: Space) -> list[dict[str, Value]]:
     points = space.points()
     if points is None:
         raise ValueError("a grid needs parameters with a list of values; float has none")
-    return list(points)
+    return [q for q in points if canonical(space, q) == q]
 
 
 def seed_points(
     space: Space, baseline: Point, feasible: Callable[[Point], bool]
 ) -> list[dict[str, Value]]:
-    """The baseline, then up to three points that show the space to the model.
+    """The baseline, then up to two points that show the space to the model.
 
     Args:
         baseline: The first trial, usually n = 0.
         feasible: Whether the rules allow a point; seeds are moved to where they do.
     """
     seeds = [dict(baseline)]
-    for i, (n, level) in enumerate(zip(_SEED_N, _SEED_LEVEL, strict=True)):
+    for i, (n, level) in enumerate(_SEEDS):
         point: dict[str, Value] = {}
         for name, p in space.params.items():
             values = p.values()
             if name == N:
                 point[name] = space.clip(N, n)
+            elif level is None:
+                point[name] = baseline[name]
             elif isinstance(p, ChoiceParam):
                 point[name] = p.choices[i % len(p.choices)]
             elif isinstance(p, FloatParam):
                 point[name] = p.low + level * (p.high - p.low)
             elif values:
                 point[name] = values[round(level * (len(values) - 1))]
-        moved = nearest(space, point, lambda q: feasible(q) and q not in seeds)
+        moved = nearest(space, canonical(space, point), lambda q: feasible(q) and q not in seeds)
         if moved is not None:
             seeds.append(moved)
     return seeds
@@ -94,10 +119,10 @@ def nearest(
     candidates: Iterator[dict[str, Value]] = space.points() or itertools.islice(
         _random_points(space, np.random.default_rng(0)), _DRAWS
     )
-    target = _unit(space, point)
+    target = np.array(unit(space, point))
     best: tuple[float, dict[str, Value]] | None = None
     for q in candidates:
-        d = float(np.sum((_unit(space, q) - target) ** 2))
+        d = float(np.sum((np.array(unit(space, q)) - target) ** 2))
         if (best is None or d < best[0]) and allowed(q):
             best = (d, q)
     return best[1] if best else None
@@ -134,41 +159,6 @@ def informative(
     return [trials[i] for i in sorted([*best, *rest[: most - len(best)]])]
 
 
-class _Part:
-    """A study with some of its finished trials only, as far as a sampler looks at one."""
-
-    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        self._whole = study
-        self._trials = trials
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._whole, name)
-
-    def get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        """As :meth:`optuna.Study.get_trials`."""
-        return self._get_trials(deepcopy, states)
-
-    def _get_trials(
-        self,
-        deepcopy: bool = True,
-        states: Container[TrialState] | None = None,
-        use_cache: bool = False,
-    ) -> list[FrozenTrial]:
-        """What ``GPSampler`` calls."""
-        found = [t for t in self._trials if states is None or t.state in states]
-        return copy.deepcopy(found) if deepcopy else found
-
-
-def _conditioning(study: optuna.Study, complete: Sequence[FrozenTrial]) -> optuna.Study:
-    """The study as the model sees it; the study itself while it is small enough."""
-    if len(complete) <= GP_TRIALS:
-        return study
-    part = _Part(study, informative(complete, study.directions, GP_TRIALS))
-    return cast(optuna.Study, part)
-
-
 class PointSet:
     """Points, to be asked whether one is among them."""
 
@@ -183,24 +173,6 @@ def tried_points(space: Space, trials: Iterable[FrozenTrial]) -> PointSet:
     """The points of those trials that have one."""
     names = space.distributions().keys()
     return PointSet(space.decode(t.params) for t in trials if names <= t.params.keys())
-
-
-def _unit(space: Space, point: Point) -> np.ndarray:
-    """A point in the unit cube; a choice is one-hot with side ½, so that any two differ alike."""
-    out: list[float] = []
-    for name, p in space.params.items():
-        v = point[name]
-        match p:
-            case ChoiceParam():
-                out += [0.5 if c == v and type(c) is type(v) else 0.0 for c in p.choices]
-            case FloatParam():
-                f = math.log if p.log else float
-                span = f(p.high) - f(p.low)
-                out.append((f(float(v)) - f(p.low)) / span if span else 0.0)
-            case _:
-                values = p.values()
-                out.append(values.index(int(v)) / max(1, len(values) - 1))
-    return np.array(out)
 
 
 def _random_points(space: Space, rng: np.random.Generator) -> Iterator[dict[str, Value]]:
@@ -218,6 +190,61 @@ def _random_points(space: Space, rng: np.random.Generator) -> Iterator[dict[str,
         yield point
 
 
+def launched_of(
+    space: Space, trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
+) -> list[Launched]:
+    """Measured trials as the model sees them.
+
+    Args:
+        trials: Complete ones, each with a point.
+        directions: What is better, for each objective.
+    """
+    values = np.array([t.values for t in trials], dtype=np.float64)
+    sign = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
+    positive = np.all(values > 0, axis=0).reshape(-1)
+    # an objective that can be zero or negative has no shares: its own spread is the measure
+    spread = np.maximum(values.std(axis=0), 1e-9)
+    costs = sign * np.where(positive, np.log(np.where(positive, values, 1.0)), values / spread)
+    out = []
+    for t, own, row in zip(trials, values, costs, strict=True):
+        variances = t.user_attrs.get("log_variances") or ()
+        known = len(variances) == len(row)
+        rate = None
+        if positive[0]:
+            rate = float(own[0] if directions[0] == StudyDirection.MAXIMIZE else 1 / own[0])
+        out.append(
+            Launched(
+                space.decode(t.params),
+                tuple(float(c) for c in row),
+                tuple(
+                    float(v) if known and v is not None and p else math.nan
+                    for v, p in zip(variances if known else row, positive, strict=True)
+                ),
+                rate,
+                tuple(t.user_attrs.get("acceptance_per_position") or ()),
+                t.user_attrs.get("acceptance_length"),
+            )
+        )
+    return out
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The next launch.
+
+    Attributes:
+        point: Where.
+        gain: Expected growth of the hypervolume by the launch that is worth most, as a share;
+            None: drawn blindly.
+        challenge: It is not that launch: see :mod:`autotune.search.model`. The trial's attribute
+            ``challenge`` shall say so.
+    """
+
+    point: dict[str, Value]
+    gain: float | None = None
+    challenge: bool = False
+
+
 class StudySampler(BaseSampler):
     """Optuna sampler of one study.
 
@@ -227,9 +254,10 @@ class StudySampler(BaseSampler):
         method: ``gp`` or ``random``; a grid is enqueued and needs no sampler.
         seed: Together with the number of trials it decides every draw, so that a resumed study
             does not replay the draws of its beginning.
-
-    Attributes:
-        moved: Why the last proposal was moved, in words, or None.
+        stop_below: The search has converged when no launch is expected to gain more, as a share of
+            the hypervolume; 0: never.
+        fixed_n: n of all points, where it is not searched.
+        known: See :func:`autotune.search.model.propose`.
     """
 
     def __init__(
@@ -239,13 +267,92 @@ class StudySampler(BaseSampler):
         *,
         method: str,
         seed: int,
+        stop_below: float = 0.0,
+        fixed_n: int | None = None,
+        known: Callable[[Point], float] | None = None,
     ) -> None:
         self._space = space
         self._infeasible = infeasible
         self._method = method
         self._seed = seed
+        self._stop_below = stop_below
+        self._fixed_n = fixed_n
+        self._known = known
         self._random = RandomSampler(seed=seed)
-        self.moved: str | None = None
+
+    def suggest(
+        self, trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
+    ) -> Suggestion:
+        """The next launch, after ``trials``.
+
+        Raises:
+            SpaceExhausted: every point that can launch has been tried.
+            Converged: no launch is expected to gain ``stop_below``.
+        """
+        tried = tried_points(self._space, trials)
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        rng = np.random.default_rng([self._seed, len(trials)])
+        new = self._new_points(tried, rng)
+        if not new:
+            raise SpaceExhausted
+        crashes = CrashModel(
+            self._space,
+            [self._space.decode(t.params) for t in complete],
+            [
+                (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
+                for t in trials
+                if crashed(t) and self._space.distributions().keys() <= t.params.keys()
+            ],
+        )
+        safe = ~crashes.all_avoided(new)
+        chance = crashes.chances(new)
+        if not safe.any():  # a gamble is left: the safest one, unless it is known to fail
+            safe = (chance > 0.5) & (chance == chance.max())
+        if not safe.any():
+            raise SpaceExhausted
+        new = [q for q, s in zip(new, safe, strict=True) if s]
+        if self._method != "gp" or len(complete) < 2:
+            return Suggestion(new[int(rng.integers(len(new)))])
+        launched = launched_of(
+            self._space, informative(complete, directions, MODEL_TRIALS), directions
+        )
+        points: list[Point] = list({frozenset(x.point.items()): x.point for x in launched}.values())
+        candidates = [*points, *new]
+        chances = np.concatenate([np.ones(len(points)), chance[safe]])
+        found = propose(
+            self._space,
+            launched,
+            candidates,
+            chances,
+            self._stop_below or _DOUBT,
+            self._fixed_n,
+            self._known,
+        )
+        if found.challenge and self._stop_below and _challenges(complete) >= CHALLENGES:
+            raise Converged(found.gain)
+        return Suggestion(dict(candidates[found.index]), found.gain, found.challenge)
+
+    def _new_points(self, tried: PointSet, rng: np.random.Generator) -> list[dict[str, Value]]:
+        """Untried points that the rules allow; of a large space a random part."""
+        if self._feasible is not None:
+            new = [q for q in self._feasible if q not in tried]
+            if len(new) > _MOST_CANDIDATES:
+                picks = rng.choice(len(new), _MOST_CANDIDATES, replace=False)
+                new = [new[i] for i in sorted(picks)]
+            return new
+        points = (canonical(self._space, q) for q in _random_points(self._space, rng))
+        draws = itertools.islice(points, _DRAWS)
+        allowed = (q for q in draws if q not in tried and self._infeasible(q) is None)
+        return list(itertools.islice(allowed, _MOST_CANDIDATES))
+
+    @cached_property
+    def _feasible(self) -> list[dict[str, Value]] | None:
+        """Every point that the rules allow; None where one parameter is real-valued."""
+        points = self._space.points()
+        if points is None:
+            return None
+        own = (q for q in points if canonical(self._space, q) == q)
+        return [q for q in own if self._infeasible(q) is None]
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -256,49 +363,13 @@ class StudySampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The model's proposal, moved to the nearest point that can launch and is untried.
+        """:meth:`suggest`, as Optuna's parameters.
 
         Raises:
-            SpaceExhausted: there is no such point.
+            SearchEnds: there is nothing that should be launched.
         """
-        self.moved = None
-        trials = study.get_trials(deepcopy=False)
-        tried = tried_points(self._space, (t for t in trials if t.number != trial.number))
-
-        def allowed(q: Point) -> bool:
-            return q not in tried and self._infeasible(q) is None
-
-        complete = [t for t in trials if t.state == TrialState.COMPLETE]
-        searched = {k: d for k, d in search_space.items() if not d.single()}
-        if self._method == "gp" and len(complete) >= 2 and searched:
-            params = self._gp(len(trials)).sample_relative(
-                _conditioning(study, complete), trial, searched
-            )
-            single = {k: d for k, d in search_space.items() if d.single()}
-            params |= {
-                k: self._random.sample_independent(study, trial, k, d) for k, d in single.items()
-            }
-            wanted = self._space.decode(params)
-            point = nearest(self._space, wanted, allowed)
-            if point is not None and point != wanted:
-                self.moved = self._infeasible(wanted) or "this point has been measured already"
-        else:
-            rng = np.random.default_rng([self._seed, len(trials)])
-            draws = itertools.islice(_random_points(self._space, rng), _DRAWS)
-            point = next((q for q in draws if allowed(q)), None)
-            if point is None:  # few points are left: look at every one
-                point = nearest(self._space, next(_random_points(self._space, rng)), allowed)
-        if point is None:
-            raise SpaceExhausted
-        return self._space.encode(point)
-
-    def _gp(self, trials: int) -> GPSampler:
-        import torch
-
-        torch.set_num_threads(1)  # the matrices are tiny: more threads only wait for each other
-        return GPSampler(
-            seed=self._seed + trials, n_startup_trials=2, warn_independent_sampling=False
-        )
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        return self._space.encode(self.suggest(others, study.directions).point)
 
     def sample_independent(
         self,
@@ -310,11 +381,15 @@ class StudySampler(BaseSampler):
         """Never reached for a parameter of the space; Optuna asks for the method."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """Nothing to keep: every proposal is made from what the storage holds."""
+
+def _challenges(trials: Sequence[FrozenTrial]) -> int:
+    """How many of the last trials of a search were challenges, one after the other."""
+    searched = [t for t in trials if "confirms" not in t.user_attrs]
+    last = itertools.takewhile(lambda t: t.user_attrs.get("challenge"), reversed(searched))
+    return sum(1 for _ in last)
+
+
+def crashed(trial: FrozenTrial) -> bool:
+    """Whether a trial's launch failed, unforeseen by any rule."""
+    kind = trial.user_attrs.get("failure_kind")
+    return trial.state == TrialState.FAIL and kind is not None and kind != FailureKind.INFEASIBLE

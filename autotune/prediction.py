@@ -1,0 +1,266 @@
+"""What a study's trials let expect of every n, and of a better draft, for people to read.
+
+`autotune.search.acceptance` predicts; here are the trials that it is given, and the tables.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Group, JustifyMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autotune.errors import NothingUsable
+from autotune.search.acceptance import (
+    MOST_N,
+    Prediction,
+    SpeculationLaunch,
+    WhatIf,
+    what_if,
+    without,
+)
+from autotune.space import N, Space
+from autotune.views import StudyView, TrialView, number, plain
+
+GAINS = (-0.1, 0.0, 0.1, 0.25, 0.5)
+NOTE = "predicted, never a result: launch what looks good"
+
+_MOST_ROWS = 64  # of n that were not launched
+
+
+@dataclass(frozen=True)
+class Row:
+    """One n: what was measured, and what the launches at every other n predict.
+
+    Attributes:
+        n: Drafted tokens; 0: no speculation, of which the launches at other n say nothing.
+        trial: The fastest trial of this n; None: n was not launched.
+        measured: Its tok/s.
+        predicted: tok/s without this trial's help; None: the others do not say.
+        measured_length: Tokens per step of the trial; None: unknown.
+        predicted_length: The same by prediction.
+        extrapolated: n lies outside of what the prediction was made from.
+    """
+
+    n: int
+    trial: int | None
+    measured: float | None
+    predicted: float | None
+    measured_length: float | None
+    predicted_length: float | None
+    extrapolated: bool
+
+    @property
+    def error(self) -> float | None:
+        """Predicted over measured tok/s, minus 1; None where one of the two is missing."""
+        if self.measured is None or self.predicted is None:
+            return None
+        return self.predicted / self.measured - 1
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Every n of a study, and the best one for drafts of other quality.
+
+    Attributes:
+        study: Its name.
+        rows: By n, ascending.
+        drafts: By gain, ascending.
+    """
+
+    study: str
+    rows: Sequence[Row]
+    drafts: Sequence[WhatIf]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; errors and gains are relative."""
+        return {
+            "study": self.study,
+            "note": NOTE,
+            "predictions": [
+                {
+                    "n": row.n,
+                    "trial": row.trial,
+                    "measured_tok_s": row.measured,
+                    "predicted_tok_s": row.predicted,
+                    "error": row.error,
+                    "measured_tokens_per_step": row.measured_length,
+                    "predicted_tokens_per_step": row.predicted_length,
+                    "extrapolated": row.extrapolated,
+                }
+                for row in self.rows
+            ],
+            "draft_quality": [
+                {
+                    "gain": draft.gain,
+                    "n": draft.n,
+                    "predicted_tok_s": draft.rate,
+                    "predicted_tokens_per_step": draft.tokens_per_step,
+                    "speedup": draft.speedup,
+                }
+                for draft in self.drafts
+            ],
+        }
+
+
+def outlook(view: StudyView, space: Space) -> Outlook:
+    """Predicts every n of the space.
+
+    Each n is represented by its fastest trial, whatever its other parameters are: the question is
+    what an n can give. Trials that were ended early do not count.
+
+    Args:
+        view: The study.
+        space: Its space.
+
+    Raises:
+        NothingUsable: no objective is in tok/s, or no trial with n ≥ 1 has an acceptance.
+    """
+    trials = _fastest(view)
+    launches = [launch for _, launch in trials.values()]
+    prediction = Prediction.fit(launches)
+    if prediction is None:
+        raise NothingUsable(
+            f"{view.name}: nothing to predict from; it takes a finished trial with "
+            "num_speculative_tokens of 1 or more, of whose drafts the server counted the accepted"
+        )
+    ns = _wanted(space, trials)
+    rows = [_row(n, trials, launches, prediction) for n in ns]
+    choice = [n for n in ns if n or prediction.baseline_launched]
+    drafts = [what_if(prediction, gain, choice) for gain in GAINS]
+    return Outlook(view.name, rows, drafts)
+
+
+def _fastest(view: StudyView) -> dict[int, tuple[TrialView, SpeculationLaunch]]:
+    """By n, the fastest trial of the search."""
+    speed = next((o for o in view.objectives if o.unit == "tok/s"), None)
+    if speed is None:
+        raise NothingUsable(
+            f"{view.name}: nothing to predict; none of its objectives is in tok/s, "
+            "such as throughput"
+        )
+    found: dict[int, tuple[TrialView, SpeculationLaunch]] = {}
+    for t in view.trials:
+        n, rate = t.point.get(N), t.value(speed)
+        if t.again is not None or t.truncated or rate is None or not isinstance(n, int):
+            continue
+        if n not in found or rate > found[n][1].rate:
+            launch = SpeculationLaunch(n, rate, t.acceptance_per_position, t.acceptance_length)
+            found[n] = (t, launch)
+    return found
+
+
+def _wanted(space: Space, launched: Iterable[int]) -> list[int]:
+    """Every n worth a row: the launched ones, and those of the space, the small ones of many."""
+    values = (space.params[N].values() if N in space.params else None) or ()
+    listed = sorted(v for v in values if type(v) is int and 0 <= v <= MOST_N)
+    return sorted({*listed[:_MOST_ROWS], *launched})
+
+
+def _row(
+    n: int,
+    trials: dict[int, tuple[TrialView, SpeculationLaunch]],
+    launches: Sequence[SpeculationLaunch],
+    prediction: Prediction,
+) -> Row:
+    trial, launch = trials.get(n, (None, None))
+    others = None if n == 0 else without(launches, n) if launch is not None else prediction
+    return Row(
+        n=n,
+        trial=None if trial is None else trial.number,
+        measured=None if launch is None else launch.rate,
+        predicted=None if others is None else others.rate(n),
+        measured_length=None if launch is None else launch.acceptance_length,
+        predicted_length=None if others is None else others.tokens_per_step(n),
+        extrapolated=others is not None and others.extrapolated(n),
+    )
+
+
+def tables(found: Outlook) -> RenderableType:
+    """Both tables, with what they mean, in 80 columns."""
+    return Group(
+        Text(f"{plain(found.study)}: tok/s by n, {NOTE}."),
+        Text("Each n stands for its fastest trial, whatever else was set. A launched n is"),
+        Text("predicted from the launches at other n only."),
+        Text(""),
+        _rows_table(found.rows),
+        *(Text(line) for line in _accuracy(found.rows)),
+        Text(""),
+        Text("If each drafted token were accepted more often, where those before it were:"),
+        Text(""),
+        _drafts_table(found.drafts),
+    )
+
+
+def _accuracy(rows: Sequence[Row]) -> list[str]:
+    errors = {row.n: abs(row.error) for row in rows if row.error is not None}
+    lines = (
+        ["* beyond the launched n, and less certain"] if any(r.extrapolated for r in rows) else []
+    )
+    if errors:
+        worst = max(errors, key=lambda n: errors[n])
+        typical = statistics.median(errors.values())
+        lines.append(f"off by {typical:.0%} in the median, {errors[worst]:.0%} at n = {worst}")
+    return lines
+
+
+def _rows_table(rows: Sequence[Row]) -> Table:
+    table = _table(
+        ("n", 4),
+        ("tok/step\npredicted", 9),
+        ("tok/step\nmeasured", 9),
+        ("tok/s\npredicted", 10),
+        ("tok/s\nmeasured", 9),
+        ("\nerror", 6),
+        ("\ntrial", 5),
+    )
+    for row in rows:
+        mark = "*" if row.extrapolated else " "
+        cells = (
+            str(row.n),
+            _cell(row.predicted_length, ".2f"),
+            _cell(row.measured_length, ".2f"),
+            "" if row.predicted is None else f"{number(row.predicted)}{mark}",
+            "" if row.measured is None else number(row.measured),
+            _cell(row.error, "+.0%"),
+            "" if row.trial is None else str(row.trial),
+        )
+        table.add_row(*map(Text, cells), style="" if row.trial is None else "bold")
+    return table
+
+
+def _drafts_table(drafts: Sequence[WhatIf]) -> Table:
+    table = _table(
+        ("draft\nquality", 7),
+        ("best\nn", 4),
+        ("\ntok/step", 8),
+        ("\ntok/s", 8),
+        ("over no\nspeculation", 11),
+    )
+    for draft in drafts:
+        cells = (
+            f"{draft.gain:+.0%}" if draft.gain else "as is",
+            str(draft.n),
+            f"{draft.tokens_per_step:.2f}",
+            number(draft.rate),
+            "" if draft.speedup is None else f"{draft.speedup:.2f}×",
+        )
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _table(*columns: tuple[str, int]) -> Table:
+    right: JustifyMethod = "right"
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading, width in columns:
+        table.add_column(Text(heading), justify=right, width=width)
+    return table
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,178 @@
+"""Chooses the next launch: surrogates with a trend from acceptance, and what a launch is worth.
+
+For each objective one :mod:`autotune.search.surrogate` over the space, with what is known of
+speculative decoding as its trend: the prediction of :mod:`autotune.search.acceptance` from the
+launches so far. Where that prediction is wrong its coefficient goes to what the data say and the
+process carries the rest. :mod:`autotune.search.gain` says what a launch at each point is worth;
+chances of a crash (:mod:`autotune.search.crashes`) count against it.
+
+A belief that is wrong and sure of itself sees no worth anywhere. So when no launch seems worth its
+time, the belief is *challenged*: by the launch that a plain surrogate, without any foreknowledge,
+hopes most of. Only when several challenges in a row changed nothing has the search converged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.measure.measurement import Floats
+from autotune.search.acceptance import Prediction, SpeculationLaunch
+from autotune.search.gain import Belief, gains, potential, reference_point
+from autotune.search.surrogate import Trend, fit
+from autotune.space import ChoiceParam, FloatParam, N, Point, Space
+
+# Variance of a logarithm where a launch does not tell its own: 5 %.
+_UNKNOWN = 0.05**2
+# Standard deviation of the part of an objective that the trend does not explain, as expected:
+# without a prediction the trend is a constant.
+_SCALE, _SCALE_PREDICTED = 0.3, 0.1
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One launch as the model sees it.
+
+    Attributes:
+        point: Where.
+        costs: Of each objective, less is better: its logarithm with a sign.
+        variances: Of the costs, within the launch; NaN: unknown.
+        rate: Output tok/s, or another speed that is in proportion to it; None: unknown.
+        per_position: Share of the drafts whose token at position 1, 2, … was accepted.
+        acceptance_length: Tokens per verification step; None: unknown.
+    """
+
+    point: Point
+    costs: tuple[float, ...]
+    variances: tuple[float, ...]
+    rate: float | None = None
+    per_position: tuple[float, ...] = ()
+    acceptance_length: float | None = None
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to launch next.
+
+    Attributes:
+        index: Of the candidates.
+        gain: Expected growth of the hypervolume by the launch that is worth most, as a share.
+        challenge: That gain is too small, and this is another launch: the one that looks best to
+            a model that knows nothing of speculative decoding, in the best case.
+    """
+
+    index: int
+    gain: float
+    challenge: bool
+
+
+def unit(space: Space, point: Point) -> list[float]:
+    """A point's place in the unit cube, as the model measures distances.
+
+    n counts by its square root, since acceptance falls off with every position, and whether there
+    are drafts at all is a feature of its own: the step from 0 to 1 changes the whole program. Any
+    two choices are equally far apart.
+    """
+    out: list[float] = []
+    for name, p in space.params.items():
+        v = point[name]
+        match p:
+            case ChoiceParam():
+                out += [0.5 if c == v and type(c) is type(v) else 0.0 for c in p.choices]
+            case FloatParam():
+                f = math.log if p.log else float
+                span = f(p.high) - f(p.low)
+                out.append((f(float(v)) - f(p.low)) / span if span else 0.0)
+            case _:
+                values = p.values()
+                if name == N:
+                    out.append(math.sqrt(int(v) / max(1, values[-1])))
+                    out.append(0.5 if v else 0.0)
+                else:
+                    out.append(values.index(int(v)) / max(1, len(values) - 1))
+    return out
+
+
+def propose(
+    space: Space,
+    launched: Sequence[Launched],
+    candidates: Sequence[Point],
+    chances: Floats,
+    doubt_below: float,
+    fixed_n: int | None = None,
+    known: Callable[[Point], float] | None = None,
+) -> Proposal:
+    """The candidate that is worth most.
+
+    Args:
+        space: The searched parameters.
+        launched: At least one.
+        candidates: Points that may be launched, launched ones included.
+        chances: That each can launch.
+        doubt_below: A smaller gain is not believed: see :class:`Proposal`.
+        fixed_n: n of all points, where it is not searched.
+        known: A number for each point that objectives may depend on (how well CUDA graphs cover
+            it); None: there is none.
+
+    Raises:
+        ValueError: there is no candidate, or a cost is not finite.
+    """
+    if not candidates:
+        raise ValueError("there is no candidate")
+    points: list[Point] = list({frozenset(x.point.items()): x.point for x in launched}.values())
+    recommendable = len(points)
+    place = {frozenset(q.items()): i for i, q in enumerate(points)}
+    rows = []
+    for q in candidates:
+        key = frozenset(q.items())
+        if key not in place:
+            place[key] = len(points)
+            points.append(q)
+        rows.append(place[key])
+    x = np.array([unit(space, q) for q in points])
+    at = np.array([place[frozenset(item.point.items())] for item in launched])
+    costs = np.array([item.costs for item in launched])
+    variances = np.array([item.variances for item in launched])
+    variances = np.where(np.isfinite(variances), variances, _UNKNOWN)
+
+    ns = np.array([int(q.get(N, fixed_n or 0)) for q in points])
+    prediction = Prediction.fit(
+        [
+            SpeculationLaunch(int(ns[i]), item.rate, item.per_position, item.acceptance_length)
+            for i, item in zip(at, launched, strict=True)
+            if item.rate is not None
+        ]
+    )
+    basis = [(np.ones(len(points)), 0.0, 1.0)]
+    if prediction is not None:
+        rates = {int(n): prediction.rate(int(n)) for n in np.unique(ns)}
+        slow = -np.log([rates[int(n)] for n in ns])
+        basis.append((slow - slow[at].mean(), 1.0, 0.4))
+    if known is not None:
+        given = np.array([known(q) for q in points])
+        basis.append((given - given[at].mean(), 0.0, 0.3))
+
+    def beliefs(basis: Sequence[tuple[Floats, float, float]], scale: float) -> list[Belief]:
+        out = []
+        for y, v in zip(costs.T, variances.T, strict=True):
+            level = float(y.mean())
+            trends = [Trend(h[at], mean, sd) for h, mean, sd in basis]
+            model = fit(x[at], y - level, v, trends, scale)
+            mean, covariance = model.posterior(x, [h for h, _, _ in basis])
+            out.append(Belief(mean + level, covariance, float(np.median(v)) + model.between**2))
+        return out
+
+    found = beliefs(basis, _SCALE if prediction is None else _SCALE_PREDICTED)
+    reference = reference_point(np.stack([b.mean[:recommendable] for b in found], axis=-1))
+    value = gains(found, recommendable, reference)[rows] * chances
+    best = int(value.argmax())
+    if value[best] >= doubt_below or recommendable == len(points):
+        return Proposal(best, float(value[best]), challenge=False)
+    # what a search without foreknowledge would try: the best case of what was not launched yet
+    plain = beliefs(basis[:1], _SCALE)
+    hopes = potential(plain, recommendable, reference)[rows] * chances
+    hopes[np.array(rows) < recommendable] = -1.0
+    return Proposal(int(hopes.argmax()), float(value[best]), challenge=True)

@@ -1,0 +1,115 @@
+"""What is believed of points that were not launched, and what a launch of them is worth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autotune.search.gain import Belief, gains, hypervolume, potential, reference_point
+from autotune.search.surrogate import Trend, fit
+
+
+def ones(count: int) -> Trend:
+    return Trend(np.ones(count), 0.0, 1.0)
+
+
+def curve(x: np.ndarray) -> np.ndarray:
+    return np.asarray(0.4 * np.sin(3 * x[:, 0]) + 0.05 * x[:, 1])
+
+
+def test_the_belief_is_near_the_truth_and_knows_how_near() -> None:
+    rng = np.random.default_rng(0)
+    scores = []
+    for _ in range(10):
+        x, new = rng.random((16, 2)), rng.random((60, 2))
+        model = fit(
+            x, curve(x) + rng.normal(0, 0.02, 16), np.full(16, 0.02**2), [ones(16)], scale=0.3
+        )
+        mean, covariance = model.posterior(new, [np.ones(60)])
+        error = mean - curve(new)
+        assert error.std() < curve(new).std() / 2
+        scores.append(np.mean(error**2 / np.diag(covariance)))
+    assert 0.2 < np.mean(scores) < 3  # 1: errors are as large as they are believed to be
+
+
+def test_a_noisy_launch_counts_less() -> None:
+    x = np.array([[0.5], [0.5]])
+    model = fit(x, np.array([0.0, 1.0]), np.array([1e-4, 1.0]), [ones(2)], scale=0.3)
+    mean, _ = model.posterior(x[:1], [np.ones(1)])
+    assert mean[0] < 0.1
+
+
+def test_a_right_prediction_carries_beyond_the_data_and_a_wrong_one_does_not() -> None:
+    x = np.linspace(0, 0.5, 6)[:, None]
+    far = np.array([[1.0]])
+    truth = -2 * x[:, 0]
+    for slope, right in ((-2.0, True), (2.0, False)):
+        trend = Trend(slope * x[:, 0], 1.0, 0.4)
+        model = fit(x, truth, np.full(6, 1e-4), [ones(6), trend], scale=0.1)
+        mean, covariance = model.posterior(far, [np.ones(1), slope * far[:, 0]])
+        sd = float(np.sqrt(covariance[0, 0]))
+        if right:
+            assert mean[0] == pytest.approx(-2, abs=0.15)
+        else:  # the data have the last word: it falls on, or is not sure
+            assert mean[0] - 3 * sd < -1
+            inside, _ = model.posterior(x, [np.ones(6), slope * x[:, 0]])
+            assert inside == pytest.approx(truth, abs=0.05)
+
+
+def test_a_surrogate_needs_numbers() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        fit(np.zeros((0, 1)), np.zeros(0), np.zeros(0), [], 1.0)
+    with pytest.raises(ValueError, match="finite"):
+        fit(np.zeros((1, 1)), np.array([np.nan]), np.zeros(1), [ones(1)], 1.0)
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_the_hypervolume_is_what_random_points_say(objectives: int) -> None:
+    rng = np.random.default_rng(objectives)
+    costs = rng.random((5, 7, objectives)) * 1.2  # some beyond the reference
+    reference = np.ones(objectives)
+    probes = rng.random((20_000, objectives))
+    below = (costs[:, :, None, :] <= probes).all(axis=-1).any(axis=1).mean(axis=-1)
+    assert hypervolume(costs, reference) == pytest.approx(below, abs=0.02)
+
+
+def test_hypervolume_counts_only_what_dominates() -> None:
+    front = np.array([[0.0, 1.0], [1.0, 0.0]])
+    more = np.array([[0.0, 1.0], [1.0, 0.0], [1.5, 1.5], [5.0, -9.0]])
+    reference = np.array([2.0, 2.0])
+    assert hypervolume(front, reference) == hypervolume(more, reference) == 3.0
+
+
+def belief(means: list[float], sds: list[float], noise: float) -> Belief:
+    return Belief(np.array(means), np.diag(np.array(sds) ** 2), noise)
+
+
+def test_nothing_is_gained_where_everything_is_known() -> None:
+    both = [belief([0.0, 0.5, 1.0], [0.0, 0.0, 0.0], 0.01)] * 2
+    assert gains(both, 2, np.ones(2)) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_uncertain_point_that_may_be_best_is_worth_most() -> None:
+    both = [belief([0.0, 0.05, 0.05, 0.9], [0.01, 0.01, 0.3, 0.3], 1e-4)] * 2
+    worth = gains(both, 1, np.ones(2))
+    assert worth.argmax() == 2
+    assert worth[2] > 10 * worth[1]
+
+
+def test_of_two_noisy_rivals_one_is_launched_again_before_a_hopeless_third() -> None:
+    both = [belief([0.0, 0.01, 0.9], [0.1, 0.1, 0.05], 1e-3)] * 2
+    worth = gains(both, 2, np.ones(2))
+    assert min(worth[:2]) > 100 * worth[2]
+
+
+def test_potential_is_the_best_case() -> None:
+    both = [belief([0.0, 0.5, 0.3], [0.0, 0.4, 0.1], 0.01)] * 2
+    best = potential(both, 1, np.ones(2))
+    assert best[0] == 0
+    assert best[1] == pytest.approx(1.3**2 - 1)  # 0.5 - 2 * 0.4 = -0.3
+    assert best[2] == 0  # not even then
+
+
+def test_the_reference_is_the_worst_but_never_the_best() -> None:
+    assert reference_point(np.array([[0.0, 3.0], [1.0, 2.0]])) == pytest.approx([1.0, 3.0])
+    assert (reference_point(np.array([[1.0, 1.0], [1.0, 1.0]])) > 1.0).all()
