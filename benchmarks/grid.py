@@ -76,6 +76,7 @@ class Grid:
         machine: What it ran on, as `autotune.machine` describes it.
         vllm_version: Of the servers.
         launches: Measured ones.
+        concurrency: Most requests at a time; None: as the study's file says.
     """
 
     study: str
@@ -83,6 +84,7 @@ class Grid:
     machine: dict[str, Any]
     vllm_version: str | None
     launches: tuple[Launch, ...]
+    concurrency: int | None = None
 
     def points(self) -> list[list[Launch]]:
         """Launches of the same parameters together, oldest point first."""
@@ -172,6 +174,7 @@ def save(grid: Grid, path: Path) -> None:
         "yaml": grid.yaml,
         "machine": grid.machine,
         "vllm_version": grid.vllm_version,
+        "concurrency": grid.concurrency,
         "launches": [
             {
                 "trial": x.trial,
@@ -222,8 +225,9 @@ def _columns_of(parts: Sequence[Any]) -> list[Any]:
 def describe(grid: Grid) -> str:
     """Where the numbers come from, in one line."""
     requests = sum(len(x.start) for x in grid.launches)
+    at = "" if grid.concurrency is None else f" at concurrency {grid.concurrency}"
     return (
-        f"{grid.study}: {len(grid.points())} points, {len(grid.launches)} launches, "
+        f"{grid.study}{at}: {len(grid.points())} points, {len(grid.launches)} launches, "
         f"{requests} requests; vLLM {grid.vllm_version} on {machine_line(grid.machine)}"
     )
 

@@ -1,0 +1,149 @@
+"""The replay benchmark of `benchmarks/search.py`: its worlds, its figures, every strategy once."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autotune.space import MNBT, ChoiceParam, IntParam, N, Pow2Param
+
+STRATEGIES = ("random", "grid", "shuffled", "sweep", "tpe", "nsga2", "gp", "ours")
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+
+
+@pytest.fixture
+def bench() -> Any:
+    import search
+
+    return search
+
+
+@pytest.fixture
+def surfaces() -> Any:
+    import surfaces
+
+    return surfaces
+
+
+def test_all_strategies_are_replayed_and_shown(bench: Any) -> None:
+    found = bench.run(["gen-kernel"], STRATEGIES, 2, most=6)
+    assert {s: len(r) for s, r in found["gen-kernel"].items()} == dict.fromkeys(STRATEGIES, 2)
+    for strategy, replays in found["gen-kernel"].items():
+        for r in replays:
+            assert list(r.shares) == sorted(r.shares)
+            assert list(r.seconds) == sorted(r.seconds)
+            assert len(r.shares) == len(r.crashed) == len(r.repeated)
+            assert len(r.shares) <= bench.most_launches(bench.world("gen-kernel"), strategy, 6)
+    worlds = bench.summary(found, 0.03)
+    result = json.loads(json.dumps({"seeds": 2, "worlds": worlds}))
+    lines = list(bench.table(result))
+    assert max(map(len, lines)) <= 100
+    assert sum(line.startswith(STRATEGIES) for line in lines) >= len(STRATEGIES)
+    assert any("a fifth of the grid" in line for line in lines)
+    assert any("half of Optuna's GP" in line for line in lines)
+    for by_time in (False, True):
+        drawn = {t.name for t in bench.figure(result, by_time=by_time).data if t.name}
+        assert drawn == set(STRATEGIES)
+
+
+def test_the_same_seed_gives_the_same_replay(bench: Any) -> None:
+    world = bench.world("gen-8")
+    one, two = (bench.replay(world, "ours", 3, 7) for _ in range(2))
+    assert one.shares == two.shares
+    assert bench.replay(world, "ours", 4, 7).shares != one.shares
+
+
+def test_ours_launches_nothing_that_a_rule_forbids(bench: Any) -> None:
+    world = bench.world("gen-oom")
+    assert any(world.reasons)
+    assert bench.replay(world, "ours", 0, 12).forbidden[-1] == 0
+
+
+def test_the_whole_grid_reaches_the_whole_front(bench: Any) -> None:
+    world = bench.world("gen-oom")
+    replay = bench.replay(world, "grid", 0, len(world.points))
+    assert replay.shares[-1] >= bench.ENOUGH
+    assert replay.reached is not None
+    assert set(replay.regions) == {r.words for r in world.regions}
+
+
+def test_hypervolume_is_the_area_below_the_reference(bench: Any) -> None:
+    reference = np.array([4.0, 4.0])
+    assert bench.hypervolume(np.array([[1.0, 3.0], [3.0, 1.0], [3.5, 3.5]]), reference) == 5
+    assert bench.hypervolume(np.array([[5.0, 0.0]]), reference) == 0
+    assert bench.hypervolume(np.empty((0, 2)), reference) == 0
+
+
+def test_what_was_not_reached_is_never_and_not_a_number(bench: Any) -> None:
+    assert bench._quartiles([3, 5, math.inf]) == [3, 5, 5]
+    assert bench._quartiles([3, math.inf, math.inf]) == [3, None, None]
+
+
+def test_every_generated_world_can_be_searched(surfaces: Any) -> None:
+    for name in surfaces.GENERATED:
+        w = surfaces.world(name)
+        can = w.launchable()
+        assert len(can) > len(w.points) / 2
+        assert np.isfinite(w.logs[can]).all()
+        assert w.infeasible(w.baseline()) is None
+        assert w.crash(w.baseline()) is None
+        for region in w.regions:
+            assert any(region.holds(q) for q in w.points)
+        for i in can:
+            n = int(w.points[i][N])
+            assert len(w.acceptance[i]) == n
+            assert list(w.acceptance[i]) == sorted(w.acceptance[i], reverse=True)
+
+
+def test_launches_scatter_around_the_truth(surfaces: Any) -> None:
+    w = surfaces.world("gen-8")
+    rng = np.random.default_rng(0)
+    point = {N: 3, MNBT: 2048}
+    values = np.log([w.launch(point, rng).values for _ in range(4000)])
+    assert values.mean(axis=0) == pytest.approx(np.log(w.truth(point)), abs=0.003)
+    inside = np.array(w.launch(point, rng).log_variances)
+    assert values.var(axis=0) == pytest.approx(inside + w.sigma**2, rel=0.1)
+
+
+def test_a_crash_gives_a_kind_and_no_numbers(surfaces: Any) -> None:
+    w = surfaces.world("gen-oom")
+    outcome = w.launch({N: 15, MNBT: 8192}, np.random.default_rng(0))
+    assert (outcome.values, str(outcome.failure)) == (None, "oom")
+
+
+def test_a_measured_grid_becomes_a_world_of_its_whole_part(surfaces: Any) -> None:
+    """The grid of issue 4: n = 0, 1, 3, 7 at two budgets, n = 15 at one of them."""
+    w = surfaces.world("demo-cpu-grid")
+    assert w.space.params[N] == ChoiceParam(type="choice", choices=(0, 1, 3, 7))
+    assert [q[MNBT] for q in w.points[:2]] == [64, 2048]
+    assert len(w.launchable()) == 8
+    rng = np.random.default_rng(0)
+    point = {N: 3, MNBT: 2048}
+    outcome = w.launch(point, rng)
+    assert len(outcome.acceptance_per_position) == 3
+    assert outcome.acceptance_length == pytest.approx(1 + sum(outcome.acceptance_per_position))
+    values = np.log([w.launch(point, rng).values for _ in range(4000)])
+    assert values.mean(axis=0) == pytest.approx(np.log(w.truth(point)), abs=0.01)
+
+
+def test_values_become_a_ladder_where_they_are_one(surfaces: Any) -> None:
+    assert surfaces._param([0, 1, 2]) == IntParam(type="int", low=0, high=2)
+    assert surfaces._param([2048, 8192]) == IntParam(type="int", low=2048, high=8192, step=6144)
+    assert surfaces._param([32, 64, 128]) == Pow2Param(type="pow2", low=32, high=128)
+    assert surfaces._param([64, 128, 512]) == ChoiceParam(type="choice", choices=(64, 128, 512))
+    assert surfaces._param(["auto", "fp8"]) == ChoiceParam(type="choice", choices=("auto", "fp8"))
+
+
+def test_holes_of_a_grid_cost_the_values_with_the_most_of_them(surfaces: Any) -> None:
+    known = {(n, m) for n in range(6) for m in (1, 2, 4)} - {(5, 1), (5, 2)}
+    columns = surfaces._whole([list(range(6)), [1, 2, 4]], known.__contains__)
+    assert columns == [[0, 1, 2, 3, 4], [1, 2, 4]]
