@@ -223,7 +223,8 @@ class Server:
         if not _port_is_free(self.plan.port):
             raise LaunchError(FailureKind.PORT, f"somebody else holds port {self.plan.port}")
         self._oom_kills = _oom_kills()
-        self._gpus_before = gpu_memory()
+        # what others do on this machine's GPUs is nothing to a server for CPUs
+        self._gpus_before = () if self._info.device == "cpu" else gpu_memory()
         log = self._open_log()
         try:
             self._guard = subprocess.Popen(
