@@ -170,6 +170,7 @@ def run(folder: Path, loaded: LoadedStudy, trials: int, seed: int = 0) -> None:
             seed=seed,
             timeout_s=None,
             ui=ui,
+            stop_below=0.0,  # every trial
         )
 
 

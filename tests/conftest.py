@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,3 +21,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 2 if "real" in marks else 1 if marks & {"double", "browser"} else 0
 
     items.sort(key=stage)
+
+
+@pytest.fixture(autouse=True)
+def unraisable_hook() -> Iterator[None]:
+    """An interrupted run leaves a hook of its own: its process is to end, the tests' is not."""
+    hook = sys.unraisablehook
+    yield
+    sys.unraisablehook = hook

@@ -81,6 +81,7 @@ def run_counted(folder: Path, loaded: LoadedStudy, trials: int) -> Counting:
                 seed=0,
                 timeout_s=None,
                 ui=ui,
+                stop_below=0.0,  # every trial
             )
         finally:
             event.remove(Engine, "after_cursor_execute", ui.executed)

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import signal
 import sqlite3
+import sys
 import time
 from pathlib import Path
 
@@ -130,6 +131,29 @@ def test_an_interrupt_during_a_garbage_collection_is_not_lost() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_what_an_interrupt_broke_off_complains_to_nobody(
+    signum: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+
+    class HalfDone:
+        def __del__(self) -> None:
+            raise AssertionError("no key yet")
+
+    def run() -> None:
+        with signals():
+            HalfDone()  # destroyed at once, before any interrupt: heard
+            half_done = HalfDone()
+            signal.raise_signal(signum)
+            del half_done
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert len(heard) == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -62,22 +62,23 @@ class Belief:
     """One objective at the launched points and the candidates.
 
     Attributes:
-        mean: Points; launched ones first, in the order of ``launched``.
-        covariance: Points × points.
+        mean: Points; the launched ones first.
+        variance: The same.
+        covariance: Launched points × points.
         noise: Variance of one more launch around the truth.
     """
 
     mean: Floats
+    variance: Floats
     covariance: Floats
     noise: float
 
 
-def gains(beliefs: Sequence[Belief], launched: int, reference: Floats) -> Floats:
+def gains(beliefs: Sequence[Belief], reference: Floats) -> Floats:
     """Expected gain of one more launch at each point, in shares of today's hypervolume.
 
     Args:
         beliefs: One for each objective, over the same points.
-        launched: How many of the points, the first ones, can be recommended today.
         reference: By objective; see :func:`hypervolume`.
 
     Returns:
@@ -85,7 +86,8 @@ def gains(beliefs: Sequence[Belief], launched: int, reference: Floats) -> Floats
         and the launched ones.
     """
     means = np.stack([b.mean for b in beliefs], axis=-1)
-    sds = np.sqrt(np.maximum([np.diag(b.covariance) for b in beliefs], 0.0)).T
+    sds = np.sqrt(np.stack([b.variance for b in beliefs], axis=-1))
+    launched = len(beliefs[0].covariance)  # what can be recommended today
     today = float(hypervolume(means[:launched], reference))
     kept = _contenders(means[:launched], sds[:launched])
     front = means[kept]
@@ -101,8 +103,8 @@ def gains(beliefs: Sequence[Belief], launched: int, reference: Floats) -> Floats
     out = np.zeros(len(means))
     moved = np.empty((len(looked), _OUTCOMES, len(kept) + 1, len(beliefs)))
     for j, b in enumerate(beliefs):
-        spread = np.sqrt(np.maximum(np.diag(b.covariance)[looked], 0.0) + b.noise)
-        own = np.diag(b.covariance)[looked] / spread
+        spread = np.sqrt(b.variance[looked] + b.noise)
+        own = b.variance[looked] / spread
         others = b.covariance[np.ix_(kept, looked)].T / spread[:, None]
         step = np.concatenate([others, own[:, None]], axis=1)  # candidates × (kept + itself)
         base = np.concatenate(
@@ -115,13 +117,14 @@ def gains(beliefs: Sequence[Belief], launched: int, reference: Floats) -> Floats
     return np.asarray(out / scale)
 
 
-def potential(beliefs: Sequence[Belief], launched: int, reference: Floats) -> Floats:
+def potential(beliefs: Sequence[Belief], reference: Floats) -> Floats:
     """Growth of the hypervolume by each point alone, were it two standard deviations better.
 
     Arguments as of :func:`gains`; not in shares.
     """
     means = np.stack([b.mean for b in beliefs], axis=-1)
-    sds = np.sqrt(np.maximum([np.diag(b.covariance) for b in beliefs], 0.0)).T
+    sds = np.sqrt(np.stack([b.variance for b in beliefs], axis=-1))
+    launched = len(beliefs[0].covariance)
     front = means[_contenders(means[:launched], sds[:launched])]
     hopeful = (means - 2 * sds)[:, None, :]
     both = np.concatenate([np.broadcast_to(front, (len(means), *front.shape)), hopeful], axis=1)

@@ -161,18 +161,19 @@ def propose(
             level = float(y.mean())
             trends = [Trend(h[at], mean, sd) for h, mean, sd in basis]
             model = fit(x[at], y - level, v, trends, scale)
-            mean, covariance = model.posterior(x, [h for h, _, _ in basis])
-            out.append(Belief(mean + level, covariance, float(np.median(v)) + model.between**2))
+            mean, variance, covariance = model.posterior(x, [h for h, _, _ in basis], recommendable)
+            noise = float(np.median(v)) + model.between**2
+            out.append(Belief(mean + level, variance, covariance, noise))
         return out
 
     found = beliefs(basis, _SCALE if prediction is None else _SCALE_PREDICTED)
     reference = reference_point(np.stack([b.mean[:recommendable] for b in found], axis=-1))
-    value = gains(found, recommendable, reference)[rows] * chances
+    value = gains(found, reference)[rows] * chances
     best = int(value.argmax())
     if value[best] >= doubt_below or recommendable == len(points):
         return Proposal(best, float(value[best]), challenge=False)
     # what a search without foreknowledge would try: the best case of what was not launched yet
     plain = beliefs(basis[:1], _SCALE)
-    hopes = potential(plain, recommendable, reference)[rows] * chances
+    hopes = potential(plain, reference)[rows] * chances
     hopes[np.array(rows) < recommendable] = -1.0
     return Proposal(int(hopes.argmax()), float(value[best]), challenge=True)

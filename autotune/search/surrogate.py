@@ -70,20 +70,31 @@ class Surrogate:
     _chol: Floats
     _weights: Floats
 
-    def posterior(self, x: Floats, trends: Sequence[Floats]) -> tuple[Floats, Floats]:
-        """Mean and covariance of the noiseless objective.
+    def posterior(
+        self, x: Floats, trends: Sequence[Floats], first: int
+    ) -> tuple[Floats, Floats, Floats]:
+        """Mean, variance and covariance of the noiseless objective.
 
         Args:
             x: Points × features.
             trends: The trend functions at those points, in the order of the fit.
+            first: Of how many points, the first ones, the covariance with all is wanted.
 
         Returns:
-            Of shapes (points,) and (points, points).
+            Of shapes (points,), (points,) and (first, points).
         """
         mean = _trend_mean(self._trends, trends)
         cross = self._prior(self._x, [t.values for t in self._trends], x, trends)
         half = solve_triangular(self._chol, cross, lower=True)
-        return mean + cross.T @ self._weights, self._prior(x, trends, x, trends) - half.T @ half
+        prior = self.scale**2 + sum(
+            (t.sd * h) ** 2 for t, h in zip(self._trends, trends, strict=True)
+        )
+        covariance = self._prior(x[:first], [h[:first] for h in trends], x, trends)
+        return (
+            mean + cross.T @ self._weights,
+            np.maximum(prior - (half**2).sum(axis=0), 0.0),
+            covariance - half[:, :first].T @ half,
+        )
 
     def _prior(
         self, a: Floats, trends_a: Sequence[Floats], b: Floats, trends_b: Sequence[Floats]
