@@ -10,7 +10,7 @@ import json
 import math
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,7 +41,7 @@ class _Group(click.Group):
             click.echo(one_line(f"autotune: {e}"), err=True)
             ctx.exit(e.exit_code)
         except KeyboardInterrupt:
-            resumes = ctx.invoked_subcommand in {"run", "confirm"}
+            resumes = ctx.invoked_subcommand in {"run", "confirm", "map"}
             more = "; the same command goes on from here" if resumes else ""
             click.echo(f"autotune: interrupted{more}", err=True)
             ctx.exit(INTERRUPTED)
@@ -130,11 +130,23 @@ def main() -> None:
     help="Of a new study.",
 )
 @_timeout
+@click.option(
+    "--until-converged/--all-trials",
+    default=True,
+    help="End the search when no launch is expected to be worth its time (`budget.converged` in "
+    "the study), or only with the last trial.",
+)
 def run(
-    study: str | None, trials: int | None, database: Path, seed: int, timeout: float | None
+    study: str | None,
+    trials: int | None,
+    database: Path,
+    seed: int,
+    timeout: float | None,
+    until_converged: bool,
 ) -> None:
-    """Search: one real vLLM server per trial, until --trials are finished.
+    """Search: one real vLLM server per trial, at most --trials.
 
+    It ends sooner when no further launch is expected to be worth its time.
     STUDY is a YAML file or the name of a bundled study. Without it: demo-cpu, or
     gemma-4-26b-rtx5090 where there is an NVIDIA GPU. The same command again resumes.
 
@@ -149,7 +161,14 @@ def run(
         study = "gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"
     loaded = load_study(study)
     budget = loaded.spec.budget
-    _run(loaded, database, trials or budget.trials, seed, timeout or budget.timeout_minutes)
+    _run(
+        loaded,
+        database,
+        trials or budget.trials,
+        seed,
+        timeout or budget.timeout_minutes,
+        stop_below=None if until_converged else 0.0,
+    )
 
 
 @main.command()
@@ -186,6 +205,7 @@ def _run(
     minutes: float | None,
     *,
     confirm: bool = False,
+    stop_below: float | None = None,
 ) -> None:
     import optuna
 
@@ -205,9 +225,11 @@ def _run(
             timeout_s=minutes * 60 if minutes else None,
             ui=ui,
             confirm=confirm,
+            stop_below=stop_below,
         )
     if reason is not StopReason.DONE:
-        ui.message(f"stopped: {reason}")
+        how = "done" if reason is StopReason.CONVERGED else "stopped"
+        ui.message(f"{how}: {reason}")
     _finish(ui, database, loaded.spec.name)
 
 
@@ -280,26 +302,40 @@ def _serve(store: Store, name: str, trial: TrialView) -> str:
 @_study
 @click.option("--json", "as_json", is_flag=True, help="Every trial, as JSON.")
 @click.option("--trial", type=click.IntRange(0, 10**9), help="All that is known of one trial.")
-def status(database: Path, study: str | None, as_json: bool, trial: int | None) -> None:
+@click.option("--time", "times", is_flag=True, help="Where the time of every trial went, by stage.")
+def status(
+    database: Path, study: str | None, as_json: bool, trial: int | None, times: bool
+) -> None:
     """How far the study is, and every trial, failed ones with their reason.
 
     \b
     Examples:
       autotune status --db autotune.db
       autotune status --trial 7
+      autotune status --time
     """
     from autotune.results import study_view, trial_story
+    from autotune.stages import time_json, time_lines, time_view
     from autotune.store import opened
     from autotune.ui import Ui
     from autotune.views import plain
 
     if as_json and trial is not None:
         raise click.UsageError("--json and --trial exclude each other")
+    if times and trial is not None:
+        raise click.UsageError("--time and --trial exclude each other")
     with opened(database) as store:
         name = store.pick_study(study)
         if trial is not None:
             for line in trial_story(store, name, trial):
                 click.echo(plain(line))
+            return
+        if times:
+            spent = time_view(store, name)
+            if as_json:
+                click.echo(json.dumps(time_json(spent), indent=2))
+            else:
+                click.echo("\n".join(time_lines(spent)))
             return
         view = study_view(store, name)
     if as_json:
@@ -451,6 +487,34 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
 @main.command()
 @_database
 @_study
+@click.option("--json", "as_json", is_flag=True, help="The same, as JSON.")
+def predict(database: Path, study: str | None, as_json: bool) -> None:
+    """Expect tok/s of every n, and of a better draft, from acceptance.
+
+    How far off that is, is shown where n was launched. Nothing is launched for it.
+
+    \b
+    Example:
+      autotune predict --json
+    """
+    from rich.console import Console
+
+    from autotune.prediction import outlook, tables
+    from autotune.results import study_view
+    from autotune.store import opened
+
+    with opened(database) as store:
+        view = study_view(store, store.pick_study(study))
+        found = outlook(view, store.load_study(view.name)[0].spec.to_space())
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        Console(highlight=False).print(tables(found))
+
+
+@main.command()
+@_database
+@_study
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 @click.option("--open/--no-open", "open_browser", default=False, help="Open a browser on it.")
 def dashboard(database: Path, study: str | None, port: int, open_browser: bool) -> None:
@@ -545,6 +609,99 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
         raise NothingUsable(f"{result.study}: the clients differ in {', '.join(differing)}")
 
 
+def _loads(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
+    """Requests at a time, such as ``1,2,4``: ascending, each once."""
+    try:
+        loads = sorted({int(word) for word in value.split(",")})
+    except ValueError:
+        raise click.BadParameter(f"{value[:60]!r} is no list such as 1,2,4,8") from None
+    if not 1 <= loads[0] <= loads[-1] <= 10**4:
+        raise click.BadParameter("loads are from 1 to 10000 requests at a time")
+    return tuple(loads)
+
+
+@main.command("map")
+@click.argument("study")
+@click.option(
+    "--concurrency",
+    "loads",
+    default="1,2,4,8,16",
+    show_default=True,
+    callback=_loads,
+    metavar="LOADS",
+    help="Loads: requests at a time, with commas.",
+)
+@_database
+@click.option(
+    "--launches",
+    type=click.IntRange(2, 10**6),
+    default=6,
+    show_default=True,
+    help="Most n that are launched, n = 0 included; to check a schedule takes one more.",
+)
+@_timeout
+@click.option("--show", is_flag=True, help="Launch nothing; show the latest map.")
+@click.option("--json", "as_json", is_flag=True, help="The map, as JSON.")
+@click.option(
+    "--plot", type=_Path(dir_okay=False, path_type=Path), help="HTML file: speed-up by load."
+)
+def load_map(
+    study: str,
+    loads: tuple[int, ...],
+    database: Path,
+    launches: int,
+    timeout: float | None,
+    show: bool,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Should I speculate at all? The best n at each load, and where drafting loses.
+
+    STUDY need not have been run; where the database has it, its best point is taken for the other
+    parameters. The same command again resumes, or shows what is there.
+
+    \b
+    Example:
+      autotune map demo-cpu --concurrency 1,2,4,8 --plot map.html
+    """
+    from rich.console import Console
+
+    from autotune.loadmap import map_study
+    from autotune.mapresults import stored_view
+    from autotune.mapview import map_json, map_lines
+    from autotune.spec import load_study
+    from autotune.store import opened
+    from autotune.tune import StopReason, prepare
+    from autotune.ui import Ui
+
+    if plot is not None and not plot.parent.is_dir():
+        raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
+    loaded = load_study(study)
+    ui = Ui(Console(stderr=True, highlight=False))
+    if show:
+        with opened(database) as store:
+            view = stored_view(store, loaded)
+    else:
+        with ui:
+            prepared = prepare(loaded, ui)
+            _say_trust(ui, loaded)
+            view, reason = map_study(
+                prepared,
+                database=database,
+                loads=loads,
+                launches=launches,
+                timeout_s=timeout * 60 if timeout else None,
+                ui=ui,
+            )
+        if reason is not StopReason.DONE:
+            ui.message(f"stopped: {reason}; the same command goes on from here")
+    click.echo(json.dumps(map_json(view), indent=2) if as_json else "\n".join(map_lines(view)))
+    if plot is not None:
+        from autotune.mapplot import write_map
+
+        write_map(view, plot)
+
+
 @main.command()
 @click.argument("study", required=False)
 @_database
@@ -569,6 +726,37 @@ def doctor(study: str | None, database: Path) -> None:
     bad = sum(check.ok is False for check in found)
     if bad:
         raise NothingUsable(f"{bad} of these need{'s' if bad == 1 else ''} your hand")
+
+
+@main.command()
+@click.argument("study", required=False)
+@click.option("--vllm", "version", help="Ask about this version; need not be installed.")
+@_database
+@click.option("--json", "as_json", is_flag=True, help="Every point, as JSON.")
+def explain(study: str | None, version: str | None, database: Path, as_json: bool) -> None:
+    """Show what of a study's space can launch, and why the rest cannot.
+
+    STUDY is a YAML file or the name of a bundled study, as in `autotune run`. Nothing is launched.
+    What the database has measured of it is marked.
+
+    \b
+    Example:
+      autotune explain demo-cpu --vllm 0.26.0
+    """
+    from autotune.explain import explain as space_map
+    from autotune.machine import has_gpu
+    from autotune.results import study_view
+    from autotune.spec import load_study
+    from autotune.store import opened
+
+    loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))
+    trials: Sequence[TrialView] = ()
+    if database.exists():
+        with opened(database) as store:
+            if loaded.spec.name in store.study_names():
+                trials = study_view(store, loaded.spec.name).trials
+    found = space_map(loaded, version, trials)
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.lines()))
 
 
 @main.command(context_settings={"ignore_unknown_options": True})

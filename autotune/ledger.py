@@ -13,6 +13,18 @@ from autotune.views import plain
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0
+_MAP = ":map"
+
+
+def map_name(study: str) -> str:
+    """The study by which a map's launches stand in the ledger; no study has this name."""
+    return study + _MAP
+
+
+def launch_text(launch: LaunchRow) -> str:
+    """What a launch is of, such as ``trial 3 of demo``."""
+    study = launch.study.removesuffix(_MAP)
+    return f"trial {launch.trial} of {study}" if study == launch.study else f"the map of {study}"
 
 
 def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]:
@@ -62,7 +74,7 @@ def living_lines(database: Path) -> list[str]:
     lines = []
     for x in living_launches():
         row = trials.get(x.launch_id)
-        of = f"trial {row.trial} of {row.study}" if row else "not in this --db"
+        of = launch_text(row) if row else "not in this --db"
         owner = f"autotune {x.owner}" if x.owner else "nobody, `autotune reap` ends it"
         size = f"{len(x.processes)} processes, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
         lines.append(f"{x.launch_id[:8]}  {of}; owner: {owner}")

@@ -30,6 +30,7 @@ from sqlalchemy import (
     LargeBinary,
     create_engine,
     event,
+    func,
     inspect,
     select,
     text,
@@ -42,6 +43,7 @@ from autotune import __version__
 from autotune.errors import DatabaseLocked, MachineError, TrialFailure, UserError
 from autotune.load import Sample, ServerStats
 from autotune.serving import Identity, LaunchPlan, VllmInfo, boot_id
+from autotune.serving.stages import Stages
 from autotune.spec import LoadedStudy, parse_study, text_without_secrets
 
 SCHEMA = 2
@@ -123,6 +125,47 @@ class RequestRow(_Base):
     status: Mapped[str]
     error: Mapped[str | None]
     chunks: Mapped[bytes] = mapped_column(LargeBinary)  # float32, s after start, native order
+
+
+class MapPointRow(_Base):
+    """What `autotune map` launches: one n, or a schedule of n, under one setting."""
+
+    __tablename__ = "autotune_map_points"
+    id: Mapped[int] = mapped_column(primary_key=True)  # the `trial` of its launches
+    study: Mapped[str] = mapped_column(index=True)
+    setting: Mapped[dict[str, Any]]  # what all points of one map have in common
+    n: Mapped[int]  # the largest one of a schedule
+    schedule: Mapped[list[Any] | None] = mapped_column(JSON)  # [[first, last, n], …]
+    created_at: Mapped[float]  # unix time, s
+
+
+class LoadRow(_Base):
+    """One part of what `autotune map` measured of a point at one load."""
+
+    __tablename__ = "autotune_loads"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    launch_id: Mapped[str] = mapped_column(ForeignKey("autotune_launches.launch_id"), index=True)
+    point: Mapped[int] = mapped_column(ForeignKey("autotune_map_points.id"), index=True)
+    concurrency: Mapped[int]
+    part: Mapped[int]  # from 0
+    phase: Mapped[str]  # of its requests
+    requests: Mapped[int]
+    stats: Mapped[dict[str, Any]]  # ServerStats of the part
+    values: Mapped[dict[str, Any]]  # by objective, in its unit
+    intervals: Mapped[dict[str, Any]]  # [low, high], None: no bound
+    quality: Mapped[dict[str, Any]]  # measuring.Quality
+    measured_at: Mapped[float]  # unix time, s
+
+
+class StagesRow(_Base):
+    """Where the time of one launch went: :class:`autotune.serving.stages.Stages`."""
+
+    __tablename__ = "autotune_stages"
+    launch_id: Mapped[str] = mapped_column(
+        ForeignKey("autotune_launches.launch_id"), primary_key=True
+    )
+    seconds: Mapped[dict[str, Any]]  # by stage, None: not known
+    imports: Mapped[dict[str, Any]]  # by process
 
 
 class EventRow(_Base):
@@ -639,6 +682,115 @@ class Store:
             rows = list(
                 s.scalars(select(EventRow).where(EventRow.study == study).order_by(EventRow.id))
             )
+            s.expunge_all()
+        return rows
+
+    # -- time ------------------------------------------------------------------------------
+    # This table came later, as those of maps did.
+
+    def keep_stages(self, launch_id: str, stages: Stages) -> None:
+        """A launch has ended, and this is where its time went."""
+        row = StagesRow(
+            launch_id=launch_id, seconds=dict(stages.seconds), imports=dict(stages.imports)
+        )
+        with Session(self._engine) as s:
+            s.add(row)
+            s.commit()
+
+    def stages(self, study: str) -> dict[str, Stages]:
+        """By launch id, of the launches of a study that were split."""
+        if not inspect(self._engine).has_table(StagesRow.__tablename__):
+            return {}
+        query = (
+            select(StagesRow)
+            .join(LaunchRow, LaunchRow.launch_id == StagesRow.launch_id)
+            .where(LaunchRow.study == study)
+        )
+        with Session(self._engine) as s:
+            return {row.launch_id: Stages(row.seconds, row.imports) for row in s.scalars(query)}
+
+    def first_request(self, launch_id: str) -> float | None:
+        """Seconds from the begin of the warm-up to the end of its first request."""
+        query = select(func.min(RequestRow.end)).where(
+            RequestRow.launch_id == launch_id, RequestRow.phase == "warmup"
+        )
+        with Session(self._engine) as s:
+            return s.scalar(query)
+
+    # -- maps ------------------------------------------------------------------------------
+    # Their two tables came later: a database that only an earlier autotune wrote has none, and
+    # gets them when it is opened to be written.
+
+    def add_map_point(
+        self, study: str, setting: Mapping[str, Any], n: int, schedule: Sequence[Any] | None
+    ) -> MapPointRow:
+        """Written before its first launch."""
+        with Session(self._engine) as s:
+            row = MapPointRow(
+                study=study,
+                setting=dict(setting),
+                n=n,
+                schedule=None if schedule is None else [list(x) for x in schedule],
+                created_at=time.time(),
+            )
+            s.add(row)
+            s.commit()
+            s.refresh(row)
+            s.expunge(row)
+        return row
+
+    def map_points(self, study: str) -> list[MapPointRow]:
+        """Of all settings, oldest first."""
+        if not inspect(self._engine).has_table(MapPointRow.__tablename__):
+            return []
+        query = select(MapPointRow).where(MapPointRow.study == study).order_by(MapPointRow.id)
+        with Session(self._engine) as s:
+            rows = list(s.scalars(query))
+            s.expunge_all()
+        return rows
+
+    def add_load(
+        self,
+        launch_id: str,
+        point: int,
+        *,
+        concurrency: int,
+        part: int,
+        phase: str,
+        stats: ServerStats,
+        values: Mapping[str, float],
+        intervals: Mapping[str, tuple[float | None, float | None]],
+        quality: Mapping[str, Any],
+    ) -> None:
+        """One part was measured; arguments as of :meth:`launch_measured`."""
+        with Session(self._engine) as s:
+            s.add(
+                LoadRow(
+                    launch_id=launch_id,
+                    point=point,
+                    concurrency=concurrency,
+                    part=part,
+                    phase=phase,
+                    requests=quality["requests"],
+                    stats=asdict(stats),
+                    values=dict(values),
+                    intervals={name: list(bounds) for name, bounds in intervals.items()},
+                    quality=dict(quality),
+                    measured_at=time.time(),
+                )
+            )
+            s.commit()
+
+    def loads(self, point: int) -> list[LoadRow]:
+        """What was measured of a point, in the launches that did not fail, oldest first."""
+        query = (
+            select(LoadRow)
+            .join(LaunchRow, LaunchRow.launch_id == LoadRow.launch_id)
+            .where(LoadRow.point == point, LaunchRow.failure_kind.is_(None))
+            .order_by(LoadRow.id)
+        )
+        with Session(self._engine) as s:
+            rows = list(s.scalars(query))
             s.expunge_all()
         return rows
 

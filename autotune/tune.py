@@ -37,7 +37,7 @@ from autotune.errors import (
 )
 from autotune.explain import known_for
 from autotune.graphs import aligned_sizes, coverage, graphs
-from autotune.ledger import end_unended
+from autotune.ledger import end_unended, launch_text
 from autotune.load import Workload, build_workload
 from autotune.machine import describe_machine, machine_line
 from autotune.measure import Measurement, within_launch
@@ -71,6 +71,7 @@ from autotune.serving import (
     plan_launch,
     probe,
 )
+from autotune.serving.stages import StageClock, head_of, stages_of
 from autotune.space import (
     ALIGNED,
     MNBT,
@@ -291,10 +292,15 @@ def signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end a run as Ctrl-C does, also one that a script started with ``&``.
 
     And no interrupt is lost: Python prints and forgets what is raised while an object is destroyed,
-    as in a garbage collection, which is where a signal's turn comes if it arrives during one.
+    as in a garbage collection, which is where a signal's turn comes if it arrives during one. What
+    an interrupt broke off, such as SQLAlchemy in the middle of its books, complains when it is
+    destroyed; that says nothing to anybody.
     """
+    interrupted = False
 
     def as_interrupt(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does so for `command &`
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
@@ -302,7 +308,7 @@ def signals() -> Iterator[None]:
     def unraisable(lost: sys.UnraisableHookArgs) -> None:
         if isinstance(lost.exc_value, KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, 0.05)  # again, somewhere else
-        else:
+        elif not interrupted:
             hook(lost)
 
     hook = sys.unraisablehook
@@ -311,9 +317,13 @@ def signals() -> Iterator[None]:
     sys.unraisablehook = unraisable
     try:
         yield
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.unraisablehook = hook
+        if not interrupted:
+            sys.unraisablehook = hook
         for s, handler in before.items():
             signal.signal(s, handler)
 
@@ -386,6 +396,8 @@ class _Run:
         self.failures_in_a_row: list[FailureKind] = []
         self.standing = Standing(prepared.objectives)
         self.front: dict[int, Rival] = {}  # as rivals() had it last
+        self.clock = StageClock(time.monotonic())  # of the latest launch
+        self.free_since = time.monotonic()  # the begin of the run, or the end of a launch
 
     def go(self) -> StopReason:
         self.end_leftovers()
@@ -451,7 +463,7 @@ class _Run:
         for launch, ended in end_unended(self.store, self.spec.server.stop_timeout_s):
             if ended:
                 self.ui.message(
-                    f"ended a server that an earlier run left behind (trial {launch.trial}, "
+                    f"ended a server that an earlier run left behind ({launch_text(launch)}, "
                     f"{ended} processes)"
                 )
 
@@ -758,6 +770,7 @@ class _Run:
         self.check_database_is_there()
         launch_id = uuid.uuid4().hex
         rest = take_rest(self.rests)  # while no server of ours is there
+        self.clock = StageClock(self.free_since)
         plan = plan_launch(
             self.spec.server,
             point,
@@ -783,7 +796,9 @@ class _Run:
         )
         try:
             self.store.launch_started(server.start())
+            self.clock.mark("started")
             version = server.wait_ready(lambda _seconds: None)
+            self.clock.mark("healthy")
             self.store.launch_ready(launch_id, version)
             self.event("healthy", trial, launch_id)
             self.measure(server, launch_id, trial, rest)
@@ -794,9 +809,23 @@ class _Run:
             raise failure from e
         finally:
             self.ui.stage("stopping")
+            self.clock.mark("stopping")
             self.stop(server, launch_id)
+            self.clock.mark("ended")
+            self.free_since = time.monotonic()
             self.event("stopped", trial, launch_id)
+            self.keep_stages(server, launch_id)
         return launch_id
+
+    def keep_stages(self, server: Server, launch_id: str) -> None:
+        """Writes down where the time of a launch went that has ended."""
+        stages = stages_of(
+            head_of(server.log_path),
+            self.clock.marks,
+            tuner_s=self.clock.tuner_s,
+            first_s=self.store.first_request(launch_id),
+        )
+        self.store.keep_stages(launch_id, stages)
 
     def check_database_is_there(self) -> None:
         """SQLite itself would go on writing into a file that was deleted.
@@ -834,6 +863,7 @@ class _Run:
         )
         self.ui.stage("warming")
         measuring.warm(workload.warmup)
+        self.clock.mark("warm")
         self.event("warm", trial, launch_id)
         self.ui.stage("measuring")
         rivals = [] if again or trial.user_attrs.get("baseline") else self.rivals()
@@ -846,6 +876,7 @@ class _Run:
             rivals=rivals,
             between={name: v.between for name, v in found.variance.items()},
         )
+        self.clock.mark("measured")
         self.store.launch_measured(
             launch_id,
             result.stats,

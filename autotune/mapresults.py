@@ -1,0 +1,308 @@
+"""Reads a map back from the database, and makes of it what is shown and what is launched next.
+
+Of vLLM's schedule (``num_speculative_tokens_per_batch_size``, alike in 0.24, 0.26 and 0.32, read
+in ``vllm/v1/spec_decode/dynamic/utils.py``): inclusive ranges ``[first, last, K]`` from batch size
+1, K = 0 allowed, the last K holds beyond the last range, ``num_speculative_tokens`` is the largest.
+The batch is every request of a step, also those in prefill (``Scheduler.schedule``). At K = 0 the
+draft still runs once a step to keep its KV cache filled (``llm_base_proposer.py``), and in 0.32's
+model runner for GPUs DFlash drafts the largest n and throws away what is too much
+(``gpu/spec_decode/dflash``; PR #49164 would have changed that). So a schedule is not as good as the
+best n at each load, and is recommended only if a launch of it beats the best fixed n.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from packaging.version import Version
+
+import objectives as objective_registry
+from autotune import rules
+from autotune.errors import FailureKind, UserError
+from autotune.ledger import map_name
+from autotune.machine import machine_line
+from autotune.mapview import LoadView, MapView, PointView
+from autotune.measure import LaunchVariance, Measurement, percentile_interval, within_launch
+from autotune.measure.crossover import Rate, Rates, Schedule, by_load, combined, schedule
+from autotune.results import LEAST_DEGREES, quality_warnings, study_view
+from autotune.serving import unasked
+from autotune.space import DRAFT, Value
+from autotune.spec import FlagValue, LoadedStudy, ServerSpec, StudySpec
+from autotune.store import LoadRow, MapPointRow, Store
+from autotune.tune import model_resolver
+from autotune.views import StudyView
+
+PARTS = 2
+MAX_NUM_SEQS = rules.SEQS
+SCHEDULE = rules.SCHEDULE.removeprefix(DRAFT)
+THROUGHPUT = objective_registry.get("throughput")
+_SCHEDULE_SINCE = Version("0.24")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all points of a map have in common.
+
+    Attributes:
+        fingerprint: Of the study file.
+        vllm: Version without its local part; None: unknown before the launch.
+        params: The study's other parameters.
+        flags: What is launched otherwise than the study says.
+    """
+
+    fingerprint: str
+    vllm: str | None
+    params: Mapping[str, Value]
+    flags: Mapping[str, FlagValue]
+
+    def plain(self) -> dict[str, Any]:
+        """As the database has it."""
+        found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return found
+
+
+def scheduled(server: ServerSpec, ranges: Sequence[Sequence[int]]) -> ServerSpec:
+    """The server with n by batch size; its ``n`` must be the largest of the schedule."""
+    if server.speculative is None:
+        raise ValueError("a schedule needs a draft")
+    draft = server.speculative.model_copy(update={SCHEDULE: [list(x) for x in ranges]})
+    return server.model_copy(update={"speculative": draft})
+
+
+def speculative_argument(
+    server: ServerSpec,
+    n: int,
+    params: Mapping[str, Value],
+    ranges: Schedule | None,
+    resolve: Callable[[str], str],
+) -> str:
+    """The value of ``--speculative-config`` for n of at least 1, as a launch has it.
+
+    Args:
+        server: The study's.
+        n: Of a schedule, the largest.
+        params: The other parameters; those of the draft go into it.
+        ranges: A schedule, or None.
+        resolve: Turns the draft's reference into what vLLM is given.
+    """
+    if server.speculative is None:
+        raise ValueError("n of at least 1 needs a draft")
+    draft = {k.removeprefix(DRAFT): v for k, v in params.items() if k.startswith(DRAFT)}
+    config = {
+        **server.speculative.config(n),
+        **draft,
+        "model": resolve(server.speculative.model),
+    }
+    config.pop(SCHEDULE, None)
+    if ranges is not None:
+        config[SCHEDULE] = [list(x) for x in ranges]
+    return json.dumps(config)
+
+
+def why_no_schedule(*versions: str | None) -> str | None:
+    """Why this vLLM is not given a schedule; None: it takes one.
+
+    Args:
+        versions: What is known of its version, the first that is known counts.
+    """
+    version = next((v for v in versions if v is not None), None)
+    if version is None:
+        return "vLLM's version is unknown, so it is not known whether it takes a schedule of n"
+    if Version(version.partition("+")[0]) < _SCHEDULE_SINCE:
+        return f"vLLM {version} has no schedule of n by batch size; 0.24 and later have"
+    return None
+
+
+def schedule_of(
+    rates: Rates, loads: Sequence[int], spec: StudySpec, setting: Setting
+) -> Schedule | None:
+    """The schedule that the numbers ask for; None: one n does."""
+    if not rates.get(0):
+        return None
+    seqs = {**spec.server.flags, **setting.params, **setting.flags}.get(MAX_NUM_SEQS)
+    most = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else max(loads)
+    # whether n tie is asked within the launches: what they differ by is the same at every load
+    ranges = schedule(rates, by_load(rates, None), most)
+    return ranges if len(ranges) > 1 else None
+
+
+def rates_of(
+    rows: Mapping[int, Sequence[LoadRow]], loads: Sequence[int]
+) -> dict[int, dict[int, Rate]]:
+    """Of each key, the value at each load of which every part was measured."""
+    out: dict[int, dict[int, Rate]] = {}
+    for key, found in rows.items():
+        row = {x: rate for x in loads if (rate := _rate(found, x)) is not None}
+        if row:
+            out[key] = row
+    return out
+
+
+def _rate(rows: Sequence[LoadRow], load: int) -> Rate | None:
+    parts = {x.part: x for x in rows if x.concurrency == load}
+    if len(parts) < PARTS:
+        return None
+    rates = []
+    for _, x in sorted(parts.items()):
+        value = float(x.values[THROUGHPUT.name])
+        low, high = x.intervals.get(THROUGHPUT.name, (None, None))
+        rates.append(Rate(value, within_launch(value, low, high)))
+    return combined(rates)
+
+
+def failure_of_point(store: Store, ledger: str, point: MapPointRow) -> tuple[str, str] | None:
+    """Kind and reason of a point that is not launched again; None: it did not fail."""
+    failed = [
+        (x.failure_kind, x.failure_reason or "")
+        for x in store.launches(ledger, point.id)
+        if x.failure_kind is not None and not FailureKind(x.failure_kind).of_the_machine
+    ]
+    if not failed:
+        return None
+    kind, reason = failed[-1]
+    if FailureKind(kind).transient and len(failed) < 2:
+        return None
+    return kind, reason
+
+
+def launched_version(store: Store, ledger: str) -> str | None:
+    found = [x.vllm_version for x in store.launches(ledger) if x.vllm_version]
+    return found[-1] if found else None
+
+
+def study_in(store: Store, loaded: LoadedStudy) -> StudyView | None:
+    """The study itself, if the database has it with the same file."""
+    name = loaded.spec.name
+    if name not in store.study_names():
+        return None
+    if name not in {s.study_name for s in store.storage.get_all_studies()}:
+        return None
+    _, row = store.load_study(name)
+    same = row.fingerprint == loaded.spec.fingerprint(loaded.base)
+    return study_view(store, name) if same else None
+
+
+def stored_view(store: Store, loaded: LoadedStudy) -> MapView:
+    """The study's latest map; nothing is launched, and nothing of the study is run.
+
+    Raises:
+        UserError: there is none.
+    """
+    points = store.map_points(loaded.spec.name)
+    if not points:
+        raise UserError(
+            f"{store.path}: has no map of {loaded.spec.name} yet; `autotune map` makes one"
+        )
+    setting = Setting(**points[-1].setting)
+    rows = [x for p in points if p.setting == points[-1].setting for x in store.loads(p.id)]
+    loads = sorted({x.concurrency for x in rows})
+    if not loads:
+        raise UserError(
+            f"{store.path}: the map of {loaded.spec.name} has no numbers yet; `autotune map` goes "
+            "on with it"
+        )
+    resolve = model_resolver(loaded, unasked(loaded.spec.server))
+    return map_view(store, loaded, loads, setting, resolve)
+
+
+def map_view(
+    store: Store,
+    loaded: LoadedStudy,
+    loads: Sequence[int],
+    setting: Setting,
+    resolve: Callable[[str], str],
+) -> MapView:
+    """What a map amounts to.
+
+    Args:
+        store: Has it.
+        loaded: The study.
+        loads: Those that are shown.
+        setting: Of the map.
+        resolve: Turns the draft's reference into what vLLM is given.
+    """
+    spec = loaded.spec
+    ledger = map_name(spec.name)
+    rows = [x for x in store.map_points(spec.name) if x.setting == setting.plain()]
+    points = [_point_view(store, ledger, x, loads, spec) for x in rows]
+    launches = [x for p in rows for x in store.launches(ledger, p.id)]
+    version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
+    rates = {p.n: p.rates() for p in points if p.schedule is None and p.loads}
+    ranges = schedule_of(rates, loads, spec, setting)
+
+    def argument(n: int, by_size: Schedule | None) -> str:
+        return speculative_argument(spec.server, n, setting.params, by_size, resolve)
+
+    return MapView(
+        study=spec.name,
+        vllm=version,
+        machine=machine_line(launches[-1].machine) if launches else "",
+        point=dict(setting.params),
+        flags=dict(setting.flags),
+        loads=tuple(loads),
+        points=tuple(points),
+        variance=_variance(store, loaded, setting),
+        schedule=ranges,
+        why_no_schedule=why_no_schedule(version),
+        arguments={n: argument(n, None) for n in sorted(rates) if n > 0},
+        schedule_argument=None
+        if ranges is None
+        else argument(max(n for _, _, n in ranges), ranges),
+        same_file=setting.fingerprint == spec.fingerprint(loaded.base),
+    )
+
+
+def _variance(store: Store, loaded: LoadedStudy, setting: Setting) -> LaunchVariance | None:
+    """How launches of the study differ in throughput; None: too little is known of it."""
+    view = study_in(store, loaded)
+    if view is None or setting.fingerprint != loaded.spec.fingerprint(loaded.base):
+        return None
+    found = view.variance.get(THROUGHPUT.name)
+    return found if found is not None and found.total.degrees >= LEAST_DEGREES else None
+
+
+def _point_view(
+    store: Store, ledger: str, point: MapPointRow, loads: Sequence[int], spec: StudySpec
+) -> PointView:
+    failure = failure_of_point(store, ledger, point)
+    rows = store.loads(point.id)
+    found = {}
+    for load in loads:
+        if (rate := _rate(rows, load)) is not None:
+            parts = sorted((x for x in rows if x.concurrency == load), key=lambda x: x.part)
+            found[load] = _load_view(store, parts, rate, spec)
+    return PointView(
+        n=point.n,
+        schedule=None
+        if point.schedule is None
+        else tuple((int(a), int(b), int(n)) for a, b, n in point.schedule),
+        failure_kind=None if failure is None else failure[0],
+        failure_reason=None if failure is None else failure[1],
+        loads={} if failure is not None else found,
+    )
+
+
+def _load_view(store: Store, parts: Sequence[LoadRow], rate: Rate, spec: StudySpec) -> LoadView:
+    e2el = np.concatenate(
+        [Measurement.of(store.samples(x.launch_id, x.phase), "send").e2el for x in parts]
+    )
+    p95 = percentile_interval(e2el, 95).scaled(1000)
+    drafts = [x.stats.get("drafts") for x in parts]
+    accepted = [x.stats.get("accepted_tokens") for x in parts]
+    length = None
+    if all(drafts) and all(x is not None for x in accepted):
+        length = 1 + sum(x for x in accepted if x) / sum(x for x in drafts if x)
+    warnings = dict.fromkeys(w for x in parts for w in quality_warnings(x.quality))
+    return LoadView(
+        rate=rate,
+        p95_ms=float(np.percentile(e2el, 95)) * 1000,
+        p95_bounds=(p95.low, p95.high),
+        requests=sum(x.requests for x in parts),
+        acceptance_length=length,
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,451 @@
+"""What people see of a map: tables for a terminal, JSON, and the sentence on the crossover."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from autotune.measure import Estimate, LaunchVariance
+from autotune.measure.crossover import (
+    AtLoad,
+    Crossover,
+    Rate,
+    Rates,
+    Schedule,
+    Where,
+    best_fixed,
+    by_load,
+    crossover,
+    interval,
+    over_loads,
+    ratio,
+)
+from autotune.space import Value
+from autotune.spec import FlagValue
+from autotune.views import Bounds, number, plain, point_text
+
+_WIDTH = 80
+
+
+class Advice(StrEnum):
+    """What is recommended, and why."""
+
+    SCHEDULE = "launched, it is better than the best fixed n"
+    FIXED = "launched, the schedule is not certainly better"
+    FIXED_FAILED = "the schedule failed"
+    FIXED_UNCHECKED = "the schedule was not launched yet; the same command goes on with it"
+    FIXED_ENOUGH = "a schedule has no certain gain: one n is near the best at every load"
+    FIXED_ONLY = "this vLLM is given no schedule"
+
+
+@dataclass(frozen=True)
+class LoadView:
+    """One point at one load.
+
+    Attributes:
+        rate: Tokens per second.
+        p95_ms: 95th percentile of E2EL, of all parts together.
+        p95_bounds: Its interval within the launch.
+        requests: Measured ones.
+        acceptance_length: Tokens per verification step; None without drafts.
+        warnings: As of a trial: ``in short: in words``.
+    """
+
+    rate: Rate
+    p95_ms: float
+    p95_bounds: Bounds
+    requests: int
+    acceptance_length: float | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PointView:
+    """One n, or a schedule of n, at all loads; one that failed has no numbers."""
+
+    n: int
+    schedule: Schedule | None
+    failure_kind: str | None
+    failure_reason: str | None
+    loads: Mapping[int, LoadView]
+
+    def rates(self) -> dict[int, Rate]:
+        """By load."""
+        return {load: x.rate for load, x in self.loads.items()}
+
+
+@dataclass(frozen=True)
+class MapView:
+    """A whole map.
+
+    Attributes:
+        study: Its name.
+        vllm: Version of the servers.
+        machine: In one line.
+        point: The other parameters.
+        flags: What was launched otherwise than the study says.
+        loads: Ascending.
+        points: In the order of their launches.
+        variance: How launches of one point scatter; None: the intervals are within one launch.
+        schedule: The n by batch size that the numbers ask for; None: one n does.
+        why_no_schedule: Why this vLLM is not given one; None: it takes one.
+        arguments: ``--speculative-config`` of each measured n of at least 1.
+        schedule_argument: … of the schedule.
+        same_file: The study file says what it said when this was measured.
+    """
+
+    study: str
+    vllm: str | None
+    machine: str
+    point: Mapping[str, Value]
+    flags: Mapping[str, FlagValue]
+    loads: tuple[int, ...]
+    points: tuple[PointView, ...]
+    variance: LaunchVariance | None
+    schedule: Schedule | None
+    why_no_schedule: str | None
+    arguments: Mapping[int, str]
+    schedule_argument: str | None
+    same_file: bool
+
+    @cached_property
+    def rates(self) -> Rates:
+        """Of each fixed n, by load."""
+        return {p.n: p.rates() for p in self.points if p.schedule is None and p.loads}
+
+    @cached_property
+    def at(self) -> list[AtLoad]:
+        """What is best at each load."""
+        return by_load(self.rates, self.variance)
+
+    @cached_property
+    def crossover(self) -> Crossover | None:
+        """Where speculation stops paying."""
+        return crossover(self.at)
+
+    @cached_property
+    def fixed(self) -> int | None:
+        """The best n for all loads together; None: there are no numbers of n = 0."""
+        return best_fixed(self.rates) if self.rates.get(0) else None
+
+    @cached_property
+    def fixed_over_none(self) -> Estimate | None:
+        """Geometric mean over the loads, over that of n = 0."""
+        if self.fixed is None:
+            return None
+        loads = list(self.rates[0])
+        a, b = (over_loads(self.rates[n], loads) for n in (self.fixed, 0))
+        return ratio(a, b, self.variance)
+
+    @cached_property
+    def checked(self) -> PointView | None:
+        """The launched schedule."""
+        of = [p for p in self.points if p.schedule is not None and p.schedule == self.schedule]
+        return of[-1] if of else None
+
+    @cached_property
+    def over_fixed(self) -> Estimate | None:
+        """The schedule over the best fixed n, over the loads; None: it was not launched."""
+        if self.fixed is None or self.checked is None:
+            return None
+        loads, rates = list(self.rates[0]), self.checked.rates()
+        if not all(load in rates for load in loads):
+            return None
+        fixed = over_loads(self.rates[self.fixed], loads)
+        return ratio(over_loads(rates, loads), fixed, self.variance)
+
+    @cached_property
+    def advice(self) -> Advice:
+        """What to serve."""
+        if self.schedule is None:
+            return Advice.FIXED_ENOUGH
+        if self.why_no_schedule is not None:
+            return Advice.FIXED_ONLY
+        if self.checked is not None and self.checked.failure_kind is not None:
+            return Advice.FIXED_FAILED
+        e = self.over_fixed
+        if e is None:
+            return Advice.FIXED_UNCHECKED
+        return Advice.SCHEDULE if e.low is not None and e.low > 1 else Advice.FIXED
+
+    @property
+    def argument(self) -> str | None:
+        """The recommended ``--speculative-config``; None: without one."""
+        if self.advice is Advice.SCHEDULE:
+            return self.schedule_argument
+        return None if self.fixed is None else self.arguments.get(self.fixed)
+
+
+def map_lines(view: MapView) -> list[str]:
+    """The map for people; only the argument to paste may be longer than 80 columns."""
+    flags = [f"{k.replace('_', '-')} {str(v).lower()}" for k, v in view.flags.items()]
+    about = ", ".join(
+        filter(
+            None,
+            [
+                f"vLLM {view.vllm}" if view.vllm else "",
+                point_text(view.point),
+                ", ".join(flags),
+                view.machine,
+            ],
+        )
+    )
+    lines = [*_wrapped(f"{view.study}: {about}"), ""]
+    for table in (_loads_table(view), _points_table(view)):
+        lines += [*table, ""] if table else []
+    lines += _wrapped(crossover_text(view.crossover, view.at))
+    lines += ["", *_schedule_lines(view), ""]
+    lines += _wrapped(_scatter_text(view.variance))
+    if not view.same_file:
+        lines += _wrapped("The study file has been changed since this was measured.")
+    return [plain(line) for line in [*lines, *_warnings(view)]]
+
+
+def _warnings(view: MapView) -> list[str]:
+    """One line for each kind of warning: where, and the words of the first."""
+    places: dict[str, dict[str, None]] = {}
+    words: dict[str, dict[str, None]] = {}
+    for p in view.points:
+        name = f"n = {p.n}" if p.schedule is None else "the schedule"
+        for load, x in p.loads.items():
+            for w in x.warnings:
+                kind, _, text = w.partition(": ")
+                places.setdefault(kind, {})[f"{name} at {load}"] = None
+                words.setdefault(kind, {})[text] = None
+    lines = []
+    for kind, at in places.items():
+        more = f" and {len(at) - 3} more" if len(at) > 3 else ""
+        first = f"{'such as ' if len(words[kind]) > 1 else ''}{next(iter(words[kind]))}"
+        lines += _wrapped(f"warning: {'; '.join([*at][:3])}{more}: {kind}: {first}")
+    return lines
+
+
+def _loads_table(view: MapView) -> list[str]:
+    if not view.at:
+        return []
+    rows = []
+    for x in view.at:
+        ties = f" ({', '.join(map(str, x.ties))})" if x.ties else ""
+        p95 = next(
+            p.loads[x.load].p95_ms
+            for p in view.points
+            if p.n == x.best and p.schedule is None and x.load in p.loads
+        )
+        rows.append(
+            [
+                str(x.load),
+                f"{x.best}{ties}",
+                _estimate(x.value, number),
+                "1.00" if x.best == 0 else _estimate(x.speedup, "{:.2f}".format),
+                number(p95),
+            ]
+        )
+    header = ["load", "best n (ties)", "tok/s [95 %]", "speed-up [95 %]", "p95 ms"]
+    return ["Best n at each load (requests at a time):", *_aligned([header, *rows])]
+
+
+def _points_table(view: MapView) -> list[str]:
+    """The speed-up of every n at every load, and what failed."""
+    none = view.rates.get(0, {})
+    columns = [["load", *map(str, view.loads), "tok/step"]]
+    notes = []
+    for p in sorted(view.points, key=lambda p: (p.schedule is not None, p.n)):
+        if p.schedule is not None and p is not view.checked:
+            continue  # of numbers that were fewer
+        name = "schedule" if p.schedule is not None else f"n = {p.n}"
+        if p.failure_kind is not None:
+            the = "" if p.schedule is None else "the "
+            notes += _wrapped(f"{the}{name} failed: {p.failure_kind}: {p.failure_reason}")
+            continue
+        if name == "n = 0" or not p.loads:
+            continue
+        cells = [
+            f"{p.loads[c].rate.value / none[c].value:.2f}" if c in p.loads and c in none else ""
+            for c in view.loads
+        ]
+        lengths = [x.acceptance_length for x in p.loads.values() if x.acceptance_length]
+        mean = sum(lengths) / len(lengths) if lengths else None
+        columns.append([name, *cells, "" if mean is None else f"{mean:.2f}"])
+    if len(columns) == 1:
+        return notes
+    rows = list(zip(*columns, strict=True))
+    return ["Speed-up over n = 0, and tokens per step:", *_aligned(rows), *notes]
+
+
+def crossover_text(found: Crossover | None, at: Sequence[AtLoad]) -> str:
+    """Where speculation stops paying, in a sentence or two."""
+    if found is None:
+        return "No n of at least 1 gave numbers: whether speculation pays is not known."
+    by = {x.load: x for x in at}
+
+    def shown(load: int) -> str:
+        x = by[load]
+        if x.draft is None or x.draft_speedup is None:
+            raise ValueError("a load without drafts has no crossover")
+        return f"{_estimate(x.draft_speedup, '{:.2f}'.format)} × at {load} with n = {x.draft}"
+
+    if found.where is Where.ABOVE and found.wins is not None:
+        text = f"Speculation pays up to the highest load measured: {shown(found.wins)}. "
+        text += "The crossover lies above."
+    elif found.where is Where.BELOW and found.loses is not None:
+        text = f"Speculation loses at every load measured: {shown(found.loses)}. "
+        text += "The crossover lies below."
+    elif found.wins is not None and found.loses is not None and found.load is not None:
+        text = f"Speculation pays up to a load of about {load_text(found.load)}: "
+        text += f"{shown(found.wins)}, {shown(found.loses)}."
+    else:
+        raise ValueError("a crossover between loads has both")
+    last, first = found.surely_wins, found.surely_loses
+    sure = [f"wins at {last}"] if last is not None else ["wins at none"]
+    sure += [f"loses at {first}"] if first is not None else ["loses at none"]
+    if last is None and first is None:
+        text += " By the intervals none of this is certain."
+    elif (last, first) != (found.wins, found.loses):
+        text += f" By the intervals it surely {', and surely '.join(sure)}."
+    if found.also_loses:
+        text += f" It also loses at {', '.join(map(str, found.also_loses))}, below that."
+    return text
+
+
+def load_text(load: float) -> str:
+    """An interpolated load: it is not known to more digits than these."""
+    return f"{load:.1f}" if load < 10 else f"{load:.0f}"
+
+
+def _schedule_lines(view: MapView) -> list[str]:
+    """The schedule, what its launch showed, and what to serve."""
+    lines = []
+    if view.schedule is not None:
+        ranges = "; ".join(f"{a} to {b}: n = {n}" for a, b, n in view.schedule)
+        lines += _wrapped(f"Schedule of n by batch size: {ranges}.")
+        if view.why_no_schedule is not None:
+            lines += _wrapped(f"{view.why_no_schedule}.")
+        elif view.checked is not None and view.over_fixed is not None:
+            lines += _wrapped(
+                f"Launched, it is at {_estimate(view.over_fixed, '{:.3f}'.format)} of the best "
+                f"fixed n, n = {view.fixed}, as the mean over the loads."
+            )
+    if view.fixed is None:
+        return [*lines, "There are no numbers of n = 0: nothing can be recommended."]
+    lines += _wrapped(f"Recommended: {_recommended(view)}; {view.advice}.")
+    if view.argument is None:
+        return [*lines, "", "To serve it: no --speculative-config at all."]
+    return [*lines, "", "To serve it:", f"  --speculative-config {shlex.quote(view.argument)}"]
+
+
+def _recommended(view: MapView) -> str:
+    if view.advice is Advice.SCHEDULE:
+        return "the schedule"
+    e = view.fixed_over_none
+    if not view.fixed or e is None:
+        return "no speculation"
+    tie = "" if e.low is not None and e.low > 1 else ", a tie"
+    over = _estimate(e, "{:.3f}".format)
+    return f"n = {view.fixed}, at {over} of no speculation as the mean over the loads{tie}"
+
+
+def _scatter_text(variance: LaunchVariance | None) -> str:
+    if variance is None:
+        return (
+            "Intervals are within one launch each: what another launch would differ by is not in "
+            "them. A study with launches of one point tells (`autotune run`)."
+        )
+    return (
+        "Intervals hold what launches of one point differ by in this study: "
+        f"{variance.between:.1%} more than their requests explain."
+    )
+
+
+def _estimate(e: Estimate, text: Callable[[float], str]) -> str:
+    low, high = ("?" if x is None else text(x) for x in (e.low, e.high))
+    return f"{text(e.value)} [{low}, {high}]"
+
+
+def _wrapped(text: str) -> list[str]:
+    whole = plain(text).replace("n = ", "n\xa0=\xa0")  # is not broken there
+    lines = textwrap.wrap(whole, _WIDTH, break_on_hyphens=False)
+    return [line.replace("\xa0", " ") for line in lines]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns, two spaces between them; the first to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(w) if i == 0 else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def map_json(view: MapView) -> dict[str, Any]:
+    """The map as plain data; tok/s, milliseconds."""
+
+    def estimate(e: Estimate | None) -> dict[str, float | None] | None:
+        return None if e is None else dataclasses.asdict(e)
+
+    def point(p: PointView) -> dict[str, Any]:
+        return {
+            "n": p.n,
+            "schedule": p.schedule and [list(x) for x in p.schedule],
+            "failure_kind": p.failure_kind,
+            "failure_reason": p.failure_reason,
+            "loads": {
+                str(load): {
+                    "tok_s": x.rate.value,
+                    "interval": _bounds(interval(x.rate, view.variance)),
+                    "p95_ms": x.p95_ms,
+                    "p95_interval": list(x.p95_bounds),
+                    "requests": x.requests,
+                    "acceptance_length": x.acceptance_length,
+                    "warnings": list(x.warnings),
+                }
+                for load, x in p.loads.items()
+            },
+        }
+
+    return {
+        "study": view.study,
+        "vllm": view.vllm,
+        "machine": view.machine,
+        "params": dict(view.point),
+        "flags": dict(view.flags),
+        "intervals": "within one launch" if view.variance is None else "with launches' scatter",
+        "loads": [
+            {
+                "load": x.load,
+                "best_n": x.best,
+                "ties": list(x.ties),
+                "tok_s": estimate(x.value),
+                "speedup": estimate(x.speedup),
+                "best_draft_n": x.draft,
+                "best_draft_speedup": estimate(x.draft_speedup),
+            }
+            for x in view.at
+        ],
+        "crossover": None if view.crossover is None else dataclasses.asdict(view.crossover),
+        "points": [point(p) for p in view.points],
+        "best_fixed_n": view.fixed,
+        "best_fixed_over_none": estimate(view.fixed_over_none),
+        "schedule": view.schedule and [list(x) for x in view.schedule],
+        "why_no_schedule": view.why_no_schedule,
+        "schedule_over_best_fixed": estimate(view.over_fixed),
+        "recommended": None
+        if view.fixed is None
+        else {
+            "what": "schedule" if view.advice is Advice.SCHEDULE else "fixed",
+            "why": view.advice.name.lower(),
+            "speculative_config": view.argument,
+        },
+    }
+
+
+def _bounds(e: Estimate) -> list[float | None]:
+    return [e.low, e.high]
