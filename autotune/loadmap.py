@@ -65,6 +65,8 @@ from autotune.tune import (
     Prepared,
     StopReason,
     baseline_point,
+    check_is_there,
+    end_launch,
     output_folder,
     signals,
 )
@@ -456,11 +458,7 @@ class _Map:
         Raises:
             TrialFailure: it did not come up, or gave nothing that may be called a number.
         """
-        if file_identity(self.store.path) != self.inode:  # SQLite itself would not notice
-            raise MachineError(
-                f"{self.store.path}: was deleted or replaced while it was in use; put it back, and "
-                "the same command goes on from there"
-            )
+        check_is_there(self.store.path, self.inode)
         spec = self.p.spec.server
         server_spec = spec if point.schedule is None else scheduled(spec, point.schedule)
         launch_id = uuid.uuid4().hex
@@ -501,17 +499,8 @@ class _Map:
             raise failure from e
         finally:
             self.ui.stage(f"{self.words(point)}: stopping")
-            self.stop(server, launch_id)
+            end_launch(server, self.store, launch_id)
             self.event("stopped", point, launch_id)
-
-    def stop(self, server: Server, launch_id: str) -> None:
-        try:
-            report = server.stop()
-        except KeyboardInterrupt:  # asked twice: at once
-            report = server.stop(force=True)
-            self.store.launch_ended(launch_id, report.exit_code, report.killed)
-            raise
-        self.store.launch_ended(launch_id, report.exit_code, report.killed)
 
     def measure(
         self,

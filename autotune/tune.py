@@ -328,6 +328,33 @@ def signals() -> Iterator[None]:
             signal.signal(s, handler)
 
 
+def check_is_there(database: Path, inode: tuple[int, int] | None) -> None:
+    """SQLite itself would go on writing into a file that was deleted.
+
+    Args:
+        inode: :func:`autotune.store.file_identity` of the file that was opened.
+
+    Raises:
+        MachineError: it was deleted or replaced.
+    """
+    if file_identity(database) != inode:
+        raise MachineError(
+            f"{database}: was deleted or replaced while it was in use; put it back, and the same "
+            "command goes on from there"
+        )
+
+
+def end_launch(server: Server, store: Store, launch_id: str) -> None:
+    """Stops a server, proves that it is gone, and writes it down."""
+    try:
+        report = server.stop()
+    except KeyboardInterrupt:  # asked twice: at once
+        report = server.stop(force=True)
+        store.launch_ended(launch_id, report.exit_code, report.killed)
+        raise
+    store.launch_ended(launch_id, report.exit_code, report.killed)
+
+
 def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
     """How badly the CUDA graphs of a point fit the study's batches; None: there are none.
 
@@ -767,7 +794,7 @@ class _Run:
         Raises:
             TrialFailure: it did not come up, or gave nothing that may be called a number.
         """
-        self.check_database_is_there()
+        check_is_there(self.store.path, self.inode)
         launch_id = uuid.uuid4().hex
         rest = take_rest(self.rests)  # while no server of ours is there
         self.clock = StageClock(self.free_since)
@@ -810,7 +837,7 @@ class _Run:
         finally:
             self.ui.stage("stopping")
             self.clock.mark("stopping")
-            self.stop(server, launch_id)
+            end_launch(server, self.store, launch_id)
             self.clock.mark("ended")
             self.free_since = time.monotonic()
             self.event("stopped", trial, launch_id)
@@ -826,27 +853,6 @@ class _Run:
             first_s=self.store.first_request(launch_id),
         )
         self.store.keep_stages(launch_id, stages)
-
-    def check_database_is_there(self) -> None:
-        """SQLite itself would go on writing into a file that was deleted.
-
-        Raises:
-            MachineError: it was deleted or replaced.
-        """
-        if file_identity(self.store.path) != self.inode:
-            raise MachineError(
-                f"{self.store.path}: was deleted or replaced while it was in use; put it back, and "
-                "the same command goes on from there"
-            )
-
-    def stop(self, server: Server, launch_id: str) -> None:
-        try:
-            report = server.stop()
-        except KeyboardInterrupt:  # asked twice: at once
-            report = server.stop(force=True)
-            self.store.launch_ended(launch_id, report.exit_code, report.killed)
-            raise
-        self.store.launch_ended(launch_id, report.exit_code, report.killed)
 
     def measure(
         self, server: Server, launch_id: str, trial: optuna.trial.FrozenTrial, rest: Rest
