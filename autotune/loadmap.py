@@ -24,7 +24,6 @@ from pathlib import Path
 
 from autotune.canary import Rest, disturbed, take_rest
 from autotune.errors import (
-    DatabaseLocked,
     MachineError,
     NothingUsable,
     TrialFailure,
@@ -59,16 +58,15 @@ from autotune.measuring import Measuring, send
 from autotune.serving import LogFolder, Server, free_port, plan_launch
 from autotune.space import MNBT, N, Value
 from autotune.spec import FlagValue, StudySpec, WorkloadSpec
-from autotune.store import MapPointRow, Store, exclusive, file_identity, opened
+from autotune.store import MapPointRow, Store, file_identity
 from autotune.tune import (
-    LOCKED_S,
     Prepared,
     StopReason,
     baseline_point,
     check_is_there,
     end_launch,
     output_folder,
-    signals,
+    run_on,
 )
 from autotune.ui import Ui
 from autotune.views import number, point_text
@@ -183,22 +181,13 @@ def map_study(
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP; the server is gone, and the map resumes.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    locked_since: float | None = None
-    with exclusive(database), signals():
-        while True:
-            try:
-                with opened(database, create=True) as store:
-                    run = _Map(prepared, store, sorted(loads), launches, deadline, ui)
-                    reason = run.go()
-                    view = map_view(store, prepared.loaded, run.loads, run.setting, run.p.resolve)
-                    return view, reason
-            except DatabaseLocked as e:  # as in autotune.tune.run_study
-                now = time.monotonic()
-                if locked_since is None or now - locked_since > 2 * LOCKED_S:
-                    locked_since = now
-                    ui.message(f"{e}. Waiting for it")
-                if now - locked_since > LOCKED_S:
-                    raise
+
+    def go(store: Store) -> tuple[MapView, StopReason]:
+        run = _Map(prepared, store, sorted(loads), launches, deadline, ui)
+        reason = run.go()
+        return map_view(store, prepared.loaded, run.loads, run.setting, run.p.resolve), reason
+
+    return run_on(database, ui, go)
 
 
 class _Map:

@@ -19,7 +19,7 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -89,6 +89,8 @@ from autotune.store import LaunchRow, Store, exclusive, file_identity, opened
 from autotune.ui import Ui
 from autotune.views import TrialView, cost, objective_text
 from objectives import Objective
+
+T = TypeVar("T")
 
 # vLLM's default of max_num_batched_tokens for `vllm serve` on a CPU and on a GPU below 70 GiB.
 DEFAULT_MNBT = 2048
@@ -262,22 +264,34 @@ def run_study(
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP; the server is gone, and the study resumes.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def go(store: Store) -> StopReason:
+        run = _Run(
+            prepared, store, trials, seed, deadline, ui, confirm=confirm, stop_below=stop_below
+        )
+        return run.go()
+
+    return run_on(database, ui, go)
+
+
+def run_on(database: Path, ui: Ui, go: Callable[[Store], T]) -> T:
+    """Runs what launches servers, alone on a database, and again when that was locked meanwhile.
+
+    Args:
+        database: Made if missing.
+        ui: Told that the database is waited for.
+        go: Takes up its work from wherever the database says it stands.
+
+    Raises:
+        DatabaseLocked: another program held the database for ``LOCKED_S``.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP.
+    """
     locked_since: float | None = None
     with exclusive(database), signals():
         while True:
             try:
                 with opened(database, create=True) as store:
-                    run = _Run(
-                        prepared,
-                        store,
-                        trials,
-                        seed,
-                        deadline,
-                        ui,
-                        confirm=confirm,
-                        stop_below=stop_below,
-                    )
-                    return run.go()
+                    return go(store)
             except DatabaseLocked as e:  # its server is gone: wait, and go on as after a kill
                 now = time.monotonic()
                 if locked_since is None or now - locked_since > 2 * LOCKED_S:

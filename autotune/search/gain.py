@@ -90,13 +90,7 @@ def gains(beliefs: Sequence[Belief], reference: Floats) -> Floats:
     launched = len(beliefs[0].covariance)  # what can be recommended today
     today = float(hypervolume(means[:launched], reference))
     kept = _contenders(means[:launched], sds[:launched])
-    front = means[kept]
-    # at a glance: the point alone, one standard deviation better than believed
-    hopeful = (means - sds)[:, None, :]
-    glance = hypervolume(
-        np.concatenate([np.broadcast_to(front, (len(means), *front.shape)), hopeful], axis=1),
-        reference,
-    )
+    glance = _hoped(means[kept], means - sds, reference)
     looked = np.argsort(-glance, kind="stable")[:_LOOKED_AT]
     looked = np.union1d(looked, kept)
     outcomes = ndtri(qmc.Sobol(len(beliefs), rng=0).random(_OUTCOMES) * 0.998 + 0.001)
@@ -126,9 +120,14 @@ def potential(beliefs: Sequence[Belief], reference: Floats) -> Floats:
     sds = np.sqrt(np.stack([b.variance for b in beliefs], axis=-1))
     launched = len(beliefs[0].covariance)
     front = means[_contenders(means[:launched], sds[:launched])]
-    hopeful = (means - 2 * sds)[:, None, :]
-    both = np.concatenate([np.broadcast_to(front, (len(means), *front.shape)), hopeful], axis=1)
-    return np.asarray(hypervolume(both, reference) - hypervolume(means[:launched], reference))
+    today = hypervolume(means[:launched], reference)
+    return np.asarray(_hoped(front, means - 2 * sds, reference) - today)
+
+
+def _hoped(front: Floats, hopeful: Floats, reference: Floats) -> Floats:
+    """The hypervolume of the front with each of the hopeful points alone."""
+    fronts = np.broadcast_to(front, (len(hopeful), *front.shape))
+    return hypervolume(np.concatenate([fronts, hopeful[:, None, :]], axis=1), reference)
 
 
 def _contenders(means: Floats, sds: Floats) -> Ints:

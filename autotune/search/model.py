@@ -58,13 +58,13 @@ class Proposal:
     """What to launch next.
 
     Attributes:
-        index: Of the candidates.
+        point: Where.
         gain: Expected growth of the hypervolume by the launch that is worth most, as a share.
         challenge: That gain is too small, and this is another launch: the one that looks best to
             a model that knows nothing of speculative decoding, in the best case.
     """
 
-    index: int
+    point: Point
     gain: float
     challenge: bool
 
@@ -99,39 +99,32 @@ def unit(space: Space, point: Point) -> list[float]:
 def propose(
     space: Space,
     launched: Sequence[Launched],
-    candidates: Sequence[Point],
+    new: Sequence[Point],
     chances: Floats,
     doubt_below: float,
     fixed_n: int | None = None,
     known: Callable[[Point], float] | None = None,
 ) -> Proposal:
-    """The candidate that is worth most.
+    """The launch that is worth most, of the launched points and the new ones.
 
     Args:
         space: The searched parameters.
         launched: At least one.
-        candidates: Points that may be launched, launched ones included.
-        chances: That each can launch.
+        new: Points that were not launched and may be; different ones.
+        chances: That each of them can launch.
         doubt_below: A smaller gain is not believed: see :class:`Proposal`.
         fixed_n: n of all points, where it is not searched.
         known: A number for each point that objectives may depend on (how well CUDA graphs cover
             it); None: there is none.
 
     Raises:
-        ValueError: there is no candidate, or a cost is not finite.
+        ValueError: nothing was launched, or a cost is not finite.
     """
-    if not candidates:
-        raise ValueError("there is no candidate")
     points: list[Point] = list({frozenset(x.point.items()): x.point for x in launched}.values())
-    recommendable = len(points)
     place = {frozenset(q.items()): i for i, q in enumerate(points)}
-    rows = []
-    for q in candidates:
-        key = frozenset(q.items())
-        if key not in place:
-            place[key] = len(points)
-            points.append(q)
-        rows.append(place[key])
+    recommendable = len(points)
+    points += new
+    chances = np.concatenate([np.ones(recommendable), chances])
     x = np.array([unit(space, q) for q in points])
     at = np.array([place[frozenset(item.point.items())] for item in launched])
     costs = np.array([item.costs for item in launched])
@@ -168,12 +161,11 @@ def propose(
 
     found = beliefs(basis, _SCALE if prediction is None else _SCALE_PREDICTED)
     reference = reference_point(np.stack([b.mean[:recommendable] for b in found], axis=-1))
-    value = gains(found, reference)[rows] * chances
+    value = gains(found, reference) * chances
     best = int(value.argmax())
-    if value[best] >= doubt_below or recommendable == len(points):
-        return Proposal(best, float(value[best]), challenge=False)
+    if value[best] >= doubt_below or not new:
+        return Proposal(points[best], float(value[best]), challenge=False)
     # what a search without foreknowledge would try: the best case of what was not launched yet
     plain = beliefs(basis[:1], _SCALE)
-    hopes = potential(plain, reference)[rows] * chances
-    hopes[np.array(rows) < recommendable] = -1.0
-    return Proposal(int(hopes.argmax()), float(value[best]), challenge=True)
+    hopes = (potential(plain, reference) * chances)[recommendable:]
+    return Proposal(new[int(hopes.argmax())], float(value[best]), challenge=True)

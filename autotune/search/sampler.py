@@ -316,21 +316,18 @@ class StudySampler(BaseSampler):
         launched = launched_of(
             self._space, informative(complete, directions, MODEL_TRIALS), directions
         )
-        points: list[Point] = list({frozenset(x.point.items()): x.point for x in launched}.values())
-        candidates = [*points, *new]
-        chances = np.concatenate([np.ones(len(points)), chance[safe]])
         found = propose(
             self._space,
             launched,
-            candidates,
-            chances,
+            new,
+            chance[safe],
             self._stop_below or _DOUBT,
             self._fixed_n,
             self._known,
         )
         if found.challenge and self._stop_below and _challenges(complete) >= CHALLENGES:
             raise Converged(found.gain)
-        return Suggestion(dict(candidates[found.index]), found.gain, found.challenge)
+        return Suggestion(dict(found.point), found.gain, found.challenge)
 
     def _new_points(self, tried: PointSet, rng: np.random.Generator) -> list[dict[str, Value]]:
         """Untried points that the rules allow; of a large space a random part."""
