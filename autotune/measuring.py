@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from autotune.canary import LoadWatch, MachineState, Rest
+from autotune.canary import GPU_OURS_MIB, LoadWatch, MachineState, Rest, read_gpus
 from autotune.errors import FailureKind, MeasureError, TrialFailure
 from autotune.load import (
     Counters,
@@ -39,9 +40,10 @@ from autotune.measure import (
     precise,
     warm_from,
 )
+from autotune.nvml import Energy, EnergyMeter
 from autotune.serving import Server
 from autotune.spec import StudySpec, WorkloadSpec
-from objectives import Objective
+from objectives import Objective, WithEnergy
 
 # A server whose requests fail may be about to end: the API process outlives its engine for a bit.
 DYING_S = 3.0
@@ -89,6 +91,7 @@ class Result:
         drift: How much faster or slower, as a share, the last requests were than the first, where
             that is more than chance explains; None: it is not.
         machine: The machine while it was measured.
+        energy: What the server's GPUs took meanwhile; None: it has none, or they do not tell.
     """
 
     values: dict[str, float]
@@ -101,6 +104,7 @@ class Result:
     steady: bool
     drift: float | None
     machine: MachineState
+    energy: Energy | None = None
 
     def quality(self) -> dict[str, Any]:
         """What the database keeps beside the numbers, as plain data."""
@@ -114,6 +118,7 @@ class Result:
             "drift": self.drift,
             "prefix_cache_share": hits / looked_up if looked_up and hits is not None else None,
             "machine": asdict(self.machine),
+            "energy": self.energy and asdict(self.energy),
         }
 
 
@@ -196,7 +201,15 @@ class Measuring:
             [max(LEAST_BETWEEN, (between or {}).get(o.name, 0.0)) for o in self._objectives],
             self._spec.measure.dominated_error,
         )
-        others = [self._bounded(r.measurement) for r in rivals]  # positive: on the front
+        metered = any(o.needs_energy for o in self._objectives)
+        known_rivals = [
+            (r, self._bounded(r.measurement))
+            for r in rivals
+            if not metered or isinstance(r.measurement, WithEnergy)
+        ]
+        known_rivals = [(r, b) for r, b in known_rivals if all(x.value > 0 for x in b)]
+        others = [b for _, b in known_rivals]
+        gpus = _gpus_of_server(rest)
         done: list[Sample] = []
         stop, dominated_by = Stop.ALL, None
 
@@ -207,7 +220,9 @@ class Measuring:
                 return
             if any(s.status != "ok" for s in done):
                 return
-            now = self._bounded(self._measurement(done))
+            now = self._bounded(self._measurement(done, meter.read().of(gpus), whole=False))
+            if any(b.value == 0 for b in now):  # no share of it can be told
+                return
             known = ((b.value, b.interval(STOPPING_CONFIDENCE)) for b in now)
             if precise(known, self._spec.measure.precision):
                 stop = Stop.PRECISE
@@ -216,11 +231,11 @@ class Measuring:
             if domination.alpha and all(b.value > 0 for b in now):
                 by = domination.by(now, others)
             if by is not None:
-                stop, dominated_by = Stop.DOMINATED, rivals[by].trial
+                stop, dominated_by = Stop.DOMINATED, known_rivals[by][0].trial
 
         before = self._scrape()
         owned = self._server.processes if self._server.known_processes else None
-        with LoadWatch(rest, owned) as watch:
+        with LoadWatch(rest, owned) as watch, EnergyMeter(sample=metered) as meter:
             samples = self._send(
                 workload.measured,
                 workload.arrivals,
@@ -228,19 +243,24 @@ class Measuring:
                 seen,
                 lambda: stop is Stop.ALL,
             )
+            energy = meter.read().of(gpus)
         stats = difference(before, self._scrape())
         if not self._server.alive():
             raise self._server.failure(FailureKind.CRASH, "the server died after the last request")
-        measurement = self._measurement(samples)
+        measurement = self._measurement(samples, energy)
         bounded = self._bounded(measurement)
+        # wider where narrowness was what ended it, or fewer than 95 % would hold
+        confidence = STOPPING_CONFIDENCE if stop is Stop.PRECISE else 0.95
+        intervals = {
+            o.name: b.interval(confidence) for o, b in zip(self._objectives, bounded, strict=True)
+        }
         rates = measurement.output_tokens / (measurement.end - measurement.start)
         return Result(
             values={o.name: b.value for o, b in zip(self._objectives, bounded, strict=True)},
             intervals={
-                # wider where narrowness was what ended it, or fewer than 95 % would hold
-                o.name: o.bounds(measurement, STOPPING_CONFIDENCE if stop is Stop.PRECISE else 0.95)
+                o.name: intervals[o.name]
                 for o in self._objectives
-                if o.interval
+                if o.interval or intervals[o.name].low is not None
             },
             stats=stats,
             requests=len(samples),
@@ -250,6 +270,7 @@ class Measuring:
             steady=self._steady,
             drift=drift(rates.tolist()),
             machine=watch.state,
+            energy=energy,
         )
 
     def _scrape(self) -> Counters:
@@ -259,22 +280,31 @@ class Measuring:
         except MeasureError as e:
             raise blamed(self._server, e) from e
 
-    def _measurement(self, samples: Sequence[Sample]) -> Measurement:
-        return Measurement.of(samples, self._spec.workload.latency_origin)
+    def _measurement(
+        self, samples: Sequence[Sample], energy: Energy | None, *, whole: bool = True
+    ) -> Measurement:
+        """With its energy; not ``whole``: requests that are still under way took a part of it."""
+        m = Measurement.of(samples, self._spec.workload.latency_origin)
+        if energy is None:
+            return m
+        if whole or not m.throughput:
+            return WithEnergy.added(m, energy.total)
+        seconds = float(m.output_tokens.sum()) / m.throughput
+        return WithEnergy.added(m, energy.total / energy.seconds * seconds)
 
     def _bounded(self, measurement: Measurement) -> list[Bounded]:
         """Each objective with its interval; one that has none is never known precisely.
 
         Raises:
-            MeasureError: one cannot be computed.
+            MeasureError: one cannot be computed, here or when its interval is asked for.
         """
-        try:
-            return [
-                Bounded(o.compute(measurement), partial(o.bounds, measurement))
-                for o in self._objectives
-            ]
-        except ValueError as e:
-            raise MeasureError(FailureKind.REQUESTS, str(e)) from e
+
+        def interval(o: Objective, confidence: float) -> Interval:
+            with _as_failure():
+                return o.bounds(measurement, confidence)
+
+        with _as_failure():
+            return [Bounded(o.value(measurement), partial(interval, o)) for o in self._objectives]
 
     def _send(
         self,
@@ -300,6 +330,28 @@ class Measuring:
             return send(self._server, self._spec.workload, requests, arrivals, phase, on_done, more)
         finally:
             self._keep(done)
+
+
+@contextmanager
+def _as_failure() -> Iterator[None]:
+    """Makes a trial's failure of an objective that cannot be computed."""
+    try:
+        yield
+    except ValueError as e:
+        raise MeasureError(FailureKind.REQUESTS, str(e)) from e
+
+
+def _gpus_of_server(rest: Rest) -> set[int]:
+    """Numbers of the GPUs whose used memory grew since ``rest``, or that do not tell it."""
+    if not rest.gpus:
+        return set()
+    return {
+        i
+        for i, (before, now) in enumerate(zip(rest.gpus, read_gpus(), strict=False))
+        if before.memory_mib is None
+        or now.memory_mib is None
+        or now.memory_mib >= before.memory_mib + GPU_OURS_MIB
+    }
 
 
 def send(

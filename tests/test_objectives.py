@@ -1,4 +1,15 @@
+"""Each objective's value, unit and direction, and that it is what vLLM's benchmark computes."""
+
 from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +42,17 @@ def measurement() -> Measurement:
         ("output_throughput", 200 / 210, "tok/s", "maximize"),
         ("p95_latency", 19050, "ms", "minimize"),  # 19 + 0.05 × (20 - 19) s
         ("p50_latency", 10500, "ms", "minimize"),
+        ("p99_latency", 19810, "ms", "minimize"),
+        ("p50_ttft", 500, "ms", "minimize"),
         ("p95_ttft", 500, "ms", "minimize"),
+        ("p99_ttft", 500, "ms", "minimize"),
+        ("p50_tpot", 10000 / 9, "ms", "minimize"),  # of (s - 0.5) / 9
+        ("p95_tpot", 18550 / 9, "ms", "minimize"),
+        ("p99_tpot", 19310 / 9, "ms", "minimize"),
+        # each request has nine gaps alike, so the 180 gaps have their ranks in nines
+        ("p50_itl", 10000 / 9, "ms", "minimize"),
+        ("p95_itl", 18550 / 9, "ms", "minimize"),
+        ("p99_itl", 19500 / 9, "ms", "minimize"),
         ("mean_tpot", 10000 / 9, "ms", "minimize"),  # mean of (s - 0.5) / 9
     ],
 )
@@ -39,7 +60,7 @@ def test_values_units_and_directions(
     measurement: Measurement, name: str, value: float, unit: str, direction: str
 ) -> None:
     objective = objectives.get(name)
-    assert objective.compute(measurement) == pytest.approx(value)
+    assert objective.value(measurement) == pytest.approx(value)
     assert (objective.name, objective.unit, objective.direction) == (name, unit, direction)
     assert objective.title
     assert objective.formula
@@ -54,7 +75,7 @@ def test_every_module_is_an_objective_by_its_own_name() -> None:
 
 
 def test_an_unknown_name_is_a_key_error() -> None:
-    for name in ("p99_latencyy", "__init__", "os.path"):
+    for name in ("p99_latencyy", "__init__", "_percentiles", "__main__", "os.path"):
         with pytest.raises(KeyError):
             objectives.get(name)
 
@@ -64,7 +85,60 @@ def test_ttft_counts_the_waiting_of_an_open_loop(measurement: Measurement) -> No
     assert objectives.get("p95_ttft").compute(late) > 100_000
 
 
-def test_tpot_needs_two_tokens(measurement: Measurement) -> None:
+@pytest.mark.parametrize("name", ["mean_tpot", "p50_tpot", "p99_tpot"])
+def test_tpot_needs_two_tokens(measurement: Measurement, name: str) -> None:
     short = Measurement(**{**vars(measurement), "output_tokens": np.ones(20, dtype=np.int64)})
-    with pytest.raises(ValueError, match="at least two output tokens"):
-        objectives.get("mean_tpot").compute(short)
+    with pytest.raises(ValueError, match=f"{name} needs requests of at least two output tokens"):
+        objectives.get(name).value(short)
+
+
+def test_itl_needs_two_chunks(measurement: Measurement) -> None:
+    one = Measurement(**{**vars(measurement), "chunks": (np.array([0.5]),) * 20})
+    with pytest.raises(ValueError, match="p95_itl needs requests of at least two chunks"):
+        objectives.get("p95_itl").value(one)
+
+
+def vllm_metrics() -> Callable[..., tuple[Any, Any]]:
+    """``calculate_metrics`` of the installed vLLM's benchmark, by itself: vLLM imports for long."""
+    found = find_spec("vllm")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("vLLM is not installed")
+    source = Path(found.submodule_search_locations[0]) / "benchmarks" / "serve.py"
+    wanted = {"calculate_metrics", "BenchmarkMetrics"}
+    body = [n for n in ast.parse(source.read_text()).body if getattr(n, "name", None) in wanted]
+    names: dict[str, Any] = {"np": np, "warnings": warnings, "dataclass": dataclass, "field": field}
+    names |= {"TERM_PLOTLIB_AVAILABLE": False, "MILLISECONDS_TO_SECONDS_CONVERSION": 1000}
+    tree = ast.Module(body, [])
+    exec(compile(tree, str(source), "exec", annotations.compiler_flag), names)  # noqa: S102
+    return names["calculate_metrics"]  # type: ignore[no-any-return]
+
+
+def test_values_are_those_of_vllms_benchmark(measurement: Measurement) -> None:
+    outputs = [
+        SimpleNamespace(
+            success=True,
+            input_audio_duration=0.0,
+            latency=float(measurement.end[i] - measurement.start[i]),
+            output_tokens=int(measurement.output_tokens[i]),
+            ttft=float(measurement.ttft[i]),
+            itl=np.diff(measurement.chunks[i]).tolist(),
+            prompt_len=5,
+            start_time=float(measurement.start[i]),
+        )
+        for i in range(len(measurement))
+    ]
+    slo = {"ttft": 600.0, "tpot": 1200.0, "e2el": 9000.0}
+    seconds = float(measurement.end.max() - measurement.start.min())
+    theirs, _ = vllm_metrics()([None] * 20, outputs, seconds, None, [50, 95, 99], slo)
+    for kind in ("ttft", "tpot", "itl", "e2el"):
+        for percent, value in getattr(theirs, f"percentiles_{kind}_ms"):
+            ours = objectives.get(f"p{percent}_{'latency' if kind == 'e2el' else kind}")
+            assert ours.value(measurement) == pytest.approx(value), ours.name
+            statistic = "median" if percent == 50 else f"p{percent}"
+            assert ours.source.endswith(f"{statistic}_{kind}_ms")
+    good = objectives.get("goodput").given({f"{k}_ms": v for k, v in slo.items()})
+    assert good.value(measurement) == pytest.approx(theirs.request_goodput) == 9 / 210
+    assert objectives.get("output_throughput").value(measurement) == pytest.approx(
+        theirs.output_throughput
+    )
+    assert objectives.get("mean_tpot").value(measurement) == pytest.approx(theirs.mean_tpot_ms)

@@ -67,7 +67,8 @@ def plan(
         directions: What is better, for each objective.
         baseline: The trial that all are compared with; None: there is none with numbers.
         held: How many launches there are.
-        most: Most candidates; None: 2 for 4 launches, 3 for 6 to 8, 4 for more.
+        most: Most candidates; None: 2 for 4 launches, 3 for 6 to 8, 4 for more, and for 8 where
+            there are three objectives: the baseline and the best by each.
 
     Raises:
         ValueError: a value is not positive.
@@ -80,7 +81,8 @@ def plan(
     order += [int(n) for n in numbers[gains.argmax(axis=0)]]
     order += [int(n) for n in numbers[np.argsort(-gains[:, -1], kind="stable")]]
     if most is None:
-        most = max(2, min(held // 2, math.ceil(held / 4) + 1, 4))
+        enough = max(math.ceil(held / 4) + 1, len(directions) + 1)
+        most = max(2, min(held // 2, enough, 4))
     chosen = list(dict.fromkeys(order))[:most]
     if held < 3:
         return chosen[:held]

@@ -32,7 +32,8 @@ def hypervolume(costs: Floats, reference: Floats) -> Floats:
     """Volume that points dominate, up to a reference point; exact, by slicing.
 
     Args:
-        costs: … × points × objectives, less is better; points beyond the reference add nothing.
+        costs: … × points × objectives, one to three, less is better; points beyond the reference
+            add nothing.
         reference: By objective.
 
     Returns:
@@ -44,17 +45,31 @@ def hypervolume(costs: Floats, reference: Floats) -> Floats:
     c = np.minimum(costs, reference)
     if c.shape[-1] == 1:
         return np.asarray(reference[0] - c[..., 0].min(axis=-1))
-    order = np.argsort(c[..., -1], axis=-1, kind="stable")
+    order = np.argsort(c[..., 1], axis=-1, kind="stable")
     c = np.take_along_axis(c, order[..., None], axis=-2)
-    height = np.diff(c[..., -1], axis=-1, append=np.broadcast_to(reference[-1], (*c.shape[:-2], 1)))
+    height = _steps(c[..., 1], reference[1])
     if c.shape[-1] == 2:
-        best = np.minimum.accumulate(c[..., 0], axis=-1)
-        return np.asarray(((reference[0] - best) * height).sum(axis=-1))
-    slices = [
-        hypervolume(c[..., : k + 1, :-1], reference[:-1]) * height[..., k]
-        for k in range(c.shape[-2])
-    ]
-    return np.asarray(sum(slices))
+        return _area(c[..., 0], height, reference[0])
+    # from below, the area of the points that reach down to each slice of the third objective
+    x, z = c[..., 0], c[..., 2]
+    levels = np.sort(z, axis=-1)
+    thick = _steps(levels, reference[2])
+    volume = np.zeros(c.shape[:-2])
+    for k in np.flatnonzero(thick.any(axis=tuple(range(thick.ndim - 1)))):
+        reaching = np.where(z <= levels[..., k, None], x, reference[0])
+        volume += _area(reaching, height, reference[0]) * thick[..., k]
+    return volume
+
+
+def _steps(ascending: Floats, end: float) -> Floats:
+    """From each value to the next, and from the last to the end."""
+    return np.diff(ascending, axis=-1, append=np.broadcast_to(end, (*ascending.shape[:-1], 1)))
+
+
+def _area(x: Floats, height: Floats, reference: float) -> Floats:
+    """Of points in the order of their second objective, whose steps are ``height``."""
+    best = np.minimum.accumulate(x, axis=-1)
+    return np.asarray(((reference - best) * height).sum(axis=-1))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,289 @@
+"""The picture of a study with three objectives: the front in space, and every trial as a line.
+
+In space, stems stand under the points of the front and the baseline: where two points of a
+perspective are is told by their feet. Below, in parallel coordinates, a line is a trial and an axis
+an objective or a parameter (A. Inselberg, "The plane with parallel coordinates", The Visual
+Computer 1, 1985); every objective is better upwards, so that a line above another one dominates it,
+and an axis can be brushed to see only what passes there. Both need no third dimension on paper.
+Texts and colours as in :mod:`autotune.plots`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from autotune.plots import (
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORANGE,
+    Theme,
+    _Axis,
+    _coloured,
+    _hover,
+    template,
+)
+from autotune.space import MNBT, N, Value
+from autotune.views import StudyView, TrialView, objective_text, plain, value_text
+
+if TYPE_CHECKING:
+    from objectives import Objective
+
+_SCENE, _LINES = (0.44, 1.0), (0.04, 0.29)  # shares of the height, from below
+_MOST_LEVELS = 12  # of a parameter whose values get a tick each
+_MARGIN = 0.06  # around the points, as a share of an axis
+
+
+def front_figure(view: StudyView, height: int = 1080, theme: Theme = LIGHT) -> go.Figure:
+    """The trials by the study's three objectives, and below in parallel coordinates.
+
+    Args:
+        view: What to draw.
+        height: Of the whole picture in pixels; the width is that of the page.
+        theme: Of the page.
+    """
+    shown = [
+        t
+        for t in view.trials
+        if t.state == "complete" and all(t.value(o) is not None for o in view.objectives)
+    ]
+    axes = [_Axis(_way(o), o) for o in view.objectives]
+    fig = go.Figure()
+    rest = [t for t in shown if not t.front and not t.baseline and t.again is None]
+    groups = (
+        ("launched again", [t for t in shown if t.again is not None], GREY, "diamond-open", 4),
+        ("dominated", [t for t in rest if not t.truncated], GREY, "circle", 4),
+        ("ended early", [t for t in rest if t.truncated], GREY, "circle-open", 4),
+        ("front", [t for t in shown if t.front and not t.baseline], BLUE, "circle", 6),
+        ("baseline", [t for t in shown if t.baseline], ORANGE, "square", 6),
+    )
+    ranges = [_range([a.of(t) for t in shown]) for a in axes]
+    floor = ranges[2][1 if view.objectives[2].direction == "minimize" else 0]
+    for name, trials, colour, symbol, size in groups:
+        if trials:
+            if colour != GREY:
+                _add_stems(fig, trials, axes, floor, colour)
+            _add_points(fig, view, trials, axes, name, colour, symbol, size)
+    _add_confirmed(fig, view, shown, axes)
+    _add_lines(fig, view, shown)
+    _layout(fig, view, axes, ranges, height, theme)
+    return fig
+
+
+def _way(objective: Objective) -> str:
+    way = "more" if objective.direction == "maximize" else "less"
+    return f"{objective_text(objective)}, {way} is better"
+
+
+def _wrapped(text: str, width: int) -> str:
+    """A text for Plotly, in lines of so many characters."""
+    return "<br>".join(escape(line, quote=False) for line in textwrap.wrap(text, width))
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    span = (high - low) or abs(high) or 1.0
+    return low - _MARGIN * span, high + _MARGIN * span
+
+
+def _add_points(
+    fig: go.Figure,
+    view: StudyView,
+    trials: Sequence[TrialView],
+    axes: Sequence[_Axis],
+    name: str,
+    colour: str,
+    symbol: str,
+    size: int,
+) -> None:
+    places = dict(zip("xyz", axes, strict=True))
+    # of dominated points they would only hide the others; their hover text has them
+    bars = {} if colour == GREY else {f"error_{k}": a.error(trials) for k, a in places.items()}
+    fig.add_scatter3d(
+        **{k: [a.of(t) for t in trials] for k, a in places.items()},
+        **{k: _coloured(bar, colour) for k, bar in bars.items() if bar is not None},
+        mode="markers",
+        marker={"symbol": symbol, "size": size, "color": colour},
+        hovertext=[_hover(view, t) for t in trials],
+        hoverinfo="text",
+        name=name,
+    )
+
+
+def _add_stems(
+    fig: go.Figure, trials: Sequence[TrialView], axes: Sequence[_Axis], floor: float, colour: str
+) -> None:
+    """Lines from the points to the floor: the worst end of the third objective."""
+    x, y, z = axes
+    fig.add_scatter3d(
+        x=[v for t in trials for v in (x.of(t), x.of(t), None)],
+        y=[v for t in trials for v in (y.of(t), y.of(t), None)],
+        z=[v for t in trials for v in (z.of(t), floor, None)],
+        mode="lines",
+        line={"color": colour, "width": 1.5},
+        opacity=0.45,
+        hoverinfo="skip",
+        showlegend=False,
+        name="stems",
+    )
+
+
+def _add_confirmed(
+    fig: go.Figure, view: StudyView, shown: Sequence[TrialView], axes: Sequence[_Axis]
+) -> None:
+    """Points that were measured again, tied to where the search saw them."""
+    again = [t for t in shown if all(a.confirmed(t) is not None for a in axes)]
+    if not again:
+        return
+    places = dict(zip("xyz", axes, strict=True))
+    bars = {f"error_{k}": a.error(again, confirmed=True) for k, a in places.items()}
+    fig.add_scatter3d(
+        **{
+            k: [v for t in again for v in (a.of(t), a.confirmed(t), None)]
+            for k, a in places.items()
+        },
+        mode="lines",
+        line={"color": GREEN, "width": 2, "dash": "dot"},
+        hoverinfo="skip",
+        showlegend=False,
+        name="search to confirmation",
+    )
+    fig.add_scatter3d(
+        **{k: [a.confirmed(t) for t in again] for k, a in places.items()},
+        **{k: _coloured(bar, GREEN) for k, bar in bars.items() if bar is not None},
+        mode="markers",
+        marker={"symbol": "diamond-open", "size": 5, "color": GREEN},
+        hovertext=[_hover(view, t) for t in again],
+        hoverinfo="text",
+        name="confirmed",
+    )
+
+
+def _add_lines(fig: go.Figure, view: StudyView, shown: Sequence[TrialView]) -> None:
+    """A line for each trial of the search, the dominated ones below the others."""
+
+    def rank(t: TrialView) -> int:
+        return 2 if t.baseline else 1 if t.front else 0
+
+    trials = sorted((t for t in shown if t.again is None), key=rank)
+    if not trials:
+        return
+    objectives = []
+    for o in view.objectives:
+        values = [v for t in trials if (v := t.value(o)) is not None]
+        low, high = (float(f"{end:.3g}") for end in _range(values))  # both are shown
+        objectives.append(
+            {
+                "label": _wrapped(objective_text(o), 24),
+                "values": values,
+                "range": (low, high) if o.direction == "maximize" else (high, low),
+            }
+        )
+    parameters = [
+        _dimension(name, [t.point[name] for t in trials if name in t.point])
+        for name in view.parameters()
+    ]
+    fig.add_parcoords(
+        dimensions=objectives + parameters,
+        line={
+            "color": [rank(t) for t in trials],
+            "colorscale": [[0, GREY], [0.5, BLUE], [1, ORANGE]],
+            "cmin": 0,
+            "cmax": 2,
+        },
+        domain={"x": [0.03, 0.97], "y": list(_LINES)},
+        labelside="top",
+        name="trials",
+    )
+
+
+def _dimension(name: str, values: Sequence[Value]) -> dict[str, Any]:
+    """A parameter's axis: its values in turn, or a scale where they are many."""
+    short = {N: "n", MNBT: "MNBT"}.get(name, plain(name).replace("_", " "))
+    label = _wrapped(short, 18)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    levels = list(dict.fromkeys(values))
+    levels = sorted(levels) if numbers else sorted(levels, key=str)
+    if numbers and len(levels) > _MOST_LEVELS:
+        return {"label": label, "values": values}
+    return {
+        "label": label,
+        "values": [levels.index(v) for v in values],
+        "range": (-0.5, len(levels) - 0.5),
+        "tickvals": list(range(len(levels))),
+        "ticktext": [escape(value_text(v), quote=False) for v in levels],
+    }
+
+
+def _layout(
+    fig: go.Figure,
+    view: StudyView,
+    axes: Sequence[_Axis],
+    ranges: Sequence[tuple[float, float]],
+    height: int,
+    theme: Theme,
+) -> None:
+    failed = view.failures()
+    parts = [
+        f"{view.finished} of {view.wanted} trials" + (f", {len(failed)} failed" if failed else ""),
+        f"vLLM {view.vllm_version}" if view.vllm_version else "",
+        view.machine,
+    ]
+    subtitle = textwrap.shorten(" · ".join(plain(p) for p in parts if p), 105, placeholder=" …")
+    scene: dict[str, Any] = {
+        f"{k}axis": {
+            "title": {"text": _wrapped(a.title, 30), "font": {"size": 12}},
+            "range": bounds,
+            "gridcolor": theme.grid,
+            "linecolor": theme.axis,
+            "backgroundcolor": theme.page,
+            "showbackground": True,
+            "zeroline": False,
+        }
+        for k, a, bounds in zip("xyz", axes, ranges, strict=True)
+    }
+    if view.objectives[2].direction == "minimize":  # better is up
+        scene["zaxis"]["range"] = ranges[2][::-1]
+    fig.update_layout(
+        template=template(theme),
+        title={
+            "text": f"<b>{escape(plain(view.name), quote=False)}</b><br>"
+            f'<span style="font-size: 12px">{escape(subtitle, quote=False)}</span>',
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 30},
+        },
+        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "xanchor": "left"},
+        margin={"l": 40, "r": 40, "t": 110, "b": 20},
+        height=height,
+        scene=scene
+        | {
+            "domain": {"x": [0, 1], "y": list(_SCENE)},
+            "camera": {
+                "eye": {"x": 1.45, "y": -1.6, "z": 0.7},
+                "center": {"x": 0, "y": 0, "z": -0.12},
+            },
+            "aspectmode": "cube",
+        },
+    )
+    fig.add_annotation(
+        text=f'A line is a trial: <span style="color:{theme.front}"><b>front</b></span>, '
+        f'<span style="color:{theme.baseline}"><b>baseline</b></span>, dominated.<br>'
+        "Objectives are better upwards; drag along an axis to keep the lines that pass there.",
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=_LINES[1] + 0.09,
+        xanchor="left",
+        align="left",
+        yanchor="bottom",
+        showarrow=False,
+        font={"size": 12, "color": theme.ink},
+    )

@@ -1,0 +1,34 @@
+"""A measurement that also knows what energy it took, and how an objective asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from autotune.measure import Measurement
+
+
+@dataclass(frozen=True)
+class WithEnergy(Measurement):
+    """A measurement with the energy of the GPUs that its server used.
+
+    Attributes:
+        joules: From before the first sending to after the last end, all of these GPUs together.
+    """
+
+    joules: float
+
+    @classmethod
+    def added(cls, m: Measurement, joules: float) -> WithEnergy:
+        """The same measurement with its energy."""
+        return cls(**{f.name: getattr(m, f.name) for f in fields(Measurement)}, joules=joules)
+
+
+def joules(m: Measurement) -> float:
+    """Energy of a measurement, in joules.
+
+    Raises:
+        ValueError: it is not known.
+    """
+    if not isinstance(m, WithEnergy):
+        raise ValueError("the energy of the measurement is not known")
+    return m.joules

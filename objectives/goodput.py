@@ -1,0 +1,78 @@
+"""Requests per second that meet a service level, as ``vllm bench serve --goodput`` counts them.
+
+The interval holds two things. That of the ratio of good requests to the place-seconds of all, by
+batch means as for throughput (:mod:`autotune.measure.intervals`): slow requests are both rarer and
+more often bad, which the ratio takes in. And that of the share of good requests, as a binomial one
+(C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of
+the binomial", Biometrika 26, 1934), at the measured rate: where all requests are good, or none is,
+the ratio alone would be too sure. The wider of the two bounds counts on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from autotune.measure import Interval, Measurement
+from autotune.measure.intervals import BATCHES, MIN_REQUESTS, long_run_variance
+from objectives import Objective
+
+
+def _good(m: Measurement, slo: Mapping[str, float]) -> NDArray[np.bool_]:
+    """Which requests meet every limit; the TPOT of a single token is 0, as in vLLM."""
+    several = m.output_tokens > 1
+    tpot = np.zeros(len(m))
+    tpot[several] = m.tpot
+    values = {"ttft_ms": m.first_token, "tpot_ms": tpot, "e2el_ms": m.e2el}
+    good = np.ones(len(m), dtype=np.bool_)
+    for key, limit in slo.items():
+        good &= values[key] * 1000 <= limit
+    return good
+
+
+def _rate(m: Measurement) -> float:
+    """All requests per second, from the first sending to the last end."""
+    return len(m) / float(m.end.max() - m.start.min())
+
+
+def _compute(m: Measurement, slo: Mapping[str, float]) -> float:
+    return float(_good(m, slo).mean()) * _rate(m)
+
+
+def _interval(m: Measurement, confidence: float, slo: Mapping[str, float]) -> Interval:
+    n = len(m)
+    if n < MIN_REQUESTS:
+        return Interval(None, None, confidence)
+    good, rate, tail = _good(m, slo), _rate(m), (1 - confidence) / 2
+    count, value = int(good.sum()), float(good.mean()) * rate
+    low = rate * float(special.betaincinv(count, n - count + 1, tail)) if count else 0.0
+    high = rate * float(special.betaincinv(count + 1, n - count, 1 - tail)) if count < n else rate
+    if count:
+        seconds = m.end - m.start
+        ratio = count / seconds.sum()
+        error = np.sqrt(long_run_variance(good - ratio * seconds) / n) / good.mean()
+        factor = float(np.exp(special.stdtrit(BATCHES - 1, 1 - tail) * error))
+        low, high = min(low, value / factor), max(high, value * factor)
+    return Interval(low, high, confidence)
+
+
+def _words(slo: Mapping[str, float]) -> str:
+    return ", ".join(f"{k.removesuffix('_ms').upper()} ≤ {limit:g} ms" for k, limit in slo.items())
+
+
+OBJECTIVE = Objective(
+    name="goodput",
+    title="Goodput",
+    unit="req/s",
+    direction="maximize",
+    formula="requests that meet every limit of `slo` / (last end - first sending)",
+    source="vllm/benchmarks/serve.py, request_goodput (`--goodput`); Y. Zhong et al., "
+    '"DistServe", OSDI 2024',
+    compute=_compute,
+    interval=_interval,
+    setting="slo",
+    words=_words,
+)

@@ -1,0 +1,7 @@
+"""99th percentile of the time per output token after the first, ms."""
+
+from __future__ import annotations
+
+from objectives._percentiles import TPOT, percentile
+
+OBJECTIVE = percentile(99, TPOT)
