@@ -556,3 +556,31 @@ def test_no_requests_no_samples() -> None:
     result = asyncio.run(phase("http://127.0.0.1:9", []))
     assert result.samples == ()
     assert not math.isnan(result.seconds)
+
+
+def test_requests_with_lengths_of_their_own() -> None:
+    requests = [Request(0, "a", None, 4), Request(1, "b", None, 3), Request(2, "c", None)]
+
+    async def main() -> tuple[Phase, list[Seen]]:
+        async with serving(stream(*GOOD)) as (url, seen):
+            return await phase(url, requests, output_len=7), seen
+
+    result, seen = asyncio.run(main())
+    assert [s.body["max_tokens"] for s in seen] == [4, 3, 7]
+    # each answer has 4 tokens, and is held against what its own request asked for
+    assert [s.status for s in result.samples] == ["ok", "usage", "usage"]
+    assert "4 output tokens, more than the 3 asked for" in (result.samples[1].error or "")
+    assert "4 of 7 output tokens" in (result.samples[2].error or "")
+
+
+def test_a_replay_is_an_open_loop() -> None:
+    arrivals = [0.0, 0.05, 0.1]
+
+    async def main() -> Phase:
+        async with serving(stream(0.3, *GOOD)) as (url, _):
+            changes: dict[str, Any] = {"random": None, "replay": "log.jsonl"}
+            return await phase(url, some(3), arrivals, max_concurrency=None, **changes)
+
+    samples = asyncio.run(main()).samples
+    assert [s.intended for s in samples] == arrivals
+    assert samples[2].start < samples[0].end  # nobody waits for an answer

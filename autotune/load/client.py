@@ -144,7 +144,9 @@ async def run_phase(
     address = urlsplit(base_url)
     host, port = address.hostname or "", address.port or 80
     # before the clock runs
-    messages = [_message(host, port, api_key, model, r, spec) for r in requests]
+    specs = [_own(spec, r) for r in requests]
+    each = zip(requests, specs, strict=True)
+    messages = [_message(host, port, api_key, model, r, own) for r, own in each]
     samples: dict[int, Sample] = {}
     queue: Iterator[int] = iter(range(len(requests)))
     turn = asyncio.Lock()  # its waiters are served in their order
@@ -167,7 +169,7 @@ async def run_phase(
         line = _Line(host, port)
         try:
             while (i := await take()) is not None:
-                start, answer = await line.ask(messages[i], spec, hang_timeout_s)
+                start, answer = await line.ask(messages[i], specs[i], hang_timeout_s)
                 ok = answer.status == "ok"
                 samples[i] = sample = Sample(
                     index=requests[i].index,
@@ -211,6 +213,13 @@ def _no_garbage_pauses() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def _own(spec: WorkloadSpec, request: Request) -> WorkloadSpec:
+    """What holds for one request, its own length included."""
+    if request.output_len is None:
+        return spec
+    return spec.model_copy(update={"output_len": request.output_len})
 
 
 def _message(
@@ -535,11 +544,13 @@ class Answer:
             return "usage", "zero output tokens"
         if not self.stamps:
             return "usage", f"{output} output tokens but no text, so no time of the first one"
-        if output > spec.output_len:
-            return "usage", f"{output} output tokens, more than the {spec.output_len} asked for"
-        if spec.ignore_eos and output < spec.output_len:
+        asked = spec.output_len
+        assert isinstance(asked, int)  # noqa: S101 – of this request, see _own
+        if output > asked:
+            return "usage", f"{output} output tokens, more than the {asked} asked for"
+        if spec.ignore_eos and output < asked:
             return "usage", (
-                f"{output} of {spec.output_len} output tokens although ignore_eos is set "
+                f"{output} of {asked} output tokens although ignore_eos is set "
                 f"(finish_reason {self._finish}, {prompt} prompt tokens): does max_model_len "
                 "leave room for them?"
             )

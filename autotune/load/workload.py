@@ -2,12 +2,15 @@
 
 Prompts, their order and the arrival times come from independent random streams (NumPy's
 ``SeedSequence.spawn``), and each stream is only ever read from its beginning. So more prompts, or
-another warm-up, leave the requests that were there as they were.
+another warm-up, leave the requests that were there as they were. A recorded log has its own order
+and times, and no chance in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,13 @@ import numpy as np
 import orjson
 
 from autotune.errors import UserError, one_line
+from autotune.load.datasets import (
+    Conversations,
+    Entry,
+    read_log,
+    read_prompts,
+    token_counter,
+)
 from autotune.spec import RandomPrompts, WorkloadSpec
 
 
@@ -26,11 +36,13 @@ class Request:
         index: Place among the requests of its phase, from 0.
         prompt: Text or token ids, for ``/v1/completions``.
         messages: A chat, for ``/v1/chat/completions``.
+        output_len: Its own ``max_tokens``; None: ``workload.output_len``, the same for all.
     """
 
     index: int
     prompt: str | list[int] | None
     messages: list[dict[str, Any]] | None
+    output_len: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Workload:
             measured.
         measured: Requests of the measurement, in the order in which they are sent.
         arrivals: Intended start of each measured request, in seconds from the first one's;
-            all 0.0 without a request rate.
+            all 0.0 in a closed loop.
     """
 
     warmup: tuple[Request, ...]
@@ -55,39 +67,98 @@ def build_workload(spec: WorkloadSpec, base: Path) -> Workload:
 
     Args:
         spec: The study's ``workload``.
-        base: Folder that ``workload.prompts`` is relative to.
+        base: Folder that the files of ``workload`` are relative to.
 
     Raises:
-        UserError: the prompts cannot be read, are wrong, repeated or too few; names file, line
+        UserError: the requests cannot be read, are wrong, repeated or too few; names file, line
             and key.
     """
     seeds = np.random.SeedSequence(spec.seed).spawn(4)
     order, measured_ids, warmup_ids, gaps = (np.random.default_rng(s) for s in seeds)
-    if spec.prompts is not None:
-        pool = _read_prompts(base / spec.prompts)
-        wanted = spec.num_prompts + spec.most_warmup
-        if len(pool) < wanted:
-            raise UserError(
-                f"{one_line(str(base / spec.prompts))} has {len(pool)} prompts, the study needs "
-                f"{wanted} ({spec.num_prompts} measured + up to {spec.most_warmup} warm-up)"
-            )
-        shuffled = [pool[i] for i in order.permutation(len(pool))]
-        measured = shuffled[: spec.num_prompts]
-        # from the other end, so that neither number moves the other's prompts
-        warmup = shuffled[::-1][: spec.most_warmup]
-    else:
-        assert spec.random is not None  # noqa: S101 – WorkloadSpec has exactly one of the two
+    if spec.replay is not None:
+        return _replayed(spec, base / spec.replay.file, spec.replay.speed)
+    if spec.random is not None:
         seen: set[bytes] = set()
         measured = _random_prompts(measured_ids, spec.random, spec.num_prompts, seen)
         warmup = _random_prompts(warmup_ids, spec.random, spec.most_warmup, seen)
+    else:
+        measured, warmup = _drawn(spec, base, order)
+    return _workload(measured, warmup, _arrivals(gaps, spec))
+
+
+def _workload(
+    measured: Sequence[Entry], warmup: Sequence[Entry], arrivals: tuple[float, ...]
+) -> Workload:
     return Workload(
-        warmup=tuple(Request(i, *prompt) for i, prompt in enumerate(warmup)),
-        measured=tuple(Request(i, *prompt) for i, prompt in enumerate(measured)),
-        arrivals=_arrivals(gaps, spec),
+        warmup=tuple(Request(i, *entry) for i, entry in enumerate(warmup)),
+        measured=tuple(Request(i, *entry) for i, entry in enumerate(measured)),
+        arrivals=arrivals,
     )
 
 
-_Prompt = tuple[str | list[int] | None, list[dict[str, Any]] | None]  # (prompt, messages)
+def _drawn(
+    spec: WorkloadSpec, base: Path, order: np.random.Generator
+) -> tuple[list[Entry], list[Entry]]:
+    """Measured and warm-up requests, drawn from a file without putting back.
+
+    From the two ends of one order, so that neither number moves the other's prompts.
+    """
+    entry: Callable[[int], Entry | None]
+    if spec.sharegpt is not None:
+        path = base / spec.sharegpt.file
+        count = token_counter(spec.sharegpt.tokenizer or "", base)
+        length = None if isinstance(spec.output_len, str) else spec.output_len
+        found = Conversations(path, spec.sharegpt, length, count)
+        size, what, entry = len(found), "conversations that fit", found.entry
+    else:
+        assert spec.prompts is not None  # noqa: S101 – WorkloadSpec has exactly one source
+        path = base / spec.prompts
+        pool = read_prompts(path, recorded=spec.output_len == "recorded")
+        size, what, entry = len(pool), "prompts", pool.__getitem__
+    places = order.permutation(size).tolist()
+
+    def fitting(numbers: Sequence[int]) -> Iterator[tuple[int, Entry]]:
+        """Those that can be sent, with their number in the file."""
+        return ((i, e) for i in numbers if (e := entry(i)) is not None)
+
+    front = list(islice(fitting(places), spec.num_prompts))
+    used = {i for i, _ in front}
+    left = [i for i in reversed(places) if i not in used]
+    back = list(islice(fitting(left), spec.most_warmup))
+    if len(front) < spec.num_prompts or len(back) < spec.most_warmup:
+        raise _too_few(path, len(front) + len(back), what, spec)
+    return [e for _, e in front], [e for _, e in back]
+
+
+def _replayed(spec: WorkloadSpec, path: Path, speed: float) -> Workload:
+    """The first requests of a log at their own times; those of its end, but at once, to warm up.
+
+    Repeated prompts are what was recorded, and stay; but no measured one is among the warm-up's,
+    which would leave it in the prefix cache.
+    """
+    log = read_log(path, recorded=spec.output_len == "recorded")
+    chosen = log[: spec.num_prompts]
+    measured = [r.entry for r in chosen]
+    seen = {_key(e) for e in measured}
+    rest = [r.entry for r in reversed(log[spec.num_prompts :]) if _key(r.entry) not in seen]
+    warmup = rest[: spec.most_warmup]
+    if len(measured) < spec.num_prompts or len(warmup) < spec.most_warmup:
+        what = "requests, those left out that repeat a measured prompt after it,"
+        raise _too_few(path, len(measured) + len(warmup), what, spec)
+    start = chosen[0].at
+    return _workload(measured, warmup, tuple((r.at - start) / speed for r in chosen))
+
+
+def _key(entry: Entry) -> bytes:
+    return orjson.dumps((entry.prompt, entry.messages))
+
+
+def _too_few(path: Path, there: int, what: str, spec: WorkloadSpec) -> UserError:
+    wanted = spec.num_prompts + spec.most_warmup
+    return UserError(
+        f"{one_line(str(path))} has {there} {what}, the study needs {wanted} "
+        f"({spec.num_prompts} measured + up to {spec.most_warmup} warm-up)"
+    )
 
 
 def _arrivals(rng: np.random.Generator, spec: WorkloadSpec) -> tuple[float, ...]:
@@ -103,70 +174,14 @@ def _arrivals(rng: np.random.Generator, spec: WorkloadSpec) -> tuple[float, ...]
 
 def _random_prompts(
     rng: np.random.Generator, spec: RandomPrompts, n: int, seen: set[bytes]
-) -> list[_Prompt]:
+) -> list[Entry]:
     """``n`` prompts that differ from each other and from those already in ``seen``."""
     if why := spec.why_not(len(seen) + n):
         raise UserError(f"workload.random: {why}")
-    prompts: list[_Prompt] = []
+    prompts: list[Entry] = []
     while len(prompts) < n:
         ids = rng.integers(spec.vocab_low, spec.vocab_high, spec.input_len)
         if (key := ids.tobytes()) not in seen:
             seen.add(key)
-            prompts.append((ids.tolist(), None))
+            prompts.append(Entry(ids.tolist(), None))
     return prompts
-
-
-def _read_prompts(path: Path) -> list[_Prompt]:
-    shown = one_line(str(path))
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as e:
-        raise UserError(f"{shown}: workload.prompts cannot be read: {e.strerror}") from e
-    lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")  # Windows' editors mark UTF-8 so
-    prompts: list[_Prompt] = []
-    first_line: dict[bytes, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{shown}, line {number}"
-        try:
-            prompt = _parse_prompt(orjson.loads(line))
-        except orjson.JSONDecodeError as e:
-            raise UserError(f"{where}: is not JSON: {e.msg}") from e
-        except ValueError as e:
-            raise UserError(f"{where}: {e}") from e
-        try:
-            same = first_line.setdefault(orjson.dumps(prompt), number)
-        except TypeError as e:  # it reads more levels than it writes
-            raise UserError(f"{where}: messages: are nested too deeply") from e
-        if same != number:
-            raise UserError(
-                f"{where}: is the same prompt as line {same}; a repeated prompt would be answered "
-                "from the prefix cache"
-            )
-        prompts.append(prompt)
-    return prompts
-
-
-def _parse_prompt(row: object) -> _Prompt:
-    """One line of the file; a ValueError says what is wrong, beginning with the key."""
-    if not isinstance(row, dict):
-        raise ValueError("must be an object with `messages` or `prompt`")
-    if ("messages" in row) == ("prompt" in row):
-        raise ValueError("needs exactly one of `messages` and `prompt`")
-    if "prompt" in row:
-        prompt = row["prompt"]
-        if not isinstance(prompt, str) or not prompt:
-            raise ValueError("prompt: must be a text that is not empty")
-        return prompt, None
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("messages: must be a list that is not empty")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise ValueError(f"messages[{i}]: must be an object with `role` and `content`")
-        if not isinstance(message.get("role"), str):
-            raise ValueError(f"messages[{i}].role: must be a text such as user")
-        if not isinstance(message.get("content"), str | list):
-            raise ValueError(f"messages[{i}].content: must be a text, or a list of parts")
-    return None, messages
