@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from autotune.nvml import nvml
+from autotune.nvml import nvml, visible_gpus
 
 # Of the usable cores, on average over the measurement. On a shared two-core VM ordinary trials saw
 # 2 % of foreign load and up to 10 % of steal, and one process that eats a core is 50 %. Launches
@@ -278,8 +278,7 @@ def read_gpus(ours: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuRead
                 return None
             return sum(int(u.smUtil) for u in used if u.pid not in ours)
 
-        def read(index: int) -> GpuReading:
-            gpu = library.nvmlDeviceGetHandleByIndex(index)
+        def read(gpu: Any) -> GpuReading:
             used = ask("nvmlDeviceGetUtilizationRates", gpu)
             memory = ask("nvmlDeviceGetMemoryInfo", gpu)
             reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", gpu) or 0
@@ -294,7 +293,7 @@ def read_gpus(ours: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuRead
                 thermal_s=None if thermal is None else thermal.violationTime / 1e9,
             )
 
-        return tuple(read(i) for i in range(library.nvmlDeviceGetCount()))
+        return tuple(map(read, visible_gpus(library)))
 
 
 def disturbed(state: MachineState, earlier: Sequence[float]) -> str | None:

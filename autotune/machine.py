@@ -9,24 +9,22 @@ from typing import Any
 
 import psutil
 
-from autotune.nvml import nvml
+from autotune.nvml import nvml, visible_gpus
 
 
 def gpus() -> list[dict[str, Any]]:
-    """NVIDIA GPUs as NVML sees them (name, memory in MiB, driver); empty without any."""
+    """NVIDIA GPUs that servers may use, by NVML (name, MiB, driver); empty without any."""
     with nvml() as library:
         if library is None:
             return []
         driver = library.nvmlSystemGetDriverVersion()
-        count = library.nvmlDeviceGetCount()
-        handles = [library.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
         return [
             {
                 "name": library.nvmlDeviceGetName(h),
                 "memory_mib": library.nvmlDeviceGetMemoryInfo(h).total >> 20,
                 "driver": driver,
             }
-            for h in handles
+            for h in visible_gpus(library)
         ]
 
 

@@ -215,6 +215,29 @@ def test_what_nvml_tells_and_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> N
     assert read_gpus({1, 2}, 7.0)[0].foreign is None
 
 
+@pytest.mark.parametrize(
+    ("named", "clocks"),
+    [
+        (None, [1980, 1979]),
+        ("1", [1979]),
+        ("1,0", [1980, 1979]),
+        ("GPU-b", [1979]),
+        ("MIG-7", [1980, 1979]),
+        ("7", []),
+    ],
+)
+def test_only_the_gpus_that_servers_may_use_count(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, clocks: list[int]
+) -> None:
+    """Two runs on one machine, each on a GPU of its own: neither looks at the other's."""
+    nvml = FakeNvml(nvmlDeviceGetUUID=lambda gpu: f"GPU-{'ab'[gpu]}0")
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert [g.sm_mhz for g in read_gpus()] == clocks
+
+
 def test_no_nvml_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)  # as if it were not installed
     assert read_gpus() == ()

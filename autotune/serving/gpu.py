@@ -11,7 +11,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.nvml import nvml
+from autotune.nvml import nvml, visible_gpus
 
 SLACK_MIB = 256  # a driver's own bookkeeping moves; the smallest server takes several times that
 
@@ -44,10 +44,9 @@ def gpu_memory() -> tuple[GpuMemory, ...]:
             return {p.pid: (p.usedGpuMemory or 0) >> 20 for p in found}
 
         try:
-            count = library.nvmlDeviceGetCount()
-            gpus = [library.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
             return tuple(
-                GpuMemory(library.nvmlDeviceGetMemoryInfo(g).used >> 20, holders(g)) for g in gpus
+                GpuMemory(library.nvmlDeviceGetMemoryInfo(g).used >> 20, holders(g))
+                for g in visible_gpus(library)
             )
         except library.NVMLError:  # a GPU that fell off the bus, or is split
             return ()
