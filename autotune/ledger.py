@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from autotune.serving import Identity, end_leftover, end_living, living_launches
+from autotune.serving import TEMPLATE, Identity, end_leftover, end_living, living_launches
 from autotune.store import LaunchRow, Store, exclusive, is_free, opened
 from autotune.views import plain
 
@@ -75,10 +74,12 @@ def living_lines(database: Path) -> list[str]:
     for x in living_launches():
         row = trials.get(x.launch_id)
         of = launch_text(row) if row else "not in this --db"
+        if TEMPLATE.name in x.command:
+            of = "what warm starts are forked from"
         owner = f"autotune {x.owner}" if x.owner else "nobody, `autotune reap` ends it"
         size = f"{len(x.processes)} processes, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
         lines.append(f"{x.launch_id[:8]}  {of}; owner: {owner}")
-        lines.append(_shortened(f"          {size}: {plain(shlex.join(x.command))}"))
+        lines.append(_shortened(f"          {size}: {plain(x.command)}"))
     return lines
 
 

@@ -31,6 +31,15 @@ from autotune.errors import (
 )
 from autotune.ledger import end_unended, launch_text, map_name
 from autotune.load import Request, Sample, Workload, build_workload
+from autotune.loop import (
+    Prepared,
+    StopReason,
+    baseline_point,
+    check_is_there,
+    end_launch,
+    output_folder,
+    run_on,
+)
 from autotune.machine import describe_machine, machine_line
 from autotune.mapresults import (
     MAX_NUM_SEQS,
@@ -55,19 +64,10 @@ from autotune.measure.crossover import (
 )
 from autotune.measure.intervals import MIN_REQUESTS
 from autotune.measuring import Measuring, send
-from autotune.serving import LogFolder, Server, free_port, plan_launch
+from autotune.serving import LogFolder, Server, WarmStart, free_port, plan_launch
 from autotune.space import MNBT, N, Value
 from autotune.spec import FlagValue, StudySpec, WorkloadSpec
 from autotune.store import MapPointRow, Store, file_identity
-from autotune.tune import (
-    Prepared,
-    StopReason,
-    baseline_point,
-    check_is_there,
-    end_launch,
-    output_folder,
-    run_on,
-)
 from autotune.ui import Ui
 from autotune.views import number, point_text
 
@@ -184,7 +184,8 @@ def map_study(
 
     def go(store: Store) -> tuple[MapView, StopReason]:
         run = _Map(prepared, store, sorted(loads), launches, deadline, ui)
-        reason = run.go()
+        with run.warm:
+            reason = run.go()
         return map_view(store, prepared.loaded, run.loads, run.setting, run.p.resolve), reason
 
     return run_on(database, ui, go)
@@ -216,6 +217,7 @@ class _Map:
         self.machine = describe_machine()
         self.inode = file_identity(store.path)
         self.logs = LogFolder(output_folder(store.path, self.name) / "logs")
+        self.warm = WarmStart(self.p.spec.server, self.p.info, self.logs.path("template.log"))
         self.rests = store.rests(self.name, self.machine)
 
     def go(self) -> StopReason:
@@ -474,7 +476,12 @@ class _Map:
         self.event("launching", point, launch_id)
         self.ui.stage(f"{self.words(point)}: launching")
         server = Server(
-            plan, launch_id=launch_id, log_path=log_path, server=server_spec, info=self.p.info
+            plan,
+            launch_id=launch_id,
+            log_path=log_path,
+            server=server_spec,
+            info=self.p.info,
+            warm=self.warm,
         )
         try:
             self.store.launch_started(server.start())

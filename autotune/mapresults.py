@@ -25,6 +25,7 @@ import objectives as objective_registry
 from autotune import rules
 from autotune.errors import FailureKind, UserError
 from autotune.ledger import map_name
+from autotune.loop import model_resolver
 from autotune.machine import machine_line
 from autotune.mapview import LoadView, MapView, PointView
 from autotune.measure import LaunchVariance, Measurement, percentile_interval, within_launch
@@ -34,7 +35,6 @@ from autotune.serving import unasked
 from autotune.space import DRAFT, Value
 from autotune.spec import FlagValue, LoadedStudy, ServerSpec, StudySpec
 from autotune.store import LoadRow, MapPointRow, Store
-from autotune.tune import model_resolver
 from autotune.views import StudyView
 
 PARTS = 2

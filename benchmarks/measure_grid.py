@@ -44,15 +44,23 @@ from typing import Any
 import numpy as np
 import yaml
 
-import objectives
 from autotune.demo import resolve_model
 from autotune.errors import AutotuneError, FailureKind, MeasureError, TrialFailure, UserError
 from autotune.load import Request, build_workload, difference, scrape
 from autotune.machine import describe_machine
 from autotune.measure import Measurement
 from autotune.measuring import send
+from autotune.results import study_objectives
 from autotune.rules import why_infeasible
-from autotune.serving import Server, StopError, VllmInfo, free_port, plan_launch, probe
+from autotune.serving import (
+    Server,
+    StopError,
+    VllmInfo,
+    WarmStart,
+    free_port,
+    plan_launch,
+    probe,
+)
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.space import MNBT, N, Value
 from autotune.spec import LoadedStudy, load_study, parse_study, text_without_secrets
@@ -141,8 +149,15 @@ class Worker:
         self.machine = describe_machine()  # with the cores of this worker only
         some = next(iter(plan.studies.values()))
         self.workload = build_workload(some.spec.workload, some.base)
+        self.objectives = study_objectives(some)  # the same at every concurrency
+        log = plan.out / "logs" / f"template-{os.getpid()}.log"
+        self.warm = WarmStart(some.spec.server, plan.info, log)
 
     def run(self) -> None:
+        with self.warm:
+            self.run_jobs()
+
+    def run_jobs(self) -> None:
         while jobs := list(self.take()):
             started: list[Started] = []
             try:
@@ -183,6 +198,7 @@ class Worker:
             log_path=self.plan.out / "logs" / f"{job.stem}.log",
             server=study.spec.server,
             info=self.plan.info,
+            warm=self.warm,
         )
         started.append(x := Started(job, server, time.time()))
         try:
@@ -211,7 +227,8 @@ class Worker:
                 warmup = 2 * concurrency + (0 if i else self.plan.warmup)
                 launch = self.phase(x, concurrency, warmup)
                 self.keep(x.job, concurrency, launch)
-                told.append(f"c={concurrency} {_short(launch.values)}")
+                values = (f"{launch.values[o.name]:.4g} {o.unit}" for o in self.objectives)
+                told.append(f"c={concurrency} {', '.join(values)}")
         except TrialFailure as e:
             self.failed(x, e)
         if told:
@@ -237,7 +254,7 @@ class Worker:
         stats = difference(before, scrape(plan.base_url, plan.api_key))
         m = Measurement.of(samples, spec.workload.latency_origin)
         try:
-            values = {o.name: objectives.get(o.name).compute(m) for o in spec.objectives}
+            values = {o.name: o.value(m) for o in self.objectives}
         except ValueError as e:
             raise MeasureError(FailureKind.REQUESTS, str(e)) from e
         order = sorted(samples, key=lambda s: s.start)
@@ -316,10 +333,6 @@ def cycled(requests: Sequence[Request], count: int) -> list[Request]:
     return [replace(requests[i % len(requests)], index=i) for i in range(count)]
 
 
-def _short(values: dict[str, float]) -> str:
-    return ", ".join(f"{value:.4g} {objectives.get(name).unit}" for name, value in values.items())
-
-
 def work(plan: Plan, taken: Any, cores: Sequence[int], gpu: str | None) -> None:
     """What a worker's process runs."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # our servers' guards follow us
@@ -328,9 +341,10 @@ def work(plan: Plan, taken: Any, cores: Sequence[int], gpu: str | None) -> None:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     else:
-        # vLLM's own choice of cores looks at the machine's NUMA nodes and at siblings, and can
-        # come out empty for a few cores; the last one is left to the API server and the client
-        ours = ",".join(map(str, cores[:-1] or cores))
+        # vLLM's own choice of cores looks at the machine's NUMA nodes, and can come out empty for
+        # a few cores; the last one, with its sibling, is left to the API server and the client
+        whole = [c for c in cores if c == min(set(siblings(c)) & set(cores))]
+        ours = ",".join(map(str, whole[:-1] or whole))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ours)
     try:
         Worker(plan, taken).run()
@@ -339,6 +353,15 @@ def work(plan: Plan, taken: Any, cores: Sequence[int], gpu: str | None) -> None:
     except AutotuneError as e:
         print(e, file=sys.stderr, flush=True)
         raise SystemExit(e.exit_code) from None
+
+
+def siblings(cpu: int) -> list[int]:
+    """The CPUs that are threads of the same core, itself included."""
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return whole_numbers(path.read_text().strip())
+    except OSError:  # the machine does not say
+        return [cpu]
 
 
 def _interrupt(*_: object) -> None:
@@ -443,7 +466,7 @@ def parsed() -> argparse.Namespace:
         parser.error("--servers-per-gpu: needs --gpus")
     args.gpus = args.gpus.split(",") if args.gpus else [None] * args.workers
     per_worker = args.cores_per_server * args.servers_per_gpu
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0), key=lambda c: (min(siblings(c)), c))
     if per_worker * len(args.gpus) > len(cores):
         parser.error(
             f"{len(args.gpus)} workers × {per_worker} cores are more than the {len(cores)} there "
@@ -469,6 +492,8 @@ def planned(args: argparse.Namespace) -> Plan:
             f"{loaded.path}: server.flags.enable-prefix-caching: must be false, because prompts "
             "are repeated"
         )
+    if any(o.needs_energy for o in study_objectives(loaded)):
+        raise UserError(f"{loaded.path}: objectives: energy is not measured here")
     concurrencies = args.concurrency
     plan = Plan(
         studies={c: at_concurrency(loaded, c, args.output_len) for c in concurrencies},

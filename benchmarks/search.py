@@ -330,7 +330,7 @@ def _unit(w: World) -> Floats:
 
 
 def _ours(w: World, launch: Launch, seed: int) -> None:
-    """As `autotune.tune` does it, without replicates and confirmation, which it plans itself."""
+    """As `autotune.loop` does it, without replicates and confirmation, which it plans itself."""
 
     def feasible(point: Mapping[str, Value]) -> bool:
         return w.infeasible(point) is None

@@ -46,7 +46,7 @@ from rich.console import Console
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from autotune import tune
+from autotune import loop
 from autotune.machine import describe_machine
 from autotune.search import grid_points
 from autotune.space import MNBT, N, Point
@@ -142,7 +142,7 @@ class Watch(Ui):
     @contextmanager
     def timed_canary(self) -> Iterator[None]:
         """Counts what the look at the resting machine costs."""
-        take_rest = tune.take_rest
+        take_rest = loop.take_rest
 
         def timed(*args: Any) -> Any:
             cpu, wall = time.process_time(), time.perf_counter()
@@ -152,19 +152,19 @@ class Watch(Ui):
                 self.canary += time.process_time() - cpu
                 self.canary_wall += time.perf_counter() - wall
 
-        tune.take_rest = timed
+        loop.take_rest = timed
         try:
             yield
         finally:
-            tune.take_rest = take_rest
+            loop.take_rest = take_rest
 
 
 def run(folder: Path, loaded: LoadedStudy, trials: int, seed: int = 0) -> None:
     """Brings the study in ``folder`` to so many finished trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with Watch(folder) as ui, ui.timed_canary():
-        tune.run_study(
-            tune.prepare(loaded, ui),
+        loop.run_study(
+            loop.prepare(loaded, ui),
             database=folder / "autotune.db",
             trials=trials,
             seed=seed,
@@ -189,13 +189,13 @@ def fill(
     spec = loaded.spec
     space = spec.to_space()
     rng = random.Random(seed)
-    baseline = tune.baseline_point(spec)
+    baseline = loop.baseline_point(spec)
     others = [q for q in grid_points(space) if q != baseline and int(q[MNBT]) > max(16, int(q[N]))]
     points = [baseline, *rng.sample(others, count - 1)]
     again = {count // 4, count // 2, 3 * count // 4} - {0}
     points = [baseline if i in again else q for i, q in enumerate(points)]
     machine = describe_machine()
-    objectives = tune.study_objectives(loaded)
+    objectives = loop.study_objectives(loaded)
     store = Store(database, create=True)
     try:
         store.begin_study(loaded, seed=seed, wanted=count)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from autotune.serving import (
     probe,
     serve_command,
 )
-from autotune.serving.command import MODULE, secret_values
+from autotune.serving.command import MODULE, own_key, secret_values
 from autotune.spec import ServerSpec, parse_study
 
 OPTIONS = {
@@ -156,6 +157,98 @@ def test_environment(monkeypatch: pytest.MonkeyPatch):
     assert {"MY_SECRET": "***"}.items() <= p.public_env.items()
     assert "HF_TOKEN" not in p.public_env
     assert set(secret_values(p.env)) >= {"hf_of_the_user", "s3cret-value"}
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the servers' API key, which is not there yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "dflash-autotune" / "api-key"
+
+
+def test_all_launches_have_one_key_that_only_its_user_can_read(kept: Path):
+    before = os.umask(0)
+    try:
+        key = plan(spec(), {}).api_key
+    finally:
+        os.umask(before)
+    assert plan(spec(), {}).env["VLLM_API_KEY"] == own_key() == key == kept.read_text()
+    assert len(key) == 32
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert [p.name for p in kept.parent.iterdir()] == ["api-key"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"abc", b"\n", b"\xff" * 32, b"a" * 31, b"a" * 33, b"a b" * 11, b"a" * 32 + b"\n"],
+)
+def test_a_damaged_key_is_not_used_but_made_anew(kept: Path, text: bytes):
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(text)
+    kept.chmod(0o600)
+    key = own_key()
+    assert key.encode() not in (text, text.strip())
+    assert own_key() == key == kept.read_text()
+
+
+def test_a_key_that_others_can_read_is_no_secret_and_is_made_anew(kept: Path):
+    kept.parent.mkdir(parents=True)
+    kept.write_text("a" * 32)
+    kept.chmod(0o644)
+    key = own_key()
+    assert key != "a" * 32
+    assert own_key() == key == kept.read_text()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("there", [None, "", "damaged"])
+def test_processes_at_once_have_one_key(kept: Path, there: str | None):
+    if there is not None:
+        kept.parent.mkdir(parents=True)
+        kept.write_text(there)
+    code = (
+        "import sys\nfrom autotune.serving.command import own_key\n"
+        "print('ready', flush=True)\nsys.stdin.readline()\nprint(own_key())"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
+    for p in started:
+        assert p.stdout is not None
+        assert p.stdout.readline() == "ready\n"
+    for p in started:
+        assert p.stdin is not None
+        p.stdin.write("\n")
+        p.stdin.flush()
+    said = {p.communicate(timeout=60)[0] for p in started}
+    assert said == {kept.read_text() + "\n"}
+    assert len(kept.read_text()) == 32
+
+
+@pytest.mark.parametrize("how", ["a file in its place", "a folder in its place", "a link"])
+def test_without_a_cache_folder_every_key_is_a_random_one(kept: Path, tmp_path: Path, how: str):
+    if how == "a file in its place":  # as root, a folder without permissions can be written
+        kept.parent.parent.write_text("")
+    elif how == "a folder in its place":
+        kept.mkdir(parents=True)
+    else:
+        kept.parent.mkdir(parents=True)
+        kept.symlink_to(tmp_path / "elsewhere")
+    keys = {own_key() for _ in range(3)}
+    assert {len(k) for k in keys} == {32}
+    assert len(keys) == 3
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_full_disk_leaves_no_half_key_in_use(kept: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr("autotune.serving.command.os.fchmod", full)
+        first = own_key()
+    assert len(first) == 32
+    assert kept.read_text() == ""
+    assert own_key() == own_key() == kept.read_text() != first
 
 
 def test_users_own_settings_win_over_our_defaults(monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ from rich.console import Console
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from autotune import tune
+from autotune import loop
 from autotune.canary import Rest
 from autotune.machine import describe_machine
 from autotune.results import Standing, launched, trial_view, trial_views, with_points
@@ -71,10 +71,10 @@ class Counting(Ui):
 
 def run_counted(folder: Path, loaded: LoadedStudy, trials: int) -> Counting:
     with Counting() as ui:
-        prepared = tune.prepare(loaded, ui)
+        prepared = loop.prepare(loaded, ui)
         event.listen(Engine, "after_cursor_execute", ui.executed)
         try:
-            tune.run_study(
+            loop.run_study(
                 prepared,
                 database=folder / "autotune.db",
                 trials=trials,
@@ -92,7 +92,7 @@ def run_counted(folder: Path, loaded: LoadedStudy, trials: int) -> Counting:
 def test_what_a_trial_reads_does_not_grow_with_the_study(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "take_rest", lambda _earlier: Rest(0.05, None, ()))
+    monkeypatch.setattr(loop, "take_rest", lambda _earlier: Rest(0.05, None, ()))
     counted = {}
     for filled in (20, 200):
         folder = tmp_path / str(filled)
@@ -120,7 +120,7 @@ def filled_study(bench: Any, folder: Path, count: int) -> tuple[LoadedStudy, Sto
 def test_a_study_stands_alike_after_a_resume(bench: Any, tmp_path: Path) -> None:
     loaded, store = filled_study(bench, tmp_path, 40)
     try:
-        objectives = tune.study_objectives(loaded)
+        objectives = loop.study_objectives(loaded)
         space = loaded.spec.to_space()
         study = store.optuna_study(loaded.spec.name)
         trials = with_points(study.get_trials(deepcopy=False), space)
@@ -151,7 +151,7 @@ def test_a_study_stands_alike_in_whatever_order_its_trials_end(
 ) -> None:
     loaded, store = filled_study(bench, tmp_path, 24)
     try:
-        objectives = tune.study_objectives(loaded)
+        objectives = loop.study_objectives(loaded)
         trials = store.optuna_study(loaded.spec.name).get_trials(deepcopy=False)
         standing = Standing(objectives)
         ended: list[FrozenTrial] = []
@@ -175,7 +175,7 @@ def without(
 def test_a_point_that_gets_worse_lets_others_onto_the_front(bench: Any, tmp_path: Path) -> None:
     loaded, store = filled_study(bench, tmp_path, 24)
     try:
-        objectives = tune.study_objectives(loaded)
+        objectives = loop.study_objectives(loaded)
         trials = store.optuna_study(loaded.spec.name).get_trials(deepcopy=True)
         standing = Standing(objectives)
         standing.update(trials[:-1])

@@ -66,7 +66,7 @@ def test_a_trial_that_is_worse_in_everything_ends_early_and_never_wins(tmp_path:
 
 def test_a_disturbed_trial_is_launched_once_more(tmp_path: Path) -> None:
     study = write_study(tmp_path, measure__repeat_disturbed=True)
-    with mock.patch("autotune.tune.disturbed", side_effect=["others were busy", None]):
+    with mock.patch("autotune.loop.disturbed", side_effect=["others were busy", None]):
         done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "others were busy; measuring it once more" in done.stdout
@@ -77,7 +77,7 @@ def test_a_disturbed_trial_is_launched_once_more(tmp_path: Path) -> None:
 
 def test_a_trial_that_is_disturbed_again_counts_and_says_so(tmp_path: Path) -> None:
     study = write_study(tmp_path, measure__repeat_disturbed=True)
-    with mock.patch("autotune.tune.disturbed", return_value="others were busy"):
+    with mock.patch("autotune.loop.disturbed", return_value="others were busy"):
         assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
     [t] = trials(tmp_path)
     assert query(tmp_path, "select count(*) from autotune_launches") == [(2,)]

@@ -18,6 +18,7 @@ from autotune.canary import MachineState, Rest
 from autotune.errors import FailureKind, MeasureError
 from autotune.load import Sample, ServerStats, Workload, build_workload
 from autotune.loadmap import map_requests, order, part_sizes
+from autotune.loop import Prepared
 from autotune.mapplot import map_figure
 from autotune.mapresults import PARTS, SCHEDULE, scheduled, speculative_argument, why_no_schedule
 from autotune.mapview import Advice, LoadView, MapView, PointView, map_json, map_lines
@@ -26,7 +27,6 @@ from autotune.measure.crossover import Rate, Schedule
 from autotune.measuring import Result, Stop
 from autotune.serving import Identity, LaunchPlan, VllmInfo, plan_launch
 from autotune.spec import LoadedStudy, StudySpec, load_study
-from autotune.tune import Prepared
 from tests.studies import (
     DOUBLE,
     autotune,

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from autotune.serving import Server, VllmInfo, free_port, plan_launch, probe
+from autotune.serving import Server, VllmInfo, WarmStart, free_port, plan_launch, probe
 from autotune.serving.server import _port_is_free, _processes
 from autotune.spec import ServerSpec
 
@@ -38,7 +38,7 @@ def info() -> VllmInfo:
     return found
 
 
-def demo_server(log: Path, launch_id: str, info: VllmInfo) -> Server:
+def demo_server(log: Path, launch_id: str, info: VllmInfo, warm: WarmStart | None = None) -> Server:
     from autotune.demo import resolve_model
 
     plan = plan_launch(
@@ -49,7 +49,7 @@ def demo_server(log: Path, launch_id: str, info: VllmInfo) -> Server:
         launch_id=launch_id,
         resolve=lambda ref: resolve_model(ref, Path()),
     )
-    return Server(plan, launch_id=launch_id, log_path=log, server=SERVER, info=info)
+    return Server(plan, launch_id=launch_id, log_path=log, server=SERVER, info=info, warm=warm)
 
 
 def names(launch_id: str) -> str:
@@ -114,3 +114,62 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path, info: VllmInfo):
     while left := _processes(launch_id):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
+
+
+def kinds(server: Server) -> dict[str, tuple[list[int], int]]:
+    """Cores and threads of each kind of process that vLLM has."""
+    found = {}
+    for p in server.processes():
+        title = " ".join(p.cmdline())
+        kind = next((k for k in ("EngineCore", "Worker", "guard.py") if k in title), "API")
+        if "resource_tracker" not in title:
+            found[kind] = (p.cpu_affinity(), p.num_threads())
+    return found
+
+
+def shared_memory() -> set[str]:
+    """What of it would outlive its processes."""
+    return {p.name for p in Path("/dev/shm").glob("psm_*")}  # noqa: S108 – only looked at
+
+
+def test_a_forked_server_is_as_a_started_one(tmp_path: Path, info: VllmInfo):
+    seen, before = [], shared_memory()
+    with WarmStart(SERVER, info, tmp_path / "template.log") as warm:
+        for i in range(3):
+            server = demo_server(tmp_path / f"log-{i}", uuid.uuid4().hex, info, warm)
+            try:
+                identity = server.start()
+                assert server.wait_ready(lambda _: None) == info.version
+                ask = partial(
+                    httpx.post,
+                    f"{server.plan.base_url}/v1/chat/completions",
+                    json={
+                        "model": server.plan.served_name,
+                        "messages": [{"role": "user", "content": "Name the planets."}],
+                        "max_tokens": 32,
+                        "temperature": 0,
+                    },
+                    timeout=60,
+                    trust_env=False,
+                )
+                assert ask().status_code == 401
+                answer = ask(headers={"Authorization": f"Bearer {server.plan.api_key}"})
+                text = answer.raise_for_status().json()["choices"][0]["message"]["content"]
+                assert identity.warm == (i > 0), (tmp_path / "template.log").read_text()[-2000:]
+                seen.append((text, kinds(server)))
+            finally:
+                report = server.stop()
+            assert (report.exit_code, report.killed) == (0, 0), server.log_tail()
+            assert not _processes(server.launch_id)
+            assert _port_is_free(server.plan.port)
+            assert shared_memory() <= before
+    (text, cold), *forked = seen
+    assert {"API", "EngineCore", "Worker", "guard.py"} == cold.keys()
+    for forked_text, found in forked:
+        assert forked_text == text
+        assert {k: cores for k, (cores, _) in found.items()} == {
+            k: cores for k, (cores, _) in cold.items()
+        }
+        assert found["Worker"] == cold["Worker"]
+        # without the threads of OpenBLAS, for which serving has no work
+        assert all(threads <= cold[k][1] for k, (_, threads) in found.items())

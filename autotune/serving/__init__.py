@@ -2,11 +2,13 @@
 
 from autotune.serving.command import (
     LaunchPlan,
+    Production,
     VllmInfo,
     check_flags,
     free_port,
     plan_launch,
     probe,
+    production,
     runs_model_code,
     serve_command,
     unasked,
@@ -21,16 +23,20 @@ from autotune.serving.server import (
     boot_id,
     end_leftover,
 )
+from autotune.serving.template import TEMPLATE, WarmStart
 
 __all__ = [
+    "TEMPLATE",
     "Identity",
     "LaunchPlan",
     "LivingLaunch",
     "LogFolder",
+    "Production",
     "Server",
     "StopError",
     "StopReport",
     "VllmInfo",
+    "WarmStart",
     "boot_id",
     "check_flags",
     "end_leftover",
@@ -39,6 +45,7 @@ __all__ = [
     "living_launches",
     "plan_launch",
     "probe",
+    "production",
     "runs_model_code",
     "serve_command",
     "unasked",

@@ -45,6 +45,7 @@ class BenchResult(BaseModel):
         input_lens: Prompt tokens, by usage.
         output_lens: Output tokens, by usage; 0 of a request that failed.
         errors: Empty where a request went well.
+        latencies: Seconds from the sending to the end; None: an older vLLM, which saved none.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -56,10 +57,12 @@ class BenchResult(BaseModel):
     input_lens: tuple[int, ...]
     output_lens: tuple[int, ...]
     errors: tuple[str, ...]
+    latencies: tuple[float, ...] | None = None
 
     @model_validator(mode="after")
     def _one_entry_each(self) -> BenchResult:
-        lists = (self.ttfts, self.itls, self.input_lens, self.output_lens, self.errors)
+        lists = [self.ttfts, self.itls, self.input_lens, self.output_lens, self.errors]
+        lists += [] if self.latencies is None else [self.latencies]
         if any(len(x) != len(self.start_times) for x in lists):
             raise ValueError("its lists have different lengths")
         return self

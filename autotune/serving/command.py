@@ -8,6 +8,7 @@ metadata first (0.2 s, on every run), and only when that changed its own argumen
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from platformdirs import user_cache_dir
 
@@ -67,6 +68,7 @@ _TRUST = "trust_remote_code"
 _SEEN = "every user of this machine can read a command line, and a study's is stored and shown"
 # What a shell takes for the name of a variable.
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OWN_KEY = re.compile(r"[A-Za-z0-9_-]{32}")
 # Control characters but tab and newline, and those that turn the direction of writing: a terminal
 # would obey them, and show another command than the one that a shell runs.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -111,7 +113,7 @@ class LaunchPlan:
         env: The complete environment of the server.
         public_env: What the study and autotune added to the environment, and what in the user's
             own may change the numbers, with secrets as ``***``.
-        api_key: Random, of this launch only; the server has it from ``env``, never from ``argv``.
+        api_key: Of :func:`own_key`; the server has it from ``env``, never from ``argv``.
         port: TCP port on 127.0.0.1.
         model: Path or name that vLLM loads.
         served_name: What ``/v1/models`` must answer.
@@ -143,6 +145,28 @@ class LaunchPlan:
         """A failure of the server without secrets."""
         evidence = tuple(map(self.masked, failure.evidence))
         return type(failure)(failure.kind, self.masked(failure.reason), evidence)
+
+
+@dataclass(frozen=True)
+class Production:
+    """A launch without what only measuring needs: no key of ours, no port, no secret's value.
+
+    Attributes:
+        head: The program and what comes before the flags; ends with the model.
+        rest: What the study wrote after ``vllm serve``.
+        flags: Each with its values; host and port are not among them.
+        env: What the study sets; None: a secret, to be had from elsewhere.
+        hiding: Variables that hide what is hidden from measured servers (see
+            :attr:`VllmInfo.hidden`): in the same environment it would not start without them.
+        model: Path or name that vLLM loads.
+    """
+
+    head: tuple[str, ...]
+    rest: tuple[str, ...]
+    flags: tuple[tuple[str, ...], ...]
+    env: Mapping[str, str | None]
+    hiding: Mapping[str, str]
+    model: str
 
 
 @dataclass(frozen=True)
@@ -545,7 +569,7 @@ def plan_launch(
     head, rest = _launch_head(server, info, model)
     arguments = [word for flag in _arguments(server, point, info, resolve) for word in flag]
     env, added = _environment(server, info.python)
-    api_key = secrets.token_urlsafe(24)
+    api_key = own_key()
     added |= {**_hiding(info.hidden, env), LAUNCH_VARIABLE: launch_id, "VLLM_API_KEY": api_key}
     name = server.flags.get("served_model_name", model)
     return LaunchPlan(
@@ -565,34 +589,98 @@ def plan_launch(
     )
 
 
-def serve_command(
+def production(
     server: ServerSpec, point: Point, info: VllmInfo, *, resolve: Callable[[str], str]
-) -> str:
-    """The shell command that serves a point, to paste: one flag a line, secrets as ``$NAME``.
-
-    It listens on 127.0.0.1:8000. Modules that are hidden from measured servers (see
-    :attr:`VllmInfo.hidden`) are hidden here too, or it would not start.
+) -> Production:
+    """How a point is served in production: what :func:`plan_launch` starts, but not to measure it.
 
     Raises:
         UserError: what ``resolve`` raises, or the study holds what no shell or terminal must see.
     """
     model = resolve(server.model)
     head, rest = _launch_head(server, info, model)
-    if server.command is None and info.distribution == "vllm":
-        head = ["vllm", "serve", model]
-    quoted = [shlex.join([*head, *rest])]
-    quoted += [shlex.join(flag) for flag in _arguments(server, point, info, resolve)]
-    quoted += ["--host 127.0.0.1", "--port 8000"]
-    env = {**server.env, **_hiding(info.hidden, {**os.environ, **server.env})}
-    words = [f'{k}="${k}"' if is_secret(k, v) else f"{k}={shlex.quote(v)}" for k, v in env.items()]
-    lines = [*words, *quoted]
-    whole = " ".join(lines)
+    flags = _arguments(server, point, info, resolve)
+    env = {k: None if is_secret(k, v) else v for k, v in server.env.items()}
     # a database may be somebody else's
-    if _UNPRINTABLE.search(whole) or not all(map(_VARIABLE.fullmatch, env)):
+    words = [*head, *rest, *(word for flag in flags for word in flag)]
+    words += [v for v in env.values() if v is not None]
+    words += [*info.hidden, info.python or ""]
+    if _UNPRINTABLE.search(" ".join(words)) or not all(map(_VARIABLE.fullmatch, env)):
         raise UserError(
             "the command has a control character, or a variable whose name is none: it is not shown"
         )
+    return Production(
+        head=tuple(head),
+        rest=rest,
+        flags=tuple(map(tuple, flags)),
+        env=env,
+        hiding=_hiding(info.hidden, {**os.environ, **server.env}),
+        model=model,
+    )
+
+
+def serve_command(
+    server: ServerSpec,
+    point: Point,
+    info: VllmInfo,
+    *,
+    resolve: Callable[[str], str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> str:
+    """The shell command that serves a point, to paste: one flag a line, secrets as ``$NAME``.
+
+    Raises:
+        UserError: as :func:`production`.
+    """
+    p = production(server, point, info, resolve=resolve)
+    short = server.command is None and info.distribution == "vllm"
+    head = ("vllm", "serve", p.model) if short else p.head
+    lines = [
+        f'{k}="${k}"' if v is None else f"{k}={shlex.quote(v)}"
+        for k, v in {**p.env, **p.hiding}.items()
+    ]
+    lines += map(shlex.join, ([*head, *p.rest], *p.flags, ("--host", host), ("--port", str(port))))
+    whole = " ".join(lines)
     return whole if len(whole) <= 80 else " \\\n  ".join(lines)
+
+
+def own_key() -> str:
+    """The API key of this user's servers under measure, random, in a file that only they can read.
+
+    It is the same for every launch because vLLM up to 0.26 takes it, as it does its whole
+    environment, into the key of torch.compile's cache (vllm/envs.py ``compile_factors``): with a
+    new one, every launch would compile anew.
+    """
+    path = Path(user_cache_dir("dflash-autotune"), "api-key")
+    new = secrets.token_urlsafe(24)
+    try:
+        with path.open(encoding="ascii", errors="replace") as f:
+            if kept := _kept_key(f):
+                return kept
+    except OSError:  # not there, or it cannot be read: the same is to be done
+        pass
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "r+", encoding="ascii", errors="replace") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)  # another autotune may be as far as this
+            if kept := _kept_key(f):
+                return kept
+            f.truncate(0)
+            os.fchmod(fd, 0o600)
+            f.seek(0)
+            f.write(new)
+    except OSError:  # no cache folder: then nothing is compiled into it either
+        pass
+    return new
+
+
+def _kept_key(file: TextIO) -> str | None:
+    """The key in a file; None: there is none, only a part of one, or others can read it, too."""
+    text = file.read(100)
+    private = os.fstat(file.fileno()).st_mode & 0o077 == 0
+    return text if private and _OWN_KEY.fullmatch(text) else None
 
 
 def free_port() -> int:

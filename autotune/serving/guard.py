@@ -41,6 +41,9 @@ LOOK_S = 5.0  # between two looks at the size of the log
 LOG_BYTES = 64 << 20  # of a log, before its middle is cut out
 HEAD_BYTES, TAIL_BYTES = 1 << 20, 8 << 20  # what stays of it
 
+# Starts a server from its argv, runs the callable in it first, and returns its pid.
+Spawn = Callable[[list[str], Callable[[], None]], int]
+
 
 def say(**event: object) -> None:
     """One event to the owner; it may be dead."""
@@ -107,6 +110,19 @@ def remove_cgroup(cgroup: str | None) -> None:
             time.sleep(0.05)
 
 
+def execute(argv: list[str], in_child: Callable[[], None]) -> int:
+    """Starts a program; its pid."""
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        start_new_session=True,
+        preexec_fn=in_child,
+    )
+    process.returncode = 0  # the guard reaps it itself
+    return process.pid
+
+
 class Guard:
     """Watches one server."""
 
@@ -117,8 +133,9 @@ class Guard:
         self.killed: set[int] = set()
         self.inbox = b""
         self.selector = selectors.DefaultSelector()
+        self.own: list[int] = []  # files that are nothing to the server
 
-    def start(self, argv: list[str], launch_id: str) -> bool:
+    def start(self, argv: list[str], launch_id: str, spawn: Spawn) -> bool:
         me = os.getpid()
         self.cgroup = make_cgroup(f"autotune-{launch_id}")
 
@@ -134,23 +151,18 @@ class Guard:
             # when memory runs out, the kernel shall take the server, not the tuner
             with contextlib.suppress(OSError):  # some containers forbid it
                 Path("/proc/self/oom_score_adj").write_text("500")
+            self.selector.close()
+            for fd in self.own:
+                os.close(fd)
 
         try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                start_new_session=True,
-                preexec_fn=in_child,
-            )
+            self.server = spawn(argv, in_child)
         except (OSError, subprocess.SubprocessError) as e:
             say(failed=str(e))
             return False
-        self.server = process.pid
-        process.returncode = 0  # we reap it ourselves
         if not members(self.cgroup):  # the child could not enter it, or ended already
             self.leave_cgroup()
-        say(started=process.pid, cgroup=self.cgroup)
+        say(started=self.server, cgroup=self.cgroup)
         return True
 
     def leave_cgroup(self) -> None:
@@ -247,8 +259,13 @@ class Guard:
         return True
 
 
-def main() -> None:
-    """Starts the server that the first line of stdin names and watches it to its end."""
+def watch(*, owner: int | None, spawn: Spawn) -> None:
+    """Starts the server that the first line of stdin names and watches it to its end.
+
+    Args:
+        owner: A pidfd; None where the kernel has none.
+        spawn: Starts the server, in a session of its own, and returns its pid.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         say(failed=f"prctl: {os.strerror(ctypes.get_errno())}")
@@ -258,11 +275,13 @@ def main() -> None:
     signal.set_wakeup_fd(write_end)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
+    guard.own += [read_end, write_end]
     guard.selector.register(read_end, selectors.EVENT_READ, "signals")
     guard.selector.register(0, selectors.EVENT_READ, "commands")
     # the pipe alone would not tell if the owner had forked a child that keeps it open
-    with contextlib.suppress(OSError):  # kernels before 5.3: the pipe has to do
-        guard.selector.register(os.pidfd_open(os.getppid()), selectors.EVENT_READ, "owner")
+    if owner is not None:
+        guard.own.append(owner)
+        guard.selector.register(owner, selectors.EVENT_READ, "owner")
     line = None
     while line is None:
         line = guard.wait(None)
@@ -270,7 +289,7 @@ def main() -> None:
         return
     request = json.loads(line)
     grace_s = float(request["grace_s"])
-    if not guard.start(request["argv"], request["launch_id"]):
+    if not guard.start(request["argv"], request["launch_id"], spawn):
         guard.leave_cgroup()
         return
     while True:
@@ -280,6 +299,15 @@ def main() -> None:
         if command is not None:
             break
     guard.end({"stop": grace_s, "orphaned": min(grace_s, ORPHANED_GRACE_S)}.get(command, 0.0))
+
+
+def main() -> None:
+    """The guard of a server that is a program."""
+    try:
+        owner = os.pidfd_open(os.getppid())
+    except (AttributeError, OSError):  # kernels before 5.3: the end of stdin has to do
+        owner = None
+    watch(owner=owner, spawn=execute)
 
 
 if __name__ == "__main__":

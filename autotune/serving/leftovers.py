@@ -7,6 +7,7 @@ the autotune that owns it. Processes of other users do not show their environmen
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class LivingLaunch:
         processes: All of them, the oldest first; the guard is one.
         memory: Bytes that they hold (RSS; what they share is counted in each).
         seconds: Since the oldest began.
-        command: Command line of the server's first process, as a list.
+        command: Command line of the server's first process.
     """
 
     launch_id: str
@@ -35,7 +36,7 @@ class LivingLaunch:
     processes: tuple[psutil.Process, ...]
     memory: int
     seconds: float
-    command: tuple[str, ...]
+    command: str
 
 
 def living_launches() -> list[LivingLaunch]:
@@ -52,18 +53,23 @@ def living_launches() -> list[LivingLaunch]:
 
 def _living(launch_id: str, found: dict[psutil.Process, str]) -> LivingLaunch:
     begun, memory = {}, 0
-    command: tuple[str, ...] = ()
+    command = ""
     for process in sorted(found, key=lambda p: p.pid):
         with contextlib.suppress(psutil.Error):
             begun[process] = process.create_time()
             memory += process.memory_info().rss
-            words = tuple(process.cmdline())
-            if not command and not any(w.endswith("guard.py") for w in words):
-                command = words
+            shown = _command(process)
+            if not command and not shown.rstrip("'").endswith("guard.py"):
+                command = shown
     processes = tuple(sorted(begun, key=begun.__getitem__))
     oldest = min(begun.values(), default=time.time())
     owner = next((o for o in map(_living_owner, found.values()) if o is not None), None)
     return LivingLaunch(launch_id, owner, processes, memory, time.time() - oldest, command)
+
+
+def _command(process: psutil.Process) -> str:
+    words = [w for w in process.cmdline() if w]
+    return words[0] if len(words) == 1 else shlex.join(words)  # one: a title that it gave itself
 
 
 def _living_owner(mark: str) -> int | None:

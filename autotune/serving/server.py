@@ -35,6 +35,7 @@ from autotune.serving.command import (
 from autotune.serving.failures import classify
 from autotune.serving.gpu import GpuMemory, gpu_memory, held
 from autotune.serving.guard import members, remove_cgroup
+from autotune.serving.template import WarmGuard, WarmStart
 from autotune.spec import ServerSpec
 
 _GUARD = Path(__file__).with_name("guard.py")
@@ -61,6 +62,7 @@ class Identity:
         pid: The server's first process.
         ticks: When it started.
         cgroup: Folder of its control group; None where it has none.
+        warm: It was forked from a process that had imported vLLM.
     """
 
     launch_id: str
@@ -70,6 +72,7 @@ class Identity:
     pid: int = 0
     ticks: int | None = None
     cgroup: str | None = None
+    warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ class Server:
         log_path: Takes the server's stdout and stderr; made anew, readable by its owner only.
         server: The study's server, for its time-outs.
         info: What is known of its vLLM; the running server must agree.
+        warm: Forks it from a process that has imported vLLM, where it can.
     """
 
     def __init__(
@@ -193,13 +197,15 @@ class Server:
         log_path: Path,
         server: ServerSpec,
         info: VllmInfo,
+        warm: WarmStart | None = None,
     ) -> None:
         self.plan = plan
         self.launch_id = launch_id
         self.log_path = log_path
         self._spec = server
         self._info = info
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._warm = warm
+        self._guard: subprocess.Popen[bytes] | WarmGuard | None = None
         self._guard_lost = False  # it ended, whether it said so or not
         self._inbox = b""
         self._pid: int | None = None
@@ -214,7 +220,7 @@ class Server:
         self._report: StopReport | None = None
 
     def start(self) -> Identity:
-        """Starts the guard, which starts the server.
+        """Starts the guard, which starts the server; before, once, what the guard is forked from.
 
         Raises:
             LaunchError: the port is taken, the disk is full, or the program cannot be run.
@@ -222,23 +228,30 @@ class Server:
         """
         if not _port_is_free(self.plan.port):
             raise LaunchError(FailureKind.PORT, f"somebody else holds port {self.plan.port}")
-        self._oom_kills = _oom_kills()
-        # what others do on this machine's GPUs is nothing to a server for CPUs
-        self._gpus_before = () if self._info.device == "cpu" else gpu_memory()
+        env = {**self.plan.env, OWNER_VARIABLE: f"{os.getpid()}:{start_ticks(os.getpid())}"}
         log = self._open_log()
         try:
-            self._guard = subprocess.Popen(
+            if self._warm is not None:
+                self._warm.prepare(self.plan, env)
+            self._oom_kills = _oom_kills()
+            # what others do on this machine's GPUs is nothing to a server for CPUs
+            self._gpus_before = () if self._info.device == "cpu" else gpu_memory()
+            forked = self._warm and self._warm.fork(log, env)
+            self._guard = forked or subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_GUARD)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**self.plan.env, OWNER_VARIABLE: f"{os.getpid()}:{start_ticks(os.getpid())}"},
+                env=env,
                 start_new_session=True,  # Ctrl-C in the terminal is for us only
             )
         finally:
             os.close(log)
         self._identity = replace(
-            self._identity, guard_pid=self._guard.pid, guard_ticks=start_ticks(self._guard.pid)
+            self._identity,
+            guard_pid=self._guard.pid,
+            guard_ticks=start_ticks(self._guard.pid),
+            warm=forked is not None,
         )
         request = {"argv": self.plan.argv, "grace_s": self._spec.stop_timeout_s}
         self._tell(json.dumps({**request, "launch_id": self.launch_id}))
@@ -249,6 +262,8 @@ class Server:
                 self._failed = f"no process after {_START_S:g} s"
         if self._pid is None:
             self.stop(force=True)
+            if self._warm is not None and forked is not None:
+                self._warm.judge(healthy=False)
             why = self._failed or "the guard ended"
             raise LaunchError(
                 FailureKind.BAD_CONFIG if self._failed else FailureKind.CRASH,
@@ -308,7 +323,16 @@ class Server:
                         break
                 self._pump(_POLL_S)
             with held_back():
-                return self._check_identity(client)
+                version = self._check_identity(client)
+            if self._warm is not None and self._identity.warm:
+                self._warm.judge(healthy=True)
+            elif self._warm is not None:
+                self._warm.learn(self.processes())
+            return version
+        except LaunchError as e:
+            if self._warm is not None and self._identity.warm and e.kind.transient:
+                self._warm.judge(healthy=False)
+            raise
         finally:
             with held_back():
                 client.close()
@@ -417,10 +441,14 @@ class Server:
         killed += len(_kill_all(self._identity))
         if self._guard is not None:
             self._guard.wait()
-            for pipe in (self._guard.stdin, self._guard.stdout):
-                if pipe is not None:
+            for file in (
+                self._guard.stdin,
+                self._guard.stdout,
+                self._guard.pidfd if isinstance(self._guard, WarmGuard) else None,
+            ):
+                if file is not None:
                     with contextlib.suppress(OSError):
-                        pipe.close()
+                        file.close()
             self._guard_lost = True
             self._mask_log()
             self._prove_port()

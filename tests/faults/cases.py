@@ -22,7 +22,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.starter = Starter()
+        self.starter = Starter(cache=folder / "cache")
         self._cases = 0
         self._finished: Site | None = None
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,8 @@ import psutil
 
 from tests.faults.plan import EVENTS, HANG_S, HEALTH_S, STOP_S, Fault, Run, Stage, Target
 from tests.faults.start import Started, Starter
-from tests.studies import write_study
+from tests.standin import MODULE, write_vllm
+from tests.studies import DOUBLE, write_study
 
 MARK = "FAULTS_SITE"  # in the environment of every process of a study's servers
 CONFIRMED = 4  # launches that confirm, of a study that does
@@ -107,8 +109,14 @@ class Site:
         wanted: int,
         confirm: int = 0,
         env: dict[str, str] | None = None,
+        warm: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        env = env or {}
+        command = [sys.executable, DOUBLE]
+        if warm:
+            command = [sys.executable, "-m", MODULE]
+            env = {**env, "PYTHONPATH": str(write_vllm(folder / "vllm"))}
         self.said = folder.with_name(f"{folder.name}-said")  # not where a full disk may be
         self.said.mkdir(exist_ok=True)
         self.folder, self.starter, self.wanted = folder, starter, wanted
@@ -119,7 +127,8 @@ class Site:
         self.turns_file.touch()
         self.file = write_study(
             folder,
-            server__env={**(env or {}), MARK: self.mark, "DOUBLE_TURNS": str(self.turns_file)},
+            server__command=command,
+            server__env={**env, MARK: self.mark, "DOUBLE_TURNS": str(self.turns_file)},
             server__health_timeout_s=HEALTH_S,
             server__stop_timeout_s=STOP_S,
             workload__hang_timeout_s=HANG_S,
@@ -279,6 +288,12 @@ class Site:
         ]
         return problems
 
+    def check_warm(self, warm: bool) -> list[str]:
+        """Its servers were forked, or were not."""
+        sql = "select count(*) from autotune_launches where json_extract(identity, '$.warm')"
+        [(forked,)] = self.query(sql)
+        return [] if bool(forked) == warm else [f"{forked} launches were warm"]
+
     def check_whole(self, *, failed: int = 0, wanted: int | None = None) -> list[str]:
         """The study is done: exactly the wanted number, none twice, nothing open."""
         try:
@@ -414,7 +429,8 @@ def run_stages(
     """All stages of a fault over one study."""
     confirm = CONFIRMED if Stage.CONFIRMING in stages else 0
     # one before the first fault, one for each stage but for the last one, which the rest is for
-    site = Site(folder, starter, wanted=max(3, len(stages) + 1 + confirm // 2), confirm=confirm)
+    wanted = max(3, len(stages) * (1 + fault.spaced) + 1 + confirm // 2)
+    site = Site(folder, starter, wanted=wanted, confirm=confirm, warm=fault.warm)
     try:
         if fault.run is Run.GOES_ON:
             return _going_on(fault, stages, site, special)
@@ -480,6 +496,7 @@ def _ending(
             site.clean_up()
     last = site.start()
     outcomes[-1].problems += check_end(last, Run.GOES_ON) + site.check_whole()
+    outcomes[-1].problems += site.check_warm(fault.warm)
     return outcomes
 
 
@@ -529,8 +546,8 @@ def _going_on(
         if stage is not Stage.CONFIRMING:
             turns.append(TURNS[stage] | fault.env)
         left.append(len(turns))
-        if fault.hits and stage not in (Stage.STOPPING, Stage.CONFIRMING):
-            turns.append({})  # the trial is tried once more
+        if fault.spaced or (fault.hits and stage not in (Stage.STOPPING, Stage.CONFIRMING)):
+            turns.append({})  # another trial; or this one is tried once more
     run = site.start(turns)
     outcomes: list[Outcome] = []
     for stage, taken in zip(stages, left, strict=True):
@@ -556,6 +573,7 @@ def _going_on(
             if run.poll() is not None:
                 break
     outcomes[-1].problems += check_end(run, Run.GOES_ON) + site.check_whole()
+    outcomes[-1].problems += site.check_warm(fault.warm)
     return outcomes
 
 

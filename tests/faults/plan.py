@@ -77,6 +77,8 @@ class Fault:
         hits: Signals, in order: to whom and which.
         special: Name of the function in ``tests.faults.special`` instead of ``hits``.
         env: Of every server of the study, for the double.
+        warm: Its servers are forked from a template.
+        spaced: A trial more between two stages.
         within_s: Until nothing of the launch is left.
         stays: What is left until the next run or `autotune reap`; empty: nothing.
         reaped: The stages after which `autotune reap` ends what stays; else the next run does.
@@ -90,6 +92,8 @@ class Fault:
     hits: tuple[tuple[Target, signal.Signals], ...] = ()
     special: str = ""
     env: dict[str, str] = field(default_factory=dict)
+    warm: bool = False
+    spaced: bool = False
     within_s: float = 10.0
     stays: str = ""
     reaped: tuple[Stage, ...] = ()
@@ -237,6 +241,54 @@ PROCESSES = (
     ),
 )
 
+# The same with servers that are forked from a process that has imported vLLM: of a stand-in for it.
+WARM = (
+    Fault(
+        "warm start: SIGKILL of the tuner",
+        Run.DIES,
+        SERVING,
+        hits=((Target.TUNER, signal.SIGKILL),),
+        env=STUBBORN,
+        warm=True,
+        quick=(Stage.LAUNCHING, Stage.MEASURING),
+    ),
+    Fault(
+        "warm start: SIGINT to the tuner",
+        Run.INTERRUPTED,
+        SERVING,
+        hits=((Target.TUNER, signal.SIGINT),),
+        env=STUBBORN,
+        warm=True,
+        quick=(Stage.LAUNCHING,),
+    ),
+    Fault(
+        "warm start: SIGKILL of the API process",
+        Run.GOES_ON,
+        SERVING,
+        hits=((Target.API, signal.SIGKILL),),
+        env=STUBBORN,
+        warm=True,
+    ),
+    Fault(
+        "warm start: SIGKILL of the guard",
+        Run.GOES_ON,
+        SERVING,
+        hits=((Target.GUARD, signal.SIGKILL),),
+        env=STUBBORN,
+        warm=True,
+        quick=(Stage.MEASURING,),
+    ),
+    Fault(
+        "warm start: SIGKILL of what servers are forked from",
+        Run.GOES_ON,
+        (*SERVING, Stage.TELLING),
+        special="template_killed",
+        warm=True,
+        spaced=True,  # the next launch has none
+        quick=(Stage.LAUNCHING, Stage.TELLING),
+    ),
+)
+
 STORAGE = (
     Fault(
         "the disk is full",
@@ -343,7 +395,7 @@ STORAGE = (
     ),
 )
 
-FAULTS = (*PROCESSES, *STORAGE)
+FAULTS = (*PROCESSES, *WARM, *STORAGE)
 
 
 def named(name: str) -> Fault:

@@ -67,9 +67,10 @@ class Starter:
 
     Args:
         light: Without what only the sampler imports, after the trials that are planned.
+        cache: For what a vLLM accepts; without it, the user's own.
     """
 
-    def __init__(self, *, light: bool = False) -> None:
+    def __init__(self, *, light: bool = False, cache: Path | None = None) -> None:
         self.codes: dict[int, int] = {}
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -78,7 +79,12 @@ class Starter:
                 + (["light"] if light else []),
                 cwd=ROOT,
                 # one thread: a fork copies only the one that calls it
-                env={**os.environ, **NO_BROWSER, "OPENBLAS_NUM_THREADS": "1"},
+                env={
+                    **os.environ,
+                    **NO_BROWSER,
+                    **({} if cache is None else {"XDG_CACHE_HOME": str(cache)}),
+                    "OPENBLAS_NUM_THREADS": "1",
+                },
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -165,7 +171,7 @@ def become(request: dict[str, str]) -> None:
 
 
 # What a run imports by and by; each of it takes a while.
-MODULES = ("autotune.dashboard", "autotune.plots", "autotune.results", "autotune.tune")
+MODULES = ("autotune.dashboard", "autotune.plots", "autotune.results", "autotune.loop")
 SAMPLER = ("optuna._gp.acqf", "optuna._gp.gp", "torch")
 
 if __name__ == "__main__":

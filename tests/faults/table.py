@@ -61,6 +61,37 @@ _BEYOND = """\
 - **Another program that fills the machine**: it is noticed (the trial counts as disturbed and is
   launched once more), not prevented.""".splitlines()
 
+_WARM = """\
+## Warm starts
+
+With `server.launch: warm`, the default, guard and server of a launch are forked from a process that
+has imported vLLM once, the *template*. It adds nothing that could be left behind:
+
+- The template gets SIGKILL by its parent-death signal when the run dies, at any moment of its
+  imports too, and ends with the run. It owns nothing: servers outlive it, and end as described
+  above, because their guard is the same program, with the same pipes to the run, whose pid it
+  watches.
+- Every process of a forked server carries the launch's id in `/proc/PID/environ`, where it is
+  looked for; the launch's API key is not in there. `autotune ps` and `autotune reap` know the
+  template, too.
+- A template that was killed, or does not fork in time, costs one launch in the ordinary way; the
+  one after it makes a new template. A vLLM that cannot be forked (its imports start a thread or
+  make a CUDA context, or fail), and a server that would inherit anything else than the template did
+  (environment, working directory, cores), are launched in the ordinary way. So is everything after
+  a first forked server that does not come up and does not tell why.
+- A forked server has the files, signals, limits, session, arguments, module path and environment
+  of a started one: `tests/test_template.py` compares them, `tests/test_real_server.py` the answers
+  of a real one, its processes, their cores and the worker's threads. What differs:
+  - On a CPU, EngineCore and worker are forked, as on a GPU, where vLLM would spawn them. So these
+    processes hold more files that they inherited, and their logs lack the lines that vLLM writes
+    once per process, where an ancestor has written them.
+  - The OpenBLAS of API server and EngineCore, which serving gives no work, has no threads; and the
+    API server's torch has 1 thread instead of 2 where vLLM binds the worker to cores by itself.
+  - What a process draws at its start, its hash seed and the places of its memory, is drawn once for
+    all servers of a run, not for each launch. What of the scatter between launches comes from
+    there is missing in it, which may make it a little too small; this was not measured.
+""".splitlines()
+
 
 def _reaction(kind: FailureKind) -> str:
     if kind is FailureKind.INFEASIBLE:
@@ -134,6 +165,7 @@ def report(
     if real:
         out += ["", "## Real vLLM servers (the demo pair)", ""]
         out += _real(real)
+    out += ["", *_WARM]
     out += ["", "## Failures of a trial", "", *_kinds()]
     out += ["", "## What is not survived", "", *_BEYOND]
     return "\n".join(out) + "\n"

@@ -26,6 +26,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from autotune.canary import Rest, disturbed, take_rest
+from autotune.compilecache import compile_cache_of
 from autotune.demo import resolve_model
 from autotune.errors import (
     DatabaseLocked,
@@ -44,6 +45,7 @@ from autotune.measure import Measurement, within_launch
 from autotune.measuring import Measuring, Result, Rival
 from autotune.results import (
     Standing,
+    counts,
     is_finished,
     study_objectives,
     study_view,
@@ -51,6 +53,7 @@ from autotune.results import (
     trial_views,
     with_points,
 )
+from autotune.reuse import Source, find, take
 from autotune.rules import Known, why_infeasible
 from autotune.search import (
     Converged,
@@ -66,6 +69,7 @@ from autotune.serving import (
     LogFolder,
     Server,
     VllmInfo,
+    WarmStart,
     check_flags,
     free_port,
     plan_launch,
@@ -88,7 +92,7 @@ from autotune.spec import LoadedStudy, StudySpec
 from autotune.store import LaunchRow, Store, exclusive, file_identity, opened
 from autotune.ui import Ui
 from autotune.views import TrialView, cost, objective_text
-from objectives import Objective
+from objectives import Objective, WithEnergy
 
 T = TypeVar("T")
 
@@ -243,6 +247,7 @@ def run_study(
     ui: Ui,
     confirm: bool = False,
     stop_below: float | None = None,
+    reuse: Sequence[Source] = (),
 ) -> StopReason:
     """Brings the study to ``trials`` finished trials, from wherever it stands.
 
@@ -255,9 +260,11 @@ def run_study(
         confirm: Search no further: ``trials`` more launches measure the winners again.
         stop_below: The search ends when no launch is expected to gain more, as a share of the
             hypervolume; 0: never. None: as the study says.
+        reuse: Earlier studies; their trials are taken, and do not count as ``trials``.
 
     Raises:
-        UserError: the database cannot be used, or belongs to another study.
+        UserError: the database cannot be used, or belongs to another study; or no trial of
+            ``reuse`` can be taken.
         MachineError: the disk is full, the database was damaged or stayed locked; the server is
             gone, and the study resumes.
         NothingUsable: the first launches all failed alike, or there is nothing to confirm.
@@ -267,9 +274,18 @@ def run_study(
 
     def go(store: Store) -> StopReason:
         run = _Run(
-            prepared, store, trials, seed, deadline, ui, confirm=confirm, stop_below=stop_below
+            prepared,
+            store,
+            trials,
+            seed,
+            deadline,
+            ui,
+            confirm=confirm,
+            stop_below=stop_below,
+            reuse=reuse,
         )
-        return run.go()
+        with run.warm:
+            return run.go()
 
     return run_on(database, ui, go)
 
@@ -417,6 +433,7 @@ class _Run:
         *,
         confirm: bool,
         stop_below: float | None,
+        reuse: Sequence[Source],
     ) -> None:
         self.p = prepared
         self.spec = prepared.spec
@@ -424,6 +441,7 @@ class _Run:
         self.wanted = trials
         self.held = prepared.spec.budget.confirm_of(trials)  # of the wanted ones, for confirming
         self.confirm_only = confirm
+        self.reuse = reuse
         self.stop_below = self.spec.budget.converged if stop_below is None else stop_below
         self.seed = seed
         self.deadline = deadline
@@ -433,6 +451,7 @@ class _Run:
         self.machine = describe_machine()
         self.folder = output_folder(store.path, self.spec.name)
         self.logs = LogFolder(self.folder / "logs")
+        self.warm = WarmStart(self.spec.server, prepared.info, self.logs.path("template.log"))
         self.inode = file_identity(store.path)
         self.failures_in_a_row: list[FailureKind] = []
         self.standing = Standing(prepared.objectives)
@@ -444,6 +463,7 @@ class _Run:
         self.end_leftovers()
         if self.confirm_only:
             self.plan_confirmation()
+        earlier = find(self.reuse, self.p, self.machine, self.store)
         row = self.store.begin_study(self.p.loaded, seed=self.seed, wanted=self.wanted)
         self.check_comparable()
         self.sampler = StudySampler(
@@ -456,6 +476,8 @@ class _Run:
             known=graph_misfit(self.p),
         )
         self.study = self.open_study()
+        if earlier:
+            take(earlier, self.store, self.study, self.p, self.fixed_points[0], self.ui.message)
         self.ui.study(study_view(self.store, self.spec.name), self.store.path)
         self.say_infeasible()
         searching, reason = not self.converged_before(), StopReason.CONVERGED
@@ -525,7 +547,7 @@ class _Run:
             self.wanted, self.held = wanted, len(order)
         else:
             self.held = self.wanted
-            self.wanted = sum(map(is_finished, trials)) + self.held
+            self.wanted = sum(map(counts, trials)) + self.held
 
     def check_comparable(self) -> None:
         """Trials of two vLLM versions are not compared; those of two machines with a warning.
@@ -533,19 +555,19 @@ class _Run:
         Raises:
             UserError: the earlier trials were measured with another vLLM.
         """
-        launches = [x for x in self.store.launches(self.spec.name) if x.vllm_version]
-        if not launches:
+        machine, version = self.store.measured_on(self.spec.name)
+        if machine is None or version is None:
             return
-        before, now = launches[-1], self.p.info.version
-        if now is not None and str(before.vllm_version).partition("+")[0] != now.partition("+")[0]:
+        now = self.p.info.version
+        if now is not None and version.partition("+")[0] != now.partition("+")[0]:
             raise UserError(
                 f"{self.store.path}: the trials of {self.spec.name} were measured with vLLM "
-                f"{before.vllm_version}, this is {now}; they would not compare. Change the name in "
+                f"{version}, this is {now}; they would not compare. Change the name in "
                 "the file, or give another --db"
             )
-        if machine_line(before.machine) != machine_line(self.machine):
+        if machine_line(machine) != machine_line(self.machine):
             self.ui.message(
-                f"earlier trials were measured on another machine ({machine_line(before.machine)}; "
+                f"earlier trials were measured on another machine ({machine_line(machine)}; "
                 f"this is {machine_line(self.machine)}): compare them with care"
             )
 
@@ -576,7 +598,7 @@ class _Run:
 
     def finished(self) -> int:
         """How many trials count towards the wanted ones."""
-        return sum(map(is_finished, self.study.get_trials(deepcopy=False)))
+        return sum(map(counts, self.study.get_trials(deepcopy=False)))
 
     def say_infeasible(self) -> None:
         """How much of the space the rules forbid, with one reason."""
@@ -690,7 +712,7 @@ class _Run:
         wanted = budget.replicates_of(search)
         if budget.replicates is None and self.spec.search.method == "grid":
             return None
-        trials = [t for t in self.search_trials() if is_finished(t)]
+        trials = [t for t in self.search_trials() if counts(t)]
         done = sum("replicates" in t.user_attrs for t in trials)
         if done >= wanted or len(trials) < (done + 1) * search // (wanted + 1):
             return None
@@ -833,7 +855,12 @@ class _Run:
         self.event("launching", trial, launch_id)
         self.ui.stage("launching")
         server = Server(
-            plan, launch_id=launch_id, log_path=log_path, server=self.spec.server, info=self.p.info
+            plan,
+            launch_id=launch_id,
+            log_path=log_path,
+            server=self.spec.server,
+            info=self.p.info,
+            warm=self.warm,
         )
         try:
             self.store.launch_started(server.start())
@@ -859,14 +886,17 @@ class _Run:
         return launch_id
 
     def keep_stages(self, server: Server, launch_id: str) -> None:
-        """Writes down where the time of a launch went that has ended."""
+        """Writes down where the time of a launch went that has ended, and what was compiled."""
+        log = head_of(server.log_path)
         stages = stages_of(
-            head_of(server.log_path),
+            log,
             self.clock.marks,
             tuner_s=self.clock.tuner_s,
             first_s=self.store.first_request(launch_id),
         )
         self.store.keep_stages(launch_id, stages)
+        if (cache := compile_cache_of(log)) is not None:
+            self.store.keep_compile_cache(launch_id, cache)
 
     def measure(
         self, server: Server, launch_id: str, trial: optuna.trial.FrozenTrial, rest: Rest
@@ -927,8 +957,12 @@ class _Run:
         return list(self.front.values())
 
     def rival(self, trial: optuna.trial.FrozenTrial) -> Rival:
-        samples = self.store.samples(trial.user_attrs["launch"])
-        return Rival(trial.number, Measurement.of(samples, self.spec.workload.latency_origin))
+        launch = self.store.launch(trial.user_attrs["launch"])
+        samples = self.store.samples(launch.launch_id)
+        measurement = Measurement.of(samples, self.spec.workload.latency_origin)
+        if energy := (launch.quality or {}).get("energy"):
+            measurement = WithEnergy.added(measurement, sum(energy["joules"].values()))
+        return Rival(trial.number, measurement)
 
     # -- telling ---------------------------------------------------------------------------------
 
@@ -972,7 +1006,8 @@ class _Run:
         self.failures_in_a_row.append(failure.kind)
         same = len(set(self.failures_in_a_row)) == 1
         nothing_worked = not any(
-            t.state == TrialState.COMPLETE for t in self.study.get_trials(deepcopy=False)
+            counts(t) and t.state == TrialState.COMPLETE
+            for t in self.study.get_trials(deepcopy=False)
         )
         hopeless = failure.kind is FailureKind.MODEL_MISSING or (
             same and len(self.failures_in_a_row) >= SAME_FAILURES
