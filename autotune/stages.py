@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autotune.compilecache import CacheUse
 from autotune.errors import UserError
 from autotune.serving.stages import STAGES, Stages
 from autotune.store import Store
@@ -42,6 +43,7 @@ class TrialTime:
         seconds: By stage; None: nothing tells of it.
         imports: Seconds of the known parts of ``imports``.
         total: Wall time, s.
+        compile_cache: What torch.compile's cache did in each launch whose log tells.
     """
 
     trial: int
@@ -49,6 +51,7 @@ class TrialTime:
     seconds: Mapping[str, float | None]
     imports: Mapping[str, float]
     total: float
+    compile_cache: Sequence[CacheUse] = ()
 
 
 @dataclass(frozen=True)
@@ -85,19 +88,24 @@ def time_view(store: Store, name: str) -> TimeView:
         UserError: nothing is known of it.
     """
     found = store.stages(name)
+    caches = store.compile_caches(name)
     by_trial: dict[int, list[Stages]] = {}
+    uses: dict[int, list[CacheUse]] = {}
     for launch in store.launches(name):
         if launch.launch_id in found:
             by_trial.setdefault(launch.trial, []).append(found[launch.launch_id])
+        if launch.launch_id in caches:
+            uses.setdefault(launch.trial, []).append(caches[launch.launch_id].use)
     if not by_trial:
         raise UserError(
             f"{store.path}: {name} has no launch whose time was split; launches before this "
             "version of autotune have none, and the next one will"
         )
-    return TimeView(name, [_sum(number, by_trial[number]) for number in sorted(by_trial)])
+    trials = [_sum(k, by_trial[k], uses.get(k, ())) for k in sorted(by_trial)]
+    return TimeView(name, trials)
 
 
-def _sum(trial: int, launches: Sequence[Stages]) -> TrialTime:
+def _sum(trial: int, launches: Sequence[Stages], uses: Sequence[CacheUse]) -> TrialTime:
     return TrialTime(
         trial,
         len(launches),
@@ -108,6 +116,7 @@ def _sum(trial: int, launches: Sequence[Stages]) -> TrialTime:
             if (s := _added(x.imports.get(process) for x in launches)) is not None
         },
         sum(x.total for x in launches),
+        tuple(uses),
     )
 
 
@@ -143,12 +152,22 @@ def time_lines(view: TimeView) -> list[str]:
     words = [f"{_PROCESSES[p]} {s:.1f} s" for p, s in parts.items() if s is not None]
     if words:
         notes.append(f"Imports (medians): {', '.join(words)}.")
+    notes += _cache_notes(view)
     several = [t for t in view.trials if t.launches > 1]
     if several:
         numbers = ", ".join(f"{t.trial} ({t.launches})" for t in several)
         notes.append(f"Sums of several launches: {numbers}.")
     lines = [line.rstrip() for line in lines]
     return [*lines, "", *(line for note in notes for line in textwrap.wrap(note, 80))]
+
+
+def _cache_notes(view: TimeView) -> list[str]:
+    """What torch.compile's cache did, in a sentence; none where nothing was compiled."""
+    by_use = {
+        use: [str(t.trial) for t in view.trials if use in t.compile_cache] for use in CacheUse
+    }
+    words = [f"{use} in {', '.join(trials)}" for use, trials in by_use.items() if trials]
+    return [f"torch.compile's cache, by trial: {'; '.join(words)}."] if words else []
 
 
 def _width(stage: str) -> int:
@@ -180,6 +199,7 @@ def time_json(view: TimeView) -> dict[str, Any]:
                 "total": t.total,
                 "seconds": dict(t.seconds),
                 "imports": dict(t.imports),
+                "compile_cache": list(t.compile_cache),
             }
             for t in view.trials
         ],

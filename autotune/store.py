@@ -31,6 +31,7 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
+    insert,
     inspect,
     select,
     text,
@@ -40,6 +41,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from autotune import __version__
+from autotune.compilecache import CacheUse, CompileCache
 from autotune.errors import DatabaseLocked, MachineError, TrialFailure, UserError
 from autotune.load import Sample, ServerStats
 from autotune.serving import Identity, LaunchPlan, VllmInfo, boot_id
@@ -49,6 +51,7 @@ from autotune.spec import LoadedStudy, parse_study, text_without_secrets
 SCHEMA = 2
 BUSY_TIMEOUT_S = 20
 _VLLM = "autotune:vllm"
+_NO_TRIAL = -1  # of a launch that was copied and whose trial is still to be written
 
 
 class _Base(DeclarativeBase):
@@ -166,6 +169,17 @@ class StagesRow(_Base):
     )
     seconds: Mapped[dict[str, Any]]  # by stage, None: not known
     imports: Mapped[dict[str, Any]]  # by process
+
+
+class CompileCacheRow(_Base):
+    """What torch.compile's cache did in one launch: :mod:`autotune.compilecache`."""
+
+    __tablename__ = "autotune_compile_cache"
+    launch_id: Mapped[str] = mapped_column(
+        ForeignKey("autotune_launches.launch_id"), primary_key=True
+    )
+    use: Mapped[str]  # a name of CacheUse
+    folder: Mapped[str | None]
 
 
 class EventRow(_Base):
@@ -488,7 +502,7 @@ class Store:
                 changed = _first_difference(old.shown({}), spec.shown({}))
                 raise UserError(
                     f"{loaded.path}: the study {spec.name} in {self.path} was begun with another "
-                    f"{changed or 'content of workload.prompts'}; trials would not compare. "
+                    f"{changed or 'content of a file that it names'}; trials would not compare. "
                     "Change the name in the file, or give another --db"
                 )
             else:
@@ -616,6 +630,15 @@ class Store:
             s.expunge_all()
         return rows
 
+    def measured_on(self, study: str) -> tuple[dict[str, Any] | None, str | None]:
+        """The machine of a study's latest launch, and the vLLM of the latest that told its own."""
+        latest = LaunchRow.planned_at.desc()
+        of = LaunchRow.study == study
+        machine = select(LaunchRow.machine).where(of).order_by(latest).limit(1)
+        version = select(LaunchRow.vllm_version).where(of, LaunchRow.vllm_version.is_not(None))
+        with Session(self._engine) as s:
+            return s.scalar(machine), s.scalar(version.order_by(latest).limit(1))
+
     def rests(self, study: str, machine: Mapping[str, Any]) -> list[float]:
         """Seconds of the canary before each measured launch of a study on this machine."""
         query = (
@@ -685,8 +708,43 @@ class Store:
             s.expunge_all()
         return rows
 
+    # -- launches of other studies -----------------------------------------------------------
+
+    def copy_launch(self, other: Store, launch_id: str, *, new_id: str, study: str) -> None:
+        """Copies a launch of another study, with its requests; of no trial until it gets one.
+
+        One that was copied before stays as it is.
+
+        Args:
+            other: Has the launch; may be a store of the same file.
+            launch_id: Its id there.
+            new_id: Its id here.
+            study: Whose launch it becomes.
+        """
+        with Session(self._engine) as s:
+            if s.get(LaunchRow, new_id) is not None:
+                return
+        with Session(other._engine) as s:
+            launch = _columns(s.get_one(LaunchRow, launch_id))
+            query = select(RequestRow).where(RequestRow.launch_id == launch_id)
+            requests = [_columns(r) for r in s.scalars(query.order_by(RequestRow.id))]
+        launch |= {"launch_id": new_id, "study": study, "trial": _NO_TRIAL}
+        for r in requests:
+            r["launch_id"] = new_id
+            del r["id"]
+        with Session(self._engine) as s:
+            s.add(LaunchRow(**launch))
+            s.flush()
+            if requests:
+                s.execute(insert(RequestRow), requests)
+            s.commit()
+
+    def give_launch(self, launch_id: str, trial: int) -> None:
+        """A copied launch is that of a trial."""
+        self._update(launch_id, trial=trial)
+
     # -- time ------------------------------------------------------------------------------
-    # This table came later, as those of maps did.
+    # These tables came later, as those of maps did.
 
     def keep_stages(self, launch_id: str, stages: Stages) -> None:
         """A launch has ended, and this is where its time went."""
@@ -708,6 +766,28 @@ class Store:
         )
         with Session(self._engine) as s:
             return {row.launch_id: Stages(row.seconds, row.imports) for row in s.scalars(query)}
+
+    def keep_compile_cache(self, launch_id: str, found: CompileCache) -> None:
+        """A launch has ended, and this is what torch.compile's cache did in it."""
+        row = CompileCacheRow(launch_id=launch_id, use=found.use.name, folder=found.folder)
+        with Session(self._engine) as s:
+            s.add(row)
+            s.commit()
+
+    def compile_caches(self, study: str) -> dict[str, CompileCache]:
+        """By launch id, of the launches of a study whose log tells."""
+        if not inspect(self._engine).has_table(CompileCacheRow.__tablename__):
+            return {}
+        query = (
+            select(CompileCacheRow)
+            .join(LaunchRow, LaunchRow.launch_id == CompileCacheRow.launch_id)
+            .where(LaunchRow.study == study)
+        )
+        with Session(self._engine) as s:
+            return {
+                row.launch_id: CompileCache(CacheUse[row.use], row.folder)
+                for row in s.scalars(query)
+            }
 
     def first_request(self, launch_id: str) -> float | None:
         """Seconds from the begin of the warm-up to the end of its first request."""
@@ -813,8 +893,22 @@ class Store:
             raise UserError(f"{self.path}: what it says of {study}'s vLLM cannot be read") from e
 
     def optuna_study(self, name: str) -> optuna.Study:
-        """Optuna's side of a study that exists."""
-        return optuna.load_study(study_name=name, storage=self.storage)
+        """Optuna's side of a study that exists.
+
+        Raises:
+            UserError: the study's first run ended before it was made.
+        """
+        try:
+            return optuna.load_study(study_name=name, storage=self.storage)
+        except KeyError:
+            raise UserError(
+                f"{self.path}: {name} was begun and never ran; `autotune run` goes on with it"
+            ) from None
+
+
+def _columns(row: _Base) -> dict[str, Any]:
+    """A row as plain data."""
+    return {c.key: getattr(row, c.key) for c in inspect(type(row)).column_attrs}
 
 
 def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:

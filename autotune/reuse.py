@@ -1,0 +1,540 @@
+"""Trials of an earlier study, taken over instead of launching them again (``run --reuse``).
+
+A trial may be taken where a launch of its point today would be the same experiment:
+
+- **the study**: server (command, model, flags, draft, environment), workload (the prompts by their
+  content) and measure settings are the same, and so are the objectives. A flag may be fixed in one
+  study and searched in the other: what counts is what a trial was launched with. A study that
+  differs in anything else is refused as a whole, by the first key that differs.
+- **the launch**: the same vLLM version and the same machine, and the variables of the user's own
+  environment by which a server may be faster or slower.
+- **the numbers**: each objective, computed anew from the requests that the database kept, is what
+  was measured then; a definition that was changed since shows there.
+- **the point**: it lies in the present space.
+
+Failed trials are not taken, for what made them fail may have been mended; nor launches of a
+confirmation, which say something only beside each other; nor a trial that was ended early for
+another one that is not taken. All of that is counted and said.
+
+A taken trial is a finished one to the search, the front and the plots, and no launch of its study:
+it does not use up ``--trials``. Of two taken trials of one point the later one is a replicate. What
+was measured of it is copied, every request included, so that the database needs no other one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+import objectives as objective_registry
+from autotune.errors import UserError
+from autotune.machine import machine_line
+from autotune.measure import Measurement
+from autotune.results import REUSED, failure_of, origin_of, with_points
+from autotune.serving import plan_launch
+from autotune.space import DRAFT, N, Point, Value, canonical
+from autotune.spec import LoadedStudy, StudySpec
+from autotune.store import LaunchRow, Store, file_identity, opened
+from autotune.views import Origin, plain
+
+if TYPE_CHECKING:
+    from autotune.loop import Prepared
+
+# What decides no number: how long is waited, and how a server gets to where it can be measured.
+_SERVER_EXCEPT = {"model", "flags", "speculative", "health_timeout_s", "stop_timeout_s", "launch"}
+# Compared by what they amount to, or of no effect on a trial of the search.
+_LOAD_EXCEPT = {
+    *("confirm_prompts", "request_timeout_s", "hang_timeout_s"),
+    *("warmup_prompts", "latency_from"),
+}
+# Set by autotune for every launch, or a place, where something is and not what.
+_NO_MATTER = re.compile(
+    r"AUTOTUNE_|SPT_NOENV$|PYTHON\w+$|(.*_)?(PATH|HOME|ROOT|DIR|FOLDER|OFFLINE|KEY)$"
+    r"|(VLLM_NO_USAGE_STATS|VLLM_HOST_IP|HF_HUB_DISABLE_TELEMETRY)$"
+)
+# Attributes of a measured trial that say the same in another study.
+_KEPT = (
+    *("vllm_version", "acceptance_length", "acceptance_per_position"),
+    *("intervals", "log_variances", "quality"),
+)
+# Requests are kept with the times of their chunks in single precision.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class Source:
+    """What ``--reuse`` names.
+
+    Attributes:
+        database: The other study's file.
+        study: Its name; None: the only one in it.
+    """
+
+    database: Path
+    study: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Reads ``OTHER.db`` or ``OTHER.db:study``; a colon may also stand in the file's name.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        try:
+            if Path(text).is_file():
+                return cls(Path(text), None)
+            file, _, study = text.rpartition(":")
+            if study and file and Path(file).is_file():
+                return cls(Path(file), study)
+        except (OSError, ValueError):  # a name too long, a NUL
+            pass
+        raise UserError(
+            f"--reuse {plain(text)[:200]}: no such database; give OTHER.db or OTHER.db:STUDY"
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One trial that can be taken.
+
+    Attributes:
+        trial: There.
+        point: In the present space.
+        values: By objective name, in its unit.
+        launches: Ids of all its launches there, oldest first.
+        origin: Where it was measured.
+    """
+
+    trial: FrozenTrial
+    point: dict[str, Value]
+    values: Mapping[str, float]
+    launches: tuple[str, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Found:
+    """One study that trials are taken from.
+
+    Attributes:
+        database: Its file.
+        study: Its name.
+        objectives: Names of its objectives, in its order.
+        candidates: In the order of their numbers there.
+        left: Why others are not taken, in words, and how many.
+    """
+
+    database: Path
+    study: str
+    objectives: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    left: Mapping[str, int]
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+        return f"{plain(str(self.database))}:{plain(self.study)}"
+
+
+def find(
+    sources: Sequence[Source], prepared: Prepared, machine: Mapping[str, Any], store: Store
+) -> list[Found]:
+    """Looks what can be taken; changes nothing.
+
+    Args:
+        sources: Where to look.
+        prepared: The present study.
+        machine: That it runs on.
+        store: Its database.
+
+    Raises:
+        UserError: a source cannot be read, is another experiment, or has nothing to take.
+    """
+    return [_find(source, prepared, machine, store) for source in sources]
+
+
+def _find(source: Source, prepared: Prepared, machine: Mapping[str, Any], store: Store) -> Found:
+    with opened(source.database) as other:
+        names = other.study_names()
+        if source.study is None and len(names) > 1:
+            raise UserError(
+                f"--reuse {source.database}: holds several studies; name one, such as "
+                f"{source.database}:{names[0]}"
+            )
+        name = other.pick_study(source.study)
+        itself = file_identity(source.database) == file_identity(store.path)
+        if itself and name == prepared.spec.name:
+            raise UserError(f"--reuse {source.database}:{name}: is the study itself")
+        loaded, row = other.load_study(name)
+        where = f"--reuse {source.database}:{name}"
+        if why := next(_differences(loaded, row.fingerprint, prepared.loaded), None):
+            raise UserError(f"{where}: {why}; its trials would not compare")
+        candidates, left = _candidates(other, loaded, prepared, machine)
+    if not candidates:
+        reasons = _counted(left) or "it has none"
+        raise UserError(f"{where}: no trial of it can be taken: {reasons}")
+    objectives = tuple(o.name for o in loaded.spec.objectives)
+    return Found(source.database, name, objectives, tuple(candidates), left)
+
+
+def take(
+    found: Sequence[Found],
+    store: Store,
+    study: optuna.Study,
+    prepared: Prepared,
+    baseline: Point,
+    say: Callable[[str], None],
+) -> None:
+    """Writes what was found into the present study; what is there already is not taken twice.
+
+    Args:
+        found: By :func:`find`.
+        store: The present study's database.
+        study: Optuna's side of it.
+        prepared: The study.
+        baseline: Its baseline's point.
+        say: Told how many were taken, and why not others.
+    """
+    for source in found:
+        taken = _take(source, store, study, prepared, baseline)
+        if taken:
+            rest = _counted(source.left)
+            more = f"; not taken: {rest}" if rest else ""
+            say(f"took {taken} trial{'s' if taken > 1 else ''} from {source.name}{more}")
+
+
+def _take(
+    source: Found, store: Store, study: optuna.Study, prepared: Prepared, baseline: Point
+) -> int:
+    space = prepared.spec.to_space()
+    distributions = space.distributions()
+    taken = 0
+    with opened(source.database) as other:
+        for c in source.candidates:
+            trials = study.get_trials(deepcopy=False)
+            ids = {old: _new_id(study.study_name, old) for old in c.launches}
+            measured = ids[c.trial.user_attrs["launch"]]
+            there = next((t for t in trials if _is_of(t, c.origin)), None)
+            if there is not None:
+                if there.user_attrs["launch"] == measured:  # a run may have ended between the two
+                    _give(store, ids.values(), there.number)
+                continue
+            for old, new in ids.items():
+                store.copy_launch(other, old, new_id=new, study=study.study_name)
+            params = space.encode(c.point)
+            same = (t for t in trials if t.state == TrialState.COMPLETE and t.params == params)
+            first = next(same, None)
+            attrs = _attributes(c, source, trials, prepared)
+            attrs |= {"point": c.point, "launch": measured}
+            if c.point == baseline and not any(t.user_attrs.get("baseline") for t in trials):
+                attrs["baseline"] = True
+            if first is not None:
+                attrs["replicates"] = first.user_attrs.get("replicates", first.number)
+            trial = create_trial(
+                state=TrialState.COMPLETE,
+                values=[c.values[o.name] for o in prepared.objectives],
+                params=params,
+                distributions=distributions,
+                user_attrs=attrs,
+            )
+            trial.datetime_start = c.trial.datetime_start
+            trial.datetime_complete = c.trial.datetime_complete
+            study.add_trial(trial)
+            number = len(trials)
+            _give(store, ids.values(), number)
+            store.event(
+                study.study_name, f"reused: {c.origin.text}", trial=number, launch_id=measured
+            )
+            taken += 1
+    return taken
+
+
+def _give(store: Store, launches: Iterable[str], trial: int) -> None:
+    for launch_id in launches:
+        store.give_launch(launch_id, trial)
+
+
+def _is_of(trial: FrozenTrial, origin: Origin) -> bool:
+    """Whether a trial of the present study is that measurement, taken before or its own."""
+    of = origin_of(trial)
+    return (trial.user_attrs.get("launch") if of is None else of.launch) == origin.launch
+
+
+def _new_id(study: str, launch_id: str) -> str:
+    """Of a copied launch: the same whenever it is copied, and of this study only."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{study}\n{launch_id}").hex
+
+
+def _attributes(
+    c: Candidate, source: Found, trials: Sequence[FrozenTrial], prepared: Prepared
+) -> dict[str, Any]:
+    """What is known of a measured trial, in the terms of the present study."""
+    attrs = {k: c.trial.user_attrs[k] for k in _KEPT if k in c.trial.user_attrs}
+    if (variances := attrs.get("log_variances")) is not None:
+        named = dict(zip(source.objectives, variances, strict=True))
+        attrs["log_variances"] = [named[o.name] for o in prepared.objectives]
+    quality = attrs.get("quality") or {}
+    if (by := quality.get("dominated_by")) is not None:
+        of = next(x.origin for x in source.candidates if x.trial.number == by)
+        here = next(t.number for t in trials if _is_of(t, of))
+        attrs["quality"] = {**quality, "dominated_by": here}
+    return {**attrs, REUSED: asdict(c.origin)}
+
+
+def _counted(left: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {why}" for why, count in left.items())
+
+
+# -- the study ---------------------------------------------------------------------------------
+
+
+def _differences(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterator[str]:
+    """The keys in which two studies differ so that no trial can be the same, with both values.
+
+    Args:
+        old: As the database has it.
+        fingerprint: Of ``old`` when it was run, the content of its prompts included.
+        new: The present one.
+    """
+    a, b = old.spec.shown({}), new.spec.shown({})
+    there, here = (_place(x.spec.server.model, x.base) for x in (old, new))
+    if there != here:
+        yield _both("server.model", there, here)
+    yield from _unequal("server.", a["server"], b["server"], _SERVER_EXCEPT)
+    yield from _settings(old, new)
+    first = (new.spec.workload.source or ("",))[0].partition(".")[0]
+    yield from _unequal("workload.", a["workload"], b["workload"], _LOAD_EXCEPT | {first})
+    for key in ("most_warmup", "latency_origin"):
+        there, here = (getattr(x.spec.workload, key) for x in (old, new))
+        if there != here:
+            named = {"most_warmup": "warmup_prompts", "latency_origin": "latency_from"}[key]
+            yield _both(f"workload.{named}", there, here)
+    if first:
+        yield from _requests(old, fingerprint, new)
+    yield from _unequal("measure.", a["measure"], b["measure"], set())
+    a, b = _objectives(old.spec), _objectives(new.spec)
+    if a.keys() != b.keys():
+        yield _both("objectives", ", ".join(a), ", ".join(b))
+    yield from _unequal("objectives.", a, b, set())
+
+
+def _both(key: str, there: object, here: object) -> str:
+    words = ["not set" if x is None else plain(str(x))[:200] for x in (there, here)]
+    return f"{key} differs ({words[0]} there, {words[1]} here)"
+
+
+def _unequal(
+    prefix: str, a: Mapping[str, Any], b: Mapping[str, Any], left_out: set[str]
+) -> Iterator[str]:
+    """Keys with other values, dotted."""
+    for key in dict.fromkeys([*a, *b]):
+        there, here = a.get(key), b.get(key)
+        if key in left_out or there == here:
+            continue
+        if isinstance(there, dict) and isinstance(here, dict):
+            yield from _unequal(f"{prefix}{key}.", there, here, set())
+        else:
+            yield _both(f"{prefix}{key}", there, here)
+
+
+def _objectives(spec: StudySpec) -> dict[str, Any]:
+    """By name; nothing that another study brings is run for it."""
+    out = {}
+    for o in spec.objectives:
+        ours = objective_registry.get(o.name) if o.name in objective_registry.names() else None
+        direction = o.direction or (ours and ours.direction)
+        out[o.name] = {**o.model_dump(mode="json"), "direction": direction}
+    return dict(sorted(out.items()))
+
+
+def _place(model: str, base: Path) -> str:
+    """A model reference that means the same in every folder."""
+    path = base / Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
+
+
+def _fixed(loaded: LoadedStudy) -> dict[str, object]:
+    """The launch settings that all trials of a study share."""
+    spec = loaded.spec
+    out = dict(spec.settings({}))
+    if N not in spec.space:
+        out.setdefault(N, 0)
+    if spec.server.speculative is not None:
+        out[f"{DRAFT}model"] = _place(spec.server.speculative.model, loaded.base)
+    return out
+
+
+def _settings(old: LoadedStudy, new: LoadedStudy) -> Iterator[str]:
+    """Launch settings that differ, but for those that one of the studies searches."""
+    a, b = _fixed(old), _fixed(new)
+    for name in dict.fromkeys([*a, *old.spec.space, *b, *new.spec.space]):
+        searched = (name in old.spec.space, name in new.spec.space)
+        there, here = a.get(name), b.get(name)
+        if all(searched) or (any(searched) and (name in a or name in b)):
+            continue  # told trial by trial
+        if any(searched):
+            words = ["searched" if s else None for s in searched]
+            yield _both(f"space.{name}", *words)
+        elif there != here or type(there) is not type(here):
+            key = f"server.{name}" if name.startswith(DRAFT) else f"server.flags.{name}"
+            yield _both(N if name == N else key, there, here)
+
+
+def _requests(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterator[str]:
+    """Whether both studies send the same texts: the old study's hash with the present file."""
+    source = new.spec.workload.source
+    if source is None or old.spec.workload.source is None:  # another kind is told before
+        return
+    key, file = source
+    first, _, rest = key.partition(".")
+    load = old.spec.workload
+    path: object = (new.base / file).absolute()
+    if rest:
+        there, here = (
+            getattr(x.spec.workload, first).model_dump(mode="json", exclude={rest})
+            for x in (old, new)
+        )
+        yield from _unequal(f"workload.{first}.", there, here, set())
+        path = getattr(load, first).model_copy(update={rest: path})
+    update = {"workload": load.model_copy(update={first: path})}
+    if old.spec.model_copy(update=update).fingerprint(Path("/")) != fingerprint:
+        there, here = old.base / old.spec.workload.source[1], new.base / file
+        yield _both(f"content of workload.{key}", there, here)
+
+
+# -- its trials --------------------------------------------------------------------------------
+
+
+def _candidates(
+    other: Store, old: LoadedStudy, prepared: Prepared, machine: Mapping[str, Any]
+) -> tuple[list[Candidate], Counter[str]]:
+    """The trials that can be taken, and why others cannot, with their numbers."""
+    name = old.spec.name
+    space = old.spec.to_space()
+    environment = _environment(prepared)
+    left: Counter[str] = Counter()
+    out: list[Candidate] = []
+    for trial in with_points(other.optuna_study(name).get_trials(deepcopy=False), space):
+        if trial.state != TrialState.COMPLETE:
+            if failure_of(trial)[0] is not None:
+                left["failed"] += 1
+            continue
+        if "confirms" in trial.user_attrs:
+            left["of a confirmation"] += 1
+            continue
+        point = _point(old.spec, space.decode(trial.params), prepared)
+        if point is None:
+            left["outside the present space"] += 1
+            continue
+        by = (trial.user_attrs.get("quality") or {}).get("dominated_by")
+        if by is not None and by not in {c.trial.number for c in out}:
+            left["ended early for a trial that is not taken"] += 1
+            continue
+        launches = other.launches(name, trial.number)
+        measured = trial.user_attrs.get("launch")
+        launch = next((x for x in launches if x.launch_id == measured), None)
+        if launch is None or launch.values is None:
+            left["without its launch"] += 1
+            continue
+        why = _other_launch(launch, prepared, machine, environment)
+        why = why or _other_definition(other, launch, prepared)
+        if why is not None:
+            left[why] += 1
+            continue
+        origin = origin_of(trial) or Origin(
+            database=str(other.path.resolve()),
+            study=name,
+            trial=trial.number,
+            launch=launch.launch_id,
+            measured_at=launch.measured_at or launch.planned_at,
+        )
+        ids = tuple(x.launch_id for x in launches if x.ended_at is not None)
+        if launch.launch_id in ids:
+            out.append(Candidate(trial, point, launch.values, ids, origin))
+    return out, left
+
+
+def _point(old: StudySpec, there: Point, prepared: Prepared) -> dict[str, Value] | None:
+    """A trial's point in the present space; None if it lies outside."""
+    settings = old.settings(there)
+    settings.setdefault(N, 0)
+    space = prepared.spec.to_space()
+    fixed = prepared.spec.settings({})
+    for name in old.space:
+        if name not in space.params and settings[name] != fixed.get(name, 0 if name == N else None):
+            return None
+    point = canonical(space, {name: settings[name] for name in space.params})  # type: ignore[misc]
+    try:
+        space.encode(point)
+    except ValueError:
+        return None
+    return point if prepared.infeasible(point) is None else None
+
+
+def _other_launch(
+    launch: LaunchRow,
+    prepared: Prepared,
+    machine: Mapping[str, Any],
+    environment: Mapping[str, str],
+) -> str | None:
+    """Why a launch was not what it would be today; None if it was."""
+    then, now = launch.vllm_version, prepared.info.version
+    if now is not None and str(then).partition("+")[0] != now.partition("+")[0]:
+        return f"measured with another vLLM ({then} there, {now} here)"
+    there, here = machine_line(launch.machine), machine_line(dict(machine))
+    if there != here:
+        return f"measured on another machine ({there} there, {here} here)"
+    before = _deciding(launch.env, prepared)
+    for key in sorted({*before, *environment}):
+        if before.get(key) != environment.get(key):
+            return f"with another environment: {_both(key, before.get(key), environment.get(key))}"
+    return None
+
+
+def _environment(prepared: Prepared) -> dict[str, str]:
+    """What in the user's own environment decides numbers, as a launch would have it today."""
+    space = prepared.spec.to_space()
+    points = space.points()
+    point = {N: 0} if points is None else next(points)
+    plan = plan_launch(
+        prepared.spec.server,
+        {**point, N: 0},
+        prepared.info,
+        port=0,
+        launch_id="",
+        resolve=prepared.resolve,
+    )
+    return _deciding(plan.public_env, prepared)
+
+
+def _deciding(env: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
+    """Without the study's own variables, which are compared before."""
+    study = prepared.spec.server.env
+    return {k: v for k, v in env.items() if k not in study and not _NO_MATTER.match(k)}
+
+
+def _other_definition(other: Store, launch: LaunchRow, prepared: Prepared) -> str | None:
+    """Which objective is another one today, by the requests of a launch; None: none is."""
+    samples = other.samples(launch.launch_id)
+    try:
+        measurement = Measurement.of(samples, prepared.spec.workload.latency_origin)
+    except ValueError:
+        return "without its requests"
+    for o in prepared.objectives:
+        then = (launch.values or {})[o.name]
+        try:
+            now = o.value(measurement)
+        except ValueError:  # it needs more than the requests
+            continue
+        if not math.isclose(then, now, rel_tol=_SAME):
+            return f"with another definition of {o.name} (first {then:.6g} there, {now:.6g} here)"
+    return None
