@@ -13,33 +13,34 @@ from autotune.errors import UserError
 from autotune.mapview import MapView, PointView, load_text
 from autotune.measure import Estimate
 from autotune.measure.crossover import ratio
-from autotune.plots import BLUE, DARK, GREEN, GREY, ORANGE, write_html
+from autotune.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template, write_html
 from autotune.views import bounds_text, number, plain, point_text
 
-# Okabe and Ito's, as in the other plots, and symbols that say the same once more
-_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's, as in the other plots, and symbols that say the same once more; then the ink
+_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", None)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 
 
-def map_figure(view: MapView, height: int = 560) -> go.Figure:
+def map_figure(view: MapView, height: int = 560, theme: Theme = LIGHT) -> go.Figure:
     """Speed-up over n = 0 by load with 95 % intervals, one line for each n, and the crossover.
 
     Args:
         view: What to draw.
         height: In pixels; the width is that of the page.
+        theme: Of the page.
     """
     fig = go.Figure()
     fig.add_hline(
         y=1,
-        line={"color": DARK, "width": 1.2},
+        line={"color": theme.ink, "width": 1.2},
         # right of the lines, which it cannot cover there
         annotation={"text": " no speculation", "xanchor": "left", "yanchor": "middle"},
     )
     drafts = sorted((p for p in view.points if p.schedule is None and p.n > 0), key=lambda p: p.n)
     for i, p in enumerate(drafts):
-        _add_line(fig, view, p, f"n = {p.n}", _COLOURS[i % 7], _SYMBOLS[i % 7])
+        _add_line(fig, view, p, f"n = {p.n}", _COLOURS[i % 7] or theme.ink, _SYMBOLS[i % 7])
     if view.checked is not None:
-        _add_line(fig, view, view.checked, "schedule", DARK, "star", dash="dot")
+        _add_line(fig, view, view.checked, "schedule", theme.ink, "star", dash="dot")
     found = view.crossover
     if found is not None and found.load is not None:
         fig.add_vline(x=found.load, line={"color": GREY, "dash": "dash", "width": 1.2})
@@ -55,30 +56,23 @@ def map_figure(view: MapView, height: int = 560) -> go.Figure:
     about = [f"vLLM {view.vllm}" if view.vllm else "", point_text(view.point), view.machine]
     text = " · ".join(plain(x) for x in about if x)
     subtitle = textwrap.shorten(text, 105, placeholder=" …")
-    axis = {"gridcolor": "#E8EAED", "linecolor": "#9AA0A6", "ticks": "outside", "zeroline": False}
     fig.update_layout(
-        template="plotly_white",
-        font={"family": "Inter, Segoe UI, Helvetica, Arial, sans-serif", "size": 13, "color": DARK},
+        template=template(theme),
         title={
             "text": f"<b>{escape(plain(view.study), quote=False)}: does speculation pay?</b><br>"
             f'<span style="font-size: 12px">{escape(subtitle, quote=False)}</span>',
-            "font": {"size": 18},
-            "x": 0,
-            "xref": "paper",
         },
         showlegend=True,  # also of one line
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "xanchor": "left"},
         margin={"l": 78, "r": 116, "t": 110, "b": 62},
         height=height,
-        hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": DARK}},
-        xaxis=axis
-        | {
+        xaxis={
             "title": {"text": "Requests at a time"},
             "type": "log",
             "tickvals": list(view.loads),
             "ticktext": [str(x) for x in view.loads],
         },
-        yaxis=axis | {"title": {"text": "tok/s over no speculation (×)  →  better"}},
+        yaxis={"title": {"text": "tok/s over no speculation (×)  →  better"}},
     )
     return fig
 

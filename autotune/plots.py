@@ -8,6 +8,7 @@ say the same once more.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import logging
@@ -15,14 +16,16 @@ import math
 import os
 import signal
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import kaleido
 import plotly.graph_objects as go
+from choreographer import Browser, Tab
 from choreographer.browsers import Chromium
 
 from autotune.views import (
@@ -41,11 +44,94 @@ if TYPE_CHECKING:
     from objectives import Objective
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-GREY, DARK = "#8A94A0", "#333333"
+GREY = "#8A94A0"
 _BACKGROUND = {"dominated", "ended early", "launched again"}
 
 _log = logging.getLogger(__name__)
 logging.getLogger("choreographer").addHandler(logging.NullHandler())  # what matters is raised
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of what is no data, for a light or a dark page.
+
+    Attributes:
+        ink: Of text, and of marks that would be black.
+        grid: Of grid lines.
+        axis: Of axes and their ticks.
+        page: Behind everything, and the rims of markers.
+        veil: Behind labels on the plot: the page, seen through.
+        strip: Behind what stands apart from the plot.
+        front: Text in the front's colour.
+        baseline: Text in the baseline's colour.
+    """
+
+    ink: str
+    grid: str
+    axis: str
+    page: str
+    veil: str
+    strip: str
+    front: str
+    baseline: str
+
+
+# Text takes more contrast than a marker: 4.5 : 1 against the page (WCAG 2.2, 1.4.3).
+LIGHT = Theme(
+    ink="#333333",
+    grid="#E8EAED",
+    axis="#9AA0A6",
+    page="#FFFFFF",
+    veil="rgba(255, 255, 255, 0.7)",
+    strip="#F1F3F4",
+    front=BLUE,
+    baseline="#B34F00",
+)
+DARK = Theme(
+    ink="#E3E6EA",
+    grid="#31363C",
+    axis="#7B838C",
+    page="#15181B",
+    veil="rgba(21, 24, 27, 0.7)",
+    strip="#22272C",
+    front="#6DB8EA",
+    baseline="#F39A5B",
+)
+
+
+def template(theme: Theme) -> go.layout.Template:
+    """What all our figures have in common."""
+    axis = {
+        "gridcolor": theme.grid,
+        "linecolor": theme.axis,
+        "tickcolor": theme.axis,
+        "ticks": "outside",
+        "zeroline": False,
+        "automargin": True,
+    }
+    return go.layout.Template(
+        layout={
+            "font": {
+                "family": "Inter, Segoe UI, Helvetica, Arial, sans-serif",
+                "size": 13,
+                "color": theme.ink,
+            },
+            "title": {"x": 0, "xref": "paper", "font": {"size": 18}},
+            "paper_bgcolor": theme.page,
+            "plot_bgcolor": theme.page,
+            "hoverlabel": {
+                "align": "left",
+                "bgcolor": theme.page,
+                "bordercolor": theme.axis,
+                "font": {"color": theme.ink},
+            },
+            "xaxis": axis,
+            "yaxis": axis,
+            "colorway": [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", theme.ink],
+            "margin": {"l": 78, "r": 24, "t": 70, "b": 62},
+        }
+    )
+
 
 # Labels are placed for this width in pixels; a wider picture only moves them apart.
 _WIDTH, _STRIP_ROW = 700, 26
@@ -53,7 +139,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 78, 24, 110, 62
 _PNG_SIZE = {"width": 1000, "scale": 2}
 
 
-def pareto_figure(view: StudyView, height: int = 640) -> go.Figure:
+def pareto_figure(view: StudyView, height: int = 640, theme: Theme = LIGHT) -> go.Figure:
     """The trials by the study's first two objectives; a third one is shown as colour.
 
     With one objective the trials stand in the order they were run. Trials that are running or
@@ -62,6 +148,7 @@ def pareto_figure(view: StudyView, height: int = 640) -> go.Figure:
     Args:
         view: What to draw.
         height: Of the whole picture in pixels; the width is that of the page.
+        theme: Of the page.
     """
     x, y, third = _axes(view)
     shown = [
@@ -83,10 +170,10 @@ def pareto_figure(view: StudyView, height: int = 640) -> go.Figure:
     )
     for name, trials, colour, symbol, size in groups:
         if trials:
-            _add_points(fig, view, trials, (x, y, third), name, colour, symbol, size)
+            _add_points(fig, view, trials, (x, y, third), name, colour, symbol, size, theme)
     _add_confirmed(fig, view, shown, x, y)
-    rows = _add_failed(fig, view)
-    _layout(fig, view, shown, (x, y), rows, height)
+    rows = _add_failed(fig, view, theme)
+    _layout(fig, view, shown, (x, y), rows, height, theme)
     return fig
 
 
@@ -171,6 +258,7 @@ def _add_points(
     colour: str,
     symbol: str,
     size: int,
+    theme: Theme,
 ) -> None:
     x, y, third = axes
     marker: dict[str, Any] = {
@@ -180,7 +268,7 @@ def _add_points(
         "opacity": 0.55 if name in _BACKGROUND else 1.0,
         "line": {
             "width": 1,
-            "color": "white" if third is None and not symbol.endswith("open") else colour,
+            "color": theme.page if third is None and not symbol.endswith("open") else colour,
         },
     }
     if third is not None:
@@ -238,7 +326,7 @@ def _add_confirmed(
     )
 
 
-def _add_failed(fig: go.Figure, view: StudyView) -> int:
+def _add_failed(fig: go.Figure, view: StudyView, theme: Theme) -> int:
     """Failed trials in a strip below, a row for each kind; gives the number of rows."""
     rows: dict[str, list[TrialView]] = {}
     for t in view.failures():
@@ -250,10 +338,10 @@ def _add_failed(fig: go.Figure, view: StudyView) -> int:
             xaxis="x2",
             yaxis="y2",
             mode="markers+text",
-            marker={"symbol": "x", "size": 8, "color": DARK},
+            marker={"symbol": "x", "size": 8, "color": theme.ink},
             text=[f" #{t.number}" if len(trials) <= 15 else "" for t in trials],
             textposition="middle right",
-            textfont={"size": 11, "color": DARK},
+            textfont={"size": 11, "color": theme.ink},
             hovertext=[_hover(view, t) for t in trials],
             hoverinfo="text",
             name="failed",
@@ -303,6 +391,7 @@ def _layout(
     axes: tuple[_Axis, _Axis],
     rows: int,
     whole: int,
+    theme: Theme,
 ) -> None:
     x, y = axes
     strip = rows * _STRIP_ROW
@@ -318,16 +407,11 @@ def _layout(
         view.machine,
     ]
     subtitle = textwrap.shorten(" · ".join(plain(p) for p in parts if p), 105, placeholder=" …")
-    axis = {"gridcolor": "#E8EAED", "linecolor": "#9AA0A6", "ticks": "outside", "zeroline": False}
     fig.update_layout(
-        template="plotly_white",
-        font={"family": "Inter, Segoe UI, Helvetica, Arial, sans-serif", "size": 13, "color": DARK},
+        template=template(theme),
         title={
             "text": f"<b>{escape(plain(view.name), quote=False)}</b><br>"
             f'<span style="font-size: 12px">{escape(subtitle, quote=False)}</span>',
-            "font": {"size": 18},
-            "x": 0,
-            "xref": "paper",
             "y": 1,
             "yref": "container",
             "yanchor": "top",
@@ -336,11 +420,11 @@ def _layout(
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "xanchor": "left"},
         margin={"l": _LEFT, "r": _RIGHT, "t": _TOP, "b": below},
         height=whole,
-        hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": DARK}},
-        xaxis=axis
-        | {"title": {"text": x.title, "standoff": 10, "font": {"size": 14}}, "anchor": "y"},
-        yaxis=axis
-        | {"title": {"text": y.title, "standoff": 10, "font": {"size": 14}}, "domain": [bottom, 1]},
+        xaxis={"title": {"text": x.title, "standoff": 10, "font": {"size": 14}}, "anchor": "y"},
+        yaxis={
+            "title": {"text": y.title, "standoff": 10, "font": {"size": 14}},
+            "domain": [bottom, 1],
+        },
     )
     if len(view.objectives) > 2:
         o = view.objectives[2]
@@ -385,7 +469,7 @@ def _layout(
                     "x1": 1,
                     "y0": 0,
                     "y1": strip / height,
-                    "fillcolor": "#F1F3F4",
+                    "fillcolor": theme.strip,
                     "line": {"width": 0},
                     "layer": "below",
                 }
@@ -415,7 +499,7 @@ def _layout(
         nothing = {"range": [0, 1], "showticklabels": False, "showgrid": False, "ticks": ""}
         fig.update_layout(xaxis=nothing, yaxis=nothing)
         return
-    _label(fig, shown, x, y, height - gap - strip)
+    _label(fig, shown, x, y, height - gap - strip, theme)
 
 
 class _Box(NamedTuple):
@@ -438,7 +522,14 @@ class _Box(NamedTuple):
         )
 
 
-def _label(fig: go.Figure, shown: Sequence[TrialView], x: _Axis, y: _Axis, height: float) -> None:
+def _label(
+    fig: go.Figure,
+    shown: Sequence[TrialView],
+    x: _Axis,
+    y: _Axis,
+    height: float,
+    theme: Theme,
+) -> None:
     """Names front and baseline where there is room; what finds none has its hover text.
 
     The better side of the front is free of other trials, so labels go there first.
@@ -502,8 +593,8 @@ def _label(fig: go.Figure, shown: Sequence[TrialView], x: _Axis, y: _Axis, heigh
             x=x.of(t),
             y=y.of(t),
             text=escape(text, quote=False),
-            font={"size": 12, "color": ORANGE if t.baseline else BLUE},
-            bgcolor="rgba(255, 255, 255, 0.7)",
+            font={"size": 12, "color": theme.baseline if t.baseline else theme.front},
+            bgcolor=theme.veil,
             borderpad=0,
             showarrow=far,
             **(
@@ -621,15 +712,73 @@ def write_png(fig: go.Figure, path: Path, timeout_s: float = 90) -> bool:
     if find_chromium() is None:
         return False
     browser = kaleido.Kaleido(timeout=timeout_s, mathjax=False)  # MathJax would be downloaded
-    with ThreadPoolExecutor(1) as pool:  # a notebook's own event loop must not be in the way
-        image = pool.submit(asyncio.run, _draw(browser, fig, timeout_s)).result()
+
+    async def draw() -> bytes:
+        image: bytes = await browser.calc_fig(
+            fig, opts={"format": "png", "height": fig.layout.height, **_PNG_SIZE}
+        )
+        return image
+
+    image = _with_browser(browser, draw, timeout_s)
     if image is None:
         return False
     path.write_bytes(image)
     return True
 
 
-async def _draw(browser: kaleido.Kaleido, fig: go.Figure, timeout_s: float) -> bytes | None:
+def print_page(page: Path, timeout_s: float = 120) -> bytes | None:
+    """A page as PDF, printed as soon as its promise ``figuresDrawn`` is kept.
+
+    Returns:
+        None where there is no Chromium, or where the one there is printed nothing within
+        ``timeout_s`` seconds, which is logged.
+    """
+    if find_chromium() is None:
+        return None
+    browser = Browser(headless=True)
+
+    async def command(tab: Tab, name: str, **params: Any) -> dict[str, Any]:
+        answer = await tab.send_command(name, params=params)
+        if "error" in answer or "exceptionDetails" in answer["result"]:
+            raise RuntimeError(f"{name}: {answer.get('error') or answer['result']}")
+        found: dict[str, Any] = answer["result"]
+        return found
+
+    async def draw() -> bytes:
+        tab = await browser.create_tab(page.absolute().as_uri())
+        await command(tab, "Page.enable")
+        while True:  # the tab is there before the page is
+            loaded = await command(
+                tab, "Runtime.evaluate", expression="Boolean(window.figuresDrawn)"
+            )
+            if loaded["result"]["value"]:
+                break
+            await asyncio.sleep(0.1)
+        await command(tab, "Runtime.evaluate", expression="figuresDrawn", awaitPromise=True)
+        printed = await command(
+            tab,
+            "Page.printToPDF",
+            printBackground=True,
+            preferCSSPageSize=True,
+            generateTaggedPDF=True,
+            generateDocumentOutline=True,
+        )
+        return base64.b64decode(printed["data"])
+
+    return _with_browser(browser, draw, timeout_s)
+
+
+def _with_browser(
+    browser: Browser, work: Callable[[], Awaitable[bytes]], timeout_s: float
+) -> bytes | None:
+    """What a browser makes; None, and a line in the log, where it makes nothing in time."""
+    with ThreadPoolExecutor(1) as pool:  # a notebook's own event loop must not be in the way
+        return pool.submit(asyncio.run, _drawn(browser, work, timeout_s)).result()
+
+
+async def _drawn(
+    browser: Browser, work: Callable[[], Awaitable[bytes]], timeout_s: float
+) -> bytes | None:
     # Kaleido's own time-out covers the drawing, not a browser that starts and never answers. With
     # its processes gone, all that waits for it ends.
     late = False
@@ -642,10 +791,7 @@ async def _draw(browser: kaleido.Kaleido, fig: go.Figure, timeout_s: float) -> b
     killer = asyncio.get_running_loop().call_later(timeout_s, give_up)
     try:
         async with browser:
-            image: bytes = await browser.calc_fig(
-                fig, opts={"format": "png", "height": fig.layout.height, **_PNG_SIZE}
-            )
-            return image
+            return await work()
     except (Exception, asyncio.CancelledError) as e:  # noqa: BLE001 – a picture is not worth a run
         why = f"no answer within {timeout_s:g} s" if late else f"{type(e).__name__}: {e}"
         _log.warning("%s drew no picture: %s", find_chromium(), why)
@@ -655,7 +801,7 @@ async def _draw(browser: kaleido.Kaleido, fig: go.Figure, timeout_s: float) -> b
         _kill(browser)
 
 
-def _kill(browser: kaleido.Kaleido) -> None:
+def _kill(browser: Browser) -> None:
     """Ends what is left of a browser; it was started as a process group of its own."""
     process = getattr(browser, "subprocess", None)
     if process is not None:

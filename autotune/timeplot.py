@@ -6,15 +6,15 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from autotune.plots import BLUE, DARK, GREEN, GREY, ORANGE
+from autotune.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
 from autotune.serving.stages import STAGES
 from autotune.stages import TimeView, TrialTime
 from autotune.views import number, plain
 
 # Okabe and Ito's, as in the other plots; a pattern says the same once more where a colour comes
 # twice. What the limit leaves, weights and requests, is plain blue and green.
-_LOOKS = {
-    "tuner": ("#000000", ""),
+_LOOKS: dict[str, tuple[str | None, str]] = {
+    "tuner": (None, ""),  # the ink
     "spawn": ("#F0E442", ""),
     "imports": (ORANGE, ""),
     "weights": (BLUE, ""),
@@ -29,12 +29,13 @@ _LOOKS = {
 }
 
 
-def time_figure(view: TimeView, height: int = 460) -> go.Figure:
+def time_figure(view: TimeView, height: int = 460, theme: Theme = LIGHT) -> go.Figure:
     """Wall time by trial, stacked by stage in the order in which they come.
 
     Args:
         view: What to draw.
         height: In pixels; the width is that of the page.
+        theme: Of the page.
     """
     fig = go.Figure()
     for stage in STAGES:
@@ -46,29 +47,24 @@ def time_figure(view: TimeView, height: int = 460) -> go.Figure:
             x=[t.trial for t in trials],
             y=[t.seconds[stage] for t in trials],
             name=stage,
-            marker={"color": colour, "pattern": {"shape": pattern}, "line": {"width": 0}},
+            marker={
+                "color": colour or theme.ink,
+                "pattern": {"shape": pattern},
+                "line": {"width": 0},
+            },
             hovertext=[_hover(t, stage) for t in trials],
             hoverinfo="text",
         )
-    axis = {"gridcolor": "#E8EAED", "linecolor": "#9AA0A6", "ticks": "outside", "zeroline": False}
     fig.update_layout(
-        template="plotly_white",
+        template=template(theme),
         barmode="stack",
         bargap=0.15,
-        font={"family": "Inter, Segoe UI, Helvetica, Arial, sans-serif", "size": 13, "color": DARK},
-        title={
-            "text": f"<b>{escape(plain(view.study), quote=False)}: where the time goes</b>",
-            "font": {"size": 18},
-            "x": 0,
-            "xref": "paper",
-        },
+        title=f"<b>{escape(plain(view.study), quote=False)}: where the time goes</b>",
         showlegend=True,  # also of one stage
         legend={"traceorder": "reversed"},  # as they lie
-        margin={"l": 78, "r": 24, "t": 70, "b": 62},
         height=height,
-        hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": DARK}},
-        xaxis=axis | {"title": {"text": "Trial"}, "tickformat": "d"},
-        yaxis=axis | {"title": {"text": "better  ←  wall time (s)"}, "rangemode": "tozero"},
+        xaxis={"title": {"text": "Trial"}, "tickformat": "d"},
+        yaxis={"title": {"text": "better  ←  wall time (s)"}, "rangemode": "tozero"},
     )
     if len(view.trials) <= 20:  # else Plotly's own choice of ticks
         fig.update_xaxes(tickvals=[t.trial for t in view.trials])

@@ -1,0 +1,197 @@
+"""The answer: what to serve, how sure that is, and the command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autotune.errors import UserError
+from autotune.export import shell_command
+from autotune.measure import Estimate, SingleLaunch, within_launch
+from autotune.report.content import (
+    Answer,
+    Block,
+    Code,
+    Fact,
+    Paragraph,
+)
+from autotune.report.figures import searched
+from autotune.report.source import Source, against, change, count, load_text, progress
+from autotune.results import LEAST_DEGREES
+from autotune.serving import runs_model_code
+from autotune.space import MNBT, N
+from autotune.views import (
+    TrialView,
+    bounds_text,
+    cost,
+    kinds_text,
+    number,
+    plain,
+    point_text,
+    value_with_interval,
+)
+from objectives import Objective
+
+
+def answer(s: Source) -> Answer:
+    """What to serve and how sure that is; without numbers, that there is nothing to recommend."""
+    t, view = s.best, s.view
+    if t is None:
+        return Answer(
+            "Nothing can be recommended",
+            f"{progress(s)} No trial gave numbers.",
+            certain=False,
+            notes=(f"What failed: {plain(kinds_text(view.failures()))}.",)
+            if view.failures()
+            else (),
+        )
+    without = " without speculation:" if t.point.get(N) == 0 else ""
+    sure, certain = _sure(s, t)
+    return Answer(
+        f"Serve{without} {point_text(t.point)}",
+        sure,
+        certain,
+        (*_facts(s, t), _evidence(s, t)),
+        tuple(_notes(s, t)),
+    )
+
+
+def _facts(s: Source, t: TrialView) -> Iterator[Fact]:
+    """A number for each objective of the study, with what it is over the baseline."""
+    choice = s.view.verdict.winners[0] if s.view.verdict is not None else None
+    for i, o in enumerate(s.view.objectives):
+        if choice is not None:
+            e: Estimate | None = choice.values[i]
+        else:
+            value = t.value(o)
+            low, high = (t.intervals or {}).get(o.name) or (None, None)
+            e = None if value is None else Estimate(value, low, high)
+        if e is None:
+            continue
+        notes = ["no interval: too little is known of how launches differ"]
+        if e.low is not None or e.high is not None:
+            notes = [f"95% interval {bounds_text((e.low, e.high))}"]
+        if t.baseline:
+            notes.append("the baseline itself")
+        elif (ratio := _over_baseline(s, t, i)) is not None:
+            notes.append(f"{change(ratio, o)} {against(s)}")
+        yield Fact(plain(o.title), f"{number(e.value)} {plain(o.unit)}", tuple(notes))
+
+
+def _evidence(s: Source, t: TrialView) -> Fact:
+    launches, requests = len(s.measured(t)), s.requests(t)
+    what = f"{count(requests, 'request')} in {count(launches, 'launch')}"
+    if not t.confirmed:
+        return Fact("Evidence", "not measured again", (f"the search's {what}",))
+    base = s.baseline
+    beside: tuple[str, ...] = ()
+    if base is not None and base is not t and base.confirmed:
+        of = f"{count(s.requests(base), 'request')} in {count(base.confirmed_launches, 'launch')}"
+        beside = (f"beside the baseline's {of}",)
+    return Fact("Evidence", "confirmed", (f"with {what}", *beside))
+
+
+def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:
+    """An objective of the best trial over the baseline's, as the commands have it."""
+    o, verdict, base = s.view.objectives[i], s.view.verdict, s.baseline
+    if verdict is not None:
+        ratios = verdict.winners[0].over_baseline
+        return None if ratios is None else ratios[i]
+    if base is None or not (value := t.value(o)) or not (other := base.value(o)):
+        return None
+    variance = s.view.variance.get(o.name)
+    a, b = (_single(x, o) for x in (t, base))
+    if variance is None or variance.total.degrees < LEAST_DEGREES or a is None or b is None:
+        return Estimate(value / other, None, None)
+    return variance.ratio(a, b)
+
+
+def _single(t: TrialView, o: Objective) -> SingleLaunch | None:
+    value, (low, high) = t.value(o), (t.within or {}).get(o.name) or (None, None)
+    within = None if value is None else within_launch(value, low, high)
+    return None if value is None or within is None else SingleLaunch(value, within)
+
+
+def _sure(s: Source, t: TrialView) -> tuple[str, bool]:
+    """How sure the answer is, in words, and whether it is certain."""
+    if s.view.verdict is None or not t.confirmed:
+        words = (
+            "This was not measured again. The best of many single launches is too good by a part "
+            "of its own luck: take it for a candidate, and confirm it (autotune confirm)."
+        )
+        return words, False
+    choice = s.view.verdict.winners[0]
+    by = s.view.objectives[0].title.lower()
+    if choice.runner_up is None:
+        return f"Best by {plain(by)}, measured again; nothing else was measured beside it.", False
+    rival = s.name(s.trial(choice.runner_up))
+    if choice.chance is None:
+        return f"How sure that is, is not known: no point was launched twice ({rival}).", False
+    if choice.tie:
+        others = [s.name(s.trial(k)) for k in choice.ties]
+        words = (
+            f"A tie with {', '.join(others)}: by {plain(by)} this is better with "
+            f"{choice.chance:.0%} chance only; from 95% on it would be called better."
+        )
+        return words, False
+    chance = "more than 99%" if choice.chance > 0.99 else f"{choice.chance:.0%}"
+    return f"By {plain(by)} it is better than {rival} with {chance} chance.", True
+
+
+def _notes(s: Source, t: TrialView) -> Iterator[str]:
+    view, verdict = s.view, s.view.verdict
+    if verdict is not None and t.baseline:
+        others = [k for k in verdict.winners[0].chances if verdict.candidates[k].over_baseline]
+        for k in others[:1]:
+            ratios = verdict.candidates[k].over_baseline or ()
+            parts = [
+                f"{plain(o.title.lower())} {change(e, o)}"
+                for o, e in zip(view.objectives, ratios, strict=True)
+            ]
+            yield f"The next best, {s.name(s.trial(k))}: {', '.join(parts)} {against(s)}."
+    elif t.baseline:
+        rivals = [x for x in searched(view) if not x.baseline]
+        first = view.objectives[0]
+        if rivals:
+            rival = min(rivals, key=lambda x: cost(first, x.value(first)))
+            values = [
+                value_with_interval(rival.value(o) or 0.0, (rival.intervals or {}).get(o.name), o)
+                for o in view.objectives
+            ]
+            yield f"The next best, {s.name(rival)}: {', '.join(values)}."
+    for o in view.objectives[1:]:
+        other = view.best(o)
+        if other is not None and other is not t:
+            yield (
+                f"This is the best by {plain(view.objectives[0].title.lower())}. "
+                f"By {plain(o.title.lower())} it is {s.name(other)}."
+            )
+    yield f"It holds for this load: {load_text(s)}."
+    if N in t.point or MNBT in t.point:
+        yield (
+            "n is num_speculative_tokens, the tokens drafted per step, 0 without speculation; MNBT "
+            "is max_num_batched_tokens, the most tokens of a step."
+        )
+    for w in dict.fromkeys(w for x in s.measured(t) for w in x.warnings):
+        yield f"Warning, {plain(w)}."
+    if view.finished < view.wanted or any(x.state in {"running", "waiting"} for x in view.trials):
+        yield progress(s)
+
+
+def command(s: Source) -> Iterator[Block]:
+    """The command that serves the answer."""
+    if s.best is None:
+        yield Paragraph("There is none: no trial gave numbers.")
+        return
+    try:
+        text = shell_command(s.store, s.view.name, s.best)
+    except UserError as e:
+        yield Paragraph(f"It cannot be shown: {plain(str(e))}.")
+        return
+    yield Code(f"Serves {point_text(s.best.point)}", text)
+    yield Paragraph(
+        "Paths are those of the machine that this report was made on; a variable that holds a "
+        "secret stands by its name. autotune export gives the same for vLLM's --config, "
+        "Compose, Kubernetes and systemd."
+    )
+    if runs_model_code(s.spec):
+        yield Paragraph("trust-remote-code is set: Python code that comes with the model is run.")
