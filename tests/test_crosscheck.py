@@ -14,8 +14,16 @@ import psutil
 import pytest
 
 from autotune import crosscheck
-from autotune.crosscheck import Verdict, check_summary, compare, figures_of, samples_of
+from autotune.crosscheck import (
+    Verdict,
+    bench_request,
+    check_summary,
+    compare,
+    figures_of,
+    samples_of,
+)
 from autotune.errors import MeasureError
+from autotune.load import Request
 from autotune.measure import Measurement
 from autotune.serving import VllmInfo, bench
 from autotune.serving.bench import BenchResult, bench_argv, read_result
@@ -109,6 +117,44 @@ def test_its_figures_are_what_its_requests_give(tmp_path: Path) -> None:
         check_summary(BenchResult.model_validate({**RESULT, "p95_e2el_ms": 23.1}))
     with pytest.raises(MeasureError, match="output_throughput"):
         check_summary(BenchResult.model_validate({**RESULT, "output_lens": [8, 9]}))
+
+
+def older(end_later_s: float, **changes: object) -> BenchResult:
+    """A chat's result of vLLM 0.26: it saved no latencies, and ended them with the usage."""
+    ends = np.array(RESULT["latencies"]) + np.array([end_later_s, end_later_s / 2])
+    times = {"e2el": ends, "tpot": (ends - np.array(RESULT["ttfts"])) / 7}
+    figures = {
+        f"p{p}_{name}_ms": 1000 * float(np.percentile(x, p))
+        for name, x in times.items()
+        for p in (50, 95, 99)
+    }
+    kept = {k: v for k, v in RESULT.items() if k != "latencies"}
+    return BenchResult.model_validate({**kept, **figures, **changes})
+
+
+def test_an_older_bench_ends_a_chat_with_its_usage() -> None:
+    result = older(3e-4)
+    check_summary(result)
+    with pytest.raises(
+        MeasureError, match=r"p50_tpot_ms = 23\.5\d*, its requests give 2\.12945 to 9\.27231"
+    ):
+        check_summary(older(0.2))
+    with pytest.raises(MeasureError, match="p50_tpot_ms"):
+        check_summary(older(-3e-4))  # before its last chunk
+    with pytest.raises(MeasureError, match="p50_tpot_ms"):
+        check_summary(older(3e-4, backend="openai"))  # ends with the last chunk also there
+    # what saves when it ended is checked against that
+    ends = [RESULT["latencies"][0] + 3e-4, RESULT["latencies"][1] + 1.5e-4]
+    check_summary(older(3e-4, latencies=ends))
+    with pytest.raises(MeasureError, match="p50_tpot_ms"):
+        check_summary(older(3e-4, latencies=RESULT["latencies"]))
+
+
+def test_a_request_keeps_its_own_length() -> None:
+    load = WorkloadSpec(prompts=Path("p"), output_len=8, num_prompts=2, max_concurrency=1)
+    own, usual = Request(0, "a", None, output_len=5), Request(1, "b", None)
+    rows = [bench_request(r, None, load) for r in (own, usual)]
+    assert [row["expected_output_len"] for row in rows] == [5, 8]
 
 
 def test_its_requests_as_our_samples(tmp_path: Path) -> None:
@@ -355,7 +401,7 @@ def test_mistakes_are_told_before_anything_is_launched(tmp_path: Path, fake: Pat
     study = write_study(tmp_path)
     (tmp_path / "used" / "logs").mkdir(parents=True)
     for args, words in (
-        ([str(mixed)], "mixed.jsonl"),
+        ([str(mixed)], "workload.prompts: /"),
         ([str(study), "--n", "99"], "0 to 15"),
         ([str(study), "--out", "used"], "used"),
         ([str(study), "--rounds", "1"], "--rounds"),
