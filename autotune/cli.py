@@ -1,6 +1,7 @@
 """The command line: thin, every command is one call into the library.
 
-Exit codes: 0 done, 1 nothing usable came out, 2 the user's mistake, 130 interrupted.
+Exit codes: 0 done, 1 nothing usable came out, 2 the user's mistake, 3 worse than the study that it
+is compared with, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from autotune import __version__
 from autotune.errors import AutotuneError, NothingUsable, UserError, one_line
 
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
+    from autotune.reuse import Source
     from autotune.spec import LoadedStudy
     from autotune.store import Store
     from autotune.ui import Ui
@@ -28,6 +30,7 @@ if TYPE_CHECKING:  # the modules behind a command are imported by it: --help ans
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+REGRESSION = 3
 INTERRUPTED = 130
 
 
@@ -136,6 +139,13 @@ def main() -> None:
     help="End the search when no launch is expected to be worth its time (`budget.converged` in "
     "the study), or only with the last trial.",
 )
+@click.option(
+    "--reuse",
+    multiple=True,
+    metavar="DB[:STUDY]",
+    help="Take the trials of an earlier study with the same server, machine and workload instead "
+    "of launching them again; they do not count as --trials. May be given several times.",
+)
 def run(
     study: str | None,
     trials: int | None,
@@ -143,6 +153,7 @@ def run(
     seed: int,
     timeout: float | None,
     until_converged: bool,
+    reuse: tuple[str, ...],
 ) -> None:
     """Search: one real vLLM server per trial, at most --trials.
 
@@ -151,10 +162,12 @@ def run(
     gemma-4-26b-rtx5090 where there is an NVIDIA GPU. The same command again resumes.
 
     \b
-    Example:
+    Examples:
       autotune run studies/gemma-4-26b-rtx5090.yaml --trials 40
+      autotune run wider.yaml --db wider.db --reuse autotune.db
     """
     from autotune.machine import has_gpu
+    from autotune.reuse import Source
     from autotune.spec import load_study
 
     if study is None:
@@ -168,6 +181,7 @@ def run(
         seed,
         timeout or budget.timeout_minutes,
         stop_below=None if until_converged else 0.0,
+        reuse=[Source.parse(text) for text in reuse],
     )
 
 
@@ -206,10 +220,11 @@ def _run(
     *,
     confirm: bool = False,
     stop_below: float | None = None,
+    reuse: Sequence[Source] = (),
 ) -> None:
     import optuna
 
-    from autotune.tune import StopReason, prepare, run_study
+    from autotune.loop import StopReason, prepare, run_study
     from autotune.ui import Ui
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -226,6 +241,7 @@ def _run(
             ui=ui,
             confirm=confirm,
             stop_below=stop_below,
+            reuse=reuse,
         )
     if reason is not StopReason.DONE:
         how = "done" if reason is StopReason.CONVERGED else "stopped"
@@ -244,9 +260,9 @@ def _say_trust(ui: Ui, loaded: LoadedStudy) -> None:
 def _finish(ui: Ui, database: Path, name: str) -> None:
     """Plots, the dashboard's pages and the summary of a study."""
     from autotune.dashboard import publish
+    from autotune.loop import output_folder
     from autotune.results import study_view
     from autotune.store import opened
-    from autotune.tune import output_folder
 
     with opened(database) as store:
         view = study_view(store, name)
@@ -260,8 +276,9 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
 def _draw(view: StudyView, folder: Path) -> list[Path]:
     """Writes the front's plots; returns those that could be made here."""
     from autotune.plots import pareto_figure, write_html, write_png
+    from autotune.plots3d import front_figure
 
-    figure = pareto_figure(view)
+    figure = front_figure(view) if len(view.objectives) == 3 else pareto_figure(view)
     html, png = folder / "pareto.html", folder / "pareto.png"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -283,18 +300,10 @@ def _best(view: StudyView, objective: str | None = None, *, balanced: bool = Fal
 
 
 def _serve(store: Store, name: str, trial: TrialView) -> str:
-    """The command that serves a trial's point in production.
+    """The command that serves a trial's point in production."""
+    from autotune.export import shell_command
 
-    Nothing of the study is run for it, not even to ask its vLLM: the database may be somebody
-    else's.
-    """
-    from autotune.serving import serve_command, unasked
-    from autotune.tune import model_resolver
-
-    loaded, _row = store.load_study(name)
-    server = loaded.spec.server
-    info = store.vllm(name) or unasked(server)
-    return serve_command(server, trial.point, info, resolve=model_resolver(loaded, info))
+    return shell_command(store, name, trial)
 
 
 @main.command()
@@ -388,6 +397,146 @@ def best(
             _say_trust(ui, store.load_study(view.name)[0])
 
 
+@main.command()
+@_database
+@_study
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["shell", "vllm-config", "compose", "kubernetes", "systemd"]),
+    default="shell",
+    show_default=True,
+)
+@click.option("--objective", help="Serve the best by this objective; the study's first without.")
+@click.option("--balanced", is_flag=True, help="Serve the best by all: 1 % of any counts alike.")
+@click.option("--trial", type=click.IntRange(0, 10**9), help="Serve this trial's point instead.")
+@click.option(
+    "--out",
+    type=_Path(dir_okay=False, path_type=Path),
+    help="The file to write; an existing one is left alone. Without it, the terminal.",
+)
+@click.option(
+    "--host", help="Address to listen on, of compose to publish on; 127.0.0.1 without it."
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--vllm", "version", help="For this version, if not the one it was measured with.")
+def export(
+    database: Path,
+    study: str | None,
+    form: str,
+    objective: str | None,
+    balanced: bool,
+    trial: int | None,
+    out: Path | None,
+    host: str | None,
+    port: int,
+    version: str | None,
+) -> None:
+    """Write the winner for production: shell, vLLM config, Compose, Kubernetes, systemd.
+
+    Secrets are referred to by name, and the server has no API key of autotune's.
+
+    \b
+    Examples:
+      autotune export --format compose --out compose.yaml
+      autotune export --format kubernetes --objective p95_latency
+    """
+    from autotune.export import Endpoint, Format, as_asked, chosen, measured_trial, write
+    from autotune.export import export as text_of
+    from autotune.results import study_view
+    from autotune.store import opened
+
+    if (objective is not None) + balanced + (trial is not None) > 1:
+        raise click.UsageError("--objective, --balanced and --trial exclude each other")
+    with opened(database) as store:
+        view = study_view(store, store.pick_study(study))
+        if trial is not None:
+            choice = as_asked(view, measured_trial(view, trial))
+        else:
+            best = _best(view, objective, balanced=balanced)
+            choice = chosen(view, best, objective=objective, balanced=balanced)
+        where = Endpoint(host, port)
+        text = text_of(
+            store,
+            view,
+            choice,
+            Format(form),
+            where=where,
+            version=version,
+            file=out.name if out else None,
+        )
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write(text, Format(form), out)
+        click.echo(out)
+
+
+def _threshold(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
+    """A share, such as ``5%`` or ``0.05``."""
+    number, percent, rest = value.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = math.nan
+    if rest or not 0 <= share < 1:
+        raise click.BadParameter(f"{value[:60]!r} is no share below 1, such as 5% or 0.05")
+    return share
+
+
+@main.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--study-a", help="Name of A's study, if its database holds several.")
+@click.option("--study-b", help="Name of B's study, if its database holds several.")
+@click.option(
+    "--threshold",
+    default="5%",
+    show_default=True,
+    callback=_threshold,
+    metavar="SHARE",
+    help="A difference up to this does not matter.",
+)
+@click.option("--objective", help="Compare by this objective only.")
+@click.option("--json", "as_json", is_flag=True, help="The comparison, as JSON.")
+def compare(
+    a: str,
+    b: str,
+    study_a: str | None,
+    study_b: str | None,
+    threshold: float,
+    objective: str | None,
+    as_json: bool,
+) -> None:
+    """Compare two studies: before and after an upgrade, two GPUs, two drafts.
+
+    A and B are databases, or DB:STUDY. Exit code 3 if B is certainly worse than A by more than the
+    threshold.
+
+    \b
+    Examples:
+      autotune compare before.db after.db --threshold 3%
+      autotune compare autotune.db:draft-1 autotune.db:draft-2 --json
+    """
+    from rich.console import Console
+
+    from autotune.comparison import Where, tables
+    from autotune.comparison import compare as compare_studies
+
+    found = compare_studies(
+        Where.parse(a, study_a),
+        Where.parse(b, study_b),
+        threshold=threshold,
+        objective=objective,
+    )
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        Console(highlight=False).print(tables(found))
+    if found.regression:
+        click.get_current_context().exit(REGRESSION)
+
+
 _JSON_NAMES = {"throughput": "tok_s", "p95_latency": "p95_ms"}
 
 
@@ -424,6 +573,7 @@ def _trial_json(view: StudyView, t: TrialView) -> dict[str, Any]:
         "front": t.front,
         "replicates": t.replicates,
         "confirms": t.confirms,
+        "reused": t.reused and asdict(t.reused),
         "confirmed": t.confirmed
         and {
             "launches": t.confirmed_launches,
@@ -473,15 +623,57 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
     Example:
       autotune pareto --out plots
     """
+    from autotune.loop import output_folder
     from autotune.results import study_view
     from autotune.store import opened
-    from autotune.tune import output_folder
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
     _best(view)
     for path in _draw(view, out or output_folder(database, view.name)):
         click.echo(path)
+
+
+@main.command()
+@_database
+@_study
+@click.option(
+    "--out",
+    type=_Path(dir_okay=False, path_type=Path),
+    help="The file to write; without it report.html (.md, .pdf) in the study's own folder.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "md", "pdf"]),
+    help="Without it, as --out ends, or html. A PDF takes a Chromium.",
+)
+def report(database: Path, study: str | None, out: Path | None, form: str | None) -> None:
+    """Write one page: what to serve, how sure that is, how it was measured.
+
+    The HTML is one file that needs no network.
+
+    \b
+    Examples:
+      autotune report
+      autotune report --out report.pdf
+    """
+    import optuna
+    from rich.console import Console
+
+    from autotune.report import Format, build, place, write
+    from autotune.store import opened
+    from autotune.ui import Ui
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ui = Ui(Console(stderr=True, highlight=False))
+    with opened(database) as store:
+        name = store.pick_study(study)
+        store.load_study(name)  # refuses a false name, before a folder is made of it
+        path, kind = place(out, None if form is None else Format(form), database, name)
+        with ui.waiting("writing the report"):
+            write(build(store, name), path, kind)
+    click.echo(path)
 
 
 @main.command()
@@ -595,8 +787,8 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
 
     from autotune.crosscheck import Verdict
     from autotune.crosscheck import crosscheck as compare
+    from autotune.loop import prepare, signals
     from autotune.spec import load_study
-    from autotune.tune import prepare, signals
     from autotune.ui import Ui
 
     ui = Ui(Console(stderr=True, highlight=False))
@@ -667,11 +859,11 @@ def load_map(
     from rich.console import Console
 
     from autotune.loadmap import map_study
+    from autotune.loop import StopReason, prepare
     from autotune.mapresults import stored_view
     from autotune.mapview import map_json, map_lines
     from autotune.spec import load_study
     from autotune.store import opened
-    from autotune.tune import StopReason, prepare
     from autotune.ui import Ui
 
     if plot is not None and not plot.parent.is_dir():

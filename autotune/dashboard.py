@@ -21,10 +21,12 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 import optuna_dashboard
+import plotly.graph_objects as go
 from optuna.artifacts import FileSystemArtifactStore
 
 from autotune.errors import UserError
 from autotune.plots import pareto_figure
+from autotune.plots3d import front_figure
 from autotune.store import Store
 from autotune.views import (
     StudyView,
@@ -161,9 +163,7 @@ def publish(study: optuna.Study, view: StudyView) -> None:
     The study's note is ours and follows the study; a failed trial's note is written once, so that
     what a user adds to it stays.
     """
-    optuna_dashboard.save_plotly_graph_object(
-        study, pareto_figure(view, _CARD_HEIGHT), graph_object_id="pareto-front"
-    )
+    optuna_dashboard.save_plotly_graph_object(study, _figure(view), graph_object_id="pareto-front")
     _save(study, _study_note(view))
     ids = {t.number: t._trial_id for t in study.get_trials(deepcopy=False)}
     for trial in view.failures():
@@ -171,6 +171,18 @@ def publish(study: optuna.Study, view: StudyView) -> None:
         target = SimpleNamespace(storage=study._storage, study=study, _trial_id=ids[trial.number])
         if not optuna_dashboard.get_note(target):
             _save(target, _failure_note(trial))
+
+
+def _figure(view: StudyView) -> go.Figure:
+    if len(view.objectives) != 3:
+        return pareto_figure(view, _CARD_HEIGHT)
+    figure = front_figure(view, _CARD_HEIGHT)
+    # the card has room for the space only, and optuna-dashboard draws parallel coordinates itself
+    figure.data = [trace for trace in figure.data if trace.type != "parcoords"]
+    figure.layout.annotations = ()  # what explains them
+    small = {"title_font_size": 10, "tickfont_size": 9, "nticks": 5}
+    figure.update_scenes(domain_y=[0, 1], xaxis=small, yaxis=small, zaxis=small)
+    return figure
 
 
 def _save(target: object, body: str) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 import objectives as objective_registry
@@ -17,15 +21,27 @@ from autotune.errors import FailureKind, UserError
 from autotune.machine import machine_line
 from autotune.measure import LaunchVariance, SingleLaunch, within_launch
 from autotune.measuring import Stop
+from autotune.nvml import why_no_energy
 from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, verdict
 from autotune.space import Space, Value
-from autotune.spec import LoadedStudy, StudySpec
+from autotune.spec import LoadedStudy, ObjectiveSpec, StudySpec
 from autotune.store import Store
-from autotune.views import StudyView, TrialView, plain, point_text, value_with_interval
-from objectives import Objective
+from autotune.views import (
+    Origin,
+    StudyView,
+    TrialView,
+    plain,
+    point_text,
+    value_with_interval,
+)
+from objectives import Direction, Objective
+from objectives import _own as own_objectives
 
 # A chat template's own words are the same in every prompt; more than that is a repeated prompt.
 PREFIX_CACHE_SHARE = 0.2
+
+# User attribute of a trial that was taken from an earlier study: what makes an `Origin`.
+REUSED = "reused"
 
 # Two launches of one point are one degree of freedom, of which an interval reaches anywhere.
 LEAST_DEGREES = 2
@@ -56,22 +72,103 @@ def is_finished(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and failure_of(trial)[0] != FailureKind.INFEASIBLE
 
 
+def counts(trial: FrozenTrial) -> bool:
+    """True for a finished trial that was launched for its own study: it counts as a wanted one."""
+    return is_finished(trial) and REUSED not in trial.user_attrs
+
+
+def origin_of(trial: FrozenTrial) -> Origin | None:
+    """Where a trial was measured, if not for its own study."""
+    found = trial.user_attrs.get(REUSED)
+    return None if found is None else Origin(**found)
+
+
 def study_objectives(loaded: LoadedStudy) -> tuple[Objective, ...]:
-    """The study's objectives, with the study's directions.
+    """The study's objectives, with the study's directions and settings, to be measured here.
+
+    Runs the code of objectives that are not ours.
 
     Raises:
-        UserError: one has a name that no module in ``objectives/`` has.
+        UserError: one is unknown, lacks its setting, cannot be run, or cannot be measured on this
+            machine.
     """
     out = []
     for i, o in enumerate(loaded.spec.objectives):
-        try:
+        where = f"{loaded.path}: objectives.{i}"
+        if o.file is not None or o.name not in objective_registry.names():
+            found = _own_objective(where, loaded.base, o)
+        else:
             found = objective_registry.get(o.name)
-        except KeyError:
-            raise UserError(
-                f"{loaded.path}: objectives.{i}.name: {o.name} is unknown; "
-                f"known are {', '.join(objective_registry.names())}"
-            ) from None
+        found = _with_setting(where, found, o)
+        if found.origin is not None:
+            try:
+                own_objectives.try_out(found)
+            except own_objectives.BadObjective as e:
+                raise UserError(f"{where}: {e}") from e
+        if found.needs_energy and (why := why_no_energy()):
+            raise UserError(f"{where}.name: {o.name} cannot be measured here: {why}")
         out.append(replace(found, direction=o.direction) if o.direction else found)
+    return tuple(out)
+
+
+def _own_objective(where: str, base: Path, o: ObjectiveSpec) -> Objective:
+    """A user's objective, from its file or its package."""
+    ours = objective_registry.names()
+    try:
+        if o.file is None:
+            packaged = own_objectives.packaged()
+            if o.name in packaged:
+                return own_objectives.from_package(packaged[o.name])
+            known = ", ".join([*ours, *sorted(packaged.keys() - set(ours))])
+            raise UserError(f"{where}.name: {o.name} is unknown; known are {known}")
+        if o.name in ours:
+            raise UserError(f"{where}.file: {o.name} is one of ours; give the file another name")
+        return own_objectives.from_file(base / o.file, o.name)
+    except own_objectives.BadObjective as e:
+        raise UserError(f"{where}: {e}") from e
+
+
+def _with_setting(where: str, found: Objective, o: ObjectiveSpec) -> Objective:
+    """An objective with the setting that a study gives it.
+
+    Raises:
+        UserError: it is missing, or it has none.
+    """
+    given = {"slo": o.slo and o.slo.limits(), "usd_per_hour": o.usd_per_hour}
+    wanted = found.setting
+    for key, value in given.items():
+        if value is not None and key != wanted:
+            raise UserError(f"{where}.{key}: {o.name} has no such setting; leave it out")
+    if wanted is None:
+        return found
+    if wanted not in given:
+        raise UserError(f"{where}: {found.origin}: OBJECTIVE.setting must be {' or '.join(given)}")
+    if given[wanted] is None:
+        raise UserError(f"{where}.{wanted}: is missing; {o.name} needs it")
+    return found.given(given[wanted])
+
+
+def stored_objectives(loaded: LoadedStudy, study: optuna.Study) -> tuple[Objective, ...]:
+    """The objectives of a stored study, to be shown; no code of a user is run for it.
+
+    Raises:
+        UserError: the database has another number of them than the study file in it.
+    """
+    if len(study.directions) != len(loaded.spec.objectives):
+        raise UserError(f"{loaded.path}: the database has other objectives than its study file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        shown: Sequence[str | None] = study.metric_names or [None] * len(loaded.spec.objectives)
+    out = []
+    for i, (o, direction) in enumerate(zip(loaded.spec.objectives, study.directions, strict=True)):
+        way: Direction = "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
+        if o.file is None and o.name in objective_registry.names():
+            found = objective_registry.get(o.name)
+            where = f"{loaded.path}: objectives.{i}"
+            out.append(replace(_with_setting(where, found, o), direction=way))
+        else:
+            origin = str(o.file) if o.file else f"the entry point {o.name}"
+            out.append(own_objectives.remembered(o.name, shown[i], way, origin))
     return tuple(out)
 
 
@@ -79,19 +176,18 @@ def study_view(store: Store, name: str) -> StudyView:
     """A whole study: every trial that has a point, in the order of their numbers."""
     loaded, row = store.load_study(name)
     spec = loaded.spec
-    launches = store.launches(name)
-    last = launches[-1] if launches else None
-    objectives = study_objectives(loaded)
+    machine, version = store.measured_on(name)
     study = store.optuna_study(name)
+    objectives = stored_objectives(loaded, study)
     trials, found, judged = _views(study, spec, objectives)
     return StudyView(
         name=name,
         objectives=objectives,
         trials=trials,
         wanted=row.wanted,
-        finished=sum(map(is_finished, study.get_trials(deepcopy=False))),
-        machine=machine_line(last.machine) if last else "",
-        vllm_version=next((x.vllm_version for x in reversed(launches) if x.vllm_version), None),
+        finished=sum(map(counts, study.get_trials(deepcopy=False))),
+        machine=machine_line(machine) if machine else "",
+        vllm_version=version,
         created=datetime.fromtimestamp(row.created_at, UTC),
         verdict=judged,
         variance=found.variance,
@@ -104,7 +200,8 @@ class Launched:
 
     Attributes:
         searched: By the number of the trial that first measured a point: the objective values of
-            its launches during the search, in their order.
+            its launches during the search, in their order. Points that in a launch gave nothing of
+            what shall be much, as a goodput of 0, are left out: they are no winners, and no ratio.
         confirmed: The same for launches of the confirmation.
         baseline: The trial that the others are compared with; None: it has no numbers.
         variance: How far launches of one point scatter, by objective; empty: no point has two.
@@ -137,6 +234,7 @@ class Standing:
         self._confirmed: dict[int, list[Sequence[float]]] = {}
         self._singles: dict[int, list[list[SingleLaunch | None]]] = {}  # by point: launches
         self._repeated: set[int] = set()  # points of several launches
+        self._empty: set[int] = set()  # points with a launch that gave nothing
         self._means: dict[int, list[float]] = {}
         self._front: set[int] = set()
         self._baseline: int | None = None
@@ -171,6 +269,9 @@ class Standing:
         ]
         group = self._singles.setdefault(of, [])
         group.append(singles)
+        ways = zip(trial.values, self._directions, strict=True)
+        if any(value == 0 and way == "maximize" for value, way in ways):
+            self._empty.add(of)
         if len(group) > 1:
             self._repeated.add(of)
         if "confirms" in attrs:
@@ -187,6 +288,10 @@ class Standing:
         """By their numbers, the trials whose points no other one dominates."""
         return self._front
 
+    def launches(self, number: int) -> int:
+        """How many launches the search has of a trial's point, if it is the first; else 1."""
+        return len(self._searched.get(number, [()]))
+
     def means(self, number: int) -> list[float] | None:
         """Of each objective over the launches of a trial's point; None: there is none."""
         return self._means.get(number)
@@ -199,8 +304,12 @@ class Standing:
             found = LaunchVariance.of([[x for x in g if x is not None] for g in groups])
             if found is not None:
                 variance[o.name] = found
-        base = self._baseline if self._baseline in self._searched else None
-        return Launched(self._searched, self._confirmed, base, variance)
+        searched, confirmed = self._searched, self._confirmed
+        if self._empty:
+            searched = {k: x for k, x in searched.items() if k not in self._empty}
+            confirmed = {k: x for k, x in confirmed.items() if k not in self._empty}
+        base = self._baseline if self._baseline in searched else None
+        return Launched(searched, confirmed, base, variance)
 
 
 def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Launched:
@@ -270,7 +379,7 @@ def trial_view(
     found = standing.launched()
     base = next((t for t in trials if t.user_attrs.get("baseline")), None)
     shown = [t for t in trials if t is base or t.number == number]
-    views = [_view(t, standing, found, space, objectives) for t in shown]
+    views = [_view(t, standing, space, objectives) for t in shown]
     judged = study_verdict(found, objectives) if found.confirmed else None
     return next(v for v in _compared(views, objectives, found, judged) if v.number == number)
 
@@ -285,14 +394,13 @@ def _views(
     standing.update(trials)
     found = standing.launched()
     judged = study_verdict(found, objectives)
-    views = [_view(t, standing, found, space, objectives) for t in trials]
+    views = [_view(t, standing, space, objectives) for t in trials]
     return _compared(views, objectives, found, judged), found, judged
 
 
 def _view(
     t: FrozenTrial,
     standing: Standing,
-    found: Launched,
     space: Space,
     objectives: Sequence[Objective],
 ) -> TrialView:
@@ -319,13 +427,14 @@ def _view(
             name: (bounds[0], bounds[1])
             for name, bounds in (t.user_attrs.get("intervals") or {}).items()
         },
-        launches=len(found.searched.get(t.number, [()])),
+        launches=standing.launches(t.number),
         requests=quality.get("requests"),
         stop=quality.get("stop"),
         truncated=_truncated(quality),
         warnings=quality_warnings(quality),
         replicates=t.user_attrs.get("replicates"),
         confirms=t.user_attrs.get("confirms"),
+        reused=origin_of(t),
         seconds=t.duration.total_seconds() if t.duration else None,
     )
 
@@ -406,6 +515,12 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
     lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
     if trial.again is not None:
         lines.append(f"measures trial {trial.again} again")
+    if trial.reused is not None:
+        when = datetime.fromtimestamp(trial.reused.measured_at, UTC)
+        lines.append(
+            f"reused: {trial.reused.text}, measured {when:%Y-%m-%d %H:%M:%S} UTC; nothing was "
+            "launched for it here"
+        )
     if attrs.get("challenge"):
         lines.append("a challenge: no launch seemed worth its time, and this might prove it wrong")
     elif "expected_gain" in attrs:
@@ -424,7 +539,8 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
     if trial.failure_kind is not None:
         lines.append(f"failed: {trial.failure_kind}: {trial.failure_reason}")
     events = store.events(name)
-    for launch in (x for x in store.launches(name) if x.trial == number):
+    caches = store.compile_caches(name)
+    for launch in store.launches(name, number):
         began = datetime.fromtimestamp(launch.planned_at, UTC)
         version = launch.vllm_version or "of unknown version"
         lines += [
@@ -448,6 +564,8 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
         if launch.failure_kind is not None:
             lines.append(f"  failed: {launch.failure_kind}: {launch.failure_reason}")
             lines += [f"    {plain(line)}" for line in launch.evidence or ()]
+        if (cache := caches.get(launch.launch_id)) is not None:
+            lines.append(f"  torch.compile's cache: {cache.text}")
         if launch.ended_at is not None:
             lines.append(
                 f"  exit code {launch.exit_code}, {launch.killed} processes needed SIGKILL; "

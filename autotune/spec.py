@@ -23,8 +23,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -121,6 +123,11 @@ class ServerSpec(_Model):
     )
     env: dict[str, str] = Field(default_factory=dict, description="environment variables")
     speculative: SpeculativeSpec | None = Field(default=None, description="the draft")
+    launch: Literal["warm", "cold"] = Field(
+        default="warm",
+        description="warm: servers are forked from a process that has imported vLLM, where that is "
+        "possible; cold: each one imports it anew",
+    )
     health_timeout_s: float = Field(
         default=900, gt=0, le=_MOST_SECONDS, description="longest wait for /health"
     )
@@ -206,6 +213,62 @@ class RandomPrompts(_Model):
         return None
 
 
+def _file(value: object) -> object:
+    return {"file": value} if isinstance(value, str) else value
+
+
+class ShareGptPrompts(_Model):
+    """Conversations as ShareGPT has them, sent as chats; a text instead of a mapping is the file.
+
+    What is left out by length, and why so by default: ``is_valid_sequence`` of vLLM's benchmark
+    (``vllm/benchmarks/datasets/datasets.py``).
+    """
+
+    file: Path = Field(
+        description="JSON, relative to the study file: a list of objects with `conversations`, a "
+        "list of turns with `from` and `value`; or one such object a line"
+    )
+    turns: Literal["first", "all"] = Field(
+        default="first",
+        description="what is sent: the first human turn, or all turns up to the last human one",
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        description="whose tokens are counted: a folder or a hub name; without it server.model",
+    )
+    min_len: int = Field(
+        default=4,
+        ge=1,
+        le=_MOST_TOKENS,
+        description="tokens; shorter prompts, and shorter answers with `output_len: recorded`, are "
+        "left out",
+    )
+    max_input_len: int = Field(
+        default=1024, ge=1, le=_MOST_TOKENS, description="tokens; longer prompts are left out"
+    )
+    max_total_len: int = Field(
+        default=2048,
+        ge=1,
+        le=_MOST_TOKENS,
+        description="tokens; what is longer, prompt and answer together, is left out",
+    )
+
+
+class ReplayPrompts(_Model):
+    """A recorded request log, sent at its own times; a text instead of a mapping is the file."""
+
+    file: Path = Field(
+        description="JSONL, relative to the study file; each line has `timestamp` (seconds, or "
+        "ISO 8601) and `messages` or `prompt`"
+    )
+    speed: float = Field(
+        default=1.0,
+        ge=1e-6,
+        le=1e6,
+        description="2: the gaps between the requests are half of the recorded ones",
+    )
+
+
 class WorkloadSpec(_Model):
     """The load: the same requests, at the same times, for every trial of the study."""
 
@@ -215,7 +278,16 @@ class WorkloadSpec(_Model):
         "`prompt` (text)",
     )
     random: RandomPrompts | None = Field(default=None, description="or random tokens")
-    output_len: int = Field(gt=0, le=10**9, description="max_tokens of every request")
+    sharegpt: Annotated[ShareGptPrompts | None, BeforeValidator(_file)] = Field(
+        default=None, description="or the conversations of a ShareGPT file"
+    )
+    replay: Annotated[ReplayPrompts | None, BeforeValidator(_file)] = Field(
+        default=None, description="or a recorded request log, at its own times (open loop)"
+    )
+    output_len: Annotated[int, Field(gt=0, le=10**9)] | Literal["recorded"] = Field(
+        description="max_tokens of every request; `recorded`: the length of each request's "
+        "recorded answer"
+    )
     num_prompts: int = Field(
         gt=0, le=_MOST_REQUESTS, description="most measured requests of a trial"
     )
@@ -251,7 +323,9 @@ class WorkloadSpec(_Model):
         "request_rate) or at the sending (without it, in a closed loop; vLLM's benchmark always)",
     )
     ignore_eos: bool = Field(default=True, description="go on after the end-of-text token")
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(
+        default=0.0, ge=0, description="of the sampling; 0: the likeliest token always"
+    )
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="chooses and orders prompts, and arrival times"
     )
@@ -267,13 +341,34 @@ class WorkloadSpec(_Model):
 
     @model_validator(mode="after")
     def _one_source(self) -> WorkloadSpec:
-        if (self.prompts is None) == (self.random is None):
-            raise ValueError("needs exactly one of `prompts` and `random`")
-        if self.max_concurrency is None and math.isinf(self.request_rate):
+        given = [self.prompts, self.random, self.sharegpt, self.replay]
+        if sum(x is not None for x in given) != 1:
+            raise ValueError("needs exactly one of `prompts`, `random`, `sharegpt` and `replay`")
+        if self.random is not None and self.output_len == "recorded":
+            raise ValueError("output_len: random prompts have no recorded answers; give a number")
+        if self.replay is not None:
+            for key in ("request_rate", "arrivals"):
+                if key in self.model_fields_set:
+                    raise ValueError(f"{key}: the log has its own times; see replay.speed")
+        if self.max_concurrency is None and not self.open_loop:
             raise ValueError(
                 "needs max_concurrency (closed loop), request_rate (open loop), or both"
             )
         return self
+
+    @property
+    def source(self) -> tuple[str, Path] | None:
+        """The file of the requests, as the study names it, with its key; None: there is none."""
+        if self.prompts is not None:
+            return "prompts", self.prompts
+        if self.sharegpt is not None:
+            return "sharegpt.file", self.sharegpt.file
+        return None if self.replay is None else ("replay.file", self.replay.file)
+
+    @property
+    def open_loop(self) -> bool:
+        """True if requests have times of their own, whether or not earlier ones have ended."""
+        return self.replay is not None or not math.isinf(self.request_rate)
 
     @property
     def most_warmup(self) -> int:
@@ -291,7 +386,7 @@ class WorkloadSpec(_Model):
         waiting that caused it ("coordinated omission", G. Tene, "How NOT to measure latency",
         2013): the intended start, also where a cap on concurrency makes them wait.
         """
-        return self.latency_from or ("send" if math.isinf(self.request_rate) else "intended")
+        return self.latency_from or ("intended" if self.open_loop else "send")
 
 
 class MeasureSpec(_Model):
@@ -322,17 +417,62 @@ class MeasureSpec(_Model):
     )
 
 
-class ObjectiveSpec(_Model):
-    """One objective, by the name of its module in `objectives/`."""
+class SloSpec(_Model):
+    """Limits that a good request keeps, all of them, as `vllm bench serve --goodput`."""
 
-    name: str
+    ttft_ms: float | None = Field(default=None, gt=0, description="most TTFT, ms")
+    tpot_ms: float | None = Field(default=None, gt=0, description="most TPOT, ms")
+    e2el_ms: float | None = Field(default=None, gt=0, description="most E2EL, ms")
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> SloSpec:
+        if not self.limits():
+            raise ValueError(f"needs a limit: {', '.join(_keys(SloSpec))}")
+        return self
+
+    def limits(self) -> dict[str, float]:
+        """Those that were given."""
+        return self.model_dump(exclude_none=True)
+
+
+class ObjectiveSpec(_Model):
+    """One objective: a module of `objectives/`, or one of your own."""
+
+    name: str = Field(
+        description="of a module of `objectives/`, or of an entry point of the group "
+        "`autotune.objectives`; with `file`, the file's name without .py"
+    )
     direction: Literal["maximize", "minimize"] | None = Field(
         default=None, description="without it, the objective's own"
     )
+    file: Path | None = Field(
+        default=None,
+        description="a Python file with an OBJECTIVE of your own, relative to the study file",
+    )
+    slo: SloSpec | None = Field(default=None, description="limits of a good request, for goodput")
+    usd_per_hour: float | None = Field(
+        default=None, gt=0, description="price of the machine, for cost"
+    )
+
+    @model_validator(mode="after")
+    def _named_as_its_file(self) -> ObjectiveSpec:
+        if self.file is not None and self.name != self.file.stem:
+            raise ValueError(f"name must be {self.file.stem}, as the file; or leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_lacks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys that were unknown to the first studies are left out of those."""
+        body: dict[str, Any] = handler(self)
+        return {k: v for k, v in body.items() if v is not None or k == "direction"}
 
 
 def _objective(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and isinstance(value.get("file"), str):
+        return {"name": Path(value["file"]).stem, **value}
+    return value
 
 
 class SearchSpec(_Model):
@@ -371,7 +511,12 @@ class BudgetSpec(_Model):
         description="the search ends before its trials are used up when no further launch is "
         "expected to gain so much, as a share of the front's hypervolume; 0: never",
     )
-    timeout_minutes: float | None = Field(default=None, gt=0, le=_MOST_SECONDS / 60)
+    timeout_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        le=_MOST_SECONDS / 60,
+        description="no launch begins after this time; without it there is no limit",
+    )
 
     def confirm_of(self, trials: int) -> int:
         """How many of ``trials`` are held back for the confirmation."""
@@ -388,9 +533,13 @@ class BudgetSpec(_Model):
 class StudySpec(_Model):
     """A whole study file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    description: str = ""
-    server: ServerSpec
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="also the study's name in the database; letters, digits, `.`, `_`, `-`",
+    )
+    description: str = Field(default="", description="prose for people")
+    server: ServerSpec = Field(description="what is launched for every trial")
     space: dict[str, Param] = Field(
         min_length=1,
         description="vLLM flags; `speculative.KEY` for a key of server.speculative, such as "
@@ -401,8 +550,10 @@ class StudySpec(_Model):
         default_factory=dict,
         description="where the first trial stands; without a key, n = 0 and vLLM's own default",
     )
-    workload: WorkloadSpec
-    measure: MeasureSpec = Field(default_factory=MeasureSpec)
+    workload: WorkloadSpec = Field(description="the load that is put on it")
+    measure: MeasureSpec = Field(
+        default_factory=MeasureSpec, description="how long a trial is measured"
+    )
     objectives: list[Annotated[ObjectiveSpec, BeforeValidator(_objective)]] = Field(
         default_factory=lambda: [
             ObjectiveSpec(name="throughput"),
@@ -410,9 +561,24 @@ class StudySpec(_Model):
         ],
         min_length=1,
         max_length=3,
+        description="one to three, the most important one first; names, or mappings",
     )
-    search: SearchSpec = Field(default_factory=SearchSpec)
-    budget: BudgetSpec = Field(default_factory=BudgetSpec)
+    search: SearchSpec = Field(
+        default_factory=SearchSpec, description="how the next point is chosen"
+    )
+    budget: BudgetSpec = Field(default_factory=BudgetSpec, description="when to stop")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokenizer(cls, value: Any) -> Any:
+        """A conversation's length is counted in the target's tokens unless the study says whose."""
+        match value:
+            case {"server": {"model": str(model)}, "workload": {"sharegpt": given} as load}:
+                given = _file(given)
+                if isinstance(given, dict):
+                    sharegpt = {**given, "tokenizer": given.get("tokenizer") or model}
+                    return {**value, "workload": {**load, "sharegpt": sharegpt}}
+        return value
 
     @field_validator("space")
     @classmethod
@@ -525,18 +691,26 @@ class StudySpec(_Model):
         return body
 
     def fingerprint(self, base: Path) -> str:
-        """Hash of everything that decides the numbers; name, prose, budget and hanging do not.
+        """Hash of what decides the numbers; name, prose, budget, hanging, warm starts do not.
 
         Args:
             base: Folder that relative paths of the study start from; the prompts' content counts,
                 not their place.
         """
         left_out = {"name": True, "description": True, "budget": True}
-        body = self.shown(left_out | {"workload": {"hang_timeout_s"}})
-        if self.workload.prompts is not None:
-            body["workload"]["prompts"] = hashlib.sha256(
-                (base / self.workload.prompts).read_bytes()
-            ).hexdigest()
+        body = self.shown(left_out | {"workload": {"hang_timeout_s"}, "server": {"launch"}})
+        load = body["workload"]
+        for key in ("sharegpt", "replay"):  # unknown to the first studies
+            if load[key] is None:
+                del load[key]
+        if self.workload.source is not None:
+            key, file = self.workload.source
+            digest = hashlib.sha256((base / file).read_bytes()).hexdigest()
+            first, _, rest = key.partition(".")
+            load[first] = {**load[first], rest: digest} if rest else digest
+        for objective, shown in zip(self.objectives, body["objectives"], strict=True):
+            if objective.file is not None:
+                shown["file"] = hashlib.sha256((base / objective.file).read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -776,13 +950,15 @@ def parse_study(text: str, path: Path, *, check_files: bool = True) -> LoadedStu
     except ValidationError as e:
         raise _refused(path, _one_line(e)) from e
     loaded = LoadedStudy(spec=spec, path=path, text=text)
-    prompts = spec.workload.prompts
-    if check_files and prompts is not None and not _is_file(loaded.base / prompts):
-        raise _refused(
-            path,
-            f"workload.prompts: {_shown(str(loaded.base / prompts))} does not exist; give a JSONL "
-            "file, relative to the study file",
-        )
+    if check_files and spec.workload.source is not None:
+        key, file = spec.workload.source
+        if not _is_file(loaded.base / file):
+            kind = "JSON" if spec.workload.sharegpt else "JSONL"
+            raise _refused(
+                path,
+                f"workload.{key}: {_shown(str(loaded.base / file))} does not exist; give a {kind} "
+                "file, relative to the study file",
+            )
     return loaded
 
 
@@ -802,10 +978,13 @@ _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("server",): ServerSpec,
     ("workload",): WorkloadSpec,
     ("workload", "random"): RandomPrompts,
+    ("workload", "sharegpt"): ShareGptPrompts,
+    ("workload", "replay"): ReplayPrompts,
     ("measure",): MeasureSpec,
     ("search",): SearchSpec,
     ("budget",): BudgetSpec,
     ("objectives",): ObjectiveSpec,
+    ("objectives", "slo"): SloSpec,
 }
 _PARAM_KEYS = {
     "int": ["type", "low", "high", "step"],
@@ -834,7 +1013,7 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
         loc = loc[:3]  # … and the union's member types
     if loc[:1] == ["baseline"]:
         loc = loc[:2]
-    if loc[:2] == ["server", "command"]:
+    if loc[:2] in (["server", "command"], ["workload", "output_len"]):
         loc = loc[:2]
     hide = loc[:2] == ["server", "env"]  # it may be a secret
     key = ".".join(loc)
@@ -853,6 +1032,8 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
         return key, message  # our own words
     if loc[:2] == ["server", "flags"]:
         message = "must be true, false, a number, a word, a list or a mapping"
+    if loc == ["workload", "output_len"]:
+        message = "must be a whole number from 1 up, or recorded"
     message = message[0].lower() + message[1:]
     if hide:
         return key, message

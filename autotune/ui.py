@@ -41,6 +41,7 @@ from autotune.views import (
     number,
     plain,
     point_text,
+    reused_lines,
     scatter_line,
     value_text,
     value_with_interval,
@@ -322,11 +323,13 @@ class Ui:
 def _state(view: StudyView) -> str:
     failed = view.failures()
     text = f"{plain(view.name)}: {view.finished} of {view.wanted} trials finished"
+    if reused := sum(t.reused is not None for t in view.trials):
+        text += f", {reused} reused"
     return f"{text}, {len(failed)} failed ({kinds_text(failed)})" if failed else text
 
 
 def trials_table(view: StudyView) -> RenderableType:
-    """Every trial with its state, and below why the failed ones failed."""
+    """Every trial with its state, and below where some were measured, and why others failed."""
     parameters = view.parameters()
     table = _table(view.objectives, parameters)
     for trial in view.trials:
@@ -335,7 +338,8 @@ def trials_table(view: StudyView) -> RenderableType:
         Text(f"trial {t.number} failed: {t.failure_kind}: {plain(t.failure_reason or '')}", "red")
         for t in view.failures()
     ]
-    return Group(table, *([Text(""), *reasons] if reasons else []))
+    below = [*map(Text, reused_lines(view)), *reasons]
+    return Group(table, *([Text(""), *below] if below else []))
 
 
 def front_table(view: StudyView) -> RenderableType:
@@ -370,7 +374,15 @@ def _table(
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    titles = [[*textwrap.wrap(plain(o.title), 12), plain(o.unit)] for o in objectives]
+    if len(objectives) > 2:  # or a terminal of 80 columns has no room for the note
+        width = 10
+    titles = [
+        [
+            *textwrap.wrap(plain(o.title), min(width or 12, 12)),
+            *(textwrap.wrap(plain(o.unit), width or 15) or [""]),
+        ]
+        for o in objectives
+    ]
     height = max(2, *map(len, titles))
 
     def column(lines: Sequence[str], width: int | None, justify: JustifyMethod = "right") -> None:
@@ -422,6 +434,7 @@ def _note(trial: TrialView) -> str:
     if trial.state == "failed":
         return f"failed: {trial.failure_kind or 'unknown'}"
     words = ["baseline" if trial.baseline else "", "front" if trial.front else ""]
+    words.append("" if trial.reused is None else "reused")
     words.append("" if trial.again is None else f"again #{trial.again}")
     words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
     words.append("ended early" if trial.truncated else "")

@@ -28,6 +28,35 @@ Bounds = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a trial was measured that another study took over.
+
+    Attributes:
+        database: File of the other study, in full.
+        study: Its name.
+        trial: The trial's number there.
+        launch: Id of its measured launch there.
+        measured_at: Unix time, s.
+    """
+
+    database: str
+    study: str
+    trial: int
+    launch: str
+    measured_at: float
+
+    @property
+    def source(self) -> str:
+        """The other study, as `autotune run --reuse` takes it."""
+        return f"{plain(self.database)}:{plain(self.study)}"
+
+    @property
+    def text(self) -> str:
+        """In words: ``trial 7 of /home/me/old.db:demo``."""
+        return f"trial {self.trial} of {self.source}"
+
+
+@dataclass(frozen=True)
 class TrialView:
     """One trial as people see it.
 
@@ -57,6 +86,7 @@ class TrialView:
         warnings: What was not as it should be with this measurement: ``in short: in words``.
         replicates: The trial whose point this one launched once more during the search.
         confirms: The trial whose point this one measured again; None for a trial of the search.
+        reused: Where it was measured, if it was taken from another study.
         confirmed: Value of each objective when the point was measured again, mean of its launches.
         confirmed_intervals: Intervals of ``confirmed``, with the scatter between launches.
         confirmed_launches: How many launches that were.
@@ -86,6 +116,7 @@ class TrialView:
     warnings: tuple[str, ...] = ()
     replicates: int | None = None
     confirms: int | None = None
+    reused: Origin | None = None
     confirmed: Mapping[str, float] | None = None
     confirmed_intervals: Mapping[str, Bounds] | None = None
     confirmed_launches: int = 0
@@ -110,7 +141,7 @@ class StudyView:
         objectives: One to three, with the study's directions.
         trials: In the order of their numbers.
         wanted: Finished trials that the study shall have.
-        finished: Finished trials that it has.
+        finished: Finished trials that it has; those that it took from other studies do not count.
         machine: What it was measured on, in a few words.
         vllm_version: Of the measured servers; None until one has run.
         verdict: What the confirmation found; None without one.
@@ -291,7 +322,9 @@ def _choice(view: StudyView, choice: Choice) -> str:
         if choice.tie:
             words.append(f"a tie: better than {rival} with {choice.chance:.0%} chance only")
         else:
-            words.append(f"better than {rival} with {choice.chance:.0%} chance")
+            # even 99.96 % is no certainty, as "100%" would say
+            chance = "more than 99%" if choice.chance > 0.99 else f"{choice.chance:.0%}"
+            words.append(f"better than {rival} with {chance} chance")
     return ", ".join(words)
 
 
@@ -302,6 +335,29 @@ def _trial(view: StudyView, number: int) -> TrialView:
 def _name(view: StudyView, number: int) -> str:
     t = _trial(view, number)
     return f"{'baseline' if t.baseline else f'trial {number}'} ({point_text(t.point)})"
+
+
+def reused_lines(view: StudyView) -> list[str]:
+    """Which trials were measured for another study, a line for each such study."""
+    found: dict[str, list[int]] = {}
+    for t in view.trials:
+        if t.reused is not None:
+            found.setdefault(t.reused.source, []).append(t.number)
+    return [
+        f"reused from {source}: trial{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}"
+        for source, numbers in found.items()
+    ]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, neighbours joined: ``0 to 3, 7``."""
+    runs: list[list[int]] = []
+    for k in numbers:
+        if runs and k == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], k]
+        else:
+            runs.append([k])
+    return ", ".join(" to ".join(map(str, run)) for run in runs)
 
 
 def scatter_line(view: StudyView) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from autotune.cli import main
+from autotune.spec import load_study
 from autotune.store import Store
 from tests.studies import autotune, write_study
 
@@ -40,6 +41,18 @@ def test_every_command_shows_an_example(command: str) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("command", ["status", "best", "pareto", "export", "report", "predict"])
+def test_a_study_whose_first_run_died_before_it_began(here: Path, command: str) -> None:
+    store = Store(here / "autotune.db", create=True)
+    store.begin_study(load_study(write_study(here)), seed=0, wanted=1)
+    store.close()
+    result = call(command)
+    assert result.exit_code == 2
+    last = result.stderr.strip().splitlines()[-1]  # a report says before that it is being written
+    assert "never ran" in last
+    assert "autotune run" in last
 
 
 def test_studies_that_are_not_there(here: Path) -> None:

@@ -20,12 +20,13 @@ import optuna_dashboard
 import pytest
 from sqlalchemy.orm import Session
 
+import objectives
 from autotune.dashboard import publish, serve
 from autotune.errors import UserError
 from autotune.plots import find_chromium
 from autotune.store import Store, StudyRow
 from autotune.views import StudyView
-from tests.study_views import study
+from tests.study_views import P95, THROUGHPUT, study
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -119,6 +120,21 @@ def test_a_study_is_shown_with_figure_units_and_notes(tmp_path: Path) -> None:
         assert "MNBT is too small" in failed["note"]["body"]
 
     assert visit(tmp_path / "a.db", look=look).startswith("dashboard (demo-cpu): http")
+
+
+def test_three_objectives_are_shown_in_space(tmp_path: Path) -> None:
+    three = study(objectives=(THROUGHPUT, P95, objectives.get("p95_ttft")))
+    trials = [replace(t, values=t.values and {**t.values, "p95_ttft": 9.0}) for t in three.trials]
+    make(tmp_path / "a.db", replace(three, trials=trials))
+
+    def look(url: str) -> None:
+        [shown] = get(url, "/api/studies/1")["plotly_graph_objects"]
+        figure = json.loads(shown["graph_object"])
+        assert {trace["type"] for trace in figure["data"]} == {"scatter3d"}
+        assert not figure["layout"].get("annotations")
+        assert figure["layout"]["height"] <= 450
+
+    visit(tmp_path / "a.db", look=look)
 
 
 @pytest.mark.parametrize("touch", [True, False], ids=["zero bytes", "tables without a study"])

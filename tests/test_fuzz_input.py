@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import optuna
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -26,20 +27,22 @@ from autotune.cli import main
 from autotune.errors import UserError
 from autotune.init import study_from_command, template
 from autotune.load import build_workload
+from autotune.loop import baseline_point
+from autotune.results import study_objectives
 from autotune.rules import why_infeasible
 from autotune.spec import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.store import Store
-from autotune.tune import baseline_point
 from tests.fuzzing import fuzz
 from tests.studies import write_study
 
 # What no command may do here, whatever its arguments: each would launch something, ask a vLLM (by
 # a program that the study names) or look at this machine.
 FORBIDDEN = (
-    "autotune.tune.prepare",
-    "autotune.tune.run_study",
+    "autotune.loop.prepare",
+    "autotune.loop.run_study",
     "autotune.crosscheck.crosscheck",
     "autotune.dashboard.serve",
+    "autotune.explain.probe",
 )
 
 
@@ -572,10 +575,14 @@ def test_a_bad_study_is_one_line_for_every_command(tree: dict[Any, Any], command
         assert threading.active_count() == before
 
 
-COMMANDS = ["run", "confirm", "status", "best", "pareto", "crosscheck", "doctor"]
+COMMANDS = [
+    *("run", "confirm", "status", "best", "pareto", "crosscheck", "doctor"),
+    *("export", "compare", "explain", "predict"),
+]
 OPTIONS = [
     *("--trials", "--db", "--seed", "--timeout", "--launches", "--study", "--json", "--trial"),
     *("--shell", "--objective", "--balanced", "--out", "--n", "--rounds", "--help", "-h", "--no"),
+    *("--format", "--host", "--port", "--vllm", "--threshold", "--study-a", "--study-b", "--time"),
 ]
 WORDS = st.sampled_from(
     [
@@ -592,6 +599,8 @@ WORDS = st.sampled_from(
         ),
         *("x/" * 2500, "é.db", "\udcff.db", "\x1b[2J", "a\nb", "--", "-", "good.yaml", "bad.yaml"),
         *("demo-cpu", "demo-cp", "folder/x", "text.db/x", "/proc/self/mem", "throughput", "*"),
+        *("shell", "compose", "systemd", "vllm-config", "kubernetes", "html", "md", "pdf"),
+        *("good.db:good", "good.db:", ":", "5%", "100%", "%", "0.32.0", "0.32.0\n", "::1", "65535"),
     ]
 ) | st.text(max_size=10).filter(lambda x: "/" not in x)
 
@@ -604,7 +613,10 @@ def furnish(folder: Path) -> None:
     (folder / "bad.yaml").write_text("name: [")
     study = write_study(folder, name="good")
     store = Store(folder / "good.db", create=True)
-    store.begin_study(load_study(str(study)), seed=0, wanted=3)
+    loaded = load_study(str(study))
+    store.begin_study(loaded, seed=0, wanted=3)
+    directions = [o.direction for o in study_objectives(loaded)]
+    optuna.create_study(storage=store.storage, study_name="good", directions=directions)
     store.close()
 
 
@@ -628,6 +640,23 @@ def test_any_command_line_is_done_or_refused(
     assert after == before
 
 
+@fuzz(40)
+@given(
+    st.lists(st.sampled_from(["--out", "--format", "--db", "--study", "-h"]) | WORDS, max_size=5)
+)
+def test_any_report_is_written_or_refused(words: list[str]) -> None:
+    with sandbox() as box, mock.patch("autotune.report.render.find_chromium", return_value=None):
+        furnish(box.folder)
+        store = (box.folder / "good.db").read_bytes()
+        before = set(box.folder.rglob("*"))
+        result = box.call("report", "--db", "good.db", *words)
+        one_usage(result, plain=all(w.isprintable() for w in words))
+        assert (box.folder / "good.db").read_bytes() == store
+        files = {p for p in set(box.folder.rglob("*")) - before if p.is_file()}
+        files = {p for p in files if not p.name.startswith("good.db")}
+        assert len(files) <= (result.exit_code == 0)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -646,6 +675,24 @@ def test_any_command_line_is_done_or_refused(
         (["doctor", ""], "folder"),
         (["init", "--out", "a\0b"], "no path may have"),
         (["pareto", "--out", "x" * 5000], "File name too long"),
+        (["report", "--out", "x" * 5000], "File name too long"),
+        (["report", "--out", "a\0b"], "no path may have"),
+        (["report", "--db", "good.db", "--out", "good.db"], "is the database itself"),
+        (["report", "--db", "good.db", "--out", "no/such/report.md"], "does not exist"),
+        (["report", "--format", "docx"], "docx"),
+        (["export", "--out", "/dev/null"], "no regular file"),
+        (["export", "--port", "0"], "not in the range"),
+        (["export", "--port", "9" * 5000], ""),
+        (["export", "--trial", "1", "--balanced"], "exclude each other"),
+        (["compare", "good.db", "good.db"], "compared with itself"),
+        (["compare", "good.db", "good.db:good"], "compared with itself"),
+        (["compare", "good.db:good", "good.db", "--study-a", "x"], "names its study already"),
+        (["compare", "a\0b", "\udcff.db"], "no such database"),
+        (["compare", "x" * 5000, "good.db"], "no such database"),
+        (["compare", "/dev/null", "good.db"], "no such database"),
+        (["compare", "text.db", "good.db"], "text.db"),
+        (["compare", "good.db", "good.db", "--threshold", "nan"], "no share below 1"),
+        (["compare", "good.db", "good.db", "--threshold", "9" * 5000 + "%"], "no share below 1"),
     ],
 )
 def test_command_lines_that_must_be_refused(tmp_path: Path, args: list[str], words: str) -> None:
@@ -668,7 +715,7 @@ def test_nothing_is_run_here_that_would_be_elsewhere(tmp_path: Path) -> None:
         ["crosscheck", "demo-cpu"],
     ):
         one_usage(box.call(*args), plain=True)
-    assert box.reached == ["autotune.tune.prepare"] * 4
+    assert box.reached == ["autotune.loop.prepare"] * 4
 
 
 SHELL = st.sampled_from(

@@ -14,13 +14,14 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import objectives
 from autotune.errors import UserError
-from autotune.measure import Interval, Measurement
+from autotune.measure import Bounded, Domination, Interval, Measurement
 from autotune.nvml import EnergyMeter, why_no_energy
 from autotune.results import study_objectives
 from autotune.spec import ObjectiveSpec, load_study
@@ -315,6 +316,42 @@ def test_a_run_for_tokens_per_joule(
     found = trials(tmp_path)[0]["objectives"]["tokens_per_joule"]  # type: ignore[index]
     assert found["unit"] == "tok/J"
     assert found["value"] > 0
+
+
+@pytest.mark.double
+def test_a_trial_that_gives_less_for_a_joule_ends_early(fake: FakeNvml, tmp_path: Path) -> None:
+    fake.used_mib = lambda: 4000 if processes_of(tmp_path) else 100
+    fake.gpus = 1
+    study = write_study(
+        tmp_path,
+        objectives=["throughput", "tokens_per_joule"],
+        space={
+            "num_speculative_tokens": {"type": "choice", "choices": [0, 15]},
+            "max_num_batched_tokens": {"type": "choice", "choices": [2048]},
+        },
+        search={"method": "grid"},
+        workload__num_prompts=400,
+        workload__output_len=4,
+        measure__precision=0.001,
+        measure__dominated_error=0.2,
+    )
+    looks = []
+
+    def by(self: Domination, trial: list[Bounded], rivals: list[list[Bounded]]) -> int | None:
+        looks.append([b.value for b in trial])
+        return asked(self, trial, rivals)
+
+    asked = Domination.by
+    with mock.patch.object(Domination, "by", by):
+        run = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    baseline, drafted = trials(tmp_path)
+    assert (baseline["stop"], baseline["requests"]) == ("all", 400)
+    assert (drafted["stop"], drafted["truncated"]) == ("dominated", True)
+    # what requests under way have taken is not laid on those that are done
+    assert [rate / per_joule for rate, per_joule in looks] == pytest.approx(
+        [50] * len(looks), rel=0.01
+    )
 
 
 # -- what a study says -------------------------------------------------------------------------

@@ -13,13 +13,14 @@ from autotune.spec import bundled_studies, load_study, studies_folder
 
 DEMO = ("demo-cpu", "demo-cpu-random")
 GEMMA = ("gemma-4-26b-rtx5090", "gemma-4-26b-rtx5090-sweep")
+H200 = ("smollm2-h200", "smollm2-h200-c32")
 
 
 def test_exactly_the_documented_studies_are_bundled() -> None:
-    assert set(bundled_studies()) == {*DEMO, *GEMMA}
+    assert set(bundled_studies()) == {*DEMO, *GEMMA, *H200}
 
 
-@pytest.mark.parametrize("name", DEMO + GEMMA)
+@pytest.mark.parametrize("name", DEMO + GEMMA + H200)
 def test_study_loads_and_its_workload_can_be_built(name: str) -> None:
     loaded = load_study(name)
     spec = loaded.spec
@@ -58,6 +59,18 @@ def test_every_point_of_the_demo_can_be_launched(name: str) -> None:
     points = spec.to_space().points()
     assert points is not None
     assert not [p for p in points if why_infeasible(spec.settings(p), "0.32.0")]
+
+
+@pytest.mark.parametrize(("name", "load"), list(zip(H200, (1, 32), strict=True)))
+def test_h200_studies(name: str, load: int) -> None:
+    spec = load_study(name).spec
+    assert (spec.server.model, spec.server.command) == ("demo:target", None)
+    assert spec.server.flags == {"max_num_seqs": 32, "max_model_len": 2048}
+    assert spec.space[MNBT] == Pow2Param(type="pow2", low=2048, high=16384)
+    assert (spec.workload.max_concurrency, spec.workload.output_len) == (load, 256)
+    points = spec.to_space().points()
+    assert points is not None
+    assert not [p for p in points if why_infeasible(spec.settings(p), "0.26.0")]
 
 
 @pytest.mark.parametrize("name", GEMMA)

@@ -10,9 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
+import objectives
+from autotune.measure import Estimate
+from autotune.search import Choice, Verdict
 from autotune.space import MNBT, N
 from autotune.ui import Ui, front_table, trials_table
-from tests.study_views import P95, ROWS, study, trial
+from autotune.views import verdict_lines
+from tests.study_views import P95, ROWS, THROUGHPUT, study, trial
 
 
 class Clock:
@@ -163,6 +167,31 @@ def test_the_front_table_shows_intervals() -> None:
     text = shown(front_table(study(trials=[trial(0, ROWS[0]), t])))
     assert "[105.0, 114.0]" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_notes_have_room_beside_three_objectives() -> None:
+    goodput = objectives.get("goodput").given({"ttft_ms": 200.0, "tpot_ms": 20.0})
+    view = study(objectives=(THROUGHPUT, P95, goodput))
+    trials = []
+    for t in view.trials:
+        values = t.values and {**t.values, "goodput": 1.5}
+        bounds = {k: (v * 0.95, v * 1.05) for k, v in (values or {}).items()}
+        trials.append(replace(t, values=values, intervals=bounds or None))
+    view = replace(view, trials=trials)
+    for text in (shown(front_table(view)), shown(trials_table(view))):
+        assert max(map(len, text.splitlines())) <= 80
+        assert "baseline" in text
+        assert "Throughput" in text
+
+
+def test_a_chance_is_never_called_certain() -> None:
+    def words(chance: float) -> str:
+        choice = Choice(1, (Estimate(2000, 1900, 2100),), None, {2: chance})
+        found = Verdict({}, (choice,), choice, ())
+        return verdict_lines(replace(study(objectives=(P95,)), verdict=found))[0]
+
+    assert "with more than 99% chance" in words(0.9996)
+    assert "with 97% chance" in words(0.97)
 
 
 def test_the_command_can_be_pasted_in_one_piece() -> None:

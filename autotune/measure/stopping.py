@@ -63,7 +63,7 @@ def look_sizes(minimum: int, maximum: int, growth: float = _GROWTH) -> list[int]
     """Numbers of requests after which to look, the last one the maximum.
 
     >>> look_sizes(32, 128)
-    [32, 42, 55, 74, 97, 128]
+    [32, 40, 51, 64, 81, 102, 128]
     """
     if minimum >= maximum:
         return [maximum]

@@ -1,0 +1,407 @@
+"""Studies from Python: what `autotune run` does, with callbacks instead of a terminal.
+
+>>> from autotune import Study
+>>> study = Study(
+...     {
+...         "name": "example",
+...         "server": {"model": "org/target", "speculative": {"model": "org/draft"}},
+...         "space": {
+...             "num_speculative_tokens": {"type": "int", "low": 0, "high": 15},
+...             "max_num_batched_tokens": {"type": "pow2", "low": 2048, "high": 16384},
+...         },
+...         "workload": {
+...             "random": {"input_len": 256},
+...             "output_len": 128,
+...             "num_prompts": 100,
+...             "max_concurrency": 8,
+...         },
+...     }
+... )
+>>> study
+Study('example', 2 parameters)
+
+``tune(study, trials=40)`` would now launch servers, and give a :class:`Result`. So does the
+database of a study that was run before:
+
+>>> from autotune import Result
+>>> result = Result.from_database("studies/results/demo-cpu/autotune.db")
+>>> result
+Result('demo-cpu', ... trials finished)
+>>> result.best() in result.trials
+True
+
+Interrupts (Ctrl-C, "interrupt the kernel") end the server and come out as ``KeyboardInterrupt``;
+the same call goes on at the same point. In a notebook no other cell runs meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import yaml
+from rich.console import Console
+
+from autotune.errors import NothingUsable, UserError
+from autotune.export import shell_command
+from autotune.load import Sample
+from autotune.loop import prepare, run_study
+from autotune.results import study_view
+from autotune.space import Point
+from autotune.spec import LoadedStudy, StudySpec, load_study, parse_study
+from autotune.store import opened
+from autotune.ui import Ui
+from autotune.views import StudyView, TrialView, plain
+
+__all__ = ["Event", "Result", "StopTuning", "Study", "tune"]
+
+DATABASE = Path("autotune.db")
+
+
+class StopTuning(Exception):
+    """Raised by a callback, it ends :func:`tune`, which returns what there is."""
+
+
+class Study:
+    """What to serve, what load to put on it, what to search: a study file's content.
+
+    Args:
+        spec: The keys of a study file (``docs/study-reference.md``) as a mapping, or as a
+            :class:`autotune.spec.StudySpec`.
+        base: Folder that its relative paths start from; the current one by default.
+
+    Raises:
+        UserError: a key is wrong; the text names it and says what is allowed.
+    """
+
+    def __init__(self, spec: StudySpec | Mapping[str, Any], base: str | Path | None = None) -> None:
+        raw = (
+            spec.model_dump(mode="json", exclude_unset=True)
+            if isinstance(spec, StudySpec)
+            else _plain(spec)
+        )
+        path = Path(base or Path.cwd()).absolute() / "<python>"
+        try:
+            text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+        except yaml.YAMLError as e:
+            words = " ".join(str(e).split())
+            raise UserError(f"{path}: has a value that no study file can hold: {words}") from e
+        self._loaded = parse_study(text, path)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Study:
+        """A study file, or a bundled study by its name.
+
+        >>> Study.from_file("demo-cpu")
+        Study('demo-cpu', 2 parameters)
+
+        Raises:
+            UserError: there is none, or it has a mistake.
+        """
+        study = cls.__new__(cls)
+        study._loaded = load_study(str(path))
+        return study
+
+    @property
+    def name(self) -> str:
+        """Its name, also in the database."""
+        return self.spec.name
+
+    @property
+    def spec(self) -> StudySpec:
+        """Everything in it, checked."""
+        return self._loaded.spec
+
+    @property
+    def loaded(self) -> LoadedStudy:
+        """With the place that it came from, as the other modules take it."""
+        return self._loaded
+
+    def __repr__(self) -> str:
+        count = len(self.spec.space)
+        return f"Study({self.name!r}, {count} parameter{'s' if count > 1 else ''})"
+
+
+def _plain(value: Any) -> Any:
+    """Mappings, sequences and paths as YAML has them; anything else as it is."""
+    match value:
+        case Mapping():
+            return {key: _plain(v) for key, v in value.items()}
+        case list() | tuple():
+            return [_plain(v) for v in value]
+        case Path():
+            return str(value)
+    return value
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happens between two finished trials.
+
+    Attributes:
+        what: ``begin``: a trial begins. ``stage``: a stage of it, such as ``launching``.
+            ``progress``: one request more. ``message``: something else that is worth knowing.
+        text: The stage, or the message; empty of a begin.
+        trial: The number of the running trial; None outside of trials.
+        point: Its parameters; None outside of trials.
+        done: Requests of this stage so far; with ``progress`` only.
+        total: … of at most so many.
+    """
+
+    what: Literal["begin", "stage", "progress", "message"]
+    text: str
+    trial: int | None = None
+    point: Point | None = None
+    done: int | None = None
+    total: int | None = None
+
+
+OnTrial = Callable[[TrialView], object]
+OnEvent = Callable[[Event], object]
+
+
+class _Listener(Ui):
+    """Tells callbacks what a terminal would show.
+
+    What a callback raises must not come up while a server is being stopped, so it is kept until
+    the next moment at which a run can be left: a trial's begin or end, or a request's.
+    """
+
+    def __init__(self, on_trial: OnTrial | None, on_event: OnEvent | None) -> None:
+        super().__init__(Console(quiet=True, force_terminal=False))
+        self._on_trial = on_trial
+        self._on_event = on_event
+        self._raised: BaseException | None = None
+        self._running: tuple[int, Point] | None = None
+
+    def study(self, view: StudyView, database: Path) -> None:
+        super().study(view, database)
+        self._leave()
+
+    def begin(self, number: int, position: int, point: Point) -> None:
+        super().begin(number, position, point)
+        self._running = (number, point)
+        self._tell("begin", "")
+        self._leave()
+
+    def stage(self, text: str) -> None:
+        super().stage(text)
+        self._tell("stage", plain(text))
+
+    def progress(self, done: int, total: int, what: str = "requests") -> None:
+        super().progress(done, total, what)
+        self._tell("progress", self._stage, done, total)
+        self._leave()
+
+    def message(self, text: str) -> None:
+        self._tell("message", plain(text))
+
+    def trial(self, trial: TrialView) -> None:
+        super().trial(trial)
+        self._running = None
+        if self._on_trial is not None and self._raised is None:
+            self._call(self._on_trial, trial)
+        self._leave()
+
+    def _tell(
+        self,
+        what: Literal["begin", "stage", "progress", "message"],
+        text: str,
+        done: int | None = None,
+        total: int | None = None,
+    ) -> None:
+        if self._on_event is not None and self._raised is None:
+            number, point = self._running or (None, None)
+            self._call(self._on_event, Event(what, text, number, point, done, total))
+
+    def _call(self, callback: Callable[[Any], object], value: object) -> None:
+        try:
+            if callback(value) is False:
+                raise StopTuning
+        except Exception as e:  # noqa: BLE001 – raised again by _leave
+            self._raised = e
+
+    def _leave(self) -> None:
+        if self._raised is not None:
+            raise self._raised
+
+
+def tune(
+    study: Study,
+    *,
+    trials: int | None = None,
+    database: str | Path = DATABASE,
+    seed: int = 0,
+    timeout_minutes: float | None = None,
+    until_converged: bool = True,
+    on_trial: OnTrial | None = None,
+    on_event: OnEvent | None = None,
+) -> Result:
+    """Brings a study to ``trials`` finished trials, one real server each, from where it stands.
+
+    Args:
+        study: What to do.
+        trials: Finished trials that it shall have in the end, earlier ones included; the study's
+            own ``budget.trials`` by default.
+        database: SQLite file that keeps everything; made if missing. The same call resumes.
+        seed: Of a new study.
+        timeout_minutes: No trial begins after this time; the study's own by default.
+        until_converged: End the search when no launch is expected to be worth its time.
+        on_trial: Called with every trial when it is done. If it returns False or raises
+            :class:`StopTuning`, the run ends; the trial is kept.
+        on_event: Called with everything else that happens; may end the run in the same way. A
+            trial that it ends is taken up again by the next call.
+
+    Returns:
+        What the study amounts to now.
+
+    Raises:
+        UserError: the study or the database cannot be used; one line says why.
+        NothingUsable: the first launches all failed alike.
+        MachineError: the disk is full, or the database is damaged or stayed locked.
+        KeyboardInterrupt: the server is gone, and the same call goes on.
+        Exception: what a callback raised; the server is gone then, too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError(
+            "tune() works in the main thread only, for it must hear of interrupts to end its "
+            "servers; run it there, or `autotune run` as a process"
+        )
+    for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{name} must be at least {least}, not {value}")
+    path = Path(database)
+    budget = study.spec.budget
+    minutes = timeout_minutes if timeout_minutes is not None else budget.timeout_minutes
+    with _quiet_optuna(), _outside_of_loops(), _Listener(on_trial, on_event) as listener:
+        try:
+            reason = str(
+                run_study(
+                    prepare(study.loaded, listener),
+                    database=path,
+                    trials=budget.trials if trials is None else trials,
+                    seed=seed,
+                    timeout_s=None if minutes is None else minutes * 60,
+                    ui=listener,
+                    stop_below=None if until_converged else 0.0,
+                )
+            )
+        except StopTuning:
+            reason = "a callback ended it"
+    return replace(Result.from_database(path, study.name), reason=reason)
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """What a study amounts to; plain values that later trials do not change.
+
+    Attributes:
+        view: The whole study: its trials, objectives, verdict, how far launches scatter.
+        database: Where it is kept.
+        reason: Why the run ended, in words; None for one that was only loaded.
+    """
+
+    view: StudyView
+    database: Path
+    reason: str | None = None
+
+    @classmethod
+    def from_database(cls, database: str | Path, study: str | None = None) -> Result:
+        """A study as its database has it; nothing is launched.
+
+        Args:
+            database: The SQLite file.
+            study: Its name, if the database holds several.
+
+        Raises:
+            UserError: there is no such database, or no such study in it.
+        """
+        path = Path(database)
+        with _quiet_optuna(), opened(path) as store:
+            return cls(study_view(store, store.pick_study(study)), path)
+
+    @property
+    def trials(self) -> Sequence[TrialView]:
+        """Every trial, failed ones too, in the order of their numbers."""
+        return self.view.trials
+
+    def front(self) -> list[TrialView]:
+        """The trials that no other one beats in all objectives, best by the first one first."""
+        return self.view.front()
+
+    def best(self, objective: str | None = None, *, balanced: bool = False) -> TrialView:
+        """The trial to serve: the confirmation's choice where there is one.
+
+        Args:
+            objective: Its name; the study's first one by default.
+            balanced: By all objectives, one percent of any counting alike.
+
+        Raises:
+            UserError: the study has no such objective.
+            NothingUsable: no trial has numbers.
+        """
+        named = {o.name: o for o in self.view.objectives}
+        if objective is not None and objective not in named:
+            raise UserError(f"{objective} is not one of this study: {', '.join(named)}")
+        trial = self.view.best(named[objective] if objective else None, balanced=balanced)
+        if trial is None:
+            raise NothingUsable(f"{self.view.name}: no trial has numbers")
+        return trial
+
+    def command(self, trial: TrialView | None = None) -> str:
+        """The shell command that serves a trial's point; by default the best one's."""
+        with _quiet_optuna(), opened(self.database) as store:
+            return shell_command(store, self.view.name, trial or self.best())
+
+    def samples(
+        self, trial: TrialView, phase: Literal["measure", "warmup"] = "measure"
+    ) -> list[Sample]:
+        """Every request of a trial's last launch, with its times; empty if there was none."""
+        with _quiet_optuna(), opened(self.database) as store:
+            launches = store.launches(self.view.name, trial.number)
+            return store.samples(launches[-1].launch_id, phase) if launches else []
+
+    def __repr__(self) -> str:
+        v = self.view
+        return f"Result({v.name!r}, {v.finished} of {v.wanted} trials finished)"
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+@contextmanager
+def _outside_of_loops() -> Iterator[None]:
+    """Lets ``asyncio.run`` work in a notebook, whose cells run inside of a loop.
+
+    That loop stands still until the cell is done, so there is nothing to mix up. A thread would do
+    without this, but no interrupt would reach it.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        yield
+        return
+    task = asyncio.current_task(loop)
+    if task is not None:
+        asyncio.tasks._leave_task(loop, task)
+    asyncio.events._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(loop)
+        asyncio.events._set_running_loop(loop)
+        if task is not None:
+            asyncio.tasks._enter_task(loop, task)
