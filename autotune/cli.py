@@ -723,15 +723,19 @@ def dashboard(database: Path, study: str | None, port: int, open_browser: bool) 
 
 @main.command()
 @_database
-def ps(database: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same, as a JSON list.")
+def ps(database: Path, as_json: bool) -> None:
     """The servers of autotune that are alive on this machine, and who owns them.
 
     \b
     Example:
       autotune ps
     """
-    from autotune.ledger import living_lines
+    from autotune.ledger import living_json, living_lines
 
+    if as_json:
+        click.echo(json.dumps(living_json(database), indent=2))
+        return
     click.echo("\n".join(living_lines(database) or ["no server of autotune is alive here"]))
 
 
@@ -897,7 +901,8 @@ def load_map(
 @main.command()
 @click.argument("study", required=False)
 @_database
-def doctor(study: str | None, database: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same, as a JSON list.")
+def doctor(study: str | None, database: Path, as_json: bool) -> None:
     """Check this machine: vLLM, GPU, port, disk, models. One line each: ok, or what to do.
 
     \b
@@ -913,8 +918,11 @@ def doctor(study: str | None, database: Path) -> None:
     loaded = load_study(study) if study is not None else None
     with ui.waiting("looking at this machine"):
         found = list(checks(loaded, database))
-    for check in found:
-        ui.check(check.name, check.ok, check.text)
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in found], indent=2))
+    else:
+        for check in found:
+            ui.check(check.name, check.ok, check.text)
     bad = sum(check.ok is False for check in found)
     if bad:
         raise NothingUsable(f"{bad} of these need{'s' if bad == 1 else ''} your hand")
@@ -982,6 +990,24 @@ def init(command: tuple[str, ...], out: Path, name: str) -> None:
     except OSError as e:
         raise UserError(f"{out}: cannot be written: {e.strerror}") from e
     click.echo(f"{out}: look through it, then `autotune run {out}`")
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes autotune's commands and options in your shell.
+
+    \b
+    Examples:
+      eval "$(autotune completion bash)"      in ~/.bashrc; zsh alike
+      autotune completion fish > ~/.config/fish/completions/autotune.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise AssertionError("click knows these three shells")
+    click.echo(found(main, {}, "autotune", "_AUTOTUNE_COMPLETE").source())
 
 
 if __name__ == "__main__":

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from autotune.serving import TEMPLATE, Identity, end_leftover, end_living, living_launches
+from autotune.serving import (
+    TEMPLATE,
+    Identity,
+    LivingLaunch,
+    end_leftover,
+    end_living,
+    living_launches,
+)
 from autotune.store import LaunchRow, Store, exclusive, is_free, opened
 from autotune.views import plain
 
@@ -60,8 +68,8 @@ def _identity(launch: LaunchRow) -> Identity:
     return Identity(**{"launch_id": launch.launch_id, "boot_id": launch.boot_id} | identity)
 
 
-def living_lines(database: Path) -> list[str]:
-    """Every server of autotune on this machine, two lines each.
+def living(database: Path) -> list[tuple[LivingLaunch, str]]:
+    """Every server of autotune on this machine, and what it is of.
 
     Args:
         database: Its ledger says which trial a server is of; it may be missing.
@@ -70,12 +78,36 @@ def living_lines(database: Path) -> list[str]:
     if database.exists():
         with opened(database) as store:
             trials = {x.launch_id: x for x in store.unended_launches()}
-    lines = []
+    found = []
     for x in living_launches():
         row = trials.get(x.launch_id)
         of = launch_text(row) if row else "not in this --db"
         if TEMPLATE.name in x.command:
             of = "what warm starts are forked from"
+        found.append((x, of))
+    return found
+
+
+def living_json(database: Path) -> list[dict[str, Any]]:
+    """:func:`living` as plain data; memory in bytes, times in seconds."""
+    return [
+        {
+            "launch": x.launch_id,
+            "of": of,
+            "owner": x.owner,
+            "pids": [p.pid for p in x.processes],
+            "memory": x.memory,
+            "seconds": x.seconds,
+            "command": plain(x.command),
+        }
+        for x, of in living(database)
+    ]
+
+
+def living_lines(database: Path) -> list[str]:
+    """:func:`living` for people, two lines each."""
+    lines = []
+    for x, of in living(database):
         owner = f"autotune {x.owner}" if x.owner else "nobody, `autotune reap` ends it"
         size = f"{len(x.processes)} processes, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
         lines.append(f"{x.launch_id[:8]}  {of}; owner: {owner}")

@@ -37,6 +37,24 @@ def test_every_command_shows_an_example(command: str) -> None:
     assert max(map(len, result.output.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_get_a_script_that_completes_commands(shell: str) -> None:
+    result = call("completion", shell)
+    assert result.exit_code == 0
+    assert f"_AUTOTUNE_COMPLETE={shell}_complete" in result.output
+    typed = {
+        "_AUTOTUNE_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": "autotune rep",
+        "COMP_CWORD": "rep" if shell == "fish" else "1",
+    }
+    words = CliRunner().invoke(main, [], env=typed, prog_name="autotune")
+    assert "report" in words.output
+
+
+def test_what_lives_as_json(here: Path) -> None:
+    assert json.loads(call("ps", "--json").output) == []
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
