@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from autotune.cli import main
+from autotune.serving import LivingLaunch
 from autotune.spec import load_study
 from autotune.store import Store
 from tests.studies import autotune, write_study
@@ -51,8 +52,19 @@ def test_shells_get_a_script_that_completes_commands(shell: str) -> None:
     assert "report" in words.output
 
 
-def test_what_lives_as_json(here: Path) -> None:
-    assert json.loads(call("ps", "--json").output) == []
+def test_what_lives_as_json(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lives = LivingLaunch("ab12", None, (), 2**30, 61.5, "python -m vllm")
+    monkeypatch.setattr("autotune.ledger.living_launches", lambda: [lives])
+    (found,) = json.loads(call("ps", "--json").output)
+    assert found == {
+        "launch": "ab12",
+        "of": "not in this --db",
+        "owner": None,
+        "pids": [],
+        "memory": 2**30,
+        "seconds": 61.5,
+        "command": "python -m vllm",
+    }
 
 
 @pytest.fixture
