@@ -11,7 +11,7 @@ import psutil
 import pytest
 from sqlalchemy import text
 
-from autotune import ledger, tune
+from autotune import ledger, loop
 from autotune.errors import DatabaseLocked, FailureKind, MachineError, UserError
 from autotune.serving.gpu import SLACK_MIB, GpuMemory, held
 from autotune.serving.logs import LogFolder
@@ -195,7 +195,7 @@ def test_a_database_that_stays_locked_ends_the_run_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(tune, "LOCKED_S", 0.5)
+    monkeypatch.setattr(loop, "LOCKED_S", 0.5)
     study = write_study(tmp_path)
     assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
     c = sqlite3.connect(tmp_path / "autotune.db")
