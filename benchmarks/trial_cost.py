@@ -324,13 +324,15 @@ def read_stamped(lines: Sequence[str]) -> list[Stamped]:
             at = float(stamp)
         except ValueError:  # the guard's own, or half a line
             continue
-        if text == _BEGIN:
+        # vLLM's last words may be without an end of line: then a mark stands behind them
+        mark = next((m for m in (_BEGIN, _HEALTHY, _MEASURED, _END) if text.endswith(m)), None)
+        if mark == _BEGIN:
             marks, server = {}, []
-        if text in {_BEGIN, _HEALTHY, _MEASURED, _END}:
-            marks[text] = at
+        if mark is not None:
+            marks[mark] = at
         else:
             server.append(text)
-        if text == _END and len(marks) == 4:
+        if mark == _END and len(marks) == 4:
             free = out[-1].ended if out else marks[_BEGIN]
             out.append(
                 Stamped(free, marks[_BEGIN], marks[_HEALTHY], marks[_MEASURED], at, tuple(server))
