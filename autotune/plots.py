@@ -384,6 +384,26 @@ def _hover(view: StudyView, trial: TrialView) -> str:
     return "<br>".join([lines[0], *(escape(line, quote=False) for line in lines[1:])])
 
 
+def headline(view: StudyView) -> dict[str, Any]:
+    """Plotly's title of a study's figure: its name, how far it is, and on what."""
+    done = f"{view.finished} of {view.wanted} trials"
+    failed = view.failures()
+    parts = [
+        done + (f", {len(failed)} failed" if failed else ""),
+        f"vLLM {view.vllm_version}" if view.vllm_version else "",
+        view.machine,
+    ]
+    subtitle = textwrap.shorten(" · ".join(plain(p) for p in parts if p), 105, placeholder=" …")
+    return {
+        "text": f"<b>{escape(plain(view.name), quote=False)}</b><br>"
+        f'<span style="font-size: 12px">{escape(subtitle, quote=False)}</span>',
+        "y": 1,
+        "yref": "container",
+        "yanchor": "top",
+        "pad": {"t": 30},
+    }
+
+
 def _layout(
     fig: go.Figure,
     view: StudyView,
@@ -399,24 +419,10 @@ def _layout(
     below = 24 if rows else _BOTTOM
     height = whole - _TOP - below
     bottom = (gap + strip) / height
-    done = f"{view.finished} of {view.wanted} trials"
     failed = view.failures()
-    parts = [
-        done + (f", {len(failed)} failed" if failed else ""),
-        f"vLLM {view.vllm_version}" if view.vllm_version else "",
-        view.machine,
-    ]
-    subtitle = textwrap.shorten(" · ".join(plain(p) for p in parts if p), 105, placeholder=" …")
     fig.update_layout(
         template=template(theme),
-        title={
-            "text": f"<b>{escape(plain(view.name), quote=False)}</b><br>"
-            f'<span style="font-size: 12px">{escape(subtitle, quote=False)}</span>',
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": 30},
-        },
+        title=headline(view),
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "xanchor": "left"},
         margin={"l": _LEFT, "r": _RIGHT, "t": _TOP, "b": below},
         height=whole,

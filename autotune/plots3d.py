@@ -27,6 +27,7 @@ from autotune.plots import (
     _Axis,
     _coloured,
     _hover,
+    headline,
     template,
 )
 from autotune.space import MNBT, N, Value
@@ -229,13 +230,6 @@ def _layout(
     height: int,
     theme: Theme,
 ) -> None:
-    failed = view.failures()
-    parts = [
-        f"{view.finished} of {view.wanted} trials" + (f", {len(failed)} failed" if failed else ""),
-        f"vLLM {view.vllm_version}" if view.vllm_version else "",
-        view.machine,
-    ]
-    subtitle = textwrap.shorten(" · ".join(plain(p) for p in parts if p), 105, placeholder=" …")
     scene: dict[str, Any] = {
         f"{k}axis": {
             "title": {"text": _wrapped(a.title, 30), "font": {"size": 12}},
@@ -252,14 +246,7 @@ def _layout(
         scene["zaxis"]["range"] = ranges[2][::-1]
     fig.update_layout(
         template=template(theme),
-        title={
-            "text": f"<b>{escape(plain(view.name), quote=False)}</b><br>"
-            f'<span style="font-size: 12px">{escape(subtitle, quote=False)}</span>',
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": 30},
-        },
+        title=headline(view),
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "xanchor": "left"},
         margin={"l": 40, "r": 40, "t": 110, "b": 20},
         height=height,
