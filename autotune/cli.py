@@ -269,7 +269,7 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
         trial = _best(view)
         with ui.waiting("drawing the plots"):
             plots = _draw(view, output_folder(database, name))
-            publish(store.optuna_study(name), view)
+            publish(store, name)
         ui.summary(view, _serve(store, name, trial), database, plots)
 
 
@@ -876,7 +876,7 @@ def load_map(
     ui = Ui(Console(stderr=True, highlight=False))
     if show:
         with opened(database) as store:
-            view = stored_view(store, loaded)
+            view = stored_view(store, loaded, loaded.spec.fingerprint(loaded.base))
     else:
         with ui:
             prepared = prepare(loaded, ui)

@@ -186,7 +186,7 @@ def map_study(
         run = _Map(prepared, store, sorted(loads), launches, deadline, ui)
         with run.warm:
             reason = run.go()
-        return map_view(store, prepared.loaded, run.loads, run.setting, run.p.resolve), reason
+        return run.view(), reason
 
     return run_on(database, ui, go)
 
@@ -208,10 +208,12 @@ class _Map:
         self.launches = launches
         self.deadline = deadline
         self.ui = ui
+        self.loaded = prepared.loaded  # as it is in the file
         self.name = prepared.spec.name
         self.ledger = map_name(self.name)
         self.requests = map_requests(prepared, loads)
-        self.known = study_in(store, prepared.loaded)
+        self.fingerprint = prepared.spec.fingerprint(prepared.loaded.base)
+        self.known = study_in(store, self.name, self.fingerprint)
         self.p, self.setting = self.settle(prepared)
         self.candidates = self.feasible()
         self.machine = describe_machine()
@@ -219,6 +221,12 @@ class _Map:
         self.logs = LogFolder(output_folder(store.path, self.name) / "logs")
         self.warm = WarmStart(self.p.spec.server, self.p.info, self.logs.path("template.log"))
         self.rests = store.rests(self.name, self.machine)
+
+    def view(self) -> MapView:
+        """What the map amounts to by now."""
+        return map_view(
+            self.store, self.loaded, self.fingerprint, self.loads, self.setting, self.p.resolve
+        )
 
     def go(self) -> StopReason:
         for launch, ended in end_unended(self.store, self.p.spec.server.stop_timeout_s):
@@ -288,7 +296,7 @@ class _Map:
         self.raise_mnbt(adapted, params)
         version = prepared.info.version
         return adapted, Setting(
-            fingerprint=spec.fingerprint(prepared.loaded.base),
+            fingerprint=self.fingerprint,
             vllm=None if version is None else version.partition("+")[0],
             params=params,
             flags=flags,

@@ -175,20 +175,24 @@ def launched_version(store: Store, ledger: str) -> str | None:
     return found[-1] if found else None
 
 
-def study_in(store: Store, loaded: LoadedStudy) -> StudyView | None:
-    """The study itself, if the database has it with the same file."""
-    name = loaded.spec.name
+def study_in(store: Store, name: str, fingerprint: str) -> StudyView | None:
+    """The study itself, if the database has it and it is the same one."""
     if name not in store.study_names():
         return None
     if name not in {s.study_name for s in store.storage.get_all_studies()}:
         return None
     _, row = store.load_study(name)
-    same = row.fingerprint == loaded.spec.fingerprint(loaded.base)
-    return study_view(store, name) if same else None
+    return study_view(store, name) if row.fingerprint == fingerprint else None
 
 
-def stored_view(store: Store, loaded: LoadedStudy) -> MapView:
+def stored_view(store: Store, loaded: LoadedStudy, fingerprint: str) -> MapView:
     """The study's latest map; nothing is launched, and nothing of the study is run.
+
+    Args:
+        store: Has it.
+        loaded: The study.
+        fingerprint: The study's; given, because a database on another machine than its study's
+            comes without the prompts that it is computed from.
 
     Raises:
         UserError: there is none.
@@ -207,12 +211,13 @@ def stored_view(store: Store, loaded: LoadedStudy) -> MapView:
             "on with it"
         )
     resolve = model_resolver(loaded, unasked(loaded.spec.server))
-    return map_view(store, loaded, loads, setting, resolve)
+    return map_view(store, loaded, fingerprint, loads, setting, resolve)
 
 
 def map_view(
     store: Store,
     loaded: LoadedStudy,
+    fingerprint: str,
     loads: Sequence[int],
     setting: Setting,
     resolve: Callable[[str], str],
@@ -222,6 +227,7 @@ def map_view(
     Args:
         store: Has it.
         loaded: The study.
+        fingerprint: The study's.
         loads: Those that are shown.
         setting: Of the map.
         resolve: Turns the draft's reference into what vLLM is given.
@@ -246,21 +252,23 @@ def map_view(
         flags=dict(setting.flags),
         loads=tuple(loads),
         points=tuple(points),
-        variance=_variance(store, loaded, setting),
+        variance=_variance(store, spec.name, fingerprint, setting),
         schedule=ranges,
         why_no_schedule=why_no_schedule(version),
         arguments={n: argument(n, None) for n in sorted(rates) if n > 0},
         schedule_argument=None
         if ranges is None
         else argument(max(n for _, _, n in ranges), ranges),
-        same_file=setting.fingerprint == spec.fingerprint(loaded.base),
+        same_file=setting.fingerprint == fingerprint,
     )
 
 
-def _variance(store: Store, loaded: LoadedStudy, setting: Setting) -> LaunchVariance | None:
+def _variance(
+    store: Store, name: str, fingerprint: str, setting: Setting
+) -> LaunchVariance | None:
     """How launches of the study differ in throughput; None: too little is known of it."""
-    view = study_in(store, loaded)
-    if view is None or setting.fingerprint != loaded.spec.fingerprint(loaded.base):
+    view = study_in(store, name, fingerprint)
+    if view is None or setting.fingerprint != fingerprint:
         return None
     found = view.variance.get(THROUGHPUT.name)
     return found if found is not None and found.total.degrees >= LEAST_DEGREES else None

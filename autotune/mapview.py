@@ -302,12 +302,12 @@ def crossover_text(found: Crossover | None, at: Sequence[AtLoad]) -> str:
     else:
         raise ValueError("a crossover between loads has both")
     last, first = found.surely_wins, found.surely_loses
-    sure = [f"wins at {last}"] if last is not None else ["wins at none"]
-    sure += [f"loses at {first}"] if first is not None else ["loses at none"]
+    wins = "no win is sure" if last is None else f"the last sure win is at {last}"
+    losses = "no loss is sure" if first is None else f"the first sure loss is at {first}"
     if last is None and first is None:
         text += " By the intervals none of this is certain."
     elif (last, first) != (found.wins, found.loses):
-        text += f" By the intervals it surely {', and surely '.join(sure)}."
+        text += f" By the intervals {wins}, and {losses}."
     if found.also_loses:
         text += f" It also loses at {', '.join(map(str, found.also_loses))}, below that."
     return text

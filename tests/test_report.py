@@ -41,6 +41,7 @@ from tests.study_views import P95, THROUGHPUT
 from tests.test_map import Instant
 
 STORED = Path(__file__).parent.parent / "studies/results/demo-cpu/autotune.db"
+ON_A_GPU = Path(__file__).parent.parent / "studies/results/smollm2-h200/autotune.db"
 EVIL = "<img src=x onerror=\"document.title='owned'\"> | `*evil*` [x](http://evil.example)"
 MACHINE = {
     "cpu": "A processor",
@@ -329,6 +330,17 @@ def test_a_map_is_shown_with_its_crossover(tmp_path: Path, monkeypatch: pytest.M
     argument = next(line for line in done.stdout.splitlines() if "--speculative-config" in line)
     codes = [b.text for x in report.sections for b in x.blocks if isinstance(b, Code)]
     assert argument.strip() in codes
+
+
+def test_the_database_is_enough_on_another_machine(tmp_path: Path) -> None:
+    database = tmp_path / "autotune.db"
+    shutil.copy(ON_A_GPU, database)
+    with opened(database) as store:
+        loaded, _ = store.load_study("smollm2-h200")
+    assert not loaded.path.exists()  # nor its prompts
+    report = report_of(database)
+    assert "load" in figure_names(report)
+    assert "the last sure win is at 8, and no loss is sure" in words(report, "load")
 
 
 def test_how_to_repeat_it(stored: Report, tmp_path: Path) -> None:

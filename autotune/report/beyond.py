@@ -109,9 +109,9 @@ def _form(value: float | None, form: str) -> str:
 
 def other_loads(s: Source) -> Iterator[Block]:
     """The map, as `autotune map --show` has it."""
-    loaded, _row = s.store.load_study(s.view.name)
+    loaded, row = s.store.load_study(s.view.name)
     try:
-        view = stored_view(s.store, loaded)
+        view = stored_view(s.store, loaded, row.fingerprint)
     except UserError:
         yield Paragraph(
             f"All of this holds for {load_text(s)}. The database has no map of other loads; "
