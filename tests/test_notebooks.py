@@ -17,8 +17,9 @@ def by_name(path: Path) -> str:
     return path.stem
 
 
-def test_there_are_two() -> None:
-    assert [p.stem for p in NOTEBOOKS] == ["first-study", "reading-a-result"]
+def test_which_there_are() -> None:
+    names = ["first-study", "reading-a-result", "speculation-on-a-gpu"]
+    assert [p.stem for p in NOTEBOOKS] == names
 
 
 @pytest.fixture(autouse=True)
