@@ -260,7 +260,8 @@ def _say_trust(ui: Ui, loaded: LoadedStudy) -> None:
 def _finish(ui: Ui, database: Path, name: str) -> None:
     """Plots, the dashboard's pages and the summary of a study."""
     from autotune.dashboard import publish
-    from autotune.loop import output_folder
+    from autotune.launching import output_folder
+    from autotune.report import build
     from autotune.results import study_view
     from autotune.store import opened
 
@@ -269,7 +270,7 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
         trial = _best(view)
         with ui.waiting("drawing the plots"):
             plots = _draw(view, output_folder(database, name))
-            publish(store, name)
+            publish(store.optuna_study(name), view, build(store, name))
         ui.summary(view, _serve(store, name, trial), database, plots)
 
 
@@ -623,7 +624,7 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
     Example:
       autotune pareto --out plots
     """
-    from autotune.loop import output_folder
+    from autotune.launching import output_folder
     from autotune.results import study_view
     from autotune.store import opened
 

@@ -1,21 +1,27 @@
-"""optuna-dashboard as a first-class view: served on this machine only, with our figure and notes.
+"""optuna-dashboard as a first-class view: served on this machine only, with our figures and notes.
 
 optuna-dashboard 0.21 opens a database by its URL without making Optuna's tables, so that it dies
 on an empty file (``no such table: version_info``). It is given an opened storage instead.
+
+The figures are the report's, saved in the study (:func:`publish`). What is known of a trial gets
+readable names with units on its way to the page only (:func:`_in_words`): the database keeps one
+name for each thing, which every version reads, and Optuna writes nothing to a finished trial.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import logging
 import os
 import re
 import webbrowser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -24,11 +30,16 @@ import optuna_dashboard
 import plotly.graph_objects as go
 from optuna.artifacts import FileSystemArtifactStore
 
-from autotune.errors import UserError
-from autotune.plots import pareto_figure
-from autotune.plots3d import front_figure
-from autotune.store import Store
+from autotune.errors import AutotuneError, UserError
+from autotune.plots import LIGHT, pareto_figure
+from autotune.plots3d import space_figure
+from autotune.report import build
+from autotune.report.content import Figure, Report
+from autotune.report.measured import remarks
+from autotune.results import study_view
+from autotune.store import Store, database_errors
 from autotune.views import (
+    Bounds,
     StudyView,
     TrialView,
     bounds_text,
@@ -44,9 +55,47 @@ from autotune.views import (
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+# Of a trial, by readable name: words, or a number that can be plotted.
+_Attributes = dict[str, str | float]
+# The number of a trial, and what became of it in optuna-dashboard's words.
+_State = tuple[int, str]
+
 HOST = "127.0.0.1"
 # The height in pixels of optuna-dashboard's card for a figure; a taller one would be cut off.
 _CARD_HEIGHT = 450
+# Plotly's buttons that would lie over a title; the mouse does what they do.
+_NO_BUTTONS = (
+    *("zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale", "resetscale"),
+    *("orbitrotation", "tablerotation", "resetcameradefault", "resetcameralastsave"),
+)
+# What the dashboard asks for a study's page, every few seconds.
+_STUDY = re.compile(r"/api/studies/(\d+)/?")
+# User attributes of ours, which are told in words instead; any other is a user's own, and shown.
+_OURS = frozenset(
+    {
+        "acceptance_length",
+        "acceptance_per_position",
+        "baseline",
+        "challenge",
+        "confirmation",
+        "confirms",
+        "expected_gain",
+        "failure_evidence",
+        "failure_kind",
+        "failure_reason",
+        "intervals",
+        "launch",
+        "log_variances",
+        "moved_because",  # of an older version
+        "point",
+        "quality",
+        "replicates",
+        "reused",
+        "vllm_version",
+    }
+)
+
+_log = logging.getLogger(__name__)
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -65,7 +114,7 @@ def serve(
     open_browser: bool,
     ready: Callable[[str], None],
 ) -> None:
-    """Runs optuna-dashboard on 127.0.0.1 until Ctrl-C.
+    """Runs optuna-dashboard on 127.0.0.1 until Ctrl-C; what it shows is made anew before.
 
     Args:
         database: The study's SQLite file.
@@ -84,12 +133,19 @@ def serve(
         path, what = "/dashboard", f"{len(names)} studies"
         if names and (study is not None or len(names) == 1):
             name = store.pick_study(study)
-            path = f"/dashboard/studies/{store.storage.get_study_id_from_name(name)}"
-            what = name
+            path = f"/dashboard/studies/{store.optuna_study(name)._study_id}"
+            what, names = name, [name]
         elif study is not None:
             store.pick_study(study)  # says that there is none
         elif not names:
             what = f"{database} holds no study yet, and they show as they come"
+        for name in names:
+            try:
+                with database_errors(database):
+                    report = build(store, name)
+                    publish(store.optuna_study(name), study_view(store, name), report)
+            except AutotuneError as e:  # to look at what is there is better than nothing
+                _log.warning("figures and notes are as they were saved: %s", e)
         with _bind(port, store) as server, contextlib.suppress(KeyboardInterrupt):
             url = f"http://{HOST}:{server.server_port}{path}"
             ready(f"dashboard ({plain(what)}): {url}  (Ctrl-C ends it)")
@@ -102,11 +158,10 @@ def serve(
 
 def _bind(port: int, store: Store) -> _Server:
     artifacts = store.path.absolute().parent / "artifacts"
-    app = _local_only(
-        optuna_dashboard.wsgi(
-            store.storage, FileSystemArtifactStore(artifacts) if artifacts.is_dir() else None
-        )
+    shown = optuna_dashboard.wsgi(
+        store.storage, FileSystemArtifactStore(artifacts) if artifacts.is_dir() else None
     )
+    app = _local_only(_in_words(shown, store))
     try:
         server = make_server(HOST, port, app, _Server, _QuietHandler)
     except OSError as e:
@@ -142,9 +197,128 @@ def _is_local(url: str) -> bool:
         return False
 
 
+def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
+    """Tells what is known of a trial with readable names and units."""
+    known: dict[int, tuple[set[_State], Mapping[int, _Attributes] | None]] = {}
+
+    def attributes(study: int, seen: set[_State]) -> Mapping[int, _Attributes] | None:
+        """Of each trial, by number; None: as they are stored, of a study that is not ours.
+
+        The page asks every few seconds, also while a server is measured: they are made anew only
+        when a trial has begun or ended.
+        """
+        before, words = known.get(study, (None, None))
+        if before is not None and seen <= before:
+            return words
+        try:
+            with database_errors(store.path):
+                name = store.storage.get_study_name_from_id(study)
+                ours = name in store.study_names()  # or made by hand, in the dashboard
+                words = _all_attributes(store, name) if ours else None
+        except AutotuneError as e:
+            _log.warning("user attributes are shown as they are stored: %s", e)
+            words = None
+        known[study] = seen | (before or set()), words
+        return words
+
+    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        asked = _STUDY.fullmatch(environ.get("PATH_INFO", ""))
+        if asked is None or environ["REQUEST_METHOD"] != "GET":
+            return app(environ, start)
+        begun: list[Any] = []
+
+        def hold(status: str, headers: list[tuple[str, str]], _error: Any = None) -> Any:
+            begun[:] = status, headers
+
+        body = b"".join(app(environ, hold))
+        status, headers = begun
+        if status.startswith("200"):
+            study = json.loads(body)
+            seen = {(t["number"], t["state"]) for t in study["trials"]}
+            if (words := attributes(int(asked[1]), seen)) is not None:
+                _put(words, study)
+                body = json.dumps(study).encode()
+        headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
+        start(status, [*headers, ("Content-Length", str(len(body)))])
+        return [body]
+
+    return answer
+
+
+def _put(words: Mapping[int, _Attributes], study: dict[str, Any]) -> None:
+    """Puts attributes into a study as the dashboard's page is told of it, in place of ours."""
+    sortable: dict[str, bool] = {}  # numbers, which can be an axis of a plot as well
+    for of in words.values():
+        for key, value in of.items():
+            sortable[key] = sortable.get(key, True) and not isinstance(value, str)
+    own = [a for a in study["union_user_attrs"] if a["key"] not in _OURS]
+    study["union_user_attrs"] = [{"key": k, "sortable": x} for k, x in sortable.items()] + own
+    for trial in (*study["trials"], *study["best_trials"]):
+        if (found := words.get(trial["number"])) is not None:  # it has a point
+            own = [a for a in trial["user_attrs"] if a["key"] not in _OURS]
+            trial["user_attrs"] = [{"key": k, "value": str(v)} for k, v in found.items()] + own
+    for attribute in study["user_attrs"]:
+        attribute["key"] = _study_key(attribute["key"])
+
+
+def _study_key(key: str) -> str:
+    """A user attribute of a study in words, if it is ours; see `loop`."""
+    wanted = key.removeprefix("confirmation_")
+    if wanted != key and wanted.isdigit():
+        return f"trials launched again, in this order (--trials {wanted})"
+    return "--trials that the search did not need" if key == "converged" else key
+
+
+def _all_attributes(store: Store, name: str) -> dict[int, _Attributes]:
+    """Of each trial of a study, by number."""
+    view = study_view(store, name)
+    healthy = {  # seconds; of several launches the latest one counts, as everywhere
+        x.trial: x.ready_at - x.planned_at for x in store.launches(name) if x.ready_at is not None
+    }
+    return {t.number: _attributes(view, t, healthy.get(t.number)) for t in view.trials}
+
+
+def _attributes(view: StudyView, t: TrialView, healthy_s: float | None) -> _Attributes:
+    """What is known of a trial beside its parameters and objectives; nothing that is empty.
+
+    Args:
+        view: Of its study.
+        t: The trial.
+        healthy_s: From its launch to its server's first healthy answer, s.
+    """
+    found: dict[str, str | float | None] = {
+        "remarks": remarks(t),
+        "failure reason": plain(t.failure_reason or ""),
+        "warnings": plain("; ".join(t.warnings)),
+    }
+    for o in view.objectives:
+        name = objective_text(o)
+        found[f"{name}, 95% interval"] = _interval((t.intervals or {}).get(o.name))
+        found[f"{name}, confirmed"] = _rounded((t.confirmed or {}).get(o.name))
+        found[f"{name}, confirmed, 95% interval"] = _interval(
+            (t.confirmed_intervals or {}).get(o.name)
+        )
+    found["speed-up (×)"] = _rounded(t.speedup)
+    found["speed-up (×), 95% interval"] = _interval(t.speedup_interval)
+    found["acceptance length (tokens/step)"] = _rounded(t.acceptance_length)
+    found["accepted by position"] = ", ".join(f"{x:.0%}" for x in t.acceptance_per_position)
+    found["requests"] = t.requests
+    found["launch to healthy (s)"] = _rounded(healthy_s)
+    return {key: value for key, value in found.items() if value is not None and value != ""}
+
+
+def _interval(bounds: Bounds | None) -> str | None:
+    return None if bounds is None else bounds_text(bounds)
+
+
+def _rounded(value: float | None) -> float | None:
+    """To four digits."""
+    return None if value is None else float(f"{value:.4g}")
+
+
 _FRONT_NOTE = """\
-No other trial beats one of the front in one objective without losing in another. The plot at the
-foot of the study's first page shows it with the dominated and the failed trials."""
+No other trial beats one of the front in one objective without losing in another. A plot further
+down on the study's first page shows it with the dominated and the failed trials."""
 _READING_NOTE = """\
 ## How to read the parameters
 
@@ -157,13 +331,19 @@ _READING_NOTE = """\
 the trials.*"""
 
 
-def publish(study: optuna.Study, view: StudyView) -> None:
-    """Puts our figure and notes where optuna-dashboard shows them.
+def publish(study: optuna.Study, view: StudyView, report: Report) -> None:
+    """Puts our figures and notes where optuna-dashboard shows them.
 
-    The study's note is ours and follows the study; a failed trial's note is written once, so that
-    what a user adds to it stays.
+    A figure replaces what it was before. The study's note is ours and follows the study; a failed
+    trial's note is written once, so that what a user adds to it stays.
+
+    Args:
+        study: Where they are saved.
+        view: The same study.
+        report: Of it; its figures are shown.
     """
-    optuna_dashboard.save_plotly_graph_object(study, _figure(view), graph_object_id="pareto-front")
+    for key, figure in _cards(view, report):
+        optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
     _save(study, _study_note(view))
     ids = {t.number: t._trial_id for t in study.get_trials(deepcopy=False)}
     for trial in view.failures():
@@ -173,16 +353,39 @@ def publish(study: optuna.Study, view: StudyView) -> None:
             _save(target, _failure_note(trial))
 
 
-def _figure(view: StudyView) -> go.Figure:
-    if len(view.objectives) != 3:
-        return pareto_figure(view, _CARD_HEIGHT)
-    figure = front_figure(view, _CARD_HEIGHT)
-    # the card has room for the space only, and optuna-dashboard draws parallel coordinates itself
-    figure.data = [trace for trace in figure.data if trace.type != "parcoords"]
-    figure.layout.annotations = ()  # what explains them
-    small = {"title_font_size": 10, "tickfont_size": 9, "nticks": 5}
-    figure.update_scenes(domain_y=[0, 1], xaxis=small, yaxis=small, zaxis=small)
-    return figure
+def _cards(view: StudyView, report: Report) -> Iterator[tuple[str, go.Figure]]:
+    """The report's figures as the dashboard's cards, each with the id that it is saved by."""
+    front = space_figure if len(view.objectives) == 3 else pareto_figure
+    yield "pareto-front", _as_card(front(view, _CARD_HEIGHT))
+    for section in report.sections:
+        for block in section.blocks:
+            if isinstance(block, Figure) and block.name != "front":
+                yield block.name, _as_card(_headed(block.draw(LIGHT), section.title))
+
+
+def _headed(figure: go.Figure, title: str) -> go.Figure:
+    """A figure of the report, with the title of the section that it stands in."""
+    return figure.update_layout(
+        title={
+            "text": f"<b>{title}</b>",
+            "font_size": 15,
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad_t": 16,
+        },
+        margin_t=92,
+    )
+
+
+def _as_card(figure: go.Figure) -> go.Figure:
+    """A figure as a card has room for it: half the page wide."""
+    small = {"title_font_size": 11, "title_standoff": 6}
+    figure.update_layout(height=_CARD_HEIGHT, modebar_remove=_NO_BUTTONS)
+    figure.update_xaxes(**small)
+    figure.update_yaxes(**small)
+    smaller = {"title_font_size": 10, "tickfont_size": 9, "nticks": 5}
+    return figure.update_scenes(xaxis=smaller, yaxis=smaller, zaxis=smaller)
 
 
 def _save(target: object, body: str) -> None:

@@ -17,30 +17,27 @@ import dataclasses
 import itertools
 import math
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.canary import Rest, disturbed, take_rest
+from autotune.canary import disturbed
 from autotune.errors import (
     MachineError,
     NothingUsable,
     TrialFailure,
     UserError,
 )
+from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text, map_name
 from autotune.load import Request, Sample, Workload, build_workload
 from autotune.loop import (
     Prepared,
     StopReason,
     baseline_point,
-    check_is_there,
-    end_launch,
-    output_folder,
     run_on,
 )
-from autotune.machine import describe_machine, machine_line
+from autotune.machine import machine_line
 from autotune.mapresults import (
     MAX_NUM_SEQS,
     PARTS,
@@ -64,10 +61,10 @@ from autotune.measure.crossover import (
 )
 from autotune.measure.intervals import MIN_REQUESTS
 from autotune.measuring import Measuring, send
-from autotune.serving import LogFolder, Server, WarmStart, free_port, plan_launch
+from autotune.serving import Server
 from autotune.space import MNBT, N, Value
 from autotune.spec import FlagValue, StudySpec, WorkloadSpec
-from autotune.store import MapPointRow, Store, file_identity
+from autotune.store import MapPointRow, Store
 from autotune.ui import Ui
 from autotune.views import number, point_text
 
@@ -184,7 +181,7 @@ def map_study(
 
     def go(store: Store) -> tuple[MapView, StopReason]:
         run = _Map(prepared, store, sorted(loads), launches, deadline, ui)
-        with run.warm:
+        with run.launcher.warm:
             reason = run.go()
         return run.view(), reason
 
@@ -216,10 +213,8 @@ class _Map:
         self.known = study_in(store, self.name, self.fingerprint)
         self.p, self.setting = self.settle(prepared)
         self.candidates = self.feasible()
-        self.machine = describe_machine()
-        self.inode = file_identity(store.path)
-        self.logs = LogFolder(output_folder(store.path, self.name) / "logs")
-        self.warm = WarmStart(self.p.spec.server, self.p.info, self.logs.path("template.log"))
+        self.launcher = Launcher(self.p, store, self.ledger)
+        self.machine = self.launcher.machine
         self.rests = store.rests(self.name, self.machine)
 
     def view(self) -> MapView:
@@ -452,73 +447,31 @@ class _Map:
         return "the schedule" if point.schedule is not None else f"n = {point.n}"
 
     def launch_and_measure(self, point: MapPointRow, parts: Sequence[tuple[int, int]]) -> None:
-        """One server from birth to proof of death.
+        """One launch of a point, for all parts that are missing.
 
         Raises:
             TrialFailure: it did not come up, or gave nothing that may be called a number.
         """
-        check_is_there(self.store.path, self.inode)
-        spec = self.p.spec.server
-        server_spec = spec if point.schedule is None else scheduled(spec, point.schedule)
-        launch_id = uuid.uuid4().hex
-        attempt = len(self.store.launches(self.ledger, point.id))
-        rest = take_rest(self.rests)  # while no server of ours is there
-        plan = plan_launch(
-            server_spec,
+        server = self.p.spec.server
+        self.launcher.run(
+            point.id,
+            len(self.store.launches(self.ledger, point.id)),
             self.point(point.n),
-            self.p.info,
-            port=free_port(),
-            launch_id=launch_id,
-            resolve=self.p.resolve,
+            log=f"map-{point.id:04d}",
+            rests=self.rests,
+            measure=lambda launched: self.measure(launched, point, parts),
+            say=lambda stage: self.ui.stage(f"{self.words(point)}: {stage}"),
+            server=server if point.schedule is None else scheduled(server, point.schedule),
         )
-        log_path = self.logs.path(f"map-{point.id:04d}-{attempt}.log")
-        self.store.plan_launch(
-            launch_id,
-            study=self.ledger,
-            trial=point.id,
-            attempt=attempt,
-            plan=plan,
-            machine=self.machine,
-            log_path=log_path,
-        )
-        self.event("launching", point, launch_id)
-        self.ui.stage(f"{self.words(point)}: launching")
-        server = Server(
-            plan,
-            launch_id=launch_id,
-            log_path=log_path,
-            server=server_spec,
-            info=self.p.info,
-            warm=self.warm,
-        )
-        try:
-            self.store.launch_started(server.start())
-            self.store.launch_ready(launch_id, server.wait_ready(lambda _seconds: None))
-            self.event("healthy", point, launch_id)
-            self.measure(server, launch_id, point, parts, rest)
-        except TrialFailure as e:
-            failure = plan.masked_failure(e)
-            self.store.launch_failed(launch_id, failure, server.log_tail())
-            self.event(f"failed: {failure}", point, launch_id)
-            raise failure from e
-        finally:
-            self.ui.stage(f"{self.words(point)}: stopping")
-            end_launch(server, self.store, launch_id)
-            self.event("stopped", point, launch_id)
 
     def measure(
-        self,
-        server: Server,
-        launch_id: str,
-        point: MapPointRow,
-        parts: Sequence[tuple[int, int]],
-        rest: Rest,
+        self, launched: Launched, point: MapPointRow, parts: Sequence[tuple[int, int]]
     ) -> None:
         """Warm-up, then the parts that are missing; each is kept when it is whole."""
         for i, (load, part) in enumerate(parts):
             kept: list[Sample] = []
             measuring = Measuring(
-                server,
+                launched.server,
                 self.part_spec(load),
                 (THROUGHPUT,),
                 keep=kept.extend,
@@ -529,12 +482,13 @@ class _Map:
                 if i == 0:
                     self.ui.stage(f"{self.words(point)}: warming")
                     measuring.warm(self.requests.warmup)
-                    self.event("warm", point, launch_id)
+                    launched.clock.mark("warm")
+                    launched.event("warm")
                 self.ui.stage(f"{self.words(point)}: measuring {load} at a time, part {part + 1}")
-                self.fill(server, load, part, kept)
+                self.fill(launched.server, load, part, kept)
                 requests = self.requests.measured[load, part]
                 workload = Workload((), tuple(requests), (0.0,) * len(requests))
-                result = measuring.measure(workload, rest, whole=False)
+                result = measuring.measure(workload, launched.rest, whole=False)
             finally:
                 named = [
                     dataclasses.replace(
@@ -542,9 +496,9 @@ class _Map:
                     )
                     for x in kept
                 ]
-                self.store.add_samples(launch_id, named)
+                self.store.add_samples(launched.launch_id, named)
             self.store.add_load(
-                launch_id,
+                launched.launch_id,
                 point.id,
                 concurrency=load,
                 part=part,
@@ -554,8 +508,9 @@ class _Map:
                 intervals={name: (x.low, x.high) for name, x in result.intervals.items()},
                 quality=result.quality() | {"disturbed": disturbed(result.machine, self.rests)},
             )
-            self.event("measured", point, launch_id)
-        self.rests.append(rest.kernel_s)
+            launched.event("measured")
+        launched.clock.mark("measured")
+        self.rests.append(launched.rest.kernel_s)
 
     def part_spec(self, load: int) -> StudySpec:
         """The study with this load, and measured until the whole of its parts is precise."""
@@ -574,9 +529,6 @@ class _Map:
         requests = self.requests.short[load, part]
         workload = closed_loop(self.p.spec.workload, load)
         send(server, workload, requests, [0.0] * len(requests), "warmup", kept.append)
-
-    def event(self, what: str, point: MapPointRow, launch_id: str) -> None:
-        self.store.event(self.ledger, what, trial=point.id, launch_id=launch_id)
 
     def say_other_machine(self) -> None:
         earlier = [x for p in self.points() for x in self.store.launches(self.ledger, p.id)]

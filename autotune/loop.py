@@ -10,7 +10,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from autotune.canary import Rest, disturbed, take_rest
-from autotune.compilecache import compile_cache_of
+from autotune.canary import disturbed
 from autotune.demo import resolve_model
 from autotune.errors import (
     DatabaseLocked,
@@ -38,9 +36,10 @@ from autotune.errors import (
 )
 from autotune.explain import known_for
 from autotune.graphs import aligned_sizes, coverage, graphs
+from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text
 from autotune.load import Workload, build_workload
-from autotune.machine import describe_machine, machine_line
+from autotune.machine import machine_line
 from autotune.measure import Measurement, within_launch
 from autotune.measuring import Measuring, Result, Rival
 from autotune.results import (
@@ -65,17 +64,7 @@ from autotune.search import (
     seed_points,
 )
 from autotune.search.sampler import CHALLENGES, nearest, tried_points
-from autotune.serving import (
-    LogFolder,
-    Server,
-    VllmInfo,
-    WarmStart,
-    check_flags,
-    free_port,
-    plan_launch,
-    probe,
-)
-from autotune.serving.stages import StageClock, head_of, stages_of
+from autotune.serving import VllmInfo, check_flags, probe
 from autotune.space import (
     ALIGNED,
     MNBT,
@@ -89,7 +78,7 @@ from autotune.space import (
     describe,
 )
 from autotune.spec import LoadedStudy, StudySpec
-from autotune.store import LaunchRow, Store, exclusive, file_identity, opened
+from autotune.store import LaunchRow, Store, exclusive, opened
 from autotune.ui import Ui
 from autotune.views import TrialView, cost, objective_text
 from objectives import Objective, WithEnergy
@@ -284,7 +273,7 @@ def run_study(
             stop_below=stop_below,
             reuse=reuse,
         )
-        with run.warm:
+        with run.launcher.warm:
             return run.go()
 
     return run_on(database, ui, go)
@@ -358,33 +347,6 @@ def signals() -> Iterator[None]:
             signal.signal(s, handler)
 
 
-def check_is_there(database: Path, inode: tuple[int, int] | None) -> None:
-    """SQLite itself would go on writing into a file that was deleted.
-
-    Args:
-        inode: :func:`autotune.store.file_identity` of the file that was opened.
-
-    Raises:
-        MachineError: it was deleted or replaced.
-    """
-    if file_identity(database) != inode:
-        raise MachineError(
-            f"{database}: was deleted or replaced while it was in use; put it back, and the same "
-            "command goes on from there"
-        )
-
-
-def end_launch(server: Server, store: Store, launch_id: str) -> None:
-    """Stops a server, proves that it is gone, and writes it down."""
-    try:
-        report = server.stop()
-    except KeyboardInterrupt:  # asked twice: at once
-        report = server.stop(force=True)
-        store.launch_ended(launch_id, report.exit_code, report.killed)
-        raise
-    store.launch_ended(launch_id, report.exit_code, report.killed)
-
-
 def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
     """How badly the CUDA graphs of a point fit the study's batches; None: there are none.
 
@@ -412,11 +374,6 @@ def log_variance(value: float, low: float | None, high: float | None) -> float |
     """Variance of the logarithm of a value with such an interval; None: not known."""
     sd = within_launch(value, low, high) if value > 0 else None
     return None if sd is None else sd**2
-
-
-def output_folder(database: Path, study: str) -> Path:
-    """Where plots and server logs of a study go: beside its database."""
-    return database.parent / f"{database.stem}-{study}"
 
 
 class _Run:
@@ -448,16 +405,11 @@ class _Run:
         self.ui = ui
         self.space = self.spec.to_space()
         self.names = set(self.space.distributions())  # of Optuna's parameters
-        self.machine = describe_machine()
-        self.folder = output_folder(store.path, self.spec.name)
-        self.logs = LogFolder(self.folder / "logs")
-        self.warm = WarmStart(self.spec.server, prepared.info, self.logs.path("template.log"))
-        self.inode = file_identity(store.path)
+        self.launcher = Launcher(prepared, store, self.spec.name)
+        self.machine = self.launcher.machine
         self.failures_in_a_row: list[FailureKind] = []
         self.standing = Standing(prepared.objectives)
         self.front: dict[int, Rival] = {}  # as rivals() had it last
-        self.clock = StageClock(time.monotonic())  # of the latest launch
-        self.free_since = time.monotonic()  # the begin of the run, or the end of a launch
 
     def go(self) -> StopReason:
         self.end_leftovers()
@@ -794,7 +746,15 @@ class _Run:
         attempt = len(launches)
         while True:
             try:
-                launch_id = self.launch_and_measure(trial, point, attempt)
+                launch_id = self.launcher.run(
+                    trial.number,
+                    attempt,
+                    point,
+                    log=f"trial-{trial.number:04d}",
+                    rests=self.rests,
+                    measure=lambda launched: self.measure(launched, trial),
+                    say=self.ui.stage,
+                )
             except TrialFailure as failure:
                 failed += 1
                 attempt += 1
@@ -822,120 +782,42 @@ class _Run:
         disturbed = (measured[-1].quality or {}).get("disturbed")
         return len(measured) == 1 and bool(disturbed) and self.spec.measure.repeat_disturbed
 
-    def launch_and_measure(
-        self, trial: optuna.trial.FrozenTrial, point: Point, attempt: int
-    ) -> str:
-        """One server from birth to proof of death; returns the id of the measured launch.
-
-        Raises:
-            TrialFailure: it did not come up, or gave nothing that may be called a number.
-        """
-        check_is_there(self.store.path, self.inode)
-        launch_id = uuid.uuid4().hex
-        rest = take_rest(self.rests)  # while no server of ours is there
-        self.clock = StageClock(self.free_since)
-        plan = plan_launch(
-            self.spec.server,
-            point,
-            self.p.info,
-            port=free_port(),
-            launch_id=launch_id,
-            resolve=self.p.resolve,
-        )
-        log_path = self.logs.path(f"trial-{trial.number:04d}-{attempt}.log")
-        self.store.plan_launch(
-            launch_id,
-            study=self.spec.name,
-            trial=trial.number,
-            attempt=attempt,
-            plan=plan,
-            machine=self.machine,
-            log_path=log_path,
-        )
-        self.event("launching", trial, launch_id)
-        self.ui.stage("launching")
-        server = Server(
-            plan,
-            launch_id=launch_id,
-            log_path=log_path,
-            server=self.spec.server,
-            info=self.p.info,
-            warm=self.warm,
-        )
-        try:
-            self.store.launch_started(server.start())
-            self.clock.mark("started")
-            version = server.wait_ready(lambda _seconds: None)
-            self.clock.mark("healthy")
-            self.store.launch_ready(launch_id, version)
-            self.event("healthy", trial, launch_id)
-            self.measure(server, launch_id, trial, rest)
-        except TrialFailure as e:
-            failure = plan.masked_failure(e)
-            self.store.launch_failed(launch_id, failure, server.log_tail())
-            self.event(f"failed: {failure}", trial, launch_id)
-            raise failure from e
-        finally:
-            self.ui.stage("stopping")
-            self.clock.mark("stopping")
-            end_launch(server, self.store, launch_id)
-            self.clock.mark("ended")
-            self.free_since = time.monotonic()
-            self.event("stopped", trial, launch_id)
-            self.keep_stages(server, launch_id)
-        return launch_id
-
-    def keep_stages(self, server: Server, launch_id: str) -> None:
-        """Writes down where the time of a launch went that has ended, and what was compiled."""
-        log = head_of(server.log_path)
-        stages = stages_of(
-            log,
-            self.clock.marks,
-            tuner_s=self.clock.tuner_s,
-            first_s=self.store.first_request(launch_id),
-        )
-        self.store.keep_stages(launch_id, stages)
-        if (cache := compile_cache_of(log)) is not None:
-            self.store.keep_compile_cache(launch_id, cache)
-
-    def measure(
-        self, server: Server, launch_id: str, trial: optuna.trial.FrozenTrial, rest: Rest
-    ) -> None:
+    def measure(self, launched: Launched, trial: optuna.trial.FrozenTrial) -> None:
         """Warm-up, then the measured requests; stores every request and the objective values."""
         again = "confirms" in trial.user_attrs or "replicates" in trial.user_attrs
         workload = self.p.confirmation if "confirms" in trial.user_attrs else self.p.workload
         measuring = Measuring(
-            server,
+            launched.server,
             self.spec,
             self.p.objectives,
-            keep=lambda samples: self.store.add_samples(launch_id, samples),
+            keep=lambda samples: self.store.add_samples(launched.launch_id, samples),
             progress=self.ui.progress,
         )
         self.ui.stage("warming")
         measuring.warm(workload.warmup)
-        self.clock.mark("warm")
-        self.event("warm", trial, launch_id)
+        launched.clock.mark("warm")
+        launched.event("warm")
         self.ui.stage("measuring")
         rivals = [] if again or trial.user_attrs.get("baseline") else self.rivals()
         self.placed()
         found = self.standing.launched()
         result = measuring.measure(
             workload,
-            rest,
+            launched.rest,
             whole="confirms" in trial.user_attrs,
             rivals=rivals,
             between={name: v.between for name, v in found.variance.items()},
         )
-        self.clock.mark("measured")
+        launched.clock.mark("measured")
         self.store.launch_measured(
-            launch_id,
+            launched.launch_id,
             result.stats,
             result.values,
             {name: (i.low, i.high) for name, i in result.intervals.items()},
             result.quality() | {"disturbed": self.disturbed(result)},
         )
-        self.rests.append(rest.kernel_s)
-        self.event("measured", trial, launch_id)
+        self.rests.append(launched.rest.kernel_s)
+        launched.event("measured")
 
     def disturbed(self, result: Result) -> str | None:
         """Why the machine was not ours alone, against the study's launches on this machine."""
@@ -987,7 +869,7 @@ class _Run:
             quality={k: v for k, v in (launch.quality or {}).items() if k != "machine"},
         )
         self.study.tell(trial.number, [values[o.name] for o in self.p.objectives])
-        self.event("told", trial, launch_id)
+        self.store.event(self.spec.name, "told", trial=trial.number, launch_id=launch_id)
         self.failures_in_a_row.clear()
         self.show(trial.number)
 
@@ -1015,12 +897,9 @@ class _Run:
         if nothing_worked and hopeless:
             raise NothingUsable(
                 f"{self.spec.name}: no launch worked: {failure.reason}; the log of the last one is "
-                f"in {self.folder / 'logs'}"
+                f"in {self.launcher.logs}"
             )
 
     def show(self, number: int) -> None:
         trials = self.placed()
         self.ui.trial(trial_view(trials, number, self.standing, self.space, self.p.objectives))
-
-    def event(self, what: str, trial: optuna.trial.FrozenTrial, launch_id: str) -> None:
-        self.store.event(self.spec.name, what, trial=trial.number, launch_id=launch_id)

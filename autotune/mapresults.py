@@ -263,9 +263,7 @@ def map_view(
     )
 
 
-def _variance(
-    store: Store, name: str, fingerprint: str, setting: Setting
-) -> LaunchVariance | None:
+def _variance(store: Store, name: str, fingerprint: str, setting: Setting) -> LaunchVariance | None:
     """How launches of the study differ in throughput; None: too little is known of it."""
     view = study_in(store, name, fingerprint)
     if view is None or setting.fingerprint != fingerprint:

@@ -177,15 +177,24 @@ def pareto_figure(view: StudyView, height: int = 640, theme: Theme = LIGHT) -> g
     return fig
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
+    """An axis of a figure of the trials.
+
+    Attributes:
+        title: With the unit and which way is better.
+        objective: What it shows; None: the trial's number.
+    """
+
     title: str
-    objective: Objective | None  # None: the trial's number
+    objective: Objective | None
 
     def of(self, trial: TrialView) -> float:
+        """Where the search saw a trial; NaN where it has no value."""
         value = trial.value(self.objective) if self.objective else float(trial.number)
         return math.nan if value is None else value
 
     def confirmed(self, trial: TrialView) -> float | None:
+        """Where the confirmation saw a trial's point; None: it was not measured again."""
         if self.objective is None:
             return float(trial.number)
         return (trial.confirmed or {}).get(self.objective.name)
@@ -193,7 +202,12 @@ class _Axis(NamedTuple):
     def error(
         self, trials: Sequence[TrialView], *, confirmed: bool = False
     ) -> dict[str, Any] | None:
-        """Plotly's error bar of this axis, or None where no trial has an interval."""
+        """Plotly's error bar of this axis, or None where no trial has an interval.
+
+        Args:
+            trials: Those of one trace, in its order.
+            confirmed: Of what the confirmation saw instead of the search.
+        """
         if self.objective is None:
             return None
         up, down = [], []
@@ -209,13 +223,13 @@ class _Axis(NamedTuple):
         return {"type": "data", "array": up, "arrayminus": down, "thickness": 1.2, "width": 4}
 
 
-def _axes(view: StudyView) -> tuple[_Axis, _Axis, Objective | None]:
+def _axes(view: StudyView) -> tuple[Axis, Axis, Objective | None]:
     first, *rest = view.objectives
     if not rest:
-        return _Axis("trial", None), _Axis(_title(first), first), None
+        return Axis("trial", None), Axis(_title(first), first), None
     return (
-        _Axis(_title(first), first),
-        _Axis(_title(rest[0]), rest[0]),
+        Axis(_title(first), first),
+        Axis(_title(rest[0]), rest[0]),
         rest[1] if len(rest) > 1 else None,
     )
 
@@ -225,7 +239,7 @@ def _title(objective: Objective) -> str:
     return f"{text}  →  better" if objective.direction == "maximize" else f"better  ←  {text}"
 
 
-def _add_front_line(fig: go.Figure, front: Sequence[TrialView], x: _Axis, y: _Axis) -> None:
+def _add_front_line(fig: go.Figure, front: Sequence[TrialView], x: Axis, y: Axis) -> None:
     """The attainment staircase: the border of what some trial of the front is as good as.
 
     Going right from a point, the points left of the next one are attained by the next one if
@@ -253,7 +267,7 @@ def _add_points(
     fig: go.Figure,
     view: StudyView,
     trials: Sequence[TrialView],
-    axes: tuple[_Axis, _Axis, Objective | None],
+    axes: tuple[Axis, Axis, Objective | None],
     name: str,
     colour: str,
     symbol: str,
@@ -281,20 +295,21 @@ def _add_points(
         mode="markers",
         marker=marker,
         # of dominated points they would only hide the others; their hover text has them
-        error_x=None if name in _BACKGROUND else _coloured(x.error(trials), colour),
-        error_y=None if name in _BACKGROUND else _coloured(y.error(trials), colour),
-        hovertext=[_hover(view, t) for t in trials],
+        error_x=None if name in _BACKGROUND else coloured(x.error(trials), colour),
+        error_y=None if name in _BACKGROUND else coloured(y.error(trials), colour),
+        hovertext=[hover_text(view, t) for t in trials],
         hoverinfo="text",
         name=name,
     )
 
 
-def _coloured(error: dict[str, Any] | None, colour: str) -> dict[str, Any] | None:
+def coloured(error: dict[str, Any] | None, colour: str) -> dict[str, Any] | None:
+    """An error bar of :class:`Axis` in a colour."""
     return None if error is None else error | {"color": colour}
 
 
 def _add_confirmed(
-    fig: go.Figure, view: StudyView, shown: Sequence[TrialView], x: _Axis, y: _Axis
+    fig: go.Figure, view: StudyView, shown: Sequence[TrialView], x: Axis, y: Axis
 ) -> None:
     """Points that were measured again, tied to where the search saw them."""
     again = [t for t in shown if x.confirmed(t) is not None and y.confirmed(t) is not None]
@@ -318,9 +333,9 @@ def _add_confirmed(
         y=[y.confirmed(t) for t in again],
         mode="markers",
         marker={"symbol": "diamond-open", "size": 12, "color": GREEN, "line": {"width": 2.5}},
-        error_x=_coloured(x.error(again, confirmed=True), GREEN),
-        error_y=_coloured(y.error(again, confirmed=True), GREEN),
-        hovertext=[_hover(view, t) for t in again],
+        error_x=coloured(x.error(again, confirmed=True), GREEN),
+        error_y=coloured(y.error(again, confirmed=True), GREEN),
+        hovertext=[hover_text(view, t) for t in again],
         hoverinfo="text",
         name="confirmed",
     )
@@ -342,7 +357,7 @@ def _add_failed(fig: go.Figure, view: StudyView, theme: Theme) -> int:
             text=[f" #{t.number}" if len(trials) <= 15 else "" for t in trials],
             textposition="middle right",
             textfont={"size": 11, "color": theme.ink},
-            hovertext=[_hover(view, t) for t in trials],
+            hovertext=[hover_text(view, t) for t in trials],
             hoverinfo="text",
             name="failed",
             showlegend=False,
@@ -350,7 +365,8 @@ def _add_failed(fig: go.Figure, view: StudyView, theme: Theme) -> int:
     return len(rows)
 
 
-def _hover(view: StudyView, trial: TrialView) -> str:
+def hover_text(view: StudyView, trial: TrialView) -> str:
+    """All that a point tells of its trial, as Plotly's subset of HTML."""
     name = f"trial {trial.number}" + (", baseline" if trial.baseline else "")
     lines = [f"<b>{name}</b>{', on the front' if trial.front else ''}"]
     lines += [f"{plain(k)} = {value_text(v)}" for k, v in trial.point.items()]
@@ -408,7 +424,7 @@ def _layout(
     fig: go.Figure,
     view: StudyView,
     shown: Sequence[TrialView],
-    axes: tuple[_Axis, _Axis],
+    axes: tuple[Axis, Axis],
     rows: int,
     whole: int,
     theme: Theme,
@@ -531,8 +547,8 @@ class _Box(NamedTuple):
 def _label(
     fig: go.Figure,
     shown: Sequence[TrialView],
-    x: _Axis,
-    y: _Axis,
+    x: Axis,
+    y: Axis,
     height: float,
     theme: Theme,
 ) -> None:
@@ -613,7 +629,7 @@ def _label(
         )
 
 
-def _ends(axis: _Axis, value: float, intervals: Mapping[str, Bounds] | None) -> tuple[float, float]:
+def _ends(axis: Axis, value: float, intervals: Mapping[str, Bounds] | None) -> tuple[float, float]:
     """Where an error bar begins and ends; at the value where it has no bound."""
     name = axis.objective.name if axis.objective else ""
     low, high = (intervals or {}).get(name) or (None, None)
@@ -648,7 +664,7 @@ def _along(a: tuple[float, float], b: tuple[float, float]) -> list[_Box]:
 
 
 def _range(
-    shown: Sequence[TrialView], axis: _Axis, below: float, above: float
+    shown: Sequence[TrialView], axis: Axis, below: float, above: float
 ) -> tuple[float, float]:
     values = [axis.of(t) for t in shown] + _extent(shown, axis)
     low, high = min(values), max(values)
@@ -656,7 +672,7 @@ def _range(
     return low - below * span, high + above * span
 
 
-def _extent(shown: Sequence[TrialView], axis: _Axis) -> list[float]:
+def _extent(shown: Sequence[TrialView], axis: Axis) -> list[float]:
     """Ends of error bars and confirmed points, which must be in the picture as well."""
     if axis.objective is None:
         return []

@@ -23,11 +23,11 @@ from autotune.plots import (
     GREY,
     LIGHT,
     ORANGE,
+    Axis,
     Theme,
-    _Axis,
-    _coloured,
-    _hover,
+    coloured,
     headline,
+    hover_text,
     template,
 )
 from autotune.space import MNBT, N, Value
@@ -36,7 +36,9 @@ from autotune.views import StudyView, TrialView, objective_text, plain, value_te
 if TYPE_CHECKING:
     from objectives import Objective
 
-_SCENE, _LINES = (0.44, 1.0), (0.04, 0.29)  # shares of the height, from below
+_SCENE, _LINES = (0.44, 1.0), (0.09, 0.34)  # shares of the height, from below
+_LINES_ALONE = (0.22, 0.93)  # below them, each axis has its name
+_NOTE_ABOVE = 0.03  # of the lines, where both pictures are one
 _MOST_LEVELS = 12  # of a parameter whose values get a tick each
 _MARGIN = 0.06  # around the points, as a share of an axis
 
@@ -49,13 +51,56 @@ def front_figure(view: StudyView, height: int = 1080, theme: Theme = LIGHT) -> g
         height: Of the whole picture in pixels; the width is that of the page.
         theme: Of the page.
     """
-    shown = [
+    fig = _titled(view, height, theme)
+    _add_space(fig, view, _SCENE, theme)
+    _add_lines(fig, view, _LINES, _LINES[1] + _NOTE_ABOVE, theme)
+    return fig
+
+
+def space_figure(view: StudyView, height: int, theme: Theme = LIGHT) -> go.Figure:
+    """The upper part of :func:`front_figure` by itself: the trials by three objectives."""
+    fig = _titled(view, height, theme)
+    _add_space(fig, view, (0, 1), theme)
+    return fig
+
+
+def lines_figure(view: StudyView, height: int, theme: Theme = LIGHT) -> go.Figure:
+    """The lower part of :func:`front_figure` by itself: the trials in parallel coordinates."""
+    fig = _titled(view, height, theme)
+    _add_lines(fig, view, _LINES_ALONE, 1, theme)
+    return fig
+
+
+def _titled(view: StudyView, height: int, theme: Theme) -> go.Figure:
+    return go.Figure(
+        layout={
+            "template": template(theme),
+            "title": headline(view),
+            "margin": {"l": 40, "r": 40, "t": 110, "b": 20},
+            "height": height,
+        }
+    )
+
+
+def _shown(view: StudyView) -> list[TrialView]:
+    return [
         t
         for t in view.trials
         if t.state == "complete" and all(t.value(o) is not None for o in view.objectives)
     ]
-    axes = [_Axis(_way(o), o) for o in view.objectives]
-    fig = go.Figure()
+
+
+def _add_space(fig: go.Figure, view: StudyView, heights: tuple[float, float], theme: Theme) -> None:
+    """The trials as points.
+
+    Args:
+        fig: To draw on.
+        view: What to draw.
+        heights: Share of the plot's height that it takes, from and to, from below.
+        theme: Of the page.
+    """
+    shown = _shown(view)
+    axes = [Axis(_way(o), o) for o in view.objectives]
     rest = [t for t in shown if not t.front and not t.baseline and t.again is None]
     groups = (
         ("launched again", [t for t in shown if t.again is not None], GREY, "diamond-open", 4),
@@ -72,9 +117,7 @@ def front_figure(view: StudyView, height: int = 1080, theme: Theme = LIGHT) -> g
                 _add_stems(fig, trials, axes, floor, colour)
             _add_points(fig, view, trials, axes, name, colour, symbol, size)
     _add_confirmed(fig, view, shown, axes)
-    _add_lines(fig, view, shown)
-    _layout(fig, view, axes, ranges, height, theme)
-    return fig
+    _place_scene(fig, view, axes, ranges, heights, theme)
 
 
 def _way(objective: Objective) -> str:
@@ -97,7 +140,7 @@ def _add_points(
     fig: go.Figure,
     view: StudyView,
     trials: Sequence[TrialView],
-    axes: Sequence[_Axis],
+    axes: Sequence[Axis],
     name: str,
     colour: str,
     symbol: str,
@@ -108,17 +151,17 @@ def _add_points(
     bars = {} if colour == GREY else {f"error_{k}": a.error(trials) for k, a in places.items()}
     fig.add_scatter3d(
         **{k: [a.of(t) for t in trials] for k, a in places.items()},
-        **{k: _coloured(bar, colour) for k, bar in bars.items() if bar is not None},
+        **{k: coloured(bar, colour) for k, bar in bars.items() if bar is not None},
         mode="markers",
         marker={"symbol": symbol, "size": size, "color": colour},
-        hovertext=[_hover(view, t) for t in trials],
+        hovertext=[hover_text(view, t) for t in trials],
         hoverinfo="text",
         name=name,
     )
 
 
 def _add_stems(
-    fig: go.Figure, trials: Sequence[TrialView], axes: Sequence[_Axis], floor: float, colour: str
+    fig: go.Figure, trials: Sequence[TrialView], axes: Sequence[Axis], floor: float, colour: str
 ) -> None:
     """Lines from the points to the floor: the worst end of the third objective."""
     x, y, z = axes
@@ -136,7 +179,7 @@ def _add_stems(
 
 
 def _add_confirmed(
-    fig: go.Figure, view: StudyView, shown: Sequence[TrialView], axes: Sequence[_Axis]
+    fig: go.Figure, view: StudyView, shown: Sequence[TrialView], axes: Sequence[Axis]
 ) -> None:
     """Points that were measured again, tied to where the search saw them."""
     again = [t for t in shown if all(a.confirmed(t) is not None for a in axes)]
@@ -157,22 +200,36 @@ def _add_confirmed(
     )
     fig.add_scatter3d(
         **{k: [a.confirmed(t) for t in again] for k, a in places.items()},
-        **{k: _coloured(bar, GREEN) for k, bar in bars.items() if bar is not None},
+        **{k: coloured(bar, GREEN) for k, bar in bars.items() if bar is not None},
         mode="markers",
         marker={"symbol": "diamond-open", "size": 5, "color": GREEN},
-        hovertext=[_hover(view, t) for t in again],
+        hovertext=[hover_text(view, t) for t in again],
         hoverinfo="text",
         name="confirmed",
     )
 
 
-def _add_lines(fig: go.Figure, view: StudyView, shown: Sequence[TrialView]) -> None:
-    """A line for each trial of the search, the dominated ones below the others."""
+def _add_lines(
+    fig: go.Figure,
+    view: StudyView,
+    heights: tuple[float, float],
+    note_at: float,
+    theme: Theme,
+) -> None:
+    """A line for each trial of the search, the dominated ones below the others.
+
+    Args:
+        fig: To draw on.
+        view: What to draw.
+        heights: Share of the plot's height that the axes take, from and to, from below.
+        note_at: Where what explains them stands, in the same measure.
+        theme: Of the page.
+    """
 
     def rank(t: TrialView) -> int:
         return 2 if t.baseline else 1 if t.front else 0
 
-    trials = sorted((t for t in shown if t.again is None), key=rank)
+    trials = sorted((t for t in _shown(view) if t.again is None), key=rank)
     if not trials:
         return
     objectives = []
@@ -198,9 +255,23 @@ def _add_lines(fig: go.Figure, view: StudyView, shown: Sequence[TrialView]) -> N
             "cmin": 0,
             "cmax": 2,
         },
-        domain={"x": [0.03, 0.97], "y": list(_LINES)},
-        labelside="top",
+        domain={"x": [0.03, 0.97], "y": list(heights)},
+        labelside="bottom",  # above, a second line would lie on the ends of the range
         name="trials",
+    )
+    fig.add_annotation(
+        text=f'A line is a trial: <span style="color:{theme.front}"><b>front</b></span>, '
+        f'<span style="color:{theme.baseline}"><b>baseline</b></span>, dominated.<br>'
+        "Objectives: up is better. Drag along an axis to filter.",
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=note_at,
+        xanchor="left",
+        align="left",
+        yanchor="bottom",
+        showarrow=False,
+        font={"size": 12, "color": theme.ink},
     )
 
 
@@ -222,17 +293,18 @@ def _dimension(name: str, values: Sequence[Value]) -> dict[str, Any]:
     }
 
 
-def _layout(
+def _place_scene(
     fig: go.Figure,
     view: StudyView,
-    axes: Sequence[_Axis],
+    axes: Sequence[Axis],
     ranges: Sequence[tuple[float, float]],
-    height: int,
+    heights: tuple[float, float],
     theme: Theme,
 ) -> None:
     scene: dict[str, Any] = {
         f"{k}axis": {
             "title": {"text": _wrapped(a.title, 30), "font": {"size": 12}},
+            "tickfont": {"size": 11},
             "range": bounds,
             "gridcolor": theme.grid,
             "linecolor": theme.axis,
@@ -245,32 +317,21 @@ def _layout(
     if view.objectives[2].direction == "minimize":  # better is up
         scene["zaxis"]["range"] = ranges[2][::-1]
     fig.update_layout(
-        template=template(theme),
-        title=headline(view),
-        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "xanchor": "left"},
-        margin={"l": 40, "r": 40, "t": 110, "b": 20},
-        height=height,
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "y": 1.0,
+            "yanchor": "bottom",
+            "xanchor": "left",
+            "itemsizing": "constant",
+        },
         scene=scene
         | {
-            "domain": {"x": [0, 1], "y": list(_SCENE)},
+            "domain": {"x": [0, 1], "y": list(heights)},
             "camera": {
-                "eye": {"x": 1.45, "y": -1.6, "z": 0.7},
-                "center": {"x": 0, "y": 0, "z": -0.12},
+                "eye": {"x": 1.36, "y": -1.5, "z": 0.66},
+                "center": {"x": 0, "y": 0, "z": -0.16},
             },
             "aspectmode": "cube",
         },
-    )
-    fig.add_annotation(
-        text=f'A line is a trial: <span style="color:{theme.front}"><b>front</b></span>, '
-        f'<span style="color:{theme.baseline}"><b>baseline</b></span>, dominated.<br>'
-        "Objectives are better upwards; drag along an axis to keep the lines that pass there.",
-        xref="paper",
-        yref="paper",
-        x=0,
-        y=_LINES[1] + 0.09,
-        xanchor="left",
-        align="left",
-        yanchor="bottom",
-        showarrow=False,
-        font={"size": 12, "color": theme.ink},
     )

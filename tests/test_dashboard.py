@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -24,11 +27,20 @@ import objectives
 from autotune.dashboard import publish, serve
 from autotune.errors import UserError
 from autotune.plots import find_chromium
-from autotune.store import Store, StudyRow
+from autotune.report import build
+from autotune.report.content import Answer, Report
+from autotune.results import study_view
+from autotune.store import Store, StudyRow, opened
 from autotune.views import StudyView
+from tests import test_report
 from tests.study_views import P95, THROUGHPUT, study
+from tests.test_report import CONFIRMED, EVIL, STORED, Row
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+# A report without figures
+NOTHING = Report("x", (), Answer("x", "x", certain=False), (), "x")
 
 
 def make(path: Path, *views: StudyView) -> None:
@@ -49,7 +61,7 @@ def make(path: Path, *views: StudyView) -> None:
                 )
             )
             s.commit()
-        publish(optuna_study(store, view), view)
+        publish(optuna_study(store, view), view, NOTHING)
     store.close()
 
 
@@ -195,11 +207,11 @@ def test_publishing_again_keeps_what_a_user_wrote_to_a_trial(tmp_path: Path) -> 
     store = Store(tmp_path / "a.db", create=True)
     view = study()
     made = optuna_study(store, view)
-    publish(made, view)
+    publish(made, view, NOTHING)
     version = made._storage.get_study_system_attrs(made._study_id)["dashboard:note_ver"]
     key = f"dashboard:{made.trials[4]._trial_id}:note_str:0"
     made._storage.set_study_system_attr(made._study_id, key, "mine")
-    publish(made, view)
+    publish(made, view, NOTHING)
     attrs = made._storage.get_study_system_attrs(made._study_id)
     assert attrs[key] == "mine"
     assert attrs["dashboard:note_ver"] == version  # nothing new, nothing written
@@ -213,7 +225,7 @@ def test_a_log_cannot_leave_its_fence(tmp_path: Path) -> None:
     trials = list(view.trials)
     trials[4] = replace(trials[4], failure_evidence=("````", "# <script>", "\x1b[31mred\x1b[0m"))
     made = optuna_study(store, view)
-    publish(made, replace(view, trials=trials))
+    publish(made, replace(view, trials=trials), NOTHING)
     body = made._storage.get_study_system_attrs(made._study_id)[
         f"dashboard:{made.trials[4]._trial_id}:note_str:0"
     ]
@@ -228,7 +240,6 @@ def test_a_log_cannot_leave_its_fence(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.browser
 def dom_of(url: str) -> str:
     """What a browser made of a page, a while after it was loaded."""
     return subprocess.run(
@@ -245,14 +256,187 @@ def dom_of(url: str) -> str:
     ).stdout
 
 
-@pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
-def test_a_browser_shows_front_and_figure(tmp_path: Path) -> None:
-    make(tmp_path / "a.db", study())
+def stored(folder: Path) -> Path:
+    """The study in the repository, copied, since the dashboard writes into it."""
+    return Path(shutil.copy(STORED, folder / "autotune.db"))
 
+
+def figures_of(url: str) -> dict[str, Any]:
+    objects = get(url, "/api/studies/1")["plotly_graph_objects"]
+    return {f["id"]: json.loads(f["graph_object"]) for f in objects}
+
+
+def test_opening_it_shows_the_figures_of_the_report(tmp_path: Path) -> None:
+    database = stored(tmp_path)
+
+    def look(url: str) -> None:
+        figures = figures_of(url)
+        wanted = {"by-n", "grid-0", "grid-1", "acceptance", "prediction", "latency"}
+        assert set(figures) == {"pareto-front"} | wanted
+        assert all(f["layout"]["height"] <= 450 for f in figures.values())
+        titles = {k: f["layout"]["title"]["text"] for k, f in figures.items()}
+        assert titles["by-n"] == "<b>By number of drafted tokens</b>"
+        assert "demo-cpu" in titles["pareto-front"]
+        assert [t["name"] for t in figures["latency"]["data"]][:2] == [
+            "winner: n = 0, MNBT 2048",
+            "runner-up: n = 1, MNBT 2048",
+        ]
+
+    visit(database, look=look)
+    with opened(database) as store:
+        saved = store.storage.get_study_system_attrs(1)
+    with contextlib.closing(sqlite3.connect(database)) as c:
+        before = list(c.iterdump())
+    visit(database, look=look)
+    with contextlib.closing(sqlite3.connect(database)) as c:
+        assert list(c.iterdump()) == before  # nothing new, nothing written
+    size = sum(len(v) for k, v in saved.items() if k.startswith("dashboard:plot_data:"))
+    assert size < 100_000
+
+
+def test_the_figures_follow_the_study(tmp_path: Path) -> None:
+    database = test_report.make(tmp_path, CONFIRMED[:2])
+    shown: list[dict[str, Any]] = []
+    visit(database, look=lambda url: shown.append(figures_of(url)))
+    with opened(database) as store:
+        first, study = CONFIRMED[2], store.optuna_study("double")
+        again = study.get_trials()[1]
+        again.params["num_speculative_tokens"], again.values = first.n, [first.rate or 0, first.p95]
+        study.add_trial(again)
+    visit(database, look=lambda url: shown.append(figures_of(url)))
+    before, after = shown
+    assert before.keys() <= after.keys()
+    assert before["by-n"] != after["by-n"]
+
+
+def test_many_trials_stay_small(tmp_path: Path) -> None:
+    rows = [Row(i % 16, 32 << i % 7, 80 + 3.0 * (i % 16), 2000 + 10 * (i % 5)) for i in range(60)]
+    with opened(test_report.make(tmp_path, rows, split=True)) as store:
+        study = store.optuna_study("double")
+        publish(study, study_view(store, "double"), build(store, "double"))
+        saved = store.storage.get_study_system_attrs(study._study_id)
+    plots = {k: len(v) for k, v in saved.items() if k.startswith("dashboard:plot_data:")}
+    assert {k.split(":")[2] for k in plots} >= {"importance", "time", "by-n"}
+    assert sum(plots.values()) < 5_000 * len(rows)  # a launch with its requests takes more
+
+
+def test_three_objectives_have_their_lines_too(tmp_path: Path) -> None:
+    names = ["throughput", "p95_latency", "p95_ttft"]
+    database = test_report.make(tmp_path, CONFIRMED, objectives=names)
+
+    def look(url: str) -> None:
+        figures = figures_of(url)
+        assert {t["type"] for t in figures["pareto-front"]["data"]} == {"scatter3d"}
+        assert [t["type"] for t in figures["lines"]["data"]] == ["parcoords"]
+
+    visit(database, look=look)
+
+
+def attributes(of: Any) -> dict[str, str]:
+    return {a["key"]: a["value"] for a in of["user_attrs"]}
+
+
+def test_what_is_known_of_a_trial_has_readable_names_and_units(tmp_path: Path) -> None:
+    database = stored(tmp_path)
+    with opened(database) as store:
+        trials = store.optuna_study("demo-cpu").get_trials(deepcopy=False)
+    machine = {key for t in trials for key in t.user_attrs}
+    assert "acceptance_length" in machine
+
+    def look(url: str) -> None:
+        shown = get(url, "/api/studies/1")
+        assert attributes(shown) == {
+            "trials launched again, in this order (--trials 12)": "[0, 7, 7, 0]"
+        }
+        told = {t["number"]: attributes(t) for t in shown["trials"]}
+        assert told[0]["remarks"] == "baseline, front"
+        assert told[0]["speed-up (×)"] == "1.0"
+        assert float(told[0]["launch to healthy (s)"]) > 0
+        assert "acceptance length (tokens/step)" not in told[0]  # it drafts nothing
+        length = trials[1].user_attrs["acceptance_length"]
+        assert told[1]["acceptance length (tokens/step)"] == f"{length:.4g}"
+        assert told[1]["accepted by position"].count("%") == 3
+        assert told[1]["p95 latency (ms), 95% interval"].startswith("[")
+        assert float(told[7]["Throughput (tok/s), confirmed"]) > 0
+        assert told[8]["remarks"] == "confirms 0"
+        every = {a["key"]: a["sortable"] for a in shown["union_user_attrs"]}
+        assert set(every) == {key for of in told.values() for key in of}
+        assert not set(every) & machine
+        assert every["acceptance length (tokens/step)"]  # a number: an axis of plots
+        assert not every["remarks"]
+        best = {t["number"]: attributes(t) for t in shown["best_trials"]}
+        assert all(best[k] == told[k] for k in best)
+
+    visit(database, look=look)
+    with opened(database) as store:  # the names that programs read are the only ones stored
+        stays = store.optuna_study("demo-cpu").get_trials(deepcopy=False)
+    assert [t.user_attrs for t in stays] == [t.user_attrs for t in trials]
+
+
+def test_a_failure_and_what_a_user_noted_are_told(tmp_path: Path) -> None:
+    database = test_report.make(tmp_path, (Row(0, 2048, 98.0), Row(15, 32, None, reason=EVIL)))
+    with contextlib.closing(sqlite3.connect(database)) as c:
+        c.execute(
+            "insert into trial_user_attributes (trial_id, key, value_json) values (1, 'mine', '7')"
+        )
+        c.commit()
+
+    def look(url: str) -> None:
+        shown = get(url, "/api/studies/1")
+        good, failed = map(attributes, shown["trials"])
+        assert good["mine"] == "7"
+        assert {"key": "mine", "sortable": True} in shown["union_user_attrs"]
+        assert failed["failure reason"] == EVIL
+        assert failed["remarks"] == "failed: oom"
+
+    visit(database, look=look)
+
+
+def test_a_study_that_is_not_ours_is_shown_as_it_is(tmp_path: Path) -> None:
+    database = test_report.make(tmp_path, CONFIRMED)
+    with opened(database) as store:
+        other = optuna.create_study(storage=store.storage, study_name="by hand")
+        other.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"baseline": "x"}))
+
+    def look(url: str) -> None:
+        [trial] = get(url, "/api/studies/2")["trials"]
+        assert attributes(trial) == {"baseline": "x"}
+
+    visit(database, look=look)
+
+
+def test_what_cannot_be_made_anew_is_shown_as_it_was_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path / "a.db", study())  # which has no study file
+
+    def look(url: str) -> None:
+        assert set(figures_of(url)) == {"pareto-front"}
+        assert get(url, "/api/studies/1")["trials"][0]["user_attrs"] == []
+
+    visit(tmp_path / "a.db", look=look)
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    about = [w.partition(":")[0] for w in warnings]
+    assert about == [
+        "figures and notes are as they were saved",
+        "user attributes are shown as they are stored",
+    ]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
+def test_a_browser_shows_front_and_figures(tmp_path: Path) -> None:
     def look(url: str) -> None:
         dom = dom_of(url)
         assert "Pareto Front" in dom
         assert "Throughput (tok/s)" in dom
-        assert "n = 3, MNBT 512" in dom  # our figure
+        for words in (  # of our figures
+            "n = 1, MNBT 2048",
+            "By number of drafted tokens",
+            "Latency of single requests",
+            "How many drafted tokens are accepted",
+        ):
+            assert words in dom
+        assert "acceptance length (tokens/step)" in dom_of(f"{url}/trials?numbers=1")
 
-    visit(tmp_path / "a.db", look=look)
+    visit(stored(tmp_path), look=look)

@@ -15,7 +15,7 @@ from rich.console import Console
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from autotune import loop
+from autotune import launching, loop
 from autotune.canary import Rest
 from autotune.machine import describe_machine
 from autotune.results import Standing, launched, trial_view, trial_views, with_points
@@ -92,7 +92,7 @@ def run_counted(folder: Path, loaded: LoadedStudy, trials: int) -> Counting:
 def test_what_a_trial_reads_does_not_grow_with_the_study(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "take_rest", lambda _earlier: Rest(0.05, None, ()))
+    monkeypatch.setattr(launching, "take_rest", lambda _earlier: Rest(0.05, None, ()))
     counted = {}
     for filled in (20, 200):
         folder = tmp_path / str(filled)

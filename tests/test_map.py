@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from autotune import loadmap
+from autotune import launching, loadmap
 from autotune.canary import MachineState, Rest
 from autotune.errors import FailureKind, MeasureError
 from autotune.load import Sample, ServerStats, Workload, build_workload
@@ -381,17 +381,17 @@ def sample(i: int) -> Sample:
 @pytest.fixture
 def instant(monkeypatch: pytest.MonkeyPatch) -> Instant:
     found = Instant()
-    monkeypatch.setattr(loadmap, "Server", found.server)
+    monkeypatch.setattr(launching, "Server", found.server)
     monkeypatch.setattr(loadmap, "Measuring", found.measuring)
     monkeypatch.setattr(loadmap, "send", lambda *_: ())
-    monkeypatch.setattr(loadmap, "take_rest", lambda _: Rest(0.1, None, ()))
+    monkeypatch.setattr(launching, "take_rest", lambda _: Rest(0.1, None, ()))
     return found
 
 
 @pytest.fixture
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside other tests the machine is never at rest, and each launch would wait 6 s for it."""
-    monkeypatch.setattr(loadmap, "take_rest", lambda _: Rest(0.1, None, ()))
+    monkeypatch.setattr(launching, "take_rest", lambda _: Rest(0.1, None, ()))
 
 
 WIDE = ("--concurrency", "1,2,4,8,16", "--json")

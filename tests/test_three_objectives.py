@@ -15,7 +15,7 @@ import pytest
 
 import objectives
 from autotune.plots import find_chromium, write_html
-from autotune.plots3d import front_figure
+from autotune.plots3d import front_figure, lines_figure, space_figure
 from autotune.results import Standing
 from autotune.search import Direction, front_numbers, plan, verdict
 from autotune.search.confirmation import Launches
@@ -168,6 +168,19 @@ def test_three_objectives_are_drawn_in_space_and_as_lines() -> None:
     assert good.range[0] < good.range[1]
     assert list(lines.line.color) == sorted(lines.line.color)  # the front above the others
     assert "1 failed" in fig.layout.title.text
+
+
+def test_each_of_both_pictures_stands_alone() -> None:
+    space, lines = space_figure(view(), 500), lines_figure(view(), 400)
+    assert {trace.type for trace in space.data} == {"scatter3d"}
+    assert not space.layout.annotations
+    assert tuple(space.layout.scene.domain.y) == (0, 1)
+    assert [trace.type for trace in lines.data] == ["parcoords"]
+    assert "up is better" in lines.layout.annotations[0].text
+    assert (space.layout.height, lines.layout.height) == (500, 400)
+    both = front_figure(view())
+    assert [t.name for t in both.data] == [t.name for t in (*space.data, *lines.data)]
+    assert both.data[-1].domain.y[1] < both.layout.scene.domain.y[0]
 
 
 @pytest.mark.browser

@@ -15,7 +15,7 @@ from autotune.report.content import (
     Paragraph,
 )
 from autotune.report.figures import searched
-from autotune.report.source import Source, against, change, count, load_text, progress
+from autotune.report.source import Source, against, change, count, load_text, lower, progress
 from autotune.results import LEAST_DEGREES
 from autotune.serving import runs_model_code
 from autotune.space import MNBT, N
@@ -120,7 +120,7 @@ def _sure(s: Source, t: TrialView) -> tuple[str, bool]:
         )
         return words, False
     choice = s.view.verdict.winners[0]
-    by = s.view.objectives[0].title.lower()
+    by = lower(s.view.objectives[0].title)
     if choice.runner_up is None:
         return f"Best by {plain(by)}, measured again; nothing else was measured beside it.", False
     rival = s.name(s.trial(choice.runner_up))
@@ -144,7 +144,7 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
         for k in others[:1]:
             ratios = verdict.candidates[k].over_baseline or ()
             parts = [
-                f"{plain(o.title.lower())} {change(e, o)}"
+                f"{plain(lower(o.title))} {change(e, o)}"
                 for o, e in zip(view.objectives, ratios, strict=True)
             ]
             yield f"The next best, {s.name(s.trial(k))}: {', '.join(parts)} {against(s)}."
@@ -162,8 +162,8 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
         other = view.best(o)
         if other is not None and other is not t:
             yield (
-                f"This is the best by {plain(view.objectives[0].title.lower())}. "
-                f"By {plain(o.title.lower())} it is {s.name(other)}."
+                f"This is the best by {plain(lower(view.objectives[0].title))}. "
+                f"By {plain(lower(o.title))} it is {s.name(other)}."
             )
     yield f"It holds for this load: {load_text(s)}."
     if N in t.point or MNBT in t.point:

@@ -284,11 +284,8 @@ def latency_figure(curves: Sequence[Latencies], theme: Theme) -> go.Figure:
                 legendgroup=c.name,
                 showlegend=row == 1,
                 line={"shape": "hv", "color": colour, "width": 2, "dash": dash},
-                hovertext=[
-                    f"<b>{escape(c.name)}</b><br>{s:.0%} within {number(v)} ms"
-                    for v, s in zip(x, share, strict=True)
-                ],
-                hoverinfo="text",
+                hovertemplate="<b>%{fullData.name}</b><br>%{y:.0%} within %{x:.4r} ms"
+                "<extra></extra>",
                 row=row,
                 col=1,
             )
@@ -300,13 +297,18 @@ def latency_figure(curves: Sequence[Latencies], theme: Theme) -> go.Figure:
 
 
 def _steps(values: Floats) -> tuple[list[float], list[float]]:
-    """Where the distribution function steps, and to what."""
+    """Where the distribution function steps, to 0.01 ms, and to what.
+
+    Args:
+        values: In ms.
+    """
     values = np.sort(values)
     shares = np.arange(1, len(values) + 1) / len(values)
     if len(values) > _MOST_STEPS:
         keep = np.unique(np.linspace(0, len(values) - 1, _MOST_STEPS).astype(int))
         values, shares = values[keep], shares[keep]
-    return [float(values[0]), *map(float, values)], [0.0, *map(float, shares)]
+    x, share = (np.round(v, digits).tolist() for v, digits in ((values, 2), (shares, 4)))
+    return [x[0], *x], [0.0, *share]
 
 
 def importance_figure(

@@ -9,6 +9,7 @@ import numpy as np
 
 from autotune.measure import Estimate
 from autotune.plots import pareto_figure
+from autotune.plots3d import lines_figure, space_figure
 from autotune.report import figures
 from autotune.report.content import (
     Block,
@@ -18,7 +19,7 @@ from autotune.report.content import (
     Table,
 )
 from autotune.report.figures import Latencies, best_by_n, n_of, searched
-from autotune.report.source import Source, times, upper, with_bounds
+from autotune.report.source import Source, lower, times, upper, with_bounds
 from autotune.space import MNBT, N
 from autotune.views import (
     StudyView,
@@ -46,21 +47,40 @@ def front(s: Source) -> Iterator[Block]:
             "Each trial is one launch of a real server. The front is what no other trial beats in "
             "one objective without losing in another."
         )
-        marks = "Bars are 95% intervals."
-        if view.verdict is not None:
-            marks += " A dotted line leads from what the search saw to what was confirmed."
-        yield Figure(
-            "front",
-            f"The trials by {' and '.join(plain(o.title.lower()) for o in view.objectives[:2])}, "
-            f"{len(view.front())} of them on the front. {marks}",
-            lambda theme: figures.untitled(pareto_figure(view, 520, theme)),
-        )
+        yield from _front_figures(view)
         yield _trials_table("The front", view, view.front(), folded=False)
     if view.verdict is not None:
         yield _confirmed_table(s)
         yield Points(tuple(f"{upper(line)}." for line in verdict_lines(view)))
     if view.trials:
         yield _trials_table("Every trial", view, view.trials, folded=True)
+
+
+def _front_figures(view: StudyView) -> Iterator[Figure]:
+    """The trials by the objectives; three of them in space, and in parallel coordinates."""
+    names = [plain(lower(o.title)) for o in view.objectives]
+    about = f"{len(view.front())} of them on the front. Bars are 95% intervals."
+    if view.verdict is not None:
+        about += " A dotted line leads from what the search saw to what was confirmed."
+    if len(names) < 3:
+        yield Figure(
+            "front",
+            f"The trials by {' and '.join(names)}, {about}",
+            lambda theme: figures.untitled(pareto_figure(view, 520, theme)),
+        )
+        return
+    yield Figure(
+        "front",
+        f"The trials by {names[0]}, {names[1]} and {names[2]}, {about} A stem leads down to the "
+        f"worst {names[2]}.",
+        lambda theme: figures.untitled(space_figure(view, 560, theme)),
+    )
+    yield Figure(
+        "lines",
+        "The same in parallel coordinates: a line is a trial, an axis an objective, better "
+        "upwards, or a parameter. A line above another one in every objective beats it.",
+        lambda theme: figures.untitled(lines_figure(view, 400, theme)),
+    )
 
 
 def _trials_table(
@@ -92,13 +112,14 @@ def _trials_table(
                 "" if t.acceptance_length is None else f"{t.acceptance_length:.2f}",
                 "" if t.requests is None else str(t.requests),
                 str(t.launches) if t.values else "",
-                _note(t),
+                remarks(t),
             )
         )
     return Table(caption, tuple(head), tuple(rows), frozenset({len(head) - 1}), folded)
 
 
-def _note(t: TrialView) -> str:
+def remarks(t: TrialView) -> str:
+    """What a trial is, in a few words: ``baseline, front``."""
     words = []
     if t.baseline:
         words.append("baseline")
@@ -175,7 +196,7 @@ def by_n(s: Source) -> Iterator[Block]:
             values.append(with_bounds(b.value(o), (b.intervals or {}).get(o.name)))
         rows.append((str(n), *values, _speedup(t), str(t.number)))
     head = ("n", *(objective_text(o) for o in view.objectives), "speed-up", "trial")
-    about = "" if not others else f"; speed-up and trial are of the best by {first.title.lower()}"
+    about = "" if not others else f"; speed-up and trial are of the best by {lower(first.title)}"
     yield Table(
         f"The best of each n, by each objective{plain(about)}", head, tuple(rows), folded=True
     )

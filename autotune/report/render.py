@@ -22,7 +22,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from autotune.errors import NothingUsable, UserError
-from autotune.loop import output_folder
+from autotune.launching import output_folder
 from autotune.plots import DARK, LIGHT, find_chromium, print_page
 from autotune.report.content import Figure, Report
 from autotune.store import file_identity
@@ -100,6 +100,8 @@ def html(report: Report) -> str:
         light=LIGHT,
         dark=DARK,
         figures=_packed(f"{{{figures}}}") if drawn else "",
+        # Plotly compiles the drawing of parallel coordinates for WebGL in the browser
+        compiles=any(t.type == "parcoords" for both in drawn.values() for t in both["light"].data),
         heights={name: both["light"].layout.height for name, both in drawn.items()},
         plotly=_plotly() if drawn else "",
     )

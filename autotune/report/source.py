@@ -162,3 +162,8 @@ def when(at: float) -> str:
 def upper(text: str) -> str:
     """A sentence, from its beginning in lower case."""
     return text[:1].upper() + text[1:]
+
+
+def lower(title: str) -> str:
+    """A title within a sentence: ``throughput``, but ``p95 TTFT``."""
+    return title[:1].lower() + title[1:]

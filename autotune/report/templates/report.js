@@ -12,6 +12,13 @@
     layout.annotations = (layout.annotations || []).filter((a) => a.xref === "paper");
     layout.dragmode = false;
     layout.margin.r = Math.min(layout.margin.r, 24);
+    if (layout.scene) {
+      layout.margin.l = layout.margin.r = 0;
+      for (const k of "xyz") layout.scene.camera.eye[k] *= 1.7; // far enough to have it all in view
+    }
+    for (const dimension of data.flatMap((t) => t.dimensions ?? [])) {
+      dimension.label = dimension.label.split(/(?: |<br>)\(/)[0]; // the unit is in the table
+    }
     for (const [name, axis] of Object.entries(layout)) {
       if (name.startsWith("xaxis") && axis.tickvals?.length > 8) {
         Object.assign(axis, { tickvals: undefined, ticktext: undefined, nticks: 6, tickformat: "d" });
