@@ -1,0 +1,5 @@
+"""Trains the DFlash draft that comes with the package: `python -m benchmarks.training FOLDER`.
+
+Imports go one way: `target`, `chat` ← `data`, `model` ← `heldout` ← `train` ← the command line.
+Of `autotune` it takes the demo's models and the errors.
+"""
