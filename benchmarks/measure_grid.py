@@ -13,8 +13,9 @@ and reason. At the end, or with ``--assemble``, DIR gets one archive for each co
 `benchmarks/grid.py` describes and reads.
 
 Every phase sends the study's requests in their order, from the first one, and begins again after
-the last: so all points and all concurrencies see the same prompts. That repeats prompts, and the
-study must set ``enable-prefix-caching: false``.
+the last: so all points and all concurrencies see the same prompts. Where that repeats prompts (at
+several concurrencies, or with more requests than the study has), the study must set
+``enable-prefix-caching: false``.
 
 Side by side without being in each other's way: each of the ``--workers`` has cores of its own, for
 its server and its client. With ``--gpus 0,1`` there is one worker for each GPU; it starts
@@ -487,7 +488,8 @@ def planned(args: argparse.Namespace) -> Plan:
     for name in (N, MNBT):
         if name not in spec.space:
             raise UserError(f"{loaded.path}: space.{name}: is missing; it is what is measured")
-    if spec.server.flags.get("enable_prefix_caching") is not False:
+    repeats = len(args.concurrency) > 1 or max(args.requests) > spec.workload.num_prompts
+    if repeats and spec.server.flags.get("enable_prefix_caching") is not False:
         raise UserError(
             f"{loaded.path}: server.flags.enable-prefix-caching: must be false, because prompts "
             "are repeated"
