@@ -46,7 +46,7 @@ from rich.console import Console
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from autotune import loop
+from autotune import launching, loop
 from autotune.machine import describe_machine
 from autotune.search import grid_points
 from autotune.space import MNBT, N, Point
@@ -142,7 +142,7 @@ class Watch(Ui):
     @contextmanager
     def timed_canary(self) -> Iterator[None]:
         """Counts what the look at the resting machine costs."""
-        take_rest = loop.take_rest
+        take_rest = launching.take_rest
 
         def timed(*args: Any) -> Any:
             cpu, wall = time.process_time(), time.perf_counter()
@@ -152,11 +152,11 @@ class Watch(Ui):
                 self.canary += time.process_time() - cpu
                 self.canary_wall += time.perf_counter() - wall
 
-        loop.take_rest = timed
+        launching.take_rest = timed
         try:
             yield
         finally:
-            loop.take_rest = take_rest
+            launching.take_rest = take_rest
 
 
 def run(folder: Path, loaded: LoadedStudy, trials: int, seed: int = 0) -> None:

@@ -380,6 +380,11 @@ def sample(i: int) -> Sample:
 
 @pytest.fixture
 def instant(monkeypatch: pytest.MonkeyPatch) -> Instant:
+    return stand_in(monkeypatch)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Instant:
+    """Servers and measurements are an :class:`Instant`'s from here on."""
     found = Instant()
     monkeypatch.setattr(launching, "Server", found.server)
     monkeypatch.setattr(loadmap, "Measuring", found.measuring)
@@ -516,14 +521,16 @@ def test_more_loads_and_launches_add_to_a_map(tmp_path: Path, instant: Instant) 
 
 
 @pytest.mark.double
+@pytest.mark.usefixtures("no_rest")
 def test_the_study_gives_the_other_parameters_and_is_left_alone(
-    tmp_path: Path, instant: Instant
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = write_study(
         tmp_path, space__max_num_batched_tokens={"type": "pow2", "low": 8, "high": 8}
     )
     assert autotune("run", str(study), "--trials", "2", cwd=tmp_path).returncode == 0
     before = trials(tmp_path)
+    instant = stand_in(monkeypatch)
     found = run_map(tmp_path, study, "--launches", "2")
     assert found["params"] == {"max_num_batched_tokens": 8}
     assert found["points"][0]["n"] == 0
