@@ -270,7 +270,7 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
         trial = _best(view)
         with ui.waiting("drawing the plots"):
             plots = _draw(view, output_folder(database, name))
-            publish(store.optuna_study(name), view, build(store, name))
+            publish(store.optuna_study(name), view, build(store, view))
         ui.summary(view, _serve(store, name, trial), database, plots)
 
 
@@ -663,6 +663,7 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
     from rich.console import Console
 
     from autotune.report import Format, build, place, write
+    from autotune.results import study_view
     from autotune.store import opened
     from autotune.ui import Ui
 
@@ -673,7 +674,7 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
         store.load_study(name)  # refuses a false name, before a folder is made of it
         path, kind = place(out, None if form is None else Format(form), database, name)
         with ui.waiting("writing the report"):
-            write(build(store, name), path, kind)
+            write(build(store, study_view(store, name)), path, kind)
     click.echo(path)
 
 

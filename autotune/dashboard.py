@@ -142,8 +142,8 @@ def serve(
         for name in names:
             try:
                 with database_errors(database):
-                    report = build(store, name)
-                    publish(store.optuna_study(name), study_view(store, name), report)
+                    view = study_view(store, name)
+                    publish(store.optuna_study(name), view, build(store, view))
             except AutotuneError as e:  # to look at what is there is better than nothing
                 _log.warning("figures and notes are as they were saved: %s", e)
         with _bind(port, store) as server, contextlib.suppress(KeyboardInterrupt):

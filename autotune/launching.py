@@ -61,7 +61,7 @@ class Launcher:
 
     Attributes:
         machine: This machine, as it is written down.
-        logs: The folder of their logs.
+        logs: Their logs.
         warm: To be entered before the first launch, and left after the last.
     """
 
@@ -71,11 +71,9 @@ class Launcher:
         self._store = store
         self._ledger = ledger
         self._inode = file_identity(store.path)
-        self.logs = output_folder(store.path, prepared.spec.name) / "logs"
-        self._logs = LogFolder(self.logs)
+        self.logs = LogFolder(output_folder(store.path, prepared.spec.name) / "logs")
         self._free_since = time.monotonic()  # the begin of the run, or the end of a launch
-        template_log = self._logs.path("template.log")
-        self.warm = WarmStart(prepared.spec.server, prepared.info, template_log)
+        self.warm = WarmStart(prepared.spec.server, prepared.info, self.logs.path("template.log"))
 
     def run(
         self,
@@ -118,7 +116,7 @@ class Launcher:
             launch_id=launch_id,
             resolve=self._p.resolve,
         )
-        log_path = self._logs.path(f"{log}-{attempt}.log")
+        log_path = self.logs.path(f"{log}-{attempt}.log")
         self._store.plan_launch(
             launch_id,
             study=self._ledger,

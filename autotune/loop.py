@@ -897,7 +897,7 @@ class _Run:
         if nothing_worked and hopeless:
             raise NothingUsable(
                 f"{self.spec.name}: no launch worked: {failure.reason}; the log of the last one is "
-                f"in {self.launcher.logs}"
+                f"in {self.launcher.logs.folder}"
             )
 
     def show(self, number: int) -> None:

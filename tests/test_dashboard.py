@@ -313,7 +313,8 @@ def test_many_trials_stay_small(tmp_path: Path) -> None:
     rows = [Row(i % 16, 32 << i % 7, 80 + 3.0 * (i % 16), 2000 + 10 * (i % 5)) for i in range(60)]
     with opened(test_report.make(tmp_path, rows, split=True)) as store:
         study = store.optuna_study("double")
-        publish(study, study_view(store, "double"), build(store, "double"))
+        view = study_view(store, "double")
+        publish(study, view, build(store, view))
         saved = store.storage.get_study_system_attrs(study._study_id)
     plots = {k: len(v) for k, v in saved.items() if k.startswith("dashboard:plot_data:")}
     assert {k.split(":")[2] for k in plots} >= {"importance", "time", "by-n"}

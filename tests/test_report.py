@@ -31,7 +31,7 @@ from autotune.plots import DARK, LIGHT, find_chromium, print_page
 from autotune.report import Format, build, html, markdown, place, write
 from autotune.report.content import Code, Figure, Report, Table
 from autotune.report.importance import LEAST_TRIALS, importances
-from autotune.results import study_objectives
+from autotune.results import study_objectives, study_view
 from autotune.serving import LaunchPlan
 from autotune.serving.stages import STAGES, Stages
 from autotune.spec import load_study
@@ -169,7 +169,7 @@ def _sample(i: int, p95: float) -> Sample:
 
 def report_of(database: Path) -> Report:
     with opened(database) as store:
-        return build(store, store.pick_study(None))
+        return build(store, study_view(store, store.pick_study(None)))
 
 
 @pytest.fixture(scope="module")

@@ -10,29 +10,24 @@ from datetime import UTC, datetime
 
 from autotune import __version__
 from autotune.report import answer, beyond, measured, method
-from autotune.report.content import (
-    Report,
-    Section,
-)
+from autotune.report.content import Report, Section
 from autotune.report.source import Source
-from autotune.results import study_view
 from autotune.store import Store
-from autotune.views import (
-    plain,
-)
+from autotune.views import StudyView, plain
 
 
-def build(store: Store, name: str) -> Report:
+def build(store: Store, view: StudyView) -> Report:
     """Reads a study and says what there is to say.
 
     Args:
         store: Has the study.
-        name: Of the study.
+        view: The study, as :func:`autotune.results.study_view` reads it there.
     """
+    name = view.name
     loaded, _row = store.load_study(name)
     s = Source(
         store,
-        study_view(store, name),
+        view,
         loaded.spec,
         store.launches(name),
         store.optuna_study(name).get_trials(deepcopy=False),
@@ -52,7 +47,6 @@ def build(store: Store, name: str) -> Report:
         ("method", "How it was measured", method.method(s)),
         ("repeat", "How to repeat it", method.repeat(s)),
     ]
-    view = s.view
     return Report(
         study=plain(view.name),
         about=tuple(
