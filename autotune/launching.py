@@ -2,29 +2,47 @@
 
 A launch is in the database before its process exists, and its end is only after it is dead; so
 whatever ends this process, the next one knows what to look for. Studies and maps launch by this.
+
+With `server.ahead` the servers of the next points are started together with the one whose turn it
+is, since several starts at once take little longer than one where there are cores enough (eight
+cold ones on an H200: as long as one). All are up before anything is measured, and then idle: a
+start never runs beside a measurement. One that does not come up in company is launched again by
+itself when it is its turn, so no trial fails for the company it kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
-from autotune.canary import Rest, take_rest
+from autotune.canary import GPU_OURS_MIB, Rest, take_rest
 from autotune.compilecache import compile_cache_of
-from autotune.errors import MachineError, TrialFailure
-from autotune.machine import describe_machine
-from autotune.serving import LogFolder, Server, WarmStart, free_port, plan_launch
+from autotune.errors import LaunchError, MachineError, TrialFailure
+from autotune.machine import available_memory, describe_machine
+from autotune.serving import LaunchPlan, LogFolder, Server, WarmStart, free_port, plan_launch
+from autotune.serving.gpu import GpuMemory, gpu_memory
 from autotune.serving.stages import StageClock, head_of, stages_of
 from autotune.space import Point
 from autotune.spec import ServerSpec
-from autotune.store import Store, file_identity
+from autotune.store import NO_TRIAL, Store, file_identity
 
 if TYPE_CHECKING:
     from autotune.loop import Prepared
+
+# Of the free memory that servers started ahead may take: another point may need more than those
+# that were seen.
+_SHARE = 0.8
+
+
+def nothing_ahead(_most: int) -> Sequence[Point]:
+    """Nothing is known of the points after this one."""
+    return ()
 
 
 def output_folder(database: Path, study: str) -> Path:
@@ -39,9 +57,10 @@ class Launched:
     Attributes:
         server: It.
         launch_id: Its key in the database.
-        rest: The machine before it was there.
+        rest: The machine before it was there, or any that was started together with it.
         clock: Takes the marks ``warm`` and ``measured``.
         event: Writes down what happened to it.
+        beside: How many other servers idle meanwhile, until it is their turn.
     """
 
     server: Server
@@ -49,10 +68,63 @@ class Launched:
     rest: Rest
     clock: StageClock
     event: Callable[[str], None]
+    beside: int
+
+
+@dataclass
+class _Life:
+    """A launch that is in the database, until its end is.
+
+    Attributes:
+        spec: What the server was made from.
+        trial: The trial or the point of the map; ``NO_TRIAL`` until its turn.
+        up: It answered ``/health``, and the machine is quiet again.
+    """
+
+    launch_id: str
+    spec: ServerSpec
+    point: Point
+    plan: LaunchPlan
+    log_path: Path
+    process: Server
+    clock: StageClock
+    trial: int
+    up: bool = False
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """The machine before the servers that are alive now."""
+
+    rest: Rest
+    gpus: tuple[GpuMemory, ...] | None  # None: before the first of them was started
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a server takes when it was measured.
+
+    Attributes:
+        memory: Bytes.
+        gpus_mib: Of each GPU, in NVML's order.
+    """
+
+    memory: int
+    gpus_mib: tuple[int, ...]
+
+    def most(self, other: _Taken) -> _Taken:
+        """The larger of each."""
+        return _Taken(
+            max(self.memory, other.memory),
+            tuple(map(max, self.gpus_mib, other.gpus_mib)),
+        )
 
 
 class Launcher:
-    """Launches the servers of one run, one at a time.
+    """Launches the servers of one run; measured is one at a time.
+
+    To be entered before the first launch, and left after the last: what was started ahead is ended
+    then, and what warm starts are forked from.
 
     Args:
         prepared: The study; its server is what warm starts are made for.
@@ -62,7 +134,6 @@ class Launcher:
     Attributes:
         machine: This machine, as it is written down.
         logs: Their logs.
-        warm: To be entered before the first launch, and left after the last.
     """
 
     def __init__(self, prepared: Prepared, store: Store, ledger: str) -> None:
@@ -73,7 +144,24 @@ class Launcher:
         self._inode = file_identity(store.path)
         self.logs = LogFolder(output_folder(store.path, prepared.spec.name) / "logs")
         self._free_since = time.monotonic()  # the begin of the run, or the end of a launch
-        self.warm = WarmStart(prepared.spec.server, prepared.info, self.logs.path("template.log"))
+        self._warm = WarmStart(prepared.spec.server, prepared.info, self.logs.path("template.log"))
+        self._living: list[_Life] = []  # all whose end is not written down
+        self._ahead: list[_Life] = []  # of these, whose turn is still to come
+        self._alone: _Alone | None = None  # None: no server of ours is alive
+        self._taken: _Taken | None = None  # None: no server was measured yet
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._warm, contextlib.ExitStack() as ends:
+            for life in self._ahead:
+                ends.callback(self._drop, life)
 
     def run(
         self,
@@ -86,6 +174,7 @@ class Launcher:
         measure: Callable[[Launched], None],
         say: Callable[[str], None],
         server: ServerSpec | None = None,
+        then: Callable[[int], Sequence[Point]] = nothing_ahead,
     ) -> str:
         """One server from birth to proof of death; returns the id of the launch.
 
@@ -98,70 +187,131 @@ class Launcher:
             measure: What is done with the server.
             say: Tells the user of a stage.
             server: Where it is not the study's own.
+            then: Asked for so many points at most whose turn comes next, where there is room to
+                start their servers beside this one.
 
         Raises:
             TrialFailure: it did not come up, or gave nothing that may be called a number.
             MachineError: the database was deleted or replaced.
         """
         self._check_database()
-        launch_id = uuid.uuid4().hex
-        rest = take_rest(rests)  # while no server of ours is there
-        clock = StageClock(self._free_since)
         spec = self._p.spec.server if server is None else server
+        life = self._whose_turn(spec, point, number, attempt)
+        if life is None:
+            if self._alone is None:
+                self._alone = _Alone(take_rest(rests), None)
+            life = self._planned(spec, point, f"{log}-{attempt}.log", number, attempt)
+        alone = self._alone
+        if alone is None:
+            raise AssertionError("the machine is looked at before the first server")
+        try:
+            if not life.up:
+                self._event(life, "launching")
+                say("launching")
+                self._start(life)
+                self._start_ahead(then)
+                if self._ahead:
+                    say(f"launching, and {len(self._ahead)} of the next")
+                self._wait(life)
+            for other in [x for x in self._ahead if not x.up]:
+                self._settle(other)
+            life.clock.mark("healthy")
+            measure(
+                Launched(
+                    life.process,
+                    life.launch_id,
+                    alone.rest,
+                    life.clock,
+                    lambda what: self._event(life, what),
+                    len(self._ahead),
+                )
+            )
+            self._learn(life)
+        except TrialFailure as e:
+            failure = life.plan.masked_failure(e)
+            self._store.launch_failed(life.launch_id, failure, life.process.log_tail())
+            self._event(life, f"failed: {failure}")
+            raise failure from e
+        finally:
+            say("stopping")
+            life.clock.mark("stopping")
+            self._end(life)
+            life.clock.mark("ended")
+            self._free_since = time.monotonic()
+            self._event(life, "stopped")
+            self._keep_stages(life)
+        return life.launch_id
+
+    # -- one launch ------------------------------------------------------------------------------
+
+    def _planned(self, spec: ServerSpec, point: Point, log: str, trial: int, attempt: int) -> _Life:
+        """A launch that is written down, and nothing of it started."""
+        launch_id = uuid.uuid4().hex
+        clock = StageClock(self._free_since)
+        taken = {x.plan.port for x in self._ahead}  # not all of them listen yet
         plan = plan_launch(
             spec,
             point,
             self._p.info,
-            port=free_port(),
+            port=next(port for port in iter(free_port, None) if port not in taken),
             launch_id=launch_id,
             resolve=self._p.resolve,
         )
-        log_path = self.logs.path(f"{log}-{attempt}.log")
+        log_path = self.logs.path(log)
         self._store.plan_launch(
             launch_id,
             study=self._ledger,
-            trial=number,
+            trial=trial,
             attempt=attempt,
             plan=plan,
             machine=self.machine,
             log_path=log_path,
         )
-
-        def event(what: str) -> None:
-            self._store.event(self._ledger, what, trial=number, launch_id=launch_id)
-
-        event("launching")
-        say("launching")
         process = Server(
             plan,
             launch_id=launch_id,
             log_path=log_path,
             server=spec,
             info=self._p.info,
-            warm=self.warm,
+            warm=self._warm,
         )
+        life = _Life(launch_id, spec, point, plan, log_path, process, clock, trial)
+        self._living.append(life)
+        return life
+
+    def _start(self, life: _Life) -> None:
+        """Its processes exist; raises a LaunchError where they do not."""
+        alone = self._alone
+        gpus = None if alone is None else alone.gpus
+        self._store.launch_started(life.process.start(gpus))
+        if alone is not None and gpus is None:
+            self._alone = _Alone(alone.rest, life.process.gpus_before)
+        life.clock.mark("started")
+
+    def _wait(self, life: _Life) -> None:
+        """It answers; raises a LaunchError if it does not."""
+        version = life.process.wait_ready(lambda _seconds: None)
+        self._store.launch_ready(life.launch_id, version)
+        life.up = True
+        self._event(life, "healthy")
+
+    def _event(self, life: _Life, what: str) -> None:
+        trial = None if life.trial == NO_TRIAL else life.trial
+        self._store.event(self._ledger, what, trial=trial, launch_id=life.launch_id)
+
+    def _end(self, life: _Life) -> None:
+        """Stops a server, proves that it is gone, and writes it down."""
+        self._living.remove(life)
+        last = not self._living
         try:
-            self._store.launch_started(process.start())
-            clock.mark("started")
-            version = process.wait_ready(lambda _seconds: None)
-            clock.mark("healthy")
-            self._store.launch_ready(launch_id, version)
-            event("healthy")
-            measure(Launched(process, launch_id, rest, clock, event))
-        except TrialFailure as e:
-            failure = plan.masked_failure(e)
-            self._store.launch_failed(launch_id, failure, process.log_tail())
-            event(f"failed: {failure}")
-            raise failure from e
-        finally:
-            say("stopping")
-            clock.mark("stopping")
-            self._end(process, launch_id)
-            clock.mark("ended")
-            self._free_since = time.monotonic()
-            event("stopped")
-            self._keep_stages(log_path, clock, launch_id)
-        return launch_id
+            report = life.process.stop(last=last)
+        except KeyboardInterrupt:  # asked twice: at once
+            report = life.process.stop(force=True, last=last)
+            self._store.launch_ended(life.launch_id, report.exit_code, report.killed)
+            raise
+        if last:
+            self._alone = None
+        self._store.launch_ended(life.launch_id, report.exit_code, report.killed)
 
     def _check_database(self) -> None:
         """SQLite itself would go on writing into a file that was deleted.
@@ -176,25 +326,97 @@ class Launcher:
                 "same command goes on from there"
             )
 
-    def _end(self, server: Server, launch_id: str) -> None:
-        """Stops a server, proves that it is gone, and writes it down."""
-        try:
-            report = server.stop()
-        except KeyboardInterrupt:  # asked twice: at once
-            report = server.stop(force=True)
-            self._store.launch_ended(launch_id, report.exit_code, report.killed)
-            raise
-        self._store.launch_ended(launch_id, report.exit_code, report.killed)
+    def _keep_stages(self, life: _Life) -> None:
+        """Writes down where the time of a launch went that has ended, and what was compiled.
 
-    def _keep_stages(self, log_path: Path, clock: StageClock, launch_id: str) -> None:
-        """Writes down where the time of a launch went that has ended, and what was compiled."""
-        log = head_of(log_path)
+        One that was started ahead began, for its trial, when it was its turn: the time of its start
+        is in the launch that it was started beside.
+        """
+        log = head_of(life.log_path)
         stages = stages_of(
-            log,
-            clock.marks,
-            tuner_s=clock.tuner_s,
-            first_s=self._store.first_request(launch_id),
+            log if "started" in life.clock.marks else (),
+            life.clock.marks,
+            tuner_s=life.clock.tuner_s,
+            first_s=self._store.first_request(life.launch_id),
         )
-        self._store.keep_stages(launch_id, stages)
+        self._store.keep_stages(life.launch_id, stages)
         if (cache := compile_cache_of(log)) is not None:
-            self._store.keep_compile_cache(launch_id, cache)
+            self._store.keep_compile_cache(life.launch_id, cache)
+
+    # -- those that come next --------------------------------------------------------------------
+
+    def _start_ahead(self, then: Callable[[int], Sequence[Point]]) -> None:
+        """Starts the servers of the next points, as far as study and machine allow."""
+        there = [x.point for x in self._ahead]
+        most = min(self._p.spec.server.ahead, len(there) + self._room())
+        for point in [*then(most)][:most] if most > len(there) else ():
+            if point in there:
+                there.remove(point)
+                continue
+            log = f"ahead-{uuid.uuid4().hex[:8]}.log"
+            life = self._planned(self._p.spec.server, point, log, NO_TRIAL, 0)
+            self._ahead.append(life)
+            self._event(life, "launching ahead")
+            try:
+                self._start(life)
+            except LaunchError:
+                self._drop(life)
+
+    def _settle(self, life: _Life) -> None:
+        """Waits for a server that was started ahead; one that does not come up is ended."""
+        try:
+            self._wait(life)
+        except LaunchError as e:
+            failure = life.plan.masked_failure(e)
+            self._event(life, f"failed beside others, to be launched by itself: {failure}")
+            self._drop(life)
+
+    def _drop(self, life: _Life) -> None:
+        """Ends a server whose turn does not come."""
+        self._ahead.remove(life)
+        try:
+            self._end(life)
+        finally:
+            self._event(life, "stopped")
+
+    def _whose_turn(
+        self, spec: ServerSpec, point: Point, number: int, attempt: int
+    ) -> _Life | None:
+        """The server that was started ahead for a point; None: there is none that lives."""
+        life = next((x for x in self._ahead if x.point == point and x.spec == spec), None)
+        if life is None:
+            return None
+        if not life.process.alive():
+            self._drop(life)
+            return None
+        self._ahead.remove(life)
+        life.trial = number
+        life.clock = StageClock(self._free_since)
+        self._store.give_launch(life.launch_id, number, attempt)
+        self._event(life, "its turn")
+        return life
+
+    def _learn(self, life: _Life) -> None:
+        """Notes what a server takes, while it is there and no other was started with it."""
+        wanted = self._p.spec.server.ahead
+        if not wanted or self._ahead or not life.process.known_processes:
+            return
+        before = life.process.gpus_before
+        now = gpu_memory() if before else ()
+        taken = _Taken(
+            life.process.memory(),
+            tuple(max(0, b.used_mib - a.used_mib) for a, b in zip(before, now, strict=False)),
+        )
+        self._taken = taken if self._taken is None else self._taken.most(taken)
+
+    def _room(self) -> int:
+        """How many more servers fit beside the one that was just started; 0 while none was seen."""
+        taken = self._taken
+        if taken is None:
+            return 0
+        found = int(_SHARE * available_memory() / max(1, taken.memory))
+        gpus = zip(taken.gpus_mib, self.machine["gpus"], gpu_memory(), strict=False)
+        for mib, gpu, now in gpus:
+            if mib >= GPU_OURS_MIB:
+                found = min(found, int(_SHARE * (gpu["memory_mib"] - now.used_mib) / mib))
+        return max(0, found - 1)

@@ -15,7 +15,7 @@ from autotune.serving import (
     end_living,
     living_launches,
 )
-from autotune.store import LaunchRow, Store, exclusive, is_free, opened
+from autotune.store import NO_TRIAL, LaunchRow, Store, exclusive, is_free, opened
 from autotune.views import plain
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
@@ -31,6 +31,8 @@ def map_name(study: str) -> str:
 def launch_text(launch: LaunchRow) -> str:
     """What a launch is of, such as ``trial 3 of demo``."""
     study = launch.study.removesuffix(_MAP)
+    if launch.trial == NO_TRIAL:
+        return f"started ahead for {study}"
     return f"trial {launch.trial} of {study}" if study == launch.study else f"the map of {study}"
 
 

@@ -181,7 +181,7 @@ def map_study(
 
     def go(store: Store) -> tuple[MapView, StopReason]:
         run = _Map(prepared, store, sorted(loads), launches, deadline, ui)
-        with run.launcher.warm:
+        with run.launcher:
             reason = run.go()
         return run.view(), reason
 

@@ -7,11 +7,13 @@ written down before its process exists, and a trial is told only after its serve
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -63,7 +65,7 @@ from autotune.search import (
     plan,
     seed_points,
 )
-from autotune.search.sampler import CHALLENGES, nearest, tried_points
+from autotune.search.sampler import CHALLENGES, PointSet, nearest, tried_points
 from autotune.serving import VllmInfo, check_flags, probe
 from autotune.space import (
     ALIGNED,
@@ -87,6 +89,8 @@ T = TypeVar("T")
 
 # vLLM's default of max_num_batched_tokens for `vllm serve` on a CPU and on a GPU below 70 GiB.
 DEFAULT_MNBT = 2048
+# vLLM's default of gpu_memory_utilization (vllm/config/cache.py).
+DEFAULT_UTILIZATION = 0.92
 # So long a database that another program holds is waited for; a backup or a forgotten shell.
 LOCKED_S = 600.0
 # After so many launches that all failed alike, and none that worked, the study itself is wrong.
@@ -100,6 +104,19 @@ class StopReason(StrEnum):
     TIMEOUT = "the time is up"
     EXHAUSTED = "every point that can launch has been measured"
     CONVERGED = "no further launch is expected to be worth its time"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A trial that is still to be begun.
+
+    Attributes:
+        point: Where.
+        attrs: The trial's attributes from its beginning.
+    """
+
+    point: Point
+    attrs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -207,8 +224,35 @@ def prepare(loaded: LoadedStudy, ui: Ui) -> Prepared:
                 raise UserError(f"{loaded.path}: {key}: {e}") from e
     check_flags(loaded, info)
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
+    _check_ahead(prepared)
     _check_some_feasible(prepared, space)
     return prepared
+
+
+def _check_ahead(prepared: Prepared) -> None:
+    """Refuses servers started ahead that vLLM would not start together on a GPU.
+
+    A server that profiles the GPU's memory takes for its own what others take meanwhile, and each
+    wants its ``gpu_memory_utilization`` free when it starts, also with a KV cache of fixed size
+    (vllm/v1/worker/utils.py:request_memory, gpu_worker.py:determine_available_memory).
+    """
+    spec, path = prepared.spec, prepared.loaded.path
+    ahead = spec.server.ahead
+    if not ahead or prepared.info.device != "cuda":
+        return
+    settings = spec.settings(baseline_point(spec))
+    if "kv_cache_memory_bytes" not in settings:
+        raise UserError(
+            f"{path}: server.ahead: servers that start together disturb each other's look at the "
+            "GPU's memory; fix the KV cache with kv-cache-memory-bytes in server.flags"
+        )
+    share = settings.get("gpu_memory_utilization", DEFAULT_UTILIZATION)
+    if isinstance(share, int | float) and share * (ahead + 1) > 1:
+        raise UserError(
+            f"{path}: server.ahead: vLLM wants {share:g} of the GPU's memory free at every start; "
+            f"set gpu-memory-utilization in server.flags to at most {100 // (ahead + 1) / 100:g} "
+            "(kv-cache-memory-bytes decides what is used)"
+        )
 
 
 def _check_some_feasible(prepared: Prepared, space: Space) -> None:
@@ -273,7 +317,7 @@ def run_study(
             stop_below=stop_below,
             reuse=reuse,
         )
-        with run.launcher.warm:
+        with run.launcher:
             return run.go()
 
     return run_on(database, ui, go)
@@ -410,6 +454,8 @@ class _Run:
         self.failures_in_a_row: list[FailureKind] = []
         self.standing = Standing(prepared.objectives)
         self.front: dict[int, Rival] = {}  # as rivals() had it last
+        self.searching = True  # False: what is left is to confirm
+        self.next: deque[Choice] = deque()  # chosen, so that their servers are started ahead
 
     def go(self) -> StopReason:
         self.end_leftovers()
@@ -432,20 +478,20 @@ class _Run:
             take(earlier, self.store, self.study, self.p, self.fixed_points[0], self.ui.message)
         self.ui.study(study_view(self.store, self.spec.name), self.store.path)
         self.say_infeasible()
-        searching, reason = not self.converged_before(), StopReason.CONVERGED
+        self.searching, reason = not self.converged_before(), StopReason.CONVERGED
         while True:
             trial = self.running_trial()
             if trial is None:
                 if self.finished() >= self.wanted:
-                    return StopReason.DONE if searching else reason
+                    return StopReason.DONE if self.searching else reason
                 if self.deadline is not None and time.monotonic() >= self.deadline:
                     return StopReason.TIMEOUT
                 try:
-                    trial = self.ask(searching=searching)
+                    trial = self.ask()
                 except SearchEnds as e:
-                    if not searching:
+                    if not self.searching:
                         return reason
-                    searching = False  # what is left is to confirm
+                    self.searching = False
                     reason = self.search_ended(e)
                     continue
             self.run_trial(trial)
@@ -579,59 +625,107 @@ class _Run:
         trials = self.study.get_trials(deepcopy=False)
         return [t for t in trials if "confirms" not in t.user_attrs]
 
-    def ask(self, *, searching: bool) -> optuna.trial.FrozenTrial:
-        """The next trial: to confirm, planned from the start, or the sampler's.
-
-        Args:
-            searching: False: what is left is to confirm.
+    def ask(self) -> optuna.trial.FrozenTrial:
+        """The next trial.
 
         Raises:
             SearchEnds: there is nothing left to do.
         """
         waiting = (TrialState.WAITING,)  # a run that ended between the two calls left one
         if not self.study.get_trials(deepcopy=False, states=waiting):
-            planned = self.to_confirm(searching)
-            if planned is None and not searching:
-                raise SearchEnds
-            point, attrs = planned or self.planned() or self.suggested()
-            self.study.enqueue_trial(self.space.encode(point), user_attrs=attrs)
+            choice = self.next.popleft() if self.next else self.choose()
+            params, attrs = self.space.encode(choice.point), dict(choice.attrs)
+            before = self.study.get_trials(deepcopy=False)
+            first = next((t.number for t in before if is_finished(t) and t.params == params), None)
+            if first is not None and "confirms" not in attrs:
+                attrs.setdefault("replicates", first)
+            self.study.enqueue_trial(params, user_attrs=attrs)
         return self.frozen(self.study.ask(self.space.distributions()).number)
 
-    def suggested(self) -> tuple[dict[str, Value], dict[str, Any]]:
-        """The sampler's proposal; a point that was measured already is a replicate.
+    def choose(self) -> Choice:
+        """What follows the trials so far and ``next``: to confirm, planned, or the sampler's.
+
+        Raises:
+            SearchEnds: nothing does.
+        """
+        planned = self.to_confirm()
+        if planned is None and not self.searching:
+            raise SearchEnds
+        return planned or self.planned() or self.suggested()
+
+    def upcoming(self, most: int) -> list[Point]:
+        """Points whose turn comes after the running trial's, as far as they can be told by now.
+
+        Winners are chosen when the search is over, so none of the confirmation's before that.
+
+        Args:
+            most: So many at most.
+        """
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        confirms = any(self.confirming(t.user_attrs) for t in running)
+        while len(self.next) < most and self.finished() + 1 + len(self.next) < self.wanted:
+            if not confirms and not (self.searching and self.searched() < self.search):
+                break
+            try:
+                self.next.append(self.choose())
+            except SearchEnds:
+                break
+        points = (choice.point for choice in itertools.islice(self.next, most))
+        return [q for q in points if self.p.infeasible(q) is None]
+
+    def confirming(self, attrs: Mapping[str, Any]) -> bool:
+        """Whether a trial with such attributes is of this budget's confirmation."""
+        return attrs.get("confirmation") == self.wanted
+
+    @property
+    def search(self) -> int:
+        """How many of the wanted trials search."""
+        return self.wanted - self.held
+
+    def searched(self) -> int:
+        """How many trials of this budget searched, with the running one and those of ``next``."""
+        trials = self.study.get_trials(deepcopy=False)
+        done = sum(
+            (counts(t) or t.state == TrialState.RUNNING) and not self.confirming(t.user_attrs)
+            for t in trials
+        )
+        return done + sum(not self.confirming(choice.attrs) for choice in self.next)
+
+    def suggested(self) -> Choice:
+        """The sampler's proposal.
 
         Raises:
             SearchEnds: it has none.
         """
         trials = self.study.get_trials(deepcopy=False)
-        suggestion = self.sampler.suggest(trials, self.study.directions)
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        pending: list[Point] = [self.space.decode(t.params) for t in running]
+        pending += [choice.point for choice in self.next]
+        suggestion = self.sampler.suggest(trials, self.study.directions, pending)
         attrs: dict[str, Any] = {}
         if suggestion.gain is not None:
             attrs["expected_gain"] = suggestion.gain
         if suggestion.challenge:
             attrs["challenge"] = True
-        params = self.space.encode(suggestion.point)
-        first = next((t.number for t in trials if is_finished(t) and t.params == params), None)
-        if first is not None:
-            attrs["replicates"] = first
-        return suggestion.point, attrs
+        return Choice(suggestion.point, attrs)
 
-    def planned(self) -> tuple[dict[str, Value], dict[str, Any]] | None:
+    def planned(self) -> Choice | None:
         """The baseline first, then the seeds or the whole grid; None when they are done.
 
         Raises:
             SpaceExhausted: the whole grid is done.
         """
         tried = tried_points(self.space, self.search_trials())
+        chosen = PointSet(choice.point for choice in self.next)
         baseline, *points = self.fixed_points
-        if baseline not in tried:
-            return baseline, {"baseline": True}
+        if baseline not in tried and baseline not in chosen:
+            return Choice(baseline, {"baseline": True})
         if (again := self.to_replicate()) is not None:
-            return self.space.decode(self.frozen(again).params), {"replicates": again}
-        point = next((q for q in points if q not in tried), None)
+            return Choice(self.space.decode(self.frozen(again).params), {"replicates": again})
+        point = next((q for q in points if q not in tried and q not in chosen), None)
         if point is None and self.spec.search.method == "grid":
             raise SpaceExhausted
-        return None if point is None else (point, {})
+        return None if point is None else Choice(point, {})
 
     @cached_property
     def fixed_points(self) -> list[dict[str, Value]]:
@@ -660,13 +754,14 @@ class _Run:
         In turn the baseline, which every speed-up refers to, and the best so far: launches of one
         point show how far the luck of a launch goes, which no number of requests can tell.
         """
-        budget, search = self.spec.budget, self.wanted - self.held
-        wanted = budget.replicates_of(search)
+        budget = self.spec.budget
+        wanted = budget.replicates_of(self.search)
         if budget.replicates is None and self.spec.search.method == "grid":
             return None
-        trials = [t for t in self.search_trials() if counts(t)]
-        done = sum("replicates" in t.user_attrs for t in trials)
-        if done >= wanted or len(trials) < (done + 1) * search // (wanted + 1):
+        trials = [t for t in self.search_trials() if counts(t) or t.state == TrialState.RUNNING]
+        attrs = [*(t.user_attrs for t in trials), *(choice.attrs for choice in self.next)]
+        done = sum("replicates" in a for a in attrs)
+        if done >= wanted or len(attrs) < (done + 1) * self.search // (wanted + 1):
             return None
         found = [v for v in self.views() if v.values and v.again is None]
         base = next((v.number for v in found if v.baseline), None)
@@ -687,15 +782,17 @@ class _Run:
         self.standing.update(trials)
         return trials
 
-    def to_confirm(self, searching: bool) -> tuple[dict[str, Value], dict[str, Any]] | None:
+    def to_confirm(self) -> Choice | None:
         """The next launch that measures a candidate again; None while the search goes on.
 
         The last trials of the wanted ones are held back for it.
         """
         held = self.held
         trials = self.study.get_trials(deepcopy=False)
-        done = sum(t.user_attrs.get("confirmation") == self.wanted for t in trials)
-        if done >= held or (searching and self.finished() - done < self.wanted - held):
+        begun = [t for t in trials if self.confirming(t.user_attrs)]
+        done = len(begun) + sum(self.confirming(choice.attrs) for choice in self.next)
+        searched = self.finished() - sum(map(counts, begun))
+        if done >= held or (self.searching and searched < self.search):
             return None
         key = f"confirmation_{self.wanted}"
         if key not in self.study.user_attrs:
@@ -705,7 +802,7 @@ class _Run:
             return None
         number = order[done % len(order)]
         point = self.space.decode(self.frozen(number).params)
-        return point, {"confirmation": self.wanted, "confirms": number}
+        return Choice(point, {"confirmation": self.wanted, "confirms": number})
 
     def candidates(self, held: int) -> list[int]:
         """Numbers of the trials to confirm, in the order of their ``held`` launches."""
@@ -754,6 +851,7 @@ class _Run:
                     rests=self.rests,
                     measure=lambda launched: self.measure(launched, trial),
                     say=self.ui.stage,
+                    then=self.upcoming,
                 )
             except TrialFailure as failure:
                 failed += 1
@@ -814,7 +912,7 @@ class _Run:
             result.stats,
             result.values,
             {name: (i.low, i.high) for name, i in result.intervals.items()},
-            result.quality() | {"disturbed": self.disturbed(result)},
+            result.quality() | {"disturbed": self.disturbed(result), "beside": launched.beside},
         )
         self.rests.append(launched.rest.kernel_s)
         launched.event("measured")

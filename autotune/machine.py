@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import psutil
 
 from autotune.nvml import nvml, visible_gpus
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def gpus() -> list[dict[str, Any]]:
@@ -43,6 +46,25 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "gpus": gpus(),
     }
+
+
+def available_memory() -> int:
+    """Bytes that new processes can have without swapping, within the limit of a container.
+
+    Of what a control group uses, the part of the page cache that was not used lately can go.
+    """
+    found = int(psutil.virtual_memory().available)
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),  # cgroup v2
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        limit_file, used_file = _CGROUP / limit, _CGROUP / used
+        with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or "max"
+            most = int(limit_file.read_text())
+            lines = (limit_file.parent / "memory.stat").read_text().splitlines()
+            stat = dict(line.split(maxsplit=1) for line in lines)
+            found = min(found, most - int(used_file.read_text()) + int(stat[cache]))
+    return max(0, found)
 
 
 def machine_line(machine: dict[str, Any]) -> str:

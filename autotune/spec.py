@@ -63,6 +63,7 @@ _MOST_NUMBER = 2**53  # JSON, floats and SQLite know all whole numbers up to it
 _MOST_REQUESTS = 10**6
 _MOST_TOKENS = 5 * 10**7  # of all random prompts: 2 GB
 _MOST_SECONDS = 10**7  # four months
+_MOST_AHEAD = 64
 _MOST_POINTS = 10**6  # of a space that can be counted
 _MOST_LINE = 500  # characters of a message
 
@@ -127,6 +128,13 @@ class ServerSpec(_Model):
         default="warm",
         description="warm: servers are forked from a process that has imported vLLM, where that is "
         "possible; cold: each one imports it anew",
+    )
+    ahead: int = Field(
+        default=0,
+        ge=0,
+        le=_MOST_AHEAD,
+        description="so many servers of the next points, at most, are started together with the "
+        "one whose turn it is, and idle until theirs; on a GPU with `kv-cache-memory-bytes` only",
     )
     health_timeout_s: float = Field(
         default=900, gt=0, le=_MOST_SECONDS, description="longest wait for /health"
@@ -691,14 +699,16 @@ class StudySpec(_Model):
         return body
 
     def fingerprint(self, base: Path) -> str:
-        """Hash of what decides the numbers; name, prose, budget, hanging, warm starts do not.
+        """Hash of what decides the numbers: not name, prose, budget, hanging, ways of starting.
 
         Args:
             base: Folder that relative paths of the study start from; the prompts' content counts,
                 not their place.
         """
         left_out = {"name": True, "description": True, "budget": True}
-        body = self.shown(left_out | {"workload": {"hang_timeout_s"}, "server": {"launch"}})
+        body = self.shown(
+            left_out | {"workload": {"hang_timeout_s"}, "server": {"launch", "ahead"}}
+        )
         load = body["workload"]
         for key in ("sharegpt", "replay"):  # unknown to the first studies
             if load[key] is None:

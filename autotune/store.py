@@ -51,7 +51,8 @@ from autotune.spec import LoadedStudy, parse_study, text_without_secrets
 SCHEMA = 2
 BUSY_TIMEOUT_S = 20
 _VLLM = "autotune:vllm"
-_NO_TRIAL = -1  # of a launch that was copied and whose trial is still to be written
+# Of a launch whose trial is not there yet: it was copied, or its server was started ahead.
+NO_TRIAL = -1
 
 
 class _Base(DeclarativeBase):
@@ -728,7 +729,7 @@ class Store:
             launch = _columns(s.get_one(LaunchRow, launch_id))
             query = select(RequestRow).where(RequestRow.launch_id == launch_id)
             requests = [_columns(r) for r in s.scalars(query.order_by(RequestRow.id))]
-        launch |= {"launch_id": new_id, "study": study, "trial": _NO_TRIAL}
+        launch |= {"launch_id": new_id, "study": study, "trial": NO_TRIAL}
         for r in requests:
             r["launch_id"] = new_id
             del r["id"]
@@ -739,9 +740,15 @@ class Store:
                 s.execute(insert(RequestRow), requests)
             s.commit()
 
-    def give_launch(self, launch_id: str, trial: int) -> None:
-        """A copied launch is that of a trial."""
-        self._update(launch_id, trial=trial)
+    def give_launch(self, launch_id: str, trial: int, attempt: int | None = None) -> None:
+        """A launch that was copied, or started ahead, is that of a trial.
+
+        Args:
+            launch_id: Its id.
+            trial: The trial's number.
+            attempt: How many launches of the trial there were; None: as it is.
+        """
+        self._update(launch_id, trial=trial, **({} if attempt is None else {"attempt": attempt}))
 
     # -- time ------------------------------------------------------------------------------
     # These tables came later, as those of maps did.

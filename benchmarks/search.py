@@ -13,6 +13,7 @@ requests and the luck of the launch; what a search visited is then judged by the
                     what cannot launch is told as failed
     botorch         qLogNEHVI over all untried points, where BoTorch is installed
     ours            `autotune.search.StudySampler` in a study that is kept as `autotune run` does
+    ours-4          the same after the seeds in batches of four, whose outcomes are known together
 
 `grid` and `sweep` know the rules for nothing, which makes them look better than they are; the
 others learn of a forbidden point by launching it. Every launch counts, also a failed or repeated
@@ -35,6 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the matrices are tiny: threads 
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import json
 import math
@@ -55,9 +57,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 from surfaces import Outcome, World, names, world
 
-from autotune.search import sampler as sampler_module
-from autotune.search import seed_points
-from autotune.search.sampler import StudySampler, nearest
+from autotune.search import SearchEnds, StudySampler, seed_points
+from autotune.search.sampler import nearest
 from autotune.space import MNBT, ChoiceParam, N, Value
 
 Floats = NDArray[np.float64]
@@ -329,8 +330,15 @@ def _unit(w: World) -> Floats:
     return np.column_stack(columns).astype(np.float64)
 
 
-def _ours(w: World, launch: Launch, seed: int) -> None:
-    """As `autotune.loop` does it, without replicates and confirmation, which it plans itself."""
+def _ours(w: World, launch: Launch, seed: int, batch: int = 1) -> None:
+    """As `autotune.loop` does it, without replicates and confirmation, which it plans itself.
+
+    Args:
+        w: The world.
+        launch: Answers.
+        seed: Of the sampler.
+        batch: Launches that are proposed before the first of them has an outcome; seeds are not.
+    """
 
     def feasible(point: Mapping[str, Value]) -> bool:
         return w.infeasible(point) is None
@@ -339,25 +347,26 @@ def _ours(w: World, launch: Launch, seed: int) -> None:
     assert baseline is not None
     sampler = StudySampler(w.space, w.infeasible, method="gp", seed=seed)
     study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
-    for point in seed_points(w.space, baseline, feasible):
-        attrs = {"baseline": True} if point == baseline else {}
-        study.enqueue_trial(w.space.encode(point), user_attrs=attrs)
-    while True:
-        try:
+    points = seed_points(w.space, baseline, feasible)
+    while points:
+        for point in points:
+            study.enqueue_trial(w.space.encode(point))
             trial = study.ask(w.space.distributions())
-        except sampler_module.SearchEnds:
-            return
-        outcome = launch(w.space.decode(trial.params))
-        if outcome.values is None:
-            assert outcome.failure is not None
-            trial.set_user_attr("failure_kind", str(outcome.failure))
-            study.tell(trial, state=TrialState.FAIL)
-            continue
-        assert outcome.log_variances is not None
-        trial.set_user_attr("log_variances", list(outcome.log_variances))
-        trial.set_user_attr("acceptance_per_position", list(outcome.acceptance_per_position))
-        trial.set_user_attr("acceptance_length", outcome.acceptance_length)
-        study.tell(trial, outcome.values)
+            outcome = launch(point)
+            if outcome.values is None:
+                assert outcome.failure is not None
+                trial.set_user_attr("failure_kind", str(outcome.failure))
+                study.tell(trial, state=TrialState.FAIL)
+                continue
+            assert outcome.log_variances is not None
+            trial.set_user_attr("log_variances", list(outcome.log_variances))
+            trial.set_user_attr("acceptance_per_position", list(outcome.acceptance_per_position))
+            trial.set_user_attr("acceptance_length", outcome.acceptance_length)
+            study.tell(trial, outcome.values)
+        trials, points = study.get_trials(deepcopy=False), []
+        with contextlib.suppress(SearchEnds):
+            while len(points) < batch:
+                points.append(sampler.suggest(trials, study.directions, points).point)
 
 
 STRATEGIES: Mapping[str, Strategy] = {
@@ -370,6 +379,7 @@ STRATEGIES: Mapping[str, Strategy] = {
     "gp": _gp,
     "botorch": _botorch,
     "ours": _ours,
+    "ours-4": functools.partial(_ours, batch=4),
 }
 _CHEAP = {"random", "grid", "shuffled", "sweep"}
 
@@ -573,6 +583,7 @@ def _against(ours: float, aim: float) -> str:
 # Okabe and Ito's colours, as in autotune/plots.py; ours stands out
 COLOURS = {
     "ours": "#D55E00",
+    "ours-4": "#F0E442",
     "gp": "#0072B2",
     "tpe": "#009E73",
     "nsga2": "#CC79A7",

@@ -12,6 +12,8 @@ the same requests, as many, and waits for as many tokens:
     warm    the same with `launch: warm`
     early   as warm, but a trial ends as soon as it is precise enough, or certainly worse than
             another one: what users get
+    ahead   as warm, with ``server.ahead: 3``; not among the default arms, since it is for machines
+            with many cores, and its study must be one that may start servers ahead
 
 An arm's points are one block, as a user would run it: the start of the tool itself is shared among
 them (``once``). Blocks take turns, there and back (A B C, C B A), so that a machine that grows
@@ -74,8 +76,9 @@ from autotune.store import opened
 from autotune.views import number
 
 PLAIN, SWEEP, COLD, WARM, EARLY = "plain", "sweep", "cold", "warm", "early"
-ARMS = (PLAIN, SWEEP, COLD, WARM, EARLY)
-OURS = (COLD, WARM, EARLY)
+AHEAD = "ahead"
+ARMS = (PLAIN, SWEEP, COLD, WARM, EARLY, AHEAD)
+OURS = (COLD, WARM, EARLY, AHEAD)
 ONCE, CLIENT, TOTAL = "once", "client", "total"
 # In the order in which they come.
 ROWS = (ONCE, *STAGES[: STAGES.index("first")], CLIENT, *STAGES[STAGES.index("first") :], TOTAL)
@@ -350,6 +353,7 @@ def our_study(setup: Setup, arm: str) -> dict[str, Any]:
     server = _absolute(raw["server"], setup.loaded.base)
     server["flags"] = setup.spec.server.model_dump(mode="json")["flags"]
     server["launch"] = COLD if arm == COLD else WARM
+    server["ahead"] = 3 if arm == AHEAD else 0
     load = setup.spec.workload.model_dump(mode="json", exclude_unset=True)
     if setup.spec.workload.source is not None:
         key, file = setup.spec.workload.source
@@ -682,7 +686,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--requests", type=int, default=80, help="measured in a trial")
     parser.add_argument("--bench-warmups", type=int, default=0, help="of plain and sweep")
-    parser.add_argument("--arms", type=_arms, default=list(ARMS), help=",".join(ARMS))
+    parser.add_argument("--arms", type=_arms, default=list(ARMS[:-1]), help=",".join(ARMS))
     parser.add_argument("--out", type=Path, default=OUT, help="results as JSON")
     parser.add_argument("--show", action="store_true", help="run nothing; show the results")
     args = parser.parse_args(argv)

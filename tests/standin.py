@@ -37,8 +37,9 @@ _ARGUMENTS = """\
 def make_arg_parser(parser):
     for name in ("model", "served-model-name", "host", "port", "speculative-config"):
         parser.add_argument("--" + name)
-    for name in ("max-num-batched-tokens", "max-num-seqs"):
+    for name in ("max-num-batched-tokens", "max-num-seqs", "kv-cache-memory-bytes"):
         parser.add_argument("--" + name, type=int)
+    parser.add_argument("--gpu-memory-utilization", type=float)
     return parser
 """
 _SERVER = """\

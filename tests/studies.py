@@ -18,6 +18,7 @@ import yaml
 from click.testing import CliRunner
 
 from autotune.cli import main
+from autotune.serving.command import OWNER_VARIABLE
 
 DOUBLE = str(Path(__file__).parent / "double.py")
 
@@ -143,5 +144,18 @@ def processes_of(folder: Path) -> list[psutil.Process]:
             if p.status() != psutil.STATUS_ZOMBIE and model_of(folder) in p.cmdline():
                 found.append(p)
         except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def owned(owner: int) -> list[psutil.Process]:
+    """Every living process that this one started for servers: templates, guards, servers."""
+    mark = f"{owner}:"
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(OWNER_VARIABLE, "").startswith(mark):
+                found.append(process)
+        except (psutil.Error, OSError):  # gone, or a zombie
             continue
     return found

@@ -325,7 +325,7 @@ class Instant:
         config = json.loads(text)
         n, ranges = config.get("num_speculative_tokens", 0), config.get(SCHEDULE)
 
-        def start() -> Identity:
+        def start(_gpus: object) -> Identity:
             self.launched.append((n, ranges))
             self.alive += 1
             return Identity(launch_id, "boot", 1, 1, 1, 1, None)
@@ -338,6 +338,7 @@ class Instant:
             start=start,
             wait_ready=lambda _: self.version,
             stop=stop,
+            gpus_before=(),
             log_tail=list,
             n=n,
             ranges=ranges,

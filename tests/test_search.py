@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.study import StudyDirection
@@ -21,9 +22,11 @@ from autotune.search import (
     grid_points,
     seed_points,
 )
+from autotune.search import model as model_module
 from autotune.search import sampler as sampler_module
+from autotune.search.gain import Belief, gains, potential
 from autotune.search.model import propose
-from autotune.search.sampler import informative
+from autotune.search.sampler import informative, launched_of
 from autotune.space import MNBT, ChoiceParam, FloatParam, IntParam, N, Point, Pow2Param, Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -225,9 +228,9 @@ def test_the_model_of_a_long_study_sees_the_front_and_no_more_than_its_share(
     monkeypatch.setattr(sampler_module, "MODEL_TRIALS", 12)
     seen: list[list[float]] = []
 
-    def spy(space: Space, launched: Sequence[Any], *rest: Any) -> Any:
+    def spy(space: Space, launched: Sequence[Any], *rest: Any, **named: Any) -> Any:
         seen.append([x.rate for x in launched])
-        return propose(space, launched, *rest)
+        return propose(space, launched, *rest, **named)
 
     monkeypatch.setattr(sampler_module, "propose", spy)
     study = study_of(measured(30))
@@ -294,3 +297,99 @@ def test_speedup_needs_both_numbers() -> None:
     assert baseline_speedup(228.0 * 2.5, 228.0) == 2.5
     assert baseline_speedup(None, 228.0) is None
     assert baseline_speedup(100.0, None) is None
+
+
+def batch_of(
+    sampler: StudySampler, trials: Sequence[FrozenTrial], count: int
+) -> list[dict[str, Any]]:
+    points: list[dict[str, Any]] = []
+    while len(points) < count:
+        points.append(sampler.suggest(trials, BOTH, points).point)
+    return points
+
+
+@pytest.mark.parametrize("method", ["random", "gp"])
+def test_pending_points_are_not_drawn_again(method: str) -> None:
+    """Without two complete trials both methods draw blindly."""
+    small = Space({N: IntParam(type="int", low=1, high=3), MNBT: SPACE.params[MNBT]})
+    feasible = [q for q in grid_points(small) if infeasible(q) is None]
+    sampler = StudySampler(small, infeasible, method=method, seed=2)
+    first = finished(0, feasible[0], (1.0, 1.0), space=small)
+    batch = batch_of(sampler, [first], len(feasible) - 1)
+    assert sorted(map(str, [feasible[0], *batch])) == sorted(map(str, feasible))
+    with pytest.raises(SpaceExhausted):
+        sampler.suggest([first], BOTH, batch)
+
+
+def test_the_draw_is_that_of_the_launch_whether_those_before_it_have_ended_or_not() -> None:
+    sampler = StudySampler(SPACE, infeasible, method="random", seed=3)
+    trials = measured(4)
+    batch = batch_of(sampler, trials, 3)
+    ended = list(trials)
+    for point in batch:
+        assert sampler.suggest(ended, BOTH).point == point
+        ended.append(finished(len(ended), point, (1.0, 1.0)))
+
+
+def test_a_batch_does_not_ask_again_for_what_a_pending_launch_will_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offered = []
+
+    def spy(space: Space, launched: Any, new: Sequence[Point], *rest: Any, **named: Any) -> Any:
+        offered.append((list(new), list(named["pending"])))
+        return propose(space, launched, new, *rest, **named)
+
+    monkeypatch.setattr(sampler_module, "propose", spy)
+    sampler = StudySampler(SPACE, infeasible, method="gp", seed=0)
+    trials = measured(6)
+    batch = batch_of(sampler, trials, 4)
+    tried = [SPACE.decode(t.params) for t in trials]
+    for i, (new, pending) in enumerate(offered):
+        assert pending == batch[:i]
+        assert not [q for q in new if q in pending or q in tried]
+    first = sampler.suggest(trials, BOTH)
+    again = sampler.suggest(trials, BOTH, [first.point])
+    assert first.point not in tried
+    assert again.point != first.point
+    assert again.gain is not None
+    assert first.gain is not None
+    assert again.gain < first.gain
+
+
+def test_a_pending_point_is_believed_in_as_one_that_was_launched_with_its_expected_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, list[Sequence[Belief]]] = {"gains": [], "potential": []}
+
+    def spy(name: str, of: Callable[..., Any]) -> None:
+        def call(beliefs: Sequence[Belief], reference: Any) -> Any:
+            seen[name].append(beliefs)
+            return of(beliefs, reference)
+
+        monkeypatch.setattr(model_module, name, call)
+
+    spy("gains", gains)
+    spy("potential", potential)
+    launched = launched_of(SPACE, measured(6), BOTH)
+    own = [x.point for x in launched]
+    points = len({frozenset(q.items()) for q in own})
+    other, *new = [q for q in grid_points(SPACE) if infeasible(q) is None and q not in own]
+    ones = np.ones(len(new) + 1)
+
+    before = propose(SPACE, launched, [other, *new], ones, 9.0)  # a gain that nothing promises
+    after = propose(SPACE, launched, new, ones[1:], 9.0, pending=[own[0], other])
+    assert before.challenge
+    assert after.challenge
+    assert after.point in new
+    for was, now in seen.values():
+        for a, b in zip(was, now, strict=True):
+            assert len(a.covariance) == points
+            assert len(b.covariance) == points + 1  # it can be recommended
+            assert np.array_equal(a.mean, b.mean)
+            # by hand, at what was launched: own[0] is the first, `other` right behind the last
+            c = np.array([a.covariance[0, :points], a.covariance[:, points]])
+            k = np.array([[a.variance[0], c[1, 0]], [c[1, 0], a.variance[points]]])
+            told = (c * np.linalg.solve(k + a.noise * np.eye(2), c)).sum(axis=0)
+            assert b.variance[:points] == pytest.approx(a.variance[:points] - told, abs=1e-10)
+            assert (b.variance[[0, points]] < a.variance[[0, points]]).all()

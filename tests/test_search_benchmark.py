@@ -12,7 +12,7 @@ import pytest
 
 from autotune.space import MNBT, ChoiceParam, IntParam, N, Pow2Param
 
-STRATEGIES = ("random", "grid", "shuffled", "sweep", "tpe", "nsga2", "gp", "ours")
+STRATEGIES = ("random", "grid", "shuffled", "sweep", "tpe", "nsga2", "gp", "ours", "ours-4")
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,14 @@ def test_the_same_seed_gives_the_same_replay(bench: Any) -> None:
     one, two = (bench.replay(world, "ours", 3, 7) for _ in range(2))
     assert one.shares == two.shares
     assert bench.replay(world, "ours", 4, 7).shares != one.shares
+
+
+def test_a_batch_begins_as_one_launch_after_the_other_does(bench: Any) -> None:
+    world = bench.world("gen-8")
+    one, four = (bench.replay(world, strategy, 3, 12) for strategy in ("ours", "ours-4"))
+    assert one.shares[:4] == four.shares[:4]  # the seeds, and the first launch that was proposed
+    assert one.shares != four.shares
+    assert four.forbidden[-1] == 0
 
 
 def test_ours_launches_nothing_that_a_rule_forbids(bench: Any) -> None:

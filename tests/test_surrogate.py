@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from autotune.search.gain import Belief, gains, hypervolume, potential, reference_point
+from autotune.search.model import expecting
 from autotune.search.surrogate import Trend, fit
 
 
@@ -114,3 +115,43 @@ def test_potential_is_the_best_case() -> None:
 def test_the_reference_is_the_worst_but_never_the_best() -> None:
     assert reference_point(np.array([[0.0, 3.0], [1.0, 2.0]])) == pytest.approx([1.0, 3.0])
     assert (reference_point(np.array([[1.0, 1.0], [1.0, 1.0]])) > 1.0).all()
+
+
+def fitted(launched: int = 3, others: int = 4) -> tuple[Belief, np.ndarray]:
+    """A belief of a fitted process, and the covariance of all its points."""
+    rng = np.random.default_rng(1)
+    x = rng.random((launched + others, 2))
+    data = x[:launched]
+    model = fit(data, curve(data), np.full(launched, 1e-4), [ones(launched)], scale=0.3)
+    mean, variance, whole = model.posterior(x, [np.ones(len(x))], len(x))
+    noise = 1e-4 + model.between**2
+    return Belief(mean, variance, whole[: launched + 2], noise), whole  # two of them pending
+
+
+@pytest.mark.parametrize("pending", [[3], [3, 4], [0, 3], [1, 1], [4, 2, 4]])
+def test_unknown_outcomes_leave_the_means_and_take_their_part_of_the_doubt(
+    pending: list[int],
+) -> None:
+    """By hand: what launches tell adds up as precision, one over the noise each."""
+    belief, whole = fitted()
+    after = expecting(belief, np.array(pending))
+    told = np.zeros(len(whole))
+    np.add.at(told, pending, 1 / belief.noise)
+    by_hand = np.linalg.inv(np.linalg.inv(whole) + np.diag(told))
+    assert np.array_equal(after.mean, belief.mean)
+    assert after.noise == belief.noise
+    assert after.variance == pytest.approx(np.diag(by_hand), rel=1e-6, abs=1e-12)
+    assert after.covariance == pytest.approx(by_hand[:5], rel=1e-6, abs=1e-9)
+    assert (after.variance[pending] < belief.variance[pending]).all()
+    one_by_one = belief
+    for k in pending:
+        one_by_one = expecting(one_by_one, np.array([k]))
+    assert one_by_one.variance == pytest.approx(after.variance, rel=1e-6, abs=1e-12)
+
+
+def test_nothing_pending_changes_nothing() -> None:
+    belief, _ = fitted()
+    after = expecting(belief, np.array([], dtype=np.int64))
+    assert after.mean.tobytes() == belief.mean.tobytes()
+    assert after.variance.tobytes() == belief.variance.tobytes()
+    assert after.covariance.tobytes() == belief.covariance.tobytes()

@@ -24,27 +24,15 @@ from autotune import ledger
 from autotune.errors import FailureKind, LaunchError
 from autotune.serving import Identity, Server, VllmInfo, WarmStart, free_port, plan_launch, template
 from autotune.serving._template import changes, leave_ports
-from autotune.serving.command import LAUNCH_VARIABLE, OWNER_VARIABLE
+from autotune.serving.command import LAUNCH_VARIABLE
 from autotune.serving.server import _processes, start_ticks
 from autotune.spec import ServerSpec
 from tests.standin import DUMPS, MODULE, write_vllm
+from tests.studies import owned
 
 double = pytest.mark.double
 
 ROOT = Path(__file__).parent.parent
-
-
-def owned(owner: int) -> list[psutil.Process]:
-    """Every living process that this one started for servers: templates, guards, servers."""
-    mark = f"{owner}:"
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(OWNER_VARIABLE, "").startswith(mark):
-                found.append(process)
-        except (psutil.Error, OSError):  # gone, or a zombie
-            continue
-    return found
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -9,6 +9,9 @@ chances of a crash (:mod:`autotune.search.crashes`) count against it.
 A belief that is wrong and sure of itself sees no worth anywhere. So when no launch seems worth its
 time, the belief is *challenged*: by the launch that a plain surrogate, without any foreknowledge,
 hopes most of. Only when several challenges in a row changed nothing has the search converged.
+
+While launches are under way whose outcomes nobody knows, the next one is chosen as if they had
+given what is expected of them (:func:`expecting`): what they will tell is not asked for again.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.measure.measurement import Floats
+from autotune.measure.measurement import Floats, Ints
 from autotune.search.acceptance import Prediction, SpeculationLaunch
 from autotune.search.gain import Belief, gains, potential, reference_point
 from autotune.search.surrogate import Trend, fit
@@ -104,24 +107,29 @@ def propose(
     doubt_below: float,
     fixed_n: int | None = None,
     known: Callable[[Point], float] | None = None,
+    pending: Sequence[Point] = (),
 ) -> Proposal:
-    """The launch that is worth most, of the launched points and the new ones.
+    """The launch that is worth most, of the launched points, the pending and the new ones.
 
     Args:
         space: The searched parameters.
         launched: At least one.
-        new: Points that were not launched and may be; different ones.
+        new: Points that were not launched, are not pending and may be launched; different ones.
         chances: That each of them can launch.
         doubt_below: A smaller gain is not believed: see :class:`Proposal`.
         fixed_n: n of all points, where it is not searched.
         known: A number for each point that objectives may depend on (how well CUDA graphs cover
             it); None: there is none.
+        pending: Of each launch whose outcome is not known yet, where; they are taken to succeed,
+            so that their points can be recommended and launched once more, as launched ones can.
 
     Raises:
         ValueError: nothing was launched, or a cost is not finite.
     """
-    points: list[Point] = list({frozenset(x.point.items()): x.point for x in launched}.values())
+    own = [*(item.point for item in launched), *pending]
+    points: list[Point] = list({frozenset(q.items()): q for q in own}.values())
     place = {frozenset(q.items()): i for i, q in enumerate(points)}
+    ahead = np.array([place[frozenset(q.items())] for q in pending], dtype=np.int64)
     recommendable = len(points)
     points += new
     chances = np.concatenate([np.ones(recommendable), chances])
@@ -156,7 +164,7 @@ def propose(
             model = fit(x[at], y - level, v, trends, scale)
             mean, variance, covariance = model.posterior(x, [h for h, _, _ in basis], recommendable)
             noise = float(np.median(v)) + model.between**2
-            out.append(Belief(mean + level, variance, covariance, noise))
+            out.append(expecting(Belief(mean + level, variance, covariance, noise), ahead))
         return out
 
     found = beliefs(basis, _SCALE if prediction is None else _SCALE_PREDICTED)
@@ -169,3 +177,29 @@ def propose(
     plain = beliefs(basis[:1], _SCALE)
     hopes = (potential(plain, reference) * chances)[recommendable:]
     return Proposal(new[int(hopes.argmax())], float(value[best]), challenge=True)
+
+
+def expecting(belief: Belief, pending: Ints) -> Belief:
+    """What is believed while launches are under way, before one knows what they give.
+
+    How sure one will be does not depend on the outcomes: a Gaussian's covariance is conditioned on
+    them unseen (Rasmussen and Williams, equation 2.24). The means stay, as if each launch gave what
+    is expected of it: the "kriging believer" of D. Ginsbourger, R. Le Riche, L. Carraro, "Kriging
+    is well-suited to parallelize optimization", 2010. The gain of one more launch is then that of
+    the last of a batch (J. Wu, P. Frazier, "The parallel knowledge gradient method for batch
+    Bayesian optimization", NIPS 2016), each chosen after the one before, without the mean over what
+    the pending ones may give.
+
+    Args:
+        belief: By what was measured.
+        pending: The place of each such launch among the points of the belief's covariance; a point
+            that is to be launched twice stands twice.
+    """
+    rows = belief.covariance[pending]
+    gain = np.linalg.solve(rows[:, pending] + belief.noise * np.eye(len(pending)), rows)
+    return Belief(
+        belief.mean,
+        np.maximum(belief.variance - (rows * gain).sum(axis=0), 0.0),
+        belief.covariance - belief.covariance[:, pending] @ gain,
+        belief.noise,
+    )

@@ -169,10 +169,13 @@ class PointSet:
         return frozenset(point.items()) in self._keys
 
 
-def tried_points(space: Space, trials: Iterable[FrozenTrial]) -> PointSet:
-    """The points of those trials that have one."""
+def tried_points(
+    space: Space, trials: Iterable[FrozenTrial], pending: Iterable[Point] = ()
+) -> PointSet:
+    """The points of those trials that have one, and those that will be launched anyway."""
     names = space.distributions().keys()
-    return PointSet(space.decode(t.params) for t in trials if names <= t.params.keys())
+    tried = (space.decode(t.params) for t in trials if names <= t.params.keys())
+    return PointSet(itertools.chain(tried, pending))
 
 
 def _random_points(space: Space, rng: np.random.Generator) -> Iterator[dict[str, Value]]:
@@ -252,8 +255,8 @@ class StudySampler(BaseSampler):
         space: The searched parameters.
         infeasible: Why the rules forbid a point, or None.
         method: ``gp`` or ``random``; a grid is enqueued and needs no sampler.
-        seed: Together with the number of trials it decides every draw, so that a resumed study
-            does not replay the draws of its beginning.
+        seed: Together with the number of trials, pending ones included, it decides every draw, so
+            that a resumed study does not replay the draws of its beginning.
         stop_below: The search has converged when no launch is expected to gain more, as a share of
             the hypervolume; 0: never.
         fixed_n: n of all points, where it is not searched.
@@ -281,17 +284,27 @@ class StudySampler(BaseSampler):
         self._random = RandomSampler(seed=seed)
 
     def suggest(
-        self, trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
+        self,
+        trials: Sequence[FrozenTrial],
+        directions: Sequence[StudyDirection],
+        pending: Sequence[Point] = (),
     ) -> Suggestion:
-        """The next launch, after ``trials``.
+        """The next launch, after ``trials`` and ``pending``.
+
+        Args:
+            trials: Those that ended; others count as tried and say nothing.
+            directions: What is better, for each objective.
+            pending: Points that will be launched before this one, with outcomes that nobody knows
+                yet; a batch is suggested one by one, each with those before it as pending.
 
         Raises:
-            SpaceExhausted: every point that can launch has been tried.
-            Converged: no launch is expected to gain ``stop_below``.
+            SpaceExhausted: every point that can launch has been tried or is pending.
+            Converged: no launch is expected to gain ``stop_below``; with pending ones: beside what
+                they are expected to gain.
         """
-        tried = tried_points(self._space, trials)
+        tried = tried_points(self._space, trials, pending)
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
-        rng = np.random.default_rng([self._seed, len(trials)])
+        rng = np.random.default_rng([self._seed, len(trials) + len(pending)])
         new = self._new_points(tried, rng)
         if not new:
             raise SpaceExhausted
@@ -324,6 +337,7 @@ class StudySampler(BaseSampler):
             self._stop_below or _DOUBT,
             self._fixed_n,
             self._known,
+            pending=pending,
         )
         if found.challenge and self._stop_below and _challenges(complete) >= CHALLENGES:
             raise Converged(found.gain)

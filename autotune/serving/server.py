@@ -187,6 +187,9 @@ class Server:
         server: The study's server, for its time-outs.
         info: What is known of its vLLM; the running server must agree.
         warm: Forks it from a process that has imported vLLM, where it can.
+
+    Attributes:
+        gpus_before: Each GPU before its start; empty for a server that uses none.
     """
 
     def __init__(
@@ -211,7 +214,7 @@ class Server:
         self._pid: int | None = None
         self._cgroup: str | None = None
         self._identity = Identity(launch_id, boot_id())
-        self._gpus_before: tuple[GpuMemory, ...] = ()
+        self.gpus_before: tuple[GpuMemory, ...] = ()
         self._failed: str | None = None
         self._exited = False
         self._exit_code: int | None = None
@@ -219,8 +222,12 @@ class Server:
         self._oom_kills = 0
         self._report: StopReport | None = None
 
-    def start(self) -> Identity:
+    def start(self, gpus: tuple[GpuMemory, ...] | None = None) -> Identity:
         """Starts the guard, which starts the server; before, once, what the guard is forked from.
+
+        Args:
+            gpus: ``gpus_before`` of the first of several servers that are started together: what
+                they all must give back.
 
         Raises:
             LaunchError: the port is taken, the disk is full, or the program cannot be run.
@@ -235,7 +242,8 @@ class Server:
                 self._warm.prepare(self.plan, env)
             self._oom_kills = _oom_kills()
             # what others do on this machine's GPUs is nothing to a server for CPUs
-            self._gpus_before = () if self._info.device == "cpu" else gpu_memory()
+            if self._info.device != "cpu":
+                self.gpus_before = gpu_memory() if gpus is None else gpus
             forked = self._warm and self._warm.fork(log, env)
             self._guard = forked or subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_GUARD)],
@@ -411,13 +419,23 @@ class Server:
             self._pump(deadline - time.monotonic())
         return not self.alive()
 
-    def stop(self, *, force: bool = False) -> StopReport:
+    def memory(self) -> int:
+        """Bytes that its processes have to themselves (unique set size)."""
+        found = 0
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):  # it just ended
+                found += process.memory_full_info().uss
+        return found
+
+    def stop(self, *, force: bool = False, last: bool = True) -> StopReport:
         """Ends the server; returns only when nothing of it is left. May be called again.
 
         SIGTERM, then after ``stop_timeout_s`` SIGKILL to everything that is left of the tree.
 
         Args:
             force: SIGKILL at once.
+            last: No server lives on that was started together with it. A GPU's memory is that of
+                them all, so it is proven when the last of them has ended.
 
         Raises:
             StopError: a process survives, the port stays taken, or a GPU's memory does not come
@@ -426,7 +444,7 @@ class Server:
         if self._report is not None:
             return self._report
         begun = time.monotonic()
-        gpus_full = gpu_memory() if self._gpus_before else ()
+        gpus_full = gpu_memory() if self.gpus_before and last else ()
         ours = {p.pid for p in self.processes()} if gpus_full else set()
         killed = 0
         if self._guard is not None:
@@ -468,7 +486,7 @@ class Server:
 
     def _prove_gpu_memory(self, full: tuple[GpuMemory, ...], ours: set[int]) -> None:
         deadline = time.monotonic() + _GPU_S
-        while lost := held(self._gpus_before, full, gpu_memory() if full else (), ours):
+        while lost := held(self.gpus_before, full, gpu_memory() if full else (), ours):
             if time.monotonic() > deadline:
                 gpu, mib = next(iter(lost.items()))
                 raise StopError(

@@ -1,0 +1,177 @@
+"""Does a measured server notice others that idle beside it, as `server.ahead` makes them do?
+
+    python benchmarks/idle_neighbours.py STUDY.yaml --out FILE.json [--neighbours 3] [--rounds 8]
+
+One server is measured all the time; the others are started and stopped between the measurements,
+never during one. Each round measures it twice with the same requests, alone and beside the idle
+ones, in turns (alone, beside; beside, alone), so that what drifts hits both alike. Told is the
+ratio beside/alone of tok/s and p95 latency with a 95 % interval (Student's t of the logarithms of
+the rounds' ratios), and how much of the CPU the idle ones used meanwhile.
+
+The study needs what `server.ahead` needs: on a GPU, a KV cache of fixed size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from autotune.demo import resolve_model
+from autotune.errors import AutotuneError
+from autotune.load import Request, build_workload
+from autotune.machine import describe_machine
+from autotune.measure import Measurement
+from autotune.measuring import send
+from autotune.results import study_objectives
+from autotune.serving import Server, VllmInfo, WarmStart, free_port, plan_launch, probe
+from autotune.space import MNBT, N, Value
+from autotune.spec import LoadedStudy, load_study
+from objectives import Objective
+
+
+class Machine:
+    """Starts servers of one study, and ends them."""
+
+    def __init__(self, study: LoadedStudy, info: VllmInfo, logs: Path, ends: ExitStack) -> None:
+        self.study = study
+        self.info = info
+        self.logs = logs
+        self.warm = ends.enter_context(WarmStart(study.spec.server, info, logs / "template.log"))
+
+    def started(self, points: Sequence[dict[str, Value]], ends: ExitStack) -> list[Server]:
+        """Healthy servers that were started together; they end with ``ends``."""
+        servers = []
+        for point in points:
+            launch_id = uuid.uuid4().hex
+            plan = plan_launch(
+                self.study.spec.server,
+                point,
+                self.info,
+                port=free_port(),
+                launch_id=launch_id,
+                resolve=lambda ref: resolve_model(ref, self.study.base),
+            )
+            server = Server(
+                plan,
+                launch_id=launch_id,
+                log_path=self.logs / f"{launch_id[:8]}.log",
+                server=self.study.spec.server,
+                info=self.info,
+                warm=self.warm,
+            )
+            ends.callback(server.stop, last=False)  # others hold their memory meanwhile
+            servers.append(server)
+            server.start()
+        for server in servers:
+            server.wait_ready(lambda _seconds: None)
+        return servers
+
+
+def objectives(study: LoadedStudy) -> list[Objective]:
+    """Those of the study that a client can tell."""
+    return [o for o in study_objectives(study) if not o.needs_energy]
+
+
+def cpu_seconds(servers: Sequence[Server]) -> float:
+    times = [p.cpu_times() for x in servers for p in x.processes()]
+    return sum(t.user + t.system for t in times)
+
+
+def phase(study: LoadedStudy, server: Server, requests: Sequence[Request]) -> dict[str, float]:
+    """What one measurement gives, by objective."""
+    none = [0.0] * len(requests)
+    sent = send(server, study.spec.workload, requests, none, "measure", lambda _: None)
+    m = Measurement.of(sent, study.spec.workload.latency_origin)
+    return {o.name: o.value(m) for o in objectives(study)}
+
+
+def ratio(rounds: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
+    """beside/alone of one objective, with a 95 % interval."""
+    logs = np.array([math.log(r["beside"][name] / r["alone"][name]) for r in rounds])
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    middle = logs.mean()
+    found = {"ratio": middle, "low": middle - half, "high": middle + half}
+    return {k: math.exp(v) for k, v in found.items()}
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    study = load_study(args.study)
+    info = probe(study.spec.server)
+    load = study.spec.workload.model_copy(update={"num_prompts": args.requests})
+    workload = build_workload(load, study.base)
+    logs = args.out.parent / f"{args.out.stem}-logs"
+    point: dict[str, Value] = {N: args.n, MNBT: args.mnbt}
+    rounds: list[dict[str, Any]] = []
+    with ExitStack() as ends:
+        machine = Machine(study, info, logs, ends)
+        (server,) = machine.started([point], ends)
+        requests = [replace(x, index=i) for i, x in enumerate(workload.measured)]
+        for part in (workload.warmup, requests):
+            send(server, load, part, [0.0] * len(part), "warmup", lambda _: None)
+        for i in range(args.rounds):
+            found: dict[str, Any] = {}
+            for which in ("alone", "beside")[:: 1 if i % 2 == 0 else -1]:
+                with ExitStack() as idle_ends:
+                    count = args.neighbours if which == "beside" else 0
+                    idle = machine.started([point] * count, idle_ends)
+                    send(server, load, requests[:2], [0.0] * 2, "warmup", lambda _: None)
+                    used, begun = cpu_seconds(idle), time.monotonic()
+                    found[which] = phase(study, server, requests)
+                    seconds = time.monotonic() - begun
+                    if idle:
+                        found["idle_cores"] = (cpu_seconds(idle) - used) / seconds
+            rounds.append(found)
+            print(i + 1, json.dumps(found), flush=True)
+    return {
+        "study": study.spec.name,
+        "point": point,
+        "neighbours": args.neighbours,
+        "requests": args.requests,
+        "concurrency": load.max_concurrency,
+        "vllm": info.version,
+        "machine": describe_machine(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "rounds": rounds,
+        "beside_over_alone": {o.name: ratio(rounds, o.name) for o in objectives(study)},
+        "idle_cores": float(np.mean([r["idle_cores"] for r in rounds])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", help="a study file, or the name of a bundled study")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--n", type=int, default=7)
+    parser.add_argument("--mnbt", type=int, default=8192)
+    parser.add_argument("--neighbours", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=24)
+    args = parser.parse_args()
+    if min(args.neighbours, args.rounds - 1, args.requests - 1) < 1:
+        parser.error("--neighbours must be 1 or more, --rounds and --requests 2 or more")
+    try:
+        found = measured(args)
+    except AutotuneError as e:
+        print(e, file=sys.stderr)
+        raise SystemExit(e.exit_code) from None
+    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for name, x in found["beside_over_alone"].items():
+        print(f"{name}: {x['ratio']:.3f} [{x['low']:.3f}, {x['high']:.3f}]")
+    print(f"the idle ones used {found['idle_cores']:.2f} cores together")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Servers that are started ahead of their turn, over a stand-in for vLLM."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.standin import MODULE, write_vllm
+from tests.studies import (
+    autotune,
+    finished,
+    owned,
+    query,
+    start_autotune,
+    trials,
+    wait_for_event,
+    write_study,
+)
+
+pytestmark = pytest.mark.double
+
+UNENDED = "select count(*) from autotune_launches where ended_at is null"
+FLAGS: dict[str, object] = {
+    "max-num-seqs": 2,
+    "kv-cache-memory-bytes": 2**30,
+    "gpu-memory-utilization": 0.1,
+}
+
+
+def write(
+    folder: Path, *, env: dict[str, str] | None = None, flags: dict[str, object] = FLAGS
+) -> Path:
+    """A study whose servers may be started ahead."""
+    vllm = write_vllm(folder / "vllm")
+    return write_study(
+        folder,
+        server__command=[sys.executable, "-m", MODULE],
+        server__env={"PYTHONPATH": str(vllm), **(env or {})},
+        server__flags=flags,
+        server__ahead=3,
+    )
+
+
+def events(folder: Path, what: str) -> dict[str, float]:
+    """When something happened to each launch that it happened to."""
+    rows = query(folder, "select launch_id, at, what from autotune_events order by id")
+    return {str(launch): float(str(at)) for launch, at, found in rows if found == what}
+
+
+def beside(folder: Path) -> list[int]:
+    """How many servers idled beside each measured launch, in the order of the trials."""
+    sql = "select quality from autotune_launches where quality is not null order by trial, attempt"
+    return [json.loads(str(q))["beside"] for (q,) in query(folder, sql)]
+
+
+def test_nothing_starts_while_something_is_measured(tmp_path: Path) -> None:
+    study = write(tmp_path, env={"DOUBLE_DELAY_S": "0.5"})
+    done = autotune("run", str(study), "--trials", "12", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [t["state"] for t in trials(tmp_path)] == ["complete"] * 12
+
+    ahead = events(tmp_path, "launching ahead")
+    assert ahead.keys() == events(tmp_path, "its turn").keys()  # none was started in vain
+    # the first launch shows how much room one takes, then come batches of four
+    found = beside(tmp_path)
+    assert found[0] == 0
+    assert max(found) == 3
+    assert sum(later == before - 1 for before, later in itertools.pairwise(found)) >= 6
+    begins = [*events(tmp_path, "launching").values(), *ahead.values()]
+    healthy = events(tmp_path, "healthy").values()
+    warm, measured = events(tmp_path, "healthy"), events(tmp_path, "measured")
+    for launch, turn in events(tmp_path, "its turn").items():
+        assert warm[launch] < turn
+    for launch, end in measured.items():
+        begin = events(tmp_path, "warm")[launch]
+        assert not any(begin < at < end for at in [*begins, *healthy])
+
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert owned(os.getpid()) == []
+    # what the launches took adds up to the run, however many started together
+    view = json.loads(autotune("status", "--time", "--json", cwd=tmp_path).stdout)
+    (((first, last),)) = query(
+        tmp_path, "select min(planned_at), max(ended_at) from autotune_launches"
+    )
+    seconds = [t["total"] - t["seconds"]["tuner"] for t in view["trials"]]
+    assert sum(seconds) <= float(str(last)) - float(str(first))
+    adopted = [t for t in view["trials"] if t["seconds"]["spawn"] is None]
+    assert len(adopted) == len(ahead)
+
+
+def test_the_confirmation_starts_only_when_the_search_is_over(tmp_path: Path) -> None:
+    study = write(tmp_path)
+    done = autotune("run", str(study), "--trials", "12", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = trials(tmp_path)
+    confirming = [t["trial"] for t in rows if t["confirms"] is not None]
+    assert confirming == list(range(12 - len(confirming), 12))
+    assert len(confirming) >= 2
+    measured = events(tmp_path, "measured")
+    launches = dict(query(tmp_path, "select launch_id, trial from autotune_launches"))
+    last_search = max(at for x, at in measured.items() if launches[x] not in confirming)
+    begun = events(tmp_path, "launching") | events(tmp_path, "launching ahead")
+    assert all(at > last_search for x, at in begun.items() if launches[x] in confirming)
+    # no point is searched twice but as a replicate
+    points = [json.dumps(t["params"]) for t in rows if t["replicates"] is t["confirms"] is None]
+    assert len(set(points)) == len(points)
+
+
+def test_one_that_fails_in_company_is_launched_again_by_itself(tmp_path: Path) -> None:
+    study = write(
+        tmp_path,
+        env={
+            "DOUBLE_FAIL": "crash",
+            "DOUBLE_FAIL_IF": "num_speculative_tokens==3",  # the second seed
+            "DOUBLE_FAIL_ONCE": str(tmp_path / "failed"),
+        },
+    )
+    done = autotune("run", str(study), "--trials", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [t["state"] for t in trials(tmp_path)] == ["complete"] * 4
+    assert (tmp_path / "failed").exists()
+    sql = "select what, trial from autotune_events where what like 'failed beside others%'"
+    assert len(query(tmp_path, sql)) == 1
+    assert query(tmp_path, "select count(*) from autotune_launches where trial = -1") == [(1,)]
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert owned(os.getpid()) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_ends_takes_all_of_them_along(tmp_path: Path, how: signal.Signals) -> None:
+    study = write(tmp_path, env={"DOUBLE_STEP_S": "0.05"})
+    run = start_autotune("run", str(study), "--trials", "8", cwd=tmp_path)
+    wait_for_event(tmp_path, "warm", 2)  # three others idle beside the second trial
+    assert len(owned(run.pid)) >= 8  # a guard and a server each, and the template
+    run.send_signal(how)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == (130 if how == signal.SIGINT else -how), err
+    deadline = time.monotonic() + 10
+    while owned(run.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert owned(run.pid) == []
+    if how == signal.SIGINT:
+        assert query(tmp_path, UNENDED) == [(0,)]
+    # the same command goes on, and what was started in vain is nobody's trial
+    done = autotune("run", str(study), "--trials", "8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert finished(tmp_path) == 8
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert owned(os.getpid()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, "kv-cache-memory-bytes in server.flags"),
+        ({"kv-cache-memory-bytes": 2**30}, "at most 0.25"),
+        ({"kv-cache-memory-bytes": 2**30, "gpu-memory-utilization": 0.3}, "at most 0.25"),
+    ],
+)
+def test_on_a_gpu_the_memory_must_be_fixed(
+    tmp_path: Path, flags: dict[str, object], words: str
+) -> None:
+    study = write(tmp_path, flags=flags)
+    done = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "server.ahead" in done.stderr
+    assert words in " ".join(done.stderr.split())
+    assert not (tmp_path / "autotune.db").exists()
