@@ -11,7 +11,8 @@ import json
 import math
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from autotune import __version__
-from autotune.errors import AutotuneError, NothingUsable, UserError, one_line
+from autotune.errors import AutotuneError, NothingUsable, UserError, in_short, one_line
 
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
     from autotune.reuse import Source
@@ -263,14 +264,26 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
     from autotune.launching import output_folder
     from autotune.report import build
     from autotune.results import study_view
-    from autotune.store import opened
+    from autotune.store import database_errors, opened
+
+    @contextmanager
+    def not_worth_a_run(what: str, again: str) -> Iterator[None]:
+        """Says in one line what was not made: the numbers are in the database."""
+        try:
+            with database_errors(database):
+                yield
+        except Exception as e:  # noqa: BLE001 – whatever it is
+            ui.message(f"{what}: {in_short(e)}; nothing measured is lost, and {again}")
 
     with opened(database) as store:
         view = study_view(store, name)
         trial = _best(view)
+        plots: list[Path] = []
         with ui.waiting("drawing the plots"):
-            plots = _draw(view, output_folder(database, name))
-            publish(store.optuna_study(name), view, build(store, view))
+            with not_worth_a_run("no plots", "`autotune pareto` draws them"):
+                plots = _draw(view, output_folder(database, name))
+            with not_worth_a_run("nothing new for the dashboard", "`autotune dashboard` makes it"):
+                publish(store.optuna_study(name), view, build(store, view))
         ui.summary(view, _serve(store, name, trial), database, plots)
 
 

@@ -30,8 +30,8 @@ import optuna_dashboard
 import plotly.graph_objects as go
 from optuna.artifacts import FileSystemArtifactStore
 
-from autotune.errors import AutotuneError, UserError
-from autotune.plots import LIGHT, pareto_figure
+from autotune.errors import AutotuneError, UserError, in_short
+from autotune.plots import Theme, pareto_figure
 from autotune.plots3d import space_figure
 from autotune.report import build
 from autotune.report.content import Figure, Report
@@ -63,6 +63,24 @@ _State = tuple[int, str]
 HOST = "127.0.0.1"
 # The height in pixels of optuna-dashboard's card for a figure; a taller one would be cut off.
 _CARD_HEIGHT = 450
+# A figure is saved once for a page that is white or #1E1E1E, as its reader likes: what shows the
+# page through, and text with the same contrast to both, 4 : 1.
+_CARD = Theme(
+    ink="#7A7F86",
+    grid="rgba(128, 134, 139, 0.25)",
+    axis="#80868B",
+    page="rgba(0, 0, 0, 0)",
+    veil="rgba(0, 0, 0, 0)",
+    strip="rgba(128, 134, 139, 0.12)",
+    front="#1C86C4",
+    baseline="#C96A17",
+)
+# The report's figures in its own order; optuna-dashboard keeps none.
+_ORDER = (
+    *("pareto-front", "lines", "by-n", "grid-0", "grid-1", "grid-2", "acceptance", "prediction"),
+    *("latency", "load", "importance", "time"),
+)
+_HOVER = {"bgcolor": "#22272C", "font_color": "#E3E6EA"}  # over a plot, so never seen through
 # Plotly's buttons that would lie over a title; the mouse does what they do.
 _NO_BUTTONS = (
     *("zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale", "resetscale"),
@@ -144,8 +162,8 @@ def serve(
                 with database_errors(database):
                     view = study_view(store, name)
                     publish(store.optuna_study(name), view, build(store, view))
-            except AutotuneError as e:  # to look at what is there is better than nothing
-                _log.warning("figures and notes are as they were saved: %s", e)
+            except Exception as e:  # noqa: BLE001 – to look at what is there is better than nothing
+                _log.warning("figures and notes are as they were saved: %s", in_short(e))
         with _bind(port, store) as server, contextlib.suppress(KeyboardInterrupt):
             url = f"http://{HOST}:{server.server_port}{path}"
             ready(f"dashboard ({plain(what)}): {url}  (Ctrl-C ends it)")
@@ -246,7 +264,10 @@ def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
 
 
 def _put(words: Mapping[int, _Attributes], study: dict[str, Any]) -> None:
-    """Puts attributes into a study as the dashboard's page is told of it, in place of ours."""
+    """Puts attributes into a study as the dashboard's page is told of it, in place of ours.
+
+    And its figures into their order: else it is another one in each process.
+    """
     sortable: dict[str, bool] = {}  # numbers, which can be an axis of a plot as well
     for of in words.values():
         for key, value in of.items():
@@ -259,6 +280,8 @@ def _put(words: Mapping[int, _Attributes], study: dict[str, Any]) -> None:
             trial["user_attrs"] = [{"key": k, "value": str(v)} for k, v in found.items()] + own
     for attribute in study["user_attrs"]:
         attribute["key"] = _study_key(attribute["key"])
+    places = {name: i for i, name in enumerate(_ORDER)}
+    study["plotly_graph_objects"].sort(key=lambda f: (places.get(f["id"], len(places)), f["id"]))
 
 
 def _study_key(key: str) -> str:
@@ -356,11 +379,11 @@ def publish(study: optuna.Study, view: StudyView, report: Report) -> None:
 def _cards(view: StudyView, report: Report) -> Iterator[tuple[str, go.Figure]]:
     """The report's figures as the dashboard's cards, each with the id that it is saved by."""
     front = space_figure if len(view.objectives) == 3 else pareto_figure
-    yield "pareto-front", _as_card(front(view, _CARD_HEIGHT))
+    yield "pareto-front", _as_card(front(view, _CARD_HEIGHT, _CARD))
     for section in report.sections:
         for block in section.blocks:
             if isinstance(block, Figure) and block.name != "front":
-                yield block.name, _as_card(_headed(block.draw(LIGHT), section.title))
+                yield block.name, _as_card(_headed(block.draw(_CARD), section.title))
 
 
 def _headed(figure: go.Figure, title: str) -> go.Figure:
@@ -381,7 +404,17 @@ def _headed(figure: go.Figure, title: str) -> go.Figure:
 def _as_card(figure: go.Figure) -> go.Figure:
     """A figure as a card has room for it: half the page wide."""
     small = {"title_font_size": 11, "title_standoff": 6}
-    figure.update_layout(height=_CARD_HEIGHT, modebar_remove=_NO_BUTTONS)
+    figure.update_layout(
+        height=_CARD_HEIGHT,
+        modebar={
+            "remove": _NO_BUTTONS,
+            "bgcolor": _CARD.page,
+            "color": _CARD.axis,
+            "activecolor": _CARD.ink,
+        },
+        hoverlabel=_HOVER,
+    )
+    figure.update_traces(colorbar_title_font_size=11, selector={"type": "heatmap"})
     figure.update_xaxes(**small)
     figure.update_yaxes(**small)
     smaller = {"title_font_size": 10, "tickfont_size": 9, "nticks": 5}

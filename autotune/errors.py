@@ -25,6 +25,12 @@ class AutotuneError(Exception):
     exit_code = 1
 
 
+def in_short(error: Exception) -> str:
+    """Any error as a part of one line: ours in its own words, another one with its name."""
+    words = one_line(" ".join(str(error).split()), 300)
+    return words if isinstance(error, AutotuneError) else f"{type(error).__name__}: {words}"
+
+
 class UserError(AutotuneError):
     """The user's mistake (a study file, an option, a missing model): exit code 2."""
 

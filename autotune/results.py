@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 import objectives as objective_registry
-from autotune.errors import FailureKind, UserError
+from autotune.errors import FailureKind, UserError, one_line
 from autotune.machine import machine_line
 from autotune.measure import LaunchVariance, SingleLaunch, within_launch
 from autotune.measuring import Stop
@@ -45,6 +45,9 @@ REUSED = "reused"
 
 # Two launches of one point are one degree of freedom, of which an interval reaches anywhere.
 LEAST_DEGREES = 2
+
+# Characters of a variable's value: images of NVIDIA's have one of 2000. The database has it whole.
+_MOST_SHOWN = 100
 
 _NO_BOUNDS = (None, None)
 
@@ -548,7 +551,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
             f"launch {launch.attempt + 1}, {began:%Y-%m-%d %H:%M:%S} UTC",
             f"  vLLM {version} on {machine_line(launch.machine)}",
             f"  command: {shlex.join(launch.argv)}",
-            *(f"  environment: {key}={value}" for key, value in launch.env.items()),
+            *(f"  environment: {k}={one_line(v, _MOST_SHOWN)}" for k, v in launch.env.items()),
         ]
         for e in events:
             if e.launch_id == launch.launch_id:

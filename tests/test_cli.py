@@ -13,7 +13,7 @@ from autotune.cli import main
 from autotune.serving import LivingLaunch
 from autotune.spec import load_study
 from autotune.store import Store
-from tests.studies import autotune, write_study
+from tests.studies import autotune, query, write_study
 
 
 def call(*args: str) -> Result:
@@ -169,3 +169,24 @@ def test_init_writes_a_study_that_loads_and_never_overwrites(here: Path) -> None
     one_line(call("init"), "study.yaml", "exists")
     assert Path("study.yaml").read_text() == text
     assert call("init", "--out", "t.yaml").exit_code == 0
+
+
+def test_a_long_environment_variable_is_shown_in_short_and_kept_whole(here: Path) -> None:
+    stored = Path(__file__).parent.parent / "studies" / "results" / "smollm2-h200" / "autotune.db"
+    (here / "autotune.db").write_bytes(stored.read_bytes())
+    lines = call("status", "--trial", "3").output.splitlines()
+    shown = [line.partition("=") for line in lines if line.startswith("  environment: ")]
+    values = {name.removeprefix("  environment: "): value for name, _, value in shown}
+    assert values["CUDA_VISIBLE_DEVICES"] == "0"
+    short = values["NVIDIA_REQUIRE_CUDA"]
+    assert short.startswith("cuda>=13.0 brand=unknown")
+    assert short.endswith("…")
+    assert max(map(len, values.values())) <= 100
+    ((kept,),) = query(
+        here,
+        "select json_extract(env, '$.NVIDIA_REQUIRE_CUDA') from autotune_launches "
+        "where study = 'smollm2-h200' and trial = 3",
+    )
+    assert isinstance(kept, str)
+    assert len(kept) > 1000
+    assert kept.startswith(short[:-1])

@@ -311,9 +311,16 @@ def test_both_clients_measure_one_server(tmp_path: Path, fake: Path, kind: str) 
     assert clients == ["autotune", "vllm bench serve", "vllm bench serve", "autotune"]
     names = [f["name"] for f in found["figures"]]
     assert names[:3] == ["output_throughput", "throughput", "p50_ttft_ms"]
-    assert len(names) == 14
+    # a client that had no core for a while gets several chunks in one read, with gaps of 0 between
+    # them: where that is most of them, as also a chat's first gap is, there is no ratio
+    figures = found["runs"][0]["figures"]
+    assert len(figures) == 14
+    assert names == [n for n in figures if all(r["figures"][n] > 0 for r in found["runs"])]
+    assert {n for n in figures if "_itl_" not in n and "_tpot_" not in n} <= set(names)
     for figure in found["figures"]:
-        assert figure["ratio"]["low"] < figure["ratio"]["value"] < figure["ratio"]["high"]
+        low, high = figure["ratio"]["low"], figure["ratio"]["high"]
+        if (low, high) != (None, None):  # of runs that differ by much there is no interval
+            assert low < figure["ratio"]["value"] < high
         assert figure["ratio"]["value"] == pytest.approx(
             figure["ours"]["value"] / figure["bench"]["value"]
         )

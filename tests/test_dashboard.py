@@ -28,7 +28,7 @@ from autotune.dashboard import publish, serve
 from autotune.errors import UserError
 from autotune.plots import find_chromium
 from autotune.report import build
-from autotune.report.content import Answer, Report
+from autotune.report.content import Answer, Figure, Report
 from autotune.results import study_view
 from autotune.store import Store, StudyRow, opened
 from autotune.views import StudyView
@@ -256,9 +256,9 @@ def dom_of(url: str) -> str:
     ).stdout
 
 
-def stored(folder: Path) -> Path:
-    """The study in the repository, copied, since the dashboard writes into it."""
-    return Path(shutil.copy(STORED, folder / "autotune.db"))
+def stored(folder: Path, name: str = "demo-cpu") -> Path:
+    """A study in the repository, copied, since the dashboard writes into it."""
+    return Path(shutil.copy(STORED.parents[1] / name / "autotune.db", folder / "autotune.db"))
 
 
 def figures_of(url: str) -> dict[str, Any]:
@@ -292,6 +292,50 @@ def test_opening_it_shows_the_figures_of_the_report(tmp_path: Path) -> None:
         assert list(c.iterdump()) == before  # nothing new, nothing written
     size = sum(len(v) for k, v in saved.items() if k.startswith("dashboard:plot_data:"))
     assert size < 100_000
+
+
+@pytest.mark.parametrize("name", ["demo-cpu", "smollm2-h200"])
+def test_the_figures_stand_in_the_report_s_order(tmp_path: Path, name: str) -> None:
+    database = stored(tmp_path, name)
+    with opened(database) as store:
+        report = build(store, study_view(store, name))
+    names = [b.name for s in report.sections for b in s.blocks if isinstance(b, Figure)]
+
+    def look(url: str) -> None:
+        assert list(figures_of(url)) == ["pareto-front", *(n for n in names if n != "front")]
+
+    visit(database, name, look)
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2's relative luminance of ``#rrggbb``."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_figures_are_read_on_a_light_and_on_a_dark_page(tmp_path: Path) -> None:
+    def look(url: str) -> None:
+        for figure in figures_of(url).values():
+            layout = figure["layout"]
+            drawn = layout["template"]["layout"]
+            for place in ("paper_bgcolor", "plot_bgcolor"):
+                assert drawn[place] == "rgba(0, 0, 0, 0)"
+                assert place not in layout
+            texts = [drawn["font"]["color"]]
+            texts += [a["font"]["color"] for a in layout.get("annotations", ()) if "font" in a]
+            for page in ("#FFFFFF", "#1E1E1E"):  # of optuna-dashboard's cards
+                # no colour has 4.1 to both
+                assert min(contrast(text, page) for text in texts) > 3.7
+            hover = layout["hoverlabel"]
+            assert contrast(hover["font"]["color"], hover["bgcolor"]) > 7  # over any plot
+
+    visit(stored(tmp_path), look=look)
 
 
 def test_the_figures_follow_the_study(tmp_path: Path) -> None:

@@ -672,9 +672,38 @@ class TestBrowser:
         async def looking(window: Window) -> None:
             wide = await window.value("document.documentElement.scrollWidth")
             assert wide <= 390
+            # a scale beside the cells would leave none of them room for its number
+            cells = await window.value(
+                "(() => { const p = document.querySelector('[data-figure=grid-0]');"
+                " const x = p._fullLayout.xaxis;"
+                " return [p._fullData[0].colorbar.orientation, x._length / p.data[0].x.length,"
+                "         p.querySelectorAll('.heatmap-label').length]; })()"
+            )
+            assert cells[0] == "h"
+            assert (cells[2] > 0) == (cells[1] >= 36)
             assert window.complaints == []
 
         look(page, 390, "light", looking)
+
+    @pytest.mark.parametrize("name", ["demo-cpu", "smollm2-h200"])
+    def test_no_title_lies_over_the_plot_below_it(self, tmp_path: Path, name: str) -> None:
+        copy = Path(shutil.copy(STORED.parents[1] / name / "autotune.db", tmp_path / "autotune.db"))
+        file = tmp_path / "report.html"
+        write(report_of(copy), file, Format.HTML)
+
+        async def looking(window: Window) -> None:
+            for printed in (False, True):
+                if printed:
+                    await window.value("window.dispatchEvent(new Event('beforeprint'))")
+                    await window.until("document.querySelector('.plot')._fullLayout.width === 688")
+                title, plot = await window.value(
+                    "(() => { const p = document.querySelector('[data-figure=latency]');"
+                    " return [p.querySelector('.xtitle').getBoundingClientRect().bottom,"
+                    "  p.getBoundingClientRect().top + p._fullLayout.yaxis2._offset]; })()"
+                )
+                assert title <= plot
+
+        look(file, 1280, "light", looking)
 
     def test_the_theme_follows_the_reader(self, page: Path) -> None:
         async def looking(window: Window) -> None:

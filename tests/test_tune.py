@@ -353,3 +353,34 @@ def test_a_point_that_was_planned_before_a_kill_is_not_planned_twice(tmp_path: P
     points = [tuple(t["params"].values()) for t in trials(tmp_path)]  # type: ignore[attr-defined]
     assert points[1] == (3, 2048)
     assert len(set(points)) == len(points) == 3
+
+
+def test_what_cannot_be_drawn_or_saved_at_the_end_is_one_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = write_study(tmp_path)
+
+    def broken(*_: object) -> None:
+        raise ValueError("no such\nfigure")
+
+    monkeypatch.setattr("autotune.dashboard.publish", broken)
+    (tmp_path / "autotune-double").mkdir()
+    (tmp_path / "autotune-double" / "pareto.html").mkdir()  # nothing can be written there
+    done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = (done.stdout + done.stderr).splitlines()
+    (plots,) = (line for line in said if line.startswith("no plots: "))
+    assert "autotune-double: cannot be written: Is a directory; " in plots
+    assert plots.endswith("nothing measured is lost, and `autotune pareto` draws them")
+    (page,) = (line for line in said if line.startswith("nothing new for the dashboard: "))
+    assert "ValueError: no such figure; nothing measured is lost, " in page
+    assert page.endswith("and `autotune dashboard` makes it")
+    # the summary comes all the same, without plots
+    assert "double: 1 of 1 trials finished" in said
+    assert any(line.startswith("To serve trial 0 ") for line in said)
+    assert not any(line.startswith("Plot: ") for line in said)
+
+    monkeypatch.undo()
+    (tmp_path / "autotune-double" / "pareto.html").rmdir()
+    assert autotune("pareto", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "autotune-double" / "pareto.html").is_file()

@@ -182,7 +182,7 @@ def grid_figure(view: StudyView, objective: Objective, theme: Theme) -> go.Figur
             showlegend=False,
         )
     fig.update_xaxes(title_text="n", type="category", showgrid=False)
-    fig.update_yaxes(title_text="MNBT", type="category", showgrid=False)
+    fig.update_yaxes(title_text="MNBT", type="category", showgrid=False, title_standoff=10)
     return _finished(fig, theme, 130 + 38 * max(3, len(budgets)))
 
 
@@ -271,7 +271,7 @@ class Latencies:
 
 def latency_figure(curves: Sequence[Latencies], theme: Theme) -> go.Figure:
     """Empirical distribution functions of E2EL, and of TTFT below it."""
-    fig = make_subplots(rows=2, cols=1, vertical_spacing=0.16)
+    fig = make_subplots(rows=2, cols=1, vertical_spacing=0.2)
     looks = list(zip(curves, (BLUE, ORANGE, GREEN), _DASHES, strict=False))
     for row, kind in ((1, "E2EL"), (2, "TTFT")):
         for c, colour, dash in looks:
@@ -292,6 +292,7 @@ def latency_figure(curves: Sequence[Latencies], theme: Theme) -> go.Figure:
         fig.add_hline(y=0.95, line={"color": GREY, "width": 1, "dash": "dot"}, row=row)
         fig.update_xaxes(title_text=f"better  ←  {kind} (ms)", rangemode="tozero", row=row, col=1)
         fig.update_yaxes(title_text="Requests", tickformat=".0%", range=[0, 1.02], row=row, col=1)
+    fig.update_xaxes(title_standoff=4)  # the upper one stands between two plots
     fig.update_yaxes(tickvals=[0, 0.25, 0.5, 0.75, 0.95])
     return _finished(fig, theme, 560)
 

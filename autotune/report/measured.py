@@ -93,7 +93,7 @@ def _trials_table(
         *(short.get(name, plain(name)) for name in names),
         *(objective_text(o) for o in view.objectives),
         "speed-up",
-        "tokens per step",
+        "tok/step",
         "requests",
         "launches",
         "note",

@@ -8,7 +8,7 @@
   let figures = {};
 
   // Legend below each other above the plot, no labels in it; a finger scrolls the page.
-  const narrowed = (data, layout) => {
+  const narrowed = (data, layout, width) => {
     layout.annotations = (layout.annotations || []).filter((a) => a.xref === "paper");
     layout.dragmode = false;
     layout.margin.r = Math.min(layout.margin.r, 24);
@@ -23,6 +23,14 @@
       if (name.startsWith("xaxis") && axis.tickvals?.length > 8) {
         Object.assign(axis, { tickvals: undefined, ticktext: undefined, nticks: 6, tickformat: "d" });
       }
+    }
+    for (const map of data.filter((t) => t.type === "heatmap")) {
+      // the whole width is the cells'; where they are still too small for it, the table has the text
+      Object.assign(map.colorbar, { orientation: "h", y: 1, yanchor: "bottom", thickness: 10 });
+      map.colorbar.title.side = "top";
+      layout.margin.t += 44;
+      layout.height += 44;
+      if ((width - layout.margin.l - layout.margin.r) / map.x.length < 36) map.texttemplate = "";
     }
     const named = data.filter((t) => t.name && t.showlegend !== false && t.type !== "heatmap");
     if (named.length < 2 && !layout.showlegend) return;
@@ -47,7 +55,7 @@
       if (forPrint) {
         printed(data, layout);
       } else if (div.clientWidth < NARROW) {
-        narrowed(data, layout);
+        narrowed(data, layout, div.clientWidth);
       }
       div.style.height = `${layout.height}px`;
       Plotly.react(div, data, layout, config);
