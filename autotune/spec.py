@@ -313,6 +313,11 @@ class WorkloadSpec(_Model):
         description="most requests before the measurement, with prompts of their own; they end "
         "when the server is warm. Without it 24, or 4 × max_concurrency if that is more",
     )
+    repeat: bool = Field(
+        default=False,
+        description="begin again with the first prompt after the last; needs "
+        "`enable-prefix-caching: false` in server.flags",
+    )
     request_rate: float = Field(
         default=math.inf,
         ge=1e-6,
@@ -354,6 +359,10 @@ class WorkloadSpec(_Model):
             raise ValueError("needs exactly one of `prompts`, `random`, `sharegpt` and `replay`")
         if self.random is not None and self.output_len == "recorded":
             raise ValueError("output_len: random prompts have no recorded answers; give a number")
+        if self.repeat and self.source is None:
+            raise ValueError("repeat: random prompts do not run short")
+        if self.repeat and self.replay is not None:
+            raise ValueError("repeat: a log is sent once, at its own times")
         if self.replay is not None:
             for key in ("request_rate", "arrivals"):
                 if key in self.model_fields_set:
@@ -656,6 +665,11 @@ class StudySpec(_Model):
                 f"space: has {size} points, more than {_MOST_POINTS}; take fewer or larger steps"
             )
         load = self.workload
+        if load.repeat and self.server.flags.get("enable_prefix_caching") is not False:
+            raise ValueError(
+                "workload.repeat: a prompt that comes again is read from the prefix cache; set "
+                "enable-prefix-caching: false in server.flags"
+            )
         measured = max(load.num_prompts, load.confirm_prompts or 0)
         if load.random and (why := load.random.why_not(measured + load.most_warmup)):
             raise ValueError(f"workload.random: {why}")
@@ -710,8 +724,8 @@ class StudySpec(_Model):
             left_out | {"workload": {"hang_timeout_s"}, "server": {"launch", "ahead"}}
         )
         load = body["workload"]
-        for key in ("sharegpt", "replay"):  # unknown to the first studies
-            if load[key] is None:
+        for key in ("sharegpt", "replay", "repeat"):  # unknown to the first studies
+            if not load[key]:
                 del load[key]
         if self.workload.source is not None:
             key, file = self.workload.source

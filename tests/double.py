@@ -2,7 +2,7 @@
 
     python tests/double.py --model M --host 127.0.0.1 --port P [any vLLM flags]
 
-Its times follow a small model of the demo pair on two cores (shared/FACTS.md), ten times faster: a
+Its times follow a small model of the demo pair on two cores, ten times faster: a
 step costs a base, plus each token in it, plus a draft; requests differ in how well they can be
 drafted. So n and MNBT trade throughput against the slowest requests, as on a real server.
 

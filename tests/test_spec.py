@@ -136,6 +136,7 @@ def test_fingerprint_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
 
     same = GOOD.replace("name: mine", "name: other\nbudget: {trials: 3}\ndescription: words")
     assert fingerprint(same) == fingerprint(GOOD)
+    assert fingerprint(GOOD.replace("server:", "server:\n  ahead: 3", 1)) == fingerprint(GOOD)
     assert fingerprint(GOOD.replace("output_len: 96", "output_len: 97")) != fingerprint(GOOD)
     prompts = tmp_path / "p.jsonl"
     text = GOOD.replace("random: {input_len: 256}", "prompts: p.jsonl")

@@ -56,6 +56,19 @@ def test_warmup_and_measured_prompts_are_disjoint(tmp_path: Path) -> None:
     assert [r.index for r in work.warmup] == [0, 1]
 
 
+def test_a_short_file_is_sent_again_if_the_study_says_so(tmp_path: Path) -> None:
+    write(tmp_path, chats(5))
+    work = build_workload(spec(num_prompts=12, warmup_prompts=7, repeat=True), tmp_path)
+    measured, warmup = keys(work.measured), keys(work.warmup)
+    assert len(set(measured[:5])) == 5
+    assert measured == (measured[:5] * 3)[:12]
+    assert warmup == (measured[4::-1] * 2)[:7]
+    assert [r.index for r in work.measured] == list(range(12))
+    write(tmp_path, [])
+    with pytest.raises(UserError, match="has 0 prompts"):
+        build_workload(spec(repeat=True), tmp_path)
+
+
 @pytest.mark.parametrize("source", ["file", "random"])
 def test_more_prompts_leave_the_first_ones_alone(tmp_path: Path, source: str) -> None:
     write(tmp_path, chats(60))

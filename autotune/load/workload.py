@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,8 @@ def _drawn(
 ) -> tuple[list[Entry], list[Entry]]:
     """Measured and warm-up requests, drawn from a file without putting back.
 
-    From the two ends of one order, so that neither number moves the other's prompts.
+    From the two ends of one order, so that neither number moves the other's prompts. With
+    ``workload.repeat`` each of the two begins again at its end when the file runs short.
     """
     entry: Callable[[int], Entry | None]
     if spec.sharegpt is not None:
@@ -121,10 +122,15 @@ def _drawn(
         """Those that can be sent, with their number in the file."""
         return ((i, e) for i in numbers if (e := entry(i)) is not None)
 
-    front = list(islice(fitting(places), spec.num_prompts))
-    used = {i for i, _ in front}
-    left = [i for i in reversed(places) if i not in used]
-    back = list(islice(fitting(left), spec.most_warmup))
+    if spec.repeat:
+        every = list(fitting(places))
+        front = list(islice(cycle(every), spec.num_prompts))
+        back = list(islice(cycle(every[::-1]), spec.most_warmup))
+    else:
+        front = list(islice(fitting(places), spec.num_prompts))
+        used = {i for i, _ in front}
+        left = [i for i in reversed(places) if i not in used]
+        back = list(islice(fitting(left), spec.most_warmup))
     if len(front) < spec.num_prompts or len(back) < spec.most_warmup:
         raise _too_few(path, len(front) + len(back), what, spec)
     return [e for _, e in front], [e for _, e in back]
