@@ -149,6 +149,7 @@ class Launcher:
         self._ahead: list[_Life] = []  # of these, whose turn is still to come
         self._alone: _Alone | None = None  # None: no server of ours is alive
         self._taken: _Taken | None = None  # None: no server was measured yet
+        self._hurry = False  # the user asked twice: every server ends at once
 
     def __enter__(self) -> Launcher:
         return self
@@ -248,7 +249,7 @@ class Launcher:
         """A launch that is written down, and nothing of it started."""
         launch_id = uuid.uuid4().hex
         clock = StageClock(self._free_since)
-        taken = {x.plan.port for x in self._ahead}  # not all of them listen yet
+        taken = {x.plan.port for x in self._living}  # not all of them listen yet
         plan = plan_launch(
             spec,
             point,
@@ -304,8 +305,9 @@ class Launcher:
         self._living.remove(life)
         last = not self._living
         try:
-            report = life.process.stop(last=last)
+            report = life.process.stop(force=self._hurry, last=last)
         except KeyboardInterrupt:  # asked twice: at once
+            self._hurry = True
             report = life.process.stop(force=True, last=last)
             self._store.launch_ended(life.launch_id, report.exit_code, report.killed)
             raise
@@ -386,8 +388,11 @@ class Launcher:
         life = next((x for x in self._ahead if x.point == point and x.spec == spec), None)
         if life is None:
             return None
-        if not life.process.alive():
+        if not life.up:  # the one that it was started beside did not come up
+            self._settle(life)
+        elif not life.process.alive():
             self._drop(life)
+        if life not in self._ahead:
             return None
         self._ahead.remove(life)
         life.trial = number

@@ -133,6 +133,21 @@ def test_one_that_fails_in_company_is_launched_again_by_itself(tmp_path: Path) -
     assert owned(os.getpid()) == []
 
 
+def test_those_beside_one_that_fails_are_measured(tmp_path: Path) -> None:
+    env = {"DOUBLE_FAIL": "crash", "DOUBLE_FAIL_IF": "num_speculative_tokens==15"}  # first seed
+    study = write(tmp_path, env=env)
+    done = autotune("run", str(study), "--trials", "5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = trials(tmp_path)
+    assert [t["state"] for t in rows] == ["complete", "failed", *["complete"] * 3]
+    assert rows[1]["failure_kind"] == "crash"
+    assert len(events(tmp_path, "its turn")) >= 1
+    sql = "select trial, count(*) from autotune_launches where trial >= 0 group by trial"
+    assert query(tmp_path, sql) == [(0, 1), (1, 2), (2, 1), (3, 1), (4, 1)]
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert owned(os.getpid()) == []
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_ends_takes_all_of_them_along(tmp_path: Path, how: signal.Signals) -> None:
     study = write(tmp_path, env={"DOUBLE_STEP_S": "0.05"})
