@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from autotune.demo import draft_folder
 from autotune.errors import NothingUsable, UserError
 from benchmarks.training import __main__ as command
-from benchmarks.training import data, heldout
+from benchmarks.training import data, heldout, prompts, train
 from benchmarks.training.chat import Chat, Tokens, read_prompts
-from benchmarks.training.data import CHAT, PROMPT, RANDOM, DataRecipe, Sequences
+from benchmarks.training.data import CHAT, PROMPT, RANDOM, RUN_ON, DataRecipe, Sequences
 from benchmarks.training.model import (
     Draft,
     _WeightedCrossEntropy,
@@ -37,7 +40,7 @@ from benchmarks.training.model import (
     sample_blocks,
     write_draft,
 )
-from benchmarks.training.target import Target
+from benchmarks.training.target import Cache, Target
 from benchmarks.training.train import Recipe, Trainer
 
 CPU = torch.device("cpu")
@@ -246,6 +249,66 @@ def test_an_answer_that_stops_ends_behind_its_last_token(target: Target, chat: C
         assert n == (4 + found[0] if len(found) else 96)
 
 
+def test_tokens_read_at_once_are_as_read_one_by_one(target: Target) -> None:
+    noise = torch.Generator().manual_seed(2)
+    tokens = torch.randint(3, len(WORDS), (5, 14), generator=noise)
+    one_by_one, at_once = Cache(target, 5, 32), Cache(target, 5, 32)
+    for at in range(12):
+        one_by_one.logits(tokens[:, at], at)
+    at_once.fill(tokens[:, :12])
+    expected = one_by_one.logits(tokens[:, 12], 12)
+    torch.testing.assert_close(at_once.logits(tokens[:, 12], 12), expected, rtol=1e-4, atol=1e-4)
+    some = torch.tensor([1, 4])
+    at_once.keep(some)
+    expected = one_by_one.logits(tokens[:, 13], 13)[some]
+    found = at_once.logits(tokens[some, 13], 13)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_are_at_their_end_do_not_change_the_others(
+    target: Target, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "_LOOK", 4)
+    kept: list[int] = []
+    keep = Cache.keep
+
+    def counted(self: Cache, rows: torch.Tensor) -> None:
+        kept.append(len(rows))
+        keep(self, rows)
+
+    monkeypatch.setattr(Cache, "keep", counted)
+    prompts = [[3 + i, *range(5, 5 + 4 * i)] for i in range(10)]
+    noise = torch.Generator().manual_seed(0)
+    token = 40  # as if this one ended a turn
+    chat = replace(chat, end=token)
+    together = data.write(target, data.given(prompts, 64, 0.0, 24), chat, noise, stop=True)
+    assert len(kept) >= 2  # the cache shrank with the rows
+    for row, prompt in enumerate(prompts):
+        (alone,), _, (end,) = data.write(
+            target, data.given([prompt], 64, 0.0, 24), chat, noise, stop=True
+        )
+        assert together[1][row] == len(prompt)
+        assert together[2][row] == end <= min(64, len(prompt) + 24)
+        assert np.array_equal(together[0][row, :end], alone[:end])
+
+
+def test_some_answers_run_on_past_their_turn(target: Target, chat: Chat) -> None:
+    prompts = [[START, 3, 10 + i, END, START, 4] for i in range(40)]
+    recipe = replace(
+        DATA, sequences=0, prompts="sha", run_on=0.25, answer_length=30, held_out=1.0, rows=8
+    )
+    found = data.generate(target, chat, recipe, prompts, lambda _text: None)
+    assert found.held.all()
+    assert found.counts()["run-on"] == 10
+    assert found.tokens.shape[1] == DATA.length
+    for tokens, end, kind in zip(found.tokens.tolist(), found.end, found.kind, strict=True):
+        if kind == RUN_ON:
+            assert end == 6 + 30
+        else:
+            assert END not in tokens[6 : end - 1]
+            assert end == 6 + 30 or tokens[end - 1] == END
+
+
 def test_self_generated_answers_stop_where_told(target: Target, chat: Chat) -> None:
     found = data.generate(target, chat, replace(DATA, stop=True), [], lambda _text: None)
     assert (found.end < DATA.length).any()
@@ -308,6 +371,91 @@ def test_prompts_are_rendered_by_the_chat_template(words: Tokens, tmp_path: Path
         read_prompts(_prompts(tmp_path / "none.jsonl", []), words)
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_prompts(tmp_path / "nothing", words)
+
+
+# -- prompts put together by chance -------------------------------------------------------------
+
+
+def _eights(chats: Iterable[list[dict[str, str]]]) -> set[tuple[str, ...]]:
+    """All runs of eight words."""
+    texts = [re.findall(r"\w+", m["content"].lower()) for chat in chats for m in chat]
+    return {tuple(t[i : i + 8]) for t in texts for i in range(len(t) - 7)}
+
+
+def test_prompts_are_many_and_not_those_of_the_studies(words: Tokens, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    assert prompts.main([str(path), "--count", "12000"]) == 0
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len({json.dumps(row["messages"]) for row in rows}) == 12_000
+    assert len(read_prompts(path, words)) == 12_000
+    kinds = Counter(row["id"].partition("-")[0] for row in rows)
+    assert len(kinds) > 25
+    assert max(kinds.values()) < 1200
+    assert not any("<<" in json.dumps(row) for row in rows)
+    study = Path(__file__).parents[1] / "studies" / "prompts" / "demo-chat.jsonl"
+    judged = _eights(json.loads(x)["messages"] for x in study.read_text("utf-8").splitlines())
+    assert len(judged) > 10_000
+    assert judged.isdisjoint(_eights(row["messages"] for row in rows))
+
+
+def test_prompts_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    material = prompts.Material.read()
+    first = list(prompts.prompts(material, 300, 0))
+    assert list(prompts.prompts(material, 300, 0)) == first
+    assert list(prompts.prompts(material, 200, 0)) == first[:200]
+    other = {json.dumps(chat) for _, chat in prompts.prompts(material, 300, 1)}
+    assert len(other & {json.dumps(chat) for _, chat in first}) < 30
+
+
+def test_every_entry_of_the_material_can_be_filled() -> None:
+    material = prompts.Material.read()
+    assert material.weights.keys() == material.kinds.keys()
+    for group in (material.kinds, material.lists):
+        for name, entries in group.items():
+            assert entries, name
+            for entry in entries:
+                text = prompts.expanded(entry, material.lists, random.Random(0))
+                assert "<<" not in text, (name, entry)
+    for entries in material.kinds.values():
+        for entry in entries:
+            chat = prompts.messages(prompts.expanded(entry, material.lists, random.Random(1)))
+            assert chat[-1]["role"] == "user", entry
+            assert all(m["content"] for m in chat), entry
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("<<5..5>> <<a,>>", None),
+        ("<<2..2 a>>|<<2..2 a,>>", "x x|x, x"),
+        ("<<2..2 a/>>", "x\nx"),
+        ("<<2..2 a->>", "- x\n- x"),
+        ("<<2..2 a#>>", "1. x\n2. x"),
+        ("<<3..3 b^>>", "p\nq\nr"),
+        ("<<A>> <<5..5>> <<|>>", "X 5 "),
+        ("<<c=one>> <<=one>>", "7x 7x"),
+        ("<<<<a>>|<<a>>>>", "x"),
+    ],
+)
+def test_slots_are_filled_as_the_material_says(template: str, text: str | None) -> None:
+    lists = {"a": ["x"], "b": ["q", "r", "p"], "c": ["<<7..7>><<a>>"]}
+    if text is None:
+        with pytest.raises(KeyError):
+            prompts.expanded(template, lists, random.Random(0))
+    else:
+        assert prompts.expanded(template, lists, random.Random(0)) == text
+
+
+def test_a_bad_call_for_prompts_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prompts.main([str(tmp_path / "p"), "--count", "0"]) == 2
+    assert "--count 0: must be 1 or more" in capsys.readouterr().err
+    assert prompts.main([str(tmp_path / "no" / "p"), "--count", "1"]) == 2
+    assert "cannot be written: No such file" in capsys.readouterr().err
+    few = prompts.Material({"a": 1}, {"a": ["<<1..3>>"]}, {})
+    with pytest.raises(UserError, match="gives no more than 3 prompts"):
+        list(prompts.prompts(few, 4, 0))
 
 
 # -- draft and loss ----------------------------------------------------------------------------
@@ -413,7 +561,61 @@ def test_the_learning_rate_rises_and_falls_with_the_steps() -> None:
     assert recipe.rate(1000) == pytest.approx(0.02)
 
 
+def test_the_learning_rate_falls_with_the_clock_where_that_is_ahead() -> None:
+    recipe = Recipe(steps=1000, warmup=1, learning_rate=1.0, minutes=2.0)
+    assert recipe.done(100, 30.0) == pytest.approx(0.25)
+    assert recipe.done(500, 30.0) == pytest.approx(0.5)
+    assert recipe.rate(100, 60.0) == pytest.approx(
+        Recipe(1, 2, learning_rate=1.0, warmup=1).rate(1)
+    )
+    assert recipe.done(100, 121.0) == 1
+
+
+def test_batches_are_of_one_width_and_cut_to_it(
+    target: Target, sequences: Sequences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "BUCKET", 32)  # widths of a length of 96: 32, 64, 96
+    end = sequences.start + np.arange(len(sequences)) % 60 + 4
+    mixed = replace(sequences, end=end.astype(np.int32))
+    trainer = Trainer(target, mixed, replace(TRAINING, batch=4))
+    first = trainer._next()
+    batches = [first, *(trainer._next() for _ in range(len(trainer.order) // 4 - 1))]
+    assert trainer.epoch == 1
+    widths = [set((-(-mixed.end[b.numpy()] // 32)).tolist()) for b in batches]
+    assert all(len(w) == 1 for w in widths)
+    assert len(set.union(*widths)) > 1
+    seen = torch.cat(batches).tolist()
+    assert len(set(seen)) == len(seen)
+    assert set(seen) <= set(mixed.trained.tolist())
+    tokens, start, ends = _tensors(mixed[first.numpy()])
+    width = 32 * widths[0].pop()
+    p, n = sample_blocks(start, ends, 8, 8, 0.5, torch.Generator().manual_seed(4))
+    losses = [
+        draft_loss(trainer.draft, target, target.streams(t, [0, 1]), t, ends, p, n, gamma=7.0)[0]
+        for t in (tokens, tokens[:, :width])
+    ]
+    torch.testing.assert_close(*losses)
+
+
 # -- the loop ----------------------------------------------------------------------------------
+
+
+def test_a_training_can_start_from_a_draft(target: Target, sequences: Sequences) -> None:
+    draft = _draft(target, seed=5)
+    trainer = Trainer(target, sequences, TRAINING, draft)
+    tokens, start, _ = _tensors(sequences[np.arange(4)])
+    streams = target.streams(tokens, [0, 1])
+    torch.testing.assert_close(
+        trainer.draft.context(streams), draft.context(streams), rtol=1e-4, atol=1e-4
+    )
+    p, n = start[:, None], torch.full((4, 1), 7)
+    with torch.no_grad():
+        theirs, ours, fresh = (
+            d(d.context(streams), target.embedding, tokens, p, n)
+            for d in (draft, trainer.draft, Trainer(target, sequences, TRAINING).draft)
+        )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(ours, fresh, rtol=1e-3, atol=1e-3)
 
 
 def test_a_resumed_training_ends_with_the_same_weights(
@@ -499,6 +701,44 @@ def test_the_command_trains_on_prompts_alone(
     assert "data.npz: was made with prompts = " in capsys.readouterr().err
 
 
+def test_the_command_starts_from_a_draft_and_ends_by_the_clock(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    options = ["--target", str(folder), *OPTIONS]
+    assert command.main([first, *options]) == 0
+    assert command.main([second, *options, "--from", "demo:draft"]) == 2
+    assert "--from: that draft's hidden_size is 576, not 32" in capsys.readouterr().err
+    assert not Path(second).exists()  # said before minutes of work
+    options += ["--from", f"{first}/draft", "--minutes", "1e-9"]
+    assert command.main([second, *options]) == 0
+    metrics = json.loads(Path(second, "metrics.json").read_text())
+    assert metrics["training"]["start"] == f"{first}/draft"
+    assert [row["step"] for row in metrics["curve"]] == [1]
+    assert command.main([second, *options]) == 0  # nothing is left to do
+    assert "goes on after step 1 of 6" in capsys.readouterr().out
+
+
+def test_all_prompts_of_a_study_can_judge_a_draft(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--target", str(folder), *OPTIONS]
+    assert command.main([str(tmp_path / "made"), *options]) == 0
+    path = _prompts(tmp_path / "p.jsonl", [f"w{i} w{i + 1} w7" for i in range(12)])
+    options += ["--prompts", str(path), "--sequences", "0"]
+    options += ["--held-out", "1", "--run-on", "1", "--answer-length", "40"]
+    capsys.readouterr()
+    argv = [str(tmp_path / "judged"), *options, "--evaluate", str(tmp_path / "made" / "draft")]
+    assert command.main(argv) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[-3:]
+    assert head.split()[:3] == ["n", "length", "steps"]
+    assert [row.split()[:2] for row in rows] == [["run-on", "3"], ["run-on", "7"]]
+    texts = (tmp_path / "judged" / "heldout.jsonl").read_text().splitlines()
+    assert len(texts) == 12
+    assert command.main(argv[:-2]) == 2
+    assert "nothing is left to train on" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(
     folder: Path,
     tmp_path: Path,
@@ -523,6 +763,10 @@ def test_a_loss_that_is_not_finite_ends_the_training(
         ("--mask-token 96", "the target has no such token"),
         ("--length 8", "must be 64 to 4096"),
         ("--raw-share 0.9 --random-share 0.2", "and so must their sum"),
+        ("--answer-length 9", "must be 0, or 24 or more"),
+        ("--run-on 1.5", "--run-on: must be 0 to 1"),
+        ("--held-out 0", "--held-out: above 0, to 1"),
+        ("--minutes -1", "--minutes: must be 0 or more"),
         ("--batch 0", "must be 1 or more"),
         ("--learning-rate nan", "must be above 0"),
         ("--target /nothing", "does not exist"),

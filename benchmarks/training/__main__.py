@@ -1,7 +1,7 @@
 """Trains a DFlash draft for the demo's target: sequences, training, acceptance on held-out ones.
 
     python -m benchmarks.training FOLDER
-    python -m benchmarks.training FOLDER --prompts FILE.jsonl [--sequences 0] [--answers 4]
+    python -m benchmarks.training FOLDER --prompts FILE.jsonl [--sequences 0] [--from DRAFT]
     python -m benchmarks.training FOLDER --evaluate DRAFT
 
 Run from the repository, with the `cpu` or `gpu` extra. Without options it makes the draft that
@@ -37,7 +37,7 @@ from .target import Target
 from .train import DRAFT, Recipe, read_metrics, train, write_metrics
 
 NS = (3, 7, 15)
-MOST = 128  # held-out sequences of a kind, for the figures
+MOST = 192  # held-out sequences of a kind, for the figures
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,6 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("sequences")
     group.add_argument("--prompts", type=Path, help="JSONL of your own chats, `messages` each")
     group.add_argument("--answers", type=int, default=d.answers, help="to each of them")
+    group.add_argument(
+        "--answer-length", type=int, default=d.answer_length, help="tokens at most; 0: what fits"
+    )
+    group.add_argument(
+        "--run-on", type=float, default=d.run_on, help="share of them answered past their turn"
+    )
+    group.add_argument(
+        "--held-out", type=float, default=d.held_out, help="share of them not trained on"
+    )
     group.add_argument("--sequences", type=int, default=d.sequences, help="self-generated ones")
     group.add_argument("--length", type=int, default=d.length, help="tokens of a sequence")
     group.add_argument("--rows", type=int, default=d.rows, help="written side by side")
@@ -70,7 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--target-layers", type=_numbers, default=t.target_layers, help="1,8,…")
     group.add_argument("--mask-token", type=int, default=t.mask_token, help="never in a text")
     group.add_argument("--block-size", type=int, default=t.block_size, help="most tokens, plus 1")
-    group.add_argument("--steps", type=int, default=t.steps, help="of the optimiser")
+    group.add_argument("--from", metavar="DRAFT", dest="start", help="starts from its weights")
+    group.add_argument("--steps", type=int, default=t.steps, help="of the optimiser, at most")
+    group.add_argument(
+        "--minutes", type=float, default=t.minutes, help="of training, at most; 0: no bound"
+    )
     group.add_argument("--batch", type=int, default=t.batch, help="sequences per step")
     group.add_argument("--blocks", type=int, default=t.blocks, help="per sequence and step")
     group.add_argument("--learning-rate", type=float, default=t.learning_rate, help="at most")
@@ -111,10 +124,15 @@ def _run(args: argparse.Namespace) -> None:
         stop=args.stop,
         prompts=sha256(args.prompts) if args.prompts else None,
         answers=args.answers,
+        answer_length=args.answer_length,
+        run_on=args.run_on,
+        held_out=args.held_out,
     )
     recipe = Recipe(
         seed=args.seed,
         steps=args.steps,
+        minutes=args.minutes,
+        start=args.start,
         layers=args.layers,
         target_layers=args.target_layers,
         mask_token=args.mask_token,
@@ -132,18 +150,26 @@ def _run(args: argparse.Namespace) -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     folder = Path(resolve_model(args.target, Path(), _loading))
     target = Target.load(folder, device, dtype)
-    recipe.config(target)  # a mistake is told before minutes of writing sequences
+    # a mistake is told before minutes of writing sequences
+    config = recipe.config(target)
+    start, other = (
+        load_draft(Path(resolve_model(x, Path())), device, dtype) if x else None
+        for x in (args.start, args.evaluate)
+    )
+    if start is not None:
+        start.require(config)
     try:
         args.folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"{args.folder}: cannot be made: {e.strerror}; name another folder") from e
     sequences = _sequences(args, target, folder, data_recipe)
-    if args.evaluate:
-        other = Path(resolve_model(args.evaluate, Path()))
-        _show(_measured(load_draft(other, device, dtype), target, sequences))
+    if other is not None:
+        _show(_measured(other, target, sequences))
         return
     compiled = device.type == "cuda" and not args.no_compile
-    train(target, sequences, data_recipe, recipe, args.folder, args.save_every, compiled, _say)
+    train(
+        target, sequences, data_recipe, recipe, args.folder, args.save_every, start, compiled, _say
+    )
     # as written, in bf16: what a server will load
     results = _measured(load_draft(args.folder / DRAFT, device, dtype), target, sequences)
     write_metrics(args.folder, {**read_metrics(args.folder), "heldout": heldout.as_json(results)})

@@ -1,22 +1,24 @@
 """What a draft is trained on: sequences that its target wrote, and their file.
 
 A draft has to guess the target's own words, so no text of other origin is needed. A sequence is a
-prompt and the target's answer to it. There are four kinds of prompts:
+prompt and the target's answer to it. There are five kinds:
 
     chat     the target writes the user's turn too (sampled), after its own system prompt
     random   token ids drawn uniformly; the target falls into loops there, which are easy to guess
     raw      no chat at all: one random token and what the target makes of it (sampled)
     prompt   somebody's own chats, from a JSONL file in the format of studies/prompts
+    run-on   the same, but the answer goes on past the end of its turn, as `ignore_eos` has it
 
 Answers are greedy, but for every fourth, seventh and tenth batch of ten, which samples those of
 chat and raw at 0.7, and for all answers to a prompt after its first. Sampling is temperature and
 min-p 0.05.
 
 Answers fill the sequence unless they are told to stop: what follows the end of the turn is then no
-part of it. Answers to somebody's own prompts always stop.
+part of it. Answers to somebody's own prompts stop, but for those of kind run-on.
 
 All rows of a batch are at the same position, and prompts are tokens that rows are forced to take:
-one loop does it all, however long the prompts are.
+one loop does it all, however long the prompts are. What all rows are forced to take at their start
+is read at once, and when half of the rows are at their end, the loop goes on without them.
 """
 
 from __future__ import annotations
@@ -35,19 +37,19 @@ from numpy.typing import NDArray
 from autotune.errors import UserError
 
 from .chat import Chat, Tokens
-from .target import MOST_POSITIONS, Cache, Target
+from .target import BUCKET, MOST_POSITIONS, Cache, Target
 
-KINDS = ("chat", "random", "raw", "prompt")
-CHAT, RANDOM, RAW, PROMPT = range(4)
+KINDS = ("chat", "random", "raw", "prompt", "run-on")
+CHAT, RANDOM, RAW, PROMPT, RUN_ON = range(5)
 
 HELD_SHARE = 0.02  # of the sequences; nothing is trained on them
-HELD_PROMPTS = 0.1  # of somebody's own prompts, with all their answers: there are fewer
 TEMPERATURE = 0.7
 MIN_P = 0.05
 _SAMPLED = (3, 6, 9)  # batches, of ten
 _ROOM = 24  # the least tokens between a prompt and the end of its sequence
 _LEAST_ANSWER = 2  # a block's first token is given, and there is one to guess
 _SHOWN = 24  # held-out sequences of a kind that are written out as text
+_LOOK = 32  # positions between two looks at which rows are at their end
 
 Say = Callable[[str], None]
 
@@ -68,6 +70,9 @@ class DataRecipe:
         stop: Self-generated answers too stop at the end of the turn.
         prompts: SHA-256 of the file of prompts.
         answers: To each prompt of the file.
+        answer_length: Tokens of each of them at most; 0: as many as the sequence has left.
+        run_on: Share of these prompts whose answers go on past the end of their turn.
+        held_out: Share of these prompts on which, and on whose answers, nothing is trained.
     """
 
     target: str = "demo:target"
@@ -80,6 +85,9 @@ class DataRecipe:
     stop: bool = False
     prompts: str | None = None
     answers: int = 1
+    answer_length: int = 0
+    run_on: float = 0.0
+    held_out: float = 0.1
 
     def __post_init__(self) -> None:
         if not 64 <= self.length <= MOST_POSITIONS:
@@ -88,6 +96,10 @@ class DataRecipe:
             raise UserError("--random-share, --raw-share: must be 0 to 1, and so must their sum")
         if self.rows < 1 or self.answers < 1 or self.sequences < 0:
             raise UserError("--rows, --answers: must be 1 or more; --sequences: 0 or more")
+        if self.answer_length and self.answer_length < _ROOM:
+            raise UserError(f"--answer-length {self.answer_length}: must be 0, or {_ROOM} or more")
+        if not (0 <= self.run_on <= 1 and 0 < self.held_out <= 1):
+            raise UserError("--run-on: must be 0 to 1; --held-out: above 0, to 1")
         if not self.sequences and self.prompts is None:
             raise UserError("--sequences 0: leaves nothing to train on; give --prompts FILE")
 
@@ -176,6 +188,7 @@ class Plan:
         raw: No chat.
         start: Where the answer begins, where that is known.
         prompt_end: Where a written prompt ends at the latest; 0: none is written.
+        answer_end: Where the answer ends at the latest.
         prompt_temperature: Of a prompt that the target writes.
         answer_temperature: 0 is greedy.
     """
@@ -185,6 +198,7 @@ class Plan:
     raw: NDArray[np.bool_]
     start: NDArray[np.int64]
     prompt_end: NDArray[np.int64]
+    answer_end: NDArray[np.int64]
     prompt_temperature: NDArray[np.float32]
     answer_temperature: NDArray[np.float32]
 
@@ -197,6 +211,7 @@ class Plan:
             np.zeros(rows, np.bool_),
             np.zeros(rows, np.int64),
             np.zeros(rows, np.int64),
+            np.full(rows, length, np.int64),
             np.ones(rows, np.float32),
             np.full(rows, temperature, np.float32),
         )
@@ -225,12 +240,19 @@ def self_generated(
     return plan
 
 
-def given(prompts: Sequence[Sequence[int]], length: int, temperature: float) -> Plan:
-    """A batch of the kind ``prompt``."""
+def given(
+    prompts: Sequence[Sequence[int]], length: int, temperature: float, answer_length: int = 0
+) -> Plan:
+    """A batch of the kinds ``prompt`` and ``run-on``, in as few buckets of keys as hold it."""
+    if answer_length:
+        longest = max(map(len, prompts)) + answer_length
+        length = min(length, -(-longest // BUCKET) * BUCKET)
     plan = Plan.blank(len(prompts), length, temperature)
     for row, prompt in enumerate(prompts):
         plan.forced[row, : len(prompt)] = prompt
         plan.answers[row], plan.start[row] = True, len(prompt)
+    if answer_length:
+        np.minimum(plan.start + answer_length, length, out=plan.answer_end)
     return plan
 
 
@@ -244,10 +266,11 @@ def write(
         plan: What each row is told.
         chat: The target's chat template.
         noise: Of sampling, on the target's device.
-        stop: Answers end with their turn; where all have ended, the rest of the batch is left.
+        stop: Answers end with their turn.
 
     Returns:
-        Tokens [rows, length]; where each answer begins, 0: nowhere; where it ends, exclusive.
+        Tokens [rows, length], without meaning past the end of the answer; where each answer
+        begins, 0: nowhere; where it ends, exclusive.
     """
 
     def put(a: NDArray[Any]) -> torch.Tensor:
@@ -259,14 +282,21 @@ def write(
     phase = put(plan.answers).long() * answering
     forced, raw, start, prompt_end = map(put, (plan.forced, plan.raw, plan.start, plan.prompt_end))
     hot, hot_answer = put(plan.prompt_temperature), put(plan.answer_temperature)
+    answer_end = put(plan.answer_end)
     last_prompt, sampled = int(plan.prompt_end.max()), bool(plan.answer_temperature.any())
     cache = Cache(target, rows, length)
     out = torch.zeros(rows, length, dtype=torch.long, device=target.device)
-    out[:, 0] = forced[:, 0]
+    begins, row = start.clone(), torch.arange(rows, device=target.device)
     ended = torch.zeros(rows, dtype=torch.bool, device=target.device)
-    for at in range(1, length):
+    told_all = (plan.forced >= 0).all(0)
+    first = int(told_all.argmin()) or length  # all rows are told what stands before it
+    out[:, :first] = forced[:, :first]
+    if first > 1:
         with torch.no_grad():
-            logits = cache.logits(out[:, at - 1], at - 1)
+            cache.fill(out[:, : first - 1])
+    for at in range(first, length):
+        with torch.no_grad():
+            logits = cache.logits(out[row, at - 1], at - 1)
         chosen = logits.argmax(-1)
         if sampled or at <= last_prompt:
             chosen = _sample(logits, chosen, torch.where(phase == 0, hot, hot_answer), noise)
@@ -277,18 +307,33 @@ def write(
         chosen = torch.where(in_turn & (at >= prompt_end), chat.end, chosen)
         chosen = torch.where(in_header, header[(phase - 1).clamp(0, len(header) - 1)], chosen)
         chosen = torch.where(told, forced[:, at], chosen)
-        out[:, at] = chosen
-        ended |= (phase == answering) & ~told & (chosen == chat.end)
+        out[row, at] = chosen
+        if stop:
+            ended |= (phase == answering) & ~told & (chosen == chat.end)
         start = torch.where(phase == answering - 1, at + 1, start)
         turn_over = in_turn & (chosen == chat.end)
         raw_over = raw & (phase == 0) & (at + 1 >= prompt_end)
         phase = torch.where(in_header, phase + 1, torch.where(turn_over, 1, phase))
         phase = torch.where(raw_over, answering, phase)
-        if stop and at % 32 == 0 and bool(ended.all()):
-            break
+        if at % _LOOK == 0:
+            begins[row] = start
+            going = (~ended & (at + 1 < answer_end)).nonzero().squeeze(1)
+            if not len(going):
+                break
+            if 2 * len(going) <= len(row):
+                cache.keep(going)
+                forced, raw, start, prompt_end, hot, hot_answer, answer_end, phase, ended, row = (
+                    x[going]
+                    for x in (
+                        *(forced, raw, start, prompt_end, hot),
+                        *(hot_answer, answer_end, phase, ended, row),
+                    )
+                )
+    begins[row] = start
     tokens = out.cpu().numpy().astype(np.min_scalar_type(chat.vocabulary - 1))
-    begins = start.cpu().numpy().astype(np.int32)
-    return tokens, begins, _ends(tokens, begins, chat.end if stop else None)
+    answers = begins.cpu().numpy().astype(np.int32)
+    ends = _ends(tokens, answers, chat.end if stop else None)
+    return tokens, answers, np.minimum(ends, plan.answer_end).astype(np.int32)
 
 
 def _sample(
@@ -374,19 +419,31 @@ def _answered(
     if len(short) < len(prompts):
         left = len(prompts) - len(short)
         say(f"prompts: {left} of {len(prompts)} are too long for --length {recipe.length}")
-    held = rng.permutation(short)[: max(1, int(len(short) * HELD_PROMPTS))]
-    order = sorted(short, key=lambda i: len(prompts[i]))  # a batch of short ones ends early
+    held = rng.permutation(short)[: max(1, int(len(short) * recipe.held_out))]
+    run_on = np.zeros(len(prompts), np.bool_)
+    run_on[rng.permutation(short)[: round(len(short) * recipe.run_on)]] = True
+    order = sorted(short, key=lambda i: len(prompts[i]))  # few rows wait for a prompt's end
+    batches = [
+        (kind, group[at : at + recipe.rows])
+        for kind in (PROMPT, RUN_ON)
+        for group in [[i for i in order if run_on[i] == (kind == RUN_ON)]]
+        for at in range(0, len(group), recipe.rows)
+    ]
     parts, sources = [], []
     for answer in range(recipe.answers):
-        for at in range(0, len(order), recipe.rows):
-            which = order[at : at + recipe.rows]
-            temperature = TEMPERATURE if answer else 0.0
-            plan = given([prompts[i] for i in which], recipe.length, temperature)
-            tokens, start, end = write(target, plan, chat, noise, stop=True)
-            kinds = np.full(len(which), PROMPT)
-            parts.append(_kept(tokens, start, end, kinds, plan))
+        for kind, which in batches:
+            plan = given(
+                [prompts[i] for i in which],
+                recipe.length,
+                TEMPERATURE if answer else 0.0,
+                recipe.answer_length,
+            )
+            tokens, start, end = write(target, plan, chat, noise, stop=kind == PROMPT)
+            tokens = np.pad(tokens, ((0, 0), (0, recipe.length - tokens.shape[1])))
+            parts.append(_kept(tokens, start, end, np.full(len(which), kind), plan))
             sources.append(np.array(which)[_usable(start, end, recipe.length)])
-            say(f"prompts: {min(at + recipe.rows, len(order))} answered, time {answer + 1}")
+            done = sum(map(len, sources))
+            say(f"prompts: {done} answers of at most {len(order) * recipe.answers}")
     found = _joined(parts)
     found.held[np.isin(np.concatenate(sources), held)] = True
     return found[rng.permutation(len(found))]

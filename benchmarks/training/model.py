@@ -209,6 +209,21 @@ class Draft(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
                     p.copy_(torch.randn(p.shape, generator=noise) * _INITIAL_STD)
             self.norm.weight.copy_(output_norm.float() * _INITIAL_NORM)
 
+    def require(self, config: Config) -> None:
+        """Raises a UserError where a training with this config cannot start from it."""
+        for key, value in config.items():
+            if (ours := self.config.get(key)) != value:
+                raise UserError(
+                    f"--from: that draft's {key} is {ours}, not {value}; give the options that "
+                    "it was made with, or leave out --from"
+                )
+
+    def start_from(self, other: Draft) -> None:
+        """Takes the weights of another with this config; `scale` stays."""
+        state = dict(other.state_dict())
+        state["fc.weight"] = state["fc.weight"] / other.scale * self.scale
+        self.load_state_dict(state)
+
     def context(self, streams: torch.Tensor) -> torch.Tensor:
         """What keys and values are made of, [rows, length, hidden]."""
         fc = (self.fc.weight / self.scale).to(self.dtype)  # bit for bit what is written

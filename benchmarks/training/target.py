@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from autotune.errors import UserError
 
 MOST_POSITIONS = 4096
-_BUCKET = 64  # keys are read in whole buckets: few shapes
+BUCKET = 64  # keys are read in whole buckets: few shapes
+_FILLED = 2**16  # tokens that are read at once
 
 Config = Mapping[str, Any]  # a config.json
 
@@ -72,6 +73,13 @@ def target_layer(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, w: TargetWeights, g: Geometry
 ) -> torch.Tensor:
     """One causal decoder layer over whole sequences, x [rows, length, hidden]."""
+    return _layer_and_keys(x, cos, sin, w, g)[0]
+
+
+def _layer_and_keys(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, w: TargetWeights, g: Geometry
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a layer makes of x, and its keys and values [rows, kv_heads, length, head_dim]."""
     rows, length, hidden = x.shape
     h = F.rms_norm(x, (hidden,), w.input_norm, g.eps)
     q, k, v = (
@@ -90,7 +98,7 @@ def target_layer(
         q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), is_causal=True
     )
     x = x + o.transpose(1, 2).reshape(rows, length, g.heads * g.head_dim) @ w.o.t()
-    return _mlp(x, w, g)
+    return _mlp(x, w, g), k, v
 
 
 def _mlp(x: torch.Tensor, w: TargetWeights, g: Geometry) -> torch.Tensor:
@@ -212,12 +220,29 @@ class Cache:
         self.keys = torch.zeros(shape, device=target.device, dtype=target.dtype)
         self.values = torch.zeros_like(self.keys)
 
+    def fill(self, tokens: torch.Tensor) -> None:
+        """Puts the same number of tokens into each row, from position 0, in one go."""
+        t, length = self.target, tokens.shape[1]
+        step = max(1, _FILLED // length)
+        for at in range(0, self.rows, step):
+            part = slice(at, at + step)
+            x = F.embedding(tokens[part], t.embedding)
+            for i, w in enumerate(t.layers):
+                x, k, v = _layer_and_keys(x, t.cos[:length], t.sin[:length], w, t.geometry)
+                self.keys[i, part, :, :length], self.values[i, part, :, :length] = k, v
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Forgets all rows but these."""
+        self.rows = len(rows)
+        self.keys = self.keys[:, rows]
+        self.values = self.values[:, rows]
+
     def logits(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
         """Puts one token of each row at ``position``; returns what follows, [rows, vocabulary]."""
         t, g, rows = self.target, self.target.geometry, self.rows
         group, span = (
             g.heads // g.kv_heads,
-            min(self.length, position // _BUCKET * _BUCKET + _BUCKET),
+            min(self.length, position // BUCKET * BUCKET + BUCKET),
         )
         cos, sin = t.cos[position], t.sin[position]
         later = torch.arange(span, device=t.device) > position
