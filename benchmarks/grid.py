@@ -1,12 +1,13 @@
 """A study's measured launches as one small file, for replays without a server.
 
-    python benchmarks/grid.py STUDY.db OUT.npz [--study NAME]
+    python benchmarks/grid.py STUDY.db OUT.npz [--study NAME] [--only PARAMETER …]
 
 The database is opened read-only; a study that is still running can be exported. Launches that
-failed or were cut short are left out. Of each measured request its times and counts are kept, of
-its chunks only how many came. The file is a NumPy archive without pickles: one JSON header (study
-file, machine, versions, a list of launches) and one array a column, requests in the order of
-launches and then of sending.
+failed or were cut short are left out. With ``--only`` other parameters are left out, too, where
+they were not seen to matter: the points need not be a whole grid of all of them. Of each measured
+request its times and counts are kept, of its chunks only how many came. The file is a NumPy
+archive without pickles: one JSON header (study file, machine, versions, a list of launches) and one
+array a column, requests in the order of launches and then of sending.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +238,12 @@ def main() -> None:
     parser.add_argument("database", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--study")
+    parser.add_argument("--only", nargs="+", metavar="PARAMETER", help="the others do not matter")
     args = parser.parse_args()
     grid = from_database(args.database, args.study)
+    if args.only:
+        kept = (replace(x, params={k: x.params[k] for k in args.only}) for x in grid.launches)
+        grid = replace(grid, launches=tuple(kept))
     save(grid, args.out)
     print(f"{describe(grid)}: {args.out}, {args.out.stat().st_size / 1000:.0f} kB")
 

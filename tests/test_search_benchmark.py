@@ -155,3 +155,12 @@ def test_holes_of_a_grid_cost_the_values_with_the_most_of_them(surfaces: Any) ->
     known = {(n, m) for n in range(6) for m in (1, 2, 4)} - {(5, 1), (5, 2)}
     columns = surfaces._whole([list(range(6)), [1, 2, 4]], known.__contains__)
     assert columns == [[0, 1, 2, 3, 4], [1, 2, 4]]
+
+
+@pytest.mark.parametrize("name", ["smollm2-h200-c1", "smollm2-h200-c32"])
+def test_a_study_on_a_gpu_is_a_world_of_n_alone(surfaces: Any, name: str) -> None:
+    w = surfaces.world(name)
+    assert list(w.space.params) == [N]
+    assert len(w.launchable()) == 7
+    assert np.isfinite(w.logs).all()
+    assert all(w.acceptance[i] for i, q in enumerate(w.points) if q[N])
