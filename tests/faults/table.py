@@ -93,13 +93,13 @@ has imported vLLM once, the *template*. It adds nothing that could be left behin
 
 ## Servers started ahead
 
-With `server.ahead`, several servers of one run are alive. Each is a launch of its own: in the ledger
-before its process exists, with its own guard, launch id, port and log, and in `autotune ps` as *started
-ahead*. When the run ends, by whatever, they all end as one would: `tests/test_ahead.py` kills a run
-with four (SIGINT, SIGKILL), looks that nothing of them is left, and goes on with the same command; on
-an H100 a run was killed with two, and ten seconds later the GPU held nothing. What was started in vain
-is nobody's trial. The memory of a GPU is that of all of them, so its return is proven when the last one
-has ended.
+With `server.ahead`, several servers of one run are alive. Each is a launch of its own: in the
+ledger before its process exists, with its own guard, launch id, port and log, and in `autotune ps`
+as *started ahead*. When the run ends, by whatever, they all end as one would: `tests/test_ahead.py`
+kills a run with four (SIGINT, SIGKILL), looks that nothing of them is left, and goes on with the
+same command; on an H100 a run was killed with two, and ten seconds later the GPU held nothing. What
+was started in vain is nobody's trial. The memory of a GPU is that of all of them, so its return is
+proven when the last one has ended.
 """.splitlines()
 
 
