@@ -153,6 +153,8 @@ def time_lines(view: TimeView) -> list[str]:
     if words:
         notes.append(f"Imports (medians): {', '.join(words)}.")
     notes += _cache_notes(view)
+    if ahead := [str(t.trial) for t in view.trials if t.seconds.get("spawn") is None]:
+        notes.append(f"Started ahead, together with an earlier one of these: {', '.join(ahead)}.")
     several = [t for t in view.trials if t.launches > 1]
     if several:
         numbers = ", ".join(f"{t.trial} ({t.launches})" for t in several)

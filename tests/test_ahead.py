@@ -93,6 +93,11 @@ def test_nothing_starts_while_something_is_measured(tmp_path: Path) -> None:
     assert sum(seconds) <= float(str(last)) - float(str(first))
     adopted = [t for t in view["trials"] if t["seconds"]["spawn"] is None]
     assert len(adopted) == len(ahead)
+    table = autotune("status", "--time", cwd=tmp_path).stdout
+    numbers = ", ".join(str(t["trial"]) for t in adopted)
+    assert f"Started ahead, together with an earlier one of these: {numbers}." in " ".join(
+        table.split()
+    )
 
 
 def test_the_confirmation_starts_only_when_the_search_is_over(tmp_path: Path) -> None:

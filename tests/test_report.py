@@ -373,6 +373,18 @@ def test_how_it_was_measured(stored: Report) -> None:
         assert part in text
 
 
+def test_repeated_prompts_and_servers_started_ahead_are_said(tmp_path: Path) -> None:
+    study = STORED.parents[1] / "smollm2-h200-c32" / "autotune.db"
+    text = words(report_of(Path(shutil.copy(study, tmp_path))), "method")
+    for part in (
+        "at most 192 requests with prompts that are measured, too",
+        "Prompts come again after the last one",
+        "measured alone, with up to 3 others idle beside it",
+        "32 requests at a time",
+    ):
+        assert part in text
+
+
 def test_a_launch_that_does_not_count_says_why(stored: Report) -> None:
     text = words(stored, "failures")
     assert "No trial failed." in text

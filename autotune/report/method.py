@@ -188,10 +188,19 @@ def _definitions(s: Source) -> Iterator[str]:
             f"Prompts have {int(np.median(tokens))} tokens in the median, "
             f"{tokens.min()} to {tokens.max()}; answers {int(np.median(found.output_tokens))}."
         )
+    prompts = "prompts that are measured, too" if load.repeat else "prompts of their own"
     yield (
-        f"Warm-up: at most {load.most_warmup} requests with prompts of their own, until the rates "
-        "are steady (MSER)."
+        f"Warm-up: at most {load.most_warmup} requests with {prompts}, until the rates are steady "
+        "(MSER)."
     )
+    if load.repeat:
+        yield "Prompts come again after the last one; the server has no prefix cache."
+    idle = max(((x.quality or {}).get("beside") or 0 for x in s.launches), default=0)
+    if idle:
+        yield (
+            "Servers were started ahead: each was measured alone, with up to "
+            f"{count(idle, 'other')} idle beside it."
+        )
     yield f"Searched: {'; '.join(_ranges(s))}. Launched: {count(len(_points(s)), 'point')}."
     yield "Baseline: the first trial."
     if s.view.verdict is not None:
