@@ -26,7 +26,7 @@ from autotune.compilecache import compile_cache_of
 from autotune.errors import LaunchError, MachineError, TrialFailure
 from autotune.machine import available_memory, describe_machine
 from autotune.serving import LaunchPlan, LogFolder, Server, WarmStart, free_port, plan_launch
-from autotune.serving.gpu import GpuMemory, gpu_memory
+from autotune.serving.gpu import gpu_memory
 from autotune.serving.stages import StageClock, head_of, stages_of
 from autotune.space import Point
 from autotune.spec import ServerSpec
@@ -77,6 +77,7 @@ class _Life:
 
     Attributes:
         spec: What the server was made from.
+        rest: The machine before it, or before the first of those that are alive with it.
         trial: The trial or the point of the map; ``NO_TRIAL`` until its turn.
         up: It answered ``/health``, and the machine is quiet again.
     """
@@ -88,16 +89,9 @@ class _Life:
     log_path: Path
     process: Server
     clock: StageClock
+    rest: Rest
     trial: int
     up: bool = False
-
-
-@dataclass(frozen=True)
-class _Alone:
-    """The machine before the servers that are alive now."""
-
-    rest: Rest
-    gpus: tuple[GpuMemory, ...] | None  # None: before the first of them was started
 
 
 @dataclass(frozen=True)
@@ -147,7 +141,6 @@ class Launcher:
         self._warm = WarmStart(prepared.spec.server, prepared.info, self.logs.path("template.log"))
         self._living: list[_Life] = []  # all whose end is not written down
         self._ahead: list[_Life] = []  # of these, whose turn is still to come
-        self._alone: _Alone | None = None  # None: no server of ours is alive
         self._taken: _Taken | None = None  # None: no server was measured yet
         self._hurry = False  # the user asked twice: every server ends at once
 
@@ -199,18 +192,14 @@ class Launcher:
         spec = self._p.spec.server if server is None else server
         life = self._whose_turn(spec, point, number, attempt)
         if life is None:
-            if self._alone is None:
-                self._alone = _Alone(take_rest(rests), None)
-            life = self._planned(spec, point, f"{log}-{attempt}.log", number, attempt)
-        alone = self._alone
-        if alone is None:
-            raise AssertionError("the machine is looked at before the first server")
+            rest = self._living[0].rest if self._living else take_rest(rests)
+            life = self._planned(spec, point, rest, f"{log}-{attempt}.log", number, attempt)
         try:
             if not life.up:
                 self._event(life, "launching")
                 say("launching")
                 self._start(life)
-                self._start_ahead(then)
+                self._start_ahead(then, life.rest)
                 if self._ahead:
                     say(f"launching, and {len(self._ahead)} of the next")
                 self._wait(life)
@@ -221,7 +210,7 @@ class Launcher:
                 Launched(
                     life.process,
                     life.launch_id,
-                    alone.rest,
+                    life.rest,
                     life.clock,
                     lambda what: self._event(life, what),
                     len(self._ahead),
@@ -245,7 +234,9 @@ class Launcher:
 
     # -- one launch ------------------------------------------------------------------------------
 
-    def _planned(self, spec: ServerSpec, point: Point, log: str, trial: int, attempt: int) -> _Life:
+    def _planned(
+        self, spec: ServerSpec, point: Point, rest: Rest, log: str, trial: int, attempt: int
+    ) -> _Life:
         """A launch that is written down, and nothing of it started."""
         launch_id = uuid.uuid4().hex
         clock = StageClock(self._free_since)
@@ -276,17 +267,15 @@ class Launcher:
             info=self._p.info,
             warm=self._warm,
         )
-        life = _Life(launch_id, spec, point, plan, log_path, process, clock, trial)
+        life = _Life(launch_id, spec, point, plan, log_path, process, clock, rest, trial)
         self._living.append(life)
         return life
 
     def _start(self, life: _Life) -> None:
         """Its processes exist; raises a LaunchError where they do not."""
-        alone = self._alone
-        gpus = None if alone is None else alone.gpus
+        first = self._living[0].process  # what they all must give back was there before it
+        gpus = None if first is life.process else first.gpus_before
         self._store.launch_started(life.process.start(gpus))
-        if alone is not None and gpus is None:
-            self._alone = _Alone(alone.rest, life.process.gpus_before)
         life.clock.mark("started")
 
     def _wait(self, life: _Life) -> None:
@@ -311,8 +300,6 @@ class Launcher:
             report = life.process.stop(force=True, last=last)
             self._store.launch_ended(life.launch_id, report.exit_code, report.killed)
             raise
-        if last:
-            self._alone = None
         self._store.launch_ended(life.launch_id, report.exit_code, report.killed)
 
     def _check_database(self) -> None:
@@ -347,7 +334,7 @@ class Launcher:
 
     # -- those that come next --------------------------------------------------------------------
 
-    def _start_ahead(self, then: Callable[[int], Sequence[Point]]) -> None:
+    def _start_ahead(self, then: Callable[[int], Sequence[Point]], rest: Rest) -> None:
         """Starts the servers of the next points, as far as study and machine allow."""
         there = [x.point for x in self._ahead]
         most = min(self._p.spec.server.ahead, len(there) + self._room())
@@ -356,7 +343,7 @@ class Launcher:
                 there.remove(point)
                 continue
             log = f"ahead-{uuid.uuid4().hex[:8]}.log"
-            life = self._planned(self._p.spec.server, point, log, NO_TRIAL, 0)
+            life = self._planned(self._p.spec.server, point, rest, log, NO_TRIAL, 0)
             self._ahead.append(life)
             self._event(life, "launching ahead")
             try:

@@ -21,23 +21,22 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from trial_cost import interval
 
-from autotune.demo import resolve_model
 from autotune.errors import AutotuneError
 from autotune.load import Request, build_workload
+from autotune.loop import model_resolver
 from autotune.machine import describe_machine
 from autotune.measure import Measurement
 from autotune.measuring import send
 from autotune.results import study_objectives
 from autotune.serving import Server, VllmInfo, WarmStart, free_port, plan_launch, probe
-from autotune.space import MNBT, N, Value
+from autotune.space import MNBT, N, Point
 from autotune.spec import LoadedStudy, load_study
 from objectives import Objective
 
@@ -51,10 +50,10 @@ class Machine:
         self.logs = logs
         self.warm = ends.enter_context(WarmStart(study.spec.server, info, logs / "template.log"))
 
-    def started(self, points: Sequence[dict[str, Value]], ends: ExitStack) -> list[Server]:
-        """Healthy servers that were started together; they end with ``ends``."""
+    def started(self, point: Point, count: int, ends: ExitStack) -> list[Server]:
+        """Healthy servers of a point that were started together; they end with ``ends``."""
         servers = []
-        for point in points:
+        for _ in range(count):
             launch_id = uuid.uuid4().hex
             plan = plan_launch(
                 self.study.spec.server,
@@ -62,7 +61,7 @@ class Machine:
                 self.info,
                 port=free_port(),
                 launch_id=launch_id,
-                resolve=lambda ref: resolve_model(ref, self.study.base),
+                resolve=model_resolver(self.study, self.info),
             )
             server = Server(
                 plan,
@@ -100,11 +99,8 @@ def phase(study: LoadedStudy, server: Server, requests: Sequence[Request]) -> di
 
 def ratio(rounds: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
     """beside/alone of one objective, with a 95 % interval."""
-    logs = np.array([math.log(r["beside"][name] / r["alone"][name]) for r in rounds])
-    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-    middle = logs.mean()
-    found = {"ratio": middle, "low": middle - half, "high": middle + half}
-    return {k: math.exp(v) for k, v in found.items()}
+    logs = [math.log(r["beside"][name] / r["alone"][name]) for r in rounds]
+    return dict(zip(("ratio", "low", "high"), map(math.exp, interval(logs)), strict=True))
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
@@ -113,12 +109,12 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     load = study.spec.workload.model_copy(update={"num_prompts": args.requests})
     workload = build_workload(load, study.base)
     logs = args.out.parent / f"{args.out.stem}-logs"
-    point: dict[str, Value] = {N: args.n, MNBT: args.mnbt}
+    point: Point = {N: args.n, MNBT: args.mnbt}
     rounds: list[dict[str, Any]] = []
     with ExitStack() as ends:
         machine = Machine(study, info, logs, ends)
-        (server,) = machine.started([point], ends)
-        requests = [replace(x, index=i) for i, x in enumerate(workload.measured)]
+        (server,) = machine.started(point, 1, ends)
+        requests = workload.measured
         for part in (workload.warmup, requests):
             send(server, load, part, [0.0] * len(part), "warmup", lambda _: None)
         for i in range(args.rounds):
@@ -126,7 +122,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             for which in ("alone", "beside")[:: 1 if i % 2 == 0 else -1]:
                 with ExitStack() as idle_ends:
                     count = args.neighbours if which == "beside" else 0
-                    idle = machine.started([point] * count, idle_ends)
+                    idle = machine.started(point, count, idle_ends)
                     send(server, load, requests[:2], [0.0] * 2, "warmup", lambda _: None)
                     used, begun = cpu_seconds(idle), time.monotonic()
                     found[which] = phase(study, server, requests)

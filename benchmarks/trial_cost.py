@@ -686,7 +686,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--requests", type=int, default=80, help="measured in a trial")
     parser.add_argument("--bench-warmups", type=int, default=0, help="of plain and sweep")
-    parser.add_argument("--arms", type=_arms, default=list(ARMS[:-1]), help=",".join(ARMS))
+    usual = [a for a in ARMS if a != AHEAD]
+    parser.add_argument("--arms", type=_arms, default=usual, help=",".join(ARMS))
     parser.add_argument("--out", type=Path, default=OUT, help="results as JSON")
     parser.add_argument("--show", action="store_true", help="run nothing; show the results")
     args = parser.parse_args(argv)

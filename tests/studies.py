@@ -21,6 +21,8 @@ from autotune.cli import main
 from autotune.serving.command import OWNER_VARIABLE
 
 DOUBLE = str(Path(__file__).parent / "double.py")
+# Launches whose end was never written down.
+UNENDED = "select count(*) from autotune_launches where ended_at is null"
 
 
 def model_of(folder: Path) -> str:

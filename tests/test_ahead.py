@@ -14,6 +14,7 @@ import pytest
 
 from tests.standin import MODULE, write_vllm
 from tests.studies import (
+    UNENDED,
     autotune,
     finished,
     owned,
@@ -26,7 +27,6 @@ from tests.studies import (
 
 pytestmark = pytest.mark.double
 
-UNENDED = "select count(*) from autotune_launches where ended_at is null"
 FLAGS: dict[str, object] = {
     "max-num-seqs": 2,
     "kv-cache-memory-bytes": 2**30,
@@ -74,13 +74,11 @@ def test_nothing_starts_while_something_is_measured(tmp_path: Path) -> None:
     assert max(found) == 3
     assert sum(later == before - 1 for before, later in itertools.pairwise(found)) >= 6
     begins = [*events(tmp_path, "launching").values(), *ahead.values()]
-    healthy = events(tmp_path, "healthy").values()
-    warm, measured = events(tmp_path, "healthy"), events(tmp_path, "measured")
+    healthy, warm = events(tmp_path, "healthy"), events(tmp_path, "warm")
     for launch, turn in events(tmp_path, "its turn").items():
-        assert warm[launch] < turn
-    for launch, end in measured.items():
-        begin = events(tmp_path, "warm")[launch]
-        assert not any(begin < at < end for at in [*begins, *healthy])
+        assert healthy[launch] < turn
+    for launch, end in events(tmp_path, "measured").items():
+        assert not any(warm[launch] < at < end for at in [*begins, *healthy.values()])
 
     assert query(tmp_path, UNENDED) == [(0,)]
     assert owned(os.getpid()) == []

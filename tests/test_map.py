@@ -29,6 +29,7 @@ from autotune.serving import Identity, LaunchPlan, VllmInfo, plan_launch
 from autotune.spec import LoadedStudy, StudySpec, load_study
 from tests.studies import (
     DOUBLE,
+    UNENDED,
     autotune,
     finished,
     processes_of,
@@ -39,7 +40,6 @@ from tests.studies import (
     write_study,
 )
 
-UNENDED = "select count(*) from autotune_launches where ended_at is null"
 LAUNCHES = "select trial, attempt, failure_kind from autotune_launches order by planned_at"
 PARTS_DONE = "select point, concurrency, part from autotune_loads order by id"
 INFO = VllmInfo("0.32.0", "vllm", sys.executable, "cpu", None, (), ())

@@ -16,6 +16,7 @@ from autotune.interrupts import held_back
 from autotune.loop import signals
 from autotune.store import Store
 from tests.studies import (
+    UNENDED,
     autotune,
     finished,
     front,
@@ -28,8 +29,6 @@ from tests.studies import (
 )
 
 pytestmark = pytest.mark.double
-
-UNENDED = "select count(*) from autotune_launches where ended_at is null"
 
 
 def test_a_study_ends_with_a_front_and_a_command(tmp_path: Path) -> None:
