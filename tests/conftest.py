@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+ORPHANS = "orphans"
+
 
 def pytest_configure() -> None:
     # a shell starts `pytest &` with Ctrl-C ignored, and tests that press it would wait for ever
@@ -16,11 +18,29 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def stage(item: pytest.Item) -> int:
-        marks = {mark.name for mark in item.iter_markers()}
-        return 2 if "real" in marks else 1 if marks & {"double", "browser"} else 0
+    """Puts them in order, and in groups: pytest-xdist runs those of a group one after the other."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    # of the groups of one stage the longest first, or one worker would be left with it in the end
+    items.sort(key=lambda item: (_stage(item), _group(item) != ORPHANS))
 
-    items.sort(key=stage)
+
+def _stage(item: pytest.Item) -> int:
+    marks = {mark.name for mark in item.iter_markers()}
+    return 2 if "real" in marks else 1 if marks & {"double", "browser"} else 0
+
+
+def _group(item: pytest.Item) -> str:
+    """Those that share a fixture, or would be in each other's way."""
+    stage = _stage(item)
+    if stage == 2:
+        return "real"  # two real servers at a time are too much for two cores
+    if item.get_closest_marker("browser"):
+        return "browser"  # one test looks whether a browser is left
+    module = item.nodeid.partition("::")[0]
+    if stage == 1 and module.endswith(("test_faults.py", "test_ledger.py")):
+        return ORPHANS  # `autotune reap` ends those of every test
+    return f"{stage}-{module}"
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ def test_measuring_ends_when_enough_is_known(tmp_path: Path) -> None:
         workload__output_len=4,
         measure__precision=0.3,
         measure__min_prompts=16,
+        measure__dominated_error=0,  # a busy machine can make the second one that much worse
     )
     assert autotune("run", str(study), "--trials", "2", cwd=tmp_path).returncode == 0
     for t in trials(tmp_path):
