@@ -23,7 +23,7 @@ import pytest
 from autotune import ledger
 from autotune.errors import FailureKind, LaunchError
 from autotune.serving import Identity, Server, VllmInfo, WarmStart, free_port, plan_launch, template
-from autotune.serving._template import changes, leave_ports
+from autotune.serving._template import OPENMP, changes, leave_ports, openmp
 from autotune.serving.command import LAUNCH_VARIABLE
 from autotune.serving.server import _processes, start_ticks
 from autotune.spec import ServerSpec
@@ -116,8 +116,9 @@ Make = Callable[..., Bench]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Makes the bench; whatever a test leaves is ended, and nothing is left."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made: list[Bench] = []
 
     def build(**code: str) -> Bench:
@@ -288,18 +289,80 @@ def test_without_pidfds_every_launch_is_cold(make: Make, monkeypatch: pytest.Mon
     assert bench.warm._process is None
 
 
+class CpuBench(Bench):
+    """One that calls its device a CPU; its runs come one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.info = dataclasses.replace(self.info, device="cpu")
+        self.new_run()
+
+    def new_run(self) -> None:
+        self.warm.close()
+        self.warm = self.warm_start()
+
+    def given(self) -> dict[str, str]:
+        """What the template has for a worker."""
+        return openmp(psutil.Process(self.template.pid).environ())
+
+
+@pytest.fixture
+def cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuBench]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in OPENMP:
+        monkeypatch.delenv(name, raising=False)
+    bench = CpuBench(tmp_path)
+    yield bench
+    bench.close()
+
+
 @double
-def test_on_a_cpu_the_first_launch_tells_what_a_worker_is_given(make: Make) -> None:
-    bench = make()
-    bench.info = dataclasses.replace(bench.info, device="cpu")
-    bench.warm = bench.warm_start()
-    first = bench.up(bench.warm, OMP_PLACES="{0}")
+def test_on_a_cpu_the_first_launch_tells_what_a_worker_is_given(cpu: CpuBench) -> None:
+    # the stand-in is one process, whose variables are a worker's; forked, it keeps the template's
+    first = cpu.up(cpu.warm, KMP_BLOCKTIME="1")
     assert not identity(first).warm
-    assert bench.warm._process is None
-    second = bench.up(bench.warm)
+    assert cpu.warm._process is None
+    second = cpu.up(cpu.warm)
     assert identity(second).warm
-    assert psutil.Process(bench.template.pid).environ()["OMP_PLACES"] == "{0}"
-    assert "OMP_PLACES" not in bench.inherited(second)["environ"]
+    assert cpu.given() == {"KMP_BLOCKTIME": "1"}
+    assert "KMP_BLOCKTIME" not in cpu.inherited(second)["environ"]
+
+
+@double
+def test_what_a_worker_is_given_is_known_to_the_next_run(cpu: CpuBench) -> None:
+    assert not cpu.is_warm()
+    [kept] = (cpu.folder / "cache" / "dflash-autotune").glob("worker-*.json")
+    assert kept.read_text() == "{}"
+    kept.write_text('{"KMP_BLOCKTIME": "1", "HOME": "/"}')
+    cpu.new_run()
+    assert cpu.is_warm()
+    assert cpu.given() == {"KMP_BLOCKTIME": "1"}  # and nothing that is no business of OpenMP
+    for text in ("{", "[]", '{"KMP_BLOCKTIME": 1}'):
+        kept.write_text(text)
+        cpu.new_run()
+        assert not cpu.is_warm()
+        assert kept.read_text() == "{}"  # learnt again
+
+
+@double
+def test_what_a_worker_is_given_may_have_changed(cpu: CpuBench) -> None:
+    assert not cpu.is_warm()
+    cpu.new_run()
+    forked = cpu.up(cpu.warm)
+    assert identity(forked).warm
+    before = cpu.template
+    # as vLLM's worker, which it spawns where the template has something else for it
+    environ = {**os.environ, "OMP_PLACES": "{0}"}
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, env=environ) as spawned:
+        cpu.warm.learn([*forked.processes(), psutil.Process(spawned.pid)])
+    assert before.poll() is not None
+    assert forked.alive()
+    assert forked.stop().exit_code == 0
+    assert cpu.is_warm()
+    assert cpu.given() == {"OMP_PLACES": "{0}"}
+    cpu.new_run()
+    assert cpu.is_warm()
+    assert cpu.given() == {"OMP_PLACES": "{0}"}
 
 
 @double

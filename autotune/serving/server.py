@@ -332,9 +332,9 @@ class Server:
                 self._pump(_POLL_S)
             with held_back():
                 version = self._check_identity(client)
-            if self._warm is not None and self._identity.warm:
-                self._warm.judge(healthy=True)
-            elif self._warm is not None:
+            if self._warm is not None:
+                if self._identity.warm:
+                    self._warm.judge(healthy=True)
                 self._warm.learn(self.processes())
             return version
         except LaunchError as e:

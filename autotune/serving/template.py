@@ -11,6 +11,7 @@ Where a template cannot be had, the launch is an ordinary one: nothing here rais
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import select
@@ -23,8 +24,9 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 
 import psutil
+from platformdirs import user_cache_dir
 
-from autotune.serving._template import OPENMP, PACKET
+from autotune.serving._template import PACKET, openmp
 from autotune.serving.command import LAUNCH_VARIABLE, LaunchPlan, VllmInfo
 from autotune.spec import ServerSpec
 
@@ -78,8 +80,10 @@ class WarmStart:
         self._server = server
         self._info = info
         self._log_path = log_path
-        # what a worker on a CPU is given is known from the first launch only
+        # what a worker on a CPU is given is known from a launch only, of this or an earlier run
         self._openmp: Mapping[str, str] | None = None if info.device == "cpu" else {}
+        self._remembered: Path | None = None  # where that is kept
+        self._corrected = False  # it was not what an earlier run had seen
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._setting: tuple[object, ...] = ()
@@ -94,19 +98,34 @@ class WarmStart:
         self.close()
 
     def learn(self, processes: list[psutil.Process]) -> None:
-        """Looks what vLLM gave the worker of a server that was started in the ordinary way.
+        """Looks what vLLM gave a server's worker, and keeps it for the launches to come.
+
+        A forked worker has it from the template; vLLM spawns one that is to have something else
+        (:mod:`autotune.serving._template`). Then the template is made anew, once in a run.
 
         Args:
             processes: Of a server that is healthy.
         """
-        if self._openmp is not None or self._given_up:
+        if self._info.device != "cpu" or self._given_up:
             return
         found: list[dict[str, str]] = []
         for process in processes:
             with contextlib.suppress(psutil.Error, OSError):
-                environ = process.environ()
-                found.append({k: environ[k] for k in OPENMP if k in environ})
-        self._openmp = max(found, key=len, default={})
+                found.append(openmp(process.environ()))
+        # the worker has most; one that has less than the template is not noticed, and costs imports
+        given = max(found, key=lambda x: (len(x), x != self._openmp), default={})
+        if given == self._openmp or self._corrected:
+            return
+        if self._openmp is not None:
+            self._corrected = True
+            self.close()
+        self._openmp = given
+        if self._remembered is not None:
+            draft = self._remembered.with_suffix(f".{os.getpid()}")
+            with contextlib.suppress(OSError):  # the next run learns it again
+                draft.parent.mkdir(parents=True, exist_ok=True)
+                draft.write_text(json.dumps(given))
+                draft.replace(self._remembered)
 
     def prepare(self, plan: LaunchPlan, env: Mapping[str, str]) -> None:
         """Makes the template, if one is of use for a launch and there is none; takes a while.
@@ -116,8 +135,13 @@ class WarmStart:
             env: The guard's whole environment.
         """
         entry = self._entry(plan)
-        if entry is None or self._openmp is None or self._given_up or self._alive():
+        if entry is None or self._given_up or self._alive():
             return
+        if self._openmp is None:
+            self._remembered = _memory(self._info, env)
+            self._openmp = _recalled(self._remembered)
+            if self._openmp is None:
+                return
         if self._process is not None:
             # whatever ended it may do so again: one launch without it, then a new one
             self.close()
@@ -254,6 +278,27 @@ def _has_pidfds() -> bool:
     except (AttributeError, OSError):  # kernels before 5.3, and Pythons that were built for them
         return False
     return True
+
+
+def _memory(info: VllmInfo, env: Mapping[str, str]) -> Path:
+    """The file that keeps what this vLLM gives its worker under such an environment."""
+    read = {k: v for k, v in env.items() if k.startswith("VLLM_") and k not in _OF_A_LAUNCH}
+    read |= openmp(env)
+    cores = sorted(os.sched_getaffinity(0))
+    asked = [info.python, env.get("PYTHONPATH"), info.version, cores, sorted(read.items())]
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:20]
+    return Path(user_cache_dir("dflash-autotune"), f"worker-{key}.json")
+
+
+def _recalled(path: Path) -> dict[str, str] | None:
+    """What an earlier run has seen; None: nothing, or nothing that can be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
+        return None
+    return openmp(found)
 
 
 def _common(env: Mapping[str, str]) -> dict[str, str]:
