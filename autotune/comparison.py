@@ -141,6 +141,7 @@ class Side:
         variance: How far launches of one point scatter, by objective name.
         prompts: Hash of the file of its prompts; None: it has none, or not the one that it had.
         lengths: Tokens of its prompts, by their index.
+        weights: Hashes of the weights that it was measured with, of ``target`` and ``draft``.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Side:
     variance: Mapping[str, LaunchVariance]
     prompts: str | None
     lengths: Mapping[int, int]
+    weights: Mapping[str, str]
 
     @property
     def spec(self) -> StudySpec:
@@ -347,6 +349,7 @@ def _side(store: Store, database: Path, name: str) -> Side:
         variance={**_by_values(points), **launched(own, view.objectives).variance},
         prompts=_prompts(loaded, row.fingerprint),
         lengths=_lengths(store, name),
+        weights=store.weights(name),
     )
 
 
@@ -632,6 +635,9 @@ def _different(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
     ):
         if x != y:
             yield what, plain(x or "unknown"), plain(y or "unknown")
+    for role in a.weights.keys() & b.weights.keys():
+        if a.weights[role] != b.weights[role]:
+            yield f"weights of the {plain(role)}", plain(a.weights[role]), plain(b.weights[role])
     one, two = _settings(a), _settings(b)
     for key in dict.fromkeys([*one, *two]):
         if one.get(key) != two.get(key):

@@ -295,6 +295,7 @@ class _Map:
             vllm=None if version is None else version.partition("+")[0],
             params=params,
             flags=flags,
+            weights=prepared.weights(),
         )
 
     def raise_mnbt(self, adapted: Prepared, params: dict[str, Value]) -> None:

@@ -82,7 +82,8 @@ from autotune.space import (
 from autotune.spec import LoadedStudy, StudySpec
 from autotune.store import LaunchRow, Store, exclusive, opened
 from autotune.ui import Ui
-from autotune.views import TrialView, cost, objective_text
+from autotune.views import TrialView, cost, objective_text, plain
+from autotune.weights import weights_id
 from objectives import Objective, WithEnergy
 
 T = TypeVar("T")
@@ -143,6 +144,15 @@ class Prepared:
     def infeasible(self, point: Point) -> str | None:
         """Why this vLLM version cannot launch the point, or None."""
         return why_infeasible(self.spec.settings(point), self.info.version, self.known)
+
+    def weights(self) -> dict[str, str]:
+        """A hash of the weights of ``target`` and ``draft``, of those that lie on this machine."""
+        server = self.spec.server
+        named = {"target": server.model, "draft": server.speculative and server.speculative.model}
+        places = {role: Path(self.resolve(ref)) for role, ref in named.items() if ref}
+        # a name of a hub is no path of ours
+        found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
+        return {role: x for role, x in found.items() if x is not None}
 
 
 def model_resolver(
@@ -551,8 +561,9 @@ class _Run:
         """Trials of two vLLM versions are not compared; those of two machines with a warning.
 
         Raises:
-            UserError: the earlier trials were measured with another vLLM.
+            UserError: the earlier trials were measured with another vLLM, or other weights.
         """
+        self.check_weights()
         machine, version = self.store.measured_on(self.spec.name)
         if machine is None or version is None:
             return
@@ -568,6 +579,27 @@ class _Run:
                 f"earlier trials were measured on another machine ({machine_line(machine)}; "
                 f"this is {machine_line(self.machine)}): compare them with care"
             )
+
+    def check_weights(self) -> dict[str, str]:
+        """The weights that are there now.
+
+        Raises:
+            UserError: those of the earlier trials were others.
+        """
+        now = self.p.weights()
+        for role, then in self.weights.items():
+            if now.get(role, then) != then:
+                raise UserError(
+                    f"{self.store.path}: the trials of {self.spec.name} were measured with other "
+                    f"weights of the {role} ({plain(then)}, now {now[role]}); they would not "
+                    "compare. Put those back, change the name in the file, or give another --db"
+                )
+        return now
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Of the study's measured launches, by role: see :meth:`Prepared.weights`."""
+        return self.store.weights(self.spec.name)
 
     def open_study(self) -> optuna.Study:
         directions = [o.direction for o in self.p.objectives]
@@ -891,6 +923,8 @@ class _Run:
             keep=lambda samples: self.store.add_samples(launched.launch_id, samples),
             progress=self.ui.progress,
         )
+        weights = self.check_weights()  # that they were exchanged while the study ran
+        self.weights.update(weights)
         self.ui.stage("warming")
         measuring.warm(workload.warmup)
         launched.clock.mark("warm")
@@ -912,7 +946,12 @@ class _Run:
             result.stats,
             result.values,
             {name: (i.low, i.high) for name, i in result.intervals.items()},
-            result.quality() | {"disturbed": self.disturbed(result), "beside": launched.beside},
+            result.quality()
+            | {
+                "disturbed": self.disturbed(result),
+                "beside": launched.beside,
+                "weights": weights,
+            },
         )
         self.rests.append(launched.rest.kernel_s)
         launched.event("measured")

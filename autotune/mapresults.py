@@ -53,16 +53,20 @@ class Setting:
         vllm: Version without its local part; None: unknown before the launch.
         params: The study's other parameters.
         flags: What is launched otherwise than the study says.
+        weights: Hashes of the weights, by role (:mod:`autotune.weights`).
     """
 
     fingerprint: str
     vllm: str | None
     params: Mapping[str, Value]
     flags: Mapping[str, FlagValue]
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """As the database has it."""
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        if not self.weights:  # unknown to the first maps
+            del found["weights"]
         return found
 
 

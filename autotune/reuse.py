@@ -6,7 +6,7 @@ A trial may be taken where a launch of its point today would be the same experim
   content) and measure settings are the same, and so are the objectives. A flag may be fixed in one
   study and searched in the other: what counts is what a trial was launched with. A study that
   differs in anything else is refused as a whole, by the first key that differs.
-- **the launch**: the same vLLM version and the same machine, and the variables of the user's own
+- **the launch**: the same weights, vLLM version and machine, and the variables of the user's own
   environment by which a server may be faster or slower.
 - **the numbers**: each objective, computed anew from the requests that the database kept, is what
   was measured then; a definition that was changed since shows there.
@@ -43,7 +43,7 @@ from autotune.results import REUSED, failure_of, origin_of, with_points
 from autotune.serving import plan_launch
 from autotune.space import DRAFT, N, Point, Value, canonical
 from autotune.spec import LoadedStudy, StudySpec
-from autotune.store import LaunchRow, Store, file_identity, opened
+from autotune.store import LaunchRow, Store, file_identity, opened, weights_of
 from autotune.views import Origin, plain
 
 if TYPE_CHECKING:
@@ -421,6 +421,7 @@ def _candidates(
     name = old.spec.name
     space = old.spec.to_space()
     environment = _environment(prepared)
+    weights = prepared.weights()
     left: Counter[str] = Counter()
     out: list[Candidate] = []
     for trial in with_points(other.optuna_study(name).get_trials(deepcopy=False), space):
@@ -445,7 +446,7 @@ def _candidates(
         if launch is None or launch.values is None:
             left["without its launch"] += 1
             continue
-        why = _other_launch(launch, prepared, machine, environment)
+        why = _other_launch(launch, prepared, machine, environment, weights)
         why = why or _other_definition(other, launch, prepared)
         if why is not None:
             left[why] += 1
@@ -485,11 +486,15 @@ def _other_launch(
     prepared: Prepared,
     machine: Mapping[str, Any],
     environment: Mapping[str, str],
+    weights: Mapping[str, str],
 ) -> str | None:
     """Why a launch was not what it would be today; None if it was."""
     then, now = launch.vllm_version, prepared.info.version
     if now is not None and str(then).partition("+")[0] != now.partition("+")[0]:
         return f"measured with another vLLM ({then} there, {now} here)"
+    for role, there in weights_of(launch.quality).items():
+        if (here := weights.get(role, there)) != there:
+            return f"with other weights of the {role} ({plain(there)} there, {here} here)"
     there, here = machine_line(launch.machine), machine_line(dict(machine))
     if there != here:
         return f"measured on another machine ({there} there, {here} here)"

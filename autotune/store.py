@@ -340,6 +340,12 @@ def _in_words(error: BaseException) -> tuple[int, str]:
     return code, _WORDS.get(code, "cannot be used ({said})").format(said=said)
 
 
+def weights_of(quality: Mapping[str, Any] | None) -> dict[str, str]:
+    """Hashes of the weights that a launch was measured with, by role; empty: none were kept."""
+    kept = (quality or {}).get("weights")
+    return {str(k): str(v) for k, v in kept.items()} if isinstance(kept, dict) else {}
+
+
 class Store:
     """One database file.
 
@@ -639,6 +645,19 @@ class Store:
         version = select(LaunchRow.vllm_version).where(of, LaunchRow.vllm_version.is_not(None))
         with Session(self._engine) as s:
             return s.scalar(machine), s.scalar(version.order_by(latest).limit(1))
+
+    def weights(self, study: str) -> dict[str, str]:
+        """Hashes of the weights that a study was measured with, the latest ones, by role."""
+        query = (
+            select(LaunchRow.quality)
+            .where(LaunchRow.study == study, LaunchRow.quality.is_not(None))
+            .order_by(LaunchRow.planned_at)
+        )
+        found: dict[str, str] = {}
+        with Session(self._engine) as s:
+            for quality in s.scalars(query):
+                found |= weights_of(quality)
+        return found
 
     def rests(self, study: str, machine: Mapping[str, Any]) -> list[float]:
         """Seconds of the canary before each measured launch of a study on this machine."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -307,6 +309,20 @@ def test_two_drafts_in_one_database(tmp_path: Path) -> None:
     assert "org/better-draft" in result.output
     assert call(f"{a}:one", f"{a}:two").exit_code == 3
     assert call(f"{a}:two", f"{a}:one").exit_code == 0
+
+
+def test_two_drafts_of_one_name(tmp_path: Path) -> None:
+    a, b = stored(tmp_path / "a", runs()), stored(tmp_path / "b", runs())
+    for database, weights in ((a, "first"), (b, "second")):
+        with closing(sqlite3.connect(database)) as c, c:
+            c.execute(
+                "update autotune_launches set quality = json_object('weights', "
+                "json_object('draft', ?))",
+                (weights,),
+            )
+    assert "weights of the draft" not in call(a, a).output
+    [line] = [x for x in call(a, b).output.splitlines() if "weights of the draft" in x]
+    assert line.index("first") < line.index("second")
 
 
 def test_a_searched_parameter_meets_a_fixed_one(tmp_path: Path, before: Path) -> None:

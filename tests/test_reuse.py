@@ -532,6 +532,24 @@ def test_a_model_is_the_folder_that_it_is_in(tmp_path: Path) -> None:
     assert f"server.model differs ({tmp_path / 'a' / 'model'} there" in said
 
 
+def test_other_weights_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database, old = old_study(tmp_path / "a")
+    store = Store(database)
+    add_trial(store, old, {N: 1, MNBT: 64}, quality={"weights": {"draft": "first"}})
+    add_trial(store, old, {N: 2, MNBT: 64}, quality={"weights": {"draft": "second"}})
+    store.close()
+    monkeypatch.setattr(Prepared, "weights", lambda _: {"target": "x", "draft": "second"})
+    said, _ = reuse([str(database)], prepared_study(tmp_path / "b"), tmp_path / "new.db")
+    # the launches of before there was a hash do not say
+    [line] = said
+    assert line.endswith(
+        "; not taken: 1 with other weights of the draft (first there, second here)"
+    )
+    assert line.startswith("took 4 trials")
+    with closing(Store(tmp_path / "new.db")) as new:
+        assert new.weights("new") == {"draft": "second"}
+
+
 def test_another_machine_version_or_environment_is_refused(tmp_path: Path) -> None:
     database, old = old_study(tmp_path / "a")
     new = prepared_study(tmp_path / "b")

@@ -241,10 +241,12 @@ def _machine(s: Source) -> Iterator[tuple[str, str]]:
     versions = dict.fromkeys(x.vllm_version for x in s.launches if x.vllm_version)
     yield "vLLM", plain(", ".join(versions)) or "unknown"
     yield "autotune", plain(row.autotune_version)
-    yield "model", plain(s.spec.server.model)
+    weights = s.store.weights(s.view.name)
+    known = {role: f", weights {x}" for role, x in weights.items()}
+    yield "model", plain(f"{s.spec.server.model}{known.get('target', '')}")
     draft = s.spec.server.speculative
     if draft is not None:
-        yield "draft", plain(f"{draft.model} ({draft.method})")
+        yield "draft", plain(f"{draft.model} ({draft.method}{known.get('draft', '')})")
     flags = [f"{k} {str(v).lower()}" for k, v in s.spec.server.flags.items()]
     yield "flags of every launch", plain(", ".join(flags)) or "none"
     yield "search", f"{s.spec.search.method}, seed {row.seed}"
