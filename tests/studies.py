@@ -70,6 +70,29 @@ def write_study(folder: Path, *, name: str = "double", **changes: object) -> Pat
     return file
 
 
+def write_study_with_a_bad_point(folder: Path, **changes: object) -> Path:
+    """A grid of n = 0 and n = 15 that sends 400 requests, and serves the second five times slower.
+
+    So a few requests show that it is worse in everything, however busy the machine is.
+    """
+    turns = folder / "turns"
+    turns.write_text('{}\n{"DOUBLE_SPEED": "2"}\n')
+    return write_study(
+        folder,
+        server__env={"DOUBLE_TURNS": str(turns)},
+        space={
+            "num_speculative_tokens": {"type": "choice", "choices": [0, 15]},
+            "max_num_batched_tokens": {"type": "choice", "choices": [2048]},
+        },
+        search={"method": "grid"},
+        workload__num_prompts=400,
+        workload__output_len=4,
+        measure__precision=0.001,
+        measure__dominated_error=0.2,
+        **changes,
+    )
+
+
 # No PNGs: each start of a browser takes seconds, and tests/test_plots.py draws them.
 NO_BROWSER = {"BROWSER_PATH": "/nonexistent"}
 

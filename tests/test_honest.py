@@ -7,7 +7,15 @@ from unittest import mock
 
 import pytest
 
-from tests.studies import autotune, finished, front, query, trials, write_study
+from tests.studies import (
+    autotune,
+    finished,
+    front,
+    query,
+    trials,
+    write_study,
+    write_study_with_a_bad_point,
+)
 
 pytestmark = pytest.mark.double
 
@@ -41,18 +49,7 @@ def test_measuring_ends_when_enough_is_known(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_is_worse_in_everything_ends_early_and_never_wins(tmp_path: Path) -> None:
-    study = write_study(
-        tmp_path,
-        space={
-            "num_speculative_tokens": {"type": "choice", "choices": [0, 15]},
-            "max_num_batched_tokens": {"type": "choice", "choices": [2048]},
-        },
-        search={"method": "grid"},
-        workload__num_prompts=400,
-        workload__output_len=4,
-        measure__precision=0.001,
-        measure__dominated_error=0.2,
-    )
+    study = write_study_with_a_bad_point(tmp_path)
     assert autotune("run", str(study), "--trials", "2", cwd=tmp_path).returncode == 0
     baseline, drafted = trials(tmp_path)
     assert (baseline["stop"], baseline["requests"], baseline["truncated"]) == ("all", 400, False)

@@ -27,7 +27,14 @@ from autotune.results import study_objectives
 from autotune.spec import ObjectiveSpec, load_study
 from objectives import Objective, WithEnergy
 from objectives.__main__ import table
-from tests.studies import autotune, processes_of, query, trials, write_study
+from tests.studies import (
+    autotune,
+    processes_of,
+    query,
+    trials,
+    write_study,
+    write_study_with_a_bad_point,
+)
 
 DOC = Path(__file__).parents[1] / "docs" / "objectives.md"
 
@@ -322,19 +329,8 @@ def test_a_run_for_tokens_per_joule(
 def test_a_trial_that_gives_less_for_a_joule_ends_early(fake: FakeNvml, tmp_path: Path) -> None:
     fake.used_mib = lambda: 4000 if processes_of(tmp_path) else 100
     fake.gpus = 1
-    study = write_study(
-        tmp_path,
-        objectives=["throughput", "tokens_per_joule"],
-        space={
-            "num_speculative_tokens": {"type": "choice", "choices": [0, 15]},
-            "max_num_batched_tokens": {"type": "choice", "choices": [2048]},
-        },
-        search={"method": "grid"},
-        workload__num_prompts=400,
-        workload__output_len=4,
-        measure__precision=0.001,
-        measure__dominated_error=0.2,
-    )
+    objectives = ["throughput", "tokens_per_joule"]
+    study = write_study_with_a_bad_point(tmp_path, objectives=objectives)
     looks = []
 
     def by(self: Domination, trial: list[Bounded], rivals: list[list[Bounded]]) -> int | None:
