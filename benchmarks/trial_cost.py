@@ -498,13 +498,15 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def _pairs(results: Mapping[str, Any], arm: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Trials of the plain script and of an arm, of one round and one point each."""
+def _pairs(
+    results: Mapping[str, Any], base: str, arm: str
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Trials of two arms, of one round and one point each."""
     trials = {(b["round"], b["arm"], t["n"]): t for b in results["blocks"] for t in b["trials"]}
     return [
         (t, trials[r, arm, n])
         for (r, of, n), t in trials.items()
-        if of == PLAIN and (r, arm, n) in trials
+        if of == base and (r, arm, n) in trials
     ]
 
 
@@ -522,10 +524,11 @@ def tables(results: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     yield from _table(["seconds a trial", *arms], _stage_rows(arms, of))
-    if others := [a for a in arms if _pairs(results, a) and a != PLAIN]:
-        yield ""
-        heads = ["against plain, 95 % interval", *others]
-        yield from _table(heads, _paired_rows(results, others))
+    for base, against in ((PLAIN, arms), (SWEEP, OURS)):
+        if others := [a for a in against if a != base and _pairs(results, base, a)]:
+            yield ""
+            heads = [f"against {base}, 95 % interval", *others]
+            yield from _table(heads, _paired_rows(results, base, others))
     yield ""
     yield from _table(["n", *(f"{a}: tok/s, p95 ms" for a in arms)], _point_rows(settings, of))
 
@@ -544,8 +547,8 @@ def _stage_rows(
     yield ["requests", *(f"{np.mean([t['requests'] for t in of[a]]):.0f}" for a in arms)]
 
 
-def _paired_rows(results: Mapping[str, Any], arms: Sequence[str]) -> Iterator[list[str]]:
-    pairs = {a: _pairs(results, a) for a in arms}
+def _paired_rows(results: Mapping[str, Any], base: str, arms: Sequence[str]) -> Iterator[list[str]]:
+    pairs = {a: _pairs(results, base, a) for a in arms}
 
     def total(t: Mapping[str, Any]) -> float:
         return float(t["seconds"][TOTAL])

@@ -233,6 +233,16 @@ def test_the_tables_compare_pairs(cost: Any) -> None:
     assert "nan" not in "\n".join(cost.tables(results))
 
 
+def test_ours_is_compared_with_the_sweep_too(cost: Any) -> None:
+    results = fabricated(cost)
+    plain = [b for b in results["blocks"] if b["arm"] == "plain"]
+    results["blocks"] += [b | {"arm": "sweep"} for b in plain]
+    lines = list(cost.tables(results))
+    [at] = [i for i, x in enumerate(lines) if x.startswith("| against sweep")]
+    assert lines[at] == "| against sweep, 95 % interval | warm |"
+    assert lines[at + 2] == "| seconds saved a trial | 33.0 [33.0, 33.0] |"
+
+
 def test_there_and_back(cost: Any) -> None:
     found = cost.order(["a", "b", "c"], 3)
     assert [arm for _, arm in found] == ["a", "b", "c", "c", "b", "a", "a", "b", "c"]
