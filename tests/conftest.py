@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -17,12 +17,14 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     """Puts them in order, and in groups: pytest-xdist runs those of a group one after the other."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     # of the groups of one stage the longest first, or one worker would be left with it in the end
     items.sort(key=lambda item: (_stage(item), _group(item) != ORPHANS))
+    yield
 
 
 def _stage(item: pytest.Item) -> int:
