@@ -360,7 +360,7 @@ class Result:
             return shell_command(store, self.view.name, trial or self.best())
 
     def samples(
-        self, trial: TrialView, phase: Literal["measure", "warmup"] = "measure"
+        self, trial: TrialView, phase: Literal["measure", "warmup", "fill"] = "measure"
     ) -> list[Sample]:
         """Every request of a trial's last launch, with its times; empty if there was none."""
         with _quiet_optuna(), opened(self.database) as store:

@@ -46,7 +46,7 @@ class _Group(click.Group):
             ctx.exit(e.exit_code)
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in {"run", "confirm", "map"}
-            more = "; the same command goes on from here" if resumes else ""
+            more = "; run the same command again to resume" if resumes else ""
             click.echo(f"autotune: interrupted{more}", err=True)
             ctx.exit(INTERRUPTED)
 
@@ -60,7 +60,7 @@ class _Path(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path, raw = Path(value), str(value).encode(errors="replace")
         if b"\0" in raw or raw.decode() != str(value):  # SQLite takes UTF-8 only
-            self.fail(f"{str(value)[:60]!r} has a character that no path may have", param, ctx)
+            self.fail(f"{str(value)[:60]!r} has a character that a path cannot have", param, ctx)
         if value == "":
             self.fail("a path cannot be empty", param, ctx)
         try:
@@ -70,7 +70,7 @@ class _Path(click.Path):
         except OSError as e:
             self.fail(f"{str(value)[:60]!r}: {e.strerror}", param, ctx)
         if self.file_okay and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            self.fail(f"{str(value)[:60]!r} is no regular file", param, ctx)
+            self.fail(f"{str(value)[:60]!r} is not a regular file", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -88,12 +88,12 @@ def _database(f: F) -> F:
         type=_Path(dir_okay=False, path_type=Path),
         default=Path("autotune.db"),
         show_default=True,
-        help="SQLite file that holds the studies.",
+        help="SQLite database of the studies.",
     )(f)
 
 
 def _study(f: F) -> F:
-    return click.option("--study", help="Name of the study, if the database holds several.")(f)
+    return click.option("--study", help="Study to use if the database holds several.")(f)
 
 
 def _timeout(f: F) -> F:
@@ -102,7 +102,7 @@ def _timeout(f: F) -> F:
         type=click.FloatRange(min=0, min_open=True),
         callback=_a_number,
         metavar="MINUTES",
-        help="Begin no further trial after this time.",
+        help="Start no new trial after this time.",
     )(f)
 
 
@@ -112,8 +112,8 @@ def main() -> None:
     """Find the speculative-decoding settings that serve a model fastest.
 
     \b
-    autotune run --trials 40        search, on real vLLM servers
-    autotune best --shell           the command to put into production
+    autotune run --trials 40        search with real vLLM servers
+    autotune best --shell           print the command for production
     """
     for stream in (sys.stdout, sys.stderr):  # a terminal without × must not end a run
         if isinstance(stream, io.TextIOWrapper):
@@ -123,7 +123,10 @@ def main() -> None:
 @main.command()
 @click.argument("study", required=False)
 @click.option(
-    "--trials", type=click.IntRange(1, 10**6), help="Finished trials the study shall have, in all."
+    "--trials",
+    type=click.IntRange(1, 10**6),
+    help="Total number of finished trials, earlier ones included. Default: `budget.trials` of the "
+    "study.",
 )
 @_database
 @click.option(
@@ -131,21 +134,21 @@ def main() -> None:
     type=click.IntRange(0, 2**32 - 1),
     default=0,
     show_default=True,
-    help="Of a new study.",
+    help="Random seed of a new study.",
 )
 @_timeout
 @click.option(
     "--until-converged/--all-trials",
     default=True,
-    help="End the search when no launch is expected to be worth its time (`budget.converged` in "
-    "the study), or only with the last trial.",
+    help="Stop when no further launch is expected to be worth its time (the default; see "
+    "`budget.converged` of the study), or use up all trials.",
 )
 @click.option(
     "--reuse",
     multiple=True,
     metavar="DB[:STUDY]",
-    help="Take the trials of an earlier study with the same server, machine and workload instead "
-    "of launching them again; they do not count as --trials. May be given several times.",
+    help="Copy the trials of an earlier study with the same server, machine and workload instead "
+    "of launching them again. They do not count toward --trials. Can be repeated.",
 )
 def run(
     study: str | None,
@@ -156,11 +159,12 @@ def run(
     until_converged: bool,
     reuse: tuple[str, ...],
 ) -> None:
-    """Search: one real vLLM server per trial, at most --trials.
+    """Search for the best settings with real vLLM servers.
 
-    It ends sooner when no further launch is expected to be worth its time.
-    STUDY is a YAML file or the name of a bundled study. Without it: demo-cpu, or
-    gemma-4-26b-rtx5090 where there is an NVIDIA GPU. The same command again resumes.
+    Each trial launches one server. The search stops after --trials trials, or earlier when no
+    further launch is expected to be worth its time. Run the same command again to resume. STUDY is
+    a YAML file or the name of a bundled study. Default: gemma-4-26b-rtx5090 with an NVIDIA GPU,
+    demo-cpu without one.
 
     \b
     Examples:
@@ -193,15 +197,16 @@ def run(
     type=click.IntRange(4, 10**6),
     default=8,
     show_default=True,
-    help="How many, all candidates together.",
+    help="Number of launches, over all candidates.",
 )
 @_database
 @_timeout
 def confirm(study: str, launches: int, database: Path, timeout: float | None) -> None:
-    """Measure the winners and the baseline again, side by side (A B B A).
+    """Launch the winners and the baseline again (A B B A).
 
-    STUDY is the file or bundled name that was run. `autotune run` holds its last trials back for
-    this; here it is more of the same. An interrupted one goes on.
+    `autotune run` reserves its last trials for this confirmation; `confirm` adds more launches,
+    interleaved.
+    STUDY is the file or bundled name that was run. Run the same command again to resume.
 
     \b
     Example:
@@ -255,7 +260,7 @@ def _say_trust(ui: Ui, loaded: LoadedStudy) -> None:
     from autotune.serving import runs_model_code
 
     if runs_model_code(loaded.spec):
-        ui.message("trust-remote-code is set: Python code that comes with the model will be run")
+        ui.message("trust-remote-code is set: Python code that comes with the model will run")
 
 
 def _finish(ui: Ui, database: Path, name: str) -> None:
@@ -273,16 +278,16 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
             with database_errors(database):
                 yield
         except Exception as e:  # noqa: BLE001 – whatever it is
-            ui.message(f"{what}: {in_short(e)}; nothing measured is lost, and {again}")
+            ui.message(f"{what}: {in_short(e)}. No measurement is lost; {again}")
 
     with opened(database) as store:
         view = study_view(store, name)
         trial = _best(view)
         plots: list[Path] = []
         with ui.waiting("drawing the plots"):
-            with not_worth_a_run("no plots", "`autotune pareto` draws them"):
+            with not_worth_a_run("plots not drawn", "draw them with `autotune pareto`"):
                 plots = _draw(view, output_folder(database, name))
-            with not_worth_a_run("nothing new for the dashboard", "`autotune dashboard` makes it"):
+            with not_worth_a_run("dashboard not updated", "update it with `autotune dashboard`"):
                 publish(store.optuna_study(name), view, build(store, view))
         ui.summary(view, _serve(store, name, trial), database, plots)
 
@@ -306,10 +311,10 @@ def _best(view: StudyView, objective: str | None = None, *, balanced: bool = Fal
     """The best trial by one objective, the study's first one by default, or by all."""
     named = {o.name: o for o in view.objectives}
     if objective is not None and objective not in named:
-        raise UserError(f"--objective: {objective} is not one of this study: {', '.join(named)}")
+        raise UserError(f"--objective: this study has no {objective}; it has {', '.join(named)}")
     trial = view.best(named[objective] if objective else None, balanced=balanced)
     if trial is None:
-        raise NothingUsable(f"{view.name}: no trial has numbers; `autotune status` says why")
+        raise NothingUsable(f"{view.name}: no trial has results; `autotune status` shows why")
     return trial
 
 
@@ -323,13 +328,13 @@ def _serve(store: Store, name: str, trial: TrialView) -> str:
 @main.command()
 @_database
 @_study
-@click.option("--json", "as_json", is_flag=True, help="Every trial, as JSON.")
-@click.option("--trial", type=click.IntRange(0, 10**9), help="All that is known of one trial.")
-@click.option("--time", "times", is_flag=True, help="Where the time of every trial went, by stage.")
+@click.option("--json", "as_json", is_flag=True, help="Print all trials as JSON.")
+@click.option("--trial", type=click.IntRange(0, 10**9), help="Show everything about this trial.")
+@click.option("--time", "times", is_flag=True, help="Show how long each stage of a trial took.")
 def status(
     database: Path, study: str | None, as_json: bool, trial: int | None, times: bool
 ) -> None:
-    """How far the study is, and every trial, failed ones with their reason.
+    """Show the progress and all trials, with reasons for failures.
 
     \b
     Examples:
@@ -370,10 +375,10 @@ def status(
 @main.command()
 @_database
 @_study
-@click.option("--json", "as_json", is_flag=True, help="The front, as a JSON list.")
-@click.option("--shell", is_flag=True, help="The command that serves the best point.")
-@click.option("--objective", help="Choose the best by this objective; the study's first without.")
-@click.option("--balanced", is_flag=True, help="Choose it by all: 1 % of any counts alike.")
+@click.option("--json", "as_json", is_flag=True, help="Print the front as a JSON list.")
+@click.option("--shell", is_flag=True, help="Print only the serving command.")
+@click.option("--objective", help="Choose by this objective. Default: the study's first.")
+@click.option("--balanced", is_flag=True, help="Choose by all objectives, equally weighted.")
 def best(
     database: Path,
     study: str | None,
@@ -382,7 +387,11 @@ def best(
     objective: str | None,
     balanced: bool,
 ) -> None:
-    """The Pareto front: no trial beats one of these without losing in another objective.
+    """Show the Pareto front, the confirmation and the winner.
+
+    The winner comes with the command that serves it. A trial is on the Pareto front if no other
+    trial beats it in one objective without losing in another. --balanced weighs 1 % of each
+    objective the same.
 
     \b
     Examples:
@@ -420,20 +429,27 @@ def best(
     type=click.Choice(["shell", "vllm-config", "compose", "kubernetes", "systemd"]),
     default="shell",
     show_default=True,
+    help="Format of the output.",
 )
-@click.option("--objective", help="Serve the best by this objective; the study's first without.")
-@click.option("--balanced", is_flag=True, help="Serve the best by all: 1 % of any counts alike.")
-@click.option("--trial", type=click.IntRange(0, 10**9), help="Serve this trial's point instead.")
+@click.option("--objective", help="Choose by this objective. Default: the study's first.")
+@click.option("--balanced", is_flag=True, help="Choose by all objectives, equally weighted.")
+@click.option("--trial", type=click.IntRange(0, 10**9), help="Export this trial instead.")
 @click.option(
     "--out",
     type=_Path(dir_okay=False, path_type=Path),
-    help="The file to write; an existing one is left alone. Without it, the terminal.",
+    help="File to write; an existing file is not overwritten. Default: the terminal.",
 )
 @click.option(
-    "--host", help="Address to listen on, of compose to publish on; 127.0.0.1 without it."
+    "--host", help="Address to listen on; with compose, to publish on. Default: 127.0.0.1."
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@click.option("--vllm", "version", help="For this version, if not the one it was measured with.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on.",
+)
+@click.option("--vllm", "version", help="Target vLLM version. Default: the measured one.")
 def export(
     database: Path,
     study: str | None,
@@ -446,9 +462,10 @@ def export(
     port: int,
     version: str | None,
 ) -> None:
-    """Write the winner for production: shell, vLLM config, Compose, Kubernetes, systemd.
+    """Write the winner's configuration for production.
 
-    Secrets are referred to by name, and the server has no API key of autotune's.
+    Formats: shell script, vLLM config, Docker Compose, Kubernetes and systemd. Secrets appear by
+    name only, and the exported server does not use autotune's API key.
 
     \b
     Examples:
@@ -494,25 +511,25 @@ def _threshold(_ctx: click.Context, _param: click.Parameter, value: str) -> floa
     except ValueError:
         share = math.nan
     if rest or not 0 <= share < 1:
-        raise click.BadParameter(f"{value[:60]!r} is no share below 1, such as 5% or 0.05")
+        raise click.BadParameter(f"{value[:60]!r} is not a share below 1, such as 5% or 0.05")
     return share
 
 
 @main.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--study-a", help="Name of A's study, if its database holds several.")
-@click.option("--study-b", help="Name of B's study, if its database holds several.")
+@click.option("--study-a", help="Study of A if its database holds several.")
+@click.option("--study-b", help="Study of B if its database holds several.")
 @click.option(
     "--threshold",
     default="5%",
     show_default=True,
     callback=_threshold,
     metavar="SHARE",
-    help="A difference up to this does not matter.",
+    help="Largest difference that does not matter.",
 )
-@click.option("--objective", help="Compare by this objective only.")
-@click.option("--json", "as_json", is_flag=True, help="The comparison, as JSON.")
+@click.option("--objective", help="Compare this objective only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def compare(
     a: str,
     b: str,
@@ -522,10 +539,11 @@ def compare(
     objective: str | None,
     as_json: bool,
 ) -> None:
-    """Compare two studies: before and after an upgrade, two GPUs, two drafts.
+    """Compare two studies and report regressions.
 
-    A and B are databases, or DB:STUDY. Exit code 3 if B is certainly worse than A by more than the
-    threshold.
+    Use it before and after an upgrade, or for two GPUs or drafts. A and B are databases, or
+    DB:STUDY. Exit code 3 means that B is certainly worse than A by more
+    than the threshold.
 
     \b
     Examples:
@@ -582,6 +600,8 @@ def _trial_json(view: StudyView, t: TrialView) -> dict[str, Any]:
         "requests": t.requests,
         "stop": t.stop,
         "truncated": t.truncated,
+        "outdated": t.outdated,
+        "recomputed": t.recomputed,
         "warnings": list(t.warnings),
         "baseline": t.baseline,
         "front": t.front,
@@ -628,10 +648,12 @@ def _chosen_json(view: StudyView, number: int) -> dict[str, Any]:
 @click.option(
     "--out",
     type=_Path(file_okay=False, path_type=Path),
-    help="Folder for pareto.html and pareto.png; the study's own folder without.",
+    help="Folder for pareto.html and pareto.png. Default: the study's own folder.",
 )
 def pareto(database: Path, study: str | None, out: Path | None) -> None:
-    """Draw the Pareto front: interactive HTML, and PNG where a Chromium is found.
+    """Draw the Pareto front as HTML and PNG.
+
+    The HTML is interactive. The PNG needs Chromium and is left out without it.
 
     \b
     Example:
@@ -654,18 +676,19 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
 @click.option(
     "--out",
     type=_Path(dir_okay=False, path_type=Path),
-    help="The file to write; without it report.html (.md, .pdf) in the study's own folder.",
+    help="File to write. Default: report.html (.md, .pdf) in the study's own folder.",
 )
 @click.option(
     "--format",
     "form",
     type=click.Choice(["html", "md", "pdf"]),
-    help="Without it, as --out ends, or html. A PDF takes a Chromium.",
+    help="Format of the report. Default: by the ending of --out, else html. PDF needs Chromium.",
 )
 def report(database: Path, study: str | None, out: Path | None, form: str | None) -> None:
-    """Write one page: what to serve, how sure that is, how it was measured.
+    """Write a report of the study as HTML, Markdown or PDF.
 
-    The HTML is one file that needs no network.
+    The report says what to serve, how certain that is, and how it was measured. The HTML is a
+    single file that needs no network.
 
     \b
     Examples:
@@ -694,11 +717,12 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
 @main.command()
 @_database
 @_study
-@click.option("--json", "as_json", is_flag=True, help="The same, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the predictions as JSON.")
 def predict(database: Path, study: str | None, as_json: bool) -> None:
-    """Expect tok/s of every n, and of a better draft, from acceptance.
+    """Predict tok/s for every n from the acceptance.
 
-    How far off that is, is shown where n was launched. Nothing is launched for it.
+    It also predicts tok/s with better drafts. Nothing is launched. For each n that was launched,
+    the prediction error is shown.
 
     \b
     Example:
@@ -722,10 +746,16 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
 @main.command()
 @_database
 @_study
-@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
-@click.option("--open/--no-open", "open_browser", default=False, help="Open a browser on it.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8080,
+    show_default=True,
+    help="Port of the dashboard.",
+)
+@click.option("--open/--no-open", "open_browser", default=False, help="Open it in a browser.")
 def dashboard(database: Path, study: str | None, port: int, open_browser: bool) -> None:
-    """Look at the study in optuna-dashboard, on 127.0.0.1.
+    """Show the study in optuna-dashboard, on 127.0.0.1.
 
     \b
     Example:
@@ -738,9 +768,9 @@ def dashboard(database: Path, study: str | None, port: int, open_browser: bool) 
 
 @main.command()
 @_database
-@click.option("--json", "as_json", is_flag=True, help="The same, as a JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def ps(database: Path, as_json: bool) -> None:
-    """The servers of autotune that are alive on this machine, and who owns them.
+    """List autotune's running servers and their owners.
 
     \b
     Example:
@@ -751,15 +781,16 @@ def ps(database: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(living_json(database), indent=2))
         return
-    click.echo("\n".join(living_lines(database) or ["no server of autotune is alive here"]))
+    click.echo("\n".join(living_lines(database) or ["no autotune server is running here"]))
 
 
 @main.command()
 @_database
 def reap(database: Path) -> None:
-    """End the servers that no living autotune owns.
+    """Stop orphaned servers.
 
-    `run` does so for its own database before it starts; this is for the rest.
+    A server is orphaned when its autotune is no longer running. `run` does this for its own
+    database before it starts; `reap` stops the others as well.
 
     \b
     Example:
@@ -772,7 +803,7 @@ def reap(database: Path) -> None:
         click.echo(line)
         lines += 1
     if not lines:
-        click.echo("no server of autotune is alive here")
+        click.echo("no autotune server is running here")
 
 
 @main.command()
@@ -780,23 +811,25 @@ def reap(database: Path) -> None:
 @click.option(
     "--n",
     type=click.IntRange(0, 10**6),
-    help="Tokens drafted per step; without it 3, or the study's baseline where 3 cannot launch.",
+    help="Tokens drafted per step. Default: 3, or the baseline's n if 3 cannot launch.",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(2, 10**6),
     default=2,
     show_default=True,
-    help="Runs of each client.",
+    help="Number of runs of each client.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The comparison, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.option(
     "--out",
     type=_Path(file_okay=False, path_type=Path),
-    help="New folder for the raw data; in the study's own folder without.",
+    help="New folder for the raw data. Default: inside the study's own folder.",
 )
 def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path | None) -> None:
-    """Measure one server with autotune and with `vllm bench serve`, in turns.
+    """Measure one server with autotune and `vllm bench serve`.
+
+    Both clients send the same requests alternately. The command says whether they agree.
 
     \b
     Example:
@@ -821,13 +854,13 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
 
 
 def _loads(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
-    """Requests at a time, such as ``1,2,4``: ascending, each once."""
+    """Parse concurrencies such as ``1,2,4``: ascending, each once."""
     try:
         loads = sorted({int(word) for word in value.split(",")})
     except ValueError:
-        raise click.BadParameter(f"{value[:60]!r} is no list such as 1,2,4,8") from None
+        raise click.BadParameter(f"{value[:60]!r} is not a list such as 1,2,4,8") from None
     if not 1 <= loads[0] <= loads[-1] <= 10**4:
-        raise click.BadParameter("loads are from 1 to 10000 requests at a time")
+        raise click.BadParameter("a concurrency must be from 1 to 10000")
     return tuple(loads)
 
 
@@ -840,7 +873,7 @@ def _loads(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[in
     show_default=True,
     callback=_loads,
     metavar="LOADS",
-    help="Loads: requests at a time, with commas.",
+    help="Concurrencies to measure, separated by commas.",
 )
 @_database
 @click.option(
@@ -848,13 +881,15 @@ def _loads(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[in
     type=click.IntRange(2, 10**6),
     default=6,
     show_default=True,
-    help="Most n that are launched, n = 0 included; to check a schedule takes one more.",
+    help="Most values of n to launch, n = 0 included. Checking a schedule takes one more.",
 )
 @_timeout
-@click.option("--show", is_flag=True, help="Launch nothing; show the latest map.")
-@click.option("--json", "as_json", is_flag=True, help="The map, as JSON.")
+@click.option("--show", is_flag=True, help="Show the latest load sweep; launch nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the load sweep as JSON.")
 @click.option(
-    "--plot", type=_Path(dir_okay=False, path_type=Path), help="HTML file: speed-up by load."
+    "--plot",
+    type=_Path(dir_okay=False, path_type=Path),
+    help="HTML file to write: speed-up by concurrency.",
 )
 def load_map(
     study: str,
@@ -866,10 +901,11 @@ def load_map(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Should I speculate at all? The best n at each load, and where drafting loses.
+    """Run a load sweep: the best n at each concurrency.
 
-    STUDY need not have been run; where the database has it, its best point is taken for the other
-    parameters. The same command again resumes, or shows what is there.
+    It also shows the concurrency above which drafting stops paying. STUDY need not have been run.
+    If it has, its best trial sets the other parameters. Run the same command again to resume; a
+    finished load sweep is only shown.
 
     \b
     Example:
@@ -905,7 +941,7 @@ def load_map(
                 ui=ui,
             )
         if reason is not StopReason.DONE:
-            ui.message(f"stopped: {reason}; the same command goes on from here")
+            ui.message(f"stopped: {reason}; run the same command again to resume")
     click.echo(json.dumps(map_json(view), indent=2) if as_json else "\n".join(map_lines(view)))
     if plot is not None:
         from autotune.mapplot import write_map
@@ -916,9 +952,11 @@ def load_map(
 @main.command()
 @click.argument("study", required=False)
 @_database
-@click.option("--json", "as_json", is_flag=True, help="The same, as a JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as a JSON list.")
 def doctor(study: str | None, database: Path, as_json: bool) -> None:
-    """Check this machine: vLLM, GPU, port, disk, models. One line each: ok, or what to do.
+    """Check this machine: vLLM, GPU, port, disk, models.
+
+    Each check is one line: ok, or what to do.
 
     \b
     Examples:
@@ -940,19 +978,19 @@ def doctor(study: str | None, database: Path, as_json: bool) -> None:
             ui.check(check.name, check.ok, check.text)
     bad = sum(check.ok is False for check in found)
     if bad:
-        raise NothingUsable(f"{bad} of these need{'s' if bad == 1 else ''} your hand")
+        raise NothingUsable(f"{bad} check{'' if bad == 1 else 's'} failed")
 
 
 @main.command()
 @click.argument("study", required=False)
-@click.option("--vllm", "version", help="Ask about this version; need not be installed.")
+@click.option("--vllm", "version", help="vLLM version to check; it need not be installed.")
 @_database
-@click.option("--json", "as_json", is_flag=True, help="Every point, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print every point as JSON.")
 def explain(study: str | None, version: str | None, database: Path, as_json: bool) -> None:
-    """Show what of a study's space can launch, and why the rest cannot.
+    """Show which points can launch, and why the others cannot.
 
     STUDY is a YAML file or the name of a bundled study, as in `autotune run`. Nothing is launched.
-    What the database has measured of it is marked.
+    Points that the database has measured are marked.
 
     \b
     Example:
@@ -981,11 +1019,11 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
     type=_Path(dir_okay=False, path_type=Path),
     default=Path("study.yaml"),
     show_default=True,
-    help="The study file to write; an existing one is left alone.",
+    help="Study file to write; an existing file is not overwritten.",
 )
-@click.option("--name", default="my-study", show_default=True, help="The study's name.")
+@click.option("--name", default="my-study", show_default=True, help="Name of the study.")
 def init(command: tuple[str, ...], out: Path, name: str) -> None:
-    """Write a study file, from nothing or from the command you serve with today.
+    """Write a study file, from scratch or from a vLLM command.
 
     \b
     Examples:
@@ -1001,20 +1039,23 @@ def init(command: tuple[str, ...], out: Path, name: str) -> None:
         with out.open("x", encoding="utf-8") as f:
             f.write(text)
     except FileExistsError:
-        raise UserError(f"{out}: exists already; give another --out") from None
+        raise UserError(f"{out}: already exists; give another --out") from None
     except OSError as e:
         raise UserError(f"{out}: cannot be written: {e.strerror}") from e
-    click.echo(f"{out}: look through it, then `autotune run {out}`")
+    click.echo(f"wrote {out}; check it, then run `autotune run {out}`")
 
 
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that completes autotune's commands and options in your shell.
+    """Print the completion script of your shell.
+
+    It completes autotune's commands and options.
 
     \b
     Examples:
-      eval "$(autotune completion bash)"      in ~/.bashrc; zsh alike
+      eval "$(autotune completion bash)"      in ~/.bashrc
+      eval "$(autotune completion zsh)"       in ~/.zshrc
       autotune completion fish > ~/.config/fish/completions/autotune.fish
     """
     from click.shell_completion import get_completion_class

@@ -49,7 +49,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.errors import UserError
-from autotune.measure import Estimate, LaunchVariance, Scatter, within_launch
+from autotune.measure import Estimate, LaunchVariance, Scatter
+from autotune.recomputed import Recomputed
 from autotune.results import LEAST_DEGREES, launched, origin_of, study_view, with_points
 from autotune.space import DRAFT, MNBT, N, Value, canonical
 from autotune.spec import LoadedStudy, StudySpec
@@ -331,14 +332,16 @@ def compare(
 def _side(store: Store, database: Path, name: str) -> Side:
     loaded, row = store.load_study(name)
     view = study_view(store, name)
-    found = store.optuna_study(name).get_trials(deepcopy=False)
+    stored = store.optuna_study(name).get_trials(deepcopy=False)
+    found = Recomputed(store, loaded.spec, view.objectives).trials(stored)
     # trials that were taken from another study are launches of that one
     own = [t for t in with_points(found, loaded.spec.to_space()) if origin_of(t) is None]
     shown = {t.number: t for t in view.trials}
     groups: dict[int, list[FrozenTrial]] = {}
     for t in own:
         again = shown[t.number].again
-        if t.state == TrialState.COMPLETE and not shown[t.number].truncated:
+        usable = not (shown[t.number].truncated or shown[t.number].outdated)
+        if t.state == TrialState.COMPLETE and usable:
             groups.setdefault(t.number if again is None else again, []).append(t)
     points = [_point(shown[first], of, view.objectives) for first, of in groups.items()]
     return Side(
@@ -362,8 +365,7 @@ def _point(
         if min(of) <= 0:
             continue
         values[o.name] = of
-        bounds = [(t.user_attrs.get("intervals") or {}).get(o.name, (None, None)) for t in launches]
-        known = [within_launch(v, *b) for v, b in zip(of, bounds, strict=True)]
+        known = [(t.user_attrs["quality"].get("errors") or {}).get(o.name) for t in launches]
         if squares := [one**2 for one in known if one is not None]:
             within[o.name] = sum(squares) / len(squares)
     return Point(trial, values, within)

@@ -93,7 +93,7 @@ class Row:
     """One figure of both clients.
 
     Attributes:
-        name: vLLM's, such as ``p95_e2el_ms``; ``throughput`` is ours, over the steady window.
+        name: vLLM's, such as ``p95_e2el_ms``; ``throughput`` leaves the emptying out.
         ours: Mean of our runs.
         bench: Mean of bench's runs.
         ratio: Ours over bench's, 95 % interval.
@@ -286,7 +286,7 @@ def _holds(e: Estimate, value: float) -> bool:
 
 
 def figures_of(m: Measurement) -> dict[str, float]:
-    """vLLM's figures of a run by vLLM's names, and our ``throughput``."""
+    """vLLM's figures of a run by vLLM's names, and ``throughput`` without the emptying."""
     values = {"ttft": m.ttft, "tpot": m.tpot, "itl": m.itl, "e2el": m.end - m.start}
     return {
         "output_throughput": m.output_throughput,
@@ -634,8 +634,8 @@ def _notes(load: WorkloadSpec, rounds: int, *, chat: bool) -> list[str]:
     """Where the definitions differ, and what was changed for the comparison."""
     throughput = (
         "`output_throughput` is vLLM's: all output tokens over the whole time, the emptying at the "
-        "end included. `throughput` is ours, over the steady window: until the first request ends "
-        "after the last was sent; bench has no such figure, it is computed from its requests."
+        "end included. `throughput` leaves that out: it counts until the first request ends after "
+        "the last was sent; bench has no such figure, it is computed from its requests."
     )
     first = (
         "bench's ends with the chunk that carries a chat's role, ours with the first text; both "

@@ -289,7 +289,9 @@ def _study_key(key: str) -> str:
     wanted = key.removeprefix("confirmation_")
     if wanted != key and wanted.isdigit():
         return f"trials launched again, in this order (--trials {wanted})"
-    return "--trials that the search did not need" if key == "converged" else key
+    if key.partition("_")[0] == "converged":  # with the version of the estimator, if not the first
+        return "--trials that the search did not need"
+    return key
 
 
 def _all_attributes(store: Store, name: str) -> dict[int, _Attributes]:

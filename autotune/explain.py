@@ -14,6 +14,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from autotune import sample_size
 from autotune.demo import target_folder
 from autotune.errors import UserError
 from autotune.graphs import coverage, graphs
@@ -92,6 +93,7 @@ class SpaceMap:
         sampled: A real-valued parameter stands for its two ends.
         cells: Every point.
         reasons: What the points that cannot launch have in common, the most frequent first.
+        notes: What its number of requests is too small for.
         holes: For each n the numbers of requests up to the study's load that vLLM decodes without
             a full CUDA graph; only where that can be told.
     """
@@ -103,6 +105,7 @@ class SpaceMap:
     cells: tuple[Cell, ...]
     reasons: tuple[Reason, ...]
     holes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def count(self, state: State) -> int:
         """How many points are in this state."""
@@ -138,6 +141,7 @@ class SpaceMap:
                 }
                 for r in self.reasons
             ],
+            "notes": list(self.notes),
             "without_full_graph": {str(n): list(b) for n, b in self.holes.items()},
             "map": [
                 {
@@ -170,6 +174,8 @@ class SpaceMap:
         if self.holes:
             each = "; ".join(f"n = {n}: {_ranges(b)}" for n, b in self.holes.items())
             out += ["", *_wrapped(f"requests without a full CUDA graph: {each}")]
+        for note in self.notes:
+            out += ["", *_wrapped(f"note: {note}")]
         out += ["", *_wrapped(self._saved())]
         return out
 
@@ -257,6 +263,7 @@ def space_map(
         cells=tuple(cells),
         reasons=tuple(sorted(reasons.values(), key=lambda r: -r.count)),
         holes=_holes(spec, version, known),
+        notes=tuple(sample_size.notes(spec)),
     )
 
 

@@ -325,7 +325,7 @@ def _study(
     concurrency = min(seqs, 32) if isinstance(seqs, int) and seqs >= 1 else 4
     room = length if isinstance(length, int) and length >= 8 else 1024
     lines = [
-        "# A study: what to serve, what to search, what load to put on it, what to optimise.",
+        "# A study: what to serve, what to search, what load to put on it, what to optimize.",
         "# Run it with `autotune run FILE --trials 40`; the bundled study demo-cpu.yaml has every",
         "# key explained.",
         f"name: {_yaml(name)}",
@@ -340,7 +340,7 @@ def _study(
         "  random:",
         f"    input_len: {min(256, room // 4)}",
         f"  output_len: {min(256, room // 4)}",
-        f"  num_prompts: {max(32, 4 * concurrency)}",
+        f"  num_prompts: {max(140, 8 * concurrency)}",
         f"  max_concurrency: {concurrency} # requests at a time: as many as you expect in use",
         "  # request_rate: 2 # arrivals per second, on average; without it, as fast as they end",
         "",

@@ -44,6 +44,7 @@ from autotune.mapresults import (
     SCHEDULE,
     THROUGHPUT,
     Setting,
+    comparable_loads,
     failure_of_point,
     launched_version,
     map_view,
@@ -60,8 +61,7 @@ from autotune.measure.crossover import (
     propose,
 )
 from autotune.measure.intervals import MIN_REQUESTS
-from autotune.measuring import Measuring, send
-from autotune.serving import Server
+from autotune.measuring import Measuring
 from autotune.space import MNBT, N, Value
 from autotune.spec import FlagValue, StudySpec, WorkloadSpec
 from autotune.store import MapPointRow, Store
@@ -76,7 +76,8 @@ _PREFIX_CACHING = "enable_prefix_caching"
 # vLLM's smallest default of max_num_seqs: a study that does not set it has at least this
 _DEFAULT_SEQS = 128
 _MOST_SCALE = 4  # times the study's num_prompts, at high loads
-_MOST_SHORT = 32  # requests of the warm-up before a part
+# What the requests of a part are called in the database, by the client's phase.
+_PHASES = {"measure": "{}", "warmup": "warm-up, {}", "fill": "fill, {}"}
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,13 @@ class Requests:
 
     Attributes:
         warmup: Before the first part.
-        short: Before each part, by load and part.
+        lead: Keep the places busy before and after each part, by load and part.
         measured: By load and part.
         repeated: The prompts are too few, so some are sent several times.
     """
 
     warmup: Sequence[Request]
-    short: Mapping[tuple[int, int], Sequence[Request]]
+    lead: Mapping[tuple[int, int], Sequence[Request]]
     measured: Mapping[tuple[int, int], Sequence[Request]]
     repeated: bool
 
@@ -99,8 +100,7 @@ class Requests:
 def part_sizes(spec: StudySpec, load: int) -> tuple[int, int]:
     """Fewest and most requests of one part at a load.
 
-    At a higher load more requests take the same time; and the time in which a closed loop is full
-    should be long against that in which it fills.
+    At a higher load more requests take the same time.
     """
     workload, measure = spec.workload, spec.measure
     scale = min(_MOST_SCALE, load / (workload.max_concurrency or load))
@@ -126,12 +126,11 @@ def map_requests(prepared: Prepared, loads: Sequence[int]) -> Requests:
     """The requests of a map: other prompts in each part, as long as there are enough of them."""
     spec = prepared.spec
     sizes = {(x, part): part_sizes(spec, x)[1] for x, part in order(loads)}
-    shorts = {(x, part): min(x, _MOST_SHORT) for x, part in order(loads)}
     first = spec.workload.most_warmup
     wanted = closed_loop(spec.workload, min(loads)).model_copy(
         update={
             "num_prompts": sum(sizes.values()),
-            "warmup_prompts": first + sum(shorts.values()),
+            "warmup_prompts": first or max(loads),  # the places are kept busy in any case
         }
     )
     try:
@@ -140,10 +139,10 @@ def map_requests(prepared: Prepared, loads: Sequence[int]) -> Requests:
     except UserError:  # the study's own requests can be built: there are too few for this
         found, repeated = prepared.workload, True
     measured = itertools.cycle(found.measured) if repeated else iter(found.measured)
-    warmup = itertools.cycle(found.warmup or found.measured) if repeated else iter(found.warmup)
+    lead = itertools.cycle(found.warmup or (found.measured if repeated else ()))
     return Requests(
-        warmup=_take(warmup, first),
-        short={key: _take(warmup, count) for key, count in shorts.items()},
+        warmup=_take(lead, first),
+        lead={(x, part): _take(lead, x) for x, part in sizes},
         measured={key: _take(measured, count) for key, count in sizes.items()},
         repeated=repeated,
     )
@@ -227,7 +226,7 @@ class _Map:
         for launch, ended in end_unended(self.store, self.p.spec.server.stop_timeout_s):
             if ended:
                 self.ui.message(
-                    f"ended a server that an earlier run left behind ({launch_text(launch)}, "
+                    f"stopped an orphaned server of an earlier run ({launch_text(launch)}, "
                     f"{ended} processes)"
                 )
         self.say_other_machine()
@@ -364,7 +363,7 @@ class _Map:
         """Load and part that were not measured, in their order; none of a point that failed."""
         if failure_of_point(self.store, self.ledger, point) is not None:
             return []
-        done = {(x.concurrency, x.part) for x in self.store.loads(point.id)}
+        done = {(x.concurrency, x.part) for x in comparable_loads(self.store, point.id)}
         return [x for x in order(self.loads) if x not in done]
 
     def next_point(self) -> MapPointRow | None:
@@ -405,7 +404,7 @@ class _Map:
     def rates(self) -> dict[int, dict[int, Rate]]:
         """What was measured, by fixed n and load."""
         points = [x for x in self.points() if x.schedule is None]
-        return rates_of({x.n: self.store.loads(x.id) for x in points}, self.loads)
+        return rates_of({x.n: comparable_loads(self.store, x.id) for x in points}, self.loads)
 
     def schedule_point(self) -> MapPointRow | None:
         """The schedule to check; None: there is none, or it is done."""
@@ -435,11 +434,12 @@ class _Map:
                         f"{self.words(point)}: {failure.reason}; mend that, and the same command "
                         "goes on from there"
                     ) from failure
-                again = "; trying once more" if self.missing(point) else ""
+                again = "; retrying once" if self.missing(point) else ""
                 self.ui.message(
                     f"{self.words(point)} failed: {failure.kind}: {failure.reason}{again}"
                 )
-        found = rates_of({point.n: self.store.loads(point.id)}, self.loads).get(point.n, {})
+        loads = comparable_loads(self.store, point.id)
+        found = rates_of({point.n: loads}, self.loads).get(point.n, {})
         if found and failure_of_point(self.store, self.ledger, point) is None:
             shown = ", ".join(f"{number(x.value)} at {load}" for load, x in found.items())
             self.ui.message(f"{self.words(point)}: tok/s {shown}")
@@ -486,17 +486,12 @@ class _Map:
                     launched.clock.mark("warm")
                     launched.event("warm")
                 self.ui.stage(f"{self.words(point)}: measuring {load} at a time, part {part + 1}")
-                self.fill(launched.server, load, part, kept)
                 requests = self.requests.measured[load, part]
-                workload = Workload((), tuple(requests), (0.0,) * len(requests))
-                result = measuring.measure(workload, launched.rest, whole=False)
+                lead = self.requests.lead[load, part]
+                workload = Workload(tuple(lead), tuple(requests), (0.0,) * len(requests))
+                result = measuring.measure(workload, launched.rest, whole=False, until_steady=False)
             finally:
-                named = [
-                    dataclasses.replace(
-                        x, phase=phase if x.phase == "measure" else f"warm-up, {phase}"
-                    )
-                    for x in kept
-                ]
+                named = [dataclasses.replace(x, phase=_PHASES[x.phase].format(phase)) for x in kept]
                 self.store.add_samples(launched.launch_id, named)
             self.store.add_load(
                 launched.launch_id,
@@ -522,14 +517,8 @@ class _Map:
                 "precision": min(0.99, spec.measure.precision * math.sqrt(PARTS)),
             }
         )
-        workload = closed_loop(spec.workload, load)
+        workload = closed_loop(spec.workload, load).model_copy(update={"replay": None})
         return spec.model_copy(update={"workload": workload, "measure": measure})
-
-    def fill(self, server: Server, load: int, part: int, kept: list[Sample]) -> None:
-        """A short warm-up: what a server does for the first time at a load it does now."""
-        requests = self.requests.short[load, part]
-        workload = closed_loop(self.p.spec.workload, load)
-        send(server, workload, requests, [0.0] * len(requests), "warmup", kept.append)
 
     def say_other_machine(self) -> None:
         earlier = [x for p in self.points() for x in self.store.launches(self.ledger, p.id)]

@@ -26,6 +26,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
+from autotune import sample_size
 from autotune.canary import disturbed
 from autotune.demo import resolve_model
 from autotune.errors import (
@@ -42,12 +43,14 @@ from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text
 from autotune.load import Workload, build_workload
 from autotune.machine import machine_line
-from autotune.measure import Measurement, within_launch
+from autotune.measure import ESTIMATOR, Measurement, expected_between
 from autotune.measuring import Measuring, Result, Rival
+from autotune.recomputed import Recomputed, measurement_of
 from autotune.results import (
     Standing,
     counts,
     is_finished,
+    is_outdated,
     study_objectives,
     study_view,
     trial_view,
@@ -84,7 +87,7 @@ from autotune.store import LaunchRow, Store, exclusive, opened
 from autotune.ui import Ui
 from autotune.views import TrialView, cost, objective_text, plain
 from autotune.weights import weights_id
-from objectives import Objective, WithEnergy
+from objectives import Objective
 
 T = TypeVar("T")
 
@@ -102,7 +105,7 @@ class StopReason(StrEnum):
     """Why a run ended; shown to the user."""
 
     DONE = "all trials are done"
-    TIMEOUT = "the time is up"
+    TIMEOUT = "the time limit was reached"
     EXHAUSTED = "every point that can launch has been measured"
     CONVERGED = "no further launch is expected to be worth its time"
 
@@ -201,6 +204,7 @@ def prepare(loaded: LoadedStudy, ui: Ui) -> Prepared:
         UserError: the user's mistake, as one line with file and key.
     """
     spec = loaded.spec
+    sample_size.check(loaded)
     objectives = study_objectives(loaded)
     load = spec.workload
     workload = build_workload(load, loaded.base)
@@ -217,7 +221,7 @@ def prepare(loaded: LoadedStudy, ui: Ui) -> Prepared:
             "give `float` parameters as `choice`"
         )
 
-    with ui.waiting("looking at vLLM"):
+    with ui.waiting("checking vLLM"):
         try:
             info = probe(spec.server)
         except UserError as e:
@@ -253,8 +257,8 @@ def _check_ahead(prepared: Prepared) -> None:
     settings = spec.settings(baseline_point(spec))
     if "kv_cache_memory_bytes" not in settings:
         raise UserError(
-            f"{path}: server.ahead: servers that start together disturb each other's look at the "
-            "GPU's memory; fix the KV cache with kv-cache-memory-bytes in server.flags"
+            f"{path}: server.ahead: servers that start together disturb each other's memory "
+            "profiling. Fix the KV cache with kv-cache-memory-bytes in server.flags"
         )
     share = settings.get("gpu_memory_utilization", DEFAULT_UTILIZATION)
     if isinstance(share, int | float) and share * (ahead + 1) > 1:
@@ -355,7 +359,7 @@ def run_on(database: Path, ui: Ui, go: Callable[[Store], T]) -> T:
                 now = time.monotonic()
                 if locked_since is None or now - locked_since > 2 * LOCKED_S:
                     locked_since = now
-                    ui.message(f"{e}. Waiting for it")
+                    ui.message(f"{e}. Waiting until it is free")
                 if now - locked_since > LOCKED_S:
                     raise
 
@@ -424,12 +428,6 @@ def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
     return misfit
 
 
-def log_variance(value: float, low: float | None, high: float | None) -> float | None:
-    """Variance of the logarithm of a value with such an interval; None: not known."""
-    sd = within_launch(value, low, high) if value > 0 else None
-    return None if sd is None else sd**2
-
-
 class _Run:
     """One run of a study under the database's lock."""
 
@@ -463,6 +461,7 @@ class _Run:
         self.machine = self.launcher.machine
         self.failures_in_a_row: list[FailureKind] = []
         self.standing = Standing(prepared.objectives)
+        self.recomputed = Recomputed(store, self.spec, prepared.objectives)
         self.front: dict[int, Rival] = {}  # as rivals() had it last
         self.searching = True  # False: what is left is to confirm
         self.next: deque[Choice] = deque()  # chosen, so that their servers are started ahead
@@ -488,6 +487,8 @@ class _Run:
             take(earlier, self.store, self.study, self.p, self.fixed_points[0], self.ui.message)
         self.ui.study(study_view(self.store, self.spec.name), self.store.path)
         self.say_infeasible()
+        for note in sample_size.notes(self.spec):
+            self.ui.message(note)
         self.searching, reason = not self.converged_before(), StopReason.CONVERGED
         while True:
             trial = self.running_trial()
@@ -512,18 +513,27 @@ class _Run:
 
     def converged_before(self) -> bool:
         """Whether an earlier run with this budget found that no launch is worth its time."""
-        return self.stop_below > 0 and self.wanted in self.study.user_attrs.get("converged", [])
+        return self.stop_below > 0 and self.wanted in self.converged()
+
+    def converged(self) -> list[int]:
+        """The budgets of which that was found, by trials that all compare with today's."""
+        found: list[int] = self.study.user_attrs.get(self.converged_key, [])
+        return found
+
+    @cached_property
+    def converged_key(self) -> str:
+        """The study's attribute of :meth:`converged`."""
+        return f"converged_{ESTIMATOR}" if self.outdated() else "converged"
 
     def search_ended(self, end: SearchEnds) -> StopReason:
         """Keeps that the search is over, so that a resumed run does not take it up again."""
         if not isinstance(end, Converged):
             return StopReason.EXHAUSTED
-        before: list[int] = self.study.user_attrs.get("converged", [])
-        self.study.set_user_attr("converged", [*before, self.wanted])
+        self.study.set_user_attr(self.converged_key, [*self.converged(), self.wanted])
         self.ui.message(
-            f"{self.finished()} launches are enough: the best one more is expected to gain "
-            f"{end.gain:.2%} of the front's hypervolume, less than {self.stop_below:.2%}, and the "
-            f"last {CHALLENGES} looked elsewhere in vain"
+            f"converged after {self.finished()} launches: the best next one is expected to gain "
+            f"{end.gain:.2%} of the Pareto front's hypervolume, less than {self.stop_below:.2%}, "
+            f"and {CHALLENGES} challenges found nothing better"
         )
         return StopReason.CONVERGED
 
@@ -534,7 +544,7 @@ class _Run:
         for launch, ended in end_unended(self.store, self.spec.server.stop_timeout_s):
             if ended:
                 self.ui.message(
-                    f"ended a server that an earlier run left behind ({launch_text(launch)}, "
+                    f"stopped an orphaned server of an earlier run ({launch_text(launch)}, "
                     f"{ended} processes)"
                 )
 
@@ -545,11 +555,18 @@ class _Run:
         """
         name = self.spec.name
         if name not in self.store.study_names():
-            raise UserError(f"{self.store.path}: has no study {name} yet; `autotune run` searches")
-        study = self.store.optuna_study(name)
-        trials = study.get_trials(deepcopy=False)
+            raise UserError(
+                f"{self.store.path}: has no study {name} yet. Start it with `autotune run`"
+            )
+        self.study = self.store.optuna_study(name)
+        trials = self.trials()
+        if not trials and self.outdated():
+            raise NothingUsable(
+                f"{name}: no trial compares with today's numbers; `autotune status` says why, and "
+                "`autotune run` measures them again"
+            )
         wanted = self.store.load_study(name)[1].wanted
-        order = study.user_attrs.get(f"confirmation_{wanted}", [])
+        order = self.confirmation(wanted) or []
         confirmed = sum(t.user_attrs.get("confirmation") == wanted for t in trials)
         if confirmed < len(order):
             self.wanted, self.held = wanted, len(order)
@@ -571,13 +588,13 @@ class _Run:
         if now is not None and version.partition("+")[0] != now.partition("+")[0]:
             raise UserError(
                 f"{self.store.path}: the trials of {self.spec.name} were measured with vLLM "
-                f"{version}, this is {now}; they would not compare. Change the name in "
-                "the file, or give another --db"
+                f"{version}, and this is {now}: they are not comparable. Change the study's name "
+                "or use another --db"
             )
         if machine_line(machine) != machine_line(self.machine):
             self.ui.message(
                 f"earlier trials were measured on another machine ({machine_line(machine)}; "
-                f"this is {machine_line(self.machine)}): compare them with care"
+                f"this is {machine_line(self.machine)}). Compare them with care"
             )
 
     def check_weights(self) -> dict[str, str]:
@@ -591,8 +608,9 @@ class _Run:
             if now.get(role, then) != then:
                 raise UserError(
                     f"{self.store.path}: the trials of {self.spec.name} were measured with other "
-                    f"weights of the {role} ({plain(then)}, now {now[role]}); they would not "
-                    "compare. Put those back, change the name in the file, or give another --db"
+                    f"weights of the {role} ({plain(then)}, now {now[role]}): they are not "
+                    "comparable. Restore those weights, change the study's name or use another "
+                    "--db"
                 )
         return now
 
@@ -614,8 +632,8 @@ class _Run:
         )
         if [d.name.lower() for d in study.directions] != directions:
             raise UserError(
-                f"{self.store.path}: holds a study {self.spec.name} with other objectives; change "
-                "the name in the file, or give another --db"
+                f"{self.store.path}: has a study {self.spec.name} with other objectives. Change "
+                "the study's name or use another --db"
             )
         if new:
             with warnings.catch_warnings():
@@ -628,7 +646,17 @@ class _Run:
 
     def finished(self) -> int:
         """How many trials count towards the wanted ones."""
-        return sum(map(counts, self.study.get_trials(deepcopy=False)))
+        return sum(map(counts, self.trials()))
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """All trials but those whose numbers do not compare with today's."""
+        found = self.recomputed.trials(self.study.get_trials(deepcopy=False))
+        return [t for t in found if not is_outdated(t)]
+
+    def outdated(self) -> set[int]:
+        """Numbers of the others."""
+        found = self.recomputed.trials(self.study.get_trials(deepcopy=False))
+        return {t.number for t in found if is_outdated(t)}
 
     def say_infeasible(self) -> None:
         """How much of the space the rules forbid, with one reason."""
@@ -644,7 +672,7 @@ class _Run:
         for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if t.params.keys() >= self.names:
                 return t
-            self.never_launched(t, "the run ended while its point was being chosen")
+            self.never_launched(t, "the run ended before the point was chosen")
         return None
 
     def never_launched(self, trial: optuna.trial.FrozenTrial, reason: str) -> None:
@@ -654,8 +682,7 @@ class _Run:
 
     def search_trials(self) -> list[optuna.trial.FrozenTrial]:
         """All trials but those of a confirmation."""
-        trials = self.study.get_trials(deepcopy=False)
-        return [t for t in trials if "confirms" not in t.user_attrs]
+        return [t for t in self.trials() if "confirms" not in t.user_attrs]
 
     def ask(self) -> optuna.trial.FrozenTrial:
         """The next trial.
@@ -667,7 +694,7 @@ class _Run:
         if not self.study.get_trials(deepcopy=False, states=waiting):
             choice = self.next.popleft() if self.next else self.choose()
             params, attrs = self.space.encode(choice.point), dict(choice.attrs)
-            before = self.study.get_trials(deepcopy=False)
+            before = self.trials()
             first = next((t.number for t in before if is_finished(t) and t.params == params), None)
             if first is not None and "confirms" not in attrs:
                 attrs.setdefault("replicates", first)
@@ -716,7 +743,7 @@ class _Run:
 
     def searched(self) -> int:
         """How many trials of this budget searched, with the running one and those of ``next``."""
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self.trials()
         done = sum(
             (counts(t) or t.state == TrialState.RUNNING) and not self.confirming(t.user_attrs)
             for t in trials
@@ -729,7 +756,7 @@ class _Run:
         Raises:
             SearchEnds: it has none.
         """
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self.trials()
         running = [t for t in trials if t.state == TrialState.RUNNING]
         pending: list[Point] = [self.space.decode(t.params) for t in running]
         pending += [choice.point for choice in self.next]
@@ -806,11 +833,11 @@ class _Run:
 
     def views(self) -> list[TrialView]:
         """Of all trials; takes the longer, the more there are."""
-        return trial_views(self.study, self.spec, self.p.objectives)
+        return trial_views(self.trials(), self.spec, self.p.objectives)
 
     def placed(self) -> list[optuna.trial.FrozenTrial]:
         """All trials that have a point; afterwards ``standing`` knows every finished one."""
-        trials = with_points(self.study.get_trials(deepcopy=False), self.space)
+        trials = with_points(self.trials(), self.space)
         self.standing.update(trials)
         return trials
 
@@ -820,21 +847,26 @@ class _Run:
         The last trials of the wanted ones are held back for it.
         """
         held = self.held
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self.trials()
         begun = [t for t in trials if self.confirming(t.user_attrs)]
         done = len(begun) + sum(self.confirming(choice.attrs) for choice in self.next)
         searched = self.finished() - sum(map(counts, begun))
         if done >= held or (self.searching and searched < self.search):
             return None
-        key = f"confirmation_{self.wanted}"
-        if key not in self.study.user_attrs:
-            self.study.set_user_attr(key, self.candidates(held))
-        order: list[int] = self.study.user_attrs[key]
+        order = self.confirmation(self.wanted)
+        if order is None:
+            order = self.candidates(held)
+            self.study.set_user_attr(f"confirmation_{self.wanted}", order)
         if not order:
             return None
         number = order[done % len(order)]
         point = self.space.decode(self.frozen(number).params)
         return Choice(point, {"confirmation": self.wanted, "confirms": number})
+
+    def confirmation(self, wanted: int) -> list[int] | None:
+        """What was planned to confirm in a budget; None: nothing, or what does not compare now."""
+        order: list[int] | None = self.study.user_attrs.get(f"confirmation_{wanted}")
+        return None if order is not None and self.outdated() & set(order) else order
 
     def candidates(self, held: int) -> list[int]:
         """Numbers of the trials to confirm, in the order of their ``held`` launches."""
@@ -844,7 +876,7 @@ class _Run:
         try:
             return plan(found.searched, directions, found.baseline, held)
         except ValueError as e:  # an objective that can be zero or negative
-            self.ui.message(f"the winners are not measured again: {e}")
+            self.ui.message(f"no confirmation: {e}")
             return []
 
     def frozen(self, number: int) -> optuna.trial.FrozenTrial:
@@ -890,11 +922,11 @@ class _Run:
                 attempt += 1
                 if failure.kind.of_the_machine:  # no fault of the point: it is tried again
                     raise MachineError(
-                        f"trial {trial.number}: {failure.reason}; mend that, and the same command "
-                        "goes on with this trial"
+                        f"trial {trial.number}: {failure.reason}. Fix that, then run the same "
+                        "command again to resume this trial"
                     ) from failure
                 if failure.kind.transient and failed < 2:
-                    self.ui.message(f"trial {trial.number}: {failure.reason}; trying once more")
+                    self.ui.message(f"trial {trial.number}: {failure.reason}; retrying once")
                     continue
                 self.tell_failure(trial, failure)
                 return
@@ -902,7 +934,7 @@ class _Run:
             if self.repeats(measured):
                 attempt += 1
                 why = (measured[-1].quality or {})["disturbed"]
-                self.ui.message(f"trial {trial.number}: {why}; measuring it once more")
+                self.ui.message(f"trial {trial.number}: {why}; measuring again")
                 continue
             self.tell(trial, launch_id)
             return
@@ -925,20 +957,29 @@ class _Run:
         )
         weights = self.check_weights()  # that they were exchanged while the study ran
         self.weights.update(weights)
-        self.ui.stage("warming")
-        measuring.warm(workload.warmup)
-        launched.clock.mark("warm")
-        launched.event("warm")
-        self.ui.stage("measuring")
         rivals = [] if again or trial.user_attrs.get("baseline") else self.rivals()
         self.placed()
         found = self.standing.launched()
+
+        def begin() -> None:
+            launched.clock.mark("warm")
+            launched.event("warm")
+            self.ui.stage("measuring")
+
+        self.ui.stage("warming")
+        if self.spec.workload.open_loop:
+            measuring.warm(workload.warmup)
         result = measuring.measure(
             workload,
             launched.rest,
             whole="confirms" in trial.user_attrs,
             rivals=rivals,
-            between={name: v.between for name, v in found.variance.items()},
+            between={
+                name: expected_between(v.between, v.total.degrees)
+                for name, v in found.variance.items()
+            },
+            finished=len(found.searched),
+            begin=begin,
         )
         launched.clock.mark("measured")
         self.store.launch_measured(
@@ -972,16 +1013,17 @@ class _Run:
         for number in sorted(self.standing.front()):
             trial = trials[number]
             if trial.state == TrialState.COMPLETE:
-                self.front[number] = before.get(number) or self.rival(trial)
+                known, others = before.get(number), self.standing.numbers(number)
+                if known is None or len(known.again) + 1 != len(others):
+                    first, *again = (self.measurement(trials[k]) for k in others)
+                    known = Rival(number, first, tuple(again))
+                self.front[number] = known
         return list(self.front.values())
 
-    def rival(self, trial: optuna.trial.FrozenTrial) -> Rival:
+    def measurement(self, trial: optuna.trial.FrozenTrial) -> Measurement:
         launch = self.store.launch(trial.user_attrs["launch"])
         samples = self.store.samples(launch.launch_id)
-        measurement = Measurement.of(samples, self.spec.workload.latency_origin)
-        if energy := (launch.quality or {}).get("energy"):
-            measurement = WithEnergy.added(measurement, sum(energy["joules"].values()))
-        return Rival(trial.number, measurement)
+        return measurement_of(samples, self.spec.workload, launch.quality)
 
     # -- telling ---------------------------------------------------------------------------------
 
@@ -990,7 +1032,8 @@ class _Run:
         values = launch.values
         if values is None:
             raise AssertionError("a launch that failed is never told as measured")
-        stats = launch.stats or {}
+        stats, quality = launch.stats or {}, launch.quality or {}
+        errors = [(quality.get("errors") or {}).get(o.name) for o in self.p.objectives]
         self.set_attrs(
             trial,
             point=dict(self.space.decode(trial.params)),
@@ -999,11 +1042,8 @@ class _Run:
             acceptance_length=stats.get("acceptance_length"),
             acceptance_per_position=stats.get("acceptance_per_position"),
             intervals=launch.intervals,
-            log_variances=[
-                log_variance(values[o.name], *(launch.intervals or {}).get(o.name, (None, None)))
-                for o in self.p.objectives
-            ],
-            quality={k: v for k, v in (launch.quality or {}).items() if k != "machine"},
+            log_variances=[None if e is None else e**2 for e in errors],
+            quality={k: v for k, v in quality.items() if k != "machine"},
         )
         self.study.tell(trial.number, [values[o.name] for o in self.p.objectives])
         self.store.event(self.spec.name, "told", trial=trial.number, launch_id=launch_id)
@@ -1025,16 +1065,15 @@ class _Run:
         self.failures_in_a_row.append(failure.kind)
         same = len(set(self.failures_in_a_row)) == 1
         nothing_worked = not any(
-            counts(t) and t.state == TrialState.COMPLETE
-            for t in self.study.get_trials(deepcopy=False)
+            counts(t) and t.state == TrialState.COMPLETE for t in self.trials()
         )
         hopeless = failure.kind is FailureKind.MODEL_MISSING or (
             same and len(self.failures_in_a_row) >= SAME_FAILURES
         )
         if nothing_worked and hopeless:
             raise NothingUsable(
-                f"{self.spec.name}: no launch worked: {failure.reason}; the log of the last one is "
-                f"in {self.launcher.logs.folder}"
+                f"{self.spec.name}: all launches failed: {failure.reason}. The last log is in "
+                f"{self.launcher.logs.folder}"
             )
 
     def show(self, number: int) -> None:

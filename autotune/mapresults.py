@@ -28,8 +28,16 @@ from autotune.ledger import map_name
 from autotune.loop import model_resolver
 from autotune.machine import machine_line
 from autotune.mapview import LoadView, MapView, PointView
-from autotune.measure import LaunchVariance, Measurement, percentile_interval, within_launch
+from autotune.measure import (
+    ESTIMATOR,
+    LaunchVariance,
+    Measurement,
+    percentile_interval,
+    quantile,
+    standard_error,
+)
 from autotune.measure.crossover import Rate, Rates, Schedule, by_load, combined, schedule
+from autotune.recomputed import RECOMPUTED, estimator_of
 from autotune.results import LEAST_DEGREES, quality_warnings, study_view
 from autotune.serving import unasked
 from autotune.space import DRAFT, Value
@@ -153,10 +161,39 @@ def _rate(rows: Sequence[LoadRow], load: int) -> Rate | None:
         return None
     rates = []
     for _, x in sorted(parts.items()):
-        value = float(x.values[THROUGHPUT.name])
-        low, high = x.intervals.get(THROUGHPUT.name, (None, None))
-        rates.append(Rate(value, within_launch(value, low, high)))
+        error = (x.quality.get("errors") or {}).get(THROUGHPUT.name)
+        rates.append(Rate(float(x.values[THROUGHPUT.name]), error))
     return combined(rates)
+
+
+def comparable_loads(store: Store, point: int) -> list[LoadRow]:
+    """The parts that were measured of a point, as the present estimator has them.
+
+    Parts of autotune 0.1 are computed again from their requests; those of too few requests for that
+    are left out, and `autotune map` measures them again.
+    """
+    return [x for row in store.loads(point) if (x := _comparable(store, row)) is not None]
+
+
+def _comparable(store: Store, row: LoadRow) -> LoadRow | None:
+    if estimator_of(row.quality) == ESTIMATOR:
+        return row
+    samples = store.samples(row.launch_id, row.phase)
+    try:
+        m = Measurement.of(samples, "send", row.concurrency, busy=False)
+    except ValueError:
+        return None
+    value, found = THROUGHPUT.value(m), THROUGHPUT.bounds(m)
+    row.values = {**row.values, THROUGHPUT.name: value}
+    row.intervals = {**row.intervals, THROUGHPUT.name: [found.low, found.high]}
+    row.requests = len(m)
+    row.quality = {
+        **row.quality,
+        "estimator": ESTIMATOR,
+        "errors": {THROUGHPUT.name: standard_error(value, found)},
+        RECOMPUTED: estimator_of(row.quality),
+    }
+    return row
 
 
 def failure_of_point(store: Store, ledger: str, point: MapPointRow) -> tuple[str, str] | None:
@@ -207,7 +244,9 @@ def stored_view(store: Store, loaded: LoadedStudy, fingerprint: str) -> MapView:
             f"{store.path}: has no map of {loaded.spec.name} yet; `autotune map` makes one"
         )
     setting = Setting(**points[-1].setting)
-    rows = [x for p in points if p.setting == points[-1].setting for x in store.loads(p.id)]
+    rows = [
+        x for p in points if p.setting == points[-1].setting for x in comparable_loads(store, p.id)
+    ]
     loads = sorted({x.concurrency for x in rows})
     if not loads:
         raise UserError(
@@ -243,6 +282,12 @@ def map_view(
     launches = [x for p in rows for x in store.launches(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
     rates = {p.n: p.rates() for p in points if p.schedule is None and p.loads}
+    lost = {
+        x.concurrency
+        for p in rows
+        for x in store.loads(p.id)
+        if x.concurrency in loads and _comparable(store, x) is None
+    }
     ranges = schedule_of(rates, loads, spec, setting)
 
     def argument(n: int, by_size: Schedule | None) -> str:
@@ -264,6 +309,7 @@ def map_view(
         if ranges is None
         else argument(max(n for _, _, n in ranges), ranges),
         same_file=setting.fingerprint == fingerprint,
+        outdated=tuple(sorted(lost)),
     )
 
 
@@ -280,7 +326,7 @@ def _point_view(
     store: Store, ledger: str, point: MapPointRow, loads: Sequence[int], spec: StudySpec
 ) -> PointView:
     failure = failure_of_point(store, ledger, point)
-    rows = store.loads(point.id)
+    rows = comparable_loads(store, point.id)
     found = {}
     for load in loads:
         if (rate := _rate(rows, load)) is not None:
@@ -299,7 +345,15 @@ def _point_view(
 
 def _load_view(store: Store, parts: Sequence[LoadRow], rate: Rate, spec: StudySpec) -> LoadView:
     e2el = np.concatenate(
-        [Measurement.of(store.samples(x.launch_id, x.phase), "send").e2el for x in parts]
+        [
+            Measurement.of(
+                store.samples(x.launch_id, x.phase),
+                "send",
+                x.concurrency,
+                busy=bool(x.quality.get("busy", False)),
+            ).e2el
+            for x in parts
+        ]
     )
     p95 = percentile_interval(e2el, 95).scaled(1000)
     drafts = [x.stats.get("drafts") for x in parts]
@@ -308,9 +362,11 @@ def _load_view(store: Store, parts: Sequence[LoadRow], rate: Rate, spec: StudySp
     if all(drafts) and all(x is not None for x in accepted):
         length = 1 + sum(x for x in accepted if x) / sum(x for x in drafts if x)
     warnings = dict.fromkeys(w for x in parts for w in quality_warnings(x.quality))
+    if any(RECOMPUTED in x.quality for x in parts):
+        warnings["computed again: from the stored requests of autotune 0.1"] = None
     return LoadView(
         rate=rate,
-        p95_ms=float(np.percentile(e2el, 95)) * 1000,
+        p95_ms=quantile(e2el, 95) * 1000,
         p95_bounds=(p95.low, p95.high),
         requests=sum(x.requests for x in parts),
         acceptance_length=length,

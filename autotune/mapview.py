@@ -98,6 +98,8 @@ class MapView:
         arguments: ``--speculative-config`` of each measured n of at least 1.
         schedule_argument: … of the schedule.
         same_file: The study file says what it said when this was measured.
+        outdated: Loads of which a part was measured by autotune 0.1 and has too few requests to be
+            computed again.
     """
 
     study: str
@@ -113,6 +115,7 @@ class MapView:
     arguments: Mapping[int, str]
     schedule_argument: str | None
     same_file: bool
+    outdated: tuple[int, ...] = ()
 
     @cached_property
     def rates(self) -> Rates:
@@ -202,6 +205,12 @@ def map_lines(view: MapView) -> list[str]:
     lines += _wrapped(crossover_text(view.crossover, view.at))
     lines += ["", *_schedule_lines(view), ""]
     lines += _wrapped(_scatter_text(view.variance))
+    if view.outdated:
+        loads = ", ".join(map(str, view.outdated))
+        lines += _wrapped(
+            f"At {loads}, parts were measured by autotune 0.1 with too few requests to be computed "
+            "again; they are left out, and `autotune map` measures them again."
+        )
     if not view.same_file:
         lines += _wrapped("The study file has been changed since this was measured.")
     return [plain(line) for line in [*lines, *_warnings(view)]]

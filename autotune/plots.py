@@ -143,7 +143,8 @@ def pareto_figure(view: StudyView, height: int = 640, theme: Theme = LIGHT) -> g
     """The trials by the study's first two objectives; a third one is shown as colour.
 
     With one objective the trials stand in the order they were run. Trials that are running or
-    waiting are not shown. Axis titles have units and say which way is better.
+    waiting, and those whose numbers do not compare, are not shown. Axis titles have units and say
+    which way is better.
 
     Args:
         view: What to draw.
@@ -154,7 +155,9 @@ def pareto_figure(view: StudyView, height: int = 640, theme: Theme = LIGHT) -> g
     shown = [
         t
         for t in view.trials
-        if t.state == "complete" and all(t.value(o) is not None for o in view.objectives)
+        if t.state == "complete"
+        and not t.outdated
+        and all(t.value(o) is not None for o in view.objectives)
     ]
     fig = go.Figure()
     if third is None:

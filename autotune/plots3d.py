@@ -86,7 +86,9 @@ def _shown(view: StudyView) -> list[TrialView]:
     return [
         t
         for t in view.trials
-        if t.state == "complete" and all(t.value(o) is not None for o in view.objectives)
+        if t.state == "complete"
+        and not t.outdated
+        and all(t.value(o) is not None for o in view.objectives)
     ]
 
 

@@ -147,7 +147,8 @@ def _fastest(view: StudyView) -> dict[int, tuple[TrialView, SpeculationLaunch]]:
     found: dict[int, tuple[TrialView, SpeculationLaunch]] = {}
     for t in view.trials:
         n, rate = t.point.get(N), t.value(speed)
-        if t.again is not None or t.truncated or rate is None or not isinstance(n, int):
+        left_out = t.again is not None or t.truncated or t.outdated
+        if left_out or rate is None or not isinstance(n, int):
             continue
         if n not in found or rate > found[n][1].rate:
             launch = SpeculationLaunch(n, rate, t.acceptance_per_position, t.acceptance_length)

@@ -21,9 +21,9 @@ from autotune.spec import StudySpec
 
 _HEAD = """# The study file, key by key
 
-Made from the models in `autotune/spec.py` by `python -m autotune.reference`; do not edit it. The
-[README](../README.md#the-study-file) has a whole study with comments, `autotune init` writes one,
-and [datasets.md](datasets.md) tells more about `workload`. Keys that are not listed are an error.
+Made from the models in `autotune/spec.py` by `python -m autotune.reference`; do not edit it.
+[study-file.md](study-file.md) shows a whole study with comments, `autotune init` writes one, and
+[datasets.md](datasets.md) says more about `workload`. Keys that are not listed are an error.
 """
 _PARAMS = (IntParam, Pow2Param, FloatParam, ChoiceParam)
 # by the end of a key, the longest that fits

@@ -19,14 +19,16 @@ from optuna.trial import FrozenTrial, TrialState
 import objectives as objective_registry
 from autotune.errors import FailureKind, UserError, one_line
 from autotune.machine import machine_line
-from autotune.measure import LaunchVariance, SingleLaunch, within_launch
+from autotune.measure import LaunchVariance, SingleLaunch
 from autotune.measuring import Stop
 from autotune.nvml import why_no_energy
+from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed
 from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, verdict
 from autotune.space import Space, Value
 from autotune.spec import LoadedStudy, ObjectiveSpec, StudySpec
 from autotune.store import Store
 from autotune.views import (
+    COMPUTED_AGAIN,
     Origin,
     StudyView,
     TrialView,
@@ -48,8 +50,6 @@ LEAST_DEGREES = 2
 
 # Characters of a variable's value: images of NVIDIA's have one of 2000. The database has it whole.
 _MOST_SHOWN = 100
-
-_NO_BOUNDS = (None, None)
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -76,8 +76,20 @@ def is_finished(trial: FrozenTrial) -> bool:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """True for a finished trial that was launched for its own study: it counts as a wanted one."""
-    return is_finished(trial) and REUSED not in trial.user_attrs
+    """True for a finished trial that was launched for its own study: it counts as a wanted one.
+
+    One whose numbers do not compare any more does not.
+    """
+    return is_finished(trial) and REUSED not in trial.user_attrs and not is_outdated(trial)
+
+
+def is_outdated(trial: FrozenTrial) -> bool:
+    """True for one whose numbers are of an earlier estimator and could not be computed again.
+
+    Args:
+        trial: As :class:`autotune.recomputed.Recomputed` gives it.
+    """
+    return OUTDATED in _quality(trial)
 
 
 def origin_of(trial: FrozenTrial) -> Origin | None:
@@ -182,13 +194,14 @@ def study_view(store: Store, name: str) -> StudyView:
     machine, version = store.measured_on(name)
     study = store.optuna_study(name)
     objectives = stored_objectives(loaded, study)
-    trials, found, judged = _views(study, spec, objectives)
+    every = Recomputed(store, spec, objectives).trials(study.get_trials(deepcopy=False))
+    trials, found, judged = _views(every, spec, objectives)
     return StudyView(
         name=name,
         objectives=objectives,
         trials=trials,
         wanted=row.wanted,
-        finished=sum(map(counts, study.get_trials(deepcopy=False))),
+        finished=sum(map(counts, every)),
         machine=machine_line(machine) if machine else "",
         vllm_version=version,
         created=datetime.fromtimestamp(row.created_at, UTC),
@@ -236,6 +249,8 @@ class Standing:
         self._searched: dict[int, list[Sequence[float]]] = {}
         self._confirmed: dict[int, list[Sequence[float]]] = {}
         self._singles: dict[int, list[list[SingleLaunch | None]]] = {}  # by point: launches
+        self._numbers: dict[int, list[int]] = {}  # by point: trials of the search
+        self._within: dict[int, list[list[SingleLaunch | None]]] = {}  # the same: what they gave
         self._repeated: set[int] = set()  # points of several launches
         self._empty: set[int] = set()  # points with a launch that gave nothing
         self._means: dict[int, list[float]] = {}
@@ -257,17 +272,17 @@ class Standing:
         for t in new:
             self._seen.add(t.number)
             self._last = t.number
-            if t.state == TrialState.COMPLETE and not _truncated(_quality(t)):
+            if t.state == TrialState.COMPLETE and not _left_out(t):
                 self._add(t)
         # one that runs or has failed is the baseline, too
-        self._baseline = next((t.number for t in trials if t.user_attrs.get("baseline")), None)
+        self._baseline = next((t.number for t in trials if _is_baseline(t)), None)
 
     def _add(self, trial: FrozenTrial) -> None:
         attrs = trial.user_attrs
         of = attrs.get("confirms", attrs.get("replicates", trial.number))
-        bounds = attrs.get("intervals") or {}
+        errors = _quality(trial).get("errors") or {}
         singles = [
-            _single(value, bounds.get(o.name, _NO_BOUNDS))
+            _single(value, errors.get(o.name))
             for o, value in zip(self._objectives, trial.values, strict=True)
         ]
         group = self._singles.setdefault(of, [])
@@ -282,6 +297,8 @@ class Standing:
             return
         known = of in self._searched
         self._searched.setdefault(of, []).append(trial.values)
+        self._numbers.setdefault(of, []).append(trial.number)
+        self._within.setdefault(of, []).append(singles)
         self._means[of] = _mean(self._searched[of])
         # a point that gets worse may let others onto the front
         numbers = self._means if known else [*self._front, of]
@@ -294,6 +311,25 @@ class Standing:
     def launches(self, number: int) -> int:
         """How many launches the search has of a trial's point, if it is the first; else 1."""
         return len(self._searched.get(number, [()]))
+
+    def numbers(self, number: int) -> list[int]:
+        """Trials of the search that launched a trial's point, if it is the first of them."""
+        return self._numbers.get(number, [number])
+
+    def errors(self, number: int) -> dict[str, float] | None:
+        """Standard error of one launch of a trial's point, by objective, root mean square.
+
+        None: the trial is not the first of its point.
+        """
+        launches = self._within.get(number)
+        if launches is None:
+            return None
+        out = {}
+        for o, column in zip(self._objectives, zip(*launches, strict=True), strict=True):
+            squares = [x.within**2 for x in column if x is not None]
+            if squares:
+                out[o.name] = float(np.sqrt(np.mean(squares)))
+        return out
 
     def means(self, number: int) -> list[float] | None:
         """Of each objective over the launches of a trial's point; None: there is none."""
@@ -327,17 +363,25 @@ def _quality(trial: FrozenTrial) -> Mapping[str, Any]:
     return found
 
 
+def _is_baseline(trial: FrozenTrial) -> bool:
+    """Whether others are compared with it, as soon as it has numbers."""
+    return bool(trial.user_attrs.get("baseline")) and not is_outdated(trial)
+
+
+def _left_out(trial: FrozenTrial) -> bool:
+    """Whether a measured trial takes no part in any comparison."""
+    return _truncated(_quality(trial)) or is_outdated(trial)
+
+
 def _truncated(quality: Mapping[str, Any]) -> bool:
     return bool(quality.get("stop") == Stop.DOMINATED.name.lower())
 
 
-def _single(value: float | None, bounds: Sequence[float | None]) -> SingleLaunch | None:
+def _single(value: float | None, error: float | None) -> SingleLaunch | None:
     """A value with what the requests of its launch say of it; None where that is not known."""
-    if value is None or value <= 0:
+    if value is None or value <= 0 or error is None:
         return None
-    low, high = bounds
-    within = within_launch(value, low, high)
-    return None if within is None else SingleLaunch(value, within)
+    return SingleLaunch(value, error)
 
 
 def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Verdict | None:
@@ -351,10 +395,16 @@ def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Verdict |
 
 
 def trial_views(
-    study: optuna.Study, spec: StudySpec, objectives: Sequence[Objective]
+    trials: Sequence[FrozenTrial], spec: StudySpec, objectives: Sequence[Objective]
 ) -> list[TrialView]:
-    """Every trial of a study that was given a point."""
-    return _views(study, spec, objectives)[0]
+    """Every trial of a study that was given a point.
+
+    Args:
+        trials: All, as :class:`autotune.recomputed.Recomputed` gives them.
+        spec: The study.
+        objectives: With the study's directions.
+    """
+    return _views(trials, spec, objectives)[0]
 
 
 def with_points(trials: Sequence[FrozenTrial], space: Space) -> list[FrozenTrial]:
@@ -380,7 +430,7 @@ def trial_view(
         objectives: With the study's directions.
     """
     found = standing.launched()
-    base = next((t for t in trials if t.user_attrs.get("baseline")), None)
+    base = next((t for t in trials if _is_baseline(t)), None)
     shown = [t for t in trials if t is base or t.number == number]
     views = [_view(t, standing, space, objectives) for t in shown]
     judged = study_verdict(found, objectives) if found.confirmed else None
@@ -388,11 +438,11 @@ def trial_view(
 
 
 def _views(
-    study: optuna.Study, spec: StudySpec, objectives: Sequence[Objective]
+    every: Sequence[FrozenTrial], spec: StudySpec, objectives: Sequence[Objective]
 ) -> tuple[list[TrialView], Launched, Verdict | None]:
     """Every trial that was given a point, and what was made of all of them together."""
     space = spec.to_space()
-    trials = with_points(study.get_trials(deepcopy=False), space)
+    trials = with_points(every, space)
     standing = Standing(objectives)
     standing.update(trials)
     found = standing.launched()
@@ -421,7 +471,7 @@ def _view(
         acceptance_length=t.user_attrs.get("acceptance_length"),
         acceptance_per_position=tuple(t.user_attrs.get("acceptance_per_position") or ()),
         speedup=None,
-        baseline=bool(t.user_attrs.get("baseline")),
+        baseline=_is_baseline(t),
         front=t.number in standing.front(),
         failure_kind=kind,
         failure_reason=reason,
@@ -430,10 +480,13 @@ def _view(
             name: (bounds[0], bounds[1])
             for name, bounds in (t.user_attrs.get("intervals") or {}).items()
         },
+        errors=standing.errors(t.number) or quality.get("errors") or {},
         launches=standing.launches(t.number),
         requests=quality.get("requests"),
         stop=quality.get("stop"),
         truncated=_truncated(quality),
+        outdated=is_outdated(t),
+        recomputed=RECOMPUTED in quality,
         warnings=quality_warnings(quality),
         replicates=t.user_attrs.get("replicates"),
         confirms=t.user_attrs.get("confirms"),
@@ -461,16 +514,16 @@ def _compared(
     for v in views:
         changes: dict[str, Any] = {"intervals": dict(v.within or {})}
         for name, variance in known.items():
-            if (one := _as_single(v, name)) is not None:
+            if not v.outdated and (one := as_single(v, name)) is not None:
                 e = variance.point(one, v.launches)
                 changes["intervals"][name] = (e.low, e.high)
-        if base is not None:
+        if base is not None and not (v.outdated or base.outdated):
             changes["speedup"] = baseline_speedup(
                 (v.values or {}).get("throughput"), (base.values or {}).get("throughput")
             )
-            a, b = _as_single(v, "throughput"), _as_single(base, "throughput")
+            a, b = as_single(v, "throughput"), as_single(base, "throughput")
             if "throughput" in known and not v.baseline and a and b:
-                e = known["throughput"].ratio(a, b)
+                e = known["throughput"].ratio(a, b, (v.launches, base.launches))
                 changes["speedup_interval"] = (e.low, e.high)
         if judged is not None and v.number in judged.candidates:
             c = judged.candidates[v.number]
@@ -485,8 +538,9 @@ def _compared(
     return out
 
 
-def _as_single(view: TrialView, name: str) -> SingleLaunch | None:
-    return _single((view.values or {}).get(name), (view.within or {}).get(name, _NO_BOUNDS))
+def as_single(view: TrialView, name: str) -> SingleLaunch | None:
+    """A trial's point as one launch of it, or the mean of ``launches`` with the error of one."""
+    return _single((view.values or {}).get(name), (view.errors or {}).get(name))
 
 
 def quality_warnings(quality: Mapping[str, Any]) -> tuple[str, ...]:
@@ -501,6 +555,11 @@ def quality_warnings(quality: Mapping[str, Any]) -> tuple[str, ...]:
         found.append(f"drifting: the last requests were {abs(drift):.0%} {way} than the first")
     if (share := quality.get("prefix_cache_share")) and share > PREFIX_CACHE_SHARE:
         found.append(f"prefix cache: {share:.0%} of the prompt tokens came from it")
+    if why := quality.get(OUTDATED):
+        found.append(
+            "not compared: measured by autotune 0.1, whose numbers do not compare with today's; "
+            f"they cannot be computed again: {why}"
+        )
     return tuple(found)
 
 
@@ -535,6 +594,8 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
             lines.append(f"{o.title}: {value_with_interval(value, interval, o)}")
     if trial.requests is not None:
         lines.append(f"{trial.requests} requests: {Stop[(trial.stop or 'all').upper()]}")
+    if trial.recomputed:
+        lines.append(COMPUTED_AGAIN)
     lines += [f"warning: {plain(w)}" for w in trial.warnings]
     if trial.acceptance_length is not None:
         shares = ", ".join(f"{p:.2f}" for p in trial.acceptance_per_position)

@@ -8,8 +8,9 @@ A trial may be taken where a launch of its point today would be the same experim
   differs in anything else is refused as a whole, by the first key that differs.
 - **the launch**: the same weights, vLLM version and machine, and the variables of the user's own
   environment by which a server may be faster or slower.
-- **the numbers**: each objective, computed anew from the requests that the database kept, is what
-  was measured then; a definition that was changed since shows there.
+- **the numbers**: each objective, computed again from the requests that the database kept, is what
+  was measured then; a definition that was changed since shows there. What an earlier estimator
+  measured is computed again wherever it is read (:mod:`autotune.recomputed`), if it can be.
 - **the point**: it lies in the present space.
 
 Failed trials are not taken, for what made them fail may have been mended; nor launches of a
@@ -38,8 +39,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 import objectives as objective_registry
 from autotune.errors import UserError
 from autotune.machine import machine_line
-from autotune.measure import Measurement
-from autotune.results import REUSED, failure_of, origin_of, with_points
+from autotune.measure import ESTIMATOR
+from autotune.recomputed import Recomputed, estimator_of, measurement_of
+from autotune.results import REUSED, failure_of, is_outdated, origin_of, with_points
 from autotune.serving import plan_launch
 from autotune.space import DRAFT, N, Point, Value, canonical
 from autotune.spec import LoadedStudy, StudySpec
@@ -217,6 +219,7 @@ def _take(
 ) -> int:
     space = prepared.spec.to_space()
     distributions = space.distributions()
+    recomputed = Recomputed(store, prepared.spec, prepared.objectives)
     taken = 0
     with opened(source.database) as other:
         for c in source.candidates:
@@ -231,11 +234,12 @@ def _take(
             for old, new in ids.items():
                 store.copy_launch(other, old, new_id=new, study=study.study_name)
             params = space.encode(c.point)
-            same = (t for t in trials if t.state == TrialState.COMPLETE and t.params == params)
+            valid = [t for t in recomputed.trials(trials) if not is_outdated(t)]
+            same = (t for t in valid if t.state == TrialState.COMPLETE and t.params == params)
             first = next(same, None)
             attrs = _attributes(c, source, trials, prepared)
             attrs |= {"point": c.point, "launch": measured}
-            if c.point == baseline and not any(t.user_attrs.get("baseline") for t in trials):
+            if c.point == baseline and not any(t.user_attrs.get("baseline") for t in valid):
                 attrs["baseline"] = True
             if first is not None:
                 attrs["replicates"] = first.user_attrs.get("replicates", first.number)
@@ -530,10 +534,14 @@ def _deciding(env: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
 def _other_definition(other: Store, launch: LaunchRow, prepared: Prepared) -> str | None:
     """Which objective is another one today, by the requests of a launch; None: none is."""
     samples = other.samples(launch.launch_id)
+    earlier = estimator_of(launch.quality) != ESTIMATOR
     try:
-        measurement = Measurement.of(samples, prepared.spec.workload.latency_origin)
-    except ValueError:
-        return "without its requests"
+        measurement = measurement_of(samples, prepared.spec.workload, launch.quality)
+    except ValueError as e:
+        return f"measured by autotune 0.1: {e}" if earlier and samples else "without its requests"
+    if earlier:  # its numbers are computed again wherever they are read
+        own = any(o.origin is not None for o in prepared.objectives)
+        return "measured by autotune 0.1, with an objective of your own" if own else None
     for o in prepared.objectives:
         then = (launch.values or {})[o.name]
         try:

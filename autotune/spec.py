@@ -388,6 +388,18 @@ class WorkloadSpec(_Model):
         return self.replay is not None or not math.isinf(self.request_rate)
 
     @property
+    def places(self) -> int | None:
+        """Concurrency of a closed loop; None: an open loop, also one with a cap."""
+        return None if self.open_loop else self.max_concurrency
+
+    def keeps_busy(self, warmup: int) -> bool:
+        """Whether so many warm-up requests keep all places busy before and after the measured ones.
+
+        A place alone needs none: it is never one of several that are empty.
+        """
+        return self.places is None or self.places == 1 or warmup >= self.places
+
+    @property
     def most_warmup(self) -> int:
         """Most warm-up requests: ``warmup_prompts``, or enough to see a steady server."""
         if self.warmup_prompts is not None:
@@ -505,9 +517,7 @@ class SearchSpec(_Model):
 class BudgetSpec(_Model):
     """When to stop; the command line's options of the same name win."""
 
-    trials: int = Field(
-        default=40, gt=0, le=10**6, description="finished trials the study shall have"
-    )
+    trials: int = Field(default=40, gt=0, le=10**6, description="total number of finished trials")
     confirm: int | None = Field(
         default=None,
         ge=0,

@@ -6,6 +6,7 @@ Texts from studies, models and logs are never read as markup and lose their cont
 
 from __future__ import annotations
 
+import re
 import shlex
 import statistics
 import textwrap
@@ -39,9 +40,9 @@ from autotune.views import (
     confirmation_lines,
     kinds_text,
     number,
+    origin_lines,
     plain,
     point_text,
-    reused_lines,
     scatter_line,
     value_text,
     value_with_interval,
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 _HEADINGS = {N: "n", MNBT: "MNBT"}
 _GAP = "  "
+_NBSP = "\xa0"
+_HELD = re.compile(r" (?=[^\s\[\]]+\])|(?<=\w) (?==)|(?<==) ")  # in `[1.2, 3.4]` and `n = 8`
 
 
 class Ui:
@@ -208,16 +211,16 @@ class Ui:
         self._print(_state(view))
         best = view.best()
         if best is None:
-            self._print("no trial gave numbers; `autotune status` says why each one failed")
+            self._print("no trial has results; `autotune status` shows why each one failed")
         else:
             self.best(view, best, command)
         for path in plots:
             self._print(f"Plot: {plain(str(path))}")
         db = "" if database.absolute() == Path.cwd() / "autotune.db" else _db_option(database)
-        hints = {f"autotune status{db}": "every trial, and why some failed"}
+        hints = {f"autotune status{db}": "all trials, and why some failed"}
         if best is not None:
-            hints[f"autotune best{db} --shell"] = "the command again"
-        hints[f"autotune dashboard{db}"] = "look into it in the browser"
+            hints[f"autotune best{db} --shell"] = "print the serving command again"
+        hints[f"autotune dashboard{db}"] = "open the study in a browser"
         for line, what in hints.items():
             self._print(f"Next: {line}  ({what})")
 
@@ -227,15 +230,15 @@ class Ui:
         self.console.print(front_table(view))
         self._print("")
         if again := confirmation_lines(view):
-            self._print("Measured again, side by side:")
+            self._print("Confirmation (launched again, interleaved), with 95% intervals:")
             for line in again:
-                self._print(f"  {line}")
+                self._prose(line, "  ")
             self._print("")
             for line in verdict_lines(view):
-                self._print(f"  {line}")
+                self._prose(line, "  ")
             self._print("")
         if scatter := scatter_line(view):
-            self._print(scatter)
+            self._prose(scatter[0].upper() + scatter[1:])
             self._print("")
         if command is not None:
             self._print(f"To serve trial {trial.number} ({point_text(trial.point)}):")
@@ -284,6 +287,22 @@ class Ui:
     def _print(self, text: str) -> None:
         """A line as it is: never wrapped, so that it can be pasted and searched."""
         self.console.print(Text(text), soft_wrap=True)
+
+    def _prose(self, text: str, indent: str = "") -> None:
+        """Print a sentence: wrapped in a terminal, on one line in a log."""
+        if not self.live:
+            self._print(indent + text)
+            return
+        held = _HELD.sub(_NBSP, text)
+        for line in textwrap.wrap(
+            held,
+            self.console.width,
+            initial_indent=indent,
+            subsequent_indent=indent + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        ):
+            self._print(line.replace(_NBSP, " "))
 
     def _row(self, trial: TrialView) -> None:
         view = self._view
@@ -338,7 +357,7 @@ def trials_table(view: StudyView) -> RenderableType:
         Text(f"trial {t.number} failed: {t.failure_kind}: {plain(t.failure_reason or '')}", "red")
         for t in view.failures()
     ]
-    below = [*map(Text, reused_lines(view)), *reasons]
+    below = [*map(Text, origin_lines(view)), *reasons]
     return Group(table, *([Text(""), *below] if below else []))
 
 
@@ -351,11 +370,9 @@ def front_table(view: StudyView) -> RenderableType:
     table = _table(view.objectives, parameters, width=15 if intervals else None)
     for trial in trials:
         _add_row(table, trial, view.objectives, parameters, intervals=intervals)
-    what = (
-        "No other trial beats one of these in one objective without losing in another:"
-        if len(view.objectives) > 1
-        else "The best:"
-    )
+    what = "Pareto front" if len(view.objectives) > 1 else "Best trial"
+    what += " and baseline" if any(t.baseline for t in trials) else ""
+    what += ", with 95% intervals:" if intervals else ":"
     return Group(Text(what), table)
 
 
@@ -435,7 +452,7 @@ def _note(trial: TrialView) -> str:
         return f"failed: {trial.failure_kind or 'unknown'}"
     words = ["baseline" if trial.baseline else "", "front" if trial.front else ""]
     words.append("" if trial.reused is None else "reused")
-    words.append("" if trial.again is None else f"again #{trial.again}")
+    words.append("" if trial.again is None else f"repeats #{trial.again}")
     words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
     words.append("ended early" if trial.truncated else "")
     words += [w.partition(":")[0] for w in trial.warnings]

@@ -76,6 +76,7 @@ class TrialView:
         seconds: Duration of the whole trial, launch to stop.
         failure_evidence: The telling lines of the server's log, oldest first.
         within: Interval of each objective within its launch, in its unit, by objective name.
+        errors: Standard error of each value's logarithm within one launch, by objective name.
         intervals: The same with what launches of one point differ by, as soon as that is known.
         speedup_interval: Of ``speedup``; None until it is known how launches differ.
         launches: Launches of the search that ``values`` are the mean of.
@@ -83,6 +84,9 @@ class TrialView:
         stop: Why there were no more, a name of :class:`autotune.measuring.Stop`.
         truncated: It was ended early, because another trial is better in everything: its numbers
             are rough and never win.
+        outdated: Its numbers are of an earlier estimator and could not be computed again: they
+            are shown, and compared with nothing.
+        recomputed: They are of an earlier estimator, computed again from the stored requests.
         warnings: What was not as it should be with this measurement: ``in short: in words``.
         replicates: The trial whose point this one launched once more during the search.
         confirms: The trial whose point this one measured again; None for a trial of the search.
@@ -107,12 +111,15 @@ class TrialView:
     seconds: float | None
     failure_evidence: tuple[str, ...] = ()
     within: Mapping[str, Bounds] | None = None
+    errors: Mapping[str, float | None] | None = None
     intervals: Mapping[str, Bounds] | None = None
     speedup_interval: Bounds | None = None
     launches: int = 1
     requests: int | None = None
     stop: str | None = None
     truncated: bool = False
+    outdated: bool = False
+    recomputed: bool = False
     warnings: tuple[str, ...] = ()
     replicates: int | None = None
     confirms: int | None = None
@@ -291,7 +298,7 @@ def confirmation_lines(view: StudyView) -> list[str]:
         ]
         if t.confirmed_speedup is not None and not t.baseline:
             value, low, high = t.confirmed_speedup
-            parts.append(f"{value:.2f}× {bounds_text((low, high))} the baseline")
+            parts.append(f"speed-up {value:.2f}× {bounds_text((low, high))}")
         lines.append(
             f"{_name(view, t.number)}: {', '.join(parts)}; "
             f"{t.confirmed_launches} launch{'es' if t.confirmed_launches > 1 else ''}"
@@ -303,10 +310,11 @@ def verdict_lines(view: StudyView) -> list[str]:
     """What to serve and how sure that is: a line for each objective, and the balanced choice."""
     if view.verdict is None:
         return []
-    rules = [o.title.lower() for o in view.objectives]
+    rules = [_within(o.title) for o in view.objectives]
     choices = list(zip(rules, view.verdict.winners, strict=True))
     if len(rules) > 1:
-        choices.append(("both alike" if len(rules) == 2 else "all alike", view.verdict.balanced))
+        every = "both" if len(rules) == 2 else "all"
+        choices.append((f"{every}, equally weighted", view.verdict.balanced))
     return [f"best by {plain(rule)}: {_choice(view, choice)}" for rule, choice in choices]
 
 
@@ -316,15 +324,16 @@ def _choice(view: StudyView, choice: Choice) -> str:
         names = [o.name for o in view.objectives]
         if "throughput" in names:
             e = choice.over_baseline[names.index("throughput")]
-            words.append(f"{e.value:.2f}× {bounds_text((e.low, e.high))} the baseline")
+            words.append(f"speed-up {e.value:.2f}× {bounds_text((e.low, e.high))}")
     if choice.runner_up is not None and choice.chance is not None:
-        rival = _name(view, choice.runner_up)
+        the = "the " if _trial(view, choice.runner_up).baseline else ""
+        rival = the + _name(view, choice.runner_up)
         if choice.tie:
-            words.append(f"a tie: better than {rival} with {choice.chance:.0%} chance only")
+            words.append(f"a tie with {rival}: better with only {choice.chance:.0%} probability")
         else:
             # even 99.96 % is no certainty, as "100%" would say
             chance = "more than 99%" if choice.chance > 0.99 else f"{choice.chance:.0%}"
-            words.append(f"better than {rival} with {chance} chance")
+            words.append(f"better than {rival} with {chance} probability")
     return ", ".join(words)
 
 
@@ -337,16 +346,34 @@ def _name(view: StudyView, number: int) -> str:
     return f"{'baseline' if t.baseline else f'trial {number}'} ({point_text(t.point)})"
 
 
-def reused_lines(view: StudyView) -> list[str]:
-    """Which trials were measured for another study, a line for each such study."""
+# Of trials that were measured by autotune 0.1 (:mod:`autotune.recomputed`).
+COMPUTED_AGAIN = (
+    "measured by autotune 0.1, computed again from the stored requests by today's definitions"
+)
+
+
+def origin_lines(view: StudyView) -> list[str]:
+    """Which trials were measured for another study, or by an earlier autotune.
+
+    A line for each such study, and one for all of the latter.
+    """
     found: dict[str, list[int]] = {}
     for t in view.trials:
         if t.reused is not None:
             found.setdefault(t.reused.source, []).append(t.number)
-    return [
-        f"reused from {source}: trial{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}"
-        for source, numbers in found.items()
-    ]
+    lines = [f"reused from {source}: {_trials(numbers)}" for source, numbers in found.items()]
+    if again := [t.number for t in view.trials if t.recomputed]:
+        lines.append(f"{_trials(again)}: {COMPUTED_AGAIN}")
+    return lines
+
+
+def _trials(numbers: Sequence[int]) -> str:
+    return f"trial{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}"
+
+
+def _within(title: str) -> str:
+    """Return a title as it is within a sentence: ``throughput``, but ``p95 TTFT``."""
+    return title[:1].lower() + title[1:]
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -363,9 +390,8 @@ def _ranges(numbers: Sequence[int]) -> str:
 def scatter_line(view: StudyView) -> str | None:
     """How far launches of one point differ; None while no point was launched twice."""
     parts = [
-        f"{plain(o.title)} by {v.total.sigma:.1%}, of which {v.between:.1%} is more than their "
-        "requests explain"
+        f"{plain(_within(o.title))} {v.total.sigma:.1%} ({v.between:.1%} beyond request noise)"
         for o in view.objectives
         if (v := view.variance.get(o.name)) is not None
     ]
-    return "launches of one point differ: " + "; ".join(parts) if parts else None
+    return "launch-to-launch standard deviation: " + ", ".join(parts) if parts else None

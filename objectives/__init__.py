@@ -103,7 +103,18 @@ class Objective:
         found = self._run(self.interval, measurement, confidence)
         if not isinstance(found, Interval):
             raise Broken(f"{self.origin}: interval gave {found!r}, not an Interval")
-        return found
+        if self.origin is None:
+            return found
+        low, high, error = (self._bound(x) for x in (found.low, found.high, found.error))
+        return replace(found, low=low, high=high, error=error)
+
+    def _bound(self, x: object) -> float | None:
+        """A bound of a user's interval; one that is infinite or NaN bounds nothing."""
+        if x is None:
+            return None
+        if not isinstance(x, Real):
+            raise Broken(f"{self.origin}: interval gave the bound {x!r}, which is no number")
+        return float(x) if math.isfinite(x) else None
 
     def _run(self, function: Callable[..., Any], *args: object) -> Any:
         try:

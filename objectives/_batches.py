@@ -18,15 +18,15 @@ own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
 from scipy import special
 
 from autotune.measure import Interval, Measurement
-from autotune.measure.intervals import BATCHES, MIN_REQUESTS, correlation_factor
+from autotune.measure.intervals import BATCHES, MEAN_FACTOR, MIN_REQUESTS, correlation_factor
 
 
 def batch_interval(
@@ -42,25 +42,17 @@ def batch_interval(
     edges = [len(m) * i // BATCHES for i in range(BATCHES + 1)]
     try:
         value = float(compute(m))
-        values = np.array([compute(_part(m, a, b)) for a, b in pairwise(edges)], dtype=np.float64)
+        values = np.array([compute(m.part(a, b)) for a, b in pairwise(edges)], dtype=np.float64)
     except (ValueError, ArithmeticError, LookupError):  # too few requests for it
         return unknown
     if not np.isfinite(values).all():
         return unknown
     residuals = values - values.mean()
-    variance = float(np.mean(residuals**2)) / (BATCHES - 1) * correlation_factor(residuals)
-    half = float(special.stdtrit(BATCHES - 1, (1 + confidence) / 2)) * float(np.sqrt(variance))
+    plain = float(np.mean(residuals**2)) / (BATCHES - 1)
+    factor = correlation_factor(residuals)
+    half = float(special.stdtrit(BATCHES - 1, (1 + confidence) / 2)) * math.sqrt(plain * factor)
     if value > 0 and (values > 0).all():
-        factor = float(np.exp(half / values.mean()))
-        return Interval(value / factor, value * factor, confidence)
+        widest = math.exp(half / values.mean())
+        error = math.sqrt(plain * factor / MEAN_FACTOR) / float(values.mean())
+        return Interval(value / widest, value * widest, confidence, error)
     return Interval(value - half, value + half, confidence)
-
-
-def _part(m: Measurement, start: int, stop: int) -> Measurement:
-    """Some of the requests alone, by their place in the order of sending."""
-    arrays = {
-        f.name: getattr(m, f.name)[start:stop]
-        for f in fields(Measurement)
-        if f.name != "latency_from"
-    }
-    return Measurement(**arrays, latency_from=m.latency_from)

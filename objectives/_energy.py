@@ -7,12 +7,13 @@ from dataclasses import dataclass, fields
 from autotune.measure import Measurement
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WithEnergy(Measurement):
     """A measurement with the energy of the GPUs that its server used.
 
     Attributes:
-        joules: From before the first sending to after the last end, all of these GPUs together.
+        joules: Of all of these GPUs together, in the time that the measured requests' tokens take
+            at the measured throughput.
     """
 
     joules: float

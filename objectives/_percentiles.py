@@ -1,9 +1,11 @@
-"""Percentiles of latencies, as ``vllm bench serve`` defines them; each is a module of its own.
+"""Percentiles of the latencies of ``vllm bench serve``; each is a module of its own.
 
 Median, 95th and 99th percentile of the requests' TTFT, TPOT and E2EL, and of all ITL, in
-milliseconds, NumPy's ``linear`` estimator (``vllm/benchmarks/serve.py``, ``calculate_metrics``).
-What the four are says :mod:`autotune.measure.measurement`; the intervals of three, which have one
-value a request, says :mod:`autotune.measure.intervals`.
+milliseconds. :mod:`autotune.measure.measurement` defines the four as ``vllm bench serve`` does
+(``vllm/benchmarks/serve.py``, ``calculate_metrics``). The estimator is the median-unbiased one, not
+NumPy's default, which vLLM takes and which is too small for few requests;
+:mod:`autotune.measure.intervals` says why, and what the intervals are of the three that have one
+value a request.
 
 **ITL** has many values a request, and those of one request are alike: taken as single ones they
 would be too sure (at the median 83 to 90 % instead of 95 % by simulation). So the share of gaps
@@ -15,6 +17,7 @@ freedom, and the gaps at the two ends of that share are the bounds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +25,8 @@ from functools import partial
 import numpy as np
 from scipy import special
 
-from autotune.measure import Interval, Measurement, percentile_interval
-from autotune.measure.intervals import BATCHES, MIN_REQUESTS, long_run_variance
+from autotune.measure import Interval, Measurement, percentile_interval, quantile
+from autotune.measure.intervals import BATCHES, MEAN_FACTOR, MIN_REQUESTS, long_run_variance
 from autotune.measure.measurement import Floats
 from objectives import Objective
 
@@ -95,8 +98,9 @@ def percentile(percent: int, latency: Latency) -> Objective:
         title=f"{'Median' if median else statistic} {latency.title}",
         unit="ms",
         direction="minimize",
-        formula=f"{which} of {latency.short} (NumPy's linear estimator): {latency.meaning}",
-        source=f"vllm/benchmarks/serve.py, {statistic}_{latency.short.lower()}_ms",
+        formula=f"{which} of {latency.short} (median-unbiased estimator): {latency.meaning}",
+        source=f"vllm/benchmarks/serve.py, {statistic}_{latency.short.lower()}_ms, by type 8 of "
+        "Hyndman & Fan 1996 where vLLM has type 7",
         compute=partial(_compute, percent, latency),
         interval=partial(_interval, percent, latency),
     )
@@ -106,7 +110,7 @@ def _compute(percent: int, latency: Latency, m: Measurement) -> float:
     seconds = latency.seconds(m)
     if not len(seconds):
         raise ValueError(f"p{percent}_{latency.name} needs {latency.needs}")
-    return float(np.percentile(seconds, percent, method="linear")) * 1000
+    return quantile(seconds, percent) * 1000
 
 
 def _interval(percent: int, latency: Latency, m: Measurement, confidence: float) -> Interval:
@@ -120,10 +124,15 @@ def _interval(percent: int, latency: Latency, m: Measurement, confidence: float)
 
 def _of_clusters(values: Floats, q: float, confidence: float) -> Interval:
     """Of the ``q`` quantile of values whose neighbours are alike; see the module."""
-    below = (values <= np.quantile(values, q)).astype(np.float64)
+    center = quantile(values, 100 * q)
+    below = (values <= center).astype(np.float64)
     error = float(np.sqrt(long_run_variance(below - below.mean()) / len(values)))
     half = float(special.stdtrit(BATCHES - 1, (1 + confidence) / 2)) * error
-    low, high = (
-        float(np.quantile(values, at)) if 0 < at < 1 else None for at in (q - half, q + half)
-    )
-    return Interval(low, high, confidence)
+
+    def at(share: float) -> float | None:
+        return quantile(values, 100 * share) if 0 < share < 1 else None
+
+    one = error / math.sqrt(MEAN_FACTOR)
+    near = [x for x in (at(q - one), at(q + one)) if x is not None and x > 0]
+    told = sum(abs(math.log(x / center)) for x in near) / len(near) if near and center > 0 else None
+    return Interval(at(q - half), at(q + half), confidence, told)

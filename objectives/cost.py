@@ -18,7 +18,7 @@ def _interval(m: Measurement, confidence: float, usd_per_hour: float) -> Interva
     """Throughput's, turned over."""
     tokens = throughput_interval(m, confidence)
     low, high = (x and _price(x, usd_per_hour) for x in (tokens.high, tokens.low))
-    return Interval(low, high, confidence)
+    return Interval(low, high, confidence, tokens.error)
 
 
 OBJECTIVE = Objective(

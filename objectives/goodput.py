@@ -1,5 +1,9 @@
 """Requests per second that meet a service level, as ``vllm bench serve --goodput`` counts them.
 
+In a closed loop they leave at max_concurrency · good requests / Σ seconds, as tokens do
+(:mod:`autotune.measure.measurement`); ``vllm bench serve`` divides by the time from the first
+sending to the last end, in which places stand empty.
+
 The interval holds two things. That of the ratio of good requests to the place-seconds of all, by
 batch means as for throughput (:mod:`autotune.measure.intervals`): slow requests are both rarer and
 more often bad, which the ratio takes in. And that of the share of good requests, as a binomial one
@@ -17,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from autotune.measure import Interval, Measurement
-from autotune.measure.intervals import BATCHES, MIN_REQUESTS, long_run_variance
+from autotune.measure.intervals import MIN_REQUESTS, ratio_interval
 from objectives import Objective
 
 
@@ -34,7 +38,9 @@ def _good(m: Measurement, slo: Mapping[str, float]) -> NDArray[np.bool_]:
 
 
 def _rate(m: Measurement) -> float:
-    """All requests per second, from the first sending to the last end."""
+    """All requests per second: closed loop by place-seconds, else first sending to last end."""
+    if m.places is not None:
+        return m.places * len(m) / float(m.seconds.sum())
     return len(m) / float(m.end.max() - m.start.min())
 
 
@@ -50,13 +56,14 @@ def _interval(m: Measurement, confidence: float, slo: Mapping[str, float]) -> In
     count, value = int(good.sum()), float(good.mean()) * rate
     low = rate * float(special.betaincinv(count, n - count + 1, tail)) if count else 0.0
     high = rate * float(special.betaincinv(count + 1, n - count, 1 - tail)) if count < n else rate
-    if count:
-        seconds = m.end - m.start
-        ratio = count / seconds.sum()
-        error = np.sqrt(long_run_variance(good - ratio * seconds) / n) / good.mean()
-        factor = float(np.exp(special.stdtrit(BATCHES - 1, 1 - tail) * error))
-        low, high = min(low, value / factor), max(high, value * factor)
-    return Interval(low, high, confidence)
+    if not count:
+        return Interval(low, high, confidence)
+    seconds = m.seconds
+    residuals = good - count / seconds.sum() * seconds
+    batches = ratio_interval(value, residuals, float(good.mean()), confidence)
+    assert batches.low is not None  # noqa: S101 – a ratio of positive numbers has both
+    assert batches.high is not None  # noqa: S101
+    return Interval(min(low, batches.low), max(high, batches.high), confidence, batches.error)
 
 
 def _words(slo: Mapping[str, float]) -> str:
@@ -68,7 +75,8 @@ OBJECTIVE = Objective(
     title="Goodput",
     unit="req/s",
     direction="maximize",
-    formula="requests that meet every limit of `slo` / (last end - first sending)",
+    formula="requests that meet every limit of `slo` per second: closed loop: max_concurrency · "
+    "good / Σ seconds of the requests; open loop: good / (last end - first sending)",
     source="vllm/benchmarks/serve.py, request_goodput (`--goodput`); Y. Zhong et al., "
     '"DistServe", OSDI 2024',
     compute=_compute,

@@ -1,4 +1,8 @@
-"""Output tokens per second by the definition of ``vllm bench serve``."""
+"""Output tokens per second by the definition of ``vllm bench serve``.
+
+That time holds the first requests' beginning and the last ones' end, when fewer of the measured
+requests run than there are places; ``throughput`` does not.
+"""
 
 from __future__ import annotations
 

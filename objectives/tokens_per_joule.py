@@ -1,7 +1,9 @@
 """Output tokens for each joule that the server's GPUs took.
 
 The energy is that of whole GPUs, idle power included, without the CPUs, memory and fans of the
-machine. It is read just before the first sending and just after the last end (``autotune.nvml``).
+machine. It is read just before the first sending and just after the last end (``autotune.nvml``);
+a closed loop's places are busy with other requests then, too, so what counts is the share of it
+that the measured requests' place-seconds have.
 """
 
 from __future__ import annotations
@@ -30,8 +32,7 @@ OBJECTIVE = Objective(
     title="Tokens per joule",
     unit="tok/J",
     direction="maximize",
-    formula="all output tokens / energy of the server's GPUs from the first sending to the last "
-    "end",
+    formula="throughput / mean power of the server's GPUs from the first sending to the last end",
     source="autotune; NVML, nvmlDeviceGetTotalEnergyConsumption, or the integral of "
     "nvmlDeviceGetPowerUsage",
     compute=_compute,

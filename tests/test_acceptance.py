@@ -9,6 +9,7 @@ import math
 import random
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from autotune.errors import NothingUsable
+from autotune.measure import ESTIMATOR
 from autotune.prediction import GAINS, Outlook, outlook, tables
 from autotune.search import Prediction, SpeculationLaunch, what_if
 from autotune.search.acceptance import DRAFT_FIXED, MOST_N, PER_TOKEN, without
@@ -456,6 +458,10 @@ def test_each_n_is_represented_by_its_fastest_trial() -> None:
     view = study(rows)
     found = {row.n: row for row in outlook(view, SPACE).rows}
     assert (found[3].trial, found[3].measured) == (2, 110.2)
+    # of those that can be compared
+    trials = [replace(t, outdated=t.number == 2) for t in view.trials]
+    found = {row.n: row for row in outlook(replace(view, trials=trials), SPACE).rows}
+    assert (found[3].trial, found[3].measured) == (1, 90.0)
 
 
 def test_tables_fit_80_columns_and_say_that_it_is_no_result() -> None:
@@ -506,6 +512,7 @@ def measured_study(folder: Path, *, drafts: bool = True) -> None:
         for n in (0, 1, 3, 7, 15):
             exact = truth(n, [0.7] * 15)
             attrs: dict[str, object] = {"baseline": True} if n == 0 else {}
+            attrs["quality"] = {"estimator": ESTIMATOR, "errors": {}}
             if n and drafts:
                 attrs["acceptance_length"] = exact.acceptance_length
                 attrs["acceptance_per_position"] = list(exact.per_position)

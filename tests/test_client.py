@@ -110,6 +110,8 @@ async def phase(
     hang: float = 30.0,
     on_done: Callable[[Sample], None] = lambda sample: None,
     more: Callable[[], bool] = lambda: True,
+    choose: Callable[[], tuple[int, str] | None] | None = None,
+    enough: Callable[[], bool] = lambda: False,
     **changes: Any,
 ) -> Phase:
     requests = some(1) if requests is None else requests
@@ -124,6 +126,8 @@ async def phase(
         hang_timeout_s=hang,
         on_done=on_done,
         more=more,
+        choose=choose,
+        enough=enough,
     )
 
 
@@ -527,6 +531,100 @@ def test_no_more_in_an_open_loop_does_not_wait_for_the_arrivals_that_are_left() 
     samples = asyncio.run(main()).samples
     assert [s.intended for s in samples] == arrivals[:2]
     assert all(s.start >= s.intended for s in samples)
+
+
+def test_requests_are_chosen_one_by_one_and_may_come_again() -> None:
+    turns = iter([(2, "warmup"), (0, "measure"), (1, "measure"), (2, "fill"), (2, "fill"), None])
+    chosen = 0
+
+    def choose() -> tuple[int, str] | None:
+        nonlocal chosen
+        chosen += 1
+        return next(turns)
+
+    async def main() -> tuple[Phase, list[Seen]]:
+        async with serving(stream(0.01, *GOOD)) as (url, seen):
+            return await phase(url, some(3), choose=choose, max_concurrency=2), seen
+
+    result, seen = asyncio.run(main())
+    assert [x.body["prompt"][2] - 3 for x in seen] == [2, 0, 1, 2, 2]
+    assert sorted((s.index, s.phase) for s in result.samples) == [
+        (0, "measure"),
+        (1, "measure"),
+        (2, "fill"),
+        (2, "fill"),
+        (2, "warmup"),
+    ]
+    assert [s.index for s in result.samples] == [0, 1, 2, 2, 2]
+    assert [s.start for s in result.samples[2:]] == sorted(s.start for s in result.samples[2:])
+    assert chosen == 6  # nobody asks after a no
+
+
+def test_a_request_is_chosen_when_a_place_is_free_and_not_before() -> None:
+    done: list[Sample] = []
+    ended_at_choice: list[int] = []
+
+    def choose() -> tuple[int, str] | None:
+        ended_at_choice.append(len(done))
+        return (len(ended_at_choice) - 1, "measure") if len(ended_at_choice) <= 6 else None
+
+    async def main() -> Phase:
+        async with serving(stream(0.01, *GOOD)) as (url, _):
+            return await phase(url, some(6), choose=choose, on_done=done.append, max_concurrency=2)
+
+    assert len(asyncio.run(main()).samples) == 6
+    assert ended_at_choice == [0, 0, 1, 2, 3, 4, 5]
+
+
+def test_enough_breaks_off_what_is_under_way_and_keeps_the_rest() -> None:
+    done: list[Sample] = []
+    gone = 0
+
+    async def handler(seen: Seen, writer: Writer) -> None:
+        nonlocal gone
+        if seen.body["prompt"][2] - 3 in {0, 3}:
+            await stream(0.01, *GOOD)(seen, writer)
+            return
+        writer.write(HEAD)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await send(writer, text("x"))
+                await asyncio.sleep(0.01)
+        gone += 1
+        raise ConnectionError
+
+    async def main() -> Phase:
+        async with serving(handler) as (url, _):
+            result = await phase(
+                url,
+                some(20),
+                on_done=done.append,
+                enough=lambda: len(done) == 2,
+                max_concurrency=3,
+            )
+            while gone < 2:  # the server sees both connections end
+                await asyncio.sleep(0.005)
+            return result
+
+    result = asyncio.run(asyncio.wait_for(main(), 20))
+    assert [(s.index, s.status) for s in result.samples] == [(0, "ok"), (3, "ok")]
+    assert list(result.samples) == done
+
+
+def test_a_cancellation_that_comes_with_enough_is_not_lost() -> None:
+    async def main() -> None:
+        async with serving(stream(*GOOD)) as (url, _):
+            running: asyncio.Task[Phase]
+
+            def enough() -> bool:
+                running.cancel()
+                return True
+
+            running = asyncio.create_task(phase(url, some(3), enough=enough, max_concurrency=2))
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_an_error_of_on_done_ends_the_phase_and_comes_out_as_it_is() -> None:

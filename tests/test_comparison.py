@@ -24,7 +24,7 @@ from autotune.cli import main
 from autotune.comparison import Finding, Where, compare
 from autotune.errors import UserError
 from autotune.load import Sample, ServerStats
-from autotune.measure import LaunchVariance, Scatter
+from autotune.measure import ESTIMATOR, LaunchVariance, Scatter
 from autotune.results import study_objectives
 from autotune.serving import Identity, VllmInfo, plan_launch
 from autotune.space import MNBT, N, Point
@@ -107,7 +107,10 @@ def stored(
             numbers = {"throughput": run.throughput, "p95_latency": run.p95}
             half = 1.96 * within
             bounds = {k: (v * math.exp(-half), v * math.exp(half)) for k, v in numbers.items()}
-            quality = {"requests": 6, "stop": "all", "steady": True}
+            quality = {
+                **{"estimator": ESTIMATOR, "errors": dict.fromkeys(numbers, within)},
+                **{"busy": True, "requests": 6, "stop": "all", "steady": True},
+            }
             stats = ServerStats(None, None, None, None, (), None, None, None)
             sample = Sample(
                 0, "measure", 0.0, 0.0, 0.1, 1.0, prompt_tokens, 12, "ok", None, (0.1, 1.0)
@@ -208,7 +211,8 @@ def test_the_scatter_of_one_study_is_enough_for_both(tmp_path: Path, before: Pat
 
 
 def test_launches_without_intervals_are_compared_by_their_scatter(tmp_path: Path) -> None:
-    few = {"intervals": {"throughput": [None, None]}}
+    known = {"estimator": ESTIMATOR, "errors": {"throughput": None}, "requests": 6}
+    few = {"intervals": {"throughput": [None, None]}, "quality": known}
     rows = [Run(r.point, r.throughput, r.p95, r.of, r.confirms, few) for r in runs(0.8)]
     a, b = stored(tmp_path / "a", rows), stored(tmp_path / "b", runs())
     c = compare(Where(a, None), Where(b, None))
@@ -240,7 +244,7 @@ def test_failures_in_b_only_are_shown(tmp_path: Path) -> None:
 
 
 def test_trials_that_were_ended_early_or_taken_over_are_no_launches(tmp_path: Path) -> None:
-    early = {"quality": {"requests": 6, "stop": "dominated", "steady": True}}
+    early = {"quality": {"estimator": ESTIMATOR, "requests": 6, "stop": "dominated"}}
     taken = {"reused": {"database": "x.db", "study": "y", "trial": 1, "launch": "z"}}
     taken["reused"]["measured_at"] = 0.0  # type: ignore[assignment]
     rest = [Run(OTHER, 9.0, attrs=early), Run({N: 1, MNBT: 64}, 9.0, attrs=taken)]

@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 import objectives
 from autotune.dashboard import publish, serve
 from autotune.errors import UserError
+from autotune.measure import ESTIMATOR
 from autotune.plots import find_chromium
 from autotune.report import build
 from autotune.report.content import Answer, Figure, Report
@@ -416,6 +417,20 @@ def test_what_is_known_of_a_trial_has_readable_names_and_units(tmp_path: Path) -
     with opened(database) as store:  # the names that programs read are the only ones stored
         stays = store.optuna_study("demo-cpu").get_trials(deepcopy=False)
     assert [t.user_attrs for t in stays] == [t.user_attrs for t in trials]
+
+
+@pytest.mark.parametrize("key", ["converged", f"converged_{ESTIMATOR}"])
+def test_what_a_study_found_is_told_in_words(tmp_path: Path, key: str) -> None:
+    database = test_report.make(tmp_path, CONFIRMED)
+    with opened(database) as store:
+        store.optuna_study("double").set_user_attr(key, [12])
+        store.optuna_study("double").set_user_attr("mine", 7)
+
+    def look(url: str) -> None:
+        told = attributes(get(url, "/api/studies/1"))
+        assert told == {"--trials that the search did not need": "[12]", "mine": "7"}
+
+    visit(database, look=look)
 
 
 def test_a_failure_and_what_a_user_noted_are_told(tmp_path: Path) -> None:

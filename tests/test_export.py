@@ -307,7 +307,7 @@ def test_the_comments_say_where_it_comes_from(database: Path, form: Format) -> N
     said = " ".join(line[1:].strip() for line in comment)
     for words in (
         "Trial 1 of the study double: n = 3, MNBT 512.",
-        "Best by throughput: trial 1 (n = 3, MNBT 512), 1.30×",
+        "Best by throughput: trial 1 (n = 3, MNBT 512), speed-up 1.30×",
         "(95 % interval) over the baseline (n = 0, MNBT 2048)",
         "with vLLM 0.32.0 on NVIDIA H100; TestCPU, 4 cores, 16 GiB",
         "measured again in 2 launches",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_a_study_stands_alike_after_a_resume(bench: Any, tmp_path: Path) -> None
         anew = Standing(objectives)
         anew.update(trials)
         assert growing.front() == anew.front()
-        views = trial_views(study, loaded.spec, objectives)
+        views = trial_views(trials, loaded.spec, objectives)
         assert growing.front() == {v.number for v in views if v.front}
         assert len(growing.front()) > 1
         assert growing.launched().variance  # the baseline was launched again
@@ -189,6 +190,27 @@ def test_a_point_that_gets_worse_lets_others_onto_the_front(bench: Any, tmp_path
         assert standing.front() == others
     finally:
         store.close()
+
+
+def test_the_error_of_a_point_is_that_of_the_search_s_launches(bench: Any, tmp_path: Path) -> None:
+    """A confirmation may lie between them, where a study was given more trials."""
+    loaded, store = filled_study(bench, tmp_path, 3)
+    try:
+        objectives = loop.study_objectives(loaded)
+        trials = store.optuna_study(loaded.spec.name).get_trials(deepcopy=True)
+    finally:
+        store.close()
+    for t, error in zip(trials, (0.01, 0.5, 0.03), strict=True):
+        errors = {o.name: error for o in objectives}
+        t.set_user_attr("quality", {**t.user_attrs["quality"], "errors": errors})
+        t.user_attrs.pop("replicates", None)
+    trials[1].set_user_attr("confirms", 0)
+    trials[2].set_user_attr("replicates", 0)
+    standing = Standing(objectives)
+    standing.update(trials)
+    rms = math.sqrt((0.01**2 + 0.03**2) / 2)
+    assert standing.errors(0) == {o.name: pytest.approx(rms) for o in objectives}
+    assert (standing.errors(1), standing.errors(2)) == (None, None)
 
 
 def test_the_canary_of_a_resumed_run_is_compared_with_the_same_times(

@@ -67,7 +67,7 @@ def test_a_disturbed_trial_is_launched_once_more(tmp_path: Path) -> None:
     with mock.patch("autotune.loop.disturbed", side_effect=["others were busy", None]):
         done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "others were busy; measuring it once more" in done.stdout
+    assert "others were busy; measuring again" in done.stdout
     [t] = trials(tmp_path)
     assert query(tmp_path, "select count(*) from autotune_launches") == [(2,)]
     assert not [w for w in t["warnings"] if w.startswith("disturbed")]  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from autotune.measure import (
     Measurement,
     Scatter,
     percentile_interval,
+    quantile,
     throughput_interval,
 )
 from autotune.measure.intervals import quantile_bound
@@ -90,47 +91,76 @@ def test_latency_from_the_intended_start_counts_the_waiting() -> None:
 
 
 def test_throughput_of_one_client_is_all_tokens_over_all_time() -> None:
-    m = Measurement.of(closed_loop([1, 2, 3], 1), "send")
-    assert m.steady_window == (0, 6)
+    m = Measurement.of(closed_loop([1, 2, 3], 1), "send", 1)
     assert m.throughput == pytest.approx(30 / 6)
     assert m.output_throughput == pytest.approx(30 / 6)
 
 
-def test_throughput_leaves_out_the_emptying_at_the_end() -> None:
-    # two places: [0, 4] then [4, 8]; [0, 4] then [4, 14]: full until 8
-    m = Measurement.of(closed_loop([4, 4, 4, 10], 2), "send")
-    assert m.steady_window == (0, 8)
-    assert m.steady_tokens.tolist() == [10, 10, 10, 4]
-    assert m.throughput == pytest.approx(34 / 8)
+def test_throughput_of_a_closed_loop_is_that_of_a_place_times_the_places() -> None:
+    # two places: [0, 4] then [4, 8]; [0, 4] then [4, 14], and others are busy before and after
+    m = Measurement.of(closed_loop([4, 4, 4, 10], 2), "send", 2)
+    assert m.seconds.tolist() == [4, 4, 4, 10]
+    assert m.throughput == pytest.approx(2 * 40 / 22)
     assert m.output_throughput == pytest.approx(40 / 14)
+
+
+def test_throughput_of_an_open_loop_ends_with_the_first_end_after_the_last_sending() -> None:
+    m = Measurement.of(closed_loop([4, 4, 4, 10], 2), "send")
+    assert m.window == (0, 8)
+    assert m.delivered(8) == 34  # the last one had four of its ten chunks
+    assert m.throughput == pytest.approx(34 / 8)
 
 
 def test_a_request_that_the_window_cuts_counts_by_its_chunks() -> None:
     # usage says 12 tokens, in chunks at 1, 2, 3 and 9 s: three of four are inside
     samples = [sample(0, 4, 8), sample(0, 9, 12, chunks=(1.0, 2.0, 3.0, 9.0))]
     m = Measurement.of(samples, "send")
-    assert m.steady_window == (0, 4)
-    assert m.steady_tokens.tolist() == [8, 9]
+    assert m.window == (0, 4)
+    assert m.delivered(4) == 8 + 9
+    assert m.delivered(0.9) == 1  # of the first, whose chunks come every half second
+    assert m.delivered(100) == 20
 
 
 def test_the_windows_last_chunk_is_not_lost_to_rounding() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         m = Measurement.of([sample(rng.uniform(0, 1e5), rng.uniform(1, 9), 96)], "send")
-        assert m.steady_tokens.tolist() == [96]
+        assert m.delivered(m.window[1]) == 96
 
 
-def test_steady_throughput_is_nearer_the_truth_than_the_whole_time() -> None:
-    """32 requests at concurrency 2, as in the demo study, service times known."""
+def test_a_few_requests_of_each_place_tell_throughput_without_bias() -> None:
+    """One or two requests a place, as many others before and after them."""
     rng = np.random.default_rng(1)
-    steady, whole = [], []
-    for _ in range(400):
-        m = Measurement.of(closed_loop(rng.lognormal(0, 0.3, 32).tolist(), 2, 96), "send")
-        steady.append(m.throughput)
-        whole.append(m.output_throughput)
-    truth = 2 * 96 / np.exp(0.3**2 / 2)  # places × tokens / mean service time
-    assert abs(np.mean(steady) / truth - 1) < 0.01
-    assert np.mean(whole) / truth - 1 < -0.01
+    for places, n in ((64, 64), (32, 64), (2, 32)):
+        by_place, by_window = [], []
+        for _ in range(200):
+            seconds = rng.lognormal(0, 0.3, 3 * places + n).tolist()
+            samples = closed_loop(seconds, places, 96)[2 * places : 2 * places + n]
+            by_place.append(Measurement.of(samples, "send", places).throughput)
+            by_window.append(Measurement.of(samples, "send").throughput)
+        truth = places * 96 / np.exp(0.3**2 / 2)  # places × tokens / mean service time
+        assert np.mean(by_place) / truth == pytest.approx(1, abs=0.01)
+        if places > 2:
+            assert np.mean(by_window) / truth < 0.9
+
+
+def test_a_loop_that_was_not_kept_busy_loses_the_first_and_last_of_each_place() -> None:
+    samples = closed_loop([1.0, 1.1, 1.2, 1.3] * 3, 3)
+    m = Measurement.of(reversed(samples), "send", 3, busy=False)
+    assert m.start.tolist() == [s.start for s in samples[3:-3]]
+    assert len(Measurement.of(samples, "send", 3)) == 12
+    assert len(Measurement.of(samples, "send", busy=False)) == 12  # open loop
+    assert len(Measurement.of(samples, "send", 1, busy=False)) == 12  # one place is never idle
+    with pytest.raises(ValueError, match="of 8 requests fewer than 3 ran"):
+        Measurement.of(samples[:8], "send", 3, busy=False)
+
+
+def test_parts_of_a_measurement_are_in_the_order_of_sending() -> None:
+    m = Measurement.of(closed_loop([3, 1, 2, 1, 1], 2), "send", 2)
+    assert m.head(2).e2el.tolist() == [3, 1]
+    assert m.part(1, 3).e2el.tolist() == [1, 2]
+    assert m.part(1, 3).throughput == pytest.approx(2 * 20 / 3)
+    assert [len(c) for c in m.head(2).chunks] == [10, 10]
 
 
 def test_measure_imports_nothing_of_the_rest() -> None:
@@ -165,8 +195,16 @@ def test_p95_has_no_upper_bound_with_few_requests() -> None:
     enough = percentile_interval(ramp(72), 95)
     assert enough.low is not None
     assert enough.high is not None
-    assert enough.low < np.percentile(ramp(72), 95) < enough.high <= 72
+    assert enough.low < quantile(ramp(72), 95) < enough.high <= 72
     assert percentile_interval(np.array([1.0]), 95).low is None
+
+
+def test_percentiles_are_the_median_unbiased_ones() -> None:
+    """Type 8 of Hyndman and Fan: the rank of p95 of n values is 0.95 n + 1.95 / 3."""
+    values = np.random.default_rng(0).permutation(np.arange(1.0, 101))
+    assert quantile(values, 95) == pytest.approx(95 + 1.95 / 3)
+    assert quantile(values, 50) == pytest.approx(50.5)
+    assert quantile(np.array([7.0]), 95) == 7
 
 
 def test_percentile_bounds_lie_between_the_exact_order_statistics() -> None:
@@ -189,9 +227,9 @@ def test_median_interval_is_symmetric() -> None:
 def test_throughput_interval_needs_sixteen_requests() -> None:
     rng = np.random.default_rng(2)
     seconds = rng.lognormal(0, 0.3, 16).tolist()
-    short = throughput_interval(Measurement.of(closed_loop(seconds[:15], 2), "send"))
+    short = throughput_interval(Measurement.of(closed_loop(seconds[:15], 2), "send", 2))
     assert (short.low, short.high) == (None, None)
-    m = Measurement.of(closed_loop(seconds, 2), "send")
+    m = Measurement.of(closed_loop(seconds, 2), "send", 2)
     interval = throughput_interval(m)
     assert interval.low is not None
     assert interval.high is not None
@@ -199,7 +237,7 @@ def test_throughput_interval_needs_sixteen_requests() -> None:
 
 
 def test_equal_requests_leave_no_doubt_about_throughput() -> None:
-    m = Measurement.of(closed_loop([2.0] * 32, 2), "send")
+    m = Measurement.of(closed_loop([2.0] * 32, 2), "send", 2)
     interval = throughput_interval(m)
     assert interval.low == pytest.approx(m.throughput)
     assert interval.high == pytest.approx(m.throughput)

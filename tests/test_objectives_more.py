@@ -440,6 +440,24 @@ def test_an_objective_in_a_file(tmp_path: Path) -> None:
     assert (few.low, few.high) == (None, None)
 
 
+def test_a_bound_of_ones_own_that_is_not_finite_bounds_nothing(tmp_path: Path) -> None:
+    """Infinity and NaN are no JSON, and a standard error of them would be infinite, too."""
+    bounds = "interval=lambda m, c: Interval(%s, %s, c)"
+    text = "from autotune.measure import Interval\n" + MINE
+    m = measured([1.0] * 20)
+    for low, high, expected in (
+        ("0.0", "float('inf')", (0.0, None)),
+        ("float('nan')", "m.e2el.max()", (None, 1.0)),
+    ):
+        own = text.replace("compute=speed", f"compute=speed, {bounds % (low, high)}", 1)
+        mine, _ = study_objectives(load_study(str(own_study(tmp_path, own))))
+        found = mine.bounds(m)
+        assert (found.low, found.high) == expected
+    own = text.replace("compute=speed", f"compute=speed, {bounds % ('0', repr('x'))}", 1)
+    with pytest.raises(UserError, match="the bound 'x', which is no number"):
+        study_objectives(load_study(str(own_study(tmp_path, own))))
+
+
 def test_the_example_of_the_docs_works(tmp_path: Path) -> None:
     text = DOC.read_text()
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -450,7 +468,7 @@ def test_the_example_of_the_docs_works(tmp_path: Path) -> None:
     (found,) = study_objectives(
         load_study(str(write_study(tmp_path, objectives=[{"file": file.name}])))
     )
-    m = measured(np.random.default_rng(0).uniform(1, 2, 100))
+    m = measured(np.random.default_rng(0).uniform(1, 2, 200))
     low, high = found.bounds(m).low, found.bounds(m).high
     assert low is not None
     assert high is not None

@@ -27,6 +27,7 @@ from autotune.canary import Rest
 from autotune.cli import main
 from autotune.errors import FailureKind, TrialFailure
 from autotune.load import Sample, ServerStats
+from autotune.measure import ESTIMATOR, Interval, standard_error
 from autotune.plots import DARK, LIGHT, find_chromium, print_page
 from autotune.report import Format, build, html, markdown, place, write
 from autotune.report.content import Code, Figure, Report, Table
@@ -36,6 +37,7 @@ from autotune.serving import LaunchPlan
 from autotune.serving.stages import STAGES, Stages
 from autotune.spec import load_study
 from autotune.store import Store, opened
+from autotune.views import number as shown
 from tests.studies import autotune, write_study
 from tests.study_views import P95, THROUGHPUT
 from tests.test_map import Instant
@@ -128,12 +130,20 @@ def _attributes(number: int, row: Row) -> dict[str, Any]:
     if row.n:
         shares = [0.6 * 0.5**k for k in range(row.n)]
         found |= {"acceptance_length": 1 + sum(shares), "acceptance_per_position": shares}
+    intervals = {
+        "throughput": Interval(row.rate * 0.97, row.rate * 1.03, 0.95),
+        "p95_latency": Interval(row.p95 * 0.95, None, 0.95),
+    }
+    errors = {
+        "throughput": standard_error(row.rate, intervals["throughput"]),
+        "p95_latency": standard_error(row.p95, intervals["p95_latency"]),
+    }
     return found | {
-        "intervals": {
-            "throughput": [row.rate * 0.97, row.rate * 1.03],
-            "p95_latency": [row.p95 * 0.95, None],
+        "intervals": {name: [i.low, i.high] for name, i in intervals.items()},
+        "quality": {
+            **{"estimator": ESTIMATOR, "errors": errors, "busy": True},
+            **{"requests": 6, "stop": "all", "steady": True},
         },
-        "quality": {"requests": 6, "stop": "all", "steady": True},
     }
 
 
@@ -156,7 +166,8 @@ def _launch(store: Store, study: str, number: int, row: Row, *, split: bool) -> 
     else:
         store.add_samples(key, [_sample(i, row.p95) for i in range(6)])
         stats = ServerStats(*[None] * 4, (), *[None] * 3)
-        store.launch_measured(key, stats, {"throughput": row.rate}, {}, {"requests": 6})
+        quality = {"estimator": ESTIMATOR, "busy": True, "requests": 6}
+        store.launch_measured(key, stats, {"throughput": row.rate}, {}, quality)
     store.launch_ended(key, 0, 0)
     if split:
         store.keep_stages(key, Stages(dict.fromkeys(STAGES, 2.0), {}))
@@ -217,11 +228,12 @@ def test_the_stored_study_is_answered_with_its_tie(stored: Report) -> None:
     assert answer.headline == "Serve without speculation: n = 0, MNBT 2048"
     assert not answer.certain
     assert "A tie with trial 7 (n = 1, MNBT 2048)" in answer.sure
-    assert "79% chance" in answer.sure
+    assert "78% probability" in answer.sure
     evidence = answer.facts[-1]
     assert evidence.value == "confirmed"
-    assert evidence.notes[0] == "with 160 requests in 2 launches"
-    assert "throughput 0.98× [0.93, 1.03]" in answer.notes[0]
+    # without the first and the last two of 80
+    assert evidence.notes[0] == "with 152 requests in 2 launches"
+    assert "throughput 0.98× [0.92, 1.04]" in answer.notes[0]
 
 
 def test_the_report_says_what_the_commands_say(stored: Report, tmp_path: Path) -> None:
@@ -247,17 +259,17 @@ def test_a_winner_over_no_speculation_has_its_changes_with_intervals(tmp_path: P
     assert re.fullmatch(rf"\+\d% \[[+−]\d%, \+\d%\] {against}", p95.notes[1])
     assert evidence.notes == (
         "with 18 requests in 3 launches",
-        "beside the baseline's 18 requests in 3 launches",
+        "compared with 18 requests in 3 launches of the baseline",
     )
     assert answer.certain
-    assert "better than baseline" in answer.sure
+    assert "better than the baseline" in answer.sure
 
 
 def test_without_a_confirmation_it_says_so(tmp_path: Path) -> None:
     report = report_of(make(tmp_path, ROWS))
     assert report.answer.headline == "Serve n = 3, MNBT 512"
-    assert "not measured again" in report.answer.sure
-    assert report.answer.facts[-1].value == "not measured again"
+    assert "not confirmed" in report.answer.sure
+    assert report.answer.facts[-1].value == "not confirmed"
     assert report.answer.facts[0].notes[1].startswith("1.20× against no speculation")
     assert not report.answer.certain
     assert "Measured again" not in words(report, "front")
@@ -269,12 +281,12 @@ def test_a_study_without_trials_says_so_in_every_section(tmp_path: Path) -> None
     assert figure_names(report) == []
     for section in report.sections:
         assert section.blocks, section.name
-    assert "no trial gave numbers" in words(report, "command")
+    assert "No trial has results" in words(report, "command")
 
 
 def test_a_study_of_failures_only_says_what_failed(tmp_path: Path) -> None:
     report = report_of(make(tmp_path, (Row(3, 32, None), Row(7, 32, None, reason="a crash"))))
-    assert report.answer.notes == ("What failed: 2 oom.",)
+    assert report.answer.notes == ("Failed trials: 2 oom.",)
     assert figure_names(report) == []
     failures = words(report, "failures")
     assert "n = 7, MNBT 32" in failures
@@ -321,11 +333,26 @@ def test_where_the_time_went(tmp_path: Path) -> None:
     assert "5 trials in 5 launches" in words(report, "time")
 
 
+def test_percentiles_of_latencies_are_those_of_the_objectives(tmp_path: Path) -> None:
+    """Six requests, each 10 ms faster than the one before: (6 + 1/3) 0.95 + 1/3 is beyond 6."""
+    report = report_of(make(tmp_path, ROWS))
+    [table] = [
+        b
+        for x in report.sections
+        for b in x.blocks
+        if isinstance(b, Table) and b.caption.startswith("Percentiles in ms")
+    ]
+    rows = {(r[0].partition(":")[0], r[1]): r[2:] for r in table.rows}
+    assert rows["winner", "E2EL"][2] == shown(2100)
+    assert rows["baseline", "E2EL"][2] == shown(2020)
+    assert rows["baseline", "E2EL"][0] == shown(2020 - 25)  # of an even number, the middle
+    assert rows["baseline", "E2EL"][-2:] == ("6", "1")
+
+
 def test_a_map_is_shown_with_its_crossover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Instant()
     monkeypatch.setattr(launching, "Server", found.server)
     monkeypatch.setattr(loadmap, "Measuring", found.measuring)
-    monkeypatch.setattr(loadmap, "send", lambda *_: ())
     monkeypatch.setattr(launching, "take_rest", lambda _: Rest(0.1, None, ()))
     database = make(tmp_path, ROWS)
     done = autotune("map", "double.yaml", "--concurrency", "1,4,16", cwd=tmp_path)
@@ -347,7 +374,11 @@ def test_the_database_is_enough_on_another_machine(tmp_path: Path) -> None:
     assert not loaded.path.exists()  # nor its prompts
     report = report_of(database)
     assert "load" in figure_names(report)
-    assert "the last sure win is at 8, and no loss is sure" in words(report, "load")
+    text = words(report, "load")
+    # autotune 0.1 sent too few requests without speculation at 8 and 32 to compute them again
+    assert "Speculation pays up to the highest load measured: 1.51 [" in text
+    assert "× at 1 with n = 7. The crossover lies above." in text
+    assert all(f"('{load}', '', '')" in text for load in (8, 32))
 
 
 def test_how_to_repeat_it(stored: Report, tmp_path: Path) -> None:
@@ -361,12 +392,12 @@ def test_how_it_was_measured(stored: Report) -> None:
     text = words(stored, "method")
     for part in (
         THROUGHPUT.formula,
-        "2 requests at a time; prompts of demo-chat.jsonl",
+        "concurrency 2; prompts of demo-chat.jsonl",
         "at most 24 requests with prompts of their own",
         "AMD EPYC, 2 cores, 23.5 GiB",
         "0.32.0",
         "seed 0",
-        "Throughput by 1.4%",
+        "throughput 1.5%",
         "num_speculative_tokens 0 to 15; max_num_batched_tokens 32 to 2048, powers of two",
         "Launched: 7 points.",
     ):
@@ -380,7 +411,7 @@ def test_repeated_prompts_and_servers_started_ahead_are_said(tmp_path: Path) -> 
         "at most 192 requests with prompts that are measured, too",
         "Prompts come again after the last one",
         "measured alone, with up to 3 others idle beside it",
-        "32 requests at a time",
+        "concurrency 32",
     ):
         assert part in text
 

@@ -21,7 +21,7 @@ from autotune.errors import UserError
 from autotune.load import Sample, ServerStats, build_workload
 from autotune.loop import Prepared, baseline_point
 from autotune.machine import describe_machine, machine_line
-from autotune.measure import Measurement
+from autotune.measure import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.results import (
     counts,
     is_finished,
@@ -36,7 +36,7 @@ from autotune.space import MNBT, N, Point
 from autotune.spec import load_study
 from autotune.stages import time_json, time_lines, time_view
 from autotune.store import Store
-from autotune.views import reused_lines
+from autotune.views import origin_lines
 from tests.studies import autotune, processes_of, query, write_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -85,10 +85,14 @@ def add_trial(
     study = store.optuna_study(spec.name)
     number = len(study.get_trials())
     samples = samples_of(rate)
-    m = Measurement.of(samples, spec.workload.latency_origin)
+    m = Measurement.of(samples, spec.workload.latency_origin, spec.workload.places)
     found = values or {o.name: o.value(m) for o in prepared.objectives}
     intervals = {name: (0.9 * v, 1.1 * v) for name, v in found.items()}
+    errors = {
+        name: standard_error(v, Interval(*intervals[name], 0.95)) for name, v in found.items()
+    }
     quality = {"requests": 6, "stop": "all", "dominated_by": None, "warmup_requests": 2}
+    quality |= {"estimator": ESTIMATOR, "errors": errors, "busy": True}
     quality |= {"steady": True, "drift": None, "prefix_cache_share": None, "disturbed": None}
     quality |= attrs.pop("quality", {})  # type: ignore[call-overload]
     launch_id = ""
@@ -231,7 +235,7 @@ def test_everything_of_a_trial_comes_along(tmp_path: Path) -> None:
         origin = view.trials[1].reused
         assert origin is not None
         assert (origin.database, origin.study, origin.trial) == (str(database), "old", 1)
-        assert reused_lines(view) == [f"reused from {database}:old: trials 0 to 2"]
+        assert origin_lines(view) == [f"reused from {database}:old: trials 0 to 2"]
         story = "\n".join(trial_story(store, "new", 1))
         assert f"reused: trial 1 of {database}:old, measured 20" in story
         assert "measure: 6 of 6 requests ok" in story
@@ -575,12 +579,83 @@ def test_another_machine_version_or_environment_is_refused(tmp_path: Path) -> No
 def test_another_definition_of_an_objective_is_seen_in_its_numbers(tmp_path: Path) -> None:
     database, old = old_study(tmp_path / "a", POINTS[:1])
     store = Store(database)
-    m = Measurement.of(samples_of(100), "send")
+    m = Measurement.of(samples_of(100), "send", 2)
     values = {o.name: o.value(m) for o in old.objectives}
     add_trial(store, old, {N: 1, MNBT: 64}, values=values | {"throughput": 120.0})
     store.close()
     said, _ = reuse([str(database)], prepared_study(tmp_path / "b"), tmp_path / "new.db")
     assert "1 with another definition of throughput (first 120 there, " in said[0]
+
+
+V01 = {"estimator": 1, "errors": None, "busy": None}  # none of which autotune 0.1 wrote
+
+
+def test_what_autotune_0_1_measured_is_computed_again_by_its_requests(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    old = prepared_study(folder, "old")
+    store = Store(folder / "old.db", create=True)
+    begin(store, old)
+    wrong = {o.name: 1e6 for o in old.objectives}
+    add_trial(store, old, BASELINE, values=wrong, quality=V01, baseline=True)
+    add_trial(store, old, {N: 1, MNBT: 64}, rate=80.0, values=wrong, quality=V01)
+    store.close()
+    said, _ = reuse([str(folder / "old.db")], prepared_study(tmp_path / "b"), tmp_path / "new.db")
+    assert said == [f"took 2 trials from {folder / 'old.db'}:old"]
+    store = Store(tmp_path / "new.db")
+    try:
+        view = study_view(store, "new")
+    finally:
+        store.close()
+    # two places, and of six requests those two that began with both busy and ended so
+    assert [t.values["throughput"] for t in view.trials if t.values] == pytest.approx([100, 80])
+    assert [(t.recomputed, t.requests, t.baseline) for t in view.trials] == [
+        (True, 2, True),
+        (True, 2, False),
+    ]
+    assert len(origin_lines(view)) == 2
+
+
+def test_what_cannot_be_computed_again_is_not_taken(tmp_path: Path) -> None:
+    wide = {"workload__max_concurrency": 4}  # of six requests none ran with four others beside it
+    folder = tmp_path / "a"
+    folder.mkdir()
+    old = prepared_study(folder, "old", **wide)
+    store = Store(folder / "old.db", create=True)
+    begin(store, old)
+    add_trial(store, old, BASELINE, quality=V01, baseline=True)
+    add_trial(store, old, {N: 1, MNBT: 64})
+    store.close()
+    new = prepared_study(tmp_path / "b", **wide)
+    said, _ = reuse([str(folder / "old.db")], new, tmp_path / "new.db")
+    left = "1 measured by autotune 0.1: of 6 requests fewer than 4 ran while all 4 places were busy"
+    assert said == [f"took 1 trial from {folder / 'old.db'}:old; not taken: {left}"]
+
+
+def test_a_taken_baseline_takes_the_place_of_one_that_does_not_compare(tmp_path: Path) -> None:
+    database, _ = old_study(tmp_path / "a")
+    new = prepared_study(tmp_path / "b")
+    store = Store(tmp_path / "new.db", create=True)
+    begin(store, new)
+    number = add_trial(store, new, BASELINE, quality=V01, baseline=True)
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "new.db")) as c:
+        c.execute("delete from autotune_requests")
+        c.commit()
+    reuse([str(database)], new, tmp_path / "new.db")
+    store = Store(tmp_path / "new.db")
+    try:
+        view = study_view(store, "new")
+    finally:
+        store.close()
+    assert [(t.outdated, t.baseline, t.replicates) for t in view.trials] == [
+        (True, False, None),
+        (False, True, None),
+        (False, False, None),
+        (False, False, None),
+    ]
+    assert number == 0
+    assert [t.speedup for t in view.trials[1:]] == pytest.approx([1.0, 0.99, 0.98])
 
 
 def test_what_reuse_is_given_must_be_a_database(tmp_path: Path) -> None:

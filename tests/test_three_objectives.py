@@ -54,8 +54,8 @@ def test_a_whole_run_with_three_objectives(tmp_path: Path) -> None:
         shell = autotune("best", "--shell", "--objective", name, cwd=tmp_path)
         assert shell.returncode == 0, shell.stderr
     words = autotune("best", cwd=tmp_path).stdout
-    assert "best by goodput (e2el ≤ 500 ms)" in words
-    assert "best by all alike" in words
+    assert "best by goodput (E2EL ≤ 500 ms)" in words
+    assert "best by all, equally weighted" in words
     assert "(E2EL ≤" in autotune("status", cwd=tmp_path).stdout  # over two lines
     html = (tmp_path / "autotune-double" / "pareto.html").read_text()
     assert all(kind in html for kind in ('"type":"scatter3d"', '"type":"parcoords"'))
@@ -74,7 +74,7 @@ def test_a_whole_run_with_one_objective(tmp_path: Path) -> None:
         if t["replicates"] is None and t["confirms"] is None
     ]
     assert best[0]["objectives"]["p99_latency"]["value"] == min(values)  # type: ignore[index]
-    assert "The best:" in autotune("best", cwd=tmp_path).stdout
+    assert "Best trial and baseline" in autotune("best", cwd=tmp_path).stdout
     assert autotune("pareto", cwd=tmp_path).returncode == 0
 
 

@@ -284,7 +284,7 @@ def test_time_out_ends_between_trials(tmp_path: Path) -> None:
     done = autotune("run", str(study), "--trials", "50", "--timeout", "0.05", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 1 <= finished(tmp_path) < 50
-    assert "the time is up" in done.stdout + done.stderr
+    assert "the time limit was reached" in done.stdout + done.stderr
 
 
 def test_winners_are_measured_again_beside_the_baseline(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_winners_are_measured_again_beside_the_baseline(tmp_path: Path) -> None:
         assert low < c["values"]["throughput"] < high  # type: ignore[index]
     assert confirmed[0]["speedup"][0] == 1.0  # type: ignore[index]
     assert not any(t["front"] for t in again)
-    assert "side by side" in done.stdout
+    assert "Confirmation (launched again, interleaved)" in done.stdout
     # the space is exhausted, and nothing is left to confirm
     more = autotune("run", str(study), "--trials", "8", cwd=tmp_path)
     assert more.returncode == 0
@@ -368,12 +368,12 @@ def test_what_cannot_be_drawn_or_saved_at_the_end_is_one_line_each(
     done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = (done.stdout + done.stderr).splitlines()
-    (plots,) = (line for line in said if line.startswith("no plots: "))
-    assert "autotune-double: cannot be written: Is a directory; " in plots
-    assert plots.endswith("nothing measured is lost, and `autotune pareto` draws them")
-    (page,) = (line for line in said if line.startswith("nothing new for the dashboard: "))
-    assert "ValueError: no such figure; nothing measured is lost, " in page
-    assert page.endswith("and `autotune dashboard` makes it")
+    (plots,) = (line for line in said if line.startswith("plots not drawn: "))
+    assert "autotune-double: cannot be written: Is a directory. " in plots
+    assert plots.endswith("No measurement is lost; draw them with `autotune pareto`")
+    (page,) = (line for line in said if line.startswith("dashboard not updated: "))
+    assert "ValueError: no such figure. No measurement is lost; " in page
+    assert page.endswith("update it with `autotune dashboard`")
     # the summary comes all the same, without plots
     assert "double: 1 of 1 trials finished" in said
     assert any(line.startswith("To serve trial 0 ") for line in said)

@@ -190,8 +190,34 @@ def test_a_chance_is_never_called_certain() -> None:
         found = Verdict({}, (choice,), choice, ())
         return verdict_lines(replace(study(objectives=(P95,)), verdict=found))[0]
 
-    assert "with more than 99% chance" in words(0.9996)
-    assert "with 97% chance" in words(0.97)
+    assert "with more than 99% probability" in words(0.9996)
+    assert "with 97% probability" in words(0.97)
+
+
+def test_sentences_are_wrapped_in_a_terminal_and_whole_in_a_log() -> None:
+    choice = Choice(1, (Estimate(2000, 1900, 2100),), None, {0: 0.97})
+    view = replace(study(objectives=(P95,)), verdict=Verdict({}, (choice,), choice, ()))
+    confirmed = {"confirmed": {"p95_latency": 4327.0}, "confirmed_launches": 2}
+    bounds = {"confirmed_intervals": {"p95_latency": (3965.0, 4722.0)}}
+    speedup = {"confirmed_speedup": (1.452, 1.263, 1.684)}
+    view = replace(
+        view,
+        trials=[
+            replace(t, **confirmed, **bounds, **speedup)  # type: ignore[arg-type]
+            for t in view.trials
+        ],
+    )
+    whole = "speed-up 1.45× [1.26, 1.68]; 2 launches"
+    for ui, out in (plain_ui(), live_ui()[:2]):
+        ui.best(view, view.trials[1], None)
+        lines = visible(out.getvalue()).splitlines()
+        (first,) = (i for i, line in enumerate(lines) if line.startswith("  trial 1 (n = 3, "))
+        if ui.live:
+            assert max(map(len, lines)) <= 80
+            assert not any(line.count("[") != line.count("]") for line in lines)
+            assert lines[first + 1].startswith("    ")
+        else:
+            assert lines[first].endswith(whole)
 
 
 def test_the_command_can_be_pasted_in_one_piece() -> None:
@@ -214,7 +240,7 @@ def test_the_default_database_is_not_repeated(tmp_path: Path, monkeypatch: Any) 
 def test_a_summary_without_a_front_offers_no_command() -> None:
     ui, out = plain_ui()
     ui.summary(study(ROWS[4:5]), None, Path("autotune.db"), [])
-    assert "no trial gave numbers" in out.getvalue()
+    assert "no trial has results" in out.getvalue()
     assert "--shell" not in out.getvalue()
 
 

@@ -41,6 +41,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -66,7 +67,7 @@ class Sample:
 
     Attributes:
         index: The request's index.
-        phase: ``warmup`` or ``measure``.
+        phase: ``warmup``, ``measure``, or ``fill``: it kept a place busy for measured ones.
         intended: When the workload wanted it to be sent.
         start: When it was sent.
         ttft: Seconds from ``start`` to the first text; None unless ok.
@@ -96,7 +97,7 @@ class Phase:
     """One run over a list of requests.
 
     Attributes:
-        samples: One for each request that was sent, in the requests' order.
+        samples: One for each request that was answered or failed, in the requests' order.
         seconds: From the phase's start to the end of its last request.
         started_at: Unix time of the clock's 0.
     """
@@ -118,6 +119,8 @@ async def run_phase(
     hang_timeout_s: float,
     on_done: Callable[[Sample], None],
     more: Callable[[], bool] = lambda: True,
+    choose: Callable[[], tuple[int, str] | None] | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Phase:
     """Sends the requests in their order, none before its arrival time, and waits for all answers.
 
@@ -138,6 +141,11 @@ async def run_phase(
             What it raises ends the phase and comes out unchanged.
         more: Asked before each request, when its time has come and a place is free. False ends the
             sending for good; what is under way is waited for as ever. Same rules as ``on_done``.
+        choose: Gives the number of the next request, from 0, and the phase of its sample, when a
+            place is free; None ends the sending for good. A request may be sent several times.
+            Without it: each once, in their order, all of ``phase``. Same rules as ``on_done``.
+        enough: Asked after each sample. True ends the phase: what is under way is broken off, and
+            leaves no sample. Same rules as ``on_done``.
 
     Cancelling this coroutine closes every connection at once; what ``on_done`` got is all there is.
     """
@@ -147,33 +155,45 @@ async def run_phase(
     specs = [_own(spec, r) for r in requests]
     each = zip(requests, specs, strict=True)
     messages = [_message(host, port, api_key, model, r, own) for r, own in each]
-    samples: dict[int, Sample] = {}
-    queue: Iterator[int] = iter(range(len(requests)))
+    samples: list[tuple[int, Sample]] = []
+    queue = iter([(i, phase) for i in range(len(requests))])
+    following = choose or partial(next, queue, None)
+    closed = False
+    places: list[asyncio.Task[None]] = []
     turn = asyncio.Lock()  # its waiters are served in their order
 
-    async def take() -> int | None:
-        """The next request, when it may be sent; None if no other will be."""
-        nonlocal queue
+    async def take() -> tuple[int, str] | None:
+        """The next request and its phase, when it may be sent; None if no other will be."""
+        nonlocal closed
         async with turn:
-            if (i := next(queue, None)) is None:
-                return None
-            if (wait := zero + arrivals[i] - time.perf_counter()) > 0:
-                await asyncio.sleep(wait)
-            if more():
-                return i
-            queue = iter(())
+            found = None if closed else following()
+            if found is not None:
+                if (wait := zero + arrivals[found[0]] - time.perf_counter()) > 0:
+                    await asyncio.sleep(wait)
+                if more():
+                    return found
+            closed = True
             return None
+
+    def end() -> None:
+        """Break off what the other places do; an exception would swallow an interrupt."""
+        nonlocal closed
+        closed = True
+        for other in places:
+            if other is not asyncio.current_task():
+                other.cancel()
 
     async def place() -> None:
         """One of the places: takes the next request as soon as it is free."""
         line = _Line(host, port)
         try:
-            while (i := await take()) is not None:
+            while (taken := await take()) is not None:
+                i, of = taken
                 start, answer = await line.ask(messages[i], specs[i], hang_timeout_s)
                 ok = answer.status == "ok"
-                samples[i] = sample = Sample(
+                sample = Sample(
                     index=requests[i].index,
-                    phase=phase,
+                    phase=of,
                     intended=arrivals[i],
                     start=start - zero,
                     ttft=answer.stamps[0] - start if ok else None,
@@ -184,7 +204,11 @@ async def run_phase(
                     error=answer.error,
                     chunks=tuple(at - start for at in answer.stamps) if ok else (),
                 )
+                samples.append((i, sample))
                 on_done(sample)
+                if enough():
+                    end()
+                    return
         finally:
             line.hang_up()
 
@@ -193,11 +217,12 @@ async def run_phase(
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(spec.max_concurrency or len(requests), len(requests))):
-                    group.create_task(place())
+                    places.append(group.create_task(place()))
         except BaseExceptionGroup as e:
             raise e.exceptions[0] from None
         seconds = time.perf_counter() - zero
-    return Phase(tuple(samples[i] for i in sorted(samples)), seconds, started_at)
+    samples.sort(key=lambda x: (x[0], x[1].start))
+    return Phase(tuple(sample for _, sample in samples), seconds, started_at)
 
 
 @contextmanager

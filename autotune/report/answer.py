@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autotune.errors import UserError
 from autotune.export import shell_command
-from autotune.measure import Estimate, SingleLaunch, within_launch
+from autotune.measure import Estimate
 from autotune.report.content import (
     Answer,
     Block,
@@ -16,7 +16,7 @@ from autotune.report.content import (
 )
 from autotune.report.figures import searched
 from autotune.report.source import Source, against, change, count, load_text, lower, progress
-from autotune.results import LEAST_DEGREES
+from autotune.results import LEAST_DEGREES, as_single
 from autotune.serving import runs_model_code
 from autotune.space import MNBT, N
 from autotune.views import (
@@ -29,7 +29,6 @@ from autotune.views import (
     point_text,
     value_with_interval,
 )
-from objectives import Objective
 
 
 def answer(s: Source) -> Answer:
@@ -38,9 +37,9 @@ def answer(s: Source) -> Answer:
     if t is None:
         return Answer(
             "Nothing can be recommended",
-            f"{progress(s)} No trial gave numbers.",
+            f"{progress(s)} No trial has results.",
             certain=False,
-            notes=(f"What failed: {plain(kinds_text(view.failures()))}.",)
+            notes=(f"Failed trials: {plain(kinds_text(view.failures()))}.",)
             if view.failures()
             else (),
         )
@@ -67,7 +66,7 @@ def _facts(s: Source, t: TrialView) -> Iterator[Fact]:
             e = None if value is None else Estimate(value, low, high)
         if e is None:
             continue
-        notes = ["no interval: too little is known of how launches differ"]
+        notes = ["no interval: too few repeated launches to estimate how far launches differ"]
         if e.low is not None or e.high is not None:
             notes = [f"95% interval {bounds_text((e.low, e.high))}"]
         if t.baseline:
@@ -81,12 +80,12 @@ def _evidence(s: Source, t: TrialView) -> Fact:
     launches, requests = len(s.measured(t)), s.requests(t)
     what = f"{count(requests, 'request')} in {count(launches, 'launch')}"
     if not t.confirmed:
-        return Fact("Evidence", "not measured again", (f"the search's {what}",))
+        return Fact("Evidence", "not confirmed", (f"only {what} of the search",))
     base = s.baseline
     beside: tuple[str, ...] = ()
     if base is not None and base is not t and base.confirmed:
         of = f"{count(s.requests(base), 'request')} in {count(base.confirmed_launches, 'launch')}"
-        beside = (f"beside the baseline's {of}",)
+        beside = (f"compared with {of} of the baseline",)
     return Fact("Evidence", "confirmed", (f"with {what}", *beside))
 
 
@@ -99,42 +98,42 @@ def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:
     if base is None or not (value := t.value(o)) or not (other := base.value(o)):
         return None
     variance = s.view.variance.get(o.name)
-    a, b = (_single(x, o) for x in (t, base))
+    a, b = (as_single(x, o.name) for x in (t, base))
     if variance is None or variance.total.degrees < LEAST_DEGREES or a is None or b is None:
         return Estimate(value / other, None, None)
-    return variance.ratio(a, b)
-
-
-def _single(t: TrialView, o: Objective) -> SingleLaunch | None:
-    value, (low, high) = t.value(o), (t.within or {}).get(o.name) or (None, None)
-    within = None if value is None else within_launch(value, low, high)
-    return None if value is None or within is None else SingleLaunch(value, within)
+    return variance.ratio(a, b, (t.launches, base.launches))
 
 
 def _sure(s: Source, t: TrialView) -> tuple[str, bool]:
     """How sure the answer is, in words, and whether it is certain."""
     if s.view.verdict is None or not t.confirmed:
         words = (
-            "This was not measured again. The best of many single launches is too good by a part "
-            "of its own luck: take it for a candidate, and confirm it (autotune confirm)."
+            "This result is not confirmed. The best of many single launches usually looks better "
+            "than it is (selection bias). Treat it as a candidate and run autotune confirm."
         )
         return words, False
     choice = s.view.verdict.winners[0]
     by = lower(s.view.objectives[0].title)
     if choice.runner_up is None:
-        return f"Best by {plain(by)}, measured again; nothing else was measured beside it.", False
-    rival = s.name(s.trial(choice.runner_up))
+        return f"Best by {plain(by)} and confirmed, but without a rival to compare it with.", False
+    rival = _named(s, choice.runner_up)
     if choice.chance is None:
-        return f"How sure that is, is not known: no point was launched twice ({rival}).", False
+        return f"Not comparable with {rival} yet, because no point was launched twice.", False
     if choice.tie:
-        others = [s.name(s.trial(k)) for k in choice.ties]
+        others = [_named(s, k) for k in choice.ties]
         words = (
-            f"A tie with {', '.join(others)}: by {plain(by)} this is better with "
-            f"{choice.chance:.0%} chance only; from 95% on it would be called better."
+            f"A tie with {', '.join(others)}: by {plain(by)} this is better with only "
+            f"{choice.chance:.0%} probability. From 95% on it would not be called a tie."
         )
         return words, False
     chance = "more than 99%" if choice.chance > 0.99 else f"{choice.chance:.0%}"
-    return f"By {plain(by)} it is better than {rival} with {chance} chance.", True
+    return f"By {plain(by)} it is better than {rival} with {chance} probability.", True
+
+
+def _named(s: Source, number: int) -> str:
+    """Return a trial's name within a sentence, with its article."""
+    t = s.trial(number)
+    return f"the {s.name(t)}" if t.baseline else s.name(t)
 
 
 def _notes(s: Source, t: TrialView) -> Iterator[str]:
@@ -163,16 +162,16 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
         if other is not None and other is not t:
             yield (
                 f"This is the best by {plain(lower(view.objectives[0].title))}. "
-                f"By {plain(lower(o.title))} it is {s.name(other)}."
+                f"The best by {plain(lower(o.title))} is {s.name(other)}."
             )
-    yield f"It holds for this load: {load_text(s)}."
+    yield f"The answer holds for this load: {load_text(s)}."
     if N in t.point or MNBT in t.point:
         yield (
-            "n is num_speculative_tokens, the tokens drafted per step, 0 without speculation; MNBT "
-            "is max_num_batched_tokens, the most tokens of a step."
+            "n is num_speculative_tokens, the number of tokens drafted per step (0: no "
+            "speculation). MNBT is max_num_batched_tokens, the most tokens processed per step."
         )
     for w in dict.fromkeys(w for x in s.measured(t) for w in x.warnings):
-        yield f"Warning, {plain(w)}."
+        yield f"Warning: {plain(w)}."
     if view.finished < view.wanted or any(x.state in {"running", "waiting"} for x in view.trials):
         yield progress(s)
 
@@ -180,18 +179,18 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
 def command(s: Source) -> Iterator[Block]:
     """The command that serves the answer."""
     if s.best is None:
-        yield Paragraph("There is none: no trial gave numbers.")
+        yield Paragraph("No trial has results, so there is no command.")
         return
     try:
         text = shell_command(s.store, s.view.name, s.best)
     except UserError as e:
-        yield Paragraph(f"It cannot be shown: {plain(str(e))}.")
+        yield Paragraph(f"The command cannot be shown: {plain(str(e))}.")
         return
     yield Code(f"Serves {point_text(s.best.point)}", text)
     yield Paragraph(
         "Paths are those of the machine that this report was made on; a variable that holds a "
-        "secret stands by its name. autotune export gives the same for vLLM's --config, "
+        "secret appears by its name only. autotune export writes the same for vLLM's --config, "
         "Compose, Kubernetes and systemd."
     )
     if runs_model_code(s.spec):
-        yield Paragraph("trust-remote-code is set: Python code that comes with the model is run.")
+        yield Paragraph("trust-remote-code is set: Python code that comes with the model will run.")

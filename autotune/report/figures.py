@@ -42,13 +42,14 @@ _MOST_STEPS = 600
 
 
 def searched(view: StudyView) -> list[TrialView]:
-    """The trials of the search that count: complete, not ended early, a point of their own."""
+    """The trials of the search that count: complete, comparable, a point of their own."""
     return [
         t
         for t in view.trials
         if t.state == "complete"
         and t.again is None
         and not t.truncated
+        and not t.outdated
         and all(t.value(o) is not None for o in view.objectives)
     ]
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from autotune.measure import Estimate
+from autotune.measure import Estimate, quantile
 from autotune.plots import pareto_figure
 from autotune.plots3d import lines_figure, space_figure
 from autotune.report import figures
@@ -288,7 +288,7 @@ def latency(s: Source) -> Iterator[Block]:
     rows = []
     for c in curves:
         for kind, values in (("E2EL", c.e2el), ("TTFT", c.ttft)):
-            found = np.percentile(values, _PERCENTILES) * 1000
+            found = [quantile(values, p) * 1000 for p in _PERCENTILES]
             rows.append((c.name, kind, *map(number, found), str(len(values)), str(c.launches)))
     yield Table(
         "Percentiles in ms, of all launches' requests together (a trial's p95 is the mean of its "

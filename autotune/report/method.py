@@ -33,9 +33,9 @@ from autotune.views import (
     kinds_text,
     number,
     objective_text,
+    origin_lines,
     plain,
     point_text,
-    reused_lines,
     scatter_line,
     value_text,
 )
@@ -130,7 +130,7 @@ def method(s: Source) -> Iterator[Block]:
     """Definitions, load, machine, versions, and how far launches differ."""
     yield Points(tuple(_definitions(s)))
     yield Table("Machine and software", ("what", "which"), tuple(_machine(s)), frozenset({0, 1}))
-    if lines := reused_lines(s.view):
+    if lines := origin_lines(s.view):
         yield Points(tuple(f"{upper(line)}." for line in lines))
     stops = Counter(t.stop for t in s.view.trials if t.stop)
     if stops:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from autotune import __version__
+from autotune.recomputed import Recomputed
 from autotune.report import answer, beyond, measured, method
 from autotune.report.content import Report, Section
 from autotune.report.source import Source
@@ -30,7 +31,9 @@ def build(store: Store, view: StudyView) -> Report:
         view,
         loaded.spec,
         store.launches(name),
-        store.optuna_study(name).get_trials(deepcopy=False),
+        Recomputed(store, loaded.spec, view.objectives).trials(
+            store.optuna_study(name).get_trials(deepcopy=False)
+        ),
     )
     sections = [
         ("command", "The command to serve", answer.command(s)),

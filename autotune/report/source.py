@@ -11,6 +11,7 @@ from functools import cached_property
 from optuna.trial import FrozenTrial
 
 from autotune.measure import Estimate, Measurement
+from autotune.recomputed import measurement_of
 from autotune.space import N
 from autotune.spec import StudySpec
 from autotune.store import LaunchRow, Store
@@ -81,9 +82,10 @@ class Source:
             if x.trial == t.number and x.measured_at is not None and x.failure_kind is None
         ]
         samples = self.store.samples(of[-1].launch_id) if of else []
-        if not any(x.status == "ok" for x in samples):
+        try:
+            return measurement_of(samples, self.spec.workload, of[-1].quality if of else None)
+        except ValueError:
             return None
-        return Measurement.of(samples, self.spec.workload.latency_origin)
 
 
 def load_text(s: Source) -> str:
@@ -91,7 +93,7 @@ def load_text(s: Source) -> str:
     load = s.spec.workload
     parts = []
     if load.max_concurrency is not None:
-        parts.append(f"{count(load.max_concurrency, 'request')} at a time")
+        parts.append(f"concurrency {load.max_concurrency}")
     if not math.isinf(load.request_rate):
         spread = "at random (Poisson)" if load.arrivals == "poisson" else "evenly spread"
         parts.append(f"{load.request_rate:g} requests per second, {spread}")

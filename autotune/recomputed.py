@@ -1,0 +1,176 @@
+"""Numbers of an earlier estimator, computed again from the requests that the database kept.
+
+How values and intervals are computed has a version (:data:`autotune.measure.ESTIMATOR`), and what
+two versions gave does not compare. A database keeps every request, so trials of an earlier version
+are computed again whenever they are read; nothing is changed in the file. autotune 0.1 began with
+empty places and ended with them, so of its closed loops the first and the last requests of each
+place are left out. Where too few are left, or an objective is a user's own, whose code is not run
+for a look at a database, the trial is shown as it was and takes no part in anything. Nor do
+launches that confirm such a trial; the first launch of the search that repeats one, and can be
+computed again, takes its place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.load import Sample
+from autotune.measure import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
+from autotune.measuring import Stop, with_energy
+from autotune.nvml import Energy
+from autotune.spec import StudySpec, WorkloadSpec
+from autotune.store import Store
+from objectives import Objective
+
+# Of a trial's quality: the version that measured it, and why it could not be computed again.
+RECOMPUTED = "recomputed"
+OUTDATED = "outdated"
+
+
+def estimator_of(quality: Mapping[str, Any] | None) -> int:
+    """Return the version of the estimator that numbers were computed with; 1 is autotune 0.1's."""
+    return int((quality or {}).get("estimator") or 1)
+
+
+def measurement_of(
+    samples: Sequence[Sample], load: WorkloadSpec, quality: Mapping[str, Any] | None
+) -> Measurement:
+    """Return what stored requests measure.
+
+    Args:
+        samples: The measured ones of a launch.
+        load: The study's.
+        quality: Of the launch.
+
+    Raises:
+        ValueError: there is no such request, or too few ran while all places were busy.
+    """
+    found = quality or {}
+    m = Measurement.of(
+        samples, load.latency_origin, load.places, busy=bool(found.get("busy", False))
+    )
+    if energy := found.get("energy"):
+        joules = {int(k): float(v) for k, v in energy["joules"].items()}
+        m = with_energy(m, Energy(float(energy["seconds"]), joules))
+    return m
+
+
+class Recomputed:
+    """Trials of one study as the present estimator has them; each is computed once.
+
+    Args:
+        store: Has the study.
+        spec: The study.
+        objectives: With the study's directions.
+    """
+
+    def __init__(self, store: Store, spec: StudySpec, objectives: Sequence[Objective]) -> None:
+        self._store, self._spec, self._objectives = store, spec, objectives
+        self._known: dict[int, FrozenTrial] = {}
+
+    def trials(self, found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the trials, those of an earlier estimator computed again or marked.
+
+        Args:
+            found: All of the study, in the order of their numbers.
+        """
+        out = [self._known.get(t.number) or self._trial(t) for t in found]
+        gone = {t.number for t in out if OUTDATED in _quality(t)}
+        return list(_without(gone, out, found)) if gone else out
+
+    def _trial(self, t: FrozenTrial) -> FrozenTrial:
+        quality = _quality(t)
+        if t.state != TrialState.COMPLETE or estimator_of(quality) == ESTIMATOR:
+            return t
+        try:
+            values, attrs = self._again(t, quality)
+        except ValueError as e:
+            out = _outdated(t, str(e))
+        else:
+            out = _with_attrs(t, {**t.user_attrs, **attrs})
+            out.values = values
+        self._known[t.number] = out
+        return out
+
+    def _again(
+        self, t: FrozenTrial, quality: Mapping[str, Any]
+    ) -> tuple[list[float], dict[str, Any]]:
+        """Values and attributes of a trial.
+
+        Raises:
+            ValueError: they cannot be computed.
+        """
+        if own := next((o.name for o in self._objectives if o.origin is not None), None):
+            raise ValueError(f"{own} is an objective of your own")
+        launch = str(t.user_attrs.get("launch", ""))
+        samples = self._store.samples(launch)
+        full = self._store.launch(launch).quality if samples else None
+        if (then := (full or {}).get("requests", len(samples))) != len(samples):
+            raise ValueError(f"of its {then} requests the database has {len(samples)}")
+        m = measurement_of(samples, self._spec.workload, full)
+        precise = quality.get("stop") == Stop.PRECISE.name.lower()
+        confidence = STOPPING_CONFIDENCE if precise else 0.95
+        values = [o.value(m) for o in self._objectives]
+        intervals = [o.bounds(m, confidence) for o in self._objectives]
+        names = [o.name for o in self._objectives]
+        errors = [standard_error(v, i) for v, i in zip(values, intervals, strict=True)]
+        return values, {
+            "intervals": {name: [i.low, i.high] for name, i in zip(names, intervals, strict=True)},
+            "log_variances": [None if e is None else e**2 for e in errors],
+            "quality": {
+                **quality,
+                "estimator": ESTIMATOR,
+                "errors": dict(zip(names, errors, strict=True)),
+                "requests": len(m),
+                RECOMPUTED: estimator_of(quality),
+            },
+        }
+
+
+def _without(
+    gone: Container[int], trials: Iterable[FrozenTrial], stored: Iterable[FrozenTrial]
+) -> Iterator[FrozenTrial]:
+    """Trials of which none refers to one that cannot be compared.
+
+    Args:
+        gone: Numbers of those.
+        trials: Computed again, in the order of their numbers.
+        stored: The same as the database has them.
+    """
+    heirs: dict[int, int] = {}
+    bases: set[int] = set()
+    for t, before in zip(trials, stored, strict=True):
+        confirms = t.user_attrs.get("confirms")
+        again = -1 if t.state == TrialState.FAIL else t.user_attrs.get("replicates", -1)
+        if t.number in gone:
+            if t.user_attrs.get("baseline"):
+                bases.add(t.number)
+            yield t
+        elif confirms in gone and RECOMPUTED in _quality(t):
+            yield _outdated(before, f"trial {confirms}, which it confirms, cannot")
+        elif again in gone and heirs.setdefault(again, t.number) == t.number:
+            attrs = {k: v for k, v in t.user_attrs.items() if k != "replicates"}
+            yield _with_attrs(t, attrs | ({"baseline": True} if again in bases else {}))
+        elif again in gone:
+            yield _with_attrs(t, {**t.user_attrs, "replicates": heirs[again]})
+        else:
+            yield t
+
+
+def _quality(t: FrozenTrial) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = t.user_attrs.get("quality") or {}
+    return found
+
+
+def _outdated(t: FrozenTrial, why: str) -> FrozenTrial:
+    return _with_attrs(t, {**t.user_attrs, "quality": {**_quality(t), OUTDATED: why}})
+
+
+def _with_attrs(t: FrozenTrial, attrs: dict[str, Any]) -> FrozenTrial:
+    out = copy.copy(t)
+    out.user_attrs = attrs
+    return out

@@ -1,0 +1,102 @@
+"""Are a study's requests enough for what it asks? Sentences for `doctor`, `explain` and `run`.
+
+What each number of requests is good for follows from :mod:`autotune.measure`: an interval of tok/s
+needs eight batches of two, bounds of a percentile need values beyond it, no look comes before four
+requests of each place, and with fewer than eight of each place a trial is hardly more than its
+beginning (``benchmarks/coverage.py`` has the coverage by number of requests and concurrency).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from autotune.errors import UserError
+from autotune.measure import first_look, precise_needs, rivals_need
+from autotune.measure.intervals import MIN_REQUESTS
+from autotune.spec import LoadedStudy, StudySpec
+
+TURNS = 8  # requests of each place that make a measurement
+_BOUND = 0.025  # of an interval's confidence of 95 %, on one side
+
+
+def bound_needs(percent: int) -> int:
+    """Return how many requests an upper 95 % bound of a percentile needs.
+
+    >>> bound_needs(95), bound_needs(99)
+    (72, 368)
+    """
+    return math.floor(math.log(_BOUND) / math.log(percent / 100)) + 1
+
+
+def notes(spec: StudySpec) -> Iterator[str]:
+    """Give a sentence for each thing that a study's number of requests is too small for."""
+    load = spec.workload
+    sent, places = load.num_prompts, load.places or 1
+    key = f"workload.num_prompts: {sent}"
+    if places > 1 and sent < TURNS * places:
+        yield (
+            f"{key} requests are few for {places} at a time, only {sent / places:.1f} for each. "
+            f"Give {TURNS * places} or more ({TURNS} × max_concurrency)"
+        )
+    elif sent < MIN_REQUESTS:
+        yield f"{key} requests give no interval of tok/s. Give {MIN_REQUESTS} or more"
+    percents = [int(m[1]) for o in spec.objectives if (m := re.match(r"p(9\d)_", o.name))]
+    if percents and sent < (needed := bound_needs(max(percents))):
+        yield (
+            f"{key} requests leave p{max(percents)} without an upper bound. Give {needed} or more"
+        )
+    if not load.keeps_busy(load.most_warmup):
+        yield (
+            f"workload.warmup_prompts: {load.most_warmup} do not keep {places} places busy before "
+            "and after the measured requests, so the first and the last "
+            f"{places} of these do not count. Give {places} or more"
+        )
+    yield from _early_ends(spec, percents)
+
+
+def _early_ends(spec: StudySpec, percents: list[int]) -> Iterator[str]:
+    """What a trial needs to end before its last request."""
+    load, alpha = spec.workload, spec.measure.dominated_error
+    sent = load.num_prompts
+    start = first_look(spec.measure.min_prompts, load.places)
+    many = max(1, spec.budget.trials - spec.budget.confirm_of(spec.budget.trials) - 1)
+    few = sent < TURNS * (load.places or 1)  # said already
+    if sent <= start and few:
+        return
+    if sent <= start:
+        yield (
+            f"workload.num_prompts: {sent} requests are too few for a trial to end early, so each "
+            f"is measured whole. From {start + 1} on one can"
+        )
+    elif percents and alpha and sent < (needed := rivals_need(many, alpha)):
+        k = next(k for k in range(1, many + 1) if rivals_need(k, alpha) > sent)
+        after = f" once {k} have finished" if k > 1 else ""
+        yield (
+            f"workload.num_prompts: {sent} requests are too few to end a worse trial early{after}, "
+            f"because p95 is too uncertain. Give {needed} or more to save that time"
+        )
+    elif percents and sent < precise_needs():
+        yield (
+            f"workload.num_prompts: {sent} requests are too few for p95 to become precise, so each "
+            f"trial is measured whole. Give {precise_needs()} or more"
+        )
+
+
+def check(loaded: LoadedStudy) -> None:
+    """Refuse a closed loop of which too few requests would count.
+
+    Raises:
+        UserError: neither warm-up requests nor enough measured ones keep the places busy.
+    """
+    load = loaded.spec.workload
+    if load.places is None or load.keeps_busy(load.most_warmup):
+        return
+    if load.num_prompts < 3 * load.places:
+        raise UserError(
+            f"{loaded.path}: workload.warmup_prompts: {load.most_warmup} do not keep "
+            f"{load.places} places busy, and of {load.num_prompts} measured requests fewer than "
+            f"{load.places} would run with all places busy. Give warmup_prompts: {load.places} or "
+            f"more, or num_prompts: {3 * load.places} or more"
+        )

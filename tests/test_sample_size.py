@@ -1,0 +1,113 @@
+"""What a study is told of its number of requests, before anything is launched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autotune import sample_size
+from autotune.doctor import checks
+from autotune.errors import UserError
+from autotune.explain import space_map
+from autotune.spec import load_study
+from tests.studies import autotune, write_study
+
+
+def said(folder: Path, **changes: object) -> list[str]:
+    return list(sample_size.notes(load_study(write_study(folder, **changes)).spec))
+
+
+def test_enough_requests_need_no_words(tmp_path: Path) -> None:
+    enough = {"workload__num_prompts": 1024, "workload__warmup_prompts": 512}
+    assert said(tmp_path, **enough, workload__max_concurrency=128) == []
+    assert said(tmp_path, **enough, workload__max_concurrency=1) == []
+
+
+@pytest.mark.parametrize(
+    ("requests", "places", "words"),
+    [
+        (1023, 128, "Give 1024 or more (8 × max_concurrency)"),
+        (12, 1, "give no interval of tok/s. Give 16 or more"),
+        (71, 1, "leave p95 without an upper bound. Give 72 or more"),
+        (32, 1, "too few for a trial to end early, so each is measured whole. From 33 on one can"),
+        (512, 128, "few for 128 at a time, only 4.0 for each. Give 1024 or more"),
+        (
+            80,
+            2,
+            "a worse trial early once 2 have finished, because p95 is too uncertain. Give 139 or more",
+        ),
+        (138, 2, "to end a worse trial early once 30 have finished"),
+    ],
+)
+def test_too_few_requests_are_said_with_how_many_would_do(
+    tmp_path: Path, requests: int, places: int, words: str
+) -> None:
+    notes = said(
+        tmp_path,
+        workload__num_prompts=requests,
+        workload__warmup_prompts=512,
+        workload__max_concurrency=places,
+    )
+    assert any(words in note for note in notes), notes
+    assert all(note.startswith(f"workload.num_prompts: {requests} ") for note in notes)
+
+
+def test_p99_needs_more_than_p95(tmp_path: Path) -> None:
+    objectives = ["throughput", "p99_ttft"]
+    found = {"workload__num_prompts": 367, "workload__warmup_prompts": 8, "objectives": objectives}
+    assert "p99 without an upper bound. Give 368 or more" in said(tmp_path, **found)[0]
+    assert said(tmp_path, **{**found, "workload__num_prompts": 368}) == []
+
+
+def test_without_early_ends_only_precision_ends_a_trial(tmp_path: Path) -> None:
+    never = {"measure__dominated_error": 0, "workload__warmup_prompts": 8}
+    (note,) = said(tmp_path, workload__num_prompts=81, **never)
+    assert "too few for p95 to become precise" in note
+    assert "Give 82 or more" in note
+    assert said(tmp_path, workload__num_prompts=82, **never) == []
+
+
+def test_an_open_loop_has_no_places_to_keep_busy(tmp_path: Path) -> None:
+    load = {"workload__request_rate": 5.0, "workload__warmup_prompts": 0}
+    assert said(tmp_path, **load, workload__num_prompts=200, workload__max_concurrency=64) == []
+
+
+def test_few_warmup_requests_cost_measured_ones(tmp_path: Path) -> None:
+    load = {"workload__max_concurrency": 32, "workload__warmup_prompts": 31}
+    notes = said(tmp_path, **load, workload__num_prompts=512)
+    assert any("do not keep 32 places busy" in n and "Give 32 or more" in n for n in notes), notes
+
+
+def test_a_load_that_is_never_full_is_refused(tmp_path: Path) -> None:
+    file = write_study(
+        tmp_path,
+        workload__max_concurrency=32,
+        workload__warmup_prompts=31,
+        workload__num_prompts=95,
+    )
+    done = autotune("run", str(file), "--trials", "1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{file.name}: workload.warmup_prompts: 31" in done.stderr
+    assert "Give warmup_prompts: 32 or more, or num_prompts: 96 or more" in done.stderr
+    assert not list(tmp_path.glob("*.db"))
+    loaded = load_study(file)
+    with pytest.raises(UserError, match="warmup_prompts"):
+        sample_size.check(loaded)
+    (load,) = [c for c in checks(loaded, tmp_path / "autotune.db") if c.name == "load"]
+    assert load.ok is False
+
+
+def test_doctor_explain_and_run_say_it(tmp_path: Path) -> None:
+    file = write_study(tmp_path, workload__num_prompts=12, workload__warmup_prompts=4)
+    loaded = load_study(file)
+    words = "are few for 2 at a time"
+    found = space_map(loaded.spec, "0.32.0")
+    assert any(words in note for note in found.to_json()["notes"])
+    assert words in " ".join(" ".join(found.lines()).split())
+    of_load = [c for c in checks(loaded, tmp_path / "autotune.db") if c.name == "load"]
+    assert [c.ok for c in of_load] == [None] * len(of_load)
+    assert any(words in c.text for c in of_load)
+    done = autotune("run", str(file), "--trials", "1", cwd=tmp_path)
+    assert done.returncode == 0
+    assert words in " ".join(done.stdout.split())
