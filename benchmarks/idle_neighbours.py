@@ -93,7 +93,8 @@ def phase(study: LoadedStudy, server: Server, requests: Sequence[Request]) -> di
     """What one measurement gives, by objective."""
     none = [0.0] * len(requests)
     sent = send(server, study.spec.workload, requests, none, "measure", lambda _: None)
-    m = Measurement.of(sent, study.spec.workload.latency_origin)
+    load = study.spec.workload  # its first and last requests ran while places were empty
+    m = Measurement.of(sent, load.latency_origin, load.places, busy=False)
     return {o.name: o.value(m) for o in objectives(study)}
 
 

@@ -254,8 +254,9 @@ class Worker:
         samples = put(cycled(self.workload.measured, self.plan.requests[concurrency]), "measure")
         stats = difference(before, scrape(plan.base_url, plan.api_key))
         m = Measurement.of(samples, spec.workload.latency_origin)
-        try:
-            values = {o.name: o.value(m) for o in self.objectives}
+        try:  # without those that ran while the batch filled and emptied
+            full = Measurement.of(samples, m.latency_from, spec.workload.places, busy=False)
+            values = {o.name: o.value(full) for o in self.objectives}
         except ValueError as e:
             raise MeasureError(FailureKind.REQUESTS, str(e)) from e
         order = sorted(samples, key=lambda s: s.start)

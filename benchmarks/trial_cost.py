@@ -61,7 +61,7 @@ import objectives
 from autotune import __version__
 from autotune.crosscheck import bench_request, samples_of
 from autotune.errors import AutotuneError, NothingUsable, UserError
-from autotune.load import Workload, build_workload
+from autotune.load import Sample, Workload, build_workload
 from autotune.loop import model_resolver, signals
 from autotune.machine import describe_machine, machine_line
 from autotune.measure import Measurement
@@ -277,7 +277,10 @@ def run_script(setup: Setup, arm: str, folder: Path) -> dict[str, Any]:
     for n, trial in zip(setup.points, done, strict=True):
         result = read_result(result_file(folder, n), len(setup.workload.measured))
         seconds = trial.seconds(result.duration)
-        trials.append(_trial(n, seconds, Measurement.of(samples_of(result), "send")))
+        # a client that begins with a burst and ends with empty places
+        trials.append(
+            _trial(n, seconds, samples_of(result), setup.spec.workload.places, busy=False)
+        )
     return _block(arm, wall, trials)
 
 
@@ -407,8 +410,9 @@ def run_ours(setup: Setup, arm: str, folder: Path) -> dict[str, Any]:
             if "launch" not in t.user_attrs:
                 raise NothingUsable(f"{arm}: trial {t.number} has no numbers; look at {log}")
             seconds = {s: v for s, v in times[t.number].seconds.items() if v is not None}
-            m = Measurement.of(store.samples(t.user_attrs["launch"]), "send")
-            trials.append(_trial(int(t.params[N]), seconds, m))
+            samples, places = store.samples(t.user_attrs["launch"]), setup.spec.workload.places
+            busy = bool(t.user_attrs["quality"].get("busy"))
+            trials.append(_trial(int(t.params[N]), seconds, samples, places, busy=busy))
     return _block(arm, wall, trials)
 
 
@@ -435,11 +439,20 @@ def _child(argv: Sequence[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
 # -- blocks ------------------------------------------------------------------------------------
 
 
-def _trial(n: int, seconds: Mapping[str, float], m: Measurement) -> dict[str, Any]:
+def _trial(
+    n: int,
+    seconds: Mapping[str, float],
+    samples: Sequence[Sample],
+    places: int | None,
+    *,
+    busy: bool,
+) -> dict[str, Any]:
+    m = Measurement.of(samples, "send", places, busy=busy)
+    ok = [x for x in samples if x.status == "ok"]
     return {
         "n": n,
-        "requests": len(m),
-        "output_tokens": int(m.output_tokens.sum()),
+        "requests": len(ok),
+        "output_tokens": sum(x.output_tokens or 0 for x in ok),
         "values": {name: objectives.get(name).value(m) for name in FIGURES},
         "seconds": {s: seconds[s] for s in ROWS if s in seconds},
     }

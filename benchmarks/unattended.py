@@ -48,6 +48,7 @@ from sqlalchemy.orm import Session
 
 from autotune import launching, loop
 from autotune.machine import describe_machine
+from autotune.measure import ESTIMATOR, Interval, standard_error
 from autotune.search import grid_points
 from autotune.space import MNBT, N, Point
 from autotune.spec import LoadedStudy, load_study
@@ -217,8 +218,10 @@ def fill(
             intervals = {
                 o.name: [0.9 * v, 1.1 * v] for o, v in zip(objectives, values, strict=True)
             }
+            errors = {k: standard_error(named[k], Interval(*i, 0.95)) for k, i in intervals.items()}
             quality = {"requests": 4, "stop": "all", "dominated_by": None, "warmup_requests": 2}
             quality |= {"steady": True, "drift": None, "prefix_cache_share": None}
+            quality |= {"estimator": ESTIMATOR, "errors": errors, "busy": True}
             launch_id = f"{number:032x}"
             attrs: dict[str, Any] = {
                 "point": dict(point),
