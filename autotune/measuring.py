@@ -135,6 +135,7 @@ class Result:
         warmup_requests: Requests before the measurement.
         steady: False: the warm-up ended with its last prompt, not with a steady server.
         busy: All places of a closed loop were busy from the first measured request to the last.
+        unanswered: Warm-up requests that held a place until the last measured one had ended.
         drift: How much faster or slower, as a share, the last requests were than the first, where
             that is more than chance explains; None: it is not.
         machine: The machine while it was measured.
@@ -151,6 +152,7 @@ class Result:
     warmup_requests: int
     steady: bool
     busy: bool
+    unanswered: int
     drift: float | None
     machine: MachineState
     energy: Energy | None = None
@@ -167,6 +169,7 @@ class Result:
             "warmup_requests": self.warmup_requests,
             "steady": self.steady,
             "busy": self.busy,
+            "unanswered": self.unanswered,
             "drift": self.drift,
             "prefix_cache_share": hits / looked_up if looked_up and hits is not None else None,
             "machine": asdict(self.machine),
@@ -308,7 +311,7 @@ class Measuring:
                     "measure",
                     seen,
                     choose=loop.choose,
-                    enough=lambda: loop.looks.over,
+                    enough=lambda: loop.looks.over or counting.failed,
                 )
                 energy = counting.energy()
             finally:
@@ -320,6 +323,7 @@ class Measuring:
             loop.first(loop.looks.size),
             loop.looks.verdict or Verdict(Stop.ALL),
             busy=busy,
+            unanswered=loop.unanswered,
             stats=stats,
             machine=counting.machine,
             energy=energy,
@@ -379,6 +383,7 @@ class Measuring:
         verdict: Verdict,
         *,
         busy: bool,
+        unanswered: int,
         stats: ServerStats,
         machine: MachineState,
         energy: Energy | None,
@@ -407,6 +412,7 @@ class Measuring:
             warmup_requests=self._warmup.requests,
             steady=self._warmup.was_steady,
             busy=busy,
+            unanswered=unanswered,
             drift=drift(rates.tolist()),
             machine=machine,
             energy=energy,
@@ -555,6 +561,11 @@ class _Counting:
         """Whether everything is counted by now."""
         return self._counters.done() and self._counters.exception() is None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the counters could not be read."""
+        return self._counters.done() and self._counters.exception() is not None
+
     def energy(self) -> Energy | None:
         """What the server's GPUs took so far; None: nothing of them tells.
 
@@ -617,6 +628,7 @@ class _Loop:
         self.all_ok = True
         self._lead = len(lead)
         self._led = 0  # warm-up requests so far, those that fill places at the end included
+        self._warming = 0  # … before the first measured one
         self._order = {r.index: i for i, r in enumerate(workload.measured)}
         self._warmup = warmup
         self._before = 0 if warmup is None else warmup.requests  # sent and kept earlier
@@ -636,6 +648,7 @@ class _Loop:
         warm = w is None or (w.steady and self._until_steady) or self._led == self._lead
         if not warm and not self.sent:
             self._led += 1
+            self._warming += 1
             return self._led - 1, "warmup"
         if self.sent < len(self._order):
             if not self.sent and w is not None:
@@ -660,6 +673,11 @@ class _Loop:
         else:
             self._fill.append(sample)
 
+    @property
+    def unanswered(self) -> int:
+        """Warm-up requests before the first measured one that have not been answered."""
+        return 0 if self._warmup is None else self._warming - len(self._warmup_samples)
+
     def first(self, count: int) -> list[Sample]:
         """The first measured requests that were sent, all of which have ended."""
         return [self._measured[i] for i in range(count)]
@@ -667,11 +685,14 @@ class _Loop:
     def kept(self) -> list[Sample]:
         """Every answered request; what does not count among the measured ones is a filling one."""
         size = self.looks.size
-        warmup = [] if self._warmup is None else self._warmup.samples[self._before :]
         measured = [
             x if place < size else replace(x, phase="fill") for place, x in self._measured.items()
         ]
-        return [*warmup, *measured, *self._fill]
+        return [*self._warmup_samples, *measured, *self._fill]
+
+    @property
+    def _warmup_samples(self) -> list[Sample]:
+        return [] if self._warmup is None else self._warmup.samples[self._before :]
 
 
 @contextmanager

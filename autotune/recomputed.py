@@ -104,6 +104,8 @@ class Recomputed:
         Raises:
             ValueError: they cannot be computed.
         """
+        if estimator_of(quality) > ESTIMATOR:
+            raise ValueError("that version is later than this one")
         if own := next((o.name for o in self._objectives if o.origin is not None), None):
             raise ValueError(f"{own} is an objective of your own")
         launch = str(t.user_attrs.get("launch", ""))

@@ -550,6 +550,10 @@ def quality_warnings(quality: Mapping[str, Any]) -> tuple[str, ...]:
         found.append(f"disturbed: {disturbed}")
     if quality.get("steady") is False:
         found.append(f"not steady: {quality['warmup_requests']} warm-up requests were too few")
+    if held := quality.get("unanswered"):
+        found.append(
+            f"slow warm-up: {held} of its requests ran until the last measured one had ended"
+        )
     if drift := quality.get("drift"):
         way = "faster" if drift > 0 else "slower"
         found.append(f"drifting: the last requests were {abs(drift):.0%} {way} than the first")
@@ -557,8 +561,8 @@ def quality_warnings(quality: Mapping[str, Any]) -> tuple[str, ...]:
         found.append(f"prefix cache: {share:.0%} of the prompt tokens came from it")
     if why := quality.get(OUTDATED):
         found.append(
-            "not compared: measured by autotune 0.1, whose numbers do not compare with today's; "
-            f"they cannot be computed again: {why}"
+            "not compared: measured by another version of autotune, whose numbers do not compare "
+            f"with today's and cannot be computed again: {why}"
         )
     return tuple(found)
 

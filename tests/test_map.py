@@ -381,6 +381,7 @@ class Instant:
                 warmup_requests=0,
                 steady=True,
                 busy=True,
+                unanswered=0,
                 drift=None,
                 machine=MachineState(rest, 1.0, 2, 1.0, 0.0, 0.0, 0.0, (), ()),
             )

@@ -29,6 +29,7 @@ from autotune.load import Counters, Request, Sample, Workload
 from autotune.measure import STOPPING_CONFIDENCE, look_sizes
 from autotune.measuring import Look, Measuring, Result, Rival, Stop
 from autotune.recomputed import measurement_of
+from autotune.results import quality_warnings
 from autotune.spec import WorkloadSpec, load_study
 from autotune.store import opened
 from tests.studies import (
@@ -491,7 +492,23 @@ def test_counters_that_cannot_be_read_are_a_failure_and_no_hang(
 
     monkeypatch.setattr(client, "scrape", broken)
     found = measure(client, raises=MeasureError)
-    assert len(found.of("measure")) == 40
+    assert len(found.of("measure")) <= 1  # no trial is measured whole that cannot be counted
+    assert len(found.of("warmup")) >= 8
+
+
+def test_a_warm_up_request_that_never_ends_is_said(measure: Callable[..., Measured]) -> None:
+    def one_hangs(phase: str, i: int) -> float:
+        return 1e9 if (phase, i) == ("warmup", 5) else steady(phase, i)
+
+    result = measure(Client(one_hangs)).result
+    assert result is not None
+    assert result.unanswered == 1
+    [warning] = [w for w in quality_warnings(result.quality()) if w.startswith("slow warm-up")]
+    assert "1 of its requests ran until the last measured one" in warning
+    usual = measure().result
+    assert usual is not None
+    assert usual.unanswered == 0
+    assert not any("slow warm-up" in w for w in quality_warnings(usual.quality()))
 
 
 # -- the same over the double --------------------------------------------------------------------

@@ -35,7 +35,7 @@ def test_enough_requests_need_no_words(tmp_path: Path) -> None:
         (
             80,
             2,
-            "a worse trial early once 2 have finished, because p95 is too uncertain. Give 139 or more",
+            "once 2 have finished, because p95 is too uncertain. Give 139 or more",
         ),
         (138, 2, "to end a worse trial early once 30 have finished"),
     ],
