@@ -93,10 +93,11 @@ def check(loaded: LoadedStudy) -> None:
     load = loaded.spec.workload
     if load.places is None or load.keeps_busy(load.most_warmup):
         return
-    if load.num_prompts < 3 * load.places:
-        raise UserError(
-            f"{loaded.path}: workload.warmup_prompts: {load.most_warmup} do not keep "
-            f"{load.places} places busy, and of {load.num_prompts} measured requests fewer than "
-            f"{load.places} would run with all places busy. Give warmup_prompts: {load.places} or "
-            f"more, or num_prompts: {3 * load.places} or more"
-        )
+    for key, sent in (("num_prompts", load.num_prompts), ("confirm_prompts", load.confirm_prompts)):
+        if sent is not None and sent < 3 * load.places:
+            raise UserError(
+                f"{loaded.path}: workload.warmup_prompts: {load.most_warmup} do not keep "
+                f"{load.places} places busy, and of {sent} measured requests fewer than "
+                f"{load.places} would run with all places busy. Give warmup_prompts: "
+                f"{load.places} or more, or {key}: {3 * load.places} or more"
+            )

@@ -530,7 +530,7 @@ def test_on_a_server_all_places_are_busy_from_the_first_request_to_the_last(
     study = write_study(
         tmp_path,
         server__flags={"max-num-seqs": 4},
-        server__env={"DOUBLE_STEP_S": "0.02"},
+        server__env={"DOUBLE_STEP_S": "0.05"},
         space__num_speculative_tokens={"type": "choice", "choices": [2, 3]},
         space__max_num_batched_tokens={"type": "choice", "choices": [2048]},
         search={"method": "grid"},
@@ -547,9 +547,9 @@ def test_on_a_server_all_places_are_busy_from_the_first_request_to_the_last(
         first, last = measured[0].start, max(x.end for x in measured)
         assert 8 <= len(warmup) <= 24
         # the warm-up is waited for by nobody: it had all places until the first measured request
-        soon = 0.02  # a step, and what a client needs on a busy machine
+        soon = 0.2  # half of a request: what a client may need on a busy machine
         assert all(x.start < first for x in warmup)
-        assert sum(x.end > first - soon for x in warmup) == PLACES
+        assert sum(x.end > first - soon for x in warmup) >= PLACES
         assert any(x.end > first for x in warmup)
         for x in measured:  # each as soon as a place was free
             assert min(abs(x.start - y.end) for y in (*warmup, *measured)) < soon

@@ -79,17 +79,24 @@ def test_few_warmup_requests_cost_measured_ones(tmp_path: Path) -> None:
     assert any("do not keep 32 places busy" in n and "Give 32 or more" in n for n in notes), notes
 
 
-def test_a_load_that_is_never_full_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "key"),
+    [((95, None), "num_prompts"), ((512, 95), "confirm_prompts")],
+)
+def test_a_load_that_is_never_full_is_refused(
+    tmp_path: Path, sent: tuple[int, int | None], key: str
+) -> None:
     file = write_study(
         tmp_path,
         workload__max_concurrency=32,
         workload__warmup_prompts=31,
-        workload__num_prompts=95,
+        workload__num_prompts=sent[0],
+        workload__confirm_prompts=sent[1],
     )
     done = autotune("run", str(file), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 2
     assert f"{file.name}: workload.warmup_prompts: 31" in done.stderr
-    assert "Give warmup_prompts: 32 or more, or num_prompts: 96 or more" in done.stderr
+    assert f"Give warmup_prompts: 32 or more, or {key}: 96 or more" in done.stderr
     assert not list(tmp_path.glob("*.db"))
     loaded = load_study(file)
     with pytest.raises(UserError, match="warmup_prompts"):
