@@ -175,12 +175,22 @@ def comparable_loads(store: Store, point: int) -> list[LoadRow]:
     return [x for row in store.loads(point) if (x := _comparable(store, row)) is not None]
 
 
+def _measured(store: Store, row: LoadRow) -> Measurement:
+    """What the requests of a part measure.
+
+    Raises:
+        ValueError: too few ran while all places were busy.
+    """
+    busy = bool(row.quality.get("busy", False))
+    samples = store.samples(row.launch_id, row.phase)
+    return Measurement.of(samples, "send", row.concurrency, busy=busy)
+
+
 def _comparable(store: Store, row: LoadRow) -> LoadRow | None:
     if estimator_of(row.quality) == ESTIMATOR:
         return row
-    samples = store.samples(row.launch_id, row.phase)
     try:
-        m = Measurement.of(samples, "send", row.concurrency, busy=False)
+        m = _measured(store, row)
     except ValueError:
         return None
     value, found = THROUGHPUT.value(m), THROUGHPUT.bounds(m)
@@ -278,7 +288,10 @@ def map_view(
     spec = loaded.spec
     ledger = map_name(spec.name)
     rows = [x for x in store.map_points(spec.name) if x.setting == setting.plain()]
-    points = [_point_view(store, ledger, x, loads, spec) for x in rows]
+    comparable = {p.id: {x.id: x for x in comparable_loads(store, p.id)} for p in rows}
+    points = [
+        _point_view(store, ledger, p, [*comparable[p.id].values()], loads, spec) for p in rows
+    ]
     launches = [x for p in rows for x in store.launches(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
     rates = {p.n: p.rates() for p in points if p.schedule is None and p.loads}
@@ -286,7 +299,7 @@ def map_view(
         x.concurrency
         for p in rows
         for x in store.loads(p.id)
-        if x.concurrency in loads and _comparable(store, x) is None
+        if x.concurrency in loads and x.id not in comparable[p.id]
     }
     ranges = schedule_of(rates, loads, spec, setting)
 
@@ -323,10 +336,14 @@ def _variance(store: Store, name: str, fingerprint: str, setting: Setting) -> La
 
 
 def _point_view(
-    store: Store, ledger: str, point: MapPointRow, loads: Sequence[int], spec: StudySpec
+    store: Store,
+    ledger: str,
+    point: MapPointRow,
+    rows: Sequence[LoadRow],
+    loads: Sequence[int],
+    spec: StudySpec,
 ) -> PointView:
     failure = failure_of_point(store, ledger, point)
-    rows = comparable_loads(store, point.id)
     found = {}
     for load in loads:
         if (rate := _rate(rows, load)) is not None:
@@ -344,17 +361,7 @@ def _point_view(
 
 
 def _load_view(store: Store, parts: Sequence[LoadRow], rate: Rate, spec: StudySpec) -> LoadView:
-    e2el = np.concatenate(
-        [
-            Measurement.of(
-                store.samples(x.launch_id, x.phase),
-                "send",
-                x.concurrency,
-                busy=bool(x.quality.get("busy", False)),
-            ).e2el
-            for x in parts
-        ]
-    )
+    e2el = np.concatenate([_measured(store, x).e2el for x in parts])
     p95 = percentile_interval(e2el, 95).scaled(1000)
     drafts = [x.stats.get("drafts") for x in parts]
     accepted = [x.stats.get("accepted_tokens") for x in parts]

@@ -79,11 +79,11 @@ class Recomputed:
             found: All of the study, in the order of their numbers.
         """
         out = [self._known.get(t.number) or self._trial(t) for t in found]
-        gone = {t.number for t in out if OUTDATED in _quality(t)}
+        gone = {t.number for t in out if OUTDATED in quality_of(t)}
         return list(_without(gone, out, found)) if gone else out
 
     def _trial(self, t: FrozenTrial) -> FrozenTrial:
-        quality = _quality(t)
+        quality = quality_of(t)
         if t.state != TrialState.COMPLETE or estimator_of(quality) == ESTIMATOR:
             return t
         try:
@@ -152,7 +152,7 @@ def _without(
             if t.user_attrs.get("baseline"):
                 bases.add(t.number)
             yield t
-        elif confirms in gone and RECOMPUTED in _quality(t):
+        elif confirms in gone and RECOMPUTED in quality_of(t):
             yield _outdated(before, f"trial {confirms}, which it confirms, cannot")
         elif again in gone and heirs.setdefault(again, t.number) == t.number:
             attrs = {k: v for k, v in t.user_attrs.items() if k != "replicates"}
@@ -163,13 +163,14 @@ def _without(
             yield t
 
 
-def _quality(t: FrozenTrial) -> Mapping[str, Any]:
+def quality_of(t: FrozenTrial) -> Mapping[str, Any]:
+    """Return what a trial keeps of how it was measured; empty: nothing."""
     found: Mapping[str, Any] = t.user_attrs.get("quality") or {}
     return found
 
 
 def _outdated(t: FrozenTrial, why: str) -> FrozenTrial:
-    return _with_attrs(t, {**t.user_attrs, "quality": {**_quality(t), OUTDATED: why}})
+    return _with_attrs(t, {**t.user_attrs, "quality": {**quality_of(t), OUTDATED: why}})
 
 
 def _with_attrs(t: FrozenTrial, attrs: dict[str, Any]) -> FrozenTrial:

@@ -22,7 +22,7 @@ from autotune.machine import machine_line
 from autotune.measure import LaunchVariance, SingleLaunch
 from autotune.measuring import Stop
 from autotune.nvml import why_no_energy
-from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed
+from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, quality_of
 from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, verdict
 from autotune.space import Space, Value
 from autotune.spec import LoadedStudy, ObjectiveSpec, StudySpec
@@ -89,7 +89,7 @@ def is_outdated(trial: FrozenTrial) -> bool:
     Args:
         trial: As :class:`autotune.recomputed.Recomputed` gives it.
     """
-    return OUTDATED in _quality(trial)
+    return OUTDATED in quality_of(trial)
 
 
 def origin_of(trial: FrozenTrial) -> Origin | None:
@@ -280,7 +280,7 @@ class Standing:
     def _add(self, trial: FrozenTrial) -> None:
         attrs = trial.user_attrs
         of = attrs.get("confirms", attrs.get("replicates", trial.number))
-        errors = _quality(trial).get("errors") or {}
+        errors = quality_of(trial).get("errors") or {}
         singles = [
             _single(value, errors.get(o.name))
             for o, value in zip(self._objectives, trial.values, strict=True)
@@ -358,11 +358,6 @@ def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> 
     return standing.launched()
 
 
-def _quality(trial: FrozenTrial) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = trial.user_attrs.get("quality") or {}
-    return found
-
-
 def _is_baseline(trial: FrozenTrial) -> bool:
     """Whether others are compared with it, as soon as it has numbers."""
     return bool(trial.user_attrs.get("baseline")) and not is_outdated(trial)
@@ -370,7 +365,7 @@ def _is_baseline(trial: FrozenTrial) -> bool:
 
 def _left_out(trial: FrozenTrial) -> bool:
     """Whether a measured trial takes no part in any comparison."""
-    return _truncated(_quality(trial)) or is_outdated(trial)
+    return _truncated(quality_of(trial)) or is_outdated(trial)
 
 
 def _truncated(quality: Mapping[str, Any]) -> bool:
@@ -459,7 +454,7 @@ def _view(
 ) -> TrialView:
     """One trial by itself; :func:`_compared` adds the rest."""
     kind, reason = failure_of(t)
-    quality = _quality(t)
+    quality = quality_of(t)
     values = (standing.means(t.number) or t.values) if t.state == TrialState.COMPLETE else None
     return TrialView(
         number=t.number,

@@ -8,26 +8,15 @@ beginning (``benchmarks/coverage.py`` has the coverage by number of requests and
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 
 from autotune.errors import UserError
-from autotune.measure import first_look, precise_needs, rivals_need
+from autotune.measure import bound_needs, first_look, precise_needs, rivals_need
 from autotune.measure.intervals import MIN_REQUESTS
 from autotune.spec import LoadedStudy, StudySpec
 
 TURNS = 8  # requests of each place that make a measurement
-_BOUND = 0.025  # of an interval's confidence of 95 %, on one side
-
-
-def bound_needs(percent: int) -> int:
-    """Return how many requests an upper 95 % bound of a percentile needs.
-
-    >>> bound_needs(95), bound_needs(99)
-    (72, 368)
-    """
-    return math.floor(math.log(_BOUND) / math.log(percent / 100)) + 1
 
 
 def notes(spec: StudySpec) -> Iterator[str]:

@@ -216,7 +216,7 @@ def _quantile_error(ordered: Floats, size: float, q: float) -> float | None:
     """Standard error of a quantile's logarithm; None: too few values, or not positive."""
     tail = (1 - _ONE_SIGMA) / 2
     bounds = [quantile_bound(ordered, size, q, level) for level in (tail, 1 - tail)]
-    middle = float(np.quantile(ordered, q, method="median_unbiased"))
+    middle = quantile(ordered, 100 * q)
     if middle <= 0:
         return None
     halves = [abs(float(np.log(x / middle))) for x in bounds if x is not None and x > 0]

@@ -125,13 +125,22 @@ def rivals_need(finished: int, alpha: float) -> int:
     return math.ceil(math.log(alpha / 2 / finished) / math.log(_PERCENTILE))
 
 
+def bound_needs(percent: int, confidence: float = 0.95) -> int:
+    """Return how many requests the upper bound of a percentile's interval needs.
+
+    >>> bound_needs(95), bound_needs(99)
+    (72, 368)
+    """
+    return math.floor(math.log((1 - confidence) / 2) / math.log(percent / 100)) + 1
+
+
 def precise_needs() -> int:
     """Return how many requests an interval of p95 needs at the level that ends a measurement.
 
     >>> precise_needs()
     82
     """
-    return math.floor(math.log((1 - STOPPING_CONFIDENCE) / 2) / math.log(_PERCENTILE)) + 1
+    return bound_needs(round(100 * _PERCENTILE), STOPPING_CONFIDENCE)
 
 
 def narrow_enough(size: int, places: int | None) -> bool:
