@@ -43,7 +43,6 @@ from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text
 from autotune.load import Workload, build_workload
 from autotune.machine import machine_line
-from autotune.measure import ESTIMATOR, Measurement, expected_between
 from autotune.measuring import Measuring, Result, Rival
 from autotune.recomputed import Recomputed, measurement_of
 from autotune.results import (
@@ -83,6 +82,7 @@ from autotune.space import (
     describe,
 )
 from autotune.spec import LoadedStudy, StudySpec
+from autotune.stats import ESTIMATOR, Measurement, expected_between
 from autotune.store import LaunchRow, Store, exclusive, opened
 from autotune.ui import Ui
 from autotune.views import TrialView, cost, objective_text, plain

@@ -28,7 +28,12 @@ from autotune.ledger import map_name
 from autotune.loop import model_resolver
 from autotune.machine import machine_line
 from autotune.mapview import LoadView, MapView, PointView
-from autotune.measure import (
+from autotune.recomputed import RECOMPUTED, estimator_of
+from autotune.results import LEAST_DEGREES, quality_warnings, study_view
+from autotune.serving import unasked
+from autotune.space import DRAFT, Value
+from autotune.spec import FlagValue, LoadedStudy, ServerSpec, StudySpec
+from autotune.stats import (
     ESTIMATOR,
     LaunchVariance,
     Measurement,
@@ -36,12 +41,7 @@ from autotune.measure import (
     quantile,
     standard_error,
 )
-from autotune.measure.crossover import Rate, Rates, Schedule, by_load, combined, schedule
-from autotune.recomputed import RECOMPUTED, estimator_of
-from autotune.results import LEAST_DEGREES, quality_warnings, study_view
-from autotune.serving import unasked
-from autotune.space import DRAFT, Value
-from autotune.spec import FlagValue, LoadedStudy, ServerSpec, StudySpec
+from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
 from autotune.store import LoadRow, MapPointRow, Store
 from autotune.views import StudyView
 

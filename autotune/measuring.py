@@ -9,7 +9,7 @@ such a beginning the first requests are a burst that no user is part of: with fo
 all of p95.
 
 Measuring ends when every objective is known to the study's ``precision``, when another trial is
-certainly better in all of them, or with the last request (:mod:`autotune.measure.stopping`).
+certainly better in all of them, or with the last request (:mod:`autotune.stats.stopping`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ from autotune.load import (
     run_phase,
     scrape,
 )
-from autotune.measure import (
+from autotune.nvml import Energy, EnergyMeter
+from autotune.serving import Server
+from autotune.spec import StudySpec, WorkloadSpec
+from autotune.stats import (
     ESTIMATOR,
     STOPPING_CONFIDENCE,
     Bounded,
@@ -56,9 +59,6 @@ from autotune.measure import (
     standard_error,
     warm_from,
 )
-from autotune.nvml import Energy, EnergyMeter
-from autotune.serving import Server
-from autotune.spec import StudySpec, WorkloadSpec
 from objectives import Objective, WithEnergy
 
 # A server whose requests fail may be about to end: the API process outlives its engine for a bit.

@@ -35,7 +35,7 @@ from autotune.masking import MASK, is_secret, masked, secret_values
 from autotune.space import ALIGNED, DRAFT, MNBT, N, Param, Space, Value
 
 if TYPE_CHECKING:
-    from autotune.measure import LatencyFrom
+    from autotune.stats import LatencyFrom
 
 FlagValue = bool | int | float | str | list[str | int | float] | dict[str, Any]
 

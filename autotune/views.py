@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from autotune.space import MNBT, N, Point, Value
 
 if TYPE_CHECKING:
-    from autotune.measure import LaunchVariance
     from autotune.search import Choice, Verdict
+    from autotune.stats import LaunchVariance
     from objectives import Objective
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from autotune.machine import machine_line
-from autotune.measure.measurement import Floats, Ints
+from autotune.stats.measurement import Floats, Ints
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks" / "data" / "demo-cpu-grid.npz"

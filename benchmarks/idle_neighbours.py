@@ -32,12 +32,12 @@ from autotune.errors import AutotuneError
 from autotune.load import Request, build_workload
 from autotune.loop import model_resolver
 from autotune.machine import describe_machine
-from autotune.measure import Measurement
 from autotune.measuring import send
 from autotune.results import study_objectives
 from autotune.serving import Server, VllmInfo, WarmStart, free_port, plan_launch, probe
 from autotune.space import MNBT, N, Point
 from autotune.spec import LoadedStudy, load_study
+from autotune.stats import Measurement
 from objectives import Objective
 
 

@@ -49,7 +49,6 @@ from autotune.demo import resolve_model
 from autotune.errors import AutotuneError, FailureKind, MeasureError, TrialFailure, UserError
 from autotune.load import Request, build_workload, difference, scrape
 from autotune.machine import describe_machine
-from autotune.measure import Measurement
 from autotune.measuring import send
 from autotune.results import study_objectives
 from autotune.rules import why_infeasible
@@ -65,6 +64,7 @@ from autotune.serving import (
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.space import MNBT, N, Value
 from autotune.spec import LoadedStudy, load_study, parse_study, text_without_secrets
+from autotune.stats import Measurement
 
 sys.path.insert(0, str(Path(__file__).parent))
 from grid import Grid, Launch, describe, load, save

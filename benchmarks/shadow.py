@@ -36,7 +36,11 @@ from autotune.launching import Launched, Launcher
 from autotune.load import Sample
 from autotune.loop import Prepared, prepare
 from autotune.machine import machine_line
-from autotune.measure import (
+from autotune.measuring import Look, Measuring, Rival, Stop, Verdict
+from autotune.search import front_numbers
+from autotune.space import N, Point
+from autotune.spec import load_study
+from autotune.stats import (
     STOPPING_CONFIDENCE,
     Bounded,
     Domination,
@@ -51,10 +55,6 @@ from autotune.measure import (
     quantile,
     throughput_interval,
 )
-from autotune.measuring import Look, Measuring, Rival, Stop, Verdict
-from autotune.search import front_numbers
-from autotune.space import N, Point
-from autotune.spec import load_study
 from autotune.store import Store, exclusive, opened
 from autotune.ui import Ui
 

@@ -64,7 +64,6 @@ from autotune.errors import AutotuneError, NothingUsable, UserError
 from autotune.load import Sample, Workload, build_workload
 from autotune.loop import model_resolver, signals
 from autotune.machine import describe_machine, machine_line
-from autotune.measure import Measurement
 from autotune.serving import LaunchPlan, Server, VllmInfo, free_port, plan_launch, probe
 from autotune.serving.bench import bench_argv, bench_vllm, owned, read_result
 from autotune.serving.guard import PR_SET_PDEATHSIG
@@ -72,6 +71,7 @@ from autotune.serving.stages import STAGES, stages_of
 from autotune.space import MNBT, N
 from autotune.spec import LoadedStudy, StudySpec, load_study
 from autotune.stages import time_view
+from autotune.stats import Measurement
 from autotune.store import opened
 from autotune.views import number
 

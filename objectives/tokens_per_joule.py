@@ -8,7 +8,7 @@ that the measured requests' place-seconds have.
 
 from __future__ import annotations
 
-from autotune.measure import Interval, Measurement, throughput_interval
+from autotune.stats import Interval, Measurement, throughput_interval
 from objectives import Objective, joules
 
 

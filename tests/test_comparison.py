@@ -24,11 +24,11 @@ from autotune.cli import main
 from autotune.comparison import Finding, Where, compare
 from autotune.errors import UserError
 from autotune.load import Sample, ServerStats
-from autotune.measure import ESTIMATOR, LaunchVariance, Scatter
 from autotune.results import study_objectives
 from autotune.serving import Identity, VllmInfo, plan_launch
 from autotune.space import MNBT, N, Point
 from autotune.spec import load_study
+from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.store import Store
 from tests.studies import write_study
 

@@ -24,10 +24,10 @@ from autotune.crosscheck import (
 )
 from autotune.errors import MeasureError
 from autotune.load import Request
-from autotune.measure import Measurement
 from autotune.serving import VllmInfo, bench
 from autotune.serving.bench import BenchResult, bench_argv, read_result
 from autotune.spec import WorkloadSpec
+from autotune.stats import Measurement
 from tests.studies import autotune, processes_of, write_study
 
 # -- verdicts ----------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ import argparse, asyncio, json, os, signal, subprocess, sys, time
 from pathlib import Path
 from autotune.crosscheck import figures_of
 from autotune.load import Request, run_phase
-from autotune.measure import Measurement
+from autotune.stats import Measurement
 from autotune.spec import WorkloadSpec
 
 match os.environ.get("FAKE"):

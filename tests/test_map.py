@@ -23,11 +23,11 @@ from autotune.loop import Prepared
 from autotune.mapplot import map_figure
 from autotune.mapresults import PARTS, SCHEDULE, scheduled, speculative_argument, why_no_schedule
 from autotune.mapview import Advice, LoadView, MapView, PointView, map_json, map_lines
-from autotune.measure import Interval
-from autotune.measure.crossover import Rate, Schedule
 from autotune.measuring import Result, Stop
 from autotune.serving import Identity, LaunchPlan, VllmInfo, plan_launch
 from autotune.spec import LoadedStudy, StudySpec, load_study
+from autotune.stats import Interval
+from autotune.stats.crossover import Rate, Schedule
 from tests.studies import (
     DOUBLE,
     UNENDED,

@@ -26,11 +26,11 @@ from autotune import measuring
 from autotune.canary import Rest
 from autotune.errors import FailureKind, MeasureError
 from autotune.load import Counters, Request, Sample, Workload
-from autotune.measure import STOPPING_CONFIDENCE, look_sizes
 from autotune.measuring import Look, Measuring, Result, Rival, Stop
 from autotune.recomputed import measurement_of
 from autotune.results import quality_warnings
 from autotune.spec import WorkloadSpec, load_study
+from autotune.stats import STOPPING_CONFIDENCE, look_sizes
 from autotune.store import opened
 from tests.studies import (
     autotune,

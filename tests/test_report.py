@@ -27,7 +27,6 @@ from autotune.canary import Rest
 from autotune.cli import main
 from autotune.errors import FailureKind, TrialFailure
 from autotune.load import Sample, ServerStats
-from autotune.measure import ESTIMATOR, Interval, standard_error
 from autotune.plots import DARK, LIGHT, find_chromium, print_page
 from autotune.report import Format, build, html, markdown, place, write
 from autotune.report.content import Code, Figure, Report, Table
@@ -36,6 +35,7 @@ from autotune.results import study_objectives, study_view
 from autotune.serving import LaunchPlan
 from autotune.serving.stages import STAGES, Stages
 from autotune.spec import load_study
+from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.store import Store, opened
 from autotune.views import number as shown
 from tests.studies import autotune, write_study

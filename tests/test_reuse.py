@@ -21,7 +21,6 @@ from autotune.errors import UserError
 from autotune.load import Sample, ServerStats, build_workload
 from autotune.loop import Prepared, baseline_point
 from autotune.machine import describe_machine, machine_line
-from autotune.measure import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.results import (
     counts,
     is_finished,
@@ -35,6 +34,7 @@ from autotune.serving.stages import STAGES, Stages
 from autotune.space import MNBT, N, Point
 from autotune.spec import load_study
 from autotune.stages import time_json, time_lines, time_view
+from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.store import Store
 from autotune.views import origin_lines
 from tests.studies import autotune, processes_of, query, write_study

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from autotune.errors import UserError
 from autotune.export import shell_command
-from autotune.measure import Estimate
 from autotune.report.content import (
     Answer,
     Block,
@@ -19,6 +18,7 @@ from autotune.report.source import Source, against, change, count, load_text, lo
 from autotune.results import LEAST_DEGREES, as_single
 from autotune.serving import runs_model_code
 from autotune.space import MNBT, N
+from autotune.stats import Estimate
 from autotune.views import (
     TrialView,
     bounds_text,

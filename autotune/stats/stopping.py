@@ -60,7 +60,7 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from scipy import special
 
-from autotune.measure.intervals import Interval
+from autotune.stats.intervals import Interval
 
 # Of the intervals that end a measurement, so that they hold 95 % when they do.
 STOPPING_CONFIDENCE = 0.97

@@ -21,7 +21,7 @@ the first ``fewest(places)`` requests looks steady: no test of rates alone can k
 
 Drift: a straight line through the logarithms of the rates of a finished measurement, fitted to
 the means of eight batches, its slope tested by Student's t with six degrees. The residuals'
-correlation widens it as in :mod:`autotune.measure.intervals`, so a wandering machine is seldom
+correlation widens it as in :mod:`autotune.stats.intervals`, so a wandering machine is seldom
 taken for a drifting one: at 1 %, 1 % of independent and 2 % of wandering series are called so.
 Comparing the first with the last part (J. Geweke 1992; two halves here) found a slowdown by 20 %
 over 400 requests with a noise of 30 % in 17 of 100 runs, the line in 48.
@@ -35,7 +35,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-from autotune.measure.intervals import BATCHES, MIN_REQUESTS, batch_sums, correlation_factor
+from autotune.stats.intervals import BATCHES, MIN_REQUESTS, batch_sums, correlation_factor
 
 _TAIL = 2  # MSER of a single value is 0
 

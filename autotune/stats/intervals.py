@@ -83,7 +83,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special  # scipy.stats would take two seconds to import
 
-from autotune.measure.measurement import Floats, Measurement
+from autotune.stats.measurement import Floats, Measurement
 
 BATCHES = 8  # with fewer, Student's t gives intervals that say nothing
 MIN_REQUESTS = 2 * BATCHES

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from autotune.measure.compare import Estimate, LaunchVariance, Scatter, SingleLaunch
-from autotune.measure.intervals import (
+from autotune.stats.intervals import (
     Interval,
     percentile_interval,
     quantile,
     standard_error,
     throughput_interval,
 )
-from autotune.measure.measurement import LatencyFrom, Measurement
-from autotune.measure.stopping import (
+from autotune.stats.launch_variance import Estimate, LaunchVariance, Scatter, SingleLaunch
+from autotune.stats.measurement import LatencyFrom, Measurement
+from autotune.stats.stopping import (
     STOPPING_CONFIDENCE,
     Bounded,
     Domination,
@@ -26,7 +26,7 @@ from autotune.measure.stopping import (
     precise_needs,
     rivals_need,
 )
-from autotune.measure.warmup import drift, warm_from
+from autotune.stats.warmup import drift, warm_from
 
 # Of what is computed here from the requests of a launch: values and standard errors of two versions
 # do not compare. 1: autotune 0.1. 2: throughput per place, median-unbiased percentiles, places busy

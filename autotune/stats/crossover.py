@@ -1,7 +1,7 @@
 """Where speculation stops paying: the best n at each load, the crossover, a schedule of n.
 
 A load is a number of requests at a time (closed loop). The value of an n at a load is output
-tokens per second, all comparisons are of logarithms, as in :mod:`autotune.measure.compare`, whose
+tokens per second, all comparisons are of logarithms, as in :mod:`autotune.stats.launch_variance`, whose
 scatter between launches widens the intervals where it is known.
 
 **A value from its parts.** Each load is measured in several parts of one launch, in the order
@@ -37,7 +37,7 @@ from enum import StrEnum
 import numpy as np
 from scipy import special
 
-from autotune.measure.compare import Estimate, LaunchVariance, Scatter, SingleLaunch
+from autotune.stats.launch_variance import Estimate, LaunchVariance, Scatter, SingleLaunch
 
 # Of a random walk, per doubling of n + 1: it is at least so rough, whatever two n happen to show.
 _LEAST_SIGMA = 0.05

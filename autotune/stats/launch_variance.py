@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from autotune.measure.intervals import BATCHES
+from autotune.stats.intervals import BATCHES
 
 # Points of equal mass under the prior of Scatter.chance
 _CAUCHY = 0.707 * np.tan(np.pi * ((np.arange(1000) + 0.5) / 1000 - 0.5))
@@ -132,7 +132,7 @@ class SingleLaunch:
         value: Positive.
         within: Standard error of its logarithm by the launch's own requests, of the mean of
             several launches that of one of them; see
-            :func:`autotune.measure.intervals.standard_error`.
+            :func:`autotune.stats.intervals.standard_error`.
     """
 
     value: float
