@@ -59,10 +59,10 @@ from autotune.serving.bench import (
     read_result,
     run_bench,
 )
-from autotune.space import N, Point, Value
-from autotune.spec import StudySpec, WorkloadSpec
 from autotune.stats import Estimate, Measurement, Scatter
 from autotune.stats.measurement import Floats
+from autotune.study.schema import StudySpec, WorkloadSpec
+from autotune.study.space import N, Point, Value
 from autotune.ui import Ui
 from autotune.views import number, plain, point_text
 

@@ -42,9 +42,9 @@ from autotune.explain import known_for
 from autotune.loop import model_resolver
 from autotune.rules import why_doubtful, why_infeasible
 from autotune.serving import Production, VllmInfo, production, serve_command, unasked
-from autotune.space import N, as_int
-from autotune.spec import LoadedStudy, StudySpec
 from autotune.store import Store
+from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.space import N, as_int
 from autotune.views import (
     StudyView,
     TrialView,

@@ -28,9 +28,9 @@ from autotune.machine import available_memory, describe_machine
 from autotune.serving import LaunchPlan, LogFolder, Server, WarmStart, free_port, plan_launch
 from autotune.serving.gpu import gpu_memory
 from autotune.serving.stages import StageClock, head_of, stages_of
-from autotune.space import Point
-from autotune.spec import ServerSpec
 from autotune.store import NO_TRIAL, Store, file_identity
+from autotune.study.schema import ServerSpec
+from autotune.study.space import Point
 
 if TYPE_CHECKING:
     from autotune.loop import Prepared

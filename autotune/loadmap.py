@@ -56,11 +56,11 @@ from autotune.mapresults import (
 )
 from autotune.mapview import MapView
 from autotune.measuring import Measuring
-from autotune.space import MNBT, N, Value
-from autotune.spec import FlagValue, StudySpec, WorkloadSpec
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
 from autotune.store import MapPointRow, Store
+from autotune.study.schema import FlagValue, StudySpec, WorkloadSpec
+from autotune.study.space import MNBT, N, Value
 from autotune.ui import Ui
 from autotune.views import number, point_text
 

@@ -28,7 +28,6 @@ from optuna.trial import TrialState
 
 from autotune import sample_size
 from autotune.canary import disturbed
-from autotune.demo import resolve_model
 from autotune.errors import (
     DatabaseLocked,
     FailureKind,
@@ -69,7 +68,11 @@ from autotune.search import (
 )
 from autotune.search.sampler import CHALLENGES, PointSet, nearest, tried_points
 from autotune.serving import VllmInfo, check_flags, probe
-from autotune.space import (
+from autotune.stats import ESTIMATOR, Measurement, expected_between
+from autotune.store import LaunchRow, Store, exclusive, opened
+from autotune.study.models import resolve_model
+from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.space import (
     ALIGNED,
     MNBT,
     FloatParam,
@@ -81,12 +84,9 @@ from autotune.space import (
     canonical,
     describe,
 )
-from autotune.spec import LoadedStudy, StudySpec
-from autotune.stats import ESTIMATOR, Measurement, expected_between
-from autotune.store import LaunchRow, Store, exclusive, opened
+from autotune.study.weights import weights_id
 from autotune.ui import Ui
 from autotune.views import TrialView, cost, objective_text, plain
-from autotune.weights import weights_id
 from objectives import Objective
 
 T = TypeVar("T")

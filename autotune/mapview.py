@@ -11,8 +11,6 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from autotune.space import Value
-from autotune.spec import FlagValue
 from autotune.stats import Estimate, LaunchVariance
 from autotune.stats.crossover import (
     AtLoad,
@@ -28,6 +26,8 @@ from autotune.stats.crossover import (
     over_loads,
     ratio,
 )
+from autotune.study.schema import FlagValue
+from autotune.study.space import Value
 from autotune.views import Bounds, number, plain, point_text
 
 _WIDTH = 80

@@ -40,7 +40,6 @@ from autotune.load import (
 )
 from autotune.nvml import Energy, EnergyMeter
 from autotune.serving import Server
-from autotune.spec import StudySpec, WorkloadSpec
 from autotune.stats import (
     ESTIMATOR,
     STOPPING_CONFIDENCE,
@@ -59,6 +58,7 @@ from autotune.stats import (
     standard_error,
     warm_from,
 )
+from autotune.study.schema import StudySpec, WorkloadSpec
 from objectives import Objective, WithEnergy
 
 # A server whose requests fail may be about to end: the API process outlives its engine for a bit.

@@ -21,9 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.load import Sample
 from autotune.measuring import Stop, with_energy
 from autotune.nvml import Energy
-from autotune.spec import StudySpec, WorkloadSpec
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
 from autotune.store import Store
+from autotune.study.schema import StudySpec, WorkloadSpec
 from objectives import Objective
 
 # Of a trial's quality: the version that measured it, and why it could not be computed again.

@@ -23,10 +23,10 @@ from autotune.measuring import Stop
 from autotune.nvml import why_no_energy
 from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, quality_of
 from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, verdict
-from autotune.space import Space, Value
-from autotune.spec import LoadedStudy, ObjectiveSpec, StudySpec
 from autotune.stats import LaunchVariance, SingleLaunch
 from autotune.store import Store
+from autotune.study.schema import LoadedStudy, ObjectiveSpec, StudySpec
+from autotune.study.space import Space, Value
 from autotune.views import (
     COMPUTED_AGAIN,
     Origin,

@@ -30,7 +30,7 @@ from functools import cache
 
 from packaging.version import Version
 
-from autotune.space import DRAFT, MNBT, N, as_int
+from autotune.study.space import DRAFT, MNBT, N, as_int
 
 SEQS = "max_num_seqs"
 METHOD = f"{DRAFT}method"

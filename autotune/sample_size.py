@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 
 from autotune.errors import UserError
-from autotune.spec import LoadedStudy, StudySpec
 from autotune.stats import bound_needs, first_look, precise_needs, rivals_need
 from autotune.stats.intervals import MIN_REQUESTS
+from autotune.study.schema import LoadedStudy, StudySpec
 
 TURNS = 8  # requests of each place that make a measurement
 

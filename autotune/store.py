@@ -46,7 +46,7 @@ from autotune.errors import DatabaseLocked, MachineError, TrialFailure, UserErro
 from autotune.load import Sample, ServerStats
 from autotune.serving import Identity, LaunchPlan, VllmInfo, boot_id
 from autotune.serving.stages import Stages
-from autotune.spec import LoadedStudy, parse_study, text_without_secrets
+from autotune.study.schema import LoadedStudy, parse_study, text_without_secrets
 
 SCHEMA = 2
 BUSY_TIMEOUT_S = 20

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from autotune.space import MNBT, N, Point, Value
+from autotune.study.space import MNBT, N, Point, Value
 
 if TYPE_CHECKING:
     from autotune.search import Choice, Verdict

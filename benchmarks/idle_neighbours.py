@@ -35,9 +35,9 @@ from autotune.machine import describe_machine
 from autotune.measuring import send
 from autotune.results import study_objectives
 from autotune.serving import Server, VllmInfo, WarmStart, free_port, plan_launch, probe
-from autotune.space import MNBT, N, Point
-from autotune.spec import LoadedStudy, load_study
 from autotune.stats import Measurement
+from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.space import MNBT, N, Point
 from objectives import Objective
 
 

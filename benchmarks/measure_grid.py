@@ -45,7 +45,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from autotune.demo import resolve_model
 from autotune.errors import AutotuneError, FailureKind, MeasureError, TrialFailure, UserError
 from autotune.load import Request, build_workload, difference, scrape
 from autotune.machine import describe_machine
@@ -62,9 +61,10 @@ from autotune.serving import (
     probe,
 )
 from autotune.serving.guard import PR_SET_PDEATHSIG
-from autotune.space import MNBT, N, Value
-from autotune.spec import LoadedStudy, load_study, parse_study, text_without_secrets
 from autotune.stats import Measurement
+from autotune.study.models import resolve_model
+from autotune.study.schema import LoadedStudy, load_study, parse_study, text_without_secrets
+from autotune.study.space import MNBT, N, Value
 
 sys.path.insert(0, str(Path(__file__).parent))
 from grid import Grid, Launch, describe, load, save

@@ -38,8 +38,6 @@ from autotune.loop import Prepared, prepare
 from autotune.machine import machine_line
 from autotune.measuring import Look, Measuring, Rival, Stop, Verdict
 from autotune.search import front_numbers
-from autotune.space import N, Point
-from autotune.spec import load_study
 from autotune.stats import (
     STOPPING_CONFIDENCE,
     Bounded,
@@ -56,6 +54,8 @@ from autotune.stats import (
     throughput_interval,
 )
 from autotune.store import Store, exclusive, opened
+from autotune.study.schema import load_study
+from autotune.study.space import N, Point
 from autotune.ui import Ui
 
 TURNS = 16  # requests of each place

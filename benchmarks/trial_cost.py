@@ -68,11 +68,11 @@ from autotune.serving import LaunchPlan, Server, VllmInfo, free_port, plan_launc
 from autotune.serving.bench import bench_argv, bench_vllm, owned, read_result
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.stages import STAGES, stages_of
-from autotune.space import MNBT, N
-from autotune.spec import LoadedStudy, StudySpec, load_study
 from autotune.stages import time_view
 from autotune.stats import Measurement
 from autotune.store import opened
+from autotune.study.schema import LoadedStudy, StudySpec, load_study
+from autotune.study.space import MNBT, N
 from autotune.views import number
 
 PLAIN, SWEEP, COLD, WARM, EARLY = "plain", "sweep", "cold", "warm", "early"

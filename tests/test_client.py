@@ -15,7 +15,7 @@ import pytest
 
 from autotune.load import Phase, Request, Sample, run_phase
 from autotune.load.client import Answer
-from autotune.spec import WorkloadSpec
+from autotune.study.schema import WorkloadSpec
 
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter

@@ -20,7 +20,7 @@ from autotune.serving import (
     serve_command,
 )
 from autotune.serving.command import MODULE, own_key, secret_values
-from autotune.spec import ServerSpec, parse_study
+from autotune.study.schema import ServerSpec, parse_study
 
 OPTIONS = {
     "model": None,

@@ -26,10 +26,10 @@ from autotune.errors import UserError
 from autotune.load import Sample, ServerStats
 from autotune.results import study_objectives
 from autotune.serving import Identity, VllmInfo, plan_launch
-from autotune.space import MNBT, N, Point
-from autotune.spec import load_study
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.store import Store
+from autotune.study.schema import load_study
+from autotune.study.space import MNBT, N, Point
 from tests.studies import write_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -26,8 +26,8 @@ from autotune.errors import MeasureError
 from autotune.load import Request
 from autotune.serving import VllmInfo, bench
 from autotune.serving.bench import BenchResult, bench_argv, read_result
-from autotune.spec import WorkloadSpec
 from autotune.stats import Measurement
+from autotune.study.schema import WorkloadSpec
 from tests.studies import autotune, processes_of, write_study
 
 # -- verdicts ----------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ from pathlib import Path
 from autotune.crosscheck import figures_of
 from autotune.load import Request, run_phase
 from autotune.stats import Measurement
-from autotune.spec import WorkloadSpec
+from autotune.study.schema import WorkloadSpec
 
 match os.environ.get("FAKE"):
     case "broken":

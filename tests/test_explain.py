@@ -12,8 +12,8 @@ from autotune.errors import UserError
 from autotune.explain import State, explain, known_for, space_map
 from autotune.rules import Known, why_infeasible
 from autotune.serving import VllmInfo
-from autotune.space import MNBT, N
-from autotune.spec import LoadedStudy, load_study
+from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.space import MNBT, N
 from autotune.views import TrialView
 from tests.studies import autotune, write_study
 

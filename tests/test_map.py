@@ -25,9 +25,9 @@ from autotune.mapresults import PARTS, SCHEDULE, scheduled, speculative_argument
 from autotune.mapview import Advice, LoadView, MapView, PointView, map_json, map_lines
 from autotune.measuring import Result, Stop
 from autotune.serving import Identity, LaunchPlan, VllmInfo, plan_launch
-from autotune.spec import LoadedStudy, StudySpec, load_study
 from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule
+from autotune.study.schema import LoadedStudy, StudySpec, load_study
 from tests.studies import (
     DOUBLE,
     UNENDED,

@@ -29,9 +29,9 @@ from autotune.load import Counters, Request, Sample, Workload
 from autotune.measuring import Look, Measuring, Result, Rival, Stop
 from autotune.recomputed import measurement_of
 from autotune.results import quality_warnings
-from autotune.spec import WorkloadSpec, load_study
 from autotune.stats import STOPPING_CONFIDENCE, look_sizes
 from autotune.store import opened
+from autotune.study.schema import WorkloadSpec, load_study
 from tests.studies import (
     autotune,
     processes_of,

@@ -23,8 +23,8 @@ import objectives
 from autotune.errors import UserError
 from autotune.nvml import EnergyMeter, why_no_energy
 from autotune.results import study_objectives
-from autotune.spec import ObjectiveSpec, load_study
 from autotune.stats import Bounded, Domination, Interval, Measurement
+from autotune.study.schema import ObjectiveSpec, load_study
 from objectives import Objective, WithEnergy
 from objectives.__main__ import table
 from tests.studies import (

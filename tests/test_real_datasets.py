@@ -15,7 +15,7 @@ from autotune.errors import MeasureError
 from autotune.load import Sample, Workload, build_workload
 from autotune.measuring import send
 from autotune.serving import Server, probe
-from autotune.spec import WorkloadSpec
+from autotune.study.schema import WorkloadSpec
 from tests.test_real_server import SERVER, demo_server
 
 pytestmark = pytest.mark.real

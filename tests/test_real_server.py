@@ -25,7 +25,7 @@ from autotune.serving import (
     template,
 )
 from autotune.serving.server import _port_is_free, _processes
-from autotune.spec import ServerSpec
+from autotune.study.schema import ServerSpec
 
 pytestmark = pytest.mark.real
 
@@ -47,7 +47,7 @@ def info() -> VllmInfo:
 
 
 def demo_server(log: Path, launch_id: str, info: VllmInfo, warm: WarmStart | None = None) -> Server:
-    from autotune.demo import resolve_model
+    from autotune.study.models import resolve_model
 
     plan = plan_launch(
         SERVER,

@@ -33,11 +33,11 @@ from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, estimator_of
 from autotune.report import build, markdown
 from autotune.results import counts, stored_objectives, study_view
 from autotune.serving import Identity, VllmInfo, plan_launch
-from autotune.space import MNBT, N, Point
-from autotune.spec import load_study
 from autotune.stats import ESTIMATOR, Estimate
 from autotune.stats.intervals import MEAN_FACTOR
 from autotune.store import Store, opened
+from autotune.study.schema import load_study
+from autotune.study.space import MNBT, N, Point
 from autotune.views import StudyView, TrialView
 from tests.studies import UNENDED, autotune, front, processes_of, query, trials, write_study
 

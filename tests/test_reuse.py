@@ -31,11 +31,11 @@ from autotune.results import (
 from autotune.reuse import Found, Source, find, take
 from autotune.serving import Identity, VllmInfo, plan_launch
 from autotune.serving.stages import STAGES, Stages
-from autotune.space import MNBT, N, Point
-from autotune.spec import load_study
 from autotune.stages import time_json, time_lines, time_view
 from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.store import Store
+from autotune.study.schema import load_study
+from autotune.study.space import MNBT, N, Point
 from autotune.views import origin_lines
 from tests.studies import autotune, processes_of, query, write_study
 

@@ -22,8 +22,8 @@ from autotune.rules import (
 )
 from autotune.serving import probe
 from autotune.serving.command import _hiding
-from autotune.space import MNBT, N
-from autotune.spec import ServerSpec
+from autotune.study.schema import ServerSpec
+from autotune.study.space import MNBT, N
 
 READ = ("0.24.0", "0.26.0", "0.32.0")
 CPU, CUDA = Known(platform="cpu"), Known(platform="cuda")

@@ -26,12 +26,12 @@ import yaml
 import autotune as package
 from autotune import crosscheck
 from autotune.errors import UserError
-from autotune.masking import is_secret, masked, public, secret_values
 from autotune.plots import find_chromium, pareto_figure, write_html
 from autotune.serving import VllmInfo, bench, check_flags, plan_launch, serve_command
 from autotune.serving.command import own_key, runs_model_code
-from autotune.spec import LoadedStudy, ServerSpec, parse_study, text_without_secrets
 from autotune.store import Store
+from autotune.study.schema import LoadedStudy, ServerSpec, parse_study, text_without_secrets
+from autotune.study.secrets import is_secret, masked, public, secret_values
 from tests.studies import (
     DOUBLE,
     autotune,

@@ -26,7 +26,7 @@ from autotune.serving import Identity, Server, VllmInfo, WarmStart, free_port, p
 from autotune.serving._template import OPENMP, changes, leave_ports, openmp
 from autotune.serving.command import LAUNCH_VARIABLE
 from autotune.serving.server import _processes, start_ticks
-from autotune.spec import ServerSpec
+from autotune.study.schema import ServerSpec
 from tests.standin import DUMPS, MODULE, write_vllm
 from tests.studies import owned
 

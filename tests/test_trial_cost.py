@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from autotune.serving import VllmInfo, bench, probe
-from autotune.spec import ServerSpec, load_study, parse_study
+from autotune.study.schema import ServerSpec, load_study, parse_study
 from tests.studies import processes_of, write_study
 from tests.test_crosscheck import FAKE_BENCH
 

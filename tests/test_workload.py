@@ -10,7 +10,7 @@ import pytest
 
 from autotune.errors import UserError
 from autotune.load import Workload, build_workload
-from autotune.spec import WorkloadSpec
+from autotune.study.schema import WorkloadSpec
 
 
 def spec(**changes: Any) -> WorkloadSpec:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from autotune.errors import UserError, one_line
-from autotune.spec import ShareGptPrompts
+from autotune.study.schema import ShareGptPrompts
 
 _BOM = b"\xef\xbb\xbf"  # Windows' editors mark UTF-8 so
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -178,7 +178,7 @@ def token_counter(tokenizer: str, base: Path) -> Callable[[str], int]:
     Raises:
         UserError: there is none.
     """
-    from autotune.demo import resolve_model
+    from autotune.study.models import resolve_model
 
     key = "workload.sharegpt.tokenizer"
     try:

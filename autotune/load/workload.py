@@ -25,7 +25,7 @@ from autotune.load.datasets import (
     read_prompts,
     token_counter,
 )
-from autotune.spec import RandomPrompts, WorkloadSpec
+from autotune.study.schema import RandomPrompts, WorkloadSpec
 
 
 @dataclass(frozen=True, slots=True)

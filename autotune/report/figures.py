@@ -16,8 +16,8 @@ from plotly.subplots import make_subplots
 
 from autotune.plots import BLUE, GREEN, GREY, ORANGE, Theme, template
 from autotune.prediction import Outlook
-from autotune.space import MNBT, N, Value
 from autotune.stats.measurement import Floats
+from autotune.study.space import MNBT, N, Value
 from autotune.views import (
     Bounds,
     StudyView,

@@ -19,8 +19,8 @@ from autotune.report.content import (
 )
 from autotune.report.figures import Latencies, best_by_n, n_of, searched
 from autotune.report.source import Source, lower, times, upper, with_bounds
-from autotune.space import MNBT, N
 from autotune.stats import Estimate, quantile
+from autotune.study.space import MNBT, N
 from autotune.views import (
     StudyView,
     TrialView,

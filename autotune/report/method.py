@@ -23,10 +23,10 @@ from autotune.report.content import (
 from autotune.report.source import Source, count, duration, load_text, upper, when
 from autotune.results import quality_warnings
 from autotune.serving.stages import STAGES
-from autotune.space import ChoiceParam, FloatParam, IntParam, Pow2Param
-from autotune.spec import bundled_studies, load_study, text_without_secrets
 from autotune.stages import time_view
 from autotune.store import LaunchRow
+from autotune.study.schema import bundled_studies, load_study, text_without_secrets
+from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 from autotune.timeplot import time_figure
 from autotune.views import (
     TrialView,

@@ -22,7 +22,7 @@ from autotune.errors import FailureKind, MeasureError, UserError
 from autotune.serving.command import VllmInfo, free_port, plan_launch, probe
 from autotune.serving.failures import classify
 from autotune.serving.server import Server
-from autotune.spec import ServerSpec, WorkloadSpec
+from autotune.study.schema import ServerSpec, WorkloadSpec
 
 _SCRIPT = Path(__file__).with_name("_bench.py")
 METRICS = ("ttft", "tpot", "itl", "e2el")

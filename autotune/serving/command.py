@@ -29,7 +29,15 @@ from platformdirs import user_cache_dir
 
 from autotune.errors import TrialFailure, UserError
 from autotune.graphs import aligned_sizes
-from autotune.masking import (
+from autotune.study.schema import (
+    OWNED_FLAGS,
+    FlagValue,
+    LoadedStudy,
+    ServerSpec,
+    StudySpec,
+    flag_name,
+)
+from autotune.study.secrets import (
     SECRET_NAME,
     argument_secret,
     command_secret,
@@ -38,8 +46,7 @@ from autotune.masking import (
     public,
     secret_values,
 )
-from autotune.space import ALIGNED, DRAFT, MNBT, ChoiceParam, N, Point, as_int
-from autotune.spec import OWNED_FLAGS, FlagValue, LoadedStudy, ServerSpec, StudySpec, flag_name
+from autotune.study.space import ALIGNED, DRAFT, MNBT, ChoiceParam, N, Point, as_int
 
 LAUNCH_VARIABLE = "AUTOTUNE_LAUNCH"  # the launch's id
 OWNER_VARIABLE = "AUTOTUNE_OWNER"  # pid and start of the autotune that launched it

@@ -36,7 +36,7 @@ from autotune.serving.failures import classify
 from autotune.serving.gpu import GpuMemory, gpu_memory, held
 from autotune.serving.guard import members, remove_cgroup
 from autotune.serving.template import WarmGuard, WarmStart
-from autotune.spec import ServerSpec
+from autotune.study.schema import ServerSpec
 
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_S = 0.25  # between two looks at /health

@@ -28,7 +28,7 @@ from platformdirs import user_cache_dir
 
 from autotune.serving._template import PACKET, openmp
 from autotune.serving.command import LAUNCH_VARIABLE, LaunchPlan, VllmInfo
-from autotune.spec import ServerSpec
+from autotune.study.schema import ServerSpec
 
 TEMPLATE = Path(__file__).with_name("_template.py")
 _FORK_S = 30.0  # for a template to fork; only a broken machine needs it

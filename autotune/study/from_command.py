@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from autotune.errors import UserError
-from autotune.masking import secret_values
-from autotune.space import MNBT, N
-from autotune.spec import OWNED_FLAGS, FlagValue, flag_name
+from autotune.study.schema import OWNED_FLAGS, FlagValue, flag_name
+from autotune.study.secrets import secret_values
+from autotune.study.space import MNBT, N
 
 _API_SERVER = "vllm.entrypoints.openai.api_server"
 # vLLM's short options, read from the parser of 0.32

@@ -31,8 +31,8 @@ from pydantic import (
 )
 
 from autotune.errors import UserError, one_line
-from autotune.masking import MASK, is_secret, masked, secret_values
-from autotune.space import ALIGNED, DRAFT, MNBT, N, Param, Space, Value
+from autotune.study.secrets import MASK, is_secret, masked, secret_values
+from autotune.study.space import ALIGNED, DRAFT, MNBT, N, Param, Space, Value
 
 if TYPE_CHECKING:
     from autotune.stats import LatencyFrom

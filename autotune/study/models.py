@@ -7,7 +7,7 @@ pull llama-cpp-python, which compiles for minutes. All that comes out is checked
 below; the folder appears atomically, and a second process waits for the first.
 
 Run as a module this file is the conversion itself, so that torch and its memory stay out of the
-tuner: ``python -m autotune.demo FILE.gguf FOLDER``.
+tuner: ``python -m autotune.study.models FILE.gguf FOLDER``.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ def _run_conversion(gguf: Path, out: Path, progress: Progress) -> None:
             progress("convert", float(text))
 
     # -P: a file of the current folder must not shadow a module
-    argv = [sys.executable, "-P", "-m", "autotune.demo", str(gguf), str(out), str(note)]
+    argv = [sys.executable, "-P", "-m", "autotune.study.models", str(gguf), str(out), str(note)]
     env = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     code, errors = _run(argv, env, on_tick=tick)
     if code != 0:

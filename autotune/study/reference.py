@@ -1,6 +1,6 @@
 """The reference of the study file, made from the models that check it.
 
-``python -m autotune.reference > docs/study-reference.md``; a test fails when the file is old.
+``python -m autotune.study.reference > docs/study-reference.md``; a test fails when the file is old.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from autotune.space import ChoiceParam, FloatParam, IntParam, Pow2Param
-from autotune.spec import StudySpec
+from autotune.study.schema import StudySpec
+from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 
 _HEAD = """# The study file, key by key
 
-Made from the models in `autotune/spec.py` by `python -m autotune.reference`; do not edit it.
+Made from the models in `autotune/study/schema.py` by `python -m autotune.study.reference`; do not edit it.
 [study-file.md](study-file.md) shows a whole study with comments, `autotune init` writes one, and
 [datasets.md](datasets.md) says more about `workload`. Keys that are not listed are an error.
 """
