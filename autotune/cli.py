@@ -257,7 +257,7 @@ def _run(
 
 def _say_trust(ui: Ui, loaded: LoadedStudy) -> None:
     """Says it where a model's own code is run."""
-    from autotune.serving import runs_model_code
+    from autotune.engine.command import runs_model_code
 
     if runs_model_code(loaded.spec):
         ui.message("trust-remote-code is set: Python code that comes with the model will run")

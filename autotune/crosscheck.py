@@ -43,12 +43,14 @@ from typing import Any
 
 import numpy as np
 
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
 from autotune.load import Request, Sample, ServerStats, difference, scrape
 from autotune.loop import Prepared, baseline_point
 from autotune.machine import describe_machine, machine_line
 from autotune.measuring import blamed, send
-from autotune.serving import Server, VllmInfo, free_port, plan_launch
+from autotune.serving import Server
 from autotune.serving.bench import (
     METRICS,
     PERCENTS,

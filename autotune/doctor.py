@@ -14,9 +14,11 @@ import psutil
 from platformdirs import user_cache_dir
 
 from autotune import sample_size
+from autotune.engine.command import free_port, runs_model_code
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import UserError
 from autotune.machine import gpus, has_gpu
-from autotune.serving.command import VllmInfo, check_flags, free_port, probe, runs_model_code
 from autotune.study.models import is_whole, resolve_model, target_folder
 from autotune.study.schema import LoadedStudy, ServerSpec, SpeculativeSpec
 

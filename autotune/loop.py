@@ -28,6 +28,10 @@ from optuna.trial import TrialState
 
 from autotune import sample_size
 from autotune.canary import disturbed
+from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.rules import Known, why_infeasible
 from autotune.errors import (
     DatabaseLocked,
     FailureKind,
@@ -37,7 +41,6 @@ from autotune.errors import (
     UserError,
 )
 from autotune.explain import known_for
-from autotune.graphs import aligned_sizes, coverage, graphs
 from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text
 from autotune.load import Workload, build_workload
@@ -56,7 +59,6 @@ from autotune.results import (
     with_points,
 )
 from autotune.reuse import Source, find, take
-from autotune.rules import Known, why_infeasible
 from autotune.search import (
     Converged,
     SearchEnds,
@@ -67,7 +69,6 @@ from autotune.search import (
     seed_points,
 )
 from autotune.search.sampler import CHALLENGES, PointSet, nearest, tried_points
-from autotune.serving import VllmInfo, check_flags, probe
 from autotune.stats import ESTIMATOR, Measurement, expected_between
 from autotune.store import LaunchRow, Store, exclusive, opened
 from autotune.study.models import resolve_model

@@ -22,7 +22,8 @@ import numpy as np
 from packaging.version import Version
 
 import objectives as objective_registry
-from autotune import rules
+from autotune.engine import rules
+from autotune.engine.probe import unasked
 from autotune.errors import FailureKind, UserError
 from autotune.ledger import map_name
 from autotune.loop import model_resolver
@@ -30,7 +31,6 @@ from autotune.machine import machine_line
 from autotune.mapview import LoadView, MapView, PointView
 from autotune.recomputed import RECOMPUTED, estimator_of
 from autotune.results import LEAST_DEGREES, quality_warnings, study_view
-from autotune.serving import unasked
 from autotune.stats import (
     ESTIMATOR,
     LaunchVariance,

@@ -45,21 +45,15 @@ from typing import Any
 import numpy as np
 import yaml
 
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.rules import why_infeasible
 from autotune.errors import AutotuneError, FailureKind, MeasureError, TrialFailure, UserError
 from autotune.load import Request, build_workload, difference, scrape
 from autotune.machine import describe_machine
 from autotune.measuring import send
 from autotune.results import study_objectives
-from autotune.rules import why_infeasible
-from autotune.serving import (
-    Server,
-    StopError,
-    VllmInfo,
-    WarmStart,
-    free_port,
-    plan_launch,
-    probe,
-)
+from autotune.serving import Server, StopError, WarmStart
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.stats import Measurement
 from autotune.study.models import resolve_model

@@ -22,10 +22,12 @@ from optuna.trial import TrialState, create_trial
 
 from autotune.cli import main
 from autotune.comparison import Finding, Where, compare
+from autotune.engine.command import plan_launch
+from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.load import Sample, ServerStats
 from autotune.results import study_objectives
-from autotune.serving import Identity, VllmInfo, plan_launch
+from autotune.serving import Identity
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.store import Store
 from autotune.study.schema import load_study

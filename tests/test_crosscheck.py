@@ -22,9 +22,10 @@ from autotune.crosscheck import (
     figures_of,
     samples_of,
 )
+from autotune.engine.probe import VllmInfo
 from autotune.errors import MeasureError
 from autotune.load import Request
-from autotune.serving import VllmInfo, bench
+from autotune.serving import bench
 from autotune.serving.bench import BenchResult, bench_argv, read_result
 from autotune.stats import Measurement
 from autotune.study.schema import WorkloadSpec

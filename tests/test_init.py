@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
-from autotune.rules import why_infeasible
 from autotune.study.from_command import study_from_command, template
 from autotune.study.schema import LoadedStudy, parse_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param

@@ -15,15 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from autotune.serving import (
-    Server,
-    VllmInfo,
-    WarmStart,
-    free_port,
-    plan_launch,
-    probe,
-    template,
-)
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.probe import VllmInfo, probe
+from autotune.serving import Server, WarmStart, template
 from autotune.serving.server import _port_is_free, _processes
 from autotune.study.schema import ServerSpec
 

@@ -16,7 +16,10 @@ import pytest
 import yaml
 from optuna.trial import TrialState, create_trial
 
-from autotune.compilecache import CacheUse, CompileCache, compile_cache_of
+from autotune.engine.command import plan_launch
+from autotune.engine.compile_cache import CacheUse, CompileCache, compile_cache_of
+from autotune.engine.launch_stages import STAGES, Stages
+from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.load import Sample, ServerStats, build_workload
 from autotune.loop import Prepared, baseline_point
@@ -29,8 +32,7 @@ from autotune.results import (
     trial_story,
 )
 from autotune.reuse import Found, Source, find, take
-from autotune.serving import Identity, VllmInfo, plan_launch
-from autotune.serving.stages import STAGES, Stages
+from autotune.serving import Identity
 from autotune.stages import time_json, time_lines, time_view
 from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.store import Store

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from autotune.rules import (
+from autotune.engine.probe import _hiding, probe
+from autotune.engine.rules import (
     RULES,
     SCHEDULE,
     Known,
@@ -20,8 +21,6 @@ from autotune.rules import (
     why_doubtful,
     why_infeasible,
 )
-from autotune.serving import probe
-from autotune.serving.command import _hiding
 from autotune.study.schema import ServerSpec
 from autotune.study.space import MNBT, N
 

@@ -12,7 +12,7 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 
-from autotune.rules import why_infeasible
+from autotune.engine.rules import why_infeasible
 from autotune.search import (
     Converged,
     SpaceExhausted,

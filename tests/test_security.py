@@ -25,10 +25,12 @@ import yaml
 
 import autotune as package
 from autotune import crosscheck
+from autotune.engine.command import own_key, plan_launch, runs_model_code, serve_command
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.plots import find_chromium, pareto_figure, write_html
-from autotune.serving import VllmInfo, bench, check_flags, plan_launch, serve_command
-from autotune.serving.command import own_key, runs_model_code
+from autotune.serving import bench
 from autotune.store import Store
 from autotune.study.schema import LoadedStudy, ServerSpec, parse_study, text_without_secrets
 from autotune.study.secrets import is_secret, masked, public, secret_values

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from autotune.engine.command import plan_launch
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.serving import VllmInfo, check_flags, plan_launch
 from autotune.study.schema import LoadedStudy, parse_study
 from autotune.study.space import (
     ALIGNED,

@@ -21,10 +21,11 @@ import psutil
 import pytest
 
 from autotune import ledger
+from autotune.engine.command import LAUNCH_VARIABLE, free_port, plan_launch
+from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError
-from autotune.serving import Identity, Server, VllmInfo, WarmStart, free_port, plan_launch, template
+from autotune.serving import Identity, Server, WarmStart, template
 from autotune.serving._template import OPENMP, changes, leave_ports, openmp
-from autotune.serving.command import LAUNCH_VARIABLE
 from autotune.serving.server import _processes, start_ticks
 from autotune.study.schema import ServerSpec
 from tests.standin import DUMPS, MODULE, write_vllm

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from autotune.serving import VllmInfo, bench, probe
+from autotune.engine.probe import VllmInfo, probe
+from autotune.serving import bench
 from autotune.study.schema import ServerSpec, load_study, parse_study
 from tests.studies import processes_of, write_study
 from tests.test_crosscheck import FAKE_BENCH

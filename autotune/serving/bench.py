@@ -18,9 +18,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.failures import classify
+from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import FailureKind, MeasureError, UserError
-from autotune.serving.command import VllmInfo, free_port, plan_launch, probe
-from autotune.serving.failures import classify
 from autotune.serving.server import Server
 from autotune.study.schema import ServerSpec, WorkloadSpec
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from autotune.serving.command import LAUNCH_VARIABLE, OWNER_VARIABLE
+from autotune.engine.command import LAUNCH_VARIABLE, OWNER_VARIABLE
 from autotune.serving.server import Identity, boot_id, end_leftover, start_ticks
 
 

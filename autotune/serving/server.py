@@ -24,15 +24,11 @@ from typing import Any
 import httpx
 import psutil
 
+from autotune.engine.command import LAUNCH_VARIABLE, OWNER_VARIABLE, LaunchPlan
+from autotune.engine.failures import classify
+from autotune.engine.probe import VllmInfo
 from autotune.errors import AutotuneError, FailureKind, LaunchError, UserError
 from autotune.interrupts import held_back
-from autotune.serving.command import (
-    LAUNCH_VARIABLE,
-    OWNER_VARIABLE,
-    LaunchPlan,
-    VllmInfo,
-)
-from autotune.serving.failures import classify
 from autotune.serving.gpu import GpuMemory, gpu_memory, held
 from autotune.serving.guard import members, remove_cgroup
 from autotune.serving.template import WarmGuard, WarmStart

@@ -26,8 +26,9 @@ from pathlib import Path
 import psutil
 from platformdirs import user_cache_dir
 
+from autotune.engine.command import LAUNCH_VARIABLE, LaunchPlan
+from autotune.engine.probe import VllmInfo
 from autotune.serving._template import PACKET, openmp
-from autotune.serving.command import LAUNCH_VARIABLE, LaunchPlan, VllmInfo
 from autotune.study.schema import ServerSpec
 
 TEMPLATE = Path(__file__).with_name("_template.py")

@@ -29,7 +29,7 @@ N = "num_speculative_tokens"
 MNBT = "max_num_batched_tokens"
 # A parameter that begins so goes into --speculative-config, and says nothing at n = 0.
 DRAFT = "speculative."
-# No flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see `autotune.graphs.aligned_sizes`.
+# No flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see `autotune.engine.cuda_graphs.aligned_sizes`.
 ALIGNED = "aligned_cudagraphs"
 
 # Values of one parameter that can be counted: a grid is walked, and shown, value by value.
