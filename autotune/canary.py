@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from autotune.nvml import nvml, visible_gpus
+from autotune.serving.nvml import nvml, visible_gpus
 
 # Of the usable cores, on average over the measurement. On a shared two-core VM ordinary trials saw
 # 2 % of foreign load and up to 10 % of steal, and one process that eats a core is 50 %. Launches

@@ -171,8 +171,8 @@ def run(
       autotune run studies/gemma-4-26b-rtx5090.yaml --trials 40
       autotune run wider.yaml --db wider.db --reuse autotune.db
     """
-    from autotune.machine import has_gpu
     from autotune.reuse import Source
+    from autotune.serving.machine import has_gpu
     from autotune.study.schema import load_study
 
     if study is None:
@@ -997,8 +997,8 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
       autotune explain demo-cpu --vllm 0.26.0
     """
     from autotune.explain import explain as space_map
-    from autotune.machine import has_gpu
     from autotune.results import study_view
+    from autotune.serving.machine import has_gpu
     from autotune.store import opened
     from autotune.study.schema import load_study
 

@@ -48,7 +48,6 @@ from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
 from autotune.load import Request, Sample, ServerStats, difference, scrape
 from autotune.loop import Prepared, baseline_point
-from autotune.machine import describe_machine, machine_line
 from autotune.measuring import blamed, send
 from autotune.serving import Server
 from autotune.serving.bench import (
@@ -61,6 +60,7 @@ from autotune.serving.bench import (
     read_result,
     run_bench,
 )
+from autotune.serving.machine import describe_machine, machine_line
 from autotune.stats import Estimate, Measurement, Scatter
 from autotune.stats.measurement import Floats
 from autotune.study.schema import StudySpec, WorkloadSpec

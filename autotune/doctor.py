@@ -18,7 +18,7 @@ from autotune.engine.command import free_port, runs_model_code
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import UserError
-from autotune.machine import gpus, has_gpu
+from autotune.serving.machine import gpus, has_gpu
 from autotune.study.models import is_whole, resolve_model, target_folder
 from autotune.study.schema import LoadedStudy, ServerSpec, SpeculativeSpec
 

@@ -19,7 +19,7 @@ from autotune.engine.cuda_graphs import coverage, graphs
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import NOTHING, SEQS, Known, infeasible, known_of, why_doubtful
 from autotune.errors import UserError
-from autotune.machine import has_gpu
+from autotune.serving.machine import has_gpu
 from autotune.study.models import target_folder
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical

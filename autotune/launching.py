@@ -26,9 +26,9 @@ from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.compile_cache import compile_cache_of
 from autotune.engine.launch_stages import StageClock, head_of, stages_of
 from autotune.errors import LaunchError, MachineError, TrialFailure
-from autotune.machine import available_memory, describe_machine
 from autotune.serving import LogFolder, Server, WarmStart
-from autotune.serving.gpu import gpu_memory
+from autotune.serving.gpu_memory import gpu_memory
+from autotune.serving.machine import available_memory, describe_machine
 from autotune.store import NO_TRIAL, Store, file_identity
 from autotune.study.schema import ServerSpec
 from autotune.study.space import Point

@@ -37,7 +37,6 @@ from autotune.loop import (
     baseline_point,
     run_on,
 )
-from autotune.machine import machine_line
 from autotune.mapresults import (
     MAX_NUM_SEQS,
     PARTS,
@@ -56,6 +55,7 @@ from autotune.mapresults import (
 )
 from autotune.mapview import MapView
 from autotune.measuring import Measuring
+from autotune.serving.machine import machine_line
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
 from autotune.store import MapPointRow, Store

@@ -44,7 +44,6 @@ from autotune.explain import known_for
 from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text
 from autotune.load import Workload, build_workload
-from autotune.machine import machine_line
 from autotune.measuring import Measuring, Result, Rival
 from autotune.recomputed import Recomputed, measurement_of
 from autotune.results import (
@@ -69,6 +68,7 @@ from autotune.search import (
     seed_points,
 )
 from autotune.search.sampler import CHALLENGES, PointSet, nearest, tried_points
+from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR, Measurement, expected_between
 from autotune.store import LaunchRow, Store, exclusive, opened
 from autotune.study.models import resolve_model

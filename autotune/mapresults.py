@@ -27,10 +27,10 @@ from autotune.engine.probe import unasked
 from autotune.errors import FailureKind, UserError
 from autotune.ledger import map_name
 from autotune.loop import model_resolver
-from autotune.machine import machine_line
 from autotune.mapview import LoadView, MapView, PointView
 from autotune.recomputed import RECOMPUTED, estimator_of
 from autotune.results import LEAST_DEGREES, quality_warnings, study_view
+from autotune.serving.machine import machine_line
 from autotune.stats import (
     ESTIMATOR,
     LaunchVariance,

@@ -38,8 +38,8 @@ from autotune.load import (
     run_phase,
     scrape,
 )
-from autotune.nvml import Energy, EnergyMeter
 from autotune.serving import Server
+from autotune.serving.nvml import Energy, EnergyMeter
 from autotune.stats import (
     ESTIMATOR,
     STOPPING_CONFIDENCE,

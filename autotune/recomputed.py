@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.load import Sample
 from autotune.measuring import Stop, with_energy
-from autotune.nvml import Energy
+from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
 from autotune.store import Store
 from autotune.study.schema import StudySpec, WorkloadSpec

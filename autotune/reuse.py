@@ -39,9 +39,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 import objectives as objective_registry
 from autotune.engine.command import plan_launch
 from autotune.errors import UserError
-from autotune.machine import machine_line
 from autotune.recomputed import Recomputed, estimator_of, measurement_of
 from autotune.results import REUSED, failure_of, is_outdated, origin_of, with_points
+from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR
 from autotune.store import LaunchRow, Store, file_identity, opened, weights_of
 from autotune.study.schema import LoadedStudy, StudySpec

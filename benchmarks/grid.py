@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.machine import machine_line
+from autotune.serving.machine import machine_line
 from autotune.stats.measurement import Floats, Ints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ class Grid:
     Attributes:
         study: Its name.
         yaml: Its file.
-        machine: What it ran on, as `autotune.machine` describes it.
+        machine: What it ran on, as `autotune.serving.machine` describes it.
         vllm_version: Of the servers.
         launches: Measured ones.
         concurrency: Most requests at a time; None: as the study's file says.

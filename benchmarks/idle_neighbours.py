@@ -33,10 +33,10 @@ from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError
 from autotune.load import Request, build_workload
 from autotune.loop import model_resolver
-from autotune.machine import describe_machine
 from autotune.measuring import send
 from autotune.results import study_objectives
 from autotune.serving import Server, WarmStart
+from autotune.serving.machine import describe_machine
 from autotune.stats import Measurement
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point

@@ -50,11 +50,11 @@ from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import why_infeasible
 from autotune.errors import AutotuneError, FailureKind, MeasureError, TrialFailure, UserError
 from autotune.load import Request, build_workload, difference, scrape
-from autotune.machine import describe_machine
 from autotune.measuring import send
 from autotune.results import study_objectives
 from autotune.serving import Server, StopError, WarmStart
 from autotune.serving.guard import PR_SET_PDEATHSIG
+from autotune.serving.machine import describe_machine
 from autotune.stats import Measurement
 from autotune.study.models import resolve_model
 from autotune.study.schema import LoadedStudy, load_study, parse_study, text_without_secrets

@@ -35,9 +35,9 @@ from autotune.errors import AutotuneError
 from autotune.launching import Launched, Launcher
 from autotune.load import Sample
 from autotune.loop import Prepared, prepare
-from autotune.machine import machine_line
 from autotune.measuring import Look, Measuring, Rival, Stop, Verdict
 from autotune.search import front_numbers
+from autotune.serving.machine import machine_line
 from autotune.stats import (
     STOPPING_CONFIDENCE,
     Bounded,

@@ -66,10 +66,10 @@ from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError, NothingUsable, UserError
 from autotune.load import Sample, Workload, build_workload
 from autotune.loop import model_resolver, signals
-from autotune.machine import describe_machine, machine_line
 from autotune.serving import Server
 from autotune.serving.bench import bench_argv, bench_vllm, owned, read_result
 from autotune.serving.guard import PR_SET_PDEATHSIG
+from autotune.serving.machine import describe_machine, machine_line
 from autotune.stages import time_view
 from autotune.stats import Measurement
 from autotune.store import opened

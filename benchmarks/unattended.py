@@ -47,8 +47,8 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from autotune import launching, loop
-from autotune.machine import describe_machine
 from autotune.search import grid_points
+from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.store import LaunchRow, RequestRow, Store
 from autotune.study.schema import LoadedStudy, load_study

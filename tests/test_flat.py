@@ -18,8 +18,8 @@ from sqlalchemy.engine import Engine
 
 from autotune import launching, loop
 from autotune.canary import Rest
-from autotune.machine import describe_machine
 from autotune.results import Standing, launched, trial_view, trial_views, with_points
+from autotune.serving.machine import describe_machine
 from autotune.store import Store
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import Point

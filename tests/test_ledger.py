@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from autotune import ledger, loop
 from autotune.errors import DatabaseLocked, FailureKind, MachineError, UserError
-from autotune.serving.gpu import SLACK_MIB, GpuMemory, held
+from autotune.serving.gpu_memory import SLACK_MIB, GpuMemory, held
 from autotune.serving.logs import LogFolder
 from autotune.store import Store, exclusive, is_free, opened
 from tests.studies import (

@@ -21,8 +21,8 @@ import pytest
 
 import objectives
 from autotune.errors import UserError
-from autotune.nvml import EnergyMeter, why_no_energy
 from autotune.results import study_objectives
+from autotune.serving.nvml import EnergyMeter, why_no_energy
 from autotune.stats import Bounded, Domination, Interval, Measurement
 from autotune.study.schema import ObjectiveSpec, load_study
 from objectives import Objective, WithEnergy

@@ -28,13 +28,13 @@ from autotune.comparison import Finding, Where, compare
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.load import Sample, ServerStats
-from autotune.machine import describe_machine
 from autotune.mapresults import comparable_loads
 from autotune.plots import pareto_figure
 from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, estimator_of
 from autotune.report import build, markdown
 from autotune.results import counts, stored_objectives, study_view
 from autotune.serving import Identity
+from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Estimate
 from autotune.stats.intervals import MEAN_FACTOR
 from autotune.store import Store, opened

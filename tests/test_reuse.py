@@ -23,7 +23,6 @@ from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.load import Sample, ServerStats, build_workload
 from autotune.loop import Prepared, baseline_point
-from autotune.machine import describe_machine, machine_line
 from autotune.results import (
     counts,
     is_finished,
@@ -33,6 +32,7 @@ from autotune.results import (
 )
 from autotune.reuse import Found, Source, find, take
 from autotune.serving import Identity
+from autotune.serving.machine import describe_machine, machine_line
 from autotune.stages import time_json, time_lines, time_view
 from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.store import Store

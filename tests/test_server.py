@@ -20,9 +20,9 @@ from autotune.engine.command import LAUNCH_VARIABLE, free_port, plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError, UserError
 from autotune.serving import Identity, Server, StopError, end_leftover
-from autotune.serving.gpu import SLACK_MIB, gpu_memory
+from autotune.serving.gpu_memory import SLACK_MIB, gpu_memory
 from autotune.serving.guard import HEAD_BYTES, LOG_BYTES, TAIL_BYTES
-from autotune.serving.server import _processes, start_ticks
+from autotune.serving.process_tree import _processes, start_ticks
 from autotune.study.schema import ServerSpec
 
 pytestmark = pytest.mark.double

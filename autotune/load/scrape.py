@@ -19,7 +19,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from autotune.errors import FailureKind, MeasureError
-from autotune.interrupts import held_back
+from autotune.serving.interrupts import held_back
 
 _PREFIX = "vllm:"
 _PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"

@@ -10,7 +10,6 @@ import numpy as np
 
 from autotune.engine.launch_stages import STAGES
 from autotune.errors import UserError
-from autotune.machine import machine_line
 from autotune.measuring import Stop
 from autotune.report import figures
 from autotune.report.content import (
@@ -23,6 +22,7 @@ from autotune.report.content import (
 )
 from autotune.report.source import Source, count, duration, load_text, upper, when
 from autotune.results import quality_warnings
+from autotune.serving.machine import machine_line
 from autotune.stages import time_view
 from autotune.store import LaunchRow
 from autotune.study.schema import bundled_studies, load_study, text_without_secrets

@@ -1,16 +1,10 @@
 """Owns a server from birth to proof of death; nothing else in autotune touches processes."""
 
-from autotune.serving.leftovers import LivingLaunch, end_living, living_launches
 from autotune.serving.logs import LogFolder
-from autotune.serving.server import (
-    Identity,
-    Server,
-    StopError,
-    StopReport,
-    boot_id,
-    end_leftover,
-)
-from autotune.serving.template import TEMPLATE, WarmStart
+from autotune.serving.orphans import LivingLaunch, end_living, living_launches
+from autotune.serving.process_tree import Identity, StopError, boot_id, end_leftover
+from autotune.serving.server import Server, StopReport
+from autotune.serving.warm_start import TEMPLATE, WarmStart
 
 __all__ = [
     "TEMPLATE",

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from autotune.nvml import nvml, visible_gpus
+from autotune.serving.nvml import nvml, visible_gpus
 
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -1,6 +1,6 @@
 """A process that has imported vLLM, and forks a guard with its server for every launch.
 
-Run by :mod:`autotune.serving.template` in the vLLM's own Python as ``python _template.py OWNER FD
+Run by :mod:`autotune.serving.warm_start` in the vLLM's own Python as ``python _template.py OWNER FD
 ENTRY CPUS`` in a session of its own; OWNER is its owner's pid, FD a ``SOCK_SEQPACKET`` socket to
 it, ENTRY the module or the console script that starts a server, CPUS the numbers of those that a
 server may use. One packet answers the imports: ``{"ready": true}``, or ``{"unfit": "why"}``. Then,

@@ -2,7 +2,7 @@
 
 Of the 35 s until a small model's server is healthy on two cores, about 30 are the same Python
 imports, done in three processes one after the other; on an H200 28 of 42. A template
-(:mod:`autotune.serving._template`) does them once. What it forks is the same server: the same
+(:mod:`autotune.serving._fork_server`) does them once. What it forks is the same server: the same
 arguments, environment, processes and guard.
 
 Where a template cannot be had, the launch is an ordinary one: nothing here raises.
@@ -28,10 +28,10 @@ from platformdirs import user_cache_dir
 
 from autotune.engine.command import LAUNCH_VARIABLE, LaunchPlan
 from autotune.engine.probe import VllmInfo
-from autotune.serving._template import PACKET, openmp
+from autotune.serving._fork_server import PACKET, openmp
 from autotune.study.schema import ServerSpec
 
-TEMPLATE = Path(__file__).with_name("_template.py")
+TEMPLATE = Path(__file__).with_name("_fork_server.py")
 _FORK_S = 30.0  # for a template to fork; only a broken machine needs it
 _END_S = 5.0  # for a template to end when its socket does, or when it is killed
 # What differs between launches of one study.
@@ -102,7 +102,7 @@ class WarmStart:
         """Looks what vLLM gave a server's worker, and keeps it for the launches to come.
 
         A forked worker has it from the template; vLLM spawns one that is to have something else
-        (:mod:`autotune.serving._template`). Then the template is made anew, once in a run.
+        (:mod:`autotune.serving._fork_server`). Then the template is made anew, once in a run.
 
         Args:
             processes: Of a server that is healthy.

@@ -11,7 +11,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.nvml import nvml, visible_gpus
+from autotune.serving.nvml import nvml, visible_gpus
 
 SLACK_MIB = 256  # a driver's own bookkeeping moves; the smallest server takes several times that
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import psutil
 
 from autotune.engine.command import LAUNCH_VARIABLE, OWNER_VARIABLE
-from autotune.serving.server import Identity, boot_id, end_leftover, start_ticks
+from autotune.serving.process_tree import Identity, boot_id, end_leftover, start_ticks
 
 
 @dataclass(frozen=True)
