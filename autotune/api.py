@@ -48,9 +48,9 @@ import optuna
 import yaml
 from rich.console import Console
 
+from autotune.bench import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.export import shell_command
-from autotune.load import Sample
 from autotune.loop import prepare, run_study
 from autotune.results import study_view
 from autotune.store import opened

@@ -43,14 +43,9 @@ from typing import Any
 
 import numpy as np
 
-from autotune.engine.command import free_port, plan_launch
-from autotune.engine.probe import VllmInfo
-from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
-from autotune.load import Request, Sample, ServerStats, difference, scrape
-from autotune.loop import Prepared, baseline_point
-from autotune.measuring import blamed, send
-from autotune.serving import Server
-from autotune.serving.bench import (
+from autotune.bench import Request, Sample, ServerStats, difference, scrape
+from autotune.bench.session import blamed, send
+from autotune.bench.vllm_bench import (
     METRICS,
     PERCENTS,
     BenchResult,
@@ -60,6 +55,11 @@ from autotune.serving.bench import (
     read_result,
     run_bench,
 )
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.probe import VllmInfo
+from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
+from autotune.loop import Prepared, baseline_point
+from autotune.serving import Server
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stats import Estimate, Measurement, Scatter
 from autotune.stats.measurement import Floats

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from autotune.canary import GPU_OURS_MIB, Rest, take_rest
+from autotune.bench.interference import GPU_OURS_MIB, Rest, take_rest
 from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.compile_cache import compile_cache_of
 from autotune.engine.launch_stages import StageClock, head_of, stages_of

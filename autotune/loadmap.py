@@ -21,7 +21,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.canary import disturbed
+from autotune.bench import Request, Sample, Workload, build_workload
+from autotune.bench.interference import disturbed
+from autotune.bench.session import Measuring
 from autotune.errors import (
     MachineError,
     NothingUsable,
@@ -30,7 +32,6 @@ from autotune.errors import (
 )
 from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text, map_name
-from autotune.load import Request, Sample, Workload, build_workload
 from autotune.loop import (
     Prepared,
     StopReason,
@@ -54,7 +55,6 @@ from autotune.mapresults import (
     why_no_schedule,
 )
 from autotune.mapview import MapView
-from autotune.measuring import Measuring
 from autotune.serving.machine import machine_line
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS

@@ -27,7 +27,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from autotune import sample_size
-from autotune.canary import disturbed
+from autotune.bench import Workload, build_workload
+from autotune.bench.interference import disturbed
+from autotune.bench.session import Measuring, Result, Rival
 from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
@@ -43,8 +45,6 @@ from autotune.errors import (
 from autotune.explain import known_for
 from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text
-from autotune.load import Workload, build_workload
-from autotune.measuring import Measuring, Result, Rival
 from autotune.recomputed import Recomputed, measurement_of
 from autotune.results import (
     Standing,

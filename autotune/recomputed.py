@@ -18,8 +18,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.load import Sample
-from autotune.measuring import Stop, with_energy
+from autotune.bench import Sample
+from autotune.bench.session import Stop, with_energy
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
 from autotune.store import Store

@@ -17,8 +17,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 import objectives as objective_registry
+from autotune.bench.session import Stop
 from autotune.errors import FailureKind, UserError, one_line
-from autotune.measuring import Stop
 from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, quality_of
 from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, verdict
 from autotune.serving.machine import machine_line

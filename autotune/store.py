@@ -41,12 +41,12 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from autotune import __version__
+from autotune.bench import Sample, ServerStats
 from autotune.engine.command import LaunchPlan
 from autotune.engine.compile_cache import CacheUse, CompileCache
 from autotune.engine.launch_stages import Stages
 from autotune.engine.probe import VllmInfo
 from autotune.errors import DatabaseLocked, MachineError, TrialFailure, UserError
-from autotune.load import Sample, ServerStats
 from autotune.serving import Identity, boot_id
 from autotune.study.schema import LoadedStudy, parse_study, text_without_secrets
 

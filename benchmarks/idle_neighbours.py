@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 from trial_cost import interval
 
+from autotune.bench import Request, build_workload
+from autotune.bench.session import send
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError
-from autotune.load import Request, build_workload
 from autotune.loop import model_resolver
-from autotune.measuring import send
 from autotune.results import study_objectives
 from autotune.serving import Server, WarmStart
 from autotune.serving.machine import describe_machine

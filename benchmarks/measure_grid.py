@@ -45,12 +45,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from autotune.bench import Request, build_workload, difference, scrape
+from autotune.bench.session import send
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import why_infeasible
 from autotune.errors import AutotuneError, FailureKind, MeasureError, TrialFailure, UserError
-from autotune.load import Request, build_workload, difference, scrape
-from autotune.measuring import send
 from autotune.results import study_objectives
 from autotune.serving import Server, StopError, WarmStart
 from autotune.serving.guard import PR_SET_PDEATHSIG

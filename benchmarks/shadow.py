@@ -31,11 +31,11 @@ from typing import Any
 
 import numpy as np
 
+from autotune.bench import Sample
+from autotune.bench.session import Look, Measuring, Rival, Stop, Verdict
 from autotune.errors import AutotuneError
 from autotune.launching import Launched, Launcher
-from autotune.load import Sample
 from autotune.loop import Prepared, prepare
-from autotune.measuring import Look, Measuring, Rival, Stop, Verdict
 from autotune.search import front_numbers
 from autotune.serving.machine import machine_line
 from autotune.stats import (

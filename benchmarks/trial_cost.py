@@ -59,15 +59,15 @@ from scipy import stats
 
 import objectives
 from autotune import __version__
+from autotune.bench import Sample, Workload, build_workload
+from autotune.bench.vllm_bench import bench_argv, bench_vllm, owned, read_result
 from autotune.crosscheck import bench_request, samples_of
 from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.launch_stages import STAGES, stages_of
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError, NothingUsable, UserError
-from autotune.load import Sample, Workload, build_workload
 from autotune.loop import model_resolver, signals
 from autotune.serving import Server
-from autotune.serving.bench import bench_argv, bench_vllm, owned, read_result
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stages import time_view

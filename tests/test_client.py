@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from autotune.load import Phase, Request, Sample, run_phase
-from autotune.load.client import Answer
+from autotune.bench import Phase, Request, Sample, run_phase
+from autotune.bench.client import Answer
 from autotune.study.schema import WorkloadSpec
 
 Reader: TypeAlias = asyncio.StreamReader

@@ -20,12 +20,12 @@ import yaml
 from click.testing import CliRunner, Result
 from optuna.trial import TrialState, create_trial
 
+from autotune.bench import Sample, ServerStats
 from autotune.cli import main
 from autotune.comparison import Finding, Where, compare
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.load import Sample, ServerStats
 from autotune.results import study_objectives
 from autotune.serving import Identity
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter

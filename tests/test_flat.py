@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from autotune import launching, loop
-from autotune.canary import Rest
+from autotune.bench.interference import Rest
 from autotune.results import Standing, launched, trial_view, trial_views, with_points
 from autotune.serving.machine import describe_machine
 from autotune.store import Store

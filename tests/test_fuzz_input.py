@@ -23,10 +23,10 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.bench import build_workload
 from autotune.cli import main
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
-from autotune.load import build_workload
 from autotune.loop import baseline_point
 from autotune.results import study_objectives
 from autotune.store import Store

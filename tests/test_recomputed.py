@@ -24,10 +24,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import objectives
+from autotune.bench import Sample, ServerStats
 from autotune.comparison import Finding, Where, compare
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
-from autotune.load import Sample, ServerStats
 from autotune.mapresults import comparable_loads
 from autotune.plots import pareto_figure
 from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, estimator_of

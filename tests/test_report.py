@@ -23,12 +23,12 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune import launching, loadmap
-from autotune.canary import Rest
+from autotune.bench import Sample, ServerStats
+from autotune.bench.interference import Rest
 from autotune.cli import main
 from autotune.engine.command import LaunchPlan
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.errors import FailureKind, TrialFailure
-from autotune.load import Sample, ServerStats
 from autotune.plots import DARK, LIGHT, find_chromium, print_page
 from autotune.report import Format, build, html, markdown, place, write
 from autotune.report.content import Code, Figure, Report, Table

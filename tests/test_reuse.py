@@ -16,12 +16,12 @@ import pytest
 import yaml
 from optuna.trial import TrialState, create_trial
 
+from autotune.bench import Sample, ServerStats, build_workload
 from autotune.engine.command import plan_launch
 from autotune.engine.compile_cache import CacheUse, CompileCache, compile_cache_of
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.load import Sample, ServerStats, build_workload
 from autotune.loop import Prepared, baseline_point
 from autotune.results import (
     counts,

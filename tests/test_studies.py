@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from autotune.bench.workload import build_workload
 from autotune.engine.rules import why_infeasible
-from autotune.load.workload import build_workload
 from autotune.study.schema import bundled_studies, load_study, studies_folder
 from autotune.study.space import MNBT, IntParam, N, Pow2Param
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from autotune.bench.session import Stop
 from autotune.engine.launch_stages import STAGES
 from autotune.errors import UserError
-from autotune.measuring import Stop
 from autotune.report import figures
 from autotune.report.content import (
     Block,

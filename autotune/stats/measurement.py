@@ -42,7 +42,7 @@ Ints = NDArray[np.int64]
 
 
 class SampleLike(Protocol):
-    """What a request must tell to be measured; :class:`autotune.load.Sample` does."""
+    """What a request must tell to be measured; :class:`autotune.bench.Sample` does."""
 
     @property
     def status(self) -> str: ...

@@ -48,7 +48,7 @@ from urllib.parse import urlsplit
 import httptools
 import orjson
 
-from autotune.load.workload import Request
+from autotune.bench.workload import Request
 from autotune.study.schema import WorkloadSpec
 
 # vLLM closes connections that were idle for 5 s; a request must not meet that on its way

@@ -26,9 +26,7 @@ from functools import cache, partial
 from types import TracebackType
 from typing import Any
 
-from autotune.canary import GPU_OURS_MIB, LoadWatch, MachineState, Rest, read_gpus
-from autotune.errors import FailureKind, MeasureError, TrialFailure
-from autotune.load import (
+from autotune.bench import (
     Counters,
     Request,
     Sample,
@@ -38,6 +36,8 @@ from autotune.load import (
     run_phase,
     scrape,
 )
+from autotune.bench.interference import GPU_OURS_MIB, LoadWatch, MachineState, Rest, read_gpus
+from autotune.errors import FailureKind, MeasureError, TrialFailure
 from autotune.serving import Server
 from autotune.serving.nvml import Energy, EnergyMeter
 from autotune.stats import (
@@ -643,7 +643,7 @@ class _Loop:
             self._at_first()
 
     def choose(self) -> tuple[int, str] | None:
-        """The next request and its phase, as :func:`autotune.load.run_phase` wants it."""
+        """The next request and its phase, as :func:`autotune.bench.run_phase` wants it."""
         w = self._warmup
         warm = w is None or (w.steady and self._until_steady) or self._led == self._lead
         if not warm and not self.sent:
@@ -728,7 +728,7 @@ def send(
     choose: Callable[[], tuple[int, str] | None] | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> tuple[Sample, ...]:
-    """One phase of requests; arguments as of :func:`autotune.load.run_phase`.
+    """One phase of requests; arguments as of :func:`autotune.bench.run_phase`.
 
     Returns:
         The answered requests in their order, all of them ok.

@@ -1,7 +1,7 @@
 """``vllm bench serve`` as a child process, and the result file that it writes.
 
 It runs under the same guard as a server (:class:`autotune.serving.server.Server`), so nothing of it
-outlives an interruption, a time-out, or us. What it sends is what :mod:`autotune.serving._bench`
+outlives an interruption, a time-out, or us. What it sends is what :mod:`autotune.bench._vllm_bench`
 reads from a file; it asks nobody but the server on 127.0.0.1.
 """
 
@@ -25,7 +25,7 @@ from autotune.errors import FailureKind, MeasureError, UserError
 from autotune.serving.server import Server
 from autotune.study.schema import ServerSpec, WorkloadSpec
 
-_SCRIPT = Path(__file__).with_name("_bench.py")
+_SCRIPT = Path(__file__).with_name("_vllm_bench.py")
 METRICS = ("ttft", "tpot", "itl", "e2el")
 PERCENTS = (50, 95, 99)
 # Variables by which a client would send its requests elsewhere, or a key along with them.

@@ -17,14 +17,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from autotune.bench.datasets import Conversations, Entry, read_log, read_prompts, token_counter
 from autotune.errors import UserError, one_line
-from autotune.load.datasets import (
-    Conversations,
-    Entry,
-    read_log,
-    read_prompts,
-    token_counter,
-)
 from autotune.study.schema import RandomPrompts, WorkloadSpec
 
 

@@ -1,7 +1,7 @@
 """Files with requests: JSONL of prompts, ShareGPT's conversations, a recorded request log.
 
 Each reader gives :class:`Entry` values in an order that depends on the file alone; which of them
-are sent, and when, is :mod:`autotune.load.workload`'s. Every mistake in a file is one line that
+are sent, and when, is :mod:`autotune.bench.workload`'s. Every mistake in a file is one line that
 names the file, the line (or the place in a JSON list) and what to do.
 """
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from autotune.load.client import Phase, Sample, run_phase
-from autotune.load.scrape import Counters, ServerStats, difference, scrape
-from autotune.load.workload import Request, Workload, build_workload
+from autotune.bench.client import Phase, Sample, run_phase
+from autotune.bench.server_metrics import Counters, ServerStats, difference, scrape
+from autotune.bench.workload import Request, Workload, build_workload
 
 __all__ = [
     "Counters",
