@@ -386,8 +386,9 @@ _CHEAP = {"random", "grid", "shuffled", "sweep"}
 
 def missing(strategy: str) -> str | None:
     """Why a strategy cannot be run here, or None."""
-    if strategy == "botorch" and importlib.util.find_spec("botorch") is None:
-        return "not installed"
+    needed = {"botorch": "botorch", "gp": "torch"}.get(strategy)
+    if needed is not None and importlib.util.find_spec(needed) is None:
+        return f"{needed} is not installed"
     return None
 
 
