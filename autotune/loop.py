@@ -60,14 +60,14 @@ from autotune.results import (
 from autotune.reuse import Source, find, take
 from autotune.search import (
     Converged,
+    Proposer,
     SearchEnds,
     SpaceExhausted,
-    StudySampler,
     grid_points,
     plan,
     seed_points,
 )
-from autotune.search.sampler import CHALLENGES, PointSet, nearest, tried_points
+from autotune.search.proposer import CHALLENGES, PointSet, nearest, tried_points
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR, Measurement, expected_between
 from autotune.store import LaunchRow, Store, exclusive, opened
@@ -474,9 +474,10 @@ class _Run:
         earlier = find(self.reuse, self.p, self.machine, self.store)
         row = self.store.begin_study(self.p.loaded, seed=self.seed, wanted=self.wanted)
         self.check_comparable()
-        self.sampler = StudySampler(
+        self.proposer = Proposer(
             self.space,
             self.p.infeasible,
+            [o.direction for o in self.p.objectives],
             method=self.spec.search.method,
             seed=row.seed,
             stop_below=self.stop_below,
@@ -628,7 +629,6 @@ class _Run:
             storage=self.store.storage,
             study_name=self.spec.name,
             directions=directions,
-            sampler=self.sampler,
             load_if_exists=True,
         )
         if [d.name.lower() for d in study.directions] != directions:
@@ -703,7 +703,7 @@ class _Run:
         return self.frozen(self.study.ask(self.space.distributions()).number)
 
     def choose(self) -> Choice:
-        """What follows the trials so far and ``next``: to confirm, planned, or the sampler's.
+        """What follows the trials so far and ``next``: to confirm, planned, or the proposer's.
 
         Raises:
             SearchEnds: nothing does.
@@ -752,7 +752,7 @@ class _Run:
         return done + sum(not self.confirming(choice.attrs) for choice in self.next)
 
     def suggested(self) -> Choice:
-        """The sampler's proposal.
+        """Return the proposer's choice.
 
         Raises:
             SearchEnds: it has none.
@@ -761,13 +761,13 @@ class _Run:
         running = [t for t in trials if t.state == TrialState.RUNNING]
         pending: list[Point] = [self.space.decode(t.params) for t in running]
         pending += [choice.point for choice in self.next]
-        suggestion = self.sampler.suggest(trials, self.study.directions, pending)
+        proposal = self.proposer.propose(trials, pending)
         attrs: dict[str, Any] = {}
-        if suggestion.gain is not None:
-            attrs["expected_gain"] = suggestion.gain
-        if suggestion.challenge:
+        if proposal.gain is not None:
+            attrs["expected_gain"] = proposal.gain
+        if proposal.challenge:
             attrs["challenge"] = True
-        return Choice(suggestion.point, attrs)
+        return Choice(proposal.point, attrs)
 
     def planned(self) -> Choice | None:
         """The baseline first, then the seeds or the whole grid; None when they are done.
