@@ -457,7 +457,6 @@ class _Run:
         self.deadline = deadline
         self.ui = ui
         self.space = self.spec.to_space()
-        self.names = set(self.space.distributions())  # of Optuna's parameters
         self.launcher = Launcher(prepared, store, self.spec.name)
         self.machine = self.launcher.machine
         self.failures_in_a_row: list[FailureKind] = []
@@ -485,6 +484,7 @@ class _Run:
             known=graph_misfit(self.p),
         )
         self.study = self.open_study()
+        self.space = self.space.kept_as(t.params for t in self.study.get_trials(deepcopy=False))
         if earlier:
             take(earlier, self.store, self.study, self.p, self.fixed_points[0], self.ui.message)
         self.ui.study(study_view(self.store, self.spec.name), self.store.path)
@@ -671,7 +671,7 @@ class _Run:
     def running_trial(self) -> optuna.trial.FrozenTrial | None:
         """The trial that an ended run was at, to go on with at the same point."""
         for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if t.params.keys() >= self.names:
+            if self.space.has_point(t.params):
                 return t
             self.never_launched(t, "the run ended before the point was chosen")
         return None
@@ -686,7 +686,7 @@ class _Run:
         return [t for t in self.trials() if "confirms" not in t.user_attrs]
 
     def ask(self) -> optuna.trial.FrozenTrial:
-        """The next trial.
+        """Return the next trial.
 
         Raises:
             SearchEnds: there is nothing left to do.
@@ -699,8 +699,20 @@ class _Run:
             first = next((t.number for t in before if is_finished(t) and t.params == params), None)
             if first is not None and "confirms" not in attrs:
                 attrs.setdefault("replicates", first)
-            self.study.enqueue_trial(params, user_attrs=attrs)
-        return self.frozen(self.study.ask(self.space.distributions()).number)
+            self.study.add_trial(
+                optuna.trial.create_trial(
+                    state=TrialState.WAITING,
+                    params=params,
+                    distributions=self.space.distributions(),
+                    user_attrs=attrs,
+                )
+            )
+        trial = self.frozen(self.study.ask().number)
+        if self.space.has_point(trial.params):
+            return trial
+        # autotune 0.1 and 0.2.0 let a trial wait without its parameters
+        self.never_launched(trial, "the run ended before the point was chosen")
+        return self.ask()
 
     def choose(self) -> Choice:
         """What follows the trials so far and ``next``: to confirm, planned, or the proposer's.
@@ -884,8 +896,7 @@ class _Run:
         return self.study.get_trials(deepcopy=False)[number]
 
     def set_attrs(self, trial: optuna.trial.FrozenTrial, **attrs: object) -> None:
-        for key, value in attrs.items():
-            self.store.storage.set_trial_user_attr(trial._trial_id, key, value)
+        self.store.set_trial_attrs(self.spec.name, trial.number, attrs)
 
     # -- one trial -------------------------------------------------------------------------------
 

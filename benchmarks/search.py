@@ -46,7 +46,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -249,10 +249,11 @@ def _sweep(w: World, launch: Launch, _seed: int) -> None:
 def _asked(w: World, launch: Launch, sampler: BaseSampler) -> None:
     """Optuna's ask and tell, as its documentation shows it."""
     study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
-    distributions = w.space.distributions()
+    space = replace(w.space, exponents=True)  # a sampler draws powers of two only
+    distributions = space.distributions()
     while True:
         trial = study.ask(distributions)
-        values = launch(w.space.decode(trial.params)).values
+        values = launch(space.decode(trial.params)).values
         if values is None:
             study.tell(trial, state=TrialState.FAIL)
         else:

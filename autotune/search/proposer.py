@@ -168,8 +168,7 @@ def tried_points(
     space: Space, trials: Iterable[FrozenTrial], pending: Iterable[Point] = ()
 ) -> PointSet:
     """The points of those trials that have one, and those that will be launched anyway."""
-    names = space.distributions().keys()
-    tried = (space.decode(t.params) for t in trials if names <= t.params.keys())
+    tried = (space.decode(t.params) for t in trials if space.has_point(t.params))
     return PointSet(itertools.chain(tried, pending))
 
 
@@ -288,7 +287,7 @@ class Proposer:
             [
                 (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
                 for t in trials
-                if crashed(t) and self._space.distributions().keys() <= t.params.keys()
+                if crashed(t) and self._space.has_point(t.params)
             ],
         )
         safe = ~crashes.all_avoided(new)
