@@ -226,6 +226,8 @@ class _Map:
                     f"{ended} processes)"
                 )
         self.say_other_machine()
+        if self.launcher.untested is not None:
+            self.ui.message(self.launcher.untested)
         while (point := self.next_point()) is not None:
             if self.late():
                 return StopReason.TIMEOUT

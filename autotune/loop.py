@@ -491,6 +491,8 @@ class _Run:
         self.say_infeasible()
         for note in sample_size.notes(self.spec):
             self.ui.message(note)
+        if self.launcher.untested is not None:
+            self.ui.message(self.launcher.untested)
         self.searching, reason = not self.converged_before(), StopReason.CONVERGED
         while True:
             trial = self.running_trial()
