@@ -14,7 +14,7 @@ import pytest
 
 from autotune.loop import signals
 from autotune.serving.interrupts import held_back
-from autotune.store import Store
+from autotune.storage.store import Store
 from tests.studies import (
     UNENDED,
     autotune,
