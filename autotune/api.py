@@ -53,7 +53,7 @@ from autotune.errors import NothingUsable, UserError
 from autotune.export import shell_command
 from autotune.loop import prepare, run_study
 from autotune.results import study_view
-from autotune.store import opened
+from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study, parse_study
 from autotune.study.space import Point
 from autotune.ui import Ui

@@ -24,7 +24,7 @@ from autotune.errors import AutotuneError, NothingUsable, UserError, in_short, o
 
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
     from autotune.reuse import Source
-    from autotune.store import Store
+    from autotune.storage.store import Store
     from autotune.study.schema import LoadedStudy
     from autotune.ui import Ui
     from autotune.views import StudyView, TrialView
@@ -269,7 +269,7 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
     from autotune.launching import output_folder
     from autotune.report import build
     from autotune.results import study_view
-    from autotune.store import database_errors, opened
+    from autotune.storage.store import database_errors, opened
 
     @contextmanager
     def not_worth_a_run(what: str, again: str) -> Iterator[None]:
@@ -344,7 +344,7 @@ def status(
     """
     from autotune.results import study_view, trial_story
     from autotune.stages import time_json, time_lines, time_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
     from autotune.ui import Ui
     from autotune.views import plain
 
@@ -399,7 +399,7 @@ def best(
       autotune best --shell --objective p95_latency
     """
     from autotune.results import study_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
     from autotune.ui import Ui
 
     if as_json and shell:
@@ -475,7 +475,7 @@ def export(
     from autotune.export import Endpoint, Format, as_asked, chosen, measured_trial, write
     from autotune.export import export as text_of
     from autotune.results import study_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
 
     if (objective is not None) + balanced + (trial is not None) > 1:
         raise click.UsageError("--objective, --balanced and --trial exclude each other")
@@ -661,7 +661,7 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
     """
     from autotune.launching import output_folder
     from autotune.results import study_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
@@ -700,7 +700,7 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
 
     from autotune.report import Format, build, place, write
     from autotune.results import study_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
     from autotune.ui import Ui
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -732,7 +732,7 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
 
     from autotune.prediction import outlook, tables
     from autotune.results import study_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
@@ -917,7 +917,7 @@ def load_map(
     from autotune.loop import StopReason, prepare
     from autotune.mapresults import stored_view
     from autotune.mapview import map_json, map_lines
-    from autotune.store import opened
+    from autotune.storage.store import opened
     from autotune.study.schema import load_study
     from autotune.ui import Ui
 
@@ -999,7 +999,7 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
     from autotune.explain import explain as space_map
     from autotune.results import study_view
     from autotune.serving.machine import has_gpu
-    from autotune.store import opened
+    from autotune.storage.store import opened
     from autotune.study.schema import load_study
 
     loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))

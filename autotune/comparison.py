@@ -52,7 +52,7 @@ from autotune.errors import UserError
 from autotune.recomputed import Recomputed
 from autotune.results import LEAST_DEGREES, launched, origin_of, study_view, with_points
 from autotune.stats import Estimate, LaunchVariance, Scatter
-from autotune.store import Store, file_identity, opened
+from autotune.storage.store import Store, file_identity, opened
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, MNBT, N, Value, canonical
 from autotune.views import StudyView, TrialView, number, plain, point_text, value_text

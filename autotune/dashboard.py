@@ -36,7 +36,7 @@ from autotune.report import build
 from autotune.report.content import Figure, Report
 from autotune.report.measured import remarks
 from autotune.results import study_view
-from autotune.store import Store, database_errors
+from autotune.storage.store import Store, database_errors
 from autotune.study.space import keeps_exponents
 from autotune.views import (
     Bounds,

@@ -29,7 +29,7 @@ from autotune.errors import LaunchError, MachineError, TrialFailure
 from autotune.serving import LogFolder, Server, WarmStart
 from autotune.serving.gpu_memory import gpu_memory
 from autotune.serving.machine import available_memory, describe_machine
-from autotune.store import NO_TRIAL, Store, file_identity
+from autotune.storage.store import NO_TRIAL, Store, file_identity
 from autotune.study.schema import ServerSpec
 from autotune.study.space import Point
 

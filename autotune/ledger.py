@@ -15,7 +15,7 @@ from autotune.serving import (
     end_living,
     living_launches,
 )
-from autotune.store import NO_TRIAL, LaunchRow, Store, exclusive, is_free, opened
+from autotune.storage.store import NO_TRIAL, LaunchRow, Store, exclusive, is_free, opened
 from autotune.views import plain
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
@@ -39,7 +39,7 @@ def launch_text(launch: LaunchRow) -> str:
 def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]:
     """Ends what is left of each launch whose end was never written down, and writes it down.
 
-    The caller holds the database (:func:`autotune.store.exclusive`): no launch in it is anybody's.
+    The caller holds the database (:func:`autotune.storage.store.exclusive`): no launch in it is anybody's.
 
     Args:
         store: Its ledger; launches of all studies in it.

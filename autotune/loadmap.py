@@ -58,7 +58,7 @@ from autotune.mapview import MapView
 from autotune.serving.machine import machine_line
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
-from autotune.store import MapPointRow, Store
+from autotune.storage.store import MapPointRow, Store
 from autotune.study.schema import FlagValue, StudySpec, WorkloadSpec
 from autotune.study.space import MNBT, N, Value
 from autotune.ui import Ui

@@ -70,7 +70,7 @@ from autotune.search import (
 from autotune.search.proposer import CHALLENGES, PointSet, nearest, tried_points
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR, Measurement, expected_between
-from autotune.store import LaunchRow, Store, exclusive, opened
+from autotune.storage.store import LaunchRow, Store, exclusive, opened
 from autotune.study.models import resolve_model
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import (

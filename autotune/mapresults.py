@@ -40,7 +40,7 @@ from autotune.stats import (
     standard_error,
 )
 from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
-from autotune.store import LoadRow, MapPointRow, Store
+from autotune.storage.store import LoadRow, MapPointRow, Store
 from autotune.study.schema import FlagValue, LoadedStudy, ServerSpec, StudySpec
 from autotune.study.space import DRAFT, Value
 from autotune.views import StudyView

@@ -22,7 +22,7 @@ from autotune.bench import Sample
 from autotune.bench.session import Stop, with_energy
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.schema import StudySpec, WorkloadSpec
 from objectives import Objective
 

@@ -24,7 +24,7 @@ from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, 
 from autotune.serving.machine import machine_line
 from autotune.serving.nvml import why_no_energy
 from autotune.stats import LaunchVariance, SingleLaunch
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, ObjectiveSpec, StudySpec
 from autotune.study.space import Space
 from autotune.views import (

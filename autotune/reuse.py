@@ -43,7 +43,7 @@ from autotune.recomputed import Recomputed, estimator_of, measurement_of
 from autotune.results import REUSED, failure_of, is_outdated, origin_of, with_points
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR
-from autotune.store import LaunchRow, Store, file_identity, opened, weights_of
+from autotune.storage.store import LaunchRow, Store, file_identity, opened, weights_of
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, N, Point, Value, canonical
 from autotune.views import Origin, plain

@@ -53,7 +53,7 @@ from autotune.stats import (
     quantile,
     throughput_interval,
 )
-from autotune.store import Store, exclusive, opened
+from autotune.storage.store import Store, exclusive, opened
 from autotune.study.schema import load_study
 from autotune.study.space import N, Point
 from autotune.ui import Ui

@@ -72,7 +72,7 @@ from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stages import time_view
 from autotune.stats import Measurement
-from autotune.store import opened
+from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study
 from autotune.study.space import MNBT, N
 from autotune.views import number

@@ -50,7 +50,7 @@ from autotune import launching, loop
 from autotune.search import grid_points
 from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Interval, standard_error
-from autotune.store import LaunchRow, RequestRow, Store
+from autotune.storage.store import LaunchRow, RequestRow, Store
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.ui import Ui

@@ -20,7 +20,7 @@ from autotune import launching, loop
 from autotune.bench.interference import Rest
 from autotune.results import Standing, launched, trial_view, trial_views, with_points
 from autotune.serving.machine import describe_machine
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import Point
 from autotune.ui import Ui

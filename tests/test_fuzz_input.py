@@ -29,7 +29,7 @@ from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.loop import baseline_point
 from autotune.results import study_objectives
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.from_command import study_from_command, template
 from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from tests.fuzzing import fuzz

@@ -15,7 +15,7 @@ from autotune import ledger, loop
 from autotune.errors import DatabaseLocked, FailureKind, MachineError, UserError
 from autotune.serving.gpu_memory import SLACK_MIB, GpuMemory, held
 from autotune.serving.logs import LogFolder
-from autotune.store import Store, exclusive, is_free, opened
+from autotune.storage.store import Store, exclusive, is_free, opened
 from tests.studies import (
     autotune,
     finished,
@@ -138,7 +138,7 @@ def test_two_links_to_one_database_have_one_lock(tmp_path: Path) -> None:
 def test_errors_of_the_database_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 0)
+    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 0)
     file = tmp_path / "a.db"
     with opened(file, create=True):
         pass
@@ -166,7 +166,7 @@ def test_errors_of_the_database_are_one_line(
 
 @pytest.mark.double
 def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 1)
+    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 1)
     study = write_study(tmp_path)
     held_s = threading.Event()
 
@@ -194,7 +194,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_database_that_stays_locked_ends_the_run_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 0.2)
     monkeypatch.setattr(loop, "LOCKED_S", 0.5)
     study = write_study(tmp_path)
     assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0

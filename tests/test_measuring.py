@@ -29,7 +29,7 @@ from autotune.errors import FailureKind, MeasureError
 from autotune.recomputed import measurement_of
 from autotune.results import quality_warnings
 from autotune.stats import STOPPING_CONFIDENCE, look_sizes
-from autotune.store import opened
+from autotune.storage.store import opened
 from autotune.study.schema import WorkloadSpec, load_study
 from tests.studies import (
     autotune,

@@ -37,7 +37,7 @@ from autotune.serving import Identity
 from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Estimate
 from autotune.stats.intervals import MEAN_FACTOR
-from autotune.store import Store, opened
+from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.views import StudyView, TrialView

@@ -13,7 +13,7 @@ import pytest
 
 from autotune.engine.launch_stages import STAGES, StageClock, Stages, head_of, stages_of
 from autotune.stages import TimeView, TrialTime, time_json, time_lines
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.timeplot import time_figure
 from tests.studies import autotune, query, write_study
 

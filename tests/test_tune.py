@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from autotune.loop import signals
 from autotune.results import study_view
 from autotune.serving.interrupts import held_back
-from autotune.store import opened
+from autotune.storage.store import opened
 from autotune.study.schema import load_study
 from tests.studies import (
     UNENDED,

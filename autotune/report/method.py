@@ -24,7 +24,7 @@ from autotune.report.source import Source, count, duration, load_text, upper, wh
 from autotune.results import quality_warnings
 from autotune.serving.machine import machine_line
 from autotune.stages import time_view
-from autotune.store import LaunchRow
+from autotune.storage.store import LaunchRow
 from autotune.study.schema import bundled_studies, load_study, text_without_secrets
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 from autotune.timeplot import time_figure

@@ -25,7 +25,7 @@ from autotune.errors import NothingUsable, UserError
 from autotune.launching import output_folder
 from autotune.plots import DARK, LIGHT, find_chromium, print_page
 from autotune.report.content import Figure, Report
-from autotune.store import file_identity
+from autotune.storage.store import file_identity
 
 
 class Format(StrEnum):

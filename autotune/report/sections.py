@@ -13,7 +13,7 @@ from autotune.recomputed import Recomputed
 from autotune.report import answer, beyond, measured, method
 from autotune.report.content import Report, Section
 from autotune.report.source import Source
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.views import StudyView, plain
 
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from autotune.recomputed import measurement_of
 from autotune.stats import Estimate, Measurement
-from autotune.store import LaunchRow, Store
+from autotune.storage.store import LaunchRow, Store
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
 from autotune.views import (

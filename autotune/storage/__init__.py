@@ -1,0 +1,1 @@
+"""The database: autotune's tables next to Optuna's. Only this package and Optuna touch SQL."""
