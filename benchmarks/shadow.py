@@ -53,7 +53,8 @@ from autotune.stats import (
     quantile,
     throughput_interval,
 )
-from autotune.storage.store import Store, exclusive, opened
+from autotune.storage.lease import exclusive
+from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.study.space import N, Point
 from autotune.ui import Ui
@@ -140,8 +141,8 @@ def _measure(
             "steady": result.steady,
             "drift": result.drift,
             "looks": [asdict(x) for x in looks],
-            "vllm": store.launch(launched.launch_id).vllm_version,
-            "machine": machine_line(store.launch(launched.launch_id).machine),
+            "vllm": store.launches.get(launched.launch_id).vllm_version,
+            "machine": machine_line(store.launches.get(launched.launch_id).machine),
             "measured": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         }
         draft = file.with_suffix(".new.npz")

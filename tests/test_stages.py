@@ -269,7 +269,7 @@ def test_a_run_splits_every_launch_and_says_so(tmp_path: Path) -> None:
         before = c.execute("select count(*) from autotune_launches").fetchone()
     store = Store(tmp_path / "autotune.db", create=True)  # as `run` opens it
     try:
-        assert store.stages("double") == {}
-        assert before == (len(store.launches("double")),)
+        assert store.launches.stages("double") == {}
+        assert before == (len(store.launches.of_study("double")),)
     finally:
         store.close()
