@@ -130,7 +130,16 @@ def reap(database: Path) -> Iterator[str]:
             yield f"{x.launch_id[:8]}  left alone: {why}"
     if not database.exists() or not is_free(database):
         return
-    with exclusive(database), opened(database) as store:
+    with exclusive(database):
+        yield from _reap_by_ledger(database)
+
+
+def _reap_by_ledger(database: Path) -> Iterator[str]:
+    with opened(database) as store:
+        if not store.launches.unended():
+            return  # nothing to write
+    with opened(database, write=True) as store:
+        store.take_lease()
         for launch, ended in end_unended(store, GRACE_S):
             if ended:
                 yield f"{launch.launch_id[:8]}  ended {ended} processes, by the ledger"

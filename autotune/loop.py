@@ -358,6 +358,7 @@ def run_on(database: Path, ui: Ui, go: Callable[[Store], T]) -> T:
         while True:
             try:
                 with opened(database, create=True) as store:
+                    store.take_lease()
                     return go(store)
             except DatabaseLocked as e:  # its server is gone: wait, and go on as after a kill
                 now = time.monotonic()

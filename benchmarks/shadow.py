@@ -72,6 +72,7 @@ def run(study: Path, folder: Path, loads: Sequence[int]) -> None:
     loaded = load_study(study)
     database = folder / "launches.db"
     with Ui() as ui, exclusive(database), opened(database, create=True) as store:
+        store.take_lease()
         prepared = prepare(loaded, ui)
         points = [q for q in prepared.spec.to_space().points() or () if not prepared.infeasible(q)]
         missing = [q for q in points if not all(_file(folder, x, q).exists() for x in loads)]

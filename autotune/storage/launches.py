@@ -17,6 +17,7 @@ from autotune.engine.compile_cache import CacheUse, CompileCache
 from autotune.engine.launch_stages import Stages
 from autotune.errors import TrialFailure
 from autotune.serving import Identity, boot_id
+from autotune.storage.lease import Holder
 from autotune.storage.schema import (
     NO_TRIAL,
     Base,
@@ -54,10 +55,14 @@ class Launches:
 
     Args:
         sessions: Opens a session on it.
+
+    Attributes:
+        holder: Launches what is planned; None while the lease is not taken.
     """
 
     def __init__(self, sessions: sessionmaker[Session]) -> None:
         self._sessions = sessions
+        self.holder: Holder | None = None
 
     def plan(
         self,
@@ -85,6 +90,7 @@ class Launches:
                     log_path=str(log_path),
                     boot_id=boot_id(),
                     planned_at=time.time(),
+                    **(self.holder.columns() if self.holder else {}),
                 )
             )
             s.commit()
@@ -235,6 +241,7 @@ class Launches:
             query = select(RequestRow).where(RequestRow.launch_id == launch_id)
             requests = [_columns(r) for r in s.scalars(query.order_by(RequestRow.id))]
         launch |= {"launch_id": new_id, "study": study, "trial": NO_TRIAL}
+        launch |= {"worker": None, "lease_epoch": None}  # they mean something there only
         for r in requests:
             r["launch_id"] = new_id
             del r["id"]
@@ -266,8 +273,6 @@ class Launches:
 
     def stages(self, study: str) -> dict[str, Stages]:
         """Return where the time of a study's launches went, by launch id."""
-        if not self._has(StagesRow):
-            return {}
         query = (
             select(StagesRow)
             .join(LaunchRow, LaunchRow.launch_id == StagesRow.launch_id)
@@ -285,8 +290,6 @@ class Launches:
 
     def compile_caches(self, study: str) -> dict[str, CompileCache]:
         """Return what torch.compile's cache did, by launch id, where the log tells it."""
-        if not self._has(CompileCacheRow):
-            return {}
         query = (
             select(CompileCacheRow)
             .join(LaunchRow, LaunchRow.launch_id == CompileCacheRow.launch_id)
@@ -297,11 +300,6 @@ class Launches:
                 row.launch_id: CompileCache(CacheUse[row.use], row.folder)
                 for row in s.scalars(query)
             }
-
-    def _has(self, table: type[Base]) -> bool:
-        """True unless an earlier autotune wrote the database, which had no such table."""
-        with self._sessions() as s:
-            return inspect(s.connection()).has_table(table.__tablename__)
 
 
 def _columns(row: Base) -> dict[str, Any]:

@@ -1,14 +1,30 @@
-"""Who may write to a database, and the files next to it."""
+"""Who may write to a database, and the files next to it.
+
+A runner holds the lock of the database's file. It also takes the lease, which is a row: its epoch
+grows with every runner, and each launch says under which one it was started.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import socket
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session, sessionmaker
 
 from autotune.errors import UserError
+from autotune.storage.schema import LeaseRow, WorkerRow
+
+# The worker of a run that launches one server after another, on the whole host.
+_ONLY_WORKER = "0"
 
 
 def output_folder(database: Path, study: str) -> Path:
@@ -77,3 +93,46 @@ def file_identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the lease, and launches servers under it.
+
+    Attributes:
+        host: Name of this host, as ``hostname`` says it.
+        worker: Name of the worker on it.
+        epoch: Number of the lease, from 1.
+    """
+
+    host: str
+    worker: str
+    epoch: int
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of a launch that say who launched it."""
+        return {"host": self.host, "worker": self.worker, "lease_epoch": self.epoch}
+
+
+def take(sessions: sessionmaker[Session]) -> Holder:
+    """Take the lease of a database, of which the caller holds the lock (:func:`exclusive`).
+
+    The workers of earlier holders are over then.
+    """
+    now, host = time.time(), socket.gethostname()
+    with sessions() as s:
+        lease = s.get(LeaseRow, 1, with_for_update=True) or LeaseRow(id=1, epoch=0)
+        lease.epoch += 1
+        lease.owner = uuid.uuid4().hex
+        lease.host, lease.pid = host, os.getpid()
+        lease.taken_at, lease.expires_at = now, None
+        s.execute(update(WorkerRow).where(WorkerRow.ended_at.is_(None)).values(ended_at=now))
+        holder = Holder(host, _ONLY_WORKER, lease.epoch)
+        s.add_all(
+            [
+                lease,
+                WorkerRow(lease_epoch=holder.epoch, host=host, name=_ONLY_WORKER, joined_at=now),
+            ]
+        )
+        s.commit()
+    return holder

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import inspect, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from autotune.bench import ServerStats
@@ -46,8 +46,6 @@ class LoadMaps:
         """Return a study's points of all settings, oldest first."""
         query = select(MapPointRow).where(MapPointRow.study == study).order_by(MapPointRow.id)
         with self._sessions() as s:
-            if not inspect(s.connection()).has_table(MapPointRow.__tablename__):
-                return []  # of an earlier autotune
             rows = list(s.scalars(query))
             s.expunge_all()
         return rows

@@ -1,4 +1,7 @@
-"""Tables of autotune. All times are unix times in seconds unless a column says otherwise."""
+"""Tables of autotune as the code sees them; ``migrations/`` makes and changes them.
+
+All times are unix times in seconds unless a column says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from typing import Any
 from sqlalchemy import JSON, ForeignKey, LargeBinary
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA = 2
 # Trial of a launch that belongs to none yet: it was copied, or its server was started ahead.
 NO_TRIAL = -1
 
@@ -17,7 +19,7 @@ class Base(DeclarativeBase):
 
 
 class Meta(Base):
-    """One row: which version of these tables this is."""
+    """One row, for an autotune that knows no revisions: it refuses every number but its own."""
 
     __tablename__ = "autotune_meta"
     schema: Mapped[int] = mapped_column(primary_key=True)
@@ -67,6 +69,10 @@ class LaunchRow(Base):
     values: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # by objective, in its unit
     intervals: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # [low, high], None: no bound
     quality: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # measuring.Quality
+    # Who launched it; None: an earlier autotune, or nobody who held the lease.
+    host: Mapped[str | None]
+    worker: Mapped[str | None]  # name of the worker on that host
+    lease_epoch: Mapped[int | None]
 
 
 class RequestRow(Base):
@@ -150,3 +156,30 @@ class EventRow(Base):
     trial: Mapped[int | None]
     launch_id: Mapped[str | None]
     what: Mapped[str]
+
+
+class LeaseRow(Base):
+    """One row: who may write to this database, which one driver at a time may."""
+
+    __tablename__ = "autotune_lease"
+    id: Mapped[int] = mapped_column(primary_key=True)  # always 1
+    epoch: Mapped[int]  # grows whenever the lease is taken
+    owner: Mapped[str | None]  # unique to each taking
+    host: Mapped[str | None]
+    pid: Mapped[int | None]
+    taken_at: Mapped[float | None]
+    expires_at: Mapped[float | None]  # None: as long as the owner locks the database's file
+
+
+class WorkerRow(Base):
+    """What launches servers on one slot (a set of GPUs or cores) for the holder of a lease."""
+
+    __tablename__ = "autotune_workers"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    lease_epoch: Mapped[int] = mapped_column(index=True)
+    host: Mapped[str]
+    name: Mapped[str]  # unique on its host, within its lease
+    slot: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # None: the whole host
+    joined_at: Mapped[float]
+    seen_at: Mapped[float | None]
+    ended_at: Mapped[float | None]  # or when the next lease was taken

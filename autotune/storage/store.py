@@ -18,8 +18,7 @@ from typing import Any
 import optuna
 from optuna.storages import RDBStorage
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import URL, create_engine, event, inspect, select, text
-from sqlalchemy.engine import Engine
+from sqlalchemy import URL, create_engine, inspect, select, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import sessionmaker
 
@@ -28,18 +27,16 @@ from autotune.engine.probe import VllmInfo
 from autotune.errors import DatabaseLocked, UserError
 from autotune.storage.failures import DAMAGED, LOCKED, database_errors, in_words
 from autotune.storage.launches import Launches
+from autotune.storage.lease import take
 from autotune.storage.load_maps import LoadMaps
+from autotune.storage.migrations import REVISIONS, revision_of, upgrade
 from autotune.storage.requests import Requests
-from autotune.storage.schema import SCHEMA, Base, Meta, StudyRow
+from autotune.storage.schema import StudyRow
+from autotune.storage.sqlite import damage, draft_of, on_connect, url_of, views_of_today
 from autotune.study.schema import LoadedStudy, parse_study, text_without_secrets
 
 BUSY_TIMEOUT_S = 20
 _VLLM = "autotune:vllm"
-
-
-def _url(path: Path) -> URL:
-    """Return SQLAlchemy's URL of a file; its name may have any characters."""
-    return URL.create("sqlite", database=str(path))
 
 
 def _in_optuna(url: URL) -> str:
@@ -47,18 +44,8 @@ def _in_optuna(url: URL) -> str:
     return url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
 
 
-def _engine_events(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def _pragmas(connection: Any, _record: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
-        cursor.execute("PRAGMA synchronous = NORMAL")  # safe with WAL against a killed process
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()
-
-
 @contextmanager
-def opened(path: Path, *, create: bool = False) -> Iterator[Store]:
+def opened(path: Path, *, create: bool = False, write: bool = False) -> Iterator[Store]:
     """Yield a :class:`Store` that is closed in the end; each of its errors is one clear line.
 
     Raises:
@@ -67,7 +54,7 @@ def opened(path: Path, *, create: bool = False) -> Iterator[Store]:
         MachineError: it cannot be read or written any more.
     """
     with database_errors(path):
-        store = Store(path, create=create)
+        store = Store(path, create=create, write=write)
         try:
             yield store
         finally:
@@ -80,6 +67,8 @@ class Store:
     Args:
         path: File of the SQLite database.
         create: Make it if it is missing; otherwise a missing file is the user's mistake.
+        write: Bring it to the last revision of its tables, as ``create`` does; otherwise only
+            Optuna's tables may be written. An older one is read as it is, and nothing changes.
 
     Attributes:
         path: File of the database.
@@ -95,9 +84,10 @@ class Store:
         DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, write: bool = False) -> None:
         self.path = path
-        self.url = _url(path)
+        self.url = url_of(path)
+        write = write or create
         try:
             if not create and not path.exists():
                 raise UserError(
@@ -105,8 +95,8 @@ class Store:
                 )
             if create and not (path.exists() and path.stat().st_size):
                 self._make(path.resolve())
-            self._check_readable(create)
-            self._open(path, create)
+            views = self._look(create, write)
+            self._open(self.url, write, views)
         except OSError as e:
             raise UserError(f"{path}: cannot be opened: {e.strerror}") from e
         except (OperationalError, DatabaseError) as e:
@@ -119,67 +109,51 @@ class Store:
 
     def _make(self, file: Path) -> None:
         """Make the database whole or not at all, whenever this process is killed."""
-        draft = file.with_name(f"{file.name}.new")
-        every = [draft.with_name(draft.name + end) for end in ("", "-wal", "-shm")]
-        for part in every:
-            part.unlink(missing_ok=True)
-        try:
-            draft.touch(mode=0o600)
-            self._open(draft, create=True)
+        with draft_of(file) as draft:
+            self._open(url_of(draft), True, [])
             self._engine.dispose()
-            draft.replace(file)
-        finally:
-            for part in every:
-                part.unlink(missing_ok=True)
 
-    def _open(self, file: Path, create: bool) -> None:
+    def _look(self, create: bool, write: bool) -> list[str]:
+        """Look before anything is written; return what shows an older database as one of today."""
+        engine = create_engine(self.url)
+        try:
+            tables = inspect(engine).get_table_names()
+            if create and tables and (said := damage(engine)) is not None:
+                words = DAMAGED.format(said=said)
+                raise UserError(f"{self.path}: {words}; nothing was changed in it")
+            if not create and "autotune_meta" not in tables:
+                raise UserError(f"{self.path}: is not a database of autotune")
+            if tables and "autotune_meta" not in tables and "alembic_version" not in tables:
+                raise UserError(f"{self.path}: holds another program's tables; give another --db")
+            found = revision_of(engine)
+            if found is not None and found not in REVISIONS:
+                raise UserError(
+                    f"{self.path}: was written by another version of autotune (tables {found}, "
+                    f"this one reads {REVISIONS[-1]}); use that version, or give another --db"
+                )
+            return [] if write or found == REVISIONS[-1] else views_of_today(engine)
+        finally:
+            engine.dispose()
+
+    def _open(self, url: URL, write: bool, views: list[str]) -> None:
         self.storage = RDBStorage(
-            _in_optuna(_url(file)),
-            engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}},
+            _in_optuna(url), engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}}
         )
         self._engine = self.storage.engine
+        on_connect(self._engine, BUSY_TIMEOUT_S, views)
+        self._engine.dispose()  # connections made before they were set up
+        if write:
+            upgrade(self._engine)
+            with self._engine.connect() as c:
+                c.execute(text("PRAGMA journal_mode = WAL"))
         self._sessions = sessionmaker(self._engine)
         self.launches = Launches(self._sessions)
         self.requests = Requests(self._sessions)
         self.load_maps = LoadMaps(self._sessions)
-        _engine_events(self._engine)
-        self._engine.dispose()  # connections made before the pragmas were set
-        if create:
-            with self._engine.connect() as c:
-                c.execute(text("PRAGMA journal_mode = WAL"))
-        self._schema(create)
 
-    def _check_readable(self, create: bool) -> None:
-        """Look before Optuna writes its tables into a file that is something else."""
-        engine = create_engine(self.url)
-        try:
-            tables = inspect(engine).get_table_names()
-            if create and tables:
-                with engine.connect() as c:  # a damaged page may not be met for many trials
-                    found = c.execute(text("PRAGMA quick_check(1)")).scalar()
-                if found != "ok":
-                    words = DAMAGED.format(said=" ".join(str(found).split()))
-                    raise UserError(f"{self.path}: {words}; nothing was changed in it")
-        finally:
-            engine.dispose()
-        if not create and "autotune_meta" not in tables:
-            raise UserError(f"{self.path}: is not a database of autotune")
-        if tables and "autotune_meta" not in tables and "alembic_version" not in tables:
-            raise UserError(f"{self.path}: holds another program's tables; give another --db")
-
-    def _schema(self, create: bool) -> None:
-        if create:
-            Base.metadata.create_all(self._engine)
-        with self._sessions() as s:
-            found = s.scalar(select(Meta.schema))
-            if found is None and create:
-                s.add(Meta(schema=SCHEMA))
-                s.commit()
-            elif found != SCHEMA:
-                raise UserError(
-                    f"{self.path}: was written by another version of autotune (tables {found}, "
-                    f"this one reads {SCHEMA}); use that version, or give another --db"
-                )
+    def take_lease(self) -> None:
+        """Become the one driver of the database; the caller holds :func:`lease.exclusive`."""
+        self.launches.holder = take(self._sessions)
 
     def close(self) -> None:
         """Let go of the file."""
