@@ -143,7 +143,7 @@ class Store:
         on_connect(self._engine, BUSY_TIMEOUT_S, views)
         self._engine.dispose()  # connections made before they were set up
         if write:
-            upgrade(self._engine)
+            upgrade(self._engine, BUSY_TIMEOUT_S)
             with self._engine.connect() as c:
                 c.execute(text("PRAGMA journal_mode = WAL"))
         self._sessions = sessionmaker(self._engine)

@@ -18,7 +18,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
 
-from autotune.errors import UserError
+from autotune.errors import DatabaseLocked, UserError
 from autotune.storage import migrations
 from autotune.storage.migrations import REVISIONS, VERSION_TABLE, revision_of, upgrade
 from autotune.storage.schema import Base
@@ -175,8 +175,20 @@ def test_an_upgrade_that_fails_leaves_what_was_there(
         before = schema(path)
         monkeypatch.setattr("alembic.op.batch_alter_table", _raise)
         with pytest.raises(RuntimeError, match="no space"):
-            upgrade(store._engine)
+            upgrade(store._engine, 1.0)
         assert schema(path) == before
+
+
+def test_a_locked_database_is_said_to_be_locked_and_not_upgraded(
+    committed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 0)
+    before = schema(committed)
+    with closing(sqlite3.connect(committed)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseLocked):
+            Store(committed, write=True)
+    assert schema(committed) == before
 
 
 def _raise(*_: object) -> None:

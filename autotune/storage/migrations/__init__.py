@@ -8,6 +8,7 @@ database is checked without Alembic.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.pool import NullPool
@@ -35,29 +36,31 @@ def revision_of(engine: Engine) -> str | None:
     return None
 
 
-def upgrade(engine: Engine) -> None:
+def upgrade(engine: Engine, busy_timeout_s: float) -> None:
     """Bring a database to the last revision in one transaction, from any that is known, or none.
 
     A process that is killed meanwhile leaves what was there before.
 
     Args:
-        engine: An engine of the database; it is not used itself.
+        engine: Engine of the database; the upgrade has a connection of its own.
+        busy_timeout_s: How long another program's lock of a file is waited for.
     """
     if revision_of(engine) == REVISIONS[-1]:
         return
     mine = create_engine(engine.url, poolclass=NullPool)
     if mine.dialect.name == "sqlite":
-        _one_transaction(mine)
+        _one_transaction(mine, busy_timeout_s)
     with mine.begin() as connection:
         _run(connection, revision_of(engine))
 
 
-def _one_transaction(engine: Engine) -> None:
+def _one_transaction(engine: Engine, busy_timeout_s: float) -> None:
     """Let SQLAlchemy begin transactions: Python's sqlite3 begins none before a CREATE TABLE."""
 
     @event.listens_for(engine, "connect")
-    def _connected(connection: object, _record: object) -> None:
-        connection.isolation_level = None  # type: ignore[attr-defined]
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout = {round(busy_timeout_s * 1000)}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
