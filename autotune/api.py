@@ -364,8 +364,8 @@ class Result:
     ) -> list[Sample]:
         """Every request of a trial's last launch, with its times; empty if there was none."""
         with _quiet_optuna(), opened(self.database) as store:
-            launches = store.launches(self.view.name, trial.number)
-            return store.samples(launches[-1].launch_id, phase) if launches else []
+            launches = store.launches.of_trial(self.view.name, trial.number)
+            return store.requests.samples(launches[-1].launch_id, phase) if launches else []
 
     def __repr__(self) -> str:
         v = self.view

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from autotune import __version__
+from autotune._version import __version__
 from autotune.errors import AutotuneError, NothingUsable, UserError, in_short, one_line
 
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
@@ -266,10 +266,11 @@ def _say_trust(ui: Ui, loaded: LoadedStudy) -> None:
 def _finish(ui: Ui, database: Path, name: str) -> None:
     """Plots, the dashboard's pages and the summary of a study."""
     from autotune.dashboard import publish
-    from autotune.launching import output_folder
     from autotune.report import build
     from autotune.results import study_view
-    from autotune.storage.store import database_errors, opened
+    from autotune.storage.failures import database_errors
+    from autotune.storage.lease import output_folder
+    from autotune.storage.store import opened
 
     @contextmanager
     def not_worth_a_run(what: str, again: str) -> Iterator[None]:
@@ -659,8 +660,8 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
     Example:
       autotune pareto --out plots
     """
-    from autotune.launching import output_folder
     from autotune.results import study_view
+    from autotune.storage.lease import output_folder
     from autotune.storage.store import opened
 
     with opened(database) as store:

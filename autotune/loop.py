@@ -44,7 +44,7 @@ from autotune.errors import (
 )
 from autotune.explain import known_for
 from autotune.launching import Launched, Launcher
-from autotune.ledger import end_unended, launch_text
+from autotune.ledger import end_unended
 from autotune.recomputed import Recomputed, measurement_of
 from autotune.results import (
     Standing,
@@ -70,7 +70,10 @@ from autotune.search import (
 from autotune.search.proposer import CHALLENGES, PointSet, nearest, tried_points
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR, Measurement, expected_between
-from autotune.storage.store import LaunchRow, Store, exclusive, opened
+from autotune.storage.launches import launch_text
+from autotune.storage.lease import exclusive
+from autotune.storage.schema import LaunchRow
+from autotune.storage.store import Store, opened
 from autotune.study.models import resolve_model
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import (
@@ -355,6 +358,7 @@ def run_on(database: Path, ui: Ui, go: Callable[[Store], T]) -> T:
         while True:
             try:
                 with opened(database, create=True) as store:
+                    store.take_lease()
                     return go(store)
             except DatabaseLocked as e:  # its server is gone: wait, and go on as after a kill
                 now = time.monotonic()
@@ -585,7 +589,7 @@ class _Run:
             UserError: the earlier trials were measured with another vLLM, or other weights.
         """
         self.check_weights()
-        machine, version = self.store.measured_on(self.spec.name)
+        machine, version = self.store.launches.measured_on(self.spec.name)
         if machine is None or version is None:
             return
         now = self.p.info.version
@@ -621,7 +625,7 @@ class _Run:
     @cached_property
     def weights(self) -> dict[str, str]:
         """Of the study's measured launches, by role: see :meth:`Prepared.weights`."""
-        return self.store.weights(self.spec.name)
+        return self.store.launches.weights(self.spec.name)
 
     def open_study(self) -> optuna.Study:
         directions = [o.direction for o in self.p.objectives]
@@ -909,7 +913,7 @@ class _Run:
         if why is not None:
             self.tell_failure(trial, TrialFailure(FailureKind.INFEASIBLE, why))
             return
-        launches = self.store.launches(self.spec.name, trial.number)
+        launches = self.store.launches.of_trial(self.spec.name, trial.number)
         measured = [x for x in launches if x.values is not None]
         if measured and not self.repeats(measured):  # but the run ended before the telling
             self.tell(trial, measured[-1].launch_id)
@@ -944,7 +948,7 @@ class _Run:
                     continue
                 self.tell_failure(trial, failure)
                 return
-            measured.append(self.store.launch(launch_id))
+            measured.append(self.store.launches.get(launch_id))
             if self.repeats(measured):
                 attempt += 1
                 why = (measured[-1].quality or {})["disturbed"]
@@ -966,7 +970,7 @@ class _Run:
             launched.server,
             self.spec,
             self.p.objectives,
-            keep=lambda samples: self.store.add_samples(launched.launch_id, samples),
+            keep=lambda samples: self.store.requests.add(launched.launch_id, samples),
             progress=self.ui.progress,
         )
         weights = self.check_weights()  # that they were exchanged while the study ran
@@ -996,7 +1000,7 @@ class _Run:
             begin=begin,
         )
         launched.clock.mark("measured")
-        self.store.launch_measured(
+        self.store.launches.measured(
             launched.launch_id,
             result.stats,
             result.values,
@@ -1018,7 +1022,7 @@ class _Run:
     @cached_property
     def rests(self) -> list[float]:
         """Seconds of the canary before each measured launch of the study on this machine."""
-        return self.store.rests(self.spec.name, self.machine)
+        return self.store.launches.rests(self.spec.name, self.machine)
 
     def rivals(self) -> list[Rival]:
         """The trials of the front, as they were measured."""
@@ -1035,14 +1039,14 @@ class _Run:
         return list(self.front.values())
 
     def measurement(self, trial: optuna.trial.FrozenTrial) -> Measurement:
-        launch = self.store.launch(trial.user_attrs["launch"])
-        samples = self.store.samples(launch.launch_id)
+        launch = self.store.launches.get(trial.user_attrs["launch"])
+        samples = self.store.requests.samples(launch.launch_id)
         return measurement_of(samples, self.spec.workload, launch.quality)
 
     # -- telling ---------------------------------------------------------------------------------
 
     def tell(self, trial: optuna.trial.FrozenTrial, launch_id: str) -> None:
-        launch = self.store.launch(launch_id)
+        launch = self.store.launches.get(launch_id)
         values = launch.values
         if values is None:
             raise AssertionError("a launch that failed is never told as measured")
@@ -1060,7 +1064,7 @@ class _Run:
             quality={k: v for k, v in quality.items() if k != "machine"},
         )
         self.study.tell(trial.number, [values[o.name] for o in self.p.objectives])
-        self.store.event(self.spec.name, "told", trial=trial.number, launch_id=launch_id)
+        self.store.launches.event(self.spec.name, "told", trial=trial.number, launch_id=launch_id)
         self.failures_in_a_row.clear()
         self.show(trial.number)
 

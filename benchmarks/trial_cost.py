@@ -412,7 +412,8 @@ def run_ours(setup: Setup, arm: str, folder: Path) -> dict[str, Any]:
             if "launch" not in t.user_attrs:
                 raise NothingUsable(f"{arm}: trial {t.number} has no numbers; look at {log}")
             seconds = {s: v for s, v in times[t.number].seconds.items() if v is not None}
-            samples, places = store.samples(t.user_attrs["launch"]), setup.spec.workload.places
+            samples = store.requests.samples(t.user_attrs["launch"])
+            places = setup.spec.workload.places
             busy = bool(t.user_attrs["quality"].get("busy"))
             trials.append(_trial(int(t.params[N]), seconds, samples, places, busy=busy))
     return _block(arm, wall, trials)

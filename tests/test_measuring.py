@@ -517,8 +517,8 @@ def samples(folder: Path, phase: str) -> list[list[Sample]]:
     """Of each launch, in the order of sending."""
     with opened(folder / "autotune.db") as store:
         return [
-            sorted(store.samples(x.launch_id, phase), key=lambda s: s.start)
-            for x in store.launches("double")
+            sorted(store.requests.samples(x.launch_id, phase), key=lambda s: s.start)
+            for x in store.launches.of_study("double")
         ]
 
 
