@@ -171,11 +171,16 @@ def become(request: dict[str, str]) -> None:
 
 
 # What a run imports by and by; each of it takes a while.
-MODULES = ("autotune.dashboard", "autotune.plots", "autotune.results", "autotune.loop")
+MODULES = (
+    "autotune.output.dashboard",
+    "autotune.output.figures.pareto",
+    "autotune.results",
+    "autotune.loop",
+)
 SAMPLER = ("optuna._gp.acqf", "optuna._gp.gp", "torch")
 
 if __name__ == "__main__":
-    from autotune.cli import main
+    from autotune.cli.main import main
 
     for module in MODULES if sys.argv[2:] else (*MODULES, *SAMPLER):
         importlib.import_module(module)
