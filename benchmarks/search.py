@@ -583,7 +583,7 @@ def _against(ours: float, aim: float) -> str:
 
 # -- pictures --------------------------------------------------------------------------------------
 
-# Okabe and Ito's colours, as in autotune/plots.py; ours stands out
+# Okabe and Ito's colours, as in autotune/output/figures/pareto.py; ours stands out
 COLOURS = {
     "ours": "#D55E00",
     "ours-4": "#F0E442",
@@ -689,7 +689,7 @@ def draw(result: Mapping[str, Any], base: Path) -> None:
         fig = figure(result, by_time=by_time)
         page = base.with_name(f"{base.stem}-{suffix}.html")
         try:
-            from autotune.plots import write_html, write_png
+            from autotune.output.figures.pareto import write_html, write_png
         except ImportError as e:
             fig.write_html(page)
             print(f"{page}; no PNG: {e}")

@@ -397,7 +397,7 @@ def run_ours(setup: Setup, arm: str, folder: Path) -> dict[str, Any]:
     """One block of autotune."""
     study, database = folder / f"{STUDY}.yaml", folder / "autotune.db"
     study.write_text(yaml.safe_dump(our_study(setup, arm), sort_keys=False), encoding="utf-8")
-    argv = [sys.executable, "-m", "autotune.cli", "run", str(study), "--db", str(database)]
+    argv = [sys.executable, "-m", "autotune.cli.main", "run", str(study), "--db", str(database)]
     log = folder / "autotune.log"
     begun = time.monotonic()
     with log.open("w") as f, _child([*argv, "--all-trials"], f) as process:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from autotune.cli import main
+from autotune.cli.main import main
 from autotune.serving import LivingLaunch
 from autotune.storage.store import Store
 from autotune.study.schema import load_study

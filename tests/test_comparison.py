@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from optuna.trial import TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats
-from autotune.cli import main
+from autotune.cli.main import main
 from autotune.comparison import Finding, Where, compare
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo

@@ -24,11 +24,11 @@ import pytest
 from sqlalchemy.orm import Session
 
 import objectives
-from autotune.dashboard import publish, serve
 from autotune.errors import UserError
-from autotune.plots import find_chromium
-from autotune.report import build
-from autotune.report.content import Answer, Figure, Report
+from autotune.output.dashboard import publish, serve
+from autotune.output.figures.pareto import find_chromium
+from autotune.output.report import build
+from autotune.output.report.content import Answer, Figure, Report
 from autotune.results import study_view
 from autotune.stats import ESTIMATOR
 from autotune.storage.schema import StudyRow

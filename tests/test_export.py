@@ -22,10 +22,10 @@ import yaml
 from click.testing import CliRunner, Result
 from compose_spec import PyCompose
 
-from autotune.cli import main
+from autotune.cli.main import main
 from autotune.engine.command import production
 from autotune.engine.probe import MODULE, VllmInfo, probe
-from autotune.export import Format, _label
+from autotune.output.export.job import Format, _label
 from autotune.study.schema import ServerSpec, parse_study
 from autotune.study.space import MNBT, N
 from tests.test_comparison import BASELINE, GOOD, MACHINE, Run, runs, stored

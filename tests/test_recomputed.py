@@ -29,9 +29,9 @@ from autotune.comparison import Finding, Where, compare
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.mapresults import comparable_loads
-from autotune.plots import pareto_figure
+from autotune.output.figures.pareto import pareto_figure
+from autotune.output.report import build, markdown
 from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, estimator_of
-from autotune.report import build, markdown
 from autotune.results import counts, stored_objectives, study_view
 from autotune.serving import Identity
 from autotune.serving.machine import describe_machine

@@ -25,14 +25,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autotune import launching, loadmap
 from autotune.bench import Sample, ServerStats
 from autotune.bench.interference import Rest
-from autotune.cli import main
+from autotune.cli.main import main
 from autotune.engine.command import LaunchPlan
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.errors import FailureKind, TrialFailure
-from autotune.plots import DARK, LIGHT, find_chromium, print_page
-from autotune.report import Format, build, html, markdown, place, write
-from autotune.report.content import Code, Figure, Report, Table
-from autotune.report.importance import LEAST_TRIALS, importances
+from autotune.output.figures.pareto import DARK, LIGHT, find_chromium, print_page
+from autotune.output.report import Format, build, html, markdown, place, write
+from autotune.output.report.content import Code, Figure, Report, Table
+from autotune.output.report.importance import LEAST_TRIALS, importances
 from autotune.results import study_objectives, study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.store import Store, opened

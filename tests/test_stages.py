@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from autotune.engine.launch_stages import STAGES, StageClock, Stages, head_of, stages_of
+from autotune.output.figures.timings import time_figure
 from autotune.stages import TimeView, TrialTime, time_json, time_lines
-from autotune.timeplot import time_figure
 from tests.studies import autotune, query, write_study
 
 LOGS = Path(__file__).parent / "logs"

@@ -410,7 +410,7 @@ def test_what_cannot_be_drawn_or_saved_at_the_end_is_one_line_each(
     def broken(*_: object) -> None:
         raise ValueError("no such\nfigure")
 
-    monkeypatch.setattr("autotune.dashboard.publish", broken)
+    monkeypatch.setattr("autotune.output.dashboard.publish", broken)
     (tmp_path / "autotune-double").mkdir()
     (tmp_path / "autotune-double" / "pareto.html").mkdir()  # nothing can be written there
     done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)

@@ -337,7 +337,7 @@ def _last(site: Site, outcome: Outcome, wanted: int | None = None) -> Outcome:
 
 
 def _command_line(site: Site) -> list[str]:
-    return [sys.executable, "-m", "autotune.cli", *site.command()]
+    return [sys.executable, "-m", "autotune.cli.main", *site.command()]
 
 
 def _environment() -> dict[str, str]:

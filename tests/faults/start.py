@@ -169,10 +169,15 @@ def become(request: dict[str, str]) -> None:
 
 
 # What a run imports by and by; each of it takes a while.
-MODULES = ("autotune.dashboard", "autotune.plots", "autotune.results", "autotune.loop")
+MODULES = (
+    "autotune.output.dashboard",
+    "autotune.output.figures.pareto",
+    "autotune.results",
+    "autotune.loop",
+)
 
 if __name__ == "__main__":
-    from autotune.cli import main
+    from autotune.cli.main import main
 
     for module in MODULES:
         importlib.import_module(module)

@@ -9,12 +9,12 @@ from functools import partial
 import numpy as np
 
 from autotune.errors import NothingUsable, UserError
-from autotune.mapplot import map_figure
 from autotune.mapresults import stored_view
 from autotune.mapview import Advice, MapView, crossover_text
-from autotune.prediction import NOTE, Outlook, outlook
-from autotune.report import figures
-from autotune.report.content import (
+from autotune.output.figures import trials as figures
+from autotune.output.figures.load_map import map_figure
+from autotune.output.figures.trials import searched
+from autotune.output.report.content import (
     Block,
     Code,
     Figure,
@@ -22,9 +22,9 @@ from autotune.report.content import (
     Points,
     Table,
 )
-from autotune.report.figures import searched
-from autotune.report.importance import LEAST_TRIALS, importances
-from autotune.report.source import Source, count, load_text, times, with_bounds
+from autotune.output.report.importance import LEAST_TRIALS, importances
+from autotune.output.report.source import Source, count, load_text, times, with_bounds
+from autotune.prediction import NOTE, Outlook, outlook
 from autotune.study.space import EXPONENT
 from autotune.views import (
     number,

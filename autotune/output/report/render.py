@@ -22,8 +22,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from autotune.errors import NothingUsable, UserError
-from autotune.plots import DARK, LIGHT, find_chromium, print_page
-from autotune.report.content import Figure, Report
+from autotune.output.figures.pareto import DARK, LIGHT, find_chromium, print_page
+from autotune.output.report.content import Figure, Report
 from autotune.storage.lease import file_identity, output_folder
 
 
@@ -135,7 +135,7 @@ def pdf(report: Report) -> bytes:
 
 def _environment(*, html: bool) -> Environment:
     return Environment(
-        loader=PackageLoader("autotune.report"),
+        loader=PackageLoader("autotune.output.report"),
         autoescape=html,  # noqa: S701 – Markdown has marks of its own, see `finalize`
         finalize=None if html else _markdown_text,
         trim_blocks=True,

@@ -11,8 +11,9 @@ import numpy as np
 from autotune.bench.session import Stop
 from autotune.engine.launch_stages import STAGES
 from autotune.errors import UserError
-from autotune.report import figures
-from autotune.report.content import (
+from autotune.output.figures import trials as figures
+from autotune.output.figures.timings import time_figure
+from autotune.output.report.content import (
     Block,
     Code,
     Figure,
@@ -20,14 +21,13 @@ from autotune.report.content import (
     Points,
     Table,
 )
-from autotune.report.source import Source, count, duration, load_text, upper, when
+from autotune.output.report.source import Source, count, duration, load_text, upper, when
 from autotune.results import quality_warnings
 from autotune.serving.machine import machine_line
 from autotune.stages import time_view
 from autotune.storage.schema import LaunchRow
 from autotune.study.schema import bundled_studies, load_study, text_without_secrets
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
-from autotune.timeplot import time_figure
 from autotune.views import (
     TrialView,
     kinds_text,

@@ -5,7 +5,7 @@ perspective are is told by their feet. Below, in parallel coordinates, a line is
 an objective or a parameter (A. Inselberg, "The plane with parallel coordinates", The Visual
 Computer 1, 1985); every objective is better upwards, so that a line above another one dominates it,
 and an axis can be brushed to see only what passes there. Both need no third dimension on paper.
-Texts and colours as in :mod:`autotune.plots`.
+Texts and colours as in :mod:`autotune.output.figures.pareto`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from autotune.plots import (
+from autotune.output.figures.pareto import (
     BLUE,
     GREEN,
     GREY,

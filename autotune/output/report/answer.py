@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 from autotune.engine.command import runs_model_code
 from autotune.errors import UserError
-from autotune.export import shell_command
-from autotune.report.content import (
+from autotune.output.export.job import shell_command
+from autotune.output.figures.trials import searched
+from autotune.output.report.content import (
     Answer,
     Block,
     Code,
     Fact,
     Paragraph,
 )
-from autotune.report.figures import searched
-from autotune.report.source import Source, against, change, count, load_text, lower, progress
+from autotune.output.report.source import Source, against, change, count, load_text, lower, progress
 from autotune.results import LEAST_DEGREES, as_single
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N

@@ -7,18 +7,18 @@ from functools import partial
 
 import numpy as np
 
-from autotune.plots import pareto_figure
-from autotune.plots3d import lines_figure, space_figure
-from autotune.report import figures
-from autotune.report.content import (
+from autotune.output.figures import trials as figures
+from autotune.output.figures.pareto import pareto_figure
+from autotune.output.figures.pareto3d import lines_figure, space_figure
+from autotune.output.figures.trials import Latencies, best_by_n, n_of, searched
+from autotune.output.report.content import (
     Block,
     Figure,
     Paragraph,
     Points,
     Table,
 )
-from autotune.report.figures import Latencies, best_by_n, n_of, searched
-from autotune.report.source import Source, lower, times, upper, with_bounds
+from autotune.output.report.source import Source, lower, times, upper, with_bounds
 from autotune.stats import Estimate, quantile
 from autotune.study.space import MNBT, N
 from autotune.views import (

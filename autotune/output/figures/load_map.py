@@ -11,7 +11,16 @@ import plotly.graph_objects as go
 
 from autotune.errors import UserError
 from autotune.mapview import MapView, PointView, load_text
-from autotune.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template, write_html
+from autotune.output.figures.pareto import (
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORANGE,
+    Theme,
+    template,
+    write_html,
+)
 from autotune.stats import Estimate
 from autotune.stats.crossover import ratio
 from autotune.views import bounds_text, number, plain, point_text

@@ -265,8 +265,8 @@ def _say_trust(ui: Ui, loaded: LoadedStudy) -> None:
 
 def _finish(ui: Ui, database: Path, name: str) -> None:
     """Plots, the dashboard's pages and the summary of a study."""
-    from autotune.dashboard import publish
-    from autotune.report import build
+    from autotune.output.dashboard import publish
+    from autotune.output.report import build
     from autotune.results import study_view
     from autotune.storage.failures import database_errors
     from autotune.storage.lease import output_folder
@@ -295,8 +295,8 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
 
 def _draw(view: StudyView, folder: Path) -> list[Path]:
     """Writes the front's plots; returns those that could be made here."""
-    from autotune.plots import pareto_figure, write_html, write_png
-    from autotune.plots3d import front_figure
+    from autotune.output.figures.pareto import pareto_figure, write_html, write_png
+    from autotune.output.figures.pareto3d import front_figure
 
     figure = front_figure(view) if len(view.objectives) == 3 else pareto_figure(view)
     html, png = folder / "pareto.html", folder / "pareto.png"
@@ -321,7 +321,7 @@ def _best(view: StudyView, objective: str | None = None, *, balanced: bool = Fal
 
 def _serve(store: Store, name: str, trial: TrialView) -> str:
     """The command that serves a trial's point in production."""
-    from autotune.export import shell_command
+    from autotune.output.export.job import shell_command
 
     return shell_command(store, name, trial)
 
@@ -473,8 +473,8 @@ def export(
       autotune export --format compose --out compose.yaml
       autotune export --format kubernetes --objective p95_latency
     """
-    from autotune.export import Endpoint, Format, as_asked, chosen, measured_trial, write
-    from autotune.export import export as text_of
+    from autotune.output.export.job import Endpoint, Format, as_asked, chosen, measured_trial, write
+    from autotune.output.export.job import export as text_of
     from autotune.results import study_view
     from autotune.storage.store import opened
 
@@ -699,7 +699,7 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
     import optuna
     from rich.console import Console
 
-    from autotune.report import Format, build, place, write
+    from autotune.output.report import Format, build, place, write
     from autotune.results import study_view
     from autotune.storage.store import opened
     from autotune.ui import Ui
@@ -762,7 +762,7 @@ def dashboard(database: Path, study: str | None, port: int, open_browser: bool) 
     Example:
       autotune dashboard --port 8080
     """
-    from autotune.dashboard import serve
+    from autotune.output.dashboard import serve
 
     serve(database, study, port, open_browser, click.echo)
 
@@ -945,7 +945,7 @@ def load_map(
             ui.message(f"stopped: {reason}; run the same command again to resume")
     click.echo(json.dumps(map_json(view), indent=2) if as_json else "\n".join(map_lines(view)))
     if plot is not None:
-        from autotune.mapplot import write_map
+        from autotune.output.figures.load_map import write_map
 
         write_map(view, plot)
 
@@ -964,7 +964,7 @@ def doctor(study: str | None, database: Path, as_json: bool) -> None:
       autotune doctor
       autotune doctor studies/gemma-4-26b-rtx5090.yaml
     """
-    from autotune.doctor import checks
+    from autotune.cli.doctor import checks
     from autotune.study.schema import load_study
     from autotune.ui import Ui
 

@@ -6,7 +6,7 @@ Markdown or PDF of them.
 
 from __future__ import annotations
 
-from autotune.report.render import Format, html, markdown, place, write
-from autotune.report.sections import build
+from autotune.output.report.render import Format, html, markdown, place, write
+from autotune.output.report.sections import build
 
 __all__ = ["Format", "build", "html", "markdown", "place", "write"]

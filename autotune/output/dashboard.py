@@ -30,11 +30,11 @@ import plotly.graph_objects as go
 from optuna.artifacts import FileSystemArtifactStore
 
 from autotune.errors import AutotuneError, UserError, in_short
-from autotune.plots import Theme, pareto_figure
-from autotune.plots3d import space_figure
-from autotune.report import build
-from autotune.report.content import Figure, Report
-from autotune.report.measured import remarks
+from autotune.output.figures.pareto import Theme, pareto_figure
+from autotune.output.figures.pareto3d import space_figure
+from autotune.output.report import build
+from autotune.output.report.content import Figure, Report
+from autotune.output.report.measured import remarks
 from autotune.results import study_view
 from autotune.storage.failures import database_errors
 from autotune.storage.store import Store

@@ -9,10 +9,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from autotune._version import __version__
+from autotune.output.report import answer, beyond, measured, method
+from autotune.output.report.content import Report, Section
+from autotune.output.report.source import Source
 from autotune.recomputed import Recomputed
-from autotune.report import answer, beyond, measured, method
-from autotune.report.content import Report, Section
-from autotune.report.source import Source
 from autotune.storage.store import Store
 from autotune.views import StudyView, plain
 
