@@ -23,7 +23,8 @@ from plotly.offline import get_plotlyjs
 
 from autotune.errors import NothingUsable, UserError
 from autotune.launching import output_folder
-from autotune.output.figures.pareto import DARK, LIGHT, find_chromium, print_page
+from autotune.output.figures.browser import find_chromium, print_page
+from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report.content import Figure, Report
 from autotune.store import file_identity
 
