@@ -51,7 +51,7 @@ from rich.console import Console
 from autotune.bench import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.loop import prepare, run_study
-from autotune.output.export.job import shell_command
+from autotune.output.export.write import shell_command
 from autotune.results import study_view
 from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study, parse_study

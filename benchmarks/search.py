@@ -689,7 +689,7 @@ def draw(result: Mapping[str, Any], base: Path) -> None:
         fig = figure(result, by_time=by_time)
         page = base.with_name(f"{base.stem}-{suffix}.html")
         try:
-            from autotune.output.figures.pareto import write_html, write_png
+            from autotune.output.figures.browser import write_html, write_png
         except ImportError as e:
             fig.write_html(page)
             print(f"{page}; no PNG: {e}")

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 import objectives
 from autotune.errors import UserError
 from autotune.output.dashboard import publish, serve
-from autotune.output.figures.pareto import find_chromium
+from autotune.output.figures.browser import find_chromium
 from autotune.output.report import build
 from autotune.output.report.content import Answer, Figure, Report
 from autotune.results import study_view

@@ -29,7 +29,8 @@ from autotune.cli.main import main
 from autotune.engine.command import LaunchPlan
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.errors import FailureKind, TrialFailure
-from autotune.output.figures.pareto import DARK, LIGHT, find_chromium, print_page
+from autotune.output.figures.browser import find_chromium, print_page
+from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report import Format, build, html, markdown, place, write
 from autotune.output.report.content import Code, Figure, Report, Table
 from autotune.output.report.importance import LEAST_TRIALS, importances

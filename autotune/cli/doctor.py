@@ -224,7 +224,7 @@ def _importable(module: str) -> bool:
 
 
 def _chromium() -> Check:
-    from autotune.output.figures.pareto import find_chromium  # plotly takes a second to import
+    from autotune.output.figures.browser import find_chromium  # plotly takes a second to import
 
     found = find_chromium()
     if found is None:

@@ -295,7 +295,8 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
 
 def _draw(view: StudyView, folder: Path) -> list[Path]:
     """Writes the front's plots; returns those that could be made here."""
-    from autotune.output.figures.pareto import pareto_figure, write_html, write_png
+    from autotune.output.figures.browser import write_html, write_png
+    from autotune.output.figures.pareto import pareto_figure
     from autotune.output.figures.pareto3d import front_figure
 
     figure = front_figure(view) if len(view.objectives) == 3 else pareto_figure(view)
@@ -321,7 +322,7 @@ def _best(view: StudyView, objective: str | None = None, *, balanced: bool = Fal
 
 def _serve(store: Store, name: str, trial: TrialView) -> str:
     """The command that serves a trial's point in production."""
-    from autotune.output.export.job import shell_command
+    from autotune.output.export.write import shell_command
 
     return shell_command(store, name, trial)
 
@@ -473,8 +474,10 @@ def export(
       autotune export --format compose --out compose.yaml
       autotune export --format kubernetes --objective p95_latency
     """
-    from autotune.output.export.job import Endpoint, Format, as_asked, chosen, measured_trial, write
-    from autotune.output.export.job import export as text_of
+    from autotune.output.export.choice import as_asked, chosen, measured_trial
+    from autotune.output.export.job import Endpoint, Format
+    from autotune.output.export.write import export as text_of
+    from autotune.output.export.write import write
     from autotune.results import study_view
     from autotune.storage.store import opened
 

@@ -30,8 +30,9 @@ import plotly.graph_objects as go
 from optuna.artifacts import FileSystemArtifactStore
 
 from autotune.errors import AutotuneError, UserError, in_short
-from autotune.output.figures.pareto import Theme, pareto_figure
+from autotune.output.figures.pareto import pareto_figure
 from autotune.output.figures.pareto3d import space_figure
+from autotune.output.figures.theme import Theme
 from autotune.output.report import build
 from autotune.output.report.content import Figure, Report
 from autotune.output.report.measured import remarks

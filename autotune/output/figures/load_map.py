@@ -11,16 +11,8 @@ import plotly.graph_objects as go
 
 from autotune.errors import UserError
 from autotune.mapview import MapView, PointView, load_text
-from autotune.output.figures.pareto import (
-    BLUE,
-    GREEN,
-    GREY,
-    LIGHT,
-    ORANGE,
-    Theme,
-    template,
-    write_html,
-)
+from autotune.output.figures.browser import write_html
+from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
 from autotune.stats import Estimate
 from autotune.stats.crossover import ratio
 from autotune.views import bounds_text, number, plain, point_text

@@ -5,7 +5,7 @@ perspective are is told by their feet. Below, in parallel coordinates, a line is
 an objective or a parameter (A. Inselberg, "The plane with parallel coordinates", The Visual
 Computer 1, 1985); every objective is better upwards, so that a line above another one dominates it,
 and an axis can be brushed to see only what passes there. Both need no third dimension on paper.
-Texts and colours as in :mod:`autotune.output.figures.pareto`.
+Texts and colors are those of :mod:`autotune.output.figures.points` and ``theme``.
 """
 
 from __future__ import annotations
@@ -17,19 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from autotune.output.figures.pareto import (
-    BLUE,
-    GREEN,
-    GREY,
-    LIGHT,
-    ORANGE,
-    Axis,
-    Theme,
-    coloured,
-    headline,
-    hover_text,
-    template,
-)
+from autotune.output.figures.points import Axis, coloured, headline, hover_text, shown
+from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
 from autotune.study.space import MNBT, N, Value
 from autotune.views import StudyView, TrialView, objective_text, plain, value_text
 
@@ -82,16 +71,6 @@ def _titled(view: StudyView, height: int, theme: Theme) -> go.Figure:
     )
 
 
-def _shown(view: StudyView) -> list[TrialView]:
-    return [
-        t
-        for t in view.trials
-        if t.state == "complete"
-        and not t.outdated
-        and all(t.value(o) is not None for o in view.objectives)
-    ]
-
-
 def _add_space(fig: go.Figure, view: StudyView, heights: tuple[float, float], theme: Theme) -> None:
     """The trials as points.
 
@@ -101,24 +80,24 @@ def _add_space(fig: go.Figure, view: StudyView, heights: tuple[float, float], th
         heights: Share of the plot's height that it takes, from and to, from below.
         theme: Of the page.
     """
-    shown = _shown(view)
+    points = shown(view)
     axes = [Axis(_way(o), o) for o in view.objectives]
-    rest = [t for t in shown if not t.front and not t.baseline and t.again is None]
+    rest = [t for t in points if not t.front and not t.baseline and t.again is None]
     groups = (
-        ("launched again", [t for t in shown if t.again is not None], GREY, "diamond-open", 4),
+        ("launched again", [t for t in points if t.again is not None], GREY, "diamond-open", 4),
         ("dominated", [t for t in rest if not t.truncated], GREY, "circle", 4),
         ("ended early", [t for t in rest if t.truncated], GREY, "circle-open", 4),
-        ("front", [t for t in shown if t.front and not t.baseline], BLUE, "circle", 6),
-        ("baseline", [t for t in shown if t.baseline], ORANGE, "square", 6),
+        ("front", [t for t in points if t.front and not t.baseline], BLUE, "circle", 6),
+        ("baseline", [t for t in points if t.baseline], ORANGE, "square", 6),
     )
-    ranges = [_range([a.of(t) for t in shown]) for a in axes]
+    ranges = [_range([a.of(t) for t in points]) for a in axes]
     floor = ranges[2][1 if view.objectives[2].direction == "minimize" else 0]
     for name, trials, colour, symbol, size in groups:
         if trials:
             if colour != GREY:
                 _add_stems(fig, trials, axes, floor, colour)
             _add_points(fig, view, trials, axes, name, colour, symbol, size)
-    _add_confirmed(fig, view, shown, axes)
+    _add_confirmed(fig, view, points, axes)
     _place_scene(fig, view, axes, ranges, heights, theme)
 
 
@@ -181,10 +160,10 @@ def _add_stems(
 
 
 def _add_confirmed(
-    fig: go.Figure, view: StudyView, shown: Sequence[TrialView], axes: Sequence[Axis]
+    fig: go.Figure, view: StudyView, points: Sequence[TrialView], axes: Sequence[Axis]
 ) -> None:
     """Points that were measured again, tied to where the search saw them."""
-    again = [t for t in shown if all(a.confirmed(t) is not None for a in axes)]
+    again = [t for t in points if all(a.confirmed(t) is not None for a in axes)]
     if not again:
         return
     places = dict(zip("xyz", axes, strict=True))
@@ -231,7 +210,7 @@ def _add_lines(
     def rank(t: TrialView) -> int:
         return 2 if t.baseline else 1 if t.front else 0
 
-    trials = sorted((t for t in _shown(view) if t.again is None), key=rank)
+    trials = sorted((t for t in shown(view) if t.again is None), key=rank)
     if not trials:
         return
     objectives = []

@@ -7,7 +7,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from autotune.engine.launch_stages import STAGES
-from autotune.output.figures.pareto import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
+from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
 from autotune.stages import TimeView, TrialTime
 from autotune.views import number, plain
 

@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autotune.output.figures.pareto import BLUE, GREEN, GREY, ORANGE, Theme, template
+from autotune.output.figures.theme import BLUE, GREEN, GREY, ORANGE, Theme, template
 from autotune.prediction import Outlook
 from autotune.stats.measurement import Floats
 from autotune.study.space import MNBT, N, Value

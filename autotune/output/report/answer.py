@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autotune.engine.command import runs_model_code
 from autotune.errors import UserError
-from autotune.output.export.job import shell_command
+from autotune.output.export.write import shell_command
 from autotune.output.figures.trials import searched
 from autotune.output.report.content import (
     Answer,

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import plotly.graph_objects as go
 
-from autotune.output.figures.pareto import Theme
+from autotune.output.figures.theme import Theme
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from autotune.errors import NothingUsable, UserError
-from autotune.output.figures.pareto import DARK, LIGHT, find_chromium, print_page
+from autotune.output.figures.browser import find_chromium, print_page
+from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report.content import Figure, Report
 from autotune.storage.lease import file_identity, output_folder
 
