@@ -25,7 +25,7 @@ from autotune.output.export.job import LOCAL, Endpoint, Format, Job
 from autotune.output.export.kubernetes import kubernetes
 from autotune.output.export.systemd import systemd
 from autotune.output.export.vllm_config import vllm_config
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy
 from autotune.views import StudyView, TrialView, plain, point_text
 

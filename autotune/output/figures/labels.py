@@ -161,9 +161,9 @@ def _annotate(
     looks: Mapping[str, Any],
 ) -> None:
     (px, py), (start, cy) = at, spot.start
-    far = {"ax": start - px, "ay": cy - py, "arrowhead": 0, "arrowwidth": 0.8}
+    far: dict[str, Any] = {"ax": start - px, "ay": cy - py, "arrowhead": 0, "arrowwidth": 0.8}
     far |= {"arrowcolor": GREY, "standoff": 7}
-    near = {"xshift": start - px, "yshift": py - cy}
+    near: dict[str, Any] = {"xshift": start - px, "yshift": py - cy}
     fig.add_annotation(
         x=value[0],
         y=value[1],
