@@ -23,11 +23,11 @@ from autotune import __version__
 from autotune.errors import AutotuneError, NothingUsable, UserError, in_short, one_line
 
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
+    from autotune.results.views import StudyView, TrialView
     from autotune.reuse import Source
     from autotune.store import Store
     from autotune.study.schema import LoadedStudy
     from autotune.ui import Ui
-    from autotune.views import StudyView, TrialView
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -268,7 +268,7 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
     from autotune.dashboard import publish
     from autotune.launching import output_folder
     from autotune.report import build
-    from autotune.results import study_view
+    from autotune.results.trials import study_view
     from autotune.store import database_errors, opened
 
     @contextmanager
@@ -342,11 +342,12 @@ def status(
       autotune status --trial 7
       autotune status --time
     """
-    from autotune.results import study_view, trial_story
-    from autotune.stages import time_json, time_lines, time_view
+    from autotune.results.text import plain
+    from autotune.results.timings import time_json, time_lines, time_view
+    from autotune.results.trial_story import trial_story
+    from autotune.results.trials import study_view
     from autotune.store import opened
     from autotune.ui import Ui
-    from autotune.views import plain
 
     if as_json and trial is not None:
         raise click.UsageError("--json and --trial exclude each other")
@@ -398,7 +399,7 @@ def best(
       autotune best
       autotune best --shell --objective p95_latency
     """
-    from autotune.results import study_view
+    from autotune.results.trials import study_view
     from autotune.store import opened
     from autotune.ui import Ui
 
@@ -474,7 +475,7 @@ def export(
     """
     from autotune.export import Endpoint, Format, as_asked, chosen, measured_trial, write
     from autotune.export import export as text_of
-    from autotune.results import study_view
+    from autotune.results.trials import study_view
     from autotune.store import opened
 
     if (objective is not None) + balanced + (trial is not None) > 1:
@@ -552,8 +553,8 @@ def compare(
     """
     from rich.console import Console
 
-    from autotune.comparison import Where, tables
-    from autotune.comparison import compare as compare_studies
+    from autotune.results.comparison import Where, tables
+    from autotune.results.comparison import compare as compare_studies
 
     found = compare_studies(
         Where.parse(a, study_a),
@@ -660,7 +661,7 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
       autotune pareto --out plots
     """
     from autotune.launching import output_folder
-    from autotune.results import study_view
+    from autotune.results.trials import study_view
     from autotune.store import opened
 
     with opened(database) as store:
@@ -699,7 +700,7 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
     from rich.console import Console
 
     from autotune.report import Format, build, place, write
-    from autotune.results import study_view
+    from autotune.results.trials import study_view
     from autotune.store import opened
     from autotune.ui import Ui
 
@@ -730,8 +731,8 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from autotune.prediction import outlook, tables
-    from autotune.results import study_view
+    from autotune.results.prediction import outlook, tables
+    from autotune.results.trials import study_view
     from autotune.store import opened
 
     with opened(database) as store:
@@ -915,8 +916,8 @@ def load_map(
 
     from autotune.loadmap import map_study
     from autotune.loop import StopReason, prepare
-    from autotune.mapresults import stored_view
-    from autotune.mapview import map_json, map_lines
+    from autotune.results.load_map import map_json, map_lines
+    from autotune.results.read_load_map import stored_view
     from autotune.store import opened
     from autotune.study.schema import load_study
     from autotune.ui import Ui
@@ -996,8 +997,8 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
     Example:
       autotune explain demo-cpu --vllm 0.26.0
     """
-    from autotune.explain import explain as space_map
-    from autotune.results import study_view
+    from autotune.results.space_map import explain as space_map
+    from autotune.results.trials import study_view
     from autotune.serving.machine import has_gpu
     from autotune.store import opened
     from autotune.study.schema import load_study

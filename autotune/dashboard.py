@@ -36,21 +36,16 @@ from autotune.plots3d import space_figure
 from autotune.report import build
 from autotune.report.content import Figure, Report
 from autotune.report.measured import remarks
-from autotune.results import study_view
-from autotune.store import Store, database_errors
-from autotune.views import (
-    Bounds,
+from autotune.results.text import Bounds, bounds_text, number, objective_text, plain, point_text
+from autotune.results.trials import study_view
+from autotune.results.views import (
     StudyView,
     TrialView,
-    bounds_text,
     confirmation_lines,
-    number,
-    objective_text,
-    plain,
-    point_text,
     scatter_line,
     verdict_lines,
 )
+from autotune.store import Store, database_errors
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

@@ -38,23 +38,16 @@ from packaging.version import Version
 
 from autotune import __version__
 from autotune.engine.command import Production, production, serve_command
+from autotune.engine.feasibility import known_for
 from autotune.engine.probe import VllmInfo, unasked
 from autotune.engine.rules import why_doubtful, why_infeasible
 from autotune.errors import UserError
-from autotune.explain import known_for
 from autotune.loop import model_resolver
+from autotune.results.text import bounds_text, plain, point_text, value_with_interval
+from autotune.results.views import StudyView, TrialView, verdict_lines
 from autotune.store import Store
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import N, as_int
-from autotune.views import (
-    StudyView,
-    TrialView,
-    bounds_text,
-    plain,
-    point_text,
-    value_with_interval,
-    verdict_lines,
-)
 
 PORT = 8000
 LOCAL = "127.0.0.1"

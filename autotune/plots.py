@@ -28,10 +28,8 @@ import plotly.graph_objects as go
 from choreographer import Browser, Tab
 from choreographer.browsers import Chromium
 
-from autotune.views import (
+from autotune.results.text import (
     Bounds,
-    StudyView,
-    TrialView,
     bounds_text,
     objective_text,
     plain,
@@ -39,6 +37,7 @@ from autotune.views import (
     value_text,
     value_with_interval,
 )
+from autotune.results.views import StudyView, TrialView
 
 if TYPE_CHECKING:
     from objectives import Objective

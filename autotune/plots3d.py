@@ -30,8 +30,9 @@ from autotune.plots import (
     hover_text,
     template,
 )
+from autotune.results.text import objective_text, plain, value_text
+from autotune.results.views import StudyView, TrialView
 from autotune.study.space import MNBT, N, Value
-from autotune.views import StudyView, TrialView, objective_text, plain, value_text
 
 if TYPE_CHECKING:
     from objectives import Objective

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from autotune.engine.launch_stages import STAGES, StageClock, Stages, head_of, stages_of
-from autotune.stages import TimeView, TrialTime, time_json, time_lines
+from autotune.results.timings import TimeView, TrialTime, time_json, time_lines
 from autotune.store import Store
 from autotune.timeplot import time_figure
 from tests.studies import autotune, query, write_study

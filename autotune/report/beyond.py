@@ -10,9 +10,6 @@ import numpy as np
 
 from autotune.errors import NothingUsable, UserError
 from autotune.mapplot import map_figure
-from autotune.mapresults import stored_view
-from autotune.mapview import Advice, MapView, crossover_text
-from autotune.prediction import NOTE, Outlook, outlook
 from autotune.report import figures
 from autotune.report.content import (
     Block,
@@ -25,11 +22,10 @@ from autotune.report.content import (
 from autotune.report.figures import searched
 from autotune.report.importance import LEAST_TRIALS, importances
 from autotune.report.source import Source, count, load_text, times, with_bounds
-from autotune.views import (
-    number,
-    plain,
-    point_text,
-)
+from autotune.results.load_map import Advice, MapView, crossover_text
+from autotune.results.prediction import NOTE, Outlook, outlook
+from autotune.results.read_load_map import stored_view
+from autotune.results.text import number, plain, point_text
 
 
 def prediction(s: Source) -> Iterator[Block]:
