@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from autotune.results.text import plain
 from autotune.serving import (
     TEMPLATE,
     Identity,
@@ -16,7 +17,6 @@ from autotune.serving import (
     living_launches,
 )
 from autotune.store import NO_TRIAL, LaunchRow, Store, exclusive, is_free, opened
-from autotune.views import plain
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0

@@ -20,7 +20,7 @@ from autotune.cli.options import (
 from autotune.errors import NothingUsable, UserError, in_short
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
-    from autotune.mapview import MapView
+    from autotune.results.load_map import MapView
     from autotune.reuse import Source
     from autotune.study.schema import LoadedStudy
     from autotune.ui import Ui
@@ -163,10 +163,10 @@ def _run(
 
 def _finish(ui: Ui, database: Path, name: str) -> None:
     """Write the plots and the dashboard's pages of a study, and print its summary."""
-    from autotune.launching import output_folder
     from autotune.output.dashboard import publish
     from autotune.output.report import build
-    from autotune.results import study_view
+    from autotune.results.trials import study_view
+    from autotune.storage.names import output_folder
     from autotune.store import database_errors, opened
 
     @contextmanager
@@ -239,8 +239,8 @@ def load_map(
     """
     from rich.console import Console
 
-    from autotune.mapresults import stored_view
-    from autotune.mapview import map_json, map_lines
+    from autotune.results.load_map import map_json, map_lines
+    from autotune.results.read_load_map import stored_view
     from autotune.store import opened
     from autotune.study.schema import load_study
     from autotune.ui import Ui

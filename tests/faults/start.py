@@ -174,7 +174,7 @@ def become(request: dict[str, str]) -> None:
 MODULES = (
     "autotune.output.dashboard",
     "autotune.output.figures.pareto",
-    "autotune.results",
+    "autotune.results.trials",
     "autotune.loop",
 )
 SAMPLER = ("optuna._gp.acqf", "optuna._gp.gp", "torch")

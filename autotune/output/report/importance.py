@@ -18,7 +18,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, create_trial
 
-from autotune.views import cost
+from autotune.results.views import cost
 from objectives import Objective
 
 # Optuna advises 5 trials at least among the best ones, which are a quarter of all.

@@ -22,10 +22,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from autotune.errors import NothingUsable, UserError
-from autotune.launching import output_folder
 from autotune.output.figures.browser import find_chromium, print_page
 from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report.content import Figure, Report
+from autotune.storage.names import output_folder
 from autotune.store import file_identity
 
 
