@@ -52,12 +52,13 @@ from autotune.bench import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.loop import prepare, run_study
 from autotune.output.export.write import shell_command
-from autotune.results import study_view
+from autotune.results.text import plain
+from autotune.results.trials import study_view
+from autotune.results.views import StudyView, TrialView
 from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study, parse_study
 from autotune.study.space import Point
 from autotune.ui import Ui
-from autotune.views import StudyView, TrialView, plain
 
 __all__ = ["Event", "Result", "StopTuning", "Study", "tune"]
 

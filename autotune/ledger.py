@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from autotune.results.text import plain
 from autotune.serving import (
     TEMPLATE,
     Identity,
@@ -15,11 +16,10 @@ from autotune.serving import (
     end_living,
     living_launches,
 )
-from autotune.storage.launches import launch_text
 from autotune.storage.lease import exclusive, is_free
+from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
-from autotune.views import plain
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0

@@ -31,6 +31,7 @@ from autotune.bench import Workload, build_workload
 from autotune.bench.interference import disturbed
 from autotune.bench.session import Measuring, Result, Rival
 from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
+from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import Known, why_infeasible
@@ -42,21 +43,13 @@ from autotune.errors import (
     TrialFailure,
     UserError,
 )
-from autotune.explain import known_for
 from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended
-from autotune.recomputed import Recomputed, measurement_of
-from autotune.results import (
-    Standing,
-    counts,
-    is_finished,
-    is_outdated,
-    study_objectives,
-    study_view,
-    trial_view,
-    trial_views,
-    with_points,
-)
+from autotune.results.recomputed import Recomputed, measurement_of
+from autotune.results.standing import Standing, counts, is_finished, is_outdated, with_points
+from autotune.results.text import objective_text, plain
+from autotune.results.trials import study_view, trial_view, trial_views
+from autotune.results.views import TrialView, cost
 from autotune.reuse import Source, find, take
 from autotune.search import (
     Converged,
@@ -70,8 +63,8 @@ from autotune.search import (
 from autotune.search.proposer import CHALLENGES, PointSet, nearest, tried_points
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR, Measurement, expected_between
-from autotune.storage.launches import launch_text
 from autotune.storage.lease import exclusive
+from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
 from autotune.study.models import resolve_model
@@ -89,8 +82,8 @@ from autotune.study.space import (
     describe,
 )
 from autotune.study.weights import weights_id
+from autotune.study_objectives import study_objectives
 from autotune.ui import Ui
-from autotune.views import TrialView, cost, objective_text, plain
 from objectives import Objective
 
 T = TypeVar("T")

@@ -32,22 +32,24 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autotune.study.space import MNBT, N, Point
-from autotune.views import (
-    StudyView,
-    TrialView,
+from autotune.results.text import (
     bounds_text,
-    confirmation_lines,
-    kinds_text,
     number,
-    origin_lines,
     plain,
     point_text,
-    scatter_line,
     value_text,
     value_with_interval,
+)
+from autotune.results.views import (
+    StudyView,
+    TrialView,
+    confirmation_lines,
+    kinds_text,
+    origin_lines,
+    scatter_line,
     verdict_lines,
 )
+from autotune.study.space import MNBT, N, Point
 
 if TYPE_CHECKING:
     from objectives import Objective

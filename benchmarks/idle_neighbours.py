@@ -34,12 +34,12 @@ from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError
 from autotune.loop import model_resolver
-from autotune.results import study_objectives
 from autotune.serving import Server, WarmStart
 from autotune.serving.machine import describe_machine
 from autotune.stats import Measurement
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
+from autotune.study_objectives import study_objectives
 from objectives import Objective
 
 

@@ -21,7 +21,7 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from autotune.errors import NothingUsable
-from autotune.prediction import GAINS, Outlook, outlook, tables
+from autotune.results.prediction import GAINS, Outlook, outlook, tables
 from autotune.search import Prediction, SpeculationLaunch, what_if
 from autotune.search.acceptance import DRAFT_FIXED, MOST_N, PER_TOKEN, without
 from autotune.stats import ESTIMATOR

@@ -22,16 +22,16 @@ from optuna.trial import TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats
 from autotune.cli.main import main
-from autotune.comparison import Finding, Where, compare
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.results import study_objectives
+from autotune.results.comparison import Finding, Where, compare
 from autotune.serving import Identity
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.storage.store import Store
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
+from autotune.study_objectives import study_objectives
 from tests.studies import write_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -397,8 +397,8 @@ def test_the_interval_holds_the_truth(
     between: float, requests: float, least: float, most: float
 ) -> None:
     """As studies are: four points, two of them launched again; all launches send the same."""
-    from autotune.comparison import Point as Measured
-    from autotune.comparison import _ratio
+    from autotune.results.comparison import Point as Measured
+    from autotune.results.comparison import _ratio
     from tests.study_views import trial
 
     rng = np.random.default_rng(7)

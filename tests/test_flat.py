@@ -18,7 +18,8 @@ from sqlalchemy.engine import Engine
 
 from autotune import launching, loop
 from autotune.bench.interference import Rest
-from autotune.results import Standing, launched, trial_view, trial_views, with_points
+from autotune.results.standing import Standing, launched, with_points
+from autotune.results.trials import trial_view, trial_views
 from autotune.serving.machine import describe_machine
 from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, load_study

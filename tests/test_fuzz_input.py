@@ -28,10 +28,10 @@ from autotune.cli.main import main
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.loop import baseline_point
-from autotune.results import study_objectives
 from autotune.storage.store import Store
 from autotune.study.from_command import study_from_command, template
 from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
+from autotune.study_objectives import study_objectives
 from tests.fuzzing import fuzz
 from tests.studies import write_study
 
@@ -42,7 +42,7 @@ FORBIDDEN = (
     "autotune.loop.run_study",
     "autotune.crosscheck.crosscheck",
     "autotune.output.dashboard.serve",
-    "autotune.explain.probe",
+    "autotune.results.space_map.probe",
 )
 
 

@@ -34,11 +34,12 @@ from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report import Format, build, html, markdown, place, write
 from autotune.output.report.content import Code, Figure, Report, Table
 from autotune.output.report.importance import LEAST_TRIALS, importances
-from autotune.results import study_objectives, study_view
+from autotune.results.text import number as shown
+from autotune.results.trials import study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
-from autotune.views import number as shown
+from autotune.study_objectives import study_objectives
 from tests.studies import autotune, write_study
 from tests.study_views import P95, THROUGHPUT
 from tests.test_map import Instant

@@ -16,7 +16,7 @@ from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import TrialState, create_trial
 
 from autotune.loop import signals
-from autotune.results import study_view
+from autotune.results.trials import study_view
 from autotune.serving.interrupts import held_back
 from autotune.storage.store import opened
 from autotune.study.schema import load_study

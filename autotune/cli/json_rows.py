@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from autotune.views import StudyView, TrialView
+from autotune.results.views import StudyView, TrialView
 
 _SHORT = {"throughput": "tok_s", "p95_latency": "p95_ms"}
 

@@ -13,7 +13,7 @@ from autotune.cli.common import best_trial, say_trust, serving_command
 from autotune.cli.options import database_option, share, study_option
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
-    from autotune.views import TrialView
+    from autotune.results.views import TrialView
 
 REGRESSION = 3
 
@@ -36,11 +36,12 @@ def status(
       autotune status --time
     """
     from autotune.cli.json_rows import trial_json
-    from autotune.results import study_view, trial_story
-    from autotune.stages import time_json, time_lines, time_view
+    from autotune.results.text import plain
+    from autotune.results.timings import time_json, time_lines, time_view
+    from autotune.results.trial_story import trial_story
+    from autotune.results.trials import study_view
     from autotune.storage.store import opened
     from autotune.ui import Ui
-    from autotune.views import plain
 
     if as_json and trial is not None:
         raise click.UsageError("--json and --trial exclude each other")
@@ -93,7 +94,7 @@ def best(
       autotune best --shell --objective p95_latency
     """
     from autotune.cli.json_rows import trial_json
-    from autotune.results import study_view
+    from autotune.results.trials import study_view
     from autotune.storage.store import opened
     from autotune.ui import Ui
 
@@ -152,8 +153,8 @@ def compare(
     """
     from rich.console import Console
 
-    from autotune.comparison import Where, tables
-    from autotune.comparison import compare as compare_studies
+    from autotune.results.comparison import Where, tables
+    from autotune.results.comparison import compare as compare_studies
 
     found = compare_studies(
         Where.parse(a, study_a),
@@ -185,8 +186,8 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from autotune.prediction import outlook, tables
-    from autotune.results import study_view
+    from autotune.results.prediction import outlook, tables
+    from autotune.results.trials import study_view
     from autotune.storage.store import opened
 
     with opened(database) as store:
@@ -213,8 +214,8 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
     Example:
       autotune explain demo-cpu --vllm 0.26.0
     """
-    from autotune.explain import explain as space_map
-    from autotune.results import study_view
+    from autotune.results.space_map import explain as space_map
+    from autotune.results.trials import study_view
     from autotune.serving.machine import has_gpu
     from autotune.storage.store import opened
     from autotune.study.schema import load_study

@@ -36,23 +36,18 @@ from autotune.output.figures.theme import Theme
 from autotune.output.report import build
 from autotune.output.report.content import Figure, Report
 from autotune.output.report.measured import remarks
-from autotune.results import study_view
-from autotune.storage.failures import database_errors
-from autotune.storage.store import Store
-from autotune.study.space import keeps_exponents
-from autotune.views import (
-    Bounds,
+from autotune.results.text import Bounds, bounds_text, number, objective_text, plain, point_text
+from autotune.results.trials import study_view
+from autotune.results.views import (
     StudyView,
     TrialView,
-    bounds_text,
     confirmation_lines,
-    number,
-    objective_text,
-    plain,
-    point_text,
     scatter_line,
     verdict_lines,
 )
+from autotune.storage.failures import database_errors
+from autotune.storage.store import Store
+from autotune.study.space import keeps_exponents
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

@@ -172,7 +172,7 @@ def become(request: dict[str, str]) -> None:
 MODULES = (
     "autotune.output.dashboard",
     "autotune.output.figures.pareto",
-    "autotune.results",
+    "autotune.results.trials",
     "autotune.loop",
 )
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autotune.errors import UserError
-from autotune.views import StudyView, TrialView, plain, value_with_interval, verdict_lines
+from autotune.results.text import plain, value_with_interval
+from autotune.results.views import StudyView, TrialView, verdict_lines
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import date
 
-from autotune import __version__
+from autotune._version import __version__
 from autotune.output.export.choice import Chosen
+from autotune.results.text import bounds_text, plain, point_text
+from autotune.results.views import StudyView
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
-from autotune.views import StudyView, bounds_text, plain, point_text
 
 _WIDTH = 80
 

@@ -13,11 +13,10 @@ from typing import Any
 from packaging.version import Version
 
 from autotune.engine.command import serve_command
+from autotune.engine.feasibility import known_for
 from autotune.engine.probe import VllmInfo, unasked
 from autotune.engine.rules import why_doubtful, why_infeasible
 from autotune.errors import UserError
-from autotune.explain import known_for
-from autotune.loop import model_resolver
 from autotune.output.export.choice import Chosen
 from autotune.output.export.compose import compose
 from autotune.output.export.header import about, comment
@@ -25,9 +24,11 @@ from autotune.output.export.job import LOCAL, Endpoint, Format, Job
 from autotune.output.export.kubernetes import kubernetes
 from autotune.output.export.systemd import systemd
 from autotune.output.export.vllm_config import vllm_config
+from autotune.results.text import plain, point_text
+from autotune.results.views import StudyView, TrialView
+from autotune.serving.resolve import model_resolver
 from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy
-from autotune.views import StudyView, TrialView, plain, point_text
 
 _HOST = re.compile(r"[A-Za-z0-9.:_-]+")
 
@@ -133,7 +134,7 @@ def _doubt(
 
 
 def _machine(store: Store, name: str) -> Mapping[str, Any] | None:
-    launches = store.launches(name)
+    launches = store.launches.of_study(name)
     return launches[-1].machine if launches else None
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from choreographer import Browser, Tab
 from choreographer.browsers import Chromium
 
-from autotune.views import plain
+from autotune.results.text import plain
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -10,12 +10,12 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from autotune.errors import UserError
-from autotune.mapview import MapView, PointView, load_text
 from autotune.output.figures.browser import write_html
 from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
+from autotune.results.load_map import MapView, PointView, load_text
+from autotune.results.text import bounds_text, number, plain, point_text
 from autotune.stats import Estimate
 from autotune.stats.crossover import ratio
-from autotune.views import bounds_text, number, plain, point_text
 
 # Okabe and Ito's, as in the other plots, and symbols that say the same once more; then the ink
 _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", None)

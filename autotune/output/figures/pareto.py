@@ -14,7 +14,8 @@ import plotly.graph_objects as go
 from autotune.output.figures.labels import add_labels
 from autotune.output.figures.points import Axis, coloured, headline, hover_text, shown
 from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
-from autotune.views import StudyView, TrialView, objective_text, plain
+from autotune.results.text import objective_text, plain
+from autotune.results.views import StudyView, TrialView
 
 if TYPE_CHECKING:
     from objectives import Objective

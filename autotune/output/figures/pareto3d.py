@@ -19,8 +19,9 @@ import plotly.graph_objects as go
 
 from autotune.output.figures.points import Axis, coloured, headline, hover_text, shown
 from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
+from autotune.results.text import objective_text, plain, value_text
+from autotune.results.views import StudyView, TrialView
 from autotune.study.space import MNBT, N, Value
-from autotune.views import StudyView, TrialView, objective_text, plain, value_text
 
 if TYPE_CHECKING:
     from objectives import Objective

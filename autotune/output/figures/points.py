@@ -12,14 +12,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autotune.views import (
-    StudyView,
-    TrialView,
-    bounds_text,
-    plain,
-    value_text,
-    value_with_interval,
-)
+from autotune.results.text import bounds_text, plain, value_text, value_with_interval
+from autotune.results.views import StudyView, TrialView
 
 if TYPE_CHECKING:
     from objectives import Objective

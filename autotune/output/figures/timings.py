@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 
 from autotune.engine.launch_stages import STAGES
 from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
-from autotune.stages import TimeView, TrialTime
-from autotune.views import number, plain
+from autotune.results.text import number, plain
+from autotune.results.timings import TimeView, TrialTime
 
 # Okabe and Ito's, as in the other plots; a pattern says the same once more where a colour comes
 # twice. What the limit leaves, weights and requests, is plain blue and green.

@@ -15,15 +15,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from autotune.output.figures.theme import BLUE, GREEN, GREY, ORANGE, Theme, template
-from autotune.prediction import Outlook
-from autotune.stats.measurement import Floats
-from autotune.study.space import MNBT, N, Value
-from autotune.views import (
+from autotune.results.prediction import Outlook
+from autotune.results.text import (
     Bounds,
-    StudyView,
-    TrialView,
     bounds_text,
-    cost,
     number,
     objective_text,
     plain,
@@ -31,6 +26,9 @@ from autotune.views import (
     value_text,
     value_with_interval,
 )
+from autotune.results.views import StudyView, TrialView, cost
+from autotune.stats.measurement import Floats
+from autotune.study.space import MNBT, N, Value
 from objectives import Objective
 
 _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)

@@ -16,19 +16,12 @@ from autotune.output.report.content import (
     Paragraph,
 )
 from autotune.output.report.source import Source, against, change, count, load_text, lower, progress
-from autotune.results import LEAST_DEGREES, as_single
+from autotune.results.standing import LEAST_DEGREES
+from autotune.results.text import bounds_text, number, plain, point_text, value_with_interval
+from autotune.results.trials import as_single
+from autotune.results.views import TrialView, cost, kinds_text
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N
-from autotune.views import (
-    TrialView,
-    bounds_text,
-    cost,
-    kinds_text,
-    number,
-    plain,
-    point_text,
-    value_with_interval,
-)
 
 
 def answer(s: Source) -> Answer:

@@ -9,8 +9,6 @@ from functools import partial
 import numpy as np
 
 from autotune.errors import NothingUsable, UserError
-from autotune.mapresults import stored_view
-from autotune.mapview import Advice, MapView, crossover_text
 from autotune.output.figures import trials as figures
 from autotune.output.figures.load_map import map_figure
 from autotune.output.figures.trials import searched
@@ -24,13 +22,11 @@ from autotune.output.report.content import (
 )
 from autotune.output.report.importance import LEAST_TRIALS, importances
 from autotune.output.report.source import Source, count, load_text, times, with_bounds
-from autotune.prediction import NOTE, Outlook, outlook
+from autotune.results.load_map import Advice, MapView, crossover_text
+from autotune.results.prediction import NOTE, Outlook, outlook
+from autotune.results.read_load_map import stored_view
+from autotune.results.text import number, plain, point_text
 from autotune.study.space import EXPONENT
-from autotune.views import (
-    number,
-    plain,
-    point_text,
-)
 
 
 def prediction(s: Source) -> Iterator[Block]:

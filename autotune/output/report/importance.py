@@ -19,7 +19,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, create_trial
 
-from autotune.views import cost
+from autotune.results.views import cost
 from objectives import Objective
 
 # Optuna advises 5 trials at least among the best ones, which are a quarter of all.
@@ -71,8 +71,8 @@ def _by_equal_steps(trial: FrozenTrial) -> FrozenTrial:
     for name, space in trial.distributions.items():
         if isinstance(space, IntDistribution) and space.log:
             params[name] = trial.params[name].bit_length() - 1
-            ends = (x.bit_length() - 1 for x in (space.low, space.high))
-            distributions[name] = IntDistribution(*ends)
+            low, high = (x.bit_length() - 1 for x in (space.low, space.high))
+            distributions[name] = IntDistribution(low, high)
     return create_trial(
         values=trial.values,
         params=params,

@@ -19,19 +19,10 @@ from autotune.output.report.content import (
     Table,
 )
 from autotune.output.report.source import Source, lower, times, upper, with_bounds
+from autotune.results.text import number, objective_text, plain, point_text, value_text
+from autotune.results.views import StudyView, TrialView, cost, verdict_lines
 from autotune.stats import Estimate, quantile
 from autotune.study.space import MNBT, N
-from autotune.views import (
-    StudyView,
-    TrialView,
-    cost,
-    number,
-    objective_text,
-    plain,
-    point_text,
-    value_text,
-    verdict_lines,
-)
 from objectives import Objective
 
 _PERCENTILES = (50, 90, 95, 99)

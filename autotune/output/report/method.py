@@ -22,23 +22,14 @@ from autotune.output.report.content import (
     Table,
 )
 from autotune.output.report.source import Source, count, duration, load_text, upper, when
-from autotune.results import quality_warnings
+from autotune.results.text import number, objective_text, plain, point_text, value_text
+from autotune.results.timings import time_view
+from autotune.results.trials import quality_warnings
+from autotune.results.views import TrialView, kinds_text, origin_lines, scatter_line
 from autotune.serving.machine import machine_line
-from autotune.stages import time_view
 from autotune.storage.schema import LaunchRow
 from autotune.study.schema import bundled_studies, load_study, text_without_secrets
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
-from autotune.views import (
-    TrialView,
-    kinds_text,
-    number,
-    objective_text,
-    origin_lines,
-    plain,
-    point_text,
-    scatter_line,
-    value_text,
-)
 
 _MOST_SHOWN = 20  # failed trials; more are folded
 

@@ -25,7 +25,8 @@ from autotune.errors import NothingUsable, UserError
 from autotune.output.figures.browser import find_chromium, print_page
 from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report.content import Figure, Report
-from autotune.storage.lease import file_identity, output_folder
+from autotune.storage.lease import file_identity
+from autotune.storage.names import output_folder
 
 
 class Format(StrEnum):

@@ -12,9 +12,10 @@ from autotune._version import __version__
 from autotune.output.report import answer, beyond, measured, method
 from autotune.output.report.content import Report, Section
 from autotune.output.report.source import Source
-from autotune.recomputed import Recomputed
+from autotune.results.recomputed import Recomputed
+from autotune.results.text import plain
+from autotune.results.views import StudyView
 from autotune.storage.store import Store
-from autotune.views import StudyView, plain
 
 
 def build(store: Store, view: StudyView) -> Report:
@@ -22,7 +23,7 @@ def build(store: Store, view: StudyView) -> Report:
 
     Args:
         store: Has the study.
-        view: The study, as :func:`autotune.results.study_view` reads it there.
+        view: The study, as :func:`autotune.results.trials.study_view` reads it there.
     """
     name = view.name
     loaded, _row = store.load_study(name)

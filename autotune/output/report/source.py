@@ -10,21 +10,14 @@ from functools import cached_property
 
 from optuna.trial import FrozenTrial
 
-from autotune.recomputed import measurement_of
+from autotune.results.recomputed import measurement_of
+from autotune.results.text import Bounds, bounds_text, number, plain, point_text
+from autotune.results.views import StudyView, TrialView
 from autotune.stats import Estimate, Measurement
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
-from autotune.views import (
-    Bounds,
-    StudyView,
-    TrialView,
-    bounds_text,
-    number,
-    plain,
-    point_text,
-)
 from objectives import Objective
 
 

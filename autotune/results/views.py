@@ -6,25 +6,25 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from autotune.study.space import MNBT, N, Point, Value
+from autotune.results.text import (
+    Bounds,
+    bounds_text,
+    plain,
+    point_text,
+    ranges,
+    value_with_interval,
+)
+from autotune.study.space import MNBT, N, Point
 
 if TYPE_CHECKING:
     from autotune.search import Choice, Verdict
     from autotune.stats import LaunchVariance
     from objectives import Objective
-
-_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-# Low and high, in the unit of the value; None where there are too few requests for that bound.
-Bounds = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -223,41 +223,6 @@ def cost(objective: Objective, value: float | None) -> float:
     return -value if objective.direction == "maximize" else value
 
 
-def plain(text: str) -> str:
-    """Text of a log, a model or a user on one line, without colour codes and control characters."""
-    return _CONTROL.sub(" ", _ANSI.sub("", text))
-
-
-def number(value: float) -> str:
-    """Three to four digits that mean something: 2361, 110.3, 98.1, 1.88."""
-    size = abs(value)
-    digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 else 3
-    return f"{value:.{digits}f}"
-
-
-def value_text(value: Value) -> str:
-    """A parameter's value in words."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) else plain(str(value))
-
-
-def point_text(point: Point) -> str:
-    """A point in one line.
-
-    >>> point_text({"num_speculative_tokens": 3, "max_num_batched_tokens": 512})
-    'n = 3, MNBT 512'
-    """
-    return ", ".join(
-        f"n = {value_text(value)}"
-        if name == N
-        else f"MNBT {value_text(value)}"
-        if name == MNBT
-        else f"{plain(name)} = {value_text(value)}"
-        for name, value in point.items()
-    )
-
-
 def kinds_text(failed: Iterable[TrialView]) -> str:
     """How many trials failed of which kind: ``2 oom, 1 timeout``."""
     counts: dict[str, int] = {}
@@ -265,23 +230,6 @@ def kinds_text(failed: Iterable[TrialView]) -> str:
         kind = trial.failure_kind or "unknown"
         counts[kind] = counts.get(kind, 0) + 1
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
-
-
-def objective_text(objective: Objective) -> str:
-    """An objective with its unit: ``output throughput (tok/s)``."""
-    return f"{plain(objective.title)} ({plain(objective.unit)})"
-
-
-def bounds_text(bounds: Bounds) -> str:
-    """An interval: ``[105.0, 114.2]``, with ? for a bound that too few requests leave open."""
-    low, high = ("?" if x is None else number(x) for x in bounds)
-    return f"[{low}, {high}]"
-
-
-def value_with_interval(value: float, interval: Bounds | None, objective: Objective) -> str:
-    """A value in its unit, with its interval where there is one: ``110 tok/s [105, 114]``."""
-    text = f"{number(value)} {plain(objective.unit)}"
-    return f"{text} {bounds_text(interval)}" if interval else text
 
 
 def confirmation_lines(view: StudyView) -> list[str]:
@@ -346,7 +294,7 @@ def _name(view: StudyView, number: int) -> str:
     return f"{'baseline' if t.baseline else f'trial {number}'} ({point_text(t.point)})"
 
 
-# Of trials that were measured by autotune 0.1 (:mod:`autotune.recomputed`).
+# Of trials that were measured by autotune 0.1 (:mod:`autotune.results.recomputed`).
 COMPUTED_AGAIN = (
     "measured by autotune 0.1, computed again from the stored requests by today's definitions"
 )
@@ -368,23 +316,12 @@ def origin_lines(view: StudyView) -> list[str]:
 
 
 def _trials(numbers: Sequence[int]) -> str:
-    return f"trial{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}"
+    return f"trial{'s' if len(numbers) > 1 else ''} {ranges(numbers)}"
 
 
 def _within(title: str) -> str:
     """Return a title as it is within a sentence: ``throughput``, but ``p95 TTFT``."""
     return title[:1].lower() + title[1:]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers, neighbours joined: ``0 to 3, 7``."""
-    runs: list[list[int]] = []
-    for k in numbers:
-        if runs and k == runs[-1][-1] + 1:
-            runs[-1] = [runs[-1][0], k]
-        else:
-            runs.append([k])
-    return ", ".join(" to ".join(map(str, run)) for run in runs)
 
 
 def scatter_line(view: StudyView) -> str | None:

@@ -49,14 +49,16 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.errors import UserError
-from autotune.recomputed import Recomputed
-from autotune.results import LEAST_DEGREES, launched, origin_of, study_view, with_points
+from autotune.results.recomputed import Recomputed
+from autotune.results.standing import LEAST_DEGREES, launched, origin_of, with_points
+from autotune.results.text import number, plain, point_text, value_text
+from autotune.results.trials import study_view
+from autotune.results.views import StudyView, TrialView
 from autotune.stats import Estimate, LaunchVariance, Scatter
 from autotune.storage.lease import file_identity
 from autotune.storage.store import Store, opened
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, MNBT, N, Value, canonical
-from autotune.views import StudyView, TrialView, number, plain, point_text, value_text
 from objectives import Objective
 
 CONFIDENCE = 0.95

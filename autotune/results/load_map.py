@@ -11,6 +11,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from autotune.results.text import Bounds, number, plain, point_text
 from autotune.stats import Estimate, LaunchVariance
 from autotune.stats.crossover import (
     AtLoad,
@@ -28,7 +29,6 @@ from autotune.stats.crossover import (
 )
 from autotune.study.schema import FlagValue
 from autotune.study.space import Value
-from autotune.views import Bounds, number, plain, point_text
 
 _WIDTH = 80
 

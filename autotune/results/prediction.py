@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.errors import NothingUsable
+from autotune.results.text import number, plain
+from autotune.results.views import StudyView, TrialView
 from autotune.search.acceptance import (
     MOST_N,
     Prediction,
@@ -25,7 +27,6 @@ from autotune.search.acceptance import (
     without,
 )
 from autotune.study.space import N, Space
-from autotune.views import StudyView, TrialView, number, plain
 
 GAINS = (-0.1, 0.0, 0.1, 0.25, 0.5)
 NOTE = "predicted, never a result: launch what looks good"

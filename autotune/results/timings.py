@@ -11,8 +11,8 @@ from typing import Any
 from autotune.engine.compile_cache import CacheUse
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.errors import UserError
+from autotune.results.text import plain
 from autotune.storage.store import Store
-from autotune.views import plain
 
 # Headings of two lines, so that all stages fit into 80 columns; the lower one is never empty.
 _COLUMNS = {

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
 from autotune import sample_size
 from autotune.engine.cuda_graphs import coverage, graphs
+from autotune.engine.feasibility import known_for
 from autotune.engine.probe import VllmInfo, probe
-from autotune.engine.rules import NOTHING, SEQS, Known, infeasible, known_of, why_doubtful
+from autotune.engine.rules import NOTHING, SEQS, Known, infeasible, why_doubtful
 from autotune.errors import UserError
+from autotune.results.text import plain, point_text
+from autotune.results.views import TrialView
 from autotune.serving.machine import has_gpu
-from autotune.study.models import target_folder
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
-from autotune.views import TrialView, plain, point_text
 
 _WIDTH = 80
 # Of a larger space JSON has the counts, not each point.
@@ -265,39 +263,6 @@ def space_map(
         holes=_holes(spec, version, known),
         notes=tuple(sample_size.notes(spec)),
     )
-
-
-def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
-    """What this machine and the target's folder tell the rules; nothing is downloaded or made."""
-    server = loaded.spec.server
-    ref = server.model
-    folder = target_folder() if ref == "demo:target" else loaded.base / Path(ref).expanduser()
-    config: object = None
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None  # a hub name, a model that is not made yet: nothing is known of it
-    known = known_of(
-        config if isinstance(config, dict) else {},
-        info.device,
-        _cpu_has_fp8() if info.device == "cpu" else None,
-    )
-    longer = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
-    if longer in server.env or longer in os.environ:
-        return Known(known.platform, None, known.plain_attention, known.cpu_fp8)
-    return known
-
-
-def _cpu_has_fp8() -> bool | None:
-    """Whether the CPU has AVX-512 or AMX; None: it cannot be told."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    flags = next((x for x in text.splitlines() if x.startswith("flags")), None)
-    if flags is None:
-        return None
-    return not {"avx512f", "amx_tile"}.isdisjoint(flags.split())
 
 
 def _points_of(space: Space) -> Iterator[dict[str, Value]]:
