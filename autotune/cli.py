@@ -342,6 +342,7 @@ def status(
       autotune status --trial 7
       autotune status --time
     """
+    from autotune.results.rows import study_rows
     from autotune.results.text import plain
     from autotune.results.timings import time_json, time_lines, time_view
     from autotune.results.trial_story import trial_story
@@ -368,7 +369,7 @@ def status(
             return
         view = study_view(store, name)
     if as_json:
-        click.echo(json.dumps([_trial_json(view, t) for t in view.trials], indent=2))
+        click.echo(json.dumps(study_rows(view), indent=2))
     else:
         Ui().status(view)
 
@@ -399,6 +400,7 @@ def best(
       autotune best
       autotune best --shell --objective p95_latency
     """
+    from autotune.results.rows import trial_row
     from autotune.results.trials import study_view
     from autotune.store import opened
     from autotune.ui import Ui
@@ -411,7 +413,7 @@ def best(
         view = study_view(store, store.pick_study(study))
         trial = _best(view, objective, balanced=balanced)
         if as_json:
-            front = [_trial_json(view, t) for t in view.trials if t.front]
+            front = [trial_row(view, t) for t in view.trials if t.front]
             click.echo(json.dumps(front, indent=2))
         elif shell:
             click.echo(_serve(store, view.name, trial))
@@ -568,79 +570,6 @@ def compare(
         Console(highlight=False).print(tables(found))
     if found.regression:
         click.get_current_context().exit(REGRESSION)
-
-
-_JSON_NAMES = {"throughput": "tok_s", "p95_latency": "p95_ms"}
-
-
-def _trial_json(view: StudyView, t: TrialView) -> dict[str, Any]:
-    """A trial as plain data; objectives by name with their unit, the usual two by short name."""
-    values = t.values or {}
-    short = {_JSON_NAMES[o]: v for o, v in values.items() if o in _JSON_NAMES}
-    return {
-        "trial": t.number,
-        "state": t.state,
-        "params": dict(t.point),
-        **short,
-        "objectives": {
-            o.name: {
-                "value": values[o.name],
-                "interval": (t.intervals or {}).get(o.name),
-                "interval_within_launch": (t.within or {}).get(o.name),
-                "unit": o.unit,
-                "direction": o.direction,
-            }
-            for o in view.objectives
-            if o.name in values
-        },
-        "acceptance_length": t.acceptance_length,
-        "acceptance_per_position": list(t.acceptance_per_position),
-        "speedup": t.speedup,
-        "speedup_interval": t.speedup_interval,
-        "launches": t.launches,
-        "requests": t.requests,
-        "stop": t.stop,
-        "truncated": t.truncated,
-        "outdated": t.outdated,
-        "recomputed": t.recomputed,
-        "warnings": list(t.warnings),
-        "baseline": t.baseline,
-        "front": t.front,
-        "replicates": t.replicates,
-        "confirms": t.confirms,
-        "reused": t.reused and asdict(t.reused),
-        "confirmed": t.confirmed
-        and {
-            "launches": t.confirmed_launches,
-            "values": t.confirmed,
-            "intervals": t.confirmed_intervals,
-            "speedup": t.confirmed_speedup,
-            "chosen": _chosen_json(view, t.number),
-        },
-        "failure_kind": t.failure_kind,
-        "failure_reason": t.failure_reason,
-        "seconds": t.seconds,
-    }
-
-
-def _chosen_json(view: StudyView, number: int) -> dict[str, Any]:
-    """By which rules the confirmation chose a trial, what it gives, and how sure that is."""
-    if view.verdict is None:
-        return {}
-    names = [o.name for o in view.objectives]
-    choices = [*zip(names, view.verdict.winners, strict=True), ("balanced", view.verdict.balanced)]
-    return {
-        rule: {
-            "values": {n: asdict(e) for n, e in zip(names, c.values, strict=True)},
-            "over_baseline": c.over_baseline
-            and {n: asdict(e) for n, e in zip(names, c.over_baseline, strict=True)},
-            "runner_up": c.runner_up,
-            "chance": c.chance,
-            "ties": list(c.ties),
-        }
-        for rule, c in choices
-        if c.number == number
-    }
 
 
 @main.command()
