@@ -13,7 +13,8 @@ from autotune.bench.session import Stop
 from autotune.errors import FailureKind
 from autotune.results.recomputed import OUTDATED, quality_of
 from autotune.results.views import Origin
-from autotune.search import Launches, Verdict, front_numbers, verdict
+from autotune.search.confirmation import Launches, Verdict, verdict
+from autotune.search.front import front_numbers
 from autotune.stats import LaunchVariance, SingleLaunch
 from autotune.study.space import Space, Value
 from objectives import Objective

@@ -27,7 +27,8 @@ from autotune.results.standing import (
     with_points,
 )
 from autotune.results.views import StudyView, TrialView
-from autotune.search import Verdict, baseline_speedup
+from autotune.search.confirmation import Verdict
+from autotune.search.front import baseline_speedup
 from autotune.serving.machine import machine_line
 from autotune.stats import SingleLaunch
 from autotune.store import Store

@@ -25,7 +25,7 @@ from autotune.results.text import (
 from autotune.study.space import MNBT, N, Point
 
 if TYPE_CHECKING:
-    from autotune.search import Choice, Verdict
+    from autotune.search.confirmation import Choice, Verdict
     from autotune.stats import LaunchVariance
     from objectives import Objective
 
