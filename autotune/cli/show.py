@@ -35,7 +35,7 @@ def status(
       autotune status --trial 7
       autotune status --time
     """
-    from autotune.cli.json_rows import trial_json
+    from autotune.results.json_rows import trial_json
     from autotune.results.text import plain
     from autotune.results.timings import time_json, time_lines, time_view
     from autotune.results.trial_story import trial_story
@@ -93,7 +93,7 @@ def best(
       autotune best
       autotune best --shell --objective p95_latency
     """
-    from autotune.cli.json_rows import trial_json
+    from autotune.results.json_rows import trial_json
     from autotune.results.trials import study_view
     from autotune.store import opened
     from autotune.ui import Ui

@@ -118,7 +118,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: a line a request is of no use to anybody."""
+        """Print nothing: a line for each request is of no use."""
 
 
 def serve(
@@ -128,7 +128,7 @@ def serve(
     open_browser: bool,
     ready: Callable[[str], None],
 ) -> None:
-    """Runs optuna-dashboard on 127.0.0.1 until Ctrl-C; what it shows is made anew before.
+    """Run optuna-dashboard on 127.0.0.1 until Ctrl-C; figures and notes are written again before.
 
     Args:
         database: The study's SQLite file.
@@ -187,7 +187,7 @@ def _bind(port: int, store: Store) -> _Server:
 
 
 def _local_only(app: WSGIApplication) -> WSGIApplication:
-    """Answers pages of this machine only.
+    """Return an application that answers pages of this machine only.
 
     Any page in the user's browser can send requests to 127.0.0.1: with an Origin of its own, or as
     a name that it has let point there ("DNS rebinding"), which then is the Host. The dashboard's
@@ -211,29 +211,41 @@ def _is_local(url: str) -> bool:
         return False
 
 
-def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
-    """Tells what is known of a trial with readable names and units."""
-    known: dict[int, tuple[set[_State], Mapping[int, _Attributes] | None]] = {}
+class _Words:
+    """What is known of the trials of each study, with readable names and units."""
 
-    def attributes(study: int, seen: set[_State]) -> Mapping[int, _Attributes] | None:
-        """Of each trial, by number; None: as they are stored, of a study that is not ours.
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[int, tuple[set[_State], Mapping[int, _Attributes] | None]] = {}
 
-        The page asks every few seconds, also while a server is measured: they are made anew only
+    def of(self, study: int, seen: set[_State]) -> Mapping[int, _Attributes] | None:
+        """Return the attributes of each trial, by number; None: autotune did not make the study.
+
+        The page asks every few seconds, also while a server is measured: they are read again only
         when a trial has begun or ended.
+
+        Args:
+            study: Optuna's id of the study.
+            seen: The trials that the page shows.
         """
-        before, words = known.get(study, (None, None))
+        before, words = self._known.get(study, (None, None))
         if before is not None and seen <= before:
             return words
         try:
-            with database_errors(store.path):
-                name = store.storage.get_study_name_from_id(study)
-                ours = name in store.study_names()  # or made by hand, in the dashboard
-                words = _all_attributes(store, name) if ours else None
+            with database_errors(self._store.path):
+                name = self._store.storage.get_study_name_from_id(study)
+                ours = name in self._store.study_names()  # or made by hand, in the dashboard
+                words = _all_attributes(self._store, name) if ours else None
         except AutotuneError as e:
             _log.warning("user attributes are shown as they are stored: %s", e)
             words = None
-        known[study] = seen | (before or set()), words
+        self._known[study] = seen | (before or set()), words
         return words
+
+
+def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
+    """Return an application that shows readable names and units of what is known of a trial."""
+    words = _Words(store)
 
     def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         asked = _STUDY.fullmatch(environ.get("PATH_INFO", ""))
@@ -249,8 +261,8 @@ def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
         if status.startswith("200"):
             study = json.loads(body)
             seen = {(t["number"], t["state"]) for t in study["trials"]}
-            if (words := attributes(int(asked[1]), seen)) is not None:
-                _put(words, study)
+            if (found := words.of(int(asked[1]), seen)) is not None:
+                _put(found, study)
                 body = json.dumps(study).encode()
         headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
         start(status, [*headers, ("Content-Length", str(len(body)))])
@@ -260,9 +272,9 @@ def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
 
 
 def _put(words: Mapping[int, _Attributes], study: dict[str, Any]) -> None:
-    """Puts attributes into a study as the dashboard's page is told of it, in place of ours.
+    """Put attributes into the study that the page asked for, in place of the stored ones.
 
-    And its figures into their order: else it is another one in each process.
+    The figures are put into their order, which would otherwise differ between processes.
     """
     sortable: dict[str, bool] = {}  # numbers, which can be an axis of a plot as well
     for of in words.values():
@@ -281,7 +293,7 @@ def _put(words: Mapping[int, _Attributes], study: dict[str, Any]) -> None:
 
 
 def _study_key(key: str) -> str:
-    """A user attribute of a study in words, if it is ours; see `loop`."""
+    """Return a user attribute of a study in words, if autotune wrote it."""
     wanted = key.removeprefix("confirmation_")
     if wanted != key and wanted.isdigit():
         return f"trials launched again, in this order (--trials {wanted})"
@@ -291,7 +303,7 @@ def _study_key(key: str) -> str:
 
 
 def _all_attributes(store: Store, name: str) -> dict[int, _Attributes]:
-    """Of each trial of a study, by number."""
+    """Return the attributes of each trial of a study, by number."""
     view = study_view(store, name)
     healthy = {  # seconds; of several launches the latest one counts, as everywhere
         x.trial: x.ready_at - x.planned_at for x in store.launches(name) if x.ready_at is not None
@@ -300,12 +312,12 @@ def _all_attributes(store: Store, name: str) -> dict[int, _Attributes]:
 
 
 def _attributes(view: StudyView, t: TrialView, healthy_s: float | None) -> _Attributes:
-    """What is known of a trial beside its parameters and objectives; nothing that is empty.
+    """Return what is known of a trial besides its parameters and objectives; nothing empty.
 
     Args:
-        view: Of its study.
+        view: The study.
         t: The trial.
-        healthy_s: From its launch to its server's first healthy answer, s.
+        healthy_s: Time from its launch to its server's first healthy answer, s.
     """
     found: dict[str, str | float | None] = {
         "remarks": remarks(t),
@@ -333,7 +345,7 @@ def _interval(bounds: Bounds | None) -> str | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    """To four digits."""
+    """Return a value with four digits."""
     return None if value is None else float(f"{value:.4g}")
 
 
@@ -353,15 +365,15 @@ the trials.*"""
 
 
 def publish(study: optuna.Study, view: StudyView, report: Report) -> None:
-    """Puts our figures and notes where optuna-dashboard shows them.
+    """Save figures and notes where optuna-dashboard shows them.
 
-    A figure replaces what it was before. The study's note is ours and follows the study; a failed
-    trial's note is written once, so that what a user adds to it stays.
+    A figure replaces its last version. The study's note is autotune's and follows the study; a
+    failed trial's note is written once, so that what a user adds to it stays.
 
     Args:
-        study: Where they are saved.
+        study: The study that they are saved in.
         view: The same study.
-        report: Of it; its figures are shown.
+        report: The report of the study, whose figures are shown.
     """
     for key, figure in _cards(view, report):
         optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
@@ -375,7 +387,7 @@ def publish(study: optuna.Study, view: StudyView, report: Report) -> None:
 
 
 def _cards(view: StudyView, report: Report) -> Iterator[tuple[str, go.Figure]]:
-    """The report's figures as the dashboard's cards, each with the id that it is saved by."""
+    """Yield the report's figures as the dashboard's cards, each with the id that it is saved by."""
     front = space_figure if len(view.objectives) == 3 else pareto_figure
     yield "pareto-front", _as_card(front(view, _CARD_HEIGHT, _CARD))
     for section in report.sections:
@@ -385,7 +397,7 @@ def _cards(view: StudyView, report: Report) -> Iterator[tuple[str, go.Figure]]:
 
 
 def _headed(figure: go.Figure, title: str) -> go.Figure:
-    """A figure of the report, with the title of the section that it stands in."""
+    """Return a figure of the report with the title of its section."""
     return figure.update_layout(
         title={
             "text": f"<b>{title}</b>",
@@ -400,7 +412,7 @@ def _headed(figure: go.Figure, title: str) -> go.Figure:
 
 
 def _as_card(figure: go.Figure) -> go.Figure:
-    """A figure as a card has room for it: half the page wide."""
+    """Return a figure that fits a card: half the page wide."""
     small = {"title_font_size": 11, "title_standoff": 6}
     figure.update_layout(
         height=_CARD_HEIGHT,
@@ -492,5 +504,5 @@ def _row(cells: Sequence[str], *, escape: bool = True) -> str:
 
 
 def _md(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return text that Markdown shows as it is."""
     return re.sub(r"([\\`*_{}\[\]<>|#~!&])", r"\\\1", plain(text))

@@ -45,17 +45,16 @@ def prediction(s: Source) -> Iterator[Block]:
         "launched n.",
         partial(figures.prediction_figure, found),
     )
-    yield Table(
+    yield _prediction_table(found)
+    yield _drafts_table(found)
+
+
+def _prediction_table(found: Outlook) -> Table:
+    lengths = ("tok/step predicted", "tok/step measured")
+    rates = ("tok/s predicted", "tok/s measured")
+    return Table(
         "Predicted against measured",
-        (
-            "n",
-            "tok/step predicted",
-            "tok/step measured",
-            "tok/s predicted",
-            "tok/s measured",
-            "error",
-            "trial",
-        ),
+        ("n", *lengths, *rates, "error", "trial"),
         tuple(
             (
                 str(r.n),
@@ -72,7 +71,10 @@ def prediction(s: Source) -> Iterator[Block]:
         ),
         folded=True,
     )
-    yield Table(
+
+
+def _drafts_table(found: Outlook) -> Table:
+    return Table(
         "What a better or worse draft would give: each drafted token accepted more often, where "
         "those before it were",
         ("draft quality", "best n", "tok/step", "tok/s", "over no speculation"),
@@ -123,7 +125,9 @@ def other_loads(s: Source) -> Iterator[Block]:
             f"Speed-up over no speculation by load, a line for each n, with 95% intervals. {text}",
             lambda theme: figures.untitled(map_figure(view, 440, theme)),
         )
-        yield from _map_tables(view)
+        yield _loads_table(view)
+        yield _speedups_table(view)
+        yield from _recommended(view)
     failed = [p for p in view.points if p.failure_kind is not None]
     if failed:
         yield Points(
@@ -134,14 +138,14 @@ def other_loads(s: Source) -> Iterator[Block]:
         )
 
 
-def _map_tables(view: MapView) -> Iterator[Block]:
+def _loads_table(view: MapView) -> Table:
     p95 = {
         (p.n, load): x.p95_ms
         for p in view.points
         if p.schedule is None
         for load, x in p.loads.items()
     }
-    yield Table(
+    return Table(
         "The best n at each load; ties are n that are not certainly worse",
         ("requests at a time", "best n", "ties", "tok/s", "over no speculation", "p95 (ms)"),
         tuple(
@@ -156,9 +160,12 @@ def _map_tables(view: MapView) -> Iterator[Block]:
             for x in view.at
         ),
     )
+
+
+def _speedups_table(view: MapView) -> Table:
     none = view.rates.get(0, {})
     drafts = sorted(n for n in view.rates if n)
-    yield Table(
+    return Table(
         "Speed-up over no speculation",
         ("requests at a time", *(f"n = {n}" for n in drafts)),
         tuple(
@@ -175,6 +182,9 @@ def _map_tables(view: MapView) -> Iterator[Block]:
         ),
         folded=True,
     )
+
+
+def _recommended(view: MapView) -> Iterator[Block]:
     about = [
         f"vLLM {view.vllm}" if view.vllm else "",
         point_text(view.point),

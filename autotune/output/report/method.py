@@ -149,7 +149,6 @@ def _stop_text(name: str) -> str:
 
 
 def _definitions(s: Source) -> Iterator[str]:
-    load, measure = s.spec.workload, s.spec.measure
     for o in s.view.objectives:
         way = "more" if o.direction == "maximize" else "less"
         yield (
@@ -161,6 +160,21 @@ def _definitions(s: Source) -> Iterator[str]:
         "with what launches of one point differ by as soon as that is known. A ? is a bound that "
         "the requests are too few for."
     )
+    yield from _load(s)
+    yield from _servers(s)
+    yield f"Searched: {'; '.join(_ranges(s))}. Launched: {count(len(_points(s)), 'point')}."
+    yield "Baseline: the first trial."
+    if s.view.verdict is not None:
+        yield (
+            "Confirmation: baseline and best points are launched again in turn, there and back "
+            "(A B B A); the choice is by all launches, its numbers by these only, less the luck of "
+            "having been chosen."
+        )
+
+
+def _load(s: Source) -> Iterator[str]:
+    """Yield what is sent in every trial, and how long."""
+    load, measure = s.spec.workload, s.spec.measure
     origin = "its intended start" if load.latency_origin == "intended" else "its sending"
     yield (
         f"Load: {load_text(s)}. A latency begins at {origin}. Tokens are counted by the server's "
@@ -179,6 +193,11 @@ def _definitions(s: Source) -> Iterator[str]:
             f"Prompts have {int(np.median(tokens))} tokens in the median, "
             f"{tokens.min()} to {tokens.max()}; answers {int(np.median(found.output_tokens))}."
         )
+
+
+def _servers(s: Source) -> Iterator[str]:
+    """Yield what a server goes through before it is measured."""
+    load = s.spec.workload
     prompts = "prompts that are measured, too" if load.repeat else "prompts of their own"
     yield (
         f"Warm-up: at most {load.most_warmup} requests with {prompts}, until the rates are steady "
@@ -191,14 +210,6 @@ def _definitions(s: Source) -> Iterator[str]:
         yield (
             "Servers were started ahead: each was measured alone, with up to "
             f"{count(idle, 'other')} idle beside it."
-        )
-    yield f"Searched: {'; '.join(_ranges(s))}. Launched: {count(len(_points(s)), 'point')}."
-    yield "Baseline: the first trial."
-    if s.view.verdict is not None:
-        yield (
-            "Confirmation: baseline and best points are launched again in turn, there and back "
-            "(A B B A); the choice is by all launches, its numbers by these only, less the luck of "
-            "having been chosen."
         )
 
 
