@@ -52,6 +52,7 @@ from autotune.bench import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.loop import prepare, run_study
 from autotune.output.export.write import shell_command
+from autotune.results.rows import study_rows
 from autotune.results.text import plain
 from autotune.results.trials import study_view
 from autotune.results.views import StudyView, TrialView
@@ -331,6 +332,13 @@ class Result:
     def trials(self) -> Sequence[TrialView]:
         """Every trial, failed ones too, in the order of their numbers."""
         return self.view.trials
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return every trial as plain data, as ``autotune status --json`` prints them.
+
+        :func:`autotune.results.rows.trial_row` documents keys and units.
+        """
+        return study_rows(self.view)
 
     def front(self) -> list[TrialView]:
         """The trials that no other one beats in all objectives, best by the first one first."""

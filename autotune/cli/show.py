@@ -35,7 +35,7 @@ def status(
       autotune status --trial 7
       autotune status --time
     """
-    from autotune.results.json_rows import trial_json
+    from autotune.results.rows import study_rows
     from autotune.results.text import plain
     from autotune.results.timings import time_json, time_lines, time_view
     from autotune.results.trial_story import trial_story
@@ -62,7 +62,7 @@ def status(
             return
         view = study_view(store, name)
     if as_json:
-        click.echo(json.dumps([trial_json(view, t) for t in view.trials], indent=2))
+        click.echo(json.dumps(study_rows(view), indent=2))
     else:
         Ui().status(view)
 
@@ -93,7 +93,7 @@ def best(
       autotune best
       autotune best --shell --objective p95_latency
     """
-    from autotune.results.json_rows import trial_json
+    from autotune.results.rows import trial_row
     from autotune.results.trials import study_view
     from autotune.store import opened
     from autotune.ui import Ui
@@ -106,7 +106,7 @@ def best(
         view = study_view(store, store.pick_study(study))
         trial = best_trial(view, objective, balanced=balanced)
         if as_json:
-            front = [trial_json(view, t) for t in view.trials if t.front]
+            front = [trial_row(view, t) for t in view.trials if t.front]
             click.echo(json.dumps(front, indent=2))
         elif shell:
             click.echo(serving_command(store, view.name, trial))
