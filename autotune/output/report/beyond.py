@@ -29,7 +29,7 @@ from autotune.results.text import number, plain, point_text
 
 
 def prediction(s: Source) -> Iterator[Block]:
-    """As `autotune predict` has it."""
+    """Yield what `autotune predict` shows."""
     try:
         found = outlook(s.view, s.spec.to_space())
     except NothingUsable as e:
@@ -106,7 +106,7 @@ def _form(value: float | None, form: str) -> str:
 
 
 def other_loads(s: Source) -> Iterator[Block]:
-    """The map, as `autotune map --show` has it."""
+    """Yield the load sweep that `autotune map --show` shows."""
     loaded, row = s.store.load_study(s.view.name)
     try:
         view = stored_view(s.store, loaded, row.fingerprint)
@@ -205,7 +205,7 @@ def _recommended(view: MapView) -> Iterator[Block]:
 
 
 def importance(s: Source) -> Iterator[Block]:
-    """Which parameter decides over which objective."""
+    """Yield how much each parameter decides over each objective."""
     objectives = s.view.objectives
     counted = {t.number for t in searched(s.view)}
     trials = [t for t in s.trials if t.number in counted]

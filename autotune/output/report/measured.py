@@ -29,7 +29,7 @@ _PERCENTILES = (50, 90, 95, 99)
 
 
 def front(s: Source) -> Iterator[Block]:
-    """The trials, the front, and what of it was measured again."""
+    """Yield the trials, the Pareto front, and what of it was measured again."""
     view = s.view
     if not searched(view):
         yield Paragraph("No trial gave numbers.")
@@ -48,7 +48,7 @@ def front(s: Source) -> Iterator[Block]:
 
 
 def _front_figures(view: StudyView) -> Iterator[Figure]:
-    """The trials by the objectives; three of them in space, and in parallel coordinates."""
+    """Yield the trials by the objectives; three of them in space, and in parallel coordinates."""
     names = [plain(lower(o.title)) for o in view.objectives]
     about = f"{len(view.front())} of them on the front. Bars are 95% intervals."
     if view.verdict is not None:
@@ -110,7 +110,7 @@ def _trials_table(
 
 
 def remarks(t: TrialView) -> str:
-    """What a trial is, in a few words: ``baseline, front``."""
+    """Return what a trial is, in a few words: ``baseline, front``."""
     words = []
     if t.baseline:
         words.append("baseline")
@@ -136,7 +136,7 @@ def _speedup(t: TrialView) -> str:
 
 
 def _confirmed_table(s: Source) -> Table:
-    """What the search saw beside what was confirmed."""
+    """Return what the search saw next to what was confirmed."""
     view, first = s.view, s.view.objectives[0]
     rows = []
     for t in sorted(
@@ -166,7 +166,7 @@ def _confirmed_table(s: Source) -> Table:
 
 
 def by_n(s: Source) -> Iterator[Block]:
-    """Every objective by n."""
+    """Yield every objective by n."""
     view = s.view
     if not any(n_of(t) is not None for t in searched(view)):
         yield Paragraph(_no_n(s))
@@ -200,7 +200,7 @@ def _no_n(s: Source) -> str:
 
 
 def grid(s: Source) -> Iterator[Block]:
-    """Every objective by n and MNBT."""
+    """Yield every objective by n and MNBT."""
     view = s.view
     trials = [t for t in searched(view) if N in t.point and MNBT in t.point]
     if not trials:
@@ -234,7 +234,7 @@ def _grid_table(trials: Sequence[TrialView], o: Objective) -> Table:
 
 
 def acceptance(s: Source) -> Iterator[Block]:
-    """Accepted drafts by position."""
+    """Yield the accepted drafts by position."""
     first = s.view.objectives[0]
     drafting = [t for t in searched(s.view) if t.acceptance_per_position]
     best = best_by_n(drafting, first)
@@ -264,7 +264,7 @@ def acceptance(s: Source) -> Iterator[Block]:
 
 
 def latency(s: Source) -> Iterator[Block]:
-    """Latencies of winner, baseline and runner-up, request by request."""
+    """Yield latencies of winner, baseline and runner-up, request by request."""
     curves = [c for role, t in _compared(s).items() if (c := _latencies(s, role, t)) is not None]
     if not curves:
         yield Paragraph("The database has no requests of a measured trial.")
@@ -298,7 +298,7 @@ def latency(s: Source) -> Iterator[Block]:
 
 
 def _compared(s: Source) -> dict[str, TrialView]:
-    """Winner, baseline and runner-up, as far as there are such, by what they are."""
+    """Return winner, baseline and runner-up by these names, as far as there are any."""
     if s.best is None:
         return {}
     first, base = s.view.objectives[0], s.baseline

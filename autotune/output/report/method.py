@@ -1,4 +1,4 @@
-"""How it came about: time, failures, how it was measured, how to repeat it."""
+"""How the results came about: time, failures, how it was measured, how to repeat it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MOST_SHOWN = 20  # failed trials; more are folded
 
 
 def time_spent(s: Source) -> Iterator[Block]:
-    """How long it took, and what the time went into."""
+    """Yield how long the study took, and what the time went into."""
     ended = [x for x in s.launches if x.ended_at is not None]
     if not ended:
         yield Paragraph("No launch has ended yet.")
@@ -72,7 +72,7 @@ def time_spent(s: Source) -> Iterator[Block]:
 
 
 def failures(s: Source) -> Iterator[Block]:
-    """What failed, and the launches that do not count."""
+    """Yield what failed, and the launches that do not count."""
     failed = s.view.failures()
     if not failed:
         yield Paragraph("No trial failed.")
@@ -111,14 +111,14 @@ def failures(s: Source) -> Iterator[Block]:
 
 
 def _why(launch: LaunchRow) -> str:
-    """Why a launch does not count."""
+    """Return why a launch does not count."""
     if launch.failure_kind is not None:
         return f"failed, {plain(launch.failure_kind)}: {plain(launch.failure_reason or '')}"
     return plain("; ".join(quality_warnings(launch.quality or {}))) or "no reason was noted"
 
 
 def method(s: Source) -> Iterator[Block]:
-    """Definitions, load, machine, versions, and how far launches differ."""
+    """Yield definitions, load, machine, versions, and the launch-to-launch variance."""
     yield Points(tuple(_definitions(s)))
     yield Table("Machine and software", ("what", "which"), tuple(_machine(s)), frozenset({0, 1}))
     if lines := origin_lines(s.view):
@@ -214,7 +214,7 @@ def _servers(s: Source) -> Iterator[str]:
 
 
 def _ranges(s: Source) -> Iterator[str]:
-    """What each searched parameter may be."""
+    """Yield the range of each searched parameter."""
     for name, p in s.spec.to_space().params.items():
         match p:
             case ChoiceParam():
@@ -226,7 +226,7 @@ def _ranges(s: Source) -> Iterator[str]:
 
 
 def _points(s: Source) -> set[str]:
-    """The different points that were launched."""
+    """Return the different points that were launched."""
     return {point_text(t.point) for t in s.view.trials if t.state in {"complete", "failed"}}
 
 
@@ -259,7 +259,7 @@ def _machine(s: Source) -> Iterator[tuple[str, str]]:
 
 
 def repeat(s: Source) -> Iterator[Block]:
-    """The command that runs the study once more, with the study file."""
+    """Yield the command that runs the study once more, and the study file."""
     loaded, row = s.store.load_study(s.view.name)
     bundled = _is_bundled(row.name, row.fingerprint)
     file = row.name if bundled else f"{row.name}.yaml"
@@ -287,7 +287,7 @@ def repeat(s: Source) -> Iterator[Block]:
 
 
 def _is_bundled(name: str, fingerprint: str) -> bool:
-    """Whether a study of autotune's own was run, unchanged."""
+    """Return whether a bundled study was run, unchanged."""
     if name not in bundled_studies():
         return False
     loaded = load_study(name)

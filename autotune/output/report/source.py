@@ -25,11 +25,11 @@ class Source:
     """The study, and where the rest of it is read from.
 
     Attributes:
-        store: Has the study.
-        view: As every command shows it.
-        spec: Its file, as it was run.
-        launches: All of them, oldest first.
-        trials: Optuna's, in the order of their numbers.
+        store: Database of the study.
+        view: The study as every command shows it.
+        spec: The study file, as it was run.
+        launches: All launches, oldest first.
+        trials: Optuna's trials, in the order of their numbers.
     """
 
     store: Store
@@ -40,35 +40,35 @@ class Source:
 
     @cached_property
     def best(self) -> TrialView | None:
-        """What `autotune best` would serve; None: no trial has numbers."""
+        """The trial that `autotune best` would serve; None: no trial has results."""
         return self.view.best()
 
     @cached_property
     def baseline(self) -> TrialView | None:
-        """What the others are compared with."""
+        """The trial that the others are compared with."""
         return next((t for t in self.view.trials if t.baseline), None)
 
     def trial(self, number: int) -> TrialView:
-        """By its number."""
+        """Return the trial of this number."""
         return next(t for t in self.view.trials if t.number == number)
 
     def name(self, t: TrialView) -> str:
-        """A trial as sentences call it."""
+        """Return a trial's name within a sentence."""
         return f"{'baseline' if t.baseline else f'trial {t.number}'} ({point_text(t.point)})"
 
     def measured(self, t: TrialView) -> list[TrialView]:
-        """The trials whose launches tell of a trial's point: those that confirm it, or its own."""
+        """Return the trials that measured a trial's point: those that confirm it, else its own."""
         again = [x for x in self.view.trials if x.confirms == t.number and x.values]
         if again and t.confirmed:
             return again
         return [t, *(x for x in self.view.trials if x.replicates == t.number and x.values)]
 
     def requests(self, t: TrialView) -> int:
-        """How many were measured in those launches."""
+        """Return the number of requests that were measured in those trials."""
         return sum(x.requests or 0 for x in self.measured(t))
 
     def measurement(self, t: TrialView) -> Measurement | None:
-        """The requests that a trial's numbers are of; None: the database has none."""
+        """Return the requests that a trial's numbers are from; None: the database has none."""
         of = [
             x
             for x in self.launches
@@ -82,7 +82,7 @@ class Source:
 
 
 def load_text(s: Source) -> str:
-    """The load in a few words."""
+    """Return the load in a few words."""
     load = s.spec.workload
     parts = []
     if load.max_concurrency is not None:
@@ -101,12 +101,12 @@ def load_text(s: Source) -> str:
 
 
 def progress(s: Source) -> str:
-    """How far the study is."""
+    """Return the progress of the study, in a sentence."""
     return f"{s.view.finished} of {s.view.wanted} trials are finished."
 
 
 def against(s: Source) -> str:
-    """What a change is relative to."""
+    """Return what a change is relative to."""
     base = s.baseline
     if base is not None and base.point.get(N) == 0:
         return f"against no speculation ({point_text(base.point)})"
