@@ -15,9 +15,9 @@ from objectives import _own as own_objectives
 
 
 def study_objectives(loaded: LoadedStudy) -> tuple[Objective, ...]:
-    """The study's objectives, with the study's directions and settings, to be measured here.
+    """Return the study's objectives with its directions and settings, to be measured here.
 
-    Runs the code of objectives that are not ours.
+    This runs the code of a user's objectives.
 
     Raises:
         UserError: one is unknown, lacks its setting, cannot be run, or cannot be measured on this
@@ -43,7 +43,7 @@ def study_objectives(loaded: LoadedStudy) -> tuple[Objective, ...]:
 
 
 def _own_objective(where: str, base: Path, o: ObjectiveSpec) -> Objective:
-    """A user's objective, from its file or its package."""
+    """Return a user's objective, from its file or its package."""
     ours = objective_registry.names()
     try:
         if o.file is None:

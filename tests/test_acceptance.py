@@ -21,13 +21,14 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from autotune.errors import NothingUsable
-from autotune.results.prediction import GAINS, Outlook, outlook, tables
+from autotune.results.prediction import GAINS, Outlook, outlook, outlook_page
 from autotune.search import Prediction, SpeculationLaunch, what_if
 from autotune.search.acceptance import DRAFT_FIXED, MOST_N, PER_TOKEN, without
 from autotune.stats import ESTIMATOR
 from autotune.store import Store
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
+from autotune.ui import rendered
 from tests.fuzzing import fuzz
 from tests.studies import autotune, write_study
 from tests.study_views import P95, study
@@ -419,7 +420,7 @@ def predicted(**changes: object) -> Outlook:
 
 def shown(found: Outlook) -> str:
     out = io.StringIO()
-    Console(file=out, width=80).print(tables(found))
+    Console(file=out, width=80).print(rendered(outlook_page(found)))
     return out.getvalue()
 
 

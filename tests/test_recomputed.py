@@ -29,8 +29,9 @@ from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.output.figures.pareto import pareto_figure
 from autotune.output.report import build, markdown
-from autotune.results.comparison import Finding, Where, compare
+from autotune.results.comparison import Where, compare
 from autotune.results.objectives import stored_objectives
+from autotune.results.ratios import Finding
 from autotune.results.read_load_map import comparable_loads
 from autotune.results.recomputed import OUTDATED, RECOMPUTED, Recomputed, estimator_of
 from autotune.results.standing import counts

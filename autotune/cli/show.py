@@ -153,8 +153,10 @@ def compare(
     """
     from rich.console import Console
 
-    from autotune.results.comparison import Where, tables
+    from autotune.results.comparison import Where
     from autotune.results.comparison import compare as compare_studies
+    from autotune.results.comparison_page import comparison_page
+    from autotune.ui import rendered
 
     found = compare_studies(
         Where.parse(a, study_a),
@@ -165,7 +167,7 @@ def compare(
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
-        Console(highlight=False).print(tables(found))
+        Console(highlight=False).print(rendered(comparison_page(found)))
     if found.regression:
         click.get_current_context().exit(REGRESSION)
 
@@ -186,9 +188,10 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from autotune.results.prediction import outlook, tables
+    from autotune.results.prediction import outlook, outlook_page
     from autotune.results.trials import study_view
     from autotune.store import opened
+    from autotune.ui import rendered
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
@@ -196,7 +199,7 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
-        Console(highlight=False).print(tables(found))
+        Console(highlight=False).print(rendered(outlook_page(found)))
 
 
 @click.command()

@@ -1,6 +1,6 @@
 """vLLM's schedule of n by batch size.
 
-``num_speculative_tokens_per_batch_size`` (alike in 0.24, 0.26 and 0.32, read
+``num_speculative_tokens_per_batch_size`` (the same in 0.24, 0.26 and 0.32, read
 in ``vllm/v1/spec_decode/dynamic/utils.py``): inclusive ranges ``[first, last, K]`` from batch size
 1, K = 0 allowed, the last K holds beyond the last range, ``num_speculative_tokens`` is the largest.
 The batch is every request of a step, also those in prefill (``Scheduler.schedule``). At K = 0 the
@@ -27,7 +27,7 @@ _SCHEDULE_SINCE = Version("0.24")
 
 
 def scheduled(server: ServerSpec, ranges: Sequence[Sequence[int]]) -> ServerSpec:
-    """The server with n by batch size; its ``n`` must be the largest of the schedule."""
+    """Return the server with n by batch size; its ``n`` must be the largest of the schedule."""
     if server.speculative is None:
         raise ValueError("a schedule needs a draft")
     draft = server.speculative.model_copy(update={SCHEDULE: [list(x) for x in ranges]})
@@ -41,7 +41,7 @@ def speculative_argument(
     ranges: Schedule | None,
     resolve: Callable[[str], str],
 ) -> str:
-    """The value of ``--speculative-config`` for n of at least 1, as a launch has it.
+    """Return the value of ``--speculative-config`` for n of at least 1, as a launch has it.
 
     Args:
         server: The study's.
@@ -65,7 +65,7 @@ def speculative_argument(
 
 
 def why_no_schedule(*versions: str | None) -> str | None:
-    """Why this vLLM is not given a schedule; None: it takes one.
+    """Return why this vLLM is not given a schedule; None: it takes one.
 
     Args:
         versions: What is known of its version, the first that is known counts.

@@ -13,7 +13,7 @@ from autotune.study.schema import LoadedStudy
 
 
 def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
-    """What this machine and the target's folder tell the rules; nothing is downloaded or made."""
+    """Return what this machine and the target's folder tell the rules; nothing is downloaded."""
     server = loaded.spec.server
     ref = server.model
     folder = target_folder() if ref == "demo:target" else loaded.base / Path(ref).expanduser()
@@ -34,7 +34,7 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
 
 
 def _cpu_has_fp8() -> bool | None:
-    """Whether the CPU has AVX-512 or AMX; None: it cannot be told."""
+    """Return whether the CPU has AVX-512 or AMX; None: unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

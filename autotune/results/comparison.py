@@ -1,32 +1,6 @@
 """Two studies against each other: an upgrade, another GPU, another draft; what got better or worse?
 
-Points that both studies measured are compared as ratios, B over A, of geometric means over all of
-a point's launches. What a ratio varies by is in two parts (see :mod:`autotune.stats.launch_variance`),
-for each of the two studies:
-
-    variance of a point's mean = (between² + own · mean within²) / launches
-
-The intervals within launches take the requests as drawn anew, but all launches were sent the same
-ones. Where replicated launches scatter less than their own intervals explain, those are too wide by
-a known factor: ``own`` is then ``total² / within²`` of the replicates, and 1 otherwise. So a launch
-with few requests counts less than one with many, and nothing is added twice.
-
-Each study's own scatter is taken where it has two degrees of freedom, else both studies' pooled.
-The two variances add up, with the degrees of freedom of B. L. Welch ("The generalization of
-'Student's' problem when several different population variances are involved", Biometrika 34, 1947)
-and F. E. Satterthwaite. Three kinds of figures are judged:
-
-- **All same points together**: the mean of their logarithms. It sees what hits every point.
-- **The winners**: each study's best point by the objective, by what its confirmation says, which is
-  without the luck of having been chosen. Single launches of a search are not judged: the best of
-  many is the luckiest.
-- **Each same point**: by an interval so wide that all of them together err with 5 % (Bonferroni).
-  Their 95 % intervals are shown; of twenty, one misses.
-
-A figure is *worse* if its interval lies beyond the threshold, *better* if it lies beyond it on the
-good side, *equal* if it lies within, and undecided otherwise: nothing is called equal because
-little is known of it. What changes from day to day on one machine is no scatter between launches of
-one study: compare a study with its own repetition to see it.
+How their ratios are made and judged is in :mod:`autotune.results.ratios`.
 """
 
 from __future__ import annotations
@@ -37,21 +11,25 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from optuna.trial import FrozenTrial, TrialState
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from autotune.errors import UserError
+from autotune.results.ratios import (
+    CONFIDENCE,
+    Difference,
+    Finding,
+    Point,
+    around,
+    finding,
+    paired_ratio,
+    scatters,
+)
 from autotune.results.recomputed import Recomputed
 from autotune.results.standing import LEAST_DEGREES, launched, origin_of, with_points
-from autotune.results.text import number, plain, point_text, value_text
+from autotune.results.text import plain
 from autotune.results.trials import study_view
 from autotune.results.views import StudyView, TrialView
 from autotune.stats import Estimate, LaunchVariance, Scatter
@@ -60,9 +38,6 @@ from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, MNBT, N, Value, canonical
 from objectives import Objective
 
-CONFIDENCE = 0.95
-_MOST_DEGREES = 10**6  # as many as are normal
-_HEADINGS = {N: "n", MNBT: "MNBT"}
 # What is the same server and the same load, whatever it says.
 _NO_DIFFERENCE = {
     "server.health_timeout_s",
@@ -75,22 +50,13 @@ _PHASE = "measure"
 Key = tuple[tuple[str, Value | None], ...]  # of a point, for all parameters that either searched
 
 
-class Finding(StrEnum):
-    """What a figure showed; see the module."""
-
-    WORSE = "worse"
-    BETTER = "better"
-    EQUAL = "equal"
-    UNDECIDED = "undecided"
-
-
 @dataclass(frozen=True)
 class Where:
-    """What A or B names.
+    """One of the two studies, as a user names it.
 
     Attributes:
-        database: Its file.
-        study: Its name; None: the only one in it.
+        database: The SQLite file.
+        study: Name of the study; None: the only one in the file.
     """
 
     database: Path
@@ -98,7 +64,7 @@ class Where:
 
     @classmethod
     def parse(cls, text: str, study: str | None = None) -> Where:
-        """Reads ``FILE.db`` or ``FILE.db:STUDY``; a colon may also stand in the file's name.
+        """Parse ``FILE.db`` or ``FILE.db:STUDY``; the file's name may have a colon, too.
 
         Raises:
             UserError: there is no such file, or the study is named twice.
@@ -117,34 +83,18 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One point of one study.
-
-    Attributes:
-        trial: Whose point it is.
-        values: By objective name, the values of its launches; of those that can be a ratio.
-        within: By objective name, mean square of what the launches' own intervals say, where they
-            have any: too few requests give none.
-    """
-
-    trial: TrialView
-    values: Mapping[str, Sequence[float]]
-    within: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Side:
-    """One study, as it is compared.
+    """One of the two studies with what was measured of it.
 
     Attributes:
         name: As the user names it: ``FILE.db:STUDY``.
-        loaded: Its file, as it was run.
-        view: What it amounts to.
-        points: Its measured points.
-        variance: How far launches of one point scatter, by objective name.
-        prompts: Hash of the file of its prompts; None: it has none, or not the one that it had.
-        lengths: Tokens of its prompts, by their index.
-        weights: Hashes of the weights that it was measured with, of ``target`` and ``draft``.
+        loaded: The study's file, as it was run.
+        view: Trials and verdict of the study.
+        points: The measured points.
+        variance: Launch-to-launch variance, by objective name.
+        prompts: Hash of the file of prompts; None: there is none, or it was changed since.
+        lengths: Tokens of the prompts, by index.
+        weights: Hashes of the measured weights, of ``target`` and ``draft``.
     """
 
     name: str
@@ -158,21 +108,8 @@ class Side:
 
     @property
     def spec(self) -> StudySpec:
-        """Its file."""
+        """Contents of the study's file."""
         return self.loaded.spec
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One figure of both studies.
-
-    Attributes:
-        ratio: B over A, with the 95 % interval.
-        finding: What that shows; None: it is not judged.
-    """
-
-    ratio: Estimate
-    finding: Finding | None
 
 
 @dataclass(frozen=True)
@@ -181,8 +118,8 @@ class Pair:
 
     Attributes:
         point: With every parameter that either study searched.
-        launches: In A and in B.
-        differences: By objective name; of those that both have.
+        launches: Number of launches in A and in B.
+        differences: By objective name, for objectives with numbers in both.
     """
 
     point: Mapping[str, Value]
@@ -195,9 +132,9 @@ class Winners:
     """The best point of each study by one objective.
 
     Attributes:
-        a: Of A.
-        b: Of B.
-        difference: Of that objective.
+        a: Best trial of A.
+        b: Best trial of B.
+        difference: Ratio of the objective's values.
     """
 
     a: TrialView
@@ -212,14 +149,14 @@ class Comparison:
     Attributes:
         a: The first one, such as before a change.
         b: The second one.
-        objectives: Those that are compared.
+        objectives: The compared objectives.
         threshold: Share of a value that does not matter.
-        different: What the studies differ in: what, in A, in B.
+        different: Differences between the studies: what, in A, in B.
         incomparable: Why their figures cannot be compared, in words; empty: they can.
         pairs: Points that both measured.
-        together: All of them together, by objective name; empty with fewer than two.
-        winners: By objective name.
-        lost: Points that have numbers in A, and failed in B.
+        together: All points together, by objective name; empty with fewer than two points.
+        winners: Best points, by objective name.
+        lost: Trials of A with numbers whose points failed in B.
     """
 
     a: Side
@@ -234,7 +171,7 @@ class Comparison:
     lost: Sequence[TrialView]
 
     def finding(self, objective: Objective) -> Finding:
-        """What all figures of an objective say together."""
+        """Return what all figures of an objective show together."""
         if self.incomparable:
             return Finding.UNDECIDED
         deciding = [self.winners[objective.name].difference] if self._has_winners(objective) else []
@@ -256,11 +193,11 @@ class Comparison:
 
     @property
     def regression(self) -> bool:
-        """Whether B is certainly worse in an objective, by more than the threshold."""
+        """True if B is certainly worse in an objective, by more than the threshold."""
         return any(self.finding(o) is Finding.WORSE for o in self.objectives)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the comparison as plain data; ratios are B over A."""
         return {
             "a": _side_json(self.a),
             "b": _side_json(self.b),
@@ -312,7 +249,7 @@ def _difference_json(d: Difference) -> dict[str, Any]:
 def compare(
     a: Where, b: Where, *, threshold: float = 0.05, objective: str | None = None
 ) -> Comparison:
-    """Compares two studies.
+    """Compare two studies.
 
     Args:
         a: The first one.
@@ -374,7 +311,7 @@ def _point(
 
 
 def _by_values(points: Sequence[Point]) -> dict[str, LaunchVariance]:
-    """The scatter of launches that have no intervals of their own: all of it is between them."""
+    """Return the variance of launches that have no intervals: all of it is between launches."""
     found = {}
     for name in {name for p in points for name in p.values}:
         total = Scatter.pooled([p.values[name] for p in points if name in p.values])
@@ -384,7 +321,7 @@ def _by_values(points: Sequence[Point]) -> dict[str, LaunchVariance]:
 
 
 def _prompts(loaded: LoadedStudy, fingerprint: str) -> str | None:
-    """Hash of the file of a study's prompts, if it is still the one that was sent."""
+    """Return the hash of a study's prompts, if their file is still the one that was sent."""
     if (source := loaded.spec.workload.source) is None:
         return None
     try:
@@ -399,14 +336,14 @@ def _prompts(loaded: LoadedStudy, fingerprint: str) -> str | None:
 
 
 def _lengths(store: Store, name: str) -> dict[int, int]:
-    """Tokens of the prompts of a study's first measured launch, by index."""
+    """Return the tokens of each prompt of a study's first measured launch, by index."""
     first = next((x for x in store.launches(name) if x.measured_at is not None), None)
     requests = [] if first is None else store.requests(first.launch_id, _PHASE)
     return {r.index: r.prompt_tokens for r in requests if r.prompt_tokens is not None}
 
 
 def _common(a: Side, b: Side, wanted: str | None) -> list[Objective]:
-    """The objectives that both have, by the same definition."""
+    """Return the objectives that both studies have, by the same definition."""
     others = {o.name: o for o in b.view.objectives}
     same = [
         o
@@ -425,40 +362,27 @@ def _common(a: Side, b: Side, wanted: str | None) -> list[Objective]:
 
 
 def compared(a: Side, b: Side, objectives: Sequence[Objective], threshold: float) -> Comparison:
-    """Two studies by the given objectives."""
+    """Compare two studies by the given objectives."""
     names = sorted({*a.spec.space, *b.spec.space}, key=lambda k: (_ORDER.get(k, len(_ORDER)), k))
     in_a = {_key(a, p.trial, names): p for p in a.points}
     in_b = {_key(b, p.trial, names): p for p in b.points}
     both = [k for k in in_a if k in in_b]
-    scatters = {o.name: _scatters(a, b, o.name) for o in objectives}
+    scatter = {o.name: scatters(a.variance.get(o.name), b.variance.get(o.name)) for o in objectives}
     incomparable = list(_incomparable(a, b))
 
     def judged(o: Objective, ratio: Estimate) -> Finding | None:
-        return None if incomparable else _finding(o, ratio, threshold)
+        return None if incomparable else finding(o, ratio, threshold)
 
-    comparisons = max(1, len(both) * len(objectives))
-    pairs = []
-    for key in sorted(both, key=lambda k: [(str(type(v)), v) for _, v in k]):
-        p, q = in_a[key], in_b[key]
-        differences = {}
-        for o in objectives:
-            if o.name in p.values and o.name in q.values:
-                one = [(p, q)]
-                ratio = _ratio(one, o.name, scatters[o.name], CONFIDENCE)
-                sure = _ratio(one, o.name, scatters[o.name], 1 - (1 - CONFIDENCE) / comparisons)
-                differences[o.name] = Difference(ratio, judged(o, sure))
-        launches = tuple(max(map(len, x.values.values()), default=0) for x in (p, q))
-        point = {name: value for name, value in key if value is not None}
-        pairs.append(Pair(point, (launches[0], launches[1]), differences))
+    shared = {
+        key: (in_a[key], in_b[key])
+        for key in sorted(both, key=lambda k: [(str(type(v)), v) for _, v in k])
+    }
+    pairs = _pairs(shared, objectives, scatter, judged)
     together = {}
     for o in objectives:
-        of = [
-            (in_a[k], in_b[k])
-            for k in both
-            if o.name in in_a[k].values and o.name in in_b[k].values
-        ]
+        of = [(in_a[k], in_b[k]) for k in both if _both_have(o, in_a[k], in_b[k])]
         if len(of) > 1:
-            ratio = _ratio(of, o.name, scatters[o.name], CONFIDENCE)
+            ratio = paired_ratio(of, o.name, scatter[o.name], CONFIDENCE)
             together[o.name] = Difference(ratio, judged(o, ratio))
     failed = {_key(b, t, names): t for t in b.view.failures()}
     return Comparison(
@@ -475,11 +399,37 @@ def compared(a: Side, b: Side, objectives: Sequence[Objective], threshold: float
     )
 
 
+def _both_have(o: Objective, p: Point, q: Point) -> bool:
+    return o.name in p.values and o.name in q.values
+
+
+def _pairs(
+    shared: Mapping[Key, tuple[Point, Point]],
+    objectives: Sequence[Objective],
+    scatter: Mapping[str, tuple[LaunchVariance, LaunchVariance] | None],
+    judged: Callable[[Objective, Estimate], Finding | None],
+) -> list[Pair]:
+    """Return each point that both studies measured, judged so that all together err with 5 %."""
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(shared) * len(objectives))
+    pairs = []
+    for key, (p, q) in shared.items():
+        differences = {}
+        for o in objectives:
+            if _both_have(o, p, q):
+                ratio = paired_ratio([(p, q)], o.name, scatter[o.name], CONFIDENCE)
+                sure = paired_ratio([(p, q)], o.name, scatter[o.name], confidence)
+                differences[o.name] = Difference(ratio, judged(o, sure))
+        a, b = (max(map(len, x.values.values()), default=0) for x in (p, q))
+        point = {name: value for name, value in key if value is not None}
+        pairs.append(Pair(point, (a, b), differences))
+    return pairs
+
+
 _ORDER = {N: 0, MNBT: 1}
 
 
 def _key(side: Side, trial: TrialView, names: Sequence[str]) -> Key:
-    """A point by all parameters that either study searched; what one fixed counts for it."""
+    """Return a point with every parameter that either study searched; a fixed value counts, too."""
     settings = side.spec.settings(canonical(side.spec.to_space(), trial.point))
     draft = settings.get(N, 0) != 0
     found: list[tuple[str, Value | None]] = []
@@ -491,110 +441,13 @@ def _key(side: Side, trial: TrialView, names: Sequence[str]) -> Key:
     return tuple(found)
 
 
-# -- figures -------------------------------------------------------------------------------------
-
-
-def _scatters(a: Side, b: Side, name: str) -> tuple[LaunchVariance, LaunchVariance] | None:
-    """How launches of one point differ, in A and in B; one for both where one knows too little."""
-    own = a.variance.get(name), b.variance.get(name)
-    known = [v for v in own if v is not None]
-    if len(known) == 2 and all(v.total.degrees >= LEAST_DEGREES for v in known):
-        return known[0], known[1]
-    degrees = sum(v.total.degrees for v in known)
-    if degrees < LEAST_DEGREES:
-        return None
-
-    def pooled(squares: Sequence[float]) -> float:
-        weighted = (v.total.degrees * s for v, s in zip(known, squares, strict=True))
-        return sum(weighted) / degrees
-
-    total2 = pooled([v.total.sigma**2 for v in known])
-    within2 = pooled([v.within**2 for v in known])
-    between = math.sqrt(max(0.0, total2 - within2))
-    both = LaunchVariance(Scatter(math.sqrt(total2), degrees), math.sqrt(within2), between)
-    return both, both
-
-
-@dataclass(frozen=True)
-class _Mean:
-    """What a mean of logarithms varies by.
-
-    Attributes:
-        share: Launches' ``between²`` in it.
-        within2: What the launches' own intervals add.
-    """
-
-    share: float
-    within2: float
-
-    def variance(self, scatter: LaunchVariance) -> float:
-        own = 1.0
-        if scatter.between == 0 and scatter.within > 0:
-            own = scatter.total.sigma**2 / scatter.within**2
-        return self.share * scatter.between**2 + own * self.within2
-
-    def degrees(self, scatter: LaunchVariance) -> float:
-        """Of freedom, by Satterthwaite; what the intervals within launches say counts as known."""
-        if scatter.between == 0:
-            return scatter.total.degrees
-        share = self.variance(scatter) / (self.share * scatter.total.sigma**2)
-        return scatter.total.degrees * share**2
-
-
-def _ratio(
-    pairs: Sequence[tuple[Point, Point]],
-    name: str,
-    scatters: tuple[LaunchVariance, LaunchVariance] | None,
-    confidence: float,
-) -> Estimate:
-    """B over A, the geometric mean over points."""
-    logs = [np.mean(np.log(q.values[name])) - np.mean(np.log(p.values[name])) for p, q in pairs]
-    log = float(np.mean(logs))
-    if scatters is None:
-        return Estimate(math.exp(log), None, None)
-    a, b = (_mean([pair[i] for pair in pairs], name, scatters[i]) for i in (0, 1))
-    if scatters[0] is scatters[1]:
-        both = _Mean(a.share + b.share, a.within2 + b.within2)
-        return _around(log, [(both.variance(scatters[0]), both.degrees(scatters[0]))], confidence)
-    parts = [(x.variance(s), x.degrees(s)) for x, s in zip((a, b), scatters, strict=True)]
-    return _around(log, parts, confidence)
-
-
-def _mean(points: Sequence[Point], name: str, scatter: LaunchVariance) -> _Mean:
-    launches = [len(p.values[name]) for p in points]
-    usual = scatter.within**2
-    squares = [p.within.get(name, usual) / n for p, n in zip(points, launches, strict=True)]
-    return _Mean(sum(1 / n for n in launches) / len(points) ** 2, sum(squares) / len(points) ** 2)
-
-
-def _around(log: float, parts: Sequence[tuple[float, float]], confidence: float) -> Estimate:
-    """``exp(log)`` with its interval, by Welch: of each part variance and degrees."""
-    variance = sum(v for v, _ in parts)
-    if variance == 0:
-        return Estimate(math.exp(log), math.exp(log), math.exp(log))
-    spent = sum(v**2 / degrees for v, degrees in parts)
-    degrees = _MOST_DEGREES if spent == 0 else min(variance**2 / spent, _MOST_DEGREES)
-    return Scatter(math.sqrt(variance), int(degrees)).around(log, 1.0, confidence)
-
-
-def _finding(objective: Objective, ratio: Estimate, threshold: float) -> Finding:
-    if ratio.low is None or ratio.high is None:
-        return Finding.UNDECIDED
-    below, above = ratio.high < 1 - threshold, ratio.low > 1 + threshold
-    if below or above:
-        more_is_better = objective.direction == "maximize"
-        return Finding.BETTER if above is more_is_better else Finding.WORSE
-    within = 1 - threshold <= ratio.low and ratio.high <= 1 + threshold
-    return Finding.EQUAL if within else Finding.UNDECIDED
-
-
 def _winners(
     a: Side,
     b: Side,
     objective: Objective,
     judged: Callable[[Objective, Estimate], Finding | None],
 ) -> Winners | None:
-    """Each study's best point by one objective; None: one has no numbers."""
+    """Return each study's best point by one objective; None: one study has no numbers."""
     best = a.view.best(_own(a, objective)), b.view.best(_own(b, objective))
     if best[0] is None or best[1] is None:
         return None
@@ -608,7 +461,7 @@ def _winners(
     (log_a, part_a), (log_b, part_b) = parts[0], parts[1]
     ratio = Estimate(math.exp(log_b - log_a), None, None)
     if part_a[1] >= LEAST_DEGREES and part_b[1] >= LEAST_DEGREES:
-        ratio = _around(log_b - log_a, [part_a, part_b], CONFIDENCE)
+        ratio = around(log_b - log_a, [part_a, part_b], CONFIDENCE)
     return Winners(best[0], best[1], Difference(ratio, judged(objective, ratio)))
 
 
@@ -617,7 +470,7 @@ def _own(side: Side, objective: Objective) -> Objective:
 
 
 def _confirmed(side: Side, objective: Objective) -> tuple[float, tuple[float, float]] | None:
-    """The logarithm of what the confirmed winner gives, its variance and degrees of freedom."""
+    """Return the logarithm of the confirmed winner's value, its variance and degrees of freedom."""
     verdict = side.view.verdict
     if verdict is None:
         return None
@@ -632,7 +485,7 @@ def _confirmed(side: Side, objective: Objective) -> tuple[float, tuple[float, fl
 
 
 def _different(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
-    """What the studies differ in, beside their points."""
+    """Yield what the studies differ in, apart from their points: what, in A, in B."""
     for what, x, y in (
         ("vLLM", a.view.vllm_version, b.view.vllm_version),
         ("machine", a.view.machine, b.view.machine),
@@ -651,7 +504,7 @@ def _different(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
 
 
 def _settings(side: Side) -> dict[str, object]:
-    """Server and load of a study as dotted keys; what it searches is no setting of it."""
+    """Return server and load of a study by dotted key; searched parameters are left out."""
     shown = side.spec.shown({})
     flat: dict[str, object] = {}
 
@@ -684,7 +537,7 @@ def _shown(value: object) -> str:
 
 
 def _same_prompts(a: Side, b: Side) -> bool | None:
-    """Whether the requests have the same prompts; None: that cannot be told."""
+    """Return whether the requests have the same prompts; None: unknown."""
     if a.spec.workload.source is None and b.spec.workload.source is None:
         return True  # drawn by what the study says
     if a.prompts is not None and b.prompts is not None:
@@ -696,158 +549,9 @@ def _same_prompts(a: Side, b: Side) -> bool | None:
 
 
 def _incomparable(a: Side, b: Side) -> Iterator[str]:
-    """Why the figures of two studies cannot be compared."""
+    """Yield the reasons why figures of two studies cannot be compared."""
     for what, _, _ in _different(a, b):
         if what.startswith("workload"):
             yield what
     if _same_prompts(a, b) is None:
         yield "the workload's prompts (their files are gone or were changed: nobody can tell)"
-
-
-# -- for people ----------------------------------------------------------------------------------
-
-
-def tables(c: Comparison) -> RenderableType:
-    """All of it in 80 columns."""
-    parts: list[RenderableType] = [_sides(c), Text("")]
-    if c.different:
-        parts += [Text("What differs between them:"), Text(""), _differences(c), Text("")]
-    else:
-        parts += [Text("They were set up alike, on like machines."), Text("")]
-    if c.incomparable:
-        parts += [_warning(c), Text("")]
-    if c.pairs:
-        title = "B against A where both measured, with the 95 % interval:"
-        parts += [Text(title), Text(""), _pairs(c), Text("")]
-    else:
-        parts += [Text("They have no measured point in common."), Text("")]
-    for o in c.objectives:
-        if (w := c.winners.get(o.name)) is not None:
-            parts.append(_winners_line(o, w))
-    if c.lost:
-        kinds = "; ".join(f"{point_text(t.point)} ({t.failure_kind})" for t in c.lost[:5])
-        more = f" and {len(c.lost) - 5} more" if len(c.lost) > 5 else ""
-        parts.append(Text(f"Measured in A, failed in B: {plain(kinds)}{more}.", "yellow"))
-    parts.append(Text(""))
-    parts += [Text(line, _STYLES.get(found, "")) for found, line in verdict_lines(c)]
-    return Group(*parts)
-
-
-_STYLES = {Finding.WORSE: "bold red", Finding.BETTER: "bold green", Finding.UNDECIDED: "yellow"}
-
-
-def _grid(*headings: str) -> Table:
-    """A table without a frame, as those of the other commands."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in headings:
-        table.add_column(Text(heading), overflow="fold")
-    return table
-
-
-def _sides(c: Comparison) -> RenderableType:
-    lines = []
-    for letter, side in (("A", c.a), ("B", c.b)):
-        vllm = f"vLLM {plain(side.view.vllm_version)}" if side.view.vllm_version else "unknown vLLM"
-        lines.append(
-            Text(
-                f"{letter}: {side.name}, begun {side.view.created:%Y-%m-%d}, {vllm}, "
-                f"{_count(len(side.points), 'point')}"
-            )
-        )
-    return Group(*lines)
-
-
-def _differences(c: Comparison) -> Table:
-    table = _grid("", "A", "B")
-    for row in c.different:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _warning(c: Comparison) -> Text:
-    return Text(
-        f"Warning: the workload differs ({'; '.join(c.incomparable)}): figures under another load "
-        "are not comparable, and nothing is concluded from them.",
-        "bold yellow",
-    )
-
-
-def _pairs(c: Comparison) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    names = list(dict.fromkeys(name for p in c.pairs for name in p.point))
-    shown = [name for name in names if name in _HEADINGS]
-    others = [name for name in names if name not in _HEADINGS]
-    for name in shown:
-        table.add_column(Text(_HEADINGS[name]), justify="right")
-    if others:
-        table.add_column(Text("other"), overflow="fold", ratio=1)
-    table.add_column(Text("launches"), justify="right")
-    for o in c.objectives:
-        way = "more" if o.direction == "maximize" else "less"
-        table.add_column(
-            Text(f"{plain(o.title)}\n({way} is better)"), justify="right", min_width=16
-        )
-    for p in c.pairs:
-        cells = [Text(value_text(p.point[n]) if n in p.point else "") for n in shown]
-        if others:
-            words = (f"{plain(n)}={value_text(p.point[n])}" for n in others if n in p.point)
-            cells.append(Text(", ".join(words)))
-        cells.append(Text(f"{p.launches[0]} + {p.launches[1]}"))
-        cells += [_cell(p.differences.get(o.name)) for o in c.objectives]
-        table.add_row(*cells)
-    if c.together:
-        table.add_section()
-        label = [Text("all")] + [Text("")] * (len(shown) + bool(others))
-        table.add_row(*label, *(_cell(c.together.get(o.name)) for o in c.objectives))
-    return table
-
-
-def _cell(d: Difference | None) -> Text:
-    """Two lines: ``−12.3 % worse`` and the interval."""
-    if d is None:
-        return Text("")
-    word = d.finding if d.finding not in (None, Finding.UNDECIDED) else ""
-    return Text(f"{_percent(d.ratio.value)} % {word}".rstrip() + f"\n{_bounds(d.ratio)}", _style(d))
-
-
-def _style(d: Difference) -> str:
-    return "" if d.finding in (None, Finding.UNDECIDED) else _STYLES.get(d.finding, "")
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f}".replace("-", "−")
-
-
-def _bounds(ratio: Estimate) -> str:
-    low, high = ("?" if x is None else _percent(x) for x in (ratio.low, ratio.high))
-    return f"[{low}, {high}]"
-
-
-def _winners_line(objective: Objective, w: Winners) -> Text:
-    d = w.difference
-    one, two = point_text(w.a.point), point_text(w.b.point)
-    points = f"{one} in both" if one == two else f"{one} in A, {two} in B"
-    text = f"Best by {plain(objective.title).lower()}: {points}: {_percent(d.ratio.value)} %"
-    if d.finding is None and d.ratio.low is None:
-        return Text(f"{text}; not judged, for not both were measured again (`autotune confirm`).")
-    word = "" if d.finding in (None, Finding.UNDECIDED) else f", {d.finding}"
-    return Text(f"{text} {_bounds(d.ratio)}{word}.", _style(d))
-
-
-def verdict_lines(c: Comparison) -> list[tuple[Finding, str]]:
-    """What is to be concluded, a line for each objective."""
-    if c.incomparable:
-        return [(Finding.UNDECIDED, "Undecided: the two are not comparable.")]
-    limit = f"{number(100 * c.threshold).rstrip('0').rstrip('.') if c.threshold else '0'} %"
-    findings = [(o, c.finding(o)) for o in c.objectives]
-    words = {
-        Finding.WORSE: f"B is worse than A, certainly by more than {limit}",
-        Finding.BETTER: f"B is better than A, certainly by more than {limit}",
-        Finding.EQUAL: f"no difference of more than {limit}",
-        Finding.UNDECIDED: f"undecided: more launches would tell whether it is more than {limit}",
-    }
-    return [(found, f"{plain(o.title)}: {words[found]}.") for o, found in findings]
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -18,7 +18,7 @@ from objectives import _own as own_objectives
 
 
 def stored_objectives(loaded: LoadedStudy, study: optuna.Study) -> tuple[Objective, ...]:
-    """The objectives of a stored study, to be shown; no code of a user is run for it.
+    """Return the objectives of a stored study, to be shown; no user's code runs.
 
     Raises:
         UserError: the database has another number of them than the study file in it.
@@ -42,7 +42,7 @@ def stored_objectives(loaded: LoadedStudy, study: optuna.Study) -> tuple[Objecti
 
 
 def with_setting(where: str, found: Objective, o: ObjectiveSpec) -> Objective:
-    """An objective with the setting that a study gives it.
+    """Return an objective with the setting that a study gives it.
 
     Raises:
         UserError: it is missing, or it has none.

@@ -1,4 +1,4 @@
-"""Reads a map back from the database, and makes of it what is shown and what is launched next."""
+"""Read a load sweep from the database, and find the schedule that is worth a launch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ THROUGHPUT = objective_registry.get("throughput")
 
 @dataclass(frozen=True)
 class Setting:
-    """What all points of a map have in common.
+    """What all points of a load sweep have in common.
 
     Attributes:
         fingerprint: Of the study file.
@@ -60,7 +60,7 @@ class Setting:
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """As the database has it."""
+        """Return the setting as the database has it."""
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         if not self.weights:  # unknown to the first maps
             del found["weights"]
@@ -70,7 +70,7 @@ class Setting:
 def schedule_of(
     rates: Rates, loads: Sequence[int], spec: StudySpec, setting: Setting
 ) -> Schedule | None:
-    """The schedule that the numbers ask for; None: one n does."""
+    """Return the schedule that the numbers suggest; None: one n is enough."""
     if not rates.get(0):
         return None
     seqs = {**spec.server.flags, **setting.params, **setting.flags}.get(MAX_NUM_SEQS)
@@ -83,7 +83,7 @@ def schedule_of(
 def rates_of(
     rows: Mapping[int, Sequence[LoadRow]], loads: Sequence[int]
 ) -> dict[int, dict[int, Rate]]:
-    """Of each key, the value at each load of which every part was measured."""
+    """Return, for each key, the rate at each concurrency whose parts were all measured."""
     out: dict[int, dict[int, Rate]] = {}
     for key, found in rows.items():
         row = {x: rate for x in loads if (rate := _rate(found, x)) is not None}
@@ -104,7 +104,7 @@ def _rate(rows: Sequence[LoadRow], load: int) -> Rate | None:
 
 
 def comparable_loads(store: Store, point: int) -> list[LoadRow]:
-    """The parts that were measured of a point, as the present estimator has them.
+    """Return the measured parts of a point, as the present estimator computes them.
 
     Parts of autotune 0.1 are computed again from their requests; those of too few requests for that
     are left out, and `autotune map` measures them again.
@@ -113,7 +113,7 @@ def comparable_loads(store: Store, point: int) -> list[LoadRow]:
 
 
 def _measured(store: Store, row: LoadRow) -> Measurement:
-    """What the requests of a part measure.
+    """Return what the requests of a part measure.
 
     Raises:
         ValueError: too few ran while all places were busy.
@@ -144,7 +144,7 @@ def _comparable(store: Store, row: LoadRow) -> LoadRow | None:
 
 
 def failure_of_point(store: Store, ledger: str, point: MapPointRow) -> tuple[str, str] | None:
-    """Kind and reason of a point that is not launched again; None: it did not fail."""
+    """Return kind and reason of a point that is not launched again; None: it did not fail."""
     failed = [
         (x.failure_kind, x.failure_reason or "")
         for x in store.launches(ledger, point.id)
@@ -164,7 +164,7 @@ def launched_version(store: Store, ledger: str) -> str | None:
 
 
 def study_in(store: Store, name: str, fingerprint: str) -> StudyView | None:
-    """The study itself, if the database has it and it is the same one."""
+    """Return the study, if the database has it with the same fingerprint."""
     if name not in store.study_names():
         return None
     if name not in {s.study_name for s in store.storage.get_all_studies()}:
@@ -174,7 +174,7 @@ def study_in(store: Store, name: str, fingerprint: str) -> StudyView | None:
 
 
 def stored_view(store: Store, loaded: LoadedStudy, fingerprint: str) -> MapView:
-    """The study's latest map; nothing is launched, and nothing of the study is run.
+    """Return the study's latest load sweep; no server and no code of the study runs.
 
     Args:
         store: Has it.
@@ -212,7 +212,7 @@ def map_view(
     setting: Setting,
     resolve: Callable[[str], str],
 ) -> MapView:
-    """What a map amounts to.
+    """Return the view of a load sweep.
 
     Args:
         store: Has it.
@@ -232,12 +232,7 @@ def map_view(
     launches = [x for p in rows for x in store.launches(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
     rates = {p.n: p.rates() for p in points if p.schedule is None and p.loads}
-    lost = {
-        x.concurrency
-        for p in rows
-        for x in store.loads(p.id)
-        if x.concurrency in loads and x.id not in comparable[p.id]
-    }
+    lost = {x.concurrency for p in rows for x in store.loads(p.id) if x.id not in comparable[p.id]}
     ranges = schedule_of(rates, loads, spec, setting)
 
     def argument(n: int, by_size: Schedule | None) -> str:
@@ -259,12 +254,12 @@ def map_view(
         if ranges is None
         else argument(max(n for _, _, n in ranges), ranges),
         same_file=setting.fingerprint == fingerprint,
-        outdated=tuple(sorted(lost)),
+        outdated=tuple(sorted(lost.intersection(loads))),
     )
 
 
 def _variance(store: Store, name: str, fingerprint: str, setting: Setting) -> LaunchVariance | None:
-    """How launches of the study differ in throughput; None: too little is known of it."""
+    """Return the launch-to-launch variance of throughput; None: too little is known of it."""
     view = study_in(store, name, fingerprint)
     if view is None or setting.fingerprint != fingerprint:
         return None

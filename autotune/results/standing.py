@@ -26,7 +26,7 @@ LEAST_DEGREES = 2
 
 
 def failure_of(trial: FrozenTrial) -> tuple[str | None, str | None]:
-    """Kind and reason of a failed trial; None, None of any other.
+    """Return kind and reason of a failed trial; None, None for any other.
 
     The kind is a :class:`FailureKind`, or one that another version of autotune knew.
     """
@@ -58,19 +58,19 @@ def is_outdated(trial: FrozenTrial) -> bool:
 
 
 def origin_of(trial: FrozenTrial) -> Origin | None:
-    """Where a trial was measured, if not for its own study."""
+    """Return where a trial was measured, if not for its own study."""
     found = trial.user_attrs.get(REUSED)
     return None if found is None else Origin(**found)
 
 
 def with_points(trials: Sequence[FrozenTrial], space: Space) -> list[FrozenTrial]:
-    """Those that were given a point."""
+    """Return the trials that have a point."""
     names = space.distributions().keys()
     return [t for t in trials if names <= point_params(t).keys()]
 
 
 def point_params(trial: FrozenTrial) -> dict[str, Value]:
-    """A trial's parameters; of a waiting one, those it was enqueued with."""
+    """Return a trial's parameters; of a waiting one, those it was enqueued with."""
     fixed: dict[str, Any] = trial.system_attrs.get("fixed_params") or {}
     return trial.params or fixed
 
@@ -125,7 +125,7 @@ class Standing:
         self._last = -1
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
-        """Adds those that were finished since.
+        """Add the trials that finished since the last call.
 
         Args:
             trials: All of the study that were given a point, in the order of their numbers.
@@ -170,19 +170,19 @@ class Standing:
         self._front = front_numbers({k: self._means[k] for k in numbers}, self._directions)
 
     def front(self) -> set[int]:
-        """By their numbers, the trials whose points no other one dominates."""
+        """Return the numbers of the trials on the Pareto front."""
         return self._front
 
     def launches(self, number: int) -> int:
-        """How many launches the search has of a trial's point, if it is the first; else 1."""
+        """Return the search's launches of a trial's point, if the trial is its first; else 1."""
         return len(self._searched.get(number, [()]))
 
     def numbers(self, number: int) -> list[int]:
-        """Trials of the search that launched a trial's point, if it is the first of them."""
+        """Return the search's trials of a trial's point, if the trial is its first."""
         return self._numbers.get(number, [number])
 
     def errors(self, number: int) -> dict[str, float] | None:
-        """Standard error of one launch of a trial's point, by objective, root mean square.
+        """Return the standard error within one launch of a point, by objective, root mean square.
 
         None: the trial is not the first of its point.
         """
@@ -197,11 +197,11 @@ class Standing:
         return out
 
     def means(self, number: int) -> list[float] | None:
-        """Of each objective over the launches of a trial's point; None: there is none."""
+        """Return the mean of each objective over a point's launches; None: there is none."""
         return self._means.get(number)
 
     def launched(self) -> Launched:
-        """Every launch that may be compared; a view that later trials change."""
+        """Return every launch that may be compared; later trials change this view."""
         variance = {}
         for i, o in enumerate(self._objectives):
             groups = [[x[i] for x in self._singles[k]] for k in sorted(self._repeated)]
@@ -217,14 +217,14 @@ class Standing:
 
 
 def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Launched:
-    """What was measured, without trials that were ended early."""
+    """Return what was measured, without trials that were ended early."""
     standing = Standing(objectives)
     standing.update(trials)
     return standing.launched()
 
 
 def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Verdict | None:
-    """What the confirmation says; None without one, or where values are no ratios."""
+    """Return the confirmation's verdict; None without one, or where values make no ratios."""
     confirmed = {k: v for k, v in found.confirmed.items() if k in found.searched}
     directions = [o.direction for o in objectives]
     try:
@@ -234,12 +234,12 @@ def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Verdict |
 
 
 def is_baseline(trial: FrozenTrial) -> bool:
-    """Whether others are compared with it, as soon as it has numbers."""
+    """True if other trials are compared with this one, as soon as it has numbers."""
     return bool(trial.user_attrs.get("baseline")) and not is_outdated(trial)
 
 
 def _left_out(trial: FrozenTrial) -> bool:
-    """Whether a measured trial takes no part in any comparison."""
+    """True if a measured trial takes no part in any comparison."""
     return is_truncated(quality_of(trial)) or is_outdated(trial)
 
 
@@ -248,12 +248,12 @@ def is_truncated(quality: Mapping[str, Any]) -> bool:
 
 
 def single_launch(value: float | None, error: float | None) -> SingleLaunch | None:
-    """A value with what the requests of its launch say of it; None where that is not known."""
+    """Return a value with its error within the launch; None where that is unknown."""
     if value is None or value <= 0 or error is None:
         return None
     return SingleLaunch(value, error)
 
 
 def _mean(launches: Sequence[Sequence[float]]) -> list[float]:
-    """Of each objective over the launches of one point."""
+    """Return the mean of each objective over the launches of one point."""
     return [float(x) for x in np.mean(launches, axis=0)]

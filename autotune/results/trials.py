@@ -1,4 +1,4 @@
-"""Reads a study back from the database, as the plots, tables and exports want it."""
+"""Read a study back from the database, as figures, tables and exports need it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _STATES = {
 
 
 def study_view(store: Store, name: str) -> StudyView:
-    """A whole study: every trial that has a point, in the order of their numbers."""
+    """Return a whole study: every trial that has a point, in the order of their numbers."""
     loaded, row = store.load_study(name)
     spec = loaded.spec
     machine, version = store.measured_on(name)
@@ -74,7 +74,7 @@ def study_view(store: Store, name: str) -> StudyView:
 def trial_views(
     trials: Sequence[FrozenTrial], spec: StudySpec, objectives: Sequence[Objective]
 ) -> list[TrialView]:
-    """Every trial of a study that was given a point.
+    """Return every trial of a study that has a point.
 
     Args:
         trials: All, as :class:`autotune.results.recomputed.Recomputed` gives them.
@@ -91,7 +91,7 @@ def trial_view(
     space: Space,
     objectives: Sequence[Objective],
 ) -> TrialView:
-    """One trial, as :func:`trial_views` would show it.
+    """Return one trial, as :func:`trial_views` would show it.
 
     Args:
         trials: All of the study that were given a point.
@@ -111,7 +111,7 @@ def trial_view(
 def _views(
     every: Sequence[FrozenTrial], spec: StudySpec, objectives: Sequence[Objective]
 ) -> tuple[list[TrialView], Launched, Verdict | None]:
-    """Every trial that was given a point, and what was made of all of them together."""
+    """Return every trial that has a point, their launches and the verdict on all of them."""
     space = spec.to_space()
     trials = with_points(every, space)
     standing = Standing(objectives)
@@ -128,7 +128,7 @@ def _view(
     space: Space,
     objectives: Sequence[Objective],
 ) -> TrialView:
-    """One trial by itself; :func:`_compared` adds the rest."""
+    """Return one trial alone; :func:`_compared` adds the rest."""
     kind, reason = failure_of(t)
     quality = quality_of(t)
     values = (standing.means(t.number) or t.values) if t.state == TrialState.COMPLETE else None
@@ -172,7 +172,7 @@ def _compared(
     found: Launched,
     judged: Verdict | None,
 ) -> list[TrialView]:
-    """Adds what takes more than one launch: intervals between launches, speed-up, confirmation."""
+    """Add what takes more than one launch: intervals between launches, speed-up, confirmation."""
     base = next((v for v in views if v.baseline), None)
     names = [o.name for o in objectives]
     known = {k: v for k, v in found.variance.items() if v.total.degrees >= LEAST_DEGREES}
@@ -205,12 +205,12 @@ def _compared(
 
 
 def as_single(view: TrialView, name: str) -> SingleLaunch | None:
-    """A trial's point as one launch of it, or the mean of ``launches`` with the error of one."""
+    """Return a point's value with the error of one launch; None where that is unknown."""
     return single_launch((view.values or {}).get(name), (view.errors or {}).get(name))
 
 
 def quality_warnings(quality: Mapping[str, Any]) -> tuple[str, ...]:
-    """What was not as it should be with a measurement: ``in short: in words``."""
+    """Return what was wrong with a measurement: ``in short: in words``."""
     found = []
     if disturbed := quality.get("disturbed"):
         found.append(f"disturbed: {disturbed}")

@@ -1,6 +1,6 @@
-"""What tables, plots and notes show of a study: plain values, no database, no server.
+"""What tables, figures and notes show of a study: plain values, no database, no server.
 
-`autotune.store` builds these; the terminal and `autotune.output` read them.
+:mod:`autotune.results.trials` builds them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 from autotune.results.text import (
     Bounds,
     bounds_text,
+    count,
+    lower,
     plain,
+    plural,
     point_text,
     ranges,
     value_with_interval,
@@ -135,7 +138,7 @@ class TrialView:
         return self.replicates if self.confirms is None else self.confirms
 
     def value(self, objective: Objective) -> float | None:
-        """The finite value of an objective, or None."""
+        """Return the finite value of an objective, or None."""
         value = (self.values or {}).get(objective.name)
         return value if value is not None and math.isfinite(value) else None
 
@@ -168,7 +171,7 @@ class StudyView:
     variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
 
     def front(self) -> list[TrialView]:
-        """The front, best by the first objective first."""
+        """Return the Pareto front, best by the first objective first."""
         first = self.objectives[0]
         front = [t for t in self.trials if t.front and t.value(first) is not None]
         return sorted(front, key=lambda t: cost(first, t.value(first)))
@@ -176,10 +179,10 @@ class StudyView:
     def best(
         self, objective: Objective | None = None, *, balanced: bool = False
     ) -> TrialView | None:
-        """The best trial by one objective, the first one by default, or by all of them.
+        """Return the best trial by one objective, the first one by default, or by all of them.
 
-        The confirmation's choice, where there is one: the luckiest of many single measurements is
-        too good to be true. Without one, that of the front.
+        It is the confirmation's choice where there is one, because the best of many single
+        measurements has a selection bias. Without one, it is the best of the front.
 
         Args:
             objective: By which.
@@ -197,7 +200,7 @@ class StudyView:
         return min(front, key=lambda t: cost(chosen, t.value(chosen)), default=None)
 
     def _imbalance(self, trial: TrialView) -> float:
-        """Less is better: the sum of the logarithms of all costs."""
+        """Return the sum of the logarithms of all costs; less is better."""
         logs = []
         for o in self.objectives:
             value = trial.value(o)
@@ -207,24 +210,24 @@ class StudyView:
         return sum(logs)
 
     def failures(self) -> list[TrialView]:
-        """The failed trials."""
+        """Return the failed trials."""
         return [t for t in self.trials if t.state == "failed"]
 
     def parameters(self) -> list[str]:
-        """Names of the searched parameters: n, MNBT, then the others as they come."""
+        """Return the names of the searched parameters: n, MNBT, then the others as they come."""
         names = dict.fromkeys(name for t in self.trials for name in t.point)
         return sorted(names, key=lambda name: {N: 0, MNBT: 1}.get(name, 2))
 
 
 def cost(objective: Objective, value: float | None) -> float:
-    """A value turned so that less is better, for sorting; infinite where there is none."""
+    """Return a value for sorting, less is better; infinite where there is none."""
     if value is None:
         return math.inf
     return -value if objective.direction == "maximize" else value
 
 
 def kinds_text(failed: Iterable[TrialView]) -> str:
-    """How many trials failed of which kind: ``2 oom, 1 timeout``."""
+    """Return how many trials failed with each kind: ``2 oom, 1 timeout``."""
     counts: dict[str, int] = {}
     for trial in failed:
         kind = trial.failure_kind or "unknown"
@@ -233,7 +236,7 @@ def kinds_text(failed: Iterable[TrialView]) -> str:
 
 
 def confirmation_lines(view: StudyView) -> list[str]:
-    """What the confirmation found, a line for each point, best by the first objective first."""
+    """Return what the confirmation found, a line for each point, the best one first."""
     first = view.objectives[0]
     again = [t for t in view.trials if t.confirmed]
     lines = []
@@ -248,17 +251,16 @@ def confirmation_lines(view: StudyView) -> list[str]:
             value, low, high = t.confirmed_speedup
             parts.append(f"speed-up {value:.2f}× {bounds_text((low, high))}")
         lines.append(
-            f"{_name(view, t.number)}: {', '.join(parts)}; "
-            f"{t.confirmed_launches} launch{'es' if t.confirmed_launches > 1 else ''}"
+            f"{_name(view, t.number)}: {', '.join(parts)}; {count(t.confirmed_launches, 'launch')}"
         )
     return lines
 
 
 def verdict_lines(view: StudyView) -> list[str]:
-    """What to serve and how sure that is: a line for each objective, and the balanced choice."""
+    """Return what to serve and how sure that is: by each objective, then by all of them."""
     if view.verdict is None:
         return []
-    rules = [_within(o.title) for o in view.objectives]
+    rules = [lower(o.title) for o in view.objectives]
     choices = list(zip(rules, view.verdict.winners, strict=True))
     if len(rules) > 1:
         every = "both" if len(rules) == 2 else "all"
@@ -301,7 +303,7 @@ COMPUTED_AGAIN = (
 
 
 def origin_lines(view: StudyView) -> list[str]:
-    """Which trials were measured for another study, or by an earlier autotune.
+    """Return which trials were measured for another study, or by an earlier autotune.
 
     A line for each such study, and one for all of the latter.
     """
@@ -316,18 +318,13 @@ def origin_lines(view: StudyView) -> list[str]:
 
 
 def _trials(numbers: Sequence[int]) -> str:
-    return f"trial{'s' if len(numbers) > 1 else ''} {ranges(numbers)}"
-
-
-def _within(title: str) -> str:
-    """Return a title as it is within a sentence: ``throughput``, but ``p95 TTFT``."""
-    return title[:1].lower() + title[1:]
+    return f"{plural(len(numbers), 'trial')} {ranges(numbers)}"
 
 
 def scatter_line(view: StudyView) -> str | None:
-    """How far launches of one point differ; None while no point was launched twice."""
+    """Return the launch-to-launch variance; None while no point was launched twice."""
     parts = [
-        f"{plain(_within(o.title))} {v.total.sigma:.1%} ({v.between:.1%} beyond request noise)"
+        f"{plain(lower(o.title))} {v.total.sigma:.1%} ({v.between:.1%} beyond request noise)"
         for o in view.objectives
         if (v := view.variance.get(o.name)) is not None
     ]
