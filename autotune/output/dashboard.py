@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import webbrowser
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from types import SimpleNamespace
@@ -37,7 +37,20 @@ from autotune.output.figures.theme import Theme
 from autotune.output.report import build
 from autotune.output.report.content import Figure, Report
 from autotune.output.report.measured import remarks
-from autotune.results.text import Bounds, bounds_text, number, objective_text, plain, point_text
+from autotune.results.tables import Column, Row, Table, markdown_lines
+from autotune.results.text import (
+    Bounds,
+    bounds_text,
+    fenced,
+    markdown,
+    objective_text,
+    optional,
+    plain,
+    point_text,
+    upper,
+    value_and_bounds,
+    way_text,
+)
 from autotune.results.trials import study_view
 from autotune.results.views import (
     StudyView,
@@ -442,67 +455,61 @@ def _study_note(view: StudyView) -> str:
     about += [f"{len(failed)} failed"] if failed else []
     about += [f"vLLM {view.vllm_version}"] if view.vllm_version else []
     about += [view.machine] if view.machine else []
-    lines = [f"# {_md(view.name)}", "", _md(", ".join(about)) + ".", "", "## Objectives", ""]
+    lines = [
+        f"# {markdown(view.name)}",
+        "",
+        markdown(", ".join(about)) + ".",
+        "",
+        "## Objectives",
+        "",
+    ]
     for o in view.objectives:
-        way = "more" if o.direction == "maximize" else "less"
-        lines.append(f"- **{_md(objective_text(o))}**, {way} is better: {_md(o.formula)}")
+        lines.append(f"- **{markdown(objective_text(o))}**, {way_text(o)}: {markdown(o.formula)}")
     lines += ["", "## The front", ""]
     front = view.front()
     if not front:
         lines.append("No trial has given numbers yet.")
     else:
-        heads = ["trial", "parameters", *map(objective_text, view.objectives)]
-        heads += ["acceptance length (tokens/step)", "speed-up (×)"]
-        lines += [_row(heads), _row(["---"] * len(heads), escape=False)]
         base = [t for t in view.trials if t.baseline and not t.front and t.values]
-        for t in [*front, *base]:
-            lines.append(_row(_cells(view, t)))
+        lines += markdown_lines(_front_table(view, [*front, *base]), markdown)
         lines += ["", _FRONT_NOTE]
         if again := confirmation_lines(view):
             lines += ["", "## Measured again, side by side", ""]
-            lines += [f"- {_md(line)}" for line in again]
-            lines += ["", *(f"- {_md(line)}" for line in verdict_lines(view))]
+            lines += [f"- {markdown(line)}" for line in again]
+            lines += ["", *(f"- {markdown(line)}" for line in verdict_lines(view))]
         if scatter := scatter_line(view):
-            lines += ["", _md(scatter[0].upper() + scatter[1:]) + "."]
+            lines += ["", markdown(upper(scatter)) + "."]
     lines += ["", _READING_NOTE]
     return "\n".join(lines)
 
 
-def _cells(view: StudyView, trial: TrialView) -> list[str]:
-    cells = [f"{trial.number} (baseline)" if trial.baseline else str(trial.number)]
-    cells.append(point_text(trial.point))
-    for o in view.objectives:
-        value = trial.value(o)
-        interval = (trial.intervals or {}).get(o.name)
-        shown = "" if value is None else number(value)
-        cells.append(f"{shown} {bounds_text(interval)}" if interval else shown)
-    length, speedup = trial.acceptance_length, trial.speedup
-    cells += ["" if x is None else f"{x:.2f}" for x in (length, speedup)]
-    return cells
+def _front_table(view: StudyView, trials: Iterable[TrialView]) -> Table:
+    heads = ["trial", "parameters", *map(objective_text, view.objectives)]
+    heads += ["acceptance length (tokens/step)", "speed-up (×)"]
+    rows = (
+        (
+            f"{t.number} (baseline)" if t.baseline else str(t.number),
+            point_text(t.point),
+            *(
+                value_and_bounds(t.value(o), (t.intervals or {}).get(o.name))
+                for o in view.objectives
+            ),
+            optional(t.acceptance_length, ".2f"),
+            optional(t.speedup, ".2f"),
+        )
+        for t in trials
+    )
+    return Table(tuple(map(Column, heads)), tuple(map(Row, rows)))
 
 
 def _failure_note(trial: TrialView) -> str:
     lines = [plain(line) for line in (trial.failure_reason or "", *trial.failure_evidence)]
-    text = "\n".join(filter(None, lines))
-    # a fence longer than any in the text keeps a log from being read as Markdown or HTML
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return "\n".join(
         [
-            f"# Failed: {_md(trial.failure_kind or 'unknown')}",
+            f"# Failed: {markdown(trial.failure_kind or 'unknown')}",
             "",
-            _md(point_text(trial.point)),
+            markdown(point_text(trial.point)),
             "",
-            f"{fence}text",
-            text,
-            fence,
+            fenced("\n".join(filter(None, lines))),
         ]
     )
-
-
-def _row(cells: Sequence[str], *, escape: bool = True) -> str:
-    return "| " + " | ".join(_md(c) if escape else c for c in cells) + " |"
-
-
-def _md(text: str) -> str:
-    """Return text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~!&])", r"\\\1", plain(text))

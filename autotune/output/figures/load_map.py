@@ -102,7 +102,7 @@ def _add_line(
         mode="lines+markers",
         line={"color": colour, "width": 2, "dash": dash},
         marker={"symbol": symbol, "size": 9, "color": colour},
-        error_y=coloured(error_bar([e.value for e in found], [_bounds(e) for e in found]), colour),
+        error_y=coloured(error_bar([e.value for e in found], [_finite(e) for e in found]), colour),
         hovertext=[
             f"<b>{name}</b> at {x}<br>{e.value:.3f}× {bounds_text((e.low, e.high))}<br>"
             f"{number(rates[x].value)} tok/s, p95 {number(point.loads[x].p95_ms)} ms"
@@ -113,7 +113,7 @@ def _add_line(
     )
 
 
-def _bounds(e: Estimate) -> Bounds:
+def _finite(e: Estimate) -> Bounds:
     return e.low, e.high if e.high is not None and math.isfinite(e.high) else None
 
 

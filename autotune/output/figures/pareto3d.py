@@ -10,7 +10,6 @@ Texts and colors are those of :mod:`autotune.output.figures.points` and ``theme`
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import plotly.graph_objects as go
 
 from autotune.output.figures.points import Axis, coloured, headline, hover_text, shown
 from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
-from autotune.results.text import objective_text, plain, value_text
+from autotune.results.text import objective_text, plain, value_text, way_text, wrapped
 from autotune.results.views import StudyView, TrialView
 from autotune.study.space import MNBT, N, Value
 
@@ -103,13 +102,12 @@ def _add_space(fig: go.Figure, view: StudyView, heights: tuple[float, float], th
 
 
 def _way(objective: Objective) -> str:
-    way = "more" if objective.direction == "maximize" else "less"
-    return f"{objective_text(objective)}, {way} is better"
+    return f"{objective_text(objective)}, {way_text(objective)}"
 
 
-def _wrapped(text: str, width: int) -> str:
+def _broken(text: str, width: int) -> str:
     """Return a text for Plotly, in lines of at most ``width`` characters."""
-    return "<br>".join(escape(line, quote=False) for line in textwrap.wrap(text, width))
+    return "<br>".join(escape(line, quote=False) for line in wrapped(text, width, hyphens=True))
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -255,7 +253,7 @@ def _objective_axis(o: Objective, trials: Sequence[TrialView]) -> dict[str, Any]
     values = [v for t in trials if (v := t.value(o)) is not None]
     low, high = (float(f"{end:.3g}") for end in _range(values))  # both are shown
     return {
-        "label": _wrapped(objective_text(o), 24),
+        "label": _broken(objective_text(o), 24),
         "values": values,
         "range": (low, high) if o.direction == "maximize" else (high, low),
     }
@@ -264,7 +262,7 @@ def _objective_axis(o: Objective, trials: Sequence[TrialView]) -> dict[str, Any]
 def _dimension(name: str, values: Sequence[Value]) -> dict[str, Any]:
     """Return a parameter's axis: its values in turn, or a scale where they are many."""
     short = {N: "n", MNBT: "MNBT"}.get(name, plain(name).replace("_", " "))
-    label = _wrapped(short, 18)
+    label = _broken(short, 18)
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     levels = list(dict.fromkeys(values))
     levels = sorted(levels) if numbers else sorted(levels, key=str)
@@ -281,7 +279,7 @@ def _dimension(name: str, values: Sequence[Value]) -> dict[str, Any]:
 
 def _scene_axis(axis: Axis, bounds: tuple[float, float], theme: Theme) -> dict[str, Any]:
     return {
-        "title": {"text": _wrapped(axis.title, 30), "font": {"size": 12}},
+        "title": {"text": _broken(axis.title, 30), "font": {"size": 12}},
         "tickfont": {"size": 11},
         "range": bounds,
         "gridcolor": theme.grid,

@@ -15,9 +15,18 @@ from autotune.output.report.content import (
     Fact,
     Paragraph,
 )
-from autotune.output.report.source import Source, against, change, count, load_text, lower, progress
+from autotune.output.report.source import Source, against, load_text, progress
 from autotune.results.standing import LEAST_DEGREES
-from autotune.results.text import bounds_text, number, plain, point_text, value_with_interval
+from autotune.results.text import (
+    bounds_text,
+    change,
+    count,
+    lower,
+    number,
+    plain,
+    point_text,
+    value_with_interval,
+)
 from autotune.results.trials import as_single
 from autotune.results.views import TrialView, cost, kinds_text
 from autotune.stats import Estimate

@@ -15,17 +15,26 @@ from autotune.output.figures.trials import searched
 from autotune.output.report.content import (
     Block,
     Code,
+    DataTable,
     Figure,
     Paragraph,
     Points,
-    Table,
 )
 from autotune.output.report.importance import LEAST_TRIALS, importances
-from autotune.output.report.source import Source, count, load_text, times, with_bounds
+from autotune.output.report.source import Source, load_text, with_bounds
 from autotune.results.load_map import Advice, MapView, crossover_text
 from autotune.results.prediction import NOTE, Outlook, outlook
 from autotune.results.read_load_map import stored_view
-from autotune.results.text import number, plain, point_text
+from autotune.results.text import (
+    count,
+    number,
+    optional,
+    percent_change,
+    plain,
+    point_text,
+    times,
+    value_and_bounds,
+)
 
 
 def prediction(s: Source) -> Iterator[Block]:
@@ -49,22 +58,22 @@ def prediction(s: Source) -> Iterator[Block]:
     yield _drafts_table(found)
 
 
-def _prediction_table(found: Outlook) -> Table:
+def _prediction_table(found: Outlook) -> DataTable:
     lengths = ("tok/step predicted", "tok/step measured")
     rates = ("tok/s predicted", "tok/s measured")
-    return Table(
+    return DataTable.of(
         "Predicted against measured",
         ("n", *lengths, *rates, "error", "trial"),
         tuple(
             (
                 str(r.n),
-                _form(r.predicted_length, ".2f"),
-                _form(r.measured_length, ".2f"),
+                optional(r.predicted_length, ".2f"),
+                optional(r.measured_length, ".2f"),
                 ""
                 if r.predicted is None
                 else number(r.predicted) + (" *" if r.extrapolated else ""),
-                "" if r.measured is None else number(r.measured),
-                _form(r.error, "+.0%"),
+                value_and_bounds(r.measured, None),
+                optional(r.error, "+.0%"),
                 "" if r.trial is None else str(r.trial),
             )
             for r in found.rows
@@ -73,14 +82,14 @@ def _prediction_table(found: Outlook) -> Table:
     )
 
 
-def _drafts_table(found: Outlook) -> Table:
-    return Table(
+def _drafts_table(found: Outlook) -> DataTable:
+    return DataTable.of(
         "What a better or worse draft would give: each drafted token accepted more often, where "
         "those before it were",
         ("draft quality", "best n", "tok/step", "tok/s", "over no speculation"),
         tuple(
             (
-                f"{d.gain:+.0%}".replace("-", "−") if d.gain else "as is",
+                percent_change(1 + d.gain) if d.gain else "as is",
                 str(d.n),
                 f"{d.tokens_per_step:.2f}",
                 number(d.rate),
@@ -88,7 +97,7 @@ def _drafts_table(found: Outlook) -> Table:
             )
             for d in found.drafts
         ),
-        frozenset({0}),
+        {0},
     )
 
 
@@ -99,10 +108,6 @@ def _error_text(found: Outlook) -> str:
     worst = max(errors, key=lambda n: errors[n])
     typical = float(np.median(list(errors.values())))
     return f" Off by {typical:.0%} in the median, {errors[worst]:.0%} at n = {worst}."
-
-
-def _form(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def other_loads(s: Source) -> Iterator[Block]:
@@ -138,14 +143,14 @@ def other_loads(s: Source) -> Iterator[Block]:
         )
 
 
-def _loads_table(view: MapView) -> Table:
+def _loads_table(view: MapView) -> DataTable:
     p95 = {
         (p.n, load): x.p95_ms
         for p in view.points
         if p.schedule is None
         for load, x in p.loads.items()
     }
-    return Table(
+    return DataTable.of(
         "The best n at each load; ties are n that are not certainly worse",
         ("requests at a time", "best n", "ties", "tok/s", "over no speculation", "p95 (ms)"),
         tuple(
@@ -162,10 +167,10 @@ def _loads_table(view: MapView) -> Table:
     )
 
 
-def _speedups_table(view: MapView) -> Table:
+def _speedups_table(view: MapView) -> DataTable:
     none = view.rates.get(0, {})
     drafts = sorted(n for n in view.rates if n)
-    return Table(
+    return DataTable.of(
         "Speed-up over no speculation",
         ("requests at a time", *(f"n = {n}" for n in drafts)),
         tuple(
@@ -229,7 +234,7 @@ def importance(s: Source) -> Iterator[Block]:
         partial(figures.importance_figure, found, objectives),
     )
     names = list(dict.fromkeys(name for shares in found.values() for name in shares))
-    yield Table(
+    yield DataTable.of(
         f"Importance by {len(trials)} trials",
         ("parameter", *(plain(o.title) for o in objectives)),
         tuple(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import plotly.graph_objects as go
 
 from autotune.output.figures.theme import Theme
+from autotune.results.tables import Column, Row, Table
 
 
 @dataclass(frozen=True)
@@ -28,23 +29,41 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells of plain text.
+class DataTable:
+    """A table with its caption.
 
     Attributes:
         caption: Caption: what the table shows.
-        head: Headings of the columns.
-        rows: Rows with a cell for each heading; the first cell names the row.
-        words: Columns, from 0, that hold words; the others hold numbers.
+        table: Columns and rows; the first cell of a row names it.
         folded: Whether the reader opens it on a page: the data of a figure, or a long table.
     """
 
     kind: ClassVar[str] = "table"
     caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: frozenset[int] = frozenset()
+    table: Table
     folded: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        caption: str,
+        head: Sequence[str],
+        rows: Iterable[tuple[str, ...]],
+        words: Container[int] = (),
+        *,
+        folded: bool = False,
+    ) -> DataTable:
+        """Return a table from its cells.
+
+        Args:
+            caption: Caption of the table.
+            head: Headings of the columns.
+            rows: Rows with a cell for each heading.
+            words: Columns, from 0, that hold words; the others hold numbers.
+            folded: Whether the reader opens it on a page.
+        """
+        columns = (Column(heading, right=i not in words) for i, heading in enumerate(head))
+        return cls(caption, Table(tuple(columns), tuple(map(Row, rows))), folded)
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,7 @@ class Figure:
     draw: Callable[[Theme], go.Figure]
 
 
-Block = Paragraph | Points | Table | Code | Figure
+Block = Paragraph | Points | DataTable | Code | Figure
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,23 @@ from autotune.output.figures.timings import time_figure
 from autotune.output.report.content import (
     Block,
     Code,
+    DataTable,
     Figure,
     Paragraph,
     Points,
-    Table,
 )
-from autotune.output.report.source import Source, count, duration, load_text, upper, when
-from autotune.results.text import number, objective_text, plain, point_text, value_text
+from autotune.output.report.source import Source, load_text, when
+from autotune.results.text import (
+    count,
+    duration,
+    number,
+    objective_text,
+    plain,
+    point_text,
+    upper,
+    value_text,
+    way_text,
+)
 from autotune.results.timings import time_view
 from autotune.results.trials import quality_warnings
 from autotune.results.views import TrialView, kinds_text, origin_lines, scatter_line
@@ -63,7 +73,7 @@ def time_spent(s: Source) -> Iterator[Block]:
         f"{most[1]:.0%}, is {most[0]}.",
         lambda theme: figures.untitled(time_figure(view, 420, theme)),
     )
-    yield Table(
+    yield DataTable.of(
         "Seconds by stage: median of the trials that know it, and its share of all",
         ("stage", "median (s)", "share"),
         tuple((stage, number(view.median(stage) or 0.0), f"{x:.0%}") for stage, x in shares),
@@ -81,7 +91,7 @@ def failures(s: Source) -> Iterator[Block]:
             f"{count(len(failed), 'trial')} failed: {plain(kinds_text(failed))}. A failed trial "
             "never has numbers."
         )
-        yield Table(
+        yield DataTable.of(
             "Failed trials",
             ("trial", "point", "kind", "reason"),
             tuple(
@@ -93,7 +103,7 @@ def failures(s: Source) -> Iterator[Block]:
                 )
                 for t in failed
             ),
-            frozenset({1, 2, 3}),
+            {1, 2, 3},
             folded=len(failed) > _MOST_SHOWN,
         )
         kinds = {t.failure_kind: t for t in reversed(failed) if t.failure_evidence}
@@ -120,7 +130,7 @@ def _why(launch: LaunchRow) -> str:
 def method(s: Source) -> Iterator[Block]:
     """Yield definitions, load, machine, versions, and the launch-to-launch variance."""
     yield Points(tuple(_definitions(s)))
-    yield Table("Machine and software", ("what", "which"), tuple(_machine(s)), frozenset({0, 1}))
+    yield DataTable.of("Machine and software", ("what", "which"), tuple(_machine(s)), {0, 1})
     if lines := origin_lines(s.view):
         yield Points(tuple(f"{upper(line)}." for line in lines))
     stops = Counter(t.stop for t in s.view.trials if t.stop)
@@ -150,9 +160,8 @@ def _stop_text(name: str) -> str:
 
 def _definitions(s: Source) -> Iterator[str]:
     for o in s.view.objectives:
-        way = "more" if o.direction == "maximize" else "less"
         yield (
-            f"{objective_text(o)}, {way} is better: {plain(o.formula)}. Definition: "
+            f"{objective_text(o)}, {way_text(o)}: {plain(o.formula)}. Definition: "
             f"{plain(o.source)}.".replace("`", "")
         )
     yield (

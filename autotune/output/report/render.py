@@ -25,6 +25,7 @@ from autotune.errors import NothingUsable, UserError
 from autotune.output.figures.browser import find_chromium, print_page
 from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report.content import Figure, Report
+from autotune.results.text import fenced
 from autotune.storage.names import output_folder
 from autotune.store import file_identity
 
@@ -160,9 +161,7 @@ def _markdown_text(value: Any) -> Any:
 
 def _fenced(text: str, language: str) -> Markup:
     """Return a block of code that its text cannot leave."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")  # noqa: S704 – no HTML
+    return Markup(fenced(text.rstrip(), language))  # noqa: S704 – no HTML
 
 
 @cache

@@ -11,13 +11,12 @@ from functools import cached_property
 from optuna.trial import FrozenTrial
 
 from autotune.results.recomputed import measurement_of
-from autotune.results.text import Bounds, bounds_text, number, plain, point_text
+from autotune.results.text import Bounds, plain, point_text, value_and_bounds
 from autotune.results.views import StudyView, TrialView
-from autotune.stats import Estimate, Measurement
+from autotune.stats import Measurement
 from autotune.store import LaunchRow, Store
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
-from objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -113,52 +112,11 @@ def against(s: Source) -> str:
     return "against the baseline" + ("" if base is None else f" ({point_text(base.point)})")
 
 
-def times(e: Estimate) -> str:
-    """A ratio: ``2.40× [2.21, 2.60]``, without bounds where none is known."""
-    low, high = ("?" if x is None else f"{x:.2f}" for x in (e.low, e.high))
-    known = e.low is not None or e.high is not None
-    return f"{e.value:.2f}×" + (f" [{low}, {high}]" if known else "")
-
-
-def change(e: Estimate, o: Objective) -> str:
-    """A ratio of an objective's values: a factor where more is better, else in percent."""
-    if o.direction == "maximize":
-        return times(e)
-    low, high = ("?" if x is None else f"{x - 1:+.0%}" for x in (e.low, e.high))
-    known = e.low is not None or e.high is not None
-    return (f"{e.value - 1:+.0%}" + (f" [{low}, {high}]" if known else "")).replace("-", "−")
-
-
 def with_bounds(value: float | None, bounds: Bounds | None) -> str:
-    """A cell of a table; where it is broken, it is between the value and its interval."""
-    if value is None:
-        return ""
-    return number(value) + (f" {bounds_text(bounds)}".replace(", ", ",\xa0") if bounds else "")
-
-
-def count(n: int, what: str) -> str:
-    """``1 launch``, ``2 launches``."""
-    plural = "es" if what.endswith("ch") else "s"
-    return f"{n} {what}{'' if n == 1 else plural}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+    """Return a cell of a table that is broken only between the value and its interval."""
+    return value_and_bounds(value, bounds).replace(", ", ",\xa0")
 
 
 def when(at: float) -> str:
-    """A time in words, UTC."""
+    """Return a time in words, UTC."""
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def upper(text: str) -> str:
-    """A sentence, from its beginning in lower case."""
-    return text[:1].upper() + text[1:]
-
-
-def lower(title: str) -> str:
-    """A title within a sentence: ``throughput``, but ``p95 TTFT``."""
-    return title[:1].lower() + title[1:]
