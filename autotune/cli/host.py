@@ -66,10 +66,10 @@ def doctor(study: str | None, database: Path, as_json: bool) -> None:
       autotune doctor
       autotune doctor studies/gemma-4-26b-rtx5090.yaml
     """
+    from autotune.cli.console import Ui
     from autotune.cli.doctor import checks
     from autotune.results.text import count
     from autotune.study.schema import load_study
-    from autotune.ui import Ui
 
     ui = Ui()
     loaded = load_study(study) if study is not None else None

@@ -35,13 +35,13 @@ def status(
       autotune status --trial 7
       autotune status --time
     """
+    from autotune.cli.console import Ui
     from autotune.results.rows import study_rows
     from autotune.results.text import plain
     from autotune.results.timings import time_json, time_lines, time_view
     from autotune.results.trial_story import trial_story
     from autotune.results.trials import study_view
     from autotune.store import opened
-    from autotune.ui import Ui
 
     if as_json and trial is not None:
         raise click.UsageError("--json and --trial exclude each other")
@@ -93,10 +93,10 @@ def best(
       autotune best
       autotune best --shell --objective p95_latency
     """
+    from autotune.cli.console import Ui
     from autotune.results.rows import trial_row
     from autotune.results.trials import study_view
     from autotune.store import opened
-    from autotune.ui import Ui
 
     if as_json and shell:
         raise click.UsageError("--json and --shell exclude each other")
@@ -153,10 +153,10 @@ def compare(
     """
     from rich.console import Console
 
+    from autotune.cli.console import rendered
     from autotune.results.comparison import Where
     from autotune.results.comparison import compare as compare_studies
     from autotune.results.comparison_page import comparison_page
-    from autotune.ui import rendered
 
     found = compare_studies(
         Where.parse(a, study_a),
@@ -188,10 +188,10 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     """
     from rich.console import Console
 
+    from autotune.cli.console import rendered
     from autotune.results.prediction import outlook, outlook_page
     from autotune.results.trials import study_view
     from autotune.store import opened
-    from autotune.ui import rendered
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
