@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
 
 from autotune.errors import UserError
 from autotune.output.figures.browser import write_html
-from autotune.output.figures.points import coloured, error_bar
+from autotune.output.figures.points import coloured, error_bar, title_text
 from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
 from autotune.results.load_map import MapView, PointView, load_text
-from autotune.results.text import Bounds, bounds_text, number, plain, point_text
+from autotune.results.text import Bounds, bounds_text, number, point_text
 from autotune.stats import Estimate
 from autotune.stats.crossover import ratio
 
@@ -46,14 +44,9 @@ def map_figure(view: MapView, height: int = 560, theme: Theme = LIGHT) -> go.Fig
     if view.crossover is not None and view.crossover.load is not None:
         _add_crossover(fig, view.crossover.load)
     about = [f"vLLM {view.vllm}" if view.vllm else "", point_text(view.point), view.machine]
-    text = " · ".join(plain(x) for x in about if x)
-    subtitle = textwrap.shorten(text, 105, placeholder=" …")
     fig.update_layout(
         template=template(theme),
-        title={
-            "text": f"<b>{escape(plain(view.study), quote=False)}: does speculation pay?</b><br>"
-            f'<span style="font-size: 12px">{escape(subtitle, quote=False)}</span>',
-        },
+        title={"text": title_text(f"{view.study}: does speculation pay?", about)},
         showlegend=True,  # also of one line
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "xanchor": "left"},
         margin={"l": 78, "r": 116, "t": 110, "b": 62},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,12 +132,19 @@ def headline(view: StudyView) -> dict[str, Any]:
         f"vLLM {view.vllm_version}" if view.vllm_version else "",
         view.machine,
     ]
-    subtitle = textwrap.shorten(" · ".join(plain(p) for p in parts if p), 105, placeholder=" …")
     return {
-        "text": f"<b>{escape(plain(view.name), quote=False)}</b><br>"
-        f'<span style="font-size: 12px">{escape(subtitle, quote=False)}</span>',
+        "text": title_text(view.name, parts),
         "y": 1,
         "yref": "container",
         "yanchor": "top",
         "pad": {"t": 30},
     }
+
+
+def title_text(head: str, about: Iterable[str]) -> str:
+    """Return a title with a smaller line of what the figure is about, as Plotly's HTML."""
+    parts = " · ".join(plain(part) for part in about if part)
+    small = escape(textwrap.shorten(parts, 105, placeholder=" …"), quote=False)
+    return (
+        f'<b>{escape(plain(head), quote=False)}</b><br><span style="font-size: 12px">{small}</span>'
+    )
