@@ -49,6 +49,7 @@ import yaml
 from rich.console import Console
 
 from autotune.bench import Sample
+from autotune.cli.console import Ui
 from autotune.errors import NothingUsable, UserError
 from autotune.loop import prepare, run_study
 from autotune.output.export.write import shell_command
@@ -59,7 +60,6 @@ from autotune.results.views import StudyView, TrialView
 from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study, parse_study
 from autotune.study.space import Point
-from autotune.ui import Ui
 
 __all__ = ["Event", "Result", "StopTuning", "Study", "tune"]
 

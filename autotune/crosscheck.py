@@ -55,6 +55,7 @@ from autotune.bench.vllm_bench import (
     read_result,
     run_bench,
 )
+from autotune.cli.console import Ui
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
@@ -66,7 +67,6 @@ from autotune.stats import Estimate, Measurement, Scatter
 from autotune.stats.measurement import Floats
 from autotune.study.schema import StudySpec, WorkloadSpec
 from autotune.study.space import N, Point, Value
-from autotune.ui import Ui
 
 OURS, BENCH = "autotune", "vllm bench serve"
 MARGIN = 0.03

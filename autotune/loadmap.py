@@ -24,6 +24,7 @@ from pathlib import Path
 from autotune.bench import Request, Sample, Workload, build_workload
 from autotune.bench.interference import disturbed
 from autotune.bench.session import Measuring
+from autotune.cli.console import Ui
 from autotune.engine.draft_schedule import SCHEDULE, scheduled, why_no_schedule
 from autotune.errors import (
     MachineError,
@@ -62,7 +63,6 @@ from autotune.storage.schema import MapPointRow
 from autotune.storage.store import Store
 from autotune.study.schema import FlagValue, StudySpec, WorkloadSpec
 from autotune.study.space import MNBT, N, Value
-from autotune.ui import Ui
 
 LADDER = (1, 2, 3, 5, 7, 11, 15)
 FIRST_N = 3  # the first n with drafts, where the study knows no winner

@@ -30,6 +30,7 @@ from autotune import sample_size
 from autotune.bench import Workload, build_workload
 from autotune.bench.interference import disturbed
 from autotune.bench.session import Measuring, Result, Rival
+from autotune.cli.console import Ui
 from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
@@ -83,7 +84,6 @@ from autotune.study.space import (
 )
 from autotune.study.weights import weights_id
 from autotune.study_objectives import study_objectives
-from autotune.ui import Ui
 from objectives import Objective
 
 T = TypeVar("T")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from autotune.cli.console import rendered
 from autotune.errors import NothingUsable
 from autotune.results.prediction import GAINS, Outlook, outlook, outlook_page
 from autotune.search import Prediction, SpeculationLaunch, what_if
@@ -28,7 +29,6 @@ from autotune.stats import ESTIMATOR
 from autotune.storage.store import Store
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
-from autotune.ui import rendered
 from tests.fuzzing import fuzz
 from tests.studies import autotune, write_study
 from tests.study_views import P95, study

@@ -32,7 +32,7 @@ from autotune.errors import FailureKind, TrialFailure
 from autotune.output.figures.browser import find_chromium, print_page
 from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report import Format, build, html, markdown, place, write
-from autotune.output.report.content import Code, Figure, Report, Table
+from autotune.output.report.content import Code, DataTable, Figure, Report
 from autotune.output.report.importance import LEAST_TRIALS, importances
 from autotune.results.text import number as shown
 from autotune.results.trials import study_view
@@ -299,8 +299,8 @@ def test_a_study_of_failures_only_says_what_failed(tmp_path: Path) -> None:
 def test_three_digits_of_trials_stay_small_and_have_importances(tmp_path: Path) -> None:
     rows = [Row(i % 16, 32 << i % 7, 80 + 3.0 * (i % 16), 2000 + 10 * (i % 5)) for i in range(230)]
     report = report_of(make(tmp_path, rows, split=True))
-    every = [b for s in report.sections for b in s.blocks if isinstance(b, Table)]
-    assert max(len(t.rows) for t in every) == 230
+    every = [b for s in report.sections for b in s.blocks if isinstance(b, DataTable)]
+    assert max(len(t.table.rows) for t in every) == 230
     assert "importance" in figure_names(report)
     assert len(html(report).encode()) < 2_500_000  # of a thousand, then, 5 MB at most
 
@@ -342,9 +342,11 @@ def test_percentiles_of_latencies_are_those_of_the_objectives(tmp_path: Path) ->
         b
         for x in report.sections
         for b in x.blocks
-        if isinstance(b, Table) and b.caption.startswith("Percentiles in ms")
+        if isinstance(b, DataTable) and b.caption.startswith("Percentiles in ms")
     ]
-    rows = {(r[0].partition(":")[0], r[1]): r[2:] for r in table.rows}
+    rows = {
+        (r[0].partition(":")[0], r[1]): r[2:] for r in (tuple(x.texts) for x in table.table.rows)
+    }
     assert rows["winner", "E2EL"][2] == shown(2100)
     assert rows["baseline", "E2EL"][2] == shown(2020)
     assert rows["baseline", "E2EL"][0] == shown(2020 - 25)  # of an even number, the middle
@@ -554,10 +556,12 @@ def test_markdown_has_the_same_facts(stored: Report) -> None:
     for section in stored.sections:
         assert f"## {section.title}" in text
         for block in section.blocks:
-            if isinstance(block, Table):
-                assert f"| {' | '.join(block.rows[0])} |".replace(" * ", " \\* ") in text
+            if isinstance(block, DataTable):
+                assert (
+                    f"| {' | '.join(block.table.rows[0].texts)} |".replace(" * ", " \\* ") in text
+                )
     widths = [line.count("|") for line in text.splitlines() if re.match(r"\|[:-]", line)]
-    assert len(widths) == sum(isinstance(b, Table) for s in stored.sections for b in s.blocks)
+    assert len(widths) == sum(isinstance(b, DataTable) for s in stored.sections for b in s.blocks)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 
 import objectives
+from autotune.cli.console import Ui, rendered
 from autotune.results.trial_tables import front_page, trials_page
 from autotune.results.views import verdict_lines
 from autotune.search import Choice, Verdict
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N
-from autotune.ui import Ui, rendered
 from tests.study_views import P95, ROWS, THROUGHPUT, study, trial
 
 

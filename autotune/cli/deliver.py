@@ -131,10 +131,10 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
     import optuna
     from rich.console import Console
 
+    from autotune.cli.console import Ui
     from autotune.output.report import Format, build, place, write
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
-    from autotune.ui import Ui
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ui = Ui(Console(stderr=True, highlight=False))

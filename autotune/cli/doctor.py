@@ -34,8 +34,8 @@ class Check:
     """The outcome of one check.
 
     Attributes:
-        name: What was looked at.
-        ok: True: fine; False: a run would fail; None: worth knowing, a run works all the same.
+        name: Name of what was checked.
+        ok: True: fine; False: a run would fail; None: worth knowing, but a run works.
         text: One line: what was found and, where it is not fine, what to do.
     """
 
@@ -45,10 +45,10 @@ class Check:
 
 
 def checks(loaded: LoadedStudy | None, database: Path = Path("autotune.db")) -> Iterator[Check]:
-    """Looks at everything a run needs. vLLM is asked afresh, which takes up to half a minute.
+    """Check everything a run needs. vLLM is asked again, which takes up to half a minute.
 
     Args:
-        loaded: The study to check for; the demo pair and this environment's vLLM without one.
+        loaded: The study to check for; by default the demo pair and this environment's vLLM.
         database: The SQLite file that a run would write.
     """
     server = (
@@ -131,7 +131,7 @@ def _gpu(info: VllmInfo | None) -> Check:
 
 
 def _load(loaded: LoadedStudy) -> Iterator[Check]:
-    """Whether the study's requests are enough for its load and objectives."""
+    """Check that the study's requests are enough for its load and objectives."""
     try:
         sample_size.check(loaded)
     except UserError as e:
@@ -161,7 +161,7 @@ def _memory() -> Check:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder, or the nearest one above it that exists."""
     return next(p for p in (folder, *folder.parents) if p.is_dir())
 
 
@@ -186,7 +186,7 @@ def _database(path: Path) -> Check:
             "database", False, f"{path} cannot be written; change its permissions, or --db"
         )
     try:
-        # SQLite writes its journal beside the file, so the folder counts even if the file is there
+        # SQLite writes its journal next to the file, so the folder counts even if the file exists
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as e:
@@ -197,7 +197,7 @@ def _database(path: Path) -> Check:
 
 
 def _model(name: str, ref: str, base: Path) -> Check:
-    """Where a model comes from; downloads and converts nothing."""
+    """Check where a model comes from; nothing is downloaded or converted."""
     if ref == "demo:target" and not is_whole(target_folder()):
         missing = [m for m in ("transformers", "gguf", "accelerate") if not _importable(m)]
         if missing:

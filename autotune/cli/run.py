@@ -20,10 +20,10 @@ from autotune.cli.options import (
 from autotune.errors import NothingUsable, UserError, in_short
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
+    from autotune.cli.console import Ui
     from autotune.results.load_map import MapView
     from autotune.reuse import Source
     from autotune.study.schema import LoadedStudy
-    from autotune.ui import Ui
 
 
 @click.command()
@@ -136,8 +136,8 @@ def _run(
 ) -> None:
     import optuna
 
+    from autotune.cli.console import Ui
     from autotune.loop import StopReason, prepare, run_study
-    from autotune.ui import Ui
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ui = Ui()
@@ -240,11 +240,11 @@ def load_map(
     """
     from rich.console import Console
 
+    from autotune.cli.console import Ui
     from autotune.results.load_map import map_json, map_lines
     from autotune.results.read_load_map import stored_view
     from autotune.storage.store import opened
     from autotune.study.schema import load_study
-    from autotune.ui import Ui
 
     if plot is not None and not plot.parent.is_dir():
         raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
@@ -320,11 +320,11 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
     """
     from rich.console import Console
 
+    from autotune.cli.console import Ui
     from autotune.crosscheck import Verdict
     from autotune.crosscheck import crosscheck as compare
     from autotune.loop import prepare, signals
     from autotune.study.schema import load_study
-    from autotune.ui import Ui
 
     ui = Ui(Console(stderr=True, highlight=False))
     with ui, signals():

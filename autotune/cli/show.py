@@ -35,13 +35,13 @@ def status(
       autotune status --trial 7
       autotune status --time
     """
-    from autotune.cli.json_rows import trial_json
+    from autotune.cli.console import Ui
+    from autotune.results.rows import study_rows
     from autotune.results.text import plain
     from autotune.results.timings import time_json, time_lines, time_view
     from autotune.results.trial_story import trial_story
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
-    from autotune.ui import Ui
 
     if as_json and trial is not None:
         raise click.UsageError("--json and --trial exclude each other")
@@ -62,7 +62,7 @@ def status(
             return
         view = study_view(store, name)
     if as_json:
-        click.echo(json.dumps([trial_json(view, t) for t in view.trials], indent=2))
+        click.echo(json.dumps(study_rows(view), indent=2))
     else:
         Ui().status(view)
 
@@ -93,10 +93,10 @@ def best(
       autotune best
       autotune best --shell --objective p95_latency
     """
-    from autotune.cli.json_rows import trial_json
+    from autotune.cli.console import Ui
+    from autotune.results.rows import trial_row
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
-    from autotune.ui import Ui
 
     if as_json and shell:
         raise click.UsageError("--json and --shell exclude each other")
@@ -106,7 +106,7 @@ def best(
         view = study_view(store, store.pick_study(study))
         trial = best_trial(view, objective, balanced=balanced)
         if as_json:
-            front = [trial_json(view, t) for t in view.trials if t.front]
+            front = [trial_row(view, t) for t in view.trials if t.front]
             click.echo(json.dumps(front, indent=2))
         elif shell:
             click.echo(serving_command(store, view.name, trial))
@@ -153,10 +153,10 @@ def compare(
     """
     from rich.console import Console
 
+    from autotune.cli.console import rendered
     from autotune.results.comparison import Where
     from autotune.results.comparison import compare as compare_studies
     from autotune.results.comparison_page import comparison_page
-    from autotune.ui import rendered
 
     found = compare_studies(
         Where.parse(a, study_a),
@@ -188,11 +188,10 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     """
     from rich.console import Console
 
+    from autotune.cli.console import rendered
     from autotune.results.prediction import outlook, outlook_page
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
-    from autotune.ui import rendered
-
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
         found = outlook(view, store.load_study(view.name)[0].spec.to_space())

@@ -1,6 +1,6 @@
 """A table as a value, and its text: aligned columns for a terminal or a log, or Markdown.
 
-Tables of rich are made of the same values, by :func:`autotune.ui.rendered`.
+The command line renders the same values with rich.
 """
 
 from __future__ import annotations

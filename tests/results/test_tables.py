@@ -6,6 +6,7 @@ import io
 
 from rich.console import Console
 
+from autotune.cli.console import rendered
 from autotune.results.tables import (
     Cell,
     Column,
@@ -17,7 +18,6 @@ from autotune.results.tables import (
     text_lines,
 )
 from autotune.results.text import markdown
-from autotune.ui import rendered
 
 TABLE = Table(
     (Column("n"), Column("tok/s\n[95 %]"), Column("note", right=False)),

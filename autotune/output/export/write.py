@@ -103,16 +103,19 @@ def export(
         cores=machine["cores"] if machine else None,
         file=file,
     )
-    if form is Format.SHELL:
-        job.plan()
-        body = "\n" + shell_command(store, view.name, choice.trial, where) + "\n"
-    else:
-        body = _WRITERS[form](job)
+    body = _body(store, job, choice.trial, form)
     if doubt:
         job.say(f"Careful: {plain(doubt)}.")
     top = about(view, loaded.spec, choice, (measured, version), today or date.today())
     head = "#!/bin/sh\n" if form is Format.SHELL else ""
     return head + comment([*top, "", *job.notes]) + body
+
+
+def _body(store: Store, job: Job, trial: TrialView, form: Format) -> str:
+    if form is not Format.SHELL:
+        return _WRITERS[form](job)
+    job.plan()  # for its notes
+    return "\n" + shell_command(store, job.study, trial, job.where) + "\n"
 
 
 def _doubt(
