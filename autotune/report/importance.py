@@ -71,10 +71,6 @@ def _by_equal_steps(trial: FrozenTrial) -> FrozenTrial:
     for name, space in trial.distributions.items():
         if isinstance(space, IntDistribution) and space.log:
             params[name] = trial.params[name].bit_length() - 1
-            ends = (x.bit_length() - 1 for x in (space.low, space.high))
-            distributions[name] = IntDistribution(*ends)
-    return create_trial(
-        values=trial.values,
-        params=params,
-        distributions=distributions,
-    )
+            low, high = (x.bit_length() - 1 for x in (space.low, space.high))
+            distributions[name] = IntDistribution(low, high)
+    return create_trial(values=trial.values, params=params, distributions=distributions)
