@@ -73,8 +73,4 @@ def _by_equal_steps(trial: FrozenTrial) -> FrozenTrial:
             params[name] = trial.params[name].bit_length() - 1
             low, high = (x.bit_length() - 1 for x in (space.low, space.high))
             distributions[name] = IntDistribution(low, high)
-    return create_trial(
-        values=trial.values,
-        params=params,
-        distributions=distributions,
-    )
+    return create_trial(values=trial.values, params=params, distributions=distributions)
