@@ -8,6 +8,8 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests.surroundings import cheap_surroundings
+
 ORPHANS = "orphans"
 
 
@@ -51,3 +53,9 @@ def unraisable_hook() -> Iterator[None]:
     hook = sys.unraisablehook
     yield
     sys.unraisablehook = hook
+
+
+@pytest.fixture(autouse=True, scope="session")
+def surroundings() -> Iterator[None]:
+    with cheap_surroundings():
+        yield

@@ -7,6 +7,7 @@ files for stdout and stderr, and the signal handlers of a fresh interpreter.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -67,16 +68,20 @@ class Starter:
 
     Args:
         light: Without what only the sampler imports, after the trials that are planned.
+        real: Over real servers: nothing of the product is replaced by something cheaper.
         cache: For what a vLLM accepts; without it, the user's own.
     """
 
-    def __init__(self, *, light: bool = False, cache: Path | None = None) -> None:
+    def __init__(
+        self, *, light: bool = False, real: bool = False, cache: Path | None = None
+    ) -> None:
         self.codes: dict[int, int] = {}
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.start", str(theirs.fileno())]
-                + (["light"] if light else []),
+                + ["light"] * light
+                + ["real"] * real,
                 cwd=ROOT,
                 # one thread: a fork copies only the one that calls it
                 env={
@@ -176,12 +181,14 @@ SAMPLER = ("optuna._gp.acqf", "optuna._gp.gp", "torch")
 
 if __name__ == "__main__":
     from autotune.cli import main
+    from tests.surroundings import cheap_surroundings
 
-    for module in MODULES if sys.argv[2:] else (*MODULES, *SAMPLER):
+    for module in MODULES if "light" in sys.argv else (*MODULES, *SAMPLER):
         importlib.import_module(module)
     if len(list(Path("/proc/self/task").iterdir())) != 1:
         sys.exit("tests.faults.start: an import started a thread; a fork would lose it")
-    asked = serve(socket.socket(fileno=int(sys.argv[1])))
-    if asked is not None:
-        become(asked)
-        main(list(asked["args"]), prog_name="autotune")
+    with contextlib.nullcontext() if "real" in sys.argv else cheap_surroundings():
+        asked = serve(socket.socket(fileno=int(sys.argv[1])))
+        if asked is not None:
+            become(asked)
+            main(list(asked["args"]), prog_name="autotune")
