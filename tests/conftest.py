@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Generator, Iterator
+from unittest import mock
 
 import pytest
 
+from autotune.bench import session
 from tests.surroundings import cheap_surroundings
 
 # Markers of tests that are not quick.
@@ -71,4 +73,11 @@ def unraisable_hook() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def surroundings() -> Iterator[None]:
     with cheap_surroundings():
+        yield
+
+
+@pytest.fixture
+def lives_on() -> Iterator[None]:
+    """Servers outlive their bad answers: nobody waits for three seconds whether they die."""
+    with mock.patch.object(session, "DYING_S", 0.1):
         yield

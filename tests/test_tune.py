@@ -214,6 +214,7 @@ def test_a_failed_launch_is_a_failure_and_no_number(tmp_path: Path) -> None:
     assert all(t["failure_kind"] is None for t in front(tmp_path))
 
 
+@pytest.mark.usefixtures("lives_on")
 def test_a_baseline_that_failed_is_still_named_as_one(tmp_path: Path) -> None:
     study = write_study(
         tmp_path,
@@ -236,6 +237,7 @@ def test_a_transient_failure_is_tried_once_more(tmp_path: Path) -> None:
     assert query(tmp_path, "select count(*) from autotune_launches") == [(2,)]
 
 
+@pytest.mark.usefixtures("lives_on")
 def test_when_nothing_works_the_run_ends_with_the_reason(tmp_path: Path) -> None:
     study = write_study(tmp_path, server__env={"DOUBLE_FAIL": "http500"})
     done = autotune("run", str(study), "--trials", "9", cwd=tmp_path)
