@@ -22,6 +22,7 @@ from tests.studies import (
     front,
     processes_of,
     query,
+    spawn_autotune,
     start_autotune,
     trials,
     wait_for_event,
@@ -105,7 +106,7 @@ def test_in_a_scripts_background_it_ends_by_sigterm_too(tmp_path: Path) -> None:
     # a shell starts `command &` with SIGINT ignored
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        run = start_autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+        run = spawn_autotune("run", str(study), "--trials", "2", cwd=tmp_path)
     finally:
         signal.signal(signal.SIGINT, before)
     wait_for_event(tmp_path, "warm", 1)
