@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from autotune.store import opened
 from optuna.distributions import IntDistribution
 from pydantic import ValidationError
 
@@ -17,6 +16,7 @@ from autotune.engine.command import plan_launch
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
+from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, parse_study
 from autotune.study.space import (
     ALIGNED,
