@@ -29,7 +29,6 @@ _NBSP = "\xa0"
 
 # Spaces at which :func:`wrapped` breaks no line: in ``n = 8``, or in ``[1.2, 3.4]``, too.
 HELD = re.compile(r" (?== )|(?<= =) ")
-HELD_POINTS = re.compile(r" (?== )|(?<= =) |(?<=MNBT) ")
 HELD_INTERVALS = re.compile(r" (?=[^\s\[\]]+\])|(?<=\w) (?==)|(?<==) ")
 
 # Low and high, in the unit of the value; None where there are too few requests for that bound.
@@ -60,6 +59,7 @@ def wrapped(
     hanging: str | None = None,
     held: re.Pattern[str] = HELD,
     long_words: bool = True,
+    hyphens: bool = False,
 ) -> list[str]:
     """Return a text as lines of at most ``width`` columns.
 
@@ -69,7 +69,8 @@ def wrapped(
         indent: Begins the first line.
         hanging: Begins every other one; ``indent``, if None.
         held: Spaces at which no line is broken.
-        long_words: Break words that are longer than a line. After hyphens no line is broken.
+        long_words: Break words that are longer than a line.
+        hyphens: Break after hyphens.
     """
     lines = textwrap.wrap(
         held.sub(_NBSP, plain(text)),
@@ -77,7 +78,7 @@ def wrapped(
         initial_indent=indent,
         subsequent_indent=indent if hanging is None else hanging,
         break_long_words=long_words,
-        break_on_hyphens=False,
+        break_on_hyphens=hyphens,
     )
     return [line.replace(_NBSP, " ") for line in lines]
 
