@@ -29,7 +29,6 @@ _NBSP = "\xa0"
 
 # Spaces at which :func:`wrapped` breaks no line: in ``n = 8``, or in ``[1.2, 3.4]``, too.
 HELD = re.compile(r" (?== )|(?<= =) ")
-HELD_POINTS = re.compile(r" (?== )|(?<= =) |(?<=MNBT) ")
 HELD_INTERVALS = re.compile(r" (?=[^\s\[\]]+\])|(?<=\w) (?==)|(?<==) ")
 
 # Low and high, in the unit of the value; None where there are too few requests for that bound.

@@ -70,6 +70,8 @@ def test_no_line_is_broken_in_an_equation_or_an_interval() -> None:
     held = text.wrapped("tok/s 110 [105, 114]", 16, hanging="  ", held=text.HELD_INTERVALS)
     assert held == ["tok/s 110", "  [105, 114]"]
     assert text.wrapped("--speculative-config", 12, long_words=False) == ["--speculative-config"]
+    assert text.wrapped("in one-step runs", 9) == ["in", "one-step", "runs"]
+    assert text.wrapped("in one-step runs", 9, hyphens=True) == ["in one-", "step runs"]
 
 
 def test_text_of_others_loses_colors_and_control_characters() -> None:
