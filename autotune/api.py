@@ -48,14 +48,14 @@ import optuna
 import yaml
 from rich.console import Console
 
+from autotune.bench import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.export import shell_command
-from autotune.load import Sample
 from autotune.loop import prepare, run_study
 from autotune.results import study_view
-from autotune.space import Point
-from autotune.spec import LoadedStudy, StudySpec, load_study, parse_study
 from autotune.store import opened
+from autotune.study.schema import LoadedStudy, StudySpec, load_study, parse_study
+from autotune.study.space import Point
 from autotune.ui import Ui
 from autotune.views import StudyView, TrialView, plain
 
@@ -73,7 +73,7 @@ class Study:
 
     Args:
         spec: The keys of a study file (``docs/study-reference.md``) as a mapping, or as a
-            :class:`autotune.spec.StudySpec`.
+            :class:`autotune.study.schema.StudySpec`.
         base: Folder that its relative paths start from; the current one by default.
 
     Raises:

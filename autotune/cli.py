@@ -24,8 +24,8 @@ from autotune.errors import AutotuneError, NothingUsable, UserError, in_short, o
 
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
     from autotune.reuse import Source
-    from autotune.spec import LoadedStudy
     from autotune.store import Store
+    from autotune.study.schema import LoadedStudy
     from autotune.ui import Ui
     from autotune.views import StudyView, TrialView
 
@@ -171,9 +171,9 @@ def run(
       autotune run studies/gemma-4-26b-rtx5090.yaml --trials 40
       autotune run wider.yaml --db wider.db --reuse autotune.db
     """
-    from autotune.machine import has_gpu
     from autotune.reuse import Source
-    from autotune.spec import load_study
+    from autotune.serving.machine import has_gpu
+    from autotune.study.schema import load_study
 
     if study is None:
         study = "gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"
@@ -212,7 +212,7 @@ def confirm(study: str, launches: int, database: Path, timeout: float | None) ->
     Example:
       autotune confirm studies/gemma-4-26b-rtx5090.yaml --launches 12
     """
-    from autotune.spec import load_study
+    from autotune.study.schema import load_study
 
     _run(load_study(study), database, launches, 0, timeout, confirm=True)
 
@@ -257,7 +257,7 @@ def _run(
 
 def _say_trust(ui: Ui, loaded: LoadedStudy) -> None:
     """Says it where a model's own code is run."""
-    from autotune.serving import runs_model_code
+    from autotune.engine.command import runs_model_code
 
     if runs_model_code(loaded.spec):
         ui.message("trust-remote-code is set: Python code that comes with the model will run")
@@ -840,7 +840,7 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
     from autotune.crosscheck import Verdict
     from autotune.crosscheck import crosscheck as compare
     from autotune.loop import prepare, signals
-    from autotune.spec import load_study
+    from autotune.study.schema import load_study
     from autotune.ui import Ui
 
     ui = Ui(Console(stderr=True, highlight=False))
@@ -917,8 +917,8 @@ def load_map(
     from autotune.loop import StopReason, prepare
     from autotune.mapresults import stored_view
     from autotune.mapview import map_json, map_lines
-    from autotune.spec import load_study
     from autotune.store import opened
+    from autotune.study.schema import load_study
     from autotune.ui import Ui
 
     if plot is not None and not plot.parent.is_dir():
@@ -964,7 +964,7 @@ def doctor(study: str | None, database: Path, as_json: bool) -> None:
       autotune doctor studies/gemma-4-26b-rtx5090.yaml
     """
     from autotune.doctor import checks
-    from autotune.spec import load_study
+    from autotune.study.schema import load_study
     from autotune.ui import Ui
 
     ui = Ui()
@@ -997,10 +997,10 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
       autotune explain demo-cpu --vllm 0.26.0
     """
     from autotune.explain import explain as space_map
-    from autotune.machine import has_gpu
     from autotune.results import study_view
-    from autotune.spec import load_study
+    from autotune.serving.machine import has_gpu
     from autotune.store import opened
+    from autotune.study.schema import load_study
 
     loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))
     trials: Sequence[TrialView] = ()
@@ -1030,8 +1030,8 @@ def init(command: tuple[str, ...], out: Path, name: str) -> None:
       autotune init --name mine
       autotune init -- vllm serve org/model --max-num-seqs 8
     """
-    from autotune.init import study_from_command, template
-    from autotune.spec import parse_study
+    from autotune.study.from_command import study_from_command, template
+    from autotune.study.schema import parse_study
 
     text = study_from_command(command, name) if command else template(name)
     parse_study(text, out, check_files=False)

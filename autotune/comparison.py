@@ -1,7 +1,7 @@
 """Two studies against each other: an upgrade, another GPU, another draft; what got better or worse?
 
 Points that both studies measured are compared as ratios, B over A, of geometric means over all of
-a point's launches. What a ratio varies by is in two parts (see :mod:`autotune.measure.compare`),
+a point's launches. What a ratio varies by is in two parts (see :mod:`autotune.stats.launch_variance`),
 for each of the two studies:
 
     variance of a point's mean = (between² + own · mean within²) / launches
@@ -49,12 +49,12 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.errors import UserError
-from autotune.measure import Estimate, LaunchVariance, Scatter
 from autotune.recomputed import Recomputed
 from autotune.results import LEAST_DEGREES, launched, origin_of, study_view, with_points
-from autotune.space import DRAFT, MNBT, N, Value, canonical
-from autotune.spec import LoadedStudy, StudySpec
+from autotune.stats import Estimate, LaunchVariance, Scatter
 from autotune.store import Store, file_identity, opened
+from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.space import DRAFT, MNBT, N, Value, canonical
 from autotune.views import StudyView, TrialView, number, plain, point_text, value_text
 from objectives import Objective
 

@@ -7,7 +7,7 @@ Prefix caching is off, or whoever comes second would find the prompts cached.
 Every run gives each figure once, by vLLM's definition (``vllm/benchmarks/serve.py``), bench's as it
 reports it. As all runs send the same requests, the spread of the prompts is in all of them alike,
 and what runs of one client still differ by is chance: that scatter, pooled over both clients, gives
-the ratio its interval (:class:`autotune.measure.Scatter`, Student's t). A bootstrap over paired
+the ratio its interval (:class:`autotune.stats.Scatter`, Student's t). A bootstrap over paired
 requests was tried and not taken, for it does not see what the requests of a run share: of the 12
 pairs of runs of one client in ``studies/results/demo-cpu-crosscheck``, it finds 5 to differ in mean
 E2EL at 95 %, and 4 with moving blocks of 8 requests.
@@ -43,15 +43,9 @@ from typing import Any
 
 import numpy as np
 
-from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
-from autotune.load import Request, Sample, ServerStats, difference, scrape
-from autotune.loop import Prepared, baseline_point
-from autotune.machine import describe_machine, machine_line
-from autotune.measure import Estimate, Measurement, Scatter
-from autotune.measure.measurement import Floats
-from autotune.measuring import blamed, send
-from autotune.serving import Server, VllmInfo, free_port, plan_launch
-from autotune.serving.bench import (
+from autotune.bench import Request, Sample, ServerStats, difference, scrape
+from autotune.bench.session import blamed, send
+from autotune.bench.vllm_bench import (
     METRICS,
     PERCENTS,
     BenchResult,
@@ -61,8 +55,16 @@ from autotune.serving.bench import (
     read_result,
     run_bench,
 )
-from autotune.space import N, Point, Value
-from autotune.spec import StudySpec, WorkloadSpec
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.probe import VllmInfo
+from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
+from autotune.loop import Prepared, baseline_point
+from autotune.serving import Server
+from autotune.serving.machine import describe_machine, machine_line
+from autotune.stats import Estimate, Measurement, Scatter
+from autotune.stats.measurement import Floats
+from autotune.study.schema import StudySpec, WorkloadSpec
+from autotune.study.space import N, Point, Value
 from autotune.ui import Ui
 from autotune.views import number, plain, point_text
 

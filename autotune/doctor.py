@@ -14,11 +14,13 @@ import psutil
 from platformdirs import user_cache_dir
 
 from autotune import sample_size
-from autotune.demo import is_whole, resolve_model, target_folder
+from autotune.engine.command import free_port, runs_model_code
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import UserError
-from autotune.machine import gpus, has_gpu
-from autotune.serving.command import VllmInfo, check_flags, free_port, probe, runs_model_code
-from autotune.spec import LoadedStudy, ServerSpec, SpeculativeSpec
+from autotune.serving.machine import gpus, has_gpu
+from autotune.study.models import is_whole, resolve_model, target_folder
+from autotune.study.schema import LoadedStudy, ServerSpec, SpeculativeSpec
 
 # An estimate for the smallest case, the demo pair: 0.3 GiB of weights, 1 GiB of KV cache, and three
 # Python processes that have torch loaded.

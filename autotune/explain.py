@@ -15,14 +15,14 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from autotune import sample_size
-from autotune.demo import target_folder
+from autotune.engine.cuda_graphs import coverage, graphs
+from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.rules import NOTHING, SEQS, Known, infeasible, known_of, why_doubtful
 from autotune.errors import UserError
-from autotune.graphs import coverage, graphs
-from autotune.machine import has_gpu
-from autotune.rules import NOTHING, SEQS, Known, infeasible, known_of, why_doubtful
-from autotune.serving import VllmInfo, probe
-from autotune.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
-from autotune.spec import LoadedStudy, StudySpec
+from autotune.serving.machine import has_gpu
+from autotune.study.models import target_folder
+from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
 from autotune.views import TrialView, plain, point_text
 
 _WIDTH = 80

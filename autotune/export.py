@@ -4,7 +4,7 @@ Production is not the tuning server: it has no random API key, listens where it 
 its secrets from where production keeps them. A variable that looks like a secret is referred to by
 its name and never written; what a database holds of one is ``***`` anyway.
 
-Every format starts from :func:`autotune.serving.production`, so none can say other flags than the
+Every format starts from :func:`autotune.engine.command.production`, so none can say other flags than the
 shell command. What a value must survive on its way:
 
 - YAML: words are quoted always, or a parser of YAML 1.1 or 1.2 takes ``1e3``, ``on`` or ``0o7`` for
@@ -37,14 +37,15 @@ import yaml
 from packaging.version import Version
 
 from autotune import __version__
+from autotune.engine.command import Production, production, serve_command
+from autotune.engine.probe import VllmInfo, unasked
+from autotune.engine.rules import why_doubtful, why_infeasible
 from autotune.errors import UserError
 from autotune.explain import known_for
 from autotune.loop import model_resolver
-from autotune.rules import why_doubtful, why_infeasible
-from autotune.serving import Production, VllmInfo, production, serve_command, unasked
-from autotune.space import N, as_int
-from autotune.spec import LoadedStudy, StudySpec
 from autotune.store import Store
+from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.space import N, as_int
 from autotune.views import (
     StudyView,
     TrialView,

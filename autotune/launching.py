@@ -21,16 +21,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from autotune.canary import GPU_OURS_MIB, Rest, take_rest
-from autotune.compilecache import compile_cache_of
+from autotune.bench.interference import GPU_OURS_MIB, Rest, take_rest
+from autotune.engine.command import LaunchPlan, free_port, plan_launch
+from autotune.engine.compile_cache import compile_cache_of
+from autotune.engine.launch_stages import StageClock, head_of, stages_of
 from autotune.errors import LaunchError, MachineError, TrialFailure
-from autotune.machine import available_memory, describe_machine
-from autotune.serving import LaunchPlan, LogFolder, Server, WarmStart, free_port, plan_launch
-from autotune.serving.gpu import gpu_memory
-from autotune.serving.stages import StageClock, head_of, stages_of
-from autotune.space import Point
-from autotune.spec import ServerSpec
+from autotune.serving import LogFolder, Server, WarmStart
+from autotune.serving.gpu_memory import gpu_memory
+from autotune.serving.machine import available_memory, describe_machine
 from autotune.store import NO_TRIAL, Store, file_identity
+from autotune.study.schema import ServerSpec
+from autotune.study.space import Point
 
 if TYPE_CHECKING:
     from autotune.loop import Prepared

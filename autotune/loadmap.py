@@ -1,7 +1,7 @@
 """Should I speculate at all? For each load the best n, and the load above which drafting loses.
 
 `autotune map` launches one n after the other, n = 0 first, and measures each at every load; which n
-is next is chosen from what was measured (:mod:`autotune.measure.crossover`). A load is a closed
+is next is chosen from what was measured (:mod:`autotune.stats.crossover`). A load is a closed
 loop: so many requests at a time, whatever rate the study's own workload has.
 
 One launch serves all loads, each in two parts: 1 2 4 8 8 4 2 1. So a machine that grows faster or
@@ -21,7 +21,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.canary import disturbed
+from autotune.bench import Request, Sample, Workload, build_workload
+from autotune.bench.interference import disturbed
+from autotune.bench.session import Measuring
 from autotune.errors import (
     MachineError,
     NothingUsable,
@@ -30,14 +32,12 @@ from autotune.errors import (
 )
 from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text, map_name
-from autotune.load import Request, Sample, Workload, build_workload
 from autotune.loop import (
     Prepared,
     StopReason,
     baseline_point,
     run_on,
 )
-from autotune.machine import machine_line
 from autotune.mapresults import (
     MAX_NUM_SEQS,
     PARTS,
@@ -55,16 +55,12 @@ from autotune.mapresults import (
     why_no_schedule,
 )
 from autotune.mapview import MapView
-from autotune.measure.crossover import (
-    Rate,
-    Schedule,
-    propose,
-)
-from autotune.measure.intervals import MIN_REQUESTS
-from autotune.measuring import Measuring
-from autotune.space import MNBT, N, Value
-from autotune.spec import FlagValue, StudySpec, WorkloadSpec
+from autotune.serving.machine import machine_line
+from autotune.stats.crossover import Rate, Schedule, propose
+from autotune.stats.intervals import MIN_REQUESTS
 from autotune.store import MapPointRow, Store
+from autotune.study.schema import FlagValue, StudySpec, WorkloadSpec
+from autotune.study.space import MNBT, N, Value
 from autotune.ui import Ui
 from autotune.views import number, point_text
 

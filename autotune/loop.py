@@ -27,8 +27,13 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from autotune import sample_size
-from autotune.canary import disturbed
-from autotune.demo import resolve_model
+from autotune.bench import Workload, build_workload
+from autotune.bench.interference import disturbed
+from autotune.bench.session import Measuring, Result, Rival
+from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.rules import Known, why_infeasible
 from autotune.errors import (
     DatabaseLocked,
     FailureKind,
@@ -38,13 +43,8 @@ from autotune.errors import (
     UserError,
 )
 from autotune.explain import known_for
-from autotune.graphs import aligned_sizes, coverage, graphs
 from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text
-from autotune.load import Workload, build_workload
-from autotune.machine import machine_line
-from autotune.measure import ESTIMATOR, Measurement, expected_between
-from autotune.measuring import Measuring, Result, Rival
 from autotune.recomputed import Recomputed, measurement_of
 from autotune.results import (
     Standing,
@@ -58,7 +58,6 @@ from autotune.results import (
     with_points,
 )
 from autotune.reuse import Source, find, take
-from autotune.rules import Known, why_infeasible
 from autotune.search import (
     Converged,
     SearchEnds,
@@ -69,8 +68,12 @@ from autotune.search import (
     seed_points,
 )
 from autotune.search.sampler import CHALLENGES, PointSet, nearest, tried_points
-from autotune.serving import VllmInfo, check_flags, probe
-from autotune.space import (
+from autotune.serving.machine import machine_line
+from autotune.stats import ESTIMATOR, Measurement, expected_between
+from autotune.store import LaunchRow, Store, exclusive, opened
+from autotune.study.models import resolve_model
+from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.space import (
     ALIGNED,
     MNBT,
     FloatParam,
@@ -82,11 +85,9 @@ from autotune.space import (
     canonical,
     describe,
 )
-from autotune.spec import LoadedStudy, StudySpec
-from autotune.store import LaunchRow, Store, exclusive, opened
+from autotune.study.weights import weights_id
 from autotune.ui import Ui
 from autotune.views import TrialView, cost, objective_text, plain
-from autotune.weights import weights_id
 from objectives import Objective
 
 T = TypeVar("T")

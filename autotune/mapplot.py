@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 
 from autotune.errors import UserError
 from autotune.mapview import MapView, PointView, load_text
-from autotune.measure import Estimate
-from autotune.measure.crossover import ratio
 from autotune.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template, write_html
+from autotune.stats import Estimate
+from autotune.stats.crossover import ratio
 from autotune.views import bounds_text, number, plain, point_text
 
 # Okabe and Ito's, as in the other plots, and symbols that say the same once more; then the ink

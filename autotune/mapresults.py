@@ -22,13 +22,16 @@ import numpy as np
 from packaging.version import Version
 
 import objectives as objective_registry
-from autotune import rules
+from autotune.engine import rules
+from autotune.engine.probe import unasked
 from autotune.errors import FailureKind, UserError
 from autotune.ledger import map_name
 from autotune.loop import model_resolver
-from autotune.machine import machine_line
 from autotune.mapview import LoadView, MapView, PointView
-from autotune.measure import (
+from autotune.recomputed import RECOMPUTED, estimator_of
+from autotune.results import LEAST_DEGREES, quality_warnings, study_view
+from autotune.serving.machine import machine_line
+from autotune.stats import (
     ESTIMATOR,
     LaunchVariance,
     Measurement,
@@ -36,13 +39,10 @@ from autotune.measure import (
     quantile,
     standard_error,
 )
-from autotune.measure.crossover import Rate, Rates, Schedule, by_load, combined, schedule
-from autotune.recomputed import RECOMPUTED, estimator_of
-from autotune.results import LEAST_DEGREES, quality_warnings, study_view
-from autotune.serving import unasked
-from autotune.space import DRAFT, Value
-from autotune.spec import FlagValue, LoadedStudy, ServerSpec, StudySpec
+from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
 from autotune.store import LoadRow, MapPointRow, Store
+from autotune.study.schema import FlagValue, LoadedStudy, ServerSpec, StudySpec
+from autotune.study.space import DRAFT, Value
 from autotune.views import StudyView
 
 PARTS = 2
@@ -61,7 +61,7 @@ class Setting:
         vllm: Version without its local part; None: unknown before the launch.
         params: The study's other parameters.
         flags: What is launched otherwise than the study says.
-        weights: Hashes of the weights, by role (:mod:`autotune.weights`).
+        weights: Hashes of the weights, by role (:mod:`autotune.study.weights`).
     """
 
     fingerprint: str

@@ -11,8 +11,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from autotune.measure import Estimate, LaunchVariance
-from autotune.measure.crossover import (
+from autotune.stats import Estimate, LaunchVariance
+from autotune.stats.crossover import (
     AtLoad,
     Crossover,
     Rate,
@@ -26,8 +26,8 @@ from autotune.measure.crossover import (
     over_loads,
     ratio,
 )
-from autotune.space import Value
-from autotune.spec import FlagValue
+from autotune.study.schema import FlagValue
+from autotune.study.space import Value
 from autotune.views import Bounds, number, plain, point_text
 
 _WIDTH = 80

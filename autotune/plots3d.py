@@ -30,7 +30,7 @@ from autotune.plots import (
     hover_text,
     template,
 )
-from autotune.space import MNBT, N, Value
+from autotune.study.space import MNBT, N, Value
 from autotune.views import StudyView, TrialView, objective_text, plain, value_text
 
 if TYPE_CHECKING:

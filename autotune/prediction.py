@@ -24,7 +24,7 @@ from autotune.search.acceptance import (
     what_if,
     without,
 )
-from autotune.space import N, Space
+from autotune.study.space import N, Space
 from autotune.views import StudyView, TrialView, number, plain
 
 GAINS = (-0.1, 0.0, 0.1, 0.25, 0.5)

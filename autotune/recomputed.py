@@ -1,6 +1,6 @@
 """Numbers of an earlier estimator, computed again from the requests that the database kept.
 
-How values and intervals are computed has a version (:data:`autotune.measure.ESTIMATOR`), and what
+How values and intervals are computed has a version (:data:`autotune.stats.ESTIMATOR`), and what
 two versions gave does not compare. A database keeps every request, so trials of an earlier version
 are computed again whenever they are read; nothing is changed in the file. autotune 0.1 began with
 empty places and ended with them, so of its closed loops the first and the last requests of each
@@ -18,12 +18,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.load import Sample
-from autotune.measure import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
-from autotune.measuring import Stop, with_energy
-from autotune.nvml import Energy
-from autotune.spec import StudySpec, WorkloadSpec
+from autotune.bench import Sample
+from autotune.bench.session import Stop, with_energy
+from autotune.serving.nvml import Energy
+from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
 from autotune.store import Store
+from autotune.study.schema import StudySpec, WorkloadSpec
 from objectives import Objective
 
 # Of a trial's quality: the version that measured it, and why it could not be computed again.

@@ -17,16 +17,16 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 import objectives as objective_registry
+from autotune.bench.session import Stop
 from autotune.errors import FailureKind, UserError, one_line
-from autotune.machine import machine_line
-from autotune.measure import LaunchVariance, SingleLaunch
-from autotune.measuring import Stop
-from autotune.nvml import why_no_energy
 from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, quality_of
 from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, verdict
-from autotune.space import Space, Value
-from autotune.spec import LoadedStudy, ObjectiveSpec, StudySpec
+from autotune.serving.machine import machine_line
+from autotune.serving.nvml import why_no_energy
+from autotune.stats import LaunchVariance, SingleLaunch
 from autotune.store import Store
+from autotune.study.schema import LoadedStudy, ObjectiveSpec, StudySpec
+from autotune.study.space import Space, Value
 from autotune.views import (
     COMPUTED_AGAIN,
     Origin,

@@ -37,15 +37,15 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import objectives as objective_registry
+from autotune.engine.command import plan_launch
 from autotune.errors import UserError
-from autotune.machine import machine_line
-from autotune.measure import ESTIMATOR
 from autotune.recomputed import Recomputed, estimator_of, measurement_of
 from autotune.results import REUSED, failure_of, is_outdated, origin_of, with_points
-from autotune.serving import plan_launch
-from autotune.space import DRAFT, N, Point, Value, canonical
-from autotune.spec import LoadedStudy, StudySpec
+from autotune.serving.machine import machine_line
+from autotune.stats import ESTIMATOR
 from autotune.store import LaunchRow, Store, file_identity, opened, weights_of
+from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.space import DRAFT, N, Point, Value, canonical
 from autotune.views import Origin, plain
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Are a study's requests enough for what it asks? Sentences for `doctor`, `explain` and `run`.
 
-What each number of requests is good for follows from :mod:`autotune.measure`: an interval of tok/s
+What each number of requests is good for follows from :mod:`autotune.stats`: an interval of tok/s
 needs eight batches of two, bounds of a percentile need values beyond it, no look comes before four
 requests of each place, and with fewer than eight of each place a trial is hardly more than its
 beginning (``benchmarks/coverage.py`` has the coverage by number of requests and concurrency).
@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 
 from autotune.errors import UserError
-from autotune.measure import bound_needs, first_look, precise_needs, rivals_need
-from autotune.measure.intervals import MIN_REQUESTS
-from autotune.spec import LoadedStudy, StudySpec
+from autotune.stats import bound_needs, first_look, precise_needs, rivals_need
+from autotune.stats.intervals import MIN_REQUESTS
+from autotune.study.schema import LoadedStudy, StudySpec
 
 TURNS = 8  # requests of each place that make a measurement
 

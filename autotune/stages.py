@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotune.compilecache import CacheUse
+from autotune.engine.compile_cache import CacheUse
+from autotune.engine.launch_stages import STAGES, Stages
 from autotune.errors import UserError
-from autotune.serving.stages import STAGES, Stages
 from autotune.store import Store
 from autotune.views import plain
 

@@ -41,12 +41,14 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from autotune import __version__
-from autotune.compilecache import CacheUse, CompileCache
+from autotune.bench import Sample, ServerStats
+from autotune.engine.command import LaunchPlan
+from autotune.engine.compile_cache import CacheUse, CompileCache
+from autotune.engine.launch_stages import Stages
+from autotune.engine.probe import VllmInfo
 from autotune.errors import DatabaseLocked, MachineError, TrialFailure, UserError
-from autotune.load import Sample, ServerStats
-from autotune.serving import Identity, LaunchPlan, VllmInfo, boot_id
-from autotune.serving.stages import Stages
-from autotune.spec import LoadedStudy, parse_study, text_without_secrets
+from autotune.serving import Identity, boot_id
+from autotune.study.schema import LoadedStudy, parse_study, text_without_secrets
 
 SCHEMA = 2
 BUSY_TIMEOUT_S = 20
@@ -162,7 +164,7 @@ class LoadRow(_Base):
 
 
 class StagesRow(_Base):
-    """Where the time of one launch went: :class:`autotune.serving.stages.Stages`."""
+    """Where the time of one launch went: :class:`autotune.engine.launch_stages.Stages`."""
 
     __tablename__ = "autotune_stages"
     launch_id: Mapped[str] = mapped_column(
@@ -173,7 +175,7 @@ class StagesRow(_Base):
 
 
 class CompileCacheRow(_Base):
-    """What torch.compile's cache did in one launch: :mod:`autotune.compilecache`."""
+    """What torch.compile's cache did in one launch: :mod:`autotune.engine.compile_cache`."""
 
     __tablename__ = "autotune_compile_cache"
     launch_id: Mapped[str] = mapped_column(

@@ -6,8 +6,8 @@ from html import escape
 
 import plotly.graph_objects as go
 
+from autotune.engine.launch_stages import STAGES
 from autotune.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
-from autotune.serving.stages import STAGES
 from autotune.stages import TimeView, TrialTime
 from autotune.views import number, plain
 

@@ -32,7 +32,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autotune.space import MNBT, N, Point
+from autotune.study.space import MNBT, N, Point
 from autotune.views import (
     StudyView,
     TrialView,
@@ -157,7 +157,7 @@ class Ui:
             self.close()
 
     def download(self, stage: str, done: float) -> None:
-        """Progress of ``demo:target``; fits :func:`autotune.demo.resolve_model`.
+        """Progress of ``demo:target``; fits :func:`autotune.study.models.resolve_model`.
 
         Args:
             stage: ``wait``, ``download``, ``unpack``, ``convert`` or ``check``.

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from autotune.space import MNBT, N, Point, Value
+from autotune.study.space import MNBT, N, Point, Value
 
 if TYPE_CHECKING:
-    from autotune.measure import LaunchVariance
     from autotune.search import Choice, Verdict
+    from autotune.stats import LaunchVariance
     from objectives import Objective
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
@@ -81,7 +81,7 @@ class TrialView:
         speedup_interval: Of ``speedup``; None until it is known how launches differ.
         launches: Launches of the search that ``values`` are the mean of.
         requests: Measured requests of its launch.
-        stop: Why there were no more, a name of :class:`autotune.measuring.Stop`.
+        stop: Why there were no more, a name of :class:`autotune.bench.session.Stop`.
         truncated: It was ended early, because another trial is better in everything: its numbers
             are rough and never win.
         outdated: Its numbers are of an earlier estimator and could not be computed again: they

@@ -35,7 +35,7 @@ import numpy as np
 from grid import ROOT, Launch, describe, load
 
 from autotune.search.acceptance import Prediction, SpeculationLaunch, without
-from autotune.space import N
+from autotune.study.space import N
 
 MOST_LAUNCHES = 3
 ALL = "others"  # every other launch of the setting

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from autotune.load import Phase, Request, run_phase
-from autotune.spec import WorkloadSpec
+from autotune.bench import Phase, Request, run_phase
+from autotune.study.schema import WorkloadSpec
 
 Log = dict[int, tuple[float, list[float]]]  # request -> when it came, when each chunk was written
 

@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 from grid import MEASURED, Launch, describe, load
 
-from autotune.measure.measurement import Floats, Ints
-from autotune.space import N
+from autotune.stats.measurement import Floats, Ints
+from autotune.study.space import N
 from autotune.views import point_text
 
 BATCHES = 10

@@ -20,7 +20,7 @@ and tokens are drawn; their true tok/s and p95 are known, or taken from four mil
 4. Points and ratios of points by `LaunchVariance`, from points that were launched twice.
 
 Estimates and verdicts are computed over all runs at once. They are checked against those of
-`autotune.measure`, whose `Looks` is told what ends and when, on 30 runs of each cell.
+`autotune.stats`, whose `Looks` is told what ends and when, on 30 runs of each cell.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from scipy import signal, special
 
 import objectives
-from autotune.measure import (
+from autotune.stats import (
     STOPPING_CONFIDENCE,
     Bounded,
     Domination,
@@ -59,9 +59,9 @@ from autotune.measure import (
     rivals_need,
     throughput_interval,
 )
-from autotune.measure.intervals import BATCHES, MEAN_FACTOR, MIN_REQUESTS
-from autotune.measure.measurement import Floats, Ints
-from autotune.measure.stopping import LAUNCH_DEGREES
+from autotune.stats.intervals import BATCHES, MEAN_FACTOR, MIN_REQUESTS
+from autotune.stats.measurement import Floats, Ints
+from autotune.stats.stopping import LAUNCH_DEGREES
 
 Bools = NDArray[np.bool_]
 Size = int | tuple[int, ...]
@@ -447,7 +447,7 @@ def _by_many(name: str, places: int) -> tuple[float, float, float, float]:
 
 
 class Many:
-    """What `autotune.measure` tells of the first requests of each run.
+    """What `autotune.stats` tells of the first requests of each run.
 
     Args:
         seconds: Runs × requests.

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from autotune.machine import machine_line
-from autotune.measure.measurement import Floats, Ints
+from autotune.serving.machine import machine_line
+from autotune.stats.measurement import Floats, Ints
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks" / "data" / "demo-cpu-grid.npz"
@@ -42,7 +42,7 @@ class Launch:
         params: The searched parameters with their plain values.
         planned_at: Unix time, s.
         values: Objective values as the study computed them, by name.
-        stats: The server's counters over the measurement (`autotune.load.ServerStats`).
+        stats: The server's counters over the measurement (`autotune.bench.ServerStats`).
         start: Sending, s on the phase's clock.
         ttft: s after ``start``.
         e2el: Last chunk, s after ``start``.
@@ -74,7 +74,7 @@ class Grid:
     Attributes:
         study: Its name.
         yaml: Its file.
-        machine: What it ran on, as `autotune.machine` describes it.
+        machine: What it ran on, as `autotune.serving.machine` describes it.
         vllm_version: Of the servers.
         launches: Measured ones.
         concurrency: Most requests at a time; None: as the study's file says.

@@ -28,16 +28,18 @@ from typing import Any
 import numpy as np
 from trial_cost import interval
 
+from autotune.bench import Request, build_workload
+from autotune.bench.session import send
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError
-from autotune.load import Request, build_workload
 from autotune.loop import model_resolver
-from autotune.machine import describe_machine
-from autotune.measure import Measurement
-from autotune.measuring import send
 from autotune.results import study_objectives
-from autotune.serving import Server, VllmInfo, WarmStart, free_port, plan_launch, probe
-from autotune.space import MNBT, N, Point
-from autotune.spec import LoadedStudy, load_study
+from autotune.serving import Server, WarmStart
+from autotune.serving.machine import describe_machine
+from autotune.stats import Measurement
+from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.space import MNBT, N, Point
 from objectives import Objective
 
 

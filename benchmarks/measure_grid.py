@@ -45,26 +45,20 @@ from typing import Any
 import numpy as np
 import yaml
 
-from autotune.demo import resolve_model
+from autotune.bench import Request, build_workload, difference, scrape
+from autotune.bench.session import send
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.rules import why_infeasible
 from autotune.errors import AutotuneError, FailureKind, MeasureError, TrialFailure, UserError
-from autotune.load import Request, build_workload, difference, scrape
-from autotune.machine import describe_machine
-from autotune.measure import Measurement
-from autotune.measuring import send
 from autotune.results import study_objectives
-from autotune.rules import why_infeasible
-from autotune.serving import (
-    Server,
-    StopError,
-    VllmInfo,
-    WarmStart,
-    free_port,
-    plan_launch,
-    probe,
-)
+from autotune.serving import Server, StopError, WarmStart
 from autotune.serving.guard import PR_SET_PDEATHSIG
-from autotune.space import MNBT, N, Value
-from autotune.spec import LoadedStudy, load_study, parse_study, text_without_secrets
+from autotune.serving.machine import describe_machine
+from autotune.stats import Measurement
+from autotune.study.models import resolve_model
+from autotune.study.schema import LoadedStudy, load_study, parse_study, text_without_secrets
+from autotune.study.space import MNBT, N, Value
 
 sys.path.insert(0, str(Path(__file__).parent))
 from grid import Grid, Launch, describe, load, save

@@ -59,7 +59,7 @@ from surfaces import Outcome, World, names, world
 
 from autotune.search import SearchEnds, StudySampler, seed_points
 from autotune.search.sampler import nearest
-from autotune.space import MNBT, ChoiceParam, N, Value
+from autotune.study.space import MNBT, ChoiceParam, N, Value
 
 Floats = NDArray[np.float64]
 Launch = Callable[[dict[str, Value]], Outcome]

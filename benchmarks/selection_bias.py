@@ -43,9 +43,9 @@ from coverage import serve, shapes
 from grid import MEASURED, Launch, describe, load
 from scipy import special
 
-from autotune.measure import Estimate
-from autotune.measure.measurement import Floats, Ints
 from autotune.search import Direction, plan, verdict
+from autotune.stats import Estimate
+from autotune.stats.measurement import Floats, Ints
 
 DIRECTIONS: tuple[Direction, Direction] = ("maximize", "minimize")
 RULES = ("tok/s", "p95", "balanced")

@@ -31,12 +31,14 @@ from typing import Any
 
 import numpy as np
 
+from autotune.bench import Sample
+from autotune.bench.session import Look, Measuring, Rival, Stop, Verdict
 from autotune.errors import AutotuneError
 from autotune.launching import Launched, Launcher
-from autotune.load import Sample
 from autotune.loop import Prepared, prepare
-from autotune.machine import machine_line
-from autotune.measure import (
+from autotune.search import front_numbers
+from autotune.serving.machine import machine_line
+from autotune.stats import (
     STOPPING_CONFIDENCE,
     Bounded,
     Domination,
@@ -51,11 +53,9 @@ from autotune.measure import (
     quantile,
     throughput_interval,
 )
-from autotune.measuring import Look, Measuring, Rival, Stop, Verdict
-from autotune.search import front_numbers
-from autotune.space import N, Point
-from autotune.spec import load_study
 from autotune.store import Store, exclusive, opened
+from autotune.study.schema import load_study
+from autotune.study.space import N, Point
 from autotune.ui import Ui
 
 TURNS = 16  # requests of each place

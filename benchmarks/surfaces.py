@@ -31,18 +31,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.engine.rules import why_infeasible
 from autotune.errors import FailureKind
-from autotune.rules import why_infeasible
-from autotune.space import (
-    MNBT,
-    ChoiceParam,
-    IntParam,
-    N,
-    Point,
-    Pow2Param,
-    Space,
-    Value,
-)
+from autotune.study.space import MNBT, ChoiceParam, IntParam, N, Point, Pow2Param, Space, Value
 
 Floats = NDArray[np.float64]
 DATA = Path(__file__).resolve().parent / "data"

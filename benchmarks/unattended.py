@@ -47,12 +47,12 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from autotune import launching, loop
-from autotune.machine import describe_machine
-from autotune.measure import ESTIMATOR, Interval, standard_error
 from autotune.search import grid_points
-from autotune.space import MNBT, N, Point
-from autotune.spec import LoadedStudy, load_study
+from autotune.serving.machine import describe_machine
+from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.store import LaunchRow, RequestRow, Store
+from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.space import MNBT, N, Point
 from autotune.ui import Ui
 from autotune.views import TrialView
 

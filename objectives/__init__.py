@@ -2,7 +2,7 @@
 
 To add one, put a module into this folder whose ``OBJECTIVE`` has the module's name; a study's own
 one may also stand in a file or in a package (``docs/objectives.md``). It sees a
-:class:`autotune.measure.Measurement` and nothing else.
+:class:`autotune.stats.Measurement` and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cache, partial
 from numbers import Real
 from typing import Any, Literal
 
-from autotune.measure import Interval, Measurement
+from autotune.stats import Interval, Measurement
 from objectives._batches import batch_interval
 from objectives._energy import WithEnergy, joules
 

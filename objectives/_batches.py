@@ -1,7 +1,7 @@
 """An interval for any objective: the requests in eight batches, the objective of each.
 
 The requests, in the order of sending, are cut into the k = 8 batches of
-:mod:`autotune.measure.intervals`, and the objective is computed of each batch alone. How far these
+:mod:`autotune.stats.intervals`, and the objective is computed of each batch alone. How far these
 k values scatter, widened by their own correlation, says how sure their mean is, with Student's t at
 k - 1 degrees of freedom; the objective of all requests is taken to be as sure, as a share of it.
 That is sectioning (S. Asmussen, P. W. Glynn, "Stochastic Simulation: Algorithms and Analysis",
@@ -25,8 +25,8 @@ from itertools import pairwise
 import numpy as np
 from scipy import special
 
-from autotune.measure import Interval, Measurement
-from autotune.measure.intervals import BATCHES, MEAN_FACTOR, MIN_REQUESTS, correlation_factor
+from autotune.stats import Interval, Measurement
+from autotune.stats.intervals import BATCHES, MEAN_FACTOR, MIN_REQUESTS, correlation_factor
 
 
 def batch_interval(

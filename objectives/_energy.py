@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from autotune.measure import Measurement
+from autotune.stats import Measurement
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import get_args
 
 import numpy as np
 
-from autotune.measure import Measurement
+from autotune.stats import Measurement
 from objectives import Broken, Direction, Objective, WithEnergy, raised
 
 GROUP = "autotune.objectives"

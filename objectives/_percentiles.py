@@ -1,10 +1,10 @@
 """Percentiles of the latencies of ``vllm bench serve``; each is a module of its own.
 
 Median, 95th and 99th percentile of the requests' TTFT, TPOT and E2EL, and of all ITL, in
-milliseconds. :mod:`autotune.measure.measurement` defines the four as ``vllm bench serve`` does
+milliseconds. :mod:`autotune.stats.measurement` defines the four as ``vllm bench serve`` does
 (``vllm/benchmarks/serve.py``, ``calculate_metrics``). The estimator is the median-unbiased one, not
 NumPy's default, which vLLM takes and which is too small for few requests;
-:mod:`autotune.measure.intervals` says why, and what the intervals are of the three that have one
+:mod:`autotune.stats.intervals` says why, and what the intervals are of the three that have one
 value a request.
 
 **ITL** has many values a request, and those of one request are alike: taken as single ones they
@@ -25,9 +25,9 @@ from functools import partial
 import numpy as np
 from scipy import special
 
-from autotune.measure import Interval, Measurement, percentile_interval, quantile
-from autotune.measure.intervals import BATCHES, MEAN_FACTOR, MIN_REQUESTS, long_run_variance
-from autotune.measure.measurement import Floats
+from autotune.stats import Interval, Measurement, percentile_interval, quantile
+from autotune.stats.intervals import BATCHES, MEAN_FACTOR, MIN_REQUESTS, long_run_variance
+from autotune.stats.measurement import Floats
 from objectives import Objective
 
 

@@ -1,11 +1,11 @@
 """Requests per second that meet a service level, as ``vllm bench serve --goodput`` counts them.
 
 In a closed loop they leave at max_concurrency · good requests / Σ seconds, as tokens do
-(:mod:`autotune.measure.measurement`); ``vllm bench serve`` divides by the time from the first
+(:mod:`autotune.stats.measurement`); ``vllm bench serve`` divides by the time from the first
 sending to the last end, in which places stand empty.
 
 The interval holds two things. That of the ratio of good requests to the place-seconds of all, by
-batch means as for throughput (:mod:`autotune.measure.intervals`): slow requests are both rarer and
+batch means as for throughput (:mod:`autotune.stats.intervals`): slow requests are both rarer and
 more often bad, which the ratio takes in. And that of the share of good requests, as a binomial one
 (C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of
 the binomial", Biometrika 26, 1934), at the measured rate: where all requests are good, or none is,
@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from autotune.measure import Interval, Measurement
-from autotune.measure.intervals import MIN_REQUESTS, ratio_interval
+from autotune.stats import Interval, Measurement
+from autotune.stats.intervals import MIN_REQUESTS, ratio_interval
 from objectives import Objective
 
 

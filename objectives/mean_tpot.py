@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.measure import Measurement
+from autotune.stats import Measurement
 from objectives import Objective
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.measure import throughput_interval
+from autotune.stats import throughput_interval
 from objectives import Objective
 
 OBJECTIVE = Objective(

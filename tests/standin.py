@@ -15,7 +15,7 @@ import os, sys
 
 __version__ = "{version}"
 os.environ["STANDIN_IMPORTED"] = "1"  # as a real one sets some
-in_template = sys.argv[0].endswith("_template.py")
+in_template = sys.argv[0].endswith("_fork_server.py")
 print("imported")
 {code}
 """

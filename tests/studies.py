@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 
 from autotune.cli import main
-from autotune.serving.command import OWNER_VARIABLE
+from autotune.engine.command import OWNER_VARIABLE
 
 DOUBLE = str(Path(__file__).parent / "double.py")
 # Launches whose end was never written down.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import objectives
-from autotune.space import Value
+from autotune.study.space import Value
 from autotune.views import StudyView, TrialView
 
 THROUGHPUT = objectives.get("throughput")

@@ -21,13 +21,13 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from autotune.errors import NothingUsable
-from autotune.measure import ESTIMATOR
 from autotune.prediction import GAINS, Outlook, outlook, tables
 from autotune.search import Prediction, SpeculationLaunch, what_if
 from autotune.search.acceptance import DRAFT_FIXED, MOST_N, PER_TOKEN, without
-from autotune.space import MNBT, IntParam, N, Pow2Param, Space
-from autotune.spec import load_study
+from autotune.stats import ESTIMATOR
 from autotune.store import Store
+from autotune.study.schema import load_study
+from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
 from tests.fuzzing import fuzz
 from tests.studies import autotune, write_study
 from tests.study_views import P95, study

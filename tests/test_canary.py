@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from autotune import canary
-from autotune.canary import (
+from autotune.bench import interference
+from autotune.bench.interference import (
     GpuReading,
     LoadWatch,
     MachineState,
@@ -73,9 +73,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
     def set_to(*seconds: float) -> list[float]:
         pauses: list[float] = []
         left = iter(seconds)
-        monkeypatch.setattr(canary, "kernel_seconds", lambda: next(left))
-        monkeypatch.setattr(canary, "read_gpus", tuple)
-        monkeypatch.setattr(canary.time, "sleep", pauses.append)
+        monkeypatch.setattr(interference, "kernel_seconds", lambda: next(left))
+        monkeypatch.setattr(interference, "read_gpus", tuple)
+        monkeypatch.setattr(interference.time, "sleep", pauses.append)
         return pauses
 
     return set_to
@@ -105,7 +105,7 @@ def test_a_process_that_is_not_ours_is_seen() -> None:
     rest = Rest(0.05, None, ())
     with burning() as child:
         with LoadWatch(rest, lambda: []) as foreign, LoadWatch(rest, lambda: [child]) as ours:
-            while canary._cpu_seconds(child) < 0.5:
+            while interference._cpu_seconds(child) < 0.5:
                 kernel_seconds()
         assert foreign.state.foreign is not None
         assert ours.state.foreign is not None
@@ -126,13 +126,13 @@ def test_without_the_servers_processes_foreign_load_is_unknown() -> None:
 def test_a_child_that_ended_counts_and_a_process_that_is_gone_does_no_harm() -> None:
     def ended_children() -> float:
         me = psutil.Process()
-        return canary._cpu_seconds(me) - sum(me.cpu_times()[:2])
+        return interference._cpu_seconds(me) - sum(me.cpu_times()[:2])
 
     before = ended_children()
     with burning() as child:
-        while canary._cpu_seconds(child) < 0.3:
+        while interference._cpu_seconds(child) < 0.3:
             kernel_seconds()
-    assert canary._cpu_seconds(child) == 0.0
+    assert interference._cpu_seconds(child) == 0.0
     assert ended_children() - before >= 0.2
 
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from autotune.cli import main
 from autotune.serving import LivingLaunch
-from autotune.spec import load_study
 from autotune.store import Store
+from autotune.study.schema import load_study
 from tests.studies import autotune, query, write_study
 
 

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from autotune.load import Phase, Request, Sample, run_phase
-from autotune.load.client import Answer
-from autotune.spec import WorkloadSpec
+from autotune.bench import Phase, Request, Sample, run_phase
+from autotune.bench.client import Answer
+from autotune.study.schema import WorkloadSpec
 
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter

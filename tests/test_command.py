@@ -10,17 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from autotune.engine.command import free_port, own_key, plan_launch, secret_values, serve_command
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import MODULE, VllmInfo, probe
 from autotune.errors import UserError
-from autotune.serving import (
-    VllmInfo,
-    check_flags,
-    free_port,
-    plan_launch,
-    probe,
-    serve_command,
-)
-from autotune.serving.command import MODULE, own_key, secret_values
-from autotune.spec import ServerSpec, parse_study
+from autotune.study.schema import ServerSpec, parse_study
 
 OPTIONS = {
     "model": None,
@@ -207,7 +201,7 @@ def test_processes_at_once_have_one_key(kept: Path, there: str | None):
         kept.parent.mkdir(parents=True)
         kept.write_text(there)
     code = (
-        "import sys\nfrom autotune.serving.command import own_key\n"
+        "import sys\nfrom autotune.engine.command import own_key\n"
         "print('ready', flush=True)\nsys.stdin.readline()\nprint(own_key())"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -244,7 +238,7 @@ def test_a_full_disk_leaves_no_half_key_in_use(kept: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as m:
-        m.setattr("autotune.serving.command.os.fchmod", full)
+        m.setattr("autotune.engine.command.os.fchmod", full)
         first = own_key()
     assert len(first) == 32
     assert kept.read_text() == ""
@@ -423,7 +417,7 @@ def test_probe_says_in_one_line_that_vllm_does_not_import(
 
 def test_shim_runs_the_next_sitecustomize(tmp_path: Path):
     (tmp_path / "sitecustomize.py").write_text("import os; os.environ['NEXT'] = 'ran'")
-    shim = Path(__file__).parent.parent / "autotune/serving/shim"
+    shim = Path(__file__).parent.parent / "autotune/engine/shim"
     code = "import os, importlib.util as u; print(os.environ.get('NEXT'), u.find_spec('fractions'))"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from autotune.measure import (
+from autotune.stats import (
     Interval,
     LaunchVariance,
     Scatter,

@@ -20,16 +20,18 @@ import yaml
 from click.testing import CliRunner, Result
 from optuna.trial import TrialState, create_trial
 
+from autotune.bench import Sample, ServerStats
 from autotune.cli import main
 from autotune.comparison import Finding, Where, compare
+from autotune.engine.command import plan_launch
+from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.load import Sample, ServerStats
-from autotune.measure import ESTIMATOR, LaunchVariance, Scatter
 from autotune.results import study_objectives
-from autotune.serving import Identity, VllmInfo, plan_launch
-from autotune.space import MNBT, N, Point
-from autotune.spec import load_study
+from autotune.serving import Identity
+from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.store import Store
+from autotune.study.schema import load_study
+from autotune.study.space import MNBT, N, Point
 from tests.studies import write_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -9,16 +9,7 @@ import pytest
 
 from autotune.errors import FailureKind
 from autotune.search.crashes import CrashModel
-from autotune.space import (
-    MNBT,
-    ChoiceParam,
-    FloatParam,
-    IntParam,
-    N,
-    Point,
-    Pow2Param,
-    Space,
-)
+from autotune.study.space import MNBT, ChoiceParam, FloatParam, IntParam, N, Point, Pow2Param, Space
 
 SPACE = Space(
     {

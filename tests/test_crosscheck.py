@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from autotune import crosscheck
+from autotune.bench import Request, vllm_bench
+from autotune.bench.vllm_bench import BenchResult, bench_argv, read_result
 from autotune.crosscheck import (
     Verdict,
     bench_request,
@@ -22,12 +24,10 @@ from autotune.crosscheck import (
     figures_of,
     samples_of,
 )
+from autotune.engine.probe import VllmInfo
 from autotune.errors import MeasureError
-from autotune.load import Request
-from autotune.measure import Measurement
-from autotune.serving import VllmInfo, bench
-from autotune.serving.bench import BenchResult, bench_argv, read_result
-from autotune.spec import WorkloadSpec
+from autotune.stats import Measurement
+from autotune.study.schema import WorkloadSpec
 from tests.studies import autotune, processes_of, write_study
 
 # -- verdicts ----------------------------------------------------------------------------------
@@ -223,9 +223,9 @@ FAKE_BENCH = """
 import argparse, asyncio, json, os, signal, subprocess, sys, time
 from pathlib import Path
 from autotune.crosscheck import figures_of
-from autotune.load import Request, run_phase
-from autotune.measure import Measurement
-from autotune.spec import WorkloadSpec
+from autotune.bench import Request, run_phase
+from autotune.stats import Measurement
+from autotune.study.schema import WorkloadSpec
 
 match os.environ.get("FAKE"):
     case "broken":
@@ -271,7 +271,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "fake_bench.py"
     script.write_text(FAKE_BENCH)
     own = VllmInfo("0.32.0", "vllm", sys.executable, "cpu", None, (), ())
-    monkeypatch.setattr(bench, "_SCRIPT", script)
+    monkeypatch.setattr(vllm_bench, "_SCRIPT", script)
     monkeypatch.setattr(crosscheck, "bench_vllm", lambda _info: own)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-user")

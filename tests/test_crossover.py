@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.measure import LaunchVariance, Scatter
-from autotune.measure.crossover import (
+from autotune.stats import LaunchVariance, Scatter
+from autotune.stats.crossover import (
     Rate,
     Where,
     best_fixed,

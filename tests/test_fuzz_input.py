@@ -23,15 +23,15 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.bench import build_workload
 from autotune.cli import main
+from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
-from autotune.init import study_from_command, template
-from autotune.load import build_workload
 from autotune.loop import baseline_point
 from autotune.results import study_objectives
-from autotune.rules import why_infeasible
-from autotune.spec import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.store import Store
+from autotune.study.from_command import study_from_command, template
+from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from tests.fuzzing import fuzz
 from tests.studies import write_study
 

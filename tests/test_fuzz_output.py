@@ -19,10 +19,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from autotune.bench import Counters, ServerStats, difference, scrape
+from autotune.bench.client import Answer, _Connection
+from autotune.bench.server_metrics import parse
 from autotune.errors import FailureKind, MeasureError
-from autotune.load import Counters, ServerStats, difference, scrape
-from autotune.load.client import Answer, _Connection
-from autotune.load.scrape import parse
 from tests.fuzzing import fuzz
 from tests.studies import autotune, query, trials, write_study
 from tests.test_client import (
@@ -268,7 +268,7 @@ def test_a_long_line_fails_alike_in_one_read_and_in_many() -> None:
 
 
 def test_chunks_without_an_end_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.load.client._MOST_CHUNKS", 1000)  # a million take seconds
+    monkeypatch.setattr("autotune.bench.client._MOST_CHUNKS", 1000)  # a million take seconds
     answer = Answer()
     for _ in range(3000):
         answer.feed(text("x"), 1.0)
@@ -681,7 +681,7 @@ DRAFTED = {
 def test_a_trial_with_bad_answers_has_no_number_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: str, kind: str, words: str
 ) -> None:
-    monkeypatch.setattr("autotune.measuring.DYING_S", 0.1)  # the double lives on
+    monkeypatch.setattr("autotune.bench.session.DYING_S", 0.1)  # the double lives on
     # the warm-up is answered well: it goes wrong while it is measured
     env = {"DOUBLE_FAIL": fail, "DOUBLE_FAIL_AFTER": "4"}
     study = write_study(tmp_path, space=DRAFTED, server__env=env)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autotune.graphs import Mode, aligned_sizes, capture_sizes, coverage, graphs
+from autotune.engine.cuda_graphs import Mode, aligned_sizes, capture_sizes, coverage, graphs
 
 READ = ("0.24.0", "0.26.0", "0.32.0")
 

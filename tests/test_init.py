@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
-from autotune.init import study_from_command, template
-from autotune.rules import why_infeasible
-from autotune.space import MNBT, IntParam, N, Pow2Param
-from autotune.spec import LoadedStudy, parse_study
+from autotune.study.from_command import study_from_command, template
+from autotune.study.schema import LoadedStudy, parse_study
+from autotune.study.space import MNBT, IntParam, N, Pow2Param
 
 
 def study(command: str) -> LoadedStudy:

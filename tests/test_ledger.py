@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from autotune import ledger, loop
 from autotune.errors import DatabaseLocked, FailureKind, MachineError, UserError
-from autotune.serving.gpu import SLACK_MIB, GpuMemory, held
+from autotune.serving.gpu_memory import SLACK_MIB, GpuMemory, held
 from autotune.serving.logs import LogFolder
 from autotune.store import Store, exclusive, is_free, opened
 from tests.studies import (
@@ -228,7 +228,7 @@ def test_a_machine_that_slept_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     naps = iter([0.0, 3600.0])  # before and after warm-up and measurement, which are one
-    monkeypatch.setattr("autotune.measuring._asleep", lambda: next(naps, 3600.0))
+    monkeypatch.setattr("autotune.bench.session._asleep", lambda: next(naps, 3600.0))
     study = write_study(tmp_path)
     done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

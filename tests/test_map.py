@@ -15,19 +15,21 @@ from typing import Any
 import pytest
 
 from autotune import launching, loadmap
-from autotune.canary import MachineState, Rest
+from autotune.bench import Request, Sample, ServerStats, Workload, build_workload
+from autotune.bench.interference import MachineState, Rest
+from autotune.bench.session import Result, Stop
+from autotune.engine.command import LaunchPlan, plan_launch
+from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError
-from autotune.load import Request, Sample, ServerStats, Workload, build_workload
 from autotune.loadmap import map_requests, order, part_sizes
 from autotune.loop import Prepared
 from autotune.mapplot import map_figure
 from autotune.mapresults import PARTS, SCHEDULE, scheduled, speculative_argument, why_no_schedule
 from autotune.mapview import Advice, LoadView, MapView, PointView, map_json, map_lines
-from autotune.measure import Interval
-from autotune.measure.crossover import Rate, Schedule
-from autotune.measuring import Result, Stop
-from autotune.serving import Identity, LaunchPlan, VllmInfo, plan_launch
-from autotune.spec import LoadedStudy, StudySpec, load_study
+from autotune.serving import Identity
+from autotune.stats import Interval
+from autotune.stats.crossover import Rate, Schedule
+from autotune.study.schema import LoadedStudy, StudySpec, load_study
 from tests.studies import (
     DOUBLE,
     UNENDED,

@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import autotune.measure
-from autotune.load import Sample
-from autotune.measure import (
-    Measurement,
-    Scatter,
-    percentile_interval,
-    quantile,
-    throughput_interval,
-)
-from autotune.measure.intervals import quantile_bound
-from autotune.measure.measurement import Floats
+import autotune.stats
+from autotune.bench import Sample
+from autotune.stats import Measurement, Scatter, percentile_interval, quantile, throughput_interval
+from autotune.stats.intervals import quantile_bound
+from autotune.stats.measurement import Floats
 
 
 def sample(
@@ -173,10 +167,10 @@ def test_measure_imports_nothing_of_the_rest() -> None:
                 names.add(node.module)
         return names
 
-    folder = Path(autotune.measure.__file__).parent
+    folder = Path(autotune.stats.__file__).parent
     ours = set().union(*(imported(ast.parse(f.read_text())) for f in folder.glob("*.py")))
     outside = {n for n in ours if n.startswith(("autotune", "objectives"))}
-    assert all(n.startswith("autotune.measure.") for n in outside)
+    assert all(n.startswith("autotune.stats.") for n in outside)
 
 
 def ramp(n: int) -> Floats:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.measure import (
+from autotune.stats import (
     Bounded,
     Domination,
     Interval,
@@ -30,9 +30,9 @@ from autotune.measure import (
     rivals_need,
     warm_from,
 )
-from autotune.measure.measurement import Floats
-from autotune.measure.stopping import LEAST_BETWEEN, USUAL_BETWEEN, relative_half_width
-from autotune.measure.warmup import fewest
+from autotune.stats.measurement import Floats
+from autotune.stats.stopping import LEAST_BETWEEN, USUAL_BETWEEN, relative_half_width
+from autotune.stats.warmup import fewest
 
 RUNS = 2000
 

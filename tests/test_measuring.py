@@ -22,16 +22,15 @@ import numpy as np
 import pytest
 
 import objectives
-from autotune import measuring
-from autotune.canary import Rest
+from autotune.bench import Counters, Request, Sample, Workload, session
+from autotune.bench.interference import Rest
+from autotune.bench.session import Look, Measuring, Result, Rival, Stop
 from autotune.errors import FailureKind, MeasureError
-from autotune.load import Counters, Request, Sample, Workload
-from autotune.measure import STOPPING_CONFIDENCE, look_sizes
-from autotune.measuring import Look, Measuring, Result, Rival, Stop
 from autotune.recomputed import measurement_of
 from autotune.results import quality_warnings
-from autotune.spec import WorkloadSpec, load_study
+from autotune.stats import STOPPING_CONFIDENCE, look_sizes
 from autotune.store import opened
+from autotune.study.schema import WorkloadSpec, load_study
 from tests.studies import (
     autotune,
     processes_of,
@@ -56,7 +55,7 @@ def steady(phase: str, i: int) -> float:
 
 @dataclass
 class Client:
-    """Takes the place of :func:`autotune.measuring.send`: one closed loop, in its own clock.
+    """Takes the place of :func:`autotune.bench.session.send`: one closed loop, in its own clock.
 
     Attributes:
         seconds: What each request takes.
@@ -186,8 +185,8 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Me
                 **(keys or {}),
             },
         )
-        monkeypatch.setattr(measuring, "send", client.send)
-        monkeypatch.setattr(measuring, "scrape", client.scrape)
+        monkeypatch.setattr(session, "send", client.send)
+        monkeypatch.setattr(session, "scrape", client.scrape)
         spec = load_study(str(study)).spec
         out = Measured(client, spec.workload, [], None, [], [])
         one = Measuring(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import objectives
-from autotune.measure import Measurement
+from autotune.stats import Measurement
 
 
 @pytest.fixture

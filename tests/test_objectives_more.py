@@ -21,10 +21,10 @@ import pytest
 
 import objectives
 from autotune.errors import UserError
-from autotune.measure import Bounded, Domination, Interval, Measurement
-from autotune.nvml import EnergyMeter, why_no_energy
 from autotune.results import study_objectives
-from autotune.spec import ObjectiveSpec, load_study
+from autotune.serving.nvml import EnergyMeter, why_no_energy
+from autotune.stats import Bounded, Domination, Interval, Measurement
+from autotune.study.schema import ObjectiveSpec, load_study
 from objectives import Objective, WithEnergy
 from objectives.__main__ import table
 from tests.studies import (
@@ -443,7 +443,7 @@ def test_an_objective_in_a_file(tmp_path: Path) -> None:
 def test_a_bound_of_ones_own_that_is_not_finite_bounds_nothing(tmp_path: Path) -> None:
     """Infinity and NaN are no JSON, and a standard error of them would be infinite, too."""
     bounds = "interval=lambda m, c: Interval(%s, %s, c)"
-    text = "from autotune.measure import Interval\n" + MINE
+    text = "from autotune.stats import Interval\n" + MINE
     m = measured([1.0] * 20)
     for low, high, expected in (
         ("0.0", "float('inf')", (0.0, None)),

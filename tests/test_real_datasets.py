@@ -11,11 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from autotune.bench import Sample, Workload, build_workload
+from autotune.bench.session import send
+from autotune.engine.probe import probe
 from autotune.errors import MeasureError
-from autotune.load import Sample, Workload, build_workload
-from autotune.measuring import send
-from autotune.serving import Server, probe
-from autotune.spec import WorkloadSpec
+from autotune.serving import Server
+from autotune.study.schema import WorkloadSpec
 from tests.test_real_server import SERVER, demo_server
 
 pytestmark = pytest.mark.real

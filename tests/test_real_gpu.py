@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.serving.gpu import SLACK_MIB, gpu_memory
+from autotune.serving.gpu_memory import SLACK_MIB, gpu_memory
 from tests.studies import query, start_autotune, write_study
 
 pytestmark = [

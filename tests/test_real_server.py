@@ -15,17 +15,11 @@ import httpx
 import psutil
 import pytest
 
-from autotune.serving import (
-    Server,
-    VllmInfo,
-    WarmStart,
-    free_port,
-    plan_launch,
-    probe,
-    template,
-)
-from autotune.serving.server import _port_is_free, _processes
-from autotune.spec import ServerSpec
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.probe import VllmInfo, probe
+from autotune.serving import Server, WarmStart, warm_start
+from autotune.serving.process_tree import _port_is_free, _processes
+from autotune.study.schema import ServerSpec
 
 pytestmark = pytest.mark.real
 
@@ -47,7 +41,7 @@ def info() -> VllmInfo:
 
 
 def demo_server(log: Path, launch_id: str, info: VllmInfo, warm: WarmStart | None = None) -> Server:
-    from autotune.demo import resolve_model
+    from autotune.study.models import resolve_model
 
     plan = plan_launch(
         SERVER,
@@ -176,7 +170,7 @@ def test_a_forked_server_is_as_a_started_one(
     tmp_path: Path, info: VllmInfo, monkeypatch: pytest.MonkeyPatch
 ):
     # as on a machine where none ran before: the first launch shows what a worker is given
-    monkeypatch.setattr(template, "_memory", lambda *_: tmp_path / "worker.json")
+    monkeypatch.setattr(warm_start, "_memory", lambda *_: tmp_path / "worker.json")
     seen, before, log = [], shared_memory(), tmp_path / "template.log"
     for launches in (1, 2):  # of two runs: the second knows it from the first
         with WarmStart(SERVER, info, log) as warm:

@@ -24,20 +24,22 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import objectives
+from autotune.bench import Sample, ServerStats
 from autotune.comparison import Finding, Where, compare
-from autotune.load import Sample, ServerStats
-from autotune.machine import describe_machine
+from autotune.engine.command import plan_launch
+from autotune.engine.probe import VllmInfo
 from autotune.mapresults import comparable_loads
-from autotune.measure import ESTIMATOR, Estimate
-from autotune.measure.intervals import MEAN_FACTOR
 from autotune.plots import pareto_figure
 from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, estimator_of
 from autotune.report import build, markdown
 from autotune.results import counts, stored_objectives, study_view
-from autotune.serving import Identity, VllmInfo, plan_launch
-from autotune.space import MNBT, N, Point
-from autotune.spec import load_study
+from autotune.serving import Identity
+from autotune.serving.machine import describe_machine
+from autotune.stats import ESTIMATOR, Estimate
+from autotune.stats.intervals import MEAN_FACTOR
 from autotune.store import Store, opened
+from autotune.study.schema import load_study
+from autotune.study.space import MNBT, N, Point
 from autotune.views import StudyView, TrialView
 from tests.studies import UNENDED, autotune, front, processes_of, query, trials, write_study
 

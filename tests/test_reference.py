@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, Field
 
-from autotune import reference
-from autotune.spec import StudySpec
+from autotune.study import reference
+from autotune.study.schema import StudySpec
 
 FILE = Path(__file__).parent.parent / "docs" / "study-reference.md"
 
@@ -24,7 +24,7 @@ def keys(model: type[BaseModel]) -> Iterator[str]:
 
 def test_the_file_is_up_to_date() -> None:
     assert FILE.read_text() == reference.reference(), (
-        "run `python -m autotune.reference > docs/study-reference.md`"
+        "run `python -m autotune.study.reference > docs/study-reference.md`"
     )
 
 

@@ -23,20 +23,20 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune import launching, loadmap
-from autotune.canary import Rest
+from autotune.bench import Sample, ServerStats
+from autotune.bench.interference import Rest
 from autotune.cli import main
+from autotune.engine.command import LaunchPlan
+from autotune.engine.launch_stages import STAGES, Stages
 from autotune.errors import FailureKind, TrialFailure
-from autotune.load import Sample, ServerStats
-from autotune.measure import ESTIMATOR, Interval, standard_error
 from autotune.plots import DARK, LIGHT, find_chromium, print_page
 from autotune.report import Format, build, html, markdown, place, write
 from autotune.report.content import Code, Figure, Report, Table
 from autotune.report.importance import LEAST_TRIALS, importances
 from autotune.results import study_objectives, study_view
-from autotune.serving import LaunchPlan
-from autotune.serving.stages import STAGES, Stages
-from autotune.spec import load_study
+from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.store import Store, opened
+from autotune.study.schema import load_study
 from autotune.views import number as shown
 from tests.studies import autotune, write_study
 from tests.study_views import P95, THROUGHPUT

@@ -16,12 +16,13 @@ import pytest
 import yaml
 from optuna.trial import TrialState, create_trial
 
-from autotune.compilecache import CacheUse, CompileCache, compile_cache_of
+from autotune.bench import Sample, ServerStats, build_workload
+from autotune.engine.command import plan_launch
+from autotune.engine.compile_cache import CacheUse, CompileCache, compile_cache_of
+from autotune.engine.launch_stages import STAGES, Stages
+from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.load import Sample, ServerStats, build_workload
 from autotune.loop import Prepared, baseline_point
-from autotune.machine import describe_machine, machine_line
-from autotune.measure import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.results import (
     counts,
     is_finished,
@@ -30,12 +31,13 @@ from autotune.results import (
     trial_story,
 )
 from autotune.reuse import Found, Source, find, take
-from autotune.serving import Identity, VllmInfo, plan_launch
-from autotune.serving.stages import STAGES, Stages
-from autotune.space import MNBT, N, Point
-from autotune.spec import load_study
+from autotune.serving import Identity
+from autotune.serving.machine import describe_machine, machine_line
 from autotune.stages import time_json, time_lines, time_view
+from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.store import Store
+from autotune.study.schema import load_study
+from autotune.study.space import MNBT, N, Point
 from autotune.views import origin_lines
 from tests.studies import autotune, processes_of, query, write_study
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from autotune.rules import (
+from autotune.engine.probe import _hiding, probe
+from autotune.engine.rules import (
     RULES,
     SCHEDULE,
     Known,
@@ -20,10 +21,8 @@ from autotune.rules import (
     why_doubtful,
     why_infeasible,
 )
-from autotune.serving import probe
-from autotune.serving.command import _hiding
-from autotune.space import MNBT, N
-from autotune.spec import ServerSpec
+from autotune.study.schema import ServerSpec
+from autotune.study.space import MNBT, N
 
 READ = ("0.24.0", "0.26.0", "0.32.0")
 CPU, CUDA = Known(platform="cpu"), Known(platform="cuda")

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+from autotune.bench import Counters, difference, scrape
+from autotune.bench.server_metrics import parse
 from autotune.errors import FailureKind, MeasureError
-from autotune.load import Counters, difference, scrape
-from autotune.load.scrape import parse
 
 
 def page(scale: int = 1, engines: int = 1) -> str:

@@ -12,7 +12,7 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 
-from autotune.rules import why_infeasible
+from autotune.engine.rules import why_infeasible
 from autotune.search import (
     Converged,
     SpaceExhausted,
@@ -27,7 +27,7 @@ from autotune.search import sampler as sampler_module
 from autotune.search.gain import Belief, gains, potential
 from autotune.search.model import propose
 from autotune.search.sampler import informative, launched_of
-from autotune.space import MNBT, ChoiceParam, FloatParam, IntParam, N, Point, Pow2Param, Space
+from autotune.study.space import MNBT, ChoiceParam, FloatParam, IntParam, N, Point, Pow2Param, Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

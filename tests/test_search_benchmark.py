@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.space import MNBT, ChoiceParam, IntParam, N, Pow2Param
+from autotune.study.space import MNBT, ChoiceParam, IntParam, N, Pow2Param
 
 STRATEGIES = ("random", "grid", "shuffled", "sweep", "tpe", "nsga2", "gp", "ours", "ours-4")
 

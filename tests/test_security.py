@@ -25,13 +25,15 @@ import yaml
 
 import autotune as package
 from autotune import crosscheck
+from autotune.bench import vllm_bench
+from autotune.engine.command import own_key, plan_launch, runs_model_code, serve_command
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.masking import is_secret, masked, public, secret_values
 from autotune.plots import find_chromium, pareto_figure, write_html
-from autotune.serving import VllmInfo, bench, check_flags, plan_launch, serve_command
-from autotune.serving.command import own_key, runs_model_code
-from autotune.spec import LoadedStudy, ServerSpec, parse_study, text_without_secrets
 from autotune.store import Store
+from autotune.study.schema import LoadedStudy, ServerSpec, parse_study, text_without_secrets
+from autotune.study.secrets import is_secret, masked, public, secret_values
 from tests.studies import (
     DOUBLE,
     autotune,
@@ -308,7 +310,7 @@ def test_no_planted_secret_is_stored_or_shown(
     script.write_text(
         "import os, sys\nprint('bench has', *os.environ.values(), file=sys.stderr)\n" + FAKE_BENCH
     )
-    monkeypatch.setattr(bench, "_SCRIPT", script)
+    monkeypatch.setattr(vllm_bench, "_SCRIPT", script)
     monkeypatch.setattr(crosscheck, "bench_vllm", lambda _info: OWN)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     file = write_study(
@@ -887,7 +889,7 @@ def test_the_dashboard_answers_no_page_of_elsewhere(tmp_path: Path) -> None:
 def test_what_is_written_is_for_its_owner_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "_SCRIPT", script := tmp_path / "bench.py")
+    monkeypatch.setattr(vllm_bench, "_SCRIPT", script := tmp_path / "bench.py")
     script.write_text(FAKE_BENCH)
     monkeypatch.setattr(crosscheck, "bench_vllm", lambda _info: OWN)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -16,21 +16,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autotune.engine.command import LAUNCH_VARIABLE, free_port, plan_launch
+from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError, UserError
-from autotune.serving import (
-    Identity,
-    Server,
-    StopError,
-    VllmInfo,
-    end_leftover,
-    free_port,
-    plan_launch,
-)
-from autotune.serving.command import LAUNCH_VARIABLE
-from autotune.serving.gpu import SLACK_MIB, gpu_memory
+from autotune.serving import Identity, Server, StopError, end_leftover
+from autotune.serving.gpu_memory import SLACK_MIB, gpu_memory
 from autotune.serving.guard import HEAD_BYTES, LOG_BYTES, TAIL_BYTES
-from autotune.serving.server import _processes, start_ticks
-from autotune.spec import ServerSpec
+from autotune.serving.process_tree import _processes, start_ticks
+from autotune.study.schema import ServerSpec
 
 pytestmark = pytest.mark.double
 
@@ -182,7 +175,7 @@ OWNER = """
 import sys, time, uuid
 from pathlib import Path
 from autotune.serving import Server, VllmInfo, free_port, plan_launch
-from autotune.spec import ServerSpec
+from autotune.study.schema import ServerSpec
 
 command = (sys.executable, {double!r})
 spec = ServerSpec(command=command, model="m", env={env!r}, stop_timeout_s={grace})

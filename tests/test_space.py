@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from autotune.engine.command import plan_launch
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.serving import VllmInfo, check_flags, plan_launch
-from autotune.space import (
+from autotune.study.schema import LoadedStudy, parse_study
+from autotune.study.space import (
     ALIGNED,
     MNBT,
     ChoiceParam,
@@ -26,7 +29,6 @@ from autotune.space import (
     effective,
     same_launch,
 )
-from autotune.spec import LoadedStudy, parse_study
 
 DRAFT_TP = "speculative.draft_tensor_parallel_size"
 CHOICE = {"type": "choice", "choices": [1, 2]}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import UserError
-from autotune.spec import BudgetSpec, find_study, load_study, parse_study
+from autotune.study.schema import BudgetSpec, find_study, load_study, parse_study
 
 GOOD = """\
 name: mine

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.serving.stages import STAGES, StageClock, Stages, head_of, stages_of
+from autotune.engine.launch_stages import STAGES, StageClock, Stages, head_of, stages_of
 from autotune.stages import TimeView, TrialTime, time_json, time_lines
 from autotune.store import Store
 from autotune.timeplot import time_figure

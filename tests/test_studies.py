@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from autotune.load.workload import build_workload
-from autotune.rules import why_infeasible
-from autotune.space import MNBT, IntParam, N, Pow2Param
-from autotune.spec import bundled_studies, load_study, studies_folder
+from autotune.bench.workload import build_workload
+from autotune.engine.rules import why_infeasible
+from autotune.study.schema import bundled_studies, load_study, studies_folder
+from autotune.study.space import MNBT, IntParam, N, Pow2Param
 
 DEMO = ("demo-cpu", "demo-cpu-random")
 GEMMA = ("gemma-4-26b-rtx5090", "gemma-4-26b-rtx5090-sweep")

@@ -21,12 +21,13 @@ import psutil
 import pytest
 
 from autotune import ledger
+from autotune.engine.command import LAUNCH_VARIABLE, free_port, plan_launch
+from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError
-from autotune.serving import Identity, Server, VllmInfo, WarmStart, free_port, plan_launch, template
-from autotune.serving._template import OPENMP, changes, leave_ports, openmp
-from autotune.serving.command import LAUNCH_VARIABLE
-from autotune.serving.server import _processes, start_ticks
-from autotune.spec import ServerSpec
+from autotune.serving import Identity, Server, WarmStart, warm_start
+from autotune.serving._fork_server import OPENMP, changes, leave_ports, openmp
+from autotune.serving.process_tree import _processes, start_ticks
+from autotune.study.schema import ServerSpec
 from tests.standin import DUMPS, MODULE, write_vllm
 from tests.studies import owned
 
@@ -209,8 +210,8 @@ def test_a_killed_template_costs_one_cold_launch(make: Make) -> None:
 def test_a_template_that_hangs_costs_one_cold_launch(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template, "_FORK_S", 0.2)
-    monkeypatch.setattr(template, "_END_S", 0.2)
+    monkeypatch.setattr(warm_start, "_FORK_S", 0.2)
+    monkeypatch.setattr(warm_start, "_END_S", 0.2)
     bench = make()
     assert bench.is_warm()
     bench.template.send_signal(signal.SIGSTOP)
@@ -490,7 +491,7 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path, stage: str) -> None:
 def test_a_template_whose_owner_died_before_it_looked_ends(make: Make) -> None:
     bench = make()
     done = subprocess.run(
-        [sys.executable, str(template.TEMPLATE), "1", "0", MODULE, "0"],
+        [sys.executable, str(warm_start.TEMPLATE), "1", "0", MODULE, "0"],
         env={**os.environ, "PYTHONPATH": str(bench.vllm)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -506,9 +507,9 @@ def test_what_the_imports_change_in_an_environment() -> None:
     assert changes(before, after) == {"CHANGED": "2", "GONE": None, "NEW": "1"}
 
 
-@pytest.mark.parametrize("name", ["_template.py", "guard.py", "_probe.py", "_bench.py"])
+@pytest.mark.parametrize("name", ["_fork_server.py", "guard.py", "_probe.py", "_vllm_bench.py"])
 def test_what_runs_in_the_vllms_python_may_be_read_by_an_older_one(name: str) -> None:
-    source = template.TEMPLATE.with_name(name).read_text()
+    source = warm_start.TEMPLATE.with_name(name).read_text()
     assert ast.parse(source, feature_version=(3, 10)).body
 
 

@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from autotune.demo import draft_folder
 from autotune.errors import NothingUsable, UserError
+from autotune.study.models import draft_folder
 from benchmarks.training import __main__ as command
 from benchmarks.training import data, heldout, prompts, train
 from benchmarks.training.chat import Chat, Tokens, read_prompts
@@ -160,7 +160,7 @@ def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 _THEIRS = """
 import json, sys
-for name in ("torchvision", "torchaudio", "torchcodec"):  # see autotune/demo.py
+for name in ("torchvision", "torchaudio", "torchcodec"):  # see autotune/study/models.py
     sys.modules[name] = None
 import numpy as np, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from autotune.serving import VllmInfo, bench, probe
-from autotune.spec import ServerSpec, load_study, parse_study
+from autotune.bench import vllm_bench
+from autotune.engine.probe import VllmInfo, probe
+from autotune.study.schema import ServerSpec, load_study, parse_study
 from tests.studies import processes_of, write_study
 from tests.test_crosscheck import FAKE_BENCH
 
@@ -308,7 +309,7 @@ def fake_client(cost: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """A stand-in for ``vllm bench serve``."""
     script = tmp_path / "fake_bench.py"
     script.write_text(FAKE_BENCH)
-    monkeypatch.setattr(bench, "_SCRIPT", script)
+    monkeypatch.setattr(vllm_bench, "_SCRIPT", script)
     if not HAS_VLLM:
         monkeypatch.setattr(cost, "bench_vllm", lambda _info: INFO)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.interrupts import held_back
 from autotune.loop import signals
+from autotune.serving.interrupts import held_back
 from autotune.store import Store
 from tests.studies import (
     UNENDED,

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 
 import objectives
-from autotune.measure import Estimate
 from autotune.search import Choice, Verdict
-from autotune.space import MNBT, N
+from autotune.stats import Estimate
+from autotune.study.space import MNBT, N
 from autotune.ui import Ui, front_table, trials_table
 from autotune.views import verdict_lines
 from tests.study_views import P95, ROWS, THROUGHPUT, study, trial

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autotune.bench import Workload, build_workload
 from autotune.errors import UserError
-from autotune.load import Workload, build_workload
-from autotune.spec import WorkloadSpec
+from autotune.study.schema import WorkloadSpec
 
 
 def spec(**changes: Any) -> WorkloadSpec:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autotune.engine.command import runs_model_code
 from autotune.errors import UserError
 from autotune.export import shell_command
-from autotune.measure import Estimate
 from autotune.report.content import (
     Answer,
     Block,
@@ -17,8 +17,8 @@ from autotune.report.content import (
 from autotune.report.figures import searched
 from autotune.report.source import Source, against, change, count, load_text, lower, progress
 from autotune.results import LEAST_DEGREES, as_single
-from autotune.serving import runs_model_code
-from autotune.space import MNBT, N
+from autotune.stats import Estimate
+from autotune.study.space import MNBT, N
 from autotune.views import (
     TrialView,
     bounds_text,

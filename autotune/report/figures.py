@@ -14,10 +14,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autotune.measure.measurement import Floats
 from autotune.plots import BLUE, GREEN, GREY, ORANGE, Theme, template
 from autotune.prediction import Outlook
-from autotune.space import MNBT, N, Value
+from autotune.stats.measurement import Floats
+from autotune.study.space import MNBT, N, Value
 from autotune.views import (
     Bounds,
     StudyView,

@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 
-from autotune.measure import Estimate, quantile
 from autotune.plots import pareto_figure
 from autotune.plots3d import lines_figure, space_figure
 from autotune.report import figures
@@ -20,7 +19,8 @@ from autotune.report.content import (
 )
 from autotune.report.figures import Latencies, best_by_n, n_of, searched
 from autotune.report.source import Source, lower, times, upper, with_bounds
-from autotune.space import MNBT, N
+from autotune.stats import Estimate, quantile
+from autotune.study.space import MNBT, N
 from autotune.views import (
     StudyView,
     TrialView,

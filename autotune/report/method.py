@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from autotune.bench.session import Stop
+from autotune.engine.launch_stages import STAGES
 from autotune.errors import UserError
-from autotune.machine import machine_line
-from autotune.measuring import Stop
 from autotune.report import figures
 from autotune.report.content import (
     Block,
@@ -22,11 +22,11 @@ from autotune.report.content import (
 )
 from autotune.report.source import Source, count, duration, load_text, upper, when
 from autotune.results import quality_warnings
-from autotune.serving.stages import STAGES
-from autotune.space import ChoiceParam, FloatParam, IntParam, Pow2Param
-from autotune.spec import bundled_studies, load_study, text_without_secrets
+from autotune.serving.machine import machine_line
 from autotune.stages import time_view
 from autotune.store import LaunchRow
+from autotune.study.schema import bundled_studies, load_study, text_without_secrets
+from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 from autotune.timeplot import time_figure
 from autotune.views import (
     TrialView,

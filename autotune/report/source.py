@@ -10,11 +10,11 @@ from functools import cached_property
 
 from optuna.trial import FrozenTrial
 
-from autotune.measure import Estimate, Measurement
 from autotune.recomputed import measurement_of
-from autotune.space import N
-from autotune.spec import StudySpec
+from autotune.stats import Estimate, Measurement
 from autotune.store import LaunchRow, Store
+from autotune.study.schema import StudySpec
+from autotune.study.space import N
 from autotune.views import (
     Bounds,
     StudyView,

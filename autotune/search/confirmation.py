@@ -27,7 +27,7 @@ was tried and left half of the bias, shrinking towards the search's mean left al
 
 The balanced choice maximises the sum over the objectives of the logarithm of the improvement: one
 percent of either counts alike. For the usual two that is the largest tok/s ÷ p95. Intervals and
-chances: :class:`autotune.measure.Scatter`, over all points that were launched several times.
+chances: :class:`autotune.stats.Scatter`, over all points that were launched several times.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from autotune.measure import Estimate, Scatter
-from autotune.measure.measurement import Floats
 from autotune.search.front import Direction
+from autotune.stats import Estimate, Scatter
+from autotune.stats.measurement import Floats
 
 # By trial number, the launches of its point in the order they ran: one value for each objective.
 Launches = Mapping[int, Sequence[Sequence[float]]]

@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.errors import FailureKind
-from autotune.space import MNBT, ChoiceParam, FloatParam, N, Point, Space, Value
+from autotune.study.space import MNBT, ChoiceParam, FloatParam, N, Point, Space, Value
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import qmc
 
-from autotune.measure.measurement import Floats, Ints
+from autotune.stats.measurement import Floats, Ints
 
 _OUTCOMES = 32  # quasi-random; with 128 the proposals were the same in replay
 _LOOKED_AT = 64  # candidates that look best at a glance are computed in full

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.measure.measurement import Floats, Ints
 from autotune.search.acceptance import Prediction, SpeculationLaunch
 from autotune.search.gain import Belief, gains, potential, reference_point
 from autotune.search.surrogate import Trend, fit
-from autotune.space import ChoiceParam, FloatParam, N, Point, Space
+from autotune.stats.measurement import Floats, Ints
+from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space
 
 # Variance of a logarithm where a launch does not tell its own: 5 %.
 _UNKNOWN = 0.05**2

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.errors import FailureKind
 from autotune.search.crashes import CrashModel
 from autotune.search.model import Launched, propose, unit
-from autotune.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
+from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
 
 # Seeds beside the baseline: n, and the level of every other parameter from 0 to 1; None: the
 # baseline's, so that nothing but n differs.

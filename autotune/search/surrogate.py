@@ -27,7 +27,7 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
-from autotune.measure.measurement import Floats
+from autotune.stats.measurement import Floats
 
 # Log-normal priors: median and the standard deviation of the logarithm.
 _LENGTH = (0.4, 0.8)  # of a feature that runs from 0 to 1

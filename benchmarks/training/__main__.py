@@ -27,8 +27,8 @@ from pathlib import Path
 
 import torch
 
-from autotune.demo import resolve_model
 from autotune.errors import AutotuneError, UserError
+from autotune.study.models import resolve_model
 
 from . import data, heldout
 from .chat import Chat, Tokens, read_prompts, sha256

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from autotune import __version__
 from autotune.errors import FailureKind
-from autotune.machine import describe_machine, machine_line
+from autotune.serving.machine import describe_machine, machine_line
 from tests.faults.inject import Outcome
 from tests.faults.plan import FAULTS, Stage
 from tests.faults.soak import TRIALS, Kill

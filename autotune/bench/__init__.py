@@ -1,0 +1,20 @@
+"""Puts requests on a server: the same requests, at the same times, for every trial of a study."""
+
+from __future__ import annotations
+
+from autotune.bench.client import Phase, Sample, run_phase
+from autotune.bench.server_metrics import Counters, ServerStats, difference, scrape
+from autotune.bench.workload import Request, Workload, build_workload
+
+__all__ = [
+    "Counters",
+    "Phase",
+    "Request",
+    "Sample",
+    "ServerStats",
+    "Workload",
+    "build_workload",
+    "difference",
+    "run_phase",
+    "scrape",
+]

@@ -1,0 +1,179 @@
+"""The server's own counters, before and after: acceptance, preemptions, prefix-cache hits.
+
+Names are those of vLLM's v1 engine (``vllm/v1/metrics/loggers.py``,
+``vllm/v1/spec_decode/metrics.py``). Engines of one server are added up. What a server does not
+report, reports as NaN or twice, or counted backwards (it was restarted) is unknown: None, never 0.
+So is an acceptance that cannot be: more tokens accepted than drafted.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from autotune.errors import FailureKind, MeasureError
+from autotune.serving.interrupts import held_back
+
+_PREFIX = "vllm:"
+_PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+_TIMEOUT_S = 30.0  # for each read, and for the whole page
+_MOST_PAGE = 2**24  # bytes; a real page has some 100 KiB
+# The server speaks plain HTTP. Without this, httpx loads all certificates of the world: 0.1 s.
+_NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """All counters of a server at one moment, each summed over its labels.
+
+    Attributes:
+        values: By sample name, such as ``vllm:num_preemptions_total``.
+        accepted_per_position: Draft tokens accepted at position 1, 2, … of the draft; empty
+            without speculation.
+    """
+
+    values: Mapping[str, float]
+    accepted_per_position: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """What the server counted between two scrapes; None or empty: unknown.
+
+    Attributes:
+        drafts: Verification steps with a draft.
+        draft_tokens: Tokens drafted.
+        accepted_tokens: Drafted tokens that the target accepted.
+        acceptance_length: Tokens per verification step, 1 + accepted / drafts.
+        acceptance_per_position: Share of the drafts whose token at position 1, 2, … was accepted.
+        preemptions: Requests put back for lack of KV cache.
+        prefix_cache_queries: Prompt tokens looked up in the prefix cache.
+        prefix_cache_hits: … and found there.
+    """
+
+    drafts: int | None
+    draft_tokens: int | None
+    accepted_tokens: int | None
+    acceptance_length: float | None
+    acceptance_per_position: tuple[float, ...]
+    preemptions: int | None
+    prefix_cache_queries: int | None
+    prefix_cache_hits: int | None
+
+
+def scrape(base_url: str, api_key: str) -> Counters:
+    """Reads ``/metrics``; a server without that endpoint (404) gives empty counters.
+
+    Args:
+        base_url: The server, such as ``http://127.0.0.1:8000``.
+        api_key: Goes along as bearer token.
+
+    Raises:
+        MeasureError: no answer, or not Prometheus' text format.
+    """
+    url = f"{base_url}/metrics"
+    page = bytearray()
+    end = time.monotonic() + _TIMEOUT_S
+    try:
+        with (
+            held_back(),
+            httpx.stream(
+                "GET",
+                url,
+                headers={"Authorization": f"Bearer {api_key}"},
+                timeout=_TIMEOUT_S,
+                trust_env=False,
+                verify=_NO_CERTIFICATES,
+            ) as response,
+        ):
+            if response.status_code == 404:
+                return Counters({}, ())
+            response.raise_for_status()
+            for piece in response.iter_bytes():
+                page += piece
+                if len(page) > _MOST_PAGE:
+                    raise ValueError(f"a page of more than {_MOST_PAGE >> 20} MiB")
+                if time.monotonic() > end:
+                    raise ValueError(f"a page without an end for {_TIMEOUT_S:g} s")
+        return parse(page.decode(errors="replace"))
+    except httpx.TimeoutException as e:
+        words = f"GET {url}: no answer within {_TIMEOUT_S:g} s"
+        raise MeasureError(FailureKind.HANG, words) from e
+    except (httpx.HTTPError, ValueError) as e:
+        words = " ".join((str(e) or type(e).__name__)[:1000].split())[:300]
+        words = "".join(c if c.isprintable() else "\ufffd" for c in words)
+        raise MeasureError(FailureKind.REQUESTS, f"GET {url}: {words}") from e
+
+
+def parse(text: str) -> Counters:
+    """The counters in Prometheus' text format.
+
+    Raises:
+        ValueError: it is not that format.
+    """
+    values: dict[str, float] = defaultdict(float)
+    positions: dict[str, float] = defaultdict(float)
+    seen: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if not (sample.name.startswith(_PREFIX) and sample.name.endswith("_total")):
+                    continue
+                series = (sample.name, tuple(sorted(sample.labels.items())))
+                value = sample.value
+                # which of two is true, nobody knows; and no counter is below 0
+                if family.type != "counter" or series in seen or value < 0:
+                    value = math.nan
+                seen.add(series)
+                if sample.name == _PER_POSITION:
+                    positions[sample.labels.get("position", "")] += value
+                else:
+                    values[sample.name] += value
+    except (LookupError, TypeError, AttributeError, OverflowError) as e:  # of a broken line
+        raise ValueError(f"not Prometheus' text format ({e})") from e
+    names = [str(i) for i in range(len(positions))]
+    whole = set(positions) == set(names)
+    return Counters(dict(values), tuple(positions[i] for i in names) if whole else ())
+
+
+def difference(before: Counters, after: Counters) -> ServerStats:
+    """What was counted between ``before`` and ``after``."""
+
+    def grown(name: str) -> int | None:
+        key = f"{_PREFIX}{name}_total"
+        return _grown(before.values.get(key, math.nan), after.values.get(key, math.nan))
+
+    drafts = grown("spec_decode_num_drafts")
+    accepted = grown("spec_decode_num_accepted_tokens")
+    per_position: list[int | None] = []
+    if len(before.accepted_per_position) == len(after.accepted_per_position):
+        pairs = zip(before.accepted_per_position, after.accepted_per_position, strict=True)
+        per_position = [_grown(a, b) for a, b in pairs]
+    drafted = grown("spec_decode_num_draft_tokens")
+    can_be = accepted is not None and (drafted is None or accepted <= drafted)
+    shares = tuple(
+        n / drafts for n in per_position if drafts and n is not None and 0 <= n <= drafts
+    )
+    return ServerStats(
+        drafts=drafts,
+        draft_tokens=drafted,
+        accepted_tokens=accepted,
+        acceptance_length=1 + (accepted or 0) / drafts if drafts and can_be else None,
+        acceptance_per_position=shares if len(shares) == len(per_position) else (),
+        preemptions=grown("num_preemptions"),
+        prefix_cache_queries=grown("prefix_cache_queries"),
+        prefix_cache_hits=grown("prefix_cache_hits"),
+    )
+
+
+def _grown(before: float, after: float) -> int | None:
+    change = after - before
+    # above 2**53 a counter no longer counts single things
+    return round(change) if 0 <= change < 2**53 and after < 2**53 else None

@@ -1,0 +1,187 @@
+"""Prompts and arrival times, all from the study's seed: every trial sends the same requests.
+
+Prompts, their order and the arrival times come from independent random streams (NumPy's
+``SeedSequence.spawn``), and each stream is only ever read from its beginning. So more prompts, or
+another warm-up, leave the requests that were there as they were. A recorded log has its own order
+and times, and no chance in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from autotune.bench.datasets import Conversations, Entry, read_log, read_prompts, token_counter
+from autotune.errors import UserError, one_line
+from autotune.study.schema import RandomPrompts, WorkloadSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; exactly one of ``prompt`` and ``messages`` is set.
+
+    Attributes:
+        index: Place among the requests of its phase, from 0.
+        prompt: Text or token ids, for ``/v1/completions``.
+        messages: A chat, for ``/v1/chat/completions``.
+        output_len: Its own ``max_tokens``; None: ``workload.output_len``, the same for all.
+    """
+
+    index: int
+    prompt: str | list[int] | None
+    messages: list[dict[str, Any]] | None
+    output_len: int | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """All requests of a trial.
+
+    Attributes:
+        warmup: Requests sent before the measurement until the server is warm; no prompt of them is
+            measured.
+        measured: Requests of the measurement, in the order in which they are sent.
+        arrivals: Intended start of each measured request, in seconds from the first one's;
+            all 0.0 in a closed loop.
+    """
+
+    warmup: tuple[Request, ...]
+    measured: tuple[Request, ...]
+    arrivals: tuple[float, ...]
+
+
+def build_workload(spec: WorkloadSpec, base: Path) -> Workload:
+    """The requests of a study.
+
+    Args:
+        spec: The study's ``workload``.
+        base: Folder that the files of ``workload`` are relative to.
+
+    Raises:
+        UserError: the requests cannot be read, are wrong, repeated or too few; names file, line
+            and key.
+    """
+    seeds = np.random.SeedSequence(spec.seed).spawn(4)
+    order, measured_ids, warmup_ids, gaps = (np.random.default_rng(s) for s in seeds)
+    if spec.replay is not None:
+        return _replayed(spec, base / spec.replay.file, spec.replay.speed)
+    if spec.random is not None:
+        seen: set[bytes] = set()
+        measured = _random_prompts(measured_ids, spec.random, spec.num_prompts, seen)
+        warmup = _random_prompts(warmup_ids, spec.random, spec.most_warmup, seen)
+    else:
+        measured, warmup = _drawn(spec, base, order)
+    return _workload(measured, warmup, _arrivals(gaps, spec))
+
+
+def _workload(
+    measured: Sequence[Entry], warmup: Sequence[Entry], arrivals: tuple[float, ...]
+) -> Workload:
+    return Workload(
+        warmup=tuple(Request(i, *entry) for i, entry in enumerate(warmup)),
+        measured=tuple(Request(i, *entry) for i, entry in enumerate(measured)),
+        arrivals=arrivals,
+    )
+
+
+def _drawn(
+    spec: WorkloadSpec, base: Path, order: np.random.Generator
+) -> tuple[list[Entry], list[Entry]]:
+    """Measured and warm-up requests, drawn from a file without putting back.
+
+    From the two ends of one order, so that neither number moves the other's prompts. With
+    ``workload.repeat`` each of the two begins again at its end when the file runs short.
+    """
+    entry: Callable[[int], Entry | None]
+    if spec.sharegpt is not None:
+        path = base / spec.sharegpt.file
+        count = token_counter(spec.sharegpt.tokenizer or "", base)
+        length = None if isinstance(spec.output_len, str) else spec.output_len
+        found = Conversations(path, spec.sharegpt, length, count)
+        size, what, entry = len(found), "conversations that fit", found.entry
+    else:
+        assert spec.prompts is not None  # noqa: S101 – WorkloadSpec has exactly one source
+        path = base / spec.prompts
+        pool = read_prompts(path, recorded=spec.output_len == "recorded")
+        size, what, entry = len(pool), "prompts", pool.__getitem__
+    places = order.permutation(size).tolist()
+
+    def fitting(numbers: Sequence[int]) -> Iterator[tuple[int, Entry]]:
+        """Those that can be sent, with their number in the file."""
+        return ((i, e) for i in numbers if (e := entry(i)) is not None)
+
+    if spec.repeat:
+        every = list(fitting(places))
+        front = list(islice(cycle(every), spec.num_prompts))
+        back = list(islice(cycle(every[::-1]), spec.most_warmup))
+    else:
+        front = list(islice(fitting(places), spec.num_prompts))
+        used = {i for i, _ in front}
+        left = [i for i in reversed(places) if i not in used]
+        back = list(islice(fitting(left), spec.most_warmup))
+    if len(front) < spec.num_prompts or len(back) < spec.most_warmup:
+        raise _too_few(path, len(front) + len(back), what, spec)
+    return [e for _, e in front], [e for _, e in back]
+
+
+def _replayed(spec: WorkloadSpec, path: Path, speed: float) -> Workload:
+    """The first requests of a log at their own times; those of its end, but at once, to warm up.
+
+    Repeated prompts are what was recorded, and stay; but no measured one is among the warm-up's,
+    which would leave it in the prefix cache.
+    """
+    log = read_log(path, recorded=spec.output_len == "recorded")
+    chosen = log[: spec.num_prompts]
+    measured = [r.entry for r in chosen]
+    seen = {_key(e) for e in measured}
+    rest = [r.entry for r in reversed(log[spec.num_prompts :]) if _key(r.entry) not in seen]
+    warmup = rest[: spec.most_warmup]
+    if len(measured) < spec.num_prompts or len(warmup) < spec.most_warmup:
+        what = "requests, those left out that repeat a measured prompt after it,"
+        raise _too_few(path, len(measured) + len(warmup), what, spec)
+    start = chosen[0].at
+    return _workload(measured, warmup, tuple((r.at - start) / speed for r in chosen))
+
+
+def _key(entry: Entry) -> bytes:
+    return orjson.dumps((entry.prompt, entry.messages))
+
+
+def _too_few(path: Path, there: int, what: str, spec: WorkloadSpec) -> UserError:
+    wanted = spec.num_prompts + spec.most_warmup
+    return UserError(
+        f"{one_line(str(path))} has {there} {what}, the study needs {wanted} "
+        f"({spec.num_prompts} measured + up to {spec.most_warmup} warm-up)"
+    )
+
+
+def _arrivals(rng: np.random.Generator, spec: WorkloadSpec) -> tuple[float, ...]:
+    """Intended starts, the first at 0; the gaps' mean is 1/rate.
+
+    Poisson: exponential gaps. Constant: all gaps are the same.
+    """
+    n, gap = spec.num_prompts, 1 / spec.request_rate  # 0 for an infinite rate
+    if spec.arrivals == "constant" or gap == 0:
+        return tuple((np.arange(n) * gap).tolist())
+    return (0.0, *np.cumsum(rng.exponential(gap, n - 1)).tolist())
+
+
+def _random_prompts(
+    rng: np.random.Generator, spec: RandomPrompts, n: int, seen: set[bytes]
+) -> list[Entry]:
+    """``n`` prompts that differ from each other and from those already in ``seen``."""
+    if why := spec.why_not(len(seen) + n):
+        raise UserError(f"workload.random: {why}")
+    prompts: list[Entry] = []
+    while len(prompts) < n:
+        ids = rng.integers(spec.vocab_low, spec.vocab_high, spec.input_len)
+        if (key := ids.tobytes()) not in seen:
+            seen.add(key)
+            prompts.append(Entry(ids.tolist(), None))
+    return prompts

@@ -1,0 +1,159 @@
+"""Flags of a study against what the installed vLLM knows."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+from autotune.engine.probe import VllmInfo
+from autotune.errors import UserError
+from autotune.study.schema import (
+    OWNED_FLAGS,
+    FlagValue,
+    LoadedStudy,
+)
+from autotune.study.secrets import (
+    argument_secret,
+    command_secret,
+)
+from autotune.study.space import ALIGNED, DRAFT, ChoiceParam, N
+
+# Flags that vLLM has, but with which we could not measure, or would keep a secret.
+_UNUSABLE = {
+    "hf_token": "flags are stored and shown; set HF_TOKEN in your environment",
+    "ssl_keyfile": "autotune measures over plain HTTP on 127.0.0.1",
+    "ssl_certfile": "autotune measures over plain HTTP on 127.0.0.1",
+    "root_path": "autotune asks the server at its root",
+    "config": "a file of flags could undo what autotune sets; write them in server.flags",
+    "headless": "a server without an API cannot be measured",
+    "grpc": "autotune measures the OpenAI API",
+}
+
+_SEEN = "every user of this machine can read a command line, and a study's is stored and shown"
+
+# What a shell takes for the name of a variable.
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+# Control characters but tab and newline, and those that turn the direction of writing: a terminal
+# would obey them, and show another command than the one that a shell runs.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def check_flags(loaded: LoadedStudy, info: VllmInfo) -> None:
+    """Checks every fixed and searched flag against what this vLLM accepts.
+
+    Raises:
+        UserError: names file and key, and what is allowed.
+    """
+    spec = loaded.spec
+    _check_texts(loaded)
+    for name, value in spec.server.flags.items():
+        if name != ALIGNED:
+            _check(f"{loaded.path}: server.flags.{name}", name, value, info)
+    for name, param in spec.space.items():
+        if name in (N, ALIGNED) or name.startswith(DRAFT):
+            continue  # vLLM's parser does not know what --speculative-config may have
+        values = param.choices if isinstance(param, ChoiceParam) else (param.low,)
+        for v in values:
+            _check(f"{loaded.path}: space.{name}", name, v, info)
+
+
+def _check_texts(loaded: LoadedStudy) -> None:
+    """Checks what goes into command line and environment as it is, whatever vLLM thinks of it.
+
+    Raises:
+        UserError: a secret, a character that no text has, or a word that would be read as a flag.
+    """
+    spec, server = loaded.spec, loaded.spec.server
+    draft = server.speculative.model_dump() if server.speculative is not None else {}
+    arguments: dict[str, object] = {
+        **{f"server.flags.{k}": v for k, v in server.flags.items()},
+        **{f"server.speculative.{k}": v for k, v in draft.items()},
+        **{f"space.{k}": p.choices for k, p in spec.space.items() if isinstance(p, ChoiceParam)},
+        "server.model": server.model,
+    }
+    for where, value in arguments.items():
+        why = argument_secret(where.split(".", 2)[-1], value)
+        if where == "server.flags.hf_token":
+            why = None  # said below, in its own words
+        if why is not None:
+            raise UserError(
+                f"{loaded.path}: {where}: {why}, and {_SEEN}; give it in the environment"
+            )
+    if why := command_secret(server.command or ()):
+        raise UserError(
+            f"{loaded.path}: server.command: {why}, and {_SEEN}; set it in your environment, from "
+            "where the server has it (a container with `-e NAME` alone)"
+        )
+    words: dict[str, object] = {**arguments, "server.command": server.command}
+    for where, value in words.items():
+        if _UNPRINTABLE.search(" ".join(_texts(value))):
+            raise UserError(f"{loaded.path}: {where}: has a control character")
+    for name, flag in server.flags.items():
+        if isinstance(flag, list) and any(x.startswith("-") for x in flag if isinstance(x, str)):
+            raise UserError(
+                f"{loaded.path}: server.flags.{name}: a word of its list would be read as a flag"
+            )
+    for name, text in server.env.items():
+        if _VARIABLE.fullmatch(name) is None:
+            raise UserError(
+                f"{loaded.path}: server.env: {json.dumps(name)} is no name of a variable"
+            )
+        if _UNPRINTABLE.search(text):
+            raise UserError(f"{loaded.path}: server.env.{name}: has a control character")
+    _check_model(f"{loaded.path}: server.model", server.model)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a flag's value."""
+    if isinstance(value, Mapping):
+        for k, v in value.items():
+            yield from (str(k), *_texts(v))
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from _texts(v)
+    elif isinstance(value, str):
+        yield value
+
+
+def _check_model(where: str, model: str) -> None:
+    if model.startswith("-"):
+        raise UserError(f"{where}: {model} would be read as a flag; write ./{model} for a folder")
+
+
+def _check(where: str, name: str, value: FlagValue, info: VllmInfo) -> None:
+    root = name.partition(".")[0]  # vLLM takes `--compilation-config.mode 3` too
+    reasons = {**_UNUSABLE, **OWNED_FLAGS}
+    if root in reasons:
+        raise UserError(f"{where}: is not yours to set: {reasons[root]}")
+    if info.options is None:
+        return
+    vllm = f"vLLM {info.version}"
+    if root not in info.options:
+        if root.startswith("no_") and root[3:] in info.options:
+            raise UserError(f"{where}: write {root[3:]}: false")
+        close = difflib.get_close_matches(root, info.options, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"{where}: {vllm} has no flag --{root.replace('_', '-')}{hint}")
+    choices = info.options[root]
+    if root != name:
+        return
+    if choices == ():
+        if root.startswith("no_") and root[3:] in info.options:
+            raise UserError(f"{where}: write {root[3:]}: {'false' if value is True else 'true'}")
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: is a switch; write true or false, not {json.dumps(value)}")
+    elif isinstance(value, bool):
+        allowed = f": {', '.join(choices)}" if choices else ""
+        raise UserError(f"{where}: needs a value{allowed}; it is no switch")
+    elif choices is not None:
+        for v in value if isinstance(value, list) else [value]:
+            if str(v) not in choices:
+                close = difflib.get_close_matches(str(v), choices, n=1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                raise UserError(
+                    f"{where}: {json.dumps(v)} is not known to {vllm}; {hint}"
+                    f"allowed are {', '.join(choices)}"
+                )

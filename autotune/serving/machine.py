@@ -1,0 +1,82 @@
+"""What the numbers were measured on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from autotune.serving.nvml import nvml, visible_gpus
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def gpus() -> list[dict[str, Any]]:
+    """NVIDIA GPUs that servers may use, by NVML (name, MiB, driver); empty without any."""
+    with nvml() as library:
+        if library is None:
+            return []
+        driver = library.nvmlSystemGetDriverVersion()
+        return [
+            {
+                "name": library.nvmlDeviceGetName(h),
+                "memory_mib": library.nvmlDeviceGetMemoryInfo(h).total >> 20,
+                "driver": driver,
+            }
+            for h in visible_gpus(library)
+        ]
+
+
+def has_gpu() -> bool:
+    """True where an NVIDIA driver is loaded; needs no NVML, so it works before the `gpu` extra."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory in GiB, kernel, Python and GPUs."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "gpus": gpus(),
+    }
+
+
+def available_memory() -> int:
+    """Bytes that new processes can have without swapping, within the limit of a container.
+
+    Of what a control group uses, the part of the page cache that was not used lately can go.
+    """
+    found = int(psutil.virtual_memory().available)
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),  # cgroup v2
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        limit_file, used_file = _CGROUP / limit, _CGROUP / used
+        with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or "max"
+            most = int(limit_file.read_text())
+            lines = (limit_file.parent / "memory.stat").read_text().splitlines()
+            stat = dict(line.split(maxsplit=1) for line in lines)
+            found = min(found, most - int(used_file.read_text()) + int(stat[cache]))
+    return max(0, found)
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """The machine in one line for people."""
+    text = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB"
+    names = [str(g["name"]) for g in machine["gpus"]]
+    return f"{', '.join(names)}; {text}" if names else text
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.machine()

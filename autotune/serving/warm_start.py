@@ -1,0 +1,311 @@
+"""Warm starts: servers forked from a process that has imported vLLM already.
+
+Of the 35 s until a small model's server is healthy on two cores, about 30 are the same Python
+imports, done in three processes one after the other; on an H200 28 of 42. A template
+(:mod:`autotune.serving._fork_server`) does them once. What it forks is the same server: the same
+arguments, environment, processes and guard.
+
+Where a template cannot be had, the launch is an ordinary one: nothing here raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import select
+import socket
+import subprocess
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BufferedWriter, FileIO
+from pathlib import Path
+
+import psutil
+from platformdirs import user_cache_dir
+
+from autotune.engine.command import LAUNCH_VARIABLE, LaunchPlan
+from autotune.engine.probe import VllmInfo
+from autotune.serving._fork_server import PACKET, openmp
+from autotune.study.schema import ServerSpec
+
+TEMPLATE = Path(__file__).with_name("_fork_server.py")
+_FORK_S = 30.0  # for a template to fork; only a broken machine needs it
+_END_S = 5.0  # for a template to end when its socket does, or when it is killed
+# What differs between launches of one study.
+_OF_A_LAUNCH = (LAUNCH_VARIABLE, "VLLM_API_KEY")
+
+
+@dataclass(frozen=True)
+class WarmGuard:
+    """A guard that a template forked; as much of ``subprocess.Popen`` as a server needs.
+
+    Attributes:
+        pid: Its pid.
+        stdin: Its commands.
+        stdout: Its events.
+        pidfd: Tells its end; it is no child of this process.
+    """
+
+    pid: int
+    stdin: BufferedWriter
+    stdout: FileIO
+    pidfd: FileIO
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Waits for its end; does nothing once ``pidfd`` is closed, which is done after that.
+
+        Raises:
+            subprocess.TimeoutExpired: it goes on.
+        """
+        if self.pidfd.closed:
+            return
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        if not poll.poll(None if timeout is None else timeout * 1000):
+            raise subprocess.TimeoutExpired("guard", timeout or 0.0)
+
+
+class WarmStart:
+    """The template of a run: made when it is first of use, and ended with the run.
+
+    Args:
+        server: The study's server; ``launch: cold`` means no template.
+        info: The vLLM that it imports.
+        log_path: Takes what the imports say.
+    """
+
+    def __init__(self, server: ServerSpec, info: VllmInfo, log_path: Path) -> None:
+        self._server = server
+        self._info = info
+        self._log_path = log_path
+        # what a worker on a CPU is given is known from a launch only, of this or an earlier run
+        self._openmp: Mapping[str, str] | None = None if info.device == "cpu" else {}
+        self._remembered: Path | None = None  # where that is kept
+        self._corrected = False  # it was not what an earlier run had seen
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._setting: tuple[object, ...] = ()
+        self._ready = False
+        self._proven = False  # one of its servers came up
+        self._given_up = server.launch == "cold" or not _has_pidfds()
+
+    def __enter__(self) -> WarmStart:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def learn(self, processes: list[psutil.Process]) -> None:
+        """Looks what vLLM gave a server's worker, and keeps it for the launches to come.
+
+        A forked worker has it from the template; vLLM spawns one that is to have something else
+        (:mod:`autotune.serving._fork_server`). Then the template is made anew, once in a run.
+
+        Args:
+            processes: Of a server that is healthy.
+        """
+        if self._info.device != "cpu" or self._given_up:
+            return
+        found: list[dict[str, str]] = []
+        for process in processes:
+            with contextlib.suppress(psutil.Error, OSError):
+                found.append(openmp(process.environ()))
+        # the worker has most; one that has less than the template is not noticed, and costs imports
+        given = max(found, key=lambda x: (len(x), x != self._openmp), default={})
+        if given == self._openmp or self._corrected:
+            return
+        if self._openmp is not None:
+            self._corrected = True
+            self.close()
+        self._openmp = given
+        if self._remembered is not None:
+            draft = self._remembered.with_suffix(f".{os.getpid()}")
+            with contextlib.suppress(OSError):  # the next run learns it again
+                draft.parent.mkdir(parents=True, exist_ok=True)
+                draft.write_text(json.dumps(given))
+                draft.replace(self._remembered)
+
+    def prepare(self, plan: LaunchPlan, env: Mapping[str, str]) -> None:
+        """Makes the template, if one is of use for a launch and there is none; takes a while.
+
+        Args:
+            plan: The launch.
+            env: The guard's whole environment.
+        """
+        entry = self._entry(plan)
+        if entry is None or self._given_up or self._alive():
+            return
+        if self._openmp is None:
+            self._remembered = _memory(self._info, env)
+            self._openmp = _recalled(self._remembered)
+            if self._openmp is None:
+                return
+        if self._process is not None:
+            # whatever ended it may do so again: one launch without it, then a new one
+            self.close()
+            return
+        self._given_up = True  # unless it gets ready
+        self._setting = _setting(env)
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        env = {
+            **_common(env),
+            **self._openmp,
+            LAUNCH_VARIABLE: uuid.uuid4().hex,  # so that `autotune reap` knows it
+            "OPENBLAS_NUM_THREADS": "1",  # or importing NumPy starts threads, which no fork keeps
+        }
+        with theirs:
+            try:
+                log = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            except OSError:  # a launch will say what is wrong with the folder
+                return
+            try:
+                cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+                self._process = subprocess.Popen(
+                    [
+                        str(self._info.python),
+                        str(TEMPLATE),
+                        str(os.getpid()),
+                        str(theirs.fileno()),
+                        entry,
+                        cpus,
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=env,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+            except OSError:
+                return
+            finally:
+                os.close(log)
+        if "ready" in self._receive(self._server.health_timeout_s):
+            self._ready = True
+            self._given_up = False
+        else:
+            self.close()
+
+    def fork(self, log: int, env: Mapping[str, str]) -> WarmGuard | None:
+        """A guard that waits for its first line; None: launch in the ordinary way.
+
+        Args:
+            log: Open file for what guard and server say.
+            env: Its whole environment, with the launch's id.
+        """
+        if not self._alive() or self._socket is None or _setting(env) != self._setting:
+            return None
+        environment = json.dumps(dict(env)).encode()
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            try:
+                owner = os.pidfd_open(os.getpid())
+                theirs.callback(os.close, owner)
+                (read, write), (events, say) = os.pipe(), os.pipe()
+                for fd in (read, say):
+                    theirs.callback(os.close, fd)
+                stdin = ours.enter_context(FileIO(write, "w"))
+                stdout = ours.enter_context(FileIO(events, "r"))
+                packet = json.dumps({"bytes": len(environment)}).encode()
+                socket.send_fds(self._socket, [packet], [read, say, log, owner])
+                pid = int(str(self._receive(_FORK_S)["pid"]))
+                pidfd = ours.enter_context(FileIO(os.pidfd_open(pid), "r"))
+                theirs.close()  # or nobody would tell that the guard is gone
+                while environment:
+                    environment = environment[stdin.write(environment) :]
+            except (OSError, KeyError):  # the template or the guard died, or hangs
+                self.close()
+                return None
+            ours.pop_all()
+        return WarmGuard(pid, BufferedWriter(stdin), stdout, pidfd)
+
+    def judge(self, *, healthy: bool) -> None:
+        """Takes note of what became of a forked server; no more are forked if none ever came up.
+
+        Args:
+            healthy: It came up; False: it did not, and nothing tells why.
+        """
+        self._proven = self._proven or healthy
+        if not self._proven:
+            self._given_up = True
+            self.close()
+
+    def close(self) -> None:
+        """Ends the template; servers that it forked live on."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if self._ready:  # else it does not look at its socket yet
+                    self._process.wait(_END_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel or a driver holds it
+                self._process.kill()
+                self._process.wait(_END_S)
+            self._process = None
+        self._ready = False
+
+    def _entry(self, plan: LaunchPlan) -> str | None:
+        """What starts a server: a module of vLLM, or its console script; None: neither."""
+        if self._info.python is None or self._info.version is None:
+            return None
+        if plan.argv[0] == self._info.python and plan.argv[1] == "-m":
+            return plan.argv[2] if plan.argv[2].startswith("vllm.") else None
+        return plan.argv[0] if plan.argv[1] == "serve" else None
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _receive(self, timeout: float) -> dict[str, object]:
+        """The template's next packet; empty if it ends or says nothing in time."""
+        if self._socket is None:
+            return {}
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(timeout * 1000):
+            return {}
+        try:
+            packet = self._socket.recv(PACKET)
+        except OSError:
+            return {}
+        return dict(json.loads(packet)) if packet else {}
+
+
+def _has_pidfds() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):  # kernels before 5.3, and Pythons that were built for them
+        return False
+    return True
+
+
+def _memory(info: VllmInfo, env: Mapping[str, str]) -> Path:
+    """The file that keeps what this vLLM gives its worker under such an environment."""
+    read = {k: v for k, v in env.items() if k.startswith("VLLM_") and k not in _OF_A_LAUNCH}
+    read |= openmp(env)
+    cores = sorted(os.sched_getaffinity(0))
+    asked = [info.python, env.get("PYTHONPATH"), info.version, cores, sorted(read.items())]
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:20]
+    return Path(user_cache_dir("dflash-autotune"), f"worker-{key}.json")
+
+
+def _recalled(path: Path) -> dict[str, str] | None:
+    """What an earlier run has seen; None: nothing, or nothing that can be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
+        return None
+    return openmp(found)
+
+
+def _common(env: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in env.items() if k not in _OF_A_LAUNCH}
+
+
+def _setting(env: Mapping[str, str]) -> tuple[object, ...]:
+    """What a server inherits, and must be as it was when the template did."""
+    return _common(env), Path("/proc/self/cwd").readlink(), os.sched_getaffinity(0)

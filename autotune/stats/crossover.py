@@ -1,0 +1,339 @@
+"""Where speculation stops paying: the best n at each load, the crossover, a schedule of n.
+
+A load is a number of requests at a time (closed loop). The value of an n at a load is output
+tokens per second, all comparisons are of logarithms, as in :mod:`autotune.stats.launch_variance`, whose
+scatter between launches widens the intervals where it is known.
+
+**A value from its parts.** Each load is measured in several parts of one launch, in the order
+1 2 4 8 8 4 2 1, so that a steady drift hits all loads alike. The value is their geometric mean. Its
+variance is what the parts' own intervals say, or what the parts differ by, if that is more: the
+ratio of R. T. Birge ("The calculation of errors by the method of least squares", Physical Review
+40, 1932), never below 1.
+
+**Which n next.** The logarithm of the value is taken as a random walk in x = log2(n + 1) (H. J.
+Kushner, "A new method of locating the maximum point of an arbitrary multipeak curve in the presence
+of noise", Journal of Basic Engineering 86, 1964): between measured n its mean is the line between
+them and its variance σ²(x - a)(b - x)/(b - a), with σ² from the load's own steps. At each load only
+the n between the neighbours of its best one are in question, or beyond it, if it is the largest;
+the next is that with the largest expected gain over the best, summed over the loads (J. Mockus, "On
+Bayesian methods for seeking the extremum", 1975).
+
+**Crossover.** At each load the speed-up of the best n >= 1 over n = 0; interpolated on logarithms
+of both, between the last load at which it is at least 1 and the one after it.
+
+**Schedule.** Batch sizes from the geometric mean with the load before to that with the load after.
+So that luck makes no schedule, it has as few ranges as it can: neighbouring loads share an n while
+there is one that is not certainly worse than the best at any of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from scipy import special
+
+from autotune.stats.launch_variance import Estimate, LaunchVariance, Scatter, SingleLaunch
+
+# Of a random walk, per doubling of n + 1: it is at least so rough, whatever two n happen to show.
+_LEAST_SIGMA = 0.05
+# With one launch each and no knowledge of how launches differ: what the requests say.
+_WITHIN_ONLY = LaunchVariance(Scatter(0.0, 0), 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What one n gave at one load.
+
+    Attributes:
+        value: Tokens per second, positive.
+        within: Standard deviation of its logarithm within the launch; None: unknown.
+    """
+
+    value: float
+    within: float | None
+
+
+Rates = Mapping[int, Mapping[int, Rate]]  # by n, then by load
+
+
+@dataclass(frozen=True)
+class AtLoad:
+    """What is best at one load.
+
+    Attributes:
+        load: Requests at a time.
+        best: The n with the highest value, 0 included.
+        value: Of ``best``, tokens per second.
+        ties: Other n that are not certainly worse.
+        speedup: Of ``best`` over n = 0.
+        draft: The best n of at least 1; None: none was measured.
+        draft_speedup: Of ``draft`` over n = 0.
+    """
+
+    load: int
+    best: int
+    value: Estimate
+    ties: tuple[int, ...]
+    speedup: Estimate
+    draft: int | None
+    draft_speedup: Estimate | None
+
+
+class Where(StrEnum):
+    """Where the crossover lies."""
+
+    ABOVE = "above all measured loads"
+    BETWEEN = "between measured loads"
+    BELOW = "below all measured loads"
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """The load above which speculation loses.
+
+    Attributes:
+        where: Of the measured loads.
+        load: Interpolated, with ``Where.BETWEEN``.
+        wins: The last load at which the best n >= 1 is at least as fast as n = 0; None: at none.
+        loses: The load after it; None: there is none.
+        surely_wins: The last load at which the interval of the speed-up lies above 1.
+        surely_loses: The first load, after ``wins``, at which it lies below 1.
+        also_loses: Loads below ``wins`` at which it is below 1.
+    """
+
+    where: Where
+    load: float | None
+    wins: int | None
+    loses: int | None
+    surely_wins: int | None
+    surely_loses: int | None
+    also_loses: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The n to launch next.
+
+    Attributes:
+        n: Tokens drafted per step.
+        gain: Largest expected gain at any load over its best n, as a share.
+    """
+
+    n: int
+    gain: float
+
+
+Schedule = tuple[tuple[int, int, int], ...]  # first batch size, last batch size, n
+
+
+def combined(parts: Sequence[Rate]) -> Rate:
+    """One value from the parts of a launch; see the module.
+
+    >>> round(combined([Rate(90.0, 0.02), Rate(110.0, 0.02)]).value, 2)
+    99.5
+    """
+    logs = np.log([p.value for p in parts])
+    value = float(np.exp(logs.mean()))
+    known = [p.within for p in parts if p.within is not None]
+    if len(known) < len(parts):
+        return Rate(value, None)
+    inner = sum(w**2 for w in known) / len(parts) ** 2
+    outer = float(logs.var(ddof=1)) / len(parts) if len(parts) > 1 else 0.0
+    return Rate(value, math.sqrt(max(inner, outer)))
+
+
+def by_load(rates: Rates, variance: LaunchVariance | None) -> list[AtLoad]:
+    """What is best at each load at which n = 0 was measured, ascending.
+
+    Args:
+        rates: By n, then by load; n = 0 is in it.
+        variance: How launches of one point scatter; None: the intervals are within one launch.
+    """
+    out = []
+    for load in sorted(rates.get(0, {})):
+        here = {n: row[load] for n, row in sorted(rates.items()) if load in row}
+        best = max(here, key=lambda n: here[n].value)
+        drafts = [n for n in here if n > 0]
+        draft = max(drafts, key=lambda n: here[n].value) if drafts else None
+        one = Estimate(1.0, 1.0, 1.0)
+        out.append(
+            AtLoad(
+                load=load,
+                best=best,
+                value=interval(here[best], variance),
+                ties=tuple(
+                    n
+                    for n in here
+                    if n != best and not _surely(ratio(here[best], here[n], variance))
+                ),
+                speedup=one if best == 0 else ratio(here[best], here[0], variance),
+                draft=draft,
+                draft_speedup=None if draft is None else ratio(here[draft], here[0], variance),
+            )
+        )
+    return out
+
+
+def interval(rate: Rate, variance: LaunchVariance | None) -> Estimate:
+    """A value with its 95 % interval."""
+    if rate.within is None:
+        return Estimate(rate.value, None, None)
+    return (variance or _WITHIN_ONLY).point(SingleLaunch(rate.value, rate.within), 1)
+
+
+def ratio(a: Rate, b: Rate, variance: LaunchVariance | None) -> Estimate:
+    """One launch over another, with its 95 % interval."""
+    if a.within is None or b.within is None:
+        return Estimate(a.value / b.value, None, None)
+    known = variance or _WITHIN_ONLY
+    return known.ratio(SingleLaunch(a.value, a.within), SingleLaunch(b.value, b.within))
+
+
+def _surely(e: Estimate) -> bool:
+    """Whether a ratio is above 1 by its interval."""
+    return e.low is not None and e.low > 1
+
+
+def crossover(at: Sequence[AtLoad]) -> Crossover | None:
+    """Where speculation stops paying; None where no n of at least 1 was measured.
+
+    Args:
+        at: Of :func:`by_load`.
+    """
+    known = [(x.load, x.draft_speedup) for x in at if x.draft_speedup is not None]
+    if not known:
+        return None
+    loads = [load for load, _ in known]
+    won = [i for i, (_, s) in enumerate(known) if s.value >= 1]
+    last = won[-1] if won else -1
+    sure = [load for load, s in known[: last + 1] if _surely(s)]
+    lost = [load for load, s in known[last + 1 :] if s.high is not None and s.high < 1]
+    at_load = None
+    where = Where.BELOW if not won else Where.ABOVE
+    if won and last + 1 < len(known):
+        where = Where.BETWEEN
+        (a, up), (b, down) = known[last], known[last + 1]
+        high, low = math.log(up.value), math.log(down.value)
+        at_load = a * (b / a) ** (high / (high - low))
+    return Crossover(
+        where=where,
+        load=at_load,
+        wins=loads[last] if won else None,
+        loses=loads[last + 1] if last + 1 < len(loads) else None,
+        surely_wins=sure[-1] if sure else None,
+        surely_loses=lost[0] if lost else None,
+        also_loses=tuple(load for i, load in enumerate(loads[: last + 1]) if i not in won),
+    )
+
+
+def propose(rates: Rates, candidates: Iterable[int]) -> Proposal | None:
+    """The n that may gain most at some load; None where none is in question. See the module.
+
+    Args:
+        rates: What was measured, n = 0 and another n at least.
+        candidates: What may be launched; measured ones among them are left out.
+    """
+    measured = sorted(rates)
+    loads = [load for load in rates[0] if all(load in rates[n] for n in measured)]
+    free = sorted(set(candidates) - set(measured))
+    if len(measured) < 2 or not loads or not free:
+        return None
+    x = np.log2(np.array(measured) + 1.0)
+    sums, most = dict.fromkeys(free, 0.0), dict.fromkeys(free, 0.0)
+    for load in loads:
+        y = _logs(rates, measured, load)
+        noise = np.array([rates[n][load].within or 0.0 for n in measured]) ** 2
+        at = int(y.argmax())
+        sigma2 = max(_LEAST_SIGMA**2, float(np.mean(np.diff(y) ** 2 / np.diff(x))))
+        for n in free:
+            between = np.searchsorted(measured, n)  # of the n before and the n at this place
+            if between not in {at, at + 1}:
+                continue
+            mean, variance = _walk(math.log2(n + 1), x, y, noise, int(between), sigma2)
+            gain = _expected_gain(mean - y[at], math.sqrt(variance))
+            sums[n] += gain
+            most[n] = max(most[n], gain)
+    n = max(free, key=lambda k: (sums[k], -k))
+    return Proposal(n, math.expm1(most[n])) if sums[n] > 0 else None
+
+
+_Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+def _logs(rates: Rates, measured: Sequence[int], load: int) -> _Array:
+    return np.log([rates[n][load].value for n in measured])
+
+
+def _walk(
+    at: float, x: _Array, y: _Array, noise: _Array, i: int, sigma2: float
+) -> tuple[float, float]:
+    """Mean and variance of a random walk at ``at``, between places ``i - 1`` and ``i``."""
+    if i == len(x):  # beyond the last: a doubling is the farthest that it tells anything of
+        d = at - float(x[-1])
+        return float(y[-1]), sigma2 * (d if d <= 1 else 1 / d) + float(noise[-1])
+    a, b = float(x[i - 1]), float(x[i])
+    w = (at - a) / (b - a)
+    mean = (1 - w) * y[i - 1] + w * y[i]
+    variance = (
+        (1 - w) ** 2 * noise[i - 1] + w**2 * noise[i] + sigma2 * (at - a) * (b - at) / (b - a)
+    )
+    return float(mean), float(variance)
+
+
+def _expected_gain(mean: float, sigma: float) -> float:
+    """Of a normal variable, the mean of what is above 0."""
+    if sigma == 0:
+        return max(0.0, mean)
+    z = mean / sigma
+    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return sigma * (density + z * float(special.ndtr(z)))
+
+
+def best_fixed(rates: Rates) -> int:
+    """The n with the highest mean logarithm over all loads of n = 0, each counting alike."""
+    loads = list(rates[0])
+    whole = [n for n in rates if all(load in rates[n] for load in loads)]
+    return max(sorted(whole), key=lambda n: over_loads(rates[n], loads).value)
+
+
+def over_loads(row: Mapping[int, Rate], loads: Sequence[int]) -> Rate:
+    """Geometric mean of one n over loads, each counting alike."""
+    value = math.exp(sum(math.log(row[load].value) for load in loads) / len(loads))
+    within = [row[load].within for load in loads]
+    known = [w for w in within if w is not None]
+    if len(known) < len(within):
+        return Rate(value, None)
+    return Rate(value, math.sqrt(sum(w**2 for w in known)) / len(loads))
+
+
+def schedule(rates: Rates, at: Sequence[AtLoad], most: int) -> Schedule:
+    """The n for each batch size, in as few ranges as the intervals allow; see the module.
+
+    Args:
+        rates: As given to :func:`by_load`.
+        at: What that gave.
+        most: The largest batch size.
+    """
+    groups: list[tuple[list[int], set[int]]] = []  # loads, and the n that are good at all of them
+    for x in at:
+        good = {x.best, *x.ties}
+        if groups and (shared := groups[-1][1] & good):
+            groups[-1] = ([*groups[-1][0], x.load], shared)
+        else:
+            groups.append(([x.load], good))
+    ends = [math.isqrt(a[0][-1] * b[0][0]) for a, b in itertools.pairwise(groups)]
+    starts = [1, *(end + 1 for end in ends)]
+    last = max(most, *(x.load for x in at)) if at else most
+    ranges: list[tuple[int, int, int]] = []
+    for (loads, good), start, end in zip(groups, starts, [*ends, last], strict=True):
+        n = max(sorted(good), key=lambda k: over_loads(rates[k], loads).value)
+        if ranges and ranges[-1][2] == n:
+            ranges[-1] = (ranges[-1][0], end, n)
+        else:
+            ranges.append((start, end, n))
+    return tuple(ranges)

@@ -1,0 +1,213 @@
+"""Launches against each other: what differs by luck, and what does not.
+
+Requests of one launch share its luck (memory layout, clocks, neighbours), so one launch against
+another says little, however many requests each had. With values as logarithms, because noise here
+is a percentage and because then a ratio has an interval as plain as a mean's:
+
+    log value of a launch = point + L + e,   var(L) = between²,   var(e) = within²
+
+``within`` is known of every launch, its standard error; ``between`` only from points that were
+launched several times. Their total scatter, pooled over the points, is all that launches of one
+kind need: Student's t for means with a common variance (W. G. Cochran, "Sampling Techniques", 3rd
+ed. 1977, 2.9). Launches that are less sure than those need the two parts apart. ``between`` is
+the moment estimator ``total² - within²``, cut off at 0 (L. V. Hedges, I. Olkin, "Statistical
+Methods for Meta-Analysis", 1985, 9.3; that of DerSimonian & Laird 1986 and of Paule & Mandel 1982
+gives the same for equal ``within``, and launches of one study nearly have that). The variance of a
+point or a ratio is the scatter that was seen, at least what the requests explain of it, and what
+its own launches are less sure by; its degrees of freedom are those of F. E. Satterthwaite ("An
+approximate distribution of estimates of variance components", Biometrics Bulletin 2, 1946), the
+scatter's and the seven of the batches. That ``between`` came out as 0 makes nothing certain: with
+two launches each of two to ten points, intervals that then took the requests' scatter as known held
+92 to 98 %; these hold 94 to 97 % where launches differ by more than their requests explain, and up
+to 99.8 % where they do not (``benchmarks/coverage.py``).
+
+Every launch of a study is sent the same requests, but the intervals within launches take the
+requests as drawn anew. What requests differ in is therefore counted as luck although it is not: the
+interval of a comparison of single launches is rather too wide, ``between`` rather too small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from autotune.stats.intervals import BATCHES
+
+# Points of equal mass under the prior of Scatter.chance
+_CAUCHY = 0.707 * np.tan(np.pi * ((np.arange(1000) + 0.5) / 1000 - 0.5))
+
+
+# An interval that reaches further than by this factor is none: that of two launches of one point
+# which happen to differ much reaches 10^30.
+_SAYS_NOTHING = 10.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its bounds; they are None where too little is known of the scatter.
+
+    Attributes:
+        value: In the unit of what was averaged, or a ratio.
+        low: Lower bound of the interval.
+        high: Upper bound of the interval.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """How far launches of one point scatter.
+
+    Attributes:
+        sigma: Standard deviation of the logarithm between launches; 0.05 is about 5 %.
+        degrees: Of freedom; 0 if no point was launched twice.
+    """
+
+    sigma: float
+    degrees: int
+
+    @classmethod
+    def pooled(cls, groups: Sequence[Sequence[float]]) -> Scatter:
+        """From the positive values of several points, one group for each point's launches."""
+        logs = [np.log(np.asarray(g, dtype=float)) for g in groups if len(g) > 1]
+        degrees = sum(len(x) - 1 for x in logs)
+        squares = sum(float(np.sum((x - x.mean()) ** 2)) for x in logs)
+        return cls(math.sqrt(squares / degrees) if degrees else 0.0, degrees)
+
+    def mean(self, values: Sequence[float], confidence: float = 0.95) -> Estimate:
+        """Geometric mean of one point's launches.
+
+        >>> Scatter.pooled([[100.0]]).mean([100.0])
+        Estimate(value=100.0, low=None, high=None)
+        """
+        return self.around(float(np.mean(np.log(values))), 1 / len(values), confidence)
+
+    def ratio(self, a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Estimate:
+        """Mean of the launches ``a`` over the mean of the launches ``b``."""
+        log = float(np.mean(np.log(a)) - np.mean(np.log(b)))
+        return self.around(log, 1 / len(a) + 1 / len(b), confidence)
+
+    def chance(self, log: float, share: float) -> float | None:
+        """The chance that the true value of a measured ``log`` of a ratio is positive.
+
+        The posterior for a Cauchy prior of width 0.707 sigma around 0: the difference of two good
+        points is more likely small than large (H. Jeffreys, "Theory of Probability", 3rd ed. 1961,
+        5.2; J. N. Rouder et al., "Bayesian t tests", Psychonomic Bulletin & Review 16, 2009). With
+        a flat prior the better of two equals would be called better with 75 % on average, and the
+        best of several with more (``benchmarks/selection_bias.py`` shows how often each is right).
+        None: no scatter is known.
+
+        Args:
+            log: Measured, such as the difference of two means of logarithms.
+            share: Its variance in units of one launch's, such as 1/2 + 1/2.
+        """
+        if self.degrees == 0:
+            return None
+        error = self.sigma * math.sqrt(share)
+        if error == 0:
+            return 0.5 if log == 0 else float(log > 0)
+        t = (log - _CAUCHY * self.sigma) / error
+        likelihood = (1 + t**2 / self.degrees) ** (-(self.degrees + 1) / 2)
+        return float(likelihood[_CAUCHY > 0].sum() / likelihood.sum())
+
+    def around(self, log: float, share: float, confidence: float = 0.95) -> Estimate:
+        """``exp(log)`` with its interval; ``share`` as in :meth:`chance`."""
+        if self.degrees == 0:
+            return Estimate(round(math.exp(log), 12), None, None)
+        return _student(log, share * self.sigma**2, self.degrees, confidence)
+
+
+@dataclass(frozen=True)
+class SingleLaunch:
+    """What one launch gave.
+
+    Attributes:
+        value: Positive.
+        within: Standard error of its logarithm by the launch's own requests, of the mean of
+            several launches that of one of them; see
+            :func:`autotune.stats.intervals.standard_error`.
+    """
+
+    value: float
+    within: float
+
+
+@dataclass(frozen=True)
+class LaunchVariance:
+    """The scatter of replicated launches in its two parts, as standard deviations of logarithms.
+
+    Attributes:
+        total: All of it.
+        within: What the launches' own intervals explain, root mean square.
+        between: The rest.
+    """
+
+    total: Scatter
+    within: float
+    between: float
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[SingleLaunch]]) -> LaunchVariance | None:
+        """From the launches of several points, a group for each; None: no point has two."""
+        groups = [g for g in groups if len(g) > 1]
+        total = Scatter.pooled([[x.value for x in g] for g in groups])
+        if total.degrees == 0:
+            return None
+        # expected sum of squares of n launches: (1 - 1/n) times the sum of their variances
+        within2 = sum((1 - 1 / len(g)) * x.within**2 for g in groups for x in g) / total.degrees
+        between2 = max(0.0, total.sigma**2 - within2)
+        return cls(total, math.sqrt(within2), math.sqrt(between2))
+
+    def ratio(
+        self,
+        a: SingleLaunch,
+        b: SingleLaunch,
+        launches: tuple[int, int] = (1, 1),
+        confidence: float = 0.95,
+    ) -> Estimate:
+        """One point over another one, with what launches differ by.
+
+        Args:
+            a: A launch, or the mean of several.
+            b: The same of the other point.
+            launches: How many each is the mean of.
+            confidence: Of the interval.
+        """
+        share = 1 / launches[0] + 1 / launches[1]
+        within2 = a.within**2 / launches[0] + b.within**2 / launches[1]
+        return self._around(math.log(a.value / b.value), share, within2, confidence)
+
+    def point(self, x: SingleLaunch, launches: int, confidence: float = 0.95) -> Estimate:
+        """What a point gives, by one launch or the mean of several, with what launches differ by.
+
+        Args:
+            x: A launch, or the mean of several.
+            launches: How many.
+            confidence: Of the interval.
+        """
+        share = 1 / launches
+        return self._around(math.log(x.value), share, share * x.within**2, confidence)
+
+    def _around(self, log: float, share: float, own2: float, confidence: float) -> Estimate:
+        """``exp(log)``, with the scatter of ``share`` launches and its own launches' ``own2``."""
+        if self.total.degrees == 0:  # nothing but what the requests say
+            return _student(log, own2, BATCHES - 1, confidence)
+        seen2, explained2 = share * self.total.sigma**2, share * self.within**2
+        variance = max(seen2, explained2) + max(0.0, own2 - explained2)
+        parts = seen2**2 / self.total.degrees + max(own2, explained2) ** 2 / (BATCHES - 1)
+        degrees = variance**2 / parts if parts > 0 else self.total.degrees
+        return _student(log, variance, degrees, confidence)
+
+
+def _student(log: float, variance: float, degrees: float, confidence: float) -> Estimate:
+    half = float(special.stdtrit(degrees, (1 + confidence) / 2)) * math.sqrt(variance)
+    if half > math.log(_SAYS_NOTHING):
+        return Estimate(round(math.exp(log), 12), None, None)
+    return Estimate(round(math.exp(log), 12), math.exp(log - half), math.exp(log + half))

@@ -1,0 +1,281 @@
+"""Parameters and their encodings, and which points are one launch.
+
+Pure: imports nothing of the rest of autotune. A *point* is a mapping of parameter name (with
+underscores, as vLLM's own arguments are named) to a plain value. Optuna sees *encoded* values:
+powers of two are searched as their exponent, under the name ``log2_<name>``, because a Gaussian
+process needs equal steps to mean equal things (FACTS: GPSampler on power-of-two axes).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Value = int | float | str | bool
+Point = Mapping[str, Value]
+
+N = "num_speculative_tokens"
+MNBT = "max_num_batched_tokens"
+# A parameter that begins so goes into --speculative-config, and says nothing at n = 0.
+DRAFT = "speculative."
+# No flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see `autotune.engine.cuda_graphs.aligned_sizes`.
+ALIGNED = "aligned_cudagraphs"
+
+# Values of one parameter that can be counted: a grid is walked, and shown, value by value.
+_MOST_VALUES = 100_000
+_MOST_CHOICES = 1000
+_MOST = 2**53  # floats and JSON know all whole numbers up to it
+
+
+class _Param(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class IntParam(_Param):
+    """Whole numbers ``low, low + step, … ≤ high``."""
+
+    type: Literal["int"]
+    low: int = Field(ge=-_MOST, le=_MOST)
+    high: int = Field(ge=-_MOST, le=_MOST)
+    step: int = Field(default=1, ge=1, le=_MOST)
+
+    @model_validator(mode="after")
+    def _order(self) -> IntParam:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        count = (self.high - self.low) // self.step + 1
+        if count > _MOST_VALUES:
+            raise ValueError(
+                f"has {count} values, more than {_MOST_VALUES}; take a larger step, or type: pow2"
+            )
+        return self
+
+    def values(self) -> tuple[int, ...]:
+        """Every value, ascending."""
+        return tuple(range(self.low, self.high + 1, self.step))
+
+
+class Pow2Param(_Param):
+    """Powers of two from ``low`` to ``high``, both included and both powers of two."""
+
+    type: Literal["pow2"]
+    low: int = Field(ge=1, le=_MOST)
+    high: int = Field(ge=1, le=_MOST)
+
+    @model_validator(mode="after")
+    def _powers(self) -> Pow2Param:
+        for name, value in (("low", self.low), ("high", self.high)):
+            if value & (value - 1):
+                below = 1 << (value.bit_length() - 1)
+                raise ValueError(
+                    f"{name} ({value}) is not a power of two; take {below} or {2 * below}"
+                )
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        return self
+
+    def values(self) -> tuple[int, ...]:
+        """Every value, ascending."""
+        return tuple(1 << e for e in range(self.low.bit_length() - 1, self.high.bit_length()))
+
+
+class FloatParam(_Param):
+    """Real numbers from ``low`` to ``high``; ``log`` searches the logarithm."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _order(self) -> FloatParam:
+        if not math.isfinite(self.high - self.low):
+            raise ValueError("low and high must be finite numbers, and their difference")
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError("log: true needs low above 0")
+        return self
+
+    def values(self) -> None:
+        """A continuum has no list of values."""
+        return
+
+
+class ChoiceParam(_Param):
+    """One of a list of values without an order."""
+
+    type: Literal["choice"]
+    choices: tuple[Value, ...] = Field(min_length=1, max_length=_MOST_CHOICES)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ChoiceParam:
+        # 1, 1.0 and true are one value to Python, and so to Optuna, which would mix them up
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError("choices has the same value twice")
+        return self
+
+    def values(self) -> tuple[Value, ...]:
+        """Every choice, as listed."""
+        return self.choices
+
+
+Param = Annotated[IntParam | Pow2Param | FloatParam | ChoiceParam, Field(discriminator="type")]
+
+
+@dataclass(frozen=True)
+class Space:
+    """The searched parameters, in the order of the study file."""
+
+    params: Mapping[str, IntParam | Pow2Param | FloatParam | ChoiceParam]
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distributions of the encoded parameters."""
+        out: dict[str, BaseDistribution] = {}
+        for name, p in self.params.items():
+            match p:
+                case IntParam():
+                    high = p.values()[-1]  # Optuna warns where step does not divide the range
+                    out[name] = IntDistribution(p.low, high, step=p.step)
+                case Pow2Param():
+                    out[f"log2_{name}"] = IntDistribution(
+                        p.low.bit_length() - 1, p.high.bit_length() - 1
+                    )
+                case FloatParam():
+                    out[name] = FloatDistribution(p.low, p.high, log=p.log)
+                case ChoiceParam():
+                    out[name] = CategoricalDistribution(p.choices)
+        return out
+
+    def encode(self, point: Point) -> dict[str, Value]:
+        """A point as Optuna's parameters.
+
+        Raises:
+            ValueError: the point is not in the space.
+        """
+        out: dict[str, Value] = {}
+        for name, p in self.params.items():
+            if name not in point:
+                raise ValueError(f"{name} is missing")
+            value = point[name]
+            if not self._contains(p, value):
+                raise ValueError(f"{name} = {value!s:.60} is outside the space ({describe(p)})")
+            if isinstance(p, Pow2Param):
+                out[f"log2_{name}"] = int(value).bit_length() - 1
+            else:
+                out[name] = value
+        extra = set(point) - set(self.params)
+        if extra:
+            raise ValueError(f"{sorted(extra)[0]} is not a parameter of the space")
+        return out
+
+    def decode(self, encoded: Mapping[str, Value]) -> dict[str, Value]:
+        """Optuna's parameters as a point; the inverse of :meth:`encode`.
+
+        >>> s = Space({"max_num_batched_tokens": Pow2Param(type="pow2", low=32, high=2048)})
+        >>> s.decode(s.encode({"max_num_batched_tokens": 256}))
+        {'max_num_batched_tokens': 256}
+        """
+        return {
+            name: 1 << int(encoded[f"log2_{name}"]) if isinstance(p, Pow2Param) else encoded[name]
+            for name, p in self.params.items()
+        }
+
+    @staticmethod
+    def _contains(p: IntParam | Pow2Param | FloatParam | ChoiceParam, value: Value) -> bool:
+        match p:
+            case FloatParam():
+                return isinstance(value, int | float) and p.low <= value <= p.high
+            case ChoiceParam():
+                return any(type(c) is type(value) and c == value for c in p.choices)
+            case _:
+                return isinstance(value, int) and value in p.values()
+
+    def points(self) -> Iterator[dict[str, Value]] | None:
+        """Every point in the order of the study file, or None where one parameter is real."""
+        columns: list[tuple[Value, ...]] = []
+        for p in self.params.values():
+            values = p.values()
+            if values is None:
+                return None
+            columns.append(values)
+        names = list(self.params)
+        return (dict(zip(names, row, strict=True)) for row in itertools.product(*columns))
+
+    def size(self) -> int | None:
+        """Number of points, or None where one parameter is real."""
+        counts = [p.values() for p in self.params.values()]
+        return None if any(c is None for c in counts) else math.prod(len(c) for c in counts if c)
+
+    def clip(self, name: str, wanted: int) -> Value:
+        """The value of integer parameter ``name`` that is nearest to ``wanted``."""
+        values = self.params[name].values()
+        if values is None or not all(isinstance(v, int) for v in values):
+            raise ValueError(f"{name} is not a whole-number parameter")
+        return min(values, key=lambda v: abs(int(v) - wanted))
+
+
+def describe(p: IntParam | Pow2Param | FloatParam | ChoiceParam) -> str:
+    """The values of a parameter in a few words, for messages."""
+    match p:
+        case IntParam():
+            step = f" in steps of {p.step}" if p.step > 1 else ""
+            return f"{p.low} to {p.high}{step}"
+        case Pow2Param():
+            return f"powers of two from {p.low} to {p.high}"
+        case FloatParam():
+            return f"{p.low:g} to {p.high:g}"
+        case ChoiceParam():
+            words = ", ".join(f"{c!s:.60}" for c in p.choices)
+            return "one of " + (words if len(words) <= 200 else words[:200] + "…")
+
+
+def effective(point: Point) -> dict[str, Value]:
+    """What of a point reaches vLLM: without speculation nothing of the draft does.
+
+    >>> effective({"num_speculative_tokens": 0, "speculative.draft_tensor_parallel_size": 2})
+    {'num_speculative_tokens': 0}
+    """
+    if point.get(N) != 0:
+        return dict(point)
+    return {k: v for k, v in point.items() if not k.startswith(DRAFT)}
+
+
+def same_launch(a: Point, b: Point) -> bool:
+    """Whether two points start the same server."""
+    return effective(a) == effective(b)
+
+
+def canonical(space: Space, point: Point) -> dict[str, Value]:
+    """Of all points that start the same server, the one to launch, show and remember.
+
+    At n = 0 the parameters of the draft stand at their first value.
+    """
+    out = dict(point)
+    if point.get(N) == 0:
+        for name, p in space.params.items():
+            if name.startswith(DRAFT):
+                values = p.values()
+                out[name] = p.low if isinstance(p, FloatParam) else (values or ())[0]
+    return out
+
+
+def as_int(value: object) -> int | None:
+    """An integer setting, or None for one that is not given (or is a word such as ``auto``)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return int(value)
+    except (ValueError, OverflowError):  # a word, or infinite
+        return None
