@@ -29,7 +29,9 @@ from autotune.errors import LaunchError, MachineError, TrialFailure
 from autotune.serving import LogFolder, Server, WarmStart
 from autotune.serving.gpu_memory import gpu_memory
 from autotune.serving.machine import available_memory, describe_machine
-from autotune.store import NO_TRIAL, Store, file_identity
+from autotune.storage.lease import file_identity, output_folder
+from autotune.storage.schema import NO_TRIAL
+from autotune.storage.store import Store
 from autotune.study.schema import ServerSpec
 from autotune.study.space import Point
 
@@ -44,11 +46,6 @@ _SHARE = 0.8
 def nothing_ahead(_most: int) -> Sequence[Point]:
     """Nothing is known of the points after this one."""
     return ()
-
-
-def output_folder(database: Path, study: str) -> Path:
-    """Where plots and server logs of a study go: beside its database."""
-    return database.parent / f"{database.stem}-{study}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ class Launcher:
     Args:
         prepared: The study; its server is what warm starts are made for.
         store: Where launches are written down.
-        ledger: The study there, or :func:`autotune.ledger.map_name` of it.
+        ledger: The study there, or :func:`autotune.storage.launches.map_name` of it.
 
     Attributes:
         machine: This machine, as it is written down.
@@ -144,6 +141,11 @@ class Launcher:
         self._ahead: list[_Life] = []  # of these, whose turn is still to come
         self._taken: _Taken | None = None  # None: no server was measured yet
         self._hurry = False  # the user asked twice: every server ends at once
+
+    @property
+    def untested(self) -> str | None:
+        """Why no server starts warm with this vLLM: see :class:`autotune.serving.WarmStart`."""
+        return self._warm.untested
 
     def __enter__(self) -> Launcher:
         return self
@@ -220,7 +222,7 @@ class Launcher:
             self._learn(life)
         except TrialFailure as e:
             failure = life.plan.masked_failure(e)
-            self._store.launch_failed(life.launch_id, failure, life.process.log_tail())
+            self._store.launches.failed(life.launch_id, failure, life.process.log_tail())
             self._event(life, f"failed: {failure}")
             raise failure from e
         finally:
@@ -251,7 +253,7 @@ class Launcher:
             resolve=self._p.resolve,
         )
         log_path = self.logs.path(log)
-        self._store.plan_launch(
+        self._store.launches.plan(
             launch_id,
             study=self._ledger,
             trial=trial,
@@ -276,19 +278,19 @@ class Launcher:
         """Its processes exist; raises a LaunchError where they do not."""
         first = self._living[0].process  # what they all must give back was there before it
         gpus = None if first is life.process else first.gpus_before
-        self._store.launch_started(life.process.start(gpus))
+        self._store.launches.started(life.process.start(gpus))
         life.clock.mark("started")
 
     def _wait(self, life: _Life) -> None:
         """It answers; raises a LaunchError if it does not."""
         version = life.process.wait_ready(lambda _seconds: None)
-        self._store.launch_ready(life.launch_id, version)
+        self._store.launches.ready(life.launch_id, version)
         life.up = True
         self._event(life, "healthy")
 
     def _event(self, life: _Life, what: str) -> None:
         trial = None if life.trial == NO_TRIAL else life.trial
-        self._store.event(self._ledger, what, trial=trial, launch_id=life.launch_id)
+        self._store.launches.event(self._ledger, what, trial=trial, launch_id=life.launch_id)
 
     def _end(self, life: _Life) -> None:
         """Stops a server, proves that it is gone, and writes it down."""
@@ -299,9 +301,9 @@ class Launcher:
         except KeyboardInterrupt:  # asked twice: at once
             self._hurry = True
             report = life.process.stop(force=True, last=last)
-            self._store.launch_ended(life.launch_id, report.exit_code, report.killed)
+            self._store.launches.ended(life.launch_id, report.exit_code, report.killed)
             raise
-        self._store.launch_ended(life.launch_id, report.exit_code, report.killed)
+        self._store.launches.ended(life.launch_id, report.exit_code, report.killed)
 
     def _check_database(self) -> None:
         """SQLite itself would go on writing into a file that was deleted.
@@ -327,11 +329,11 @@ class Launcher:
             log if "started" in life.clock.marks else (),
             life.clock.marks,
             tuner_s=life.clock.tuner_s,
-            first_s=self._store.first_request(life.launch_id),
+            first_s=self._store.requests.first_end(life.launch_id),
         )
-        self._store.keep_stages(life.launch_id, stages)
+        self._store.launches.keep_stages(life.launch_id, stages)
         if (cache := compile_cache_of(log)) is not None:
-            self._store.keep_compile_cache(life.launch_id, cache)
+            self._store.launches.keep_compile_cache(life.launch_id, cache)
 
     # -- those that come next --------------------------------------------------------------------
 
@@ -385,7 +387,7 @@ class Launcher:
         self._ahead.remove(life)
         life.trial = number
         life.clock = StageClock(self._free_since)
-        self._store.give_launch(life.launch_id, number, attempt)
+        self._store.launches.give(life.launch_id, number, attempt)
         self._event(life, "its turn")
         return life
 

@@ -15,31 +15,21 @@ from autotune.serving import (
     end_living,
     living_launches,
 )
-from autotune.store import NO_TRIAL, LaunchRow, Store, exclusive, is_free, opened
+from autotune.storage.launches import launch_text
+from autotune.storage.lease import exclusive, is_free
+from autotune.storage.schema import LaunchRow
+from autotune.storage.store import Store, opened
 from autotune.views import plain
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0
-_MAP = ":map"
-
-
-def map_name(study: str) -> str:
-    """The study by which a map's launches stand in the ledger; no study has this name."""
-    return study + _MAP
-
-
-def launch_text(launch: LaunchRow) -> str:
-    """What a launch is of, such as ``trial 3 of demo``."""
-    study = launch.study.removesuffix(_MAP)
-    if launch.trial == NO_TRIAL:
-        return f"started ahead for {study}"
-    return f"trial {launch.trial} of {study}" if study == launch.study else f"the map of {study}"
 
 
 def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]:
     """Ends what is left of each launch whose end was never written down, and writes it down.
 
-    The caller holds the database (:func:`autotune.store.exclusive`): no launch in it is anybody's.
+    The caller holds the database (:func:`autotune.storage.lease.exclusive`), so no launch in it
+    belongs to another run.
 
     Args:
         store: Its ledger; launches of all studies in it.
@@ -51,10 +41,10 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
     Raises:
         StopError: a process survives SIGKILL.
     """
-    for launch in store.unended_launches():
+    for launch in store.launches.unended():
         ended = end_leftover(_identity(launch), grace_s=grace_s)
-        store.launch_ended(launch.launch_id, None, ended)
-        store.event(
+        store.launches.ended(launch.launch_id, None, ended)
+        store.launches.event(
             launch.study,
             f"found a launch without an end; ended {ended} processes",
             trial=launch.trial,
@@ -79,7 +69,7 @@ def living(database: Path) -> list[tuple[LivingLaunch, str]]:
     trials = {}
     if database.exists():
         with opened(database) as store:
-            trials = {x.launch_id: x for x in store.unended_launches()}
+            trials = {x.launch_id: x for x in store.launches.unended()}
     found = []
     for x in living_launches():
         row = trials.get(x.launch_id)
@@ -140,7 +130,16 @@ def reap(database: Path) -> Iterator[str]:
             yield f"{x.launch_id[:8]}  left alone: {why}"
     if not database.exists() or not is_free(database):
         return
-    with exclusive(database), opened(database) as store:
+    with exclusive(database):
+        yield from _reap_by_ledger(database)
+
+
+def _reap_by_ledger(database: Path) -> Iterator[str]:
+    with opened(database) as store:
+        if not store.launches.unended():
+            return  # nothing to write
+    with opened(database, write=True) as store:
+        store.take_lease()
         for launch, ended in end_unended(store, GRACE_S):
             if ended:
                 yield f"{launch.launch_id[:8]}  ended {ended} processes, by the ledger"

@@ -31,7 +31,7 @@ from autotune.errors import (
     UserError,
 )
 from autotune.launching import Launched, Launcher
-from autotune.ledger import end_unended, launch_text, map_name
+from autotune.ledger import end_unended
 from autotune.loop import (
     Prepared,
     StopReason,
@@ -58,7 +58,9 @@ from autotune.mapview import MapView
 from autotune.serving.machine import machine_line
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
-from autotune.store import MapPointRow, Store
+from autotune.storage.launches import launch_text, map_name
+from autotune.storage.schema import MapPointRow
+from autotune.storage.store import Store
 from autotune.study.schema import FlagValue, StudySpec, WorkloadSpec
 from autotune.study.space import MNBT, N, Value
 from autotune.ui import Ui
@@ -210,7 +212,7 @@ class _Map:
         self.candidates = self.feasible()
         self.launcher = Launcher(self.p, store, self.ledger)
         self.machine = self.launcher.machine
-        self.rests = store.rests(self.name, self.machine)
+        self.rests = store.launches.rests(self.name, self.machine)
 
     def view(self) -> MapView:
         """What the map amounts to by now."""
@@ -226,6 +228,8 @@ class _Map:
                     f"{ended} processes)"
                 )
         self.say_other_machine()
+        if self.launcher.untested is not None:
+            self.ui.message(self.launcher.untested)
         while (point := self.next_point()) is not None:
             if self.late():
                 return StopReason.TIMEOUT
@@ -353,7 +357,7 @@ class _Map:
     def points(self) -> list[MapPointRow]:
         """Those of this setting, oldest first."""
         setting = self.setting.plain()
-        return [x for x in self.store.map_points(self.name) if x.setting == setting]
+        return [x for x in self.store.load_maps.points(self.name) if x.setting == setting]
 
     def missing(self, point: MapPointRow) -> list[tuple[int, int]]:
         """Load and part that were not measured, in their order; none of a point that failed."""
@@ -395,7 +399,7 @@ class _Map:
         return self.add(found.n)
 
     def add(self, n: int, schedule: Schedule | None = None) -> MapPointRow:
-        return self.store.add_map_point(self.name, self.setting.plain(), n, schedule)
+        return self.store.load_maps.add_point(self.name, self.setting.plain(), n, schedule)
 
     def rates(self) -> dict[int, dict[int, Rate]]:
         """What was measured, by fixed n and load."""
@@ -452,7 +456,7 @@ class _Map:
         server = self.p.spec.server
         self.launcher.run(
             point.id,
-            len(self.store.launches(self.ledger, point.id)),
+            len(self.store.launches.of_trial(self.ledger, point.id)),
             self.point(point.n),
             log=f"map-{point.id:04d}",
             rests=self.rests,
@@ -488,8 +492,8 @@ class _Map:
                 result = measuring.measure(workload, launched.rest, whole=False, until_steady=False)
             finally:
                 named = [dataclasses.replace(x, phase=_PHASES[x.phase].format(phase)) for x in kept]
-                self.store.add_samples(launched.launch_id, named)
-            self.store.add_load(
+                self.store.requests.add(launched.launch_id, named)
+            self.store.load_maps.add_load(
                 launched.launch_id,
                 point.id,
                 concurrency=load,
@@ -517,7 +521,9 @@ class _Map:
         return spec.model_copy(update={"workload": workload, "measure": measure})
 
     def say_other_machine(self) -> None:
-        earlier = [x for p in self.points() for x in self.store.launches(self.ledger, p.id)]
+        earlier = [
+            x for p in self.points() for x in self.store.launches.of_trial(self.ledger, p.id)
+        ]
         if earlier and machine_line(earlier[-1].machine) != machine_line(self.machine):
             self.ui.message(
                 f"a part of this map was measured on another machine "

@@ -44,7 +44,7 @@ from autotune.errors import (
 )
 from autotune.explain import known_for
 from autotune.launching import Launched, Launcher
-from autotune.ledger import end_unended, launch_text
+from autotune.ledger import end_unended
 from autotune.recomputed import Recomputed, measurement_of
 from autotune.results import (
     Standing,
@@ -60,18 +60,21 @@ from autotune.results import (
 from autotune.reuse import Source, find, take
 from autotune.search import (
     Converged,
+    Proposer,
     SearchEnds,
     SpaceExhausted,
-    StudySampler,
     grid_points,
     plan,
     seed_points,
 )
-from autotune.search.sampler import CHALLENGES, PointSet, nearest, tried_points
+from autotune.search.proposer import CHALLENGES, PointSet, nearest, tried_points
 from autotune.serving.machine import machine_line
+from autotune.serving.resolve import model_resolver
 from autotune.stats import ESTIMATOR, Measurement, expected_between
-from autotune.store import LaunchRow, Store, exclusive, opened
-from autotune.study.models import resolve_model
+from autotune.storage.launches import launch_text
+from autotune.storage.lease import exclusive
+from autotune.storage.schema import LaunchRow
+from autotune.storage.store import Store, opened
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import (
     ALIGNED,
@@ -157,25 +160,6 @@ class Prepared:
         # a name of a hub is no path of ours
         found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
         return {role: x for role, x in found.items() if x is not None}
-
-
-def model_resolver(
-    loaded: LoadedStudy, info: VllmInfo, progress: Callable[[str, float], None] | None = None
-) -> Callable[[str], str]:
-    """How this study's model references become what vLLM is given.
-
-    Args:
-        info: The study's vLLM. One that cannot be asked may run in a container, where absolute
-            paths are not ours to check.
-        progress: Told when the demo's target is made on first use.
-    """
-
-    def resolve(ref: str) -> str:
-        if info.python is None and Path(ref).is_absolute() and not Path(ref).exists():
-            return ref
-        return resolve_model(ref, loaded.base, progress)
-
-    return resolve
 
 
 def baseline_point(spec: StudySpec) -> dict[str, Value]:
@@ -355,6 +339,7 @@ def run_on(database: Path, ui: Ui, go: Callable[[Store], T]) -> T:
         while True:
             try:
                 with opened(database, create=True) as store:
+                    store.take_lease()
                     return go(store)
             except DatabaseLocked as e:  # its server is gone: wait, and go on as after a kill
                 now = time.monotonic()
@@ -457,7 +442,6 @@ class _Run:
         self.deadline = deadline
         self.ui = ui
         self.space = self.spec.to_space()
-        self.names = set(self.space.distributions())  # of Optuna's parameters
         self.launcher = Launcher(prepared, store, self.spec.name)
         self.machine = self.launcher.machine
         self.failures_in_a_row: list[FailureKind] = []
@@ -474,9 +458,10 @@ class _Run:
         earlier = find(self.reuse, self.p, self.machine, self.store)
         row = self.store.begin_study(self.p.loaded, seed=self.seed, wanted=self.wanted)
         self.check_comparable()
-        self.sampler = StudySampler(
+        self.proposer = Proposer(
             self.space,
             self.p.infeasible,
+            [o.direction for o in self.p.objectives],
             method=self.spec.search.method,
             seed=row.seed,
             stop_below=self.stop_below,
@@ -484,12 +469,15 @@ class _Run:
             known=graph_misfit(self.p),
         )
         self.study = self.open_study()
+        self.space = self.space.kept_as(t.params for t in self.study.get_trials(deepcopy=False))
         if earlier:
             take(earlier, self.store, self.study, self.p, self.fixed_points[0], self.ui.message)
         self.ui.study(study_view(self.store, self.spec.name), self.store.path)
         self.say_infeasible()
         for note in sample_size.notes(self.spec):
             self.ui.message(note)
+        if self.launcher.untested is not None:
+            self.ui.message(self.launcher.untested)
         self.searching, reason = not self.converged_before(), StopReason.CONVERGED
         while True:
             trial = self.running_trial()
@@ -582,7 +570,7 @@ class _Run:
             UserError: the earlier trials were measured with another vLLM, or other weights.
         """
         self.check_weights()
-        machine, version = self.store.measured_on(self.spec.name)
+        machine, version = self.store.launches.measured_on(self.spec.name)
         if machine is None or version is None:
             return
         now = self.p.info.version
@@ -618,7 +606,7 @@ class _Run:
     @cached_property
     def weights(self) -> dict[str, str]:
         """Of the study's measured launches, by role: see :meth:`Prepared.weights`."""
-        return self.store.weights(self.spec.name)
+        return self.store.launches.weights(self.spec.name)
 
     def open_study(self) -> optuna.Study:
         directions = [o.direction for o in self.p.objectives]
@@ -628,7 +616,6 @@ class _Run:
             storage=self.store.storage,
             study_name=self.spec.name,
             directions=directions,
-            sampler=self.sampler,
             load_if_exists=True,
         )
         if [d.name.lower() for d in study.directions] != directions:
@@ -671,7 +658,7 @@ class _Run:
     def running_trial(self) -> optuna.trial.FrozenTrial | None:
         """The trial that an ended run was at, to go on with at the same point."""
         for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if t.params.keys() >= self.names:
+            if self.space.has_point(t.params):
                 return t
             self.never_launched(t, "the run ended before the point was chosen")
         return None
@@ -686,7 +673,7 @@ class _Run:
         return [t for t in self.trials() if "confirms" not in t.user_attrs]
 
     def ask(self) -> optuna.trial.FrozenTrial:
-        """The next trial.
+        """Return the next trial.
 
         Raises:
             SearchEnds: there is nothing left to do.
@@ -699,11 +686,23 @@ class _Run:
             first = next((t.number for t in before if is_finished(t) and t.params == params), None)
             if first is not None and "confirms" not in attrs:
                 attrs.setdefault("replicates", first)
-            self.study.enqueue_trial(params, user_attrs=attrs)
-        return self.frozen(self.study.ask(self.space.distributions()).number)
+            self.study.add_trial(
+                optuna.trial.create_trial(
+                    state=TrialState.WAITING,
+                    params=params,
+                    distributions=self.space.distributions(),
+                    user_attrs=attrs,
+                )
+            )
+        trial = self.frozen(self.study.ask().number)
+        if self.space.has_point(trial.params):
+            return trial
+        # autotune 0.1 and 0.2.0 let a trial wait without its parameters
+        self.never_launched(trial, "the run ended before the point was chosen")
+        return self.ask()
 
     def choose(self) -> Choice:
-        """What follows the trials so far and ``next``: to confirm, planned, or the sampler's.
+        """What follows the trials so far and ``next``: to confirm, planned, or the proposer's.
 
         Raises:
             SearchEnds: nothing does.
@@ -752,7 +751,7 @@ class _Run:
         return done + sum(not self.confirming(choice.attrs) for choice in self.next)
 
     def suggested(self) -> Choice:
-        """The sampler's proposal.
+        """Return the proposer's choice.
 
         Raises:
             SearchEnds: it has none.
@@ -761,13 +760,13 @@ class _Run:
         running = [t for t in trials if t.state == TrialState.RUNNING]
         pending: list[Point] = [self.space.decode(t.params) for t in running]
         pending += [choice.point for choice in self.next]
-        suggestion = self.sampler.suggest(trials, self.study.directions, pending)
+        proposal = self.proposer.propose(trials, pending)
         attrs: dict[str, Any] = {}
-        if suggestion.gain is not None:
-            attrs["expected_gain"] = suggestion.gain
-        if suggestion.challenge:
+        if proposal.gain is not None:
+            attrs["expected_gain"] = proposal.gain
+        if proposal.challenge:
             attrs["challenge"] = True
-        return Choice(suggestion.point, attrs)
+        return Choice(proposal.point, attrs)
 
     def planned(self) -> Choice | None:
         """The baseline first, then the seeds or the whole grid; None when they are done.
@@ -884,8 +883,7 @@ class _Run:
         return self.study.get_trials(deepcopy=False)[number]
 
     def set_attrs(self, trial: optuna.trial.FrozenTrial, **attrs: object) -> None:
-        for key, value in attrs.items():
-            self.store.storage.set_trial_user_attr(trial._trial_id, key, value)
+        self.store.set_trial_attrs(self.spec.name, trial.number, attrs)
 
     # -- one trial -------------------------------------------------------------------------------
 
@@ -896,7 +894,7 @@ class _Run:
         if why is not None:
             self.tell_failure(trial, TrialFailure(FailureKind.INFEASIBLE, why))
             return
-        launches = self.store.launches(self.spec.name, trial.number)
+        launches = self.store.launches.of_trial(self.spec.name, trial.number)
         measured = [x for x in launches if x.values is not None]
         if measured and not self.repeats(measured):  # but the run ended before the telling
             self.tell(trial, measured[-1].launch_id)
@@ -931,7 +929,7 @@ class _Run:
                     continue
                 self.tell_failure(trial, failure)
                 return
-            measured.append(self.store.launch(launch_id))
+            measured.append(self.store.launches.get(launch_id))
             if self.repeats(measured):
                 attempt += 1
                 why = (measured[-1].quality or {})["disturbed"]
@@ -953,7 +951,7 @@ class _Run:
             launched.server,
             self.spec,
             self.p.objectives,
-            keep=lambda samples: self.store.add_samples(launched.launch_id, samples),
+            keep=lambda samples: self.store.requests.add(launched.launch_id, samples),
             progress=self.ui.progress,
         )
         weights = self.check_weights()  # that they were exchanged while the study ran
@@ -983,7 +981,7 @@ class _Run:
             begin=begin,
         )
         launched.clock.mark("measured")
-        self.store.launch_measured(
+        self.store.launches.measured(
             launched.launch_id,
             result.stats,
             result.values,
@@ -1005,7 +1003,7 @@ class _Run:
     @cached_property
     def rests(self) -> list[float]:
         """Seconds of the canary before each measured launch of the study on this machine."""
-        return self.store.rests(self.spec.name, self.machine)
+        return self.store.launches.rests(self.spec.name, self.machine)
 
     def rivals(self) -> list[Rival]:
         """The trials of the front, as they were measured."""
@@ -1022,14 +1020,14 @@ class _Run:
         return list(self.front.values())
 
     def measurement(self, trial: optuna.trial.FrozenTrial) -> Measurement:
-        launch = self.store.launch(trial.user_attrs["launch"])
-        samples = self.store.samples(launch.launch_id)
+        launch = self.store.launches.get(trial.user_attrs["launch"])
+        samples = self.store.requests.samples(launch.launch_id)
         return measurement_of(samples, self.spec.workload, launch.quality)
 
     # -- telling ---------------------------------------------------------------------------------
 
     def tell(self, trial: optuna.trial.FrozenTrial, launch_id: str) -> None:
-        launch = self.store.launch(launch_id)
+        launch = self.store.launches.get(launch_id)
         values = launch.values
         if values is None:
             raise AssertionError("a launch that failed is never told as measured")
@@ -1047,7 +1045,7 @@ class _Run:
             quality={k: v for k, v in quality.items() if k != "machine"},
         )
         self.study.tell(trial.number, [values[o.name] for o in self.p.objectives])
-        self.store.event(self.spec.name, "told", trial=trial.number, launch_id=launch_id)
+        self.store.launches.event(self.spec.name, "told", trial=trial.number, launch_id=launch_id)
         self.failures_in_a_row.clear()
         self.show(trial.number)
 

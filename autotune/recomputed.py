@@ -22,7 +22,7 @@ from autotune.bench import Sample
 from autotune.bench.session import Stop, with_energy
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.schema import StudySpec, WorkloadSpec
 from objectives import Objective
 
@@ -109,8 +109,8 @@ class Recomputed:
         if own := next((o.name for o in self._objectives if o.origin is not None), None):
             raise ValueError(f"{own} is an objective of your own")
         launch = str(t.user_attrs.get("launch", ""))
-        samples = self._store.samples(launch)
-        full = self._store.launch(launch).quality if samples else None
+        samples = self._store.requests.samples(launch)
+        full = self._store.launches.get(launch).quality if samples else None
         if (then := (full or {}).get("requests", len(samples))) != len(samples):
             raise ValueError(f"of its {then} requests the database has {len(samples)}")
         m = measurement_of(samples, self._spec.workload, full)

@@ -24,9 +24,9 @@ from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, 
 from autotune.serving.machine import machine_line
 from autotune.serving.nvml import why_no_energy
 from autotune.stats import LaunchVariance, SingleLaunch
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, ObjectiveSpec, StudySpec
-from autotune.study.space import Space, Value
+from autotune.study.space import Space
 from autotune.views import (
     COMPUTED_AGAIN,
     Origin,
@@ -191,7 +191,7 @@ def study_view(store: Store, name: str) -> StudyView:
     """A whole study: every trial that has a point, in the order of their numbers."""
     loaded, row = store.load_study(name)
     spec = loaded.spec
-    machine, version = store.measured_on(name)
+    machine, version = store.launches.measured_on(name)
     study = store.optuna_study(name)
     objectives = stored_objectives(loaded, study)
     every = Recomputed(store, spec, objectives).trials(study.get_trials(deepcopy=False))
@@ -404,8 +404,7 @@ def trial_views(
 
 def with_points(trials: Sequence[FrozenTrial], space: Space) -> list[FrozenTrial]:
     """Those that were given a point."""
-    names = space.distributions().keys()
-    return [t for t in trials if names <= _params(t).keys()]
+    return [t for t in trials if space.has_point(t.params)]
 
 
 def trial_view(
@@ -459,7 +458,7 @@ def _view(
     return TrialView(
         number=t.number,
         state=_STATES[t.state],
-        point=space.decode(_params(t)),
+        point=space.decode(t.params),
         values=None
         if values is None
         else {o.name: v for o, v in zip(objectives, values, strict=True)},
@@ -601,9 +600,9 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
         lines.append(f"acceptance length {trial.acceptance_length:.2f}, by position {shares}")
     if trial.failure_kind is not None:
         lines.append(f"failed: {trial.failure_kind}: {trial.failure_reason}")
-    events = store.events(name)
-    caches = store.compile_caches(name)
-    for launch in store.launches(name, number):
+    events = store.launches.events(name)
+    caches = store.launches.compile_caches(name)
+    for launch in store.launches.of_trial(name, number):
         began = datetime.fromtimestamp(launch.planned_at, UTC)
         version = launch.vllm_version or "of unknown version"
         lines += [
@@ -616,7 +615,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
         for e in events:
             if e.launch_id == launch.launch_id:
                 lines.append(f"  {e.at - launch.planned_at:6.1f} s  {plain(e.what)}")
-        requests = store.requests(launch.launch_id)
+        requests = store.requests.of_launch(launch.launch_id)
         for phase in dict.fromkeys(r.phase for r in requests):
             of = [r for r in requests if r.phase == phase]
             ok = [r for r in of if r.status == "ok"]
@@ -635,9 +634,3 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
                 f"log: {launch.log_path}"
             )
     return lines
-
-
-def _params(trial: FrozenTrial) -> dict[str, Value]:
-    """A trial's parameters; of a waiting one, those it was enqueued with."""
-    fixed: dict[str, Any] = trial.system_attrs.get("fixed_params") or {}
-    return trial.params or fixed

@@ -43,7 +43,10 @@ from autotune.recomputed import Recomputed, estimator_of, measurement_of
 from autotune.results import REUSED, failure_of, is_outdated, origin_of, with_points
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR
-from autotune.store import LaunchRow, Store, file_identity, opened, weights_of
+from autotune.storage.launches import weights_of
+from autotune.storage.lease import file_identity
+from autotune.storage.schema import LaunchRow
+from autotune.storage.store import Store, opened
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, N, Point, Value, canonical
 from autotune.views import Origin, plain
@@ -217,7 +220,7 @@ def take(
 def _take(
     source: Found, store: Store, study: optuna.Study, prepared: Prepared, baseline: Point
 ) -> int:
-    space = prepared.spec.to_space()
+    space = prepared.spec.to_space().kept_as(t.params for t in study.get_trials(deepcopy=False))
     distributions = space.distributions()
     recomputed = Recomputed(store, prepared.spec, prepared.objectives)
     taken = 0
@@ -232,7 +235,7 @@ def _take(
                     _give(store, ids.values(), there.number)
                 continue
             for old, new in ids.items():
-                store.copy_launch(other, old, new_id=new, study=study.study_name)
+                store.launches.copy(other.launches, old, new_id=new, study=study.study_name)
             params = space.encode(c.point)
             valid = [t for t in recomputed.trials(trials) if not is_outdated(t)]
             same = (t for t in valid if t.state == TrialState.COMPLETE and t.params == params)
@@ -255,7 +258,7 @@ def _take(
             study.add_trial(trial)
             number = len(trials)
             _give(store, ids.values(), number)
-            store.event(
+            store.launches.event(
                 study.study_name, f"reused: {c.origin.text}", trial=number, launch_id=measured
             )
             taken += 1
@@ -264,7 +267,7 @@ def _take(
 
 def _give(store: Store, launches: Iterable[str], trial: int) -> None:
     for launch_id in launches:
-        store.give_launch(launch_id, trial)
+        store.launches.give(launch_id, trial)
 
 
 def _is_of(trial: FrozenTrial, origin: Origin) -> bool:
@@ -444,7 +447,7 @@ def _candidates(
         if by is not None and by not in {c.trial.number for c in out}:
             left["ended early for a trial that is not taken"] += 1
             continue
-        launches = other.launches(name, trial.number)
+        launches = other.launches.of_trial(name, trial.number)
         measured = trial.user_attrs.get("launch")
         launch = next((x for x in launches if x.launch_id == measured), None)
         if launch is None or launch.values is None:
@@ -533,7 +536,7 @@ def _deciding(env: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
 
 def _other_definition(other: Store, launch: LaunchRow, prepared: Prepared) -> str | None:
     """Which objective is another one today, by the requests of a launch; None: none is."""
-    samples = other.samples(launch.launch_id)
+    samples = other.requests.samples(launch.launch_id)
     earlier = estimator_of(launch.quality) != ESTIMATOR
     try:
         measurement = measurement_of(samples, prepared.spec.workload, launch.quality)

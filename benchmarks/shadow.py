@@ -53,7 +53,8 @@ from autotune.stats import (
     quantile,
     throughput_interval,
 )
-from autotune.store import Store, exclusive, opened
+from autotune.storage.lease import exclusive
+from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.study.space import N, Point
 from autotune.ui import Ui
@@ -71,6 +72,7 @@ def run(study: Path, folder: Path, loads: Sequence[int]) -> None:
     loaded = load_study(study)
     database = folder / "launches.db"
     with Ui() as ui, exclusive(database), opened(database, create=True) as store:
+        store.take_lease()
         prepared = prepare(loaded, ui)
         points = [q for q in prepared.spec.to_space().points() or () if not prepared.infeasible(q)]
         missing = [q for q in points if not all(_file(folder, x, q).exists() for x in loads)]
@@ -140,8 +142,8 @@ def _measure(
             "steady": result.steady,
             "drift": result.drift,
             "looks": [asdict(x) for x in looks],
-            "vllm": store.launch(launched.launch_id).vllm_version,
-            "machine": machine_line(store.launch(launched.launch_id).machine),
+            "vllm": store.launches.get(launched.launch_id).vllm_version,
+            "machine": machine_line(store.launches.get(launched.launch_id).machine),
             "measured": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         }
         draft = file.with_suffix(".new.npz")

@@ -66,13 +66,14 @@ from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.launch_stages import STAGES, stages_of
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError, NothingUsable, UserError
-from autotune.loop import model_resolver, signals
+from autotune.loop import signals
 from autotune.serving import Server
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.machine import describe_machine, machine_line
+from autotune.serving.resolve import model_resolver
 from autotune.stages import time_view
 from autotune.stats import Measurement
-from autotune.store import opened
+from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study
 from autotune.study.space import MNBT, N
 from autotune.views import number
@@ -397,7 +398,7 @@ def run_ours(setup: Setup, arm: str, folder: Path) -> dict[str, Any]:
     """One block of autotune."""
     study, database = folder / f"{STUDY}.yaml", folder / "autotune.db"
     study.write_text(yaml.safe_dump(our_study(setup, arm), sort_keys=False), encoding="utf-8")
-    argv = [sys.executable, "-m", "autotune.cli", "run", str(study), "--db", str(database)]
+    argv = [sys.executable, "-m", "autotune.cli.main", "run", str(study), "--db", str(database)]
     log = folder / "autotune.log"
     begun = time.monotonic()
     with log.open("w") as f, _child([*argv, "--all-trials"], f) as process:
@@ -412,7 +413,8 @@ def run_ours(setup: Setup, arm: str, folder: Path) -> dict[str, Any]:
             if "launch" not in t.user_attrs:
                 raise NothingUsable(f"{arm}: trial {t.number} has no numbers; look at {log}")
             seconds = {s: v for s, v in times[t.number].seconds.items() if v is not None}
-            samples, places = store.samples(t.user_attrs["launch"]), setup.spec.workload.places
+            samples = store.requests.samples(t.user_attrs["launch"])
+            places = setup.spec.workload.places
             busy = bool(t.user_attrs["quality"].get("busy"))
             trials.append(_trial(int(t.params[N]), seconds, samples, places, busy=busy))
     return _block(arm, wall, trials)

@@ -50,7 +50,8 @@ from autotune import launching, loop
 from autotune.search import grid_points
 from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Interval, standard_error
-from autotune.store import LaunchRow, RequestRow, Store
+from autotune.storage.schema import LaunchRow, RequestRow
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.ui import Ui
@@ -305,7 +306,7 @@ def read_figures(folder: Path) -> list[dict[str, Any]]:
     times: dict[int, dict[str, float]] = {}
     store = Store(folder / "autotune.db")
     try:
-        for e in store.events(NAME):
+        for e in store.launches.events(NAME):
             if e.trial is not None:
                 times.setdefault(e.trial, {})[e.what] = e.at
     finally:

@@ -17,7 +17,7 @@ import psutil
 import yaml
 from click.testing import CliRunner
 
-from autotune.cli import main
+from autotune.cli.main import main
 from autotune.engine.command import OWNER_VARIABLE
 
 DOUBLE = str(Path(__file__).parent / "double.py")
@@ -109,7 +109,7 @@ def autotune(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def start_autotune(*args: str, cwd: Path) -> subprocess.Popen[str]:
     """Starts the command line as a process of its own, to be killed or interrupted."""
     return subprocess.Popen(
-        [sys.executable, "-m", "autotune.cli", *args],
+        [sys.executable, "-m", "autotune.cli.main", *args],
         cwd=cwd,
         env={**os.environ, **NO_BROWSER},
         stdin=subprocess.DEVNULL,

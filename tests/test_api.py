@@ -62,7 +62,7 @@ def test_the_examples_in_the_docstrings(module: str, monkeypatch: pytest.MonkeyP
 
 def test_names_of_the_package_are_there_and_imported_when_they_are_asked_for() -> None:
     code = (
-        "import sys, autotune, autotune.cli\n"
+        "import sys, autotune, autotune.cli.main\n"
         "assert not {'optuna', 'pydantic', 'torch'} & sys.modules.keys()\n"
         "from autotune import tune\n"
         "assert tune.__module__ == 'autotune.api'\n"

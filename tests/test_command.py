@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.engine.command import free_port, own_key, plan_launch, secret_values, serve_command
+from autotune.engine.command import free_port, own_key, plan_launch, serve_command
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import MODULE, VllmInfo, probe
 from autotune.errors import UserError
 from autotune.study.schema import ServerSpec, parse_study
+from autotune.study.secrets import secret_values
 
 OPTIONS = {
     "model": None,

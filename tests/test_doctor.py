@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from autotune import doctor
-from autotune.doctor import Check, checks
+from autotune.cli import doctor
+from autotune.cli.doctor import Check, checks
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.study.schema import load_study, parse_study
@@ -26,7 +26,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(doctor, "gpus", list)
     monkeypatch.setattr(doctor, "has_gpu", lambda: False)
     monkeypatch.setattr(doctor, "_importable", lambda name: True)
-    monkeypatch.setattr("autotune.plots.find_chromium", lambda: "/usr/bin/chromium")
+    monkeypatch.setattr(
+        "autotune.output.figures.browser.find_chromium", lambda: "/usr/bin/chromium"
+    )
     monkeypatch.setattr(
         doctor.psutil,
         "virtual_memory",
@@ -180,5 +182,5 @@ def test_the_demo_target_cannot_be_converted(
 
 
 def test_no_chromium_is_worth_knowing(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.plots.find_chromium", lambda: None)
+    monkeypatch.setattr("autotune.output.figures.browser.find_chromium", lambda: None)
     assert found()["Chromium"].ok is None

@@ -22,10 +22,10 @@ import yaml
 from click.testing import CliRunner, Result
 from compose_spec import PyCompose
 
-from autotune.cli import main
+from autotune.cli.main import main
 from autotune.engine.command import production
 from autotune.engine.probe import MODULE, VllmInfo, probe
-from autotune.export import Format, _label
+from autotune.output.export.job import Format, label
 from autotune.study.schema import ServerSpec, parse_study
 from autotune.study.space import MNBT, N
 from tests.test_comparison import BASELINE, GOOD, MACHINE, Run, runs, stored
@@ -533,10 +533,10 @@ def test_files_are_written_once(database: Path, tmp_path: Path) -> None:
 
 
 def test_names_are_what_kubernetes_takes() -> None:
-    label = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035
+    valid = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035
     for name in ("demo-cpu", "A.b_C", "0", "x" * 100, "9...-", "a-" * 50):
-        assert label.fullmatch(_label(name))
-        assert len(f"{_label(name)}-secrets") <= 63
+        assert valid.fullmatch(label(name))
+        assert len(f"{label(name)}-secrets") <= 63
 
 
 # -- vLLM's own parser ---------------------------------------------------------------------------

@@ -24,12 +24,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.bench import build_workload
-from autotune.cli import main
+from autotune.cli.main import main
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.loop import baseline_point
 from autotune.results import study_objectives
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.from_command import study_from_command, template
 from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from tests.fuzzing import fuzz
@@ -41,7 +41,7 @@ FORBIDDEN = (
     "autotune.loop.prepare",
     "autotune.loop.run_study",
     "autotune.crosscheck.crosscheck",
-    "autotune.dashboard.serve",
+    "autotune.output.dashboard.serve",
     "autotune.explain.probe",
 )
 
@@ -67,7 +67,7 @@ class Sandbox:
             stack.enter_context(mock.patch.dict(os.environ, home))
             for what in FORBIDDEN:
                 stack.enter_context(refuse(what))
-            stack.enter_context(mock.patch("autotune.doctor.checks", return_value=iter(())))
+            stack.enter_context(mock.patch("autotune.cli.doctor.checks", return_value=iter(())))
             stack.enter_context(mock.patch.object(subprocess, "Popen", side_effect=AssertionError))
             return CliRunner().invoke(main, list(args))
 
@@ -645,7 +645,10 @@ def test_any_command_line_is_done_or_refused(
     st.lists(st.sampled_from(["--out", "--format", "--db", "--study", "-h"]) | WORDS, max_size=5)
 )
 def test_any_report_is_written_or_refused(words: list[str]) -> None:
-    with sandbox() as box, mock.patch("autotune.report.render.find_chromium", return_value=None):
+    with (
+        sandbox() as box,
+        mock.patch("autotune.output.report.render.find_chromium", return_value=None),
+    ):
         furnish(box.folder)
         store = (box.folder / "good.db").read_bytes()
         before = set(box.folder.rglob("*"))

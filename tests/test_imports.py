@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.cli import main
+from autotune.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 DATABASE = ROOT / "studies/results/smollm2-h200/autotune.db"
@@ -20,7 +20,7 @@ NOT_TO_READ = (
     "torch",
     "scipy",
     "vllm",
-    "autotune.search.sampler",
+    "autotune.search.proposer",
     "autotune.search.surrogate",
     "autotune.search.model",
     "autotune.search.gain",
@@ -32,7 +32,7 @@ def said():
     print(json.dumps(sorted(sys.modules)), file=os.fdopen(3, "w"))
 """
 COMMAND = f"""{IMPORTED}
-from autotune.cli import main
+from autotune.cli.main import main
 sys.argv[0] = "autotune"
 try:
     main()

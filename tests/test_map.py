@@ -23,9 +23,9 @@ from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError
 from autotune.loadmap import map_requests, order, part_sizes
 from autotune.loop import Prepared
-from autotune.mapplot import map_figure
 from autotune.mapresults import PARTS, SCHEDULE, scheduled, speculative_argument, why_no_schedule
 from autotune.mapview import Advice, LoadView, MapView, PointView, map_json, map_lines
+from autotune.output.figures.load_map import map_figure
 from autotune.serving import Identity
 from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule

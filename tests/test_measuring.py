@@ -29,7 +29,7 @@ from autotune.errors import FailureKind, MeasureError
 from autotune.recomputed import measurement_of
 from autotune.results import quality_warnings
 from autotune.stats import STOPPING_CONFIDENCE, look_sizes
-from autotune.store import opened
+from autotune.storage.store import opened
 from autotune.study.schema import WorkloadSpec, load_study
 from tests.studies import (
     autotune,
@@ -517,8 +517,8 @@ def samples(folder: Path, phase: str) -> list[list[Sample]]:
     """Of each launch, in the order of sending."""
     with opened(folder / "autotune.db") as store:
         return [
-            sorted(store.samples(x.launch_id, phase), key=lambda s: s.start)
-            for x in store.launches("double")
+            sorted(store.requests.samples(x.launch_id, phase), key=lambda s: s.start)
+            for x in store.launches.of_study("double")
         ]
 
 

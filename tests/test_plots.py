@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from autotune.plots import find_chromium, pareto_figure, write_html, write_png
+from autotune.output.figures.browser import find_chromium, write_html, write_png
+from autotune.output.figures.pareto import pareto_figure
 from tests.study_views import P95, ROWS, THROUGHPUT, study, trial
 
 needs_chromium = [

@@ -25,17 +25,18 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autotune import launching, loadmap
 from autotune.bench import Sample, ServerStats
 from autotune.bench.interference import Rest
-from autotune.cli import main
+from autotune.cli.main import main
 from autotune.engine.command import LaunchPlan
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.errors import FailureKind, TrialFailure
-from autotune.plots import DARK, LIGHT, find_chromium, print_page
-from autotune.report import Format, build, html, markdown, place, write
-from autotune.report.content import Code, Figure, Report, Table
-from autotune.report.importance import LEAST_TRIALS, importances
+from autotune.output.figures.browser import find_chromium, print_page
+from autotune.output.figures.theme import DARK, LIGHT
+from autotune.output.report import Format, build, html, markdown, place, write
+from autotune.output.report.content import Code, Figure, Report, Table
+from autotune.output.report.importance import LEAST_TRIALS, importances
 from autotune.results import study_objectives, study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
-from autotune.store import Store, opened
+from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.views import number as shown
 from tests.studies import autotune, write_study
@@ -150,7 +151,7 @@ def _attributes(number: int, row: Row) -> dict[str, Any]:
 def _launch(store: Store, study: str, number: int, row: Row, *, split: bool) -> None:
     key = f"{study}-{number}"
     plan = LaunchPlan(("vllm",), {}, {"HF_TOKEN": "***"}, "key", 8000, "model", "model")
-    store.plan_launch(
+    store.launches.plan(
         key,
         study=study,
         trial=number,
@@ -159,18 +160,18 @@ def _launch(store: Store, study: str, number: int, row: Row, *, split: bool) -> 
         machine=MACHINE,
         log_path=Path("x.log"),
     )
-    store.launch_ready(key, "0.32.0")
+    store.launches.ready(key, "0.32.0")
     if row.rate is None:
         failure = TrialFailure(FailureKind.OOM, row.reason)
-        store.launch_failed(key, failure, ())
+        store.launches.failed(key, failure, ())
     else:
-        store.add_samples(key, [_sample(i, row.p95) for i in range(6)])
+        store.requests.add(key, [_sample(i, row.p95) for i in range(6)])
         stats = ServerStats(*[None] * 4, (), *[None] * 3)
         quality = {"estimator": ESTIMATOR, "busy": True, "requests": 6}
-        store.launch_measured(key, stats, {"throughput": row.rate}, {}, quality)
-    store.launch_ended(key, 0, 0)
+        store.launches.measured(key, stats, {"throughput": row.rate}, {}, quality)
+    store.launches.ended(key, 0, 0)
     if split:
-        store.keep_stages(key, Stages(dict.fromkeys(STAGES, 2.0), {}))
+        store.launches.keep_stages(key, Stages(dict.fromkeys(STAGES, 2.0), {}))
 
 
 def _sample(i: int, p95: float) -> Sample:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autotune import sample_size
-from autotune.doctor import checks
+from autotune.cli.doctor import checks
 from autotune.errors import UserError
 from autotune.explain import space_map
 from autotune.study.schema import load_study

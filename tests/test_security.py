@@ -30,8 +30,9 @@ from autotune.engine.command import own_key, plan_launch, runs_model_code, serve
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.plots import find_chromium, pareto_figure, write_html
-from autotune.store import Store
+from autotune.output.figures.browser import find_chromium, write_html
+from autotune.output.figures.pareto import pareto_figure
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, ServerSpec, parse_study, text_without_secrets
 from autotune.study.secrets import is_secret, masked, public, secret_values
 from tests.studies import (

@@ -14,8 +14,8 @@ import plotly.graph_objects as go
 import pytest
 
 import objectives
-from autotune.plots import find_chromium, write_html
-from autotune.plots3d import front_figure, lines_figure, space_figure
+from autotune.output.figures.browser import find_chromium, write_html
+from autotune.output.figures.pareto3d import front_figure, lines_figure, space_figure
 from autotune.results import Standing
 from autotune.search import Direction, front_numbers, plan, verdict
 from autotune.search.confirmation import Launches

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from autotune.search.acceptance import Prediction, SpeculationLaunch, WhatIf, what_if
     from autotune.search.confirmation import Choice, Confirmed, Launches, Verdict, plan, verdict
     from autotune.search.front import Direction, baseline_speedup, front_numbers
-    from autotune.search.sampler import (
+    from autotune.search.model import Proposal
+    from autotune.search.proposer import (
         Converged,
+        Proposer,
         SearchEnds,
         SpaceExhausted,
-        StudySampler,
-        Suggestion,
         grid_points,
         seed_points,
     )
@@ -27,11 +27,11 @@ __all__ = [
     "Direction",
     "Launches",
     "Prediction",
+    "Proposal",
+    "Proposer",
     "SearchEnds",
     "SpaceExhausted",
     "SpeculationLaunch",
-    "StudySampler",
-    "Suggestion",
     "Verdict",
     "WhatIf",
     "baseline_speedup",
@@ -59,12 +59,12 @@ __getattr__ = importer(
         "Direction": "front",
         "baseline_speedup": "front",
         "front_numbers": "front",
-        "Converged": "sampler",
-        "SearchEnds": "sampler",
-        "SpaceExhausted": "sampler",
-        "StudySampler": "sampler",
-        "Suggestion": "sampler",
-        "grid_points": "sampler",
-        "seed_points": "sampler",
+        "Proposal": "model",
+        "Converged": "proposer",
+        "Proposer": "proposer",
+        "SearchEnds": "proposer",
+        "SpaceExhausted": "proposer",
+        "grid_points": "proposer",
+        "seed_points": "proposer",
     },
 )

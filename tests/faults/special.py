@@ -183,7 +183,7 @@ AT_A_STAGE = {
 
 def older_tables(database: Path) -> None:
     with contextlib.closing(sqlite3.connect(database)) as c:
-        c.execute("update autotune_meta set schema = 1")
+        c.execute("update autotune_alembic_version set version_num = '0000'")
         c.commit()
 
 
@@ -337,7 +337,7 @@ def _last(site: Site, outcome: Outcome, wanted: int | None = None) -> Outcome:
 
 
 def _command_line(site: Site) -> list[str]:
-    return [sys.executable, "-m", "autotune.cli", *site.command()]
+    return [sys.executable, "-m", "autotune.cli.main", *site.command()]
 
 
 def _environment() -> dict[str, str]:

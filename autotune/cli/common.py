@@ -1,0 +1,67 @@
+"""What several commands do: choose the best trial, draw, say what is worth knowing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autotune.errors import NothingUsable, UserError
+
+if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
+    from autotune.storage.store import Store
+    from autotune.study.schema import LoadedStudy
+    from autotune.ui import Ui
+    from autotune.views import StudyView, TrialView
+
+
+def best_trial(
+    view: StudyView, objective: str | None = None, *, balanced: bool = False
+) -> TrialView:
+    """Return the best trial by one objective, the study's first one by default, or by all.
+
+    Raises:
+        UserError: the study has no such objective.
+        NothingUsable: no trial has results.
+    """
+    named = {o.name: o for o in view.objectives}
+    if objective is not None and objective not in named:
+        raise UserError(f"--objective: this study has no {objective}; it has {', '.join(named)}")
+    trial = view.best(named[objective] if objective else None, balanced=balanced)
+    if trial is None:
+        raise NothingUsable(f"{view.name}: no trial has results; `autotune status` shows why")
+    return trial
+
+
+def serving_command(store: Store, name: str, trial: TrialView) -> str:
+    """Return the command that serves a trial's point in production."""
+    from autotune.output.export.write import shell_command
+
+    return shell_command(store, name, trial)
+
+
+def say_trust(ui: Ui, loaded: LoadedStudy) -> None:
+    """Say that a model's own code is run, where it is."""
+    from autotune.engine.command import runs_model_code
+
+    if runs_model_code(loaded.spec):
+        ui.message("trust-remote-code is set: Python code that comes with the model will run")
+
+
+def draw(view: StudyView, folder: Path) -> list[Path]:
+    """Write the plots of the Pareto front and return those that could be made here.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from autotune.output.figures.browser import write_html, write_png
+    from autotune.output.figures.pareto import pareto_figure
+    from autotune.output.figures.pareto3d import front_figure
+
+    figure = front_figure(view) if len(view.objectives) == 3 else pareto_figure(view)
+    html, png = folder / "pareto.html", folder / "pareto.png"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_html(figure, html, view.name)
+        return [html, png] if write_png(figure, png) else [html]
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written: {e.strerror}") from e

@@ -1,0 +1,115 @@
+"""What commands share: the group, options, and types of their values."""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from autotune.errors import AutotuneError, one_line
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+INTERRUPTED = 130
+
+
+class Group(click.Group):
+    """Turn errors of autotune into one line on stderr and the right exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AutotuneError as e:
+            click.echo(one_line(f"autotune: {e}"), err=True)
+            ctx.exit(e.exit_code)
+        except KeyboardInterrupt:
+            resumes = ctx.invoked_subcommand in {"run", "confirm", "map"}
+            more = "; run the same command again to resume" if resumes else ""
+            click.echo(f"autotune: interrupted{more}", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+class PathType(click.Path):
+    """A path that can be looked at; files are regular ones, not special ones such as /dev/null.
+
+    It also refuses what click leaves to its caller: a path that is too long, or that has a
+    character that no path has.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path, raw = Path(value), str(value).encode(errors="replace")
+        if b"\0" in raw or raw.decode() != str(value):  # SQLite takes UTF-8 only
+            self.fail(f"{str(value)[:60]!r} has a character that a path cannot have", param, ctx)
+        if value == "":
+            self.fail("a path cannot be empty", param, ctx)
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):  # to be made, or refused by what opens it
+            mode = stat.S_IFREG
+        except OSError as e:
+            self.fail(f"{str(value)[:60]!r}: {e.strerror}", param, ctx)
+        if self.file_okay and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            self.fail(f"{str(value)[:60]!r} is not a regular file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def a_number(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN, which click's ranges let through."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number.")
+    return value
+
+
+def database_option(f: F) -> F:
+    """Add ``--db``."""
+    return click.option(
+        "--db",
+        "database",
+        type=PathType(dir_okay=False, path_type=Path),
+        default=Path("autotune.db"),
+        show_default=True,
+        help="SQLite database of the studies.",
+    )(f)
+
+
+def study_option(f: F) -> F:
+    """Add ``--study``."""
+    return click.option("--study", help="Study to use if the database holds several.")(f)
+
+
+def timeout_option(f: F) -> F:
+    """Add ``--timeout``, in minutes."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        callback=a_number,
+        metavar="MINUTES",
+        help="Start no new trial after this time.",
+    )(f)
+
+
+def share(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
+    """Parse a share, such as ``5%`` or ``0.05``."""
+    number, percent, rest = value.strip().partition("%")
+    try:
+        found = float(number) / (100 if percent else 1)
+    except ValueError:
+        found = math.nan
+    if rest or not 0 <= found < 1:
+        raise click.BadParameter(f"{value[:60]!r} is not a share below 1, such as 5% or 0.05")
+    return found
+
+
+def concurrencies(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
+    """Parse concurrencies such as ``1,2,4``: ascending, each once."""
+    try:
+        loads = sorted({int(word) for word in value.split(",")})
+    except ValueError:
+        raise click.BadParameter(f"{value[:60]!r} is not a list such as 1,2,4,8") from None
+    if not 1 <= loads[0] <= loads[-1] <= 10**4:
+        raise click.BadParameter("a concurrency must be from 1 to 10000")
+    return tuple(loads)

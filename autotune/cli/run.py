@@ -1,0 +1,336 @@
+"""Commands that launch servers: run, confirm, map, crosscheck."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from autotune.cli.common import best_trial, draw, say_trust, serving_command
+from autotune.cli.options import (
+    PathType,
+    concurrencies,
+    database_option,
+    timeout_option,
+)
+from autotune.errors import NothingUsable, UserError, in_short
+
+if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
+    from autotune.mapview import MapView
+    from autotune.reuse import Source
+    from autotune.study.schema import LoadedStudy
+    from autotune.ui import Ui
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option(
+    "--trials",
+    type=click.IntRange(1, 10**6),
+    help="Total number of finished trials, earlier ones included. Default: `budget.trials` of the "
+    "study.",
+)
+@database_option
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Random seed of a new study.",
+)
+@timeout_option
+@click.option(
+    "--until-converged/--all-trials",
+    default=True,
+    help="Stop when no further launch is expected to be worth its time (the default; see "
+    "`budget.converged` of the study), or use up all trials.",
+)
+@click.option(
+    "--reuse",
+    multiple=True,
+    metavar="DB[:STUDY]",
+    help="Copy the trials of an earlier study with the same server, machine and workload instead "
+    "of launching them again. They do not count toward --trials. Can be repeated.",
+)
+def run(
+    study: str | None,
+    trials: int | None,
+    database: Path,
+    seed: int,
+    timeout: float | None,
+    until_converged: bool,
+    reuse: tuple[str, ...],
+) -> None:
+    """Search for the best settings with real vLLM servers.
+
+    Each trial launches one server. The search stops after --trials trials, or earlier when no
+    further launch is expected to be worth its time. Run the same command again to resume. STUDY is
+    a YAML file or the name of a bundled study. Default: gemma-4-26b-rtx5090 with an NVIDIA GPU,
+    demo-cpu without one.
+
+    \b
+    Examples:
+      autotune run studies/gemma-4-26b-rtx5090.yaml --trials 40
+      autotune run wider.yaml --db wider.db --reuse autotune.db
+    """
+    from autotune.reuse import Source
+    from autotune.serving.machine import has_gpu
+    from autotune.study.schema import load_study
+
+    if study is None:
+        study = "gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"
+    loaded = load_study(study)
+    budget = loaded.spec.budget
+    _run(
+        loaded,
+        database,
+        trials or budget.trials,
+        seed,
+        timeout or budget.timeout_minutes,
+        stop_below=None if until_converged else 0.0,
+        reuse=[Source.parse(text) for text in reuse],
+    )
+
+
+@click.command()
+@click.argument("study")
+@click.option(
+    "--launches",
+    type=click.IntRange(4, 10**6),
+    default=8,
+    show_default=True,
+    help="Number of launches, over all candidates.",
+)
+@database_option
+@timeout_option
+def confirm(study: str, launches: int, database: Path, timeout: float | None) -> None:
+    """Launch the winners and the baseline again (A B B A).
+
+    `autotune run` reserves its last trials for this confirmation; `confirm` adds more launches,
+    interleaved.
+    STUDY is the file or bundled name that was run. Run the same command again to resume.
+
+    \b
+    Example:
+      autotune confirm studies/gemma-4-26b-rtx5090.yaml --launches 12
+    """
+    from autotune.study.schema import load_study
+
+    _run(load_study(study), database, launches, 0, timeout, confirm=True)
+
+
+def _run(
+    loaded: LoadedStudy,
+    database: Path,
+    trials: int,
+    seed: int,
+    minutes: float | None,
+    *,
+    confirm: bool = False,
+    stop_below: float | None = None,
+    reuse: Sequence[Source] = (),
+) -> None:
+    import optuna
+
+    from autotune.loop import StopReason, prepare, run_study
+    from autotune.ui import Ui
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ui = Ui()
+    with ui:
+        prepared = prepare(loaded, ui)
+        say_trust(ui, loaded)
+        reason = run_study(
+            prepared,
+            database=database,
+            trials=trials,
+            seed=seed,
+            timeout_s=minutes * 60 if minutes else None,
+            ui=ui,
+            confirm=confirm,
+            stop_below=stop_below,
+            reuse=reuse,
+        )
+    if reason is not StopReason.DONE:
+        how = "done" if reason is StopReason.CONVERGED else "stopped"
+        ui.message(f"{how}: {reason}")
+    _finish(ui, database, loaded.spec.name)
+
+
+def _finish(ui: Ui, database: Path, name: str) -> None:
+    """Write the plots and the dashboard's pages of a study, and print its summary."""
+    from autotune.output.dashboard import publish
+    from autotune.output.report import build
+    from autotune.results import study_view
+    from autotune.storage.failures import database_errors
+    from autotune.storage.lease import output_folder
+    from autotune.storage.store import opened
+
+    @contextmanager
+    def not_worth_a_run(what: str, again: str) -> Iterator[None]:
+        """Say in one line what was not made: the numbers are in the database."""
+        try:
+            with database_errors(database):
+                yield
+        except Exception as e:  # noqa: BLE001 – whatever it is
+            ui.message(f"{what}: {in_short(e)}. No measurement is lost; {again}")
+
+    with opened(database) as store:
+        view = study_view(store, name)
+        trial = best_trial(view)
+        plots: list[Path] = []
+        with ui.waiting("drawing the plots"):
+            with not_worth_a_run("plots not drawn", "draw them with `autotune pareto`"):
+                plots = draw(view, output_folder(database, name))
+            with not_worth_a_run("dashboard not updated", "update it with `autotune dashboard`"):
+                publish(store.optuna_study(name), view, build(store, view))
+        ui.summary(view, serving_command(store, name, trial), database, plots)
+
+
+@click.command("map")
+@click.argument("study")
+@click.option(
+    "--concurrency",
+    "loads",
+    default="1,2,4,8,16",
+    show_default=True,
+    callback=concurrencies,
+    metavar="LOADS",
+    help="Concurrencies to measure, separated by commas.",
+)
+@database_option
+@click.option(
+    "--launches",
+    type=click.IntRange(2, 10**6),
+    default=6,
+    show_default=True,
+    help="Most values of n to launch, n = 0 included. Checking a schedule takes one more.",
+)
+@timeout_option
+@click.option("--show", is_flag=True, help="Show the latest load sweep; launch nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the load sweep as JSON.")
+@click.option(
+    "--plot",
+    type=PathType(dir_okay=False, path_type=Path),
+    help="HTML file to write: speed-up by concurrency.",
+)
+def load_map(
+    study: str,
+    loads: tuple[int, ...],
+    database: Path,
+    launches: int,
+    timeout: float | None,
+    show: bool,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Run a load sweep: the best n at each concurrency.
+
+    It also shows the concurrency above which drafting stops paying. STUDY need not have been run.
+    If it has, its best trial sets the other parameters. Run the same command again to resume; a
+    finished load sweep is only shown.
+
+    \b
+    Example:
+      autotune map demo-cpu --concurrency 1,2,4,8 --plot map.html
+    """
+    from rich.console import Console
+
+    from autotune.mapresults import stored_view
+    from autotune.mapview import map_json, map_lines
+    from autotune.storage.store import opened
+    from autotune.study.schema import load_study
+    from autotune.ui import Ui
+
+    if plot is not None and not plot.parent.is_dir():
+        raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
+    loaded = load_study(study)
+    ui = Ui(Console(stderr=True, highlight=False))
+    if show:
+        with opened(database) as store:
+            view = stored_view(store, loaded, loaded.spec.fingerprint(loaded.base))
+    else:
+        view = _measured_map(ui, loaded, database, loads, launches, timeout)
+    click.echo(json.dumps(map_json(view), indent=2) if as_json else "\n".join(map_lines(view)))
+    if plot is not None:
+        from autotune.output.figures.load_map import write_map
+
+        write_map(view, plot)
+
+
+def _measured_map(
+    ui: Ui,
+    loaded: LoadedStudy,
+    database: Path,
+    loads: tuple[int, ...],
+    launches: int,
+    minutes: float | None,
+) -> MapView:
+    from autotune.loadmap import map_study
+    from autotune.loop import StopReason, prepare
+
+    with ui:
+        prepared = prepare(loaded, ui)
+        say_trust(ui, loaded)
+        view, reason = map_study(
+            prepared,
+            database=database,
+            loads=loads,
+            launches=launches,
+            timeout_s=minutes * 60 if minutes else None,
+            ui=ui,
+        )
+    if reason is not StopReason.DONE:
+        ui.message(f"stopped: {reason}; run the same command again to resume")
+    return view
+
+
+@click.command()
+@click.argument("study")
+@click.option(
+    "--n",
+    type=click.IntRange(0, 10**6),
+    help="Tokens drafted per step. Default: 3, or the baseline's n if 3 cannot launch.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(2, 10**6),
+    default=2,
+    show_default=True,
+    help="Number of runs of each client.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@click.option(
+    "--out",
+    type=PathType(file_okay=False, path_type=Path),
+    help="New folder for the raw data. Default: inside the study's own folder.",
+)
+def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path | None) -> None:
+    """Measure one server with autotune and `vllm bench serve`.
+
+    Both clients send the same requests alternately. The command says whether they agree.
+
+    \b
+    Example:
+      autotune crosscheck demo-cpu --rounds 4
+    """
+    from rich.console import Console
+
+    from autotune.crosscheck import Verdict
+    from autotune.crosscheck import crosscheck as compare
+    from autotune.loop import prepare, signals
+    from autotune.study.schema import load_study
+    from autotune.ui import Ui
+
+    ui = Ui(Console(stderr=True, highlight=False))
+    with ui, signals():
+        prepared = prepare(load_study(study), ui)
+        say_trust(ui, prepared.loaded)
+        result = compare(prepared, n=n, rounds=rounds, out=out, ui=ui)
+    click.echo(json.dumps(result.to_json(), indent=2) if as_json else "\n".join(result.lines()))
+    if differing := result.figures(Verdict.DIFFER):
+        raise NothingUsable(f"{result.study}: the clients differ in {', '.join(differing)}")

@@ -1,0 +1,229 @@
+"""Commands that show what a database holds: status, best, compare, predict, explain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from autotune.cli.common import best_trial, say_trust, serving_command
+from autotune.cli.options import database_option, share, study_option
+
+if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
+    from autotune.views import TrialView
+
+REGRESSION = 3
+
+
+@click.command()
+@database_option
+@study_option
+@click.option("--json", "as_json", is_flag=True, help="Print all trials as JSON.")
+@click.option("--trial", type=click.IntRange(0, 10**9), help="Show everything about this trial.")
+@click.option("--time", "times", is_flag=True, help="Show how long each stage of a trial took.")
+def status(
+    database: Path, study: str | None, as_json: bool, trial: int | None, times: bool
+) -> None:
+    """Show the progress and all trials, with reasons for failures.
+
+    \b
+    Examples:
+      autotune status --db autotune.db
+      autotune status --trial 7
+      autotune status --time
+    """
+    from autotune.cli.json_rows import trial_json
+    from autotune.results import study_view, trial_story
+    from autotune.stages import time_json, time_lines, time_view
+    from autotune.storage.store import opened
+    from autotune.ui import Ui
+    from autotune.views import plain
+
+    if as_json and trial is not None:
+        raise click.UsageError("--json and --trial exclude each other")
+    if times and trial is not None:
+        raise click.UsageError("--time and --trial exclude each other")
+    with opened(database) as store:
+        name = store.pick_study(study)
+        if trial is not None:
+            for line in trial_story(store, name, trial):
+                click.echo(plain(line))
+            return
+        if times:
+            spent = time_view(store, name)
+            if as_json:
+                click.echo(json.dumps(time_json(spent), indent=2))
+            else:
+                click.echo("\n".join(time_lines(spent)))
+            return
+        view = study_view(store, name)
+    if as_json:
+        click.echo(json.dumps([trial_json(view, t) for t in view.trials], indent=2))
+    else:
+        Ui().status(view)
+
+
+@click.command()
+@database_option
+@study_option
+@click.option("--json", "as_json", is_flag=True, help="Print the front as a JSON list.")
+@click.option("--shell", is_flag=True, help="Print only the serving command.")
+@click.option("--objective", help="Choose by this objective. Default: the study's first.")
+@click.option("--balanced", is_flag=True, help="Choose by all objectives, equally weighted.")
+def best(
+    database: Path,
+    study: str | None,
+    as_json: bool,
+    shell: bool,
+    objective: str | None,
+    balanced: bool,
+) -> None:
+    """Show the Pareto front, the confirmation and the winner.
+
+    The winner comes with the command that serves it. A trial is on the Pareto front if no other
+    trial beats it in one objective without losing in another. --balanced weighs 1 % of each
+    objective the same.
+
+    \b
+    Examples:
+      autotune best
+      autotune best --shell --objective p95_latency
+    """
+    from autotune.cli.json_rows import trial_json
+    from autotune.results import study_view
+    from autotune.storage.store import opened
+    from autotune.ui import Ui
+
+    if as_json and shell:
+        raise click.UsageError("--json and --shell exclude each other")
+    if balanced and objective:
+        raise click.UsageError("--balanced and --objective exclude each other")
+    with opened(database) as store:
+        view = study_view(store, store.pick_study(study))
+        trial = best_trial(view, objective, balanced=balanced)
+        if as_json:
+            front = [trial_json(view, t) for t in view.trials if t.front]
+            click.echo(json.dumps(front, indent=2))
+        elif shell:
+            click.echo(serving_command(store, view.name, trial))
+        else:
+            ui = Ui()
+            ui.best(view, trial, serving_command(store, view.name, trial))
+            say_trust(ui, store.load_study(view.name)[0])
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--study-a", help="Study of A if its database holds several.")
+@click.option("--study-b", help="Study of B if its database holds several.")
+@click.option(
+    "--threshold",
+    default="5%",
+    show_default=True,
+    callback=share,
+    metavar="SHARE",
+    help="Largest difference that does not matter.",
+)
+@click.option("--objective", help="Compare this objective only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare(
+    a: str,
+    b: str,
+    study_a: str | None,
+    study_b: str | None,
+    threshold: float,
+    objective: str | None,
+    as_json: bool,
+) -> None:
+    """Compare two studies and report regressions.
+
+    Use it before and after an upgrade, or for two GPUs or drafts. A and B are databases, or
+    DB:STUDY. Exit code 3 means that B is certainly worse than A by more
+    than the threshold.
+
+    \b
+    Examples:
+      autotune compare before.db after.db --threshold 3%
+      autotune compare autotune.db:draft-1 autotune.db:draft-2 --json
+    """
+    from rich.console import Console
+
+    from autotune.comparison import Where, tables
+    from autotune.comparison import compare as compare_studies
+
+    found = compare_studies(
+        Where.parse(a, study_a),
+        Where.parse(b, study_b),
+        threshold=threshold,
+        objective=objective,
+    )
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        Console(highlight=False).print(tables(found))
+    if found.regression:
+        click.get_current_context().exit(REGRESSION)
+
+
+@click.command()
+@database_option
+@study_option
+@click.option("--json", "as_json", is_flag=True, help="Print the predictions as JSON.")
+def predict(database: Path, study: str | None, as_json: bool) -> None:
+    """Predict tok/s for every n from the acceptance.
+
+    It also predicts tok/s with better drafts. Nothing is launched. For each n that was launched,
+    the prediction error is shown.
+
+    \b
+    Example:
+      autotune predict --json
+    """
+    from rich.console import Console
+
+    from autotune.prediction import outlook, tables
+    from autotune.results import study_view
+    from autotune.storage.store import opened
+
+    with opened(database) as store:
+        view = study_view(store, store.pick_study(study))
+        found = outlook(view, store.load_study(view.name)[0].spec.to_space())
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        Console(highlight=False).print(tables(found))
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option("--vllm", "version", help="vLLM version to check; it need not be installed.")
+@database_option
+@click.option("--json", "as_json", is_flag=True, help="Print every point as JSON.")
+def explain(study: str | None, version: str | None, database: Path, as_json: bool) -> None:
+    """Show which points can launch, and why the others cannot.
+
+    STUDY is a YAML file or the name of a bundled study, as in `autotune run`. Nothing is launched.
+    Points that the database has measured are marked.
+
+    \b
+    Example:
+      autotune explain demo-cpu --vllm 0.26.0
+    """
+    from autotune.explain import explain as space_map
+    from autotune.results import study_view
+    from autotune.serving.machine import has_gpu
+    from autotune.storage.store import opened
+    from autotune.study.schema import load_study
+
+    loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))
+    trials: Sequence[TrialView] = ()
+    if database.exists():
+        with opened(database) as store:
+            if loaded.spec.name in store.study_names():
+                trials = study_view(store, loaded.spec.name).trials
+    found = space_map(loaded, version, trials)
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.lines()))

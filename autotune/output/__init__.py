@@ -1,0 +1,1 @@
+"""What is handed out of a study: figures, the report, the dashboard, files for production."""

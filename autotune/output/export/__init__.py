@@ -1,0 +1,1 @@
+"""The winner of a study as a file for production."""

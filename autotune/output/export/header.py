@@ -1,0 +1,91 @@
+"""The comment at the top of a file: where it comes from, and what to know before it is used."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from datetime import date
+
+from autotune import __version__
+from autotune.output.export.choice import Chosen
+from autotune.study.schema import StudySpec
+from autotune.study.space import N
+from autotune.views import StudyView, bounds_text, plain, point_text
+
+_WIDTH = 80
+
+
+def about(
+    view: StudyView,
+    spec: StudySpec,
+    choice: Chosen,
+    versions: tuple[str | None, str | None],
+    today: date,
+) -> Iterator[str]:
+    """Yield lines that say where a file comes from.
+
+    Args:
+        view: The study.
+        spec: What the study says.
+        choice: The point that is served.
+        versions: Versions of the vLLM that it was measured with, and of the one in production;
+            None: unknown.
+        today: The date of the file.
+    """
+    measured, version = versions
+    t = choice.trial
+    yield (
+        f"Trial {t.number} of the study {view.name}: {point_text(t.point)}. Written by autotune "
+        f"{__version__} on {today:%Y-%m-%d}."
+    )
+    why = plain(choice.why)
+    yield f"{why[0].upper()}{why[1:]}."
+    yield f"{choice.values}."
+    yield _speedup(view, choice)
+    yield _measured(view, spec, measured)
+    if version != measured:
+        yield (
+            f"It is for vLLM {version}, which it was not measured with: no rule of that version "
+            "forbids it, its speed may differ."
+        )
+
+
+def _speedup(view: StudyView, choice: Chosen) -> str:
+    t = choice.trial
+    if t.baseline:
+        return "It is the baseline itself" + (": no speculation." if t.point.get(N) == 0 else ".")
+    if choice.speedup is None:
+        return "Its speed-up is unknown: the baseline has no numbers."
+    value, low, high = choice.speedup
+    base = next(x for x in view.trials if x.baseline)
+    return (
+        f"Speed-up {value:.2f}× {bounds_text((low, high))} (95 % interval) over the baseline "
+        f"({point_text(base.point)})."
+    )
+
+
+def _measured(view: StudyView, spec: StudySpec, vllm: str | None) -> str:
+    load = spec.workload
+    loads = [f"at most {load.max_concurrency} requests at a time"] if load.max_concurrency else []
+    if not math.isinf(load.request_rate):
+        loads.append(f"{load.request_rate:g} arrivals a second")
+    return (
+        f"Measured from {view.created:%Y-%m-%d} on with vLLM {plain(vllm or '(unknown)')} on "
+        f"{plain(view.machine) or 'an unknown machine'}"
+        + (f", {' and '.join(loads)}." if loads else ".")
+    )
+
+
+def comment(lines: Sequence[str]) -> str:
+    """Return lines as comments of at most 80 columns, in every one of the languages.
+
+    Lines that begin with a space are meant to be copied, and are not wrapped.
+    """
+    out: list[str] = []
+    for line in lines:
+        glued = line.replace(" = ", "\xa0=\xa0").replace("MNBT ", "MNBT\xa0")
+        parts = textwrap.wrap(glued, _WIDTH - 2, break_long_words=False, break_on_hyphens=False)
+        whole = [line] if line.startswith(" ") else parts
+        out += [f"# {part}".replace("\xa0", " ") for part in whole] or ["#"]
+    return "\n".join(out) + "\n"

@@ -1,0 +1,207 @@
+"""The winner of a study as a shell command, or as a file in the language of what will serve it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from autotune.engine.command import serve_command
+from autotune.engine.probe import VllmInfo, unasked
+from autotune.engine.rules import why_doubtful, why_infeasible
+from autotune.errors import UserError
+from autotune.explain import known_for
+from autotune.output.export.choice import Chosen
+from autotune.output.export.compose import compose
+from autotune.output.export.header import about, comment
+from autotune.output.export.job import LOCAL, Endpoint, Format, Job
+from autotune.output.export.kubernetes import kubernetes
+from autotune.output.export.systemd import systemd
+from autotune.output.export.vllm_config import vllm_config
+from autotune.serving.resolve import model_resolver
+from autotune.storage.store import Store
+from autotune.study.schema import LoadedStudy
+from autotune.views import StudyView, TrialView, plain, point_text
+
+_HOST = re.compile(r"[A-Za-z0-9.:_-]+")
+
+
+def shell_command(store: Store, name: str, trial: TrialView, where: Endpoint | None = None) -> str:
+    """Return the shell command that serves a trial's point in production, and nothing else.
+
+    Nothing of the study is run for it, not even to ask its vLLM: the database may be somebody
+    else's.
+    """
+    where = where or Endpoint()
+    loaded, info, resolve = _served(store, name)
+    return serve_command(
+        loaded.spec.server,
+        trial.point,
+        info,
+        resolve=resolve,
+        host=where.host or LOCAL,
+        port=where.port,
+    )
+
+
+def _served(store: Store, name: str) -> tuple[LoadedStudy, VllmInfo, Callable[[str], str]]:
+    loaded, _row = store.load_study(name)
+    info = store.vllm(name) or unasked(loaded.spec.server)
+    return loaded, info, model_resolver(loaded, info)
+
+
+def export(
+    store: Store,
+    view: StudyView,
+    choice: Chosen,
+    form: Format,
+    *,
+    where: Endpoint | None = None,
+    version: str | None = None,
+    file: str | None = None,
+    today: date | None = None,
+) -> str:
+    """Return the text of a file that serves a point.
+
+    Args:
+        store: The database of the study.
+        view: The study.
+        choice: The point of it.
+        form: Format of the file.
+        where: Where the server listens.
+        version: Version of the vLLM in production; by default the one that was measured.
+        file: Name of the file, for the comment.
+        today: Date for the comment; the present day by default.
+
+    Raises:
+        UserError: the point cannot launch on that vLLM, or the format cannot express it.
+    """
+    where = where or Endpoint()
+    _check_endpoint(form, where)
+    loaded, info, resolve = _served(store, view.name)
+    measured = _version(view.vllm_version or info.version)  # the database may be somebody else's
+    version = measured if version is None else _asked(version)
+    machine = _machine(store, view.name)
+    device = info.device or _device_of(machine)
+    doubt = _doubt(loaded, replace(info, device=device), version, choice.trial)
+    job = Job(
+        study=view.name,
+        spec=loaded.spec,
+        point=choice.trial.point,
+        info=info,
+        resolve=resolve,
+        where=where,
+        version=version,
+        device=device,
+        cores=machine["cores"] if machine else None,
+        file=file,
+    )
+    if form is Format.SHELL:
+        job.plan()
+        body = "\n" + shell_command(store, view.name, choice.trial, where) + "\n"
+    else:
+        body = _WRITERS[form](job)
+    if doubt:
+        job.say(f"Careful: {plain(doubt)}.")
+    top = about(view, loaded.spec, choice, (measured, version), today or date.today())
+    head = "#!/bin/sh\n" if form is Format.SHELL else ""
+    return head + comment([*top, "", *job.notes]) + body
+
+
+def _doubt(
+    loaded: LoadedStudy, info: VllmInfo, version: str | None, trial: TrialView
+) -> str | None:
+    """Return why a point may crash on a version; None: nothing is known against it.
+
+    Raises:
+        UserError: it cannot launch.
+    """
+    settings = loaded.spec.settings(trial.point)
+    known = known_for(loaded, info)
+    if why := why_infeasible(settings, version, known):
+        raise UserError(
+            f"trial {trial.number} ({point_text(trial.point)}) cannot be served: {why}; name "
+            "another point with --trial"
+        )
+    return why_doubtful(settings, version, known)
+
+
+def _machine(store: Store, name: str) -> Mapping[str, Any] | None:
+    launches = store.launches(name)
+    return launches[-1].machine if launches else None
+
+
+def _device_of(machine: Mapping[str, Any] | None) -> str | None:
+    """Return what a machine's servers ran on, as far as it tells."""
+    if machine is None:
+        return None
+    return "cuda" if machine.get("gpus") else "cpu"
+
+
+def _version(text: str | None) -> str | None:
+    """Return a version without the spaces and line breaks around it; None: it is not a version.
+
+    Python refuses a number of thousands of digits.
+    """
+    try:
+        return None if text is None else str(Version(text))
+    except ValueError:
+        return None
+
+
+def _asked(version: str) -> str:
+    if found := _version(version):
+        return found
+    raise UserError(f"--vllm: {version[:40]} is no version; such as 0.32.0")
+
+
+def _check_endpoint(form: Format, where: Endpoint) -> None:
+    """Refuse an address that is not one, or that the format has no place for."""
+    host = where.host
+    if host is None:
+        return
+    if form is Format.KUBERNETES:
+        raise UserError("--host: a pod listens on its own address; leave it out for kubernetes")
+    if form is Format.COMPOSE:
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise UserError(
+                f"--host: {plain(host)[:60]} is no address; compose publishes a port on one, such "
+                "as 0.0.0.0"
+            ) from None
+    elif not _HOST.fullmatch(host):
+        raise UserError(f"--host: {plain(host)[:60]} is no name of a host")
+
+
+_WRITERS: Mapping[Format, Callable[[Job], str]] = {
+    Format.VLLM_CONFIG: vllm_config,
+    Format.COMPOSE: compose,
+    Format.KUBERNETES: kubernetes,
+    Format.SYSTEMD: systemd,
+}
+
+
+def write(text: str, form: Format, path: Path) -> None:
+    """Write a new file; a shell script is made executable.
+
+    Raises:
+        UserError: the file exists, cannot be written, or has a name that its tool would not take.
+    """
+    if form is Format.VLLM_CONFIG and path.suffix not in {".yaml", ".yml"}:
+        raise UserError(f"{path}: vLLM takes a config only from a file named .yaml or .yml")
+    try:
+        with path.open("x", encoding="utf-8") as f:
+            f.write(text)
+        if form is Format.SHELL:
+            path.chmod(path.stat().st_mode | 0o111)
+    except FileExistsError:
+        raise UserError(f"{path}: exists already; give another --out") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written: {e.strerror}") from e

@@ -1,0 +1,196 @@
+"""The answer: what to serve, how sure that is, and the command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autotune.engine.command import runs_model_code
+from autotune.errors import UserError
+from autotune.output.export.write import shell_command
+from autotune.output.figures.trials import searched
+from autotune.output.report.content import (
+    Answer,
+    Block,
+    Code,
+    Fact,
+    Paragraph,
+)
+from autotune.output.report.source import Source, against, change, count, load_text, lower, progress
+from autotune.results import LEAST_DEGREES, as_single
+from autotune.stats import Estimate
+from autotune.study.space import MNBT, N
+from autotune.views import (
+    TrialView,
+    bounds_text,
+    cost,
+    kinds_text,
+    number,
+    plain,
+    point_text,
+    value_with_interval,
+)
+
+
+def answer(s: Source) -> Answer:
+    """What to serve and how sure that is; without numbers, that there is nothing to recommend."""
+    t, view = s.best, s.view
+    if t is None:
+        return Answer(
+            "Nothing can be recommended",
+            f"{progress(s)} No trial has results.",
+            certain=False,
+            notes=(f"Failed trials: {plain(kinds_text(view.failures()))}.",)
+            if view.failures()
+            else (),
+        )
+    without = " without speculation:" if t.point.get(N) == 0 else ""
+    sure, certain = _sure(s, t)
+    return Answer(
+        f"Serve{without} {point_text(t.point)}",
+        sure,
+        certain,
+        (*_facts(s, t), _evidence(s, t)),
+        tuple(_notes(s, t)),
+    )
+
+
+def _facts(s: Source, t: TrialView) -> Iterator[Fact]:
+    """A number for each objective of the study, with what it is over the baseline."""
+    choice = s.view.verdict.winners[0] if s.view.verdict is not None else None
+    for i, o in enumerate(s.view.objectives):
+        if choice is not None:
+            e: Estimate | None = choice.values[i]
+        else:
+            value = t.value(o)
+            low, high = (t.intervals or {}).get(o.name) or (None, None)
+            e = None if value is None else Estimate(value, low, high)
+        if e is None:
+            continue
+        notes = ["no interval: too few repeated launches to estimate how far launches differ"]
+        if e.low is not None or e.high is not None:
+            notes = [f"95% interval {bounds_text((e.low, e.high))}"]
+        if t.baseline:
+            notes.append("the baseline itself")
+        elif (ratio := _over_baseline(s, t, i)) is not None:
+            notes.append(f"{change(ratio, o)} {against(s)}")
+        yield Fact(plain(o.title), f"{number(e.value)} {plain(o.unit)}", tuple(notes))
+
+
+def _evidence(s: Source, t: TrialView) -> Fact:
+    launches, requests = len(s.measured(t)), s.requests(t)
+    what = f"{count(requests, 'request')} in {count(launches, 'launch')}"
+    if not t.confirmed:
+        return Fact("Evidence", "not confirmed", (f"only {what} of the search",))
+    base = s.baseline
+    beside: tuple[str, ...] = ()
+    if base is not None and base is not t and base.confirmed:
+        of = f"{count(s.requests(base), 'request')} in {count(base.confirmed_launches, 'launch')}"
+        beside = (f"compared with {of} of the baseline",)
+    return Fact("Evidence", "confirmed", (f"with {what}", *beside))
+
+
+def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:
+    """An objective of the best trial over the baseline's, as the commands have it."""
+    o, verdict, base = s.view.objectives[i], s.view.verdict, s.baseline
+    if verdict is not None:
+        ratios = verdict.winners[0].over_baseline
+        return None if ratios is None else ratios[i]
+    if base is None or not (value := t.value(o)) or not (other := base.value(o)):
+        return None
+    variance = s.view.variance.get(o.name)
+    a, b = (as_single(x, o.name) for x in (t, base))
+    if variance is None or variance.total.degrees < LEAST_DEGREES or a is None or b is None:
+        return Estimate(value / other, None, None)
+    return variance.ratio(a, b, (t.launches, base.launches))
+
+
+def _sure(s: Source, t: TrialView) -> tuple[str, bool]:
+    """How sure the answer is, in words, and whether it is certain."""
+    if s.view.verdict is None or not t.confirmed:
+        words = (
+            "This result is not confirmed. The best of many single launches usually looks better "
+            "than it is (selection bias). Treat it as a candidate and run autotune confirm."
+        )
+        return words, False
+    choice = s.view.verdict.winners[0]
+    by = lower(s.view.objectives[0].title)
+    if choice.runner_up is None:
+        return f"Best by {plain(by)} and confirmed, but without a rival to compare it with.", False
+    rival = _named(s, choice.runner_up)
+    if choice.chance is None:
+        return f"Not comparable with {rival} yet, because no point was launched twice.", False
+    if choice.tie:
+        others = [_named(s, k) for k in choice.ties]
+        words = (
+            f"A tie with {', '.join(others)}: by {plain(by)} this is better with only "
+            f"{choice.chance:.0%} probability. From 95% on it would not be called a tie."
+        )
+        return words, False
+    chance = "more than 99%" if choice.chance > 0.99 else f"{choice.chance:.0%}"
+    return f"By {plain(by)} it is better than {rival} with {chance} probability.", True
+
+
+def _named(s: Source, number: int) -> str:
+    """Return a trial's name within a sentence, with its article."""
+    t = s.trial(number)
+    return f"the {s.name(t)}" if t.baseline else s.name(t)
+
+
+def _notes(s: Source, t: TrialView) -> Iterator[str]:
+    view, verdict = s.view, s.view.verdict
+    if verdict is not None and t.baseline:
+        others = [k for k in verdict.winners[0].chances if verdict.candidates[k].over_baseline]
+        for k in others[:1]:
+            ratios = verdict.candidates[k].over_baseline or ()
+            parts = [
+                f"{plain(lower(o.title))} {change(e, o)}"
+                for o, e in zip(view.objectives, ratios, strict=True)
+            ]
+            yield f"The next best, {s.name(s.trial(k))}: {', '.join(parts)} {against(s)}."
+    elif t.baseline:
+        rivals = [x for x in searched(view) if not x.baseline]
+        first = view.objectives[0]
+        if rivals:
+            rival = min(rivals, key=lambda x: cost(first, x.value(first)))
+            values = [
+                value_with_interval(rival.value(o) or 0.0, (rival.intervals or {}).get(o.name), o)
+                for o in view.objectives
+            ]
+            yield f"The next best, {s.name(rival)}: {', '.join(values)}."
+    for o in view.objectives[1:]:
+        other = view.best(o)
+        if other is not None and other is not t:
+            yield (
+                f"This is the best by {plain(lower(view.objectives[0].title))}. "
+                f"The best by {plain(lower(o.title))} is {s.name(other)}."
+            )
+    yield f"The answer holds for this load: {load_text(s)}."
+    if N in t.point or MNBT in t.point:
+        yield (
+            "n is num_speculative_tokens, the number of tokens drafted per step (0: no "
+            "speculation). MNBT is max_num_batched_tokens, the most tokens processed per step."
+        )
+    for w in dict.fromkeys(w for x in s.measured(t) for w in x.warnings):
+        yield f"Warning: {plain(w)}."
+    if view.finished < view.wanted or any(x.state in {"running", "waiting"} for x in view.trials):
+        yield progress(s)
+
+
+def command(s: Source) -> Iterator[Block]:
+    """The command that serves the answer."""
+    if s.best is None:
+        yield Paragraph("No trial has results, so there is no command.")
+        return
+    try:
+        text = shell_command(s.store, s.view.name, s.best)
+    except UserError as e:
+        yield Paragraph(f"The command cannot be shown: {plain(str(e))}.")
+        return
+    yield Code(f"Serves {point_text(s.best.point)}", text)
+    yield Paragraph(
+        "Paths are those of the machine that this report was made on; a variable that holds a "
+        "secret appears by its name only. autotune export writes the same for vLLM's --config, "
+        "Compose, Kubernetes and systemd."
+    )
+    if runs_model_code(s.spec):
+        yield Paragraph("trust-remote-code is set: Python code that comes with the model will run.")

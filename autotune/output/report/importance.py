@@ -1,0 +1,80 @@
+"""Which of the searched parameters decides over an objective.
+
+PED-ANOVA (S. Watanabe, A. Bansal, F. Hutter, "PED-ANOVA: Efficiently quantifying hyperparameter
+importance in arbitrary subspaces", IJCAI 2023), as Optuna has it: how differently a parameter is
+spread over the best trials and over all of them. Optuna's evaluator takes the lowest values of a
+``target`` for the best ones, also of an objective that is maximised; what it is given here is a
+cost, for which that is right. fANOVA would need scikit-learn, and of so few trials its forests say
+no more.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import optuna
+from optuna.distributions import IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, create_trial
+
+from autotune.views import cost
+from objectives import Objective
+
+# Optuna advises 5 trials at least among the best ones, which are a quarter of all.
+LEAST_TRIALS = 20
+_BEST = 0.25
+
+
+def importances(
+    trials: Sequence[FrozenTrial], objectives: Sequence[Objective]
+) -> dict[str, Mapping[str, float]]:
+    """Of each objective, by name: the share of each parameter that differs, largest first.
+
+    Args:
+        trials: Complete ones, each of a point of its own.
+        objectives: With the study's directions, in the order of the trials' values.
+
+    Returns:
+        Nothing of fewer than ``LEAST_TRIALS`` trials, or where a single parameter was searched.
+    """
+    trials = [_by_equal_steps(t) for t in trials]
+    searched = {
+        name for t in trials for name, space in t.distributions.items() if not space.single()
+    }
+    if len(trials) < LEAST_TRIALS or len(searched) < 2:
+        return {}
+    found: dict[str, Mapping[str, float]] = {}
+    for i, o in enumerate(objectives):
+        study = optuna.create_study(direction="minimize")
+        study.add_trials(
+            [
+                create_trial(
+                    value=cost(o, t.values[i]), params=t.params, distributions=t.distributions
+                )
+                for t in trials
+            ]
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            evaluator = PedAnovaImportanceEvaluator(target_quantile=_BEST)
+            found[o.name] = get_param_importances(
+                study, evaluator=evaluator, params=sorted(searched)
+            )
+    return found
+
+
+def _by_equal_steps(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial with its powers of two as exponents, which are equally far apart."""
+    params, distributions = dict(trial.params), dict(trial.distributions)
+    for name, space in trial.distributions.items():
+        if isinstance(space, IntDistribution) and space.log:
+            params[name] = trial.params[name].bit_length() - 1
+            ends = (x.bit_length() - 1 for x in (space.low, space.high))
+            distributions[name] = IntDistribution(*ends)
+    return create_trial(
+        values=trial.values,
+        params=params,
+        distributions=distributions,
+    )

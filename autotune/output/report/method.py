@@ -1,0 +1,292 @@
+"""How it came about: time, failures, how it was measured, how to repeat it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from autotune.bench.session import Stop
+from autotune.engine.launch_stages import STAGES
+from autotune.errors import UserError
+from autotune.output.figures import trials as figures
+from autotune.output.figures.timings import time_figure
+from autotune.output.report.content import (
+    Block,
+    Code,
+    Figure,
+    Paragraph,
+    Points,
+    Table,
+)
+from autotune.output.report.source import Source, count, duration, load_text, upper, when
+from autotune.results import quality_warnings
+from autotune.serving.machine import machine_line
+from autotune.stages import time_view
+from autotune.storage.schema import LaunchRow
+from autotune.study.schema import bundled_studies, load_study, text_without_secrets
+from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
+from autotune.views import (
+    TrialView,
+    kinds_text,
+    number,
+    objective_text,
+    origin_lines,
+    plain,
+    point_text,
+    scatter_line,
+    value_text,
+)
+
+_MOST_SHOWN = 20  # failed trials; more are folded
+
+
+def time_spent(s: Source) -> Iterator[Block]:
+    """How long it took, and what the time went into."""
+    ended = [x for x in s.launches if x.ended_at is not None]
+    if not ended:
+        yield Paragraph("No launch has ended yet.")
+        return
+    seconds = sum((x.ended_at or 0.0) - x.planned_at for x in ended)
+    first, last = ended[0].planned_at, max(x.ended_at or 0.0 for x in ended)
+    yield Paragraph(
+        f"{count(len(s.view.trials), 'trial')} in {count(len(s.launches), 'launch')}, "
+        f"{duration(seconds)} of servers in all, {duration(seconds / len(ended))} a launch; "
+        f"from {when(first)} to {when(last)}."
+    )
+    try:
+        view = time_view(s.store, s.view.name)
+    except UserError:
+        yield Paragraph(
+            "How a launch's time splits into stages is not known: these launches were made before "
+            "autotune noted it."
+        )
+        return
+    shares = [(stage, x) for stage in STAGES if (x := view.share(stage)) is not None]
+    most = max(shares, key=lambda pair: pair[1])
+    yield Figure(
+        "time",
+        f"Wall time of each trial by stage, in the order in which they come. The largest part, "
+        f"{most[1]:.0%}, is {most[0]}.",
+        lambda theme: figures.untitled(time_figure(view, 420, theme)),
+    )
+    yield Table(
+        "Seconds by stage: median of the trials that know it, and its share of all",
+        ("stage", "median (s)", "share"),
+        tuple((stage, number(view.median(stage) or 0.0), f"{x:.0%}") for stage, x in shares),
+        folded=True,
+    )
+
+
+def failures(s: Source) -> Iterator[Block]:
+    """What failed, and the launches that do not count."""
+    failed = s.view.failures()
+    if not failed:
+        yield Paragraph("No trial failed.")
+    else:
+        yield Paragraph(
+            f"{count(len(failed), 'trial')} failed: {plain(kinds_text(failed))}. A failed trial "
+            "never has numbers."
+        )
+        yield Table(
+            "Failed trials",
+            ("trial", "point", "kind", "reason"),
+            tuple(
+                (
+                    str(t.number),
+                    point_text(t.point),
+                    plain(t.failure_kind or "unknown").replace("_", " "),
+                    plain(t.failure_reason or ""),
+                )
+                for t in failed
+            ),
+            frozenset({1, 2, 3}),
+            folded=len(failed) > _MOST_SHOWN,
+        )
+        kinds = {t.failure_kind: t for t in reversed(failed) if t.failure_evidence}
+        for kind, t in kinds.items():
+            lines = "\n".join(plain(x) for x in t.failure_evidence)
+            about = f"Trial {t.number}, the first of its kind ({plain(kind or 'unknown')})"
+            yield Code(f"{about}: the telling log lines", lines, "text", folded=True)
+    latest = {x.trial: x.attempt for x in s.launches}  # oldest first
+    again = [x for x in s.launches if x.attempt < latest[x.trial]]
+    if again:
+        yield Paragraph(
+            "Launches that do not count, since another one of the same trial took their place:"
+        )
+        yield Points(tuple(f"Trial {x.trial}, launch {x.attempt + 1}: {_why(x)}." for x in again))
+
+
+def _why(launch: LaunchRow) -> str:
+    """Why a launch does not count."""
+    if launch.failure_kind is not None:
+        return f"failed, {plain(launch.failure_kind)}: {plain(launch.failure_reason or '')}"
+    return plain("; ".join(quality_warnings(launch.quality or {}))) or "no reason was noted"
+
+
+def method(s: Source) -> Iterator[Block]:
+    """Definitions, load, machine, versions, and how far launches differ."""
+    yield Points(tuple(_definitions(s)))
+    yield Table("Machine and software", ("what", "which"), tuple(_machine(s)), frozenset({0, 1}))
+    if lines := origin_lines(s.view):
+        yield Points(tuple(f"{upper(line)}." for line in lines))
+    stops = Counter(t.stop for t in s.view.trials if t.stop)
+    if stops:
+        parts = [f"{_stop_text(name)} ({count(n, 'trial')})" for name, n in stops.most_common()]
+        yield Paragraph(f"Why measuring ended: {'; '.join(parts)}.")
+    if line := scatter_line(s.view):
+        yield Paragraph(f"{upper(line)}.")
+    else:
+        yield Paragraph("No point was launched twice: how far launches differ is not known.")
+    warned: dict[str, list[TrialView]] = {}
+    for t in s.view.trials:
+        for w in t.warnings:
+            warned.setdefault(w.partition(":")[0], []).append(t)
+    if warned:
+        yield Points(
+            tuple(
+                f"Warning, {plain(kind)}: trials {', '.join(str(t.number) for t in of)}."
+                for kind, of in warned.items()
+            )
+        )
+
+
+def _stop_text(name: str) -> str:
+    return str(Stop[name.upper()]) if name.upper() in Stop.__members__ else plain(name)
+
+
+def _definitions(s: Source) -> Iterator[str]:
+    load, measure = s.spec.workload, s.spec.measure
+    for o in s.view.objectives:
+        way = "more" if o.direction == "maximize" else "less"
+        yield (
+            f"{objective_text(o)}, {way} is better: {plain(o.formula)}. Definition: "
+            f"{plain(o.source)}.".replace("`", "")
+        )
+    yield (
+        "[low, high] is a 95% interval: batch means for tok/s, order statistics for a percentile, "
+        "with what launches of one point differ by as soon as that is known. A ? is a bound that "
+        "the requests are too few for."
+    )
+    origin = "its intended start" if load.latency_origin == "intended" else "its sending"
+    yield (
+        f"Load: {load_text(s)}. A latency begins at {origin}. Tokens are counted by the server's "
+        "usage, not by chunks."
+    )
+    eos = "on past the end-of-text token" if load.ignore_eos else "until the end-of-text token"
+    yield (
+        f"The same requests in the same order in every trial (workload seed {load.seed}, "
+        f"temperature {load.temperature:g}, answers go {eos}): at most {load.num_prompts} a trial, "
+        f"at least {min(measure.min_prompts, load.num_prompts)}, fewer than all where every "
+        f"interval is within ± {measure.precision:.0%}."
+    )
+    if s.best is not None and (found := s.measurement(s.best)) is not None:
+        tokens = found.prompt_tokens
+        yield (
+            f"Prompts have {int(np.median(tokens))} tokens in the median, "
+            f"{tokens.min()} to {tokens.max()}; answers {int(np.median(found.output_tokens))}."
+        )
+    prompts = "prompts that are measured, too" if load.repeat else "prompts of their own"
+    yield (
+        f"Warm-up: at most {load.most_warmup} requests with {prompts}, until the rates are steady "
+        "(MSER)."
+    )
+    if load.repeat:
+        yield "Prompts come again after the last one; the server has no prefix cache."
+    idle = max(((x.quality or {}).get("beside") or 0 for x in s.launches), default=0)
+    if idle:
+        yield (
+            "Servers were started ahead: each was measured alone, with up to "
+            f"{count(idle, 'other')} idle beside it."
+        )
+    yield f"Searched: {'; '.join(_ranges(s))}. Launched: {count(len(_points(s)), 'point')}."
+    yield "Baseline: the first trial."
+    if s.view.verdict is not None:
+        yield (
+            "Confirmation: baseline and best points are launched again in turn, there and back "
+            "(A B B A); the choice is by all launches, its numbers by these only, less the luck of "
+            "having been chosen."
+        )
+
+
+def _ranges(s: Source) -> Iterator[str]:
+    """What each searched parameter may be."""
+    for name, p in s.spec.to_space().params.items():
+        match p:
+            case ChoiceParam():
+                yield f"{plain(name)} {', '.join(map(value_text, p.choices))}"
+            case Pow2Param():
+                yield f"{plain(name)} {p.low} to {p.high}, powers of two"
+            case IntParam() | FloatParam():
+                yield f"{plain(name)} {value_text(p.low)} to {value_text(p.high)}"
+
+
+def _points(s: Source) -> set[str]:
+    """The different points that were launched."""
+    return {point_text(t.point) for t in s.view.trials if t.state in {"complete", "failed"}}
+
+
+def _machine(s: Source) -> Iterator[tuple[str, str]]:
+    row = s.store.load_study(s.view.name)[1]
+    lines = list(dict.fromkeys(machine_line(x.machine) for x in s.launches))
+    for line in lines:
+        yield "machine", plain(line)
+    latest: Mapping[str, Any] = s.launches[-1].machine if s.launches else {}
+    for gpu in latest.get("gpus", ()):
+        yield "GPU", plain(f"{gpu['name']}, {gpu['memory_mib']} MiB, driver {gpu['driver']}")
+    if latest:
+        yield "system", plain(f"{latest.get('os', '')}, Python {latest.get('python', '')}")
+    versions = dict.fromkeys(x.vllm_version for x in s.launches if x.vllm_version)
+    yield "vLLM", plain(", ".join(versions)) or "unknown"
+    yield "autotune", plain(row.autotune_version)
+    weights = s.store.launches.weights(s.view.name)
+    known = {role: f", weights {x}" for role, x in weights.items()}
+    yield "model", plain(f"{s.spec.server.model}{known.get('target', '')}")
+    draft = s.spec.server.speculative
+    if draft is not None:
+        yield "draft", plain(f"{draft.model} ({draft.method}{known.get('draft', '')})")
+    flags = [f"{k} {str(v).lower()}" for k, v in s.spec.server.flags.items()]
+    yield "flags of every launch", plain(", ".join(flags)) or "none"
+    yield "search", f"{s.spec.search.method}, seed {row.seed}"
+    if s.launches:
+        ended = [x.ended_at for x in s.launches if x.ended_at is not None]
+        last = when(max(ended)) if ended else "now"
+        yield "date", f"{when(s.launches[0].planned_at)} to {last}"
+
+
+def repeat(s: Source) -> Iterator[Block]:
+    """The command that runs the study once more, with the study file."""
+    loaded, row = s.store.load_study(s.view.name)
+    bundled = _is_bundled(row.name, row.fingerprint)
+    file = row.name if bundled else f"{row.name}.yaml"
+    lines = [f"autotune run {file} --trials {row.wanted} --seed {row.seed} --db again.db"]
+    again = sum(t.confirms is not None for t in s.view.trials)
+    yield Code("The study once more, in a database of its own", "\n".join(lines))
+    words = [
+        f"With autotune {plain(row.autotune_version)}"
+        + (f" and vLLM {plain(s.view.vllm_version)}" if s.view.vllm_version else "")
+        + f": {count(row.wanted, 'trial')} at most"
+        + (f", {again} of them to measure the best points again." if again else ".")
+    ]
+    if not bundled:
+        words.append(f"The study file {file} is below.")
+        if (source := s.spec.workload.source) is not None:
+            words.append(
+                f"Its prompts, {plain(str(source[1]))}, are not in this report and "
+                "must lie beside it."
+            )
+    else:
+        words.append("The study comes with autotune.")
+    words.append("The search meets other noise, so it may take another way to the same answer.")
+    yield Paragraph(" ".join(words))
+    yield Code("The study file", text_without_secrets(loaded), "yaml", folded=True)
+
+
+def _is_bundled(name: str, fingerprint: str) -> bool:
+    """Whether a study of autotune's own was run, unchanged."""
+    if name not in bundled_studies():
+        return False
+    loaded = load_study(name)
+    return loaded.spec.fingerprint(loaded.base) == fingerprint

@@ -1,0 +1,352 @@
+"""The proposer of a study: only points that can launch, and of those the one that is worth most.
+
+The first trials are planned (:func:`seed_points`): the baseline, the largest n, whose acceptance at
+every position tells most about all others, and a small one, for the time that a step takes. From
+then on :mod:`autotune.search.model` chooses, among all points that the rules allow and that no
+crash speaks against, launched ones included: those are then launched once more.
+
+A fit to t trials takes t³ operations, and memory for t²: the model sees ``MODEL_TRIALS`` trials at
+most; :func:`informative` says which.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.errors import FailureKind
+from autotune.search.crashes import CrashModel
+from autotune.search.front import Direction
+from autotune.search.model import Launched, Proposal, propose, unit
+from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
+
+# Seeds beside the baseline: n, and the level of every other parameter from 0 to 1; None: the
+# baseline's, so that nothing but n differs.
+_SEEDS = ((15, None), (3, 0.5))
+# What the model is fitted to at most.
+MODEL_TRIALS = 200
+# For spaces with a real-valued parameter: how often a random point is drawn before giving up.
+_DRAWS = 10_000
+# So many points are compared in one proposal; of a larger space a random part, another each time.
+_MOST_CANDIDATES = 1500
+# A smaller expected gain, as a share of the hypervolume, makes the model doubt itself …
+_DOUBT = 0.005
+# … and so many launches in doubt, one after the other, end the search.
+CHALLENGES = 3
+
+
+class SearchEnds(Exception):
+    """There is nothing that should be launched."""
+
+
+class Converged(SearchEnds):
+    """No launch is expected to be worth its time.
+
+    Attributes:
+        gain: Of the best one: growth of the hypervolume, as a share.
+    """
+
+    def __init__(self, gain: float) -> None:
+        super().__init__(f"the best launch is expected to gain {gain:.2%}")
+        self.gain = gain
+
+
+class SpaceExhausted(SearchEnds):
+    """Every point that can launch has been tried."""
+
+
+def grid_points(space: Space) -> list[dict[str, Value]]:
+    """Every point that is a launch of its own, the small ones of the first parameter first.
+
+    Raises:
+        ValueError: one parameter is real-valued.
+    """
+    points = space.points()
+    if points is None:
+        raise ValueError("a grid needs parameters with a list of values; float has none")
+    return [q for q in points if canonical(space, q) == q]
+
+
+def seed_points(
+    space: Space, baseline: Point, feasible: Callable[[Point], bool]
+) -> list[dict[str, Value]]:
+    """The baseline, then up to two points that show the space to the model.
+
+    Args:
+        baseline: The first trial, usually n = 0.
+        feasible: Whether the rules allow a point; seeds are moved to where they do.
+    """
+    seeds = [dict(baseline)]
+    for i, (n, level) in enumerate(_SEEDS):
+        point: dict[str, Value] = {}
+        for name, p in space.params.items():
+            values = p.values()
+            if name == N:
+                point[name] = space.clip(N, n)
+            elif level is None:
+                point[name] = baseline[name]
+            elif isinstance(p, ChoiceParam):
+                point[name] = p.choices[i % len(p.choices)]
+            elif isinstance(p, FloatParam):
+                point[name] = p.low + level * (p.high - p.low)
+            elif values:
+                point[name] = values[round(level * (len(values) - 1))]
+        moved = nearest(space, canonical(space, point), lambda q: feasible(q) and q not in seeds)
+        if moved is not None:
+            seeds.append(moved)
+    return seeds
+
+
+def nearest(
+    space: Space, point: Point, allowed: Callable[[Point], bool]
+) -> dict[str, Value] | None:
+    """The allowed point that is nearest in the unit cube of encoded values; None if none is.
+
+    Where one parameter is real-valued, the nearest of the given point and random draws.
+    """
+    if allowed(point):
+        return dict(point)
+    candidates: Iterator[dict[str, Value]] = space.points() or itertools.islice(
+        _random_points(space, np.random.default_rng(0)), _DRAWS
+    )
+    target = np.array(unit(space, point))
+    best: tuple[float, dict[str, Value]] | None = None
+    for q in candidates:
+        d = float(np.sum((np.array(unit(space, q)) - target) ** 2))
+        if (best is None or d < best[0]) and allowed(q):
+            best = (d, q)
+    return best[1] if best else None
+
+
+def informative(
+    trials: Sequence[FrozenTrial], directions: Sequence[Direction], most: int
+) -> list[FrozenTrial]:
+    """The measured trials that a model of at most ``most`` trials is fitted to.
+
+    Half of them are the best: those that the fewest others dominate (C. M. Fonseca, P. J. Fleming,
+    "Genetic algorithms for multiobjective optimization", ICGA 1993, rank by this number), so the
+    front first, and the latest first where that is equal. The other half are the latest of the
+    rest: where the search has been lately, also in vain, so that it does not go there again.
+
+    Args:
+        trials: Complete ones.
+        directions: What is better, for each objective.
+        most: At least 1.
+
+    Returns:
+        In the order in which they were given; all of them if there are no more than ``most``.
+    """
+    if len(trials) <= most:
+        return list(trials)
+    sign = [-1.0 if d == "maximize" else 1.0 for d in directions]
+    costs = np.array([t.values for t in trials]) * sign  # less is better
+    no_worse = (costs[:, None, :] <= costs[None, :, :]).all(axis=2)
+    dominators = (no_worse & ~no_worse.T).sum(axis=0)
+    latest_first = np.arange(len(trials))[::-1]
+    ranked = latest_first[np.argsort(dominators[latest_first], kind="stable")]
+    best = ranked[: (most + 1) // 2]
+    rest = np.setdiff1d(latest_first, best)[::-1]
+    return [trials[i] for i in sorted([*best, *rest[: most - len(best)]])]
+
+
+class PointSet:
+    """Points, to be asked whether one is among them."""
+
+    def __init__(self, points: Iterable[Point]) -> None:
+        self._keys = {frozenset(q.items()) for q in points}
+
+    def __contains__(self, point: Point) -> bool:
+        return frozenset(point.items()) in self._keys
+
+
+def tried_points(
+    space: Space, trials: Iterable[FrozenTrial], pending: Iterable[Point] = ()
+) -> PointSet:
+    """The points of those trials that have one, and those that will be launched anyway."""
+    tried = (space.decode(t.params) for t in trials if space.has_point(t.params))
+    return PointSet(itertools.chain(tried, pending))
+
+
+def _random_points(space: Space, rng: np.random.Generator) -> Iterator[dict[str, Value]]:
+    while True:
+        point: dict[str, Value] = {}
+        for name, p in space.params.items():
+            values = p.values()
+            if values is not None:
+                point[name] = values[int(rng.integers(len(values)))]
+            elif isinstance(p, FloatParam):
+                u = float(rng.random())
+                point[name] = (
+                    p.low * (p.high / p.low) ** u if p.log else p.low + u * (p.high - p.low)
+                )
+        yield point
+
+
+def launched_of(
+    space: Space, trials: Sequence[FrozenTrial], directions: Sequence[Direction]
+) -> list[Launched]:
+    """Measured trials as the model sees them.
+
+    Args:
+        trials: Complete ones, each with a point.
+        directions: What is better, for each objective.
+    """
+    values = np.array([t.values for t in trials], dtype=np.float64)
+    sign = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
+    positive = np.all(values > 0, axis=0).reshape(-1)
+    # an objective that can be zero or negative has no shares: its own spread is the measure
+    spread = np.maximum(values.std(axis=0), 1e-9)
+    costs = sign * np.where(positive, np.log(np.where(positive, values, 1.0)), values / spread)
+    out = []
+    for t, own, row in zip(trials, values, costs, strict=True):
+        variances = t.user_attrs.get("log_variances") or ()
+        known = len(variances) == len(row)
+        rate = None
+        if positive[0]:
+            rate = float(own[0] if directions[0] == "maximize" else 1 / own[0])
+        out.append(
+            Launched(
+                space.decode(t.params),
+                tuple(float(c) for c in row),
+                tuple(
+                    float(v) if known and v is not None and p else math.nan
+                    for v, p in zip(variances if known else row, positive, strict=True)
+                ),
+                rate,
+                tuple(t.user_attrs.get("acceptance_per_position") or ()),
+                t.user_attrs.get("acceptance_length"),
+            )
+        )
+    return out
+
+
+class Proposer:
+    """Propose the launches of one study.
+
+    Args:
+        space: The searched parameters.
+        infeasible: Why the rules forbid a point, or None.
+        directions: What is better, for each objective.
+        method: ``gp`` or ``random``; a grid needs no proposer.
+        seed: Together with the number of trials, pending ones included, it decides every draw, so
+            that a resumed study does not replay the draws of its beginning.
+        stop_below: The search has converged when no launch is expected to gain more, as a share of
+            the hypervolume; 0: never.
+        fixed_n: n of all points, where it is not searched.
+        known: See :func:`autotune.search.model.propose`.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        infeasible: Callable[[Point], str | None],
+        directions: Sequence[Direction],
+        *,
+        method: str,
+        seed: int,
+        stop_below: float = 0.0,
+        fixed_n: int | None = None,
+        known: Callable[[Point], float] | None = None,
+    ) -> None:
+        self._space = space
+        self._infeasible = infeasible
+        self._directions = directions
+        self._method = method
+        self._seed = seed
+        self._stop_below = stop_below
+        self._fixed_n = fixed_n
+        self._known = known
+
+    def propose(self, trials: Sequence[FrozenTrial], running: Sequence[Point] = ()) -> Proposal:
+        """Return the next launch after ``trials`` and ``running``.
+
+        Args:
+            trials: Those that ended; others count as tried and say nothing.
+            running: Points that are launched before this one, with outcomes that nobody knows yet;
+                a batch is proposed one by one, each with those before it as running.
+
+        Raises:
+            SpaceExhausted: every point that can launch has been tried or is running.
+            Converged: no launch is expected to gain ``stop_below``; with running ones: next to
+                what they are expected to gain.
+        """
+        tried = tried_points(self._space, trials, running)
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        rng = np.random.default_rng([self._seed, len(trials) + len(running)])
+        new = self._new_points(tried, rng)
+        if not new:
+            raise SpaceExhausted
+        crashes = CrashModel(
+            self._space,
+            [self._space.decode(t.params) for t in complete],
+            [
+                (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
+                for t in trials
+                if crashed(t) and self._space.has_point(t.params)
+            ],
+        )
+        safe = ~crashes.all_avoided(new)
+        chance = crashes.chances(new)
+        if not safe.any():  # a gamble is left: the safest one, unless it is known to fail
+            safe = (chance > 0.5) & (chance == chance.max())
+        if not safe.any():
+            raise SpaceExhausted
+        new = [q for q, s in zip(new, safe, strict=True) if s]
+        if self._method != "gp" or len(complete) < 2:
+            return Proposal(new[int(rng.integers(len(new)))])
+        seen = informative(complete, self._directions, MODEL_TRIALS)
+        launched = launched_of(self._space, seen, self._directions)
+        found = propose(
+            self._space,
+            launched,
+            new,
+            chance[safe],
+            self._stop_below or _DOUBT,
+            self._fixed_n,
+            self._known,
+            pending=running,
+        )
+        doubtful = found.challenge and _challenges(complete) >= CHALLENGES
+        if doubtful and self._stop_below and found.gain is not None:
+            raise Converged(found.gain)
+        return found
+
+    def _new_points(self, tried: PointSet, rng: np.random.Generator) -> list[dict[str, Value]]:
+        """Untried points that the rules allow; of a large space a random part."""
+        if self._feasible is not None:
+            new = [q for q in self._feasible if q not in tried]
+            if len(new) > _MOST_CANDIDATES:
+                picks = rng.choice(len(new), _MOST_CANDIDATES, replace=False)
+                new = [new[i] for i in sorted(picks)]
+            return new
+        points = (canonical(self._space, q) for q in _random_points(self._space, rng))
+        draws = itertools.islice(points, _DRAWS)
+        allowed = (q for q in draws if q not in tried and self._infeasible(q) is None)
+        return list(itertools.islice(allowed, _MOST_CANDIDATES))
+
+    @cached_property
+    def _feasible(self) -> list[dict[str, Value]] | None:
+        """Every point that the rules allow; None where one parameter is real-valued."""
+        points = self._space.points()
+        if points is None:
+            return None
+        own = (q for q in points if canonical(self._space, q) == q)
+        return [q for q in own if self._infeasible(q) is None]
+
+
+def _challenges(trials: Sequence[FrozenTrial]) -> int:
+    """How many of the last trials of a search were challenges, one after the other."""
+    searched = [t for t in trials if "confirms" not in t.user_attrs]
+    last = itertools.takewhile(lambda t: t.user_attrs.get("challenge"), reversed(searched))
+    return sum(1 for _ in last)
+
+
+def crashed(trial: FrozenTrial) -> bool:
+    """Whether a trial's launch failed, unforeseen by any rule."""
+    kind = trial.user_attrs.get("failure_kind")
+    return trial.state == TrialState.FAIL and kind is not None and kind != FailureKind.INFEASIBLE
