@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from autotune.demo import resolve_model
 from autotune.serving.command import VllmInfo
-from autotune.spec import LoadedStudy
+from autotune.study.models import resolve_model
+from autotune.study.schema import LoadedStudy
 
 
 def model_resolver(
