@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from autotune.serving.command import VllmInfo
+from autotune.engine.probe import VllmInfo
 from autotune.study.models import resolve_model
 from autotune.study.schema import LoadedStudy
 
