@@ -49,15 +49,17 @@ import yaml
 from rich.console import Console
 
 from autotune.bench import Sample
+from autotune.cli.console import Ui
 from autotune.errors import NothingUsable, UserError
 from autotune.loop import prepare, run_study
 from autotune.output.export.write import shell_command
-from autotune.results import study_view
+from autotune.results.rows import study_rows
+from autotune.results.text import plain
+from autotune.results.trials import study_view
+from autotune.results.views import StudyView, TrialView
 from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study, parse_study
 from autotune.study.space import Point
-from autotune.ui import Ui
-from autotune.views import StudyView, TrialView, plain
 
 __all__ = ["Event", "Result", "StopTuning", "Study", "tune"]
 
@@ -330,6 +332,13 @@ class Result:
     def trials(self) -> Sequence[TrialView]:
         """Every trial, failed ones too, in the order of their numbers."""
         return self.view.trials
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return every trial as plain data, as ``autotune status --json`` prints them.
+
+        :func:`autotune.results.rows.trial_row` documents keys and units.
+        """
+        return study_rows(self.view)
 
     def front(self) -> list[TrialView]:
         """The trials that no other one beats in all objectives, best by the first one first."""

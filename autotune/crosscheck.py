@@ -55,18 +55,18 @@ from autotune.bench.vllm_bench import (
     read_result,
     run_bench,
 )
+from autotune.cli.console import Ui
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
 from autotune.loop import Prepared, baseline_point
+from autotune.results.text import number, plain, point_text
 from autotune.serving import Server
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stats import Estimate, Measurement, Scatter
 from autotune.stats.measurement import Floats
 from autotune.study.schema import StudySpec, WorkloadSpec
 from autotune.study.space import N, Point, Value
-from autotune.ui import Ui
-from autotune.views import number, plain, point_text
 
 OURS, BENCH = "autotune", "vllm bench serve"
 MARGIN = 0.03

@@ -29,7 +29,8 @@ from autotune.errors import LaunchError, MachineError, TrialFailure
 from autotune.serving import LogFolder, Server, WarmStart
 from autotune.serving.gpu_memory import gpu_memory
 from autotune.serving.machine import available_memory, describe_machine
-from autotune.storage.lease import file_identity, output_folder
+from autotune.storage.lease import file_identity
+from autotune.storage.names import output_folder
 from autotune.storage.schema import NO_TRIAL
 from autotune.storage.store import Store
 from autotune.study.schema import ServerSpec
@@ -121,7 +122,7 @@ class Launcher:
     Args:
         prepared: The study; its server is what warm starts are made for.
         store: Where launches are written down.
-        ledger: The study there, or :func:`autotune.storage.launches.map_name` of it.
+        ledger: The study there, or :func:`autotune.storage.names.map_name` of it.
 
     Attributes:
         machine: This machine, as it is written down.

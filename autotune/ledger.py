@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from autotune.results.text import plain
 from autotune.serving import (
     TEMPLATE,
     Identity,
@@ -15,11 +15,10 @@ from autotune.serving import (
     end_living,
     living_launches,
 )
-from autotune.storage.launches import launch_text
 from autotune.storage.lease import exclusive, is_free
+from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
-from autotune.views import plain
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0
@@ -54,10 +53,9 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
 
 
 def _identity(launch: LaunchRow) -> Identity:
-    """A launch as the ledger knows it; without pids if the run ended before they were known."""
-    known = {f.name for f in fields(Identity)}  # an older autotune wrote other ones, too
-    identity = {k: v for k, v in (launch.identity or {}).items() if k in known}
-    return Identity(**{"launch_id": launch.launch_id, "boot_id": launch.boot_id} | identity)
+    """Return a launch as the ledger knows it; no pids if the run ended before they were known."""
+    known = launch.identity or {"launch_id": launch.launch_id, "boot_id": launch.boot_id}
+    return Identity(**known)
 
 
 def living(database: Path) -> list[tuple[LivingLaunch, str]]:

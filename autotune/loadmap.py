@@ -8,7 +8,7 @@ One launch serves all loads, each in two parts: 1 2 4 8 8 4 2 1. So a machine th
 slower does so for all loads alike, and each part is a unit of resuming: it is in the database when
 it is whole, and never measured again. A launch that failed gives no numbers, of no load. In the end
 a schedule of n by batch size is launched, where the numbers ask for one
-(:mod:`autotune.mapresults`).
+(:mod:`autotune.results.read_load_map`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pathlib import Path
 from autotune.bench import Request, Sample, Workload, build_workload
 from autotune.bench.interference import disturbed
 from autotune.bench.session import Measuring
+from autotune.cli.console import Ui
+from autotune.engine.draft_schedule import SCHEDULE, scheduled, why_no_schedule
 from autotune.errors import (
     MachineError,
     NothingUsable,
@@ -38,10 +40,10 @@ from autotune.loop import (
     baseline_point,
     run_on,
 )
-from autotune.mapresults import (
+from autotune.results.load_map import MapView
+from autotune.results.read_load_map import (
     MAX_NUM_SEQS,
     PARTS,
-    SCHEDULE,
     THROUGHPUT,
     Setting,
     comparable_loads,
@@ -50,21 +52,17 @@ from autotune.mapresults import (
     map_view,
     rates_of,
     schedule_of,
-    scheduled,
     study_in,
-    why_no_schedule,
 )
-from autotune.mapview import MapView
+from autotune.results.text import number, point_text
 from autotune.serving.machine import machine_line
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
-from autotune.storage.launches import launch_text, map_name
+from autotune.storage.names import launch_text, map_name
 from autotune.storage.schema import MapPointRow
 from autotune.storage.store import Store
 from autotune.study.schema import FlagValue, StudySpec, WorkloadSpec
 from autotune.study.space import MNBT, N, Value
-from autotune.ui import Ui
-from autotune.views import number, point_text
 
 LADDER = (1, 2, 3, 5, 7, 11, 15)
 FIRST_N = 3  # the first n with drafts, where the study knows no winner

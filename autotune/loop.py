@@ -30,7 +30,9 @@ from autotune import sample_size
 from autotune.bench import Workload, build_workload
 from autotune.bench.interference import disturbed
 from autotune.bench.session import Measuring, Result, Rival
+from autotune.cli.console import Ui
 from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
+from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import Known, why_infeasible
@@ -42,21 +44,13 @@ from autotune.errors import (
     TrialFailure,
     UserError,
 )
-from autotune.explain import known_for
 from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended
-from autotune.recomputed import Recomputed, measurement_of
-from autotune.results import (
-    Standing,
-    counts,
-    is_finished,
-    is_outdated,
-    study_objectives,
-    study_view,
-    trial_view,
-    trial_views,
-    with_points,
-)
+from autotune.results.recomputed import Recomputed, measurement_of
+from autotune.results.standing import Standing, counts, is_finished, is_outdated, with_points
+from autotune.results.text import objective_text, plain
+from autotune.results.trials import study_view, trial_view, trial_views
+from autotune.results.views import TrialView, cost
 from autotune.reuse import Source, find, take
 from autotune.search import (
     Converged,
@@ -71,8 +65,8 @@ from autotune.search.proposer import CHALLENGES, PointSet, nearest, tried_points
 from autotune.serving.machine import machine_line
 from autotune.serving.resolve import model_resolver
 from autotune.stats import ESTIMATOR, Measurement, expected_between
-from autotune.storage.launches import launch_text
 from autotune.storage.lease import exclusive
+from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
 from autotune.study.schema import LoadedStudy, StudySpec
@@ -89,8 +83,7 @@ from autotune.study.space import (
     describe,
 )
 from autotune.study.weights import weights_id
-from autotune.ui import Ui
-from autotune.views import TrialView, cost, objective_text, plain
+from autotune.study_objectives import study_objectives
 from objectives import Objective
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ A trial may be taken where a launch of its point today would be the same experim
   environment by which a server may be faster or slower.
 - **the numbers**: each objective, computed again from the requests that the database kept, is what
   was measured then; a definition that was changed since shows there. What an earlier estimator
-  measured is computed again wherever it is read (:mod:`autotune.recomputed`), if it can be.
+  measured is computed again wherever it is read (:mod:`autotune.results.recomputed`), if it can be.
 - **the point**: it lies in the present space.
 
 Failed trials are not taken, for what made them fail may have been mended; nor launches of a
@@ -39,8 +39,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 import objectives as objective_registry
 from autotune.engine.command import plan_launch
 from autotune.errors import UserError
-from autotune.recomputed import Recomputed, estimator_of, measurement_of
-from autotune.results import REUSED, failure_of, is_outdated, origin_of, with_points
+from autotune.results.recomputed import Recomputed, estimator_of, measurement_of
+from autotune.results.standing import REUSED, failure_of, is_outdated, origin_of, with_points
+from autotune.results.text import plain
+from autotune.results.views import Origin
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR
 from autotune.storage.launches import weights_of
@@ -49,7 +51,6 @@ from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, N, Point, Value, canonical
-from autotune.views import Origin, plain
 
 if TYPE_CHECKING:
     from autotune.loop import Prepared

@@ -29,9 +29,9 @@ from pathlib import Path
 import numpy as np
 from grid import MEASURED, Launch, describe, load
 
+from autotune.results.text import point_text
 from autotune.stats.measurement import Floats, Ints
 from autotune.study.space import N
-from autotune.views import point_text
 
 BATCHES = 10
 

@@ -51,7 +51,6 @@ from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import why_infeasible
 from autotune.errors import AutotuneError, FailureKind, MeasureError, TrialFailure, UserError
-from autotune.results import study_objectives
 from autotune.serving import Server, StopError, WarmStart
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.machine import describe_machine
@@ -59,6 +58,7 @@ from autotune.stats import Measurement
 from autotune.study.models import resolve_model
 from autotune.study.schema import LoadedStudy, load_study, parse_study, text_without_secrets
 from autotune.study.space import MNBT, N, Value
+from autotune.study_objectives import study_objectives
 
 sys.path.insert(0, str(Path(__file__).parent))
 from grid import Grid, Launch, describe, load, save

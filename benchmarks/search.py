@@ -57,6 +57,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 from surfaces import Outcome, World, names, world
 
+from autotune.results.tables import Column, Row, Table, text_lines
 from autotune.search import Proposer, SearchEnds, seed_points
 from autotune.search.front import Direction
 from autotune.search.proposer import nearest
@@ -530,23 +531,42 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
             f"{found['points']} points, {found['launchable']} of them can launch; "
             f"median [quartiles] of {result['seeds']} replays, –: never"
         )
-        yield (
-            f"{'':<9}{'launches to 99 %':>18}{'minutes to 99 %':>20}{'winner':>9}{'balanced':>9}"
-            f"{'forbid.':>9}{'crash':>7}{'repeat':>8}{'propose':>9}"
-        )
-        for strategy, f in found["strategies"].items():
-            launches = _cell(f["launches"], lambda x: f"{x:.0f}")
-            minutes = _cell(f["seconds"], lambda x: f"{x / 60:.0f}")
-            yield (
-                f"{strategy:<9}{launches:>18}{minutes:>20}{f['winner'][0]:>9.0%}"
-                f"{f['winner'][1]:>9.0%}{f['forbidden']:>9.1f}{f['crashed']:>7.1f}"
-                f"{f['repeated']:>8.1f}{1000 * f['proposal_s']:>6.0f} ms"
-            )
+        rows = (_row(strategy, f) for strategy, f in found["strategies"].items())
+        yield from text_lines(Table(_COLUMNS, tuple(rows)), gap="")
         yield from _claims(found)
 
 
-def _cell(quartiles: Sequence[float | None], text: Callable[[float], str]) -> str:
-    low, middle, high = ("–" if x is None else text(x) for x in quartiles)
+_COLUMNS = (
+    Column("", right=False, width=9),
+    Column("launches to 99 %", width=18),
+    Column("minutes to 99 %", width=20),
+    Column("winner", width=9),
+    Column("balanced", width=9),
+    Column("forbid.", width=9),
+    Column("crash", width=7),
+    Column("repeat", width=8),
+    Column("propose", width=9),
+)
+
+
+def _row(strategy: str, f: Mapping[str, Any]) -> Row:
+    return Row(
+        (
+            strategy,
+            _quartiles_text(f["launches"], 1),
+            _quartiles_text(f["seconds"], 60),
+            f"{f['winner'][0]:.0%}",
+            f"{f['winner'][1]:.0%}",
+            f"{f['forbidden']:.1f}",
+            f"{f['crashed']:.1f}",
+            f"{f['repeated']:.1f}",
+            f"{1000 * f['proposal_s']:.0f} ms",
+        )
+    )
+
+
+def _quartiles_text(quartiles: Sequence[float | None], unit: float) -> str:
+    low, middle, high = ("–" if x is None else f"{x / unit:.0f}" for x in quartiles)
     return f"{middle} [{low}, {high}]"
 
 

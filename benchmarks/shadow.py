@@ -33,6 +33,7 @@ import numpy as np
 
 from autotune.bench import Sample
 from autotune.bench.session import Look, Measuring, Rival, Stop, Verdict
+from autotune.cli.console import Ui
 from autotune.errors import AutotuneError
 from autotune.launching import Launched, Launcher
 from autotune.loop import Prepared, prepare
@@ -57,7 +58,6 @@ from autotune.storage.lease import exclusive
 from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.study.space import N, Point
-from autotune.ui import Ui
 
 TURNS = 16  # requests of each place
 DIRECTIONS = ("maximize", "minimize")

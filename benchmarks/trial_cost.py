@@ -67,16 +67,16 @@ from autotune.engine.launch_stages import STAGES, stages_of
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError, NothingUsable, UserError
 from autotune.loop import signals
+from autotune.results.text import number
+from autotune.results.timings import time_view
 from autotune.serving import Server
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.serving.resolve import model_resolver
-from autotune.stages import time_view
 from autotune.stats import Measurement
 from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study
 from autotune.study.space import MNBT, N
-from autotune.views import number
 
 PLAIN, SWEEP, COLD, WARM, EARLY = "plain", "sweep", "cold", "warm", "early"
 AHEAD = "ahead"

@@ -47,6 +47,8 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from autotune import launching, loop
+from autotune.cli.console import Ui
+from autotune.results.views import TrialView
 from autotune.search import grid_points
 from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Interval, standard_error
@@ -54,8 +56,6 @@ from autotune.storage.schema import LaunchRow, RequestRow
 from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
-from autotune.ui import Ui
-from autotune.views import TrialView
 
 DOUBLE = Path(__file__).parents[1] / "tests" / "double.py"
 NAME = "unattended"

@@ -1,14 +1,21 @@
-"""Fast tests first, then those with the server double or a browser, then real servers."""
+"""Which tests run when and where, and what is the same around all of them."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from collections.abc import Generator, Iterator
+from unittest import mock
 
 import pytest
 
-ORPHANS = "orphans"
+from autotune.bench import session
+from tests.surroundings import cheap_surroundings
+
+# Markers of tests that are not quick.
+SLOW = {"real", "double", "browser", "vllm", "slow"}
+# Groups, or what their names begin with, in the order in which they run.
+REAL, FAST, ORPHANS, DOUBLE, BROWSER = GROUPS = ("real", "fast", "orphans", "double", "browser")
 
 
 def pytest_configure() -> None:
@@ -17,32 +24,42 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups, and pytest the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Puts them in order, and in groups: pytest-xdist runs those of a group one after the other."""
+    """Mark the quick tests; put all in order, and in groups, which pytest-xdist does not split."""
     for item in items:
+        if not _marks(item) & SLOW:
+            item.add_marker(pytest.mark.quick)
         item.add_marker(pytest.mark.xdist_group(_group(item)))
-    # of the groups of one stage the longest first, or one worker would be left with it in the end
-    items.sort(key=lambda item: (_stage(item), _group(item) != ORPHANS))
+    items.sort(key=_turn)
     yield
 
 
-def _stage(item: pytest.Item) -> int:
-    marks = {mark.name for mark in item.iter_markers()}
-    return 2 if "real" in marks else 1 if marks & {"double", "browser"} else 0
+def _marks(item: pytest.Item) -> set[str]:
+    return {mark.name for mark in item.iter_markers()}
+
+
+def _turn(item: pytest.Item) -> int:
+    """Return when a test runs: the longest groups first, for one worker would be left with them.
+
+    Real servers keep one worker busy for minutes, so the other ones run the fast tests meanwhile.
+    """
+    return GROUPS.index(_group(item).partition("-")[0])
 
 
 def _group(item: pytest.Item) -> str:
-    """Those that share a fixture, or would be in each other's way."""
-    stage = _stage(item)
-    if stage == 2:
-        return "real"  # two real servers at a time are too much for two cores
-    if item.get_closest_marker("browser"):
-        return "browser"  # one test looks whether a browser is left
+    """Return the group of those that share a fixture, or would be in each other's way."""
+    marks = _marks(item)
+    if "real" in marks:
+        return REAL  # two real servers at a time are too much for two cores
+    if "browser" in marks:
+        return BROWSER  # one test looks whether a browser is left
     module = item.nodeid.partition("::")[0]
-    if stage == 1 and module.endswith(("test_faults.py", "test_ledger.py")):
+    if "double" not in marks:
+        return f"{FAST}-{module}"
+    if module.endswith(("test_faults.py", "test_ledger.py")):
         return ORPHANS  # `autotune reap` ends those of every test
-    return f"{stage}-{module}"
+    return f"{DOUBLE}-{module}"
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +68,16 @@ def unraisable_hook() -> Iterator[None]:
     hook = sys.unraisablehook
     yield
     sys.unraisablehook = hook
+
+
+@pytest.fixture(autouse=True, scope="session")
+def surroundings() -> Iterator[None]:
+    with cheap_surroundings():
+        yield
+
+
+@pytest.fixture
+def lives_on() -> Iterator[None]:
+    """Servers outlive their bad answers: nobody waits for three seconds whether they die."""
+    with mock.patch.object(session, "DYING_S", 0.1):
+        yield

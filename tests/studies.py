@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import psutil
@@ -19,6 +24,9 @@ from click.testing import CliRunner
 
 from autotune.cli.main import main
 from autotune.engine.command import OWNER_VARIABLE
+
+if TYPE_CHECKING:
+    from tests.faults.start import Started, Starter
 
 DOUBLE = str(Path(__file__).parent / "double.py")
 # Launches whose end was never written down.
@@ -106,8 +114,8 @@ def autotune(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(args, result.exit_code, result.stdout, result.stderr)
 
 
-def start_autotune(*args: str, cwd: Path) -> subprocess.Popen[str]:
-    """Starts the command line as a process of its own, to be killed or interrupted."""
+def spawn_autotune(*args: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start the command line as a user does: a Python that imports everything first."""
     return subprocess.Popen(
         [sys.executable, "-m", "autotune.cli.main", *args],
         cwd=cwd,
@@ -117,6 +125,56 @@ def start_autotune(*args: str, cwd: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+class Forked:
+    """The command line in a process of its own, with the face of :class:`subprocess.Popen`."""
+
+    def __init__(self, started: Started) -> None:
+        self._started = started
+        self.pid = started.pid
+
+    def poll(self) -> int | None:
+        return self._started.poll()
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            self._started.signal(signum)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """Wait for its end; what it said on stdout and stderr."""
+        self._started.wait(timeout)
+        return self._started.out.read_text(), self._started.err.read_text()
+
+
+_numbers = itertools.count()
+
+
+@functools.cache
+def _starter() -> Starter:
+    """The forking server of this test process: what it imports, it imports once."""
+    from tests.faults.start import Starter
+
+    starter = Starter()
+    atexit.register(starter.__exit__)
+    return starter
+
+
+def start_autotune(*args: str, cwd: Path) -> Forked:
+    """Start the command line as a process of its own, to be killed or interrupted."""
+    said = cwd.with_name(f"{cwd.name}-said-{next(_numbers)}")
+    env = {**os.environ, **NO_BROWSER}
+    return Forked(_starter().start(*args, cwd=cwd, name=str(said), env=env))
 
 
 def query(cwd: Path, sql: str) -> list[tuple[object, ...]]:

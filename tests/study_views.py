@@ -7,8 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import objectives
+from autotune.results.views import StudyView, TrialView
 from autotune.study.space import Value
-from autotune.views import StudyView, TrialView
 
 THROUGHPUT = objectives.get("throughput")
 P95 = objectives.get("p95_latency")

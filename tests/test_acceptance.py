@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from autotune.cli.console import rendered
 from autotune.errors import NothingUsable
-from autotune.prediction import GAINS, Outlook, outlook, tables
+from autotune.results.prediction import GAINS, Outlook, outlook, outlook_page
 from autotune.search import Prediction, SpeculationLaunch, what_if
 from autotune.search.acceptance import DRAFT_FIXED, MOST_N, PER_TOKEN, without
 from autotune.stats import ESTIMATOR
@@ -419,7 +420,7 @@ def predicted(**changes: object) -> Outlook:
 
 def shown(found: Outlook) -> str:
     out = io.StringIO()
-    Console(file=out, width=80).print(tables(found))
+    Console(file=out, width=80).print(rendered(outlook_page(found)))
     return out.getvalue()
 
 

@@ -19,7 +19,7 @@ import autotune
 from autotune import Event, Result, StopTuning, Study, tune
 from autotune.api import _Listener
 from autotune.errors import NothingUsable, UserError
-from autotune.views import TrialView
+from autotune.results.views import TrialView
 from tests import study_views
 from tests.studies import processes_of, write_study
 

@@ -22,16 +22,17 @@ from optuna.trial import TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats
 from autotune.cli.main import main
-from autotune.comparison import Finding, Where, compare
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.results import study_objectives
+from autotune.results.comparison import Where, compare
+from autotune.results.ratios import Finding
 from autotune.serving import Identity
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.storage.store import Store
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
+from autotune.study_objectives import study_objectives
 from tests.studies import write_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -397,8 +398,8 @@ def test_the_interval_holds_the_truth(
     between: float, requests: float, least: float, most: float
 ) -> None:
     """As studies are: four points, two of them launched again; all launches send the same."""
-    from autotune.comparison import Point as Measured
-    from autotune.comparison import _ratio
+    from autotune.results.ratios import Point as Measured
+    from autotune.results.ratios import paired_ratio
     from tests.study_views import trial
 
     rng = np.random.default_rng(7)
@@ -419,7 +420,7 @@ def test_the_interval_holds_the_truth(
         shared = rng.normal(0, requests, len(launches))
         (a, va), (b, vb) = study(shared), study(shared + math.log(0.9))
         for size in held:
-            e = _ratio(list(zip(a, b, strict=True))[-size:], "x", (va, vb), 0.95)
+            e = paired_ratio(list(zip(a, b, strict=True))[-size:], "x", (va, vb), 0.95)
             assert e.low is not None
             assert e.high is not None
             held[size] += e.low <= 0.9 <= e.high

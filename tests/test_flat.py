@@ -18,12 +18,13 @@ from sqlalchemy.engine import Engine
 
 from autotune import launching, loop
 from autotune.bench.interference import Rest
-from autotune.results import Standing, launched, trial_view, trial_views, with_points
+from autotune.cli.console import Ui
+from autotune.results.standing import Standing, launched, with_points
+from autotune.results.trials import trial_view, trial_views
 from autotune.serving.machine import describe_machine
 from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import Point
-from autotune.ui import Ui
 from objectives import Objective
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -28,10 +29,10 @@ from autotune.cli.main import main
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.loop import baseline_point
-from autotune.results import study_objectives
 from autotune.storage.store import Store
 from autotune.study.from_command import study_from_command, template
 from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
+from autotune.study_objectives import study_objectives
 from tests.fuzzing import fuzz
 from tests.studies import write_study
 
@@ -42,7 +43,7 @@ FORBIDDEN = (
     "autotune.loop.run_study",
     "autotune.crosscheck.crosscheck",
     "autotune.output.dashboard.serve",
-    "autotune.explain.probe",
+    "autotune.results.space_map.probe",
 )
 
 
@@ -621,10 +622,16 @@ def furnish(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("furnished")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What :func:`furnish` makes, for copies."""
+    folder = tmp_path_factory.mktemp("pristine")
     furnish(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def furnished(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(pristine, tmp_path_factory.mktemp("furnished"), dirs_exist_ok=True)
 
 
 @fuzz(150)
@@ -644,12 +651,12 @@ def test_any_command_line_is_done_or_refused(
 @given(
     st.lists(st.sampled_from(["--out", "--format", "--db", "--study", "-h"]) | WORDS, max_size=5)
 )
-def test_any_report_is_written_or_refused(words: list[str]) -> None:
+def test_any_report_is_written_or_refused(pristine: Path, words: list[str]) -> None:
     with (
         sandbox() as box,
         mock.patch("autotune.output.report.render.find_chromium", return_value=None),
     ):
-        furnish(box.folder)
+        shutil.copytree(pristine, box.folder, dirs_exist_ok=True)
         store = (box.folder / "good.db").read_bytes()
         before = set(box.folder.rglob("*"))
         result = box.call("report", "--db", "good.db", *words)
@@ -698,8 +705,10 @@ def test_any_report_is_written_or_refused(words: list[str]) -> None:
         (["compare", "good.db", "good.db", "--threshold", "9" * 5000 + "%"], "not a share below 1"),
     ],
 )
-def test_command_lines_that_must_be_refused(tmp_path: Path, args: list[str], words: str) -> None:
-    furnish(tmp_path)
+def test_command_lines_that_must_be_refused(
+    pristine: Path, tmp_path: Path, args: list[str], words: str
+) -> None:
+    shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
     box = Sandbox(tmp_path)
     result = box.call(*args)
     assert result.exit_code == 2

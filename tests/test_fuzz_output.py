@@ -678,10 +678,10 @@ DRAFTED = {
         ("http400", "requests", "HTTP 400"),
     ],
 )
+@pytest.mark.usefixtures("lives_on")
 def test_a_trial_with_bad_answers_has_no_number_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: str, kind: str, words: str
+    tmp_path: Path, fail: str, kind: str, words: str
 ) -> None:
-    monkeypatch.setattr("autotune.bench.session.DYING_S", 0.1)  # the double lives on
     # the warm-up is answered well: it goes wrong while it is measured
     env = {"DOUBLE_FAIL": fail, "DOUBLE_FAIL_AFTER": "4"}
     study = write_study(tmp_path, space=DRAFTED, server__env=env)

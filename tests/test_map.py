@@ -19,13 +19,19 @@ from autotune.bench import Request, Sample, ServerStats, Workload, build_workloa
 from autotune.bench.interference import MachineState, Rest
 from autotune.bench.session import Result, Stop
 from autotune.engine.command import LaunchPlan, plan_launch
+from autotune.engine.draft_schedule import (
+    SCHEDULE,
+    scheduled,
+    speculative_argument,
+    why_no_schedule,
+)
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError
 from autotune.loadmap import map_requests, order, part_sizes
 from autotune.loop import Prepared
-from autotune.mapresults import PARTS, SCHEDULE, scheduled, speculative_argument, why_no_schedule
-from autotune.mapview import Advice, LoadView, MapView, PointView, map_json, map_lines
 from autotune.output.figures.load_map import map_figure
+from autotune.results.load_map import Advice, LoadView, MapView, PointView, map_json, map_lines
+from autotune.results.read_load_map import PARTS
 from autotune.serving import Identity
 from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule

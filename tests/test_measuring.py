@@ -26,8 +26,8 @@ from autotune.bench import Counters, Request, Sample, Workload, session
 from autotune.bench.interference import Rest
 from autotune.bench.session import Look, Measuring, Result, Rival, Stop
 from autotune.errors import FailureKind, MeasureError
-from autotune.recomputed import measurement_of
-from autotune.results import quality_warnings
+from autotune.results.recomputed import measurement_of
+from autotune.results.trials import quality_warnings
 from autotune.stats import STOPPING_CONFIDENCE, look_sizes
 from autotune.storage.store import opened
 from autotune.study.schema import WorkloadSpec, load_study

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autotune.serving.gpu_memory import SLACK_MIB, gpu_memory
-from tests.studies import query, start_autotune, write_study
+from tests.studies import query, spawn_autotune, write_study
 
 pytestmark = [
     pytest.mark.real,
@@ -75,7 +75,7 @@ def test_out_of_memory_is_told_apart(tmp_path: Path, competitor: None) -> None:
     too_large = study(tmp_path, "cache", [0.3], **{"kv-cache-memory-bytes": 64 << 30})
     # a run without any number says so by its exit code
     for file, code in ((fits_or_not, 0), (too_large, 1)):
-        run = start_autotune("run", file, cwd=tmp_path)
+        run = spawn_autotune("run", file, cwd=tmp_path)
         _, words = run.communicate(timeout=300)
         assert run.returncode == code, words
         assert gpu_memory()[0].used_mib < before + SLACK_MIB

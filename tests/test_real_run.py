@@ -14,7 +14,7 @@ pytestmark = pytest.mark.real
 
 
 def test_killed_again_and_again_it_comes_to_the_exact_number(tmp_path: Path) -> None:
-    with Starter() as starter:
+    with Starter(real=True) as starter:
         site = real_site(tmp_path / "study", starter, QUICK)
         outcomes = run_points(site, QUICK)
     problems = [f"{o.fault}, {o.stage}: {p}" for o in outcomes for p in o.problems]

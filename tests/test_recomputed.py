@@ -25,14 +25,18 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import objectives
 from autotune.bench import Sample, ServerStats
-from autotune.comparison import Finding, Where, compare
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
-from autotune.mapresults import comparable_loads
 from autotune.output.figures.pareto import pareto_figure
 from autotune.output.report import build, markdown
-from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, estimator_of
-from autotune.results import counts, stored_objectives, study_view
+from autotune.results.comparison import Where, compare
+from autotune.results.objectives import stored_objectives
+from autotune.results.ratios import Finding
+from autotune.results.read_load_map import comparable_loads
+from autotune.results.recomputed import OUTDATED, RECOMPUTED, Recomputed, estimator_of
+from autotune.results.standing import counts
+from autotune.results.trials import study_view
+from autotune.results.views import StudyView, TrialView
 from autotune.serving import Identity
 from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Estimate
@@ -40,7 +44,6 @@ from autotune.stats.intervals import MEAN_FACTOR
 from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
-from autotune.views import StudyView, TrialView
 from tests.studies import UNENDED, autotune, front, processes_of, query, trials, write_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

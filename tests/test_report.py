@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,15 @@ from autotune.errors import FailureKind, TrialFailure
 from autotune.output.figures.browser import find_chromium, print_page
 from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report import Format, build, html, markdown, place, write
-from autotune.output.report.content import Code, Figure, Report, Table
+from autotune.output.report.content import Code, DataTable, Figure, Report
 from autotune.output.report.importance import LEAST_TRIALS, importances
-from autotune.results import study_objectives, study_view
+from autotune.results.text import number as shown
+from autotune.results.trials import study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
-from autotune.views import number as shown
+from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
+from autotune.study_objectives import study_objectives
 from tests.studies import autotune, write_study
 from tests.study_views import P95, THROUGHPUT
 from tests.test_map import Instant
@@ -298,8 +300,8 @@ def test_a_study_of_failures_only_says_what_failed(tmp_path: Path) -> None:
 def test_three_digits_of_trials_stay_small_and_have_importances(tmp_path: Path) -> None:
     rows = [Row(i % 16, 32 << i % 7, 80 + 3.0 * (i % 16), 2000 + 10 * (i % 5)) for i in range(230)]
     report = report_of(make(tmp_path, rows, split=True))
-    every = [b for s in report.sections for b in s.blocks if isinstance(b, Table)]
-    assert max(len(t.rows) for t in every) == 230
+    every = [b for s in report.sections for b in s.blocks if isinstance(b, DataTable)]
+    assert max(len(t.table.rows) for t in every) == 230
     assert "importance" in figure_names(report)
     assert len(html(report).encode()) < 2_500_000  # of a thousand, then, 5 MB at most
 
@@ -341,9 +343,11 @@ def test_percentiles_of_latencies_are_those_of_the_objectives(tmp_path: Path) ->
         b
         for x in report.sections
         for b in x.blocks
-        if isinstance(b, Table) and b.caption.startswith("Percentiles in ms")
+        if isinstance(b, DataTable) and b.caption.startswith("Percentiles in ms")
     ]
-    rows = {(r[0].partition(":")[0], r[1]): r[2:] for r in table.rows}
+    rows = {
+        (r[0].partition(":")[0], r[1]): r[2:] for r in (tuple(x.texts) for x in table.table.rows)
+    }
     assert rows["winner", "E2EL"][2] == shown(2100)
     assert rows["baseline", "E2EL"][2] == shown(2020)
     assert rows["baseline", "E2EL"][0] == shown(2020 - 25)  # of an even number, the middle
@@ -447,6 +451,29 @@ def test_importance_is_right_for_both_directions() -> None:
     skewed = [t for t in trials if t.params["a"] < 12 or t.params["b"]]
     fast, slow = (importances(skewed, (o,))[o.name] for o in (THROUGHPUT, P95))
     assert fast["b"] > slow["b"]  # only among the fastest is `b` always true
+
+
+def test_importance_does_not_depend_on_how_powers_of_two_are_kept() -> None:
+    space = Space(
+        {N: IntParam(type="int", low=0, high=15), MNBT: Pow2Param(type="pow2", low=32, high=2048)}
+    )
+
+    def trials(kept: Space) -> list[FrozenTrial]:
+        points = [{N: i % 16, MNBT: 32 << i * i % 7} for i in range(64)]
+        return [
+            create_trial(
+                values=[q[N] + 0.1 * q[MNBT], 1.0 * q[MNBT]],
+                params=kept.encode(q),
+                distributions=kept.distributions(),
+            )
+            for q in points
+        ]
+
+    plain = importances(trials(space), (THROUGHPUT, P95))
+    earlier = importances(trials(replace(space, exponents=True)), (THROUGHPUT, P95))
+    for name, shares in earlier.items():
+        assert plain[name] == {k.removeprefix("log2_"): v for k, v in shares.items()}
+        assert set(plain[name]) == {N, MNBT}
 
 
 def test_few_trials_have_no_importance(stored: Report) -> None:
@@ -553,10 +580,12 @@ def test_markdown_has_the_same_facts(stored: Report) -> None:
     for section in stored.sections:
         assert f"## {section.title}" in text
         for block in section.blocks:
-            if isinstance(block, Table):
-                assert f"| {' | '.join(block.rows[0])} |".replace(" * ", " \\* ") in text
+            if isinstance(block, DataTable):
+                assert (
+                    f"| {' | '.join(block.table.rows[0].texts)} |".replace(" * ", " \\* ") in text
+                )
     widths = [line.count("|") for line in text.splitlines() if re.match(r"\|[:-]", line)]
-    assert len(widths) == sum(isinstance(b, Table) for s in stored.sections for b in s.blocks)
+    assert len(widths) == sum(isinstance(b, DataTable) for s in stored.sections for b in s.blocks)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from autotune import sample_size
 from autotune.cli.doctor import checks
 from autotune.errors import UserError
-from autotune.explain import space_map
+from autotune.results.space_map import space_map
 from autotune.study.schema import load_study
 from tests.studies import autotune, write_study
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -303,6 +304,7 @@ def all_files(folder: Path, *but: Path) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.double
+@pytest.mark.usefixtures("lives_on")
 @pytest.mark.parametrize("fail", ["http500", "stream_error", "crash"])
 def test_no_planted_secret_is_stored_or_shown(
     tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch, fail: str
@@ -557,11 +559,12 @@ def harmless(text: str) -> bool:
     return not any((c < " " and c != "\n") or "\x7f" <= c <= "\x9f" for c in text)
 
 
-@pytest.fixture
-def hostile(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def attacks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a database in which every text is an attack."""
+    folder = tmp_path_factory.mktemp("attacks")
     file = write_study(
-        tmp_path,
+        folder,
         server__env={"DOUBLE_FAIL": "http400", "DOUBLE_FAIL_IF": "num_speculative_tokens>=2"},
         space={
             "num_speculative_tokens": {"type": "choice", "choices": [0, 1, 7]},
@@ -569,9 +572,9 @@ def hostile(tmp_path: Path) -> Path:
         },
         search={"method": "grid"},
     )
-    assert autotune("run", str(file), "--trials", "3", cwd=tmp_path).returncode == 0
+    assert autotune("run", str(file), "--trials", "3", cwd=folder).returncode == 0
     evil = json.dumps(EVIL)
-    with contextlib.closing(sqlite3.connect(tmp_path / "autotune.db")) as c:
+    with contextlib.closing(sqlite3.connect(folder / "autotune.db")) as c:
         for sql in (
             "update autotune_launches set argv = json_array(:t), env = json_object(:t, :t)",
             "update autotune_launches set log_path = :t, vllm_version = :t, log_tail = :t",
@@ -587,7 +590,13 @@ def hostile(tmp_path: Path) -> Path:
             texts = {"t": EVIL.replace("\x00", ""), "j": evil, "l": f"[{evil}]"}
             assert c.execute(sql, texts | {"m": "moved_because"}).rowcount > 0
         c.commit()
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def hostile(attacks: Path, tmp_path: Path) -> Path:
+    """A copy of :func:`attacks` of the test's own."""
+    return shutil.copytree(attacks, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.mark.double

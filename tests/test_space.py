@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from autotune.engine.command import plan_launch
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
+from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, parse_study
 from autotune.study.space import (
     ALIGNED,
@@ -70,6 +72,21 @@ def test_a_study_of_an_earlier_version_keeps_its_exponents() -> None:
         assert either.has_point(plain)
         assert not either.has_point({N: 3, MNBT: 256})
     assert s.kept_as([{}, plain]) == kept.kept_as([]) == s
+
+
+@pytest.mark.parametrize("name", ["demo-cpu", "smollm2-h200", "smollm2-h200-c32"])
+def test_committed_studies_are_read_as_they_were_kept(tmp_path: Path, name: str) -> None:
+    results = Path(__file__).parents[1] / "studies" / "results"
+    database = shutil.copy(results / name / "autotune.db", tmp_path / "autotune.db")
+    with opened(Path(database)) as store:
+        s = store.load_study(name)[0].spec.to_space()
+        trials = store.optuna_study(name).get_trials()
+    kept = s.kept_as(t.params for t in trials)
+    assert kept.exponents
+    for t in trials:
+        assert kept.decode(t.params) == t.user_attrs["point"]
+        assert kept.encode(t.user_attrs["point"]) == t.params
+        assert kept.distributions() == t.distributions
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from autotune.engine.launch_stages import STAGES, StageClock, Stages, head_of, stages_of
 from autotune.output.figures.timings import time_figure
-from autotune.stages import TimeView, TrialTime, time_json, time_lines
+from autotune.results.timings import TimeView, TrialTime, time_json, time_lines
 from tests.studies import autotune, query, write_study
 
 LOGS = Path(__file__).parent / "logs"

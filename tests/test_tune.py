@@ -16,7 +16,7 @@ from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import TrialState, create_trial
 
 from autotune.loop import signals
-from autotune.results import study_view
+from autotune.results.trials import study_view
 from autotune.serving.interrupts import held_back
 from autotune.storage.store import opened
 from autotune.study.schema import load_study
@@ -27,6 +27,7 @@ from tests.studies import (
     front,
     processes_of,
     query,
+    spawn_autotune,
     start_autotune,
     trials,
     wait_for_event,
@@ -110,7 +111,7 @@ def test_in_a_scripts_background_it_ends_by_sigterm_too(tmp_path: Path) -> None:
     # a shell starts `command &` with SIGINT ignored
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        run = start_autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+        run = spawn_autotune("run", str(study), "--trials", "2", cwd=tmp_path)
     finally:
         signal.signal(signal.SIGINT, before)
     wait_for_event(tmp_path, "warm", 1)
@@ -219,6 +220,7 @@ def test_a_failed_launch_is_a_failure_and_no_number(tmp_path: Path) -> None:
     assert all(t["failure_kind"] is None for t in front(tmp_path))
 
 
+@pytest.mark.usefixtures("lives_on")
 def test_a_baseline_that_failed_is_still_named_as_one(tmp_path: Path) -> None:
     study = write_study(
         tmp_path,
@@ -241,6 +243,7 @@ def test_a_transient_failure_is_tried_once_more(tmp_path: Path) -> None:
     assert query(tmp_path, "select count(*) from autotune_launches") == [(2,)]
 
 
+@pytest.mark.usefixtures("lives_on")
 def test_when_nothing_works_the_run_ends_with_the_reason(tmp_path: Path) -> None:
     study = write_study(tmp_path, server__env={"DOUBLE_FAIL": "http500"})
     done = autotune("run", str(study), "--trials", "9", cwd=tmp_path)

@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 
 import objectives
+from autotune.cli.console import Ui, rendered
+from autotune.results.trial_tables import front_page, trials_page
+from autotune.results.views import verdict_lines
 from autotune.search import Choice, Verdict
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N
-from autotune.ui import Ui, front_table, trials_table
-from autotune.views import verdict_lines
 from tests.study_views import P95, ROWS, THROUGHPUT, study, trial
 
 
@@ -147,24 +148,24 @@ def test_no_color_has_no_colour() -> None:
 
 def test_tables_fit_80_columns_and_have_units() -> None:
     view = study(extra={"max_num_seqs": 4})
-    for text in (shown(trials_table(view)), shown(front_table(view))):
+    for text in (shown(rendered(trials_page(view))), shown(rendered(front_page(view)))):
         assert max(map(len, text.splitlines())) <= 80
         assert "tok/s" in text
         assert "ms" in text
         assert "tok/step" in text
         assert "max_num_seqs=4" in text
-    assert "trial 4 failed: budget: MNBT is too small" in shown(trials_table(view))
+    assert "trial 4 failed: budget: MNBT is too small" in shown(rendered(trials_page(view)))
 
 
 def test_the_front_is_ordered_by_the_first_objective() -> None:
-    text = shown(front_table(study(objectives=(P95,))))
+    text = shown(rendered(front_page(study(objectives=(P95,)))))
     found = re.findall(r"^ +(\d+) ", text, flags=re.MULTILINE)
     assert found == ["0", "5", "2", "1"]
 
 
 def test_the_front_table_shows_intervals() -> None:
     t = replace(trial(1, ROWS[1]), intervals={"throughput": (105.0, 114.0)})
-    text = shown(front_table(study(trials=[trial(0, ROWS[0]), t])))
+    text = shown(rendered(front_page(study(trials=[trial(0, ROWS[0]), t]))))
     assert "[105.0, 114.0]" in text
     assert max(map(len, text.splitlines())) <= 80
 
@@ -178,7 +179,7 @@ def test_notes_have_room_beside_three_objectives() -> None:
         bounds = {k: (v * 0.95, v * 1.05) for k, v in (values or {}).items()}
         trials.append(replace(t, values=values, intervals=bounds or None))
     view = replace(view, trials=trials)
-    for text in (shown(front_table(view)), shown(trials_table(view))):
+    for text in (shown(rendered(front_page(view))), shown(rendered(trials_page(view)))):
         assert max(map(len, text.splitlines())) <= 80
         assert "baseline" in text
         assert "Throughput" in text

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from autotune.errors import NothingUsable, UserError
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
+    from autotune.cli.console import Ui
+    from autotune.results.views import StudyView, TrialView
     from autotune.storage.store import Store
     from autotune.study.schema import LoadedStudy
-    from autotune.ui import Ui
-    from autotune.views import StudyView, TrialView
 
 
 def best_trial(

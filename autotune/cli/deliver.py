@@ -12,7 +12,7 @@ from autotune.cli.options import PathType, database_option, study_option
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.output.export.choice import Chosen
-    from autotune.views import StudyView
+    from autotune.results.views import StudyView
 
 
 @click.command()
@@ -70,7 +70,7 @@ def export(
     from autotune.output.export.job import Endpoint, Format
     from autotune.output.export.write import export as text_of
     from autotune.output.export.write import write
-    from autotune.results import study_view
+    from autotune.results.trials import study_view
     from autotune.storage.store import opened
 
     if (objective is not None) + balanced + (trial is not None) > 1:
@@ -131,10 +131,10 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
     import optuna
     from rich.console import Console
 
+    from autotune.cli.console import Ui
     from autotune.output.report import Format, build, place, write
-    from autotune.results import study_view
+    from autotune.results.trials import study_view
     from autotune.storage.store import opened
-    from autotune.ui import Ui
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ui = Ui(Console(stderr=True, highlight=False))
@@ -164,8 +164,8 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
     Example:
       autotune pareto --out plots
     """
-    from autotune.results import study_view
-    from autotune.storage.lease import output_folder
+    from autotune.results.trials import study_view
+    from autotune.storage.names import output_folder
     from autotune.storage.store import opened
 
     with opened(database) as store:

@@ -6,9 +6,10 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from platformdirs import user_cache_dir
@@ -34,8 +35,8 @@ class Check:
     """The outcome of one check.
 
     Attributes:
-        name: What was looked at.
-        ok: True: fine; False: a run would fail; None: worth knowing, a run works all the same.
+        name: Name of what was checked.
+        ok: True: fine; False: a run would fail; None: worth knowing, but a run works.
         text: One line: what was found and, where it is not fine, what to do.
     """
 
@@ -44,13 +45,57 @@ class Check:
     text: str
 
 
-def checks(loaded: LoadedStudy | None, database: Path = Path("autotune.db")) -> Iterator[Check]:
-    """Looks at everything a run needs. vLLM is asked afresh, which takes up to half a minute.
+def _importable(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _memory_bytes() -> tuple[int, int]:
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
+def _find_chromium() -> str | None:
+    from autotune.output.figures.browser import find_chromium  # plotly takes a second to import
+
+    return find_chromium()
+
+
+@dataclass(frozen=True)
+class Host:
+    """What this machine says when it is asked; tests give other answers.
+
+    Attributes:
+        vllm: What the vLLM of a study's server is; asks it, which takes up to half a minute.
+        gpus: The GPUs that NVML shows.
+        has_gpu: Whether an NVIDIA driver is loaded.
+        importable: Whether a Python module is installed.
+        chromium: Path of a browser.
+        memory: Bytes of memory that can be had, and of all memory.
+        free_bytes: Room on the disk of a folder.
+        free_port: A port of 127.0.0.1 that can be bound.
+    """
+
+    vllm: Callable[[ServerSpec], VllmInfo] = lambda server: probe(server, refresh=True)
+    gpus: Callable[[], list[dict[str, Any]]] = gpus
+    has_gpu: Callable[[], bool] = has_gpu
+    importable: Callable[[str], bool] = _importable
+    chromium: Callable[[], str | None] = _find_chromium
+    memory: Callable[[], tuple[int, int]] = _memory_bytes
+    free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
+    free_port: Callable[[], int] = free_port
+
+
+def checks(
+    loaded: LoadedStudy | None, database: Path = Path("autotune.db"), host: Host | None = None
+) -> Iterator[Check]:
+    """Look at everything a run needs. vLLM is asked again, which takes up to half a minute.
 
     Args:
-        loaded: The study to check for; the demo pair and this environment's vLLM without one.
+        loaded: The study to check for; by default the demo pair and this environment's vLLM.
         database: The SQLite file that a run would write.
+        host: The machine to look at; this one by default.
     """
+    host = host or Host()
     server = (
         loaded.spec.server
         if loaded is not None
@@ -59,22 +104,22 @@ def checks(loaded: LoadedStudy | None, database: Path = Path("autotune.db")) -> 
     base = loaded.base if loaded is not None else Path()
     info: VllmInfo | None = None
     try:
-        info = probe(server, refresh=True)
+        info = host.vllm(server)
     except UserError as e:
         yield Check("vLLM", False, str(e))
     else:
         yield from _vllm(info)
         if loaded is not None and info.options is not None:
             yield _flags(loaded, info)
-    yield _gpu(info)
-    yield _port()
-    yield _memory()
-    yield _disk("disk", database.absolute().parent)
-    yield _disk("cache", Path(user_cache_dir("dflash-autotune")))
+    yield _gpu(info, host)
+    yield _port(host)
+    yield _memory(host)
+    yield _disk("disk", database.absolute().parent, host)
+    yield _disk("cache", Path(user_cache_dir("dflash-autotune")), host)
     yield _database(database)
-    yield _model("model", server.model, base)
+    yield _model("model", server.model, base, host)
     if server.speculative is not None:
-        yield _model("draft", server.speculative.model, base)
+        yield _model("draft", server.speculative.model, base, host)
     if loaded is not None:
         yield from _load(loaded)
     if loaded is not None and runs_model_code(loaded.spec):
@@ -83,7 +128,7 @@ def checks(loaded: LoadedStudy | None, database: Path = Path("autotune.db")) -> 
             None,
             "trust-remote-code is set: Python code that comes with the model will be run",
         )
-    yield _chromium()
+    yield _chromium(host)
 
 
 def _title(info: VllmInfo) -> str:
@@ -107,15 +152,17 @@ def _flags(loaded: LoadedStudy, info: VllmInfo) -> Check:
     return Check("flags", True, f"{_title(info)} knows all of them")
 
 
-def _gpu(info: VllmInfo | None) -> Check:
-    found = [f"{g['name']}, {g['memory_mib'] / 1024:.0f} GiB, driver {g['driver']}" for g in gpus()]
+def _gpu(info: VllmInfo | None, host: Host) -> Check:
+    found = [
+        f"{g['name']}, {g['memory_mib'] / 1024:.0f} GiB, driver {g['driver']}" for g in host.gpus()
+    ]
     wanted = info.device if info is not None else None
     if found:
         text = "; ".join(found)
         if wanted == "cpu":
             return Check("GPU", None, f"{text}; but this vLLM is for CPUs: `pip install vllm`")
         return Check("GPU", True, text)
-    if has_gpu():
+    if host.has_gpu():
         return Check(
             "GPU", None, "an NVIDIA driver is loaded; `pip install nvidia-ml-py` to see its GPUs"
         )
@@ -131,7 +178,7 @@ def _gpu(info: VllmInfo | None) -> Check:
 
 
 def _load(loaded: LoadedStudy) -> Iterator[Check]:
-    """Whether the study's requests are enough for its load and objectives."""
+    """Check that the study's requests are enough for its load and objectives."""
     try:
         sample_size.check(loaded)
     except UserError as e:
@@ -145,28 +192,28 @@ def _load(loaded: LoadedStudy) -> Iterator[Check]:
         yield Check("load", True, f"{load.num_prompts} requests a trial{at}")
 
 
-def _port() -> Check:
+def _port(host: Host) -> Check:
     try:
-        return Check("port", True, f"127.0.0.1:{free_port()} can be bound")
+        return Check("port", True, f"127.0.0.1:{host.free_port()} can be bound")
     except OSError as e:
         return Check("port", False, f"no port of 127.0.0.1 can be bound: {e.strerror}")
 
 
-def _memory() -> Check:
-    memory = psutil.virtual_memory()
-    text = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available"
-    if memory.available >= _MEMORY_GIB * 2**30:
+def _memory(host: Host) -> Check:
+    available, total = host.memory()
+    text = f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB available"
+    if available >= _MEMORY_GIB * 2**30:
         return Check("memory", True, text)
     return Check("memory", False, f"{text}; end other programs: a server needs {_MEMORY_GIB:g} GiB")
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder, or the nearest one above it that exists."""
     return next(p for p in (folder, *folder.parents) if p.is_dir())
 
 
-def _disk(name: str, folder: Path) -> Check:
-    free = shutil.disk_usage(_existing(folder)).free
+def _disk(name: str, folder: Path, host: Host) -> Check:
+    free = host.free_bytes(_existing(folder))
     text = f"{free / 2**30:.1f} GiB free in {folder}"
     if free < _DISK_GIB * 2**30:
         return Check(name, False, f"{text}; make room, {_DISK_GIB:g} GiB is needed")
@@ -186,7 +233,7 @@ def _database(path: Path) -> Check:
             "database", False, f"{path} cannot be written; change its permissions, or --db"
         )
     try:
-        # SQLite writes its journal beside the file, so the folder counts even if the file is there
+        # SQLite writes its journal next to the file, so the folder counts even if the file exists
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as e:
@@ -196,10 +243,10 @@ def _database(path: Path) -> Check:
     return Check("database", True, f"{path} {'is there' if path.exists() else 'will be made'}")
 
 
-def _model(name: str, ref: str, base: Path) -> Check:
+def _model(name: str, ref: str, base: Path, host: Host) -> Check:
     """Where a model comes from; downloads and converts nothing."""
     if ref == "demo:target" and not is_whole(target_folder()):
-        missing = [m for m in ("transformers", "gguf", "accelerate") if not _importable(m)]
+        missing = [m for m in ("transformers", "gguf", "accelerate") if not host.importable(m)]
         if missing:
             return Check(
                 name,
@@ -219,14 +266,8 @@ def _model(name: str, ref: str, base: Path) -> Check:
     return Check(name, True, f"{ref}: a hub name; vLLM downloads it if it is not in its cache")
 
 
-def _importable(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-def _chromium() -> Check:
-    from autotune.output.figures.browser import find_chromium  # plotly takes a second to import
-
-    found = find_chromium()
+def _chromium(host: Host) -> Check:
+    found = host.chromium()
     if found is None:
         return Check(
             "Chromium", None, "none: plots are HTML only; for PNG too `apt install chromium`"

@@ -66,9 +66,10 @@ def doctor(study: str | None, database: Path, as_json: bool) -> None:
       autotune doctor
       autotune doctor studies/gemma-4-26b-rtx5090.yaml
     """
+    from autotune.cli.console import Ui
     from autotune.cli.doctor import checks
+    from autotune.results.text import count
     from autotune.study.schema import load_study
-    from autotune.ui import Ui
 
     ui = Ui()
     loaded = load_study(study) if study is not None else None
@@ -81,7 +82,7 @@ def doctor(study: str | None, database: Path, as_json: bool) -> None:
             ui.check(check.name, check.ok, check.text)
     bad = sum(check.ok is False for check in found)
     if bad:
-        raise NothingUsable(f"{bad} check{'' if bad == 1 else 's'} failed")
+        raise NothingUsable(f"{count(bad, 'check')} failed")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -20,10 +20,10 @@ from autotune.cli.options import (
 from autotune.errors import NothingUsable, UserError, in_short
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
-    from autotune.mapview import MapView
+    from autotune.cli.console import Ui
+    from autotune.results.load_map import MapView
     from autotune.reuse import Source
     from autotune.study.schema import LoadedStudy
-    from autotune.ui import Ui
 
 
 @click.command()
@@ -136,8 +136,8 @@ def _run(
 ) -> None:
     import optuna
 
+    from autotune.cli.console import Ui
     from autotune.loop import StopReason, prepare, run_study
-    from autotune.ui import Ui
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ui = Ui()
@@ -165,9 +165,9 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
     """Write the plots and the dashboard's pages of a study, and print its summary."""
     from autotune.output.dashboard import publish
     from autotune.output.report import build
-    from autotune.results import study_view
+    from autotune.results.trials import study_view
     from autotune.storage.failures import database_errors
-    from autotune.storage.lease import output_folder
+    from autotune.storage.names import output_folder
     from autotune.storage.store import opened
 
     @contextmanager
@@ -187,7 +187,7 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
             with not_worth_a_run("plots not drawn", "draw them with `autotune pareto`"):
                 plots = draw(view, output_folder(database, name))
             with not_worth_a_run("dashboard not updated", "update it with `autotune dashboard`"):
-                publish(store.optuna_study(name), view, build(store, view))
+                publish(store, view, build(store, view))
         ui.summary(view, serving_command(store, name, trial), database, plots)
 
 
@@ -240,11 +240,11 @@ def load_map(
     """
     from rich.console import Console
 
-    from autotune.mapresults import stored_view
-    from autotune.mapview import map_json, map_lines
+    from autotune.cli.console import Ui
+    from autotune.results.load_map import map_json, map_lines
+    from autotune.results.read_load_map import stored_view
     from autotune.storage.store import opened
     from autotune.study.schema import load_study
-    from autotune.ui import Ui
 
     if plot is not None and not plot.parent.is_dir():
         raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
@@ -320,11 +320,11 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
     """
     from rich.console import Console
 
+    from autotune.cli.console import Ui
     from autotune.crosscheck import Verdict
     from autotune.crosscheck import crosscheck as compare
     from autotune.loop import prepare, signals
     from autotune.study.schema import load_study
-    from autotune.ui import Ui
 
     ui = Ui(Console(stderr=True, highlight=False))
     with ui, signals():

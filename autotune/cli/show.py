@@ -13,7 +13,7 @@ from autotune.cli.common import best_trial, say_trust, serving_command
 from autotune.cli.options import database_option, share, study_option
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
-    from autotune.views import TrialView
+    from autotune.results.views import TrialView
 
 REGRESSION = 3
 
@@ -35,12 +35,13 @@ def status(
       autotune status --trial 7
       autotune status --time
     """
-    from autotune.cli.json_rows import trial_json
-    from autotune.results import study_view, trial_story
-    from autotune.stages import time_json, time_lines, time_view
+    from autotune.cli.console import Ui
+    from autotune.results.rows import study_rows
+    from autotune.results.text import plain
+    from autotune.results.timings import time_json, time_lines, time_view
+    from autotune.results.trial_story import trial_story
+    from autotune.results.trials import study_view
     from autotune.storage.store import opened
-    from autotune.ui import Ui
-    from autotune.views import plain
 
     if as_json and trial is not None:
         raise click.UsageError("--json and --trial exclude each other")
@@ -61,7 +62,7 @@ def status(
             return
         view = study_view(store, name)
     if as_json:
-        click.echo(json.dumps([trial_json(view, t) for t in view.trials], indent=2))
+        click.echo(json.dumps(study_rows(view), indent=2))
     else:
         Ui().status(view)
 
@@ -92,10 +93,10 @@ def best(
       autotune best
       autotune best --shell --objective p95_latency
     """
-    from autotune.cli.json_rows import trial_json
-    from autotune.results import study_view
+    from autotune.cli.console import Ui
+    from autotune.results.rows import trial_row
+    from autotune.results.trials import study_view
     from autotune.storage.store import opened
-    from autotune.ui import Ui
 
     if as_json and shell:
         raise click.UsageError("--json and --shell exclude each other")
@@ -105,7 +106,7 @@ def best(
         view = study_view(store, store.pick_study(study))
         trial = best_trial(view, objective, balanced=balanced)
         if as_json:
-            front = [trial_json(view, t) for t in view.trials if t.front]
+            front = [trial_row(view, t) for t in view.trials if t.front]
             click.echo(json.dumps(front, indent=2))
         elif shell:
             click.echo(serving_command(store, view.name, trial))
@@ -152,8 +153,10 @@ def compare(
     """
     from rich.console import Console
 
-    from autotune.comparison import Where, tables
-    from autotune.comparison import compare as compare_studies
+    from autotune.cli.console import rendered
+    from autotune.results.comparison import Where
+    from autotune.results.comparison import compare as compare_studies
+    from autotune.results.comparison_page import comparison_page
 
     found = compare_studies(
         Where.parse(a, study_a),
@@ -164,7 +167,7 @@ def compare(
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
-        Console(highlight=False).print(tables(found))
+        Console(highlight=False).print(rendered(comparison_page(found)))
     if found.regression:
         click.get_current_context().exit(REGRESSION)
 
@@ -185,17 +188,17 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from autotune.prediction import outlook, tables
-    from autotune.results import study_view
+    from autotune.cli.console import rendered
+    from autotune.results.prediction import outlook, outlook_page
+    from autotune.results.trials import study_view
     from autotune.storage.store import opened
-
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
         found = outlook(view, store.load_study(view.name)[0].spec.to_space())
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
-        Console(highlight=False).print(tables(found))
+        Console(highlight=False).print(rendered(outlook_page(found)))
 
 
 @click.command()
@@ -213,8 +216,8 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
     Example:
       autotune explain demo-cpu --vllm 0.26.0
     """
-    from autotune.explain import explain as space_map
-    from autotune.results import study_view
+    from autotune.results.space_map import explain as space_map
+    from autotune.results.trials import study_view
     from autotune.serving.machine import has_gpu
     from autotune.storage.store import opened
     from autotune.study.schema import load_study

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import webbrowser
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -36,23 +36,31 @@ from autotune.output.figures.theme import Theme
 from autotune.output.report import build
 from autotune.output.report.content import Figure, Report
 from autotune.output.report.measured import remarks
-from autotune.results import study_view
-from autotune.storage.failures import database_errors
-from autotune.storage.store import Store
-from autotune.study.space import keeps_exponents
-from autotune.views import (
+from autotune.results.tables import Column, Row, Table, markdown_lines
+from autotune.results.text import (
     Bounds,
-    StudyView,
-    TrialView,
     bounds_text,
-    confirmation_lines,
-    number,
+    fenced,
+    markdown,
     objective_text,
+    optional,
     plain,
     point_text,
+    upper,
+    value_and_bounds,
+    way_text,
+)
+from autotune.results.trials import study_view
+from autotune.results.views import (
+    StudyView,
+    TrialView,
+    confirmation_lines,
     scatter_line,
     verdict_lines,
 )
+from autotune.storage.failures import database_errors
+from autotune.storage.store import Store
+from autotune.study.space import keeps_exponents
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -124,7 +132,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: a line a request is of no use to anybody."""
+        """Print nothing: a line for each request is of no use."""
 
 
 def serve(
@@ -134,7 +142,7 @@ def serve(
     open_browser: bool,
     ready: Callable[[str], None],
 ) -> None:
-    """Runs optuna-dashboard on 127.0.0.1 until Ctrl-C; what it shows is made anew before.
+    """Run optuna-dashboard on 127.0.0.1 until Ctrl-C; figures and notes are written again before.
 
     Args:
         database: The study's SQLite file.
@@ -194,7 +202,7 @@ def _bind(port: int, store: Store) -> _Server:
 
 
 def _local_only(app: WSGIApplication) -> WSGIApplication:
-    """Answers pages of this machine only.
+    """Return an application that answers pages of this machine only.
 
     Any page in the user's browser can send requests to 127.0.0.1: with an Origin of its own, or as
     a name that it has let point there ("DNS rebinding"), which then is the Host. The dashboard's
@@ -218,29 +226,41 @@ def _is_local(url: str) -> bool:
         return False
 
 
-def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
-    """Tells what is known of a trial with readable names and units."""
-    known: dict[int, tuple[set[_State], Mapping[int, _Attributes] | None]] = {}
+class _Words:
+    """What is known of the trials of each study, with readable names and units."""
 
-    def attributes(study: int, seen: set[_State]) -> Mapping[int, _Attributes] | None:
-        """Of each trial, by number; None: as they are stored, of a study that is not ours.
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[int, tuple[set[_State], Mapping[int, _Attributes] | None]] = {}
 
-        The page asks every few seconds, also while a server is measured: they are made anew only
+    def of(self, study: int, seen: set[_State]) -> Mapping[int, _Attributes] | None:
+        """Return the attributes of each trial, by number; None: autotune did not make the study.
+
+        The page asks every few seconds, also while a server is measured: they are read again only
         when a trial has begun or ended.
+
+        Args:
+            study: Optuna's id of the study.
+            seen: The trials that the page shows.
         """
-        before, words = known.get(study, (None, None))
+        before, words = self._known.get(study, (None, None))
         if before is not None and seen <= before:
             return words
         try:
-            with database_errors(store.path):
-                name = store.storage.get_study_name_from_id(study)
-                ours = name in store.study_names()  # or made by hand, in the dashboard
-                words = _all_attributes(store, name) if ours else None
+            with database_errors(self._store.path):
+                name = self._store.storage.get_study_name_from_id(study)
+                ours = name in self._store.study_names()  # or made by hand, in the dashboard
+                words = _all_attributes(self._store, name) if ours else None
         except AutotuneError as e:
             _log.warning("user attributes are shown as they are stored: %s", e)
             words = None
-        known[study] = seen | (before or set()), words
+        self._known[study] = seen | (before or set()), words
         return words
+
+
+def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
+    """Return an application that shows readable names and units of what is known of a trial."""
+    words = _Words(store)
 
     def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         asked = _STUDY.fullmatch(environ.get("PATH_INFO", ""))
@@ -256,8 +276,8 @@ def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
         if status.startswith("200"):
             study = json.loads(body)
             seen = {(t["number"], t["state"]) for t in study["trials"]}
-            if (words := attributes(int(asked[1]), seen)) is not None:
-                _put(words, study)
+            if (found := words.of(int(asked[1]), seen)) is not None:
+                _put(found, study)
                 body = json.dumps(study).encode()
         headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
         start(status, [*headers, ("Content-Length", str(len(body)))])
@@ -267,9 +287,9 @@ def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
 
 
 def _put(words: Mapping[int, _Attributes], study: dict[str, Any]) -> None:
-    """Puts attributes into a study as the dashboard's page is told of it, in place of ours.
+    """Put attributes into the study that the page asked for, in place of the stored ones.
 
-    And its figures into their order: else it is another one in each process.
+    The figures are put into their order, which would otherwise differ between processes.
     """
     sortable: dict[str, bool] = {}  # numbers, which can be an axis of a plot as well
     for of in words.values():
@@ -288,7 +308,7 @@ def _put(words: Mapping[int, _Attributes], study: dict[str, Any]) -> None:
 
 
 def _study_key(key: str) -> str:
-    """A user attribute of a study in words, if it is ours; see `loop`."""
+    """Return a user attribute of a study in words, if autotune wrote it."""
     wanted = key.removeprefix("confirmation_")
     if wanted != key and wanted.isdigit():
         return f"trials launched again, in this order (--trials {wanted})"
@@ -298,7 +318,7 @@ def _study_key(key: str) -> str:
 
 
 def _all_attributes(store: Store, name: str) -> dict[int, _Attributes]:
-    """Of each trial of a study, by number."""
+    """Return the attributes of each trial of a study, by number."""
     view = study_view(store, name)
     healthy = {  # seconds; of several launches the latest one counts, as everywhere
         x.trial: x.ready_at - x.planned_at
@@ -309,12 +329,12 @@ def _all_attributes(store: Store, name: str) -> dict[int, _Attributes]:
 
 
 def _attributes(view: StudyView, t: TrialView, healthy_s: float | None) -> _Attributes:
-    """What is known of a trial beside its parameters and objectives; nothing that is empty.
+    """Return what is known of a trial besides its parameters and objectives; nothing empty.
 
     Args:
-        view: Of its study.
+        view: The study.
         t: The trial.
-        healthy_s: From its launch to its server's first healthy answer, s.
+        healthy_s: Time from its launch to its server's first healthy answer, s.
     """
     found: dict[str, str | float | None] = {
         "remarks": remarks(t),
@@ -342,7 +362,7 @@ def _interval(bounds: Bounds | None) -> str | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    """To four digits."""
+    """Return a value with four digits."""
     return None if value is None else float(f"{value:.4g}")
 
 
@@ -363,10 +383,10 @@ _EXPONENTS_NOTE = """ A name with `log2_` in front is searched
 
 
 def publish(store: Store, view: StudyView, report: Report) -> None:
-    """Put our figures and notes where optuna-dashboard shows them.
+    """Save figures and notes where optuna-dashboard shows them.
 
-    A figure replaces what it was before. The study's note is ours and follows the study; a failed
-    trial's note is written once, so that what a user adds to it stays.
+    A figure replaces its last version. The study's note is autotune's and follows the study; a
+    failed trial's note is written once, so that what a user adds to it stays.
 
     Args:
         store: The database that has the study.
@@ -385,7 +405,7 @@ def publish(store: Store, view: StudyView, report: Report) -> None:
 
 
 def _cards(view: StudyView, report: Report) -> Iterator[tuple[str, go.Figure]]:
-    """The report's figures as the dashboard's cards, each with the id that it is saved by."""
+    """Yield the report's figures as the dashboard's cards, each with the id that it is saved by."""
     front = space_figure if len(view.objectives) == 3 else pareto_figure
     yield "pareto-front", _as_card(front(view, _CARD_HEIGHT, _CARD))
     for section in report.sections:
@@ -395,7 +415,7 @@ def _cards(view: StudyView, report: Report) -> Iterator[tuple[str, go.Figure]]:
 
 
 def _headed(figure: go.Figure, title: str) -> go.Figure:
-    """A figure of the report, with the title of the section that it stands in."""
+    """Return a figure of the report with the title of its section."""
     return figure.update_layout(
         title={
             "text": f"<b>{title}</b>",
@@ -410,7 +430,7 @@ def _headed(figure: go.Figure, title: str) -> go.Figure:
 
 
 def _as_card(figure: go.Figure) -> go.Figure:
-    """A figure as a card has room for it: half the page wide."""
+    """Return a figure that fits a card: half the page wide."""
     small = {"title_font_size": 11, "title_standoff": 6}
     figure.update_layout(
         height=_CARD_HEIGHT,
@@ -440,67 +460,61 @@ def _study_note(view: StudyView, *, exponents: bool) -> str:
     about += [f"{len(failed)} failed"] if failed else []
     about += [f"vLLM {view.vllm_version}"] if view.vllm_version else []
     about += [view.machine] if view.machine else []
-    lines = [f"# {_md(view.name)}", "", _md(", ".join(about)) + ".", "", "## Objectives", ""]
+    lines = [
+        f"# {markdown(view.name)}",
+        "",
+        markdown(", ".join(about)) + ".",
+        "",
+        "## Objectives",
+        "",
+    ]
     for o in view.objectives:
-        way = "more" if o.direction == "maximize" else "less"
-        lines.append(f"- **{_md(objective_text(o))}**, {way} is better: {_md(o.formula)}")
+        lines.append(f"- **{markdown(objective_text(o))}**, {way_text(o)}: {markdown(o.formula)}")
     lines += ["", "## The front", ""]
     front = view.front()
     if not front:
         lines.append("No trial has given numbers yet.")
     else:
-        heads = ["trial", "parameters", *map(objective_text, view.objectives)]
-        heads += ["acceptance length (tokens/step)", "speed-up (×)"]
-        lines += [_row(heads), _row(["---"] * len(heads), escape=False)]
         base = [t for t in view.trials if t.baseline and not t.front and t.values]
-        for t in [*front, *base]:
-            lines.append(_row(_cells(view, t)))
+        lines += markdown_lines(_front_table(view, [*front, *base]), markdown)
         lines += ["", _FRONT_NOTE]
         if again := confirmation_lines(view):
             lines += ["", "## Measured again, side by side", ""]
-            lines += [f"- {_md(line)}" for line in again]
-            lines += ["", *(f"- {_md(line)}" for line in verdict_lines(view))]
+            lines += [f"- {markdown(line)}" for line in again]
+            lines += ["", *(f"- {markdown(line)}" for line in verdict_lines(view))]
         if scatter := scatter_line(view):
-            lines += ["", _md(scatter[0].upper() + scatter[1:]) + "."]
+            lines += ["", markdown(upper(scatter)) + "."]
     lines += ["", _READING_NOTE.format(exponents=_EXPONENTS_NOTE if exponents else "")]
     return "\n".join(lines)
 
 
-def _cells(view: StudyView, trial: TrialView) -> list[str]:
-    cells = [f"{trial.number} (baseline)" if trial.baseline else str(trial.number)]
-    cells.append(point_text(trial.point))
-    for o in view.objectives:
-        value = trial.value(o)
-        interval = (trial.intervals or {}).get(o.name)
-        shown = "" if value is None else number(value)
-        cells.append(f"{shown} {bounds_text(interval)}" if interval else shown)
-    length, speedup = trial.acceptance_length, trial.speedup
-    cells += ["" if x is None else f"{x:.2f}" for x in (length, speedup)]
-    return cells
+def _front_table(view: StudyView, trials: Iterable[TrialView]) -> Table:
+    heads = ["trial", "parameters", *map(objective_text, view.objectives)]
+    heads += ["acceptance length (tokens/step)", "speed-up (×)"]
+    rows = (
+        (
+            f"{t.number} (baseline)" if t.baseline else str(t.number),
+            point_text(t.point),
+            *(
+                value_and_bounds(t.value(o), (t.intervals or {}).get(o.name))
+                for o in view.objectives
+            ),
+            optional(t.acceptance_length, ".2f"),
+            optional(t.speedup, ".2f"),
+        )
+        for t in trials
+    )
+    return Table(tuple(map(Column, heads)), tuple(map(Row, rows)))
 
 
 def _failure_note(trial: TrialView) -> str:
     lines = [plain(line) for line in (trial.failure_reason or "", *trial.failure_evidence)]
-    text = "\n".join(filter(None, lines))
-    # a fence longer than any in the text keeps a log from being read as Markdown or HTML
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return "\n".join(
         [
-            f"# Failed: {_md(trial.failure_kind or 'unknown')}",
+            f"# Failed: {markdown(trial.failure_kind or 'unknown')}",
             "",
-            _md(point_text(trial.point)),
+            markdown(point_text(trial.point)),
             "",
-            f"{fence}text",
-            text,
-            fence,
+            fenced("\n".join(filter(None, lines))),
         ]
     )
-
-
-def _row(cells: Sequence[str], *, escape: bool = True) -> str:
-    return "| " + " | ".join(_md(c) if escape else c for c in cells) + " |"
-
-
-def _md(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~!&])", r"\\\1", plain(text))

@@ -28,21 +28,6 @@ from autotune.storage.schema import (
     StagesRow,
 )
 
-_MAP = ":map"
-
-
-def map_name(study: str) -> str:
-    """Return the study name under which a load map's launches are kept; no study is named so."""
-    return study + _MAP
-
-
-def launch_text(launch: LaunchRow) -> str:
-    """Return what a launch is for, such as ``trial 3 of demo``."""
-    study = launch.study.removesuffix(_MAP)
-    if launch.trial == NO_TRIAL:
-        return f"started ahead for {study}"
-    return f"trial {launch.trial} of {study}" if study == launch.study else f"the map of {study}"
-
 
 def weights_of(quality: Mapping[str, Any] | None) -> dict[str, str]:
     """Return hashes of the weights that a launch was measured with, by role; empty if not kept."""

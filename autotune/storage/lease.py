@@ -27,11 +27,6 @@ from autotune.storage.schema import LeaseRow, WorkerRow
 _ONLY_WORKER = "0"
 
 
-def output_folder(database: Path, study: str) -> Path:
-    """Return the folder of a study's plots and server logs, which is next to its database."""
-    return database.parent / f"{database.stem}-{study}"
-
-
 @contextmanager
 def exclusive(database: Path) -> Iterator[None]:
     """Hold the database for one runner; the kernel lets go when the process dies, however.

@@ -70,7 +70,7 @@ def soak_all(kills: int, seed: int, folder: Path) -> list[Kill]:
 
 def real_all(folder: Path) -> list[Outcome]:
     """Every point of the real servers."""
-    with Starter() as starter:
+    with Starter(real=True) as starter:
         return run_points(real_site(folder / "real", starter, POINTS), POINTS)
 
 

@@ -447,12 +447,22 @@ def confirm_killed(site: Site, outcome: Outcome) -> Outcome:
     return outcome
 
 
+def _made(site: Site) -> set[tuple[str, int]]:
+    """The files of a database with the times of their last changes."""
+    found = set()
+    for path in site.folder.glob("*autotune.db*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return {x for x in found if not x[0].endswith(".lock")}
+
+
 def killed_while_made(site: Site, outcome: Outcome) -> Outcome:
     """A new database: the run is killed while it makes the tables, later each time."""
     kills = 0
     for delay_s in (0.0, 0.02, 0.04, 0.06, 0.08, 0.1):
+        left = _made(site)
         run = site.start()
-        while not [p for p in site.folder.glob("*autotune.db*") if p.suffix != ".lock"]:
+        while _made(site) <= left:  # what an earlier kill left is no sign of this run
             assert run.poll() is None, run.err.read_text()
             time.sleep(0.001)
         time.sleep(delay_s)

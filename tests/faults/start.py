@@ -7,6 +7,7 @@ files for stdout and stderr, and the signal handlers of a fresh interpreter.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -16,8 +17,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.studies import NO_BROWSER
 
@@ -66,15 +69,17 @@ class Starter:
     """The forking server; use it from one thread, as a context manager.
 
     Args:
+        real: Over real servers: nothing of the product is replaced by something cheaper.
         cache: For what a vLLM accepts; without it, the user's own.
     """
 
-    def __init__(self, *, cache: Path | None = None) -> None:
+    def __init__(self, *, real: bool = False, cache: Path | None = None) -> None:
         self.codes: dict[int, int] = {}
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.start", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.faults.start", str(theirs.fileno())]
+                + ["real"] * real,
                 cwd=ROOT,
                 # one thread: a fork copies only the one that calls it
                 env={
@@ -94,10 +99,19 @@ class Starter:
         self._socket.close()
         self._process.wait()
 
-    def start(self, *args: str, cwd: Path, name: str) -> Started:
-        """Starts ``autotune ARGS``; stdout and stderr go to ``name.out`` and ``name.err``."""
+    def start(
+        self, *args: str, cwd: Path, name: str, env: Mapping[str, str] | None = None
+    ) -> Started:
+        """Start ``autotune ARGS``; stdout and stderr go to ``name.out`` and ``name.err``.
+
+        Args:
+            args: The command line.
+            cwd: Where it runs, and where the two files are unless ``name`` is an absolute path.
+            name: Of the files, without their endings.
+            env: The whole environment; that of the forking server by default.
+        """
         out, err = cwd / f"{name}.out", cwd / f"{name}.err"
-        self._send(args=args, cwd=str(cwd), out=str(out), err=str(err))
+        self._send(args=args, cwd=str(cwd), out=str(out), err=str(err), env=env and dict(env))
         while True:
             message = self._receive()
             if "code" not in message:
@@ -122,7 +136,7 @@ class Starter:
         return message
 
 
-def serve(sock: socket.socket) -> dict[str, str] | None:
+def serve(sock: socket.socket) -> dict[str, Any] | None:
     """Forks for every request; returns it in the child, and None when nobody asks any more."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end)
@@ -150,17 +164,20 @@ def serve(sock: socket.socket) -> dict[str, str] | None:
                 os.close(read_end)
                 os.close(write_end)
                 sock.close()
-                request: dict[str, str] = json.loads(data)
+                request: dict[str, Any] = json.loads(data)
                 return request
             sock.send(json.dumps({"pid": pid}).encode())
 
 
-def become(request: dict[str, str]) -> None:
+def become(request: dict[str, Any]) -> None:
     """Makes the forked process look like one that a shell started."""
     for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
+    if request["env"] is not None:
+        os.environ.clear()
+        os.environ.update(request["env"])
     for fd, path in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
         flags = os.O_RDONLY if fd == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         opened = os.open(path, flags, 0o600)
@@ -172,18 +189,20 @@ def become(request: dict[str, str]) -> None:
 MODULES = (
     "autotune.output.dashboard",
     "autotune.output.figures.pareto",
-    "autotune.results",
+    "autotune.results.trials",
     "autotune.loop",
 )
 
 if __name__ == "__main__":
     from autotune.cli.main import main
+    from tests.surroundings import cheap_surroundings
 
     for module in MODULES:
         importlib.import_module(module)
     if len(list(Path("/proc/self/task").iterdir())) != 1:
         sys.exit("tests.faults.start: an import started a thread; a fork would lose it")
-    asked = serve(socket.socket(fileno=int(sys.argv[1])))
-    if asked is not None:
-        become(asked)
-        main(list(asked["args"]), prog_name="autotune")
+    with contextlib.nullcontext() if "real" in sys.argv else cheap_surroundings():
+        asked = serve(socket.socket(fileno=int(sys.argv[1])))
+        if asked is not None:
+            become(asked)
+            main(list(asked["args"]), prog_name="autotune")

@@ -15,7 +15,7 @@ from autotune.engine.launch_stages import Stages
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, TrialFailure, UserError
 from autotune.serving import Identity
-from autotune.storage.launches import launch_text, map_name
+from autotune.storage.names import launch_text, map_name
 from autotune.storage.schema import NO_TRIAL, LaunchRow, LeaseRow, WorkerRow
 from autotune.storage.store import Store, opened
 from autotune.study.schema import LoadedStudy, load_study

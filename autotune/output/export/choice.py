@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autotune.errors import UserError
-from autotune.views import StudyView, TrialView, plain, value_with_interval, verdict_lines
+from autotune.results.text import count, plain, value_with_interval
+from autotune.results.views import StudyView, TrialView, verdict_lines
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def chosen(
     return Chosen(
         trial,
         verdict_lines(view)[-1 if balanced else index],
-        _valued(view, values) + f", measured again in {_launches(trial.confirmed_launches)}",
+        _valued(view, values) + f", measured again in {count(trial.confirmed_launches, 'launch')}",
         speedup,
     )
 
@@ -98,13 +99,9 @@ def as_asked(view: StudyView, trial: TrialView) -> Chosen:
     if not confirmed and trial.speedup is not None:
         speedup = (trial.speedup, *(trial.speedup_interval or (None, None)))
     launches = trial.confirmed_launches if confirmed else trial.launches
-    how = f"measured again in {_launches(launches)}" if confirmed else _launches(launches)
+    how = ("measured again in " if confirmed else "") + count(launches, "launch")
     return Chosen(trial, "chosen by its number", f"{_valued(view, values)}, {how}", speedup)
 
 
 def _valued(view: StudyView, values: Sequence[str]) -> str:
     return ", ".join(f"{plain(o.title)} {v}" for o, v in zip(view.objectives, values, strict=True))
-
-
-def _launches(count: int) -> str:
-    return f"{count} launch{'' if count == 1 else 'es'}"

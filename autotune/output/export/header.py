@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-import textwrap
+import re
 from collections.abc import Iterator, Sequence
 from datetime import date
 
-from autotune import __version__
+from autotune._version import __version__
 from autotune.output.export.choice import Chosen
+from autotune.results.text import WIDTH, bounds_text, plain, point_text, wrapped
+from autotune.results.views import StudyView
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
-from autotune.views import StudyView, bounds_text, plain, point_text
 
-_WIDTH = 80
+# Spaces at which no line is broken: those in ``n = 8`` and ``MNBT 512``.
+_HELD = re.compile(r" (?== )|(?<= =) |(?<=MNBT) ")
 
 
 def about(
@@ -84,8 +86,6 @@ def comment(lines: Sequence[str]) -> str:
     """
     out: list[str] = []
     for line in lines:
-        glued = line.replace(" = ", "\xa0=\xa0").replace("MNBT ", "MNBT\xa0")
-        parts = textwrap.wrap(glued, _WIDTH - 2, break_long_words=False, break_on_hyphens=False)
-        whole = [line] if line.startswith(" ") else parts
-        out += [f"# {part}".replace("\xa0", " ") for part in whole] or ["#"]
+        parts = wrapped(line, WIDTH - 2, held=_HELD, long_words=False)
+        out += [f"# {part}" for part in ([line] if line.startswith(" ") else parts)] or ["#"]
     return "\n".join(out) + "\n"

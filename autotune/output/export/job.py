@@ -23,9 +23,9 @@ from packaging.version import Version
 from autotune.engine.command import Production, production
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
+from autotune.results.text import plain
 from autotune.study.schema import StudySpec
 from autotune.study.space import Point, as_int
-from autotune.views import plain
 
 PORT = 8000
 LOCAL = "127.0.0.1"

@@ -20,7 +20,7 @@ from autotune.output.export.job import (
     serve_words,
 )
 from autotune.output.export.yaml_text import Word, yaml_text
-from autotune.views import plain
+from autotune.results.text import plain
 
 
 def kubernetes(job: Job) -> str:

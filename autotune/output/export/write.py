@@ -13,10 +13,10 @@ from typing import Any
 from packaging.version import Version
 
 from autotune.engine.command import serve_command
+from autotune.engine.feasibility import known_for
 from autotune.engine.probe import VllmInfo, unasked
 from autotune.engine.rules import why_doubtful, why_infeasible
 from autotune.errors import UserError
-from autotune.explain import known_for
 from autotune.output.export.choice import Chosen
 from autotune.output.export.compose import compose
 from autotune.output.export.header import about, comment
@@ -24,10 +24,11 @@ from autotune.output.export.job import LOCAL, Endpoint, Format, Job
 from autotune.output.export.kubernetes import kubernetes
 from autotune.output.export.systemd import systemd
 from autotune.output.export.vllm_config import vllm_config
+from autotune.results.text import plain, point_text
+from autotune.results.views import StudyView, TrialView
 from autotune.serving.resolve import model_resolver
 from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy
-from autotune.views import StudyView, TrialView, plain, point_text
 
 _HOST = re.compile(r"[A-Za-z0-9.:_-]+")
 
@@ -102,16 +103,19 @@ def export(
         cores=machine["cores"] if machine else None,
         file=file,
     )
-    if form is Format.SHELL:
-        job.plan()
-        body = "\n" + shell_command(store, view.name, choice.trial, where) + "\n"
-    else:
-        body = _WRITERS[form](job)
+    body = _body(store, job, choice.trial, form)
     if doubt:
         job.say(f"Careful: {plain(doubt)}.")
     top = about(view, loaded.spec, choice, (measured, version), today or date.today())
     head = "#!/bin/sh\n" if form is Format.SHELL else ""
     return head + comment([*top, "", *job.notes]) + body
+
+
+def _body(store: Store, job: Job, trial: TrialView, form: Format) -> str:
+    if form is not Format.SHELL:
+        return _WRITERS[form](job)
+    job.plan()  # for its notes
+    return "\n" + shell_command(store, job.study, trial, job.where) + "\n"
 
 
 def _doubt(
@@ -133,7 +137,7 @@ def _doubt(
 
 
 def _machine(store: Store, name: str) -> Mapping[str, Any] | None:
-    launches = store.launches(name)
+    launches = store.launches.of_study(name)
     return launches[-1].machine if launches else None
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from choreographer import Browser, Tab
 from choreographer.browsers import Chromium
 
-from autotune.views import plain
+from autotune.results.text import plain
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -46,7 +46,7 @@ main {{ max-width: 1200px; margin: 0 auto; }}
 
 
 def write_html(fig: go.Figure, path: Path, title: str) -> None:
-    """One file that needs no network (about 5 MB, most of it Plotly itself).
+    """Write one file that needs no network (about 5 MB, most of it Plotly itself).
 
     Raises:
         OSError: the file cannot be written.
@@ -60,13 +60,16 @@ def write_html(fig: go.Figure, path: Path, title: str) -> None:
 
 
 def find_chromium() -> str | None:
-    """A Chromium or Chrome that can draw, or None; the variable BROWSER_PATH names another."""
+    """Return a Chromium or Chrome that can draw, or None.
+
+    The variable BROWSER_PATH names another one.
+    """
     found: str | None = Chromium.find_browser(skip_local=False)
     return found if found and Path(found).is_file() else None
 
 
 def write_png(fig: go.Figure, path: Path, timeout_s: float = 90) -> bool:
-    """Draws the figure with a Chromium.
+    """Draw the figure with a Chromium.
 
     Returns:
         False where there is no Chromium, or where the one there is gave no picture within
@@ -95,7 +98,7 @@ def write_png(fig: go.Figure, path: Path, timeout_s: float = 90) -> bool:
 
 
 def print_page(page: Path, timeout_s: float = 120) -> bytes | None:
-    """A page as PDF, printed as soon as its promise ``figuresDrawn`` is kept.
+    """Return a page as PDF, printed as soon as its promise ``figuresDrawn`` is kept.
 
     Returns:
         None where there is no Chromium, or where the one there is printed nothing within
@@ -139,7 +142,7 @@ def print_page(page: Path, timeout_s: float = 120) -> bytes | None:
 def _with_browser(
     browser: Browser, work: Callable[[], Awaitable[bytes]], timeout_s: float
 ) -> bytes | None:
-    """What a browser makes; None, and a line in the log, where it makes nothing in time."""
+    """Return what a browser makes; None, and a line in the log, where it makes nothing in time."""
     with ThreadPoolExecutor(1) as pool:  # a notebook's own event loop must not be in the way
         return pool.submit(asyncio.run, _drawn(browser, work, timeout_s)).result()
 
@@ -170,7 +173,7 @@ async def _drawn(
 
 
 def _kill(browser: Browser) -> None:
-    """Ends what is left of a browser; it was started as a process group of its own."""
+    """Kill what is left of a browser; it was started as a process group of its own."""
     process = getattr(browser, "subprocess", None)
     if process is not None:
         with contextlib.suppress(ProcessLookupError):

@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 
 from autotune.output.figures.points import Axis
 from autotune.output.figures.theme import GREY, Theme
-from autotune.views import Bounds, TrialView, point_text
+from autotune.results.text import Bounds, point_text
+from autotune.results.views import TrialView
 
 _Pixel = tuple[float, float]
 

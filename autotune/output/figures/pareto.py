@@ -14,7 +14,8 @@ import plotly.graph_objects as go
 from autotune.output.figures.labels import add_labels
 from autotune.output.figures.points import Axis, coloured, headline, hover_text, shown
 from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
-from autotune.views import StudyView, TrialView, objective_text, plain
+from autotune.results.text import objective_text, plain
+from autotune.results.views import StudyView, TrialView
 
 if TYPE_CHECKING:
     from objectives import Objective
@@ -26,16 +27,16 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 78, 24, 110, 62
 
 
 def pareto_figure(view: StudyView, height: int = 640, theme: Theme = LIGHT) -> go.Figure:
-    """The trials by the study's first two objectives; a third one is shown as colour.
+    """Return the trials by the study's first two objectives; a third one is shown as color.
 
-    With one objective the trials stand in the order they were run. Trials that are running or
+    With one objective the trials are in the order they were run. Trials that are running or
     waiting, and those whose numbers do not compare, are not shown. Axis titles have units and say
     which way is better.
 
     Args:
-        view: What to draw.
-        height: Of the whole picture in pixels; the width is that of the page.
-        theme: Of the page.
+        view: The study.
+        height: Height of the whole picture in pixels; the width is that of the page.
+        theme: Colors of the page.
     """
     x, y, third = _axes(view)
     points = shown(view)
@@ -77,7 +78,7 @@ def _title(objective: Objective) -> str:
 
 
 def _add_front_line(fig: go.Figure, front: Sequence[TrialView], x: Axis, y: Axis) -> None:
-    """The attainment staircase: the border of what some trial of the front is as good as.
+    """Add the attainment staircase: the border of what some trial of the front is as good as.
 
     Going right from a point, the points left of the next one are attained by the next one if
     more is better (so the line goes vertically first), by this one if less is.
@@ -143,7 +144,7 @@ def _add_points(
 def _add_confirmed(
     fig: go.Figure, view: StudyView, points: Sequence[TrialView], x: Axis, y: Axis
 ) -> None:
-    """Points that were measured again, tied to where the search saw them."""
+    """Add the points that were measured again, tied to where the search saw them."""
     again = [t for t in points if x.confirmed(t) is not None and y.confirmed(t) is not None]
     again = [t for t in again if t.confirmed]
     if not again:
@@ -174,7 +175,7 @@ def _add_confirmed(
 
 
 def _add_failed(fig: go.Figure, view: StudyView, theme: Theme) -> int:
-    """Failed trials in a strip below, a row for each kind; gives the number of rows."""
+    """Add the failed trials in a strip below, a row for each kind; return the number of rows."""
     rows: dict[str, list[TrialView]] = {}
     for t in view.failures():
         rows.setdefault(plain(t.failure_kind or "unknown").replace("_", " "), []).append(t)

@@ -1,7 +1,7 @@
-"""The picture of a study with three objectives: the front in space, and every trial as a line.
+"""The figure of a study with three objectives: the front in space, and every trial as a line.
 
-In space, stems stand under the points of the front and the baseline: where two points of a
-perspective are is told by their feet. Below, in parallel coordinates, a line is a trial and an axis
+In space, stems lead from the points of the front and the baseline to the floor: their feet show
+where the points are. Below, in parallel coordinates, a line is a trial and an axis
 an objective or a parameter (A. Inselberg, "The plane with parallel coordinates", The Visual
 Computer 1, 1985); every objective is better upwards, so that a line above another one dominates it,
 and an axis can be brushed to see only what passes there. Both need no third dimension on paper.
@@ -10,7 +10,6 @@ Texts and colors are those of :mod:`autotune.output.figures.points` and ``theme`
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,9 @@ import plotly.graph_objects as go
 
 from autotune.output.figures.points import Axis, coloured, headline, hover_text, shown
 from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
+from autotune.results.text import objective_text, plain, value_text, way_text, wrapped
+from autotune.results.views import StudyView, TrialView
 from autotune.study.space import MNBT, N, Value
-from autotune.views import StudyView, TrialView, objective_text, plain, value_text
 
 if TYPE_CHECKING:
     from objectives import Objective
@@ -33,12 +33,12 @@ _MARGIN = 0.06  # around the points, as a share of an axis
 
 
 def front_figure(view: StudyView, height: int = 1080, theme: Theme = LIGHT) -> go.Figure:
-    """The trials by the study's three objectives, and below in parallel coordinates.
+    """Return the trials by the study's three objectives, and below in parallel coordinates.
 
     Args:
-        view: What to draw.
-        height: Of the whole picture in pixels; the width is that of the page.
-        theme: Of the page.
+        view: The study.
+        height: Height of the whole picture in pixels; the width is that of the page.
+        theme: Colors of the page.
     """
     fig = _titled(view, height, theme)
     _add_space(fig, view, _SCENE, theme)
@@ -47,14 +47,14 @@ def front_figure(view: StudyView, height: int = 1080, theme: Theme = LIGHT) -> g
 
 
 def space_figure(view: StudyView, height: int, theme: Theme = LIGHT) -> go.Figure:
-    """The upper part of :func:`front_figure` by itself: the trials by three objectives."""
+    """Return the upper part of :func:`front_figure` alone: the trials by three objectives."""
     fig = _titled(view, height, theme)
     _add_space(fig, view, (0, 1), theme)
     return fig
 
 
 def lines_figure(view: StudyView, height: int, theme: Theme = LIGHT) -> go.Figure:
-    """The lower part of :func:`front_figure` by itself: the trials in parallel coordinates."""
+    """Return the lower part of :func:`front_figure`: the trials in parallel coordinates."""
     fig = _titled(view, height, theme)
     _add_lines(fig, view, _LINES_ALONE, 1, theme)
     return fig
@@ -72,13 +72,13 @@ def _titled(view: StudyView, height: int, theme: Theme) -> go.Figure:
 
 
 def _add_space(fig: go.Figure, view: StudyView, heights: tuple[float, float], theme: Theme) -> None:
-    """The trials as points.
+    """Add the trials as points.
 
     Args:
-        fig: To draw on.
-        view: What to draw.
+        fig: The figure.
+        view: The study.
         heights: Share of the plot's height that it takes, from and to, from below.
-        theme: Of the page.
+        theme: Colors of the page.
     """
     points = shown(view)
     axes = [Axis(_way(o), o) for o in view.objectives]
@@ -102,13 +102,12 @@ def _add_space(fig: go.Figure, view: StudyView, heights: tuple[float, float], th
 
 
 def _way(objective: Objective) -> str:
-    way = "more" if objective.direction == "maximize" else "less"
-    return f"{objective_text(objective)}, {way} is better"
+    return f"{objective_text(objective)}, {way_text(objective)}"
 
 
-def _wrapped(text: str, width: int) -> str:
-    """A text for Plotly, in lines of so many characters."""
-    return "<br>".join(escape(line, quote=False) for line in textwrap.wrap(text, width))
+def _broken(text: str, width: int) -> str:
+    """Return a text for Plotly, in lines of at most ``width`` characters."""
+    return "<br>".join(escape(line, quote=False) for line in wrapped(text, width, hyphens=True))
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -144,7 +143,7 @@ def _add_points(
 def _add_stems(
     fig: go.Figure, trials: Sequence[TrialView], axes: Sequence[Axis], floor: float, colour: str
 ) -> None:
-    """Lines from the points to the floor: the worst end of the third objective."""
+    """Add lines from the points to the floor: the worst end of the third objective."""
     x, y, z = axes
     fig.add_scatter3d(
         x=[v for t in trials for v in (x.of(t), x.of(t), None)],
@@ -162,7 +161,7 @@ def _add_stems(
 def _add_confirmed(
     fig: go.Figure, view: StudyView, points: Sequence[TrialView], axes: Sequence[Axis]
 ) -> None:
-    """Points that were measured again, tied to where the search saw them."""
+    """Add the points that were measured again, tied to where the search saw them."""
     again = [t for t in points if all(a.confirmed(t) is not None for a in axes)]
     if not again:
         return
@@ -197,14 +196,14 @@ def _add_lines(
     note_at: float,
     theme: Theme,
 ) -> None:
-    """A line for each trial of the search, the dominated ones below the others.
+    """Add a line for each trial of the search, the dominated ones below the others.
 
     Args:
-        fig: To draw on.
-        view: What to draw.
+        fig: The figure.
+        view: The study.
         heights: Share of the plot's height that the axes take, from and to, from below.
-        note_at: Where what explains them stands, in the same measure.
-        theme: Of the page.
+        note_at: Height of the explanation, in the same measure.
+        theme: Colors of the page.
     """
 
     def rank(t: TrialView) -> int:
@@ -213,17 +212,7 @@ def _add_lines(
     trials = sorted((t for t in shown(view) if t.again is None), key=rank)
     if not trials:
         return
-    objectives = []
-    for o in view.objectives:
-        values = [v for t in trials if (v := t.value(o)) is not None]
-        low, high = (float(f"{end:.3g}") for end in _range(values))  # both are shown
-        objectives.append(
-            {
-                "label": _wrapped(objective_text(o), 24),
-                "values": values,
-                "range": (low, high) if o.direction == "maximize" else (high, low),
-            }
-        )
+    objectives = [_objective_axis(o, trials) for o in view.objectives]
     parameters = [
         _dimension(name, [t.point[name] for t in trials if name in t.point])
         for name in view.parameters()
@@ -240,6 +229,10 @@ def _add_lines(
         labelside="bottom",  # above, a second line would lie on the ends of the range
         name="trials",
     )
+    _add_note(fig, note_at, theme)
+
+
+def _add_note(fig: go.Figure, at: float, theme: Theme) -> None:
     fig.add_annotation(
         text=f'A line is a trial: <span style="color:{theme.front}"><b>front</b></span>, '
         f'<span style="color:{theme.baseline}"><b>baseline</b></span>, dominated.<br>'
@@ -247,7 +240,7 @@ def _add_lines(
         xref="paper",
         yref="paper",
         x=0,
-        y=note_at,
+        y=at,
         xanchor="left",
         align="left",
         yanchor="bottom",
@@ -256,10 +249,20 @@ def _add_lines(
     )
 
 
+def _objective_axis(o: Objective, trials: Sequence[TrialView]) -> dict[str, Any]:
+    values = [v for t in trials if (v := t.value(o)) is not None]
+    low, high = (float(f"{end:.3g}") for end in _range(values))  # both are shown
+    return {
+        "label": _broken(objective_text(o), 24),
+        "values": values,
+        "range": (low, high) if o.direction == "maximize" else (high, low),
+    }
+
+
 def _dimension(name: str, values: Sequence[Value]) -> dict[str, Any]:
-    """A parameter's axis: its values in turn, or a scale where they are many."""
+    """Return a parameter's axis: its values in turn, or a scale where they are many."""
     short = {N: "n", MNBT: "MNBT"}.get(name, plain(name).replace("_", " "))
-    label = _wrapped(short, 18)
+    label = _broken(short, 18)
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     levels = list(dict.fromkeys(values))
     levels = sorted(levels) if numbers else sorted(levels, key=str)
@@ -274,6 +277,19 @@ def _dimension(name: str, values: Sequence[Value]) -> dict[str, Any]:
     }
 
 
+def _scene_axis(axis: Axis, bounds: tuple[float, float], theme: Theme) -> dict[str, Any]:
+    return {
+        "title": {"text": _broken(axis.title, 30), "font": {"size": 12}},
+        "tickfont": {"size": 11},
+        "range": bounds,
+        "gridcolor": theme.grid,
+        "linecolor": theme.axis,
+        "backgroundcolor": theme.page,
+        "showbackground": True,
+        "zeroline": False,
+    }
+
+
 def _place_scene(
     fig: go.Figure,
     view: StudyView,
@@ -283,16 +299,7 @@ def _place_scene(
     theme: Theme,
 ) -> None:
     scene: dict[str, Any] = {
-        f"{k}axis": {
-            "title": {"text": _wrapped(a.title, 30), "font": {"size": 12}},
-            "tickfont": {"size": 11},
-            "range": bounds,
-            "gridcolor": theme.grid,
-            "linecolor": theme.axis,
-            "backgroundcolor": theme.page,
-            "showbackground": True,
-            "zeroline": False,
-        }
+        f"{k}axis": _scene_axis(a, bounds, theme)
         for k, a, bounds in zip("xyz", axes, ranges, strict=True)
     }
     if view.objectives[2].direction == "minimize":  # better is up

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autotune.views import (
-    StudyView,
-    TrialView,
-    bounds_text,
-    plain,
-    value_text,
-    value_with_interval,
-)
+from autotune.results.text import Bounds, bounds_text, plain, value_text, value_with_interval
+from autotune.results.views import StudyView, TrialView
 
 if TYPE_CHECKING:
     from objectives import Objective
@@ -40,20 +34,20 @@ class Axis(NamedTuple):
     """An axis of a figure of the trials.
 
     Attributes:
-        title: With the unit and which way is better.
-        objective: What it shows; None: the trial's number.
+        title: Title with the unit, which says which way is better.
+        objective: The objective that it shows; None: the trial's number.
     """
 
     title: str
     objective: Objective | None
 
     def of(self, trial: TrialView) -> float:
-        """Where the search saw a trial; NaN where it has no value."""
+        """Return the value that the search measured; NaN where it has none."""
         value = trial.value(self.objective) if self.objective else float(trial.number)
         return math.nan if value is None else value
 
     def confirmed(self, trial: TrialView) -> float | None:
-        """Where the confirmation saw a trial's point; None: it was not measured again."""
+        """Return the value that the confirmation measured; None: it was not measured again."""
         if self.objective is None:
             return float(trial.number)
         return (trial.confirmed or {}).get(self.objective.name)
@@ -61,34 +55,41 @@ class Axis(NamedTuple):
     def error(
         self, trials: Sequence[TrialView], *, confirmed: bool = False
     ) -> dict[str, Any] | None:
-        """Plotly's error bar of this axis, or None where no trial has an interval.
+        """Return Plotly's error bar of this axis; None where no trial has an interval.
 
         Args:
-            trials: Those of one trace, in its order.
-            confirmed: Of what the confirmation saw instead of the search.
+            trials: The trials of one trace, in its order.
+            confirmed: Take the confirmation's values and intervals, not the search's.
         """
         if self.objective is None:
             return None
-        up, down = [], []
-        for t in trials:
-            value = self.confirmed(t) if confirmed else self.of(t)
-            intervals = t.confirmed_intervals if confirmed else t.intervals
-            interval = (intervals or {}).get(self.objective.name)
-            low, high = interval if interval is not None else (None, None)
-            up.append(0.0 if high is None or value is None else max(0.0, high - value))
-            down.append(0.0 if low is None or value is None else max(0.0, value - low))
-        if not any(up) and not any(down):
-            return None
-        return {"type": "data", "array": up, "arrayminus": down, "thickness": 1.2, "width": 4}
+        name = self.objective.name
+        bar = error_bar(
+            [self.confirmed(t) if confirmed else self.of(t) for t in trials],
+            [
+                ((t.confirmed_intervals if confirmed else t.intervals) or {}).get(name)
+                for t in trials
+            ],
+        )
+        return bar if any(bar["array"]) or any(bar["arrayminus"]) else None
+
+
+def error_bar(values: Sequence[float | None], bounds: Sequence[Bounds | None]) -> dict[str, Any]:
+    """Return Plotly's error bar from values and their bounds; an unknown bound has no bar."""
+    up, down = [], []
+    for value, (low, high) in zip(values, (b or (None, None) for b in bounds), strict=True):
+        up.append(0.0 if high is None or value is None else max(0.0, high - value))
+        down.append(0.0 if low is None or value is None else max(0.0, value - low))
+    return {"type": "data", "array": up, "arrayminus": down, "thickness": 1.2, "width": 4}
 
 
 def coloured(error: dict[str, Any] | None, colour: str) -> dict[str, Any] | None:
-    """An error bar of :class:`Axis` in a colour."""
+    """Return an error bar in a color."""
     return None if error is None else error | {"color": colour}
 
 
 def hover_text(view: StudyView, trial: TrialView) -> str:
-    """All that a point tells of its trial, as Plotly's subset of HTML."""
+    """Return all that is known of a point's trial, as Plotly's subset of HTML."""
     name = f"trial {trial.number}" + (", baseline" if trial.baseline else "")
     lines = [f"<b>{name}</b>{', on the front' if trial.front else ''}"]
     lines += [f"{plain(k)} = {value_text(v)}" for k, v in trial.point.items()]
@@ -123,7 +124,7 @@ def hover_text(view: StudyView, trial: TrialView) -> str:
 
 
 def headline(view: StudyView) -> dict[str, Any]:
-    """Plotly's title of a study's figure: its name, how far it is, and on what."""
+    """Return Plotly's title of a study's figure: its name, its progress, vLLM and machine."""
     done = f"{view.finished} of {view.wanted} trials"
     failed = view.failures()
     parts = [
@@ -131,12 +132,19 @@ def headline(view: StudyView) -> dict[str, Any]:
         f"vLLM {view.vllm_version}" if view.vllm_version else "",
         view.machine,
     ]
-    subtitle = textwrap.shorten(" · ".join(plain(p) for p in parts if p), 105, placeholder=" …")
     return {
-        "text": f"<b>{escape(plain(view.name), quote=False)}</b><br>"
-        f'<span style="font-size: 12px">{escape(subtitle, quote=False)}</span>',
+        "text": title_text(view.name, parts),
         "y": 1,
         "yref": "container",
         "yanchor": "top",
         "pad": {"t": 30},
     }
+
+
+def title_text(head: str, about: Iterable[str]) -> str:
+    """Return a title with a smaller line of what the figure is about, as Plotly's HTML."""
+    parts = " · ".join(plain(part) for part in about if part)
+    small = escape(textwrap.shorten(parts, 105, placeholder=" …"), quote=False)
+    return (
+        f'<b>{escape(plain(head), quote=False)}</b><br><span style="font-size: 12px">{small}</span>'
+    )

@@ -16,17 +16,17 @@ GREY = "#8A94A0"
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of what is no data, for a light or a dark page.
+    """Colors of everything but data, for a light or a dark page.
 
     Attributes:
-        ink: Of text, and of marks that would be black.
-        grid: Of grid lines.
-        axis: Of axes and their ticks.
-        page: Behind everything, and the rims of markers.
-        veil: Behind labels on the plot: the page, seen through.
-        strip: Behind what stands apart from the plot.
-        front: Text in the front's colour.
-        baseline: Text in the baseline's colour.
+        ink: Color of text, and of marks that would be black.
+        grid: Color of grid lines.
+        axis: Color of axes and their ticks.
+        page: Background of the page, and rims of markers.
+        veil: Background of labels on the plot: the page, seen through.
+        strip: Background of a strip apart from the plot.
+        front: Text in the front's color.
+        baseline: Text in the baseline's color.
     """
 
     ink: str
@@ -63,7 +63,7 @@ DARK = Theme(
 
 
 def template(theme: Theme) -> go.layout.Template:
-    """What all our figures have in common."""
+    """Return the layout that all figures have in common."""
     axis = {
         "gridcolor": theme.grid,
         "linecolor": theme.axis,

@@ -1,4 +1,4 @@
-"""The picture of where the time went: a stacked bar for each trial."""
+"""The figure of where the time went: a stacked bar for each trial."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 
 from autotune.engine.launch_stages import STAGES
 from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
-from autotune.stages import TimeView, TrialTime
-from autotune.views import number, plain
+from autotune.results.text import number, plain
+from autotune.results.timings import TimeView, TrialTime
 
 # Okabe and Ito's, as in the other plots; a pattern says the same once more where a colour comes
 # twice. What the limit leaves, weights and requests, is plain blue and green.
@@ -30,12 +30,12 @@ _LOOKS: dict[str, tuple[str | None, str]] = {
 
 
 def time_figure(view: TimeView, height: int = 460, theme: Theme = LIGHT) -> go.Figure:
-    """Wall time by trial, stacked by stage in the order in which they come.
+    """Return the wall time by trial, stacked by stage in the order of the stages.
 
     Args:
-        view: What to draw.
-        height: In pixels; the width is that of the page.
-        theme: Of the page.
+        view: The study.
+        height: Height in pixels; the width is that of the page.
+        theme: Colors of the page.
     """
     fig = go.Figure()
     for stage in STAGES:

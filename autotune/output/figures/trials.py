@@ -1,7 +1,6 @@
-"""The report's own figures; front, map and time are those of the commands that show them.
+"""Figures of a study's trials for the report, which needs no titles: captions are below them.
 
-A figure has no title: its caption stands below it. Colours are Okabe and Ito's, and a symbol, a
-dash or a place says the same once more.
+Colors are Okabe and Ito's; a symbol, a dash or a place says the same once more.
 """
 
 from __future__ import annotations
@@ -9,21 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from autotune.output.figures.points import coloured, error_bar
 from autotune.output.figures.theme import BLUE, GREEN, GREY, ORANGE, Theme, template
-from autotune.prediction import Outlook
-from autotune.stats.measurement import Floats
-from autotune.study.space import MNBT, N, Value
-from autotune.views import (
-    Bounds,
-    StudyView,
-    TrialView,
+from autotune.results.prediction import Outlook
+from autotune.results.text import (
     bounds_text,
-    cost,
     number,
     objective_text,
     plain,
@@ -31,6 +26,9 @@ from autotune.views import (
     value_text,
     value_with_interval,
 )
+from autotune.results.views import StudyView, TrialView, cost
+from autotune.stats.measurement import Floats
+from autotune.study.space import MNBT, N, Value
 from objectives import Objective
 
 _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
@@ -42,7 +40,7 @@ _MOST_STEPS = 600
 
 
 def searched(view: StudyView) -> list[TrialView]:
-    """The trials of the search that count: complete, comparable, a point of their own."""
+    """Return the trials of the search that count: complete, comparable, a point of their own."""
     return [
         t
         for t in view.trials
@@ -55,13 +53,13 @@ def searched(view: StudyView) -> list[TrialView]:
 
 
 def n_of(trial: TrialView) -> int | None:
-    """Its ``num_speculative_tokens``; None: that was not searched."""
+    """Return a trial's ``num_speculative_tokens``; None: that was not searched."""
     n = trial.point.get(N)
     return n if isinstance(n, int) else None
 
 
 def best_by_n(trials: Sequence[TrialView], objective: Objective) -> dict[int, TrialView]:
-    """For each n, ascending, the trial that is best by an objective."""
+    """Return for each n, ascending, the trial that is best by an objective."""
     found: dict[int, TrialView] = {}
     for t in sorted(trials, key=lambda t: cost(objective, t.value(objective))):
         if (n := n_of(t)) is not None:
@@ -70,7 +68,7 @@ def best_by_n(trials: Sequence[TrialView], objective: Objective) -> dict[int, Tr
 
 
 def by_n_figure(view: StudyView, theme: Theme) -> go.Figure:
-    """Each objective by n, one above the other, with the baseline as a line."""
+    """Return each objective by n, one above the other, with the baseline as a line."""
     trials = [t for t in searched(view) if n_of(t) is not None]
     base = next((t for t in view.trials if t.baseline), None)
     fig = make_subplots(rows=len(view.objectives), cols=1, shared_xaxes=True, vertical_spacing=0.06)
@@ -78,54 +76,11 @@ def by_n_figure(view: StudyView, theme: Theme) -> go.Figure:
         best = best_by_n(trials, o)
         rest = [t for t in trials if t is not best[n_of(t) or 0]]
         again = [t for t in trials if t.confirmed and o.name in t.confirmed]
-        groups = (
-            ("other trials", rest, GREY, "circle-open", 7, "markers", None),
-            ("best trial of an n", list(best.values()), BLUE, "circle", 10, "lines+markers", False),
-            ("confirmed", again, GREEN, "diamond-open", 12, "markers", True),
-        )
-        for name, of, colour, symbol, size, mode, confirmed in groups:
-            if not of:
-                continue
-            values = [(t.confirmed or {})[o.name] if confirmed else t.value(o) for t in of]
-            fig.add_scatter(
-                x=[n_of(t) for t in of],
-                y=values,
-                mode=mode,
-                name=name,
-                legendgroup=name,
-                showlegend=row == 1,
-                marker={
-                    "symbol": symbol,
-                    "size": size,
-                    "color": colour,
-                    "line": {"width": 2, "color": colour},
-                },
-                line={"color": colour, "width": 1.6},
-                error_y=None
-                if confirmed is None
-                else _error(
-                    values,
-                    [
-                        ((t.confirmed_intervals if confirmed else t.intervals) or {}).get(o.name)
-                        for t in of
-                    ],
-                    colour,
-                ),
-                hovertext=[_trial_hover(t, o) for t in of],
-                hoverinfo="text",
-                row=row,
-                col=1,
-            )
+        _add_by_n(fig, row, o, rest, _OTHERS)
+        _add_by_n(fig, row, o, list(best.values()), _BEST)
+        _add_by_n(fig, row, o, again, _CONFIRMED)
         if base is not None and (value := base.value(o)) is not None:
-            fig.add_hline(y=value, line={"color": ORANGE, "dash": "dash", "width": 1.6}, row=row)
-            if row == 1:  # a line has no entry in the legend of its own
-                fig.add_scatter(
-                    x=[None],
-                    y=[None],
-                    mode="lines",
-                    name=f"baseline, {point_text(base.point)}",
-                    line={"color": ORANGE, "dash": "dash", "width": 1.6},
-                )
+            _add_baseline(fig, row, value, base)
         fig.update_yaxes(title_text=_better(o), rangemode="tozero", row=row, col=1)
     ns = sorted({n for t in trials if (n := n_of(t)) is not None})
     fig.update_xaxes(title_text="n: tokens drafted per step", row=len(view.objectives), col=1)
@@ -133,8 +88,70 @@ def by_n_figure(view: StudyView, theme: Theme) -> go.Figure:
     return _finished(fig, theme, 110 + 230 * len(view.objectives))
 
 
+class _Group(NamedTuple):
+    """How a group of trials is drawn; ``bars``: with error bars."""
+
+    name: str
+    colour: str
+    symbol: str
+    size: int
+    mode: str
+    bars: bool
+    confirmed: bool = False
+
+
+_OTHERS = _Group("other trials", GREY, "circle-open", 7, "markers", bars=False)
+_BEST = _Group("best trial of an n", BLUE, "circle", 10, "lines+markers", bars=True)
+_CONFIRMED = _Group("confirmed", GREEN, "diamond-open", 12, "markers", bars=True, confirmed=True)
+
+
+def _add_by_n(
+    fig: go.Figure, row: int, o: Objective, trials: Sequence[TrialView], group: _Group
+) -> None:
+    if not trials:
+        return
+    values = [(t.confirmed or {})[o.name] if group.confirmed else t.value(o) for t in trials]
+    bounds = [
+        ((t.confirmed_intervals if group.confirmed else t.intervals) or {}).get(o.name)
+        for t in trials
+    ]
+    fig.add_scatter(
+        x=[n_of(t) for t in trials],
+        y=values,
+        mode=group.mode,
+        name=group.name,
+        legendgroup=group.name,
+        showlegend=row == 1,
+        marker={
+            "symbol": group.symbol,
+            "size": group.size,
+            "color": group.colour,
+            "line": {"width": 2, "color": group.colour},
+        },
+        line={"color": group.colour, "width": 1.6},
+        error_y=coloured(error_bar(values, bounds), group.colour) if group.bars else None,
+        hovertext=[_trial_hover(t, o) for t in trials],
+        hoverinfo="text",
+        row=row,
+        col=1,
+    )
+
+
+def _add_baseline(fig: go.Figure, row: int, value: float, base: TrialView) -> None:
+    line = {"color": ORANGE, "dash": "dash", "width": 1.6}
+    fig.add_hline(y=value, line=line, row=row)
+    if row == 1:  # a line alone has no entry in the legend
+        fig.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines",
+            name=f"baseline, {point_text(base.point)}",
+            line=line,
+        )
+
+
 def grid_figure(view: StudyView, objective: Objective, theme: Theme) -> go.Figure:
-    """An objective over n and MNBT: the best trial of each pair, × where only failures are."""
+    """Return an objective over n and MNBT: the best trial of each pair, × where all failed."""
     trials = searched(view)
     best: dict[tuple[Value, Value], TrialView] = {}
     for t in sorted(trials, key=lambda t: cost(objective, t.value(objective))):
@@ -143,34 +160,7 @@ def grid_figure(view: StudyView, objective: Objective, theme: Theme) -> go.Figur
     pairs = [*best, *failed]
     ns, budgets = (sorted({pair[i] for pair in pairs}, key=float) for i in (0, 1))
     cells = [[best.get((n, budget)) for n in ns] for budget in budgets]
-    fig = go.Figure(
-        go.Heatmap(
-            x=[value_text(n) for n in ns],
-            y=[value_text(b) for b in budgets],
-            z=[[None if t is None else t.value(objective) for t in row] for row in cells],
-            text=[
-                ["" if t is None else number(t.value(objective) or 0.0) for t in row]
-                for row in cells
-            ],
-            texttemplate="%{text}",
-            hovertext=[
-                ["not launched" if t is None else _trial_hover(t, objective) for t in row]
-                for row in cells
-            ],
-            hoverinfo="text",
-            colorscale="Cividis",
-            reversescale=objective.direction == "minimize",  # the better, the brighter
-            xgap=2,
-            ygap=2,
-            hoverongaps=False,
-            colorbar={
-                "title": {"text": escape(objective_text(objective)), "side": "right"},
-                "thickness": 14,
-                "outlinewidth": 0,
-                "tickcolor": theme.axis,
-            },
-        )
-    )
+    fig = go.Figure(_heatmap(cells, ns, budgets, objective, theme))
     if failed:
         fig.add_scatter(
             x=[value_text(n) for n, _ in failed],
@@ -187,8 +177,42 @@ def grid_figure(view: StudyView, objective: Objective, theme: Theme) -> go.Figur
     return _finished(fig, theme, 130 + 38 * max(3, len(budgets)))
 
 
+def _heatmap(
+    cells: Sequence[Sequence[TrialView | None]],
+    ns: Sequence[Value],
+    budgets: Sequence[Value],
+    objective: Objective,
+    theme: Theme,
+) -> go.Heatmap:
+    return go.Heatmap(
+        x=[value_text(n) for n in ns],
+        y=[value_text(b) for b in budgets],
+        z=[[None if t is None else t.value(objective) for t in row] for row in cells],
+        text=[
+            ["" if t is None else number(t.value(objective) or 0.0) for t in row] for row in cells
+        ],
+        texttemplate="%{text}",
+        hovertext=[
+            ["not launched" if t is None else _trial_hover(t, objective) for t in row]
+            for row in cells
+        ],
+        hoverinfo="text",
+        colorscale="Cividis",
+        reversescale=objective.direction == "minimize",  # the better, the brighter
+        xgap=2,
+        ygap=2,
+        hoverongaps=False,
+        colorbar={
+            "title": {"text": escape(objective_text(objective)), "side": "right"},
+            "thickness": 14,
+            "outlinewidth": 0,
+            "tickcolor": theme.axis,
+        },
+    )
+
+
 def acceptance_figure(trials: Mapping[int, TrialView], theme: Theme) -> go.Figure:
-    """The share of drafted tokens that were accepted, by position, a line for each n."""
+    """Return the share of drafted tokens that were accepted, by position, a line for each n."""
     fig = go.Figure()
     for i, (n, t) in enumerate(trials.items()):
         again = i // len(_COLOURS)  # the same colour has another symbol and dash then
@@ -214,7 +238,7 @@ def acceptance_figure(trials: Mapping[int, TrialView], theme: Theme) -> go.Figur
 
 
 def prediction_figure(found: Outlook, theme: Theme) -> go.Figure:
-    """tok/s by n: what the launches at the other n predict, and what was measured."""
+    """Return tok/s by n: what the launches at the other n predict, and what was measured."""
     fig = go.Figure()
     expected = [r for r in found.rows if r.predicted is not None]
     measured = [r for r in found.rows if r.measured is not None]
@@ -258,8 +282,8 @@ class Latencies:
     """The requests of one point.
 
     Attributes:
-        name: Of the point, as the reader knows it.
-        launches: How many the requests are of.
+        name: Name of the point, as the reader knows it.
+        launches: Number of launches that the requests are of.
         e2el: End-to-end latencies, s.
         ttft: Times to the first token, s.
     """
@@ -271,7 +295,7 @@ class Latencies:
 
 
 def latency_figure(curves: Sequence[Latencies], theme: Theme) -> go.Figure:
-    """Empirical distribution functions of E2EL, and of TTFT below it."""
+    """Return empirical distribution functions of E2EL, and of TTFT below it."""
     fig = make_subplots(rows=2, cols=1, vertical_spacing=0.2)
     looks = list(zip(curves, (BLUE, ORANGE, GREEN), _DASHES, strict=False))
     for row, kind in ((1, "E2EL"), (2, "TTFT")):
@@ -293,16 +317,16 @@ def latency_figure(curves: Sequence[Latencies], theme: Theme) -> go.Figure:
         fig.add_hline(y=0.95, line={"color": GREY, "width": 1, "dash": "dot"}, row=row)
         fig.update_xaxes(title_text=f"better  ←  {kind} (ms)", rangemode="tozero", row=row, col=1)
         fig.update_yaxes(title_text="Requests", tickformat=".0%", range=[0, 1.02], row=row, col=1)
-    fig.update_xaxes(title_standoff=4)  # the upper one stands between two plots
+    fig.update_xaxes(title_standoff=4)  # the upper one is between two plots
     fig.update_yaxes(tickvals=[0, 0.25, 0.5, 0.75, 0.95])
     return _finished(fig, theme, 560)
 
 
 def _steps(values: Floats) -> tuple[list[float], list[float]]:
-    """Where the distribution function steps, to 0.01 ms, and to what.
+    """Return where the distribution function steps, to 0.01 ms, and to what.
 
     Args:
-        values: In ms.
+        values: Latencies in ms.
     """
     values = np.sort(values)
     shares = np.arange(1, len(values) + 1) / len(values)
@@ -316,7 +340,7 @@ def _steps(values: Floats) -> tuple[list[float], list[float]]:
 def importance_figure(
     found: Mapping[str, Mapping[str, float]], objectives: Sequence[Objective], theme: Theme
 ) -> go.Figure:
-    """How much each parameter decides over each objective."""
+    """Return how much each parameter decides over each objective."""
     fig = go.Figure()
     names = list(dict.fromkeys(name for shares in found.values() for name in shares))
     for o, colour, pattern in zip(objectives, _COLOURS, ("", "/", "x"), strict=False):
@@ -340,7 +364,7 @@ def importance_figure(
 
 
 def untitled(fig: go.Figure) -> go.Figure:
-    """A figure of another command, as it stands above a caption."""
+    """Return a figure of another command without its title: a caption follows below."""
     margin = fig.layout.margin.to_plotly_json()
     fig.update_layout(title=None, margin={**margin, "t": 48})
     return fig
@@ -354,23 +378,6 @@ def _finished(fig: go.Figure, theme: Theme, height: int) -> go.Figure:
         margin={"l": 70, "r": 24, "t": 48, "b": 56},
     )
     return fig
-
-
-def _error(
-    values: Sequence[float | None], bounds: Sequence[Bounds | None], colour: str
-) -> dict[str, object]:
-    up, down = [], []
-    for value, (low, high) in zip(values, (b or (None, None) for b in bounds), strict=True):
-        up.append(0.0 if high is None or value is None else max(0.0, high - value))
-        down.append(0.0 if low is None or value is None else max(0.0, value - low))
-    return {
-        "type": "data",
-        "array": up,
-        "arrayminus": down,
-        "thickness": 1.2,
-        "width": 4,
-        "color": colour,
-    }
 
 
 def _trial_hover(t: TrialView, o: Objective) -> str:
@@ -391,6 +398,6 @@ def _better(o: Objective) -> str:
 
 
 def _ticks(values: Sequence[int] | range) -> dict[str, object]:
-    """Whole numbers, each of them while there are few."""
+    """Return ticks at whole numbers, at each of them while there are few."""
     few = 0 < len(values) <= 20
     return {"tickvals": list(values)} if few else {"tickformat": "d"}

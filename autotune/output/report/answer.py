@@ -15,24 +15,26 @@ from autotune.output.report.content import (
     Fact,
     Paragraph,
 )
-from autotune.output.report.source import Source, against, change, count, load_text, lower, progress
-from autotune.results import LEAST_DEGREES, as_single
-from autotune.stats import Estimate
-from autotune.study.space import MNBT, N
-from autotune.views import (
-    TrialView,
+from autotune.output.report.source import Source, against, load_text, progress
+from autotune.results.standing import LEAST_DEGREES
+from autotune.results.text import (
     bounds_text,
-    cost,
-    kinds_text,
+    change,
+    count,
+    lower,
     number,
     plain,
     point_text,
     value_with_interval,
 )
+from autotune.results.trials import as_single
+from autotune.results.views import TrialView, cost, kinds_text
+from autotune.stats import Estimate
+from autotune.study.space import MNBT, N
 
 
 def answer(s: Source) -> Answer:
-    """What to serve and how sure that is; without numbers, that there is nothing to recommend."""
+    """Return what to serve and how sure that is; without results, that there is no answer."""
     t, view = s.best, s.view
     if t is None:
         return Answer(
@@ -55,7 +57,7 @@ def answer(s: Source) -> Answer:
 
 
 def _facts(s: Source, t: TrialView) -> Iterator[Fact]:
-    """A number for each objective of the study, with what it is over the baseline."""
+    """Yield the value of each objective, and its ratio to the baseline's."""
     choice = s.view.verdict.winners[0] if s.view.verdict is not None else None
     for i, o in enumerate(s.view.objectives):
         if choice is not None:
@@ -90,7 +92,7 @@ def _evidence(s: Source, t: TrialView) -> Fact:
 
 
 def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:
-    """An objective of the best trial over the baseline's, as the commands have it."""
+    """Return an objective of the best trial over the baseline's, as the commands show it."""
     o, verdict, base = s.view.objectives[i], s.view.verdict, s.baseline
     if verdict is not None:
         ratios = verdict.winners[0].over_baseline
@@ -105,7 +107,7 @@ def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:
 
 
 def _sure(s: Source, t: TrialView) -> tuple[str, bool]:
-    """How sure the answer is, in words, and whether it is certain."""
+    """Return how sure the answer is, in words, and whether it is certain."""
     if s.view.verdict is None or not t.confirmed:
         words = (
             "This result is not confirmed. The best of many single launches usually looks better "
@@ -177,7 +179,7 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
 
 
 def command(s: Source) -> Iterator[Block]:
-    """The command that serves the answer."""
+    """Yield the command that serves the answer."""
     if s.best is None:
         yield Paragraph("No trial has results, so there is no command.")
         return

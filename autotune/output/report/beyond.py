@@ -9,32 +9,37 @@ from functools import partial
 import numpy as np
 
 from autotune.errors import NothingUsable, UserError
-from autotune.mapresults import stored_view
-from autotune.mapview import Advice, MapView, crossover_text
 from autotune.output.figures import trials as figures
 from autotune.output.figures.load_map import map_figure
 from autotune.output.figures.trials import searched
 from autotune.output.report.content import (
     Block,
     Code,
+    DataTable,
     Figure,
     Paragraph,
     Points,
-    Table,
 )
 from autotune.output.report.importance import LEAST_TRIALS, importances
-from autotune.output.report.source import Source, count, load_text, times, with_bounds
-from autotune.prediction import NOTE, Outlook, outlook
-from autotune.study.space import EXPONENT
-from autotune.views import (
+from autotune.output.report.source import Source, load_text, with_bounds
+from autotune.results.load_map import Advice, MapView, crossover_text
+from autotune.results.prediction import NOTE, Outlook, outlook
+from autotune.results.read_load_map import stored_view
+from autotune.results.text import (
+    count,
     number,
+    optional,
+    percent_change,
     plain,
     point_text,
+    times,
+    value_and_bounds,
 )
+from autotune.study.space import EXPONENT
 
 
 def prediction(s: Source) -> Iterator[Block]:
-    """As `autotune predict` has it."""
+    """Yield what `autotune predict` shows."""
     try:
         found = outlook(s.view, s.spec.to_space())
     except NothingUsable as e:
@@ -50,40 +55,42 @@ def prediction(s: Source) -> Iterator[Block]:
         "launched n.",
         partial(figures.prediction_figure, found),
     )
-    yield Table(
+    yield _prediction_table(found)
+    yield _drafts_table(found)
+
+
+def _prediction_table(found: Outlook) -> DataTable:
+    lengths = ("tok/step predicted", "tok/step measured")
+    rates = ("tok/s predicted", "tok/s measured")
+    return DataTable.of(
         "Predicted against measured",
-        (
-            "n",
-            "tok/step predicted",
-            "tok/step measured",
-            "tok/s predicted",
-            "tok/s measured",
-            "error",
-            "trial",
-        ),
+        ("n", *lengths, *rates, "error", "trial"),
         tuple(
             (
                 str(r.n),
-                _form(r.predicted_length, ".2f"),
-                _form(r.measured_length, ".2f"),
+                optional(r.predicted_length, ".2f"),
+                optional(r.measured_length, ".2f"),
                 ""
                 if r.predicted is None
                 else number(r.predicted) + (" *" if r.extrapolated else ""),
-                "" if r.measured is None else number(r.measured),
-                _form(r.error, "+.0%"),
+                value_and_bounds(r.measured, None),
+                optional(r.error, "+.0%"),
                 "" if r.trial is None else str(r.trial),
             )
             for r in found.rows
         ),
         folded=True,
     )
-    yield Table(
+
+
+def _drafts_table(found: Outlook) -> DataTable:
+    return DataTable.of(
         "What a better or worse draft would give: each drafted token accepted more often, where "
         "those before it were",
         ("draft quality", "best n", "tok/step", "tok/s", "over no speculation"),
         tuple(
             (
-                f"{d.gain:+.0%}".replace("-", "−") if d.gain else "as is",
+                percent_change(1 + d.gain) if d.gain else "as is",
                 str(d.n),
                 f"{d.tokens_per_step:.2f}",
                 number(d.rate),
@@ -91,7 +98,7 @@ def prediction(s: Source) -> Iterator[Block]:
             )
             for d in found.drafts
         ),
-        frozenset({0}),
+        {0},
     )
 
 
@@ -104,12 +111,8 @@ def _error_text(found: Outlook) -> str:
     return f" Off by {typical:.0%} in the median, {errors[worst]:.0%} at n = {worst}."
 
 
-def _form(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
 def other_loads(s: Source) -> Iterator[Block]:
-    """The map, as `autotune map --show` has it."""
+    """Yield the load sweep that `autotune map --show` shows."""
     loaded, row = s.store.load_study(s.view.name)
     try:
         view = stored_view(s.store, loaded, row.fingerprint)
@@ -128,7 +131,9 @@ def other_loads(s: Source) -> Iterator[Block]:
             f"Speed-up over no speculation by load, a line for each n, with 95% intervals. {text}",
             lambda theme: figures.untitled(map_figure(view, 440, theme)),
         )
-        yield from _map_tables(view)
+        yield _loads_table(view)
+        yield _speedups_table(view)
+        yield from _recommended(view)
     failed = [p for p in view.points if p.failure_kind is not None]
     if failed:
         yield Points(
@@ -139,14 +144,14 @@ def other_loads(s: Source) -> Iterator[Block]:
         )
 
 
-def _map_tables(view: MapView) -> Iterator[Block]:
+def _loads_table(view: MapView) -> DataTable:
     p95 = {
         (p.n, load): x.p95_ms
         for p in view.points
         if p.schedule is None
         for load, x in p.loads.items()
     }
-    yield Table(
+    return DataTable.of(
         "The best n at each load; ties are n that are not certainly worse",
         ("requests at a time", "best n", "ties", "tok/s", "over no speculation", "p95 (ms)"),
         tuple(
@@ -161,9 +166,12 @@ def _map_tables(view: MapView) -> Iterator[Block]:
             for x in view.at
         ),
     )
+
+
+def _speedups_table(view: MapView) -> DataTable:
     none = view.rates.get(0, {})
     drafts = sorted(n for n in view.rates if n)
-    yield Table(
+    return DataTable.of(
         "Speed-up over no speculation",
         ("requests at a time", *(f"n = {n}" for n in drafts)),
         tuple(
@@ -180,6 +188,9 @@ def _map_tables(view: MapView) -> Iterator[Block]:
         ),
         folded=True,
     )
+
+
+def _recommended(view: MapView) -> Iterator[Block]:
     about = [
         f"vLLM {view.vllm}" if view.vllm else "",
         point_text(view.point),
@@ -200,7 +211,7 @@ def _map_tables(view: MapView) -> Iterator[Block]:
 
 
 def importance(s: Source) -> Iterator[Block]:
-    """Which parameter decides over which objective."""
+    """Yield how much each parameter decides over each objective."""
     objectives = s.view.objectives
     counted = {t.number for t in searched(s.view)}
     trials = [t for t in s.trials if t.number in counted]
@@ -224,7 +235,7 @@ def importance(s: Source) -> Iterator[Block]:
         partial(figures.importance_figure, found, objectives),
     )
     names = list(dict.fromkeys(name for shares in found.values() for name in shares))
-    yield Table(
+    yield DataTable.of(
         f"Importance by {len(trials)} trials",
         ("parameter", *(plain(o.title) for o in objectives)),
         tuple(

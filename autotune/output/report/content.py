@@ -1,14 +1,15 @@
-"""What a report consists of, without any HTML or Markdown: both are made from the same blocks."""
+"""Content of a report, without any HTML or Markdown: both are made from the same blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import plotly.graph_objects as go
 
 from autotune.output.figures.theme import Theme
+from autotune.results.tables import Column, Row, Table
 
 
 @dataclass(frozen=True)
@@ -28,23 +29,41 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells of plain text.
+class DataTable:
+    """A table with its caption.
 
     Attributes:
-        caption: What it shows.
-        head: Headings of the columns.
-        rows: As many cells each; the first one names the row.
-        words: Columns, from 0, that hold words; the others hold numbers.
-        folded: On a page it is opened by hand: the data of a figure, or what is long.
+        caption: Caption: what the table shows.
+        table: Columns and rows; the first cell of a row names it.
+        folded: Whether the reader opens it on a page: the data of a figure, or a long table.
     """
 
     kind: ClassVar[str] = "table"
     caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: frozenset[int] = frozenset()
+    table: Table
     folded: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        caption: str,
+        head: Sequence[str],
+        rows: Iterable[tuple[str, ...]],
+        words: Container[int] = (),
+        *,
+        folded: bool = False,
+    ) -> DataTable:
+        """Return a table from its cells.
+
+        Args:
+            caption: Caption of the table.
+            head: Headings of the columns.
+            rows: Rows with a cell for each heading.
+            words: Columns, from 0, that hold words; the others hold numbers.
+            folded: Whether the reader opens it on a page.
+        """
+        columns = (Column(heading, right=i not in words) for i, heading in enumerate(head))
+        return cls(caption, Table(tuple(columns), tuple(map(Row, rows))), folded)
 
 
 @dataclass(frozen=True)
@@ -52,10 +71,10 @@ class Code:
     """Text to copy, or lines of a log.
 
     Attributes:
-        caption: What it is.
-        text: As it is, line breaks included.
-        language: For who shows it in colours.
-        folded: As of a table.
+        caption: Caption: what the text is.
+        text: The text as it is, line breaks included.
+        language: Language for highlighting.
+        folded: Whether the reader opens it on a page.
     """
 
     kind: ClassVar[str] = "code"
@@ -67,12 +86,13 @@ class Code:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture; Markdown has the table that comes with it instead.
+    """A picture; Markdown has the table that follows it instead.
 
     Attributes:
-        name: Unique in the report.
-        caption: What it shows and what is to be seen in it: its text alternative, too.
-        draw: Draws it for a theme.
+        name: Name, unique in the report.
+        caption: Caption: what the figure shows and what can be seen in it; also its text
+            alternative.
+        draw: Function that draws it for a theme.
     """
 
     kind: ClassVar[str] = "figure"
@@ -81,7 +101,7 @@ class Figure:
     draw: Callable[[Theme], go.Figure]
 
 
-Block = Paragraph | Points | Table | Code | Figure
+Block = Paragraph | Points | DataTable | Code | Figure
 
 
 @dataclass(frozen=True)
@@ -89,9 +109,9 @@ class Section:
     """A part with a heading.
 
     Attributes:
-        name: Unique in the report.
+        name: Name, unique in the report.
         title: The heading.
-        blocks: In their order.
+        blocks: Content, in order.
     """
 
     name: str
@@ -104,8 +124,8 @@ class Fact:
     """One number of the answer.
 
     Attributes:
-        label: What it is.
-        value: With its unit.
+        label: Name of the number.
+        value: Value with its unit.
         notes: Interval and comparison, a line each.
     """
 
@@ -119,11 +139,11 @@ class Answer:
     """What to serve and how sure that is.
 
     Attributes:
-        headline: What to serve.
+        headline: The point to serve.
         sure: How sure that is, in a sentence or two.
-        certain: It was measured again, and nothing else is as good.
+        certain: Whether it was measured again, and nothing else is as good.
         facts: The numbers.
-        notes: What else must be known before acting on it.
+        notes: Sentences to know before acting on it.
     """
 
     headline: str
@@ -139,9 +159,9 @@ class Report:
 
     Attributes:
         study: Name of the study.
-        about: What it is of: versions, machine, date.
-        answer: Comes first.
-        sections: Everything else, in its order.
+        about: Description, versions, machine and date of the study.
+        answer: The answer, which comes first.
+        sections: Everything else, in order.
         made_by: Version of autotune and the time, for the foot of the page.
     """
 

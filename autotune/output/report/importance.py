@@ -1,11 +1,11 @@
 """Which of the searched parameters decides over an objective.
 
 PED-ANOVA (S. Watanabe, A. Bansal, F. Hutter, "PED-ANOVA: Efficiently quantifying hyperparameter
-importance in arbitrary subspaces", IJCAI 2023), as Optuna has it: how differently a parameter is
-spread over the best trials and over all of them. Optuna's evaluator takes the lowest values of a
-``target`` for the best ones, also of an objective that is maximised; what it is given here is a
-cost, for which that is right. fANOVA would need scikit-learn, and of so few trials its forests say
-no more.
+importance in arbitrary subspaces", IJCAI 2023), as Optuna implements it: how differently a
+parameter is spread over the best trials and over all of them. Optuna's evaluator takes the lowest
+values of a ``target`` for the best ones, also of an objective that is maximized; here it is given a
+cost, for which that is right. fANOVA would need scikit-learn, and its forests say no more of few
+trials.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, create_trial
 
-from autotune.views import cost
+from autotune.results.views import cost
 from objectives import Objective
 
 # Optuna advises 5 trials at least among the best ones, which are a quarter of all.
@@ -30,11 +30,11 @@ _BEST = 0.25
 def importances(
     trials: Sequence[FrozenTrial], objectives: Sequence[Objective]
 ) -> dict[str, Mapping[str, float]]:
-    """Of each objective, by name: the share of each parameter that differs, largest first.
+    """Return the share of each parameter in each objective's importance, largest first.
 
     Args:
-        trials: Complete ones, each of a point of its own.
-        objectives: With the study's directions, in the order of the trials' values.
+        trials: Complete trials, each of another point.
+        objectives: The objectives with the study's directions, in the order of the trials' values.
 
     Returns:
         Nothing of fewer than ``LEAST_TRIALS`` trials, or where a single parameter was searched.
@@ -71,10 +71,6 @@ def _by_equal_steps(trial: FrozenTrial) -> FrozenTrial:
     for name, space in trial.distributions.items():
         if isinstance(space, IntDistribution) and space.log:
             params[name] = trial.params[name].bit_length() - 1
-            ends = (x.bit_length() - 1 for x in (space.low, space.high))
-            distributions[name] = IntDistribution(*ends)
-    return create_trial(
-        values=trial.values,
-        params=params,
-        distributions=distributions,
-    )
+            low, high = (x.bit_length() - 1 for x in (space.low, space.high))
+            distributions[name] = IntDistribution(low, high)
+    return create_trial(values=trial.values, params=params, distributions=distributions)

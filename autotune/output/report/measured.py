@@ -13,32 +13,34 @@ from autotune.output.figures.pareto3d import lines_figure, space_figure
 from autotune.output.figures.trials import Latencies, best_by_n, n_of, searched
 from autotune.output.report.content import (
     Block,
+    DataTable,
     Figure,
     Paragraph,
     Points,
-    Table,
 )
-from autotune.output.report.source import Source, lower, times, upper, with_bounds
-from autotune.stats import Estimate, quantile
-from autotune.study.space import MNBT, N
-from autotune.views import (
-    StudyView,
-    TrialView,
-    cost,
+from autotune.output.report.source import Source, with_bounds
+from autotune.results.text import (
+    heading,
+    lower,
     number,
     objective_text,
+    optional,
     plain,
     point_text,
+    times,
+    upper,
     value_text,
-    verdict_lines,
 )
+from autotune.results.views import StudyView, TrialView, cost, verdict_lines
+from autotune.stats import Estimate, quantile
+from autotune.study.space import MNBT, N
 from objectives import Objective
 
 _PERCENTILES = (50, 90, 95, 99)
 
 
 def front(s: Source) -> Iterator[Block]:
-    """The trials, the front, and what of it was measured again."""
+    """Yield the trials, the Pareto front, and what of it was measured again."""
     view = s.view
     if not searched(view):
         yield Paragraph("No trial gave numbers.")
@@ -57,7 +59,7 @@ def front(s: Source) -> Iterator[Block]:
 
 
 def _front_figures(view: StudyView) -> Iterator[Figure]:
-    """The trials by the objectives; three of them in space, and in parallel coordinates."""
+    """Yield the trials by the objectives; three of them in space, and in parallel coordinates."""
     names = [plain(lower(o.title)) for o in view.objectives]
     about = f"{len(view.front())} of them on the front. Bars are 95% intervals."
     if view.verdict is not None:
@@ -85,12 +87,11 @@ def _front_figures(view: StudyView) -> Iterator[Figure]:
 
 def _trials_table(
     caption: str, view: StudyView, trials: Sequence[TrialView], *, folded: bool
-) -> Table:
+) -> DataTable:
     names = view.parameters()
-    short = {N: "n", MNBT: "MNBT"}
     head = [
         "trial",
-        *(short.get(name, plain(name)) for name in names),
+        *map(heading, names),
         *(objective_text(o) for o in view.objectives),
         "speed-up",
         "tok/step",
@@ -109,17 +110,17 @@ def _trials_table(
                     for o in view.objectives
                 ),
                 _speedup(t),
-                "" if t.acceptance_length is None else f"{t.acceptance_length:.2f}",
+                optional(t.acceptance_length, ".2f"),
                 "" if t.requests is None else str(t.requests),
                 str(t.launches) if t.values else "",
                 remarks(t),
             )
         )
-    return Table(caption, tuple(head), tuple(rows), frozenset({len(head) - 1}), folded)
+    return DataTable.of(caption, tuple(head), tuple(rows), {len(head) - 1}, folded=folded)
 
 
 def remarks(t: TrialView) -> str:
-    """What a trial is, in a few words: ``baseline, front``."""
+    """Return what a trial is, in a few words: ``baseline, front``."""
     words = []
     if t.baseline:
         words.append("baseline")
@@ -144,8 +145,8 @@ def _speedup(t: TrialView) -> str:
     return "" if t.speedup is None else times(Estimate(t.speedup, low, high))
 
 
-def _confirmed_table(s: Source) -> Table:
-    """What the search saw beside what was confirmed."""
+def _confirmed_table(s: Source) -> DataTable:
+    """Return what the search saw next to what was confirmed."""
     view, first = s.view, s.view.objectives[0]
     rows = []
     for t in sorted(
@@ -171,11 +172,11 @@ def _confirmed_table(s: Source) -> Table:
     for o in view.objectives:
         head += [f"{objective_text(o)}, searched", f"{objective_text(o)}, confirmed"]
     head += ["speed-up", "launches", "requests"]
-    return Table("Measured again, side by side", tuple(head), tuple(rows), frozenset({0}))
+    return DataTable.of("Measured again, side by side", tuple(head), tuple(rows), {0})
 
 
 def by_n(s: Source) -> Iterator[Block]:
-    """Every objective by n."""
+    """Yield every objective by n."""
     view = s.view
     if not any(n_of(t) is not None for t in searched(view)):
         yield Paragraph(_no_n(s))
@@ -197,7 +198,7 @@ def by_n(s: Source) -> Iterator[Block]:
         rows.append((str(n), *values, _speedup(t), str(t.number)))
     head = ("n", *(objective_text(o) for o in view.objectives), "speed-up", "trial")
     about = "" if not others else f"; speed-up and trial are of the best by {lower(first.title)}"
-    yield Table(
+    yield DataTable.of(
         f"The best of each n, by each objective{plain(about)}", head, tuple(rows), folded=True
     )
 
@@ -209,7 +210,7 @@ def _no_n(s: Source) -> str:
 
 
 def grid(s: Source) -> Iterator[Block]:
-    """Every objective by n and MNBT."""
+    """Yield every objective by n and MNBT."""
     view = s.view
     trials = [t for t in searched(view) if N in t.point and MNBT in t.point]
     if not trials:
@@ -232,18 +233,18 @@ def grid(s: Source) -> Iterator[Block]:
         yield _grid_table(trials, o)
 
 
-def _grid_table(trials: Sequence[TrialView], o: Objective) -> Table:
+def _grid_table(trials: Sequence[TrialView], o: Objective) -> DataTable:
     best: dict[tuple[str, str], float] = {}
     ordered = sorted(trials, key=lambda t: cost(o, t.value(o)))
     for t in ordered:
         best.setdefault((value_text(t.point[N]), value_text(t.point[MNBT])), t.value(o) or 0.0)
     ns, budgets = (sorted({pair[i] for pair in best}, key=lambda x: (len(x), x)) for i in (0, 1))
     rows = tuple((b, *(number(best[n, b]) if (n, b) in best else "" for n in ns)) for b in budgets)
-    return Table(objective_text(o), ("MNBT", *(f"n = {n}" for n in ns)), rows, folded=True)
+    return DataTable.of(objective_text(o), ("MNBT", *(f"n = {n}" for n in ns)), rows, folded=True)
 
 
 def acceptance(s: Source) -> Iterator[Block]:
-    """Accepted drafts by position."""
+    """Yield the accepted drafts by position."""
     first = s.view.objectives[0]
     drafting = [t for t in searched(s.view) if t.acceptance_per_position]
     best = best_by_n(drafting, first)
@@ -261,10 +262,10 @@ def acceptance(s: Source) -> Iterator[Block]:
     rows = []
     for n, t in best.items():
         shares = [f"{x:.0%}" for x in t.acceptance_per_position]
-        length = "" if t.acceptance_length is None else f"{t.acceptance_length:.2f}"
+        length = optional(t.acceptance_length, ".2f")
         rows.append((str(n), length, *shares, *[""] * (most - len(shares))))
     head = ("n", "tokens per step", *(str(k) for k in range(1, most + 1)))
-    yield Table(
+    yield DataTable.of(
         "Tokens per step (1 + accepted drafts), and share accepted by position",
         head,
         tuple(rows),
@@ -273,7 +274,7 @@ def acceptance(s: Source) -> Iterator[Block]:
 
 
 def latency(s: Source) -> Iterator[Block]:
-    """Latencies of winner, baseline and runner-up, request by request."""
+    """Yield latencies of winner, baseline and runner-up, request by request."""
     curves = [c for role, t in _compared(s).items() if (c := _latencies(s, role, t)) is not None]
     if not curves:
         yield Paragraph("The database has no requests of a measured trial.")
@@ -290,12 +291,12 @@ def latency(s: Source) -> Iterator[Block]:
         for kind, values in (("E2EL", c.e2el), ("TTFT", c.ttft)):
             found = [quantile(values, p) * 1000 for p in _PERCENTILES]
             rows.append((c.name, kind, *map(number, found), str(len(values)), str(c.launches)))
-    yield Table(
+    yield DataTable.of(
         "Percentiles in ms, of all launches' requests together (a trial's p95 is the mean of its "
         "launches')",
         ("point", "of", *(f"p{p}" for p in _PERCENTILES), "requests", "launches"),
         tuple(rows),
-        frozenset({0, 1}),
+        {0, 1},
     )
     fewest = min(len(c.e2el) // c.launches for c in curves)
     above = max(1, round(fewest * 0.05))
@@ -307,7 +308,7 @@ def latency(s: Source) -> Iterator[Block]:
 
 
 def _compared(s: Source) -> dict[str, TrialView]:
-    """Winner, baseline and runner-up, as far as there are such, by what they are."""
+    """Return winner, baseline and runner-up by these names, as far as there are any."""
     if s.best is None:
         return {}
     first, base = s.view.objectives[0], s.baseline

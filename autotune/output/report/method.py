@@ -1,4 +1,4 @@
-"""How it came about: time, failures, how it was measured, how to repeat it."""
+"""How the results came about: time, failures, how it was measured, how to repeat it."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from autotune.output.figures.timings import time_figure
 from autotune.output.report.content import (
     Block,
     Code,
+    DataTable,
     Figure,
     Paragraph,
     Points,
-    Table,
 )
-from autotune.output.report.source import Source, count, duration, load_text, upper, when
-from autotune.results import quality_warnings
+from autotune.output.report.source import Source, load_text, when
+from autotune.results.text import (
+    count,
+    duration,
+    number,
+    objective_text,
+    plain,
+    point_text,
+    upper,
+    value_text,
+    way_text,
+)
+from autotune.results.timings import time_view
+from autotune.results.trials import quality_warnings
+from autotune.results.views import TrialView, kinds_text, origin_lines, scatter_line
 from autotune.serving.machine import machine_line
-from autotune.stages import time_view
 from autotune.storage.schema import LaunchRow
 from autotune.study.schema import bundled_studies, load_study, text_without_secrets
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
-from autotune.views import (
-    TrialView,
-    kinds_text,
-    number,
-    objective_text,
-    origin_lines,
-    plain,
-    point_text,
-    scatter_line,
-    value_text,
-)
 
 _MOST_SHOWN = 20  # failed trials; more are folded
 
 
 def time_spent(s: Source) -> Iterator[Block]:
-    """How long it took, and what the time went into."""
+    """Yield how long the study took, and what the time went into."""
     ended = [x for x in s.launches if x.ended_at is not None]
     if not ended:
         yield Paragraph("No launch has ended yet.")
@@ -72,7 +73,7 @@ def time_spent(s: Source) -> Iterator[Block]:
         f"{most[1]:.0%}, is {most[0]}.",
         lambda theme: figures.untitled(time_figure(view, 420, theme)),
     )
-    yield Table(
+    yield DataTable.of(
         "Seconds by stage: median of the trials that know it, and its share of all",
         ("stage", "median (s)", "share"),
         tuple((stage, number(view.median(stage) or 0.0), f"{x:.0%}") for stage, x in shares),
@@ -81,7 +82,7 @@ def time_spent(s: Source) -> Iterator[Block]:
 
 
 def failures(s: Source) -> Iterator[Block]:
-    """What failed, and the launches that do not count."""
+    """Yield what failed, and the launches that do not count."""
     failed = s.view.failures()
     if not failed:
         yield Paragraph("No trial failed.")
@@ -90,7 +91,7 @@ def failures(s: Source) -> Iterator[Block]:
             f"{count(len(failed), 'trial')} failed: {plain(kinds_text(failed))}. A failed trial "
             "never has numbers."
         )
-        yield Table(
+        yield DataTable.of(
             "Failed trials",
             ("trial", "point", "kind", "reason"),
             tuple(
@@ -102,7 +103,7 @@ def failures(s: Source) -> Iterator[Block]:
                 )
                 for t in failed
             ),
-            frozenset({1, 2, 3}),
+            {1, 2, 3},
             folded=len(failed) > _MOST_SHOWN,
         )
         kinds = {t.failure_kind: t for t in reversed(failed) if t.failure_evidence}
@@ -120,16 +121,16 @@ def failures(s: Source) -> Iterator[Block]:
 
 
 def _why(launch: LaunchRow) -> str:
-    """Why a launch does not count."""
+    """Return why a launch does not count."""
     if launch.failure_kind is not None:
         return f"failed, {plain(launch.failure_kind)}: {plain(launch.failure_reason or '')}"
     return plain("; ".join(quality_warnings(launch.quality or {}))) or "no reason was noted"
 
 
 def method(s: Source) -> Iterator[Block]:
-    """Definitions, load, machine, versions, and how far launches differ."""
+    """Yield definitions, load, machine, versions, and the launch-to-launch variance."""
     yield Points(tuple(_definitions(s)))
-    yield Table("Machine and software", ("what", "which"), tuple(_machine(s)), frozenset({0, 1}))
+    yield DataTable.of("Machine and software", ("what", "which"), tuple(_machine(s)), {0, 1})
     if lines := origin_lines(s.view):
         yield Points(tuple(f"{upper(line)}." for line in lines))
     stops = Counter(t.stop for t in s.view.trials if t.stop)
@@ -158,11 +159,9 @@ def _stop_text(name: str) -> str:
 
 
 def _definitions(s: Source) -> Iterator[str]:
-    load, measure = s.spec.workload, s.spec.measure
     for o in s.view.objectives:
-        way = "more" if o.direction == "maximize" else "less"
         yield (
-            f"{objective_text(o)}, {way} is better: {plain(o.formula)}. Definition: "
+            f"{objective_text(o)}, {way_text(o)}: {plain(o.formula)}. Definition: "
             f"{plain(o.source)}.".replace("`", "")
         )
     yield (
@@ -170,6 +169,21 @@ def _definitions(s: Source) -> Iterator[str]:
         "with what launches of one point differ by as soon as that is known. A ? is a bound that "
         "the requests are too few for."
     )
+    yield from _load(s)
+    yield from _servers(s)
+    yield f"Searched: {'; '.join(_ranges(s))}. Launched: {count(len(_points(s)), 'point')}."
+    yield "Baseline: the first trial."
+    if s.view.verdict is not None:
+        yield (
+            "Confirmation: baseline and best points are launched again in turn, there and back "
+            "(A B B A); the choice is by all launches, its numbers by these only, less the luck of "
+            "having been chosen."
+        )
+
+
+def _load(s: Source) -> Iterator[str]:
+    """Yield what is sent in every trial, and how long."""
+    load, measure = s.spec.workload, s.spec.measure
     origin = "its intended start" if load.latency_origin == "intended" else "its sending"
     yield (
         f"Load: {load_text(s)}. A latency begins at {origin}. Tokens are counted by the server's "
@@ -188,6 +202,11 @@ def _definitions(s: Source) -> Iterator[str]:
             f"Prompts have {int(np.median(tokens))} tokens in the median, "
             f"{tokens.min()} to {tokens.max()}; answers {int(np.median(found.output_tokens))}."
         )
+
+
+def _servers(s: Source) -> Iterator[str]:
+    """Yield what a server goes through before it is measured."""
+    load = s.spec.workload
     prompts = "prompts that are measured, too" if load.repeat else "prompts of their own"
     yield (
         f"Warm-up: at most {load.most_warmup} requests with {prompts}, until the rates are steady "
@@ -201,18 +220,10 @@ def _definitions(s: Source) -> Iterator[str]:
             "Servers were started ahead: each was measured alone, with up to "
             f"{count(idle, 'other')} idle beside it."
         )
-    yield f"Searched: {'; '.join(_ranges(s))}. Launched: {count(len(_points(s)), 'point')}."
-    yield "Baseline: the first trial."
-    if s.view.verdict is not None:
-        yield (
-            "Confirmation: baseline and best points are launched again in turn, there and back "
-            "(A B B A); the choice is by all launches, its numbers by these only, less the luck of "
-            "having been chosen."
-        )
 
 
 def _ranges(s: Source) -> Iterator[str]:
-    """What each searched parameter may be."""
+    """Yield the range of each searched parameter."""
     for name, p in s.spec.to_space().params.items():
         match p:
             case ChoiceParam():
@@ -224,7 +235,7 @@ def _ranges(s: Source) -> Iterator[str]:
 
 
 def _points(s: Source) -> set[str]:
-    """The different points that were launched."""
+    """Return the different points that were launched."""
     return {point_text(t.point) for t in s.view.trials if t.state in {"complete", "failed"}}
 
 
@@ -257,7 +268,7 @@ def _machine(s: Source) -> Iterator[tuple[str, str]]:
 
 
 def repeat(s: Source) -> Iterator[Block]:
-    """The command that runs the study once more, with the study file."""
+    """Yield the command that runs the study once more, and the study file."""
     loaded, row = s.store.load_study(s.view.name)
     bundled = _is_bundled(row.name, row.fingerprint)
     file = row.name if bundled else f"{row.name}.yaml"
@@ -285,7 +296,7 @@ def repeat(s: Source) -> Iterator[Block]:
 
 
 def _is_bundled(name: str, fingerprint: str) -> bool:
-    """Whether a study of autotune's own was run, unchanged."""
+    """Return whether a bundled study was run, unchanged."""
     if name not in bundled_studies():
         return False
     loaded = load_study(name)

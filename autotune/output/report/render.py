@@ -25,11 +25,13 @@ from autotune.errors import NothingUsable, UserError
 from autotune.output.figures.browser import find_chromium, print_page
 from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report.content import Figure, Report
-from autotune.storage.lease import file_identity, output_folder
+from autotune.results.text import fenced
+from autotune.storage.lease import file_identity
+from autotune.storage.names import output_folder
 
 
 class Format(StrEnum):
-    """What a report can be."""
+    """Formats of a report."""
 
     HTML = "html"
     MD = "md"
@@ -37,16 +39,16 @@ class Format(StrEnum):
 
 
 def place(out: Path | None, form: Format | None, database: Path, study: str) -> tuple[Path, Format]:
-    """The file to write and what it is, of what a user has said of both.
+    """Return the file to write and its format, from what a user has said of both.
 
     Args:
-        out: None: ``report.html`` and so on, in the study's own folder, which is made.
-        form: None: as ``out`` ends, HTML otherwise.
-        database: Of the study.
-        study: Its name.
+        out: The file; None: ``report.html`` and so on, in the study's own folder, which is made.
+        form: The format; None: as ``out`` ends, HTML otherwise.
+        database: Database of the study.
+        study: Name of the study.
 
     Raises:
-        UserError: the folder is not there, or cannot be made; or the file is the database.
+        UserError: the folder does not exist or cannot be made; or the file is the database.
     """
     endings = {f".{f}": f for f in Format}
     kind = form or (Format.HTML if out is None else endings.get(out.suffix, Format.HTML))
@@ -64,11 +66,11 @@ def place(out: Path | None, form: Format | None, database: Path, study: str) -> 
 
 
 def write(report: Report, path: Path, form: Format) -> None:
-    """Writes the report.
+    """Write the report.
 
     Raises:
         UserError: the file cannot be written.
-        NothingUsable: a PDF without a Chromium, or with one that gives none.
+        NothingUsable: a PDF needs a Chromium, and there is none, or it printed nothing.
     """
     match form:
         case Format.HTML:
@@ -84,7 +86,7 @@ def write(report: Report, path: Path, form: Format) -> None:
 
 
 def html(report: Report) -> str:
-    """The whole page."""
+    """Return the report as one HTML page."""
     drawn = {}
     for section in report.sections:
         for block in section.blocks:
@@ -108,17 +110,17 @@ def html(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The same facts; tables take the places of the figures."""
+    """Return the report in Markdown, with tables instead of figures."""
     page = _environment(html=False).get_template("report.md.j2")
     text = page.render(report=report, fenced=_fenced)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def pdf(report: Report) -> bytes:
-    """The page, printed.
+    """Return the report as PDF: the page, printed.
 
     Raises:
-        NothingUsable: there is no Chromium, or it gave nothing.
+        NothingUsable: there is no Chromium, or it printed nothing.
     """
     if find_chromium() is None:
         raise NothingUsable(
@@ -150,7 +152,7 @@ _MARKS = re.compile(r"[\\`*|~]|(?<!\w)_|_(?!\w)|(?<=\])\(|^(?=[#>]|[+-]\s)")
 
 
 def _markdown_text(value: Any) -> Any:
-    """Plain text as Markdown; what is Markdown already is ``Markup``."""
+    """Return plain text as Markdown; what is Markdown already is ``Markup``."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     text = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -158,18 +160,16 @@ def _markdown_text(value: Any) -> Any:
 
 
 def _fenced(text: str, language: str) -> Markup:
-    """A block of code that its text cannot leave."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")  # noqa: S704 – no HTML
+    """Return a block of code that its text cannot leave."""
+    return Markup(fenced(text.rstrip(), language))  # noqa: S704 – no HTML
 
 
 @cache
 def _plotly() -> str:
-    """Plotly's bundle, which never differs."""
+    """Return Plotly's bundle, which never differs."""
     return _packed(get_plotlyjs())
 
 
 def _packed(text: str) -> str:
-    """A text compressed, in base64, which cannot end the element that it stands in."""
+    """Return a text compressed, in base64, which cannot end the element around it."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()

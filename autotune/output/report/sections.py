@@ -1,28 +1,29 @@
-"""What a report says, section by section, read from the database; nothing is computed anew.
+"""What a report says, section by section; nothing is computed for it alone.
 
-Where a number is another command's, it comes from the same place: `results` and `views` for trials
-and verdicts, `prediction`, `mapview` and `stages` for theirs.
+A number that another command shows comes from the same module of :mod:`autotune.results`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from autotune._version import __version__
 from autotune.output.report import answer, beyond, measured, method
-from autotune.output.report.content import Report, Section
+from autotune.output.report.content import Block, Report, Section
 from autotune.output.report.source import Source
-from autotune.recomputed import Recomputed
+from autotune.results.recomputed import Recomputed
+from autotune.results.text import plain
+from autotune.results.views import StudyView
 from autotune.storage.store import Store
-from autotune.views import StudyView, plain
 
 
 def build(store: Store, view: StudyView) -> Report:
-    """Reads a study and says what there is to say.
+    """Return the report of a study.
 
     Args:
-        store: Has the study.
-        view: The study, as :func:`autotune.results.study_view` reads it there.
+        store: The database of the study.
+        view: The study, as :func:`autotune.results.trials.study_view` reads it there.
     """
     name = view.name
     loaded, _row = store.load_study(name)
@@ -35,7 +36,23 @@ def build(store: Store, view: StudyView) -> Report:
             store.optuna_study(name).get_trials(deepcopy=False)
         ),
     )
-    sections = [
+    about = (
+        s.spec.description,
+        f"vLLM {view.vllm_version}" if view.vllm_version else "",
+        view.machine,
+        f"{view.created:%Y-%m-%d}",
+    )
+    return Report(
+        study=plain(view.name),
+        about=tuple(plain(x) for x in about if x),
+        answer=answer.answer(s),
+        sections=tuple(Section(key, title, tuple(blocks)) for key, title, blocks in _parts(s)),
+        made_by=f"autotune {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+
+
+def _parts(s: Source) -> list[tuple[str, str, Iterator[Block]]]:
+    return [
         ("command", "The command to serve", answer.command(s)),
         ("front", "What was measured", measured.front(s)),
         ("by-n", "By number of drafted tokens", measured.by_n(s)),
@@ -50,19 +67,3 @@ def build(store: Store, view: StudyView) -> Report:
         ("method", "How it was measured", method.method(s)),
         ("repeat", "How to repeat it", method.repeat(s)),
     ]
-    return Report(
-        study=plain(view.name),
-        about=tuple(
-            plain(x)
-            for x in (
-                s.spec.description,
-                f"vLLM {view.vllm_version}" if view.vllm_version else "",
-                view.machine,
-                f"{view.created:%Y-%m-%d}",
-            )
-            if x
-        ),
-        answer=answer.answer(s),
-        sections=tuple(Section(key, title, tuple(blocks)) for key, title, blocks in sections),
-        made_by=f"autotune {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-    )

@@ -10,22 +10,14 @@ from functools import cached_property
 
 from optuna.trial import FrozenTrial
 
-from autotune.recomputed import measurement_of
-from autotune.stats import Estimate, Measurement
+from autotune.results.recomputed import measurement_of
+from autotune.results.text import Bounds, plain, point_text, value_and_bounds
+from autotune.results.views import StudyView, TrialView
+from autotune.stats import Measurement
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
-from autotune.views import (
-    Bounds,
-    StudyView,
-    TrialView,
-    bounds_text,
-    number,
-    plain,
-    point_text,
-)
-from objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -33,11 +25,11 @@ class Source:
     """The study, and where the rest of it is read from.
 
     Attributes:
-        store: Has the study.
-        view: As every command shows it.
-        spec: Its file, as it was run.
-        launches: All of them, oldest first.
-        trials: Optuna's, in the order of their numbers.
+        store: Database of the study.
+        view: The study as every command shows it.
+        spec: The study file, as it was run.
+        launches: All launches, oldest first.
+        trials: Optuna's trials, in the order of their numbers.
     """
 
     store: Store
@@ -48,35 +40,35 @@ class Source:
 
     @cached_property
     def best(self) -> TrialView | None:
-        """What `autotune best` would serve; None: no trial has numbers."""
+        """The trial that `autotune best` would serve; None: no trial has results."""
         return self.view.best()
 
     @cached_property
     def baseline(self) -> TrialView | None:
-        """What the others are compared with."""
+        """The trial that the others are compared with."""
         return next((t for t in self.view.trials if t.baseline), None)
 
     def trial(self, number: int) -> TrialView:
-        """By its number."""
+        """Return the trial of this number."""
         return next(t for t in self.view.trials if t.number == number)
 
     def name(self, t: TrialView) -> str:
-        """A trial as sentences call it."""
+        """Return a trial's name within a sentence."""
         return f"{'baseline' if t.baseline else f'trial {t.number}'} ({point_text(t.point)})"
 
     def measured(self, t: TrialView) -> list[TrialView]:
-        """The trials whose launches tell of a trial's point: those that confirm it, or its own."""
+        """Return the trials that measured a trial's point: those that confirm it, else its own."""
         again = [x for x in self.view.trials if x.confirms == t.number and x.values]
         if again and t.confirmed:
             return again
         return [t, *(x for x in self.view.trials if x.replicates == t.number and x.values)]
 
     def requests(self, t: TrialView) -> int:
-        """How many were measured in those launches."""
+        """Return the number of requests that were measured in those trials."""
         return sum(x.requests or 0 for x in self.measured(t))
 
     def measurement(self, t: TrialView) -> Measurement | None:
-        """The requests that a trial's numbers are of; None: the database has none."""
+        """Return the requests that a trial's numbers are from; None: the database has none."""
         of = [
             x
             for x in self.launches
@@ -90,7 +82,7 @@ class Source:
 
 
 def load_text(s: Source) -> str:
-    """The load in a few words."""
+    """Return the load in a few words."""
     load = s.spec.workload
     parts = []
     if load.max_concurrency is not None:
@@ -109,64 +101,23 @@ def load_text(s: Source) -> str:
 
 
 def progress(s: Source) -> str:
-    """How far the study is."""
+    """Return the progress of the study, in a sentence."""
     return f"{s.view.finished} of {s.view.wanted} trials are finished."
 
 
 def against(s: Source) -> str:
-    """What a change is relative to."""
+    """Return what a change is relative to."""
     base = s.baseline
     if base is not None and base.point.get(N) == 0:
         return f"against no speculation ({point_text(base.point)})"
     return "against the baseline" + ("" if base is None else f" ({point_text(base.point)})")
 
 
-def times(e: Estimate) -> str:
-    """A ratio: ``2.40× [2.21, 2.60]``, without bounds where none is known."""
-    low, high = ("?" if x is None else f"{x:.2f}" for x in (e.low, e.high))
-    known = e.low is not None or e.high is not None
-    return f"{e.value:.2f}×" + (f" [{low}, {high}]" if known else "")
-
-
-def change(e: Estimate, o: Objective) -> str:
-    """A ratio of an objective's values: a factor where more is better, else in percent."""
-    if o.direction == "maximize":
-        return times(e)
-    low, high = ("?" if x is None else f"{x - 1:+.0%}" for x in (e.low, e.high))
-    known = e.low is not None or e.high is not None
-    return (f"{e.value - 1:+.0%}" + (f" [{low}, {high}]" if known else "")).replace("-", "−")
-
-
 def with_bounds(value: float | None, bounds: Bounds | None) -> str:
-    """A cell of a table; where it is broken, it is between the value and its interval."""
-    if value is None:
-        return ""
-    return number(value) + (f" {bounds_text(bounds)}".replace(", ", ",\xa0") if bounds else "")
-
-
-def count(n: int, what: str) -> str:
-    """``1 launch``, ``2 launches``."""
-    plural = "es" if what.endswith("ch") else "s"
-    return f"{n} {what}{'' if n == 1 else plural}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+    """Return a cell of a table that is broken only between the value and its interval."""
+    return value_and_bounds(value, bounds).replace(", ", ",\xa0")
 
 
 def when(at: float) -> str:
-    """A time in words, UTC."""
+    """Return a time in words, UTC."""
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def upper(text: str) -> str:
-    """A sentence, from its beginning in lower case."""
-    return text[:1].upper() + text[1:]
-
-
-def lower(title: str) -> str:
-    """A title within a sentence: ``throughput``, but ``p95 TTFT``."""
-    return title[:1].lower() + title[1:]

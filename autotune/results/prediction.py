@@ -10,12 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Group, JustifyMethod, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from autotune.errors import NothingUsable
+from autotune.results.tables import Block, Column, Line, Table, Tone
+from autotune.results.tables import Row as TableRow
+from autotune.results.text import number, optional, plain
+from autotune.results.views import StudyView, TrialView
 from autotune.search.acceptance import (
     MOST_N,
     Prediction,
@@ -25,7 +24,6 @@ from autotune.search.acceptance import (
     without,
 )
 from autotune.study.space import N, Space
-from autotune.views import StudyView, TrialView, number, plain
 
 GAINS = (-0.1, 0.0, 0.1, 0.25, 0.5)
 NOTE = "predicted, never a result: launch what looks good"
@@ -68,9 +66,9 @@ class Outlook:
     """Every n of a study, and the best one for drafts of other quality.
 
     Attributes:
-        study: Its name.
-        rows: By n, ascending.
-        drafts: By gain, ascending.
+        study: Name of the study.
+        rows: A row for each n, ascending.
+        drafts: A prediction for each gain, ascending.
     """
 
     study: str
@@ -78,7 +76,7 @@ class Outlook:
     drafts: Sequence[WhatIf]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data; errors and gains are relative."""
+        """Return plain data; errors and gains are relative."""
         return {
             "study": self.study,
             "note": NOTE,
@@ -109,7 +107,7 @@ class Outlook:
 
 
 def outlook(view: StudyView, space: Space) -> Outlook:
-    """Predicts every n of the space.
+    """Predict every n of the space.
 
     Each n is represented by its fastest trial, whatever its other parameters are: the question is
     what an n can give. Trials that were ended early do not count.
@@ -137,7 +135,7 @@ def outlook(view: StudyView, space: Space) -> Outlook:
 
 
 def _fastest(view: StudyView) -> dict[int, tuple[TrialView, SpeculationLaunch]]:
-    """By n, the fastest trial of the search."""
+    """Return the fastest trial of the search, by n."""
     speed = next((o for o in view.objectives if o.unit == "tok/s"), None)
     if speed is None:
         raise NothingUsable(
@@ -157,7 +155,7 @@ def _fastest(view: StudyView) -> dict[int, tuple[TrialView, SpeculationLaunch]]:
 
 
 def _wanted(space: Space, launched: Iterable[int]) -> list[int]:
-    """Every n worth a row: the launched ones, and those of the space, the small ones of many."""
+    """Return every n worth a row: launched ones and those of the space; of many, the small ones."""
     values = (space.params[N].values() if N in space.params else None) or ()
     listed = sorted(v for v in values if type(v) is int and 0 <= v <= MOST_N)
     return sorted({*listed[:_MOST_ROWS], *launched})
@@ -182,20 +180,20 @@ def _row(
     )
 
 
-def tables(found: Outlook) -> RenderableType:
-    """Both tables, with what they mean, in 80 columns."""
-    return Group(
-        Text(f"{plain(found.study)}: tok/s by n, {NOTE}."),
-        Text("Each n stands for its fastest trial, whatever else was set. A launched n is"),
-        Text("predicted from the launches at other n only."),
-        Text(""),
+def outlook_page(found: Outlook) -> list[Block]:
+    """Return both tables, with what they mean, in 80 columns."""
+    return [
+        Line(f"{plain(found.study)}: tok/s by n, {NOTE}."),
+        Line("Each n stands for its fastest trial, whatever else was set. A launched n is"),
+        Line("predicted from the launches at other n only."),
+        Line(),
         _rows_table(found.rows),
-        *(Text(line) for line in _accuracy(found.rows)),
-        Text(""),
-        Text("If each drafted token were accepted more often, where those before it were:"),
-        Text(""),
+        *(Line(text) for text in _accuracy(found.rows)),
+        Line(),
+        Line("If each drafted token were accepted more often, where those before it were:"),
+        Line(),
         _drafts_table(found.drafts),
-    )
+    ]
 
 
 def _accuracy(rows: Sequence[Row]) -> list[str]:
@@ -211,57 +209,50 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
 
 
 def _rows_table(rows: Sequence[Row]) -> Table:
-    table = _table(
-        ("n", 4),
-        ("tok/step\npredicted", 9),
-        ("tok/step\nmeasured", 9),
-        ("tok/s\npredicted", 10),
-        ("tok/s\nmeasured", 9),
-        ("\nerror", 6),
-        ("\ntrial", 5),
+    columns = (
+        Column("n", width=4),
+        Column("tok/step\npredicted", width=9),
+        Column("tok/step\nmeasured", width=9),
+        Column("tok/s\npredicted", width=10),
+        Column("tok/s\nmeasured", width=9),
+        Column("\nerror", width=6),
+        Column("\ntrial", width=5),
     )
-    for row in rows:
-        mark = "*" if row.extrapolated else " "
-        cells = (
-            str(row.n),
-            _cell(row.predicted_length, ".2f"),
-            _cell(row.measured_length, ".2f"),
-            "" if row.predicted is None else f"{number(row.predicted)}{mark}",
-            "" if row.measured is None else number(row.measured),
-            _cell(row.error, "+.0%"),
-            "" if row.trial is None else str(row.trial),
-        )
-        table.add_row(*map(Text, cells), style="" if row.trial is None else "bold")
-    return table
+    return Table(columns, tuple(map(_shown_row, rows)))
+
+
+def _shown_row(row: Row) -> TableRow:
+    mark = "*" if row.extrapolated else " "
+    cells = (
+        str(row.n),
+        optional(row.predicted_length, ".2f"),
+        optional(row.measured_length, ".2f"),
+        "" if row.predicted is None else f"{number(row.predicted)}{mark}",
+        "" if row.measured is None else number(row.measured),
+        optional(row.error, "+.0%"),
+        "" if row.trial is None else str(row.trial),
+    )
+    return TableRow(cells, Tone.NONE if row.trial is None else Tone.STRONG)
 
 
 def _drafts_table(drafts: Sequence[WhatIf]) -> Table:
-    table = _table(
-        ("draft\nquality", 7),
-        ("best\nn", 4),
-        ("\ntok/step", 8),
-        ("\ntok/s", 8),
-        ("over no\nspeculation", 11),
+    columns = (
+        Column("draft\nquality", width=7),
+        Column("best\nn", width=4),
+        Column("\ntok/step", width=8),
+        Column("\ntok/s", width=8),
+        Column("over no\nspeculation", width=11),
     )
-    for draft in drafts:
-        cells = (
-            f"{draft.gain:+.0%}" if draft.gain else "as is",
-            str(draft.n),
-            f"{draft.tokens_per_step:.2f}",
-            number(draft.rate),
-            "" if draft.speedup is None else f"{draft.speedup:.2f}×",
+    rows = (
+        TableRow(
+            (
+                f"{draft.gain:+.0%}" if draft.gain else "as is",
+                str(draft.n),
+                f"{draft.tokens_per_step:.2f}",
+                number(draft.rate),
+                "" if draft.speedup is None else f"{draft.speedup:.2f}×",
+            )
         )
-        table.add_row(*map(Text, cells))
-    return table
-
-
-def _table(*columns: tuple[str, int]) -> Table:
-    right: JustifyMethod = "right"
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading, width in columns:
-        table.add_column(Text(heading), justify=right, width=width)
-    return table
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+        for draft in drafts
+    )
+    return Table(columns, tuple(rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from autotune.engine.compile_cache import CacheUse
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.errors import UserError
+from autotune.results.tables import Column, Row, Table, text_lines
+from autotune.results.text import plain, wrapped
 from autotune.storage.store import Store
-from autotune.views import plain
 
 # Headings of two lines, so that all stages fit into 80 columns; the lower one is never empty.
 _COLUMNS = {
@@ -67,22 +67,22 @@ class TimeView:
     trials: Sequence[TrialTime] = field(default_factory=tuple)
 
     def median(self, stage: str) -> float | None:
-        """Of the trials that know the stage, s."""
+        """Return the median over the trials that know the stage, s."""
         return _median(t.total if stage == "total" else t.seconds.get(stage) for t in self.trials)
 
     def share(self, stage: str) -> float | None:
-        """Of the time of all trials; None: no trial knows the stage."""
+        """Return the stage's share of the time of all trials; None: no trial knows the stage."""
         known = [s for t in self.trials if (s := t.seconds.get(stage)) is not None]
         return sum(known) / self.total if known and self.total > 0 else None
 
     @property
     def total(self) -> float:
-        """Of all trials, s."""
+        """Wall time of all trials, s."""
         return sum(t.total for t in self.trials)
 
 
 def time_view(store: Store, name: str) -> TimeView:
-    """Where the time of a study went.
+    """Return where the time of a study went.
 
     Raises:
         UserError: nothing is known of it.
@@ -131,17 +131,29 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def time_lines(view: TimeView) -> list[str]:
-    """A table of 80 columns: a row for each trial, below it the medians and the shares."""
-    lines = [f"{plain(view.study)}: seconds by stage", ""]
-    for i in (0, 1):
-        names = [heading[i].rjust(_width(s)) for s, heading in _COLUMNS.items()]
-        lines.append(" ".join([("", "#")[i].rjust(4), *names]).rstrip())
-    for t in view.trials:
-        lines.append(_row(str(t.trial), {**t.seconds, "total": t.total}))
-    lines.append("-" * len(_row("", {})))
-    lines.append(_row("med.", {s: view.median(s) for s in _COLUMNS}))
-    shares = {s: share for s in STAGES if (share := view.share(s)) is not None}
-    lines.append(_row("%", {s: 100 * share for s, share in shares.items()}))
+    """Return a table of 80 columns: a row for each trial, below it the medians and the shares."""
+    notes = (line for note in _notes(view) for line in wrapped(note))
+    title = f"{plain(view.study)}: seconds by stage"
+    return [title, "", *text_lines(_table(view), gap=" "), "", *notes]
+
+
+def _table(view: TimeView) -> Table:
+    columns = [Column("\n#", width=4)]
+    columns += [
+        Column("\n".join(lines), width=max(4, *map(len, lines))) for lines in _COLUMNS.values()
+    ]
+    shares = {s: 100 * share for s in STAGES if (share := view.share(s)) is not None}
+    rows = [_row(str(t.trial), {**t.seconds, "total": t.total}) for t in view.trials]
+    rows.append(_row("med.", {s: view.median(s) for s in _COLUMNS}, ruled=True))
+    return Table(tuple(columns), (*rows, _row("%", shares)))
+
+
+def _row(label: str, numbers: Mapping[str, float | None], *, ruled: bool = False) -> Row:
+    return Row((label, *(_seconds(numbers.get(s)) for s in _COLUMNS)), ruled=ruled)
+
+
+def _notes(view: TimeView) -> list[str]:
+    """Return what the table's columns mean, and what was special with some trials."""
     about = (
         f"med.: median of the trials that know the stage; %: of all {view.total:.0f} s. A stage "
         "that nothing tells of is empty; what it took is in `other`. Between two log lines, a "
@@ -159,12 +171,11 @@ def time_lines(view: TimeView) -> list[str]:
     if several:
         numbers = ", ".join(f"{t.trial} ({t.launches})" for t in several)
         notes.append(f"Sums of several launches: {numbers}.")
-    lines = [line.rstrip() for line in lines]
-    return [*lines, "", *(line for note in notes for line in textwrap.wrap(note, 80))]
+    return notes
 
 
 def _cache_notes(view: TimeView) -> list[str]:
-    """What torch.compile's cache did, in a sentence; none where nothing was compiled."""
+    """Return what torch.compile's cache did, in a sentence; none if nothing was compiled."""
     by_use = {
         use: [str(t.trial) for t in view.trials if use in t.compile_cache] for use in CacheUse
     }
@@ -172,16 +183,7 @@ def _cache_notes(view: TimeView) -> list[str]:
     return [f"torch.compile's cache, by trial: {'; '.join(words)}."] if words else []
 
 
-def _width(stage: str) -> int:
-    return max(4, *map(len, _COLUMNS[stage]))
-
-
-def _row(label: str, numbers: Mapping[str, float | None]) -> str:
-    cells = [_cell(numbers.get(s)).rjust(_width(s)) for s in _COLUMNS]
-    return " ".join([label.rjust(4), *cells])
-
-
-def _cell(seconds: float | None) -> str:
+def _seconds(seconds: float | None) -> str:
     if seconds is None:
         return ""
     if seconds < 99.95:
@@ -190,7 +192,7 @@ def _cell(seconds: float | None) -> str:
 
 
 def time_json(view: TimeView) -> dict[str, Any]:
-    """The same as plain data; times in seconds, shares from 0 to 1."""
+    """Return the times as plain data; in seconds, shares from 0 to 1."""
     return {
         "study": view.study,
         "total": view.total,

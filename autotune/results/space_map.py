@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
 from autotune import sample_size
 from autotune.engine.cuda_graphs import coverage, graphs
+from autotune.engine.feasibility import known_for
 from autotune.engine.probe import VllmInfo, probe
-from autotune.engine.rules import NOTHING, SEQS, Known, infeasible, known_of, why_doubtful
+from autotune.engine.rules import NOTHING, SEQS, Known, infeasible, why_doubtful
 from autotune.errors import UserError
+from autotune.results.text import HEADINGS, WIDTH, count, point_text, runs, wrapped
+from autotune.results.views import TrialView
 from autotune.serving.machine import has_gpu
-from autotune.study.models import target_folder
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
-from autotune.views import TrialView, plain, point_text
 
-_WIDTH = 80
 # Of a larger space JSON has the counts, not each point.
 _MOST_LISTED = 10_000
-_HEADINGS = {N: "n", MNBT: "MNBT"}
 
 
 class State(StrEnum):
@@ -108,7 +103,7 @@ class SpaceMap:
     notes: tuple[str, ...] = ()
 
     def count(self, state: State) -> int:
-        """How many points are in this state."""
+        """Return the number of points in a state."""
         return sum(c.state is state for c in self.cells)
 
     @property
@@ -117,7 +112,7 @@ class SpaceMap:
         return self.count(State.CANNOT) + self.count(State.SAME)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the map as plain data."""
         listed = self.cells if len(self.cells) <= _MOST_LISTED else ()
         return {
             "study": self.study,
@@ -155,10 +150,12 @@ class SpaceMap:
         }
 
     def lines(self) -> list[str]:
-        """For people, at most 80 columns."""
+        """Return the map for people, in at most 80 columns."""
         where = f" ({self.platform})" if self.platform else ""
         vllm = f"vLLM {self.vllm}{where}" if self.vllm else "a vLLM of unknown version"
-        out = _wrapped(f"{self.study} on {vllm}: {_points(len(self.cells))}, {self._counts()}")
+        out = _wrapped(
+            f"{self.study} on {vllm}: {count(len(self.cells), 'point')}, {self._counts()}"
+        )
         if self.vllm is None:
             out += _wrapped("only what all versions have in common is said; name one with --vllm")
         if self.sampled:
@@ -167,7 +164,7 @@ class SpaceMap:
         if table:
             out += ["", *table, "", *_wrapped(self._legend())]
         for r in self.reasons:
-            out += ["", *_wrapped(f"{_MARKS[r.state]} {_points(r.count)}: {r.rule}")]
+            out += ["", *_wrapped(f"{_MARKS[r.state]} {count(r.count, 'point')}: {r.rule}")]
             words = r.text if table else f"such as {point_text(r.example)}: {r.text}"
             if r.text != r.rule:
                 out += _wrapped(words, indent="  ")
@@ -203,7 +200,7 @@ class SpaceMap:
 def explain(
     loaded: LoadedStudy, version: str | None = None, trials: Iterable[TrialView] = ()
 ) -> SpaceMap:
-    """The map of a study's space.
+    """Return the map of a study's space.
 
     Args:
         loaded: The study.
@@ -230,7 +227,7 @@ def explain(
 def space_map(
     spec: StudySpec, version: str | None, known: Known = NOTHING, trials: Iterable[TrialView] = ()
 ) -> SpaceMap:
-    """The map of a space for a vLLM and what is known beside the settings."""
+    """Return the map of a space for a vLLM version and a machine."""
     space = spec.to_space()
     tried = {_key(canonical(space, t.point)): t.state for t in trials if t.state in _OUTCOMES}
     cells: list[Cell] = []
@@ -267,41 +264,8 @@ def space_map(
     )
 
 
-def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
-    """What this machine and the target's folder tell the rules; nothing is downloaded or made."""
-    server = loaded.spec.server
-    ref = server.model
-    folder = target_folder() if ref == "demo:target" else loaded.base / Path(ref).expanduser()
-    config: object = None
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None  # a hub name, a model that is not made yet: nothing is known of it
-    known = known_of(
-        config if isinstance(config, dict) else {},
-        info.device,
-        _cpu_has_fp8() if info.device == "cpu" else None,
-    )
-    longer = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
-    if longer in server.env or longer in os.environ:
-        return Known(known.platform, None, known.plain_attention, known.cpu_fp8)
-    return known
-
-
-def _cpu_has_fp8() -> bool | None:
-    """Whether the CPU has AVX-512 or AMX; None: it cannot be told."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    flags = next((x for x in text.splitlines() if x.startswith("flags")), None)
-    if flags is None:
-        return None
-    return not {"avx512f", "amx_tile"}.isdisjoint(flags.split())
-
-
 def _points_of(space: Space) -> Iterator[dict[str, Value]]:
-    """Every point; real-valued parameters stand at their two ends."""
+    """Yield every point; a real-valued parameter has its two ends only."""
     columns: list[Sequence[Value]] = []
     for p in space.params.values():
         ends = dict.fromkeys((p.low, p.high)) if isinstance(p, FloatParam) else {}
@@ -315,7 +279,7 @@ def _key(point: Point) -> frozenset[tuple[str, Value]]:
 
 
 def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tuple[int, ...]]:
-    """By n, how many requests decode without a full CUDA graph; empty where it cannot be told."""
+    """Return, by n, the numbers of requests without a full CUDA graph; empty if unknown."""
     flags, searched = spec.server.flags, spec.space.get(N)
     seqs, mnbt = as_int(flags.get(SEQS)), as_int(flags.get(MNBT))
     if MNBT in spec.space:
@@ -335,17 +299,17 @@ def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tupl
 
 
 def _table(cells: Sequence[Cell]) -> Iterator[str]:
-    """Two parameters as rows and columns of marks; nothing if they do not fit."""
+    """Yield two parameters as rows and columns of marks; nothing if they do not fit."""
     names = list(cells[0].point) if cells else []
     if len(names) != 2:
         return
     values = [list(dict.fromkeys(c.point[name] for c in cells)) for name in names]
     across, down = (0, 1) if len(values[0]) >= len(values[1]) else (1, 0)
-    heads = [_HEADINGS.get(name, name) for name in names]
+    heads = [HEADINGS.get(name, name) for name in names]
     left = max(len(f"{heads[down]} {v}") for v in values[down])
     left = max(left, len(heads[across]))
     cell = max(len(str(v)) for v in values[across]) + 1
-    if left + cell * len(values[across]) > _WIDTH or len(values[down]) > 100:
+    if left + cell * len(values[across]) > WIDTH or len(values[down]) > 100:
         return
     marks = {tuple(c.point.values()): _mark(c) for c in cells}
     yield heads[across].rjust(left) + "".join(str(v).rjust(cell) for v in values[across])
@@ -359,24 +323,13 @@ def _mark(c: Cell) -> str:
     return _OUTCOMES[c.outcome][0] if c.outcome else _MARKS[c.state]
 
 
-def _points(count: int) -> str:
-    return f"{count} point{'' if count == 1 else 's'}"
-
-
 def _ranges(numbers: Sequence[int]) -> str:
-    """``3, 6, 9 to 12``."""
-    parts: list[tuple[int, int]] = []
-    for x in numbers:
-        if parts and parts[-1][1] == x - 1:
-            parts[-1] = (parts[-1][0], x)
-        else:
-            parts.append((x, x))
-    words = [str(a) if a == b else f"{a} to {b}" if b > a + 1 else f"{a}, {b}" for a, b in parts]
+    """Return ``3, 6, 9 to 12``; a pair is no range, and of more than six parts five are shown."""
+    words = [
+        str(a) if a == b else f"{a} to {b}" if b > a + 1 else f"{a}, {b}" for a, b in runs(numbers)
+    ]
     return ", ".join(words if len(words) <= 6 else [*words[:5], "…"])
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:
-    """Lines of at most 80 columns; ``n = 3`` stays together."""
-    glued = plain(text).replace(" = ", "\xa0=\xa0")
-    lines = textwrap.wrap(glued, _WIDTH, initial_indent=indent, subsequent_indent=indent or "  ")
-    return [line.replace("\xa0", " ") for line in lines]
+    return wrapped(text, indent=indent, hanging=indent or "  ")

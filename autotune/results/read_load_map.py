@@ -1,14 +1,4 @@
-"""Reads a map back from the database, and makes of it what is shown and what is launched next.
-
-Of vLLM's schedule (``num_speculative_tokens_per_batch_size``, alike in 0.24, 0.26 and 0.32, read
-in ``vllm/v1/spec_decode/dynamic/utils.py``): inclusive ranges ``[first, last, K]`` from batch size
-1, K = 0 allowed, the last K holds beyond the last range, ``num_speculative_tokens`` is the largest.
-The batch is every request of a step, also those in prefill (``Scheduler.schedule``). At K = 0 the
-draft still runs once a step to keep its KV cache filled (``llm_base_proposer.py``), and in 0.32's
-model runner for GPUs DFlash drafts the largest n and throws away what is too much
-(``gpu/spec_decode/dflash``; PR #49164 would have changed that). So a schedule is not as good as the
-best n at each load, and is recommended only if a launch of it beats the best fixed n.
-"""
+"""Read a load sweep from the database, and find the schedule that is worth a launch."""
 
 from __future__ import annotations
 
@@ -19,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from packaging.version import Version
 
 import objectives as objective_registry
 from autotune.engine import rules
+from autotune.engine.draft_schedule import speculative_argument, why_no_schedule
 from autotune.engine.probe import unasked
 from autotune.errors import FailureKind, UserError
-from autotune.mapview import LoadView, MapView, PointView
-from autotune.recomputed import RECOMPUTED, estimator_of
-from autotune.results import LEAST_DEGREES, quality_warnings, study_view
+from autotune.results.load_map import LoadView, MapView, PointView
+from autotune.results.recomputed import RECOMPUTED, estimator_of
+from autotune.results.standing import LEAST_DEGREES
+from autotune.results.trials import quality_warnings, study_view
+from autotune.results.views import StudyView
 from autotune.serving.machine import machine_line
 from autotune.serving.resolve import model_resolver
 from autotune.stats import (
@@ -39,23 +31,20 @@ from autotune.stats import (
     standard_error,
 )
 from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
-from autotune.storage.launches import map_name
+from autotune.storage.names import map_name
 from autotune.storage.schema import LoadRow, MapPointRow
 from autotune.storage.store import Store
-from autotune.study.schema import FlagValue, LoadedStudy, ServerSpec, StudySpec
-from autotune.study.space import DRAFT, Value
-from autotune.views import StudyView
+from autotune.study.schema import FlagValue, LoadedStudy, StudySpec
+from autotune.study.space import Value
 
 PARTS = 2
 MAX_NUM_SEQS = rules.SEQS
-SCHEDULE = rules.SCHEDULE.removeprefix(DRAFT)
 THROUGHPUT = objective_registry.get("throughput")
-_SCHEDULE_SINCE = Version("0.24")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all points of a map have in common.
+    """What all points of a load sweep have in common.
 
     Attributes:
         fingerprint: Of the study file.
@@ -72,69 +61,17 @@ class Setting:
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """As the database has it."""
+        """Return the setting as the database has it."""
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         if not self.weights:  # unknown to the first maps
             del found["weights"]
         return found
 
 
-def scheduled(server: ServerSpec, ranges: Sequence[Sequence[int]]) -> ServerSpec:
-    """The server with n by batch size; its ``n`` must be the largest of the schedule."""
-    if server.speculative is None:
-        raise ValueError("a schedule needs a draft")
-    draft = server.speculative.model_copy(update={SCHEDULE: [list(x) for x in ranges]})
-    return server.model_copy(update={"speculative": draft})
-
-
-def speculative_argument(
-    server: ServerSpec,
-    n: int,
-    params: Mapping[str, Value],
-    ranges: Schedule | None,
-    resolve: Callable[[str], str],
-) -> str:
-    """The value of ``--speculative-config`` for n of at least 1, as a launch has it.
-
-    Args:
-        server: The study's.
-        n: Of a schedule, the largest.
-        params: The other parameters; those of the draft go into it.
-        ranges: A schedule, or None.
-        resolve: Turns the draft's reference into what vLLM is given.
-    """
-    if server.speculative is None:
-        raise ValueError("n of at least 1 needs a draft")
-    draft = {k.removeprefix(DRAFT): v for k, v in params.items() if k.startswith(DRAFT)}
-    config = {
-        **server.speculative.config(n),
-        **draft,
-        "model": resolve(server.speculative.model),
-    }
-    config.pop(SCHEDULE, None)
-    if ranges is not None:
-        config[SCHEDULE] = [list(x) for x in ranges]
-    return json.dumps(config)
-
-
-def why_no_schedule(*versions: str | None) -> str | None:
-    """Why this vLLM is not given a schedule; None: it takes one.
-
-    Args:
-        versions: What is known of its version, the first that is known counts.
-    """
-    version = next((v for v in versions if v is not None), None)
-    if version is None:
-        return "vLLM's version is unknown, so it is not known whether it takes a schedule of n"
-    if Version(version.partition("+")[0]) < _SCHEDULE_SINCE:
-        return f"vLLM {version} has no schedule of n by batch size; 0.24 and later have"
-    return None
-
-
 def schedule_of(
     rates: Rates, loads: Sequence[int], spec: StudySpec, setting: Setting
 ) -> Schedule | None:
-    """The schedule that the numbers ask for; None: one n does."""
+    """Return the schedule that the numbers suggest; None: one n is enough."""
     if not rates.get(0):
         return None
     seqs = {**spec.server.flags, **setting.params, **setting.flags}.get(MAX_NUM_SEQS)
@@ -147,7 +84,7 @@ def schedule_of(
 def rates_of(
     rows: Mapping[int, Sequence[LoadRow]], loads: Sequence[int]
 ) -> dict[int, dict[int, Rate]]:
-    """Of each key, the value at each load of which every part was measured."""
+    """Return, for each key, the rate at each concurrency whose parts were all measured."""
     out: dict[int, dict[int, Rate]] = {}
     for key, found in rows.items():
         row = {x: rate for x in loads if (rate := _rate(found, x)) is not None}
@@ -168,7 +105,7 @@ def _rate(rows: Sequence[LoadRow], load: int) -> Rate | None:
 
 
 def comparable_loads(store: Store, point: int) -> list[LoadRow]:
-    """The parts that were measured of a point, as the present estimator has them.
+    """Return the measured parts of a point, as the present estimator computes them.
 
     Parts of autotune 0.1 are computed again from their requests; those of too few requests for that
     are left out, and `autotune map` measures them again.
@@ -177,7 +114,7 @@ def comparable_loads(store: Store, point: int) -> list[LoadRow]:
 
 
 def _measured(store: Store, row: LoadRow) -> Measurement:
-    """What the requests of a part measure.
+    """Return what the requests of a part measure.
 
     Raises:
         ValueError: too few ran while all places were busy.
@@ -208,7 +145,7 @@ def _comparable(store: Store, row: LoadRow) -> LoadRow | None:
 
 
 def failure_of_point(store: Store, ledger: str, point: MapPointRow) -> tuple[str, str] | None:
-    """Kind and reason of a point that is not launched again; None: it did not fail."""
+    """Return kind and reason of a point that is not launched again; None: it did not fail."""
     failed = [
         (x.failure_kind, x.failure_reason or "")
         for x in store.launches.of_trial(ledger, point.id)
@@ -228,7 +165,7 @@ def launched_version(store: Store, ledger: str) -> str | None:
 
 
 def study_in(store: Store, name: str, fingerprint: str) -> StudyView | None:
-    """The study itself, if the database has it and it is the same one."""
+    """Return the study, if the database has it with the same fingerprint."""
     if name not in store.study_names():
         return None
     if name not in {s.study_name for s in store.storage.get_all_studies()}:
@@ -238,7 +175,7 @@ def study_in(store: Store, name: str, fingerprint: str) -> StudyView | None:
 
 
 def stored_view(store: Store, loaded: LoadedStudy, fingerprint: str) -> MapView:
-    """The study's latest map; nothing is launched, and nothing of the study is run.
+    """Return the study's latest load sweep; no server and no code of the study runs.
 
     Args:
         store: Has it.
@@ -276,7 +213,7 @@ def map_view(
     setting: Setting,
     resolve: Callable[[str], str],
 ) -> MapView:
-    """What a map amounts to.
+    """Return the view of a load sweep.
 
     Args:
         store: Has it.
@@ -296,12 +233,7 @@ def map_view(
     launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
     rates = {p.n: p.rates() for p in points if p.schedule is None and p.loads}
-    lost = {
-        x.concurrency
-        for p in rows
-        for x in store.load_maps.loads(p.id)
-        if x.concurrency in loads and x.id not in comparable[p.id]
-    }
+    lost = {x.concurrency for p in rows for x in store.load_maps.loads(p.id) if x.id not in comparable[p.id]}
     ranges = schedule_of(rates, loads, spec, setting)
 
     def argument(n: int, by_size: Schedule | None) -> str:
@@ -323,12 +255,12 @@ def map_view(
         if ranges is None
         else argument(max(n for _, _, n in ranges), ranges),
         same_file=setting.fingerprint == fingerprint,
-        outdated=tuple(sorted(lost)),
+        outdated=tuple(sorted(lost.intersection(loads))),
     )
 
 
 def _variance(store: Store, name: str, fingerprint: str, setting: Setting) -> LaunchVariance | None:
-    """How launches of the study differ in throughput; None: too little is known of it."""
+    """Return the launch-to-launch variance of throughput; None: too little is known of it."""
     view = study_in(store, name, fingerprint)
     if view is None or setting.fingerprint != fingerprint:
         return None

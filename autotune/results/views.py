@@ -1,30 +1,33 @@
-"""What tables, plots and notes show of a study: plain values, no database, no server.
+"""What tables, figures and notes show of a study: plain values, no database, no server.
 
-`autotune.results` builds these; the terminal and `autotune.output` read them.
+:mod:`autotune.results.trials` builds them.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from autotune.study.space import MNBT, N, Point, Value
+from autotune.results.text import (
+    Bounds,
+    bounds_text,
+    count,
+    lower,
+    plain,
+    plural,
+    point_text,
+    ranges,
+    value_with_interval,
+)
+from autotune.study.space import MNBT, N, Point
 
 if TYPE_CHECKING:
-    from autotune.search import Choice, Verdict
+    from autotune.search.confirmation import Choice, Verdict
     from autotune.stats import LaunchVariance
     from objectives import Objective
-
-_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-# Low and high, in the unit of the value; None where there are too few requests for that bound.
-Bounds = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class TrialView:
         return self.replicates if self.confirms is None else self.confirms
 
     def value(self, objective: Objective) -> float | None:
-        """The finite value of an objective, or None."""
+        """Return the finite value of an objective, or None."""
         value = (self.values or {}).get(objective.name)
         return value if value is not None and math.isfinite(value) else None
 
@@ -168,7 +171,7 @@ class StudyView:
     variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
 
     def front(self) -> list[TrialView]:
-        """The front, best by the first objective first."""
+        """Return the Pareto front, best by the first objective first."""
         first = self.objectives[0]
         front = [t for t in self.trials if t.front and t.value(first) is not None]
         return sorted(front, key=lambda t: cost(first, t.value(first)))
@@ -176,10 +179,10 @@ class StudyView:
     def best(
         self, objective: Objective | None = None, *, balanced: bool = False
     ) -> TrialView | None:
-        """The best trial by one objective, the first one by default, or by all of them.
+        """Return the best trial by one objective, the first one by default, or by all of them.
 
-        The confirmation's choice, where there is one: the luckiest of many single measurements is
-        too good to be true. Without one, that of the front.
+        It is the confirmation's choice where there is one, because the best of many single
+        measurements has a selection bias. Without one, it is the best of the front.
 
         Args:
             objective: By which.
@@ -197,7 +200,7 @@ class StudyView:
         return min(front, key=lambda t: cost(chosen, t.value(chosen)), default=None)
 
     def _imbalance(self, trial: TrialView) -> float:
-        """Less is better: the sum of the logarithms of all costs."""
+        """Return the sum of the logarithms of all costs; less is better."""
         logs = []
         for o in self.objectives:
             value = trial.value(o)
@@ -207,59 +210,24 @@ class StudyView:
         return sum(logs)
 
     def failures(self) -> list[TrialView]:
-        """The failed trials."""
+        """Return the failed trials."""
         return [t for t in self.trials if t.state == "failed"]
 
     def parameters(self) -> list[str]:
-        """Names of the searched parameters: n, MNBT, then the others as they come."""
+        """Return the names of the searched parameters: n, MNBT, then the others as they come."""
         names = dict.fromkeys(name for t in self.trials for name in t.point)
         return sorted(names, key=lambda name: {N: 0, MNBT: 1}.get(name, 2))
 
 
 def cost(objective: Objective, value: float | None) -> float:
-    """A value turned so that less is better, for sorting; infinite where there is none."""
+    """Return a value for sorting, less is better; infinite where there is none."""
     if value is None:
         return math.inf
     return -value if objective.direction == "maximize" else value
 
 
-def plain(text: str) -> str:
-    """Text of a log, a model or a user on one line, without colour codes and control characters."""
-    return _CONTROL.sub(" ", _ANSI.sub("", text))
-
-
-def number(value: float) -> str:
-    """Three to four digits that mean something: 2361, 110.3, 98.1, 1.88."""
-    size = abs(value)
-    digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 else 3
-    return f"{value:.{digits}f}"
-
-
-def value_text(value: Value) -> str:
-    """A parameter's value in words."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) else plain(str(value))
-
-
-def point_text(point: Point) -> str:
-    """A point in one line.
-
-    >>> point_text({"num_speculative_tokens": 3, "max_num_batched_tokens": 512})
-    'n = 3, MNBT 512'
-    """
-    return ", ".join(
-        f"n = {value_text(value)}"
-        if name == N
-        else f"MNBT {value_text(value)}"
-        if name == MNBT
-        else f"{plain(name)} = {value_text(value)}"
-        for name, value in point.items()
-    )
-
-
 def kinds_text(failed: Iterable[TrialView]) -> str:
-    """How many trials failed of which kind: ``2 oom, 1 timeout``."""
+    """Return how many trials failed with each kind: ``2 oom, 1 timeout``."""
     counts: dict[str, int] = {}
     for trial in failed:
         kind = trial.failure_kind or "unknown"
@@ -267,25 +235,8 @@ def kinds_text(failed: Iterable[TrialView]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
-def objective_text(objective: Objective) -> str:
-    """An objective with its unit: ``output throughput (tok/s)``."""
-    return f"{plain(objective.title)} ({plain(objective.unit)})"
-
-
-def bounds_text(bounds: Bounds) -> str:
-    """An interval: ``[105.0, 114.2]``, with ? for a bound that too few requests leave open."""
-    low, high = ("?" if x is None else number(x) for x in bounds)
-    return f"[{low}, {high}]"
-
-
-def value_with_interval(value: float, interval: Bounds | None, objective: Objective) -> str:
-    """A value in its unit, with its interval where there is one: ``110 tok/s [105, 114]``."""
-    text = f"{number(value)} {plain(objective.unit)}"
-    return f"{text} {bounds_text(interval)}" if interval else text
-
-
 def confirmation_lines(view: StudyView) -> list[str]:
-    """What the confirmation found, a line for each point, best by the first objective first."""
+    """Return what the confirmation found, a line for each point, the best one first."""
     first = view.objectives[0]
     again = [t for t in view.trials if t.confirmed]
     lines = []
@@ -300,17 +251,16 @@ def confirmation_lines(view: StudyView) -> list[str]:
             value, low, high = t.confirmed_speedup
             parts.append(f"speed-up {value:.2f}× {bounds_text((low, high))}")
         lines.append(
-            f"{_name(view, t.number)}: {', '.join(parts)}; "
-            f"{t.confirmed_launches} launch{'es' if t.confirmed_launches > 1 else ''}"
+            f"{_name(view, t.number)}: {', '.join(parts)}; {count(t.confirmed_launches, 'launch')}"
         )
     return lines
 
 
 def verdict_lines(view: StudyView) -> list[str]:
-    """What to serve and how sure that is: a line for each objective, and the balanced choice."""
+    """Return what to serve and how sure that is: by each objective, then by all of them."""
     if view.verdict is None:
         return []
-    rules = [_within(o.title) for o in view.objectives]
+    rules = [lower(o.title) for o in view.objectives]
     choices = list(zip(rules, view.verdict.winners, strict=True))
     if len(rules) > 1:
         every = "both" if len(rules) == 2 else "all"
@@ -346,14 +296,14 @@ def _name(view: StudyView, number: int) -> str:
     return f"{'baseline' if t.baseline else f'trial {number}'} ({point_text(t.point)})"
 
 
-# Of trials that were measured by autotune 0.1 (:mod:`autotune.recomputed`).
+# Of trials that were measured by autotune 0.1 (:mod:`autotune.results.recomputed`).
 COMPUTED_AGAIN = (
     "measured by autotune 0.1, computed again from the stored requests by today's definitions"
 )
 
 
 def origin_lines(view: StudyView) -> list[str]:
-    """Which trials were measured for another study, or by an earlier autotune.
+    """Return which trials were measured for another study, or by an earlier autotune.
 
     A line for each such study, and one for all of the latter.
     """
@@ -368,29 +318,13 @@ def origin_lines(view: StudyView) -> list[str]:
 
 
 def _trials(numbers: Sequence[int]) -> str:
-    return f"trial{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}"
-
-
-def _within(title: str) -> str:
-    """Return a title as it is within a sentence: ``throughput``, but ``p95 TTFT``."""
-    return title[:1].lower() + title[1:]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers, neighbours joined: ``0 to 3, 7``."""
-    runs: list[list[int]] = []
-    for k in numbers:
-        if runs and k == runs[-1][-1] + 1:
-            runs[-1] = [runs[-1][0], k]
-        else:
-            runs.append([k])
-    return ", ".join(" to ".join(map(str, run)) for run in runs)
+    return f"{plural(len(numbers), 'trial')} {ranges(numbers)}"
 
 
 def scatter_line(view: StudyView) -> str | None:
-    """How far launches of one point differ; None while no point was launched twice."""
+    """Return the launch-to-launch variance; None while no point was launched twice."""
     parts = [
-        f"{plain(_within(o.title))} {v.total.sigma:.1%} ({v.between:.1%} beyond request noise)"
+        f"{plain(lower(o.title))} {v.total.sigma:.1%} ({v.between:.1%} beyond request noise)"
         for o in view.objectives
         if (v := view.variance.get(o.name)) is not None
     ]

@@ -1,16 +1,25 @@
-"""What people see of a map: tables for a terminal, JSON, and the sentence on the crossover."""
+"""A load sweep as a view: tables for a terminal, JSON, and the sentence on the crossover."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from autotune.results.tables import Column, Row, Table, text_lines
+from autotune.results.text import (
+    Bounds,
+    estimate_text,
+    number,
+    plain,
+    point_text,
+    ratio_text,
+    wrapped,
+)
 from autotune.stats import Estimate, LaunchVariance
 from autotune.stats.crossover import (
     AtLoad,
@@ -28,9 +37,6 @@ from autotune.stats.crossover import (
 )
 from autotune.study.schema import FlagValue
 from autotune.study.space import Value
-from autotune.views import Bounds, number, plain, point_text
-
-_WIDTH = 80
 
 
 class Advice(StrEnum):
@@ -46,7 +52,7 @@ class Advice(StrEnum):
 
 @dataclass(frozen=True)
 class LoadView:
-    """One point at one load.
+    """One point at one concurrency.
 
     Attributes:
         rate: Tokens per second.
@@ -67,7 +73,7 @@ class LoadView:
 
 @dataclass(frozen=True)
 class PointView:
-    """One n, or a schedule of n, at all loads; one that failed has no numbers."""
+    """One n, or a schedule of n, at all concurrencies; a failed point has no numbers."""
 
     n: int
     schedule: Schedule | None
@@ -76,13 +82,13 @@ class PointView:
     loads: Mapping[int, LoadView]
 
     def rates(self) -> dict[int, Rate]:
-        """By load."""
+        """Return tokens per second, by concurrency."""
         return {load: x.rate for load, x in self.loads.items()}
 
 
 @dataclass(frozen=True)
 class MapView:
-    """A whole map.
+    """A whole load sweep.
 
     Attributes:
         study: Its name.
@@ -119,27 +125,27 @@ class MapView:
 
     @cached_property
     def rates(self) -> Rates:
-        """Of each fixed n, by load."""
+        """Rates of each fixed n, by concurrency."""
         return {p.n: p.rates() for p in self.points if p.schedule is None and p.loads}
 
     @cached_property
     def at(self) -> list[AtLoad]:
-        """What is best at each load."""
+        """The best n at each concurrency."""
         return by_load(self.rates, self.variance)
 
     @cached_property
     def crossover(self) -> Crossover | None:
-        """Where speculation stops paying."""
+        """The concurrency where speculation stops paying."""
         return crossover(self.at)
 
     @cached_property
     def fixed(self) -> int | None:
-        """The best n for all loads together; None: there are no numbers of n = 0."""
+        """The best n over all concurrencies; None: n = 0 has no numbers."""
         return best_fixed(self.rates) if self.rates.get(0) else None
 
     @cached_property
     def fixed_over_none(self) -> Estimate | None:
-        """Geometric mean over the loads, over that of n = 0."""
+        """Geometric mean of the best fixed n's rates, as a ratio to that of n = 0."""
         if self.fixed is None:
             return None
         loads = list(self.rates[0])
@@ -154,7 +160,7 @@ class MapView:
 
     @cached_property
     def over_fixed(self) -> Estimate | None:
-        """The schedule over the best fixed n, over the loads; None: it was not launched."""
+        """Mean rate of the schedule as a ratio to the best fixed n's; None: it was not launched."""
         if self.fixed is None or self.checked is None:
             return None
         loads, rates = list(self.rates[0]), self.checked.rates()
@@ -165,7 +171,7 @@ class MapView:
 
     @cached_property
     def advice(self) -> Advice:
-        """What to serve."""
+        """The recommendation."""
         if self.schedule is None:
             return Advice.FIXED_ENOUGH
         if self.why_no_schedule is not None:
@@ -179,14 +185,14 @@ class MapView:
 
     @property
     def argument(self) -> str | None:
-        """The recommended ``--speculative-config``; None: without one."""
+        """The recommended ``--speculative-config``; None: serve without one."""
         if self.advice is Advice.SCHEDULE:
             return self.schedule_argument
         return None if self.fixed is None else self.arguments.get(self.fixed)
 
 
 def map_lines(view: MapView) -> list[str]:
-    """The map for people; only the argument to paste may be longer than 80 columns."""
+    """Return the load sweep for people; only the argument to paste may exceed 80 columns."""
     flags = [f"{k.replace('_', '-')} {str(v).lower()}" for k, v in view.flags.items()]
     about = ", ".join(
         filter(
@@ -199,25 +205,25 @@ def map_lines(view: MapView) -> list[str]:
             ],
         )
     )
-    lines = [*_wrapped(f"{view.study}: {about}"), ""]
+    lines = [*wrapped(f"{view.study}: {about}"), ""]
     for table in (_loads_table(view), _points_table(view)):
         lines += [*table, ""] if table else []
-    lines += _wrapped(crossover_text(view.crossover, view.at))
+    lines += wrapped(crossover_text(view.crossover, view.at))
     lines += ["", *_schedule_lines(view), ""]
-    lines += _wrapped(_scatter_text(view.variance))
+    lines += wrapped(_scatter_text(view.variance))
     if view.outdated:
         loads = ", ".join(map(str, view.outdated))
-        lines += _wrapped(
+        lines += wrapped(
             f"At {loads}, parts were measured by autotune 0.1 with too few requests to be computed "
             "again; they are left out, and `autotune map` measures them again."
         )
     if not view.same_file:
-        lines += _wrapped("The study file has been changed since this was measured.")
+        lines += wrapped("The study file has been changed since this was measured.")
     return [plain(line) for line in [*lines, *_warnings(view)]]
 
 
 def _warnings(view: MapView) -> list[str]:
-    """One line for each kind of warning: where, and the words of the first."""
+    """Return a line for each kind of warning: where, and the words of the first."""
     places: dict[str, dict[str, None]] = {}
     words: dict[str, dict[str, None]] = {}
     for p in view.points:
@@ -231,7 +237,7 @@ def _warnings(view: MapView) -> list[str]:
     for kind, at in places.items():
         more = f" and {len(at) - 3} more" if len(at) > 3 else ""
         first = f"{'such as ' if len(words[kind]) > 1 else ''}{next(iter(words[kind]))}"
-        lines += _wrapped(f"warning: {'; '.join([*at][:3])}{more}: {kind}: {first}")
+        lines += wrapped(f"warning: {'; '.join([*at][:3])}{more}: {kind}: {first}")
     return lines
 
 
@@ -250,17 +256,17 @@ def _loads_table(view: MapView) -> list[str]:
             [
                 str(x.load),
                 f"{x.best}{ties}",
-                _estimate(x.value, number),
-                "1.00" if x.best == 0 else _estimate(x.speedup, "{:.2f}".format),
+                estimate_text(x.value),
+                "1.00" if x.best == 0 else estimate_text(x.speedup, ratio_text),
                 number(p95),
             ]
         )
-    header = ["load", "best n (ties)", "tok/s [95 %]", "speed-up [95 %]", "p95 ms"]
-    return ["Best n at each load (requests at a time):", *_aligned([header, *rows])]
+    header = ("load", "best n (ties)", "tok/s [95 %]", "speed-up [95 %]", "p95 ms")
+    return ["Best n at each load (requests at a time):", *_aligned(header, rows)]
 
 
 def _points_table(view: MapView) -> list[str]:
-    """The speed-up of every n at every load, and what failed."""
+    """Return the speed-up of every n at every concurrency, and what failed."""
     none = view.rates.get(0, {})
     columns = [["load", *map(str, view.loads), "tok/step"]]
     notes = []
@@ -270,7 +276,7 @@ def _points_table(view: MapView) -> list[str]:
         name = "schedule" if p.schedule is not None else f"n = {p.n}"
         if p.failure_kind is not None:
             the = "" if p.schedule is None else "the "
-            notes += _wrapped(f"{the}{name} failed: {p.failure_kind}: {p.failure_reason}")
+            notes += wrapped(f"{the}{name} failed: {p.failure_kind}: {p.failure_reason}")
             continue
         if name == "n = 0" or not p.loads:
             continue
@@ -283,12 +289,12 @@ def _points_table(view: MapView) -> list[str]:
         columns.append([name, *cells, "" if mean is None else f"{mean:.2f}"])
     if len(columns) == 1:
         return notes
-    rows = list(zip(*columns, strict=True))
-    return ["Speed-up over n = 0, and tokens per step:", *_aligned(rows), *notes]
+    header, *rows = zip(*columns, strict=True)
+    return ["Speed-up over n = 0, and tokens per step:", *_aligned(header, rows), *notes]
 
 
 def crossover_text(found: Crossover | None, at: Sequence[AtLoad]) -> str:
-    """Where speculation stops paying, in a sentence or two."""
+    """Return where speculation stops paying, in a sentence or two."""
     if found is None:
         return "No n of at least 1 gave numbers: whether speculation pays is not known."
     by = {x.load: x for x in at}
@@ -297,7 +303,7 @@ def crossover_text(found: Crossover | None, at: Sequence[AtLoad]) -> str:
         x = by[load]
         if x.draft is None or x.draft_speedup is None:
             raise ValueError("a load without drafts has no crossover")
-        return f"{_estimate(x.draft_speedup, '{:.2f}'.format)} × at {load} with n = {x.draft}"
+        return f"{estimate_text(x.draft_speedup, ratio_text)} × at {load} with n = {x.draft}"
 
     if found.where is Where.ABOVE and found.wins is not None:
         text = f"Speculation pays up to the highest load measured: {shown(found.wins)}. "
@@ -323,26 +329,26 @@ def crossover_text(found: Crossover | None, at: Sequence[AtLoad]) -> str:
 
 
 def load_text(load: float) -> str:
-    """An interpolated load: it is not known to more digits than these."""
+    """Return an interpolated concurrency, in the digits that are known."""
     return f"{load:.1f}" if load < 10 else f"{load:.0f}"
 
 
 def _schedule_lines(view: MapView) -> list[str]:
-    """The schedule, what its launch showed, and what to serve."""
+    """Return the schedule, what its launch showed, and what to serve."""
     lines = []
     if view.schedule is not None:
         ranges = "; ".join(f"{a} to {b}: n = {n}" for a, b, n in view.schedule)
-        lines += _wrapped(f"Schedule of n by batch size: {ranges}.")
+        lines += wrapped(f"Schedule of n by batch size: {ranges}.")
         if view.why_no_schedule is not None:
-            lines += _wrapped(f"{view.why_no_schedule}.")
+            lines += wrapped(f"{view.why_no_schedule}.")
         elif view.checked is not None and view.over_fixed is not None:
-            lines += _wrapped(
-                f"Launched, it is at {_estimate(view.over_fixed, '{:.3f}'.format)} of the best "
+            lines += wrapped(
+                f"Launched, it is at {estimate_text(view.over_fixed, '{:.3f}'.format)} of the best "
                 f"fixed n, n = {view.fixed}, as the mean over the loads."
             )
     if view.fixed is None:
         return [*lines, "There are no numbers of n = 0: nothing can be recommended."]
-    lines += _wrapped(f"Recommended: {_recommended(view)}; {view.advice}.")
+    lines += wrapped(f"Recommended: {_recommended(view)}; {view.advice}.")
     if view.argument is None:
         return [*lines, "", "To serve it: no --speculative-config at all."]
     return [*lines, "", "To serve it:", f"  --speculative-config {shlex.quote(view.argument)}"]
@@ -355,7 +361,7 @@ def _recommended(view: MapView) -> str:
     if not view.fixed or e is None:
         return "no speculation"
     tie = "" if e.low is not None and e.low > 1 else ", a tie"
-    over = _estimate(e, "{:.3f}".format)
+    over = estimate_text(e, "{:.3f}".format)
     return f"n = {view.fixed}, at {over} of no speculation as the mean over the loads{tie}"
 
 
@@ -371,55 +377,14 @@ def _scatter_text(variance: LaunchVariance | None) -> str:
     )
 
 
-def _estimate(e: Estimate, text: Callable[[float], str]) -> str:
-    low, high = ("?" if x is None else text(x) for x in (e.low, e.high))
-    return f"{text(e.value)} [{low}, {high}]"
-
-
-def _wrapped(text: str) -> list[str]:
-    whole = plain(text).replace("n = ", "n\xa0=\xa0")  # is not broken there
-    lines = textwrap.wrap(whole, _WIDTH, break_on_hyphens=False)
-    return [line.replace("\xa0", " ") for line in lines]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns, two spaces between them; the first to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(w) if i == 0 else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table whose first column is aligned to the right."""
+    columns = tuple(Column(h, right=i == 0) for i, h in enumerate(header))
+    return text_lines(Table(columns, tuple(Row(tuple(row)) for row in rows)))
 
 
 def map_json(view: MapView) -> dict[str, Any]:
-    """The map as plain data; tok/s, milliseconds."""
-
-    def estimate(e: Estimate | None) -> dict[str, float | None] | None:
-        return None if e is None else dataclasses.asdict(e)
-
-    def point(p: PointView) -> dict[str, Any]:
-        return {
-            "n": p.n,
-            "schedule": p.schedule and [list(x) for x in p.schedule],
-            "failure_kind": p.failure_kind,
-            "failure_reason": p.failure_reason,
-            "loads": {
-                str(load): {
-                    "tok_s": x.rate.value,
-                    "interval": _bounds(interval(x.rate, view.variance)),
-                    "p95_ms": x.p95_ms,
-                    "p95_interval": list(x.p95_bounds),
-                    "requests": x.requests,
-                    "acceptance_length": x.acceptance_length,
-                    "warnings": list(x.warnings),
-                }
-                for load, x in p.loads.items()
-            },
-        }
-
+    """Return the load sweep as plain data; tok/s, milliseconds."""
     return {
         "study": view.study,
         "vllm": view.vllm,
@@ -427,25 +392,14 @@ def map_json(view: MapView) -> dict[str, Any]:
         "params": dict(view.point),
         "flags": dict(view.flags),
         "intervals": "within one launch" if view.variance is None else "with launches' scatter",
-        "loads": [
-            {
-                "load": x.load,
-                "best_n": x.best,
-                "ties": list(x.ties),
-                "tok_s": estimate(x.value),
-                "speedup": estimate(x.speedup),
-                "best_draft_n": x.draft,
-                "best_draft_speedup": estimate(x.draft_speedup),
-            }
-            for x in view.at
-        ],
+        "loads": [_load_json(x) for x in view.at],
         "crossover": None if view.crossover is None else dataclasses.asdict(view.crossover),
-        "points": [point(p) for p in view.points],
+        "points": [_point_json(p, view.variance) for p in view.points],
         "best_fixed_n": view.fixed,
-        "best_fixed_over_none": estimate(view.fixed_over_none),
+        "best_fixed_over_none": _estimate_json(view.fixed_over_none),
         "schedule": view.schedule and [list(x) for x in view.schedule],
         "why_no_schedule": view.why_no_schedule,
-        "schedule_over_best_fixed": estimate(view.over_fixed),
+        "schedule_over_best_fixed": _estimate_json(view.over_fixed),
         "recommended": None
         if view.fixed is None
         else {
@@ -456,5 +410,39 @@ def map_json(view: MapView) -> dict[str, Any]:
     }
 
 
-def _bounds(e: Estimate) -> list[float | None]:
-    return [e.low, e.high]
+def _estimate_json(e: Estimate | None) -> dict[str, float | None] | None:
+    return None if e is None else dataclasses.asdict(e)
+
+
+def _load_json(x: AtLoad) -> dict[str, Any]:
+    return {
+        "load": x.load,
+        "best_n": x.best,
+        "ties": list(x.ties),
+        "tok_s": _estimate_json(x.value),
+        "speedup": _estimate_json(x.speedup),
+        "best_draft_n": x.draft,
+        "best_draft_speedup": _estimate_json(x.draft_speedup),
+    }
+
+
+def _point_json(p: PointView, variance: LaunchVariance | None) -> dict[str, Any]:
+    intervals = {load: interval(x.rate, variance) for load, x in p.loads.items()}
+    return {
+        "n": p.n,
+        "schedule": p.schedule and [list(x) for x in p.schedule],
+        "failure_kind": p.failure_kind,
+        "failure_reason": p.failure_reason,
+        "loads": {
+            str(load): {
+                "tok_s": x.rate.value,
+                "interval": [intervals[load].low, intervals[load].high],
+                "p95_ms": x.p95_ms,
+                "p95_interval": list(x.p95_bounds),
+                "requests": x.requests,
+                "acceptance_length": x.acceptance_length,
+                "warnings": list(x.warnings),
+            }
+            for load, x in p.loads.items()
+        },
+    }

@@ -6,16 +6,13 @@ Texts from studies, models and logs are never read as markup and lose their cont
 
 from __future__ import annotations
 
-import re
 import shlex
 import statistics
-import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.cells import cell_len
@@ -23,7 +20,6 @@ from rich.console import (
     Console,
     ConsoleOptions,
     Group,
-    JustifyMethod,
     RenderableType,
     RenderResult,
 )
@@ -32,30 +28,38 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autotune.study.space import MNBT, N, Point
-from autotune.views import (
-    StudyView,
-    TrialView,
-    bounds_text,
-    confirmation_lines,
-    kinds_text,
-    number,
-    origin_lines,
+from autotune.results.tables import Block, Cell, Line, Tone
+from autotune.results.tables import Table as TableOfValues
+from autotune.results.text import (
+    HELD_INTERVALS,
     plain,
     point_text,
-    scatter_line,
-    value_text,
+    time_left,
+    upper,
     value_with_interval,
+    wrapped,
+)
+from autotune.results.trial_tables import front_page, note, trial_table, trials_page
+from autotune.results.views import (
+    StudyView,
+    TrialView,
+    confirmation_lines,
+    kinds_text,
+    scatter_line,
     verdict_lines,
 )
+from autotune.study.space import Point
 
-if TYPE_CHECKING:
-    from objectives import Objective
-
-_HEADINGS = {N: "n", MNBT: "MNBT"}
 _GAP = "  "
-_NBSP = "\xa0"
-_HELD = re.compile(r" (?=[^\s\[\]]+\])|(?<=\w) (?==)|(?<==) ")  # in `[1.2, 3.4]` and `n = 8`
+_STYLES = {
+    Tone.NONE: "",
+    Tone.GOOD: "bold green",
+    Tone.BAD: "bold red",
+    Tone.OPEN: "yellow",
+    Tone.FAILED: "red",
+    Tone.WARNING: "bold yellow",
+    Tone.STRONG: "bold",
+}
 
 
 class Ui:
@@ -180,7 +184,7 @@ class Ui:
             words = [self._trial or f"trial {trial.number}", self._words(trial)]
             if self._durations and self._remaining > 1:
                 left = statistics.median(self._durations) * (self._remaining - 1)
-                words.append(f"about {_duration(left)} left")
+                words.append(f"about {time_left(left)} left")
             self._print(_GAP.join(words))
         self._trial = self._point = self._stage = self._progress = ""
 
@@ -227,7 +231,7 @@ class Ui:
     def best(self, view: StudyView, trial: TrialView, command: str | None) -> None:
         """The front, and the command that serves one trial of it."""
         self._print("")
-        self.console.print(front_table(view))
+        self.console.print(rendered(front_page(view)))
         self._print("")
         if again := confirmation_lines(view):
             self._print("Confirmation (launched again, interleaved), with 95% intervals:")
@@ -238,7 +242,7 @@ class Ui:
                 self._prose(line, "  ")
             self._print("")
         if scatter := scatter_line(view):
-            self._prose(scatter[0].upper() + scatter[1:])
+            self._prose(upper(scatter))
             self._print("")
         if command is not None:
             self._print(f"To serve trial {trial.number} ({point_text(trial.point)}):")
@@ -253,7 +257,7 @@ class Ui:
         if any(about):
             self._print(plain(" on ".join(filter(None, about))))
         self._print("")
-        self.console.print(trials_table(view))
+        self.console.print(rendered(trials_page(view)))
 
     def check(self, name: str, ok: bool | None, text: str) -> None:
         """One line of `autotune doctor`; ``ok`` is None for what is worth knowing but no fault."""
@@ -273,7 +277,7 @@ class Ui:
         after = [
             " ".join(filter(None, [self._stage, self._progress])),
             f"{self._clock() - self._stage_began:.0f} s",
-            f"{_duration(left)} left" if left is not None else "",
+            f"{time_left(left)} left" if left is not None else "",
         ]
         before, tail = self._trial, _GAP.join(filter(None, after))
         room = options.max_width - cell_len(before + _GAP + _GAP + tail)
@@ -293,26 +297,23 @@ class Ui:
         if not self.live:
             self._print(indent + text)
             return
-        held = _HELD.sub(_NBSP, text)
-        for line in textwrap.wrap(
-            held,
+        for line in wrapped(
+            text,
             self.console.width,
-            initial_indent=indent,
-            subsequent_indent=indent + "  ",
-            break_long_words=False,
-            break_on_hyphens=False,
+            indent=indent,
+            hanging=indent + "  ",
+            held=HELD_INTERVALS,
+            long_words=False,
         ):
-            self._print(line.replace(_NBSP, " "))
+            self._print(line)
 
     def _row(self, trial: TrialView) -> None:
         view = self._view
         if view is None:
             raise RuntimeError("study() comes first")
-        parameters = list(trial.point)
-        table = _table(view.objectives, parameters, header=not self._header_shown)
+        table = trial_table(view.objectives, list(trial.point), [trial])
+        self.console.print(rendered([table], header=not self._header_shown))
         self._header_shown = True
-        _add_row(table, trial, view.objectives, parameters)
-        self.console.print(table)
         if trial.failure_reason:
             reason = Text(plain(trial.failure_reason), style="red")
             self.console.print(Padding(reason, (0, 0, 0, 5)))
@@ -331,7 +332,7 @@ class Ui:
             words.append(f"speed-up {trial.speedup:.2f}×")
         if trial.requests is not None:
             words.append(f"{trial.requests} requests")
-        words.append(_note(trial))
+        words.append(note(trial))
         if trial.failure_reason:
             words.append(plain(trial.failure_reason))
         if trial.seconds is not None:
@@ -347,43 +348,22 @@ def _state(view: StudyView) -> str:
     return f"{text}, {len(failed)} failed ({kinds_text(failed)})" if failed else text
 
 
-def trials_table(view: StudyView) -> RenderableType:
-    """Every trial with its state, and below where some were measured, and why others failed."""
-    parameters = view.parameters()
-    table = _table(view.objectives, parameters)
-    for trial in view.trials:
-        _add_row(table, trial, view.objectives, parameters)
-    reasons = [
-        Text(f"trial {t.number} failed: {t.failure_kind}: {plain(t.failure_reason or '')}", "red")
-        for t in view.failures()
-    ]
-    below = [*map(Text, origin_lines(view)), *reasons]
-    return Group(table, *([Text(""), *below] if below else []))
+def rendered(blocks: Iterable[Block], *, header: bool = True) -> RenderableType:
+    """Return lines and tables for rich to print.
+
+    Args:
+        blocks: In their order.
+        header: Show the tables' headings.
+    """
+    return Group(
+        *(
+            Text(b.text, _STYLES[b.tone]) if isinstance(b, Line) else _table(b, header=header)
+            for b in blocks
+        )
+    )
 
 
-def front_table(view: StudyView) -> RenderableType:
-    """The front, best by the first objective first, and the baseline; with intervals if known."""
-    parameters = view.parameters()
-    trials = view.front()
-    trials += [t for t in view.trials if t.baseline and not t.front and t.state == "complete"]
-    intervals = any(t.intervals for t in trials)
-    table = _table(view.objectives, parameters, width=15 if intervals else None)
-    for trial in trials:
-        _add_row(table, trial, view.objectives, parameters, intervals=intervals)
-    what = "Pareto front" if len(view.objectives) > 1 else "Best trial"
-    what += " and baseline" if any(t.baseline for t in trials) else ""
-    what += ", with 95% intervals:" if intervals else ":"
-    return Group(Text(what), table)
-
-
-def _table(
-    objectives: Sequence[Objective],
-    parameters: Sequence[str],
-    *,
-    header: bool = True,
-    width: int | None = None,
-) -> Table:
-    """Columns of fixed width, so that rows printed one by one stand below each other."""
+def _table(values: TableOfValues, *, header: bool) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -391,82 +371,22 @@ def _table(
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    if len(objectives) > 2:  # or a terminal of 80 columns has no room for the note
-        width = 10
-    titles = [
-        [
-            *textwrap.wrap(plain(o.title), min(width or 12, 12)),
-            *(textwrap.wrap(plain(o.unit), width or 15) or [""]),
-        ]
-        for o in objectives
-    ]
-    height = max(2, *map(len, titles))
-
-    def column(lines: Sequence[str], width: int | None, justify: JustifyMethod = "right") -> None:
-        heading = "\n".join([""] * (height - len(lines)) + list(lines))
+    for c in values.columns:
         table.add_column(
-            Text(heading), justify=justify, width=width, overflow="fold", ratio=None if width else 1
+            Text(c.heading),
+            justify="right" if c.right else "left",
+            width=c.width,
+            min_width=c.least,
+            overflow="fold" if c.folds else "ellipsis",
+            ratio=1 if c.stretches else None,
         )
-
-    column(["#"], 3)
-    for name, wide in ((N, 2), (MNBT, 5)):
-        if name in parameters:
-            column([_HEADINGS[name]], wide)
-    for title in titles:
-        column(title, width or max(8, *map(len, title)))
-    column(["accepted", "tok/step"], 8)
-    column(["speed-up", "×"], 8)
-    column(["note"], None, "left")
+    for row in values.rows:
+        if row.ruled:
+            table.add_section()
+        cells = (Cell(c) if isinstance(c, str) else c for c in row.cells)
+        table.add_row(*(Text(c.text, _STYLES[c.tone]) for c in cells), style=_STYLES[row.tone])
     return table
-
-
-def _add_row(
-    table: Table,
-    trial: TrialView,
-    objectives: Sequence[Objective],
-    parameters: Sequence[str],
-    *,
-    intervals: bool = False,
-) -> None:
-    cells = [str(trial.number)]
-    cells += [_cell(trial.point, name) for name in (N, MNBT) if name in parameters]
-    for o in objectives:
-        value = trial.value(o)
-        interval = (trial.intervals or {}).get(o.name) if intervals else None
-        text = "" if value is None else number(value)
-        cells.append(f"{text}\n{bounds_text(interval)}" if interval else text)
-    cells.append("" if trial.acceptance_length is None else f"{trial.acceptance_length:.2f}")
-    cells.append("" if trial.speedup is None else f"{trial.speedup:.2f}")
-    others = [f"{plain(k)}={value_text(v)}" for k, v in trial.point.items() if k not in _HEADINGS]
-    cells.append(", ".join(filter(None, [_note(trial), *others])))
-    style = "red" if trial.state == "failed" else "bold green" if trial.front else ""
-    table.add_row(*(Text(cell) for cell in cells), style=style)
-
-
-def _cell(point: Point, name: str) -> str:
-    return value_text(point[name]) if name in point else ""
-
-
-def _note(trial: TrialView) -> str:
-    if trial.state == "failed":
-        return f"failed: {trial.failure_kind or 'unknown'}"
-    words = ["baseline" if trial.baseline else "", "front" if trial.front else ""]
-    words.append("" if trial.reused is None else "reused")
-    words.append("" if trial.again is None else f"repeats #{trial.again}")
-    words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
-    words.append("ended early" if trial.truncated else "")
-    words += [w.partition(":")[0] for w in trial.warnings]
-    if trial.state != "complete":
-        words.append(trial.state)
-    return ", ".join(filter(None, words))
 
 
 def _db_option(database: Path) -> str:
     return f" --db {shlex.quote(plain(str(database)))}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 0):.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

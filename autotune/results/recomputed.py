@@ -99,7 +99,7 @@ class Recomputed:
     def _again(
         self, t: FrozenTrial, quality: Mapping[str, Any]
     ) -> tuple[list[float], dict[str, Any]]:
-        """Values and attributes of a trial.
+        """Return values and attributes of a trial, computed from its requests.
 
         Raises:
             ValueError: they cannot be computed.
@@ -136,7 +136,7 @@ class Recomputed:
 def _without(
     gone: Container[int], trials: Iterable[FrozenTrial], stored: Iterable[FrozenTrial]
 ) -> Iterator[FrozenTrial]:
-    """Trials of which none refers to one that cannot be compared.
+    """Yield the trials so that none refers to one that cannot be compared.
 
     Args:
         gone: Numbers of those.

@@ -1,0 +1,253 @@
+"""What the trials of a study amount to: which ones count, their launches, the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.bench.session import Stop
+from autotune.errors import FailureKind
+from autotune.results.recomputed import OUTDATED, quality_of
+from autotune.results.views import Origin
+from autotune.search.confirmation import Launches, Verdict, verdict
+from autotune.search.front import front_numbers
+from autotune.stats import LaunchVariance, SingleLaunch
+from autotune.study.space import Space
+from objectives import Objective
+
+# User attribute of a trial that was taken from an earlier study: what makes an `Origin`.
+REUSED = "reused"
+
+# Two launches of one point are one degree of freedom, of which an interval reaches anywhere.
+LEAST_DEGREES = 2
+
+
+def failure_of(trial: FrozenTrial) -> tuple[str | None, str | None]:
+    """Return kind and reason of a failed trial; None, None for any other.
+
+    The kind is a :class:`FailureKind`, or one that another version of autotune knew.
+    """
+    return trial.user_attrs.get("failure_kind"), trial.user_attrs.get("failure_reason")
+
+
+def is_finished(trial: FrozenTrial) -> bool:
+    """True for a trial that was launched and came to an end, measured or failed."""
+    if trial.state == TrialState.COMPLETE:
+        return True
+    return trial.state == TrialState.FAIL and failure_of(trial)[0] != FailureKind.INFEASIBLE
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """True for a finished trial that was launched for its own study: it counts as a wanted one.
+
+    One whose numbers do not compare any more does not.
+    """
+    return is_finished(trial) and REUSED not in trial.user_attrs and not is_outdated(trial)
+
+
+def is_outdated(trial: FrozenTrial) -> bool:
+    """True for one whose numbers are of an earlier estimator and could not be computed again.
+
+    Args:
+        trial: As :class:`autotune.results.recomputed.Recomputed` gives it.
+    """
+    return OUTDATED in quality_of(trial)
+
+
+def origin_of(trial: FrozenTrial) -> Origin | None:
+    """Return where a trial was measured, if not for its own study."""
+    found = trial.user_attrs.get(REUSED)
+    return None if found is None else Origin(**found)
+
+
+def with_points(trials: Sequence[FrozenTrial], space: Space) -> list[FrozenTrial]:
+    """Return the trials that have a point."""
+    return [t for t in trials if space.has_point(t.params)]
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Every measured launch of a study that may be compared, as points with their launches.
+
+    Attributes:
+        searched: By the number of the trial that first measured a point: the objective values of
+            its launches during the search, in their order. Points that in a launch gave nothing of
+            what shall be much, as a goodput of 0, are left out: they are no winners, and no ratio.
+        confirmed: The same for launches of the confirmation.
+        baseline: The trial that the others are compared with; None: it has no numbers.
+        variance: How far launches of one point scatter, by objective; empty: no point has two.
+    """
+
+    searched: Launches
+    confirmed: Launches
+    baseline: int | None
+    variance: Mapping[str, LaunchVariance]
+
+
+class Standing:
+    """What the trials of a study amount to, kept up to date one finished trial at a time.
+
+    A study that runs needs this after each trial; made anew from all of them, a trial would cost
+    the more, the more there are. It is the same whether it grew with the trials or was made of all
+    of them, as after a resume, or for a report.
+
+    Args:
+        objectives: With the study's directions.
+    """
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self._objectives = objectives
+        self._directions = [o.direction for o in objectives]
+        self._clear()
+
+    def _clear(self) -> None:
+        self._searched: dict[int, list[Sequence[float]]] = {}
+        self._confirmed: dict[int, list[Sequence[float]]] = {}
+        self._singles: dict[int, list[list[SingleLaunch | None]]] = {}  # by point: launches
+        self._numbers: dict[int, list[int]] = {}  # by point: trials of the search
+        self._within: dict[int, list[list[SingleLaunch | None]]] = {}  # the same: what they gave
+        self._repeated: set[int] = set()  # points of several launches
+        self._empty: set[int] = set()  # points with a launch that gave nothing
+        self._means: dict[int, list[float]] = {}
+        self._front: set[int] = set()
+        self._baseline: int | None = None
+        self._seen: set[int] = set()
+        self._last = -1
+
+    def update(self, trials: Sequence[FrozenTrial]) -> None:
+        """Add the trials that finished since the last call.
+
+        Args:
+            trials: All of the study that were given a point, in the order of their numbers.
+        """
+        new = [t for t in trials if t.state.is_finished() and t.number not in self._seen]
+        if new and new[0].number < self._last:  # a launch's place in its point is its number's
+            self._clear()
+            new = [t for t in trials if t.state.is_finished()]
+        for t in new:
+            self._seen.add(t.number)
+            self._last = t.number
+            if t.state == TrialState.COMPLETE and not _left_out(t):
+                self._add(t)
+        # one that runs or has failed is the baseline, too
+        self._baseline = next((t.number for t in trials if is_baseline(t)), None)
+
+    def _add(self, trial: FrozenTrial) -> None:
+        attrs = trial.user_attrs
+        of = attrs.get("confirms", attrs.get("replicates", trial.number))
+        errors = quality_of(trial).get("errors") or {}
+        singles = [
+            single_launch(value, errors.get(o.name))
+            for o, value in zip(self._objectives, trial.values, strict=True)
+        ]
+        group = self._singles.setdefault(of, [])
+        group.append(singles)
+        ways = zip(trial.values, self._directions, strict=True)
+        if any(value == 0 and way == "maximize" for value, way in ways):
+            self._empty.add(of)
+        if len(group) > 1:
+            self._repeated.add(of)
+        if "confirms" in attrs:
+            self._confirmed.setdefault(of, []).append(trial.values)
+            return
+        known = of in self._searched
+        self._searched.setdefault(of, []).append(trial.values)
+        self._numbers.setdefault(of, []).append(trial.number)
+        self._within.setdefault(of, []).append(singles)
+        self._means[of] = _mean(self._searched[of])
+        # a point that gets worse may let others onto the front
+        numbers = self._means if known else [*self._front, of]
+        self._front = front_numbers({k: self._means[k] for k in numbers}, self._directions)
+
+    def front(self) -> set[int]:
+        """Return the numbers of the trials on the Pareto front."""
+        return self._front
+
+    def launches(self, number: int) -> int:
+        """Return the search's launches of a trial's point, if the trial is its first; else 1."""
+        return len(self._searched.get(number, [()]))
+
+    def numbers(self, number: int) -> list[int]:
+        """Return the search's trials of a trial's point, if the trial is its first."""
+        return self._numbers.get(number, [number])
+
+    def errors(self, number: int) -> dict[str, float] | None:
+        """Return the standard error within one launch of a point, by objective, root mean square.
+
+        None: the trial is not the first of its point.
+        """
+        launches = self._within.get(number)
+        if launches is None:
+            return None
+        out = {}
+        for o, column in zip(self._objectives, zip(*launches, strict=True), strict=True):
+            squares = [x.within**2 for x in column if x is not None]
+            if squares:
+                out[o.name] = float(np.sqrt(np.mean(squares)))
+        return out
+
+    def means(self, number: int) -> list[float] | None:
+        """Return the mean of each objective over a point's launches; None: there is none."""
+        return self._means.get(number)
+
+    def launched(self) -> Launched:
+        """Return every launch that may be compared; later trials change this view."""
+        variance = {}
+        for i, o in enumerate(self._objectives):
+            groups = [[x[i] for x in self._singles[k]] for k in sorted(self._repeated)]
+            found = LaunchVariance.of([[x for x in g if x is not None] for g in groups])
+            if found is not None:
+                variance[o.name] = found
+        searched, confirmed = self._searched, self._confirmed
+        if self._empty:
+            searched = {k: x for k, x in searched.items() if k not in self._empty}
+            confirmed = {k: x for k, x in confirmed.items() if k not in self._empty}
+        base = self._baseline if self._baseline in searched else None
+        return Launched(searched, confirmed, base, variance)
+
+
+def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Launched:
+    """Return what was measured, without trials that were ended early."""
+    standing = Standing(objectives)
+    standing.update(trials)
+    return standing.launched()
+
+
+def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Verdict | None:
+    """Return the confirmation's verdict; None without one, or where values make no ratios."""
+    confirmed = {k: v for k, v in found.confirmed.items() if k in found.searched}
+    directions = [o.direction for o in objectives]
+    try:
+        return verdict(confirmed, found.searched, directions, found.baseline)
+    except ValueError:  # an objective that can be zero or negative
+        return None
+
+
+def is_baseline(trial: FrozenTrial) -> bool:
+    """True if other trials are compared with this one, as soon as it has numbers."""
+    return bool(trial.user_attrs.get("baseline")) and not is_outdated(trial)
+
+
+def _left_out(trial: FrozenTrial) -> bool:
+    """True if a measured trial takes no part in any comparison."""
+    return is_truncated(quality_of(trial)) or is_outdated(trial)
+
+
+def is_truncated(quality: Mapping[str, Any]) -> bool:
+    return bool(quality.get("stop") == Stop.DOMINATED.name.lower())
+
+
+def single_launch(value: float | None, error: float | None) -> SingleLaunch | None:
+    """Return a value with its error within the launch; None where that is unknown."""
+    if value is None or value <= 0 or error is None:
+        return None
+    return SingleLaunch(value, error)
+
+
+def _mean(launches: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean of each objective over the launches of one point."""
+    return [float(x) for x in np.mean(launches, axis=0)]

@@ -1,0 +1,120 @@
+"""All that the database knows of one trial, as lines."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from autotune.bench.session import Stop
+from autotune.errors import UserError, one_line
+from autotune.results.text import plain, point_text, value_with_interval
+from autotune.results.trials import quality_warnings, study_view
+from autotune.results.views import COMPUTED_AGAIN, StudyView, TrialView
+from autotune.serving.machine import machine_line
+from autotune.storage.schema import LaunchRow, RequestRow
+from autotune.storage.store import Store
+
+# Characters of a variable's value: images of NVIDIA's have one of 2000. The database has it whole.
+_MOST_SHOWN = 100
+_MOST_ERRORS = 5  # of the requests of a phase
+
+
+def trial_story(store: Store, name: str, number: int) -> list[str]:
+    """Return all that the database knows of one trial, as lines.
+
+    These are its point and numbers; then commands, times, requests and failure of each launch.
+
+    Raises:
+        UserError: the study has no such trial.
+    """
+    view = study_view(store, name)
+    trial = next((t for t in view.trials if t.number == number), None)
+    if trial is None:
+        raise UserError(f"{name} has no trial {number}; `autotune status` lists them")
+    attrs = store.optuna_study(name).get_trials(deepcopy=False)[number].user_attrs
+    lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
+    lines += _why(trial, attrs)
+    lines += _measured(view, trial)
+    events = store.launches.events(name)
+    caches = store.launches.compile_caches(name)
+    for launch in store.launches.of_trial(name, number):
+        lines += ["", *_launched(launch)]
+        for e in events:
+            if e.launch_id == launch.launch_id:
+                lines.append(f"  {e.at - launch.planned_at:6.1f} s  {plain(e.what)}")
+        lines += _requests(store.requests.of_launch(launch.launch_id))
+        lines += [f"  warning: {plain(w)}" for w in quality_warnings(launch.quality or {})]
+        cache = caches.get(launch.launch_id)
+        lines += _ended(launch, None if cache is None else cache.text)
+    return lines
+
+
+def _why(trial: TrialView, attrs: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why the trial exists."""
+    if trial.again is not None:
+        yield f"measures trial {trial.again} again"
+    if trial.reused is not None:
+        when = datetime.fromtimestamp(trial.reused.measured_at, UTC)
+        yield (
+            f"reused: {trial.reused.text}, measured {when:%Y-%m-%d %H:%M:%S} UTC; nothing was "
+            "launched for it here"
+        )
+    if attrs.get("challenge"):
+        yield "a challenge: no launch seemed worth its time, and this might prove it wrong"
+    elif "expected_gain" in attrs:
+        yield f"chosen for an expected gain of {attrs['expected_gain']:.1%} in hypervolume"
+
+
+def _measured(view: StudyView, trial: TrialView) -> Iterator[str]:
+    """Yield the trial's numbers, warnings and failure."""
+    for o in view.objectives:
+        value = trial.value(o)
+        if value is not None:
+            interval = (trial.within or {}).get(o.name)
+            yield f"{o.title}: {value_with_interval(value, interval, o)}"
+    if trial.requests is not None:
+        yield f"{trial.requests} requests: {Stop[(trial.stop or 'all').upper()]}"
+    if trial.recomputed:
+        yield COMPUTED_AGAIN
+    yield from (f"warning: {plain(w)}" for w in trial.warnings)
+    if trial.acceptance_length is not None:
+        shares = ", ".join(f"{p:.2f}" for p in trial.acceptance_per_position)
+        yield f"acceptance length {trial.acceptance_length:.2f}, by position {shares}"
+    if trial.failure_kind is not None:
+        yield f"failed: {trial.failure_kind}: {trial.failure_reason}"
+
+
+def _launched(launch: LaunchRow) -> Iterator[str]:
+    """Yield what was launched, where and how."""
+    began = datetime.fromtimestamp(launch.planned_at, UTC)
+    version = launch.vllm_version or "of unknown version"
+    yield f"launch {launch.attempt + 1}, {began:%Y-%m-%d %H:%M:%S} UTC"
+    yield f"  vLLM {version} on {machine_line(launch.machine)}"
+    yield f"  command: {shlex.join(launch.argv)}"
+    yield from (f"  environment: {k}={one_line(v, _MOST_SHOWN)}" for k, v in launch.env.items())
+
+
+def _requests(requests: Sequence[RequestRow]) -> Iterator[str]:
+    """Yield how many requests of each phase succeeded, and the first errors of the others."""
+    for phase in dict.fromkeys(r.phase for r in requests):
+        of = [r for r in requests if r.phase == phase]
+        ok = [r for r in of if r.status == "ok"]
+        tokens = sum(r.output_tokens or 0 for r in ok)
+        yield f"  {phase}: {len(ok)} of {len(of)} requests ok, {tokens} output tokens"
+        yield from [f"    request {r.index}: {r.error}" for r in of if r.error][:_MOST_ERRORS]
+
+
+def _ended(launch: LaunchRow, cache: str | None) -> Iterator[str]:
+    """Yield why the launch failed, what torch.compile's cache did, and how the server ended."""
+    if launch.failure_kind is not None:
+        yield f"  failed: {launch.failure_kind}: {launch.failure_reason}"
+        yield from (f"    {plain(line)}" for line in launch.evidence or ())
+    if cache is not None:
+        yield f"  torch.compile's cache: {cache}"
+    if launch.ended_at is not None:
+        yield (
+            f"  exit code {launch.exit_code}, {launch.killed} processes needed SIGKILL; "
+            f"log: {launch.log_path}"
+        )

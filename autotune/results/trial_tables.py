@@ -1,0 +1,133 @@
+"""Tables of a study's trials, as `status`, `best` and the live view of a run show them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from autotune.results.tables import Block, Column, Line, Row, Table, Tone
+from autotune.results.text import (
+    HEADINGS,
+    optional,
+    other_parameters,
+    plain,
+    value_and_bounds,
+    value_text,
+)
+from autotune.results.views import StudyView, TrialView, origin_lines
+from autotune.study.space import MNBT, N
+from objectives import Objective
+
+# Columns of parameters, in their order, and their width.
+_PARAMETERS = {N: 2, MNBT: 5}
+# Of a value with its interval.
+_INTERVAL_WIDTH = 15
+
+
+def trials_page(view: StudyView) -> list[Block]:
+    """Return every trial with its state; below, where some were measured and why others failed."""
+    below: list[Block] = [Line(text) for text in origin_lines(view)]
+    below += [
+        Line(
+            f"trial {t.number} failed: {t.failure_kind}: {plain(t.failure_reason or '')}",
+            Tone.FAILED,
+        )
+        for t in view.failures()
+    ]
+    table = trial_table(view.objectives, view.parameters(), view.trials)
+    return [table, *([Line(), *below] if below else [])]
+
+
+def front_page(view: StudyView) -> list[Block]:
+    """Return the Pareto front, best by the first objective first, and the baseline.
+
+    With intervals, if they are known.
+    """
+    trials = view.front()
+    trials += [t for t in view.trials if t.baseline and not t.front and t.state == "complete"]
+    intervals = any(t.intervals for t in trials)
+    what = "Pareto front" if len(view.objectives) > 1 else "Best trial"
+    what += " and baseline" if any(t.baseline for t in trials) else ""
+    what += ", with 95% intervals:" if intervals else ":"
+    table = trial_table(view.objectives, view.parameters(), trials, intervals=intervals)
+    return [Line(what), table]
+
+
+def trial_table(
+    objectives: Sequence[Objective],
+    parameters: Sequence[str],
+    trials: Iterable[TrialView],
+    *,
+    intervals: bool = False,
+) -> Table:
+    """Return a table of trials, its columns of fixed width.
+
+    So rows that are printed one by one line up.
+
+    Args:
+        objectives: Of the study.
+        parameters: The searched ones.
+        trials: A row for each.
+        intervals: Below each value, its interval.
+    """
+    shown = [name for name in _PARAMETERS if name in parameters]
+    rows = (_row(t, objectives, shown, intervals=intervals) for t in trials)
+    return Table(_columns(objectives, shown, intervals=intervals), tuple(rows))
+
+
+def _columns(
+    objectives: Sequence[Objective], shown: Sequence[str], *, intervals: bool
+) -> tuple[Column, ...]:
+    width = _INTERVAL_WIDTH if intervals else None
+    if len(objectives) > 2:  # or a terminal of 80 columns has no room for the note
+        width = 10
+    titles = [
+        [
+            *textwrap.wrap(plain(o.title), min(width or 12, 12)),
+            *(textwrap.wrap(plain(o.unit), width or _INTERVAL_WIDTH) or [""]),
+        ]
+        for o in objectives
+    ]
+    height = max(2, *map(len, titles))
+
+    def column(lines: Sequence[str], width: int | None) -> Column:
+        heading = "\n".join([""] * (height - len(lines)) + list(lines))
+        return Column(heading, width is not None, width, folds=True, stretches=width is None)
+
+    return (
+        column(["#"], 3),
+        *(column([HEADINGS[name]], _PARAMETERS[name]) for name in shown),
+        *(column(title, width or max(8, *map(len, title))) for title in titles),
+        column(["accepted", "tok/step"], 8),
+        column(["speed-up", "×"], 8),
+        column(["note"], None),
+    )
+
+
+def _row(
+    trial: TrialView, objectives: Sequence[Objective], shown: Sequence[str], *, intervals: bool
+) -> Row:
+    cells = [str(trial.number)]
+    cells += [value_text(trial.point[name]) if name in trial.point else "" for name in shown]
+    for o in objectives:
+        bounds = (trial.intervals or {}).get(o.name) if intervals else None
+        cells.append(value_and_bounds(trial.value(o), bounds, "\n"))
+    cells += [optional(trial.acceptance_length, ".2f"), optional(trial.speedup, ".2f")]
+    cells.append(", ".join(filter(None, [note(trial), *other_parameters(trial.point)])))
+    tone = Tone.FAILED if trial.state == "failed" else Tone.GOOD if trial.front else Tone.NONE
+    return Row(tuple(cells), tone)
+
+
+def note(trial: TrialView) -> str:
+    """Return what is special with a trial, in a few words: ``baseline, front``."""
+    if trial.state == "failed":
+        return f"failed: {trial.failure_kind or 'unknown'}"
+    words = ["baseline" if trial.baseline else "", "front" if trial.front else ""]
+    words.append("" if trial.reused is None else "reused")
+    words.append("" if trial.again is None else f"repeats #{trial.again}")
+    words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
+    words.append("ended early" if trial.truncated else "")
+    words += [w.partition(":")[0] for w in trial.warnings]
+    if trial.state != "complete":
+        words.append(trial.state)
+    return ", ".join(filter(None, words))
