@@ -63,12 +63,12 @@ from autotune.search import (
 )
 from autotune.search.proposer import CHALLENGES, PointSet, nearest, tried_points
 from autotune.serving.machine import machine_line
+from autotune.serving.resolve import model_resolver
 from autotune.stats import ESTIMATOR, Measurement, expected_between
 from autotune.storage.lease import exclusive
 from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
-from autotune.study.models import resolve_model
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import (
     ALIGNED,
@@ -153,25 +153,6 @@ class Prepared:
         # a name of a hub is no path of ours
         found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
         return {role: x for role, x in found.items() if x is not None}
-
-
-def model_resolver(
-    loaded: LoadedStudy, info: VllmInfo, progress: Callable[[str, float], None] | None = None
-) -> Callable[[str], str]:
-    """How this study's model references become what vLLM is given.
-
-    Args:
-        info: The study's vLLM. One that cannot be asked may run in a container, where absolute
-            paths are not ours to check.
-        progress: Told when the demo's target is made on first use.
-    """
-
-    def resolve(ref: str) -> str:
-        if info.python is None and Path(ref).is_absolute() and not Path(ref).exists():
-            return ref
-        return resolve_model(ref, loaded.base, progress)
-
-    return resolve
 
 
 def baseline_point(spec: StudySpec) -> dict[str, Value]:

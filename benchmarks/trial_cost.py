@@ -66,12 +66,13 @@ from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.launch_stages import STAGES, stages_of
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError, NothingUsable, UserError
-from autotune.loop import model_resolver, signals
+from autotune.loop import signals
 from autotune.results.text import number
 from autotune.results.timings import time_view
 from autotune.serving import Server
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.machine import describe_machine, machine_line
+from autotune.serving.resolve import model_resolver
 from autotune.stats import Measurement
 from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study

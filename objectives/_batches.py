@@ -23,9 +23,8 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
-from scipy import special
 
-from autotune.stats import Interval, Measurement
+from autotune.stats import Interval, Measurement, quantiles
 from autotune.stats.intervals import BATCHES, MEAN_FACTOR, MIN_REQUESTS, correlation_factor
 
 
@@ -50,7 +49,7 @@ def batch_interval(
     residuals = values - values.mean()
     plain = float(np.mean(residuals**2)) / (BATCHES - 1)
     factor = correlation_factor(residuals)
-    half = float(special.stdtrit(BATCHES - 1, (1 + confidence) / 2)) * math.sqrt(plain * factor)
+    half = quantiles.student_t(BATCHES - 1, (1 + confidence) / 2) * math.sqrt(plain * factor)
     if value > 0 and (values > 0).all():
         widest = math.exp(half / values.mean())
         error = math.sqrt(plain * factor / MEAN_FACTOR) / float(values.mean())

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy import special
 
-from autotune.stats import Interval, Measurement, percentile_interval, quantile
+from autotune.stats import Interval, Measurement, percentile_interval, quantile, quantiles
 from autotune.stats.intervals import BATCHES, MEAN_FACTOR, MIN_REQUESTS, long_run_variance
 from autotune.stats.measurement import Floats
 from objectives import Objective
@@ -127,7 +126,7 @@ def _of_clusters(values: Floats, q: float, confidence: float) -> Interval:
     center = quantile(values, 100 * q)
     below = (values <= center).astype(np.float64)
     error = float(np.sqrt(long_run_variance(below - below.mean()) / len(values)))
-    half = float(special.stdtrit(BATCHES - 1, (1 + confidence) / 2)) * error
+    half = quantiles.student_t(BATCHES - 1, (1 + confidence) / 2) * error
 
     def at(share: float) -> float | None:
         return quantile(values, 100 * share) if 0 < share < 1 else None

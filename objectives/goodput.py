@@ -18,9 +18,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
-from autotune.stats import Interval, Measurement
+from autotune.stats import Interval, Measurement, quantiles
 from autotune.stats.intervals import MIN_REQUESTS, ratio_interval
 from objectives import Objective
 
@@ -54,8 +53,8 @@ def _interval(m: Measurement, confidence: float, slo: Mapping[str, float]) -> In
         return Interval(None, None, confidence)
     good, rate, tail = _good(m, slo), _rate(m), (1 - confidence) / 2
     count, value = int(good.sum()), float(good.mean()) * rate
-    low = rate * float(special.betaincinv(count, n - count + 1, tail)) if count else 0.0
-    high = rate * float(special.betaincinv(count + 1, n - count, 1 - tail)) if count < n else rate
+    low = rate * quantiles.beta(count, n - count + 1, tail) if count else 0.0
+    high = rate * quantiles.beta(count + 1, n - count, 1 - tail) if count < n else rate
     if not count:
         return Interval(low, high, confidence)
     seconds = m.seconds

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from autotune.bench.client import Phase, Sample, run_phase
-from autotune.bench.server_metrics import Counters, ServerStats, difference, scrape
-from autotune.bench.workload import Request, Workload, build_workload
+from typing import TYPE_CHECKING
+
+from autotune._lazy import importer
+
+if TYPE_CHECKING:
+    from autotune.bench.client import Phase, Sample, run_phase
+    from autotune.bench.server_metrics import Counters, ServerStats, difference, scrape
+    from autotune.bench.workload import Request, Workload, build_workload
 
 __all__ = [
     "Counters",
@@ -18,3 +23,19 @@ __all__ = [
     "run_phase",
     "scrape",
 ]
+
+__getattr__ = importer(
+    __name__,
+    {
+        "Phase": "client",
+        "Sample": "client",
+        "run_phase": "client",
+        "Counters": "server_metrics",
+        "ServerStats": "server_metrics",
+        "difference": "server_metrics",
+        "scrape": "server_metrics",
+        "Request": "workload",
+        "Workload": "workload",
+        "build_workload": "workload",
+    },
+)

@@ -15,9 +15,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import httpx
-from prometheus_client.parser import text_string_to_metric_families
-
 from autotune.errors import FailureKind, MeasureError
 from autotune.serving.interrupts import held_back
 
@@ -78,6 +75,8 @@ def scrape(base_url: str, api_key: str) -> Counters:
     Raises:
         MeasureError: no answer, or not Prometheus' text format.
     """
+    import httpx
+
     url = f"{base_url}/metrics"
     page = bytearray()
     end = time.monotonic() + _TIMEOUT_S
@@ -118,6 +117,8 @@ def parse(text: str) -> Counters:
     Raises:
         ValueError: it is not that format.
     """
+    from prometheus_client.parser import text_string_to_metric_families
+
     values: dict[str, float] = defaultdict(float)
     positions: dict[str, float] = defaultdict(float)
     seen: set[tuple[str, tuple[tuple[str, str], ...]]] = set()

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import cache, partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.bench import (
     Counters,
@@ -38,7 +38,6 @@ from autotune.bench import (
 )
 from autotune.bench.interference import GPU_OURS_MIB, LoadWatch, MachineState, Rest, read_gpus
 from autotune.errors import FailureKind, MeasureError, TrialFailure
-from autotune.serving import Server
 from autotune.serving.nvml import Energy, EnergyMeter
 from autotune.stats import (
     ESTIMATOR,
@@ -60,6 +59,9 @@ from autotune.stats import (
 )
 from autotune.study.schema import StudySpec, WorkloadSpec
 from objectives import Objective, WithEnergy
+
+if TYPE_CHECKING:
+    from autotune.serving import Server
 
 # A server whose requests fail may be about to end: the API process outlives its engine for a bit.
 DYING_S = 3.0

@@ -1,17 +1,24 @@
 """Proposes the next point: seeds, then the launch that is worth most; front and confirmation."""
 
-from autotune.search.acceptance import Prediction, SpeculationLaunch, WhatIf, what_if
-from autotune.search.confirmation import Choice, Confirmed, Launches, Verdict, plan, verdict
-from autotune.search.front import Direction, baseline_speedup, front_numbers
-from autotune.search.model import Proposal
-from autotune.search.proposer import (
-    Converged,
-    Proposer,
-    SearchEnds,
-    SpaceExhausted,
-    grid_points,
-    seed_points,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from autotune._lazy import importer
+
+if TYPE_CHECKING:
+    from autotune.search.acceptance import Prediction, SpeculationLaunch, WhatIf, what_if
+    from autotune.search.confirmation import Choice, Confirmed, Launches, Verdict, plan, verdict
+    from autotune.search.front import Direction, baseline_speedup, front_numbers
+    from autotune.search.model import Proposal
+    from autotune.search.proposer import (
+        Converged,
+        Proposer,
+        SearchEnds,
+        SpaceExhausted,
+        grid_points,
+        seed_points,
+    )
 
 __all__ = [
     "Choice",
@@ -35,3 +42,29 @@ __all__ = [
     "verdict",
     "what_if",
 ]
+
+__getattr__ = importer(
+    __name__,
+    {
+        "Prediction": "acceptance",
+        "SpeculationLaunch": "acceptance",
+        "WhatIf": "acceptance",
+        "what_if": "acceptance",
+        "Choice": "confirmation",
+        "Confirmed": "confirmation",
+        "Launches": "confirmation",
+        "Verdict": "confirmation",
+        "plan": "confirmation",
+        "verdict": "confirmation",
+        "Direction": "front",
+        "baseline_speedup": "front",
+        "front_numbers": "front",
+        "Proposal": "model",
+        "Converged": "proposer",
+        "Proposer": "proposer",
+        "SearchEnds": "proposer",
+        "SpaceExhausted": "proposer",
+        "grid_points": "proposer",
+        "seed_points": "proposer",
+    },
+)

@@ -35,8 +35,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from scipy import special
 
+from autotune.stats import quantiles
 from autotune.stats.launch_variance import Estimate, LaunchVariance, Scatter, SingleLaunch
 
 # Of a random walk, per doubling of n + 1: it is at least so rough, whatever two n happen to show.
@@ -291,7 +291,7 @@ def _expected_gain(mean: float, sigma: float) -> float:
         return max(0.0, mean)
     z = mean / sigma
     density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return sigma * (density + z * float(special.ndtr(z)))
+    return sigma * (density + z * quantiles.normal_probability(z))
 
 
 def best_fixed(rates: Rates) -> int:

@@ -81,8 +81,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special  # scipy.stats would take two seconds to import
 
+from autotune.stats import quantiles
 from autotune.stats.measurement import Floats, Measurement
 
 BATCHES = 8  # with fewer, Student's t gives intervals that say nothing
@@ -127,7 +127,7 @@ def standard_error(value: float, interval: Interval) -> float | None:
     """
     if value <= 0 or interval.error is not None:
         return interval.error if value > 0 else None
-    z = float(special.ndtri((1 + interval.confidence) / 2))
+    z = quantiles.normal((1 + interval.confidence) / 2)
     bounds = [x for x in (interval.low, interval.high) if x is not None and x > 0]
     halves = [abs(float(np.log(x / value))) / z for x in bounds]
     return sum(halves) / len(halves) if halves else None
@@ -168,7 +168,7 @@ def ratio_interval(
 
 
 def _student(value: float, error: float, told: float, confidence: float) -> Interval:
-    factor = float(np.exp(special.stdtrit(BATCHES - 1, (1 + confidence) / 2) * error))
+    factor = float(np.exp(quantiles.student_t(BATCHES - 1, (1 + confidence) / 2) * error))
     return Interval(value / factor, value * factor, confidence, float(told))
 
 
@@ -183,7 +183,7 @@ def _open_loop(m: Measurement, confidence: float) -> Interval:
     slope = float(backlog[1:] @ time / (time @ time))
     rest = backlog[1:] - backlog[1:].mean() - slope * time
     degrees = BATCHES - 2
-    half = float(special.stdtrit(degrees, 0.995)) * np.sqrt(rest @ rest / degrees / (time @ time))
+    half = quantiles.student_t(degrees, 0.995) * np.sqrt(rest @ rest / degrees / (time @ time))
     wander = math.sqrt(max(0.0, float(backlog[1:].mean())) * float(m.output_tokens.mean()))
     if slope > half and slope * BATCHES > _GROWS * wander:
         error = float(np.std(np.diff(came), ddof=1)) * math.sqrt(BATCHES)
@@ -255,7 +255,7 @@ def _long_run_ratio(values: Floats) -> float:
 def _effective_size(n: int, q: float, ratio: float) -> float:
     """So many independent values would tell as much of the ``q`` quantile as ``n`` do."""
     rho = max(0.0, (ratio - 1) / (ratio + 1))
-    z = float(special.ndtri(q))
+    z = quantiles.normal(q)
     density2 = float(np.exp(-(z**2))) / (2 * np.pi) / (q * (1 - q))
     hermite = (1.0, z, z**2 - 1)
     widened = 1 + sum(
@@ -278,7 +278,7 @@ def quantile_bound(ordered: Floats, size: float, q: float, level: float) -> floa
     if (1 - q) ** n > level or q**n > 1 - level:  # it lies below all values, or above
         return None
     # P(at most `below` of `size` values are below the quantile) = level; 0 where there is none
-    below = float(special.bdtrik(level, size, q))
+    below = quantiles.binomial(level, size, q)
     position = (below + 1) * (n + 1) / (size + 1)
     if below <= 0 or not 1 <= position <= n:
         return None

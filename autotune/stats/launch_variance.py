@@ -33,8 +33,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
+from autotune.stats import quantiles
 from autotune.stats.intervals import BATCHES
 
 # Points of equal mass under the prior of Scatter.chance
@@ -207,7 +207,7 @@ class LaunchVariance:
 
 
 def _student(log: float, variance: float, degrees: float, confidence: float) -> Estimate:
-    half = float(special.stdtrit(degrees, (1 + confidence) / 2)) * math.sqrt(variance)
+    half = quantiles.student_t(degrees, (1 + confidence) / 2) * math.sqrt(variance)
     if half > math.log(_SAYS_NOTHING):
         return Estimate(round(math.exp(log), 12), None, None)
     return Estimate(round(math.exp(log), 12), math.exp(log - half), math.exp(log + half))

@@ -58,8 +58,8 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
-from scipy import special
 
+from autotune.stats import quantiles
 from autotune.stats.intervals import Interval
 
 # Of the intervals that end a measurement, so that they hold 95 % when they do.
@@ -330,7 +330,7 @@ class Domination:
     def _worse(
         self, trial: Sequence[Bounded], rival: Sequence[Bounded], of_trial: float, of_rival: float
     ) -> bool:
-        luck = float(special.stdtrit(LAUNCH_DEGREES, 1 - of_rival))
+        luck = quantiles.student_t(LAUNCH_DEGREES, 1 - of_rival)
         return all(
             _certainly_worse(
                 a,

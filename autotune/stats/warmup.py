@@ -33,8 +33,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
 
+from autotune.stats import quantiles
 from autotune.stats.intervals import BATCHES, MIN_REQUESTS, batch_sums, correlation_factor
 
 _TAIL = 2  # MSER of a single value is 0
@@ -87,5 +87,5 @@ def drift(rates: Sequence[float], error: float = 0.01) -> float | None:
     residuals = means - means.mean() - slope * time
     degrees = BATCHES - 2
     variance = float(residuals @ residuals) / degrees * correlation_factor(residuals)
-    half = float(special.stdtrit(degrees, 1 - error / 2)) * math.sqrt(variance / (time @ time))
+    half = quantiles.student_t(degrees, 1 - error / 2) * math.sqrt(variance / (time @ time))
     return math.expm1(slope * (BATCHES - 1)) if abs(slope) > half else None
