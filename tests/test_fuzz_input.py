@@ -36,6 +36,8 @@ from autotune.study_objectives import study_objectives
 from tests.fuzzing import fuzz
 from tests.studies import write_study
 
+pytestmark = pytest.mark.slow
+
 # What no command may do here, whatever its arguments: each would launch something, ask a vLLM (by
 # a program that the study names) or look at this machine.
 FORBIDDEN = (

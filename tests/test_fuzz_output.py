@@ -42,6 +42,8 @@ from tests.test_client import (
 )
 from tests.test_scrape import page, serving
 
+pytestmark = pytest.mark.slow
+
 # -- streams -----------------------------------------------------------------------------------
 
 DEEP = "[" * 900 + "]" * 900

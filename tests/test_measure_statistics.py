@@ -34,6 +34,8 @@ from autotune.stats.measurement import Floats
 from autotune.stats.stopping import LEAST_BETWEEN, USUAL_BETWEEN, relative_half_width
 from autotune.stats.warmup import fewest
 
+pytestmark = pytest.mark.slow
+
 RUNS = 2000
 
 

@@ -10,6 +10,8 @@ import pytest
 from notebooks.execute import NOTEBOOKS, executed
 from tests.studies import processes_of, write_study
 
+pytestmark = pytest.mark.slow
+
 MOST_BYTES = 200_000
 
 

@@ -1,21 +1,28 @@
-"""ShareGPT's conversations and a recorded log, sent to one real vLLM server with the demo pair."""
+"""One real vLLM server with the demo pair: what it is sent, and that it dies with its owner."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
 
 from autotune.bench import Sample, Workload, build_workload
 from autotune.bench.session import send
-from autotune.engine.probe import probe
+from autotune.engine.command import free_port
+from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import MeasureError
 from autotune.serving import Server
+from autotune.serving.process_tree import _processes
 from autotune.study.schema import WorkloadSpec
 from tests.test_real_server import SERVER, demo_server
 
@@ -49,22 +56,55 @@ CONVERSATIONS = [
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant"}
 
 
+OWNER = """
+import sys, time
+from pathlib import Path
+from autotune.serving import probe
+from tests.test_real_server import SERVER, demo_server
+server = demo_server(Path(sys.argv[1]), sys.argv[2], probe(SERVER), port=int(sys.argv[3]))
+server.start()
+server.wait_ready(lambda _: None)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+class OwnedServer:
+    """A server that another process started, as far as requests are concerned."""
+
+    def __init__(self, log: Path, info: VllmInfo) -> None:
+        self.launch_id, port = uuid.uuid4().hex, free_port()
+        self.plan = demo_server(log, self.launch_id, info, port=port).plan
+        self.owner = subprocess.Popen(
+            [sys.executable, "-c", OWNER, str(log), self.launch_id, str(port)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+        )
+        assert self.owner.stdout is not None
+        said = self.owner.stdout.readline()
+        assert said == "ready\n", log.read_text()[-2000:]
+
+    def died(self, _: float) -> bool:
+        return self.owner.poll() is not None
+
+    def command_lines(self) -> str:
+        return " ".join(" ".join(p.cmdline()) for p in _processes(self.launch_id))
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnedServer]:
+    """The server of all tests here; the last one kills its owner."""
     info = probe(SERVER)
     if info.device != "cpu":
         pytest.skip("the demo pair is for vLLM on a CPU")
-    log = tmp_path_factory.mktemp("server") / "log"
-    started = demo_server(log, uuid.uuid4().hex, info)
-    try:
-        started.start()
-        started.wait_ready(lambda _: None)
-        yield started
-    finally:
-        started.stop()
+    started = OwnedServer(tmp_path_factory.mktemp("server") / "log", info)
+    yield started
+    started.owner.kill()
+    started.owner.communicate()
 
 
-def tokens(server: Server, what: str | list[dict[str, str]], *, special: bool = True) -> int:
+def tokens(server: OwnedServer, what: str | list[dict[str, str]], *, special: bool = True) -> int:
     """Of a text or a chat, by the server's own tokenizer and template."""
     asked = {"prompt": what} if isinstance(what, str) else {"messages": what}
     answer = httpx.post(
@@ -77,14 +117,40 @@ def tokens(server: Server, what: str | list[dict[str, str]], *, special: bool = 
     return int(answer.raise_for_status().json()["count"])
 
 
-def sent(server: Server, spec: WorkloadSpec, folder: Path) -> tuple[Workload, tuple[Sample, ...]]:
+def sent(
+    server: OwnedServer, spec: WorkloadSpec, folder: Path
+) -> tuple[Workload, tuple[Sample, ...]]:
     """The requests, and what became of them."""
     work = build_workload(spec, folder)
-    return work, send(server, spec, work.measured, work.arrivals, "measure", lambda _: None)
+    return work, send(
+        cast(Server, server), spec, work.measured, work.arrivals, "measure", lambda _: None
+    )
+
+
+def test_it_answers_to_its_key_which_nobody_sees(server: OwnedServer) -> None:
+    assert "EngineCore" in server.command_lines()  # the launch id is in every process
+    assert server.plan.api_key not in server.command_lines()
+    ask = partial(
+        httpx.post,
+        f"{server.plan.base_url}/v1/chat/completions",
+        json={
+            "model": server.plan.served_name,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 8,
+            "ignore_eos": True,
+        },
+        timeout=60,
+        trust_env=False,
+    )
+    assert ask().status_code == 401  # the key of this launch is asked for
+    answer = ask(headers={"Authorization": f"Bearer {server.plan.api_key}"})
+    assert answer.raise_for_status().json()["usage"]["completion_tokens"] == 8
 
 
 @pytest.mark.parametrize("turns", ["first", "all"])
-def test_conversations_are_sent_as_documented(tmp_path: Path, server: Server, turns: str) -> None:
+def test_conversations_are_sent_as_documented(
+    tmp_path: Path, server: OwnedServer, turns: str
+) -> None:
     rows = [
         {"conversations": [{"from": who, "value": text} for who, text in spoken]}
         for spoken in CONVERSATIONS
@@ -119,7 +185,7 @@ def test_conversations_are_sent_as_documented(tmp_path: Path, server: Server, tu
     assert all(a.end <= b.start for a, b in pairwise(samples))
 
 
-def test_a_log_is_sent_at_its_times_with_its_lengths(tmp_path: Path, server: Server) -> None:
+def test_a_log_is_sent_at_its_times_with_its_lengths(tmp_path: Path, server: OwnedServer) -> None:
     recorded = [  # seconds, what, tokens of the answer
         (0.0, "Once upon a time", 5),
         (0.5, [{"role": "user", "content": "Name three planets, please."}], 9),
@@ -165,7 +231,9 @@ def test_a_log_is_sent_at_its_times_with_its_lengths(tmp_path: Path, server: Ser
     assert [(r.prompt, r.output_len) for r in work.warmup] == [(recorded[6][1], 4)]
 
 
-def test_what_has_no_room_is_said_with_the_server_s_reason(tmp_path: Path, server: Server) -> None:
+def test_what_has_no_room_is_said_with_the_server_s_reason(
+    tmp_path: Path, server: OwnedServer
+) -> None:
     row = {"timestamp": 0, "prompt": "word " * 1100, "output_len": 4}
     (tmp_path / "log.jsonl").write_text(json.dumps(row))
     spec = WorkloadSpec.model_validate(
@@ -173,3 +241,13 @@ def test_what_has_no_room_is_said_with_the_server_s_reason(tmp_path: Path, serve
     )
     with pytest.raises(MeasureError, match=r"1 of 1 requests failed: HTTP 400.*1024"):
         sent(server, spec, tmp_path)
+
+
+def test_nothing_outlives_a_killed_owner(server: OwnedServer) -> None:
+    assert "EngineCore" in server.command_lines()
+    server.owner.kill()
+    server.owner.wait()
+    deadline = time.monotonic() + 10  # what we promise
+    while left := _processes(server.launch_id):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)

@@ -43,6 +43,8 @@ from benchmarks.training.model import (
 from benchmarks.training.target import Cache, Target
 from benchmarks.training.train import Recipe, Trainer
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 START, END, MASK = range(3)  # <|im_start|> and so on
 WORDS = ["<|im_start|>", "<|im_end|>", "<mask>", "user", "assistant", "system"]

@@ -124,6 +124,7 @@ print(json.dumps([got.max_num_batched_tokens, got_client.num_prompts, got_client
 """
 
 
+@pytest.mark.vllm
 @pytest.mark.skipif(not HAS_VLLM, reason="needs vLLM")
 def test_vllms_own_parsers_take_the_commands(setup: Any, cost: Any, tmp_path: Path) -> None:
     plans = [setup.server(n, 8123, "x") for n in setup.points]
