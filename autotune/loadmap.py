@@ -59,6 +59,7 @@ from autotune.serving.machine import machine_line
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
 from autotune.store import MapPointRow, Store
+from autotune.study.differences import fingerprint
 from autotune.study.schema import FlagValue, StudySpec, WorkloadSpec
 from autotune.study.space import MNBT, N, Value
 from autotune.ui import Ui
@@ -204,8 +205,10 @@ class _Map:
         self.name = prepared.spec.name
         self.ledger = map_name(self.name)
         self.requests = map_requests(prepared, loads)
-        self.fingerprint = prepared.spec.fingerprint(prepared.loaded.base)
-        self.known = study_in(store, self.name, self.fingerprint)
+        self.fingerprint = fingerprint(self.loaded)
+        self.fingerprints = store.fingerprints(self.loaded)
+        store.rename_maps(self.name, self.fingerprints, self.fingerprint)
+        self.known = study_in(store, self.name, self.fingerprints)
         self.p, self.setting = self.settle(prepared)
         self.candidates = self.feasible()
         self.launcher = Launcher(self.p, store, self.ledger)
@@ -215,7 +218,7 @@ class _Map:
     def view(self) -> MapView:
         """What the map amounts to by now."""
         return map_view(
-            self.store, self.loaded, self.fingerprint, self.loads, self.setting, self.p.resolve
+            self.store, self.loaded, self.fingerprints, self.loads, self.setting, self.p.resolve
         )
 
     def go(self) -> StopReason:

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +48,7 @@ from autotune.engine.launch_stages import Stages
 from autotune.engine.probe import VllmInfo
 from autotune.errors import DatabaseLocked, MachineError, TrialFailure, UserError
 from autotune.serving import Identity, boot_id
+from autotune.study.differences import contents, fingerprint, fingerprints, why_not_same
 from autotune.study.schema import LoadedStudy, parse_study, text_without_secrets
 
 SCHEMA = 2
@@ -69,7 +70,7 @@ class Meta(_Base):
 
 
 class StudyRow(_Base):
-    """The study file as it was when the study began."""
+    """The study file as the latest run had it; keys that affect a result never change."""
 
     __tablename__ = "autotune_studies"
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -485,41 +486,49 @@ class Store:
         return loaded, row
 
     def begin_study(self, loaded: LoadedStudy, *, seed: int, wanted: int) -> StudyRow:
-        """Writes the study down, or checks that it is the one that is there already.
+        """Write the study down, or check that it is the one that is there already.
+
+        The row then has the study file as it is now: keys that affect no result may have changed.
 
         Raises:
             UserError: a study of this name was run from a file that says something else.
         """
         spec = loaded.spec
-        fingerprint = spec.fingerprint(loaded.base)
+        now = fingerprint(loaded)
         with Session(self._engine) as s:
             row = s.get(StudyRow, spec.name)
             if row is None:
                 row = StudyRow(
-                    name=spec.name,
-                    path=str(loaded.path.resolve()),
-                    yaml=text_without_secrets(loaded),
-                    fingerprint=fingerprint,
-                    seed=seed,
-                    wanted=wanted,
-                    created_at=time.time(),
-                    autotune_version=__version__,
+                    name=spec.name, seed=seed, created_at=time.time(), autotune_version=__version__
                 )
                 s.add(row)
-            elif row.fingerprint != fingerprint:
-                old = parse_study(row.yaml, Path(row.path), check_files=False).spec
-                changed = _first_difference(old.shown({}), spec.shown({}))
+            elif changed := _why_not_same(row, loaded):
                 raise UserError(
                     f"{loaded.path}: the study {spec.name} in {self.path} was begun with another "
-                    f"{changed or 'content of a file that it names'}; trials would not compare. "
+                    f"{changed}; trials would not compare. "
                     "Change the name in the file, or give another --db"
                 )
             else:
-                row.wanted = wanted
+                _rename_maps(s, spec.name, {row.fingerprint}, now)
+            row.path, row.yaml = str(loaded.path.resolve()), text_without_secrets(loaded)
+            row.fingerprint, row.wanted = now, wanted
             s.commit()
             s.refresh(row)
             s.expunge(row)
         return row
+
+    def fingerprints(self, loaded: LoadedStudy) -> frozenset[str]:
+        """Return every fingerprint under which this file may hold trials that compare.
+
+        Args:
+            loaded: A study, which need not be in this file.
+        """
+        known = fingerprints(loaded.spec, contents(loaded.spec, loaded.base))
+        with Session(self._engine) as s:
+            row = s.get(StudyRow, loaded.spec.name)
+        if row is None or _why_not_same(row, loaded) is not None:
+            return known
+        return known | {row.fingerprint}
 
     # -- launches --------------------------------------------------------------------------
 
@@ -847,6 +856,18 @@ class Store:
             s.expunge(row)
         return row
 
+    def rename_maps(self, study: str, known: Collection[str], now: str) -> None:
+        """Give the load sweeps of a study its present fingerprint.
+
+        Args:
+            study: Its name.
+            known: Fingerprints that are the same experiment: :meth:`fingerprints`.
+            now: The present one.
+        """
+        with Session(self._engine) as s:
+            _rename_maps(s, study, known, now)
+            s.commit()
+
     def map_points(self, study: str) -> list[MapPointRow]:
         """Of all settings, oldest first."""
         if not inspect(self._engine).has_table(MapPointRow.__tablename__):
@@ -939,15 +960,13 @@ def _columns(row: _Base) -> dict[str, Any]:
     return {c.key: getattr(row, c.key) for c in inspect(type(row)).column_attrs}
 
 
-def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """The first key, dotted, whose value differs; empty if none does."""
-    for key in dict.fromkeys([*old, *new]):
-        if not prefix and key in {"name", "description", "budget"}:
-            continue
-        a, b = old.get(key), new.get(key)
-        if a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            return _first_difference(a, b, f"{prefix}{key}.")
-        return f"{prefix}{key} ({a} then, {b} now)"
-    return ""
+def _why_not_same(row: StudyRow, loaded: LoadedStudy) -> str | None:
+    old = parse_study(row.yaml, Path(row.path), check_files=False)
+    return why_not_same(old, row.fingerprint, loaded)
+
+
+def _rename_maps(session: Session, study: str, known: Collection[str], now: str) -> None:
+    """Give the load sweeps of a study its present fingerprint."""
+    for point in session.scalars(select(MapPointRow).where(MapPointRow.study == study)):
+        if point.setting["fingerprint"] in known:
+            point.setting = {**point.setting, "fingerprint": now}

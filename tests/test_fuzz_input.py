@@ -30,6 +30,7 @@ from autotune.errors import UserError
 from autotune.loop import baseline_point
 from autotune.results import study_objectives
 from autotune.store import Store
+from autotune.study.differences import fingerprint
 from autotune.study.from_command import study_from_command, template
 from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from tests.fuzzing import fuzz
@@ -112,7 +113,7 @@ def judged(path: Path, text: str | None = None) -> LoadedStudy | UserError:
             is_one_line(str(e), shown(loaded.base / (spec.workload.prompts or "")))
             return e
         assert all(a <= b for a, b in zip(work.arrivals, work.arrivals[1:], strict=False))
-        spec.fingerprint(loaded.base)
+        fingerprint(loaded)
     dumped = spec.model_dump(mode="json")
     json.dumps([dumped["server"], dumped["space"]], allow_nan=False)
     return loaded

@@ -130,22 +130,6 @@ def test_names_of_bundled_studies(tmp_path: Path) -> None:
         load_study(str(tmp_path / "latin.yaml"))
 
 
-def test_fingerprint_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
-    def fingerprint(text: str) -> str:
-        return parse_study(text, tmp_path / "s.yaml").spec.fingerprint(tmp_path)
-
-    same = GOOD.replace("name: mine", "name: other\nbudget: {trials: 3}\ndescription: words")
-    assert fingerprint(same) == fingerprint(GOOD)
-    assert fingerprint(GOOD.replace("server:", "server:\n  ahead: 3", 1)) == fingerprint(GOOD)
-    assert fingerprint(GOOD.replace("output_len: 96", "output_len: 97")) != fingerprint(GOOD)
-    prompts = tmp_path / "p.jsonl"
-    text = GOOD.replace("random: {input_len: 256}", "prompts: p.jsonl")
-    prompts.write_text('{"prompt": "a"}\n')
-    first = fingerprint(text)
-    prompts.write_text('{"prompt": "b"}\n')
-    assert fingerprint(text) != first
-
-
 @pytest.mark.parametrize(
     ("trials", "confirm", "held"),
     [
