@@ -274,13 +274,13 @@ class _Map:
             words = str(value).lower() if isinstance(value, bool) else value
             self.ui.message(f"{name.replace('_', '-')} is {words} in this map: {why}")
 
-        seqs = {**spec.server.flags, **params}.get(MAX_NUM_SEQS)
+        seqs = spec.settings(params).get(MAX_NUM_SEQS)
         seqs = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else _DEFAULT_SEQS
         if seqs < max(self.loads):
             change(
                 MAX_NUM_SEQS, max(self.loads), f"with {seqs}, requests would wait at higher loads"
             )
-        caching = {**spec.server.flags, **params}.get(_PREFIX_CACHING)
+        caching = spec.settings(params).get(_PREFIX_CACHING)
         if self.requests.repeated and caching is not False:
             change(_PREFIX_CACHING, value=False, why="too few prompts, some are sent twice")
         if SCHEDULE in (spec.server.speculative.model_extra or {}):

@@ -42,7 +42,7 @@ from autotune.stats import (
 from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
 from autotune.store import LoadRow, MapPointRow, Store
 from autotune.study.schema import FlagValue, LoadedStudy, ServerSpec, StudySpec
-from autotune.study.space import DRAFT, Value
+from autotune.study.space import DRAFT, N, Value
 from autotune.views import StudyView
 
 PARTS = 2
@@ -104,12 +104,8 @@ def speculative_argument(
     """
     if server.speculative is None:
         raise ValueError("n of at least 1 needs a draft")
-    draft = {k.removeprefix(DRAFT): v for k, v in params.items() if k.startswith(DRAFT)}
-    config = {
-        **server.speculative.config(n),
-        **draft,
-        "model": resolve(server.speculative.model),
-    }
+    config = server.draft_settings({N: n, **params})
+    config["model"] = resolve(server.speculative.model)
     config.pop(SCHEDULE, None)
     if ranges is not None:
         config[SCHEDULE] = [list(x) for x in ranges]
@@ -136,7 +132,7 @@ def schedule_of(
     """The schedule that the numbers ask for; None: one n does."""
     if not rates.get(0):
         return None
-    seqs = {**spec.server.flags, **setting.params, **setting.flags}.get(MAX_NUM_SEQS)
+    seqs = spec.settings({**setting.params, **setting.flags}).get(MAX_NUM_SEQS)
     most = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else max(loads)
     # whether n tie is asked within the launches: what they differ by is the same at every load
     ranges = schedule(rates, by_load(rates, None), most)

@@ -348,7 +348,7 @@ def _place(model: str, base: Path) -> str:
 def _fixed(loaded: LoadedStudy) -> dict[str, object]:
     """The launch settings that all trials of a study share."""
     spec = loaded.spec
-    out = dict(spec.settings({}))
+    out: dict[str, object] = {**spec.settings({})}
     if N not in spec.space:
         out.setdefault(N, 0)
     if spec.server.speculative is not None:

@@ -42,7 +42,7 @@ def test_a_good_study_is_read() -> None:
     assert spec.server.flags == {"max_num_seqs": 2, "enforce_eager": True}
     assert [o.name for o in spec.objectives] == ["throughput", "p95_latency"]
     assert spec.server.speculative is not None
-    assert spec.server.speculative.config(3) == {
+    assert spec.server.draft_settings({"num_speculative_tokens": 3}) == {
         "method": "dflash",
         "model": "org/draft",
         "attention_backend": "flash_attn",

@@ -118,10 +118,6 @@ class SpeculativeSpec(BaseModel):
             raise ValueError(f"{N} must be a whole number from 0 up")
         return self
 
-    def config(self, n: int) -> dict[str, Any]:
-        """vLLM's ``--speculative-config`` for ``n`` ≥ 1 draft tokens."""
-        return {**self.model_dump(), N: n}
-
 
 def _argv(value: object) -> object:
     if isinstance(value, str):
@@ -166,6 +162,23 @@ class ServerSpec(_Model):
         le=_MOST_SECONDS,
         description="wait after SIGTERM before the whole tree is killed",
     )
+
+    def settings(self, point: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
+        """Return every launch setting of a point, fixed and searched.
+
+        Flags have their own names. Keys of the draft begin with ``speculative.``, but for n.
+
+        Args:
+            point: Values that are searched, or that a load sweep changes.
+        """
+        draft = self.speculative.model_dump() if self.speculative else {}
+        fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
+        return {**self.flags, **fixed, **point}
+
+    def draft_settings(self, point: Mapping[str, FlagValue]) -> dict[str, Any]:
+        """Return what goes into ``--speculative-config`` at a point, n included where it is set."""
+        found = self.settings(point).items()
+        return {k.removeprefix(DRAFT): v for k, v in found if k == N or k.startswith(DRAFT)}
 
     @field_validator("env", mode="before")
     @classmethod
@@ -733,11 +746,9 @@ class StudySpec(_Model):
         """The searched parameters."""
         return Space(self.space)
 
-    def settings(self, point: Mapping[str, Value]) -> dict[str, object]:
-        """Every launch setting of a point that the space's rules read, fixed and searched."""
-        draft = self.server.speculative.model_dump() if self.server.speculative else {}
-        fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
-        return {**self.server.flags, **fixed, **point}
+    def settings(self, point: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
+        """Return every launch setting of a point: :meth:`ServerSpec.settings`."""
+        return self.server.settings(point)
 
     def shown(self, left_out: Mapping[str, Any]) -> dict[str, Any]:
         """The study as plain data with its secrets masked; without the keys ``left_out``."""
