@@ -45,7 +45,7 @@ from autotune.errors import (
 from autotune.explain import known_for
 from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended, launch_text
-from autotune.recomputed import Recomputed, measurement_of
+from autotune.recomputed import LIMIT, Recomputed, measurement_of
 from autotune.results import (
     Standing,
     counts,
@@ -1059,6 +1059,8 @@ class _Run:
             failure_reason=failure.reason,
             failure_evidence=list(failure.evidence),
         )
+        if failure.kind is FailureKind.TIMEOUT:
+            self.set_attrs(trial, **{LIMIT: self.spec.server.health_timeout_s})
         self.study.tell(trial.number, state=TrialState.FAIL)
         self.show(trial.number)
         if failure.kind is FailureKind.INFEASIBLE:

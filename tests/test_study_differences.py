@@ -351,3 +351,22 @@ def test_a_run_goes_on_with_other_timeouts_and_another_search(tmp_path: Path) ->
     refused = autotune("run", str(study), "--trials", "3", cwd=tmp_path)
     assert refused.returncode == 2
     assert "was begun with another workload.output_len (12 then, 13 now)" in refused.stderr
+
+
+@pytest.mark.double
+def test_what_timed_out_is_launched_again_under_a_higher_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = write_study(tmp_path, server__health_timeout_s=0.5)
+    monkeypatch.setenv("DOUBLE_FAIL", "never_healthy")
+    autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+    monkeypatch.delenv("DOUBLE_FAIL")
+    assert [t["failure_kind"] for t in trials(tmp_path)] == ["timeout"]
+    # under the same limit the trial counts, so nothing is left to do
+    autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+    assert len(trials(tmp_path)) == 1
+    write_study(tmp_path, server__health_timeout_s=20)
+    assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
+    first, again = trials(tmp_path)
+    assert (first["state"], again["state"]) == ("failed", "complete")
+    assert again["params"] == first["params"]
