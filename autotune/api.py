@@ -54,7 +54,8 @@ from autotune.export import shell_command
 from autotune.loop import prepare, run_study
 from autotune.results import study_view
 from autotune.store import opened
-from autotune.study.schema import LoadedStudy, StudySpec, load_study, parse_study
+from autotune.study.files import LoadedStudy, load_study, parse_study
+from autotune.study.schema import StudySpec
 from autotune.study.space import Point
 from autotune.ui import Ui
 from autotune.views import StudyView, TrialView, plain

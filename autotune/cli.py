@@ -25,7 +25,7 @@ from autotune.errors import AutotuneError, NothingUsable, UserError, in_short, o
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
     from autotune.reuse import Source
     from autotune.store import Store
-    from autotune.study.schema import LoadedStudy
+    from autotune.study.files import LoadedStudy
     from autotune.ui import Ui
     from autotune.views import StudyView, TrialView
 
@@ -173,7 +173,7 @@ def run(
     """
     from autotune.reuse import Source
     from autotune.serving.machine import has_gpu
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
 
     if study is None:
         study = "gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"
@@ -212,7 +212,7 @@ def confirm(study: str, launches: int, database: Path, timeout: float | None) ->
     Example:
       autotune confirm studies/gemma-4-26b-rtx5090.yaml --launches 12
     """
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
 
     _run(load_study(study), database, launches, 0, timeout, confirm=True)
 
@@ -840,7 +840,7 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
     from autotune.crosscheck import Verdict
     from autotune.crosscheck import crosscheck as compare
     from autotune.loop import prepare, signals
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
     from autotune.ui import Ui
 
     ui = Ui(Console(stderr=True, highlight=False))
@@ -918,7 +918,7 @@ def load_map(
     from autotune.mapresults import stored_view
     from autotune.mapview import map_json, map_lines
     from autotune.store import opened
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
     from autotune.ui import Ui
 
     if plot is not None and not plot.parent.is_dir():
@@ -964,7 +964,7 @@ def doctor(study: str | None, database: Path, as_json: bool) -> None:
       autotune doctor studies/gemma-4-26b-rtx5090.yaml
     """
     from autotune.doctor import checks
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
     from autotune.ui import Ui
 
     ui = Ui()
@@ -1000,7 +1000,7 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
     from autotune.results import study_view
     from autotune.serving.machine import has_gpu
     from autotune.store import opened
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
 
     loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))
     trials: Sequence[TrialView] = ()
@@ -1030,8 +1030,8 @@ def init(command: tuple[str, ...], out: Path, name: str) -> None:
       autotune init --name mine
       autotune init -- vllm serve org/model --max-num-seqs 8
     """
+    from autotune.study.files import parse_study
     from autotune.study.from_command import study_from_command, template
-    from autotune.study.schema import parse_study
 
     text = study_from_command(command, name) if command else template(name)
     parse_study(text, out, check_files=False)

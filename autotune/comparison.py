@@ -53,7 +53,8 @@ from autotune.stats import Estimate, LaunchVariance, Scatter
 from autotune.store import Store, file_identity, opened
 from autotune.study import differences
 from autotune.study.differences import contents, files_of, fingerprints, setting_text
-from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import StudySpec
 from autotune.study.space import DRAFT, MNBT, N, Value, canonical
 from autotune.views import StudyView, TrialView, number, plain, point_text, value_text
 from objectives import Objective

@@ -20,8 +20,9 @@ from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import NOTHING, SEQS, Known, infeasible, known_of, why_doubtful
 from autotune.errors import UserError
 from autotune.serving.machine import has_gpu
+from autotune.study.files import LoadedStudy
 from autotune.study.models import target_folder
-from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
 from autotune.views import TrialView, plain, point_text
 

@@ -44,7 +44,8 @@ from autotune.errors import UserError
 from autotune.explain import known_for
 from autotune.loop import model_resolver
 from autotune.store import Store
-from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import StudySpec
 from autotune.study.space import N, as_int
 from autotune.views import (
     StudyView,

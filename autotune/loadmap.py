@@ -60,8 +60,9 @@ from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
 from autotune.store import MapPointRow, Store
 from autotune.study.differences import fingerprint
-from autotune.study.schema import FlagValue, StudySpec, WorkloadSpec
+from autotune.study.schema import FlagValue, StudySpec
 from autotune.study.space import MNBT, N, Value
+from autotune.study.workload import WorkloadSpec
 from autotune.ui import Ui
 from autotune.views import number, point_text
 

@@ -71,8 +71,9 @@ from autotune.search.sampler import CHALLENGES, PointSet, nearest, tried_points
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR, Measurement, expected_between
 from autotune.store import LaunchRow, Store, exclusive, opened
+from autotune.study.files import LoadedStudy
 from autotune.study.models import resolve_model
-from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.schema import StudySpec
 from autotune.study.space import (
     ALIGNED,
     MNBT,

@@ -41,7 +41,8 @@ from autotune.stats import (
 )
 from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
 from autotune.store import LoadRow, MapPointRow, Store
-from autotune.study.schema import FlagValue, LoadedStudy, ServerSpec, StudySpec
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import FlagValue, ServerSpec, StudySpec
 from autotune.study.space import DRAFT, N, Value
 from autotune.views import StudyView
 

@@ -23,7 +23,8 @@ from autotune.bench.session import Stop, with_energy
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
 from autotune.store import Store
-from autotune.study.schema import StudySpec, WorkloadSpec
+from autotune.study.schema import StudySpec
+from autotune.study.workload import WorkloadSpec
 from objectives import Objective
 
 # Of a trial's quality: the version that measured it, and why it could not be computed again.

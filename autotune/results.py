@@ -25,7 +25,8 @@ from autotune.serving.machine import machine_line
 from autotune.serving.nvml import why_no_energy
 from autotune.stats import LaunchVariance, SingleLaunch
 from autotune.store import Store
-from autotune.study.schema import LoadedStudy, ObjectiveSpec, StudySpec
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import ObjectiveSpec, StudySpec
 from autotune.study.space import Space, Value
 from autotune.views import (
     COMPUTED_AGAIN,

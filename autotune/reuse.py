@@ -53,7 +53,8 @@ from autotune.study.differences import (
     fingerprints,
     in_any_order,
 )
-from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import StudySpec
 from autotune.study.space import DRAFT, N, Point, Value, canonical
 from autotune.views import Origin, plain
 

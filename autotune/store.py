@@ -49,7 +49,7 @@ from autotune.engine.probe import VllmInfo
 from autotune.errors import DatabaseLocked, MachineError, TrialFailure, UserError
 from autotune.serving import Identity, boot_id
 from autotune.study.differences import contents, fingerprint, fingerprints, why_not_same
-from autotune.study.schema import LoadedStudy, parse_study, text_without_secrets
+from autotune.study.files import LoadedStudy, parse_study, text_without_secrets
 
 SCHEMA = 2
 BUSY_TIMEOUT_S = 20

@@ -38,7 +38,7 @@ from autotune.results import study_objectives
 from autotune.serving import Server, WarmStart
 from autotune.serving.machine import describe_machine
 from autotune.stats import Measurement
-from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
 from objectives import Objective
 

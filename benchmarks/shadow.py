@@ -54,7 +54,7 @@ from autotune.stats import (
     throughput_interval,
 )
 from autotune.store import Store, exclusive, opened
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from autotune.study.space import N, Point
 from autotune.ui import Ui
 

@@ -73,7 +73,8 @@ from autotune.serving.machine import describe_machine, machine_line
 from autotune.stages import time_view
 from autotune.stats import Measurement
 from autotune.store import opened
-from autotune.study.schema import LoadedStudy, StudySpec, load_study
+from autotune.study.files import LoadedStudy, load_study
+from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, N
 from autotune.views import number
 

@@ -51,7 +51,7 @@ from autotune.search import grid_points
 from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.store import LaunchRow, RequestRow, Store
-from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.ui import Ui
 from autotune.views import TrialView

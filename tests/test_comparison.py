@@ -30,7 +30,7 @@ from autotune.results import study_objectives
 from autotune.serving import Identity
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.store import Store
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
 from tests.studies import write_study
 

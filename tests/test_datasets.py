@@ -17,7 +17,8 @@ from autotune.bench import Request, Workload, build_workload
 from autotune.errors import UserError
 from autotune.store import opened
 from autotune.study.differences import contents, fingerprint, fingerprint_of_0_1
-from autotune.study.schema import LoadedStudy, WorkloadSpec, parse_study
+from autotune.study.files import LoadedStudy, parse_study
+from autotune.study.workload import WorkloadSpec
 from tests.studies import autotune, query, write_study
 
 RESULTS = Path(__file__).parent.parent / "studies" / "results"

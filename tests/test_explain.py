@@ -12,7 +12,7 @@ from autotune.engine.probe import VllmInfo
 from autotune.engine.rules import Known, why_infeasible
 from autotune.errors import UserError
 from autotune.explain import State, explain, known_for, space_map
-from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N
 from autotune.views import TrialView
 from tests.studies import autotune, write_study

@@ -21,7 +21,7 @@ from autotune.bench.interference import Rest
 from autotune.results import Standing, launched, trial_view, trial_views, with_points
 from autotune.serving.machine import describe_machine
 from autotune.store import Store
-from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import Point
 from autotune.ui import Ui
 from objectives import Objective

@@ -31,8 +31,8 @@ from autotune.loop import baseline_point
 from autotune.results import study_objectives
 from autotune.store import Store
 from autotune.study.differences import fingerprint
+from autotune.study.files import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.study.from_command import study_from_command, template
-from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from tests.fuzzing import fuzz
 from tests.studies import write_study
 

@@ -9,8 +9,8 @@ import pytest
 
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
+from autotune.study.files import LoadedStudy, parse_study
 from autotune.study.from_command import study_from_command, template
-from autotune.study.schema import LoadedStudy, parse_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param
 
 

@@ -29,7 +29,8 @@ from autotune.mapview import Advice, LoadView, MapView, PointView, map_json, map
 from autotune.serving import Identity
 from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule
-from autotune.study.schema import LoadedStudy, StudySpec, load_study
+from autotune.study.files import LoadedStudy, load_study
+from autotune.study.schema import StudySpec
 from tests.studies import (
     DOUBLE,
     UNENDED,

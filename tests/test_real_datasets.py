@@ -16,7 +16,7 @@ from autotune.bench.session import send
 from autotune.engine.probe import probe
 from autotune.errors import MeasureError
 from autotune.serving import Server
-from autotune.study.schema import WorkloadSpec
+from autotune.study.workload import WorkloadSpec
 from tests.test_real_server import SERVER, demo_server
 
 pytestmark = pytest.mark.real

@@ -36,7 +36,7 @@ from autotune.report.importance import LEAST_TRIALS, importances
 from autotune.results import study_objectives, study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.store import Store, opened
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from autotune.views import number as shown
 from tests.studies import autotune, write_study
 from tests.study_views import P95, THROUGHPUT

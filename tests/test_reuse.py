@@ -36,7 +36,7 @@ from autotune.serving.machine import describe_machine, machine_line
 from autotune.stages import time_json, time_lines, time_view
 from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.store import Store
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.views import origin_lines
 from tests.studies import autotune, processes_of, query, write_study

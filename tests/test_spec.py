@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import UserError
-from autotune.study.schema import BudgetSpec, find_study, load_study, parse_study
+from autotune.study.files import find_study, load_study, parse_study
+from autotune.study.schema import BudgetSpec
 
 GOOD = """\
 name: mine

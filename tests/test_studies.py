@@ -8,7 +8,7 @@ import pytest
 
 from autotune.bench.workload import build_workload
 from autotune.engine.rules import why_infeasible
-from autotune.study.schema import bundled_studies, load_study, studies_folder
+from autotune.study.files import bundled_studies, load_study, studies_folder
 from autotune.study.space import MNBT, IntParam, N, Pow2Param
 
 DEMO = ("demo-cpu", "demo-cpu-random")

@@ -27,7 +27,9 @@ from autotune.study.differences import (
     in_any_order,
     table,
 )
-from autotune.study.schema import Affects, LoadedStudy, Result, StudySpec, parse_study
+from autotune.study.files import LoadedStudy, parse_study
+from autotune.study.keys import Affects, Result
+from autotune.study.schema import StudySpec
 from tests.studies import autotune, query, trials, write_study
 
 OWN = """

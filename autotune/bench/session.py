@@ -58,7 +58,8 @@ from autotune.stats import (
     standard_error,
     warm_from,
 )
-from autotune.study.schema import StudySpec, WorkloadSpec
+from autotune.study.schema import StudySpec
+from autotune.study.workload import WorkloadSpec
 from objectives import Objective, WithEnergy
 
 # A server whose requests fail may be about to end: the API process outlives its engine for a bit.

@@ -26,12 +26,7 @@ from autotune.engine.cuda_graphs import aligned_sizes
 from autotune.engine.flags import _UNPRINTABLE, _VARIABLE, _check_model
 from autotune.engine.probe import MODULE, VllmInfo, _entry, _environment, _hiding
 from autotune.errors import TrialFailure, UserError
-from autotune.study.schema import (
-    FlagValue,
-    ServerSpec,
-    StudySpec,
-    flag_name,
-)
+from autotune.study.schema import FlagValue, ServerSpec, StudySpec, flag_name
 from autotune.study.secrets import (
     SECRET_NAME,
     is_secret,

@@ -26,13 +26,8 @@ from autotune.serving.machine import machine_line
 from autotune.stages import time_view
 from autotune.store import LaunchRow
 from autotune.study.differences import contents, differences, fingerprints
-from autotune.study.schema import (
-    Affects,
-    LoadedStudy,
-    bundled_studies,
-    load_study,
-    text_without_secrets,
-)
+from autotune.study.files import LoadedStudy, bundled_studies, load_study, text_without_secrets
+from autotune.study.keys import Affects
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 from autotune.timeplot import time_figure
 from autotune.views import (

@@ -1,9 +1,9 @@
 """Compare two studies by what their keys affect: one table for everything that asks.
 
-Each key of a study file carries what it affects (:class:`autotune.study.schema.Affects`); :data:`TABLE` has
-all of them. From it derive the fingerprint of a study, what stops a resume, what ``--reuse``
-refuses, what ``compare`` shows as a difference, which load sweep is continued, and the text of each
-difference.
+Each key of a study file carries what it affects (:class:`autotune.study.keys.Affects`);
+:data:`TABLE` has all of them. From it derive the fingerprint of a study, what stops a resume, what
+``--reuse`` refuses, what ``compare`` shows as a difference, which load sweep is continued, and the
+text of each difference.
 
 - A key that affects the **result** stops a resume and ``--reuse``, and is a difference to
   ``compare``.
@@ -35,7 +35,9 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from autotune.study.schema import Affects, LoadedStudy, StudySpec
+from autotune.study.files import LoadedStudy
+from autotune.study.keys import Affects
+from autotune.study.schema import StudySpec
 
 # Keys that name a file; see the module.
 FILES = frozenset(

@@ -22,7 +22,7 @@ from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 
 _HEAD = """# The study file, key by key
 
-Made from the models in `autotune/study/schema.py` by `python -m autotune.study.reference`; do not edit it.
+Made from the models in `autotune/study/` by `python -m autotune.study.reference`; do not edit it.
 [study-file.md](study-file.md) shows a whole study with comments, `autotune init` writes one, and
 [datasets.md](datasets.md) says more about `workload`. Keys that are not listed are an error.
 
