@@ -58,7 +58,8 @@ from autotune.results.text import plain
 from autotune.results.trials import study_view
 from autotune.results.views import StudyView, TrialView
 from autotune.storage.store import opened
-from autotune.study.schema import LoadedStudy, StudySpec, load_study, parse_study
+from autotune.study.files import LoadedStudy, load_study, parse_study
+from autotune.study.schema import StudySpec
 from autotune.study.space import Point
 
 __all__ = ["Event", "Result", "StopTuning", "Study", "tune"]

@@ -65,8 +65,9 @@ from autotune.serving import Server
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stats import Estimate, Measurement, Scatter
 from autotune.stats.measurement import Floats
-from autotune.study.schema import StudySpec, WorkloadSpec
+from autotune.study.schema import StudySpec
 from autotune.study.space import N, Point, Value
+from autotune.study.workload import WorkloadSpec
 
 OURS, BENCH = "autotune", "vllm bench serve"
 MARGIN = 0.03

@@ -61,8 +61,10 @@ from autotune.stats.intervals import MIN_REQUESTS
 from autotune.storage.names import launch_text, map_name
 from autotune.storage.schema import MapPointRow
 from autotune.storage.store import Store
-from autotune.study.schema import FlagValue, StudySpec, WorkloadSpec
+from autotune.study.differences import fingerprint
+from autotune.study.schema import FlagValue, StudySpec
 from autotune.study.space import MNBT, N, Value
+from autotune.study.workload import WorkloadSpec
 
 LADDER = (1, 2, 3, 5, 7, 11, 15)
 FIRST_N = 3  # the first n with drafts, where the study knows no winner
@@ -204,8 +206,10 @@ class _Map:
         self.name = prepared.spec.name
         self.ledger = map_name(self.name)
         self.requests = map_requests(prepared, loads)
-        self.fingerprint = prepared.spec.fingerprint(prepared.loaded.base)
-        self.known = study_in(store, self.name, self.fingerprint)
+        self.fingerprint = fingerprint(self.loaded)
+        self.fingerprints = store.fingerprints(self.loaded)
+        store.load_maps.rename(self.name, self.fingerprints, self.fingerprint)
+        self.known = study_in(store, self.name, self.fingerprints)
         self.p, self.setting = self.settle(prepared)
         self.candidates = self.feasible()
         self.launcher = Launcher(self.p, store, self.ledger)
@@ -215,7 +219,7 @@ class _Map:
     def view(self) -> MapView:
         """What the map amounts to by now."""
         return map_view(
-            self.store, self.loaded, self.fingerprint, self.loads, self.setting, self.p.resolve
+            self.store, self.loaded, self.fingerprints, self.loads, self.setting, self.p.resolve
         )
 
     def go(self) -> StopReason:
@@ -273,13 +277,13 @@ class _Map:
             words = str(value).lower() if isinstance(value, bool) else value
             self.ui.message(f"{name.replace('_', '-')} is {words} in this map: {why}")
 
-        seqs = {**spec.server.flags, **params}.get(MAX_NUM_SEQS)
+        seqs = spec.settings(params).get(MAX_NUM_SEQS)
         seqs = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else _DEFAULT_SEQS
         if seqs < max(self.loads):
             change(
                 MAX_NUM_SEQS, max(self.loads), f"with {seqs}, requests would wait at higher loads"
             )
-        caching = {**spec.server.flags, **params}.get(_PREFIX_CACHING)
+        caching = spec.settings(params).get(_PREFIX_CACHING)
         if self.requests.repeated and caching is not False:
             change(_PREFIX_CACHING, value=False, why="too few prompts, some are sent twice")
         if SCHEDULE in (spec.server.speculative.model_extra or {}):

@@ -46,7 +46,7 @@ from autotune.errors import (
 )
 from autotune.launching import Launched, Launcher
 from autotune.ledger import end_unended
-from autotune.results.recomputed import Recomputed, measurement_of
+from autotune.results.recomputed import LIMIT, Recomputed, measurement_of
 from autotune.results.standing import Standing, counts, is_finished, is_outdated, with_points
 from autotune.results.text import objective_text, plain
 from autotune.results.trials import study_view, trial_view, trial_views
@@ -69,7 +69,8 @@ from autotune.storage.lease import exclusive
 from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
-from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import StudySpec
 from autotune.study.space import (
     ALIGNED,
     MNBT,
@@ -1050,6 +1051,8 @@ class _Run:
             failure_reason=failure.reason,
             failure_evidence=list(failure.evidence),
         )
+        if failure.kind is FailureKind.TIMEOUT:
+            self.set_attrs(trial, **{LIMIT: self.spec.server.health_timeout_s})
         self.study.tell(trial.number, state=TrialState.FAIL)
         self.show(trial.number)
         if failure.kind is FailureKind.INFEASIBLE:

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from autotune.errors import UserError
 from autotune.stats import bound_needs, first_look, precise_needs, rivals_need
 from autotune.stats.intervals import MIN_REQUESTS
-from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import StudySpec
 
 TURNS = 8  # requests of each place that make a measurement
 

@@ -9,7 +9,8 @@ import objectives as objective_registry
 from autotune.errors import UserError
 from autotune.results.objectives import with_setting
 from autotune.serving.nvml import why_no_energy
-from autotune.study.schema import LoadedStudy, ObjectiveSpec
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import ObjectiveSpec
 from objectives import Objective
 from objectives import _own as own_objectives
 

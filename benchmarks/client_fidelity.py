@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 
 from autotune.bench import Phase, Request, run_phase
-from autotune.study.schema import WorkloadSpec
+from autotune.study.workload import WorkloadSpec
 
 Log = dict[int, tuple[float, list[float]]]  # request -> when it came, when each chunk was written
 

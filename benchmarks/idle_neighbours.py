@@ -37,7 +37,7 @@ from autotune.serving import Server, WarmStart
 from autotune.serving.machine import describe_machine
 from autotune.serving.resolve import model_resolver
 from autotune.stats import Measurement
-from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.study_objectives import study_objectives
 from objectives import Objective

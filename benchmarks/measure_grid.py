@@ -55,8 +55,8 @@ from autotune.serving import Server, StopError, WarmStart
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.machine import describe_machine
 from autotune.stats import Measurement
+from autotune.study.files import LoadedStudy, load_study, parse_study, text_without_secrets
 from autotune.study.models import resolve_model
-from autotune.study.schema import LoadedStudy, load_study, parse_study, text_without_secrets
 from autotune.study.space import MNBT, N, Value
 from autotune.study_objectives import study_objectives
 

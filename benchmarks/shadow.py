@@ -56,7 +56,7 @@ from autotune.stats import (
 )
 from autotune.storage.lease import exclusive
 from autotune.storage.store import Store, opened
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from autotune.study.space import N, Point
 
 TURNS = 16  # requests of each place

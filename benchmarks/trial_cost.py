@@ -75,7 +75,8 @@ from autotune.serving.machine import describe_machine, machine_line
 from autotune.serving.resolve import model_resolver
 from autotune.stats import Measurement
 from autotune.storage.store import opened
-from autotune.study.schema import LoadedStudy, StudySpec, load_study
+from autotune.study.files import LoadedStudy, load_study
+from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, N
 
 PLAIN, SWEEP, COLD, WARM, EARLY = "plain", "sweep", "cold", "warm", "early"

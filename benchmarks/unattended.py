@@ -54,7 +54,7 @@ from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.schema import LaunchRow, RequestRow
 from autotune.storage.store import Store
-from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
 
 DOUBLE = Path(__file__).parents[1] / "tests" / "double.py"

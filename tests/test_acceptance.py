@@ -27,7 +27,7 @@ from autotune.search import Prediction, SpeculationLaunch, what_if
 from autotune.search.acceptance import DRAFT_FIXED, MOST_N, PER_TOKEN, without
 from autotune.stats import ESTIMATOR
 from autotune.storage.store import Store
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
 from tests.fuzzing import fuzz
 from tests.studies import autotune, write_study

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from autotune.cli.main import main
 from autotune.serving import LivingLaunch
 from autotune.storage.store import Store
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from tests.studies import autotune, query, write_study
 
 

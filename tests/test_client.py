@@ -15,7 +15,7 @@ import pytest
 
 from autotune.bench import Phase, Request, Sample, run_phase
 from autotune.bench.client import Answer
-from autotune.study.schema import WorkloadSpec
+from autotune.study.workload import WorkloadSpec
 
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter

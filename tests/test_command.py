@@ -14,7 +14,8 @@ from autotune.engine.command import free_port, own_key, plan_launch, serve_comma
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import MODULE, VllmInfo, probe
 from autotune.errors import UserError
-from autotune.study.schema import ServerSpec, parse_study
+from autotune.study.files import parse_study
+from autotune.study.schema import ServerSpec
 from autotune.study.secrets import secret_values
 
 OPTIONS = {

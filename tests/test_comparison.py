@@ -30,7 +30,7 @@ from autotune.results.ratios import Finding
 from autotune.serving import Identity
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.storage.store import Store
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.study_objectives import study_objectives
 from tests.studies import write_study

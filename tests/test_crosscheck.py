@@ -27,7 +27,7 @@ from autotune.crosscheck import (
 from autotune.engine.probe import VllmInfo
 from autotune.errors import MeasureError
 from autotune.stats import Measurement
-from autotune.study.schema import WorkloadSpec
+from autotune.study.workload import WorkloadSpec
 from tests.studies import autotune, processes_of, write_study
 
 # -- verdicts ----------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ import argparse, asyncio, json, os, signal, subprocess, sys, time
 from pathlib import Path
 from autotune.bench import Request, run_phase
 from autotune.stats import Measurement
-from autotune.study.schema import WorkloadSpec
+from autotune.study.workload import WorkloadSpec
 
 match os.environ.get("FAKE"):
     case "broken":

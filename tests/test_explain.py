@@ -15,7 +15,7 @@ from autotune.errors import UserError
 from autotune.results import space_map as module
 from autotune.results.space_map import State, explain, space_map
 from autotune.results.views import TrialView
-from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N
 from tests.studies import autotune, write_study
 

@@ -26,7 +26,8 @@ from autotune.cli.main import main
 from autotune.engine.command import production
 from autotune.engine.probe import MODULE, VllmInfo, probe
 from autotune.output.export.job import Format, label
-from autotune.study.schema import ServerSpec, parse_study
+from autotune.study.files import parse_study
+from autotune.study.schema import ServerSpec
 from autotune.study.space import MNBT, N
 from tests.test_comparison import BASELINE, GOOD, MACHINE, Run, runs, stored
 

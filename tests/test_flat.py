@@ -23,7 +23,7 @@ from autotune.results.standing import Standing, launched, with_points
 from autotune.results.trials import trial_view, trial_views
 from autotune.serving.machine import describe_machine
 from autotune.storage.store import Store
-from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import Point
 from objectives import Objective
 

@@ -30,8 +30,9 @@ from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.loop import baseline_point
 from autotune.storage.store import Store
+from autotune.study.differences import fingerprint
+from autotune.study.files import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.study.from_command import study_from_command, template
-from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.study_objectives import study_objectives
 from tests.fuzzing import fuzz
 from tests.studies import write_study
@@ -115,7 +116,7 @@ def judged(path: Path, text: str | None = None) -> LoadedStudy | UserError:
             is_one_line(str(e), shown(loaded.base / (spec.workload.prompts or "")))
             return e
         assert all(a <= b for a, b in zip(work.arrivals, work.arrivals[1:], strict=False))
-        spec.fingerprint(loaded.base)
+        fingerprint(loaded)
     dumped = spec.model_dump(mode="json")
     json.dumps([dumped["server"], dumped["space"]], allow_nan=False)
     return loaded

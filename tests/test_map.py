@@ -35,7 +35,8 @@ from autotune.results.read_load_map import PARTS
 from autotune.serving import Identity
 from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule
-from autotune.study.schema import LoadedStudy, StudySpec, load_study
+from autotune.study.files import LoadedStudy, load_study
+from autotune.study.schema import StudySpec
 from tests.studies import (
     DOUBLE,
     UNENDED,

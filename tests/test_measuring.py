@@ -30,7 +30,8 @@ from autotune.results.recomputed import measurement_of
 from autotune.results.trials import quality_warnings
 from autotune.stats import STOPPING_CONFIDENCE, look_sizes
 from autotune.storage.store import opened
-from autotune.study.schema import WorkloadSpec, load_study
+from autotune.study.files import load_study
+from autotune.study.workload import WorkloadSpec
 from tests.studies import (
     autotune,
     processes_of,

@@ -23,7 +23,8 @@ import objectives
 from autotune.errors import UserError
 from autotune.serving.nvml import EnergyMeter, why_no_energy
 from autotune.stats import Bounded, Domination, Interval, Measurement
-from autotune.study.schema import ObjectiveSpec, load_study
+from autotune.study.files import load_study
+from autotune.study.schema import ObjectiveSpec
 from autotune.study_objectives import study_objectives
 from objectives import Objective, WithEnergy
 from objectives.__main__ import table

@@ -23,7 +23,7 @@ from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import MeasureError
 from autotune.serving import Server
 from autotune.serving.process_tree import _processes
-from autotune.study.schema import WorkloadSpec
+from autotune.study.workload import WorkloadSpec
 from tests.test_real_server import SERVER, demo_server
 
 pytestmark = pytest.mark.real

@@ -42,7 +42,7 @@ from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Estimate
 from autotune.stats.intervals import MEAN_FACTOR
 from autotune.storage.store import Store, opened
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
 from tests.studies import UNENDED, autotune, front, processes_of, query, trials, write_study
 

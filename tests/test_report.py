@@ -38,7 +38,7 @@ from autotune.results.text import number as shown
 from autotune.results.trials import study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.store import Store, opened
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
 from autotune.study_objectives import study_objectives
 from tests.studies import autotune, write_study

@@ -33,7 +33,7 @@ from autotune.serving import Identity
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.storage.store import Store
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.study_objectives import study_objectives
 from tests.studies import autotune, processes_of, query, write_study
@@ -483,6 +483,7 @@ def test_another_experiment_is_refused_by_the_key_that_differs(
 @pytest.mark.parametrize(
     "changes",
     [
+        {"server__ahead": 2},
         {"server__health_timeout_s": 21, "server__stop_timeout_s": 3},
         {"workload__confirm_prompts": 9, "workload__request_timeout_s": 5},
         {"budget": {"confirm": 0}, "search": {"method": "random"}, "baseline": {N: 1}},

@@ -17,7 +17,7 @@ from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.storage.store import opened
-from autotune.study.schema import LoadedStudy, parse_study
+from autotune.study.files import LoadedStudy, parse_study
 from autotune.study.space import (
     ALIGNED,
     MNBT,

@@ -16,7 +16,8 @@ import pytest
 
 from autotune.bench import vllm_bench
 from autotune.engine.probe import VllmInfo, probe
-from autotune.study.schema import ServerSpec, load_study, parse_study
+from autotune.study.files import load_study, parse_study
+from autotune.study.schema import ServerSpec
 from tests.studies import processes_of, write_study
 from tests.test_crosscheck import FAKE_BENCH
 

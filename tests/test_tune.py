@@ -19,7 +19,7 @@ from autotune.loop import signals
 from autotune.results.trials import study_view
 from autotune.serving.interrupts import held_back
 from autotune.storage.store import opened
-from autotune.study.schema import load_study
+from autotune.study.files import load_study
 from tests.studies import (
     UNENDED,
     autotune,

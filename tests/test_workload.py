@@ -10,7 +10,7 @@ import pytest
 
 from autotune.bench import Workload, build_workload
 from autotune.errors import UserError
-from autotune.study.schema import WorkloadSpec
+from autotune.study.workload import WorkloadSpec
 
 
 def spec(**changes: Any) -> WorkloadSpec:

@@ -49,7 +49,7 @@ import httptools
 import orjson
 
 from autotune.bench.workload import Request
-from autotune.study.schema import WorkloadSpec
+from autotune.study.workload import WorkloadSpec
 
 # vLLM closes connections that were idle for 5 s; a request must not meet that on its way
 _KEEPALIVE_S = 2.0

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from autotune.errors import UserError, one_line
-from autotune.study.schema import ShareGptPrompts
+from autotune.study.workload import ShareGptPrompts
 
 _BOM = b"\xef\xbb\xbf"  # Windows' editors mark UTF-8 so
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")

@@ -57,7 +57,8 @@ from autotune.stats import (
     standard_error,
     warm_from,
 )
-from autotune.study.schema import StudySpec, WorkloadSpec
+from autotune.study.schema import StudySpec
+from autotune.study.workload import WorkloadSpec
 from objectives import Objective, WithEnergy
 
 if TYPE_CHECKING:

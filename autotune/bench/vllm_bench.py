@@ -23,7 +23,8 @@ from autotune.engine.failures import classify
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import FailureKind, MeasureError, UserError
 from autotune.serving.server import Server
-from autotune.study.schema import ServerSpec, WorkloadSpec
+from autotune.study.schema import ServerSpec
+from autotune.study.workload import WorkloadSpec
 
 _SCRIPT = Path(__file__).with_name("_vllm_bench.py")
 METRICS = ("ttft", "tpot", "itl", "e2el")

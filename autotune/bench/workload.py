@@ -19,7 +19,7 @@ import orjson
 
 from autotune.bench.datasets import Conversations, Entry, read_log, read_prompts, token_counter
 from autotune.errors import UserError, one_line
-from autotune.study.schema import RandomPrompts, WorkloadSpec
+from autotune.study.workload import RandomPrompts, WorkloadSpec
 
 
 @dataclass(frozen=True, slots=True)

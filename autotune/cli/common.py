@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     from autotune.cli.console import Ui
     from autotune.results.views import StudyView, TrialView
     from autotune.storage.store import Store
-    from autotune.study.schema import LoadedStudy
+    from autotune.study.files import LoadedStudy
 
 
 def best_trial(

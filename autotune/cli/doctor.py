@@ -20,8 +20,9 @@ from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import UserError
 from autotune.serving.machine import gpus, has_gpu
+from autotune.study.files import LoadedStudy
 from autotune.study.models import is_whole, resolve_model, target_folder
-from autotune.study.schema import LoadedStudy, ServerSpec, SpeculativeSpec
+from autotune.study.schema import ServerSpec, SpeculativeSpec
 
 # An estimate for the smallest case, the demo pair: 0.3 GiB of weights, 1 GiB of KV cache, and three
 # Python processes that have torch loaded.

@@ -69,7 +69,7 @@ def doctor(study: str | None, database: Path, as_json: bool) -> None:
     from autotune.cli.console import Ui
     from autotune.cli.doctor import checks
     from autotune.results.text import count
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
 
     ui = Ui()
     loaded = load_study(study) if study is not None else None
@@ -103,8 +103,8 @@ def init(command: tuple[str, ...], out: Path, name: str) -> None:
       autotune init --name mine
       autotune init -- vllm serve org/model --max-num-seqs 8
     """
+    from autotune.study.files import parse_study
     from autotune.study.from_command import study_from_command, template
-    from autotune.study.schema import parse_study
 
     text = study_from_command(command, name) if command else template(name)
     parse_study(text, out, check_files=False)

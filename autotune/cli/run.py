@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     from autotune.cli.console import Ui
     from autotune.results.load_map import MapView
     from autotune.reuse import Source
-    from autotune.study.schema import LoadedStudy
+    from autotune.study.files import LoadedStudy
 
 
 @click.command()
@@ -79,7 +79,7 @@ def run(
     """
     from autotune.reuse import Source
     from autotune.serving.machine import has_gpu
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
 
     if study is None:
         study = "gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"
@@ -118,7 +118,7 @@ def confirm(study: str, launches: int, database: Path, timeout: float | None) ->
     Example:
       autotune confirm studies/gemma-4-26b-rtx5090.yaml --launches 12
     """
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
 
     _run(load_study(study), database, launches, 0, timeout, confirm=True)
 
@@ -244,7 +244,7 @@ def load_map(
     from autotune.results.load_map import map_json, map_lines
     from autotune.results.read_load_map import stored_view
     from autotune.storage.store import opened
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
 
     if plot is not None and not plot.parent.is_dir():
         raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
@@ -252,7 +252,7 @@ def load_map(
     ui = Ui(Console(stderr=True, highlight=False))
     if show:
         with opened(database) as store:
-            view = stored_view(store, loaded, loaded.spec.fingerprint(loaded.base))
+            view = stored_view(store, loaded, store.fingerprints(loaded))
     else:
         view = _measured_map(ui, loaded, database, loads, launches, timeout)
     click.echo(json.dumps(map_json(view), indent=2) if as_json else "\n".join(map_lines(view)))
@@ -324,7 +324,7 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
     from autotune.crosscheck import Verdict
     from autotune.crosscheck import crosscheck as compare
     from autotune.loop import prepare, signals
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
 
     ui = Ui(Console(stderr=True, highlight=False))
     with ui, signals():

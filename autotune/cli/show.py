@@ -220,7 +220,7 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
     from autotune.results.trials import study_view
     from autotune.serving.machine import has_gpu
     from autotune.storage.store import opened
-    from autotune.study.schema import load_study
+    from autotune.study.files import load_study
 
     loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))
     trials: Sequence[TrialView] = ()

@@ -20,7 +20,7 @@ from packaging.version import Version
 from autotune.engine import rules
 from autotune.stats.crossover import Schedule
 from autotune.study.schema import ServerSpec
-from autotune.study.space import DRAFT, Value
+from autotune.study.space import DRAFT, N, Value
 
 SCHEDULE = rules.SCHEDULE.removeprefix(DRAFT)
 _SCHEDULE_SINCE = Version("0.24")
@@ -52,12 +52,8 @@ def speculative_argument(
     """
     if server.speculative is None:
         raise ValueError("n of at least 1 needs a draft")
-    draft = {k.removeprefix(DRAFT): v for k, v in params.items() if k.startswith(DRAFT)}
-    config = {
-        **server.speculative.config(n),
-        **draft,
-        "model": resolve(server.speculative.model),
-    }
+    config = server.draft_settings({N: n, **params})
+    config["model"] = resolve(server.speculative.model)
     config.pop(SCHEDULE, None)
     if ranges is not None:
         config[SCHEDULE] = [list(x) for x in ranges]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from autotune.engine.probe import VllmInfo
 from autotune.engine.rules import Known, known_of
+from autotune.study.files import LoadedStudy
 from autotune.study.models import target_folder
-from autotune.study.schema import LoadedStudy
 
 
 def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:

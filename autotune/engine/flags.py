@@ -9,11 +9,8 @@ from collections.abc import Iterator, Mapping
 
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.study.schema import (
-    OWNED_FLAGS,
-    FlagValue,
-    LoadedStudy,
-)
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import OWNED_FLAGS, FlagValue
 from autotune.study.secrets import (
     argument_secret,
     command_secret,

@@ -21,10 +21,7 @@ from typing import Any
 from platformdirs import user_cache_dir
 
 from autotune.errors import UserError
-from autotune.study.schema import (
-    ServerSpec,
-    StudySpec,
-)
+from autotune.study.schema import ServerSpec, StudySpec
 from autotune.study.secrets import (
     masked,
     secret_values,

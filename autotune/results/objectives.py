@@ -12,7 +12,8 @@ from optuna.study import StudyDirection
 
 import objectives as objective_registry
 from autotune.errors import UserError
-from autotune.study.schema import LoadedStudy, ObjectiveSpec
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import ObjectiveSpec
 from objectives import Direction, Objective
 from objectives import _own as own_objectives
 

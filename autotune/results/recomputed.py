@@ -23,12 +23,15 @@ from autotune.bench.session import Stop, with_energy
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
 from autotune.storage.store import Store
-from autotune.study.schema import StudySpec, WorkloadSpec
+from autotune.study.schema import StudySpec
+from autotune.study.workload import WorkloadSpec
 from objectives import Objective
 
 # Of a trial's quality: the version that measured it, and why it could not be computed again.
 RECOMPUTED = "recomputed"
 OUTDATED = "outdated"
+# Of a trial whose server did not answer in time: how long it was given, s.
+LIMIT = "health_timeout_s"
 
 
 def estimator_of(quality: Mapping[str, Any] | None) -> int:
@@ -84,6 +87,9 @@ class Recomputed:
 
     def _trial(self, t: FrozenTrial) -> FrozenTrial:
         quality = quality_of(t)
+        limit = t.user_attrs.get(LIMIT)
+        if limit is not None and limit < self._spec.server.health_timeout_s:
+            return _outdated(t, f"server.health_timeout_s was {limit:g} s then")
         if t.state != TrialState.COMPLETE or estimator_of(quality) == ESTIMATOR:
             return t
         try:

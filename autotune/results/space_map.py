@@ -19,7 +19,8 @@ from autotune.errors import UserError
 from autotune.results.text import HEADINGS, WIDTH, count, point_text, runs, wrapped
 from autotune.results.views import TrialView
 from autotune.serving.machine import has_gpu
-from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
 
 # Of a larger space JSON has the counts, not each point.

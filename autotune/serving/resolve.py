@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autotune.engine.probe import VllmInfo
+from autotune.study.files import LoadedStudy
 from autotune.study.models import resolve_model
-from autotune.study.schema import LoadedStudy
 
 
 def model_resolver(

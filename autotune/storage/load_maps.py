@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -50,6 +50,19 @@ class LoadMaps:
             s.expunge_all()
         return rows
 
+    def rename(self, study: str, known: Collection[str], now: str) -> None:
+        """Give the load sweeps of a study its present fingerprint.
+
+        Args:
+            study: Its name.
+            known: Fingerprints that are the same experiment:
+                :meth:`autotune.storage.store.Store.fingerprints`.
+            now: The present one.
+        """
+        with self._sessions() as s:
+            rename_maps(s, study, known, now)
+            s.commit()
+
     def add_load(
         self,
         launch_id: str,
@@ -94,3 +107,10 @@ class LoadMaps:
             rows = list(s.scalars(query))
             s.expunge_all()
         return rows
+
+
+def rename_maps(session: Session, study: str, known: Collection[str], now: str) -> None:
+    """Give the load sweeps of a study its present fingerprint; the caller commits."""
+    for point in session.scalars(select(MapPointRow).where(MapPointRow.study == study)):
+        if point.setting["fingerprint"] in known:
+            point.setting = {**point.setting, "fingerprint": now}

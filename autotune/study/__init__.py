@@ -1,1 +1,1 @@
-"""What the user wrote: the study file, its space, models and secrets."""
+"""What the user wrote: the study file, its keys and its place."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from autotune.study.schema import find_study
+from autotune.study.files import find_study
 from tests.faults.inject import MARK, Outcome, Site, check_end, port_is_free
 from tests.faults.plan import EVENTS, Run, Stage, Target
 from tests.faults.start import Started, Starter

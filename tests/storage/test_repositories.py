@@ -18,7 +18,7 @@ from autotune.serving import Identity
 from autotune.storage.names import launch_text, map_name
 from autotune.storage.schema import NO_TRIAL, LaunchRow, LeaseRow, WorkerRow
 from autotune.storage.store import Store, opened
-from autotune.study.schema import LoadedStudy, load_study
+from autotune.study.files import LoadedStudy, load_study
 from tests.storage.conftest import OpenStore
 from tests.studies import write_study
 

@@ -28,7 +28,7 @@ from autotune.results.text import plain, point_text
 from autotune.results.views import StudyView, TrialView
 from autotune.serving.resolve import model_resolver
 from autotune.storage.store import Store
-from autotune.study.schema import LoadedStudy
+from autotune.study.files import LoadedStudy
 
 _HOST = re.compile(r"[A-Za-z0-9.:_-]+")
 

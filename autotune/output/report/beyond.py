@@ -115,7 +115,7 @@ def other_loads(s: Source) -> Iterator[Block]:
     """Yield the load sweep that `autotune map --show` shows."""
     loaded, row = s.store.load_study(s.view.name)
     try:
-        view = stored_view(s.store, loaded, row.fingerprint)
+        view = stored_view(s.store, loaded, {row.fingerprint})
     except UserError:
         yield Paragraph(
             f"All of this holds for {load_text(s)}. The database has no map of other loads; "

@@ -1,0 +1,176 @@
+"""Find study files, and read them; nothing in them is run."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from autotune.study.keys import Model
+from autotune.study.messages import problems, refused
+from autotune.study.schema import StudySpec
+from autotune.study.secrets import MASK, is_secret, masked, secret_values
+from autotune.study.yaml import compose, load, not_plain, shown
+
+MOST_TEXT = 100_000  # characters of the file: two seconds of reading it
+
+
+class LoadedStudy(Model):
+    """A study with the place it came from."""
+
+    spec: StudySpec
+    path: Path
+    text: str
+
+    @property
+    def base(self) -> Path:
+        """Folder that the study's relative paths start from."""
+        return self.path.parent
+
+
+def text_without_secrets(loaded: LoadedStudy) -> str:
+    """A study's text as it may be stored: the secrets of ``server.env`` as ``***``.
+
+    The text stays as it is around them, unless it is written so that they cannot be cut out.
+    """
+    env = loaded.spec.server.env
+    secret = {k for k, v in env.items() if is_secret(k, v)}
+    if not secret:
+        return loaded.text
+    text = loaded.text
+    for start, end in sorted(_places(loaded.text, secret), reverse=True):
+        old = text[start:end]
+        text = text[:start] + f'"{MASK}"' + old[len(old.rstrip()) :] + text[end:]
+    # a comment may have one, too
+    text = masked(text, secret_values({k: env[k] for k in secret}))
+    raw = load(loaded.text)
+    given = raw["server"]["env"]
+    raw["server"] = {**raw["server"], "env": {**given, **dict.fromkeys(secret, MASK)}}
+    try:
+        if load(text) == raw:
+            return text
+    except (yaml.YAMLError, ValueError):
+        pass  # an anchor went with it
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+
+
+def _places(text: str, secret: set[str]) -> set[tuple[int, int]]:
+    """Where in a study's text the values of these variables stand."""
+    node: Any = compose(text)
+    for key in ("server", "env"):
+        node = next((v for k, v in node.value if k.value == key), yaml.MappingNode("", []))
+    return {
+        (v.start_mark.index, v.end_mark.index)
+        for k, v in node.value
+        if isinstance(v, yaml.ScalarNode) and k.value in secret
+    }
+
+
+def studies_folder() -> Path:
+    """The bundled studies: inside an installed package, beside it in a checkout."""
+    inside = Path(str(files("autotune"))) / "studies"
+    return inside if inside.is_dir() else Path(str(files("autotune"))).parent / "studies"
+
+
+def bundled_studies() -> list[str]:
+    """Names of the bundled studies."""
+    return sorted(p.stem for p in studies_folder().glob("*.yaml"))
+
+
+def find_study(name: str) -> Path:
+    """The file of a study that is given by path or by the name of a bundled one.
+
+    Raises:
+        UserError: there is no such file and no such bundled study.
+    """
+    path = Path(name)
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise refused(path, "is a folder; name the study's YAML file")
+        if path.exists():
+            raise refused(path, "is no regular file; name the study's YAML file")
+    except (OSError, ValueError) as e:  # a name too long, a folder that is closed to us, a NUL
+        raise refused(path, f"cannot be read: {getattr(e, 'strerror', None) or e}") from e
+    bundled = bundled_studies()
+    if name in bundled:
+        return studies_folder() / f"{name}.yaml"
+    if os.sep not in name and path.suffix not in {".yaml", ".yml"}:
+        close = difflib.get_close_matches(name[:100], bundled, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"bundled are {', '.join(bundled)}"
+        raise refused(path, f"no such file, and no bundled study has this name; {hint}")
+    raise refused(path, "no such file; `autotune init` writes a study file")
+
+
+def load_study(name: str) -> LoadedStudy:
+    """Reads and checks a study, given by path or bundled name.
+
+    Raises:
+        UserError: one line that names file, key and what is allowed.
+    """
+    path = find_study(name)
+    try:
+        with path.open(encoding="utf-8") as f:
+            text = f.read(MOST_TEXT + 1)
+    except UnicodeDecodeError as e:
+        raise refused(path, f"is not UTF-8 text (byte {e.start})") from e
+    except OSError as e:
+        raise refused(path, f"cannot be read: {e.strerror}") from e
+    return parse_study(text, path)
+
+
+def parse_study(text: str, path: Path, *, check_files: bool = True) -> LoadedStudy:
+    """Checks the text of a study file; ``path`` is for messages and relative paths.
+
+    Args:
+        check_files: Also that the files it names exist; a stored study is read without.
+
+    Raises:
+        UserError: one line that names file, key and what is allowed.
+    """
+    if len(text) > MOST_TEXT:
+        raise refused(path, f"has more than {MOST_TEXT} characters: is it a study file?")
+    try:
+        raw = load(text)
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise refused(path, e.problem or "is not YAML", where) from e
+    except RecursionError as e:
+        raise refused(path, "is nested too deeply") from e
+    except (yaml.YAMLError, ValueError) as e:
+        raise refused(path, f"is not YAML: {' '.join(str(e).split())}") from e
+    except (AttributeError, LookupError, TypeError) as e:  # PyYAML's own, of `!!bool maybe`
+        raise refused(path, "is not YAML: a value does not fit its !!tag") from e
+    if not isinstance(raw, dict):
+        raise refused(path, f"must be a mapping with the keys {', '.join(StudySpec.model_fields)}")
+    if bad := not_plain(raw):
+        raise refused(path, ": ".join(filter(None, bad)))
+    try:
+        spec = StudySpec.model_validate(raw)
+    except ValidationError as e:
+        raise refused(path, problems(e)) from e
+    loaded = LoadedStudy(spec=spec, path=path, text=text)
+    if check_files and spec.workload.source is not None:
+        key, file = spec.workload.source
+        if not _is_file(loaded.base / file):
+            kind = "JSON" if spec.workload.sharegpt else "JSONL"
+            raise refused(
+                path,
+                f"workload.{key}: {shown(str(loaded.base / file))} does not exist; give a {kind} "
+                "file, relative to the study file",
+            )
+    return loaded
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, a folder that is closed to us
+        return False
