@@ -17,9 +17,10 @@ Each view runs in a folder of its own, with copies of the databases; no Chromium
 `--since`, both trees read the databases of COMMIT. Otherwise, they are those of the working tree.
 
 Numbers of 14 and more digits are compared by their first 12, because the last ones depend on how a
-sum or a quantile is computed. What must differ is replaced: the paths of the tree and of the view's folder, `autotune`'s version,
-today's date with the time after it, the dashboard's port, and the random names that Plotly gives
-its figures. Plotly's own program and long compressed texts are replaced by a digest.
+sum or a quantile is computed. What must differ is replaced: the paths of the tree and of the view's
+folder, `autotune`'s version, today's date with the time after it, the dashboard's port, and the
+random names that Plotly gives its figures. Plotly's own program and long compressed texts are
+replaced by a digest.
 
 Exit code: 0 without a difference, 3 with one, as `autotune compare` has it.
 """
