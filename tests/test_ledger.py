@@ -166,7 +166,7 @@ def test_errors_of_the_database_are_one_line(
 
 @pytest.mark.double
 def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 1)
+    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 0.2)
     study = write_study(tmp_path)
     held_s = threading.Event()
 
@@ -175,7 +175,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
         c = sqlite3.connect(tmp_path / "autotune.db", timeout=30)
         c.execute("begin exclusive")
         held_s.set()
-        time.sleep(3)  # longer than it is waited for at once
+        time.sleep(1)  # longer than it is waited for at once
         c.rollback()
         c.close()
 
