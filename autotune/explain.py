@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import product
@@ -21,7 +21,7 @@ from autotune.engine.rules import NOTHING, SEQS, Known, infeasible, known_of, wh
 from autotune.errors import UserError
 from autotune.serving.machine import has_gpu
 from autotune.study.models import target_folder
-from autotune.study.schema import LoadedStudy, StudySpec
+from autotune.study.schema import LoadedStudy, ServerSpec, StudySpec
 from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
 from autotune.views import TrialView, plain, point_text
 
@@ -201,21 +201,25 @@ class SpaceMap:
 
 
 def explain(
-    loaded: LoadedStudy, version: str | None = None, trials: Iterable[TrialView] = ()
+    loaded: LoadedStudy,
+    version: str | None = None,
+    trials: Iterable[TrialView] = (),
+    ask: Callable[[ServerSpec], VllmInfo] = probe,
 ) -> SpaceMap:
-    """The map of a study's space.
+    """Return the map of a study's space.
 
     Args:
         loaded: The study.
         version: Ask about this vLLM; the one that the study would start, if None.
         trials: What the database has of the study.
+        ask: Tells which vLLM a study would start.
 
     Raises:
         UserError: there is no vLLM to ask, or no such version.
     """
     if version is None:
         try:
-            info = probe(loaded.spec.server)
+            info = ask(loaded.spec.server)
         except UserError as e:
             raise UserError(f"{loaded.path}: {e}; or name a version with --vllm") from e
         return space_map(loaded.spec, info.version, known_for(loaded, info), trials)
