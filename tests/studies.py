@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import httpx
 import psutil
 import yaml
 from click.testing import CliRunner
@@ -151,6 +153,13 @@ class Forked:
     def returncode(self) -> int | None:
         return self.poll()
 
+    def wait_for_words(self, words: str, timeout_s: float = 60) -> None:
+        """Waits until it has said this on stdout."""
+        deadline = time.monotonic() + timeout_s
+        while words not in self._started.out.read_text():
+            assert time.monotonic() < deadline, f"it did not say {words!r} within {timeout_s} s"
+            time.sleep(0.02)
+
     def communicate(self, timeout: float = 120) -> tuple[str, str]:
         """Wait for its end; what it said on stdout and stderr."""
         self._started.wait(timeout)
@@ -195,6 +204,21 @@ def wait_for_event(cwd: Path, what: str, count: int, timeout_s: float = 60) -> N
             return
         time.sleep(0.02)
     raise AssertionError(f"no {count} events {what!r} within {timeout_s} s")
+
+
+def wait_for_tokens(cwd: Path, count: int, timeout_s: float = 60) -> None:
+    """Waits until the double that was launched last has generated so many tokens."""
+    [(argv,)] = query(cwd, "select argv from autotune_launches order by planned_at desc limit 1")
+    words = json.loads(str(argv))
+    page = f"http://127.0.0.1:{words[words.index('--port') + 1]}/metrics"
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        found = re.search(r"^vllm:generation_tokens_total\S* (\S+)$", httpx.get(page).text, re.M)
+        assert found is not None
+        if float(found[1]) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"not {count} tokens within {timeout_s} s")
 
 
 def trials(cwd: Path) -> list[dict[str, object]]:

@@ -108,7 +108,7 @@ def test_old_logs_go_when_they_are_too_many(
 
 @pytest.mark.double
 def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 1)
+    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 0.2)
     study = write_study(tmp_path)
     held_s = threading.Event()
 
@@ -117,7 +117,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
         c = sqlite3.connect(tmp_path / "autotune.db", timeout=30)
         c.execute("begin exclusive")
         held_s.set()
-        time.sleep(3)  # longer than it is waited for at once
+        time.sleep(1)  # longer than it is waited for at once
         c.rollback()
         c.close()
 

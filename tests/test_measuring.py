@@ -11,7 +11,6 @@ import itertools
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from tests.studies import (
     query,
     start_autotune,
     wait_for_event,
+    wait_for_tokens,
     write_study,
 )
 
@@ -576,7 +576,7 @@ def test_a_run_that_is_interrupted_while_it_measures_keeps_every_answer(
     )
     run = start_autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     wait_for_event(tmp_path, "warm", 1)
-    time.sleep(1.5)  # six requests and more
+    wait_for_tokens(tmp_path, (8 + 4 + 4) * 12)  # of warm-up, measured, and under way
     run.send_signal(signum)
     _, err = run.communicate(timeout=30)
     assert run.returncode == 130, err
