@@ -23,9 +23,9 @@ from autotune import __version__
 from autotune.errors import AutotuneError, NothingUsable, UserError, in_short, one_line
 
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
-    from autotune.reuse import Source
     from autotune.store import Store
     from autotune.study.schema import LoadedStudy
+    from autotune.tuning.reuse import Source
     from autotune.ui import Ui
     from autotune.views import StudyView, TrialView
 
@@ -171,9 +171,9 @@ def run(
       autotune run studies/gemma-4-26b-rtx5090.yaml --trials 40
       autotune run wider.yaml --db wider.db --reuse autotune.db
     """
-    from autotune.reuse import Source
     from autotune.serving.machine import has_gpu
     from autotune.study.schema import load_study
+    from autotune.tuning.reuse import Source
 
     if study is None:
         study = "gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"
@@ -230,7 +230,9 @@ def _run(
 ) -> None:
     import optuna
 
-    from autotune.loop import StopReason, prepare, run_study
+    from autotune.tuning.prepare import prepare
+    from autotune.tuning.study_run import run_study
+    from autotune.tuning.supervise import StopReason
     from autotune.ui import Ui
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -244,7 +246,7 @@ def _run(
             trials=trials,
             seed=seed,
             timeout_s=minutes * 60 if minutes else None,
-            ui=ui,
+            progress=ui,
             confirm=confirm,
             stop_below=stop_below,
             reuse=reuse,
@@ -266,9 +268,9 @@ def _say_trust(ui: Ui, loaded: LoadedStudy) -> None:
 def _finish(ui: Ui, database: Path, name: str) -> None:
     """Plots, the dashboard's pages and the summary of a study."""
     from autotune.dashboard import publish
-    from autotune.launching import output_folder
     from autotune.report import build
     from autotune.results import study_view
+    from autotune.storage.names import output_folder
     from autotune.store import database_errors, opened
 
     @contextmanager
@@ -659,8 +661,8 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
     Example:
       autotune pareto --out plots
     """
-    from autotune.launching import output_folder
     from autotune.results import study_view
+    from autotune.storage.names import output_folder
     from autotune.store import opened
 
     with opened(database) as store:
@@ -776,7 +778,7 @@ def ps(database: Path, as_json: bool) -> None:
     Example:
       autotune ps
     """
-    from autotune.ledger import living_json, living_lines
+    from autotune.tuning.recovery import living_json, living_lines
 
     if as_json:
         click.echo(json.dumps(living_json(database), indent=2))
@@ -796,7 +798,7 @@ def reap(database: Path) -> None:
     Example:
       autotune reap
     """
-    from autotune.ledger import reap as end_ownerless
+    from autotune.tuning.recovery import reap as end_ownerless
 
     lines = 0
     for line in end_ownerless(database):
@@ -837,19 +839,20 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
     """
     from rich.console import Console
 
-    from autotune.crosscheck import Verdict
-    from autotune.crosscheck import crosscheck as compare
-    from autotune.loop import prepare, signals
+    from autotune.results.client_agreement import Agreement
     from autotune.study.schema import load_study
+    from autotune.tuning.crosscheck import crosscheck as compare
+    from autotune.tuning.prepare import prepare
+    from autotune.tuning.supervise import signals
     from autotune.ui import Ui
 
     ui = Ui(Console(stderr=True, highlight=False))
     with ui, signals():
         prepared = prepare(load_study(study), ui)
         _say_trust(ui, prepared.loaded)
-        result = compare(prepared, n=n, rounds=rounds, out=out, ui=ui)
+        result = compare(prepared, n=n, rounds=rounds, out=out, progress=ui)
     click.echo(json.dumps(result.to_json(), indent=2) if as_json else "\n".join(result.lines()))
-    if differing := result.figures(Verdict.DIFFER):
+    if differing := result.figures(Agreement.DIFFER):
         raise NothingUsable(f"{result.study}: the clients differ in {', '.join(differing)}")
 
 
@@ -913,12 +916,13 @@ def load_map(
     """
     from rich.console import Console
 
-    from autotune.loadmap import map_study
-    from autotune.loop import StopReason, prepare
     from autotune.mapresults import stored_view
     from autotune.mapview import map_json, map_lines
     from autotune.store import opened
     from autotune.study.schema import load_study
+    from autotune.tuning.load_map import map_study
+    from autotune.tuning.prepare import prepare
+    from autotune.tuning.supervise import StopReason
     from autotune.ui import Ui
 
     if plot is not None and not plot.parent.is_dir():
@@ -938,7 +942,7 @@ def load_map(
                 loads=loads,
                 launches=launches,
                 timeout_s=timeout * 60 if timeout else None,
-                ui=ui,
+                progress=ui,
             )
         if reason is not StopReason.DONE:
             ui.message(f"stopped: {reason}; run the same command again to resume")

@@ -52,6 +52,7 @@ from autotune.errors import UserError
 from autotune.recomputed import Recomputed
 from autotune.results import LEAST_DEGREES, launched, origin_of, study_view, with_points
 from autotune.stats import Estimate, LaunchVariance, Scatter
+from autotune.storage.records import attrs_of
 from autotune.store import Store, file_identity, opened
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, MNBT, N, Value, canonical
@@ -365,7 +366,7 @@ def _point(
         if min(of) <= 0:
             continue
         values[o.name] = of
-        known = [(t.user_attrs["quality"].get("errors") or {}).get(o.name) for t in launches]
+        known = [attrs_of(t).quality.errors.get(o.name) for t in launches]
         if squares := [one**2 for one in known if one is not None]:
             within[o.name] = sum(squares) / len(squares)
     return Point(trial, values, within)

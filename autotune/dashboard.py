@@ -37,6 +37,7 @@ from autotune.report import build
 from autotune.report.content import Figure, Report
 from autotune.report.measured import remarks
 from autotune.results import study_view
+from autotune.storage.records import TRIAL_KEYS
 from autotune.store import Store, database_errors
 from autotune.views import (
     Bounds,
@@ -89,29 +90,7 @@ _NO_BUTTONS = (
 # What the dashboard asks for a study's page, every few seconds.
 _STUDY = re.compile(r"/api/studies/(\d+)/?")
 # User attributes of ours, which are told in words instead; any other is a user's own, and shown.
-_OURS = frozenset(
-    {
-        "acceptance_length",
-        "acceptance_per_position",
-        "baseline",
-        "challenge",
-        "confirmation",
-        "confirms",
-        "expected_gain",
-        "failure_evidence",
-        "failure_kind",
-        "failure_reason",
-        "intervals",
-        "launch",
-        "log_variances",
-        "moved_because",  # of an older version
-        "point",
-        "quality",
-        "replicates",
-        "reused",
-        "vllm_version",
-    }
-)
+_OURS = TRIAL_KEYS | {"moved_because"}  # of an older version
 
 _log = logging.getLogger(__name__)
 

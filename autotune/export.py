@@ -42,7 +42,7 @@ from autotune.engine.probe import VllmInfo, unasked
 from autotune.engine.rules import why_doubtful, why_infeasible
 from autotune.errors import UserError
 from autotune.explain import known_for
-from autotune.loop import model_resolver
+from autotune.serving.resolve import model_resolver
 from autotune.store import Store
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import N, as_int

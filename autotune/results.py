@@ -19,11 +19,12 @@ from optuna.trial import FrozenTrial, TrialState
 import objectives as objective_registry
 from autotune.bench.session import Stop
 from autotune.errors import FailureKind, UserError, one_line
-from autotune.recomputed import OUTDATED, RECOMPUTED, Recomputed, quality_of
+from autotune.recomputed import Recomputed
 from autotune.search import Launches, Verdict, baseline_speedup, front_numbers, verdict
 from autotune.serving.machine import machine_line
 from autotune.serving.nvml import why_no_energy
 from autotune.stats import LaunchVariance, SingleLaunch
+from autotune.storage.records import Quality, attrs_of
 from autotune.store import Store
 from autotune.study.schema import LoadedStudy, ObjectiveSpec, StudySpec
 from autotune.study.space import Space, Value
@@ -41,9 +42,6 @@ from objectives import _own as own_objectives
 
 # A chat template's own words are the same in every prompt; more than that is a repeated prompt.
 PREFIX_CACHE_SHARE = 0.2
-
-# User attribute of a trial that was taken from an earlier study: what makes an `Origin`.
-REUSED = "reused"
 
 # Two launches of one point are one degree of freedom, of which an interval reaches anywhere.
 LEAST_DEGREES = 2
@@ -65,7 +63,8 @@ def failure_of(trial: FrozenTrial) -> tuple[str | None, str | None]:
 
     The kind is a :class:`FailureKind`, or one that another version of autotune knew.
     """
-    return trial.user_attrs.get("failure_kind"), trial.user_attrs.get("failure_reason")
+    attrs = attrs_of(trial)
+    return attrs.failure_kind, attrs.failure_reason
 
 
 def is_finished(trial: FrozenTrial) -> bool:
@@ -80,7 +79,8 @@ def counts(trial: FrozenTrial) -> bool:
 
     One whose numbers do not compare any more does not.
     """
-    return is_finished(trial) and REUSED not in trial.user_attrs and not is_outdated(trial)
+    attrs = attrs_of(trial)
+    return is_finished(trial) and attrs.reused is None and attrs.quality.outdated is None
 
 
 def is_outdated(trial: FrozenTrial) -> bool:
@@ -89,12 +89,12 @@ def is_outdated(trial: FrozenTrial) -> bool:
     Args:
         trial: As :class:`autotune.recomputed.Recomputed` gives it.
     """
-    return OUTDATED in quality_of(trial)
+    return attrs_of(trial).quality.outdated is not None
 
 
 def origin_of(trial: FrozenTrial) -> Origin | None:
     """Where a trial was measured, if not for its own study."""
-    found = trial.user_attrs.get(REUSED)
+    found = attrs_of(trial).reused
     return None if found is None else Origin(**found)
 
 
@@ -278,9 +278,9 @@ class Standing:
         self._baseline = next((t.number for t in trials if _is_baseline(t)), None)
 
     def _add(self, trial: FrozenTrial) -> None:
-        attrs = trial.user_attrs
-        of = attrs.get("confirms", attrs.get("replicates", trial.number))
-        errors = quality_of(trial).get("errors") or {}
+        attrs = attrs_of(trial)
+        of = trial.number if attrs.first is None else attrs.first
+        errors = attrs.quality.errors
         singles = [
             _single(value, errors.get(o.name))
             for o, value in zip(self._objectives, trial.values, strict=True)
@@ -292,7 +292,7 @@ class Standing:
             self._empty.add(of)
         if len(group) > 1:
             self._repeated.add(of)
-        if "confirms" in attrs:
+        if attrs.confirms is not None:
             self._confirmed.setdefault(of, []).append(trial.values)
             return
         known = of in self._searched
@@ -360,16 +360,18 @@ def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> 
 
 def _is_baseline(trial: FrozenTrial) -> bool:
     """Whether others are compared with it, as soon as it has numbers."""
-    return bool(trial.user_attrs.get("baseline")) and not is_outdated(trial)
+    attrs = attrs_of(trial)
+    return attrs.baseline and attrs.quality.outdated is None
 
 
 def _left_out(trial: FrozenTrial) -> bool:
     """Whether a measured trial takes no part in any comparison."""
-    return _truncated(quality_of(trial)) or is_outdated(trial)
+    quality = attrs_of(trial).quality
+    return _truncated(quality) or quality.outdated is not None
 
 
-def _truncated(quality: Mapping[str, Any]) -> bool:
-    return bool(quality.get("stop") == Stop.DOMINATED.name.lower())
+def _truncated(quality: Quality) -> bool:
+    return quality.stop == Stop.DOMINATED.name.lower()
 
 
 def _single(value: float | None, error: float | None) -> SingleLaunch | None:
@@ -453,8 +455,8 @@ def _view(
     objectives: Sequence[Objective],
 ) -> TrialView:
     """One trial by itself; :func:`_compared` adds the rest."""
-    kind, reason = failure_of(t)
-    quality = quality_of(t)
+    attrs = attrs_of(t)
+    quality = attrs.quality
     values = (standing.means(t.number) or t.values) if t.state == TrialState.COMPLETE else None
     return TrialView(
         number=t.number,
@@ -463,28 +465,25 @@ def _view(
         values=None
         if values is None
         else {o.name: v for o, v in zip(objectives, values, strict=True)},
-        acceptance_length=t.user_attrs.get("acceptance_length"),
-        acceptance_per_position=tuple(t.user_attrs.get("acceptance_per_position") or ()),
+        acceptance_length=attrs.acceptance_length,
+        acceptance_per_position=tuple(attrs.acceptance_per_position or ()),
         speedup=None,
         baseline=_is_baseline(t),
         front=t.number in standing.front(),
-        failure_kind=kind,
-        failure_reason=reason,
-        failure_evidence=tuple(t.user_attrs.get("failure_evidence") or ()),
-        within={
-            name: (bounds[0], bounds[1])
-            for name, bounds in (t.user_attrs.get("intervals") or {}).items()
-        },
-        errors=standing.errors(t.number) or quality.get("errors") or {},
+        failure_kind=attrs.failure_kind,
+        failure_reason=attrs.failure_reason,
+        failure_evidence=tuple(attrs.failure_evidence or ()),
+        within={name: (bounds[0], bounds[1]) for name, bounds in (attrs.intervals or {}).items()},
+        errors=standing.errors(t.number) or quality.errors,
         launches=standing.launches(t.number),
-        requests=quality.get("requests"),
-        stop=quality.get("stop"),
+        requests=quality.requests,
+        stop=quality.stop,
         truncated=_truncated(quality),
-        outdated=is_outdated(t),
-        recomputed=RECOMPUTED in quality,
+        outdated=quality.outdated is not None,
+        recomputed=quality.recomputed is not None,
         warnings=quality_warnings(quality),
-        replicates=t.user_attrs.get("replicates"),
-        confirms=t.user_attrs.get("confirms"),
+        replicates=attrs.replicates,
+        confirms=attrs.confirms,
         reused=origin_of(t),
         seconds=t.duration.total_seconds() if t.duration else None,
     )
@@ -538,23 +537,23 @@ def as_single(view: TrialView, name: str) -> SingleLaunch | None:
     return _single((view.values or {}).get(name), (view.errors or {}).get(name))
 
 
-def quality_warnings(quality: Mapping[str, Any]) -> tuple[str, ...]:
+def quality_warnings(quality: Quality) -> tuple[str, ...]:
     """What was not as it should be with a measurement: ``in short: in words``."""
     found = []
-    if disturbed := quality.get("disturbed"):
+    if disturbed := quality.disturbed:
         found.append(f"disturbed: {disturbed}")
-    if quality.get("steady") is False:
-        found.append(f"not steady: {quality['warmup_requests']} warm-up requests were too few")
-    if held := quality.get("unanswered"):
+    if quality.steady is False:
+        found.append(f"not steady: {quality.warmup_requests} warm-up requests were too few")
+    if held := quality.unanswered:
         found.append(
             f"slow warm-up: {held} of its requests ran until the last measured one had ended"
         )
-    if drift := quality.get("drift"):
+    if drift := quality.drift:
         way = "faster" if drift > 0 else "slower"
         found.append(f"drifting: the last requests were {abs(drift):.0%} {way} than the first")
-    if (share := quality.get("prefix_cache_share")) and share > PREFIX_CACHE_SHARE:
+    if (share := quality.prefix_cache_share) and share > PREFIX_CACHE_SHARE:
         found.append(f"prefix cache: {share:.0%} of the prompt tokens came from it")
-    if why := quality.get(OUTDATED):
+    if why := quality.outdated:
         found.append(
             "not compared: measured by another version of autotune, whose numbers do not compare "
             f"with today's and cannot be computed again: {why}"
@@ -572,7 +571,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
     trial = next((t for t in view.trials if t.number == number), None)
     if trial is None:
         raise UserError(f"{name} has no trial {number}; `autotune status` lists them")
-    attrs = store.optuna_study(name).get_trials(deepcopy=False)[number].user_attrs
+    attrs = attrs_of(store.optuna_study(name).get_trials(deepcopy=False)[number])
     lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
     if trial.again is not None:
         lines.append(f"measures trial {trial.again} again")
@@ -582,10 +581,10 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
             f"reused: {trial.reused.text}, measured {when:%Y-%m-%d %H:%M:%S} UTC; nothing was "
             "launched for it here"
         )
-    if attrs.get("challenge"):
+    if attrs.challenge:
         lines.append("a challenge: no launch seemed worth its time, and this might prove it wrong")
-    elif "expected_gain" in attrs:
-        lines.append(f"chosen for an expected gain of {attrs['expected_gain']:.1%} in hypervolume")
+    elif attrs.expected_gain is not None:
+        lines.append(f"chosen for an expected gain of {attrs.expected_gain:.1%} in hypervolume")
     for o in view.objectives:
         value = trial.value(o)
         if value is not None:
@@ -623,7 +622,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
             tokens = sum(r.output_tokens or 0 for r in ok)
             lines.append(f"  {phase}: {len(ok)} of {len(of)} requests ok, {tokens} output tokens")
             lines += [f"    request {r.index}: {r.error}" for r in of if r.error][:5]
-        lines += [f"  warning: {plain(w)}" for w in quality_warnings(launch.quality or {})]
+        lines += [f"  warning: {plain(w)}" for w in quality_warnings(Quality.read(launch.quality))]
         if launch.failure_kind is not None:
             lines.append(f"  failed: {launch.failure_kind}: {launch.failure_reason}")
             lines += [f"    {plain(line)}" for line in launch.evidence or ()]

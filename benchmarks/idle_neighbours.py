@@ -33,10 +33,10 @@ from autotune.bench.session import send
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError
-from autotune.loop import model_resolver
 from autotune.results import study_objectives
 from autotune.serving import Server, WarmStart
 from autotune.serving.machine import describe_machine
+from autotune.serving.resolve import model_resolver
 from autotune.stats import Measurement
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point

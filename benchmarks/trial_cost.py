@@ -61,20 +61,22 @@ import objectives
 from autotune import __version__
 from autotune.bench import Sample, Workload, build_workload
 from autotune.bench.vllm_bench import bench_argv, bench_vllm, owned, read_result
-from autotune.crosscheck import bench_request, samples_of
 from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.launch_stages import STAGES, stages_of
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError, NothingUsable, UserError
-from autotune.loop import model_resolver, signals
+from autotune.results.client_agreement import samples_of
 from autotune.serving import Server
 from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.machine import describe_machine, machine_line
+from autotune.serving.resolve import model_resolver
 from autotune.stages import time_view
 from autotune.stats import Measurement
 from autotune.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study
 from autotune.study.space import MNBT, N
+from autotune.tuning.crosscheck import bench_request
+from autotune.tuning.supervise import signals
 from autotune.views import number
 
 PLAIN, SWEEP, COLD, WARM, EARLY = "plain", "sweep", "cold", "warm", "early"

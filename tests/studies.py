@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,15 +15,22 @@ from pathlib import Path
 from unittest import mock
 
 import psutil
+import pytest
 import yaml
 from click.testing import CliRunner
 
 from autotune.cli import main
 from autotune.engine.command import OWNER_VARIABLE
+from autotune.tuning import tools
 
 DOUBLE = str(Path(__file__).parent / "double.py")
 # Launches whose end was never written down.
 UNENDED = "select count(*) from autotune_launches where ended_at is null"
+
+
+def use_tools(monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
+    """Let runs use other :class:`autotune.tuning.tools.Tools` than this machine's."""
+    monkeypatch.setattr(tools, "REAL", dataclasses.replace(tools.REAL, **given))  # type: ignore[arg-type]
 
 
 def model_of(folder: Path) -> str:

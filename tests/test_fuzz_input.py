@@ -27,20 +27,20 @@ from autotune.bench import build_workload
 from autotune.cli import main
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
-from autotune.loop import baseline_point
 from autotune.results import study_objectives
 from autotune.store import Store
 from autotune.study.from_command import study_from_command, template
 from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
+from autotune.tuning.prepare import baseline_point
 from tests.fuzzing import fuzz
 from tests.studies import write_study
 
 # What no command may do here, whatever its arguments: each would launch something, ask a vLLM (by
 # a program that the study names) or look at this machine.
 FORBIDDEN = (
-    "autotune.loop.prepare",
-    "autotune.loop.run_study",
-    "autotune.crosscheck.crosscheck",
+    "autotune.tuning.prepare.prepare",
+    "autotune.tuning.study_run.run_study",
+    "autotune.tuning.crosscheck.crosscheck",
     "autotune.dashboard.serve",
     "autotune.explain.probe",
 )
@@ -715,7 +715,7 @@ def test_nothing_is_run_here_that_would_be_elsewhere(tmp_path: Path) -> None:
         ["crosscheck", "demo-cpu"],
     ):
         one_usage(box.call(*args), plain=True)
-    assert box.reached == ["autotune.loop.prepare"] * 4
+    assert box.reached == ["autotune.tuning.prepare.prepare"] * 4
 
 
 SHELL = st.sampled_from(

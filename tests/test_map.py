@@ -14,15 +14,12 @@ from typing import Any
 
 import pytest
 
-from autotune import launching, loadmap
 from autotune.bench import Request, Sample, ServerStats, Workload, build_workload
 from autotune.bench.interference import MachineState, Rest
 from autotune.bench.session import Result, Stop
 from autotune.engine.command import LaunchPlan, plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError
-from autotune.loadmap import map_requests, order, part_sizes
-from autotune.loop import Prepared
 from autotune.mapplot import map_figure
 from autotune.mapresults import PARTS, SCHEDULE, scheduled, speculative_argument, why_no_schedule
 from autotune.mapview import Advice, LoadView, MapView, PointView, map_json, map_lines
@@ -30,6 +27,8 @@ from autotune.serving import Identity
 from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule
 from autotune.study.schema import LoadedStudy, StudySpec, load_study
+from autotune.tuning.load_map import map_requests, order, part_sizes
+from autotune.tuning.prepare import Prepared
 from tests.studies import (
     DOUBLE,
     UNENDED,
@@ -39,6 +38,7 @@ from tests.studies import (
     query,
     start_autotune,
     trials,
+    use_tools,
     wait_for_event,
     write_study,
 )
@@ -400,19 +400,21 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> Instant:
     return stand_in(monkeypatch)
 
 
+def no_wait(_earlier: object) -> Rest:
+    return Rest(0.1, None, ())
+
+
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Instant:
     """Servers and measurements are an :class:`Instant`'s from here on."""
     found = Instant()
-    monkeypatch.setattr(launching, "Server", found.server)
-    monkeypatch.setattr(loadmap, "Measuring", found.measuring)
-    monkeypatch.setattr(launching, "take_rest", lambda _: Rest(0.1, None, ()))
+    use_tools(monkeypatch, server=found.server, measuring=found.measuring, take_rest=no_wait)
     return found
 
 
 @pytest.fixture
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside other tests the machine is never at rest, and each launch would wait 6 s for it."""
-    monkeypatch.setattr(launching, "take_rest", lambda _: Rest(0.1, None, ()))
+    use_tools(monkeypatch, take_rest=no_wait)
 
 
 WIDE = ("--concurrency", "1,2,4,8,16", "--json")

@@ -22,7 +22,6 @@ from autotune.engine.compile_cache import CacheUse, CompileCache, compile_cache_
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.loop import Prepared, baseline_point
 from autotune.results import (
     counts,
     is_finished,
@@ -30,7 +29,6 @@ from autotune.results import (
     study_view,
     trial_story,
 )
-from autotune.reuse import Found, Source, find, take
 from autotune.serving import Identity
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stages import time_json, time_lines, time_view
@@ -38,6 +36,8 @@ from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.store import Store
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
+from autotune.tuning.prepare import Prepared, baseline_point
+from autotune.tuning.reuse import Found, Source, find, take
 from autotune.views import origin_lines
 from tests.studies import autotune, processes_of, query, write_study
 

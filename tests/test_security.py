@@ -24,7 +24,6 @@ import pytest
 import yaml
 
 import autotune as package
-from autotune import crosscheck
 from autotune.bench import vllm_bench
 from autotune.engine.command import own_key, plan_launch, runs_model_code, serve_command
 from autotune.engine.flags import check_flags
@@ -34,6 +33,7 @@ from autotune.plots import find_chromium, pareto_figure, write_html
 from autotune.store import Store
 from autotune.study.schema import LoadedStudy, ServerSpec, parse_study, text_without_secrets
 from autotune.study.secrets import is_secret, masked, public, secret_values
+from autotune.tuning import crosscheck
 from tests.studies import (
     DOUBLE,
     autotune,

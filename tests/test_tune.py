@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from autotune.loop import signals
 from autotune.serving.interrupts import held_back
 from autotune.store import Store
+from autotune.tuning.supervise import signals
 from tests.studies import (
     UNENDED,
     autotune,

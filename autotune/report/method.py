@@ -24,6 +24,7 @@ from autotune.report.source import Source, count, duration, load_text, upper, wh
 from autotune.results import quality_warnings
 from autotune.serving.machine import machine_line
 from autotune.stages import time_view
+from autotune.storage.records import Quality
 from autotune.store import LaunchRow
 from autotune.study.schema import bundled_studies, load_study, text_without_secrets
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
@@ -123,7 +124,7 @@ def _why(launch: LaunchRow) -> str:
     """Why a launch does not count."""
     if launch.failure_kind is not None:
         return f"failed, {plain(launch.failure_kind)}: {plain(launch.failure_reason or '')}"
-    return plain("; ".join(quality_warnings(launch.quality or {}))) or "no reason was noted"
+    return plain("; ".join(quality_warnings(Quality.read(launch.quality)))) or "no reason was noted"
 
 
 def method(s: Source) -> Iterator[Block]:
@@ -195,7 +196,7 @@ def _definitions(s: Source) -> Iterator[str]:
     )
     if load.repeat:
         yield "Prompts come again after the last one; the server has no prefix cache."
-    idle = max(((x.quality or {}).get("beside") or 0 for x in s.launches), default=0)
+    idle = max((Quality.read(x.quality).beside or 0 for x in s.launches), default=0)
     if idle:
         yield (
             "Servers were started ahead: each was measured alone, with up to "

@@ -22,9 +22,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from autotune.errors import NothingUsable, UserError
-from autotune.launching import output_folder
 from autotune.plots import DARK, LIGHT, find_chromium, print_page
 from autotune.report.content import Figure, Report
+from autotune.storage.names import output_folder
 from autotune.store import file_identity
 
 

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from autotune.recomputed import measurement_of
 from autotune.stats import Estimate, Measurement
+from autotune.storage.records import Quality
 from autotune.store import LaunchRow, Store
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
@@ -82,8 +83,9 @@ class Source:
             if x.trial == t.number and x.measured_at is not None and x.failure_kind is None
         ]
         samples = self.store.samples(of[-1].launch_id) if of else []
+        quality = Quality.read(of[-1].quality if of else None)
         try:
-            return measurement_of(samples, self.spec.workload, of[-1].quality if of else None)
+            return measurement_of(samples, self.spec.workload, quality)
         except ValueError:
             return None
 

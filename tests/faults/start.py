@@ -171,7 +171,7 @@ def become(request: dict[str, str]) -> None:
 
 
 # What a run imports by and by; each of it takes a while.
-MODULES = ("autotune.dashboard", "autotune.plots", "autotune.results", "autotune.loop")
+MODULES = ("autotune.dashboard", "autotune.plots", "autotune.results", "autotune.tuning.study_run")
 SAMPLER = ("optuna._gp.acqf", "optuna._gp.gp", "torch")
 
 if __name__ == "__main__":

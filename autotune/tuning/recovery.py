@@ -1,8 +1,8 @@
-"""The ledger of launches against what is alive: what runs, and the end of what nobody owns."""
+"""What earlier runs left: which servers run, and the end of those that nobody owns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,12 @@ from autotune.serving import (
     end_living,
     living_launches,
 )
-from autotune.store import NO_TRIAL, LaunchRow, Store, exclusive, is_free, opened
+from autotune.storage.names import launch_text
+from autotune.store import LaunchRow, Store, exclusive, is_free, opened
 from autotune.views import plain
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0
-_MAP = ":map"
-
-
-def map_name(study: str) -> str:
-    """The study by which a map's launches stand in the ledger; no study has this name."""
-    return study + _MAP
-
-
-def launch_text(launch: LaunchRow) -> str:
-    """What a launch is of, such as ``trial 3 of demo``."""
-    study = launch.study.removesuffix(_MAP)
-    if launch.trial == NO_TRIAL:
-        return f"started ahead for {study}"
-    return f"trial {launch.trial} of {study}" if study == launch.study else f"the map of {study}"
 
 
 def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]:
@@ -61,6 +48,22 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
             launch_id=launch.launch_id,
         )
         yield launch, ended
+
+
+def end_orphans(store: Store, grace_s: float, say: Callable[[str], None]) -> None:
+    """End the servers that an earlier run could not end, of every study in this database.
+
+    Args:
+        store: Its ledger.
+        grace_s: Wait after SIGTERM before SIGKILL, seconds.
+        say: Told of each server.
+    """
+    for launch, ended in end_unended(store, grace_s):
+        if ended:
+            say(
+                f"stopped an orphaned server of an earlier run ({launch_text(launch)}, "
+                f"{ended} processes)"
+            )
 
 
 def _identity(launch: LaunchRow) -> Identity:

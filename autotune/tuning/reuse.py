@@ -29,9 +29,9 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -39,17 +39,16 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 import objectives as objective_registry
 from autotune.engine.command import plan_launch
 from autotune.errors import UserError
-from autotune.recomputed import Recomputed, estimator_of, measurement_of
-from autotune.results import REUSED, failure_of, is_outdated, origin_of, with_points
+from autotune.recomputed import Recomputed, measurement_of
+from autotune.results import failure_of, is_outdated, origin_of, with_points
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR
-from autotune.store import LaunchRow, Store, file_identity, opened, weights_of
+from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
+from autotune.store import LaunchRow, Store, file_identity, opened
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, N, Point, Value, canonical
+from autotune.tuning.prepare import Prepared
 from autotune.views import Origin, plain
-
-if TYPE_CHECKING:
-    from autotune.loop import Prepared
 
 # What decides no number: how long is waited, and how a server gets to where it can be measured.
 _SERVER_EXCEPT = {"model", "flags", "speculative", "health_timeout_s", "stop_timeout_s", "launch"}
@@ -62,11 +61,6 @@ _LOAD_EXCEPT = {
 _NO_MATTER = re.compile(
     r"AUTOTUNE_|SPT_NOENV$|PYTHON\w+$|(.*_)?(PATH|HOME|ROOT|DIR|FOLDER|OFFLINE|KEY)$"
     r"|(VLLM_NO_USAGE_STATS|VLLM_HOST_IP|HF_HUB_DISABLE_TELEMETRY)$"
-)
-# Attributes of a measured trial that say the same in another study.
-_KEPT = (
-    *("vllm_version", "acceptance_length", "acceptance_per_position"),
-    *("intervals", "log_variances", "quality"),
 )
 # Requests are kept with the times of their chunks in single precision.
 _SAME = 1e-3
@@ -110,6 +104,7 @@ class Candidate:
 
     Attributes:
         trial: There.
+        launch: Id of its measured launch there.
         point: In the present space.
         values: By objective name, in its unit.
         launches: Ids of all its launches there, oldest first.
@@ -117,6 +112,7 @@ class Candidate:
     """
 
     trial: FrozenTrial
+    launch: str
     point: dict[str, Value]
     values: Mapping[str, float]
     launches: tuple[str, ...]
@@ -225,10 +221,10 @@ def _take(
         for c in source.candidates:
             trials = study.get_trials(deepcopy=False)
             ids = {old: _new_id(study.study_name, old) for old in c.launches}
-            measured = ids[c.trial.user_attrs["launch"]]
+            measured = ids[c.launch]
             there = next((t for t in trials if _is_of(t, c.origin)), None)
             if there is not None:
-                if there.user_attrs["launch"] == measured:  # a run may have ended between the two
+                if attrs_of(there).launch == measured:  # a run may have ended between the two
                     _give(store, ids.values(), there.number)
                 continue
             for old, new in ids.items():
@@ -237,18 +233,19 @@ def _take(
             valid = [t for t in recomputed.trials(trials) if not is_outdated(t)]
             same = (t for t in valid if t.state == TrialState.COMPLETE and t.params == params)
             first = next(same, None)
-            attrs = _attributes(c, source, trials, prepared)
-            attrs |= {"point": c.point, "launch": measured}
-            if c.point == baseline and not any(t.user_attrs.get("baseline") for t in valid):
-                attrs["baseline"] = True
-            if first is not None:
-                attrs["replicates"] = first.user_attrs.get("replicates", first.number)
+            attrs = replace(
+                _attributes(c, source, trials, prepared),
+                point=c.point,
+                launch=measured,
+                baseline=c.point == baseline and not any(attrs_of(t).baseline for t in valid),
+                replicates=None if first is None else _first_of(first),
+            )
             trial = create_trial(
                 state=TrialState.COMPLETE,
                 values=[c.values[o.name] for o in prepared.objectives],
                 params=params,
                 distributions=distributions,
-                user_attrs=attrs,
+                user_attrs=attrs.to_json(),
             )
             trial.datetime_start = c.trial.datetime_start
             trial.datetime_complete = c.trial.datetime_complete
@@ -262,6 +259,12 @@ def _take(
     return taken
 
 
+def _first_of(trial: FrozenTrial) -> int:
+    """Return the number of the first trial of a trial's point."""
+    replicates = attrs_of(trial).replicates
+    return trial.number if replicates is None else replicates
+
+
 def _give(store: Store, launches: Iterable[str], trial: int) -> None:
     for launch_id in launches:
         store.give_launch(launch_id, trial)
@@ -270,7 +273,7 @@ def _give(store: Store, launches: Iterable[str], trial: int) -> None:
 def _is_of(trial: FrozenTrial, origin: Origin) -> bool:
     """Whether a trial of the present study is that measurement, taken before or its own."""
     of = origin_of(trial)
-    return (trial.user_attrs.get("launch") if of is None else of.launch) == origin.launch
+    return (attrs_of(trial).launch if of is None else of.launch) == origin.launch
 
 
 def _new_id(study: str, launch_id: str) -> str:
@@ -280,18 +283,27 @@ def _new_id(study: str, launch_id: str) -> str:
 
 def _attributes(
     c: Candidate, source: Found, trials: Sequence[FrozenTrial], prepared: Prepared
-) -> dict[str, Any]:
+) -> TrialAttrs:
     """What is known of a measured trial, in the terms of the present study."""
-    attrs = {k: c.trial.user_attrs[k] for k in _KEPT if k in c.trial.user_attrs}
-    if (variances := attrs.get("log_variances")) is not None:
+    there = attrs_of(c.trial)
+    variances, quality = there.log_variances, there.quality
+    if variances is not None:
         named = dict(zip(source.objectives, variances, strict=True))
-        attrs["log_variances"] = [named[o.name] for o in prepared.objectives]
-    quality = attrs.get("quality") or {}
-    if (by := quality.get("dominated_by")) is not None:
+        variances = [named[o.name] for o in prepared.objectives]
+    if (by := quality.dominated_by) is not None:
         of = next(x.origin for x in source.candidates if x.trial.number == by)
         here = next(t.number for t in trials if _is_of(t, of))
-        attrs["quality"] = {**quality, "dominated_by": here}
-    return {**attrs, REUSED: asdict(c.origin)}
+        quality = replace(quality, dominated_by=here)
+    return TrialAttrs(
+        Role.REUSED,
+        vllm_version=there.vllm_version,
+        acceptance_length=there.acceptance_length,
+        acceptance_per_position=there.acceptance_per_position,
+        intervals=there.intervals,
+        log_variances=variances,
+        quality=quality,
+        reused=asdict(c.origin),
+    )
 
 
 def _counted(left: Mapping[str, int]) -> str:
@@ -433,20 +445,20 @@ def _candidates(
             if failure_of(trial)[0] is not None:
                 left["failed"] += 1
             continue
-        if "confirms" in trial.user_attrs:
+        attrs = attrs_of(trial)
+        if not attrs.searches:
             left["of a confirmation"] += 1
             continue
         point = _point(old.spec, space.decode(trial.params), prepared)
         if point is None:
             left["outside the present space"] += 1
             continue
-        by = (trial.user_attrs.get("quality") or {}).get("dominated_by")
+        by = attrs.quality.dominated_by
         if by is not None and by not in {c.trial.number for c in out}:
             left["ended early for a trial that is not taken"] += 1
             continue
         launches = other.launches(name, trial.number)
-        measured = trial.user_attrs.get("launch")
-        launch = next((x for x in launches if x.launch_id == measured), None)
+        launch = next((x for x in launches if x.launch_id == attrs.launch), None)
         if launch is None or launch.values is None:
             left["without its launch"] += 1
             continue
@@ -464,7 +476,7 @@ def _candidates(
         )
         ids = tuple(x.launch_id for x in launches if x.ended_at is not None)
         if launch.launch_id in ids:
-            out.append(Candidate(trial, point, launch.values, ids, origin))
+            out.append(Candidate(trial, launch.launch_id, point, launch.values, ids, origin))
     return out, left
 
 
@@ -496,7 +508,7 @@ def _other_launch(
     then, now = launch.vllm_version, prepared.info.version
     if now is not None and str(then).partition("+")[0] != now.partition("+")[0]:
         return f"measured with another vLLM ({then} there, {now} here)"
-    for role, there in weights_of(launch.quality).items():
+    for role, there in Quality.read(launch.quality).weights.items():
         if (here := weights.get(role, there)) != there:
             return f"with other weights of the {role} ({plain(there)} there, {here} here)"
     there, here = machine_line(launch.machine), machine_line(dict(machine))
@@ -534,9 +546,10 @@ def _deciding(env: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
 def _other_definition(other: Store, launch: LaunchRow, prepared: Prepared) -> str | None:
     """Which objective is another one today, by the requests of a launch; None: none is."""
     samples = other.samples(launch.launch_id)
-    earlier = estimator_of(launch.quality) != ESTIMATOR
+    quality = Quality.read(launch.quality)
+    earlier = quality.estimator != ESTIMATOR
     try:
-        measurement = measurement_of(samples, prepared.spec.workload, launch.quality)
+        measurement = measurement_of(samples, prepared.spec.workload, quality)
     except ValueError as e:
         return f"measured by autotune 0.1: {e}" if earlier and samples else "without its requests"
     if earlier:  # its numbers are computed again wherever they are read

@@ -16,27 +16,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.bench import Request, Sample, Workload, build_workload
-from autotune.bench.interference import disturbed
-from autotune.bench.session import Measuring
 from autotune.errors import (
     MachineError,
     NothingUsable,
     TrialFailure,
     UserError,
-)
-from autotune.launching import Launched, Launcher
-from autotune.ledger import end_unended, launch_text, map_name
-from autotune.loop import (
-    Prepared,
-    StopReason,
-    baseline_point,
-    run_on,
 )
 from autotune.mapresults import (
     MAX_NUM_SEQS,
@@ -55,13 +44,22 @@ from autotune.mapresults import (
     why_no_schedule,
 )
 from autotune.mapview import MapView
+from autotune.serving.interrupts import held_back
 from autotune.serving.machine import machine_line
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
-from autotune.store import MapPointRow, Store
-from autotune.study.schema import FlagValue, StudySpec, WorkloadSpec
+from autotune.storage.names import map_name, output_folder
+from autotune.store import LaunchRow, MapPointRow, Store
+from autotune.study.schema import FlagValue, ServerSpec, StudySpec, WorkloadSpec
 from autotune.study.space import MNBT, N, Value
-from autotune.ui import Ui
+from autotune.tuning.launcher import Launcher, LiveServer
+from autotune.tuning.ledger import StoredLedger
+from autotune.tuning.prepare import Prepared, baseline_point
+from autotune.tuning.progress import OUTSIDE, Progress
+from autotune.tuning.recovery import end_orphans
+from autotune.tuning.supervise import StopReason, run_on
+from autotune.tuning.tools import Tools, real
+from autotune.tuning.trial import MachineFailed, attempts, quality_of
 from autotune.views import number, point_text
 
 LADDER = (1, 2, 3, 5, 7, 11, 15)
@@ -156,15 +154,19 @@ def map_study(
     loads: Sequence[int],
     launches: int,
     timeout_s: float | None,
-    ui: Ui,
+    progress: Progress,
+    tools: Tools | None = None,
 ) -> tuple[MapView, StopReason]:
-    """Brings the map of a study to ``launches`` points, from wherever it stands.
+    """Bring the map of a study to ``launches`` points, from wherever it is.
 
     Args:
+        prepared: The study, checked.
         database: The SQLite file; made if missing. It need not have the study.
         loads: Requests at a time, different ones.
         launches: Most n that are launched, n = 0 included; that of a schedule comes on top.
         timeout_s: No launch begins after so many seconds.
+        progress: Told of what happens.
+        tools: What servers are made and measured with; None: this machine's.
 
     Raises:
         UserError: nothing can be launched, or the database cannot be used.
@@ -172,15 +174,16 @@ def map_study(
         NothingUsable: there is no number of n = 0, so nothing to compare with.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP; the server is gone, and the map resumes.
     """
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    used = real(tools)
+    deadline = None if timeout_s is None else used.clock() + timeout_s
 
     def go(store: Store) -> tuple[MapView, StopReason]:
-        run = _Map(prepared, store, sorted(loads), launches, deadline, ui)
+        run = _Map(prepared, store, sorted(loads), launches, deadline, progress, used)
         with run.launcher:
             reason = run.go()
         return run.view(), reason
 
-    return run_on(database, ui, go)
+    return run_on(database, progress, go)
 
 
 class _Map:
@@ -193,22 +196,26 @@ class _Map:
         loads: Sequence[int],
         launches: int,
         deadline: float | None,
-        ui: Ui,
+        progress: Progress,
+        tools: Tools,
     ) -> None:
         self.store = store
         self.loads = loads
         self.launches = launches
         self.deadline = deadline
-        self.ui = ui
+        self.progress = progress
+        self.tools = tools
         self.loaded = prepared.loaded  # as it is in the file
         self.name = prepared.spec.name
-        self.ledger = map_name(self.name)
+        self.launched_as = map_name(self.name)
+        self.ledger = StoredLedger(store, self.launched_as)
         self.requests = map_requests(prepared, loads)
         self.fingerprint = prepared.spec.fingerprint(prepared.loaded.base)
         self.known = study_in(store, self.name, self.fingerprint)
         self.p, self.setting = self.settle(prepared)
         self.candidates = self.feasible()
-        self.launcher = Launcher(self.p, store, self.ledger)
+        logs = output_folder(store.path, self.name) / "logs"
+        self.launcher = Launcher(self.p, self.ledger, logs, tools=tools)
         self.machine = self.launcher.machine
         self.rests = store.rests(self.name, self.machine)
 
@@ -219,12 +226,7 @@ class _Map:
         )
 
     def go(self) -> StopReason:
-        for launch, ended in end_unended(self.store, self.p.spec.server.stop_timeout_s):
-            if ended:
-                self.ui.message(
-                    f"stopped an orphaned server of an earlier run ({launch_text(launch)}, "
-                    f"{ended} processes)"
-                )
+        end_orphans(self.store, self.p.spec.server.stop_timeout_s, self.progress.message)
         self.say_other_machine()
         while (point := self.next_point()) is not None:
             if self.late():
@@ -237,7 +239,7 @@ class _Map:
         return StopReason.DONE
 
     def late(self) -> bool:
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        return self.deadline is not None and self.tools.clock() >= self.deadline
 
     # -- what is launched ------------------------------------------------------------------------
 
@@ -256,10 +258,12 @@ class _Map:
             )
         best = None if self.known is None else self.known.best(balanced=True)
         if self.known is None and self.name in self.store.study_names():
-            self.ui.message(f"{self.name} in {self.store.path} is of another file: it is not used")
+            self.progress.message(
+                f"{self.name} in {self.store.path} is of another file: it is not used"
+            )
         point = baseline_point(spec) if best is None else dict(best.point)
         params = {k: v for k, v in point.items() if k != N}
-        self.ui.message(
+        self.progress.message(
             f"the other parameters are those of the {'baseline' if best is None else 'best trial'}"
             f": {point_text(params) or 'none'}"
         )
@@ -269,7 +273,7 @@ class _Map:
             params.pop(name, None)
             flags[name] = value
             words = str(value).lower() if isinstance(value, bool) else value
-            self.ui.message(f"{name.replace('_', '-')} is {words} in this map: {why}")
+            self.progress.message(f"{name.replace('_', '-')} is {words} in this map: {why}")
 
         seqs = {**spec.server.flags, **params}.get(MAX_NUM_SEQS)
         seqs = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else _DEFAULT_SEQS
@@ -281,7 +285,7 @@ class _Map:
         if self.requests.repeated and caching is not False:
             change(_PREFIX_CACHING, value=False, why="too few prompts, some are sent twice")
         if SCHEDULE in (spec.server.speculative.model_extra or {}):
-            self.ui.message(f"the study's own {SCHEDULE} is left out in this map")
+            self.progress.message(f"the study's own {SCHEDULE} is left out in this map")
         adapted = _adapted(prepared, flags)
         self.raise_mnbt(adapted, params)
         version = prepared.info.version
@@ -313,7 +317,7 @@ class _Map:
             above = isinstance(value, int) and value > int(params.get(MNBT, 0))
             if above and why_not({**params, MNBT: value}) is None:
                 params[MNBT] = value
-                self.ui.message(f"MNBT is {value} in this map: {why}")
+                self.progress.message(f"MNBT is {value} in this map: {why}")
                 return
         raise UserError(
             f"{adapted.loaded.path}: nothing can be launched at a load of {max(self.loads)}: {why}"
@@ -334,7 +338,7 @@ class _Map:
         if bad := {n: why for n, why in reasons.items() if why is not None}:
             n, why = next(iter(bad.items()))
             rest = f" ({len(bad) - 1} larger ones likewise)" if len(bad) > 1 else ""
-            self.ui.message(f"n = {n} is never launched: {why}{rest}")
+            self.progress.message(f"n = {n} is never launched: {why}{rest}")
         return [n for n, why in reasons.items() if why is None]
 
     def winners(self) -> list[int]:
@@ -357,7 +361,7 @@ class _Map:
 
     def missing(self, point: MapPointRow) -> list[tuple[int, int]]:
         """Load and part that were not measured, in their order; none of a point that failed."""
-        if failure_of_point(self.store, self.ledger, point) is not None:
+        if failure_of_point(self.store, self.launched_as, point) is not None:
             return []
         done = {(x.concurrency, x.part) for x in comparable_loads(self.store, point.id)}
         return [x for x in order(self.loads) if x not in done]
@@ -375,7 +379,7 @@ class _Map:
         begun = {x.n: x for x in points}
         if (none := begun.get(0)) is None:
             return self.add(0)
-        if (why := failure_of_point(self.store, self.ledger, none)) is not None:
+        if (why := failure_of_point(self.store, self.launched_as, none)) is not None:
             raise NothingUsable(
                 f"{self.name}: n = 0 gave no numbers, so there is nothing to compare with: {why[1]}"
             )
@@ -388,7 +392,7 @@ class _Map:
             return self.add(min(free, key=lambda n: (abs(n - wanted), n)))
         found = propose(rates, free)
         if found is None or found.gain < LEAST_GAIN:
-            self.ui.message(
+            self.progress.message(
                 f"no further n is launched: none promises {LEAST_GAIN:.0%} more at any load"
             )
             return None
@@ -415,82 +419,63 @@ class _Map:
         return point if self.missing(point) else None
 
     def ledger_version(self) -> str | None:
-        return launched_version(self.store, self.ledger)
+        return launched_version(self.store, self.launched_as)
 
     # -- one point -------------------------------------------------------------------------------
 
     def run_point(self, point: MapPointRow) -> None:
-        """Launches until every part is measured, or the point failed."""
-        while parts := self.missing(point):
-            try:
-                self.launch_and_measure(point, parts)
-            except TrialFailure as failure:
-                if failure.kind.of_the_machine:
-                    raise MachineError(
-                        f"{self.words(point)}: {failure.reason}; mend that, and the same command "
-                        "goes on from there"
-                    ) from failure
-                again = "; retrying once" if self.missing(point) else ""
-                self.ui.message(
-                    f"{self.words(point)} failed: {failure.kind}: {failure.reason}{again}"
-                )
+        """Launch a point until every part is measured, or it has failed.
+
+        Raises:
+            MachineError: the machine gave way; the map goes on when it does.
+        """
+        outcome = attempts(_Point(self, point), self.launcher, self.ledger, self.rests)
+        if isinstance(outcome, MachineFailed):
+            raise MachineError(
+                f"{self.words(point)}: {outcome.failure.reason}; mend that, and the same command "
+                "goes on from there"
+            ) from outcome.failure
         loads = comparable_loads(self.store, point.id)
         found = rates_of({point.n: loads}, self.loads).get(point.n, {})
-        if found and failure_of_point(self.store, self.ledger, point) is None:
+        if found and failure_of_point(self.store, self.launched_as, point) is None:
             shown = ", ".join(f"{number(x.value)} at {load}" for load, x in found.items())
-            self.ui.message(f"{self.words(point)}: tok/s {shown}")
+            self.progress.message(f"{self.words(point)}: tok/s {shown}")
 
     def words(self, point: MapPointRow) -> str:
         return "the schedule" if point.schedule is not None else f"n = {point.n}"
 
-    def launch_and_measure(self, point: MapPointRow, parts: Sequence[tuple[int, int]]) -> None:
-        """One launch of a point, for all parts that are missing.
+    def stage(self, point: MapPointRow, text: str) -> None:
+        self.progress.stage(OUTSIDE, f"{self.words(point)}: {text}")
 
-        Raises:
-            TrialFailure: it did not come up, or gave nothing that may be called a number.
-        """
-        server = self.p.spec.server
-        self.launcher.run(
-            point.id,
-            len(self.store.launches(self.ledger, point.id)),
-            self.point(point.n),
-            log=f"map-{point.id:04d}",
-            rests=self.rests,
-            measure=lambda launched: self.measure(launched, point, parts),
-            say=lambda stage: self.ui.stage(f"{self.words(point)}: {stage}"),
-            server=server if point.schedule is None else scheduled(server, point.schedule),
-        )
-
-    def measure(
-        self, launched: Launched, point: MapPointRow, parts: Sequence[tuple[int, int]]
-    ) -> None:
-        """Warm-up, then the parts that are missing; each is kept when it is whole."""
-        for i, (load, part) in enumerate(parts):
+    def measure(self, live: LiveServer, point: MapPointRow) -> None:
+        """Warm a server up and measure the parts that are missing; keep each when it is whole."""
+        for i, (load, part) in enumerate(self.missing(point)):
             kept: list[Sample] = []
-            measuring = Measuring(
-                launched.server,
+            measuring = self.tools.measuring(
+                live.server,
                 self.part_spec(load),
                 (THROUGHPUT,),
                 keep=kept.extend,
-                progress=self.ui.progress,
+                progress=lambda done, total: self.progress.progress(OUTSIDE, done, total),
             )
             phase = f"load {load} part {part + 1}"
             try:
                 if i == 0:
-                    self.ui.stage(f"{self.words(point)}: warming")
+                    self.stage(point, "warming")
                     measuring.warm(self.requests.warmup)
-                    launched.clock.mark("warm")
-                    launched.event("warm")
-                self.ui.stage(f"{self.words(point)}: measuring {load} at a time, part {part + 1}")
-                requests = self.requests.measured[load, part]
-                lead = self.requests.lead[load, part]
-                workload = Workload(tuple(lead), tuple(requests), (0.0,) * len(requests))
-                result = measuring.measure(workload, launched.rest, whole=False, until_steady=False)
+                    live.clock.mark("warm")
+                    live.event("warm")
+                self.stage(point, f"measuring {load} at a time, part {part + 1}")
+                result = measuring.measure(
+                    self.workload(load, part), live.rest, whole=False, until_steady=False
+                )
             finally:
                 named = [dataclasses.replace(x, phase=_PHASES[x.phase].format(phase)) for x in kept]
-                self.store.add_samples(launched.launch_id, named)
+                with held_back():  # a second Ctrl-C must not lose them
+                    self.store.add_samples(live.launch_id, named)
+            disturbed = self.tools.disturbed(result.machine, self.rests)
             self.store.add_load(
-                launched.launch_id,
+                live.launch_id,
                 point.id,
                 concurrency=load,
                 part=part,
@@ -498,11 +483,17 @@ class _Map:
                 stats=result.stats,
                 values=result.values,
                 intervals={name: (x.low, x.high) for name, x in result.intervals.items()},
-                quality=result.quality() | {"disturbed": disturbed(result.machine, self.rests)},
+                quality=quality_of(result, disturbed=disturbed).to_json(),
             )
-            launched.event("measured")
-        launched.clock.mark("measured")
-        self.rests.append(launched.rest.kernel_s)
+            live.event("measured")
+        live.clock.mark("measured")
+        self.rests.append(live.rest.kernel_s)
+
+    def workload(self, load: int, part: int) -> Workload:
+        """Return what is sent in one part."""
+        requests = self.requests.measured[load, part]
+        lead = self.requests.lead[load, part]
+        return Workload(tuple(lead), tuple(requests), (0.0,) * len(requests))
 
     def part_spec(self, load: int) -> StudySpec:
         """The study with this load, and measured until the whole of its parts is precise."""
@@ -517,12 +508,48 @@ class _Map:
         return spec.model_copy(update={"workload": workload, "measure": measure})
 
     def say_other_machine(self) -> None:
-        earlier = [x for p in self.points() for x in self.store.launches(self.ledger, p.id)]
+        earlier = [x for p in self.points() for x in self.store.launches(self.launched_as, p.id)]
         if earlier and machine_line(earlier[-1].machine) != machine_line(self.machine):
-            self.ui.message(
+            self.progress.message(
                 f"a part of this map was measured on another machine "
                 f"({machine_line(earlier[-1].machine)}): compare with care"
             )
+
+
+class _Point:
+    """A point of the map as a task of :func:`autotune.tuning.trial.attempts`."""
+
+    def __init__(self, run: _Map, row: MapPointRow) -> None:
+        self._run = run
+        self._row = row
+        self.number = row.id
+        self.point = run.point(row.n)
+
+    @property
+    def server(self) -> ServerSpec | None:
+        server = self._run.p.spec.server
+        return None if self._row.schedule is None else scheduled(server, self._row.schedule)
+
+    def log(self, attempt: int) -> str:
+        return f"map-{self.number:04d}-{attempt}.log"
+
+    def stage(self, text: str) -> None:
+        self._run.stage(self._row, text)
+
+    def measure(self, live: LiveServer) -> None:
+        self._run.measure(live, self._row)
+
+    def failed(self, failure: TrialFailure, *, retried: bool) -> None:
+        again = "; retrying once" if retried else ""
+        self._run.progress.message(
+            f"{self._run.words(self._row)} failed: {failure.kind}: {failure.reason}{again}"
+        )
+
+    def why_again(self, measured: Sequence[LaunchRow]) -> str | None:
+        """Return None: its parts are kept one by one, so no launch is measured again."""
+
+    def repeated(self, why: str) -> None:
+        """Do nothing: see :meth:`why_again`."""
 
 
 def _drafts(spec: StudySpec) -> list[int]:

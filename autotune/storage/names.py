@@ -1,0 +1,31 @@
+"""Names that other rooms derive from a study's name: its load map, a launch of it, its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autotune.store import NO_TRIAL
+
+if TYPE_CHECKING:
+    from autotune.store import LaunchRow
+
+_MAP = ":map"
+
+
+def map_name(study: str) -> str:
+    """Return the name under which a map's launches are kept; no study has this name."""
+    return study + _MAP
+
+
+def launch_text(launch: LaunchRow) -> str:
+    """Return what a launch is of, such as ``trial 3 of demo``."""
+    study = launch.study.removesuffix(_MAP)
+    if launch.trial == NO_TRIAL:
+        return f"started ahead for {study}"
+    return f"trial {launch.trial} of {study}" if study == launch.study else f"the map of {study}"
+
+
+def output_folder(database: Path, study: str) -> Path:
+    """Return the folder of a study's plots and server logs, next to its database."""
+    return database.parent / f"{database.stem}-{study}"
