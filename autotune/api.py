@@ -51,7 +51,7 @@ from autotune.bench import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.export import shell_command
 from autotune.results import study_view
-from autotune.store import opened
+from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study, parse_study
 from autotune.study.space import Point
 from autotune.tuning.prepare import prepare
@@ -388,8 +388,8 @@ class Result:
     ) -> list[Sample]:
         """Every request of a trial's last launch, with its times; empty if there was none."""
         with _quiet_optuna(), opened(self.database) as store:
-            launches = store.launches(self.view.name, trial.number)
-            return store.samples(launches[-1].launch_id, phase) if launches else []
+            launches = store.launches.of_trial(self.view.name, trial.number)
+            return store.requests.samples(launches[-1].launch_id, phase) if launches else []
 
     def __repr__(self) -> str:
         v = self.view

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from autotune import __version__
+from autotune._version import __version__
 from autotune.errors import AutotuneError, NothingUsable, UserError, in_short, one_line
 
 if TYPE_CHECKING:  # the modules behind a command are imported by it: --help answers at once
-    from autotune.store import Store
+    from autotune.storage.store import Store
     from autotune.study.schema import LoadedStudy
     from autotune.tuning.reuse import Source
     from autotune.ui import Ui
@@ -270,8 +270,9 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
     from autotune.dashboard import publish
     from autotune.report import build
     from autotune.results import study_view
-    from autotune.storage.names import output_folder
-    from autotune.store import database_errors, opened
+    from autotune.storage.failures import database_errors
+    from autotune.storage.lease import output_folder
+    from autotune.storage.store import opened
 
     @contextmanager
     def not_worth_a_run(what: str, again: str) -> Iterator[None]:
@@ -346,7 +347,7 @@ def status(
     """
     from autotune.results import study_view, trial_story
     from autotune.stages import time_json, time_lines, time_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
     from autotune.ui import Ui
     from autotune.views import plain
 
@@ -401,7 +402,7 @@ def best(
       autotune best --shell --objective p95_latency
     """
     from autotune.results import study_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
     from autotune.ui import Ui
 
     if as_json and shell:
@@ -477,7 +478,7 @@ def export(
     from autotune.export import Endpoint, Format, as_asked, chosen, measured_trial, write
     from autotune.export import export as text_of
     from autotune.results import study_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
 
     if (objective is not None) + balanced + (trial is not None) > 1:
         raise click.UsageError("--objective, --balanced and --trial exclude each other")
@@ -662,8 +663,8 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
       autotune pareto --out plots
     """
     from autotune.results import study_view
-    from autotune.storage.names import output_folder
-    from autotune.store import opened
+    from autotune.storage.lease import output_folder
+    from autotune.storage.store import opened
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
@@ -702,7 +703,7 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
 
     from autotune.report import Format, build, place, write
     from autotune.results import study_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
     from autotune.ui import Ui
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -734,7 +735,7 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
 
     from autotune.prediction import outlook, tables
     from autotune.results import study_view
-    from autotune.store import opened
+    from autotune.storage.store import opened
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
@@ -918,7 +919,7 @@ def load_map(
 
     from autotune.mapresults import stored_view
     from autotune.mapview import map_json, map_lines
-    from autotune.store import opened
+    from autotune.storage.store import opened
     from autotune.study.schema import load_study
     from autotune.tuning.load_map import map_study
     from autotune.tuning.prepare import prepare
@@ -1003,7 +1004,7 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
     from autotune.explain import explain as space_map
     from autotune.results import study_view
     from autotune.serving.machine import has_gpu
-    from autotune.store import opened
+    from autotune.storage.store import opened
     from autotune.study.schema import load_study
 
     loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))

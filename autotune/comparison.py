@@ -52,8 +52,9 @@ from autotune.errors import UserError
 from autotune.recomputed import Recomputed
 from autotune.results import LEAST_DEGREES, launched, origin_of, study_view, with_points
 from autotune.stats import Estimate, LaunchVariance, Scatter
+from autotune.storage.lease import file_identity
 from autotune.storage.records import attrs_of
-from autotune.store import Store, file_identity, opened
+from autotune.storage.store import Store, opened
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, MNBT, N, Value, canonical
 from autotune.views import StudyView, TrialView, number, plain, point_text, value_text
@@ -353,7 +354,7 @@ def _side(store: Store, database: Path, name: str) -> Side:
         variance={**_by_values(points), **launched(own, view.objectives).variance},
         prompts=_prompts(loaded, row.fingerprint),
         lengths=_lengths(store, name),
-        weights=store.weights(name),
+        weights=store.launches.weights(name),
     )
 
 
@@ -399,8 +400,8 @@ def _prompts(loaded: LoadedStudy, fingerprint: str) -> str | None:
 
 def _lengths(store: Store, name: str) -> dict[int, int]:
     """Tokens of the prompts of a study's first measured launch, by index."""
-    first = next((x for x in store.launches(name) if x.measured_at is not None), None)
-    requests = [] if first is None else store.requests(first.launch_id, _PHASE)
+    first = next((x for x in store.launches.of_study(name) if x.measured_at is not None), None)
+    requests = [] if first is None else store.requests.of_launch(first.launch_id, _PHASE)
     return {r.index: r.prompt_tokens for r in requests if r.prompt_tokens is not None}
 
 

@@ -37,8 +37,9 @@ from autotune.report import build
 from autotune.report.content import Figure, Report
 from autotune.report.measured import remarks
 from autotune.results import study_view
+from autotune.storage.failures import database_errors
 from autotune.storage.records import TRIAL_KEYS
-from autotune.store import Store, database_errors
+from autotune.storage.store import Store
 from autotune.views import (
     Bounds,
     StudyView,
@@ -277,7 +278,9 @@ def _all_attributes(store: Store, name: str) -> dict[int, _Attributes]:
     """Of each trial of a study, by number."""
     view = study_view(store, name)
     healthy = {  # seconds; of several launches the latest one counts, as everywhere
-        x.trial: x.ready_at - x.planned_at for x in store.launches(name) if x.ready_at is not None
+        x.trial: x.ready_at - x.planned_at
+        for x in store.launches.of_study(name)
+        if x.ready_at is not None
     }
     return {t.number: _attributes(view, t, healthy.get(t.number)) for t in view.trials}
 

@@ -36,14 +36,14 @@ from typing import Any
 import yaml
 from packaging.version import Version
 
-from autotune import __version__
+from autotune._version import __version__
 from autotune.engine.command import Production, production, serve_command
 from autotune.engine.probe import VllmInfo, unasked
 from autotune.engine.rules import why_doubtful, why_infeasible
 from autotune.errors import UserError
 from autotune.explain import known_for
 from autotune.serving.resolve import model_resolver
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import N, as_int
 from autotune.views import (
@@ -246,7 +246,7 @@ def export(
     if version is not None and _version(version) is None:
         raise UserError(f"--vllm: {version[:40]} is no version; such as 0.32.0")
     version = measured if version is None else _version(version)
-    launches = store.launches(view.name)
+    launches = store.launches.of_study(view.name)
     machine = launches[-1].machine if launches else None
     device = info.device or _device_of(machine)
     spec, point = loaded.spec, choice.trial.point

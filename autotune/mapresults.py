@@ -32,9 +32,10 @@ from autotune.serving.machine import machine_line
 from autotune.serving.resolve import model_resolver
 from autotune.stats import ESTIMATOR, LaunchVariance, Measurement, percentile_interval, quantile
 from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
-from autotune.storage.names import map_name
+from autotune.storage.launches import map_name
 from autotune.storage.records import Quality
-from autotune.store import LoadRow, MapPointRow, Store
+from autotune.storage.schema import LoadRow, MapPointRow
+from autotune.storage.store import Store
 from autotune.study.schema import FlagValue, LoadedStudy, ServerSpec, StudySpec
 from autotune.study.space import DRAFT, Value
 from autotune.views import StudyView
@@ -166,7 +167,7 @@ def comparable_loads(store: Store, point: int) -> list[LoadRow]:
     Parts of autotune 0.1 are computed again from their requests; those of too few requests for that
     are left out, and `autotune map` measures them again.
     """
-    return [x for row in store.loads(point) if (x := _comparable(store, row)) is not None]
+    return [x for row in store.load_maps.loads(point) if (x := _comparable(store, row)) is not None]
 
 
 def _measured(store: Store, row: LoadRow) -> Measurement:
@@ -175,7 +176,7 @@ def _measured(store: Store, row: LoadRow) -> Measurement:
     Raises:
         ValueError: too few ran while all places were busy.
     """
-    samples = store.samples(row.launch_id, row.phase)
+    samples = store.requests.samples(row.launch_id, row.phase)
     return Measurement.of(samples, "send", row.concurrency, busy=Quality.read(row.quality).busy)
 
 
@@ -199,7 +200,7 @@ def failure_of_point(store: Store, ledger: str, point: MapPointRow) -> tuple[str
     """Kind and reason of a point that is not launched again; None: it did not fail."""
     failed = [
         (x.failure_kind, x.failure_reason or "")
-        for x in store.launches(ledger, point.id)
+        for x in store.launches.of_trial(ledger, point.id)
         if x.failure_kind is not None and not FailureKind(x.failure_kind).of_the_machine
     ]
     if not failed:
@@ -209,7 +210,7 @@ def failure_of_point(store: Store, ledger: str, point: MapPointRow) -> tuple[str
 
 
 def launched_version(store: Store, ledger: str) -> str | None:
-    found = [x.vllm_version for x in store.launches(ledger) if x.vllm_version]
+    found = [x.vllm_version for x in store.launches.of_study(ledger) if x.vllm_version]
     return found[-1] if found else None
 
 
@@ -235,7 +236,7 @@ def stored_view(store: Store, loaded: LoadedStudy, fingerprint: str) -> MapView:
     Raises:
         UserError: there is none.
     """
-    points = store.map_points(loaded.spec.name)
+    points = store.load_maps.points(loaded.spec.name)
     if not points:
         raise UserError(
             f"{store.path}: has no map of {loaded.spec.name} yet; `autotune map` makes one"
@@ -274,18 +275,18 @@ def map_view(
     """
     spec = loaded.spec
     ledger = map_name(spec.name)
-    rows = [x for x in store.map_points(spec.name) if x.setting == setting.plain()]
+    rows = [x for x in store.load_maps.points(spec.name) if x.setting == setting.plain()]
     comparable = {p.id: {x.id: x for x in comparable_loads(store, p.id)} for p in rows}
     points = [
         _point_view(store, ledger, p, [*comparable[p.id].values()], loads, spec) for p in rows
     ]
-    launches = [x for p in rows for x in store.launches(ledger, p.id)]
+    launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
     rates = {p.n: p.rates() for p in points if p.schedule is None and p.loads}
     lost = {
         x.concurrency
         for p in rows
-        for x in store.loads(p.id)
+        for x in store.load_maps.loads(p.id)
         if x.concurrency in loads and x.id not in comparable[p.id]
     }
     ranges = schedule_of(rates, loads, spec, setting)

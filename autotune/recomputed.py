@@ -23,7 +23,7 @@ from autotune.bench.session import Stop, with_energy
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.schema import StudySpec, WorkloadSpec
 from objectives import Objective
 
@@ -97,8 +97,8 @@ class Recomputed:
         if own := next((o.name for o in self._objectives if o.origin is not None), None):
             raise ValueError(f"{own} is an objective of your own")
         launch = attrs.launch or ""
-        samples = self._store.samples(launch)
-        full = Quality.read(self._store.launch(launch).quality if samples else None)
+        samples = self._store.requests.samples(launch)
+        full = Quality.read(self._store.launches.get(launch).quality if samples else None)
         then = len(samples) if full.requests is None else full.requests
         if then != len(samples):
             raise ValueError(f"of its {then} requests the database has {len(samples)}")

@@ -25,7 +25,7 @@ from autotune.serving.machine import machine_line
 from autotune.serving.nvml import why_no_energy
 from autotune.stats import LaunchVariance, SingleLaunch
 from autotune.storage.records import Quality, attrs_of
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, ObjectiveSpec, StudySpec
 from autotune.study.space import Space, Value
 from autotune.views import (
@@ -191,7 +191,7 @@ def study_view(store: Store, name: str) -> StudyView:
     """A whole study: every trial that has a point, in the order of their numbers."""
     loaded, row = store.load_study(name)
     spec = loaded.spec
-    machine, version = store.measured_on(name)
+    machine, version = store.launches.measured_on(name)
     study = store.optuna_study(name)
     objectives = stored_objectives(loaded, study)
     every = Recomputed(store, spec, objectives).trials(study.get_trials(deepcopy=False))
@@ -600,9 +600,9 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
         lines.append(f"acceptance length {trial.acceptance_length:.2f}, by position {shares}")
     if trial.failure_kind is not None:
         lines.append(f"failed: {trial.failure_kind}: {trial.failure_reason}")
-    events = store.events(name)
-    caches = store.compile_caches(name)
-    for launch in store.launches(name, number):
+    events = store.launches.events(name)
+    caches = store.launches.compile_caches(name)
+    for launch in store.launches.of_trial(name, number):
         began = datetime.fromtimestamp(launch.planned_at, UTC)
         version = launch.vllm_version or "of unknown version"
         lines += [
@@ -615,7 +615,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
         for e in events:
             if e.launch_id == launch.launch_id:
                 lines.append(f"  {e.at - launch.planned_at:6.1f} s  {plain(e.what)}")
-        requests = store.requests(launch.launch_id)
+        requests = store.requests.of_launch(launch.launch_id)
         for phase in dict.fromkeys(r.phase for r in requests):
             of = [r for r in requests if r.phase == phase]
             ok = [r for r in of if r.status == "ok"]

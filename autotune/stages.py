@@ -11,7 +11,7 @@ from typing import Any
 from autotune.engine.compile_cache import CacheUse
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.errors import UserError
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.views import plain
 
 # Headings of two lines, so that all stages fit into 80 columns; the lower one is never empty.
@@ -87,11 +87,11 @@ def time_view(store: Store, name: str) -> TimeView:
     Raises:
         UserError: nothing is known of it.
     """
-    found = store.stages(name)
-    caches = store.compile_caches(name)
+    found = store.launches.stages(name)
+    caches = store.launches.compile_caches(name)
     by_trial: dict[int, list[Stages]] = {}
     uses: dict[int, list[CacheUse]] = {}
-    for launch in store.launches(name):
+    for launch in store.launches.of_study(name):
         if launch.launch_id in found:
             by_trial.setdefault(launch.trial, []).append(found[launch.launch_id])
         if launch.launch_id in caches:

@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from autotune.storage.lease import exclusive, output_folder
+from autotune.storage.store import Store, opened
 
 from autotune.bench import Sample
 from autotune.bench.session import EarlyEnd, Look, Measuring, Rival, Stop
@@ -51,8 +53,6 @@ from autotune.stats import (
     quantile,
     throughput_interval,
 )
-from autotune.storage.names import output_folder
-from autotune.store import Store, exclusive, opened
 from autotune.study.schema import load_study
 from autotune.study.space import N, Point
 from autotune.tuning.launcher import Launcher, LiveServer
@@ -144,8 +144,8 @@ def _measure(
             "steady": result.steady,
             "drift": result.drift,
             "looks": [asdict(x) for x in looks],
-            "vllm": store.launch(launched.launch_id).vllm_version,
-            "machine": machine_line(store.launch(launched.launch_id).machine),
+            "vllm": store.launches.get(launched.launch_id).vllm_version,
+            "machine": machine_line(store.launches.get(launched.launch_id).machine),
             "measured": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         }
         draft = file.with_suffix(".new.npz")

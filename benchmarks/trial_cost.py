@@ -55,6 +55,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from autotune.storage.store import opened
 from scipy import stats
 
 import objectives
@@ -72,7 +73,6 @@ from autotune.serving.machine import describe_machine, machine_line
 from autotune.serving.resolve import model_resolver
 from autotune.stages import time_view
 from autotune.stats import Measurement
-from autotune.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study
 from autotune.study.space import MNBT, N
 from autotune.tuning.crosscheck import bench_request
@@ -414,7 +414,10 @@ def run_ours(setup: Setup, arm: str, folder: Path) -> dict[str, Any]:
             if "launch" not in t.user_attrs:
                 raise NothingUsable(f"{arm}: trial {t.number} has no numbers; look at {log}")
             seconds = {s: v for s, v in times[t.number].seconds.items() if v is not None}
-            samples, places = store.samples(t.user_attrs["launch"]), setup.spec.workload.places
+            samples, places = (
+                store.requests.samples(t.user_attrs["launch"]),
+                setup.spec.workload.places,
+            )
             busy = bool(t.user_attrs["quality"].get("busy"))
             trials.append(_trial(int(t.params[N]), seconds, samples, places, busy=busy))
     return _block(arm, wall, trials)

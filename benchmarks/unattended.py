@@ -41,6 +41,8 @@ from typing import Any
 import optuna
 import psutil
 import yaml
+from autotune.storage.schema import LaunchRow, RequestRow
+from autotune.storage.store import Store
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from sqlalchemy import insert
@@ -51,7 +53,6 @@ from autotune.results import study_objectives
 from autotune.search import grid_points
 from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Interval, standard_error
-from autotune.store import LaunchRow, RequestRow, Store
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.tuning import tools
@@ -301,7 +302,7 @@ def read_figures(folder: Path) -> list[dict[str, Any]]:
     times: dict[int, dict[str, float]] = {}
     store = Store(folder / "autotune.db")
     try:
-        for e in store.events(NAME):
+        for e in store.launches.events(NAME):
             if e.trial is not None:
                 times.setdefault(e.trial, {})[e.what] = e.at
     finally:

@@ -7,11 +7,11 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from autotune.storage.store import Store
 from click.testing import CliRunner, Result
 
 from autotune.cli import main
 from autotune.serving import LivingLaunch
-from autotune.store import Store
 from autotune.study.schema import load_study
 from tests.studies import autotune, query, write_study
 

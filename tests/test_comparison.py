@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from autotune.storage.store import Store
 from click.testing import CliRunner, Result
 from optuna.trial import TrialState, create_trial
 
@@ -29,7 +30,6 @@ from autotune.errors import UserError
 from autotune.results import study_objectives
 from autotune.serving import Identity
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
-from autotune.store import Store
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
 from tests.studies import write_study
@@ -85,7 +85,7 @@ def stored(
     store.keep_vllm(spec.name, info)
     for number, run in enumerate(runs):
         launch = uuid.uuid4().hex
-        store.plan_launch(
+        store.launches.plan(
             launch,
             study=spec.name,
             trial=number,
@@ -96,8 +96,8 @@ def stored(
             machine=machine,
             log_path=Path("/nowhere.log"),
         )
-        store.launch_started(Identity(launch, "boot"))
-        store.launch_ready(launch, version)
+        store.launches.started(Identity(launch, "boot"))
+        store.launches.ready(launch, version)
         attrs: dict[str, Any] = {"baseline": True} if number == 0 else {}
         if run.of is not None:
             attrs["confirms" if run.confirms else "replicates"] = run.of
@@ -117,12 +117,12 @@ def stored(
             sample = Sample(
                 0, "measure", 0.0, 0.0, 0.1, 1.0, prompt_tokens, 12, "ok", None, (0.1, 1.0)
             )
-            store.add_samples(launch, [sample])
-            store.launch_measured(launch, stats, numbers, bounds, quality)
+            store.requests.add(launch, [sample])
+            store.launches.measured(launch, stats, numbers, bounds, quality)
             attrs = {"intervals": {k: list(v) for k, v in bounds.items()}, **attrs}
             attrs = {"quality": quality, "launch": launch, **attrs}
             state, values = TrialState.COMPLETE, [numbers[o.name] for o in objectives]
-        store.launch_ended(launch, 0, 0)
+        store.launches.ended(launch, 0, 0)
         study.add_trial(
             create_trial(
                 state=state,

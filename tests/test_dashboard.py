@@ -21,6 +21,8 @@ import httpx
 import optuna
 import optuna_dashboard
 import pytest
+from autotune.storage.schema import StudyRow
+from autotune.storage.store import Store, opened
 from sqlalchemy.orm import Session
 
 import objectives
@@ -31,7 +33,6 @@ from autotune.report import build
 from autotune.report.content import Answer, Figure, Report
 from autotune.results import study_view
 from autotune.stats import ESTIMATOR
-from autotune.store import Store, StudyRow, opened
 from autotune.views import StudyView
 from tests import test_report
 from tests.study_views import P95, THROUGHPUT, study

@@ -11,6 +11,7 @@ from unittest import mock
 
 import optuna
 import pytest
+from autotune.storage.store import Store
 from optuna.trial import FrozenTrial
 from rich.console import Console
 from sqlalchemy import event
@@ -26,7 +27,6 @@ from autotune.results import (
     with_points,
 )
 from autotune.serving.machine import describe_machine
-from autotune.store import Store
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import Point
 from autotune.tuning.prepare import prepare
@@ -235,9 +235,9 @@ def test_the_canary_of_a_resumed_run_is_compared_with_the_same_times(
     loaded, store = filled_study(bench, tmp_path, 20)
     try:
         machine = describe_machine()
-        assert store.rests(loaded.spec.name, machine) == [0.05] * 20
-        assert store.rests(loaded.spec.name, machine | {"cores": -1}) == []
-        assert store.rests("another", machine) == []
+        assert store.launches.rests(loaded.spec.name, machine) == [0.05] * 20
+        assert store.launches.rests(loaded.spec.name, machine | {"cores": -1}) == []
+        assert store.launches.rests("another", machine) == []
     finally:
         store.close()
 
@@ -245,16 +245,16 @@ def test_the_canary_of_a_resumed_run_is_compared_with_the_same_times(
 def test_queries_of_one_trial_and_one_phase_give_what_is_theirs(bench: Any, tmp_path: Path) -> None:
     loaded, store = filled_study(bench, tmp_path, 20)
     try:
-        whole = store.launches(loaded.spec.name)
+        whole = store.launches.of_study(loaded.spec.name)
         assert len(whole) == 20
         for number in (0, 7):
-            (one,) = store.launches(loaded.spec.name, number)
+            (one,) = store.launches.of_trial(loaded.spec.name, number)
             assert one.launch_id == next(x.launch_id for x in whole if x.trial == number)
-        assert store.launches(loaded.spec.name, 99) == []
-        requests = store.requests(one.launch_id)
-        measured = store.requests(one.launch_id, "measure")
+        assert store.launches.of_trial(loaded.spec.name, 99) == []
+        requests = store.requests.of_launch(one.launch_id)
+        measured = store.requests.of_launch(one.launch_id, "measure")
         assert [r.id for r in measured] == [r.id for r in requests if r.phase == "measure"]
-        assert len(store.samples(one.launch_id)) == len(measured) == 4
+        assert len(store.requests.samples(one.launch_id)) == len(measured) == 4
     finally:
         store.close()
 

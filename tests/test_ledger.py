@@ -9,12 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from autotune.storage.lease import exclusive, is_free
+from autotune.storage.store import Store, opened
 from sqlalchemy import text
 
 from autotune.errors import DatabaseLocked, FailureKind, MachineError, UserError
 from autotune.serving.gpu_memory import SLACK_MIB, GpuMemory, held
 from autotune.serving.logs import LogFolder
-from autotune.store import Store, exclusive, is_free, opened
 from autotune.tuning import recovery, supervise
 from tests.studies import (
     autotune,
@@ -71,7 +72,7 @@ def test_reap_ends_what_nobody_owns(tmp_path: Path) -> None:
     assert not processes_of(tmp_path)
     assert launch.launch_id[:8] not in autotune("reap", cwd=tmp_path).stdout
     with opened(tmp_path / "autotune.db") as store:
-        assert store.unended_launches() == []
+        assert store.launches.unended() == []
 
 
 def test_a_full_gpu_is_told_from_another_programs() -> None:
@@ -138,7 +139,7 @@ def test_two_links_to_one_database_have_one_lock(tmp_path: Path) -> None:
 def test_errors_of_the_database_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 0)
+    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 0)
     file = tmp_path / "a.db"
     with opened(file, create=True):
         pass
@@ -147,7 +148,7 @@ def test_errors_of_the_database_are_one_line(
     def while_locked() -> None:
         with opened(file) as s:
             other.execute("begin exclusive")
-            s.event("x", "y")
+            s.launches.event("x", "y")
 
     def on_a_full_disk() -> None:
         with opened(file) as s, s._engine.begin() as c:
@@ -161,12 +162,12 @@ def test_errors_of_the_database_are_one_line(
     with pytest.raises(MachineError, match="disk is full; make room"):
         on_a_full_disk()
     with opened(file) as s:
-        assert s.events("x") == []
+        assert s.launches.events("x") == []
 
 
 @pytest.mark.double
 def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 1)
+    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 1)
     study = write_study(tmp_path)
     held_s = threading.Event()
 
@@ -194,7 +195,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_database_that_stays_locked_ends_the_run_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autotune.store.BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 0.2)
     monkeypatch.setattr(supervise, "LOCKED_S", 0.5)
     study = write_study(tmp_path)
     assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
@@ -234,6 +235,6 @@ def test_a_machine_that_slept_is_measured_again(
     assert done.returncode == 0, done.stderr
     assert "the machine slept for 3600 s" in done.stdout
     with opened(tmp_path / "autotune.db") as store:
-        first, second = store.launches("double")
+        first, second = store.launches.of_study("double")
     assert (first.failure_kind, first.values) == (str(FailureKind.CLOCK), None)
     assert second.values

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autotune.storage.store import opened
 
 import objectives
 from autotune.bench import Counters, Request, Sample, Workload, session
@@ -29,7 +30,6 @@ from autotune.errors import FailureKind, MeasureError
 from autotune.recomputed import measurement_of
 from autotune.results import quality_warnings
 from autotune.stats import STOPPING_CONFIDENCE, look_sizes
-from autotune.store import opened
 from autotune.study.schema import WorkloadSpec, load_study
 from autotune.tuning.trial import quality_of
 from tests.studies import (
@@ -518,8 +518,8 @@ def samples(folder: Path, phase: str) -> list[list[Sample]]:
     """Of each launch, in the order of sending."""
     with opened(folder / "autotune.db") as store:
         return [
-            sorted(store.samples(x.launch_id, phase), key=lambda s: s.start)
-            for x in store.launches("double")
+            sorted(store.requests.samples(x.launch_id, phase), key=lambda s: s.start)
+            for x in store.launches.of_study("double")
         ]
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import optuna
 import pytest
+from autotune.storage.store import Store, opened
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import objectives
@@ -38,7 +39,6 @@ from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Estimate
 from autotune.stats.intervals import MEAN_FACTOR
 from autotune.storage.records import Quality, attrs_of
-from autotune.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.views import StudyView, TrialView
@@ -118,14 +118,14 @@ def write(folder: Path, rows: Sequence[Old], *, wanted: int = 3, **changes: obje
                 **{"warmup_requests": 2, "steady": True, "drift": None, "disturbed": None},
             }
             launch = _launch(store, spec.name, number, point, loaded.spec.server, row.samples)
-            store.launch_measured(
+            store.launches.measured(
                 launch,
                 ServerStats(*[None] * 4, (), *[None] * 3),
                 values,
                 {n: (low, high) for n, (low, high) in bounds.items()},
                 quality | {"machine": {"rest": {"kernel_s": 1.0}}},
             )
-            store.launch_ended(launch, 0, 0)
+            store.launches.ended(launch, 0, 0)
             study.add_trial(
                 create_trial(
                     state=TrialState.COMPLETE,
@@ -148,7 +148,7 @@ def _launch(
     store: Store, name: str, trial: int, point: Point, server: Any, samples: Sequence[Sample]
 ) -> str:
     launch = uuid.uuid4().hex
-    store.plan_launch(
+    store.launches.plan(
         launch,
         study=name,
         trial=trial,
@@ -157,9 +157,9 @@ def _launch(
         machine=describe_machine(),
         log_path=Path("/nowhere.log"),
     )
-    store.launch_started(Identity(launch, "boot"))
-    store.launch_ready(launch, "0.32.0")
-    store.add_samples(launch, samples)
+    store.launches.started(Identity(launch, "boot"))
+    store.launches.ready(launch, "0.32.0")
+    store.requests.add(launch, samples)
     return launch
 
 
@@ -549,7 +549,7 @@ def test_parts_of_an_old_map_are_computed_again_or_measured_again(tmp_path: Path
     database = write(tmp_path, [])
     with opened(database) as store:
         server = load_study(str(tmp_path / "double.yaml")).spec.server
-        point = store.add_map_point("double", {"flags": {}}, 0, None)
+        point = store.load_maps.add_point("double", {"flags": {}}, 0, None)
         named = [("load 2 part 1", burst()), ("load 2 part 2", FEW)]
         launch = _launch(
             store,
@@ -560,7 +560,7 @@ def test_parts_of_an_old_map_are_computed_again_or_measured_again(tmp_path: Path
             [replace(s, phase=phase) for phase, of in named for s in of],
         )
         for part, (phase, of) in enumerate(named):
-            store.add_load(
+            store.load_maps.add_load(
                 launch,
                 point.id,
                 concurrency=2,
@@ -571,7 +571,9 @@ def test_parts_of_an_old_map_are_computed_again_or_measured_again(tmp_path: Path
                 intervals={"throughput": (4.0, 6.0)},
                 quality={"requests": len(of), "stop": "all", "steady": True},
             )
-        kept = [(x.values, x.intervals, x.quality, x.requests) for x in store.loads(point.id)]
+        kept = [
+            (x.values, x.intervals, x.quality, x.requests) for x in store.load_maps.loads(point.id)
+        ]
         [part_1] = comparable_loads(store, point.id)
         assert (part_1.part, part_1.requests) == (0, 16)
         assert part_1.values["throughput"] == pytest.approx(RATE)
@@ -581,5 +583,7 @@ def test_parts_of_an_old_map_are_computed_again_or_measured_again(tmp_path: Path
         assert part_1.intervals["throughput"] == pytest.approx(
             [RATE / factor, RATE * factor], rel=1e-4
         )
-        again = [(x.values, x.intervals, x.quality, x.requests) for x in store.loads(point.id)]
+        again = [
+            (x.values, x.intervals, x.quality, x.requests) for x in store.load_maps.loads(point.id)
+        ]
         assert again == kept

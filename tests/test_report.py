@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 import pytest
+from autotune.storage.store import Store, opened
 from choreographer import Browser, Tab
 from click.testing import CliRunner
 from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -34,7 +35,6 @@ from autotune.report.content import Code, Figure, Report, Table
 from autotune.report.importance import LEAST_TRIALS, importances
 from autotune.results import study_objectives, study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
-from autotune.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.views import number as shown
 from tests.studies import autotune, use_tools, write_study
@@ -149,7 +149,7 @@ def _attributes(number: int, row: Row) -> dict[str, Any]:
 def _launch(store: Store, study: str, number: int, row: Row, *, split: bool) -> None:
     key = f"{study}-{number}"
     plan = LaunchPlan(("vllm",), {}, {"HF_TOKEN": "***"}, "key", 8000, "model", "model")
-    store.plan_launch(
+    store.launches.plan(
         key,
         study=study,
         trial=number,
@@ -158,18 +158,18 @@ def _launch(store: Store, study: str, number: int, row: Row, *, split: bool) -> 
         machine=MACHINE,
         log_path=Path("x.log"),
     )
-    store.launch_ready(key, "0.32.0")
+    store.launches.ready(key, "0.32.0")
     if row.rate is None:
         failure = TrialFailure(FailureKind.OOM, row.reason)
-        store.launch_failed(key, failure, ())
+        store.launches.failed(key, failure, ())
     else:
-        store.add_samples(key, [_sample(i, row.p95) for i in range(6)])
+        store.requests.add(key, [_sample(i, row.p95) for i in range(6)])
         stats = ServerStats(*[None] * 4, (), *[None] * 3)
         quality = {"estimator": ESTIMATOR, "busy": True, "requests": 6}
-        store.launch_measured(key, stats, {"throughput": row.rate}, {}, quality)
-    store.launch_ended(key, 0, 0)
+        store.launches.measured(key, stats, {"throughput": row.rate}, {}, quality)
+    store.launches.ended(key, 0, 0)
     if split:
-        store.keep_stages(key, Stages(dict.fromkeys(STAGES, 2.0), {}))
+        store.launches.keep_stages(key, Stages(dict.fromkeys(STAGES, 2.0), {}))
 
 
 def _sample(i: int, p95: float) -> Sample:

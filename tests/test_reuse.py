@@ -14,6 +14,7 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
+from autotune.storage.store import Store
 from optuna.trial import TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats, build_workload
@@ -33,7 +34,6 @@ from autotune.serving import Identity
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stages import time_json, time_lines, time_view
 from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
-from autotune.store import Store
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.tuning.prepare import Prepared, baseline_point
@@ -104,7 +104,7 @@ def add_trial(
             spec.server, point, INFO, port=8000, launch_id=launch_id, resolve=lambda ref: ref
         )
         plan = replace(plan, public_env={**plan.public_env, **(env or {})})
-        store.plan_launch(
+        store.launches.plan(
             launch_id,
             study=spec.name,
             trial=number,
@@ -113,16 +113,16 @@ def add_trial(
             machine=machine,
             log_path=Path("/nowhere.log"),
         )
-        store.launch_started(Identity(launch_id, "boot"))
-        store.launch_ready(launch_id, version)
+        store.launches.started(Identity(launch_id, "boot"))
+        store.launches.ready(launch_id, version)
         if attempt == attempts - 1:
-            store.add_samples(launch_id, [replace(samples[0], phase="warmup"), *samples])
+            store.requests.add(launch_id, [replace(samples[0], phase="warmup"), *samples])
             stats = ServerStats(*[None] * len(ServerStats.__dataclass_fields__))
             machine_state = {"rest": {"kernel_s": 0.05}}
-            store.launch_measured(
+            store.launches.measured(
                 launch_id, stats, found, intervals, quality | {"machine": machine_state}
             )
-        store.launch_ended(launch_id, 0, 0)
+        store.launches.ended(launch_id, 0, 0)
     study.add_trial(
         create_trial(
             state=TrialState.COMPLETE,
@@ -224,16 +224,16 @@ def test_everything_of_a_trial_comes_along(tmp_path: Path) -> None:
             assert trial.user_attrs["log_variances"] == [0.001, 0.002]
             assert is_finished(trial)
             assert not counts(trial)
-            (launch,) = store.launches("new", number)
+            (launch,) = store.launches.of_trial("new", number)
             assert launch.launch_id == trial.user_attrs["launch"]
             assert launch.values == dict(
                 zip([o.name for o in new.objectives], trial.values, strict=True)
             )
-            kept, given = store.samples(launch.launch_id), samples_of(100.0 - number)
+            kept, given = store.requests.samples(launch.launch_id), samples_of(100.0 - number)
             assert [replace(s, chunks=()) for s in kept] == [replace(s, chunks=()) for s in given]
             assert kept[3].chunks == pytest.approx(given[3].chunks, rel=1e-6)
-            assert len(store.samples(launch.launch_id, "warmup")) == 1
-        assert store.rests("new", MACHINE) == [0.05] * 3
+            assert len(store.requests.samples(launch.launch_id, "warmup")) == 1
+        assert store.launches.rests("new", MACHINE) == [0.05] * 3
         origin = view.trials[1].reused
         assert origin is not None
         assert (origin.database, origin.study, origin.trial) == (str(database), "old", 1)
@@ -283,7 +283,7 @@ def test_another_study_of_the_same_file(tmp_path: Path) -> None:
     reuse([f"{database}:old"], new, database)
     store = Store(database)
     try:
-        assert len(store.launches("old")) == len(store.launches("new")) == 3
+        assert len(store.launches.of_study("old")) == len(store.launches.of_study("new")) == 3
         assert study_view(store, "old").finished == 3
         assert study_view(store, "new").finished == 0
     finally:
@@ -337,7 +337,7 @@ def test_a_launch_that_was_tried_twice_comes_whole(tmp_path: Path) -> None:
     reuse([str(database)], prepared_study(tmp_path / "b"), tmp_path / "new.db")
     store = Store(tmp_path / "new.db")
     try:
-        assert [x.attempt for x in store.launches("new", 1)] == [0, 1]
+        assert [x.attempt for x in store.launches.of_trial("new", 1)] == [0, 1]
     finally:
         store.close()
 
@@ -424,7 +424,7 @@ def test_objectives_in_another_order(tmp_path: Path) -> None:
     store = Store(tmp_path / "new.db")
     try:
         (trial, *_) = store.optuna_study("new").get_trials()
-        launch = store.launches("new", 0)[0].values or {}
+        launch = store.launches.of_trial("new", 0)[0].values or {}
         assert trial.values == [launch["p95_latency"], launch["throughput"]]
         assert trial.user_attrs["log_variances"] == [0.002, 0.001]
     finally:
@@ -553,7 +553,7 @@ def test_other_weights_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     assert line.startswith("took 4 trials")
     with closing(Store(tmp_path / "new.db")) as new:
-        assert new.weights("new") == {"draft": "second"}
+        assert new.launches.weights("new") == {"draft": "second"}
 
 
 def test_another_machine_version_or_environment_is_refused(tmp_path: Path) -> None:
@@ -761,11 +761,11 @@ def test_the_compile_cache_is_kept_and_shown(tmp_path: Path) -> None:
     database, _ = old_study(tmp_path / "a")
     store = Store(database)
     try:
-        launches = store.launches("old")
+        launches = store.launches.of_study("old")
         for launch, use in zip(launches, (CacheUse.MISSED, CacheUse.HIT, None), strict=True):
-            store.keep_stages(launch.launch_id, Stages(dict.fromkeys(STAGES, 1.0), {}))
+            store.launches.keep_stages(launch.launch_id, Stages(dict.fromkeys(STAGES, 1.0), {}))
             if use is not None:
-                store.keep_compile_cache(launch.launch_id, CompileCache(use, FOLDER))
+                store.launches.keep_compile_cache(launch.launch_id, CompileCache(use, FOLDER))
         view = time_view(store, "old")
         text = " ".join(time_lines(view))
         assert "torch.compile's cache, by trial: hit in 1; missed in 0." in text
@@ -779,7 +779,7 @@ def test_the_compile_cache_is_kept_and_shown(tmp_path: Path) -> None:
         c.execute("drop table autotune_compile_cache")
     store = Store(database)
     try:
-        assert store.compile_caches("old") == {}
+        assert store.launches.compile_caches("old") == {}
         assert "torch.compile" not in " ".join(time_lines(time_view(store, "old")))
     finally:
         store.close()

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from autotune.storage.store import Store
 
 from autotune.engine.launch_stages import STAGES, StageClock, Stages, head_of, stages_of
 from autotune.stages import TimeView, TrialTime, time_json, time_lines
-from autotune.store import Store
 from autotune.timeplot import time_figure
 from tests.studies import autotune, query, write_study
 
@@ -269,7 +269,7 @@ def test_a_run_splits_every_launch_and_says_so(tmp_path: Path) -> None:
         before = c.execute("select count(*) from autotune_launches").fetchone()
     store = Store(tmp_path / "autotune.db", create=True)  # as `run` opens it
     try:
-        assert store.stages("double") == {}
-        assert before == (len(store.launches("double")),)
+        assert store.launches.stages("double") == {}
+        assert before == (len(store.launches.of_study("double")),)
     finally:
         store.close()

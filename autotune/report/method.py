@@ -25,7 +25,7 @@ from autotune.results import quality_warnings
 from autotune.serving.machine import machine_line
 from autotune.stages import time_view
 from autotune.storage.records import Quality
-from autotune.store import LaunchRow
+from autotune.storage.schema import LaunchRow
 from autotune.study.schema import bundled_studies, load_study, text_without_secrets
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 from autotune.timeplot import time_figure
@@ -242,7 +242,7 @@ def _machine(s: Source) -> Iterator[tuple[str, str]]:
     versions = dict.fromkeys(x.vllm_version for x in s.launches if x.vllm_version)
     yield "vLLM", plain(", ".join(versions)) or "unknown"
     yield "autotune", plain(row.autotune_version)
-    weights = s.store.weights(s.view.name)
+    weights = s.store.launches.weights(s.view.name)
     known = {role: f", weights {x}" for role, x in weights.items()}
     yield "model", plain(f"{s.spec.server.model}{known.get('target', '')}")
     draft = s.spec.server.speculative

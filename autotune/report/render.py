@@ -24,8 +24,7 @@ from plotly.offline import get_plotlyjs
 from autotune.errors import NothingUsable, UserError
 from autotune.plots import DARK, LIGHT, find_chromium, print_page
 from autotune.report.content import Figure, Report
-from autotune.storage.names import output_folder
-from autotune.store import file_identity
+from autotune.storage.lease import file_identity, output_folder
 
 
 class Format(StrEnum):

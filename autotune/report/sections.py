@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from autotune import __version__
+from autotune._version import __version__
 from autotune.recomputed import Recomputed
 from autotune.report import answer, beyond, measured, method
 from autotune.report.content import Report, Section
 from autotune.report.source import Source
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.views import StudyView, plain
 
 
@@ -30,7 +30,7 @@ def build(store: Store, view: StudyView) -> Report:
         store,
         view,
         loaded.spec,
-        store.launches(name),
+        store.launches.of_study(name),
         Recomputed(store, loaded.spec, view.objectives).trials(
             store.optuna_study(name).get_trials(deepcopy=False)
         ),

@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial
 from autotune.recomputed import measurement_of
 from autotune.stats import Estimate, Measurement
 from autotune.storage.records import Quality
-from autotune.store import LaunchRow, Store
+from autotune.storage.schema import LaunchRow
+from autotune.storage.store import Store
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
 from autotune.views import (
@@ -82,7 +83,7 @@ class Source:
             for x in self.launches
             if x.trial == t.number and x.measured_at is not None and x.failure_kind is None
         ]
-        samples = self.store.samples(of[-1].launch_id) if of else []
+        samples = self.store.requests.samples(of[-1].launch_id) if of else []
         quality = Quality.read(of[-1].quality if of else None)
         try:
             return measurement_of(samples, self.spec.workload, quality)

@@ -7,7 +7,7 @@ from typing import Any
 
 from autotune.errors import UserError
 from autotune.serving.machine import machine_line
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.tuning.prepare import Prepared
 from autotune.views import plain
 
@@ -33,7 +33,7 @@ def check_comparable(
     """
     weights.check()
     name = prepared.spec.name
-    earlier, version = store.measured_on(name)
+    earlier, version = store.launches.measured_on(name)
     if earlier is None or version is None:
         return
     now = prepared.info.version
@@ -60,7 +60,7 @@ class WeightsCheck:
     def __init__(self, prepared: Prepared, store: Store) -> None:
         self._prepared = prepared
         self._store = store
-        self._known = store.weights(prepared.spec.name)
+        self._known = store.launches.weights(prepared.spec.name)
 
     def check(self) -> dict[str, str]:
         """Return the hashes of the weights that are there now, by role.

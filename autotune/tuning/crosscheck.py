@@ -33,7 +33,7 @@ from autotune.results.client_agreement import (
 from autotune.serving import Server
 from autotune.serving.machine import machine_line
 from autotune.stats import Measurement
-from autotune.store import LaunchRow
+from autotune.storage.schema import LaunchRow
 from autotune.study.schema import StudySpec, WorkloadSpec
 from autotune.study.space import N, Point, Value
 from autotune.tuning.launcher import Launcher, LiveServer

@@ -30,7 +30,7 @@ from autotune.errors import LaunchError, TrialFailure
 from autotune.serving import LogFolder, Server, WarmStart
 from autotune.serving.gpu_memory import gpu_memory
 from autotune.serving.machine import available_memory, describe_machine
-from autotune.store import NO_TRIAL
+from autotune.storage.schema import NO_TRIAL
 from autotune.study.schema import ServerSpec
 from autotune.study.space import Point
 from autotune.tuning.ledger import Ledger

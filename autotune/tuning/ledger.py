@@ -15,7 +15,9 @@ from autotune.engine.compile_cache import CompileCache
 from autotune.engine.launch_stages import Stages
 from autotune.errors import MachineError, TrialFailure
 from autotune.serving import Identity
-from autotune.store import NO_TRIAL, LaunchRow, Store, file_identity
+from autotune.storage.lease import file_identity
+from autotune.storage.schema import NO_TRIAL, LaunchRow
+from autotune.storage.store import Store
 
 
 class Ledger(Protocol):
@@ -72,7 +74,7 @@ class StoredLedger:
 
     Args:
         store: The database.
-        name: Name of the study there, or :func:`autotune.storage.names.map_name` of it.
+        name: Name of the study there, or :func:`autotune.storage.launches.map_name` of it.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -103,7 +105,7 @@ class StoredLedger:
         log_path: Path,
     ) -> None:
         """Write a launch down; nothing of it is started yet."""
-        self._store.plan_launch(
+        self._store.launches.plan(
             launch_id,
             study=self._name,
             trial=trial,
@@ -115,42 +117,42 @@ class StoredLedger:
 
     def started(self, identity: Identity) -> None:
         """Write down which processes a launch has."""
-        self._store.launch_started(identity)
+        self._store.launches.started(identity)
 
     def ready(self, launch_id: str, version: str | None) -> None:
         """Write down that a server answers ``/health``, and its version."""
-        self._store.launch_ready(launch_id, version)
+        self._store.launches.ready(launch_id, version)
 
     def failed(self, launch_id: str, failure: TrialFailure, log_tail: Sequence[str]) -> None:
         """Write down why a launch has no numbers."""
-        self._store.launch_failed(launch_id, failure, log_tail)
+        self._store.launches.failed(launch_id, failure, log_tail)
 
     def ended(self, launch_id: str, exit_code: int | None, killed: int) -> None:
         """Write down that nothing of a server is left."""
-        self._store.launch_ended(launch_id, exit_code, killed)
+        self._store.launches.ended(launch_id, exit_code, killed)
 
     def event(self, launch_id: str, trial: int, what: str) -> None:
         """Write down what happened, now."""
         number = None if trial == NO_TRIAL else trial
-        self._store.event(self._name, what, trial=number, launch_id=launch_id)
+        self._store.launches.event(self._name, what, trial=number, launch_id=launch_id)
 
     def give(self, launch_id: str, trial: int, attempt: int) -> None:
         """Write down which trial a launch belongs to that was started ahead."""
-        self._store.give_launch(launch_id, trial, attempt)
+        self._store.launches.give(launch_id, trial, attempt)
 
     def first_request(self, launch_id: str) -> float | None:
         """Return the seconds from the begin of the warm-up to the end of its first request."""
-        return self._store.first_request(launch_id)
+        return self._store.requests.first_end(launch_id)
 
     def time(self, launch_id: str, stages: Stages, cache: CompileCache | None) -> None:
         """Write down where the time of a launch went, and what was compiled in it."""
-        self._store.keep_stages(launch_id, stages)
+        self._store.launches.keep_stages(launch_id, stages)
         if cache is not None:
-            self._store.keep_compile_cache(launch_id, cache)
+            self._store.launches.keep_compile_cache(launch_id, cache)
 
     def launches(self, trial: int) -> list[LaunchRow]:
         """Return the launches of a trial, oldest first."""
-        return self._store.launches(self._name, trial)
+        return self._store.launches.of_trial(self._name, trial)
 
 
 class NoLedger:

@@ -48,8 +48,10 @@ from autotune.serving.interrupts import held_back
 from autotune.serving.machine import machine_line
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
-from autotune.storage.names import map_name, output_folder
-from autotune.store import LaunchRow, MapPointRow, Store
+from autotune.storage.launches import map_name
+from autotune.storage.lease import output_folder
+from autotune.storage.schema import LaunchRow, MapPointRow
+from autotune.storage.store import Store
 from autotune.study.schema import FlagValue, ServerSpec, StudySpec, WorkloadSpec
 from autotune.study.space import MNBT, N, Value
 from autotune.tuning.launcher import Launcher, LiveServer
@@ -217,7 +219,7 @@ class _Map:
         logs = output_folder(store.path, self.name) / "logs"
         self.launcher = Launcher(self.p, self.ledger, logs, tools=tools)
         self.machine = self.launcher.machine
-        self.rests = store.rests(self.name, self.machine)
+        self.rests = store.launches.rests(self.name, self.machine)
 
     def view(self) -> MapView:
         """What the map amounts to by now."""
@@ -357,7 +359,7 @@ class _Map:
     def points(self) -> list[MapPointRow]:
         """Those of this setting, oldest first."""
         setting = self.setting.plain()
-        return [x for x in self.store.map_points(self.name) if x.setting == setting]
+        return [x for x in self.store.load_maps.points(self.name) if x.setting == setting]
 
     def missing(self, point: MapPointRow) -> list[tuple[int, int]]:
         """Load and part that were not measured, in their order; none of a point that failed."""
@@ -399,7 +401,7 @@ class _Map:
         return self.add(found.n)
 
     def add(self, n: int, schedule: Schedule | None = None) -> MapPointRow:
-        return self.store.add_map_point(self.name, self.setting.plain(), n, schedule)
+        return self.store.load_maps.add_point(self.name, self.setting.plain(), n, schedule)
 
     def rates(self) -> dict[int, dict[int, Rate]]:
         """What was measured, by fixed n and load."""
@@ -472,9 +474,9 @@ class _Map:
             finally:
                 named = [dataclasses.replace(x, phase=_PHASES[x.phase].format(phase)) for x in kept]
                 with held_back():  # a second Ctrl-C must not lose them
-                    self.store.add_samples(live.launch_id, named)
+                    self.store.requests.add(live.launch_id, named)
             disturbed = self.tools.disturbed(result.machine, self.rests)
-            self.store.add_load(
+            self.store.load_maps.add_load(
                 live.launch_id,
                 point.id,
                 concurrency=load,
@@ -508,7 +510,9 @@ class _Map:
         return spec.model_copy(update={"workload": workload, "measure": measure})
 
     def say_other_machine(self) -> None:
-        earlier = [x for p in self.points() for x in self.store.launches(self.launched_as, p.id)]
+        earlier = [
+            x for p in self.points() for x in self.store.launches.of_trial(self.launched_as, p.id)
+        ]
         if earlier and machine_line(earlier[-1].machine) != machine_line(self.machine):
             self.progress.message(
                 f"a part of this map was measured on another machine "

@@ -15,8 +15,10 @@ from autotune.serving import (
     end_living,
     living_launches,
 )
-from autotune.storage.names import launch_text
-from autotune.store import LaunchRow, Store, exclusive, is_free, opened
+from autotune.storage.launches import launch_text
+from autotune.storage.lease import exclusive, is_free
+from autotune.storage.schema import LaunchRow
+from autotune.storage.store import Store, opened
 from autotune.views import plain
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
@@ -26,7 +28,7 @@ GRACE_S = 10.0
 def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]:
     """Ends what is left of each launch whose end was never written down, and writes it down.
 
-    The caller holds the database (:func:`autotune.store.exclusive`): no launch in it is anybody's.
+    The caller holds the database (:func:`autotune.storage.lease.exclusive`): no launch in it is anybody's.
 
     Args:
         store: Its ledger; launches of all studies in it.
@@ -38,10 +40,10 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
     Raises:
         StopError: a process survives SIGKILL.
     """
-    for launch in store.unended_launches():
+    for launch in store.launches.unended():
         ended = end_leftover(_identity(launch), grace_s=grace_s)
-        store.launch_ended(launch.launch_id, None, ended)
-        store.event(
+        store.launches.ended(launch.launch_id, None, ended)
+        store.launches.event(
             launch.study,
             f"found a launch without an end; ended {ended} processes",
             trial=launch.trial,
@@ -82,7 +84,7 @@ def living(database: Path) -> list[tuple[LivingLaunch, str]]:
     trials = {}
     if database.exists():
         with opened(database) as store:
-            trials = {x.launch_id: x for x in store.unended_launches()}
+            trials = {x.launch_id: x for x in store.launches.unended()}
     found = []
     for x in living_launches():
         row = trials.get(x.launch_id)

@@ -43,8 +43,10 @@ from autotune.recomputed import Recomputed, measurement_of
 from autotune.results import failure_of, is_outdated, origin_of, with_points
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR
+from autotune.storage.lease import file_identity
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
-from autotune.store import LaunchRow, Store, file_identity, opened
+from autotune.storage.schema import LaunchRow
+from autotune.storage.store import Store, opened
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, N, Point, Value, canonical
 from autotune.tuning.prepare import Prepared
@@ -228,7 +230,7 @@ def _take(
                     _give(store, ids.values(), there.number)
                 continue
             for old, new in ids.items():
-                store.copy_launch(other, old, new_id=new, study=study.study_name)
+                store.launches.copy(other.launches, old, new_id=new, study=study.study_name)
             params = space.encode(c.point)
             valid = [t for t in recomputed.trials(trials) if not is_outdated(t)]
             same = (t for t in valid if t.state == TrialState.COMPLETE and t.params == params)
@@ -252,7 +254,7 @@ def _take(
             study.add_trial(trial)
             number = len(trials)
             _give(store, ids.values(), number)
-            store.event(
+            store.launches.event(
                 study.study_name, f"reused: {c.origin.text}", trial=number, launch_id=measured
             )
             taken += 1
@@ -267,7 +269,7 @@ def _first_of(trial: FrozenTrial) -> int:
 
 def _give(store: Store, launches: Iterable[str], trial: int) -> None:
     for launch_id in launches:
-        store.give_launch(launch_id, trial)
+        store.launches.give(launch_id, trial)
 
 
 def _is_of(trial: FrozenTrial, origin: Origin) -> bool:
@@ -457,7 +459,7 @@ def _candidates(
         if by is not None and by not in {c.trial.number for c in out}:
             left["ended early for a trial that is not taken"] += 1
             continue
-        launches = other.launches(name, trial.number)
+        launches = other.launches.of_trial(name, trial.number)
         launch = next((x for x in launches if x.launch_id == attrs.launch), None)
         if launch is None or launch.values is None:
             left["without its launch"] += 1

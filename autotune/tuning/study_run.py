@@ -20,9 +20,9 @@ from autotune.results import counts, study_view
 from autotune.search import Converged, SearchEnds, StudySampler
 from autotune.search.sampler import CHALLENGES
 from autotune.stats import expected_between
-from autotune.storage.names import output_folder
+from autotune.storage.lease import output_folder
 from autotune.storage.records import Role, attrs_of
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.space import N, Point, as_int
 from autotune.tuning.comparable import WeightsCheck, check_comparable
 from autotune.tuning.executor import Executor, OneSlot

@@ -13,7 +13,8 @@ from types import FrameType
 from typing import TypeVar
 
 from autotune.errors import DatabaseLocked
-from autotune.store import Store, exclusive, opened
+from autotune.storage.lease import exclusive
+from autotune.storage.store import Store, opened
 from autotune.tuning.progress import Progress
 
 T = TypeVar("T")

@@ -17,7 +17,8 @@ from autotune.errors import FailureKind, TrialFailure
 from autotune.serving.interrupts import held_back
 from autotune.stats import ESTIMATOR
 from autotune.storage.records import Quality, Role, TrialAttrs
-from autotune.store import LaunchRow, Store
+from autotune.storage.schema import LaunchRow
+from autotune.storage.store import Store
 from autotune.study.schema import ServerSpec
 from autotune.study.space import Point
 from autotune.tuning.launcher import Launcher, LiveServer, nothing_ahead
@@ -259,7 +260,7 @@ class TrialRunner:
     @cached_property
     def _rests(self) -> list[float]:
         """Seconds of the check before each measured launch of the study on this machine."""
-        return self._store.rests(self._p.spec.name, self._launcher.machine)
+        return self._store.launches.rests(self._p.spec.name, self._launcher.machine)
 
     def measure(self, live: LiveServer, trial: Trial) -> None:
         """Warm a server up and measure it; store every request and the objective values."""
@@ -269,7 +270,7 @@ class TrialRunner:
 
         def keep(samples: Sequence[Sample]) -> None:
             with held_back():  # a second Ctrl-C must not lose them
-                self._store.add_samples(live.launch_id, samples)
+                self._store.requests.add(live.launch_id, samples)
 
         measuring = self._tools.measuring(
             live.server,
@@ -308,7 +309,7 @@ class TrialRunner:
             beside=live.beside,
             weights=weights,
         )
-        self._store.launch_measured(
+        self._store.launches.measured(
             live.launch_id,
             result.stats,
             result.values,

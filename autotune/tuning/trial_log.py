@@ -21,7 +21,7 @@ from autotune.recomputed import Recomputed, measurement_of
 from autotune.results import Standing, counts, is_outdated, trial_view, with_points
 from autotune.stats import ESTIMATOR, Measurement
 from autotune.storage.records import Quality, TrialAttrs, attrs_of
-from autotune.store import Store
+from autotune.storage.store import Store
 from autotune.study.space import Point
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import At, Progress
@@ -132,8 +132,8 @@ class TrialLog:
         return list(self._front.values())
 
     def _measurement(self, trial: FrozenTrial) -> Measurement:
-        launch = self._store.launch(attrs_of(trial).launch or "")
-        samples = self._store.samples(launch.launch_id)
+        launch = self._store.launches.get(attrs_of(trial).launch or "")
+        samples = self._store.requests.samples(launch.launch_id)
         return measurement_of(samples, self._spec.workload, Quality.read(launch.quality))
 
     # -- what is known of the study --------------------------------------------------------------
@@ -198,7 +198,7 @@ class TrialLog:
 
     def tell(self, trial: FrozenTrial, launch_id: str, slot: int = 0) -> None:
         """Tell Optuna what a trial's launch measured, and show it."""
-        launch = self._store.launch(launch_id)
+        launch = self._store.launches.get(launch_id)
         values = launch.values
         if values is None:
             raise AssertionError("a launch that failed is never told as measured")
@@ -217,7 +217,7 @@ class TrialLog:
         )
         self._set(trial, attrs)
         self.study.tell(trial.number, [values[o.name] for o in self._objectives])
-        self._store.event(self._spec.name, "told", trial=trial.number, launch_id=launch_id)
+        self._store.launches.event(self._spec.name, "told", trial=trial.number, launch_id=launch_id)
         self._show(trial.number, slot)
 
     def tell_failure(self, trial: FrozenTrial, failure: TrialFailure, slot: int = 0) -> None:

@@ -1,1 +1,0 @@
-"""What is kept: the only room that touches SQL."""
