@@ -6,15 +6,14 @@ From Python, see :mod:`autotune.api`: ``from autotune import Study, tune``.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from autotune._version import __version__
 
 if TYPE_CHECKING:
     from autotune.api import Event, Result, StopTuning, Study, tune
 
-__all__ = ["Event", "Result", "StopTuning", "Study", "tune"]
-
-__version__ = version("dflash-autotune")
+__all__ = ["Event", "Result", "StopTuning", "Study", "__version__", "tune"]
 
 
 def __getattr__(name: str) -> Any:

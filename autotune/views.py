@@ -1,6 +1,6 @@
 """What tables, plots and notes show of a study: plain values, no database, no server.
 
-`autotune.store` builds these; `autotune.ui`, `autotune.plots` and `autotune.dashboard` read them.
+`autotune.results` builds these; `autotune.ui`, `autotune.plots` and `autotune.dashboard` read them.
 """
 
 from __future__ import annotations

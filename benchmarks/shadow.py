@@ -30,8 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from autotune.storage.lease import exclusive, output_folder
-from autotune.storage.store import Store, opened
 
 from autotune.bench import Sample
 from autotune.bench.session import EarlyEnd, Look, Measuring, Rival, Stop
@@ -53,6 +51,8 @@ from autotune.stats import (
     quantile,
     throughput_interval,
 )
+from autotune.storage.lease import exclusive, output_folder
+from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.study.space import N, Point
 from autotune.tuning.launcher import Launcher, LiveServer
@@ -73,6 +73,7 @@ def run(study: Path, folder: Path, loads: Sequence[int]) -> None:
     loaded = load_study(study)
     database = folder / "launches.db"
     with Ui() as ui, exclusive(database), opened(database, create=True) as store:
+        store.take_lease()
         prepared = prepare(loaded, ui)
         points = [q for q in prepared.spec.to_space().points() or () if not prepared.infeasible(q)]
         missing = [q for q in points if not all(_file(folder, x, q).exists() for x in loads)]

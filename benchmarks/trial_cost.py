@@ -55,7 +55,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from autotune.storage.store import opened
 from scipy import stats
 
 import objectives
@@ -73,6 +72,7 @@ from autotune.serving.machine import describe_machine, machine_line
 from autotune.serving.resolve import model_resolver
 from autotune.stages import time_view
 from autotune.stats import Measurement
+from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study
 from autotune.study.space import MNBT, N
 from autotune.tuning.crosscheck import bench_request

@@ -41,8 +41,6 @@ from typing import Any
 import optuna
 import psutil
 import yaml
-from autotune.storage.schema import LaunchRow, RequestRow
-from autotune.storage.store import Store
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from sqlalchemy import insert
@@ -53,6 +51,8 @@ from autotune.results import study_objectives
 from autotune.search import grid_points
 from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Interval, standard_error
+from autotune.storage.schema import LaunchRow, RequestRow
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.tuning import tools

@@ -15,7 +15,6 @@ from typing import Any
 
 import optuna
 import pytest
-from autotune.storage.store import Store
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
@@ -26,6 +25,7 @@ from autotune.prediction import GAINS, Outlook, outlook, tables
 from autotune.search import Prediction, SpeculationLaunch, what_if
 from autotune.search.acceptance import DRAFT_FIXED, MOST_N, PER_TOKEN, without
 from autotune.stats import ESTIMATOR
+from autotune.storage.store import Store
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
 from tests.fuzzing import fuzz

@@ -7,11 +7,11 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from autotune.storage.store import Store
 from click.testing import CliRunner, Result
 
 from autotune.cli import main
 from autotune.serving import LivingLaunch
+from autotune.storage.store import Store
 from autotune.study.schema import load_study
 from tests.studies import autotune, query, write_study
 
@@ -131,8 +131,11 @@ def test_databases_that_are_not_ours(here: Path) -> None:
 def test_a_database_of_another_version(here: Path) -> None:
     Store(here / "autotune.db", create=True).close()
     with sqlite3.connect("autotune.db") as c:
-        c.execute("update autotune_meta set schema = 99")
-    one_line(call("status"), "another version", "99")
+        c.execute("update autotune_alembic_version set version_num = '0099'")
+    before = Path("autotune.db").read_bytes()
+    one_line(call("status"), "another version", "0099")
+    one_line(call("run", str(write_study(here))), "another version", "0099")
+    assert Path("autotune.db").read_bytes() == before
 
 
 def test_an_empty_database(here: Path) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from autotune.storage.store import Store
 from click.testing import CliRunner, Result
 from optuna.trial import TrialState, create_trial
 
@@ -30,6 +29,7 @@ from autotune.errors import UserError
 from autotune.results import study_objectives
 from autotune.serving import Identity
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
+from autotune.storage.store import Store
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
 from tests.studies import write_study

@@ -21,8 +21,6 @@ import httpx
 import optuna
 import optuna_dashboard
 import pytest
-from autotune.storage.schema import StudyRow
-from autotune.storage.store import Store, opened
 from sqlalchemy.orm import Session
 
 import objectives
@@ -33,6 +31,8 @@ from autotune.report import build
 from autotune.report.content import Answer, Figure, Report
 from autotune.results import study_view
 from autotune.stats import ESTIMATOR
+from autotune.storage.schema import StudyRow
+from autotune.storage.store import Store, opened
 from autotune.views import StudyView
 from tests import test_report
 from tests.study_views import P95, THROUGHPUT, study

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autotune.storage.store import opened
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from autotune.bench import Request, Workload, build_workload
 from autotune.errors import UserError
+from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, WorkloadSpec, parse_study
 from tests.studies import autotune, query, write_study
 

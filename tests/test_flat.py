@@ -11,7 +11,6 @@ from unittest import mock
 
 import optuna
 import pytest
-from autotune.storage.store import Store
 from optuna.trial import FrozenTrial
 from rich.console import Console
 from sqlalchemy import event
@@ -27,6 +26,7 @@ from autotune.results import (
     with_points,
 )
 from autotune.serving.machine import describe_machine
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, load_study
 from autotune.study.space import Point
 from autotune.tuning.prepare import prepare

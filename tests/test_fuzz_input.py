@@ -19,7 +19,6 @@ from unittest import mock
 import optuna
 import pytest
 import yaml
-from autotune.storage.store import Store
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +28,7 @@ from autotune.cli import main
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.results import study_objectives
+from autotune.storage.store import Store
 from autotune.study.from_command import study_from_command, template
 from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.tuning.prepare import baseline_point

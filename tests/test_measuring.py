@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autotune.storage.store import opened
 
 import objectives
 from autotune.bench import Counters, Request, Sample, Workload, session
@@ -30,6 +29,7 @@ from autotune.errors import FailureKind, MeasureError
 from autotune.recomputed import measurement_of
 from autotune.results import quality_warnings
 from autotune.stats import STOPPING_CONFIDENCE, look_sizes
+from autotune.storage.store import opened
 from autotune.study.schema import WorkloadSpec, load_study
 from autotune.tuning.trial import quality_of
 from tests.studies import (

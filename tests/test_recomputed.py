@@ -21,7 +21,6 @@ from typing import Any
 
 import optuna
 import pytest
-from autotune.storage.store import Store, opened
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import objectives
@@ -39,6 +38,7 @@ from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Estimate
 from autotune.stats.intervals import MEAN_FACTOR
 from autotune.storage.records import Quality, attrs_of
+from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.views import StudyView, TrialView

@@ -17,7 +17,6 @@ from typing import Any
 
 import optuna
 import pytest
-from autotune.storage.store import Store, opened
 from choreographer import Browser, Tab
 from click.testing import CliRunner
 from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -35,6 +34,7 @@ from autotune.report.content import Code, Figure, Report, Table
 from autotune.report.importance import LEAST_TRIALS, importances
 from autotune.results import study_objectives, study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
+from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
 from autotune.views import number as shown
 from tests.studies import autotune, use_tools, write_study

@@ -14,7 +14,6 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from autotune.storage.store import Store
 from optuna.trial import TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats, build_workload
@@ -34,6 +33,7 @@ from autotune.serving import Identity
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stages import time_json, time_lines, time_view
 from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
+from autotune.storage.store import Store
 from autotune.study.schema import load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.tuning.prepare import Prepared, baseline_point

@@ -22,7 +22,6 @@ import httpx
 import psutil
 import pytest
 import yaml
-from autotune.storage.store import Store
 
 import autotune as package
 from autotune.bench import vllm_bench
@@ -31,6 +30,7 @@ from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.plots import find_chromium, pareto_figure, write_html
+from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, ServerSpec, parse_study, text_without_secrets
 from autotune.study.secrets import is_secret, masked, public, secret_values
 from autotune.tuning import crosscheck

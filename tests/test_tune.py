@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from autotune.storage.store import Store
 
 from autotune.serving.interrupts import held_back
+from autotune.storage.store import Store
 from autotune.tuning.supervise import signals
 from tests.studies import (
     UNENDED,

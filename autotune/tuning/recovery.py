@@ -28,7 +28,8 @@ GRACE_S = 10.0
 def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]:
     """Ends what is left of each launch whose end was never written down, and writes it down.
 
-    The caller holds the database (:func:`autotune.storage.lease.exclusive`): no launch in it is anybody's.
+    The caller holds the database (:func:`autotune.storage.lease.exclusive`), so no launch in it
+    belongs to another run.
 
     Args:
         store: Its ledger; launches of all studies in it.
@@ -145,7 +146,16 @@ def reap(database: Path) -> Iterator[str]:
             yield f"{x.launch_id[:8]}  left alone: {why}"
     if not database.exists() or not is_free(database):
         return
-    with exclusive(database), opened(database) as store:
+    with exclusive(database):
+        yield from _reap_by_ledger(database)
+
+
+def _reap_by_ledger(database: Path) -> Iterator[str]:
+    with opened(database) as store:
+        if not store.launches.unended():
+            return  # nothing to write
+    with opened(database, write=True) as store:
+        store.take_lease()
         for launch, ended in end_unended(store, GRACE_S):
             if ended:
                 yield f"{launch.launch_id[:8]}  ended {ended} processes, by the ledger"

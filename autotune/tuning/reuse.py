@@ -547,7 +547,7 @@ def _deciding(env: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
 
 def _other_definition(other: Store, launch: LaunchRow, prepared: Prepared) -> str | None:
     """Which objective is another one today, by the requests of a launch; None: none is."""
-    samples = other.samples(launch.launch_id)
+    samples = other.requests.samples(launch.launch_id)
     quality = Quality.read(launch.quality)
     earlier = quality.estimator != ESTIMATOR
     try:

@@ -49,6 +49,7 @@ def run_on(database: Path, progress: Progress, go: Callable[[Store], T]) -> T:
         while True:
             try:
                 with opened(database, create=True) as store:
+                    store.take_lease()
                     return go(store)
             except DatabaseLocked as e:  # its server is gone: wait, and go on as after a kill
                 now = time.monotonic()

@@ -183,7 +183,7 @@ AT_A_STAGE = {
 
 def older_tables(database: Path) -> None:
     with contextlib.closing(sqlite3.connect(database)) as c:
-        c.execute("update autotune_meta set schema = 1")
+        c.execute("update autotune_alembic_version set version_num = '0000'")
         c.commit()
 
 

@@ -1,0 +1,63 @@
+"""What a database raises, as one clear line each."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
+from autotune.errors import DatabaseLocked, MachineError
+
+
+@contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """Make one clear line of what a database raises while it is used.
+
+    Raises:
+        DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
+        MachineError: it cannot be read or written any more.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error) as e:
+        code, words = in_words(e)
+        if code in LOCKED:
+            raise DatabaseLocked(f"{path}: {words}") from e
+        raise MachineError(
+            f"{path}: {words}. What was finished is kept; the same command goes on from there"
+        ) from e
+
+
+LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+DAMAGED = (
+    "is damaged ({said}); `sqlite3 DAMAGED.db .recover | sqlite3 NEW.db` saves into a new file "
+    "what can be read"
+)
+# By SQLite's primary error code (https://sqlite.org/rescode.html): what happened, what to do.
+_WORDS = {
+    sqlite3.SQLITE_BUSY: "another program holds it locked; end that program",
+    sqlite3.SQLITE_LOCKED: "another program holds it locked; end that program",
+    sqlite3.SQLITE_FULL: "cannot be written, the disk is full; make room",
+    sqlite3.SQLITE_READONLY: "cannot be written ({said}); look at the modes of file and folder",
+    sqlite3.SQLITE_IOERR: "cannot be read or written ({said}); is its disk full or gone?",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened ({said}); is its folder there, and ours to write?",
+    sqlite3.SQLITE_CORRUPT: DAMAGED,
+    sqlite3.SQLITE_NOTADB: (
+        "is no SQLite database, or its beginning is damaged; put back a copy of it, or give "
+        "another --db"
+    ),
+}
+
+
+def in_words(error: BaseException) -> tuple[int, str]:
+    """Return SQLite's primary code of an error that SQLAlchemy or Optuna wrapped, and one line."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, sqlite3.Error):
+        found = getattr(found, "orig", None) or found.__cause__ or found.__context__
+    code = getattr(found, "sqlite_errorcode", 0) & 0xFF
+    said = " ".join(str(found or error).split())
+    return code, _WORDS.get(code, "cannot be used ({said})").format(said=said)

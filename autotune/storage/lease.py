@@ -1,0 +1,138 @@
+"""Who may write to a database, and the files next to it.
+
+A runner holds the lock of the database's file. It also takes the lease, which is a row: its epoch
+grows with every runner, and each launch says under which one it was started.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session, sessionmaker
+
+from autotune.errors import UserError
+from autotune.storage.schema import LeaseRow, WorkerRow
+
+# The worker of a run that launches one server after another, on the whole host.
+_ONLY_WORKER = "0"
+
+
+def output_folder(database: Path, study: str) -> Path:
+    """Return the folder of a study's plots and server logs, which is next to its database."""
+    return database.parent / f"{database.stem}-{study}"
+
+
+@contextmanager
+def exclusive(database: Path) -> Iterator[None]:
+    """Hold the database for one runner; the kernel lets go when the process dies, however.
+
+    Raises:
+        UserError: another runner holds it, or the folder cannot be written.
+    """
+    if not database.parent.is_dir():
+        raise UserError(f"{database}: the folder {database.parent} does not exist; make it first")
+    lock = _lock_file(database)
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise UserError(f"{lock}: cannot be written: {e.strerror}") from e
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            holder = os.read(fd, 20).decode(errors="replace").strip() or "unknown"
+            raise UserError(
+                f"{database}: another autotune (pid {holder}) is running on it; wait for it, or "
+                "give this run another --db"
+            ) from e
+        with suppress(OSError):  # a full disk; the pid is only for the message above
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock_file(database: Path) -> Path:
+    """Return the lock next to the file itself, so that two links to one database share it."""
+    file = database.resolve()
+    return file.with_name(file.name + ".lock")
+
+
+def is_free(database: Path) -> bool:
+    """True if no runner holds the database now."""
+    try:
+        fd = os.open(_lock_file(database), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError:  # another user's
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return which file a path leads to now; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the lease, and launches servers under it.
+
+    Attributes:
+        host: Name of this host, as ``hostname`` says it.
+        worker: Name of the worker on it.
+        epoch: Number of the lease, from 1.
+    """
+
+    host: str
+    worker: str
+    epoch: int
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of a launch that say who launched it."""
+        return {"host": self.host, "worker": self.worker, "lease_epoch": self.epoch}
+
+
+def take(sessions: sessionmaker[Session]) -> Holder:
+    """Take the lease of a database, of which the caller holds the lock (:func:`exclusive`).
+
+    The workers of earlier holders are over then.
+    """
+    now, host = time.time(), socket.gethostname()
+    with sessions() as s:
+        lease = s.get(LeaseRow, 1, with_for_update=True) or LeaseRow(id=1, epoch=0)
+        lease.epoch += 1
+        lease.owner = uuid.uuid4().hex
+        lease.host, lease.pid = host, os.getpid()
+        lease.taken_at, lease.expires_at = now, None
+        s.execute(update(WorkerRow).where(WorkerRow.ended_at.is_(None)).values(ended_at=now))
+        holder = Holder(host, _ONLY_WORKER, lease.epoch)
+        s.add_all(
+            [
+                lease,
+                WorkerRow(lease_epoch=holder.epoch, host=host, name=_ONLY_WORKER, joined_at=now),
+            ]
+        )
+        s.commit()
+    return holder

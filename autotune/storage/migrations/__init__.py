@@ -1,0 +1,78 @@
+"""Revisions of autotune's tables, oldest first in ``versions/``; Optuna has its own for its tables.
+
+A revision is a file written by hand that imports nothing of autotune. It is final once a database
+of a user may have it: a later change is a new one. :data:`REVISIONS` names all of them, so that a
+database is checked without Alembic.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.pool import NullPool
+
+# A name of its own: Optuna's `alembic_version` is in the same database.
+VERSION_TABLE = "autotune_alembic_version"
+REVISIONS = ("0001", "0002", "0003")
+# What autotune 0.1 and the first 0.2, which knew no revisions, wrote into `autotune_meta`.
+_BEFORE_REVISIONS = 2
+
+
+def revision_of(engine: Engine) -> str | None:
+    """Return the revision of the tables in a database; None if it has none of autotune's.
+
+    A database from before there were revisions has "0001"; what "0002" adds may be there already.
+    Something else is returned as it is: it is of another version of autotune.
+    """
+    tables = inspect(engine)
+    with engine.connect() as c:
+        if tables.has_table(VERSION_TABLE):
+            return str(c.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}")))  # noqa: S608
+        if tables.has_table("autotune_meta"):
+            found = c.scalar(text("SELECT schema FROM autotune_meta"))
+            return REVISIONS[0] if found == _BEFORE_REVISIONS else str(found)
+    return None
+
+
+def upgrade(engine: Engine, busy_timeout_s: float) -> None:
+    """Bring a database to the last revision in one transaction, from any that is known, or none.
+
+    A process that is killed meanwhile leaves what was there before.
+
+    Args:
+        engine: Engine of the database; the upgrade has a connection of its own.
+        busy_timeout_s: How long another program's lock of a file is waited for.
+    """
+    if revision_of(engine) == REVISIONS[-1]:
+        return
+    mine = create_engine(engine.url, poolclass=NullPool)
+    if mine.dialect.name == "sqlite":
+        _one_transaction(mine, busy_timeout_s)
+    with mine.begin() as connection:
+        _run(connection, revision_of(engine))
+
+
+def _one_transaction(engine: Engine, busy_timeout_s: float) -> None:
+    """Let SQLAlchemy begin transactions: Python's sqlite3 begins none before a CREATE TABLE."""
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout = {round(busy_timeout_s * 1000)}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _run(connection: Connection, found: str | None) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE})
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    if found is not None and not inspect(connection).has_table(VERSION_TABLE):
+        command.stamp(config, found)
+    command.upgrade(config, "head")

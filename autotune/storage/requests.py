@@ -1,0 +1,82 @@
+"""Requests of each launch, with the time of every chunk."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from autotune.bench import Sample
+from autotune.storage.schema import RequestRow
+
+
+class Requests:
+    """Requests of all launches of one database.
+
+    Args:
+        sessions: Opens a session on it.
+    """
+
+    def __init__(self, sessions: sessionmaker[Session]) -> None:
+        self._sessions = sessions
+
+    def add(self, launch_id: str, samples: Sequence[Sample]) -> None:
+        """Keep every request of one phase."""
+        with self._sessions() as s:
+            s.add_all(
+                RequestRow(
+                    launch_id=launch_id,
+                    phase=x.phase,
+                    index=x.index,
+                    intended=x.intended,
+                    start=x.start,
+                    ttft=x.ttft,
+                    end=x.end,
+                    prompt_tokens=x.prompt_tokens,
+                    output_tokens=x.output_tokens,
+                    status=x.status,
+                    error=x.error,
+                    chunks=array("f", x.chunks).tobytes(),
+                )
+                for x in samples
+            )
+            s.commit()
+
+    def of_launch(self, launch_id: str, phase: str | None = None) -> list[RequestRow]:
+        """Return every request of a launch, or of one phase of it, in the order of their ends."""
+        query = select(RequestRow).where(RequestRow.launch_id == launch_id).order_by(RequestRow.id)
+        if phase is not None:
+            query = query.where(RequestRow.phase == phase)
+        with self._sessions() as s:
+            rows = list(s.scalars(query))
+            s.expunge_all()
+        return rows
+
+    def samples(self, launch_id: str, phase: str = "measure") -> list[Sample]:
+        """Return the requests of one phase of a launch, as the client gave them."""
+        return [
+            Sample(
+                index=r.index,
+                phase=r.phase,
+                intended=r.intended,
+                start=r.start,
+                ttft=r.ttft,
+                end=r.end,
+                prompt_tokens=r.prompt_tokens,
+                output_tokens=r.output_tokens,
+                status=r.status,
+                error=r.error,
+                chunks=tuple(array("f", r.chunks)),
+            )
+            for r in self.of_launch(launch_id, phase)
+        ]
+
+    def first_end(self, launch_id: str) -> float | None:
+        """Return the seconds from the start of the warm-up to the end of its first request."""
+        query = select(func.min(RequestRow.end)).where(
+            RequestRow.launch_id == launch_id, RequestRow.phase == "warmup"
+        )
+        with self._sessions() as s:
+            return s.scalar(query)
