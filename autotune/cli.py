@@ -291,7 +291,7 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
             with not_worth_a_run("plots not drawn", "draw them with `autotune pareto`"):
                 plots = _draw(view, output_folder(database, name))
             with not_worth_a_run("dashboard not updated", "update it with `autotune dashboard`"):
-                publish(store.optuna_study(name), view, build(store, view))
+                publish(store, view, build(store, view))
         ui.summary(view, _serve(store, name, trial), database, plots)
 
 

@@ -20,7 +20,6 @@ import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -40,6 +39,7 @@ from autotune.results import study_view
 from autotune.storage.failures import database_errors
 from autotune.storage.records import TRIAL_KEYS
 from autotune.storage.store import Store
+from autotune.study.space import keeps_exponents
 from autotune.views import (
     Bounds,
     StudyView,
@@ -131,7 +131,8 @@ def serve(
         path, what = "/dashboard", f"{len(names)} studies"
         if names and (study is not None or len(names) == 1):
             name = store.pick_study(study)
-            path = f"/dashboard/studies/{store.optuna_study(name)._study_id}"
+            store.optuna_study(name)  # refuses one that has no trials yet
+            path = f"/dashboard/studies/{store.storage.get_study_id_from_name(name)}"
             what, names = name, [name]
         elif study is not None:
             store.pick_study(study)  # says that there is none
@@ -141,7 +142,7 @@ def serve(
             try:
                 with database_errors(database):
                     view = study_view(store, name)
-                    publish(store.optuna_study(name), view, build(store, view))
+                    publish(store, view, build(store, view))
             except Exception as e:  # noqa: BLE001 – to look at what is there is better than nothing
                 _log.warning("figures and notes are as they were saved: %s", in_short(e))
         with _bind(port, store) as server, contextlib.suppress(KeyboardInterrupt):
@@ -330,32 +331,33 @@ _READING_NOTE = """\
 ## How to read the parameters
 
 - `num_speculative_tokens` (n): draft tokens for each step; 0 is the baseline without speculation.
-- `max_num_batched_tokens` (MNBT): most tokens of one step. A name with `log2_` in front is searched
-  as the exponent of two: 9 means 512.
+- `max_num_batched_tokens` (MNBT): most tokens of one step.{exponents}
 - Failed trials have no numbers; the note of each says why.
 
 *Written by autotune, and written anew as the study goes on: put words of your own into the notes of
 the trials.*"""
+_EXPONENTS_NOTE = """ A name with `log2_` in front is searched
+  as the exponent of two: 9 means 512."""
 
 
-def publish(study: optuna.Study, view: StudyView, report: Report) -> None:
-    """Puts our figures and notes where optuna-dashboard shows them.
+def publish(store: Store, view: StudyView, report: Report) -> None:
+    """Put our figures and notes where optuna-dashboard shows them.
 
     A figure replaces what it was before. The study's note is ours and follows the study; a failed
     trial's note is written once, so that what a user adds to it stays.
 
     Args:
-        study: Where they are saved.
-        view: The same study.
-        report: Of it; its figures are shown.
+        store: The database that has the study.
+        view: The study.
+        report: Its report, whose figures are shown.
     """
+    study = store.optuna_study(view.name)
     for key, figure in _cards(view, report):
         optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
-    _save(study, _study_note(view))
-    ids = {t.number: t._trial_id for t in study.get_trials(deepcopy=False)}
+    params = (t.params for t in study.get_trials(deepcopy=False))
+    _save(study, _study_note(view, exponents=keeps_exponents(params)))
     for trial in view.failures():
-        # save_note() wants Optuna's Trial, which exists only while one runs; it reads these three
-        target = SimpleNamespace(storage=study._storage, study=study, _trial_id=ids[trial.number])
+        target = optuna.Trial(study, store.trial_id(view.name, trial.number))
         if not optuna_dashboard.get_note(target):
             _save(target, _failure_note(trial))
 
@@ -405,12 +407,12 @@ def _as_card(figure: go.Figure) -> go.Figure:
     return figure.update_scenes(xaxis=smaller, yaxis=smaller, zaxis=smaller)
 
 
-def _save(target: object, body: str) -> None:
+def _save(target: optuna.Study | optuna.Trial, body: str) -> None:
     if optuna_dashboard.get_note(target) != body:
         optuna_dashboard.save_note(target, body)
 
 
-def _study_note(view: StudyView) -> str:
+def _study_note(view: StudyView, *, exponents: bool) -> str:
     failed = view.failures()
     about = [f"{view.finished} of {view.wanted} trials finished"]
     about += [f"{len(failed)} failed"] if failed else []
@@ -438,7 +440,7 @@ def _study_note(view: StudyView) -> str:
             lines += ["", *(f"- {_md(line)}" for line in verdict_lines(view))]
         if scatter := scatter_line(view):
             lines += ["", _md(scatter[0].upper() + scatter[1:]) + "."]
-    lines += ["", _READING_NOTE]
+    lines += ["", _READING_NOTE.format(exponents=_EXPONENTS_NOTE if exponents else "")]
     return "\n".join(lines)
 
 

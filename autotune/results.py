@@ -27,7 +27,7 @@ from autotune.stats import LaunchVariance, SingleLaunch
 from autotune.storage.records import Quality, attrs_of
 from autotune.storage.store import Store
 from autotune.study.schema import LoadedStudy, ObjectiveSpec, StudySpec
-from autotune.study.space import Space, Value
+from autotune.study.space import Space
 from autotune.views import (
     COMPUTED_AGAIN,
     Origin,
@@ -406,8 +406,7 @@ def trial_views(
 
 def with_points(trials: Sequence[FrozenTrial], space: Space) -> list[FrozenTrial]:
     """Those that were given a point."""
-    names = space.distributions().keys()
-    return [t for t in trials if names <= _params(t).keys()]
+    return [t for t in trials if space.has_point(t.params)]
 
 
 def trial_view(
@@ -461,7 +460,7 @@ def _view(
     return TrialView(
         number=t.number,
         state=_STATES[t.state],
-        point=space.decode(_params(t)),
+        point=space.decode(t.params),
         values=None
         if values is None
         else {o.name: v for o, v in zip(objectives, values, strict=True)},
@@ -634,9 +633,3 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
                 f"log: {launch.log_path}"
             )
     return lines
-
-
-def _params(trial: FrozenTrial) -> dict[str, Value]:
-    """A trial's parameters; of a waiting one, those it was enqueued with."""
-    fixed: dict[str, Any] = trial.system_attrs.get("fixed_params") or {}
-    return trial.params or fixed

@@ -12,7 +12,7 @@ requests and the luck of the launch; what a search visited is then judged by the
     tpe, nsga2, gp  Optuna's multivariate TPESampler, NSGAIISampler, GPSampler with their defaults;
                     what cannot launch is told as failed
     botorch         qLogNEHVI over all untried points, where BoTorch is installed
-    ours            `autotune.search.StudySampler` in a study that is kept as `autotune run` does
+    ours            `autotune.search.Proposer` in a study that is kept as `autotune run` does
     ours-4          the same after the seeds in batches of four, whose outcomes are known together
 
 `grid` and `sweep` know the rules for nothing, which makes them look better than they are; the
@@ -46,7 +46,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,16 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 from surfaces import Outcome, World, names, world
 
-from autotune.search import SearchEnds, StudySampler, seed_points
-from autotune.search.sampler import nearest
+from autotune.search import Proposer, SearchEnds, seed_points
+from autotune.search.front import Direction
+from autotune.search.proposer import nearest
 from autotune.study.space import MNBT, ChoiceParam, N, Value
 
 Floats = NDArray[np.float64]
 Launch = Callable[[dict[str, Value]], Outcome]
 Strategy = Callable[[World, Launch, int], None]
 
-DIRECTIONS = ["maximize", "minimize"]
+DIRECTIONS: list[Direction] = ["maximize", "minimize"]
 COSTS = np.array([-1.0, 1.0])  # less is better
 REACHED, ENOUGH = 0.99, 0.999
 WINNER_AT = 14
@@ -248,10 +249,11 @@ def _sweep(w: World, launch: Launch, _seed: int) -> None:
 def _asked(w: World, launch: Launch, sampler: BaseSampler) -> None:
     """Optuna's ask and tell, as its documentation shows it."""
     study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
-    distributions = w.space.distributions()
+    space = replace(w.space, exponents=True)  # a sampler draws powers of two only
+    distributions = space.distributions()
     while True:
         trial = study.ask(distributions)
-        values = launch(w.space.decode(trial.params)).values
+        values = launch(space.decode(trial.params)).values
         if values is None:
             study.tell(trial, state=TrialState.FAIL)
         else:
@@ -336,7 +338,7 @@ def _ours(w: World, launch: Launch, seed: int, batch: int = 1) -> None:
     Args:
         w: The world.
         launch: Answers.
-        seed: Of the sampler.
+        seed: Of the proposer.
         batch: Launches that are proposed before the first of them has an outcome; seeds are not.
     """
 
@@ -345,8 +347,8 @@ def _ours(w: World, launch: Launch, seed: int, batch: int = 1) -> None:
 
     baseline = nearest(w.space, w.baseline(), feasible)
     assert baseline is not None
-    sampler = StudySampler(w.space, w.infeasible, method="gp", seed=seed)
-    study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+    proposer = Proposer(w.space, w.infeasible, DIRECTIONS, method="gp", seed=seed)
+    study = optuna.create_study(directions=DIRECTIONS)
     points = seed_points(w.space, baseline, feasible)
     while points:
         for point in points:
@@ -366,7 +368,7 @@ def _ours(w: World, launch: Launch, seed: int, batch: int = 1) -> None:
         trials, points = study.get_trials(deepcopy=False), []
         with contextlib.suppress(SearchEnds):
             while len(points) < batch:
-                points.append(sampler.suggest(trials, study.directions, points).point)
+                points.append(proposer.propose(trials, points).point)
 
 
 STRATEGIES: Mapping[str, Strategy] = {
@@ -386,8 +388,9 @@ _CHEAP = {"random", "grid", "shuffled", "sweep"}
 
 def missing(strategy: str) -> str | None:
     """Why a strategy cannot be run here, or None."""
-    if strategy == "botorch" and importlib.util.find_spec("botorch") is None:
-        return "not installed"
+    needed = {"botorch": "botorch", "gp": "torch"}.get(strategy)
+    if needed is not None and importlib.util.find_spec(needed) is None:
+        return f"{needed} is not installed"
     return None
 
 

@@ -1,7 +1,8 @@
-"""What can be optimised: one module each, with an ``OBJECTIVE``; a study names it by its module.
+"""What can be optimised: a study names an objective by its module, which has an ``OBJECTIVE``.
 
-To add one, put a module into this folder whose ``OBJECTIVE`` has the module's name; a study's own
-one may also stand in a file or in a package (``docs/objectives.md``). It sees a
+Percentiles of latencies are a table (:mod:`objectives._percentiles`), named ``p95_latency`` and so
+on. To add an objective, put a module into this folder whose ``OBJECTIVE`` has the module's name; a
+study's own one may also be in a file or in a package (``docs/objectives.md``). It sees a
 :class:`autotune.stats.Measurement` and nothing else.
 """
 
@@ -35,7 +36,7 @@ class Objective:
     """A number that a study makes large or small.
 
     Attributes:
-        name: Its module, and its key in a study.
+        name: Its key in a study, and its module or its key in the table.
         title: For tables and axes, without the unit.
         unit: Of what ``compute`` gives.
         direction: The better way, unless a study says otherwise.
@@ -136,21 +137,29 @@ def raised(error: BaseException, path: str) -> str:
     return f"{words} (line {line})" if line else words
 
 
+def _table() -> dict[str, Objective]:
+    from objectives._percentiles import OBJECTIVES  # which needs this module
+
+    return OBJECTIVES
+
+
 def names() -> tuple[str, ...]:
-    """Names of all objectives of ours, sorted."""
-    found = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in found if not name.startswith("_")))
+    """Return the names of all built-in objectives, sorted."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted([*_table(), *(x for x in modules if not x.startswith("_"))]))
 
 
 @cache
 def get(name: str) -> Objective:
-    """The objective of ours of that name.
+    """Return the built-in objective of that name.
 
     Raises:
         KeyError: there is none.
     """
     if name not in names():
         raise KeyError(name)
+    if name in _table():
+        return _table()[name]
     objective = importlib.import_module(f"{__name__}.{name}").OBJECTIVE
     if not isinstance(objective, Objective) or objective.name != name:
         raise TypeError(f"objectives/{name}.py: OBJECTIVE must be an Objective named {name!r}")

@@ -1,4 +1,4 @@
-"""Percentiles of the latencies of ``vllm bench serve``; each is a module of its own.
+"""Percentiles of the latencies of ``vllm bench serve``: one table of objectives.
 
 Median, 95th and 99th percentile of the requests' TTFT, TPOT and E2EL, and of all ITL, in
 milliseconds. :mod:`autotune.stats.measurement` defines the four as ``vllm bench serve`` does
@@ -136,3 +136,11 @@ def _of_clusters(values: Floats, q: float, confidence: float) -> Interval:
     near = [x for x in (at(q - one), at(q + one)) if x is not None and x > 0]
     told = sum(abs(math.log(x / center)) for x in near) / len(near) if near and center > 0 else None
     return Interval(at(q - half), at(q + half), confidence, told)
+
+
+# By name: p50_ttft to p99_latency.
+OBJECTIVES = {
+    objective.name: objective
+    for latency in (TTFT, TPOT, ITL, E2EL)
+    for objective in (percentile(percent, latency) for percent in (50, 95, 99))
+}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 MODULE = "vllm.entrypoints.openai.api_server"
 DUMPS = "STANDIN_DUMPS"  # a folder: every server writes what it inherited into it, see below
-_VERSION = "0.32.0"
+VERSION = "0.32.0"
 _IMPORTED = """\
 import os, sys
 
@@ -87,17 +87,21 @@ if __name__ == "__main__":
 """
 
 
-def write_vllm(folder: Path, *, on_import: str = "pass", on_start: str = "pass") -> Path:
+def write_vllm(
+    folder: Path, *, version: str = VERSION, on_import: str = "pass", on_start: str = "pass"
+) -> Path:
     """Writes the packages; the folder for PYTHONPATH.
 
     Args:
+        folder: Where they are written to.
+        version: What it says that it is.
         on_import: A line that runs when vLLM is imported; ``in_template`` says by whom.
         on_start: A line that runs when a server starts; ``forked`` says how.
     """
     double = Path(__file__).with_name("double.py")
     files = {
         "torch/__init__.py": _TORCH,
-        "vllm/__init__.py": _IMPORTED.format(version=_VERSION, code=on_import),
+        "vllm/__init__.py": _IMPORTED.format(version=version, code=on_import),
         "vllm/platforms/__init__.py": _PLATFORMS,
         "vllm/utils/__init__.py": "",
         "vllm/utils/argparse_utils.py": "from argparse import ArgumentParser as "
@@ -109,8 +113,8 @@ def write_vllm(folder: Path, *, on_import: str = "pass", on_start: str = "pass")
         "vllm/entrypoints/openai/api_server.py": _SERVER.format(
             code=on_start, dumps=DUMPS, double=double
         ),
-        f"vllm-{_VERSION}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: vllm\n"
-        f"Version: {_VERSION}\n",
+        f"vllm-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: vllm\n"
+        f"Version: {version}\n",
     }
     for name, text in files.items():
         path = folder / name

@@ -63,7 +63,8 @@ def make(path: Path, *views: StudyView) -> None:
                 )
             )
             s.commit()
-        publish(optuna_study(store, view), view, NOTHING)
+        optuna_study(store, view)
+        publish(store, view, NOTHING)
     store.close()
 
 
@@ -209,13 +210,14 @@ def test_publishing_again_keeps_what_a_user_wrote_to_a_trial(tmp_path: Path) -> 
     store = Store(tmp_path / "a.db", create=True)
     view = study()
     made = optuna_study(store, view)
-    publish(made, view, NOTHING)
-    version = made._storage.get_study_system_attrs(made._study_id)["dashboard:note_ver"]
-    key = f"dashboard:{made.trials[4]._trial_id}:note_str:0"
-    made._storage.set_study_system_attr(made._study_id, key, "mine")
-    publish(made, view, NOTHING)
-    attrs = made._storage.get_study_system_attrs(made._study_id)
-    assert attrs[key] == "mine"
+    publish(store, view, NOTHING)
+    study_id = store.storage.get_study_id_from_name(view.name)
+    version = store.storage.get_study_system_attrs(study_id)["dashboard:note_ver"]
+    trial = optuna.Trial(made, store.trial_id(view.name, 4))
+    optuna_dashboard.save_note(trial, "mine")
+    publish(store, view, NOTHING)
+    assert optuna_dashboard.get_note(trial) == "mine"
+    attrs = store.storage.get_study_system_attrs(study_id)
     assert attrs["dashboard:note_ver"] == version  # nothing new, nothing written
     assert optuna_dashboard.get_note(made).startswith("# demo-cpu")
     store.close()
@@ -227,10 +229,8 @@ def test_a_log_cannot_leave_its_fence(tmp_path: Path) -> None:
     trials = list(view.trials)
     trials[4] = replace(trials[4], failure_evidence=("````", "# <script>", "\x1b[31mred\x1b[0m"))
     made = optuna_study(store, view)
-    publish(made, replace(view, trials=trials), NOTHING)
-    body = made._storage.get_study_system_attrs(made._study_id)[
-        f"dashboard:{made.trials[4]._trial_id}:note_str:0"
-    ]
+    publish(store, replace(view, trials=trials), NOTHING)
+    body = optuna_dashboard.get_note(optuna.Trial(made, store.trial_id(view.name, 4)))
     assert body.splitlines()[4:] == [
         "`````text",
         "MNBT is too small",
@@ -358,10 +358,10 @@ def test_the_figures_follow_the_study(tmp_path: Path) -> None:
 def test_many_trials_stay_small(tmp_path: Path) -> None:
     rows = [Row(i % 16, 32 << i % 7, 80 + 3.0 * (i % 16), 2000 + 10 * (i % 5)) for i in range(60)]
     with opened(test_report.make(tmp_path, rows, split=True)) as store:
-        study = store.optuna_study("double")
         view = study_view(store, "double")
-        publish(study, view, build(store, view))
-        saved = store.storage.get_study_system_attrs(study._study_id)
+        publish(store, view, build(store, view))
+        study_id = store.storage.get_study_id_from_name("double")
+        saved = store.storage.get_study_system_attrs(study_id)
     plots = {k: len(v) for k, v in saved.items() if k.startswith("dashboard:plot_data:")}
     assert {k.split(":")[2] for k in plots} >= {"importance", "time", "by-n"}
     assert sum(plots.values()) < 5_000 * len(rows)  # a launch with its requests takes more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -84,6 +85,8 @@ def test_a_closed_loop_gives_what_its_places_give(measurement: Measurement) -> N
 def test_every_module_is_an_objective_by_its_own_name() -> None:
     assert "throughput" in objectives.names()
     assert list(objectives.names()) == sorted(objectives.names())
+    kinds = itertools.product(("p50", "p95", "p99"), ("ttft", "tpot", "itl", "latency"))
+    assert {"_".join(x) for x in kinds} == {x for x in objectives.names() if x[1].isdigit()}
     for name in objectives.names():
         assert objectives.get(name).name == name
 

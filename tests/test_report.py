@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from autotune.results import study_objectives, study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.store import Store, opened
 from autotune.study.schema import load_study
+from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
 from autotune.views import number as shown
 from tests.studies import autotune, use_tools, write_study
 from tests.study_views import P95, THROUGHPUT
@@ -448,6 +449,29 @@ def test_importance_is_right_for_both_directions() -> None:
     skewed = [t for t in trials if t.params["a"] < 12 or t.params["b"]]
     fast, slow = (importances(skewed, (o,))[o.name] for o in (THROUGHPUT, P95))
     assert fast["b"] > slow["b"]  # only among the fastest is `b` always true
+
+
+def test_importance_does_not_depend_on_how_powers_of_two_are_kept() -> None:
+    space = Space(
+        {N: IntParam(type="int", low=0, high=15), MNBT: Pow2Param(type="pow2", low=32, high=2048)}
+    )
+
+    def trials(kept: Space) -> list[FrozenTrial]:
+        points = [{N: i % 16, MNBT: 32 << i * i % 7} for i in range(64)]
+        return [
+            create_trial(
+                values=[q[N] + 0.1 * q[MNBT], 1.0 * q[MNBT]],
+                params=kept.encode(q),
+                distributions=kept.distributions(),
+            )
+            for q in points
+        ]
+
+    plain = importances(trials(space), (THROUGHPUT, P95))
+    earlier = importances(trials(replace(space, exponents=True)), (THROUGHPUT, P95))
+    for name, shares in earlier.items():
+        assert plain[name] == {k.removeprefix("log2_"): v for k, v in shares.items()}
+        assert set(plain[name]) == {N, MNBT}
 
 
 def test_few_trials_have_no_importance(stored: Report) -> None:

@@ -382,7 +382,7 @@ def test_what_is_not_taken_is_counted(tmp_path: Path) -> None:
     study.add_trial(
         create_trial(
             state=TrialState.FAIL,
-            params={N: 9, f"log2_{MNBT}": 6},
+            params={N: 9, MNBT: 64},
             distributions=old.spec.to_space().distributions(),
             user_attrs={"failure_kind": "oom", "failure_reason": "no memory"},
         )

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import pytest
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.engine.rules import why_infeasible
 from autotune.search import (
     Converged,
+    Proposer,
     SpaceExhausted,
-    StudySampler,
     baseline_speedup,
     front_numbers,
     grid_points,
     seed_points,
 )
 from autotune.search import model as model_module
-from autotune.search import sampler as sampler_module
+from autotune.search import proposer as proposer_module
+from autotune.search.front import Direction
 from autotune.search.gain import Belief, gains, potential
 from autotune.search.model import propose
-from autotune.search.sampler import informative, launched_of
+from autotune.search.proposer import informative, launched_of
 from autotune.study.space import MNBT, ChoiceParam, FloatParam, IntParam, N, Point, Pow2Param, Space
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+BOTH: tuple[Direction, ...] = ("maximize", "minimize")
 
 SPACE = Space(
     {
@@ -56,42 +58,40 @@ def test_every_feasible_point_is_drawn_once_and_no_other() -> None:
     small = Space({N: IntParam(type="int", low=1, high=3), MNBT: SPACE.params[MNBT]})
     feasible = [q for q in grid_points(small) if infeasible(q) is None]
     assert 0 < len(feasible) < small.size()  # type: ignore[operator]
-    sampler = StudySampler(small, infeasible, method="random", seed=1)
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-    seen = []
+    proposer = Proposer(small, infeasible, BOTH, method="random", seed=1)
+    seen: list[Point] = []
+    trials: list[FrozenTrial] = []
     for _ in feasible:
-        trial = study.ask(small.distributions())
-        point = small.decode(trial.params)
+        point = proposer.propose(trials).point
         seen.append(point)
-        if point[N] == 2:  # a failed launch is not proposed again either
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        else:
-            study.tell(trial, [float(point[N]), float(point[MNBT])])
+        # a failed launch is not proposed again either
+        values = None if point[N] == 2 else (float(point[N]), float(point[MNBT]))
+        trials.append(finished(len(trials), point, values, space=small))
     key = lambda q: (q[N], q[MNBT])  # noqa: E731
     assert sorted(seen, key=key) == sorted(feasible, key=key)
     with pytest.raises(SpaceExhausted):
-        study.ask(small.distributions())
+        proposer.propose(trials)
 
 
 def test_the_model_goes_to_the_best_points_that_can_launch() -> None:
-    study = study_of([], forbid=infeasible)
-    for point in seed_points(SPACE, {N: 0, MNBT: 64}, lambda q: infeasible(q) is None):
-        study.enqueue_trial(SPACE.encode(point))
-    seen = []
+    proposer = Proposer(SPACE, infeasible, BOTH, method="gp", seed=5)
+    seeds = seed_points(SPACE, {N: 0, MNBT: 64}, lambda q: infeasible(q) is None)
+    seen: list[Point] = []
+    trials: list[FrozenTrial] = []
     for _ in range(8):
-        trial = study.ask(SPACE.distributions())
-        point = SPACE.decode(trial.params)
+        point = seeds.pop(0) if seeds else proposer.propose(trials).point
         assert infeasible(point) is None
         # the corner that cannot launch would be the best: large n, small budget
         rate = 50.0 + 5 * int(point[N])
-        study.tell(trial, [rate, 1e5 / rate + int(point[MNBT])])
+        values = (rate, 1e5 / rate + int(point[MNBT]))
+        trials.append(finished(len(trials), point, values, noise=()))
         seen.append(point)
     assert seen.count({N: 15, MNBT: 64}) >= 1
     assert sum(int(q[N]) >= 12 for q in seen) >= 3
 
 
 def test_the_model_ends_when_no_launch_is_worth_its_time_and_challenges_found_nothing() -> None:
-    sampler = StudySampler(SPACE, lambda _q: None, method="gp", seed=0, stop_below=0.005)
+    proposer = Proposer(SPACE, lambda _q: None, BOTH, method="gp", seed=0, stop_below=0.005)
     trials: list[FrozenTrial] = []
     for point in seed_points(SPACE, {N: 0, MNBT: 64}, lambda _q: True):
         trials.append(finished(len(trials), point, smooth(point)))
@@ -99,7 +99,7 @@ def test_the_model_ends_when_no_launch_is_worth_its_time_and_challenges_found_no
 
     def search() -> None:
         for _ in range(60):
-            found = sampler.suggest(trials, BOTH)
+            found = proposer.propose(trials)
             challenges.append(found.challenge)
             trials.append(finished(len(trials), found.point, smooth(found.point), found.challenge))
 
@@ -110,7 +110,7 @@ def test_the_model_ends_when_no_launch_is_worth_its_time_and_challenges_found_no
     best = max(grid_points(SPACE), key=lambda q: smooth(q)[0])
     assert any(SPACE.decode(t.params)[N] == best[N] for t in trials)
     # without a limit the search goes on
-    more = StudySampler(SPACE, lambda _q: None, method="gp", seed=0).suggest(trials, BOTH)
+    more = Proposer(SPACE, lambda _q: None, BOTH, method="gp", seed=0).propose(trials)
     assert more.challenge
 
 
@@ -122,39 +122,31 @@ def test_draft_parameters_are_not_searched_without_a_draft() -> None:
         }
     )
     assert len(grid_points(space)) == 3
-    study = optuna.create_study(
-        directions=["maximize"],
-        sampler=StudySampler(space, lambda _q: None, method="random", seed=0),
-    )
-    seen = []
+    proposer = Proposer(space, lambda _q: None, ["maximize"], method="random", seed=0)
+    seen: list[Point] = []
+    trials: list[FrozenTrial] = []
     for _ in range(3):
-        trial = study.ask(space.distributions())
-        study.tell(trial, 1.0)
-        seen.append(space.decode(trial.params))
+        seen.append(proposer.propose(trials).point)
+        trials.append(finished(len(trials), seen[-1], [1.0], space=space))
     assert sorted(map(str, seen)) == sorted(map(str, grid_points(space)))
     with pytest.raises(SpaceExhausted):
-        study.ask(space.distributions())
+        proposer.propose(trials)
 
 
 def test_the_same_seed_proposes_the_same_and_resumes_with_new_draws() -> None:
     def run(seed: int, rounds: int) -> list[Point]:
-        sampler = StudySampler(SPACE, infeasible, method="random", seed=seed)
-        study = optuna.create_study(directions=["maximize"], sampler=sampler)
-        out = []
+        out: list[Point] = []
+        trials: list[FrozenTrial] = []
         for _ in range(rounds):
-            # a new sampler each time, as after a resume
-            study.sampler = StudySampler(SPACE, infeasible, method="random", seed=seed)
-            trial = study.ask(SPACE.distributions())
-            study.tell(trial, 1.0)
-            out.append(SPACE.decode(trial.params))
+            # a new proposer each time, as after a resume
+            proposer = Proposer(SPACE, infeasible, BOTH, method="random", seed=seed)
+            out.append(proposer.propose(trials).point)
+            trials.append(finished(len(trials), out[-1], (1.0, 1.0)))
         return out
 
     assert run(3, 8) == run(3, 8)
     assert run(3, 8) != run(4, 8)
     assert len({tuple(q.values()) for q in run(3, 8)}) == 8
-
-
-BOTH = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 
 
 def measured(count: int, *, seed: int = 0) -> list[FrozenTrial]:
@@ -178,7 +170,7 @@ def measured(count: int, *, seed: int = 0) -> list[FrozenTrial]:
 def finished(
     number: int,
     point: Point,
-    values: Sequence[float],
+    values: Sequence[float] | None,
     challenge: bool = False,
     *,
     noise: Sequence[float] = (1e-4, 1e-4),
@@ -186,7 +178,8 @@ def finished(
 ) -> FrozenTrial:
     attrs = {"log_variances": list(noise)} | ({"challenge": True} if challenge else {})
     trial = create_trial(
-        values=list(values),
+        state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+        values=values,
         params=space.encode(point),
         distributions=space.distributions(),
         user_attrs=attrs,
@@ -201,45 +194,35 @@ def smooth(point: Point) -> tuple[float, float]:
     return rate, 1e5 / rate
 
 
-def study_of(
-    trials: Sequence[FrozenTrial],
-    seed: int = 5,
-    forbid: Callable[[Point], str | None] = lambda _q: None,
-) -> optuna.Study:
-    study = optuna.create_study(
-        directions=["maximize", "minimize"],
-        sampler=StudySampler(SPACE, forbid, method="gp", seed=seed),
-    )
-    study.add_trials(trials)
-    return study
-
-
 def test_as_many_trials_as_the_model_takes_are_all_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     proposals = []
     for most in (200, 13, 12):
-        monkeypatch.setattr(sampler_module, "MODEL_TRIALS", most)
-        proposals.append(study_of(measured(12)).ask(SPACE.distributions()).params)
+        monkeypatch.setattr(proposer_module, "MODEL_TRIALS", most)
+        proposer = Proposer(SPACE, lambda _q: None, BOTH, method="gp", seed=5)
+        proposals.append(proposer.propose(measured(12)))
     assert proposals[0] == proposals[1] == proposals[2]
 
 
 def test_the_model_of_a_long_study_sees_the_front_and_no_more_than_its_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sampler_module, "MODEL_TRIALS", 12)
+    monkeypatch.setattr(proposer_module, "MODEL_TRIALS", 12)
     seen: list[list[float]] = []
 
     def spy(space: Space, launched: Sequence[Any], *rest: Any, **named: Any) -> Any:
         seen.append([x.rate for x in launched])
         return propose(space, launched, *rest, **named)
 
-    monkeypatch.setattr(sampler_module, "propose", spy)
-    study = study_of(measured(30))
+    monkeypatch.setattr(proposer_module, "propose", spy)
+    proposer = Proposer(SPACE, lambda _q: None, BOTH, method="gp", seed=5)
+    trials = measured(30)
     for _ in range(3):
-        study.tell(study.ask(SPACE.distributions()), [1.0, 100.0])
+        point = proposer.propose(trials).point
+        trials.append(finished(len(trials), point, (1.0, 100.0), noise=()))
     assert [len(rates) for rates in seen] == [12, 12, 12]
     for i, rates in enumerate(seen):
-        values = {t.number: t.values for t in study.get_trials()[: 30 + i]}
-        front = front_numbers(values, ["maximize", "minimize"])
+        values = {t.number: t.values for t in trials[: 30 + i]}
+        front = front_numbers(values, BOTH)
         assert len(front) <= 6
         assert {values[k][0] for k in front} <= set(rates)
         assert {values[k][0] for k in (29 + i, 28 + i)} <= set(rates)  # the latest
@@ -275,15 +258,14 @@ def test_a_real_valued_space_is_searched() -> None:
     def forbid(q: Point) -> str | None:
         return "too much" if float(q["gpu_memory_utilization"]) > 0.8 else None
 
-    study = optuna.create_study(
-        directions=["maximize"], sampler=StudySampler(space, forbid, method="gp", seed=0)
-    )
+    proposer = Proposer(space, forbid, ["maximize"], method="gp", seed=0)
     rng = random.Random(0)
+    trials: list[FrozenTrial] = []
     for _ in range(5):
-        trial = study.ask(space.distributions())
-        point = space.decode(trial.params)
+        point = proposer.propose(trials).point
         assert forbid(point) is None
-        study.tell(trial, float(point["gpu_memory_utilization"]) + rng.random() * 0.01)
+        values = [float(point["gpu_memory_utilization"]) + rng.random() * 0.01]
+        trials.append(finished(len(trials), point, values, noise=(), space=space))
 
 
 def test_front() -> None:
@@ -299,12 +281,10 @@ def test_speedup_needs_both_numbers() -> None:
     assert baseline_speedup(100.0, None) is None
 
 
-def batch_of(
-    sampler: StudySampler, trials: Sequence[FrozenTrial], count: int
-) -> list[dict[str, Any]]:
-    points: list[dict[str, Any]] = []
+def batch_of(proposer: Proposer, trials: Sequence[FrozenTrial], count: int) -> list[Point]:
+    points: list[Point] = []
     while len(points) < count:
-        points.append(sampler.suggest(trials, BOTH, points).point)
+        points.append(proposer.propose(trials, points).point)
     return points
 
 
@@ -313,21 +293,21 @@ def test_pending_points_are_not_drawn_again(method: str) -> None:
     """Without two complete trials both methods draw blindly."""
     small = Space({N: IntParam(type="int", low=1, high=3), MNBT: SPACE.params[MNBT]})
     feasible = [q for q in grid_points(small) if infeasible(q) is None]
-    sampler = StudySampler(small, infeasible, method=method, seed=2)
+    proposer = Proposer(small, infeasible, BOTH, method=method, seed=2)
     first = finished(0, feasible[0], (1.0, 1.0), space=small)
-    batch = batch_of(sampler, [first], len(feasible) - 1)
+    batch = batch_of(proposer, [first], len(feasible) - 1)
     assert sorted(map(str, [feasible[0], *batch])) == sorted(map(str, feasible))
     with pytest.raises(SpaceExhausted):
-        sampler.suggest([first], BOTH, batch)
+        proposer.propose([first], batch)
 
 
 def test_the_draw_is_that_of_the_launch_whether_those_before_it_have_ended_or_not() -> None:
-    sampler = StudySampler(SPACE, infeasible, method="random", seed=3)
+    proposer = Proposer(SPACE, infeasible, BOTH, method="random", seed=3)
     trials = measured(4)
-    batch = batch_of(sampler, trials, 3)
+    batch = batch_of(proposer, trials, 3)
     ended = list(trials)
     for point in batch:
-        assert sampler.suggest(ended, BOTH).point == point
+        assert proposer.propose(ended).point == point
         ended.append(finished(len(ended), point, (1.0, 1.0)))
 
 
@@ -340,16 +320,16 @@ def test_a_batch_does_not_ask_again_for_what_a_pending_launch_will_tell(
         offered.append((list(new), list(named["pending"])))
         return propose(space, launched, new, *rest, **named)
 
-    monkeypatch.setattr(sampler_module, "propose", spy)
-    sampler = StudySampler(SPACE, infeasible, method="gp", seed=0)
+    monkeypatch.setattr(proposer_module, "propose", spy)
+    proposer = Proposer(SPACE, infeasible, BOTH, method="gp", seed=0)
     trials = measured(6)
-    batch = batch_of(sampler, trials, 4)
+    batch = batch_of(proposer, trials, 4)
     tried = [SPACE.decode(t.params) for t in trials]
     for i, (new, pending) in enumerate(offered):
         assert pending == batch[:i]
         assert not [q for q in new if q in pending or q in tried]
-    first = sampler.suggest(trials, BOTH)
-    again = sampler.suggest(trials, BOTH, [first.point])
+    first = proposer.propose(trials)
+    again = proposer.propose(trials, [first.point])
     assert first.point not in tried
     assert again.point != first.point
     assert again.gain is not None
@@ -393,3 +373,17 @@ def test_a_pending_point_is_believed_in_as_one_that_was_launched_with_its_expect
             told = (c * np.linalg.solve(k + a.noise * np.eye(2), c)).sum(axis=0)
             assert b.variance[:points] == pytest.approx(a.variance[:points] - told, abs=1e-10)
             assert (b.variance[[0, points]] < a.variance[[0, points]]).all()
+
+
+def test_the_search_needs_no_torch() -> None:
+    """It is no dependency: whoever has vLLM in another environment has none."""
+    look = (
+        "import sys; from tests import test_search as t; "
+        "t.Proposer(t.SPACE, t.infeasible, t.BOTH, method='gp', seed=0).propose(t.measured(6)); "
+        "print('torch' in sys.modules)"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", look], cwd=root, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "False\n"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from optuna.distributions import IntDistribution
 from pydantic import ValidationError
 
 from autotune.engine.command import plan_launch
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
+from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, parse_study
 from autotune.study.space import (
     ALIGNED,
@@ -50,7 +53,40 @@ def test_every_point_survives_encoding() -> None:
     points = list(s.points() or [])
     assert len(points) == s.size() == 16 * 7 * 2
     assert all(s.decode(s.encode(p)) == p for p in points)
-    assert set(s.distributions()) == {N, f"log2_{MNBT}", "kv_cache_dtype"}
+    assert set(s.distributions()) == {N, MNBT, "kv_cache_dtype"}
+    assert s.encode(points[5]) == points[5]
+    assert s.distributions()[MNBT] == IntDistribution(32, 2048, log=True)
+
+
+def test_a_study_of_an_earlier_version_keeps_its_exponents() -> None:
+    plain = {N: 3, MNBT: 256, "kv_cache_dtype": "fp8"}
+    earlier = {N: 3, "log2_max_num_batched_tokens": 8, "kv_cache_dtype": "fp8"}
+    s = space()
+    kept = s.kept_as([{}, earlier])
+    assert kept.encode(plain) == earlier
+    assert kept.distributions()["log2_max_num_batched_tokens"] == IntDistribution(5, 11)
+    assert set(kept.distributions()) == set(earlier)
+    for either in (s, kept):  # what is read does not depend on what is written
+        assert either.decode(earlier) == either.decode(plain) == plain
+        assert either.has_point(earlier)
+        assert either.has_point(plain)
+        assert not either.has_point({N: 3, MNBT: 256})
+    assert s.kept_as([{}, plain]) == kept.kept_as([]) == s
+
+
+@pytest.mark.parametrize("name", ["demo-cpu", "smollm2-h200", "smollm2-h200-c32"])
+def test_committed_studies_are_read_as_they_were_kept(tmp_path: Path, name: str) -> None:
+    results = Path(__file__).parents[1] / "studies" / "results"
+    database = shutil.copy(results / name / "autotune.db", tmp_path / "autotune.db")
+    with opened(Path(database)) as store:
+        s = store.load_study(name)[0].spec.to_space()
+        trials = store.optuna_study(name).get_trials()
+    kept = s.kept_as(t.params for t in trials)
+    assert kept.exponents
+    for t in trials:
+        assert kept.decode(t.params) == t.user_attrs["point"]
+        assert kept.encode(t.user_attrs["point"]) == t.params
+        assert kept.distributions() == t.distributions
 
 
 @pytest.mark.parametrize(

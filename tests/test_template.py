@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from autotune.serving.process_tree import _processes, start_ticks
 from autotune.study.schema import ServerSpec
 from autotune.tuning import recovery
 from tests.standin import DUMPS, MODULE, write_vllm
-from tests.studies import owned
+from tests.studies import autotune, owned, query, write_study
 
 double = pytest.mark.double
 
@@ -364,6 +365,42 @@ def test_what_a_worker_is_given_may_have_changed(cpu: CpuBench) -> None:
     cpu.new_run()
     assert cpu.is_warm()
     assert cpu.given() == {"OMP_PLACES": "{0}"}
+
+
+@double
+def test_a_version_that_was_not_tested_starts_cold(make: Make) -> None:
+    bench = make()
+    assert bench.warm.untested is None
+    tested = bench.info
+    bench.info = replace(tested, version="0.33.0")
+    untested = bench.warm_start()
+    assert untested.untested == (
+        "every server starts cold: warm starts were tested with vLLM 0.26.0 and 0.32.0, and this "
+        "is 0.33.0"
+    )
+    bench.info = tested  # the stand-in's own, which a server is checked against
+    bench.warm = untested
+    assert not bench.is_warm()
+    assert bench.warm._process is None
+    assert not bench.log.exists()
+    for version, launch in (("0.33.0", "cold"), ("0.26.0+cu129", "warm"), (None, "warm")):
+        bench.info = replace(tested, version=version)
+        assert bench.warm_start(launch=launch).untested is None
+
+
+@double
+def test_a_run_says_once_that_a_version_was_not_tested(tmp_path: Path) -> None:
+    vllm = write_vllm(tmp_path / "vllm", version="0.33.0")
+    study = write_study(
+        tmp_path,
+        server__command=[sys.executable, "-m", MODULE],
+        server__env={"PYTHONPATH": str(vllm), "DOUBLE_VERSION": "0.33.0"},
+    )
+    done = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert " ".join(done.stdout.split()).count("every server starts cold: warm starts were") == 1
+    warm = query(tmp_path, "select json_extract(identity, '$.warm') from autotune_launches")
+    assert warm == [(0,), (0,)]
 
 
 @double

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import signal
 import sqlite3
 import sys
@@ -11,9 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from optuna.distributions import IntDistribution, distribution_to_json
+from optuna.trial import TrialState, create_trial
 
+from autotune.results import study_view
 from autotune.serving.interrupts import held_back
-from autotune.storage.store import Store
+from autotune.storage.store import opened
+from autotune.study.schema import load_study
 from autotune.tuning.supervise import signals
 from tests.studies import (
     UNENDED,
@@ -343,15 +348,58 @@ def test_another_machine_is_said(tmp_path: Path) -> None:
 def test_a_point_that_was_planned_before_a_kill_is_not_planned_twice(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
-    store = Store(tmp_path / "autotune.db")
     # as if the run had been killed between planning trial 1 and taking it
-    waiting = {"num_speculative_tokens": 3, "log2_max_num_batched_tokens": 11}
-    store.optuna_study("double").enqueue_trial(waiting)
-    store.close()
+    space = load_study(str(study)).spec.to_space()
+    waiting = {"num_speculative_tokens": 3, "max_num_batched_tokens": 2048}
+    with opened(tmp_path / "autotune.db") as store:
+        store.optuna_study("double").add_trial(
+            create_trial(
+                state=TrialState.WAITING,
+                params=space.encode(waiting),
+                distributions=space.distributions(),
+            )
+        )
+        assert study_view(store, "double").trials[1].point == waiting
     assert autotune("run", str(study), "--trials", "3", cwd=tmp_path).returncode == 0
     points = [tuple(t["params"].values()) for t in trials(tmp_path)]  # type: ignore[attr-defined]
     assert points[1] == (3, 2048)
     assert len(set(points)) == len(points) == 3
+
+
+def test_a_study_that_an_earlier_version_began_goes_on_as_it_was_kept(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    assert autotune("run", str(study), "--trials", "2", cwd=tmp_path).returncode == 0
+    before = trials(tmp_path)
+    exponents = distribution_to_json(IntDistribution(5, 11))
+    with contextlib.closing(sqlite3.connect(tmp_path / "autotune.db")) as c:
+        c.create_function("exponent", 1, math.log2)
+        c.execute(
+            "update trial_params set param_name = 'log2_' || param_name, "
+            "param_value = exponent(param_value), distribution_json = ? "
+            "where param_name = 'max_num_batched_tokens'",
+            (exponents,),
+        )
+        c.commit()
+    assert trials(tmp_path) == before
+    # as if it had been killed between planning trial 2 and taking it
+    with opened(tmp_path / "autotune.db") as store:
+        waiting = {"num_speculative_tokens": 3, "log2_max_num_batched_tokens": 11}
+        store.optuna_study("double").enqueue_trial(waiting)
+    done = autotune("run", str(study), "--trials", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = trials(tmp_path)
+    shown = [(t["params"], t["tok_s"]) for t in found]
+    assert shown[:2] == [(t["params"], t["tok_s"]) for t in before]
+    assert [t["state"] for t in found] == ["complete"] * 4
+    points = [tuple(t["params"].values()) for t in found]  # type: ignore[attr-defined]
+    assert len(set(points)) == 4
+    kept = query(tmp_path, "select distinct param_name from trial_params order by 1")
+    assert kept == [("log2_max_num_batched_tokens",), ("num_speculative_tokens",)]
+    with opened(tmp_path / "autotune.db") as store:
+        made = store.optuna_study("double").get_trials()
+        (lost,) = (t for t in made if not t.params)
+        assert lost.state == TrialState.FAIL
+        assert lost.user_attrs["failure_reason"] == "the run ended before the point was chosen"
 
 
 def test_what_cannot_be_drawn_or_saved_at_the_end_is_one_line_each(

@@ -25,6 +25,7 @@ from autotune.report.content import (
 from autotune.report.figures import searched
 from autotune.report.importance import LEAST_TRIALS, importances
 from autotune.report.source import Source, count, load_text, times, with_bounds
+from autotune.study.space import EXPONENT
 from autotune.views import (
     number,
     plain,
@@ -213,9 +214,9 @@ def importance(s: Source) -> Iterator[Block]:
             else "A single parameter was searched, so it is the one."
         )
         return
-    space = s.spec.to_space()
-    plainly = dict(zip(space.distributions(), space.params, strict=True))  # encoded, as named
-    found = {o: {plainly[k]: v for k, v in shares.items()} for o, shares in found.items()}
+    found = {
+        o: {k.removeprefix(EXPONENT): v for k, v in shares.items()} for o, shares in found.items()
+    }
     yield Figure(
         "importance",
         "How differently each parameter is spread over the best quarter of the trials and over "

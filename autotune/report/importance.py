@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import optuna
+from optuna.distributions import IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, create_trial
@@ -38,6 +39,7 @@ def importances(
     Returns:
         Nothing of fewer than ``LEAST_TRIALS`` trials, or where a single parameter was searched.
     """
+    trials = [_by_equal_steps(t) for t in trials]
     searched = {
         name for t in trials for name, space in t.distributions.items() if not space.single()
     }
@@ -61,3 +63,14 @@ def importances(
                 study, evaluator=evaluator, params=sorted(searched)
             )
     return found
+
+
+def _by_equal_steps(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial with its powers of two as exponents, which are equally far apart."""
+    params, distributions = dict(trial.params), dict(trial.distributions)
+    for name, space in trial.distributions.items():
+        if isinstance(space, IntDistribution) and space.log:
+            params[name] = trial.params[name].bit_length() - 1
+            low, high = (x.bit_length() - 1 for x in (space.low, space.high))
+            distributions[name] = IntDistribution(low, high)
+    return create_trial(values=trial.values, params=params, distributions=distributions)

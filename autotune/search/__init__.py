@@ -3,12 +3,12 @@
 from autotune.search.acceptance import Prediction, SpeculationLaunch, WhatIf, what_if
 from autotune.search.confirmation import Choice, Confirmed, Launches, Verdict, plan, verdict
 from autotune.search.front import Direction, baseline_speedup, front_numbers
-from autotune.search.sampler import (
+from autotune.search.model import Proposal
+from autotune.search.proposer import (
     Converged,
+    Proposer,
     SearchEnds,
     SpaceExhausted,
-    StudySampler,
-    Suggestion,
     grid_points,
     seed_points,
 )
@@ -20,11 +20,11 @@ __all__ = [
     "Direction",
     "Launches",
     "Prediction",
+    "Proposal",
+    "Proposer",
     "SearchEnds",
     "SpaceExhausted",
     "SpeculationLaunch",
-    "StudySampler",
-    "Suggestion",
     "Verdict",
     "WhatIf",
     "baseline_speedup",

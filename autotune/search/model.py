@@ -62,14 +62,15 @@ class Proposal:
 
     Attributes:
         point: Where.
-        gain: Expected growth of the hypervolume by the launch that is worth most, as a share.
+        gain: Expected growth of the hypervolume by the launch that is worth most, as a share;
+            None: drawn blindly.
         challenge: That gain is too small, and this is another launch: the one that looks best to
             a model that knows nothing of speculative decoding, in the best case.
     """
 
     point: Point
-    gain: float
-    challenge: bool
+    gain: float | None = None
+    challenge: bool = False
 
 
 def unit(space: Space, point: Point) -> list[float]:
@@ -172,7 +173,7 @@ def propose(
     value = gains(found, reference) * chances
     best = int(value.argmax())
     if value[best] >= doubt_below or not new:
-        return Proposal(points[best], float(value[best]), challenge=False)
+        return Proposal(points[best], float(value[best]))
     # what a search without foreknowledge would try: the best case of what was not launched yet
     plain = beliefs(basis[:1], _SCALE)
     hopes = (potential(plain, reference) * chances)[recommendable:]

@@ -32,6 +32,8 @@ from autotune.serving._fork_server import PACKET, openmp
 from autotune.study.schema import ServerSpec
 
 TEMPLATE = Path(__file__).with_name("_fork_server.py")
+# Versions whose internals the template was tested with: 0.26.0 on GPUs, 0.32.0 on CPUs.
+TESTED = ("0.26.0", "0.32.0")
 _FORK_S = 30.0  # for a template to fork; only a broken machine needs it
 _END_S = 5.0  # for a template to end when its socket does, or when it is killed
 # What differs between launches of one study.
@@ -75,6 +77,10 @@ class WarmStart:
         server: The study's server; ``launch: cold`` means no template.
         info: The vLLM that it imports.
         log_path: Takes what the imports say.
+
+    Attributes:
+        untested: Why this vLLM is never started warm, in one line for the user; None: it is tested,
+            or the study wants no warm start, or the server is no Python that can be forked.
     """
 
     def __init__(self, server: ServerSpec, info: VllmInfo, log_path: Path) -> None:
@@ -90,7 +96,9 @@ class WarmStart:
         self._setting: tuple[object, ...] = ()
         self._ready = False
         self._proven = False  # one of its servers came up
-        self._given_up = server.launch == "cold" or not _has_pidfds()
+        self.untested = _untested(server, info)
+        tested = self.untested is None
+        self._given_up = server.launch == "cold" or not tested or not _has_pidfds()
 
     def __enter__(self) -> WarmStart:
         return self
@@ -271,6 +279,18 @@ class WarmStart:
         except OSError:
             return {}
         return dict(json.loads(packet)) if packet else {}
+
+
+def _untested(server: ServerSpec, info: VllmInfo) -> str | None:
+    """Return why this vLLM is never started warm; None: it may be, or it is not a question."""
+    if server.launch == "cold" or info.python is None or info.version is None:
+        return None
+    if info.version.partition("+")[0] in TESTED:  # the local part names the build, as in +cu129
+        return None
+    return (
+        f"every server starts cold: warm starts were tested with vLLM {' and '.join(TESTED)}, and "
+        f"this is {info.version}"
+    )
 
 
 def _has_pidfds() -> bool:

@@ -262,6 +262,17 @@ class Store:
                 f"{self.path}: {name} was begun and never ran; `autotune run` goes on with it"
             ) from None
 
+    def trial_id(self, study: str, number: int) -> int:
+        """Return Optuna's id of a trial, which is unique in the database."""
+        study_id = self.storage.get_study_id_from_name(study)
+        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+    def set_trial_attrs(self, study: str, number: int, attrs: Mapping[str, object]) -> None:
+        """Write user attributes of a trial that has not been told."""
+        trial_id = self.trial_id(study, number)
+        for key, value in attrs.items():
+            self.storage.set_trial_user_attr(trial_id, key, value)
+
 
 def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
     """Return the first key, dotted, whose value differs; empty if none does."""

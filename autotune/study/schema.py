@@ -465,10 +465,10 @@ class SloSpec(_Model):
 
 
 class ObjectiveSpec(_Model):
-    """One objective: a module of `objectives/`, or one of your own."""
+    """One objective: a built-in one, or one of your own."""
 
     name: str = Field(
-        description="of a module of `objectives/`, or of an entry point of the group "
+        description="of a built-in objective, or of an entry point of the group "
         "`autotune.objectives`; with `file`, the file's name without .py"
     )
     direction: Literal["maximize", "minimize"] | None = Field(

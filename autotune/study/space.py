@@ -1,17 +1,16 @@
-"""Parameters and their encodings, and which points are one launch.
+"""Parameters, how Optuna keeps them, and which points are one launch.
 
 Pure: imports nothing of the rest of autotune. A *point* is a mapping of parameter name (with
-underscores, as vLLM's own arguments are named) to a plain value. Optuna sees *encoded* values:
-powers of two are searched as their exponent, under the name ``log2_<name>``, because a Gaussian
-process needs equal steps to mean equal things (FACTS: GPSampler on power-of-two axes).
+underscores, as vLLM's own arguments are named) to a plain value, and Optuna keeps it as it is; for
+a power of two its distribution says ``log``, so that the dashboard draws the axis with equal steps.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from optuna.distributions import (
@@ -31,6 +30,10 @@ MNBT = "max_num_batched_tokens"
 DRAFT = "speculative."
 # No flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see `autotune.engine.cuda_graphs.aligned_sizes`.
 ALIGNED = "aligned_cudagraphs"
+
+# Before the name of a power of two in studies that autotune 0.1 or 0.2.0 began: Optuna keeps its
+# exponent there.
+EXPONENT = "log2_"
 
 # Values of one parameter that can be counted: a grid is walked, and shown, value by value.
 _MOST_VALUES = 100_000
@@ -136,22 +139,42 @@ Param = Annotated[IntParam | Pow2Param | FloatParam | ChoiceParam, Field(discrim
 
 @dataclass(frozen=True)
 class Space:
-    """The searched parameters, in the order of the study file."""
+    """The searched parameters.
+
+    Attributes:
+        params: In the order of the study file.
+        exponents: Whether Optuna keeps powers of two as their exponents: see :meth:`kept_as`.
+    """
 
     params: Mapping[str, IntParam | Pow2Param | FloatParam | ChoiceParam]
+    exponents: bool = False
+
+    def kept_as(self, trials: Iterable[Mapping[str, object]]) -> Space:
+        """Return the same space with the encoding of a study that has trials already.
+
+        Optuna does not let a parameter change its name or its distribution within a study.
+
+        Args:
+            trials: Optuna's parameters of each trial of the study.
+        """
+        return replace(self, exponents=keeps_exponents(trials))
+
+    def has_point(self, encoded: Mapping[str, object]) -> bool:
+        """Return whether Optuna's parameters give every parameter of the space a value."""
+        return all(name in encoded or EXPONENT + name in encoded for name in self.params)
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distributions of the encoded parameters."""
+        """Return Optuna's distributions of the encoded parameters."""
         out: dict[str, BaseDistribution] = {}
         for name, p in self.params.items():
             match p:
                 case IntParam():
                     high = p.values()[-1]  # Optuna warns where step does not divide the range
                     out[name] = IntDistribution(p.low, high, step=p.step)
+                case Pow2Param() if self.exponents:
+                    out[EXPONENT + name] = IntDistribution(_exponent(p.low), _exponent(p.high))
                 case Pow2Param():
-                    out[f"log2_{name}"] = IntDistribution(
-                        p.low.bit_length() - 1, p.high.bit_length() - 1
-                    )
+                    out[name] = IntDistribution(p.low, p.high, log=True)
                 case FloatParam():
                     out[name] = FloatDistribution(p.low, p.high, log=p.log)
                 case ChoiceParam():
@@ -159,7 +182,7 @@ class Space:
         return out
 
     def encode(self, point: Point) -> dict[str, Value]:
-        """A point as Optuna's parameters.
+        """Return a point as Optuna's parameters.
 
         Raises:
             ValueError: the point is not in the space.
@@ -171,8 +194,8 @@ class Space:
             value = point[name]
             if not self._contains(p, value):
                 raise ValueError(f"{name} = {value!s:.60} is outside the space ({describe(p)})")
-            if isinstance(p, Pow2Param):
-                out[f"log2_{name}"] = int(value).bit_length() - 1
+            if self.exponents and isinstance(p, Pow2Param):
+                out[EXPONENT + name] = _exponent(int(value))
             else:
                 out[name] = value
         extra = set(point) - set(self.params)
@@ -181,15 +204,17 @@ class Space:
         return out
 
     def decode(self, encoded: Mapping[str, Value]) -> dict[str, Value]:
-        """Optuna's parameters as a point; the inverse of :meth:`encode`.
+        """Return Optuna's parameters as a point; the inverse of :meth:`encode`.
+
+        What a study keeps as exponents is understood either way.
 
         >>> s = Space({"max_num_batched_tokens": Pow2Param(type="pow2", low=32, high=2048)})
         >>> s.decode(s.encode({"max_num_batched_tokens": 256}))
         {'max_num_batched_tokens': 256}
         """
         return {
-            name: 1 << int(encoded[f"log2_{name}"]) if isinstance(p, Pow2Param) else encoded[name]
-            for name, p in self.params.items()
+            name: encoded[name] if name in encoded else 1 << int(encoded[EXPONENT + name])
+            for name in self.params
         }
 
     @staticmethod
@@ -224,6 +249,15 @@ class Space:
         if values is None or not all(isinstance(v, int) for v in values):
             raise ValueError(f"{name} is not a whole-number parameter")
         return min(values, key=lambda v: abs(int(v) - wanted))
+
+
+def _exponent(power: int) -> int:
+    return power.bit_length() - 1
+
+
+def keeps_exponents(trials: Iterable[Mapping[str, object]]) -> bool:
+    """Return whether trials with such parameters of Optuna keep powers of two as exponents."""
+    return any(name.startswith(EXPONENT) for params in trials for name in params)
 
 
 def describe(p: IntParam | Pow2Param | FloatParam | ChoiceParam) -> str:

@@ -158,6 +158,11 @@ class Launcher:
         self._taken: _Taken | None = None  # None: no server was measured yet
         self._hurry = False  # the user asked twice: every server ends at once
 
+    @property
+    def untested(self) -> str | None:
+        """Why no server starts warm with this vLLM: see :class:`autotune.serving.WarmStart`."""
+        return None if self._warm is None else self._warm.untested
+
     def __enter__(self) -> Launcher:
         return self
 

@@ -230,6 +230,8 @@ class _Map:
     def go(self) -> StopReason:
         end_orphans(self.store, self.p.spec.server.stop_timeout_s, self.progress.message)
         self.say_other_machine()
+        if self.launcher.untested is not None:
+            self.progress.message(self.launcher.untested)
         while (point := self.next_point()) is not None:
             if self.late():
                 return StopReason.TIMEOUT

@@ -11,19 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results import Standing, counts, is_finished, trial_views
 from autotune.search import (
+    Proposer,
     SearchEnds,
     SpaceExhausted,
-    StudySampler,
     grid_points,
     plan,
     seed_points,
 )
-from autotune.search.sampler import PointSet, nearest, tried_points
+from autotune.search.proposer import PointSet, nearest, tried_points
 from autotune.storage.records import Role, TrialAttrs, attrs_of
 from autotune.study.schema import StudySpec
 from autotune.study.space import Point, Space, Value, canonical
@@ -112,8 +111,9 @@ class Planner:
         spec: The study.
         objectives: With the study's directions.
         budget: How many trials there are.
+        space: The searched parameters, as the study keeps them.
         infeasible: Why the rules forbid a point; None: they do not.
-        sampler: Proposes the points of the search.
+        proposer: Proposes the points of the search.
     """
 
     def __init__(
@@ -121,19 +121,16 @@ class Planner:
         spec: StudySpec,
         objectives: Sequence[Objective],
         budget: Budget,
+        space: Space,
         infeasible: Callable[[Point], str | None],
-        sampler: StudySampler,
+        proposer: Proposer,
     ) -> None:
         self.budget = budget
-        self.space = spec.to_space()
+        self.space = space
         self._spec = spec
         self._objectives = objectives
         self._infeasible = infeasible
-        self._sampler = sampler
-        self._directions = [
-            StudyDirection.MAXIMIZE if o.direction == "maximize" else StudyDirection.MINIMIZE
-            for o in objectives
-        ]
+        self._proposer = proposer
 
     def choose(self, now: Situation) -> Choice | None:
         """Return what follows: to confirm, planned, or the search's proposal.
@@ -307,14 +304,14 @@ class Planner:
         return best.number if best is not None else base
 
     def _suggested(self, now: Situation) -> Choice:
-        """Return the sampler's proposal.
+        """Return the proposer's choice.
 
         Raises:
             SearchEnds: it has none.
         """
         pending: list[Point] = [self.space.decode(t.params) for t in now.running]
         pending += [choice.point for choice in now.pending]
-        found = self._sampler.suggest(now.trials, self._directions, pending)
+        found = self._proposer.propose(now.trials, pending)
         attrs = TrialAttrs(expected_gain=found.gain, challenge=found.challenge)
         return Choice(found.point, attrs)
 

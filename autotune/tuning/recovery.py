@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +69,9 @@ def end_orphans(store: Store, grace_s: float, say: Callable[[str], None]) -> Non
 
 
 def _identity(launch: LaunchRow) -> Identity:
-    """A launch as the ledger knows it; without pids if the run ended before they were known."""
-    known = {f.name for f in fields(Identity)}  # an older autotune wrote other ones, too
-    identity = {k: v for k, v in (launch.identity or {}).items() if k in known}
-    return Identity(**{"launch_id": launch.launch_id, "boot_id": launch.boot_id} | identity)
+    """Return a launch as the ledger knows it; no pids if the run ended before they were known."""
+    known = launch.identity or {"launch_id": launch.launch_id, "boot_id": launch.boot_id}
+    return Identity(**known)
 
 
 def living(database: Path) -> list[tuple[LivingLaunch, str]]:

@@ -215,7 +215,7 @@ def take(
 def _take(
     source: Found, store: Store, study: optuna.Study, prepared: Prepared, baseline: Point
 ) -> int:
-    space = prepared.spec.to_space()
+    space = prepared.spec.to_space().kept_as(t.params for t in study.get_trials(deepcopy=False))
     distributions = space.distributions()
     recomputed = Recomputed(store, prepared.spec, prepared.objectives)
     taken = 0

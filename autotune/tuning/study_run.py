@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial
 from autotune import sample_size
 from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure, UserError
 from autotune.results import counts, study_view
-from autotune.search import Converged, SearchEnds, StudySampler
-from autotune.search.sampler import CHALLENGES
+from autotune.search import Converged, Proposer, SearchEnds
+from autotune.search.proposer import CHALLENGES
 from autotune.stats import expected_between
 from autotune.storage.lease import output_folder
 from autotune.storage.records import Role, attrs_of
@@ -157,22 +157,42 @@ class _Driver:
     ) -> None:
         """Open the study, take earlier trials, and say what is ahead."""
         self.budget = budget
+        self.stop_below = self.spec.budget.converged if stop_below is None else stop_below
         machine = self.launcher.machine
         earlier = find(reuse, self.p, machine, self.store)
         row = self.store.begin_study(self.p.loaded, seed=seed, wanted=budget.wanted)
         weights = WeightsCheck(self.p, self.store)
         check_comparable(self.p, self.store, machine, self.progress.message, weights)
-        self.stop_below = self.spec.budget.converged if stop_below is None else stop_below
-        sampler = StudySampler(
-            self.p.spec.to_space(),
+        self.log.open(self.p)
+        self.planner = self.make_planner(row.seed)
+        self.executor = self.make_executor(weights)
+        if earlier:
+            baseline = self.planner.fixed_points[0]
+            take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
+        self.progress.study(study_view(self.store, self.spec.name), self.store.path)
+        self.say_infeasible()
+        for note in sample_size.notes(self.spec):
+            self.progress.message(note)
+        if self.launcher.untested is not None:
+            self.progress.message(self.launcher.untested)
+
+    def make_planner(self, seed: int) -> Planner:
+        """Return what chooses the trials."""
+        proposer = Proposer(
+            self.spec.to_space(),
             self.p.infeasible,
+            [o.direction for o in self.p.objectives],
             method=self.spec.search.method,
-            seed=row.seed,
+            seed=seed,
             stop_below=self.stop_below,
             fixed_n=as_int(self.spec.settings({}).get(N)),
             known=graph_misfit(self.p),
         )
-        self.planner = Planner(self.spec, self.p.objectives, budget, self.p.infeasible, sampler)
+        space, budget = self.log.space, self.budget
+        return Planner(self.spec, self.p.objectives, budget, space, self.p.infeasible, proposer)
+
+    def make_executor(self, weights: WeightsCheck) -> Executor:
+        """Return what runs the trials: one slot, in this thread."""
         runner = TrialRunner(
             self.p,
             self.store,
@@ -182,15 +202,7 @@ class _Driver:
             weights.of_launch,
             tools=self.tools,
         )
-        self.executor: Executor = OneSlot(runner, self.upcoming)
-        self.log.open(self.p)
-        if earlier:
-            baseline = self.planner.fixed_points[0]
-            take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
-        self.progress.study(study_view(self.store, self.spec.name), self.store.path)
-        self.say_infeasible()
-        for note in sample_size.notes(self.spec):
-            self.progress.message(note)
+        return OneSlot(runner, self.upcoming)
 
     def say_infeasible(self) -> None:
         """Say how much of the space the rules forbid, with one reason."""
@@ -241,7 +253,8 @@ class _Driver:
             if choice is None:
                 return None, None
             self.log.choose(choice.point, self.planner.begun(choice, self.log.trials()))
-        return None, self.log.begin()
+        trial = self.log.begin()
+        return (None, trial) if trial is not None else self.next_trial(unfinished)
 
     def choose(self) -> Choice | None:
         """Return the next choice; where the search ends, that of the confirmation."""

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.bench.session import Rival
 from autotune.errors import FailureKind, TrialFailure, UserError
@@ -38,6 +37,7 @@ class TrialLog:
 
     Attributes:
         study: Optuna's side of the study.
+        space: The searched parameters, as this study keeps them.
         standing: What the trials so far amount to, as of the last call of :meth:`placed`.
     """
 
@@ -46,7 +46,7 @@ class TrialLog:
         self._objectives = prepared.objectives
         self._store = store
         self._progress = progress
-        self._space = prepared.spec.to_space()
+        self.space = prepared.spec.to_space()
         self._recomputed = Recomputed(store, prepared.spec, prepared.objectives)
         self._front: dict[int, Rival] = {}  # as rivals() had it last
         self._converged_key: str | None = None
@@ -66,7 +66,6 @@ class TrialLog:
             storage=self._store.storage,
             study_name=self._spec.name,
             directions=directions,
-            sampler=RandomSampler(),  # never asked: every trial is enqueued with its point
             load_if_exists=True,
         )
         if [d.name.lower() for d in self.study.directions] != directions:
@@ -78,6 +77,7 @@ class TrialLog:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self.study.set_metric_names([objective_text(o) for o in self._objectives])
+        self.space = self.space.kept_as(t.params for t in self.study.get_trials(deepcopy=False))
         self._store.keep_vllm(self._spec.name, prepared.info.needed_by(self._spec))
 
     def reopen(self) -> None:
@@ -113,7 +113,7 @@ class TrialLog:
 
     def placed(self) -> list[FrozenTrial]:
         """Return all trials that have a point; brings ``standing`` up to date."""
-        trials = with_points(self.trials(), self._space)
+        trials = with_points(self.trials(), self.space)
         self.standing.update(trials)
         return trials
 
@@ -166,17 +166,18 @@ class TrialLog:
 
     def unfinished(self) -> list[FrozenTrial]:
         """Return the trials that an ended run was at, to go on with at the same points."""
-        names = set(self._space.distributions())
-        out = []
-        for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if t.params.keys() >= names:
-                out.append(t)
-                continue
-            reason = "the run ended before the point was chosen"
-            kind = str(FailureKind.INFEASIBLE)
-            self._set(t, replace(attrs_of(t), failure_kind=kind, failure_reason=reason))
-            self.study.tell(t.number, state=TrialState.FAIL)
-        return out
+        running = self.running()
+        for t in running:
+            if not self.space.has_point(t.params):
+                self._never_launched(t)
+        return [t for t in running if self.space.has_point(t.params)]
+
+    def _never_launched(self, trial: FrozenTrial) -> None:
+        """End a trial without a point."""
+        reason = "the run ended before the point was chosen"
+        kind = str(FailureKind.INFEASIBLE)
+        self._set(trial, replace(attrs_of(trial), failure_kind=kind, failure_reason=reason))
+        self.study.tell(trial.number, state=TrialState.FAIL)
 
     def waits(self) -> bool:
         """Return whether an ended run chose a trial and did not begin it."""
@@ -185,12 +186,22 @@ class TrialLog:
 
     def choose(self, point: Point, attrs: TrialAttrs) -> None:
         """Keep a point as the next trial's."""
-        self.study.enqueue_trial(self._space.encode(point), user_attrs=attrs.to_json())
+        self.study.add_trial(
+            create_trial(
+                state=TrialState.WAITING,
+                params=self.space.encode(point),
+                distributions=self.space.distributions(),
+                user_attrs=attrs.to_json(),
+            )
+        )
 
-    def begin(self) -> FrozenTrial:
-        """Begin the trial that waits, and return it."""
-        number = self.study.ask(self._space.distributions()).number
-        return self.study.get_trials(deepcopy=False)[number]
+    def begin(self) -> FrozenTrial | None:
+        """Begin the trial that waits, and return it; None: it had no point, and has ended."""
+        trial = self.study.get_trials(deepcopy=False)[self.study.ask().number]
+        if self.space.has_point(trial.params):
+            return trial
+        self._never_launched(trial)  # autotune 0.1 and 0.2.0 let one wait without its parameters
+        return None
 
     def running(self) -> list[FrozenTrial]:
         """Return the trials that were begun and not told."""
@@ -206,7 +217,7 @@ class TrialLog:
         errors = [quality.errors.get(o.name) for o in self._objectives]
         attrs = replace(
             attrs_of(trial),
-            point=dict(self._space.decode(trial.params)),
+            point=dict(self.space.decode(trial.params)),
             launch=launch_id,
             vllm_version=launch.vllm_version,
             acceptance_length=stats.get("acceptance_length"),
@@ -224,7 +235,7 @@ class TrialLog:
         """Tell Optuna why a trial has no numbers, and show it."""
         attrs = replace(
             attrs_of(trial),
-            point=dict(self._space.decode(trial.params)),
+            point=dict(self.space.decode(trial.params)),
             failure_kind=str(failure.kind),
             failure_reason=failure.reason,
             failure_evidence=list(failure.evidence),
@@ -235,15 +246,12 @@ class TrialLog:
 
     def _set(self, trial: FrozenTrial, attrs: TrialAttrs) -> None:
         """Write those attributes of a running trial that are not as they were."""
-        storage = self._store.storage
-        study = storage.get_study_id_from_name(self._spec.name)
-        trial_id = storage.get_trial_id_from_study_id_trial_number(study, trial.number)
         before: Mapping[str, object] = trial.user_attrs
-        for key, value in attrs.to_json().items():
-            if key not in before or before[key] != value:
-                storage.set_trial_user_attr(trial_id, key, value)
+        new = attrs.to_json()
+        changed = {k: v for k, v in new.items() if k not in before or before[k] != v}
+        self._store.set_trial_attrs(self._spec.name, trial.number, changed)
 
     def _show(self, number: int, slot: int) -> None:
         trials = self.placed()
-        view = trial_view(trials, number, self.standing, self._space, self._objectives)
+        view = trial_view(trials, number, self.standing, self.space, self._objectives)
         self._progress.trial(At(number, slot), view)

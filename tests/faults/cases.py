@@ -76,7 +76,7 @@ if __name__ == "__main__":
     from tests.faults.inject import outcomes_as_json
     from tests.faults.plan import named
 
-    with Starter(light=True) as starter:
+    with Starter() as starter:
         found = special.run_on_tmpfs(
             named(sys.argv[2]), [Stage(s) for s in sys.argv[3:]], Path(sys.argv[1]), starter
         )

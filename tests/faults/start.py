@@ -66,17 +66,15 @@ class Starter:
     """The forking server; use it from one thread, as a context manager.
 
     Args:
-        light: Without what only the sampler imports, after the trials that are planned.
         cache: For what a vLLM accepts; without it, the user's own.
     """
 
-    def __init__(self, *, light: bool = False, cache: Path | None = None) -> None:
+    def __init__(self, *, cache: Path | None = None) -> None:
         self.codes: dict[int, int] = {}
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.start", str(theirs.fileno())]
-                + (["light"] if light else []),
+                [sys.executable, "-m", "tests.faults.start", str(theirs.fileno())],
                 cwd=ROOT,
                 # one thread: a fork copies only the one that calls it
                 env={
@@ -172,12 +170,11 @@ def become(request: dict[str, str]) -> None:
 
 # What a run imports by and by; each of it takes a while.
 MODULES = ("autotune.dashboard", "autotune.plots", "autotune.results", "autotune.tuning.study_run")
-SAMPLER = ("optuna._gp.acqf", "optuna._gp.gp", "torch")
 
 if __name__ == "__main__":
     from autotune.cli import main
 
-    for module in MODULES if sys.argv[2:] else (*MODULES, *SAMPLER):
+    for module in MODULES:
         importlib.import_module(module)
     if len(list(Path("/proc/self/task").iterdir())) != 1:
         sys.exit("tests.faults.start: an import started a thread; a fork would lose it")

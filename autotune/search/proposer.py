@@ -1,4 +1,4 @@
-"""The sampler of a study: only points that can launch, and of those the one that is worth most.
+"""The proposer of a study: only points that can launch, and of those the one that is worth most.
 
 The first trials are planned (:func:`seed_points`): the baseline, the largest n, whose acceptance at
 every position tells most about all others, and a small one, for the time that a step takes. From
@@ -14,20 +14,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import FailureKind
 from autotune.search.crashes import CrashModel
-from autotune.search.model import Launched, propose, unit
+from autotune.search.front import Direction
+from autotune.search.model import Launched, Proposal, propose, unit
 from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
 
 # Seeds beside the baseline: n, and the level of every other parameter from 0 to 1; None: the
@@ -129,7 +124,7 @@ def nearest(
 
 
 def informative(
-    trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], most: int
+    trials: Sequence[FrozenTrial], directions: Sequence[Direction], most: int
 ) -> list[FrozenTrial]:
     """The measured trials that a model of at most ``most`` trials is fitted to.
 
@@ -148,7 +143,7 @@ def informative(
     """
     if len(trials) <= most:
         return list(trials)
-    sign = [-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions]
+    sign = [-1.0 if d == "maximize" else 1.0 for d in directions]
     costs = np.array([t.values for t in trials]) * sign  # less is better
     no_worse = (costs[:, None, :] <= costs[None, :, :]).all(axis=2)
     dominators = (no_worse & ~no_worse.T).sum(axis=0)
@@ -173,8 +168,7 @@ def tried_points(
     space: Space, trials: Iterable[FrozenTrial], pending: Iterable[Point] = ()
 ) -> PointSet:
     """The points of those trials that have one, and those that will be launched anyway."""
-    names = space.distributions().keys()
-    tried = (space.decode(t.params) for t in trials if names <= t.params.keys())
+    tried = (space.decode(t.params) for t in trials if space.has_point(t.params))
     return PointSet(itertools.chain(tried, pending))
 
 
@@ -194,7 +188,7 @@ def _random_points(space: Space, rng: np.random.Generator) -> Iterator[dict[str,
 
 
 def launched_of(
-    space: Space, trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
+    space: Space, trials: Sequence[FrozenTrial], directions: Sequence[Direction]
 ) -> list[Launched]:
     """Measured trials as the model sees them.
 
@@ -203,7 +197,7 @@ def launched_of(
         directions: What is better, for each objective.
     """
     values = np.array([t.values for t in trials], dtype=np.float64)
-    sign = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
+    sign = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
     positive = np.all(values > 0, axis=0).reshape(-1)
     # an objective that can be zero or negative has no shares: its own spread is the measure
     spread = np.maximum(values.std(axis=0), 1e-9)
@@ -214,7 +208,7 @@ def launched_of(
         known = len(variances) == len(row)
         rate = None
         if positive[0]:
-            rate = float(own[0] if directions[0] == StudyDirection.MAXIMIZE else 1 / own[0])
+            rate = float(own[0] if directions[0] == "maximize" else 1 / own[0])
         out.append(
             Launched(
                 space.decode(t.params),
@@ -231,30 +225,14 @@ def launched_of(
     return out
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """The next launch.
-
-    Attributes:
-        point: Where.
-        gain: Expected growth of the hypervolume by the launch that is worth most, as a share;
-            None: drawn blindly.
-        challenge: It is not that launch: see :mod:`autotune.search.model`. The trial's attribute
-            ``challenge`` shall say so.
-    """
-
-    point: dict[str, Value]
-    gain: float | None = None
-    challenge: bool = False
-
-
-class StudySampler(BaseSampler):
-    """Optuna sampler of one study.
+class Proposer:
+    """Propose the launches of one study.
 
     Args:
         space: The searched parameters.
         infeasible: Why the rules forbid a point, or None.
-        method: ``gp`` or ``random``; a grid is enqueued and needs no sampler.
+        directions: What is better, for each objective.
+        method: ``gp`` or ``random``; a grid needs no proposer.
         seed: Together with the number of trials, pending ones included, it decides every draw, so
             that a resumed study does not replay the draws of its beginning.
         stop_below: The search has converged when no launch is expected to gain more, as a share of
@@ -267,6 +245,7 @@ class StudySampler(BaseSampler):
         self,
         space: Space,
         infeasible: Callable[[Point], str | None],
+        directions: Sequence[Direction],
         *,
         method: str,
         seed: int,
@@ -276,35 +255,29 @@ class StudySampler(BaseSampler):
     ) -> None:
         self._space = space
         self._infeasible = infeasible
+        self._directions = directions
         self._method = method
         self._seed = seed
         self._stop_below = stop_below
         self._fixed_n = fixed_n
         self._known = known
-        self._random = RandomSampler(seed=seed)
 
-    def suggest(
-        self,
-        trials: Sequence[FrozenTrial],
-        directions: Sequence[StudyDirection],
-        pending: Sequence[Point] = (),
-    ) -> Suggestion:
-        """The next launch, after ``trials`` and ``pending``.
+    def propose(self, trials: Sequence[FrozenTrial], running: Sequence[Point] = ()) -> Proposal:
+        """Return the next launch after ``trials`` and ``running``.
 
         Args:
             trials: Those that ended; others count as tried and say nothing.
-            directions: What is better, for each objective.
-            pending: Points that will be launched before this one, with outcomes that nobody knows
-                yet; a batch is suggested one by one, each with those before it as pending.
+            running: Points that are launched before this one, with outcomes that nobody knows yet;
+                a batch is proposed one by one, each with those before it as running.
 
         Raises:
-            SpaceExhausted: every point that can launch has been tried or is pending.
-            Converged: no launch is expected to gain ``stop_below``; with pending ones: beside what
-                they are expected to gain.
+            SpaceExhausted: every point that can launch has been tried or is running.
+            Converged: no launch is expected to gain ``stop_below``; with running ones: next to
+                what they are expected to gain.
         """
-        tried = tried_points(self._space, trials, pending)
+        tried = tried_points(self._space, trials, running)
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
-        rng = np.random.default_rng([self._seed, len(trials) + len(pending)])
+        rng = np.random.default_rng([self._seed, len(trials) + len(running)])
         new = self._new_points(tried, rng)
         if not new:
             raise SpaceExhausted
@@ -314,7 +287,7 @@ class StudySampler(BaseSampler):
             [
                 (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
                 for t in trials
-                if crashed(t) and self._space.distributions().keys() <= t.params.keys()
+                if crashed(t) and self._space.has_point(t.params)
             ],
         )
         safe = ~crashes.all_avoided(new)
@@ -325,10 +298,9 @@ class StudySampler(BaseSampler):
             raise SpaceExhausted
         new = [q for q, s in zip(new, safe, strict=True) if s]
         if self._method != "gp" or len(complete) < 2:
-            return Suggestion(new[int(rng.integers(len(new)))])
-        launched = launched_of(
-            self._space, informative(complete, directions, MODEL_TRIALS), directions
-        )
+            return Proposal(new[int(rng.integers(len(new)))])
+        seen = informative(complete, self._directions, MODEL_TRIALS)
+        launched = launched_of(self._space, seen, self._directions)
         found = propose(
             self._space,
             launched,
@@ -337,11 +309,12 @@ class StudySampler(BaseSampler):
             self._stop_below or _DOUBT,
             self._fixed_n,
             self._known,
-            pending=pending,
+            pending=running,
         )
-        if found.challenge and self._stop_below and _challenges(complete) >= CHALLENGES:
+        doubtful = found.challenge and _challenges(complete) >= CHALLENGES
+        if doubtful and self._stop_below and found.gain is not None:
             raise Converged(found.gain)
-        return Suggestion(dict(found.point), found.gain, found.challenge)
+        return found
 
     def _new_points(self, tried: PointSet, rng: np.random.Generator) -> list[dict[str, Value]]:
         """Untried points that the rules allow; of a large space a random part."""
@@ -364,33 +337,6 @@ class StudySampler(BaseSampler):
             return None
         own = (q for q in points if canonical(self._space, q) == q)
         return [q for q in own if self._infeasible(q) is None]
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """All parameters, always: the space of a study is fixed."""
-        return self._space.distributions()
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """:meth:`suggest`, as Optuna's parameters.
-
-        Raises:
-            SearchEnds: there is nothing that should be launched.
-        """
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-        return self._space.encode(self.suggest(others, study.directions).point)
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Never reached for a parameter of the space; Optuna asks for the method."""
-        return self._random.sample_independent(study, trial, param_name, param_distribution)
 
 
 def _challenges(trials: Sequence[FrozenTrial]) -> int:

@@ -1,7 +1,0 @@
-"""Median of end-to-end latency, ms."""
-
-from __future__ import annotations
-
-from objectives._percentiles import E2EL, percentile
-
-OBJECTIVE = percentile(50, E2EL)

@@ -1,7 +1,0 @@
-"""95th percentile of the time to the first token, ms."""
-
-from __future__ import annotations
-
-from objectives._percentiles import TTFT, percentile
-
-OBJECTIVE = percentile(95, TTFT)
