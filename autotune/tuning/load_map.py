@@ -28,11 +28,8 @@ from autotune.errors import (
     UserError,
 )
 from autotune.mapresults import (
-    MAX_NUM_SEQS,
     PARTS,
-    SCHEDULE,
     THROUGHPUT,
-    Setting,
     comparable_loads,
     failure_of_point,
     launched_version,
@@ -52,25 +49,22 @@ from autotune.storage.launches import map_name
 from autotune.storage.lease import output_folder
 from autotune.storage.schema import LaunchRow, MapPointRow
 from autotune.storage.store import Store
-from autotune.study.schema import FlagValue, ServerSpec, StudySpec, WorkloadSpec
-from autotune.study.space import MNBT, N, Value
+from autotune.study.schema import ServerSpec, StudySpec, WorkloadSpec
+from autotune.study.space import N, Value
 from autotune.tuning.launcher import Launcher, LiveServer
 from autotune.tuning.ledger import StoredLedger
-from autotune.tuning.prepare import Prepared, baseline_point
+from autotune.tuning.load_map_setting import settle
+from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import OUTSIDE, Progress
 from autotune.tuning.recovery import end_orphans
 from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools, real
 from autotune.tuning.trial import MachineFailed, attempts, quality_of
-from autotune.views import number, point_text
+from autotune.views import number
 
-LADDER = (1, 2, 3, 5, 7, 11, 15)
 FIRST_N = 3  # the first n with drafts, where the study knows no winner
 # No n is launched of which less is expected at every load: launches differ by more.
 LEAST_GAIN = 0.01
-_PREFIX_CACHING = "enable_prefix_caching"
-# vLLM's smallest default of max_num_seqs: a study that does not set it has at least this
-_DEFAULT_SEQS = 128
 _MOST_SCALE = 4  # times the study's num_prompts, at high loads
 # What the requests of a part are called in the database, by the client's phase.
 _PHASES = {"measure": "{}", "warmup": "warm-up, {}", "fill": "fill, {}"}
@@ -213,9 +207,21 @@ class _Map:
         self.ledger = StoredLedger(store, self.launched_as)
         self.requests = map_requests(prepared, loads)
         self.fingerprint = prepared.spec.fingerprint(prepared.loaded.base)
-        self.known = study_in(store, self.name, self.fingerprint)
-        self.p, self.setting = self.settle(prepared)
-        self.candidates = self.feasible()
+        known = study_in(store, self.name, self.fingerprint)
+        unused = known is None and self.name in store.study_names()
+        settled = settle(
+            prepared,
+            max(loads),
+            repeated=self.requests.repeated,
+            known=known,
+            other=f"{self.name} in {store.path} is of another file: it is not used"
+            if unused
+            else None,
+            fingerprint=self.fingerprint,
+            say=progress.message,
+        )
+        self.p, self.setting = settled.prepared, settled.setting
+        self.winners, self.candidates = settled.winners, settled.candidates
         logs = output_folder(store.path, self.name) / "logs"
         self.launcher = Launcher(self.p, self.ledger, logs, tools=tools)
         self.machine = self.launcher.machine
@@ -244,114 +250,6 @@ class _Map:
 
     def late(self) -> bool:
         return self.deadline is not None and self.tools.clock() >= self.deadline
-
-    # -- what is launched ------------------------------------------------------------------------
-
-    def settle(self, prepared: Prepared) -> tuple[Prepared, Setting]:
-        """The study as it is launched, and what the points of this map have in common.
-
-        Raises:
-            UserError: there is nothing to map, or n = 0 cannot be launched.
-        """
-        spec, path = prepared.spec, prepared.loaded.path
-        if spec.server.speculative is None or N not in spec.space:
-            missing = "space" if spec.server.speculative else "server.speculative"
-            raise UserError(
-                f"{path}: {missing}: a map compares values of {N}; it needs the draft in "
-                f"server.speculative, and space.{N}"
-            )
-        best = None if self.known is None else self.known.best(balanced=True)
-        if self.known is None and self.name in self.store.study_names():
-            self.progress.message(
-                f"{self.name} in {self.store.path} is of another file: it is not used"
-            )
-        point = baseline_point(spec) if best is None else dict(best.point)
-        params = {k: v for k, v in point.items() if k != N}
-        self.progress.message(
-            f"the other parameters are those of the {'baseline' if best is None else 'best trial'}"
-            f": {point_text(params) or 'none'}"
-        )
-        flags: dict[str, FlagValue] = {}
-
-        def change(name: str, value: int | bool, why: str) -> None:
-            params.pop(name, None)
-            flags[name] = value
-            words = str(value).lower() if isinstance(value, bool) else value
-            self.progress.message(f"{name.replace('_', '-')} is {words} in this map: {why}")
-
-        seqs = {**spec.server.flags, **params}.get(MAX_NUM_SEQS)
-        seqs = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else _DEFAULT_SEQS
-        if seqs < max(self.loads):
-            change(
-                MAX_NUM_SEQS, max(self.loads), f"with {seqs}, requests would wait at higher loads"
-            )
-        caching = {**spec.server.flags, **params}.get(_PREFIX_CACHING)
-        if self.requests.repeated and caching is not False:
-            change(_PREFIX_CACHING, value=False, why="too few prompts, some are sent twice")
-        if SCHEDULE in (spec.server.speculative.model_extra or {}):
-            self.progress.message(f"the study's own {SCHEDULE} is left out in this map")
-        adapted = _adapted(prepared, flags)
-        self.raise_mnbt(adapted, params)
-        version = prepared.info.version
-        return adapted, Setting(
-            fingerprint=self.fingerprint,
-            vllm=None if version is None else version.partition("+")[0],
-            params=params,
-            flags=flags,
-            weights=prepared.weights(),
-        )
-
-    def raise_mnbt(self, adapted: Prepared, params: dict[str, Value]) -> None:
-        """Takes the next larger budget at which anything can be compared, where that needs one.
-
-        Raises:
-            UserError: there is none.
-        """
-
-        def why_not(point: Mapping[str, Value]) -> str | None:
-            if (why := adapted.infeasible({N: 0, **point})) is not None:
-                return why
-            drafts = [adapted.infeasible({N: n, **point}) for n in _drafts(adapted.spec)]
-            return drafts[0] if drafts and None not in drafts else None
-
-        if (why := why_not(params)) is None:
-            return
-        values = adapted.spec.space[MNBT].values() if MNBT in adapted.spec.space else None
-        for value in values or ():
-            above = isinstance(value, int) and value > int(params.get(MNBT, 0))
-            if above and why_not({**params, MNBT: value}) is None:
-                params[MNBT] = value
-                self.progress.message(f"MNBT is {value} in this map: {why}")
-                return
-        raise UserError(
-            f"{adapted.loaded.path}: nothing can be launched at a load of {max(self.loads)}: {why}"
-        )
-
-    def feasible(self) -> list[int]:
-        """Which n of at least 1 may be launched, ascending; says which cannot.
-
-        Raises:
-            UserError: the space has none.
-        """
-        wanted = sorted({*_drafts(self.p.spec), *self.winners()})
-        if not wanted:
-            raise UserError(
-                f"{self.p.loaded.path}: space.{N}: has no value of at least 1, so nothing to map"
-            )
-        reasons = {n: self.p.infeasible(self.point(n)) for n in wanted}
-        if bad := {n: why for n, why in reasons.items() if why is not None}:
-            n, why = next(iter(bad.items()))
-            rest = f" ({len(bad) - 1} larger ones likewise)" if len(bad) > 1 else ""
-            self.progress.message(f"n = {n} is never launched: {why}{rest}")
-        return [n for n, why in reasons.items() if why is None]
-
-    def winners(self) -> list[int]:
-        """The n that the study found good, the balanced choice first."""
-        if self.known is None:
-            return []
-        found = [self.known.best(balanced=True), *self.known.front()]
-        ns = [t.point[N] for t in found if t is not None]
-        return list(dict.fromkeys(n for n in ns if isinstance(n, int) and n > 0))
 
     def point(self, n: int) -> dict[str, Value]:
         return {N: n, **self.setting.params}
@@ -392,7 +290,7 @@ class _Map:
             return None
         rates = self.rates()
         if max(rates) == 0:  # none with drafts yet, or all that were tried failed
-            wanted = next((n for n in self.winners() if n in free), FIRST_N)
+            wanted = next((n for n in self.winners if n in free), FIRST_N)
             return self.add(min(free, key=lambda n: (abs(n - wanted), n)))
         found = propose(rates, free)
         if found is None or found.gain < LEAST_GAIN:
@@ -556,23 +454,3 @@ class _Point:
 
     def repeated(self, why: str) -> None:
         """Do nothing: see :meth:`why_again`."""
-
-
-def _drafts(spec: StudySpec) -> list[int]:
-    """The values of n in the space that are nearest to the ladder's, ascending."""
-    values = [v for v in spec.space[N].values() or () if isinstance(v, int) and v > 0]
-    if not values:
-        return []
-    return sorted({min(values, key=lambda v: (abs(v - n), v)) for n in LADDER if n <= max(values)})
-
-
-def _adapted(prepared: Prepared, flags: Mapping[str, FlagValue]) -> Prepared:
-    """The study with other flags."""
-    server = prepared.spec.server
-    server = server.model_copy(update={"flags": {**server.flags, **flags}})
-    if server.speculative is not None:  # a fixed n is fixed
-        extra = {k: v for k, v in server.speculative.model_dump().items() if k != SCHEDULE}
-        draft = type(server.speculative).model_validate(extra)
-        server = server.model_copy(update={"speculative": draft})
-    spec = prepared.spec.model_copy(update={"server": server})
-    return dataclasses.replace(prepared, loaded=prepared.loaded.model_copy(update={"spec": spec}))
