@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -28,6 +30,7 @@ from autotune.tuning.trial import (
     Measured,
     Outcome,
     Trial,
+    TrialRunner,
     attempts,
 )
 from tests.studies import write_study
@@ -318,6 +321,36 @@ def test_one_slot_runs_what_was_submitted_when_it_is_waited_for() -> None:
     slot.close()
     assert slot.capacity == 0
     assert ran == [7]
+
+
+def test_a_second_ctrl_c_does_not_lose_the_requests_of_a_trial() -> None:
+    kept: list[object] = []
+
+    def add(launch_id: str, samples: Sequence[object]) -> None:
+        signal.raise_signal(signal.SIGINT)  # the first one ended the measurement
+        kept.extend(samples)
+
+    def measuring(*_: object, keep: Callable[[Sequence[object]], None], **__: object) -> Any:
+        def measure(*_: object, **__: object) -> None:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                keep(["a", "b"])
+
+        return SimpleNamespace(measure=measure)
+
+    prepared: Any = SimpleNamespace(
+        spec=SimpleNamespace(workload=SimpleNamespace(open_loop=False)),
+        objectives=OBJECTIVES,
+        workload=None,
+    )
+    store: Any = SimpleNamespace(requests=SimpleNamespace(add=add))
+    none: Any = mock.Mock()
+    tools: Any = SimpleNamespace(measuring=measuring)
+    runner = TrialRunner(prepared, store, none, none, none, dict, tools=tools)
+    with pytest.raises(KeyboardInterrupt):
+        runner.measure(none, Trial(0, {N: 3}))
+    assert kept == ["a", "b"]
 
 
 # -- records -----------------------------------------------------------------------------------
