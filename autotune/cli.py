@@ -932,7 +932,7 @@ def load_map(
     ui = Ui(Console(stderr=True, highlight=False))
     if show:
         with opened(database) as store:
-            view = stored_view(store, loaded, loaded.spec.fingerprint(loaded.base))
+            view = stored_view(store, loaded, store.fingerprints(loaded))
     else:
         with ui:
             prepared = prepare(loaded, ui)

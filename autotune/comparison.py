@@ -32,9 +32,7 @@ one study: compare a study with its own repetition to see it.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -55,6 +53,8 @@ from autotune.stats import Estimate, LaunchVariance, Scatter
 from autotune.storage.lease import file_identity
 from autotune.storage.records import attrs_of
 from autotune.storage.store import Store, opened
+from autotune.study import differences
+from autotune.study.differences import contents, files_of, fingerprints, setting_text
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, MNBT, N, Value, canonical
 from autotune.views import StudyView, TrialView, number, plain, point_text, value_text
@@ -63,13 +63,6 @@ from objectives import Objective
 CONFIDENCE = 0.95
 _MOST_DEGREES = 10**6  # as many as are normal
 _HEADINGS = {N: "n", MNBT: "MNBT"}
-# What is the same server and the same load, whatever it says.
-_NO_DIFFERENCE = {
-    "server.health_timeout_s",
-    "server.stop_timeout_s",
-    "server.launch",
-    "workload.hang_timeout_s",
-}
 _PHASE = "measure"
 
 Key = tuple[tuple[str, Value | None], ...]  # of a point, for all parameters that either searched
@@ -388,10 +381,9 @@ def _prompts(loaded: LoadedStudy, fingerprint: str) -> str | None:
     if (source := loaded.spec.workload.source) is None:
         return None
     try:
-        named = [source[1], *(o.file for o in loaded.spec.objectives if o.file is not None)]
-        if not all((loaded.base / file).is_file() for file in named):
+        if not all((loaded.base / file).is_file() for file in files_of(loaded.spec).values()):
             return None  # a device or a pipe would be read for ever
-        if loaded.spec.fingerprint(loaded.base) != fingerprint:
+        if fingerprint not in fingerprints(loaded.spec, contents(loaded.spec, loaded.base)):
             return None
         return hashlib.sha256((loaded.base / source[1]).read_bytes()).hexdigest()
     except OSError:
@@ -642,45 +634,33 @@ def _different(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
     for role in a.weights.keys() & b.weights.keys():
         if a.weights[role] != b.weights[role]:
             yield f"weights of the {plain(role)}", plain(a.weights[role]), plain(b.weights[role])
-    one, two = _settings(a), _settings(b)
-    for key in dict.fromkeys([*one, *two]):
-        if one.get(key) != two.get(key):
-            yield key, _shown(one.get(key)), _shown(two.get(key))
+    for d in _keys(a, b):
+        yield d.key, plain(setting_text(d.there)), plain(setting_text(d.here))
     if _same_prompts(a, b) is False:
         yield "workload's prompts", _source(a), _source(b)
 
 
-def _settings(side: Side) -> dict[str, object]:
-    """Server and load of a study as dotted keys; what it searches is no setting of it."""
-    shown = side.spec.shown({})
-    flat: dict[str, object] = {}
+def _keys(a: Side, b: Side) -> list[differences.Difference]:
+    """Return the keys with different values, but for the points and the prompts.
 
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, Mapping) and value:
-            for k, v in value.items():
-                walk(f"{prefix}.{k}", v)
-        elif prefix not in _NO_DIFFERENCE and value is not None:
-            flat[prefix] = value
+    Points are compared one by one, and prompts by :func:`_same_prompts`.
+    """
 
-    for section in ("server", "workload"):
-        walk(section, shown[section])
-    if side.spec.workload.source is not None:
-        flat.pop(f"workload.{side.spec.workload.source[0]}", None)  # a place; see `_same_prompts`
-    if side.spec.server.command is not None:
-        flat["server.command"] = shlex.join(side.spec.server.command)
-    return flat
+    def spec(side: Side) -> StudySpec:
+        directions = {o.name: o.direction for o in side.view.objectives}
+        return differences.in_any_order(side.spec, directions)
+
+    prompts = {key for key in differences.FILES if key.startswith("workload.")}
+    return [
+        d
+        for d in differences.differences(spec(a), spec(b))
+        if d.key not in prompts and d.key.partition(".")[0] not in differences.POINTS
+    ]
 
 
 def _source(side: Side) -> str:
     source = side.spec.workload.source
     return "random" if source is None else plain(str(source[1]))
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "not set"
-    text = value if isinstance(value, str) else json.dumps(value)
-    return plain(text)
 
 
 def _same_prompts(a: Side, b: Side) -> bool | None:

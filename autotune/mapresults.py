@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ from autotune.storage.records import Quality
 from autotune.storage.schema import LoadRow, MapPointRow
 from autotune.storage.store import Store
 from autotune.study.schema import FlagValue, LoadedStudy, ServerSpec, StudySpec
-from autotune.study.space import DRAFT, Value
+from autotune.study.space import DRAFT, N, Value
 from autotune.views import StudyView
 
 PARTS = 2
@@ -99,12 +99,8 @@ def speculative_argument(
     """
     if server.speculative is None:
         raise ValueError("n of at least 1 needs a draft")
-    draft = {k.removeprefix(DRAFT): v for k, v in params.items() if k.startswith(DRAFT)}
-    config = {
-        **server.speculative.config(n),
-        **draft,
-        "model": resolve(server.speculative.model),
-    }
+    config = server.draft_settings({N: n, **params})
+    config["model"] = resolve(server.speculative.model)
     config.pop(SCHEDULE, None)
     if ranges is not None:
         config[SCHEDULE] = [list(x) for x in ranges]
@@ -131,7 +127,7 @@ def schedule_of(
     """The schedule that the numbers ask for; None: one n does."""
     if not rates.get(0):
         return None
-    seqs = {**spec.server.flags, **setting.params, **setting.flags}.get(MAX_NUM_SEQS)
+    seqs = spec.settings({**setting.params, **setting.flags}).get(MAX_NUM_SEQS)
     most = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else max(loads)
     # whether n tie is asked within the launches: what they differ by is the same at every load
     ranges = schedule(rates, by_load(rates, None), most)
@@ -214,24 +210,30 @@ def launched_version(store: Store, ledger: str) -> str | None:
     return found[-1] if found else None
 
 
-def study_in(store: Store, name: str, fingerprint: str) -> StudyView | None:
-    """The study itself, if the database has it and it is the same one."""
+def study_in(store: Store, name: str, known: Collection[str]) -> StudyView | None:
+    """Return the study itself, if the database has it and it is the same experiment.
+
+    Args:
+        store: Database.
+        name: Of the study.
+        known: Fingerprints of the experiment: :meth:`autotune.storage.store.Store.fingerprints`.
+    """
     if name not in store.study_names():
         return None
     if name not in {s.study_name for s in store.storage.get_all_studies()}:
         return None
     _, row = store.load_study(name)
-    return study_view(store, name) if row.fingerprint == fingerprint else None
+    return study_view(store, name) if row.fingerprint in known else None
 
 
-def stored_view(store: Store, loaded: LoadedStudy, fingerprint: str) -> MapView:
+def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> MapView:
     """The study's latest map; nothing is launched, and nothing of the study is run.
 
     Args:
         store: Has it.
         loaded: The study.
-        fingerprint: The study's; given, because a database on another machine than its study's
-            comes without the prompts that it is computed from.
+        known: Fingerprints of the experiment; given, because a database on another machine than
+            its study's comes without the prompts that they are computed from.
 
     Raises:
         UserError: there is none.
@@ -252,13 +254,13 @@ def stored_view(store: Store, loaded: LoadedStudy, fingerprint: str) -> MapView:
             "on with it"
         )
     resolve = model_resolver(loaded, unasked(loaded.spec.server))
-    return map_view(store, loaded, fingerprint, loads, setting, resolve)
+    return map_view(store, loaded, known, loads, setting, resolve)
 
 
 def map_view(
     store: Store,
     loaded: LoadedStudy,
-    fingerprint: str,
+    known: Collection[str],
     loads: Sequence[int],
     setting: Setting,
     resolve: Callable[[str], str],
@@ -268,7 +270,7 @@ def map_view(
     Args:
         store: Has it.
         loaded: The study.
-        fingerprint: The study's.
+        known: Fingerprints of the experiment.
         loads: Those that are shown.
         setting: Of the map.
         resolve: Turns the draft's reference into what vLLM is given.
@@ -302,22 +304,24 @@ def map_view(
         flags=dict(setting.flags),
         loads=tuple(loads),
         points=tuple(points),
-        variance=_variance(store, spec.name, fingerprint, setting),
+        variance=_variance(store, spec.name, known, setting),
         schedule=ranges,
         why_no_schedule=why_no_schedule(version),
         arguments={n: argument(n, None) for n in sorted(rates) if n > 0},
         schedule_argument=None
         if ranges is None
         else argument(max(n for _, _, n in ranges), ranges),
-        same_file=setting.fingerprint == fingerprint,
+        same_file=setting.fingerprint in known,
         outdated=tuple(sorted(lost)),
     )
 
 
-def _variance(store: Store, name: str, fingerprint: str, setting: Setting) -> LaunchVariance | None:
+def _variance(
+    store: Store, name: str, known: Collection[str], setting: Setting
+) -> LaunchVariance | None:
     """How launches of the study differ in throughput; None: too little is known of it."""
-    view = study_in(store, name, fingerprint)
-    if view is None or setting.fingerprint != fingerprint:
+    view = study_in(store, name, known)
+    if view is None or setting.fingerprint not in known:
         return None
     found = view.variance.get(THROUGHPUT.name)
     return found if found is not None and found.total.degrees >= LEAST_DEGREES else None

@@ -70,10 +70,11 @@ class Recomputed:
         return list(_without(gone, out, found)) if gone else out
 
     def _trial(self, t: FrozenTrial) -> FrozenTrial:
-        if t.state != TrialState.COMPLETE:
-            return t
         attrs = attrs_of(t)
-        if attrs.quality.estimator == ESTIMATOR:
+        limit = attrs.health_timeout_s
+        if limit is not None and limit < self._spec.server.health_timeout_s:
+            return _outdated(t, f"server.health_timeout_s was {limit:g} s then")
+        if t.state != TrialState.COMPLETE or attrs.quality.estimator == ESTIMATOR:
             return t
         try:
             values, again = self._again(attrs)

@@ -19,6 +19,7 @@ import autotune
 from autotune import Event, Result, StopTuning, Study, tune
 from autotune.api import _Listener
 from autotune.errors import NothingUsable, UserError
+from autotune.study.differences import fingerprint
 from autotune.tuning.progress import At
 from autotune.views import TrialView
 from tests import study_views
@@ -90,7 +91,7 @@ def test_a_study_is_the_same_from_a_file_a_mapping_and_a_model(tmp_path: Path) -
         Study(yaml.safe_load(file.open()), tmp_path),
     ]
     assert [s.spec for s in same] == [one.spec] * 3
-    prints = {s.spec.fingerprint(s.loaded.base) for s in [one, *same]}
+    prints = {fingerprint(s.loaded) for s in [one, *same]}
     assert len(prints) == 1
     assert one.name == "example"
     assert repr(one) == "Study('example', 1 parameter)"

@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from autotune.bench import Request, Workload, build_workload
 from autotune.errors import UserError
 from autotune.storage.store import opened
+from autotune.study.differences import contents, fingerprint, fingerprint_of_0_1
 from autotune.study.schema import LoadedStudy, WorkloadSpec, parse_study
 from tests.studies import autotune, query, write_study
 
@@ -380,21 +381,35 @@ def test_the_fingerprint_is_of_the_file_s_content(tmp_path: Path, source: str) -
     file, moved = tmp_path / "b", tmp_path / "c"
     file.write_text("[]")
     moved.write_text("[]")
-    first = study(tmp_path, source).spec.fingerprint(tmp_path)
+    first = fingerprint(study(tmp_path, source))
     elsewhere = study(tmp_path, re.sub(r"\bb\b", "c", source))
-    assert elsewhere.spec.fingerprint(tmp_path) == first
+    assert fingerprint(elsewhere) == first
     file.write_text("[ ]")
-    assert study(tmp_path, source).spec.fingerprint(tmp_path) != first
+    assert fingerprint(study(tmp_path, source)) != first
     if "speed" in source:
         changed = study(tmp_path, source.replace("2", "3"))
-        assert changed.spec.fingerprint(tmp_path) != first
+        assert fingerprint(changed) != first
 
 
-def test_studies_from_before_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*.db")), ids=lambda p: p.parent.name)
+def test_studies_from_before_resume(tmp_path: Path, file: Path) -> None:
     database = tmp_path / "autotune.db"
-    database.write_bytes((RESULTS / "demo-cpu" / "autotune.db").read_bytes())
-
-    with opened(database) as store:
-        loaded, row = store.load_study("demo-cpu")
-    # its prompts are where they are in a checkout
-    assert loaded.spec.fingerprint(RESULTS.parent) == row.fingerprint
+    database.write_bytes(file.read_bytes())
+    with opened(database, create=True) as store:
+        names = store.study_names()
+        for name in names:
+            loaded, row = store.load_study(name)
+            # its prompts are where they are in a checkout
+            here = loaded.model_copy(update={"path": RESULTS.parent / f"{name}.yaml"})
+            assert row.fingerprint == fingerprint_of_0_1(
+                loaded.spec, contents(loaded.spec, here.base)
+            )
+            maps = {p.setting["fingerprint"] for p in store.load_maps.points(name)}
+            assert maps <= store.fingerprints(here)
+            again = store.begin_study(here, seed=row.seed, wanted=row.wanted)
+            assert again.fingerprint == fingerprint(here)
+            # and what begins with the present fingerprint is the same study as before
+            maps = {p.setting["fingerprint"] for p in store.load_maps.points(name)}
+            assert maps <= {again.fingerprint}
+            assert store.load_study(name)[0].spec == loaded.spec
+    assert names

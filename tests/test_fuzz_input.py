@@ -29,6 +29,7 @@ from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.results import study_objectives
 from autotune.storage.store import Store
+from autotune.study.differences import fingerprint
 from autotune.study.from_command import study_from_command, template
 from autotune.study.schema import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.tuning.prepare import baseline_point
@@ -112,7 +113,7 @@ def judged(path: Path, text: str | None = None) -> LoadedStudy | UserError:
             is_one_line(str(e), shown(loaded.base / (spec.workload.prompts or "")))
             return e
         assert all(a <= b for a, b in zip(work.arrivals, work.arrivals[1:], strict=False))
-        spec.fingerprint(loaded.base)
+        fingerprint(loaded)
     dumped = spec.model_dump(mode="json")
     json.dumps([dumped["server"], dumped["space"]], allow_nan=False)
     return loaded

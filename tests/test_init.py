@@ -113,7 +113,7 @@ def test_dotted_speculative_config() -> None:
         f"--speculative-config.{N.replace('_', '-')} 7 -cc.mode 3"
     ).spec
     assert spec.server.speculative is not None
-    assert spec.server.speculative.config(2) == {"method": "dflash", "model": "./draft", N: 2}
+    assert spec.server.draft_settings({N: 2}) == {"method": "dflash", "model": "./draft", N: 2}
     assert spec.server.flags == {"compilation_config.mode": 3}
     assert spec.space[N] == IntParam(type="int", low=0, high=15)
 

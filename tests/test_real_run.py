@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.faults.real import QUICK, real_site, run_points
+from tests.faults.real import QUICK, real_site, run_points, small_demo
 from tests.faults.start import Starter
-from tests.studies import front, query, trials
+from tests.studies import autotune, front, query, trials
 
 pytestmark = pytest.mark.real
 
@@ -46,3 +48,24 @@ def test_killed_again_and_again_it_comes_to_the_exact_number(tmp_path: Path) -> 
     )
     assert "127.0.0.1" in str(argv)
     assert "--speculative-config" in str(argv)
+
+
+def test_a_run_that_timed_out_goes_on_after_the_limit_was_raised(tmp_path: Path) -> None:
+    file = small_demo(tmp_path, "timed-out")
+    raw = yaml.safe_load(file.read_text())
+
+    def run(health_timeout_s: float, wanted: str) -> subprocess.CompletedProcess[str]:
+        raw["server"]["health_timeout_s"] = health_timeout_s
+        file.write_text(yaml.safe_dump(raw))
+        return autotune("run", str(file), "--trials", wanted, cwd=tmp_path)
+
+    ended = run(1, "4")  # no vLLM is as fast
+    assert ended.returncode != 0
+    assert "/health did not answer within 1 s" in ended.stderr
+    assert {t["failure_kind"] for t in trials(tmp_path)} == {"timeout"}
+    went_on = run(900, "1")
+    assert went_on.returncode == 0, went_on.stderr
+    *_, last = trials(tmp_path)  # the baseline, launched again
+    assert last["state"] == "complete"
+    assert last["params"]["num_speculative_tokens"] == 0  # type: ignore[index]
+    assert last["tok_s"] > 0  # type: ignore[operator]

@@ -486,6 +486,7 @@ def test_another_experiment_is_refused_by_the_key_that_differs(
 @pytest.mark.parametrize(
     "changes",
     [
+        {"server__ahead": 2},
         {"server__health_timeout_s": 21, "server__stop_timeout_s": 3},
         {"workload__confirm_prompts": 9, "workload__request_timeout_s": 5},
         {"budget": {"confirm": 0}, "search": {"method": "random"}, "baseline": {N: 1}},

@@ -42,7 +42,7 @@ def test_a_good_study_is_read() -> None:
     assert spec.server.flags == {"max_num_seqs": 2, "enforce_eager": True}
     assert [o.name for o in spec.objectives] == ["throughput", "p95_latency"]
     assert spec.server.speculative is not None
-    assert spec.server.speculative.config(3) == {
+    assert spec.server.draft_settings({"num_speculative_tokens": 3}) == {
         "method": "dflash",
         "model": "org/draft",
         "attention_backend": "flash_attn",
@@ -128,22 +128,6 @@ def test_names_of_bundled_studies(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"name: \xff")
     with pytest.raises(UserError, match="UTF-8"):
         load_study(str(tmp_path / "latin.yaml"))
-
-
-def test_fingerprint_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
-    def fingerprint(text: str) -> str:
-        return parse_study(text, tmp_path / "s.yaml").spec.fingerprint(tmp_path)
-
-    same = GOOD.replace("name: mine", "name: other\nbudget: {trials: 3}\ndescription: words")
-    assert fingerprint(same) == fingerprint(GOOD)
-    assert fingerprint(GOOD.replace("server:", "server:\n  ahead: 3", 1)) == fingerprint(GOOD)
-    assert fingerprint(GOOD.replace("output_len: 96", "output_len: 97")) != fingerprint(GOOD)
-    prompts = tmp_path / "p.jsonl"
-    text = GOOD.replace("random: {input_len: 256}", "prompts: p.jsonl")
-    prompts.write_text('{"prompt": "a"}\n')
-    first = fingerprint(text)
-    prompts.write_text('{"prompt": "b"}\n')
-    assert fingerprint(text) != first
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,11 @@ def test_demo_studies(name: str) -> None:
     assert spec.server.model == "demo:target"
     assert spec.server.command is None
     assert spec.server.speculative is not None
-    assert spec.server.speculative.config(3) == {"method": "dflash", "model": "demo:draft", N: 3}
+    assert spec.server.draft_settings({"num_speculative_tokens": 3}) == {
+        "method": "dflash",
+        "model": "demo:draft",
+        N: 3,
+    }
     assert spec.server.flags == {
         "max_num_seqs": 2,
         "max_model_len": 1024,
@@ -78,7 +82,7 @@ def test_gemma_studies(name: str) -> None:
     spec = load_study(name).spec
     assert spec.server.model == "cyankiwi/gemma-4-26B-A4B-it-AWQ-4bit"
     assert spec.server.speculative is not None
-    assert spec.server.speculative.config(15) == {
+    assert spec.server.draft_settings({"num_speculative_tokens": 15}) == {
         "method": "dflash",
         "model": "z-lab/gemma-4-26B-A4B-it-DFlash",
         "attention_backend": "flash_attn",

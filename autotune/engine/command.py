@@ -145,19 +145,17 @@ def _arguments(
     server: ServerSpec, point: Point, info: VllmInfo, resolve: Callable[[str], str]
 ) -> list[list[str]]:
     """All flags but host and port, each with its values."""
-    draft = {k.removeprefix(DRAFT): v for k, v in point.items() if k.startswith(DRAFT)}
-    searched = {k: v for k, v in point.items() if k != N and not k.startswith(DRAFT)}
-    flags = {**server.flags, **searched}
-    spec = server.speculative
-    n = int(point.get(N, (spec.model_extra or {}).get(N, 0) if spec is not None else 0))
+    draft = server.draft_settings(point)
+    flags = {k: v for k, v in server.settings(point).items() if k != N and not k.startswith(DRAFT)}
+    n = int(draft.get(N, 0))
     if flags.pop(ALIGNED, False) is True:
         seqs, mnbt = as_int(flags["max_num_seqs"]), as_int(flags.get(MNBT))
         flags["cudagraph_capture_sizes"] = list(aligned_sizes(n, seqs or 1, mnbt))
     out = [_flag(name, value, info) for name, value in flags.items()]
     if n > 0:
-        if spec is None:
+        if server.speculative is None:
             raise UserError("server.speculative is missing: n > 0 needs the draft model")
-        config = {**spec.config(n), **draft, "model": resolve(spec.model)}
+        config = {**draft, "model": resolve(server.speculative.model)}
         out.append(["--speculative-config", json.dumps(config)])
     return [f for f in out if f]
 

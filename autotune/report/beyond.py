@@ -112,7 +112,7 @@ def other_loads(s: Source) -> Iterator[Block]:
     """The map, as `autotune map --show` has it."""
     loaded, row = s.store.load_study(s.view.name)
     try:
-        view = stored_view(s.store, loaded, row.fingerprint)
+        view = stored_view(s.store, loaded, {row.fingerprint})
     except UserError:
         yield Paragraph(
             f"All of this holds for {load_text(s)}. The database has no map of other loads; "

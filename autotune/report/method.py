@@ -26,7 +26,14 @@ from autotune.serving.machine import machine_line
 from autotune.stages import time_view
 from autotune.storage.records import Quality
 from autotune.storage.schema import LaunchRow
-from autotune.study.schema import bundled_studies, load_study, text_without_secrets
+from autotune.study.differences import contents, differences, fingerprints
+from autotune.study.schema import (
+    Affects,
+    LoadedStudy,
+    bundled_studies,
+    load_study,
+    text_without_secrets,
+)
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 from autotune.timeplot import time_figure
 from autotune.views import (
@@ -260,7 +267,7 @@ def _machine(s: Source) -> Iterator[tuple[str, str]]:
 def repeat(s: Source) -> Iterator[Block]:
     """The command that runs the study once more, with the study file."""
     loaded, row = s.store.load_study(s.view.name)
-    bundled = _is_bundled(row.name, row.fingerprint)
+    bundled = _is_bundled(loaded, row.fingerprint)
     file = row.name if bundled else f"{row.name}.yaml"
     lines = [f"autotune run {file} --trials {row.wanted} --seed {row.seed} --db again.db"]
     again = sum(t.confirms is not None for t in s.view.trials)
@@ -285,9 +292,12 @@ def repeat(s: Source) -> Iterator[Block]:
     yield Code("The study file", text_without_secrets(loaded), "yaml", folded=True)
 
 
-def _is_bundled(name: str, fingerprint: str) -> bool:
-    """Whether a study of autotune's own was run, unchanged."""
-    if name not in bundled_studies():
+def _is_bundled(run: LoadedStudy, fingerprint: str) -> bool:
+    """Whether a study of autotune's own was run, unchanged but for its budget, which is given."""
+    if run.spec.name not in bundled_studies():
         return False
-    loaded = load_study(name)
-    return loaded.spec.fingerprint(loaded.base) == fingerprint
+    ours = load_study(run.spec.name)
+    schedule = differences(ours.spec, run.spec, Affects.SCHEDULE)
+    return not any(d.key.partition(".")[0] != "budget" for d in schedule) and (
+        fingerprint in fingerprints(ours.spec, contents(ours.spec, ours.base))
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,6 +41,18 @@ class LoadMaps:
             s.refresh(row)
             s.expunge(row)
         return row
+
+    def rename(self, study: str, known: Collection[str], now: str) -> None:
+        """Give the load maps of a study its present fingerprint.
+
+        Args:
+            study: Its name.
+            known: Fingerprints that are the same experiment: ``Store.fingerprints``.
+            now: The present one.
+        """
+        with self._sessions() as s:
+            rename_points(s, study, known, now)
+            s.commit()
 
     def points(self, study: str) -> list[MapPointRow]:
         """Return a study's points of all settings, oldest first."""
@@ -94,3 +106,10 @@ class LoadMaps:
             rows = list(s.scalars(query))
             s.expunge_all()
         return rows
+
+
+def rename_points(session: Session, study: str, known: Collection[str], now: str) -> None:
+    """Give the points of a study's load maps its present fingerprint."""
+    for point in session.scalars(select(MapPointRow).where(MapPointRow.study == study)):
+        if point.setting["fingerprint"] in known:
+            point.setting = {**point.setting, "fingerprint": now}

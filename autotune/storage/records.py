@@ -132,6 +132,7 @@ class TrialAttrs:
         failure_kind: Name of an :class:`autotune.errors.FailureKind`.
         failure_reason: The same in words.
         failure_evidence: Lines of the server's log.
+        health_timeout_s: How long the server was given, where it did not answer in time.
         reused: Fields of an :class:`autotune.views.Origin`: where it was measured.
     """
 
@@ -153,6 +154,7 @@ class TrialAttrs:
     failure_kind: str | None = None
     failure_reason: str | None = None
     failure_evidence: Sequence[str] | None = None
+    health_timeout_s: float | None = None
     reused: Mapping[str, Any] | None = None
 
     @classmethod

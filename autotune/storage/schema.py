@@ -26,7 +26,7 @@ class Meta(Base):
 
 
 class StudyRow(Base):
-    """The study file as it was when the study began."""
+    """The study file as the latest run had it; keys that affect a result never change."""
 
     __tablename__ = "autotune_studies"
     name: Mapped[str] = mapped_column(primary_key=True)

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
@@ -28,11 +27,12 @@ from autotune.errors import DatabaseLocked, UserError
 from autotune.storage.failures import DAMAGED, LOCKED, database_errors, in_words
 from autotune.storage.launches import Launches
 from autotune.storage.lease import take
-from autotune.storage.load_maps import LoadMaps
+from autotune.storage.load_maps import LoadMaps, rename_points
 from autotune.storage.migrations import REVISIONS, revision_of, upgrade
 from autotune.storage.requests import Requests
 from autotune.storage.schema import StudyRow
 from autotune.storage.sqlite import damage, draft_of, on_connect, url_of, views_of_today
+from autotune.study.differences import contents, fingerprint, fingerprints, why_not_same
 from autotune.study.schema import LoadedStudy, parse_study, text_without_secrets
 
 BUSY_TIMEOUT_S = 20
@@ -197,39 +197,47 @@ class Store:
     def begin_study(self, loaded: LoadedStudy, *, seed: int, wanted: int) -> StudyRow:
         """Write the study down, or check that it is the one that is there already.
 
+        The row then has the study file as it is now: keys that affect no result may have changed.
+
         Raises:
             UserError: a study of this name was run from a file that says something else.
         """
         spec = loaded.spec
-        fingerprint = spec.fingerprint(loaded.base)
+        now = fingerprint(loaded)
         with self._sessions() as s:
             row = s.get(StudyRow, spec.name)
             if row is None:
                 row = StudyRow(
-                    name=spec.name,
-                    path=str(loaded.path.resolve()),
-                    yaml=text_without_secrets(loaded),
-                    fingerprint=fingerprint,
-                    seed=seed,
-                    wanted=wanted,
-                    created_at=time.time(),
-                    autotune_version=__version__,
+                    name=spec.name, seed=seed, created_at=time.time(), autotune_version=__version__
                 )
                 s.add(row)
-            elif row.fingerprint != fingerprint:
-                old = parse_study(row.yaml, Path(row.path), check_files=False).spec
-                changed = _first_difference(old.shown({}), spec.shown({}))
+            elif changed := _why_not_same(row, loaded):
                 raise UserError(
                     f"{loaded.path}: the study {spec.name} in {self.path} was begun with another "
-                    f"{changed or 'content of a file that it names'}; trials would not compare. "
+                    f"{changed}; trials would not compare. "
                     "Change the name in the file, or give another --db"
                 )
             else:
-                row.wanted = wanted
+                rename_points(s, spec.name, {row.fingerprint}, now)
+            row.path, row.yaml = str(loaded.path.resolve()), text_without_secrets(loaded)
+            row.fingerprint, row.wanted = now, wanted
             s.commit()
             s.refresh(row)
             s.expunge(row)
         return row
+
+    def fingerprints(self, loaded: LoadedStudy) -> frozenset[str]:
+        """Return every fingerprint under which this file may hold trials that compare.
+
+        Args:
+            loaded: A study, which need not be in this file.
+        """
+        known = fingerprints(loaded.spec, contents(loaded.spec, loaded.base))
+        with self._sessions() as s:
+            row = s.get(StudyRow, loaded.spec.name)
+        if row is None or _why_not_same(row, loaded) is not None:
+            return known
+        return known | {row.fingerprint}
 
     def keep_vllm(self, study: str, info: VllmInfo) -> None:
         """Keep what is known of the study's vLLM, so that nobody has to ask it again."""
@@ -274,15 +282,7 @@ class Store:
             self.storage.set_trial_user_attr(trial_id, key, value)
 
 
-def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """Return the first key, dotted, whose value differs; empty if none does."""
-    for key in dict.fromkeys([*old, *new]):
-        if not prefix and key in {"name", "description", "budget"}:
-            continue
-        a, b = old.get(key), new.get(key)
-        if a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            return _first_difference(a, b, f"{prefix}{key}.")
-        return f"{prefix}{key} ({a} then, {b} now)"
-    return ""
+def _why_not_same(row: StudyRow, loaded: LoadedStudy) -> str | None:
+    """Return why a stored study is another experiment; None: it is not."""
+    old = parse_study(row.yaml, Path(row.path), check_files=False)
+    return why_not_same(old, row.fingerprint, loaded)

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from autotune.study.differences import TABLE, affects
 from autotune.study.schema import StudySpec
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 
@@ -24,6 +25,10 @@ _HEAD = """# The study file, key by key
 Made from the models in `autotune/study/schema.py` by `python -m autotune.study.reference`; do not edit it.
 [study-file.md](study-file.md) shows a whole study with comments, `autotune init` writes one, and
 [datasets.md](datasets.md) says more about `workload`. Keys that are not listed are an error.
+
+The last column says what a key affects. A key that affects the `result` cannot change in a study
+that has begun, refuses `--reuse`, and is a difference to `compare`. One that affects the
+`schedule`, or `nothing`, may change at any time: the same command resumes with the new value.
 """
 _PARAMS = (IntParam, Pow2Param, FloatParam, ChoiceParam)
 # by the end of a key, the longest that fits
@@ -95,15 +100,17 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _table(place: str, model: type[BaseModel]) -> str:
-    rows = ["| key | type | default | meaning | unit |", "|---|---|---|---|---|"]
+    rows = ["| key | type | default | meaning | unit | affects |", "|---|---|---|---|---|---|"]
     for key, field in model.model_fields.items():
         if not field.description:
             raise ValueError(f"{model.__name__}.{key} has no description")
         kind = _kind(field.annotation) + _range(field.annotation, field.metadata)
         cells = [f"`{key}`", kind, _default(field), field.description, _unit(key)]
+        cells.append(affects(field) or "")
         rows.append(f"| {' | '.join(map(_cell, cells))} |")
     if model.model_config.get("extra") == "allow":
-        rows.append("| any other | any | | goes to vLLM as it is | |")
+        effect = TABLE[f"{place}.*"]
+        rows.append(f"| any other | any | | goes to vLLM as it is | | {effect} |")
     return "\n".join(rows) + "\n"
 
 

@@ -6,16 +6,16 @@ The only module that knows YAML. Every error names the file and the key and says
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import math
 import os
 import re
 import shlex
 from collections.abc import Mapping
+from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -78,6 +78,26 @@ def _is_flag(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", name) is not None
 
 
+class Affects(StrEnum):
+    """What the value of a key decides; every key of a study carries one of these.
+
+    Attributes:
+        RESULT: What a trial's numbers mean. Trials under two values do not compare.
+        SCHEDULE: Which trials run, in which order, and how many.
+        NOTHING: No number: names, prose, and how long to wait for something that hangs.
+    """
+
+    RESULT = "result"
+    SCHEDULE = "schedule"
+    NOTHING = "nothing"
+
+
+_T = TypeVar("_T")
+Result = Annotated[_T, Affects.RESULT]
+Schedule = Annotated[_T, Affects.SCHEDULE]
+Nothing = Annotated[_T, Affects.NOTHING]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -86,9 +106,10 @@ class SpeculativeSpec(BaseModel):
     """The draft; every other key goes to vLLM's ``--speculative-config`` as it is."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    other_keys: ClassVar[Affects] = Affects.RESULT
 
-    method: str = Field(default="dflash", description="vLLM's name of the method")
-    model: str = Field(description="the draft: a folder, a hub name or `demo:draft`")
+    method: Result[str] = Field(default="dflash", description="vLLM's name of the method")
+    model: Result[str] = Field(description="the draft: a folder, a hub name or `demo:draft`")
 
     @model_validator(mode="after")
     def _fixed_n(self) -> SpeculativeSpec:
@@ -96,10 +117,6 @@ class SpeculativeSpec(BaseModel):
         if type(n) is not int or n < 0:
             raise ValueError(f"{N} must be a whole number from 0 up")
         return self
-
-    def config(self, n: int) -> dict[str, Any]:
-        """vLLM's ``--speculative-config`` for ``n`` ≥ 1 draft tokens."""
-        return {**self.model_dump(), N: n}
 
 
 def _argv(value: object) -> object:
@@ -111,40 +128,57 @@ def _argv(value: object) -> object:
 class ServerSpec(_Model):
     """What is launched for every trial."""
 
-    command: Annotated[tuple[str, ...], BeforeValidator(_argv)] | None = Field(
+    command: Result[Annotated[tuple[str, ...], BeforeValidator(_argv)] | None] = Field(
         default=None,
         description="argv in front of the model and the flags: `vllm serve`, `/path/to/python -m "
         "vllm.entrypoints.openai.api_server`, or any other, such as a container; without it, the "
         "vLLM of autotune's own environment",
     )
-    model: str = Field(description="the target: a folder, a hub name or `demo:target`")
-    flags: dict[str, FlagValue] = Field(
+    model: Result[str] = Field(description="the target: a folder, a hub name or `demo:target`")
+    flags: Result[dict[str, FlagValue]] = Field(
         default_factory=dict,
         description="vLLM flags that stay fixed; true for a switch, false for its --no- form",
     )
-    env: dict[str, str] = Field(default_factory=dict, description="environment variables")
+    env: Result[dict[str, str]] = Field(default_factory=dict, description="environment variables")
     speculative: SpeculativeSpec | None = Field(default=None, description="the draft")
-    launch: Literal["warm", "cold"] = Field(
+    launch: Nothing[Literal["warm", "cold"]] = Field(
         default="warm",
         description="warm: servers are forked from a process that has imported vLLM, where that is "
         "possible; cold: each one imports it anew",
     )
-    ahead: int = Field(
+    ahead: Nothing[int] = Field(
         default=0,
         ge=0,
         le=_MOST_AHEAD,
         description="so many servers of the next points, at most, are started together with the "
         "one whose turn it is, and idle until theirs; on a GPU with `kv-cache-memory-bytes` only",
     )
-    health_timeout_s: float = Field(
+    health_timeout_s: Nothing[float] = Field(
         default=900, gt=0, le=_MOST_SECONDS, description="longest wait for /health"
     )
-    stop_timeout_s: float = Field(
+    stop_timeout_s: Nothing[float] = Field(
         default=20,
         gt=0,
         le=_MOST_SECONDS,
         description="wait after SIGTERM before the whole tree is killed",
     )
+
+    def settings(self, point: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
+        """Return every launch setting of a point, fixed and searched.
+
+        Flags have their own names. Keys of the draft begin with ``speculative.``, but for n.
+
+        Args:
+            point: Values that are searched, or that a load sweep changes.
+        """
+        draft = self.speculative.model_dump() if self.speculative else {}
+        fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
+        return {**self.flags, **fixed, **point}
+
+    def draft_settings(self, point: Mapping[str, FlagValue]) -> dict[str, Any]:
+        """Return what goes into ``--speculative-config`` at a point, n included where it is set."""
+        found = self.settings(point).items()
+        return {k.removeprefix(DRAFT): v for k, v in found if k == N or k.startswith(DRAFT)}
 
     @field_validator("env", mode="before")
     @classmethod
@@ -192,9 +226,9 @@ class ServerSpec(_Model):
 class RandomPrompts(_Model):
     """Prompts of token ids drawn uniformly, as `vllm bench serve --dataset-name random`."""
 
-    input_len: int = Field(gt=0, le=_MOST_TOKENS, description="tokens of every prompt")
-    vocab_low: int = Field(default=256, ge=0, description="lowest token id drawn")
-    vocab_high: int = Field(
+    input_len: Result[int] = Field(gt=0, le=_MOST_TOKENS, description="tokens of every prompt")
+    vocab_low: Result[int] = Field(default=256, ge=0, description="lowest token id drawn")
+    vocab_high: Result[int] = Field(
         default=32000, gt=0, le=2**31, description="one above the highest id drawn"
     )
 
@@ -232,29 +266,29 @@ class ShareGptPrompts(_Model):
     (``vllm/benchmarks/datasets/datasets.py``).
     """
 
-    file: Path = Field(
+    file: Result[Path] = Field(
         description="JSON, relative to the study file: a list of objects with `conversations`, a "
         "list of turns with `from` and `value`; or one such object a line"
     )
-    turns: Literal["first", "all"] = Field(
+    turns: Result[Literal["first", "all"]] = Field(
         default="first",
         description="what is sent: the first human turn, or all turns up to the last human one",
     )
-    tokenizer: str | None = Field(
+    tokenizer: Result[str | None] = Field(
         default=None,
         description="whose tokens are counted: a folder or a hub name; without it server.model",
     )
-    min_len: int = Field(
+    min_len: Result[int] = Field(
         default=4,
         ge=1,
         le=_MOST_TOKENS,
         description="tokens; shorter prompts, and shorter answers with `output_len: recorded`, are "
         "left out",
     )
-    max_input_len: int = Field(
+    max_input_len: Result[int] = Field(
         default=1024, ge=1, le=_MOST_TOKENS, description="tokens; longer prompts are left out"
     )
-    max_total_len: int = Field(
+    max_total_len: Result[int] = Field(
         default=2048,
         ge=1,
         le=_MOST_TOKENS,
@@ -265,11 +299,11 @@ class ShareGptPrompts(_Model):
 class ReplayPrompts(_Model):
     """A recorded request log, sent at its own times; a text instead of a mapping is the file."""
 
-    file: Path = Field(
+    file: Result[Path] = Field(
         description="JSONL, relative to the study file; each line has `timestamp` (seconds, or "
         "ISO 8601) and `messages` or `prompt`"
     )
-    speed: float = Field(
+    speed: Result[float] = Field(
         default=1.0,
         ge=1e-6,
         le=1e6,
@@ -280,7 +314,7 @@ class ReplayPrompts(_Model):
 class WorkloadSpec(_Model):
     """The load: the same requests, at the same times, for every trial of the study."""
 
-    prompts: Path | None = Field(
+    prompts: Result[Path | None] = Field(
         default=None,
         description="a JSONL file, relative to the study file; each line has `messages` (chat) or "
         "`prompt` (text)",
@@ -292,60 +326,60 @@ class WorkloadSpec(_Model):
     replay: Annotated[ReplayPrompts | None, BeforeValidator(_file)] = Field(
         default=None, description="or a recorded request log, at its own times (open loop)"
     )
-    output_len: Annotated[int, Field(gt=0, le=10**9)] | Literal["recorded"] = Field(
+    output_len: Result[Annotated[int, Field(gt=0, le=10**9)] | Literal["recorded"]] = Field(
         description="max_tokens of every request; `recorded`: the length of each request's "
         "recorded answer"
     )
-    num_prompts: int = Field(
+    num_prompts: Result[int] = Field(
         gt=0, le=_MOST_REQUESTS, description="most measured requests of a trial"
     )
-    confirm_prompts: int | None = Field(
+    confirm_prompts: Schedule[int | None] = Field(
         default=None,
         gt=0,
         le=_MOST_REQUESTS,
         description="requests of a trial that measures again, all of them sent; without it "
         "num_prompts",
     )
-    warmup_prompts: int | None = Field(
+    warmup_prompts: Result[int | None] = Field(
         default=None,
         ge=0,
         le=_MOST_REQUESTS,
         description="most requests before the measurement, with prompts of their own; they end "
         "when the server is warm. Without it 24, or 4 × max_concurrency if that is more",
     )
-    repeat: bool = Field(
+    repeat: Result[bool] = Field(
         default=False,
         description="begin again with the first prompt after the last; needs "
         "`enable-prefix-caching: false` in server.flags",
     )
-    request_rate: float = Field(
+    request_rate: Result[float] = Field(
         default=math.inf,
         ge=1e-6,
         allow_inf_nan=True,
         description="arrivals per second; .inf: all at once",
     )
-    arrivals: Literal["poisson", "constant"] = Field(
+    arrivals: Result[Literal["poisson", "constant"]] = Field(
         default="poisson", description="how they are spread: at random, or evenly"
     )
-    max_concurrency: int | None = Field(
+    max_concurrency: Result[int | None] = Field(
         default=None, gt=0, le=_MOST_REQUESTS, description="most requests at a time"
     )
-    latency_from: Literal["intended", "send"] | None = Field(
+    latency_from: Result[Literal["intended", "send"] | None] = Field(
         default=None,
         description="where a latency begins: at the intended start (without it, with a "
         "request_rate) or at the sending (without it, in a closed loop; vLLM's benchmark always)",
     )
-    ignore_eos: bool = Field(default=True, description="go on after the end-of-text token")
-    temperature: float = Field(
+    ignore_eos: Result[bool] = Field(default=True, description="go on after the end-of-text token")
+    temperature: Result[float] = Field(
         default=0.0, ge=0, description="of the sampling; 0: the likeliest token always"
     )
-    seed: int = Field(
+    seed: Result[int] = Field(
         default=0, ge=0, lt=2**32, description="chooses and orders prompts, and arrival times"
     )
-    request_timeout_s: float = Field(
+    request_timeout_s: Nothing[float] = Field(
         default=600, gt=0, le=_MOST_SECONDS, description="longest life of a request"
     )
-    hang_timeout_s: float = Field(
+    hang_timeout_s: Nothing[float] = Field(
         default=120,
         gt=0,
         le=_MOST_SECONDS,
@@ -421,27 +455,27 @@ class WorkloadSpec(_Model):
 class MeasureSpec(_Model):
     """How long a trial is measured, and when it is measured again."""
 
-    precision: float = Field(
+    precision: Result[float] = Field(
         default=0.05,
         gt=0,
         lt=1,
         description="measuring ends when the 95 % interval of every objective is within ± this "
         "share of its value, or after workload.num_prompts requests",
     )
-    min_prompts: int = Field(
+    min_prompts: Result[int] = Field(
         default=32,
         gt=0,
         le=_MOST_REQUESTS,
         description="fewest measured requests, before any end is considered",
     )
-    dominated_error: float = Field(
+    dominated_error: Result[float] = Field(
         default=0.05,
         ge=0,
         lt=0.5,
         description="a trial that is worse in everything than another one ends early; this is the "
         "chance of doing so wrongly. 0: never",
     )
-    repeat_disturbed: bool = Field(
+    repeat_disturbed: Result[bool] = Field(
         default=True, description="launch once more if something else used the machine meanwhile"
     )
 
@@ -449,9 +483,9 @@ class MeasureSpec(_Model):
 class SloSpec(_Model):
     """Limits that a good request keeps, all of them, as `vllm bench serve --goodput`."""
 
-    ttft_ms: float | None = Field(default=None, gt=0, description="most TTFT, ms")
-    tpot_ms: float | None = Field(default=None, gt=0, description="most TPOT, ms")
-    e2el_ms: float | None = Field(default=None, gt=0, description="most E2EL, ms")
+    ttft_ms: Result[float | None] = Field(default=None, gt=0, description="most TTFT, ms")
+    tpot_ms: Result[float | None] = Field(default=None, gt=0, description="most TPOT, ms")
+    e2el_ms: Result[float | None] = Field(default=None, gt=0, description="most E2EL, ms")
 
     @model_validator(mode="after")
     def _some_limit(self) -> SloSpec:
@@ -467,19 +501,19 @@ class SloSpec(_Model):
 class ObjectiveSpec(_Model):
     """One objective: a built-in one, or one of your own."""
 
-    name: str = Field(
+    name: Result[str] = Field(
         description="of a built-in objective, or of an entry point of the group "
         "`autotune.objectives`; with `file`, the file's name without .py"
     )
-    direction: Literal["maximize", "minimize"] | None = Field(
+    direction: Result[Literal["maximize", "minimize"] | None] = Field(
         default=None, description="without it, the objective's own"
     )
-    file: Path | None = Field(
+    file: Result[Path | None] = Field(
         default=None,
         description="a Python file with an OBJECTIVE of your own, relative to the study file",
     )
     slo: SloSpec | None = Field(default=None, description="limits of a good request, for goodput")
-    usd_per_hour: float | None = Field(
+    usd_per_hour: Result[float | None] = Field(
         default=None, gt=0, description="price of the machine, for cost"
     )
 
@@ -507,7 +541,7 @@ def _objective(value: object) -> object:
 class SearchSpec(_Model):
     """How the next point is chosen."""
 
-    method: Literal["gp", "grid", "random"] = Field(
+    method: Schedule[Literal["gp", "grid", "random"]] = Field(
         default="gp",
         description="Gaussian process that knows speculative decoding, every point in turn, or "
         "blind draws",
@@ -517,28 +551,30 @@ class SearchSpec(_Model):
 class BudgetSpec(_Model):
     """When to stop; the command line's options of the same name win."""
 
-    trials: int = Field(default=40, gt=0, le=10**6, description="total number of finished trials")
-    confirm: int | None = Field(
+    trials: Schedule[int] = Field(
+        default=40, gt=0, le=10**6, description="total number of finished trials"
+    )
+    confirm: Schedule[int | None] = Field(
         default=None,
         ge=0,
         description="how many of them measure the winners again, beside the baseline, at most "
         "half; without it a third, at most 8, and none below 4",
     )
-    replicates: int | None = Field(
+    replicates: Schedule[int | None] = Field(
         default=None,
         ge=0,
         description="trials of the search that launch the baseline or the best point once more, to "
         "see how much launches of one point differ; without it one of 8, at most 3, and none in a "
         "grid",
     )
-    converged: float = Field(
+    converged: Schedule[float] = Field(
         default=0.005,
         ge=0,
         lt=1,
         description="the search ends before its trials are used up when no further launch is "
         "expected to gain so much, as a share of the front's hypervolume; 0: never",
     )
-    timeout_minutes: float | None = Field(
+    timeout_minutes: Schedule[float | None] = Field(
         default=None,
         gt=0,
         le=_MOST_SECONDS / 60,
@@ -560,20 +596,20 @@ class BudgetSpec(_Model):
 class StudySpec(_Model):
     """A whole study file."""
 
-    name: str = Field(
+    name: Nothing[str] = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,
         description="also the study's name in the database; letters, digits, `.`, `_`, `-`",
     )
-    description: str = Field(default="", description="prose for people")
+    description: Nothing[str] = Field(default="", description="prose for people")
     server: ServerSpec = Field(description="what is launched for every trial")
-    space: dict[str, Param] = Field(
+    space: Result[dict[str, Param]] = Field(
         min_length=1,
         description="vLLM flags; `speculative.KEY` for a key of server.speculative, such as "
         "speculative.draft_tensor_parallel_size; and `aligned_cudagraphs`, a choice of false and "
         "true: CUDA graphs for multiples of n + 1 tokens",
     )
-    baseline: dict[str, Value] = Field(
+    baseline: Result[dict[str, Value]] = Field(
         default_factory=dict,
         description="where the first trial stands; without a key, n = 0 and vLLM's own default",
     )
@@ -710,42 +746,15 @@ class StudySpec(_Model):
         """The searched parameters."""
         return Space(self.space)
 
-    def settings(self, point: Mapping[str, Value]) -> dict[str, object]:
-        """Every launch setting of a point that the space's rules read, fixed and searched."""
-        draft = self.server.speculative.model_dump() if self.server.speculative else {}
-        fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
-        return {**self.server.flags, **fixed, **point}
+    def settings(self, point: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
+        """Return every launch setting of a point: :meth:`ServerSpec.settings`."""
+        return self.server.settings(point)
 
     def shown(self, left_out: Mapping[str, Any]) -> dict[str, Any]:
         """The study as plain data with its secrets masked; without the keys ``left_out``."""
         body = self.model_dump(mode="json", exclude=dict(left_out))
         body["server"]["env"] = _masked_env(self.server.env)
         return body
-
-    def fingerprint(self, base: Path) -> str:
-        """Hash of what decides the numbers: not name, prose, budget, hanging, ways of starting.
-
-        Args:
-            base: Folder that relative paths of the study start from; the prompts' content counts,
-                not their place.
-        """
-        left_out = {"name": True, "description": True, "budget": True}
-        body = self.shown(
-            left_out | {"workload": {"hang_timeout_s"}, "server": {"launch", "ahead"}}
-        )
-        load = body["workload"]
-        for key in ("sharegpt", "replay", "repeat"):  # unknown to the first studies
-            if not load[key]:
-                del load[key]
-        if self.workload.source is not None:
-            key, file = self.workload.source
-            digest = hashlib.sha256((base / file).read_bytes()).hexdigest()
-            first, _, rest = key.partition(".")
-            load[first] = {**load[first], rest: digest} if rest else digest
-        for objective, shown in zip(self.objectives, body["objectives"], strict=True):
-            if objective.file is not None:
-                shown["file"] = hashlib.sha256((base / objective.file).read_bytes()).hexdigest()
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 class _Loader(yaml.SafeLoader):

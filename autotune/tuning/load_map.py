@@ -49,6 +49,7 @@ from autotune.storage.launches import map_name
 from autotune.storage.lease import output_folder
 from autotune.storage.schema import LaunchRow, MapPointRow
 from autotune.storage.store import Store
+from autotune.study.differences import fingerprint
 from autotune.study.schema import ServerSpec, StudySpec, WorkloadSpec
 from autotune.study.space import N, Value
 from autotune.tuning.launcher import Launcher, LiveServer
@@ -206,8 +207,10 @@ class _Map:
         self.launched_as = map_name(self.name)
         self.ledger = StoredLedger(store, self.launched_as)
         self.requests = map_requests(prepared, loads)
-        self.fingerprint = prepared.spec.fingerprint(prepared.loaded.base)
-        known = study_in(store, self.name, self.fingerprint)
+        now = fingerprint(self.loaded)
+        self.fingerprints = store.fingerprints(self.loaded)
+        store.load_maps.rename(self.name, self.fingerprints, now)
+        known = study_in(store, self.name, self.fingerprints)
         unused = known is None and self.name in store.study_names()
         settled = settle(
             prepared,
@@ -217,7 +220,7 @@ class _Map:
             other=f"{self.name} in {store.path} is of another file: it is not used"
             if unused
             else None,
-            fingerprint=self.fingerprint,
+            fingerprint=now,
             say=progress.message,
         )
         self.p, self.setting = settled.prepared, settled.setting
@@ -230,7 +233,7 @@ class _Map:
     def view(self) -> MapView:
         """What the map amounts to by now."""
         return map_view(
-            self.store, self.loaded, self.fingerprint, self.loads, self.setting, self.p.resolve
+            self.store, self.loaded, self.fingerprints, self.loads, self.setting, self.p.resolve
         )
 
     def go(self) -> StopReason:

@@ -110,11 +110,11 @@ def _changed(
         words = str(value).lower() if isinstance(value, bool) else value
         say(f"{name.replace('_', '-')} is {words} in this map: {why}")
 
-    seqs = {**spec.server.flags, **params}.get(MAX_NUM_SEQS)
+    seqs = spec.settings(params).get(MAX_NUM_SEQS)
     seqs = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else _DEFAULT_SEQS
     if seqs < most:
         change(MAX_NUM_SEQS, most, f"with {seqs}, requests would wait at higher loads")
-    caching = {**spec.server.flags, **params}.get(_PREFIX_CACHING)
+    caching = spec.settings(params).get(_PREFIX_CACHING)
     if repeated and caching is not False:
         change(_PREFIX_CACHING, value=False, why="too few prompts, some are sent twice")
     return flags

@@ -47,18 +47,22 @@ from autotune.storage.lease import file_identity
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
+from autotune.study.differences import (
+    POINTS,
+    Difference,
+    differences,
+    digest,
+    files_of,
+    fingerprints,
+    in_any_order,
+)
 from autotune.study.schema import LoadedStudy, StudySpec
 from autotune.study.space import DRAFT, N, Point, Value, canonical
 from autotune.tuning.prepare import Prepared
 from autotune.views import Origin, plain
 
-# What decides no number: how long is waited, and how a server gets to where it can be measured.
-_SERVER_EXCEPT = {"model", "flags", "speculative", "health_timeout_s", "stop_timeout_s", "launch"}
-# Compared by what they amount to, or of no effect on a trial of the search.
-_LOAD_EXCEPT = {
-    *("confirm_prompts", "request_timeout_s", "hang_timeout_s"),
-    *("warmup_prompts", "latency_from"),
-}
+# Compared by what a trial was launched with.
+_BY_TRIAL = ("server.model", "server.flags.", "server.speculative.", *POINTS)
 # Set by autotune for every launch, or a place, where something is and not what.
 _NO_MATTER = re.compile(
     r"AUTOTUNE_|SPT_NOENV$|PYTHON\w+$|(.*_)?(PATH|HOME|ROOT|DIR|FOLDER|OFFLINE|KEY)$"
@@ -323,55 +327,30 @@ def _differences(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterat
         fingerprint: Of ``old`` when it was run, the content of its prompts included.
         new: The present one.
     """
-    a, b = old.spec.shown({}), new.spec.shown({})
     there, here = (_place(x.spec.server.model, x.base) for x in (old, new))
     if there != here:
         yield _both("server.model", there, here)
-    yield from _unequal("server.", a["server"], b["server"], _SERVER_EXCEPT)
+    one, two = (in_any_order(x.spec, _directions(x.spec)) for x in (old, new))
+    found = [d for d in differences(one, two) if not d.key.startswith(_BY_TRIAL)]
+    server = [d for d in found if d.key.startswith("server.")]
+    yield from (_told(d) for d in server)
     yield from _settings(old, new)
-    first = (new.spec.workload.source or ("",))[0].partition(".")[0]
-    yield from _unequal("workload.", a["workload"], b["workload"], _LOAD_EXCEPT | {first})
-    for key in ("most_warmup", "latency_origin"):
-        there, here = (getattr(x.spec.workload, key) for x in (old, new))
-        if there != here:
-            named = {"most_warmup": "warmup_prompts", "latency_origin": "latency_from"}[key]
-            yield _both(f"workload.{named}", there, here)
-    if first:
-        yield from _requests(old, fingerprint, new)
-    yield from _unequal("measure.", a["measure"], b["measure"], set())
-    a, b = _objectives(old.spec), _objectives(new.spec)
-    if a.keys() != b.keys():
-        yield _both("objectives", ", ".join(a), ", ".join(b))
-    yield from _unequal("objectives.", a, b, set())
+    yield from (_told(d) for d in found if d not in server)
+    yield from _requests(old, fingerprint, new)
+
+
+def _told(d: Difference) -> str:
+    return plain(f"{d.key} differs {d.values('there', 'here')}")
 
 
 def _both(key: str, there: object, here: object) -> str:
-    words = ["not set" if x is None else plain(str(x))[:200] for x in (there, here)]
-    return f"{key} differs ({words[0]} there, {words[1]} here)"
+    return _told(Difference(key, there, here))
 
 
-def _unequal(
-    prefix: str, a: Mapping[str, Any], b: Mapping[str, Any], left_out: set[str]
-) -> Iterator[str]:
-    """Keys with other values, dotted."""
-    for key in dict.fromkeys([*a, *b]):
-        there, here = a.get(key), b.get(key)
-        if key in left_out or there == here:
-            continue
-        if isinstance(there, dict) and isinstance(here, dict):
-            yield from _unequal(f"{prefix}{key}.", there, here, set())
-        else:
-            yield _both(f"{prefix}{key}", there, here)
-
-
-def _objectives(spec: StudySpec) -> dict[str, Any]:
-    """By name; nothing that another study brings is run for it."""
-    out = {}
-    for o in spec.objectives:
-        ours = objective_registry.get(o.name) if o.name in objective_registry.names() else None
-        direction = o.direction or (ours and ours.direction)
-        out[o.name] = {**o.model_dump(mode="json"), "direction": direction}
-    return dict(sorted(out.items()))
+def _directions(spec: StudySpec) -> dict[str, str]:
+    """Return the directions of our own objectives; nothing that a study brings is run for it."""
+    ours = {o.name for o in spec.objectives} & set(objective_registry.names())
+    return {name: objective_registry.get(name).direction for name in ours}
 
 
 def _place(model: str, base: Path) -> str:
@@ -383,7 +362,7 @@ def _place(model: str, base: Path) -> str:
 def _fixed(loaded: LoadedStudy) -> dict[str, object]:
     """The launch settings that all trials of a study share."""
     spec = loaded.spec
-    out = dict(spec.settings({}))
+    out: dict[str, object] = {**spec.settings({})}
     if N not in spec.space:
         out.setdefault(N, 0)
     if spec.server.speculative is not None:
@@ -408,25 +387,19 @@ def _settings(old: LoadedStudy, new: LoadedStudy) -> Iterator[str]:
 
 
 def _requests(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterator[str]:
-    """Whether both studies send the same texts: the old study's hash with the present file."""
-    source = new.spec.workload.source
-    if source is None or old.spec.workload.source is None:  # another kind is told before
-        return
-    key, file = source
-    first, _, rest = key.partition(".")
-    load = old.spec.workload
-    path: object = (new.base / file).absolute()
-    if rest:
-        there, here = (
-            getattr(x.spec.workload, first).model_dump(mode="json", exclude={rest})
-            for x in (old, new)
-        )
-        yield from _unequal(f"workload.{first}.", there, here, set())
-        path = getattr(load, first).model_copy(update={rest: path})
-    update = {"workload": load.model_copy(update={first: path})}
-    if old.spec.model_copy(update=update).fingerprint(Path("/")) != fingerprint:
-        there, here = old.base / old.spec.workload.source[1], new.base / file
-        yield _both(f"content of workload.{key}", there, here)
+    """Tell whether the studies send other texts: by the old study's hash with the present file."""
+    there, here = old.spec.workload.source, new.spec.workload.source
+    if there is None or here is None or there[0] != here[0]:
+        return  # another kind is told before
+    (key, then), (_, now) = there, here
+    mine, theirs = files_of(new.spec), files_of(old.spec)
+    # an objective that was changed since is told by its numbers
+    own = {k: old.base / file for k, file in theirs.items() if k != f"workload.{key}"}
+    if not all(file.is_file() for file in own.values()):
+        own = {k: new.base / mine[k] for k in own if k in mine}
+    found = {k: digest(file) for k, file in {**own, f"workload.{key}": new.base / now}.items()}
+    if found.keys() != theirs.keys() or fingerprint not in fingerprints(old.spec, found):
+        yield _both(f"content of workload.{key}", str(old.base / then), str(new.base / now))
 
 
 # -- its trials --------------------------------------------------------------------------------

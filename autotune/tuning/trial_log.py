@@ -239,6 +239,9 @@ class TrialLog:
             failure_kind=str(failure.kind),
             failure_reason=failure.reason,
             failure_evidence=list(failure.evidence),
+            health_timeout_s=self._spec.server.health_timeout_s
+            if failure.kind is FailureKind.TIMEOUT
+            else None,
         )
         self._set(trial, attrs)
         self.study.tell(trial.number, state=TrialState.FAIL)
