@@ -72,6 +72,7 @@ from autotune.serving.machine import describe_machine, machine_line
 from autotune.serving.resolve import model_resolver
 from autotune.stages import time_view
 from autotune.stats import Measurement
+from autotune.storage.records import attrs_of
 from autotune.storage.store import opened
 from autotune.study.schema import LoadedStudy, StudySpec, load_study
 from autotune.study.space import MNBT, N
@@ -411,14 +412,12 @@ def run_ours(setup: Setup, arm: str, folder: Path) -> dict[str, Any]:
     with opened(database) as store:
         times = {t.trial: t for t in time_view(store, STUDY).trials}
         for t in store.optuna_study(STUDY).get_trials(deepcopy=False):
-            if "launch" not in t.user_attrs:
+            attrs = attrs_of(t)
+            if attrs.launch is None:
                 raise NothingUsable(f"{arm}: trial {t.number} has no numbers; look at {log}")
             seconds = {s: v for s, v in times[t.number].seconds.items() if v is not None}
-            samples, places = (
-                store.requests.samples(t.user_attrs["launch"]),
-                setup.spec.workload.places,
-            )
-            busy = bool(t.user_attrs["quality"].get("busy"))
+            samples = store.requests.samples(attrs.launch)
+            places, busy = setup.spec.workload.places, attrs.quality.busy
             trials.append(_trial(int(t.params[N]), seconds, samples, places, busy=busy))
     return _block(arm, wall, trials)
 

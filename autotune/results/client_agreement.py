@@ -138,11 +138,11 @@ class Crosscheck:
         return [compare(n, [f[n] for f in ours], [f[n] for f in bench], judged) for n in names]
 
     def figures(self, verdict: Agreement) -> list[str]:
-        """The figures with a verdict, as people read them."""
+        """Return the figures with a verdict, as people read them."""
         return [_title(r.name) for r in self.rows if r.verdict is verdict]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return {
             "study": self.study,
             "params": dict(self.point),
@@ -157,7 +157,7 @@ class Crosscheck:
         }
 
     def summary(self) -> str:
-        """The verdict in a sentence or two."""
+        """Return the verdict in a sentence or two."""
         if differing := self.figures(Agreement.DIFFER):
             return f"They differ in {', '.join(differing)}."
         equal, agree = len(self.figures(Agreement.EQUAL)), len(self.figures(Agreement.AGREE))
@@ -171,7 +171,7 @@ class Crosscheck:
         return text
 
     def lines(self) -> list[str]:
-        """For people, in Markdown."""
+        """Return the comparison for people, in Markdown."""
         rows = self.rows
         figures = [
             [
@@ -227,7 +227,7 @@ class Crosscheck:
 
 
 def compare(name: str, ours: Sequence[float], bench: Sequence[float], of: int = 1) -> Row:
-    """One figure from the runs of both clients, positive values.
+    """Compare one figure of the runs of both clients; all values are positive.
 
     Args:
         of: How many figures are judged in all.
@@ -265,7 +265,7 @@ def _holds(e: Estimate, value: float) -> bool:
 
 
 def figures_of(m: Measurement) -> dict[str, float]:
-    """vLLM's figures of a run by vLLM's names, and ``throughput`` without the emptying."""
+    """Return vLLM's figures of a run by vLLM's names, and ``throughput`` without the emptying."""
     values = {"ttft": m.ttft, "tpot": m.tpot, "itl": m.itl, "e2el": m.end - m.start}
     return {
         "output_throughput": m.output_throughput,
@@ -280,7 +280,7 @@ def figures_of(m: Measurement) -> dict[str, float]:
 
 
 def samples_of(result: BenchResult) -> list[Sample]:
-    """Bench's requests as our samples, in the order of the requests."""
+    """Return bench's requests as samples of our client, in the order of the requests."""
     each = zip(
         result.start_times,
         result.ttfts,
@@ -311,7 +311,7 @@ def samples_of(result: BenchResult) -> list[Sample]:
 
 
 def check_summary(result: BenchResult) -> None:
-    """Computes bench's own figures again from what it saved of each request.
+    """Compute bench's own figures again from what it saved of each request.
 
     A request may end up to ``_USAGE_S`` after its last chunk. Where the file does not tell when a
     chat did, E2EL and TPOT have bounds only.
@@ -337,7 +337,7 @@ def check_summary(result: BenchResult) -> None:
 
 
 def _figures_again(result: BenchResult, e2el: Floats) -> dict[str, float]:
-    """Bench's figures from its requests, if these took so many seconds."""
+    """Return bench's figures from its requests, if these took so many seconds."""
     tokens = np.array(result.output_lens)
     ttft = np.array(result.ttfts)
     several = tokens > 1
@@ -356,7 +356,7 @@ def _figures_again(result: BenchResult, e2el: Floats) -> dict[str, float]:
 
 
 def notes_of(load: WorkloadSpec, rounds: int, *, chat: bool) -> list[str]:
-    """Where the definitions differ, and what was changed for the comparison."""
+    """Return where the definitions differ, and what was changed for the comparison."""
     throughput = (
         "`output_throughput` is vLLM's: all output tokens over the whole time, the emptying at the "
         "end included. `throughput` leaves that out: it counts until the first request ends after "
@@ -402,7 +402,7 @@ _UNITS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
 
 
 def _title(name: str) -> str:
-    """A figure's name for people: ``p95 E2EL ms``."""
+    """Return a figure's name for people: ``p95 E2EL ms``."""
     percent, _, rest = name.partition("_")
     metric, ms, _ = rest.partition("_ms")
     return f"{percent} {_UNITS[metric]} ms" if ms else f"`{name}` tok/s"
@@ -414,7 +414,7 @@ def _bounds(e: Estimate, text: Callable[[float], str]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, its columns aligned."""
+    """Return a Markdown table, its columns aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

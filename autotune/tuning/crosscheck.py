@@ -105,7 +105,7 @@ def crosscheck(
 
 
 def chosen_point(prepared: Prepared, n: int | None) -> dict[str, Value]:
-    """The study's baseline, with ``n`` tokens drafted per step.
+    """Return the study's baseline, with ``n`` tokens drafted per step.
 
     Raises:
         UserError: it cannot be launched.
@@ -128,7 +128,7 @@ def chosen_point(prepared: Prepared, n: int | None) -> dict[str, Value]:
 
 
 def _one_endpoint(prepared: Prepared) -> bool:
-    """True if the requests are chats, False if they are prompts.
+    """Return True if the requests are chats, False if they are prompts.
 
     Raises:
         UserError: there are both, and bench sends to one endpoint only.
@@ -162,7 +162,7 @@ def _folder(spec: StudySpec, out: Path | None) -> Path:
 
 
 def bench_request(request: Request, arrival: float | None, load: WorkloadSpec) -> dict[str, Any]:
-    """A request as vLLM's ``SampleRequest``, with the same seed as our client gives it."""
+    """Return a request as vLLM's ``SampleRequest``, with the same seed as our client gives it."""
     if request.messages is not None:
         body: dict[str, Any] = {"prompt": "", "chat_messages": request.messages}
     else:

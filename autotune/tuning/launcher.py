@@ -43,7 +43,7 @@ _SHARE = 0.8
 
 
 def nothing_ahead(_most: int) -> Sequence[Point]:
-    """Nothing is known of the points after this one."""
+    """Return nothing: no point after this one is known."""
     return ()
 
 
@@ -108,7 +108,7 @@ class _Taken:
     gpus_mib: tuple[int, ...]
 
     def most(self, other: _Taken) -> _Taken:
-        """The larger of each."""
+        """Return the larger of each."""
         return _Taken(
             max(self.memory, other.memory),
             tuple(map(max, self.gpus_mib, other.gpus_mib)),
@@ -154,7 +154,7 @@ class Launcher:
             else None
         )
         self._living: list[_Life] = []  # all whose end is not written down
-        self._ahead: list[_Life] = []  # of these, whose turn is still to come
+        self._ahead: list[_Life] = []  # of these, whose trials have not begun
         self._taken: _Taken | None = None  # None: no server was measured yet
         self._hurry = False  # the user asked twice: every server ends at once
 
@@ -189,7 +189,7 @@ class Launcher:
         server: ServerSpec | None = None,
         then: Callable[[int], Sequence[Point]] = nothing_ahead,
     ) -> str:
-        """One server from birth to proof of death; returns the id of the launch.
+        """Bring one server from its start to the proof of its end; return the id of the launch.
 
         Args:
             number: The trial, or the point of the map.
@@ -200,8 +200,8 @@ class Launcher:
             measure: What is done with the server.
             say: Tells the user of a stage.
             server: Where it is not the study's own.
-            then: Asked for so many points at most whose turn comes next, where there is room to
-                start their servers beside this one.
+            then: Returns at most so many points that come next; called where there is room to
+                start their servers next to this one.
 
         Raises:
             TrialFailure: it did not come up, or gave nothing that may be called a number.
@@ -209,7 +209,7 @@ class Launcher:
         """
         self._ledger.check()
         spec = self._p.spec.server if server is None else server
-        life = self._whose_turn(spec, point, number, attempt)
+        life = self._started_ahead(spec, point, number, attempt)
         if life is None:
             rest = self._living[0].rest if self._living else self._tools.take_rest(rests)
             life = self._planned(spec, point, rest, log, number, attempt)
@@ -257,7 +257,7 @@ class Launcher:
     def _planned(
         self, spec: ServerSpec, point: Point, rest: Rest, log: str, trial: int, attempt: int
     ) -> _Life:
-        """A launch that is written down, and nothing of it started."""
+        """Return a launch that is written down, and of which nothing is started."""
         launch_id = uuid.uuid4().hex
         clock = StageClock(self._free_since)
         taken = {x.plan.port for x in self._living}  # not all of them listen yet
@@ -284,14 +284,14 @@ class Launcher:
         return life
 
     def _start(self, life: _Life) -> None:
-        """Its processes exist; raises a LaunchError where they do not."""
+        """Start the processes; raise a LaunchError where they do not exist."""
         first = self._living[0].process  # what they all must give back was there before it
         gpus = None if first is life.process else first.gpus_before
         self._ledger.started(life.process.start(gpus))
         life.clock.mark("started")
 
     def _wait(self, life: _Life) -> None:
-        """It answers; raises a LaunchError if it does not."""
+        """Wait until the server answers; raise a LaunchError if it does not."""
         life.version = life.process.wait_ready(lambda _seconds: None)
         self._ledger.ready(life.launch_id, life.version)
         life.up = True
@@ -301,7 +301,7 @@ class Launcher:
         self._ledger.event(life.launch_id, life.trial, what)
 
     def _end(self, life: _Life) -> None:
-        """Stops a server, proves that it is gone, and writes it down."""
+        """Stop a server, prove that it is gone, and write it down."""
         self._living.remove(life)
         last = not self._living
         try:
@@ -314,10 +314,10 @@ class Launcher:
         self._ledger.ended(life.launch_id, report.exit_code, report.killed)
 
     def _keep_stages(self, life: _Life) -> None:
-        """Writes down where the time of a launch went that has ended, and what was compiled.
+        """Write down where the time of an ended launch went, and what was compiled.
 
-        One that was started ahead began, for its trial, when it was its turn: the time of its start
-        is in the launch that it was started beside.
+        One that was started ahead began, for its trial, when that trial began: the time of its
+        start is in the launch that it was started with.
         """
         log = head_of(life.log_path)
         stages = stages_of(
@@ -331,7 +331,7 @@ class Launcher:
     # -- those that come next --------------------------------------------------------------------
 
     def _start_ahead(self, then: Callable[[int], Sequence[Point]], rest: Rest) -> None:
-        """Starts the servers of the next points, as far as study and machine allow."""
+        """Start the servers of the next points, as far as study and machine allow."""
         there = [x.point for x in self._ahead]
         most = min(self._p.spec.server.ahead, len(there) + self._room())
         for point in [*then(most)][:most] if most > len(there) else ():
@@ -348,7 +348,7 @@ class Launcher:
                 self._drop(life)
 
     def _settle(self, life: _Life) -> None:
-        """Waits for a server that was started ahead; one that does not come up is ended."""
+        """Wait for a server that was started ahead; end one that does not come up."""
         try:
             self._wait(life)
         except LaunchError as e:
@@ -357,21 +357,21 @@ class Launcher:
             self._drop(life)
 
     def _drop(self, life: _Life) -> None:
-        """Ends a server whose turn does not come."""
+        """End a server that no trial gets."""
         self._ahead.remove(life)
         try:
             self._end(life)
         finally:
             self._event(life, "stopped")
 
-    def _whose_turn(
+    def _started_ahead(
         self, spec: ServerSpec, point: Point, number: int, attempt: int
     ) -> _Life | None:
-        """The server that was started ahead for a point; None: there is none that lives."""
+        """Return the server that was started ahead for a point; None: none lives."""
         life = next((x for x in self._ahead if x.point == point and x.spec == spec), None)
         if life is None:
             return None
-        if not life.up:  # the one that it was started beside did not come up
+        if not life.up:  # the one that it was started with did not come up
             self._settle(life)
         elif not life.process.alive():
             self._drop(life)
@@ -385,7 +385,7 @@ class Launcher:
         return life
 
     def _learn(self, life: _Life) -> None:
-        """Notes what a server takes, while it is there and no other was started with it."""
+        """Note what a server takes, while it is there and no other was started with it."""
         wanted = self._p.spec.server.ahead
         if not wanted or self._ahead or not life.process.known_processes:
             return
@@ -398,7 +398,7 @@ class Launcher:
         self._taken = taken if self._taken is None else self._taken.most(taken)
 
     def _room(self) -> int:
-        """How many more servers fit beside the one that was just started; 0 while none was seen."""
+        """Return how many more servers fit next to the one just started; 0 while none was seen."""
         taken = self._taken
         if taken is None:
             return 0

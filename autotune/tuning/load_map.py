@@ -89,7 +89,7 @@ class Requests:
 
 
 def part_sizes(spec: StudySpec, load: int) -> tuple[int, int]:
-    """Fewest and most requests of one part at a load.
+    """Return the fewest and the most requests of one part at a load.
 
     At a higher load more requests take the same time.
     """
@@ -101,20 +101,20 @@ def part_sizes(spec: StudySpec, load: int) -> tuple[int, int]:
 
 
 def order(loads: Sequence[int]) -> list[tuple[int, int]]:
-    """Load and part, in the order in which they are measured."""
+    """Return load and part, in the order in which they are measured."""
     up = sorted(loads)
     return [(x, part) for part in range(PARTS) for x in (up if part % 2 == 0 else up[::-1])]
 
 
 def closed_loop(workload: WorkloadSpec, load: int) -> WorkloadSpec:
-    """The study's workload with so many requests at a time."""
+    """Return the study's workload with so many requests at a time."""
     return workload.model_copy(
         update={"max_concurrency": load, "request_rate": math.inf, "latency_from": "send"}
     )
 
 
 def map_requests(prepared: Prepared, loads: Sequence[int]) -> Requests:
-    """The requests of a map: other prompts in each part, as long as there are enough of them."""
+    """Return the requests of a map: other prompts in each part, as long as there are enough."""
     spec = prepared.spec
     sizes = {(x, part): part_sizes(spec, x)[1] for x, part in order(loads)}
     first = spec.workload.most_warmup
@@ -231,7 +231,7 @@ class _Map:
         self.rests = store.launches.rests(self.name, self.machine)
 
     def view(self) -> MapView:
-        """What the map amounts to by now."""
+        """Return what the map amounts to by now."""
         return map_view(
             self.store, self.loaded, self.fingerprints, self.loads, self.setting, self.p.resolve
         )
@@ -260,19 +260,19 @@ class _Map:
     # -- choosing --------------------------------------------------------------------------------
 
     def points(self) -> list[MapPointRow]:
-        """Those of this setting, oldest first."""
+        """Return the points of this setting, oldest first."""
         setting = self.setting.plain()
         return [x for x in self.store.load_maps.points(self.name) if x.setting == setting]
 
     def missing(self, point: MapPointRow) -> list[tuple[int, int]]:
-        """Load and part that were not measured, in their order; none of a point that failed."""
+        """Return load and part that were not measured, in their order; none of a failed point."""
         if failure_of_point(self.store, self.launched_as, point) is not None:
             return []
         done = {(x.concurrency, x.part) for x in comparable_loads(self.store, point.id)}
         return [x for x in order(self.loads) if x not in done]
 
     def next_point(self) -> MapPointRow | None:
-        """The next fixed n: one that is begun, n = 0, the first guess, the most promising.
+        """Return the next fixed n: one that is begun, n = 0, the first guess, the most promising.
 
         Raises:
             NothingUsable: n = 0 failed.
@@ -307,12 +307,12 @@ class _Map:
         return self.store.load_maps.add_point(self.name, self.setting.plain(), n, schedule)
 
     def rates(self) -> dict[int, dict[int, Rate]]:
-        """What was measured, by fixed n and load."""
+        """Return what was measured, by fixed n and load."""
         points = [x for x in self.points() if x.schedule is None]
         return rates_of({x.n: comparable_loads(self.store, x.id) for x in points}, self.loads)
 
     def schedule_point(self) -> MapPointRow | None:
-        """The schedule to check; None: there is none, or it is done."""
+        """Return the schedule to check; None: there is none, or it is done."""
         found = schedule_of(self.rates(), self.loads, self.p.spec, self.setting)
         if found is None or why_no_schedule(self.setting.vllm, self.ledger_version()) is not None:
             return None
@@ -401,7 +401,7 @@ class _Map:
         return Workload(tuple(lead), tuple(requests), (0.0,) * len(requests))
 
     def part_spec(self, load: int) -> StudySpec:
-        """The study with this load, and measured until the whole of its parts is precise."""
+        """Return the study with this load, measured until the whole of its parts is precise."""
         spec = self.p.spec
         measure = spec.measure.model_copy(
             update={

@@ -51,21 +51,21 @@ class Prepared:
         return known_for(self.loaded, self.info)
 
     def infeasible(self, point: Point) -> str | None:
-        """Why this vLLM version cannot launch the point, or None."""
+        """Return why this vLLM version cannot launch the point, or None."""
         return why_infeasible(self.spec.settings(point), self.info.version, self.known)
 
     def weights(self) -> dict[str, str]:
-        """A hash of the weights of ``target`` and ``draft``, of those that lie on this machine."""
+        """Return a hash of the weights of ``target`` and ``draft``, where they are on this machine."""
         server = self.spec.server
         named = {"target": server.model, "draft": server.speculative and server.speculative.model}
         places = {role: Path(self.resolve(ref)) for role, ref in named.items() if ref}
-        # a name of a hub is no path of ours
+        # a name of a hub is no path
         found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
         return {role: x for role, x in found.items() if x is not None}
 
 
 def baseline_point(spec: StudySpec) -> dict[str, Value]:
-    """Where the first trial stands: n = 0, vLLM's default budget, else the middle of each axis."""
+    """Return the first trial's point: n = 0, vLLM's default MNBT, else the middle of each axis."""
     space = spec.to_space()
     given = {k.replace("-", "_"): v for k, v in spec.baseline.items()}
     point: dict[str, Value] = {}
@@ -85,7 +85,7 @@ def baseline_point(spec: StudySpec) -> dict[str, Value]:
 
 
 def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
-    """Checks everything that can be checked before anything is launched.
+    """Check everything that can be checked before anything is launched.
 
     Raises:
         UserError: the user's mistake, as one line with file and key.
@@ -131,7 +131,7 @@ def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
 
 
 def _check_ahead(prepared: Prepared) -> None:
-    """Refuses servers started ahead that vLLM would not start together on a GPU.
+    """Refuse servers started ahead that vLLM would not start together on a GPU.
 
     A server that profiles the GPU's memory takes for its own what others take meanwhile, and each
     wants its ``gpu_memory_utilization`` free when it starts, also with a KV cache of fixed size
@@ -157,7 +157,7 @@ def _check_ahead(prepared: Prepared) -> None:
 
 
 def _check_some_feasible(prepared: Prepared, space: Space) -> None:
-    """Refuses a study of which no point can launch."""
+    """Refuse a study of which no point can launch."""
     points = space.points()
     if points is None:
         return
@@ -172,7 +172,7 @@ def _check_some_feasible(prepared: Prepared, space: Space) -> None:
 
 
 def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
-    """How badly the CUDA graphs of a point fit the study's batches; None: there are none.
+    """Return how badly the CUDA graphs of a point fit the study's batches; None: there are none.
 
     The share of the batch sizes that replay no FULL graph, plus the mean share of padding.
     """

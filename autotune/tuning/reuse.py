@@ -14,7 +14,7 @@ A trial may be taken where a launch of its point today would be the same experim
 - **the point**: it lies in the present space.
 
 Failed trials are not taken, for what made them fail may have been mended; nor launches of a
-confirmation, which say something only beside each other; nor a trial that was ended early for
+confirmation, which say something only next to each other; nor a trial that was ended early for
 another one that is not taken. All of that is counted and said.
 
 A taken trial is a finished one to the search, the front and the plots, and no launch of its study:
@@ -86,7 +86,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Reads ``OTHER.db`` or ``OTHER.db:study``; a colon may also stand in the file's name.
+        """Read ``OTHER.db`` or ``OTHER.db:study``; a colon may also stand in the file's name.
 
         Raises:
             UserError: there is no such file.
@@ -152,7 +152,7 @@ class Found:
 def find(
     sources: Sequence[Source], prepared: Prepared, machine: Mapping[str, Any], store: Store
 ) -> list[Found]:
-    """Looks what can be taken; changes nothing.
+    """Return what can be taken; change nothing.
 
     Args:
         sources: Where to look.
@@ -198,7 +198,7 @@ def take(
     baseline: Point,
     say: Callable[[str], None],
 ) -> None:
-    """Writes what was found into the present study; what is there already is not taken twice.
+    """Write what was found into the present study; nothing is taken twice.
 
     Args:
         found: By :func:`find`.
@@ -277,20 +277,20 @@ def _give(store: Store, launches: Iterable[str], trial: int) -> None:
 
 
 def _is_of(trial: FrozenTrial, origin: Origin) -> bool:
-    """Whether a trial of the present study is that measurement, taken before or its own."""
+    """Return whether a trial of the present study is that measurement, taken before or its own."""
     of = origin_of(trial)
     return (attrs_of(trial).launch if of is None else of.launch) == origin.launch
 
 
 def _new_id(study: str, launch_id: str) -> str:
-    """Of a copied launch: the same whenever it is copied, and of this study only."""
+    """Return a copied launch's id: the same at every copy, and of this study only."""
     return uuid.uuid5(uuid.NAMESPACE_OID, f"{study}\n{launch_id}").hex
 
 
 def _attributes(
     c: Candidate, source: Found, trials: Sequence[FrozenTrial], prepared: Prepared
 ) -> TrialAttrs:
-    """What is known of a measured trial, in the terms of the present study."""
+    """Return what is known of a measured trial, in the terms of the present study."""
     there = attrs_of(c.trial)
     variances, quality = there.log_variances, there.quality
     if variances is not None:
@@ -320,7 +320,7 @@ def _counted(left: Mapping[str, int]) -> str:
 
 
 def _differences(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterator[str]:
-    """The keys in which two studies differ so that no trial can be the same, with both values.
+    """Tell the keys in which two studies differ so that no trial can be the same, with both values.
 
     Args:
         old: As the database has it.
@@ -354,13 +354,13 @@ def _directions(spec: StudySpec) -> dict[str, str]:
 
 
 def _place(model: str, base: Path) -> str:
-    """A model reference that means the same in every folder."""
+    """Return a model reference that means the same in every folder."""
     path = base / Path(model).expanduser()
     return str(path.resolve()) if path.exists() else model
 
 
 def _fixed(loaded: LoadedStudy) -> dict[str, object]:
-    """The launch settings that all trials of a study share."""
+    """Return the launch settings that all trials of a study share."""
     spec = loaded.spec
     out: dict[str, object] = {**spec.settings({})}
     if N not in spec.space:
@@ -408,7 +408,7 @@ def _requests(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterator[
 def _candidates(
     other: Store, old: LoadedStudy, prepared: Prepared, machine: Mapping[str, Any]
 ) -> tuple[list[Candidate], Counter[str]]:
-    """The trials that can be taken, and why others cannot, with their numbers."""
+    """Return the trials that can be taken, and why others cannot, with their numbers."""
     name = old.spec.name
     space = old.spec.to_space()
     environment = _environment(prepared)
@@ -456,7 +456,7 @@ def _candidates(
 
 
 def _point(old: StudySpec, there: Point, prepared: Prepared) -> dict[str, Value] | None:
-    """A trial's point in the present space; None if it lies outside."""
+    """Return a trial's point in the present space; None if it lies outside."""
     settings = old.settings(there)
     settings.setdefault(N, 0)
     space = prepared.spec.to_space()
@@ -479,7 +479,7 @@ def _other_launch(
     environment: Mapping[str, str],
     weights: Mapping[str, str],
 ) -> str | None:
-    """Why a launch was not what it would be today; None if it was."""
+    """Return why a launch was not what it would be today; None if it was."""
     then, now = launch.vllm_version, prepared.info.version
     if now is not None and str(then).partition("+")[0] != now.partition("+")[0]:
         return f"measured with another vLLM ({then} there, {now} here)"
@@ -497,7 +497,7 @@ def _other_launch(
 
 
 def _environment(prepared: Prepared) -> dict[str, str]:
-    """What in the user's own environment decides numbers, as a launch would have it today."""
+    """Return what in the user's environment decides numbers, as a launch has it today."""
     space = prepared.spec.to_space()
     points = space.points()
     point = {N: 0} if points is None else next(points)
@@ -513,13 +513,13 @@ def _environment(prepared: Prepared) -> dict[str, str]:
 
 
 def _deciding(env: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
-    """Without the study's own variables, which are compared before."""
+    """Return it without the study's own variables, which are compared before."""
     study = prepared.spec.server.env
     return {k: v for k, v in env.items() if k not in study and not _NO_MATTER.match(k)}
 
 
 def _other_definition(other: Store, launch: LaunchRow, prepared: Prepared) -> str | None:
-    """Which objective is another one today, by the requests of a launch; None: none is."""
+    """Return which objective is another one today, by a launch's requests; None: none is."""
     samples = other.requests.samples(launch.launch_id)
     quality = Quality.read(launch.quality)
     earlier = quality.estimator != ESTIMATOR

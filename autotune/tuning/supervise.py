@@ -33,7 +33,7 @@ class StopReason(StrEnum):
 
 
 def run_on(database: Path, progress: Progress, go: Callable[[Store], T]) -> T:
-    """Runs what launches servers, alone on a database, and again when that was locked meanwhile.
+    """Run what launches servers, alone on a database; again when that was locked meanwhile.
 
     Args:
         database: Made if missing.
@@ -62,10 +62,10 @@ def run_on(database: Path, progress: Progress, go: Callable[[Store], T]) -> T:
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does, also one that a script started with ``&``.
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does, also one that a script started with ``&``.
 
     And no interrupt is lost: Python prints and forgets what is raised while an object is destroyed,
-    as in a garbage collection, which is where a signal's turn comes if it arrives during one. What
+    as in a garbage collection, which is where a signal is handled that arrives during one. What
     an interrupt broke off, such as SQLAlchemy in the middle of its books, complains when it is
     destroyed; that says nothing to anybody.
     """
