@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -21,11 +22,13 @@ from unittest import mock
 
 import httpx
 import psutil
+import pytest
 import yaml
 from click.testing import CliRunner
 
 from autotune.cli.main import main
 from autotune.engine.command import OWNER_VARIABLE
+from autotune.tuning import tools
 
 if TYPE_CHECKING:
     from tests.faults.start import Started, Starter
@@ -33,6 +36,11 @@ if TYPE_CHECKING:
 DOUBLE = str(Path(__file__).parent / "double.py")
 # Launches whose end was never written down.
 UNENDED = "select count(*) from autotune_launches where ended_at is null"
+
+
+def use_tools(monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
+    """Let runs use other :class:`autotune.tuning.tools.Tools` than this machine's."""
+    monkeypatch.setattr(tools, "REAL", dataclasses.replace(tools.REAL, **given))  # type: ignore[arg-type]
 
 
 def model_of(folder: Path) -> str:

@@ -22,13 +22,11 @@ from autotune.engine.compile_cache import CacheUse, CompileCache, compile_cache_
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
-from autotune.loop import Prepared, baseline_point
 from autotune.results.standing import counts, is_finished
 from autotune.results.timings import time_json, time_lines, time_view
 from autotune.results.trial_story import trial_story
 from autotune.results.trials import study_view
 from autotune.results.views import origin_lines
-from autotune.reuse import Found, Source, find, take
 from autotune.serving import Identity
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
@@ -36,6 +34,8 @@ from autotune.storage.store import Store
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.study_objectives import study_objectives
+from autotune.tuning.prepare import Prepared, baseline_point
+from autotune.tuning.reuse import Found, Source, find, take
 from tests.studies import autotune, processes_of, query, write_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

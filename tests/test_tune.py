@@ -15,11 +15,11 @@ import pytest
 from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import TrialState, create_trial
 
-from autotune.loop import signals
 from autotune.results.trials import study_view
 from autotune.serving.interrupts import held_back
 from autotune.storage.store import opened
 from autotune.study.files import load_study
+from autotune.tuning.supervise import signals
 from tests.studies import (
     UNENDED,
     autotune,
