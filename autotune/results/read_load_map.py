@@ -227,7 +227,12 @@ def map_view(
     launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
     rates = {p.n: p.rates() for p in points if p.schedule is None and p.loads}
-    lost = {x.concurrency for p in rows for x in store.load_maps.loads(p.id) if x.id not in comparable[p.id]}
+    lost = {
+        x.concurrency
+        for p in rows
+        for x in store.load_maps.loads(p.id)
+        if x.id not in comparable[p.id]
+    }
     ranges = schedule_of(rates, loads, spec, setting)
 
     def argument(n: int, by_size: Schedule | None) -> str:

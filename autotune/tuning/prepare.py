@@ -56,7 +56,7 @@ class Prepared:
         return why_infeasible(self.spec.settings(point), self.info.version, self.known)
 
     def weights(self) -> dict[str, str]:
-        """Return a hash of the weights of ``target`` and ``draft``, where they are on this machine."""
+        """Return hashes of the weights of ``target`` and ``draft`` that are on this machine."""
         server = self.spec.server
         named = {"target": server.model, "draft": server.speculative and server.speculative.model}
         places = {role: Path(self.resolve(ref)) for role, ref in named.items() if ref}
