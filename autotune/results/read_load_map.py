@@ -24,7 +24,7 @@ from autotune.serving.machine import machine_line
 from autotune.serving.resolve import model_resolver
 from autotune.stats import ESTIMATOR, LaunchVariance, Measurement, percentile_interval, quantile
 from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
-from autotune.storage.names import map_name
+from autotune.storage.names import load_sweep_name
 from autotune.storage.records import Quality
 from autotune.storage.schema import LoadRow, MapPointRow
 from autotune.storage.store import Store
@@ -218,7 +218,7 @@ def map_view(
         resolve: Turns the draft's reference into what vLLM is given.
     """
     spec = loaded.spec
-    ledger = map_name(spec.name)
+    ledger = load_sweep_name(spec.name)
     rows = [x for x in store.load_maps.points(spec.name) if x.setting == setting.plain()]
     comparable = {p.id: {x.id: x for x in comparable_loads(store, p.id)} for p in rows}
     points = [

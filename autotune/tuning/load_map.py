@@ -45,7 +45,7 @@ from autotune.serving.interrupts import held_back
 from autotune.serving.machine import machine_line
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
-from autotune.storage.names import map_name, output_folder
+from autotune.storage.names import load_sweep_name, output_folder
 from autotune.storage.schema import LaunchRow, MapPointRow
 from autotune.storage.store import Store
 from autotune.study.differences import fingerprint
@@ -203,7 +203,7 @@ class _Map:
         self.tools = tools
         self.loaded = prepared.loaded  # as it is in the file
         self.name = prepared.spec.name
-        self.launched_as = map_name(self.name)
+        self.launched_as = load_sweep_name(self.name)
         self.ledger = StoredLedger(store, self.launched_as)
         self.requests = map_requests(prepared, loads)
         now = fingerprint(self.loaded)
@@ -227,7 +227,7 @@ class _Map:
         logs = output_folder(store.path, self.name) / "logs"
         self.launcher = Launcher(self.p, self.ledger, logs, tools=tools)
         self.machine = self.launcher.machine
-        self.rests = store.launches.rests(self.name, self.machine)
+        self.rests = store.launches.idle_baselines(self.name, self.machine)
 
     def view(self) -> MapView:
         """Return what the map amounts to by now."""
