@@ -405,7 +405,7 @@ def test_what_is_known_of_a_trial_has_readable_names_and_units(tmp_path: Path) -
         assert told[1]["accepted by position"].count("%") == 3
         assert told[1]["p95 latency (ms), 95% interval"].startswith("[")
         assert float(told[7]["Throughput (tok/s), confirmed"]) > 0
-        assert told[8]["remarks"] == "confirms 0"
+        assert told[8]["remarks"] == "confirms #0"
         every = {a["key"]: a["sortable"] for a in shown["union_user_attrs"]}
         assert set(every) == {key for of in told.values() for key in of}
         assert not set(every) & machine

@@ -312,7 +312,7 @@ def test_the_comments_say_where_it_comes_from(database: Path, form: Format) -> N
         "(95 % interval) over the baseline (n = 0, MNBT 2048)",
         "with vLLM 0.32.0 on NVIDIA H100; TestCPU, 4 cores, 16 GiB",
         "measured again in 2 launches",
-        "at most 2 requests at a time",
+        "concurrency 2",
         "No API key is set",
         "A gated model needs HF_TOKEN",
     ):

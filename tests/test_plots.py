@@ -39,10 +39,10 @@ def test_axes_say_unit_and_which_way_is_better() -> None:
 
 def test_every_group_of_trials_is_shown_once() -> None:
     by_name = traces(pareto_figure(study()))
-    assert list(by_name["front"].x) == [110.2, 106.6, 100.1]
+    assert list(by_name["Pareto front"].x) == [110.2, 106.6, 100.1]
     assert list(by_name["dominated"].y) == [2600]
     assert list(by_name["baseline"].x) == [98.1]
-    assert by_name["baseline"].marker.symbol != by_name["front"].marker.symbol
+    assert by_name["baseline"].marker.symbol != by_name["Pareto front"].marker.symbol
     assert list(by_name["failed"].y) == ["budget"]
     assert by_name["failed"].yaxis == "y2"
 
@@ -86,7 +86,7 @@ def test_crowded_labels_are_left_out_rather_than_laid_over_each_other() -> None:
 
 
 def test_hover_has_parameters_objectives_acceptance_and_speed_up() -> None:
-    hover = traces(pareto_figure(study(extra={"max_num_seqs": 4})))["front"].hovertext[0]
+    hover = traces(pareto_figure(study(extra={"max_num_seqs": 4})))["Pareto front"].hovertext[0]
     for part in (
         "trial 1",
         "num_speculative_tokens = 3",
@@ -108,7 +108,7 @@ def test_hover_of_a_failed_trial_says_why() -> None:
 def test_intervals_become_error_bars() -> None:
     known = replace(trial(0, ROWS[1]), intervals={"throughput": (105.0, 114.0)}, baseline=False)
     unknown = replace(trial(1, ROWS[2]))
-    front = traces(pareto_figure(study(trials=[known, unknown])))["front"]
+    front = traces(pareto_figure(study(trials=[known, unknown])))["Pareto front"]
     assert front.error_x.array == pytest.approx((3.8, 0))
     assert front.error_x.arrayminus == pytest.approx((5.2, 0))
     assert front.error_y.array is None
@@ -136,7 +136,7 @@ def test_three_objectives_have_the_third_as_colour() -> None:
         for t in study().trials
     ]
     figure = pareto_figure(study(trials=trials, objectives=(THROUGHPUT, P95, third)))
-    assert list(traces(figure)["front"].marker.color) == [101.0, 102.0, 105.0]
+    assert list(traces(figure)["Pareto front"].marker.color) == [101.0, 102.0, 105.0]
     assert "p95 TTFT (ms)" in figure.layout.coloraxis.colorbar.title.text
 
 

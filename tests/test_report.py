@@ -417,7 +417,7 @@ def test_repeated_prompts_and_servers_started_ahead_are_said(tmp_path: Path) -> 
     for part in (
         "at most 192 requests with prompts that are measured, too",
         "Prompts come again after the last one",
-        "measured alone, with up to 3 others idle beside it",
+        "measured alone, with up to 3 others idle next to it",
         "concurrency 32",
     ):
         assert part in text

@@ -153,11 +153,11 @@ def view() -> StudyView:
 def test_three_objectives_are_drawn_in_space_and_as_lines() -> None:
     fig = front_figure(view())
     named = {trace.name: trace for trace in fig.data}
-    assert set(named) >= {"front", "baseline", "dominated", "confirmed", "trials", "stems"}
+    assert set(named) >= {"Pareto front", "baseline", "dominated", "confirmed", "trials", "stems"}
     assert list(named["baseline"].z) == [0.5]
-    assert named["front"].error_z.arrayminus == pytest.approx((0.03, 0.035, 0.05), abs=0.006)
-    assert "Goodput" in named["front"].hovertext[0]
-    assert "TTFT ≤ 200 ms, TPOT ≤ 20 ms" in named["front"].hovertext[0]
+    assert named["Pareto front"].error_z.arrayminus == pytest.approx((0.03, 0.035, 0.05), abs=0.006)
+    assert "Goodput" in named["Pareto front"].hovertext[0]
+    assert "TTFT ≤ 200 ms, TPOT ≤ 20 ms" in named["Pareto front"].hovertext[0]
     lines = named["trials"]
     assert isinstance(lines, go.Parcoords)
     assert [d.label for d in lines.dimensions[-2:]] == ["n", "MNBT"]

@@ -1,4 +1,4 @@
-"""optuna-dashboard as a first-class view: served on this machine only, with our figures and notes.
+"""optuna-dashboard with autotune's figures and notes, served on this machine only.
 
 optuna-dashboard 0.21 opens a database by its URL without making Optuna's tables, so that it dies
 on an empty file (``no such table: version_info``). It is given an opened storage instead.
@@ -99,8 +99,8 @@ _NO_BUTTONS = (
 )
 # What the dashboard asks for a study's page, every few seconds.
 _STUDY = re.compile(r"/api/studies/(\d+)/?")
-# User attributes of ours, which are told in words instead; any other is a user's own, and shown.
-_OURS = TRIAL_KEYS | {"moved_because"}  # of an older version
+# autotune's own attributes, which are shown in words instead; any other is a user's, and shown.
+_OWN = TRIAL_KEYS | {"moved_because"}  # of an older version
 
 _log = logging.getLogger(__name__)
 
@@ -228,8 +228,8 @@ class _Words:
         try:
             with database_errors(self._store.path):
                 name = self._store.storage.get_study_name_from_id(study)
-                ours = name in self._store.study_names()  # or made by hand, in the dashboard
-                words = _all_attributes(self._store, name) if ours else None
+                known = name in self._store.study_names()  # or made by hand, in the dashboard
+                words = _all_attributes(self._store, name) if known else None
         except AutotuneError as e:
             _log.warning("user attributes are shown as they are stored: %s", e)
             words = None
@@ -266,7 +266,7 @@ def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
 
 
 def _put(words: Mapping[int, _Attributes], study: dict[str, Any]) -> None:
-    """Put attributes into the study that the page asked for, in place of the stored ones.
+    """Replace the stored attributes in the study that the page asked for.
 
     The figures are put into their order, which would otherwise differ between processes.
     """
@@ -274,16 +274,16 @@ def _put(words: Mapping[int, _Attributes], study: dict[str, Any]) -> None:
     for of in words.values():
         for key, value in of.items():
             sortable[key] = sortable.get(key, True) and not isinstance(value, str)
-    own = [a for a in study["union_user_attrs"] if a["key"] not in _OURS]
+    own = [a for a in study["union_user_attrs"] if a["key"] not in _OWN]
     study["union_user_attrs"] = [{"key": k, "sortable": x} for k, x in sortable.items()] + own
     for trial in (*study["trials"], *study["best_trials"]):
         if (found := words.get(trial["number"])) is not None:  # it has a point
-            own = [a for a in trial["user_attrs"] if a["key"] not in _OURS]
+            own = [a for a in trial["user_attrs"] if a["key"] not in _OWN]
             trial["user_attrs"] = [{"key": k, "value": str(v)} for k, v in found.items()] + own
     for attribute in study["user_attrs"]:
         attribute["key"] = _study_key(attribute["key"])
-    places = {name: i for i, name in enumerate(_ORDER)}
-    study["plotly_graph_objects"].sort(key=lambda f: (places.get(f["id"], len(places)), f["id"]))
+    order = {name: i for i, name in enumerate(_ORDER)}
+    study["plotly_graph_objects"].sort(key=lambda f: (order.get(f["id"], len(order)), f["id"]))
 
 
 def _study_key(key: str) -> str:
@@ -308,7 +308,7 @@ def _all_attributes(store: Store, name: str) -> dict[int, _Attributes]:
 
 
 def _attributes(view: StudyView, t: TrialView, healthy_s: float | None) -> _Attributes:
-    """Return what is known of a trial besides its parameters and objectives; nothing empty.
+    """Return what is known of a trial except its parameters and objectives; nothing empty.
 
     Args:
         view: The study.
@@ -346,7 +346,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 _FRONT_NOTE = """\
-No other trial beats one of the front in one objective without losing in another. A plot further
+No other trial beats one on the front in one objective without losing in another. A plot further
 down on the study's first page shows it with the dominated and the failed trials."""
 _READING_NOTE = """\
 ## How to read the parameters
@@ -355,8 +355,8 @@ _READING_NOTE = """\
 - `max_num_batched_tokens` (MNBT): most tokens of one step.{exponents}
 - Failed trials have no numbers; the note of each says why.
 
-*Written by autotune, and written anew as the study goes on: put words of your own into the notes of
-the trials.*"""
+*autotune writes this note, and replaces it as the study goes on: put your own text into the notes
+of the trials.*"""
 _EXPONENTS_NOTE = """ A name with `log2_` in front is searched
   as the exponent of two: 9 means 512."""
 
@@ -449,7 +449,7 @@ def _study_note(view: StudyView, *, exponents: bool) -> str:
     ]
     for o in view.objectives:
         lines.append(f"- **{markdown(objective_text(o))}**, {way_text(o)}: {markdown(o.formula)}")
-    lines += ["", "## The front", ""]
+    lines += ["", "## The Pareto front", ""]
     front = view.front()
     if not front:
         lines.append("No trial has given numbers yet.")

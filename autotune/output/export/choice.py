@@ -1,4 +1,4 @@
-"""Which trial of a study is served, and what is known of it."""
+"""The trial of a study that is served, and what is known of it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Chosen:
     """The point that is served, and why.
 
     Attributes:
-        trial: A trial of the point, with results.
-        why: The reason, in one line.
+        trial: Trial of the point, with results.
+        why: Reason of the choice in one line.
         values: Value of each objective with its unit and interval, in words.
         speedup: Throughput over the baseline's: value, low, high; None: unknown.
     """
@@ -35,17 +35,17 @@ def chosen(
     Args:
         view: The study.
         trial: The best trial.
-        objective: Name of the objective that it is the best by; the study's first one by default.
-        balanced: The best by all objectives instead.
+        objective: Name of the objective that decided; the study's first one by default.
+        balanced: Whether all objectives decided instead.
     """
     names = [o.name for o in view.objectives]
     index = names.index(objective) if objective else 0
     if view.verdict is None:
-        rule = "all objectives alike" if balanced else plain(view.objectives[index].title)
+        rule = "all objectives" if balanced else plain(view.objectives[index].title)
         return replace(
             as_asked(view, trial),
-            why=f"the best by {rule} of single launches; it was not measured again, and the "
-            "luckiest of many is rather too good (`autotune confirm`)",
+            why=f"the best by {rule} of single launches, which usually looks better than it is "
+            "(selection bias); it was not measured again (`autotune confirm`)",
         )
     choice = view.verdict.balanced if balanced else view.verdict.winners[index]
     values = [

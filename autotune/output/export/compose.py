@@ -33,7 +33,7 @@ def compose(job: Job) -> str:
     service |= _surroundings(job, mounts)
     service["healthcheck"] = _health(job)
     if secrets := [k for k, v in plan.env.items() if v is None]:
-        job.say(f"{', '.join(secrets)}: from the environment, or from .env beside this file.")
+        job.say(f"{', '.join(secrets)}: from the environment, or from .env next to this file.")
     job.say("Start it with:", f"docker compose -f {job.named('compose.yaml')} up -d")
     return yaml_text({"name": job.name, "services": {"vllm": service}, "volumes": {"cache": None}})
 
@@ -45,7 +45,7 @@ def _word(text: str) -> Word:
 def _environment(job: Job, plan: Production) -> dict[str, Word | None]:
     env: dict[str, Word | None] = {}
     for name, value in plan.env.items():
-        asked = Word(f"${{{name}:?set it in .env beside this file, or in the environment}}")
+        asked = Word(f"${{{name}:?set it in .env next to this file, or in the environment}}")
         env[name] = asked if value is None else _word(value)
     if job.from_hub and HUB_TOKEN not in env:
         env[HUB_TOKEN] = None  # as it is outside, if it is
@@ -53,7 +53,7 @@ def _environment(job: Job, plan: Production) -> dict[str, Word | None]:
 
 
 def _surroundings(job: Job, mounts: dict[str, str]) -> dict[str, Any]:
-    """Return what the container has of the machine: port, folders, memory, device."""
+    """Return the parts of the machine that the container uses: port, folders, memory, device."""
     port = {
         "target": job.where.port,
         "published": Word(job.where.port),

@@ -1,4 +1,4 @@
-"""The comment at the top of a file: where it comes from, and what to know before it is used."""
+"""The comment at the top of a file: its origin, and what to know before it is used."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _speedup(view: StudyView, choice: Chosen) -> str:
 
 def _measured(view: StudyView, spec: StudySpec, vllm: str | None) -> str:
     load = spec.workload
-    loads = [f"at most {load.max_concurrency} requests at a time"] if load.max_concurrency else []
+    loads = [f"concurrency {load.max_concurrency}"] if load.max_concurrency else []
     if not math.isinf(load.request_rate):
         loads.append(f"{load.request_rate:g} arrivals a second")
     return (
@@ -76,7 +76,7 @@ def _measured(view: StudyView, spec: StudySpec, vllm: str | None) -> str:
 
 
 def comment(lines: Sequence[str]) -> str:
-    """Return lines as comments of at most 80 columns, in every one of the languages.
+    """Return lines as comments of at most 80 columns, which are comments in every format.
 
     Lines that begin with a space are meant to be copied, and are not wrapped.
     """

@@ -1,11 +1,11 @@
-"""What every format is written from: the launch, where it listens, and notes for the reader.
+"""The common input of every format: the launch, its address, and notes for the reader.
 
-Production is not the tuning server: it has no random API key, listens where it is told to, and gets
-its secrets from where production keeps them. A variable that looks like a secret is referred to by
-its name and never written; what a database holds of one is ``***`` anyway.
+A production server differs from the tuning server: it has no random API key, listens on the given
+address, and gets its secrets from where production keeps them. A variable that looks like a secret
+appears by its name only; the database holds ``***`` for its value anyway.
 
-Every format starts from :func:`autotune.engine.command.production`, so none can name other flags
-than the shell command.
+Every format starts from :func:`autotune.engine.command.production`, so all of them have the flags
+of the shell command.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STOP_S = 60
 # Seconds until /health may answer: the first start downloads and compiles what a study has cached.
 _START_S = 1800
 MODELS = "/models"
-CACHE = "/root/.cache"  # of the image's user: downloads, and what torch.compile and Triton made
+CACHE = "/root/.cache"  # of the image's user: downloads, and the output of torch.compile and Triton
 HUB_TOKEN = "HF_TOKEN"  # noqa: S105 – its name
 _IMAGES = {"cuda": "vllm/vllm-openai", "cpu": "vllm/vllm-openai-cpu"}
 
@@ -51,7 +51,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the server listens.
+    """Address of the server.
 
     Attributes:
         host: Address; None: the format's own, which is this machine only where it can be.
@@ -64,19 +64,19 @@ class Endpoint:
 
 @dataclass
 class Job:
-    """What the writers read, and the notes that they leave for the reader of the file.
+    """Input of the writers, and the notes that they leave for the reader of the file.
 
     Attributes:
         study: Name of the study.
         spec: The study.
-        point: The point that is served.
-        info: The vLLM that it was measured with.
-        resolve: Turns a model reference into what vLLM is given.
-        where: Where the server listens.
+        point: Point that is served.
+        info: vLLM that it was measured with.
+        resolve: Turns a model reference into a path or name for vLLM.
+        where: Address of the server.
         version: Version of the vLLM in production; None: unknown.
         device: vLLM's name of the device; None: unknown.
-        cores: Cores of the machine that it was measured on; None: unknown.
-        file: Name of the file, where one is written.
+        cores: Number of cores of the machine that it was measured on; None: unknown.
+        file: Name of the file, if one is written.
         from_hub: Whether a model is downloaded; known after :meth:`plan`.
         notes: Lines for the comment at the top of the file.
     """
@@ -115,7 +115,7 @@ class Job:
         return shlex.quote(self.file or default)
 
     def plan(self, place: Callable[[str], str] = lambda path: path) -> Production:
-        """Return the launch; ``place`` says where a model's folder is for the server."""
+        """Return the launch; ``place`` returns the path of a model's folder for the server."""
         found: dict[str, str] = {}
 
         def resolve(ref: str) -> str:
@@ -187,7 +187,7 @@ def label(study: str) -> str:
 
 
 def in_container(job: Job) -> tuple[Production, dict[str, str]]:
-    """Return the launch as a container sees it, and this machine's folders by their place in it."""
+    """Return the launch as a container sees it, and this machine's folders by their path in it."""
     mounts: dict[str, str] = {}
 
     def place(path: str) -> str:
@@ -207,8 +207,8 @@ def in_container(job: Job) -> tuple[Production, dict[str, str]]:
     if job.spec.server.command is not None and job.info.python is None:
         shown = plain(shlex.join(job.spec.server.command))
         job.say(
-            f"The study starts its servers with `{shown}`: what of that decides the speed has to "
-            "be set here as well."
+            f"The study starts its servers with `{shown}`: every part of it that affects the speed "
+            "has to be set here as well."
         )
     # words of the study, not of autotune
     texts = {flag[0]: flag[-1] for flag in plan.flags if len(flag) > 1}

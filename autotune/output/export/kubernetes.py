@@ -42,9 +42,7 @@ def kubernetes(job: Job) -> str:
             "lines NAME=VALUE with:",
             f"kubectl create secret generic {secret} --from-env-file=FILE",
         )
-    job.say(
-        "The cache is emptied with the pod; a claim in its place spares downloads and compiling."
-    )
+    job.say("The cache is emptied with the pod; a claim instead saves downloads and compiling.")
     job.say("Start it with:", f"kubectl apply -f {job.named('vllm.yaml')}")
     return yaml_text(_deployment(job, container, volumes)) + "---\n" + yaml_text(_service(job))
 

@@ -36,7 +36,7 @@ _HOST = re.compile(r"[A-Za-z0-9.:_-]+")
 def shell_command(store: Store, name: str, trial: TrialView, where: Endpoint | None = None) -> str:
     """Return the shell command that serves a trial's point in production, and nothing else.
 
-    Nothing of the study is run for it, not even to ask its vLLM: the database may be somebody
+    No program of the study is run for it, not even its vLLM, because the database may be somebody
     else's.
     """
     where = where or Endpoint()
@@ -73,10 +73,10 @@ def export(
     Args:
         store: The database of the study.
         view: The study.
-        choice: The point of it.
+        choice: Point to serve.
         form: Format of the file.
-        where: Where the server listens.
-        version: Version of the vLLM in production; by default the one that was measured.
+        where: Address of the server.
+        version: Version of the vLLM in production; by default the measured one.
         file: Name of the file, for the comment.
         today: Date for the comment; the present day by default.
 
@@ -166,7 +166,7 @@ def _asked(version: str) -> str:
 
 
 def _check_endpoint(form: Format, where: Endpoint) -> None:
-    """Refuse an address that is not one, or that the format has no place for."""
+    """Refuse an address that is not one, or that the format does not take."""
     host = where.host
     if host is None:
         return

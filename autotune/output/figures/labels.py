@@ -1,4 +1,4 @@
-"""Where names of points find room in a plot: never on a point, an error bar or another name."""
+"""Labels of points in a plot: never on a point, an error bar or another label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from autotune.output.figures.points import Axis
-from autotune.output.figures.theme import GREY, Theme
+from autotune.output.figures.theme import GRAY, Theme
 from autotune.results.text import Bounds, point_text
 from autotune.results.views import TrialView
 
@@ -69,7 +69,7 @@ class _Frame(NamedTuple):
 
 
 class _Spot(NamedTuple):
-    """A place of a label: its box, where it begins, and its leader line, if it is far."""
+    """Position of a label: its box, where it begins, and its leader line, if it is far."""
 
     label: _Box
     start: _Pixel
@@ -84,7 +84,7 @@ def add_labels(
     size: tuple[float, float],
     theme: Theme,
 ) -> None:
-    """Name the front and the baseline where there is room, and set the axes' ranges.
+    """Label the Pareto front and the baseline where there is room, and set the axes' ranges.
 
     The better side of the front is free of other trials, so labels go there first. A trial whose
     name finds no room still has its hover text.
@@ -118,15 +118,15 @@ def add_labels(
         spot = _spot(text, place(t), (side, fall), frame, taken)
         if spot is not None:
             taken += [spot.label, *spot.line]
-            colour = theme.baseline if t.baseline else theme.front
-            looks = {"font": {"size": 12, "color": colour}, "bgcolor": theme.veil}
+            color = theme.baseline if t.baseline else theme.front
+            looks = {"font": {"size": 12, "color": color}, "bgcolor": theme.veil}
             _annotate(fig, (x.of(t), y.of(t)), text, place(t), spot, looks)
 
 
 def _spot(
     text: str, at: _Pixel, ways: tuple[int, int], frame: _Frame, taken: Sequence[_Box]
 ) -> _Spot | None:
-    """Return the first place where a text fits; None: there is none.
+    """Return the first position where a text fits; None: there is none.
 
     Args:
         text: The label.
@@ -163,7 +163,7 @@ def _annotate(
 ) -> None:
     (px, py), (start, cy) = at, spot.start
     far: dict[str, Any] = {"ax": start - px, "ay": cy - py, "arrowhead": 0, "arrowwidth": 0.8}
-    far |= {"arrowcolor": GREY, "standoff": 7}
+    far |= {"arrowcolor": GRAY, "standoff": 7}
     near: dict[str, Any] = {"xshift": start - px, "yshift": py - cy}
     fig.add_annotation(
         x=value[0],

@@ -1,4 +1,4 @@
-"""The figure of a load map: speed-up by load, a line for each n."""
+"""The figure of a load sweep: speed-up by concurrency, a line for each n."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import plotly.graph_objects as go
 
 from autotune.errors import UserError
 from autotune.output.figures.browser import write_html
-from autotune.output.figures.points import coloured, error_bar, title_text
-from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
+from autotune.output.figures.points import colored, error_bar, title_text
+from autotune.output.figures.theme import BLUE, GRAY, GREEN, LIGHT, ORANGE, Theme, template
 from autotune.results.load_map import MapView, PointView, load_text
 from autotune.results.text import Bounds, bounds_text, number, point_text
 from autotune.stats import Estimate
 from autotune.stats.crossover import ratio
 
 # Okabe and Ito's, as in the other plots, and symbols that say the same once more; then the ink
-_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", None)
+_COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", None)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 
 
 def map_figure(view: MapView, height: int = 560, theme: Theme = LIGHT) -> go.Figure:
-    """Return speed-up over n = 0 by load with 95 % intervals, a line for each n.
+    """Return speed-up over n = 0 by concurrency with 95 % intervals, a line for each n.
 
     Args:
-        view: The load map.
+        view: The load sweep.
         height: Height in pixels; the width is that of the page.
         theme: Colors of the page.
     """
@@ -38,7 +38,7 @@ def map_figure(view: MapView, height: int = 560, theme: Theme = LIGHT) -> go.Fig
     )
     drafts = sorted((p for p in view.points if p.schedule is None and p.n > 0), key=lambda p: p.n)
     for i, p in enumerate(drafts):
-        _add_line(fig, view, p, f"n = {p.n}", _COLOURS[i % 7] or theme.ink, _SYMBOLS[i % 7])
+        _add_line(fig, view, p, f"n = {p.n}", _COLORS[i % 7] or theme.ink, _SYMBOLS[i % 7])
     if view.checked is not None:
         _add_line(fig, view, view.checked, "schedule", theme.ink, "star", dash="dot")
     if view.crossover is not None and view.crossover.load is not None:
@@ -52,7 +52,7 @@ def map_figure(view: MapView, height: int = 560, theme: Theme = LIGHT) -> go.Fig
         margin={"l": 78, "r": 116, "t": 110, "b": 62},
         height=height,
         xaxis={
-            "title": {"text": "Requests at a time"},
+            "title": {"text": "Concurrency"},
             "type": "log",
             "tickvals": list(view.loads),
             "ticktext": [str(x) for x in view.loads],
@@ -63,7 +63,7 @@ def map_figure(view: MapView, height: int = 560, theme: Theme = LIGHT) -> go.Fig
 
 
 def _add_crossover(fig: go.Figure, load: float) -> None:
-    fig.add_vline(x=load, line={"color": GREY, "dash": "dash", "width": 1.2})
+    fig.add_vline(x=load, line={"color": GRAY, "dash": "dash", "width": 1.2})
     fig.add_annotation(
         x=math.log10(load),  # Plotly's way with annotations on logarithmic axes
         y=1,
@@ -80,7 +80,7 @@ def _add_line(
     view: MapView,
     point: PointView,
     name: str,
-    colour: str,
+    color: str,
     symbol: str,
     dash: str = "solid",
 ) -> None:
@@ -93,9 +93,9 @@ def _add_line(
         x=loads,
         y=[e.value for e in found],
         mode="lines+markers",
-        line={"color": colour, "width": 2, "dash": dash},
-        marker={"symbol": symbol, "size": 9, "color": colour},
-        error_y=coloured(error_bar([e.value for e in found], [_finite(e) for e in found]), colour),
+        line={"color": color, "width": 2, "dash": dash},
+        marker={"symbol": symbol, "size": 9, "color": color},
+        error_y=colored(error_bar([e.value for e in found], [_finite(e) for e in found]), color),
         hovertext=[
             f"<b>{name}</b> at {x}<br>{e.value:.3f}× {bounds_text((e.low, e.high))}<br>"
             f"{number(rates[x].value)} tok/s, p95 {number(point.loads[x].p95_ms)} ms"
@@ -111,7 +111,7 @@ def _finite(e: Estimate) -> Bounds:
 
 
 def write_map(view: MapView, path: Path) -> None:
-    """Write the figure of a load map as one HTML file.
+    """Write the figure of a load sweep as one HTML file.
 
     Raises:
         UserError: the file cannot be written.

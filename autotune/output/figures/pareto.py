@@ -1,4 +1,4 @@
-"""The figure of a study with one or two objectives: what each trial gave, the front, the failures.
+"""The figure of a study with one or two objectives: trials, Pareto front and failures.
 
 A third objective is shown as color.
 """
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from autotune.output.figures.labels import add_labels
-from autotune.output.figures.points import Axis, coloured, headline, hover_text, shown
-from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
+from autotune.output.figures.points import Axis, colored, headline, hover_text, shown
+from autotune.output.figures.theme import BLUE, GRAY, GREEN, LIGHT, ORANGE, Theme, template
 from autotune.results.text import objective_text, plain
 from autotune.results.views import StudyView, TrialView
 
@@ -46,15 +46,15 @@ def pareto_figure(view: StudyView, height: int = 640, theme: Theme = LIGHT) -> g
     again = [t for t in points if t.again is not None]
     rest = [t for t in points if not t.front and not t.baseline and t.again is None]
     groups = (
-        ("launched again", again, GREY, "diamond-open", 7),
-        ("dominated", [t for t in rest if not t.truncated], GREY, "circle", 9),
-        ("ended early", [t for t in rest if t.truncated], GREY, "circle-open", 9),
-        ("front", [t for t in points if t.front and not t.baseline], BLUE, "circle", 12),
+        ("launched again", again, GRAY, "diamond-open", 7),
+        ("dominated", [t for t in rest if not t.truncated], GRAY, "circle", 9),
+        ("ended early", [t for t in rest if t.truncated], GRAY, "circle-open", 9),
+        ("Pareto front", [t for t in points if t.front and not t.baseline], BLUE, "circle", 12),
         ("baseline", [t for t in points if t.baseline], ORANGE, "star", 17),
     )
-    for name, trials, colour, symbol, size in groups:
+    for name, trials, color, symbol, size in groups:
         if trials:
-            _add_points(fig, view, trials, (x, y, third), name, colour, symbol, size, theme)
+            _add_points(fig, view, trials, (x, y, third), name, color, symbol, size, theme)
     _add_confirmed(fig, view, points, x, y)
     rows = _add_failed(fig, view, theme)
     _layout(fig, view, points, (x, y), rows, height, theme)
@@ -78,10 +78,10 @@ def _title(objective: Objective) -> str:
 
 
 def _add_front_line(fig: go.Figure, front: Sequence[TrialView], x: Axis, y: Axis) -> None:
-    """Add the attainment staircase: the border of what some trial of the front is as good as.
+    """Add the attainment staircase: the border of the region that the Pareto front attains.
 
-    Going right from a point, the points left of the next one are attained by the next one if
-    more is better (so the line goes vertically first), by this one if less is.
+    Between two neighbors on the front, the right one attains the values if more is better, so the
+    line goes vertically first. If less is better, the left one attains them.
     """
     if x.objective is None or len(front) < 2:
         return
@@ -107,7 +107,7 @@ def _add_points(
     trials: Sequence[TrialView],
     axes: tuple[Axis, Axis, Objective | None],
     name: str,
-    colour: str,
+    color: str,
     symbol: str,
     size: int,
     theme: Theme,
@@ -116,11 +116,11 @@ def _add_points(
     marker: dict[str, Any] = {
         "symbol": symbol,
         "size": size,
-        "color": colour,
+        "color": color,
         "opacity": 0.55 if name in _BACKGROUND else 1.0,
         "line": {
             "width": 1,
-            "color": theme.page if third is None and not symbol.endswith("open") else colour,
+            "color": theme.page if third is None and not symbol.endswith("open") else color,
         },
     }
     if third is not None:
@@ -133,8 +133,8 @@ def _add_points(
         mode="markers",
         marker=marker,
         # of dominated points they would only hide the others; their hover text has them
-        error_x=None if name in _BACKGROUND else coloured(x.error(trials), colour),
-        error_y=None if name in _BACKGROUND else coloured(y.error(trials), colour),
+        error_x=None if name in _BACKGROUND else colored(x.error(trials), color),
+        error_y=None if name in _BACKGROUND else colored(y.error(trials), color),
         hovertext=[hover_text(view, t) for t in trials],
         hoverinfo="text",
         name=name,
@@ -166,8 +166,8 @@ def _add_confirmed(
         y=[y.confirmed(t) for t in again],
         mode="markers",
         marker={"symbol": "diamond-open", "size": 12, "color": GREEN, "line": {"width": 2.5}},
-        error_x=coloured(x.error(again, confirmed=True), GREEN),
-        error_y=coloured(y.error(again, confirmed=True), GREEN),
+        error_x=colored(x.error(again, confirmed=True), GREEN),
+        error_y=colored(y.error(again, confirmed=True), GREEN),
         hovertext=[hover_text(view, t) for t in again],
         hoverinfo="text",
         name="confirmed",
@@ -305,7 +305,7 @@ def _say_empty(fig: go.Figure, middle: float, *, failed: bool) -> None:
         text="no trial gave numbers" if failed else "no trial has finished yet",
         **{"xref": "paper", "yref": "paper", "x": 0.5, "y": middle},
         showarrow=False,
-        font={"size": 16, "color": GREY},
+        font={"size": 16, "color": GRAY},
     )
     nothing = {"range": [0, 1], "showticklabels": False, "showgrid": False, "ticks": ""}
     fig.update_layout(xaxis=nothing, yaxis=nothing)

@@ -1,4 +1,4 @@
-"""The figure of a study with three objectives: the front in space, and every trial as a line.
+"""The figure of a study with three objectives: the Pareto front in space, and trials as lines.
 
 In space, stems lead from the points of the front and the baseline to the floor: their feet show
 where the points are. Below, in parallel coordinates, a line is a trial and an axis
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from autotune.output.figures.points import Axis, coloured, headline, hover_text, shown
-from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
+from autotune.output.figures.points import Axis, colored, headline, hover_text, shown
+from autotune.output.figures.theme import BLUE, GRAY, GREEN, LIGHT, ORANGE, Theme, template
 from autotune.results.text import objective_text, plain, value_text, way_text, wrapped
 from autotune.results.views import StudyView, TrialView
 from autotune.study.space import MNBT, N, Value
@@ -84,19 +84,19 @@ def _add_space(fig: go.Figure, view: StudyView, heights: tuple[float, float], th
     axes = [Axis(_way(o), o) for o in view.objectives]
     rest = [t for t in points if not t.front and not t.baseline and t.again is None]
     groups = (
-        ("launched again", [t for t in points if t.again is not None], GREY, "diamond-open", 4),
-        ("dominated", [t for t in rest if not t.truncated], GREY, "circle", 4),
-        ("ended early", [t for t in rest if t.truncated], GREY, "circle-open", 4),
-        ("front", [t for t in points if t.front and not t.baseline], BLUE, "circle", 6),
+        ("launched again", [t for t in points if t.again is not None], GRAY, "diamond-open", 4),
+        ("dominated", [t for t in rest if not t.truncated], GRAY, "circle", 4),
+        ("ended early", [t for t in rest if t.truncated], GRAY, "circle-open", 4),
+        ("Pareto front", [t for t in points if t.front and not t.baseline], BLUE, "circle", 6),
         ("baseline", [t for t in points if t.baseline], ORANGE, "square", 6),
     )
     ranges = [_range([a.of(t) for t in points]) for a in axes]
     floor = ranges[2][1 if view.objectives[2].direction == "minimize" else 0]
-    for name, trials, colour, symbol, size in groups:
+    for name, trials, color, symbol, size in groups:
         if trials:
-            if colour != GREY:
-                _add_stems(fig, trials, axes, floor, colour)
-            _add_points(fig, view, trials, axes, name, colour, symbol, size)
+            if color != GRAY:
+                _add_stems(fig, trials, axes, floor, color)
+            _add_points(fig, view, trials, axes, name, color, symbol, size)
     _add_confirmed(fig, view, points, axes)
     _place_scene(fig, view, axes, ranges, heights, theme)
 
@@ -122,18 +122,18 @@ def _add_points(
     trials: Sequence[TrialView],
     axes: Sequence[Axis],
     name: str,
-    colour: str,
+    color: str,
     symbol: str,
     size: int,
 ) -> None:
     places = dict(zip("xyz", axes, strict=True))
     # of dominated points they would only hide the others; their hover text has them
-    bars = {} if colour == GREY else {f"error_{k}": a.error(trials) for k, a in places.items()}
+    bars = {} if color == GRAY else {f"error_{k}": a.error(trials) for k, a in places.items()}
     fig.add_scatter3d(
         **{k: [a.of(t) for t in trials] for k, a in places.items()},
-        **{k: coloured(bar, colour) for k, bar in bars.items() if bar is not None},
+        **{k: colored(bar, color) for k, bar in bars.items() if bar is not None},
         mode="markers",
-        marker={"symbol": symbol, "size": size, "color": colour},
+        marker={"symbol": symbol, "size": size, "color": color},
         hovertext=[hover_text(view, t) for t in trials],
         hoverinfo="text",
         name=name,
@@ -141,7 +141,7 @@ def _add_points(
 
 
 def _add_stems(
-    fig: go.Figure, trials: Sequence[TrialView], axes: Sequence[Axis], floor: float, colour: str
+    fig: go.Figure, trials: Sequence[TrialView], axes: Sequence[Axis], floor: float, color: str
 ) -> None:
     """Add lines from the points to the floor: the worst end of the third objective."""
     x, y, z = axes
@@ -150,7 +150,7 @@ def _add_stems(
         y=[v for t in trials for v in (y.of(t), y.of(t), None)],
         z=[v for t in trials for v in (z.of(t), floor, None)],
         mode="lines",
-        line={"color": colour, "width": 1.5},
+        line={"color": color, "width": 1.5},
         opacity=0.45,
         hoverinfo="skip",
         showlegend=False,
@@ -180,7 +180,7 @@ def _add_confirmed(
     )
     fig.add_scatter3d(
         **{k: [a.confirmed(t) for t in again] for k, a in places.items()},
-        **{k: coloured(bar, GREEN) for k, bar in bars.items() if bar is not None},
+        **{k: colored(bar, GREEN) for k, bar in bars.items() if bar is not None},
         mode="markers",
         marker={"symbol": "diamond-open", "size": 5, "color": GREEN},
         hovertext=[hover_text(view, t) for t in again],
@@ -221,7 +221,7 @@ def _add_lines(
         dimensions=objectives + parameters,
         line={
             "color": [rank(t) for t in trials],
-            "colorscale": [[0, GREY], [0.5, BLUE], [1, ORANGE]],
+            "colorscale": [[0, GRAY], [0.5, BLUE], [1, ORANGE]],
             "cmin": 0,
             "cmax": 2,
         },
@@ -234,7 +234,7 @@ def _add_lines(
 
 def _add_note(fig: go.Figure, at: float, theme: Theme) -> None:
     fig.add_annotation(
-        text=f'A line is a trial: <span style="color:{theme.front}"><b>front</b></span>, '
+        text=f'A line is a trial: <span style="color:{theme.front}"><b>Pareto front</b></span>, '
         f'<span style="color:{theme.baseline}"><b>baseline</b></span>, dominated.<br>'
         "Objectives: up is better. Drag along an axis to filter.",
         xref="paper",

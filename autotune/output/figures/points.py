@@ -1,7 +1,6 @@
-"""What the figures of trials share: which are shown, their axes, hover texts and title.
+"""Common parts of the figures of trials: selection, axes, hover texts and title.
 
-Plotly reads a subset of HTML in every text, so all that comes from a study, a model or a log is
-escaped.
+Plotly reads a subset of HTML in every text, so every text of a study, a model or a log is escaped.
 """
 
 from __future__ import annotations
@@ -84,15 +83,15 @@ def error_bar(values: Sequence[float | None], bounds: Sequence[Bounds | None]) -
     return {"type": "data", "array": up, "arrayminus": down, "thickness": 1.2, "width": 4}
 
 
-def coloured(error: dict[str, Any] | None, colour: str) -> dict[str, Any] | None:
+def colored(error: dict[str, Any] | None, color: str) -> dict[str, Any] | None:
     """Return an error bar in a color."""
-    return None if error is None else error | {"color": colour}
+    return None if error is None else error | {"color": color}
 
 
 def hover_text(view: StudyView, trial: TrialView) -> str:
     """Return all that is known of a point's trial, as Plotly's subset of HTML."""
     name = f"trial {trial.number}" + (", baseline" if trial.baseline else "")
-    lines = [f"<b>{name}</b>{', on the front' if trial.front else ''}"]
+    lines = [f"<b>{name}</b>{', on the Pareto front' if trial.front else ''}"]
     lines += [f"{plain(k)} = {value_text(v)}" for k, v in trial.point.items()]
     for o in view.objectives:
         value = trial.value(o)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-GREY = "#8A94A0"
+GRAY = "#8A94A0"
 
 
 @dataclass(frozen=True)

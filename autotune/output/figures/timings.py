@@ -7,12 +7,12 @@ from html import escape
 import plotly.graph_objects as go
 
 from autotune.engine.launch_stages import STAGES
-from autotune.output.figures.theme import BLUE, GREEN, GREY, LIGHT, ORANGE, Theme, template
+from autotune.output.figures.theme import BLUE, GRAY, GREEN, LIGHT, ORANGE, Theme, template
 from autotune.results.text import number, plain
 from autotune.results.timings import TimeView, TrialTime
 
-# Okabe and Ito's, as in the other plots; a pattern says the same once more where a colour comes
-# twice. What the limit leaves, weights and requests, is plain blue and green.
+# Okabe and Ito's colors, as in the other plots; a pattern distinguishes stages of one
+# color. Weights and requests are plain blue and green.
 _LOOKS: dict[str, tuple[str | None, str]] = {
     "tuner": (None, ""),  # the ink
     "spawn": ("#F0E442", ""),
@@ -24,8 +24,8 @@ _LOOKS: dict[str, tuple[str | None, str]] = {
     "first": ("#56B4E9", "/"),
     "warm-up": ("#56B4E9", ""),
     "measuring": (GREEN, ""),
-    "stop": (GREY, "/"),
-    "other": (GREY, ""),
+    "stop": (GRAY, "/"),
+    "other": (GRAY, ""),
 }
 
 
@@ -42,13 +42,13 @@ def time_figure(view: TimeView, height: int = 460, theme: Theme = LIGHT) -> go.F
         trials = [t for t in view.trials if t.seconds.get(stage) is not None]
         if not trials:
             continue
-        colour, pattern = _LOOKS[stage]
+        color, pattern = _LOOKS[stage]
         fig.add_bar(
             x=[t.trial for t in trials],
             y=[t.seconds[stage] for t in trials],
             name=stage,
             marker={
-                "color": colour or theme.ink,
+                "color": color or theme.ink,
                 "pattern": {"shape": pattern},
                 "line": {"width": 0},
             },

@@ -14,8 +14,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autotune.output.figures.points import coloured, error_bar
-from autotune.output.figures.theme import BLUE, GREEN, GREY, ORANGE, Theme, template
+from autotune.output.figures.points import colored, error_bar
+from autotune.output.figures.theme import BLUE, GRAY, GREEN, ORANGE, Theme, template
 from autotune.results.prediction import Outlook
 from autotune.results.text import (
     bounds_text,
@@ -31,11 +31,11 @@ from autotune.stats.measurement import Floats
 from autotune.study.space import MNBT, N, Value
 from objectives import Objective
 
-_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
+_COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GRAY)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _LEGEND = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "xanchor": "left"}
-# More points of a curve cannot be told apart on a screen.
+# More points of a curve cannot be distinguished on a screen.
 _MOST_STEPS = 600
 
 
@@ -92,7 +92,7 @@ class _Group(NamedTuple):
     """How a group of trials is drawn; ``bars``: with error bars."""
 
     name: str
-    colour: str
+    color: str
     symbol: str
     size: int
     mode: str
@@ -100,7 +100,7 @@ class _Group(NamedTuple):
     confirmed: bool = False
 
 
-_OTHERS = _Group("other trials", GREY, "circle-open", 7, "markers", bars=False)
+_OTHERS = _Group("other trials", GRAY, "circle-open", 7, "markers", bars=False)
 _BEST = _Group("best trial of an n", BLUE, "circle", 10, "lines+markers", bars=True)
 _CONFIRMED = _Group("confirmed", GREEN, "diamond-open", 12, "markers", bars=True, confirmed=True)
 
@@ -125,11 +125,11 @@ def _add_by_n(
         marker={
             "symbol": group.symbol,
             "size": group.size,
-            "color": group.colour,
-            "line": {"width": 2, "color": group.colour},
+            "color": group.color,
+            "line": {"width": 2, "color": group.color},
         },
-        line={"color": group.colour, "width": 1.6},
-        error_y=coloured(error_bar(values, bounds), group.colour) if group.bars else None,
+        line={"color": group.color, "width": 1.6},
+        error_y=colored(error_bar(values, bounds), group.color) if group.bars else None,
         hovertext=[_trial_hover(t, o) for t in trials],
         hoverinfo="text",
         row=row,
@@ -215,15 +215,15 @@ def acceptance_figure(trials: Mapping[int, TrialView], theme: Theme) -> go.Figur
     """Return the share of drafted tokens that were accepted, by position, a line for each n."""
     fig = go.Figure()
     for i, (n, t) in enumerate(trials.items()):
-        again = i // len(_COLOURS)  # the same colour has another symbol and dash then
-        colour, symbol = _COLOURS[i % 7], _SYMBOLS[(i + again) % 7]
+        again = i // len(_COLORS)  # the same color has another symbol and dash then
+        color, symbol = _COLORS[i % 7], _SYMBOLS[(i + again) % 7]
         shares = t.acceptance_per_position
         fig.add_scatter(
             x=list(range(1, len(shares) + 1)),
             y=list(shares),
             mode="lines+markers",
             name=f"n = {n}",
-            line={"color": colour, "width": 1.6, "dash": _DASHES[again % 4]},
+            line={"color": color, "width": 1.6, "dash": _DASHES[again % 4]},
             marker={"symbol": symbol, "size": 8},
             hovertext=[
                 f"<b>n = {n}</b>, position {k}<br>accepted: {s:.0%}"
@@ -254,7 +254,7 @@ def prediction_figure(found: Outlook, theme: Theme) -> go.Figure:
         },
         hovertext=[
             f"<b>n = {r.n}</b><br>predicted: {number(r.predicted or 0.0)} tok/s"
-            + ("<br>beyond the launched n, less certain" if r.extrapolated else "")
+            + ("<br>extrapolated, so less certain" if r.extrapolated else "")
             for r in expected
         ],
         hoverinfo="text",
@@ -299,7 +299,7 @@ def latency_figure(curves: Sequence[Latencies], theme: Theme) -> go.Figure:
     fig = make_subplots(rows=2, cols=1, vertical_spacing=0.2)
     looks = list(zip(curves, (BLUE, ORANGE, GREEN), _DASHES, strict=False))
     for row, kind in ((1, "E2EL"), (2, "TTFT")):
-        for c, colour, dash in looks:
+        for c, color, dash in looks:
             x, share = _steps((c.e2el if kind == "E2EL" else c.ttft) * 1000)
             fig.add_scatter(
                 x=x,
@@ -308,13 +308,13 @@ def latency_figure(curves: Sequence[Latencies], theme: Theme) -> go.Figure:
                 name=escape(c.name),
                 legendgroup=c.name,
                 showlegend=row == 1,
-                line={"shape": "hv", "color": colour, "width": 2, "dash": dash},
+                line={"shape": "hv", "color": color, "width": 2, "dash": dash},
                 hovertemplate="<b>%{fullData.name}</b><br>%{y:.0%} within %{x:.4r} ms"
                 "<extra></extra>",
                 row=row,
                 col=1,
             )
-        fig.add_hline(y=0.95, line={"color": GREY, "width": 1, "dash": "dot"}, row=row)
+        fig.add_hline(y=0.95, line={"color": GRAY, "width": 1, "dash": "dot"}, row=row)
         fig.update_xaxes(title_text=f"better  ←  {kind} (ms)", rangemode="tozero", row=row, col=1)
         fig.update_yaxes(title_text="Requests", tickformat=".0%", range=[0, 1.02], row=row, col=1)
     fig.update_xaxes(title_standoff=4)  # the upper one is between two plots
@@ -340,17 +340,17 @@ def _steps(values: Floats) -> tuple[list[float], list[float]]:
 def importance_figure(
     found: Mapping[str, Mapping[str, float]], objectives: Sequence[Objective], theme: Theme
 ) -> go.Figure:
-    """Return how much each parameter decides over each objective."""
+    """Return the importance of each parameter for each objective."""
     fig = go.Figure()
     names = list(dict.fromkeys(name for shares in found.values() for name in shares))
-    for o, colour, pattern in zip(objectives, _COLOURS, ("", "/", "x"), strict=False):
+    for o, color, pattern in zip(objectives, _COLORS, ("", "/", "x"), strict=False):
         shares = found[o.name]
         fig.add_bar(
             y=[escape(plain(n)) for n in names],
             x=[shares.get(n, 0.0) for n in names],
             orientation="h",
             name=escape(plain(o.title)),
-            marker={"color": colour, "pattern": {"shape": pattern}},
+            marker={"color": color, "pattern": {"shape": pattern}},
             hovertext=[
                 f"<b>{escape(plain(n))}</b>, {escape(plain(o.title))}: {shares.get(n, 0.0):.0%}"
                 for n in names

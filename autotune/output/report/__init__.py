@@ -1,4 +1,4 @@
-"""One page for someone who did not run the study: what to serve, and how sure we are.
+"""One page for a reader who did not run the study: what to serve, and how certain that is.
 
 :mod:`.sections` reads a study into the blocks of :mod:`.content`; :mod:`.render` makes HTML,
 Markdown or PDF of them.

@@ -84,11 +84,11 @@ def _evidence(s: Source, t: TrialView) -> Fact:
     if not t.confirmed:
         return Fact("Evidence", "not confirmed", (f"only {what} of the search",))
     base = s.baseline
-    beside: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
     if base is not None and base is not t and base.confirmed:
         of = f"{count(s.requests(base), 'request')} in {count(base.confirmed_launches, 'launch')}"
-        beside = (f"compared with {of} of the baseline",)
-    return Fact("Evidence", "confirmed", (f"with {what}", *beside))
+        against = (f"compared with {of} of the baseline",)
+    return Fact("Evidence", "confirmed", (f"with {what}", *against))
 
 
 def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:

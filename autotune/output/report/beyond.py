@@ -46,13 +46,13 @@ def prediction(s: Source) -> Iterator[Block]:
         yield Paragraph(f"{plain(str(e)).removeprefix(f'{s.view.name}: ').capitalize()}.")
         return
     yield Paragraph(
-        f"From acceptance alone, {NOTE}. Each n stands for its fastest trial; a launched n is "
-        "predicted from the launches at other n only, so the error shows how far to trust it."
+        f"From acceptance alone, {NOTE}. The fastest trial of each n represents it. A launched n "
+        "is predicted from the launches at other n only, so the error shows how far to trust it."
     )
     yield Figure(
         "prediction",
-        f"tok/s by n, predicted and measured.{_error_text(found)} Open squares lie beyond the "
-        "launched n.",
+        f"tok/s by n, predicted and measured.{_error_text(found)} Open squares are extrapolated: "
+        "their n is outside of the range of the other launches.",
         partial(figures.prediction_figure, found),
     )
     yield _prediction_table(found)
@@ -118,17 +118,21 @@ def other_loads(s: Source) -> Iterator[Block]:
         view = stored_view(s.store, loaded, {row.fingerprint})
     except UserError:
         yield Paragraph(
-            f"All of this holds for {load_text(s)}. The database has no map of other loads; "
-            "autotune map measures one, and says above which load drafting loses."
+            f"All of this holds for {load_text(s)}. The database has no load sweep; autotune map "
+            "runs one, and shows the concurrency above which drafting loses."
         )
         return
     if not view.at:
-        yield Paragraph("The map has no numbers of no speculation yet, nothing to compare with.")
+        yield Paragraph(
+            "The load sweep has no numbers without speculation yet, so there is nothing to compare "
+            "with."
+        )
     else:
         text = crossover_text(view.crossover, view.at)
         yield Figure(
             "load",
-            f"Speed-up over no speculation by load, a line for each n, with 95% intervals. {text}",
+            "Speed-up over no speculation by concurrency, a line for each n, with 95% intervals. "
+            f"{text}",
             lambda theme: figures.untitled(map_figure(view, 440, theme)),
         )
         yield _loads_table(view)
@@ -152,8 +156,8 @@ def _loads_table(view: MapView) -> DataTable:
         for load, x in p.loads.items()
     }
     return DataTable.of(
-        "The best n at each load; ties are n that are not certainly worse",
-        ("requests at a time", "best n", "ties", "tok/s", "over no speculation", "p95 (ms)"),
+        "The best n at each concurrency; ties are n that are not certainly worse",
+        ("concurrency", "best n", "ties", "tok/s", "over no speculation", "p95 (ms)"),
         tuple(
             (
                 str(x.load),
@@ -173,7 +177,7 @@ def _speedups_table(view: MapView) -> DataTable:
     drafts = sorted(n for n in view.rates if n)
     return DataTable.of(
         "Speed-up over no speculation",
-        ("requests at a time", *(f"n = {n}" for n in drafts)),
+        ("concurrency", *(f"n = {n}" for n in drafts)),
         tuple(
             (
                 str(load),
@@ -201,17 +205,18 @@ def _recommended(view: MapView) -> Iterator[Block]:
     if view.advice is Advice.SCHEDULE:
         what = "a schedule of n by batch size"
     yield Paragraph(
-        f"Recommended for these loads: {what} ({view.advice}). Measured with "
+        f"Recommended for these concurrencies: {what} ({view.advice}). Measured with "
         f"{plain(', '.join(filter(None, about)))}."
     )
     if view.argument is not None:
         yield Code(
-            "For all these loads together", f"--speculative-config {shlex.quote(view.argument)}"
+            "For all these concurrencies together",
+            f"--speculative-config {shlex.quote(view.argument)}",
         )
 
 
 def importance(s: Source) -> Iterator[Block]:
-    """Yield how much each parameter decides over each objective."""
+    """Yield the importance of each parameter for each objective."""
     objectives = s.view.objectives
     counted = {t.number for t in searched(s.view)}
     trials = [t for t in s.trials if t.number in counted]
@@ -219,8 +224,8 @@ def importance(s: Source) -> Iterator[Block]:
     if not found:
         few = len(trials) < LEAST_TRIALS
         yield Paragraph(
-            f"Not said: {count(len(trials), 'point')} with numbers, and of fewer than "
-            f"{LEAST_TRIALS} it would be chance."
+            f"Not known: {count(len(trials), 'point')} with numbers are too few; with fewer than "
+            f"{LEAST_TRIALS}, the shares would be chance."
             if few
             else "A single parameter was searched, so it is the one."
         )

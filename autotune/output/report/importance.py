@@ -1,4 +1,4 @@
-"""Which of the searched parameters decides over an objective.
+"""Importance of the searched parameters for each objective.
 
 PED-ANOVA (S. Watanabe, A. Bansal, F. Hutter, "PED-ANOVA: Efficiently quantifying hyperparameter
 importance in arbitrary subspaces", IJCAI 2023), as Optuna implements it: how differently a

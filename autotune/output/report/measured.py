@@ -1,4 +1,4 @@
-"""What was measured: trials, front, by n, by n and MNBT, acceptance, latencies."""
+"""What was measured: trials, Pareto front, by n, by n and MNBT, acceptance, latencies."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def front(s: Source) -> Iterator[Block]:
         yield Paragraph("No trial gave numbers.")
     else:
         yield Paragraph(
-            "Each trial is one launch of a real server. The front is what no other trial beats in "
-            "one objective without losing in another."
+            "Each trial is one launch of a real server. The Pareto front holds every trial that no "
+            "other trial beats in one objective without losing in another."
         )
         yield from _front_figures(view)
-        yield _trials_table("The front", view, view.front(), folded=False)
+        yield _trials_table("The Pareto front", view, view.front(), folded=False)
     if view.verdict is not None:
         yield _confirmed_table(s)
         yield Points(tuple(f"{upper(line)}." for line in verdict_lines(view)))
@@ -61,7 +61,7 @@ def front(s: Source) -> Iterator[Block]:
 def _front_figures(view: StudyView) -> Iterator[Figure]:
     """Yield the trials by the objectives; three of them in space, and in parallel coordinates."""
     names = [plain(lower(o.title)) for o in view.objectives]
-    about = f"{len(view.front())} of them on the front. Bars are 95% intervals."
+    about = f"{len(view.front())} of them on the Pareto front. Bars are 95% intervals."
     if view.verdict is not None:
         about += " A dotted line leads from what the search saw to what was confirmed."
     if len(names) < 3:
@@ -127,9 +127,9 @@ def remarks(t: TrialView) -> str:
     if t.front:
         words.append("front")
     if t.confirms is not None:
-        words.append(f"confirms {t.confirms}")
+        words.append(f"confirms #{t.confirms}")
     if t.replicates is not None:
-        words.append(f"launches {t.replicates} again")
+        words.append(f"repeats #{t.replicates}")
     if t.reused is not None:
         words.append("reused")
     if t.truncated:
@@ -183,8 +183,8 @@ def by_n(s: Source) -> Iterator[Block]:
         return
     yield Figure(
         "by-n",
-        "Every trial by n; a line through the best trial of each n, whatever else was set, with "
-        "95% intervals. The dashed line is the baseline.",
+        "Every trial by n; a line through the best trial of each n, whose other parameters may "
+        "differ, with 95% intervals. The dashed line is the baseline.",
         partial(figures.by_n_figure, view),
     )
     first, *others = view.objectives
@@ -302,8 +302,8 @@ def latency(s: Source) -> Iterator[Block]:
     above = max(1, round(fewest * 0.05))
     yield Paragraph(
         f"A launch had {fewest} requests or more, so that about {above} of them lie above "
-        "its 95th percentile. The interval beside a p95 says what that is worth: an upper "
-        "bound takes 72 requests, and where launches differ only more launches make it narrower."
+        "its 95th percentile. The interval of a p95 shows its uncertainty: an upper bound takes 72 "
+        "requests, and where launches differ only more launches make it narrower."
     )
 
 

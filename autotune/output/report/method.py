@@ -64,7 +64,7 @@ def time_spent(s: Source) -> Iterator[Block]:
         view = time_view(s.store, s.view.name)
     except UserError:
         yield Paragraph(
-            "How a launch's time splits into stages is not known: these launches were made before "
+            "The stages of the launches are not known: these launches were made before "
             "autotune noted it."
         )
         return
@@ -113,12 +113,12 @@ def failures(s: Source) -> Iterator[Block]:
         for kind, t in kinds.items():
             lines = "\n".join(plain(x) for x in t.failure_evidence)
             about = f"Trial {t.number}, the first of its kind ({plain(kind or 'unknown')})"
-            yield Code(f"{about}: the telling log lines", lines, "text", folded=True)
+            yield Code(f"{about}: the log lines that show it", lines, "text", folded=True)
     latest = {x.trial: x.attempt for x in s.launches}  # oldest first
     again = [x for x in s.launches if x.attempt < latest[x.trial]]
     if again:
         yield Paragraph(
-            "Launches that do not count, since another one of the same trial took their place:"
+            "Launches that do not count, because another one of the same trial replaced them:"
         )
         yield Points(tuple(f"Trial {x.trial}, launch {x.attempt + 1}: {_why(x)}." for x in again))
 
@@ -143,7 +143,7 @@ def method(s: Source) -> Iterator[Block]:
     if line := scatter_line(s.view):
         yield Paragraph(f"{upper(line)}.")
     else:
-        yield Paragraph("No point was launched twice: how far launches differ is not known.")
+        yield Paragraph("No point was launched twice, so launch-to-launch variance is not known.")
     warned: dict[str, list[TrialView]] = {}
     for t in s.view.trials:
         for w in t.warnings:
@@ -169,8 +169,8 @@ def _definitions(s: Source) -> Iterator[str]:
         )
     yield (
         "[low, high] is a 95% interval: batch means for tok/s, order statistics for a percentile, "
-        "with what launches of one point differ by as soon as that is known. A ? is a bound that "
-        "the requests are too few for."
+        "including launch-to-launch variance as soon as that is known. A ? is a bound that the "
+        "requests are too few for."
     )
     yield from _load(s)
     yield from _servers(s)
@@ -179,8 +179,8 @@ def _definitions(s: Source) -> Iterator[str]:
     if s.view.verdict is not None:
         yield (
             "Confirmation: baseline and best points are launched again in turn, there and back "
-            "(A B B A); the choice is by all launches, its numbers by these only, less the luck of "
-            "having been chosen."
+            "(A B B A). All launches decide the choice; its numbers are from these launches only, "
+            "corrected for selection bias (the winner's curse)."
         )
 
 
@@ -220,8 +220,8 @@ def _servers(s: Source) -> Iterator[str]:
     idle = max((Quality.read(x.quality).beside or 0 for x in s.launches), default=0)
     if idle:
         yield (
-            "Servers were started ahead: each was measured alone, with up to "
-            f"{count(idle, 'other')} idle beside it."
+            "Servers were prelaunched: each was measured alone, with up to "
+            f"{count(idle, 'other')} idle next to it."
         )
 
 
@@ -289,7 +289,7 @@ def repeat(s: Source) -> Iterator[Block]:
         if (source := s.spec.workload.source) is not None:
             words.append(
                 f"Its prompts, {plain(str(source[1]))}, are not in this report and "
-                "must lie beside it."
+                "must be next to it."
             )
     else:
         words.append("The study comes with autotune.")
@@ -302,8 +302,8 @@ def _is_bundled(run: LoadedStudy, fingerprint: str) -> bool:
     """Return whether a bundled study was run, unchanged but for its budget, which is given."""
     if run.spec.name not in bundled_studies():
         return False
-    ours = load_study(run.spec.name)
-    schedule = differences(ours.spec, run.spec, Affects.SCHEDULE)
+    bundled = load_study(run.spec.name)
+    schedule = differences(bundled.spec, run.spec, Affects.SCHEDULE)
     return not any(d.key.partition(".")[0] != "budget" for d in schedule) and (
-        fingerprint in fingerprints(ours.spec, contents(ours.spec, ours.base))
+        fingerprint in fingerprints(bundled.spec, contents(bundled.spec, bundled.base))
     )

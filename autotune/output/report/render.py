@@ -1,9 +1,9 @@
-"""Makes a file of a report: HTML that needs no network, Markdown, or PDF through Chromium.
+"""Write a report as a file: HTML that needs no network, Markdown, or PDF through Chromium.
 
 Plotly's bundle (4.8 MB, once for all figures) and the figures (5 MB of a thousand trials) are kept
 compressed in the page and unpacked by the browser (``DecompressionStream``, in every browser since
-May 2023). A Content-Security-Policy forbids the page to load anything at all. Whatever comes from a
-study, a model or a log is escaped, by jinja2 in HTML and by :func:`_markdown_text` in Markdown.
+May 2023). A Content-Security-Policy forbids the page to load anything at all. All text of a study,
+a model or a log is escaped, by jinja2 in HTML and by :func:`_markdown_text` in Markdown.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Format(StrEnum):
 
 
 def place(out: Path | None, form: Format | None, database: Path, study: str) -> tuple[Path, Format]:
-    """Return the file to write and its format, from what a user has said of both.
+    """Return the file to write and its format, from the user's options.
 
     Args:
         out: The file; None: ``report.html`` and so on, in the study's own folder, which is made.

@@ -1,4 +1,4 @@
-"""What a report says, section by section; nothing is computed for it alone.
+"""Sections of a report in their order; nothing is computed for the report alone.
 
 A number that another command shows comes from the same module of :mod:`autotune.results`.
 """

@@ -23,7 +23,7 @@ from autotune.study.space import N
 
 @dataclass(frozen=True)
 class Source:
-    """The study, and where the rest of it is read from.
+    """The study, and the database that the rest of it is read from.
 
     Attributes:
         store: Database of the study.
@@ -41,12 +41,12 @@ class Source:
 
     @cached_property
     def best(self) -> TrialView | None:
-        """The trial that `autotune best` would serve; None: no trial has results."""
+        """Trial that `autotune best` would serve; None: no trial has results."""
         return self.view.best()
 
     @cached_property
     def baseline(self) -> TrialView | None:
-        """The trial that the others are compared with."""
+        """Trial that the others are compared with."""
         return next((t for t in self.view.trials if t.baseline), None)
 
     def trial(self, number: int) -> TrialView:
