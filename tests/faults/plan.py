@@ -168,7 +168,7 @@ PROCESSES = (
         quick=(Stage.MEASURING,),
     ),
     Fault(
-        "SIGKILL of the guard",
+        "SIGKILL of the supervisor",
         Run.GOES_ON,
         SERVING,
         hits=((Target.GUARD, signal.SIGKILL),),
@@ -176,7 +176,7 @@ PROCESSES = (
         quick=(Stage.LAUNCHING, Stage.MEASURING),
     ),
     Fault(
-        "SIGSTOP of the guard",
+        "SIGSTOP of the supervisor",
         Run.GOES_ON,
         (Stage.MEASURING,),
         hits=((Target.GUARD, signal.SIGSTOP),),
@@ -184,7 +184,7 @@ PROCESSES = (
         within_s=60,  # the tuner waits half a minute for it before it ends all by itself
     ),
     Fault(
-        "SIGSTOP of the guard, then SIGKILL of the tuner",
+        "SIGSTOP of the supervisor, then SIGKILL of the tuner",
         Run.DIES,
         (Stage.LAUNCHING, Stage.MEASURING),
         hits=((Target.GUARD, signal.SIGSTOP), (Target.TUNER, signal.SIGKILL)),
@@ -194,14 +194,14 @@ PROCESSES = (
         alone=True,
     ),
     Fault(
-        "SIGKILL of guard and tuner together",
+        "SIGKILL of supervisor and tuner together",
         Run.DIES,
         SERVING[:-1],  # a server that takes its time to end is the next row's
         hits=((Target.GUARD, signal.SIGKILL), (Target.TUNER, signal.SIGKILL)),
         env=PLAIN,
     ),
     Fault(
-        "SIGKILL of guard and tuner together; the server ignores SIGTERM",
+        "SIGKILL of supervisor and tuner together; the server ignores SIGTERM",
         Run.DIES,
         (Stage.LAUNCHING, Stage.MEASURING),
         hits=((Target.GUARD, signal.SIGKILL), (Target.TUNER, signal.SIGKILL)),
@@ -270,7 +270,7 @@ WARM = (
         warm=True,
     ),
     Fault(
-        "warm start: SIGKILL of the guard",
+        "warm start: SIGKILL of the supervisor",
         Run.GOES_ON,
         SERVING,
         hits=((Target.GUARD, signal.SIGKILL),),
