@@ -1,4 +1,4 @@
-"""Studies from Python: what `autotune run` does, with callbacks instead of a terminal.
+"""Studies from Python: `autotune run` with callbacks instead of a terminal.
 
 >>> from autotune import Study
 >>> study = Study(
@@ -20,8 +20,8 @@
 >>> study
 Study('example', 2 parameters)
 
-``tune(study, trials=40)`` would now launch servers, and give a :class:`Result`. So does the
-database of a study that was run before:
+``tune(study, trials=40)`` would now launch servers and return a :class:`Result`. The database of an
+earlier run gives one, too:
 
 >>> from autotune import Result
 >>> result = Result.from_database("studies/results/demo-cpu/autotune.db")
@@ -30,8 +30,8 @@ Result('demo-cpu', ... trials finished)
 >>> result.best() in result.trials
 True
 
-Interrupts (Ctrl-C, "interrupt the kernel") end the server and come out as ``KeyboardInterrupt``;
-the same call goes on at the same point. In a notebook no other cell runs meanwhile.
+An interrupt (Ctrl-C, "interrupt the kernel") ends the server and raises ``KeyboardInterrupt``; the
+same call resumes at the same point. In a notebook, no other cell runs during a call.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ DATABASE = Path("autotune.db")
 
 
 class StopTuning(Exception):
-    """Raised by a callback, it ends :func:`tune`, which returns what there is."""
+    """Exception that a callback raises to end :func:`tune`, which returns the present result."""
 
 
 class Study:
-    """What to serve, what load to put on it, what to search: a study file's content.
+    """Content of a study file: what to serve, the load on it, and what to search.
 
     Args:
         spec: The keys of a study file (``docs/study-reference.md``) as a mapping, or as a
@@ -99,13 +99,13 @@ class Study:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Study:
-        """A study file, or a bundled study by its name.
+        """Read a study file, or a bundled study by its name.
 
         >>> Study.from_file("demo-cpu")
         Study('demo-cpu', 2 parameters)
 
         Raises:
-            UserError: there is none, or it has a mistake.
+            UserError: there is no such study, or it has a mistake.
         """
         study = cls.__new__(cls)
         study._loaded = load_study(str(path))
@@ -113,17 +113,17 @@ class Study:
 
     @property
     def name(self) -> str:
-        """Its name, also in the database."""
+        """Name of the study, also in the database."""
         return self.spec.name
 
     @property
     def spec(self) -> StudySpec:
-        """Everything in it, checked."""
+        """Content of the study file, checked."""
         return self._loaded.spec
 
     @property
     def loaded(self) -> LoadedStudy:
-        """With the place that it came from, as the other modules take it."""
+        """The study with its origin, as other modules take it."""
         return self._loaded
 
     def __repr__(self) -> str:
@@ -132,7 +132,7 @@ class Study:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings, sequences and paths as YAML has them; anything else as it is."""
+    """Return mappings, sequences and paths as YAML has them; anything else unchanged."""
     match value:
         case Mapping():
             return {key: _plain(v) for key, v in value.items()}
@@ -145,17 +145,18 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happens between two finished trials.
+    """An event between two finished trials.
 
     Attributes:
-        what: ``begin``: a trial begins. ``stage``: a stage of it, such as ``launching``.
-            ``progress``: one request more. ``message``: something else that is worth knowing.
-        text: The stage, or the message; empty of a begin.
-        trial: The number of the running trial; None outside of trials.
-        point: Its parameters; None outside of trials.
-        done: Requests of this stage so far; with ``progress`` only.
-        total: … of at most so many.
-        slot: The number of the slot that runs the trial, from 0.
+        what: Kind of the event. ``begin``: a trial begins. ``stage``: a stage of the trial begins,
+            such as ``launching``. ``progress``: one more request is done. ``message``: anything
+            else.
+        text: Name of the stage, or the message; empty for ``begin``.
+        trial: Number of the running trial; None outside of trials.
+        point: Parameters of the running trial; None outside of trials.
+        done: Number of finished requests of this stage; with ``progress`` only.
+        total: Largest number of requests of this stage; with ``progress`` only.
+        slot: Number of the slot that runs the trial, from 0.
     """
 
     what: Literal["begin", "stage", "progress", "message"]
@@ -172,10 +173,10 @@ OnEvent = Callable[[Event], object]
 
 
 class _Listener:
-    """Tells callbacks of a run's events (:class:`autotune.tuning.progress.Progress`).
+    """Calls callbacks at a run's events (:class:`autotune.tuning.progress.Progress`).
 
-    What a callback raises must not come up while a server is being stopped, so it is kept until
-    the next moment at which a run can be left: a trial's begin or end, or a request's.
+    An exception of a callback must not interrupt the stop of a server. So it is kept until the run
+    can be left: at the begin or end of a trial, or at the end of a request.
     """
 
     def __init__(self, on_trial: OnTrial | None, on_event: OnEvent | None) -> None:
@@ -186,33 +187,33 @@ class _Listener:
         self._stages: dict[int, str] = {}  # by slot
 
     def study(self, view: StudyView, database: Path) -> None:
-        """Let a callback end the run before its first trial."""
+        """Raise a callback's exception before the first trial."""
         self._leave()
 
     def begin(self, at: At, position: int, point: Point) -> None:
-        """Tell of a trial that begins."""
+        """Report that a trial begins."""
         self._points[at.slot] = at.trial, point
         self._stages[at.slot] = ""
         self._tell("begin", "", at)
         self._leave()
 
     def stage(self, at: At, text: str) -> None:
-        """Tell of a stage."""
+        """Report a stage."""
         self._stages[at.slot] = plain(text)
         self._tell("stage", plain(text), at)
 
     def progress(self, at: At, done: int, total: int) -> None:
-        """Tell of one request more."""
+        """Report one more request."""
         self._tell("progress", self._stages.get(at.slot, ""), at, done, total)
         self._leave()
 
     def message(self, text: str, at: At = OUTSIDE) -> None:
-        """Tell of something that is neither a stage nor a trial."""
+        """Report a message."""
         self._tell("message", plain(text), at)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """Tell of a wait outside of trials."""
+        """Report a wait outside of trials."""
         self.stage(OUTSIDE, text)
         try:
             yield
@@ -220,14 +221,14 @@ class _Listener:
             self._stages[0] = ""
 
     def download(self, stage: str, done: float) -> None:
-        """Tell of the demo's target that is made."""
+        """Report progress of the demo's target."""
         if done >= 1:
             self._stages[0] = ""
         else:
             self.stage(OUTSIDE, f"demo model: {stage}")
 
     def trial(self, at: At, trial: TrialView) -> None:
-        """Tell of a finished trial."""
+        """Report a finished trial."""
         self._points.pop(at.slot, None)
         self._stages[at.slot] = ""
         if self._on_trial is not None and self._raised is None:
@@ -269,30 +270,32 @@ def tune(
     on_trial: OnTrial | None = None,
     on_event: OnEvent | None = None,
 ) -> Result:
-    """Brings a study to ``trials`` finished trials, one real server each, from where it stands.
+    """Run a study, or resume it, until it has ``trials`` finished trials.
+
+    Each trial launches a real server.
 
     Args:
-        study: What to do.
-        trials: Finished trials that it shall have in the end, earlier ones included; the study's
-            own ``budget.trials`` by default.
+        study: The study.
+        trials: Total number of finished trials, earlier ones included; the study's own
+            ``budget.trials`` by default.
         database: SQLite file that keeps everything; made if missing. The same call resumes.
-        seed: Of a new study.
+        seed: Random seed of a new study.
         timeout_minutes: No trial begins after this time; the study's own by default.
         until_converged: End the search when no launch is expected to be worth its time.
         on_trial: Called with every trial when it is done. If it returns False or raises
             :class:`StopTuning`, the run ends; the trial is kept.
-        on_event: Called with everything else that happens; may end the run in the same way. A
-            trial that it ends is taken up again by the next call.
+        on_event: Called with every other event; may end the run in the same way. The next call
+            resumes the trial that it interrupted.
 
     Returns:
-        What the study amounts to now.
+        The present result of the study.
 
     Raises:
         UserError: the study or the database cannot be used; one line says why.
-        NothingUsable: the first launches all failed alike.
+        NothingUsable: the first launches all failed for the same reason.
         MachineError: the disk is full, or the database is damaged or stayed locked.
         KeyboardInterrupt: the server is gone, and the same call goes on.
-        Exception: what a callback raised; the server is gone then, too.
+        Exception: an exception of a callback; the server is gone then, too.
     """
     if threading.current_thread() is not threading.main_thread():
         raise UserError(
@@ -326,12 +329,12 @@ def tune(
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What a study amounts to; plain values that later trials do not change.
+    """Result of a study; plain values that later trials do not change.
 
     Attributes:
-        view: The whole study: its trials, objectives, verdict, how far launches scatter.
-        database: Where it is kept.
-        reason: Why the run ended, in words; None for one that was only loaded.
+        view: The whole study: its trials, objectives, verdict and launch-to-launch variance.
+        database: Database of the study.
+        reason: Reason for the end of the run, in words; None: the study was only loaded.
     """
 
     view: StudyView
@@ -340,11 +343,11 @@ class Result:
 
     @classmethod
     def from_database(cls, database: str | Path, study: str | None = None) -> Result:
-        """A study as its database has it; nothing is launched.
+        """Read the result of a study from its database; launch nothing.
 
         Args:
-            database: The SQLite file.
-            study: Its name, if the database holds several.
+            database: SQLite file of the study.
+            study: Name of the study, if the database holds several.
 
         Raises:
             UserError: there is no such database, or no such study in it.
@@ -355,7 +358,7 @@ class Result:
 
     @property
     def trials(self) -> Sequence[TrialView]:
-        """Every trial, failed ones too, in the order of their numbers."""
+        """Every trial, including failed ones, in the order of their numbers."""
         return self.view.trials
 
     def rows(self) -> list[dict[str, Any]]:
@@ -366,15 +369,15 @@ class Result:
         return study_rows(self.view)
 
     def front(self) -> list[TrialView]:
-        """The trials that no other one beats in all objectives, best by the first one first."""
+        """Return the Pareto front, best by the first objective first."""
         return self.view.front()
 
     def best(self, objective: str | None = None, *, balanced: bool = False) -> TrialView:
-        """The trial to serve: the confirmation's choice where there is one.
+        """Return the trial to serve: the confirmation's choice if there is one.
 
         Args:
-            objective: Its name; the study's first one by default.
-            balanced: By all objectives, one percent of any counting alike.
+            objective: Name of the objective that decides; the study's first one by default.
+            balanced: Let all objectives decide; one percent of any counts the same.
 
         Raises:
             UserError: the study has no such objective.
@@ -389,14 +392,14 @@ class Result:
         return trial
 
     def command(self, trial: TrialView | None = None) -> str:
-        """The shell command that serves a trial's point; by default the best one's."""
+        """Return the shell command that serves a trial's point; the best trial's by default."""
         with _quiet_optuna(), opened(self.database) as store:
             return shell_command(store, self.view.name, trial or self.best())
 
     def samples(
         self, trial: TrialView, phase: Literal["measure", "warmup", "fill"] = "measure"
     ) -> list[Sample]:
-        """Every request of a trial's last launch, with its times; empty if there was none."""
+        """Return every request of a trial's last launch, with its times; empty without a launch."""
         with _quiet_optuna(), opened(self.database) as store:
             launches = store.launches.of_trial(self.view.name, trial.number)
             return store.requests.samples(launches[-1].launch_id, phase) if launches else []
@@ -418,10 +421,10 @@ def _quiet_optuna() -> Iterator[None]:
 
 @contextmanager
 def _outside_of_loops() -> Iterator[None]:
-    """Lets ``asyncio.run`` work in a notebook, whose cells run inside of a loop.
+    """Let ``asyncio.run`` work in a notebook, whose cells run inside of a loop.
 
-    That loop stands still until the cell is done, so there is nothing to mix up. A thread would do
-    without this, but no interrupt would reach it.
+    The notebook's loop waits until the cell is done, so the two loops cannot interfere. A thread
+    would not need this, but no interrupt would reach it.
     """
     try:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What several commands do: choose the best trial, draw, say what is worth knowing."""
+"""Common steps of commands: choose the best trial, draw, print warnings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def serving_command(store: Store, name: str, trial: TrialView) -> str:
 
 
 def say_trust(ui: Ui, loaded: LoadedStudy) -> None:
-    """Say that a model's own code is run, where it is."""
+    """Print that a model's own code will run, if that is so."""
     from autotune.engine.command import runs_model_code
 
     if runs_model_code(loaded.spec):

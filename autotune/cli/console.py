@@ -1,6 +1,6 @@
-"""What a person sees in the terminal: a live line while a trial runs, a row when it is done.
+"""Terminal output of a run: a live line while a trial runs, and a row when it is done.
 
-Without a terminal (a log, a pipe) the same is said in plain lines, one a stage and one a trial.
+Without a terminal (a log, a pipe), the output is plain lines: one for each stage and each trial.
 Texts from studies, models and logs are never read as markup and lose their control characters.
 """
 
@@ -67,8 +67,8 @@ class Ui:
     """The terminal of a run (:class:`autotune.tuning.progress.Progress`); a context manager.
 
     Args:
-        console: Where to write; standard output by default.
-        clock: Seconds that only go forward.
+        console: Console to write to; standard output by default.
+        clock: Returns seconds that never go back.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class Ui:
         self.close()
 
     def close(self) -> None:
-        """Takes the live line away and gives the cursor back; may be called twice."""
+        """Remove the live line and show the cursor again; may be called twice."""
         if self._line is not None:
             self._line.stop()
             self._line = None
 
     def study(self, view: StudyView, database: Path) -> None:
-        """Says what starts or goes on; a resumed study's finished trials are shown again."""
+        """Show the study that starts or resumes, with its finished trials."""
         self._view = view
         self._durations = [t.seconds for t in view.trials if t.seconds is not None]
         done = [t for t in view.trials if t.state in {"complete", "failed"}]
@@ -124,9 +124,9 @@ class Ui:
         """Show that a trial begins.
 
         Args:
-            at: Its trial and slot.
-            position: Its position among the wanted trials, from 1.
-            point: What will be launched.
+            at: Trial and slot.
+            position: Position among the wanted trials, from 1.
+            point: Point that will be launched.
         """
         wanted = self._view.wanted if self._view else position
         self._trial = f"[{position}/{wanted}] trial {at.trial}"
@@ -148,12 +148,12 @@ class Ui:
             self._line.start()
 
     def progress(self, at: At, done: int, total: int) -> None:
-        """Show how far the stage is, in the live line only."""
+        """Show the progress of the stage, in the live line only."""
         self._progress = f"{done}/{total} requests"
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """Shows what a person waits for outside of trials."""
+        """Show a wait outside of trials."""
         self.stage(OUTSIDE, text)
         try:
             yield
@@ -162,11 +162,11 @@ class Ui:
             self.close()
 
     def download(self, stage: str, done: float) -> None:
-        """Progress of ``demo:target``; fits :func:`autotune.study.models.resolve_model`.
+        """Show the progress of ``demo:target``, for :func:`autotune.study.models.resolve_model`.
 
         Args:
             stage: ``wait``, ``download``, ``unpack``, ``convert`` or ``check``.
-            done: 0 to 1.
+            done: Finished share, 0 to 1.
         """
         if done >= 1:
             self._stage = ""
@@ -190,11 +190,11 @@ class Ui:
         self._trial = self._point = self._stage = self._progress = ""
 
     def message(self, text: str, at: At = OUTSIDE) -> None:
-        """Show one line that is neither a stage nor a trial."""
+        """Show a message."""
         self._print(plain(text))
 
     def time_left(self) -> float | None:
-        """Seconds until the study is done, by the median of the trials so far; None before one."""
+        """Return the seconds until the study is done, by the median trial; None: no trial yet."""
         if not self._durations or not self._trial:
             return None
         typical = statistics.median(self._durations)
@@ -203,13 +203,13 @@ class Ui:
     def summary(
         self, view: StudyView, command: str | None, database: Path, plots: Sequence[Path]
     ) -> None:
-        """The end: the front, how to serve the best of it, where the plots are, what next.
+        """Show the Pareto front, the command that serves its best, the plots and the next steps.
 
         Args:
             view: The whole study.
-            command: Serves ``view.best()``; one line for a shell.
-            database: The study's file.
-            plots: Files that were written.
+            command: Shell command that serves ``view.best()``, in one line.
+            database: Database of the study.
+            plots: Files of plots that were written.
         """
         self.close()
         self._print("")
@@ -230,7 +230,7 @@ class Ui:
             self._print(f"Next: {line}  ({what})")
 
     def best(self, view: StudyView, trial: TrialView, command: str | None) -> None:
-        """The front, and the command that serves one trial of it."""
+        """Show the Pareto front, and the command that serves one of its trials."""
         self._print("")
         self.console.print(rendered(front_page(view)))
         self._print("")
@@ -252,7 +252,7 @@ class Ui:
             self._print("")
 
     def status(self, view: StudyView) -> None:
-        """How far a study is, and every trial."""
+        """Show the progress of a study, and every trial."""
         self._print(_state(view))
         about = [f"vLLM {view.vllm_version}" if view.vllm_version else "", view.machine]
         if any(about):
@@ -261,7 +261,7 @@ class Ui:
         self.console.print(rendered(trials_page(view)))
 
     def check(self, name: str, ok: bool | None, text: str) -> None:
-        """One line of `autotune doctor`; ``ok`` is None for what is worth knowing but no fault."""
+        """Show one line of `autotune doctor`; ``ok`` is None for a remark that is no fault."""
         mark, style = {
             True: ("ok", "green"),
             False: ("FAIL", "bold red"),
@@ -271,7 +271,7 @@ class Ui:
         self.console.print(line, soft_wrap=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The live line, cut where the window ends; the parameters give way first."""
+        """Return the live line, cut to the window's width; the parameters are cut first."""
         if not self._stage:
             return
         left = self.time_left()
@@ -290,7 +290,7 @@ class Ui:
         yield line
 
     def _print(self, text: str) -> None:
-        """A line as it is: never wrapped, so that it can be pasted and searched."""
+        """Print a line unwrapped, so that it can be pasted and searched."""
         self.console.print(Text(text), soft_wrap=True)
 
     def _prose(self, text: str, indent: str = "") -> None:

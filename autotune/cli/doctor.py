@@ -1,4 +1,4 @@
-"""Is this machine ready? One line for each thing a run needs: ok, or what to do."""
+"""Checks of this machine: one line for each requirement of a run, ok or what to do."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from autotune.study.files import LoadedStudy
 from autotune.study.models import is_whole, resolve_model, target_folder
 from autotune.study.schema import ServerSpec, SpeculativeSpec
 
-# An estimate for the smallest case, the demo pair: 0.3 GiB of weights, 1 GiB of KV cache, and three
-# Python processes that have torch loaded.
+# Estimate for the smallest case, the demo pair: 0.3 GiB of weights, 1 GiB of KV cache, and three
+# Python processes that have loaded torch.
 _MEMORY_GIB = 3.0
-# The conversion of the demo target needs 0.7 GiB, a study's database and logs far less.
+# The conversion of the demo target needs 0.7 GiB; a study's database and logs need far less.
 _DISK_GIB = 1.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check.
+    """Outcome of one check.
 
     Attributes:
         name: Name of what was checked.
-        ok: True: fine; False: a run would fail; None: worth knowing, but a run works.
-        text: One line: what was found and, where it is not fine, what to do.
+        ok: True: passed; False: a run would fail; None: a remark, a run works.
+        text: Finding in one line and, if the check failed, what to do.
     """
 
     name: str
@@ -63,17 +63,17 @@ def _find_chromium() -> str | None:
 
 @dataclass(frozen=True)
 class Host:
-    """What this machine says when it is asked; tests give other answers.
+    """Functions that ask this machine; tests give other answers.
 
     Attributes:
-        vllm: What the vLLM of a study's server is; asks it, which takes up to half a minute.
-        gpus: The GPUs that NVML shows.
-        has_gpu: Whether an NVIDIA driver is loaded.
-        importable: Whether a Python module is installed.
-        chromium: Path of a browser.
-        memory: Bytes of memory that can be had, and of all memory.
-        free_bytes: Room on the disk of a folder.
-        free_port: A port of 127.0.0.1 that can be bound.
+        vllm: Asks a study's server for its vLLM, which takes up to half a minute.
+        gpus: Returns the GPUs that NVML shows.
+        has_gpu: Returns whether an NVIDIA driver is loaded.
+        importable: Returns whether a Python module is installed.
+        chromium: Returns the path of a browser.
+        memory: Returns the available and the total memory in bytes.
+        free_bytes: Returns the free bytes on the disk of a folder.
+        free_port: Returns a port of 127.0.0.1 that can be bound.
     """
 
     vllm: Callable[[ServerSpec], VllmInfo] = lambda server: probe(server, refresh=True)
@@ -89,12 +89,12 @@ class Host:
 def checks(
     loaded: LoadedStudy | None, database: Path = Path("autotune.db"), host: Host | None = None
 ) -> Iterator[Check]:
-    """Look at everything a run needs. vLLM is asked again, which takes up to half a minute.
+    """Check everything that a run needs. vLLM is asked again, which takes up to half a minute.
 
     Args:
         loaded: The study to check for; by default the demo pair and this environment's vLLM.
         database: The SQLite file that a run would write.
-        host: The machine to look at; this one by default.
+        host: Machine to check; this one by default.
     """
     host = host or Host()
     server = (
@@ -189,7 +189,7 @@ def _load(loaded: LoadedStudy) -> Iterator[Check]:
     yield from (Check("load", None, note) for note in found)
     if not found:
         load = loaded.spec.workload
-        at = "" if load.places is None else f", {load.places} at a time"
+        at = "" if load.places is None else f", concurrency {load.places}"
         yield Check("load", True, f"{load.num_prompts} requests a trial{at}")
 
 
@@ -245,7 +245,7 @@ def _database(path: Path) -> Check:
 
 
 def _model(name: str, ref: str, base: Path, host: Host) -> Check:
-    """Where a model comes from; downloads and converts nothing."""
+    """Check the origin of a model; download and convert nothing."""
     if ref == "demo:target" and not is_whole(target_folder()):
         missing = [m for m in ("transformers", "gguf", "accelerate") if not host.importable(m)]
         if missing:

@@ -1,7 +1,7 @@
-"""The command line: thin, every command is one call into the library.
+"""The command line; every command is one call into the library.
 
-Exit codes: 0 done, 1 nothing usable came out, 2 the user's mistake, 3 worse than the study that it
-is compared with, 130 interrupted.
+Exit codes: 0 done, 1 no usable result, 2 the user's mistake, 3 worse than the study that it is
+compared with, 130 interrupted.
 """
 
 from __future__ import annotations

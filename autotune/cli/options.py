@@ -1,4 +1,4 @@
-"""What commands share: the group, options, and types of their values."""
+"""Shared parts of commands: the group, options, and types of their values."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Group(click.Group):
 
 
 class PathType(click.Path):
-    """A path that can be looked at; files are regular ones, not special ones such as /dev/null.
+    """Path of a regular file or a folder, not of a special file such as /dev/null.
 
-    It also refuses what click leaves to its caller: a path that is too long, or that has a
-    character that no path has.
+    It also refuses paths that click accepts: too long ones, and ones with a character that no path
+    can have.
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

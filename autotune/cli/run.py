@@ -174,11 +174,11 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
 
     @contextmanager
     def not_worth_a_run(what: str, again: str) -> Iterator[None]:
-        """Say in one line what was not made: the numbers are in the database."""
+        """Turn a failure into one line that says what was not made; the numbers are stored."""
         try:
             with database_errors(database):
                 yield
-        except Exception as e:  # noqa: BLE001 – whatever it is
+        except Exception as e:  # noqa: BLE001 – no failure here is worth a run
             ui.message(f"{what}: {in_short(e)}. No measurement is lost; {again}")
 
     with opened(database) as store:

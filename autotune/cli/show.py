@@ -70,7 +70,7 @@ def status(
 @click.command()
 @database_option
 @study_option
-@click.option("--json", "as_json", is_flag=True, help="Print the front as a JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print the Pareto front as a JSON list.")
 @click.option("--shell", is_flag=True, help="Print only the serving command.")
 @click.option("--objective", help="Choose by this objective. Default: the study's first.")
 @click.option("--balanced", is_flag=True, help="Choose by all objectives, equally weighted.")
