@@ -30,6 +30,7 @@ from autotune.tuning.progress import At
 from autotune.tuning.study_run import run_study
 from objectives import Objective
 from tests.studies import use_tools
+from tests.surroundings import timed_idle_baseline
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -258,7 +259,8 @@ def test_queries_of_one_trial_and_one_phase_give_what_is_theirs(bench: Any, tmp_
 def test_the_benchmark_resumes_and_reports_each_trial(
     bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with mock.patch.object(bench, "SHOWN", (2,)):
+    # what the idle baseline costs is one of the figures
+    with mock.patch.object(bench, "SHOWN", (2,)), timed_idle_baseline():
         for trials in (2, 4):
             arguments = [str(tmp_path), "--trials", str(trials), "--method", "random"]
             assert bench.main(arguments) == 0

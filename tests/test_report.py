@@ -296,6 +296,7 @@ def test_a_study_of_failures_only_says_what_failed(tmp_path: Path) -> None:
     assert "\x1b" not in failures
 
 
+@pytest.mark.slow
 def test_three_digits_of_trials_stay_small_and_have_importances(tmp_path: Path) -> None:
     rows = [Row(i % 16, 32 << i % 7, 80 + 3.0 * (i % 16), 2000 + 10 * (i % 5)) for i in range(230)]
     report = report_of(make(tmp_path, rows, split=True))
