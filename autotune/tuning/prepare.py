@@ -55,7 +55,7 @@ class Prepared:
         return why_infeasible(self.spec.settings(point), self.info.version, self.known)
 
     def weights(self) -> dict[str, str]:
-        """Return a hash of the weights of ``target`` and ``draft``, where they are on this machine."""
+        """Return a hash of the weights of target and draft, where they are here."""
         server = self.spec.server
         named = {"target": server.model, "draft": server.speculative and server.speculative.model}
         places = {role: Path(self.resolve(ref)) for role, ref in named.items() if ref}
