@@ -80,7 +80,7 @@ class Quality:
         """Return the quality that a row or a trial keeps; of nothing, that of autotune 0.1."""
         if not kept:
             return _NO_QUALITY
-        known = {k: v for k, v in kept.items() if k in _QUALITY}
+        known = {k: v for k, v in kept.items() if k in _QUALITY_KEYS}
         for name in ("errors", "weights"):
             found = known.get(name)
             known[name] = found if isinstance(found, dict) else {}
@@ -105,6 +105,7 @@ class Quality:
 
 
 _QUALITY = tuple(f.name for f in fields(Quality))
+_QUALITY_KEYS = frozenset(_QUALITY)
 _OPTIONAL = {"machine", "beside", "weights", "recomputed", "outdated"}
 _NO_QUALITY = Quality()
 
@@ -160,7 +161,7 @@ class TrialAttrs:
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> TrialAttrs:
         """Return the attributes that Optuna keeps of a trial."""
-        known = {k: v for k, v in kept.items() if k in _ATTRS}
+        known = {k: v for k, v in kept.items() if k in TRIAL_KEYS}
         known["role"] = _role(known)
         known["baseline"] = bool(known.get("baseline"))
         known["challenge"] = bool(known.get("challenge"))
@@ -180,7 +181,7 @@ class TrialAttrs:
 
     def put_into(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """Return Optuna's attributes with these in place of the trial's own; a user's stay."""
-        return {k: v for k, v in kept.items() if k not in _ATTRS} | self.to_json()
+        return {k: v for k, v in kept.items() if k not in TRIAL_KEYS} | self.to_json()
 
     @property
     def searches(self) -> bool:
