@@ -544,9 +544,12 @@ def test_what_the_imports_change_in_an_environment() -> None:
     assert changes(before, after) == {"CHANGED": "2", "GONE": None, "NEW": "1"}
 
 
-@pytest.mark.parametrize("name", ["_fork_server.py", "guard.py", "_probe.py", "_vllm_bench.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["serving/_fork_server.py", "serving/guard.py", "engine/_probe.py", "bench/_vllm_bench.py"],
+)
 def test_what_runs_in_the_vllms_python_may_be_read_by_an_older_one(name: str) -> None:
-    source = warm_start.TEMPLATE.with_name(name).read_text()
+    source = (ROOT / "autotune" / name).read_text()
     assert ast.parse(source, feature_version=(3, 10)).body
 
 
