@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import sqlite3
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +34,7 @@ from autotune.study.files import LoadedStudy, load_study
 from autotune.study.schema import StudySpec
 from autotune.tuning.load_map import map_requests, order, part_sizes
 from autotune.tuning.prepare import Prepared
+from tests.storage.test_migrations import as_first_release
 from tests.studies import (
     DOUBLE,
     UNENDED,
@@ -298,9 +297,7 @@ def test_mistakes_are_told_before_anything_is_launched(
 def test_a_database_of_before_there_were_maps(tmp_path: Path) -> None:
     study = write_study(tmp_path, space__max_num_batched_tokens__high=32)
     autotune("map", str(study), "--concurrency", "64", cwd=tmp_path)  # makes it, and is refused
-    with closing(sqlite3.connect(tmp_path / "autotune.db")) as c:
-        c.execute("drop table autotune_loads")
-        c.execute("drop table autotune_map_points")
+    as_first_release(tmp_path / "autotune.db")
     done = autotune("map", str(study), "--show", cwd=tmp_path)
     assert done.returncode == 2
     assert "has no map of double yet" in done.stderr
