@@ -137,7 +137,8 @@ class Launcher:
         self._inode = file_identity(store.path)
         self.logs = LogFolder(output_folder(store.path, prepared.spec.name) / "logs")
         self._free_since = time.monotonic()  # the begin of the run, or the end of a launch
-        self._warm = WarmStart(prepared.spec.server, prepared.info, self.logs.path("template.log"))
+        log = self.logs.path("fork-server.log")
+        self._warm = WarmStart(prepared.spec.server, prepared.info, log)
         self._living: list[_Life] = []  # all whose end is not written down
         self._ahead: list[_Life] = []  # of these, whose turn is still to come
         self._taken: _Taken | None = None  # None: no server was measured yet

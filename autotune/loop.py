@@ -26,9 +26,9 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from autotune import sample_size
 from autotune.bench import Workload, build_workload
 from autotune.bench.interference import disturbed
+from autotune.bench.objectives import study_objectives
 from autotune.bench.session import Measuring, Result, Rival
 from autotune.cli.console import Ui
 from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
@@ -69,6 +69,7 @@ from autotune.storage.lease import exclusive
 from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
+from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
 from autotune.study.space import (
@@ -84,7 +85,6 @@ from autotune.study.space import (
     describe,
 )
 from autotune.study.weights import weights_id
-from autotune.study_objectives import study_objectives
 from objectives import Objective
 
 T = TypeVar("T")

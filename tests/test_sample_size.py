@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from autotune import sample_size
 from autotune.cli.doctor import checks
 from autotune.errors import UserError
 from autotune.results.space_map import space_map
+from autotune.study import sample_size
 from autotune.study.files import load_study
 from tests.studies import autotune, write_study
 

@@ -1,9 +1,12 @@
-"""Are a study's requests enough for what it asks? Sentences for `doctor`, `explain` and `run`.
+"""Check that a study has enough requests; the sentences are for `doctor`, `explain` and `run`.
 
-What each number of requests is good for follows from :mod:`autotune.stats`: an interval of tok/s
-needs eight batches of two, bounds of a percentile need values beyond it, no look comes before four
-requests of each place, and with fewer than eight of each place a trial is hardly more than its
-beginning (``benchmarks/coverage.py`` has the coverage by number of requests and concurrency).
+The limits follow from :mod:`autotune.stats`:
+
+- An interval of tok/s needs eight batches of two requests.
+- Bounds of a percentile need values beyond it.
+- The first check of a stopping rule comes after four requests for each unit of concurrency.
+- With fewer than eight requests for each unit of concurrency, a trial is hardly more than its
+  beginning (``benchmarks/coverage.py`` has the coverage by number of requests and concurrency).
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from autotune.stats.intervals import MIN_REQUESTS
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
 
-TURNS = 8  # requests of each place that make a measurement
+TURNS = 8  # requests for each unit of concurrency that a measurement needs
 
 
 def notes(spec: StudySpec) -> Iterator[str]:
-    """Give a sentence for each thing that a study's number of requests is too small for."""
+    """Yield a sentence for each purpose that a study has too few requests for."""
     load = spec.workload
     sent, places = load.num_prompts, load.places or 1
     key = f"workload.num_prompts: {sent}"
@@ -47,7 +50,7 @@ def notes(spec: StudySpec) -> Iterator[str]:
 
 
 def _early_ends(spec: StudySpec, percents: list[int]) -> Iterator[str]:
-    """What a trial needs to end before its last request."""
+    """Yield a sentence on why no trial can end before its last request."""
     load, alpha = spec.workload, spec.measure.dominated_error
     sent = load.num_prompts
     start = first_look(spec.measure.min_prompts, load.places)
@@ -75,10 +78,10 @@ def _early_ends(spec: StudySpec, percents: list[int]) -> Iterator[str]:
 
 
 def check(loaded: LoadedStudy) -> None:
-    """Refuse a closed loop of which too few requests would count.
+    """Refuse a closed loop in which too few requests would count.
 
     Raises:
-        UserError: neither warm-up requests nor enough measured ones keep the places busy.
+        UserError: neither warm-up nor measured requests keep the closed loop full.
     """
     load = loaded.spec.workload
     if load.places is None or load.keeps_busy(load.most_warmup):
