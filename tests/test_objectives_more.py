@@ -376,7 +376,7 @@ def test_a_trial_that_gives_less_for_a_joule_ends_early(fake: FakeNvml, tmp_path
         ("p99_latencyy", "objectives.0.name: p99_latencyy is unknown; known are cost, goodput,"),
         ({"file": "mine.py"}, "mine.py: cannot be read: No such file or directory"),
         ({"file": "mine.py", "name": "yours"}, "name must be mine, as the file; or leave it out"),
-        ({"file": "cost.py"}, "objectives.0.file: cost is a built-in objective; give the file another name"),
+        ({"file": "cost.py"}, "cost is a built-in objective; give the file another name"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path: Path, given: object, words: str) -> None:

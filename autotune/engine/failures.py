@@ -408,13 +408,49 @@ def classify(
     """
     reported = _errors(log)
     errors = [e.text for e in reported]
-    roots = [
-        i for i, line in enumerate(errors) if _RAISED.match(line) and not _WRAPPER.search(line)
-    ] or [
+    roots = _roots(reported)
+    if (found := _by_rule(log, reported, roots)) is not None:
+        return found
+    bereft = next((i for i, line in enumerate(errors) if _BEREFT.search(line)), None)
+    if roots:
+        bereft = None
+    evidence = _evidence(errors, bereft, roots)
+    if oom_killed:
+        stage = _last_stage(log)
+        return Verdict(
+            K.OOM if stage is None else stage.kind,
+            f"the kernel killed it{'' if stage is None else f' {stage.when}'}: "
+            "the machine is out of memory",
+            evidence,
+        )
+    if roots:
+        said = f": {errors[roots[0]]}"
+    elif bereft is not None:
+        said = ": one of its processes ended without a word, as by SIGKILL"
+    else:
+        said = ""
+    ended = _ended(exit_code)
+    text = f"{reason} ({ended}{said})" if ended else f"{reason}{said}"
+    return Verdict(default, _cut(text), evidence)
+
+
+def _roots(reported: Sequence[_Error]) -> list[int]:
+    """Return the indices of the errors that may be the cause: raised ones, else logged ones."""
+    raised = [
+        i for i, e in enumerate(reported) if _RAISED.match(e.text) and not _WRAPPER.search(e.text)
+    ]
+    return raised or [
         i
         for i, e in enumerate(reported)
         if e.logged and not _AROUND.match(e.text) and not _WRAPPER.search(e.text)
     ]
+
+
+def _by_rule(
+    log: Sequence[str], reported: Sequence[_Error], roots: Sequence[int]
+) -> Verdict | None:
+    """Return the verdict of the first rule that matches; None: none does."""
+    errors = [e.text for e in reported]
     whole = "\n".join(log)
     for rule in _RULES:
         hit = next((i for i, line in enumerate(errors) if rule.pattern.search(line)), None)
@@ -433,26 +469,7 @@ def classify(
             _cut(rule.sentence.format(**groups, when="" if stage is None else f" {stage.when}")),
             _evidence(errors, hit, roots),
         )
-    ended = _ended(exit_code)
-    bereft = next((i for i, line in enumerate(errors) if _BEREFT.search(line)), None)
-    if roots:
-        bereft = None
-    if oom_killed:
-        stage = _last_stage(log)
-        return Verdict(
-            K.OOM if stage is None else stage.kind,
-            f"the kernel killed it{'' if stage is None else f' {stage.when}'}: "
-            "the machine is out of memory",
-            _evidence(errors, bereft, roots),
-        )
-    if roots:
-        said = f": {errors[roots[0]]}"
-    elif bereft is not None:
-        said = ": one of its processes ended without a word, as by SIGKILL"
-    else:
-        said = ""
-    text = f"{reason} ({ended}{said})" if ended else f"{reason}{said}"
-    return Verdict(default, _cut(text), _evidence(errors, bereft, roots))
+    return None
 
 
 def _ended(exit_code: int | None) -> str:

@@ -178,9 +178,9 @@ class Infeasible:
 
 
 def known_of(config: Mapping[str, object], platform: str | None, cpu_fp8: bool | None) -> Known:
-    """Return what the target's ``config.json`` tells the rules.
+    """Return what the target's ``config.json`` says about the facts that the rules read.
 
-    Only some architectures tell anything; for the others all is unknown.
+    Only some architectures are known; for the others all is unknown.
 
     Args:
         config: Content of ``config.json``.

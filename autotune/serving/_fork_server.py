@@ -114,7 +114,7 @@ def import_vllm(entry: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError as e:
-            sys.stderr.write(f"not imported ahead: {name}: {e}\n")
+            sys.stderr.write(f"not imported: {name}: {e}\n")
 
 
 def obstacle() -> str | None:

@@ -161,33 +161,36 @@ class WarmStart:
             return
         self._given_up = True  # unless it gets ready
         self._setting = _setting(env)
+        self._start(entry, env)
+        if "ready" in self._receive(self._server.health_timeout_s):
+            self._ready = True
+            self._given_up = False
+        else:
+            self.close()
+
+    def _start(self, entry: str, env: Mapping[str, str]) -> None:
+        """Start the fork server's process, if it can be started."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        env = {
-            **_common(env),
-            **self._openmp,
-            LAUNCH_VARIABLE: uuid.uuid4().hex,  # so that `autotune reap` finds it
-            "OPENBLAS_NUM_THREADS": "1",  # or NumPy's import starts threads, which a fork loses
-        }
+        cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        argv = [str(self._info.python), str(FORK_SERVER), str(os.getpid()), str(theirs.fileno())]
         with theirs:
             try:
                 log = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             except OSError:  # the launch reports what is wrong with the folder
                 return
             try:
-                cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
                 self._process = subprocess.Popen(
-                    [
-                        str(self._info.python),
-                        str(FORK_SERVER),
-                        str(os.getpid()),
-                        str(theirs.fileno()),
-                        entry,
-                        cpus,
-                    ],
+                    [*argv, entry, cpus],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=env,
+                    env={
+                        **_common(env),
+                        **(self._openmp or {}),
+                        LAUNCH_VARIABLE: uuid.uuid4().hex,  # so that `autotune reap` finds it
+                        # or NumPy's import starts threads, which a fork loses
+                        "OPENBLAS_NUM_THREADS": "1",
+                    },
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                 )
@@ -195,11 +198,6 @@ class WarmStart:
                 return
             finally:
                 os.close(log)
-        if "ready" in self._receive(self._server.health_timeout_s):
-            self._ready = True
-            self._given_up = False
-        else:
-            self.close()
 
     def fork(self, log: int, env: Mapping[str, str]) -> ForkedSupervisor | None:
         """Return a forked supervisor that waits for its first line; None: start one without a fork.

@@ -286,7 +286,7 @@ def _speculative(flags: dict[str, FlagValue]) -> dict[str, Any]:
                 f"--speculative-config: must be a JSON object in single quotes, not {value!s:.60}"
             )
     if config and not isinstance(config.get("model"), str):
-        raise UserError("--speculative-config: names no draft `model`, which is what we tune")
+        raise UserError("--speculative-config: names no draft `model`, which is what a study tunes")
     if config and not (isinstance(config.get(N, 1), int) and config.get(N, 1) >= 1):
         raise UserError(f"--speculative-config: {N} must be a whole number from 1 up")
     return config

@@ -30,7 +30,7 @@ def notes(spec: StudySpec) -> Iterator[str]:
     key = f"workload.num_prompts: {sent}"
     if places > 1 and sent < TURNS * places:
         yield (
-            f"{key} requests are few for {places} at a time, only {sent / places:.1f} for each. "
+            f"{key} requests are few at concurrency {places}, only {sent / places:.1f} for each. "
             f"Give {TURNS * places} or more ({TURNS} × max_concurrency)"
         )
     elif sent < MIN_REQUESTS:
@@ -42,7 +42,7 @@ def notes(spec: StudySpec) -> Iterator[str]:
         )
     if not load.keeps_busy(load.most_warmup):
         yield (
-            f"workload.warmup_prompts: {load.most_warmup} do not keep {places} places busy before "
+            f"workload.warmup_prompts: {load.most_warmup} do not keep concurrency {places} before "
             "and after the measured requests, so the first and the last "
             f"{places} of these do not count. Give {places} or more"
         )
@@ -90,7 +90,7 @@ def check(loaded: LoadedStudy) -> None:
         if sent is not None and sent < 3 * load.places:
             raise UserError(
                 f"{loaded.path}: workload.warmup_prompts: {load.most_warmup} do not keep "
-                f"{load.places} places busy, and of {sent} measured requests fewer than "
-                f"{load.places} would run with all places busy. Give warmup_prompts: "
+                f"concurrency {load.places}, and of {sent} measured requests fewer than "
+                f"{load.places} would run at that concurrency. Give warmup_prompts: "
                 f"{load.places} or more, or {key}: {3 * load.places} or more"
             )
