@@ -108,6 +108,10 @@ class FailureKind(StrEnum):
             FailureKind.CLOCK,
         }
 
+    def is_final(self, failed: int) -> bool:
+        """Return whether a point whose launches failed so often is not launched again."""
+        return not self.transient or failed > 1
+
     @property
     def of_the_machine(self) -> bool:
         """Whether every other launch would fail too, until somebody repairs the machine."""

@@ -338,7 +338,7 @@ def cycled(requests: Sequence[Request], count: int) -> list[Request]:
 
 def work(plan: Plan, taken: Any, cores: Sequence[int], gpu: str | None) -> None:
     """What a worker's process runs."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # the servers' supervisors follow this process
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # so do the supervisors
     signal.signal(signal.SIGTERM, _interrupt)
     os.sched_setaffinity(0, cores)  # threads and children inherit it
     if gpu is not None:

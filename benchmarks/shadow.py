@@ -32,11 +32,9 @@ from typing import Any
 import numpy as np
 
 from autotune.bench import Sample
-from autotune.bench.session import Look, Measuring, Rival, Stop, Verdict
+from autotune.bench.session import EarlyEnd, Look, Measuring, Rival, Stop
 from autotune.cli.console import Ui
 from autotune.errors import AutotuneError
-from autotune.launching import Launched, Launcher
-from autotune.loop import Prepared, prepare
 from autotune.search import front_numbers
 from autotune.serving.machine import machine_line
 from autotune.stats import (
@@ -55,9 +53,13 @@ from autotune.stats import (
     throughput_interval,
 )
 from autotune.storage.lease import exclusive
+from autotune.storage.names import output_folder
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
 from autotune.study.space import N, Point
+from autotune.tuning.launcher import Launcher, LiveServer
+from autotune.tuning.ledger import StoredLedger
+from autotune.tuning.prepare import Prepared, prepare
 
 TURNS = 16  # requests of each place
 DIRECTIONS = ("maximize", "minimize")
@@ -76,13 +78,15 @@ def run(study: Path, folder: Path, loads: Sequence[int]) -> None:
         prepared = prepare(loaded, ui)
         points = [q for q in prepared.spec.to_space().points() or () if not prepared.infeasible(q)]
         missing = [q for q in points if not all(_file(folder, x, q).exists() for x in loads)]
-        with Launcher(prepared, store, prepared.spec.name) as launcher:
+        ledger = StoredLedger(store, prepared.spec.name)
+        logs = output_folder(database, prepared.spec.name) / "logs"
+        with Launcher(prepared, ledger, logs) as launcher:
             for i, point in enumerate(missing):
                 launcher.run(
                     points.index(point),
                     0,
                     point,
-                    log=f"shadow-{points.index(point)}",
+                    log=f"shadow-{points.index(point)}-0.log",
                     rests=[],
                     measure=partial(_measure, prepared, store, folder, loads, point),
                     say=lambda stage: print(f"{datetime.now(UTC):%H:%M:%S} {stage}", flush=True),
@@ -96,7 +100,7 @@ def _measure(
     folder: Path,
     loads: Sequence[int],
     point: Point,
-    launched: Launched,
+    launched: LiveServer,
 ) -> None:
     """One launch at every load that is missing."""
     for load in loads:
@@ -238,7 +242,7 @@ class Judged:
     """
 
     size: int
-    verdict: Verdict | None
+    verdict: EarlyEnd | None
     first: float
     ended: float
 
@@ -253,18 +257,18 @@ def judge(trial: Shadowed, rivals: Sequence[Shadowed], minimum: int, precision: 
     seen: list[tuple[float, float]] = []
     now = 0.0
 
-    def ask(size: int) -> Verdict | None:
+    def ask(size: int) -> EarlyEnd | None:
         head = m.head(size)
         if not seen:
             seen.append((head.throughput / m.throughput, _by_window(m, now) / m.throughput))
         found = bounded(head)
         narrow = precise([(b.value, b.interval(STOPPING_CONFIDENCE)) for b in found], precision)
         if narrow and narrow_enough(size, places):
-            return Verdict(Stop.PRECISE)
+            return EarlyEnd(Stop.PRECISE)
         by = test.by(found, others)
-        return None if by is None else Verdict(Stop.DOMINATED, rivals[by].n)
+        return None if by is None else EarlyEnd(Stop.DOMINATED, rivals[by].n)
 
-    looks: Looks[Verdict] = Looks(sizes, ask)
+    looks: Looks[EarlyEnd] = Looks(sizes, ask)
     events = sorted(
         [(t, 1, i) for i, t in enumerate(m.start)] + [(t, 0, i) for i, t in enumerate(m.end)]
     )

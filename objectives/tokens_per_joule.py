@@ -1,9 +1,9 @@
 """Output tokens for each joule that the server's GPUs took.
 
 The energy is that of whole GPUs, idle power included, without the CPUs, memory and fans of the
-machine. It is read just before the first sending and just after the last end (``autotune.serving.nvml``);
-a closed loop's places are busy with other requests then, too, so what counts is the share of it
-that the measured requests' place-seconds have.
+machine. It is read just before the first sending and just after the last end
+(``autotune.serving.nvml``); a closed loop's places are busy with other requests then, too, so what
+counts is the share of it that the measured requests' place-seconds have.
 """
 
 from __future__ import annotations

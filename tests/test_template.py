@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 import pytest
 
-from autotune import ledger
 from autotune.engine.command import LAUNCH_VARIABLE, free_port, plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError
@@ -29,6 +28,7 @@ from autotune.serving import Identity, Server, WarmStart, warm_start
 from autotune.serving._fork_server import OPENMP, changes, leave_ports, openmp
 from autotune.serving.process_tree import processes_of, start_ticks
 from autotune.study.schema import ServerSpec
+from autotune.tuning import recovery
 from tests.standin import DUMPS, MODULE, write_vllm
 from tests.studies import autotune, owned, query, write_study
 
@@ -487,7 +487,7 @@ def test_the_end_of_a_run_is_the_end_of_its_fork_server(make: Make) -> None:
     with bench.warm:
         server = bench.up(bench.warm)
         pid = bench.fork_server.pid
-        lines = "\n".join(ledger.living_lines(bench.folder / "none.db"))
+        lines = "\n".join(recovery.living_lines(bench.folder / "none.db"))
         assert f"what warm starts are forked from; owner: autotune {os.getpid()}" in lines
     assert not psutil.pid_exists(pid)
     assert server.alive()

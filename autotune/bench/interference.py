@@ -124,20 +124,28 @@ class MachineState:
     gpus_after: tuple[GpuReading, ...]
 
 
-def take_rest(earlier: Sequence[float] = ()) -> Rest:
-    """Looks at the machine while no server of ours is alive.
+def take_rest(
+    earlier: Sequence[float] = (),
+    *,
+    look: Callable[[], float] | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> Rest:
+    """Look at the machine while no server of ours is alive.
 
     Takes half a second, and up to six where the fixed computation is slow.
 
     Args:
         earlier: ``kernel_s`` of the study's earlier launches on this machine.
+        look: Gives the seconds of the fixed computation; :func:`kernel_seconds` by default.
+        pause: Waits so many seconds between two looks.
     """
-    kernel_s = kernel_seconds()
+    look = look or kernel_seconds
+    kernel_s = look()
     for _ in range(_LOOKS - 1):
         if not _slower(kernel_s, earlier):
             break
-        time.sleep(_PAUSE_S)
-        kernel_s = min(kernel_s, kernel_seconds())
+        pause(_PAUSE_S)
+        kernel_s = min(kernel_s, look())
     clocks = psutil.cpu_freq(percpu=True)
     mhz = max((c.current for c in clocks), default=None) if clocks else None
     return Rest(kernel_s, mhz, read_gpus())

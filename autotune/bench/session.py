@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.bench import (
     Counters,
@@ -40,7 +40,6 @@ from autotune.bench.interference import GPU_OURS_MIB, LoadWatch, MachineState, R
 from autotune.errors import FailureKind, MeasureError, TrialFailure
 from autotune.serving.nvml import Energy, EnergyMeter
 from autotune.stats import (
-    ESTIMATOR,
     STOPPING_CONFIDENCE,
     Bounded,
     Domination,
@@ -94,7 +93,7 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EarlyEnd:
     """Why a look would end the measuring.
 
     Attributes:
@@ -120,7 +119,7 @@ class Look:
     size: int
     sent: int
     values: tuple[float, ...]
-    verdict: Verdict | None
+    verdict: EarlyEnd | None
 
 
 @dataclass(frozen=True)
@@ -159,25 +158,6 @@ class Result:
     drift: float | None
     machine: MachineState
     energy: Energy | None = None
-
-    def quality(self) -> dict[str, Any]:
-        """What the database keeps beside the numbers, as plain data."""
-        looked_up, hits = self.stats.prefix_cache_queries, self.stats.prefix_cache_hits
-        return {
-            "estimator": ESTIMATOR,
-            "errors": self.errors,
-            "requests": self.requests,
-            "stop": self.stop.name.lower(),
-            "dominated_by": self.dominated_by,
-            "warmup_requests": self.warmup_requests,
-            "steady": self.steady,
-            "busy": self.busy,
-            "unanswered": self.unanswered,
-            "drift": self.drift,
-            "prefix_cache_share": hits / looked_up if looked_up and hits is not None else None,
-            "machine": asdict(self.machine),
-            "energy": self.energy and asdict(self.energy),
-        }
 
 
 class Measuring:
@@ -274,7 +254,7 @@ class Measuring:
         busy = load.keeps_busy(len(workload.warmup))
         earlier = self._warmup.requests
 
-        def ask(size: int) -> Verdict | None:
+        def ask(size: int) -> EarlyEnd | None:
             if not loop.all_ok or not counting.begun:
                 return None
             m = self._measurement(loop.first(size), busy, counting.energy())
@@ -324,7 +304,7 @@ class Measuring:
             raise self._server.failure(FailureKind.CRASH, "the server died after the last request")
         return self._result(
             loop.first(loop.looks.size),
-            loop.looks.verdict or Verdict(Stop.ALL),
+            loop.looks.verdict or EarlyEnd(Stop.ALL),
             busy=busy,
             unanswered=loop.unanswered,
             stats=stats,
@@ -347,7 +327,7 @@ class Measuring:
         rivals: Sequence[Rival],
         between: Mapping[str, float],
         finished: int | None,
-    ) -> Callable[[Measurement], tuple[tuple[float, ...], Verdict | None]]:
+    ) -> Callable[[Measurement], tuple[tuple[float, ...], EarlyEnd | None]]:
         """What a look asks: each objective's value, and whether they are enough."""
         domination = Domination(
             len(sizes),
@@ -367,23 +347,23 @@ class Measuring:
         others = [bounded for _, bounded in known]
         domination.prepare(others)
 
-        def judge(m: Measurement) -> tuple[tuple[float, ...], Verdict | None]:
+        def judge(m: Measurement) -> tuple[tuple[float, ...], EarlyEnd | None]:
             now = self._bounded(m)
             values = tuple(b.value for b in now)
             if any(b.value == 0 for b in now):  # no share of it can be told
                 return values, None
             found = ((b.value, b.interval(STOPPING_CONFIDENCE)) for b in now)
             if narrow_enough(len(m), m.places) and precise(found, self._spec.measure.precision):
-                return values, Verdict(Stop.PRECISE)
+                return values, EarlyEnd(Stop.PRECISE)
             by = domination.by(now, others) if all(b.value > 0 for b in now) else None
-            return values, None if by is None else Verdict(Stop.DOMINATED, known[by][0])
+            return values, None if by is None else EarlyEnd(Stop.DOMINATED, known[by][0])
 
         return judge
 
     def _result(
         self,
         samples: Sequence[Sample],
-        verdict: Verdict,
+        verdict: EarlyEnd,
         *,
         busy: bool,
         unanswered: int,
@@ -617,7 +597,7 @@ class _Loop:
     def __init__(
         self,
         workload: Workload,
-        looks: Looks[Verdict],
+        looks: Looks[EarlyEnd],
         warmup: _Warmup | None,
         *,
         until_steady: bool,

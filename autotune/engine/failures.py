@@ -52,7 +52,7 @@ _NOISE = re.compile(r"Warning: |warnings\.warn|nanobind|^ - (?:leaked|\.\.\.)|^\
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Cause:
     """Classification of a failure.
 
     Attributes:
@@ -396,7 +396,7 @@ def classify(
     default: FailureKind,
     reason: str,
     oom_killed: bool = False,
-) -> Verdict:
+) -> Cause:
     """Return kind, sentence and evidence of a failure.
 
     Args:
@@ -417,7 +417,7 @@ def classify(
     evidence = _evidence(errors, bereft, roots)
     if oom_killed:
         stage = _last_stage(log)
-        return Verdict(
+        return Cause(
             K.OOM if stage is None else stage.kind,
             f"the kernel killed it{'' if stage is None else f' {stage.when}'}: "
             "the machine is out of memory",
@@ -431,7 +431,7 @@ def classify(
         said = ""
     ended = _ended(exit_code)
     text = f"{reason} ({ended}{said})" if ended else f"{reason}{said}"
-    return Verdict(default, _cut(text), evidence)
+    return Cause(default, _cut(text), evidence)
 
 
 def _roots(reported: Sequence[_Error]) -> list[int]:
@@ -448,7 +448,7 @@ def _roots(reported: Sequence[_Error]) -> list[int]:
 
 def _by_rule(
     log: Sequence[str], reported: Sequence[_Error], roots: Sequence[int]
-) -> Verdict | None:
+) -> Cause | None:
     """Return the verdict of the first rule that matches; None: none does."""
     errors = [e.text for e in reported]
     whole = "\n".join(log)
@@ -464,7 +464,7 @@ def _by_rule(
             k: v or "?" for m in (found, context) if m is not None for k, v in m.groupdict().items()
         }
         stage = _stage_at(log, reported[hit].at) if "{when}" in rule.sentence else None
-        return Verdict(
+        return Cause(
             rule.kind if stage is None else stage.kind,
             _cut(rule.sentence.format(**groups, when="" if stage is None else f" {stage.when}")),
             _evidence(errors, hit, roots),

@@ -1,8 +1,8 @@
 """Where speculation stops paying: the best n at each load, the crossover, a schedule of n.
 
 A load is a number of requests at a time (closed loop). The value of an n at a load is output
-tokens per second, all comparisons are of logarithms, as in :mod:`autotune.stats.launch_variance`, whose
-scatter between launches widens the intervals where it is known.
+tokens per second, all comparisons are of logarithms, as in :mod:`autotune.stats.launch_variance`,
+whose scatter between launches widens the intervals where it is known.
 
 **A value from its parts.** Each load is measured in several parts of one launch, in the order
 1 2 4 8 8 4 2 1, so that a steady drift hits all loads alike. The value is their geometric mean. Its
