@@ -47,6 +47,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from autotune.bench.interference import Rest
+from autotune.bench.objectives import study_objectives
 from autotune.cli.console import Ui
 from autotune.results.views import TrialView
 from autotune.search import grid_points
@@ -56,7 +57,6 @@ from autotune.storage.schema import LaunchRow, RequestRow
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
-from autotune.study_objectives import study_objectives
 from autotune.tuning import tools
 from autotune.tuning.prepare import baseline_point, prepare
 from autotune.tuning.progress import At

@@ -17,6 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from autotune.bench.interference import Rest
+from autotune.bench.objectives import study_objectives
 from autotune.cli.console import Ui
 from autotune.results.standing import Standing, launched, with_points
 from autotune.results.trials import trial_view, trial_views
@@ -24,7 +25,6 @@ from autotune.serving.machine import describe_machine
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import Point
-from autotune.study_objectives import study_objectives
 from autotune.tuning.prepare import prepare
 from autotune.tuning.progress import At
 from autotune.tuning.study_run import run_study

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats
 from autotune.bench.interference import Rest
+from autotune.bench.objectives import study_objectives
 from autotune.cli.main import main
 from autotune.engine.command import LaunchPlan
 from autotune.engine.launch_stages import STAGES, Stages
@@ -39,7 +40,6 @@ from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
-from autotune.study_objectives import study_objectives
 from tests.studies import autotune, use_tools, write_study
 from tests.study_views import P95, THROUGHPUT
 from tests.test_map import Instant

@@ -17,6 +17,7 @@ import yaml
 from optuna.trial import TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats, build_workload
+from autotune.bench.objectives import study_objectives
 from autotune.engine.command import plan_launch
 from autotune.engine.compile_cache import CacheUse, CompileCache, compile_cache_of
 from autotune.engine.launch_stages import STAGES, Stages
@@ -33,7 +34,6 @@ from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
-from autotune.study_objectives import study_objectives
 from autotune.tuning.prepare import Prepared, baseline_point
 from autotune.tuning.reuse import Found, Source, find, take
 from tests.studies import autotune, processes_of, query, write_study

@@ -1,7 +1,7 @@
 """``vllm bench serve`` as a child process, and the result file that it writes.
 
-It runs under the same guard as a server (:class:`autotune.serving.server.Server`), so nothing of it
-outlives an interruption, a time-out, or us. What it sends is what :mod:`autotune.bench._vllm_bench`
+It runs under the same supervisor as a server (:class:`autotune.serving.server.Server`), so nothing
+of it outlives an interruption, a time-out, or us. What it sends is what :mod:`autotune.bench._vllm_bench`
 reads from a file; it asks nobody but the server on 127.0.0.1.
 """
 

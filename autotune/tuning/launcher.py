@@ -149,7 +149,7 @@ class Launcher:
         self._tools = real(tools)
         self._free_since = time.monotonic()  # the begin of the run, or the end of a launch
         self._warm = (
-            WarmStart(prepared.spec.server, prepared.info, self.logs.path("template.log"))
+            WarmStart(prepared.spec.server, prepared.info, self.logs.path("fork-server.log"))
             if warm
             else None
         )

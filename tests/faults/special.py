@@ -86,11 +86,11 @@ def second_runner(hit: Hit) -> None:
         hit.outcome.problems += [f"{database.name}: {p}" for p in problems]
 
 
-def template_killed(hit: Hit) -> None:
+def fork_server_killed(hit: Hit) -> None:
     """What the launch was forked from, or would have been."""
     found = [p for p in hit.site.processes() if p.environ()["AUTOTUNE_LAUNCH"] != hit.launch_id]
     if len(found) != 1:
-        hit.outcome.problems.append(f"there are {len(found)} templates")
+        hit.outcome.problems.append(f"there are {len(found)} fork servers")
     for process in found:
         process.kill()
 
@@ -173,7 +173,7 @@ AT_A_STAGE = {
         locked,
         locked_long,
         second_runner,
-        template_killed,
+        fork_server_killed,
         database_deleted,
         folder_deleted,
         disk_full,

@@ -17,11 +17,11 @@ from tests.faults.soak import TRIALS, Kill
 
 _HELD = """\
 A run of `autotune` is brought to a stage and hit. A ✓ says that **all** of this held: no process of
-server, guard and tuner was left after 10 s (the number: seconds until nothing was left); the port
-was free; the database was whole (`PRAGMA integrity_check`); every trial and every request that was
-there before was there unchanged; the run ended as the second column says, with at most one line on
-stderr; and the same command again ended with exactly the wanted number of trials, none twice, none
-lost, none failed.""".splitlines()
+server, supervisor and tuner was left after 10 s (the number: seconds until nothing was left); the
+port was free; the database was whole (`PRAGMA integrity_check`); every trial and every request that
+was there before was there unchanged; the run ended as the second column says, with at most one line
+on stderr; and the same command again ended with exactly the wanted number of trials, none twice,
+none lost, none failed.""".splitlines()
 
 _KINDS = {
     FailureKind.INFEASIBLE: ("the rules of this vLLM version, before any launch", "source"),
@@ -45,8 +45,9 @@ _KINDS = {
 }
 
 _BEYOND = """\
-- **Guard and tuner killed at the same moment**: the server gets SIGTERM by its parent-death signal.
-  What ignores that stays until the next `autotune run` on that database, or `autotune reap`.
+- **Supervisor and tuner killed at the same moment**: the server gets SIGTERM by its parent-death
+  signal. What ignores that stays until the next `autotune run` on that database, or `autotune
+  reap`.
 - **A process that SIGKILL does not end** (the kernel or a driver holds it), or GPU memory that a
   driver keeps: the run ends with one line, because nothing may be launched beside it.
 - **Containers** (`docker run …` as `server.command`): only the client process is ours. Its end is
@@ -64,21 +65,21 @@ _BEYOND = """\
 _WARM = """\
 ## Warm starts
 
-With `server.launch: warm`, the default, guard and server of a launch are forked from a process that
-has imported vLLM once, the *template*. It adds nothing that could be left behind:
+With `server.launch: warm`, the default, supervisor and server of a launch are forked from a process
+that has imported vLLM once, the *fork server*. It adds nothing that could be left behind:
 
-- The template gets SIGKILL by its parent-death signal when the run dies, at any moment of its
+- The fork server gets SIGKILL by its parent-death signal when the run dies, at any moment of its
   imports too, and ends with the run. It owns nothing: servers outlive it, and end as described
-  above, because their guard is the same program, with the same pipes to the run, whose pid it
+  above, because their supervisor is the same program, with the same pipes to the run, whose pid it
   watches.
 - Every process of a forked server carries the launch's id in `/proc/PID/environ`, where it is
   looked for; the launch's API key is not in there. `autotune ps` and `autotune reap` know the
-  template, too.
-- A template that was killed, or does not fork in time, costs one launch in the ordinary way; the
+  fork server, too.
+- A fork server that was killed, or does not fork in time, costs one launch in the ordinary way; the
   one after it makes a new template. A vLLM that cannot be forked (its imports start a thread or
-  make a CUDA context, or fail), and a server that would inherit anything else than the template did
-  (environment, working directory, cores), are launched in the ordinary way. So is everything after
-  a first forked server that does not come up and does not tell why.
+  make a CUDA context, or fail), and a server that would inherit anything else than the fork server
+  did (environment, working directory, cores), are launched in the ordinary way. So is everything
+  after a first forked server that does not come up and does not tell why.
 - A forked server has the files, signals, limits, session, arguments, module path and environment
   of a started one: `tests/test_template.py` compares them, `tests/test_real_server.py` the answers
   of a real one, its processes, their cores and the worker's threads. What differs:
@@ -91,15 +92,15 @@ has imported vLLM once, the *template*. It adds nothing that could be left behin
     all servers of a run, not for each launch. What of the scatter between launches comes from
     there is missing in it, which may make it a little too small; this was not measured.
 
-## Servers started ahead
+## Prelaunched servers
 
 With `server.ahead`, several servers of one run are alive. Each is a launch of its own: in the
-ledger before its process exists, with its own guard, launch id, port and log, and in `autotune ps`
-as *started ahead*. When the run ends, by whatever, they all end as one would: `tests/test_ahead.py`
-kills a run with four (SIGINT, SIGKILL), looks that nothing of them is left, and goes on with the
-same command; on an H100 a run was killed with two, and ten seconds later the GPU held nothing. What
-was started in vain is nobody's trial. The memory of a GPU is that of all of them, so its return is
-proven when the last one has ended.
+ledger before its process exists, with its own supervisor, launch id, port and log, and in `autotune
+ps` as *started ahead*. When the run ends, by whatever, they all end as one would:
+`tests/test_ahead.py` kills a run with four (SIGINT, SIGKILL), looks that nothing of them is left,
+and goes on with the same command; on an H100 a run was killed with two, and ten seconds later the
+GPU held nothing. What was prelaunched but not needed is no trial. The memory of a GPU is that of
+all of them, so its return is proven when the last one has ended.
 """.splitlines()
 
 
@@ -116,7 +117,7 @@ def _kinds() -> list[str]:
     return [
         "A failed trial has a kind, a sentence and the telling log lines, and no number.",
         "",
-        "| kind | told from | what autotune does | tested with |",
+        "| kind | inferred from | what autotune does | tested with |",
         "|---|---|---|---|",
         *rows,
         "",
