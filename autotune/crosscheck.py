@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 
 from autotune.bench import Request, Sample, ServerStats, difference, scrape
-from autotune.bench.session import blamed, send
+from autotune.bench.sending import blamed, send
 from autotune.bench.vllm_bench import (
     METRICS,
     PERCENTS,

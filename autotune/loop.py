@@ -29,7 +29,8 @@ from optuna.trial import TrialState
 from autotune import sample_size
 from autotune.bench import Workload, build_workload
 from autotune.bench.interference import disturbed
-from autotune.bench.session import Measuring, Result, Rival
+from autotune.bench.looks import Rival
+from autotune.bench.session import Measuring, Result
 from autotune.cli.console import Ui
 from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
 from autotune.engine.feasibility import known_for

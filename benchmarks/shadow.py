@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from autotune.bench import Sample
-from autotune.bench.session import Look, Measuring, Rival, Stop, Verdict
+from autotune.bench.looks import EarlyEnd, Look, Rival, Stop
+from autotune.bench.session import Measuring
 from autotune.cli.console import Ui
 from autotune.errors import AutotuneError
 from autotune.launching import Launched, Launcher
@@ -238,7 +239,7 @@ class Judged:
     """
 
     size: int
-    verdict: Verdict | None
+    verdict: EarlyEnd | None
     first: float
     ended: float
 
@@ -253,18 +254,18 @@ def judge(trial: Shadowed, rivals: Sequence[Shadowed], minimum: int, precision: 
     seen: list[tuple[float, float]] = []
     now = 0.0
 
-    def ask(size: int) -> Verdict | None:
+    def ask(size: int) -> EarlyEnd | None:
         head = m.head(size)
         if not seen:
             seen.append((head.throughput / m.throughput, _by_window(m, now) / m.throughput))
         found = bounded(head)
         narrow = precise([(b.value, b.interval(STOPPING_CONFIDENCE)) for b in found], precision)
         if narrow and narrow_enough(size, places):
-            return Verdict(Stop.PRECISE)
+            return EarlyEnd(Stop.PRECISE)
         by = test.by(found, others)
-        return None if by is None else Verdict(Stop.DOMINATED, rivals[by].n)
+        return None if by is None else EarlyEnd(Stop.DOMINATED, rivals[by].n)
 
-    looks: Looks[Verdict] = Looks(sizes, ask)
+    looks: Looks[EarlyEnd] = Looks(sizes, ask)
     events = sorted(
         [(t, 1, i) for i, t in enumerate(m.start)] + [(t, 0, i) for i, t in enumerate(m.end)]
     )

@@ -17,7 +17,8 @@ import pytest
 from autotune import launching, loadmap
 from autotune.bench import Request, Sample, ServerStats, Workload, build_workload
 from autotune.bench.interference import MachineState, Rest
-from autotune.bench.session import Result, Stop
+from autotune.bench.looks import Stop
+from autotune.bench.session import Result
 from autotune.engine.command import LaunchPlan, plan_launch
 from autotune.engine.draft_schedule import (
     SCHEDULE,

@@ -24,7 +24,8 @@ import pytest
 import objectives
 from autotune.bench import Counters, Request, Sample, Workload, session
 from autotune.bench.interference import Rest
-from autotune.bench.session import Look, Measuring, Result, Rival, Stop
+from autotune.bench.looks import Look, Rival, Stop
+from autotune.bench.session import Measuring, Result
 from autotune.errors import FailureKind, MeasureError
 from autotune.results.recomputed import measurement_of
 from autotune.results.trials import quality_warnings
@@ -56,7 +57,7 @@ def steady(phase: str, i: int) -> float:
 
 @dataclass
 class Client:
-    """Takes the place of :func:`autotune.bench.session.send`: one closed loop, in its own clock.
+    """Takes the place of :func:`autotune.bench.sending.send`: one closed loop, in its own clock.
 
     Attributes:
         seconds: What each request takes.

@@ -19,7 +19,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.bench import Sample
-from autotune.bench.session import Stop, with_energy
+from autotune.bench.looks import Stop
+from autotune.bench.session import with_energy
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
 from autotune.storage.store import Store

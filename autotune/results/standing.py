@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.bench.session import Stop
+from autotune.bench.looks import Stop
 from autotune.errors import FailureKind
 from autotune.results.recomputed import OUTDATED, quality_of
 from autotune.results.views import Origin

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from autotune.bench.session import Stop
+from autotune.bench.looks import Stop
 from autotune.errors import UserError, one_line
 from autotune.results.text import plain, point_text, value_with_interval
 from autotune.results.trials import quality_warnings, study_view

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.bench.session import Stop
+from autotune.bench.looks import Stop
 from autotune.engine.launch_stages import STAGES
 from autotune.errors import UserError
 from autotune.output.figures import trials as figures

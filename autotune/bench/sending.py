@@ -1,0 +1,97 @@
+"""One phase of requests on one server, and whose fault it is that one failed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from autotune.bench.client import Sample, run_phase
+from autotune.bench.workload import Request
+from autotune.errors import FailureKind, MeasureError, TrialFailure
+from autotune.study.workload import WorkloadSpec
+
+if TYPE_CHECKING:
+    from autotune.serving import Server
+
+# A server whose requests fail may be about to end: the API process outlives its engine for a bit.
+DYING_S = 3.0
+# The two clocks that tell a machine's sleep are not read at the same moment.
+MOST_ASLEEP_S = 0.5
+
+
+def send(
+    server: Server,
+    load: WorkloadSpec,
+    requests: Sequence[Request],
+    arrivals: Sequence[float],
+    phase: str,
+    on_done: Callable[[Sample], None],
+    more: Callable[[], bool] = lambda: True,
+    choose: Callable[[], tuple[int, str] | None] | None = None,
+    enough: Callable[[], bool] = lambda: False,
+) -> tuple[Sample, ...]:
+    """One phase of requests; arguments as of :func:`autotune.bench.run_phase`.
+
+    Returns:
+        The answered requests in their order, all of them ok.
+
+    Raises:
+        TrialFailure: the server died, the machine slept, or a request failed; one is enough,
+            because a number without it would be better than what users get.
+    """
+
+    def masked(sample: Sample) -> Sample:
+        """Its error is the server's text, which may hold a secret."""
+        error = sample.error and server.plan.masked(sample.error)
+        return sample if error == sample.error else replace(sample, error=error)
+
+    failed = False
+
+    def seen(sample: Sample) -> None:
+        nonlocal failed
+        failed = failed or sample.status != "ok"
+        on_done(masked(sample))
+
+    # without a cap on concurrency a request may wait long behind others, and nothing hangs
+    hang = load.request_timeout_s if load.max_concurrency is None else load.hang_timeout_s
+    asleep = _asleep()
+    samples = asyncio.run(
+        run_phase(
+            server.plan.base_url,
+            server.plan.served_name,
+            requests,
+            arrivals,
+            load,
+            api_key=server.plan.api_key,
+            phase=phase,
+            hang_timeout_s=hang,
+            on_done=seen,
+            more=lambda: not failed and more(),  # every other one would hang as long
+            choose=choose,
+            enough=enough,
+        )
+    ).samples
+    if (asleep := _asleep() - asleep) > MOST_ASLEEP_S:
+        raise MeasureError(FailureKind.CLOCK, f"the machine slept for {asleep:.0f} s meanwhile")
+    bad = [masked(s) for s in samples if s.status != "ok"]
+    if not bad:
+        return samples
+    kinds = {"timeout": FailureKind.HANG, "server": FailureKind.SERVER_ERROR}
+    kind = kinds.get(bad[0].status, FailureKind.REQUESTS)
+    words = f"{len(bad)} of {len(samples)} requests failed: {bad[0].error}"
+    raise blamed(server, MeasureError(kind, words))
+
+
+def _asleep() -> float:
+    """Seconds since boot in which the machine was suspended; no time of ours counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def blamed(server: Server, failure: TrialFailure) -> TrialFailure:
+    """The server's own failure if it died, else ``failure``."""
+    if server.died(DYING_S):
+        return server.failure(FailureKind.CRASH, "the server died while it was being measured")
+    return failure
