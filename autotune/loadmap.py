@@ -214,7 +214,7 @@ class _Map:
         self.candidates = self.feasible()
         self.launcher = Launcher(self.p, store, self.ledger)
         self.machine = self.launcher.machine
-        self.rests = store.launches.rests(self.name, self.machine)
+        self.rests = store.launches.idle_seconds(self.name, self.machine)
 
     def view(self) -> MapView:
         """What the map amounts to by now."""

@@ -997,8 +997,8 @@ class _Run:
 
     @cached_property
     def rests(self) -> list[float]:
-        """Seconds of the canary before each measured launch of the study on this machine."""
-        return self.store.launches.rests(self.spec.name, self.machine)
+        """Seconds of the idle baseline before each measured launch of the study on this machine."""
+        return self.store.launches.idle_seconds(self.spec.name, self.machine)
 
     def rivals(self) -> list[Rival]:
         """The trials of the front, as they were measured."""

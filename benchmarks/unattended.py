@@ -144,21 +144,21 @@ class Watch(Ui):
     @contextmanager
     def timed_canary(self) -> Iterator[None]:
         """Counts what the look at the resting machine costs."""
-        take_rest = launching.take_rest
+        take_idle_baseline = launching.take_idle_baseline
 
         def timed(*args: Any) -> Any:
             cpu, wall = time.process_time(), time.perf_counter()
             try:
-                return take_rest(*args)
+                return take_idle_baseline(*args)
             finally:
                 self.canary += time.process_time() - cpu
                 self.canary_wall += time.perf_counter() - wall
 
-        launching.take_rest = timed
+        launching.take_idle_baseline = timed
         try:
             yield
         finally:
-            launching.take_rest = take_rest
+            launching.take_idle_baseline = take_idle_baseline
 
 
 def run(folder: Path, loaded: LoadedStudy, trials: int, seed: int = 0) -> None:

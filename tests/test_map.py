@@ -16,7 +16,7 @@ import pytest
 
 from autotune import launching, loadmap
 from autotune.bench import Request, Sample, ServerStats, Workload, build_workload
-from autotune.bench.interference import MachineState, Rest
+from autotune.bench.interference import IdleBaseline, MachineState
 from autotune.bench.looks import Stop
 from autotune.bench.session import Result
 from autotune.engine.command import LaunchPlan, plan_launch
@@ -368,7 +368,7 @@ class Instant:
     def measuring(self, server: Any, spec: StudySpec, _objectives: object, **kw: Any) -> Any:
         load = spec.workload.max_concurrency or 0
 
-        def measure(workload: Workload, rest: Rest, **_: object) -> Result:
+        def measure(workload: Workload, rest: IdleBaseline, **_: object) -> Result:
             self.parts += 1
             if self.parts in self.interrupts:
                 raise KeyboardInterrupt
@@ -413,14 +413,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Instant:
     found = Instant()
     monkeypatch.setattr(launching, "Server", found.server)
     monkeypatch.setattr(loadmap, "Measuring", found.measuring)
-    monkeypatch.setattr(launching, "take_rest", lambda _: Rest(0.1, None, ()))
+    monkeypatch.setattr(launching, "take_idle_baseline", lambda _: IdleBaseline(0.1, None, ()))
     return found
 
 
 @pytest.fixture
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside other tests the machine is never at rest, and each launch would wait 6 s for it."""
-    monkeypatch.setattr(launching, "take_rest", lambda _: Rest(0.1, None, ()))
+    monkeypatch.setattr(launching, "take_idle_baseline", lambda _: IdleBaseline(0.1, None, ()))
 
 
 WIDE = ("--concurrency", "1,2,4,8,16", "--json")

@@ -23,7 +23,7 @@ import pytest
 
 import objectives
 from autotune.bench import Counters, Request, Sample, Workload, session
-from autotune.bench.interference import Rest
+from autotune.bench.interference import IdleBaseline
 from autotune.bench.looks import Look, Rival, Stop
 from autotune.bench.session import Measuring, Result
 from autotune.errors import FailureKind, MeasureError
@@ -45,7 +45,7 @@ from tests.studies import (
 PLACES = 4
 TOKENS = 12
 THROUGHPUT = (objectives.get("throughput"),)
-REST = Rest(0.1, None, ())
+REST = IdleBaseline(0.1, None, ())
 
 Seconds = Callable[[str, int], float]  # of a request, by its phase and its place in that
 

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune import launching, loadmap
 from autotune.bench import Sample, ServerStats
-from autotune.bench.interference import Rest
+from autotune.bench.interference import IdleBaseline
 from autotune.cli.main import main
 from autotune.engine.command import LaunchPlan
 from autotune.engine.launch_stages import STAGES, Stages
@@ -358,7 +358,7 @@ def test_a_map_is_shown_with_its_crossover(tmp_path: Path, monkeypatch: pytest.M
     found = Instant()
     monkeypatch.setattr(launching, "Server", found.server)
     monkeypatch.setattr(loadmap, "Measuring", found.measuring)
-    monkeypatch.setattr(launching, "take_rest", lambda _: Rest(0.1, None, ()))
+    monkeypatch.setattr(launching, "take_idle_baseline", lambda _: IdleBaseline(0.1, None, ()))
     database = make(tmp_path, ROWS)
     done = autotune("map", "double.yaml", "--concurrency", "1,4,16", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Server counters, machine load and energy over the measured requests."""
+"""Server counters, machine load and energy, counted over the measured requests."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from types import TracebackType
 
-from autotune.bench.interference import GPU_OURS_MIB, LoadWatch, MachineState, Rest, read_gpus
+from autotune.bench.interference import (
+    GPU_OURS_MIB,
+    IdleBaseline,
+    LoadWatch,
+    MachineState,
+    read_gpus,
+)
 from autotune.bench.server_metrics import Counters
 from autotune.serving.nvml import Energy, EnergyMeter
 
 
 class Counting:
-    """The server's counters, the machine and the energy, from one moment to the end of the block.
+    """Count in a ``with`` block, from :meth:`begin` to its end.
 
     Args:
-        scrape: Reads the counters.
-        watch: Over the machine.
-        meter: Of the energy.
-        gpus: The server's.
+        scrape: Reads the server's counters.
+        watch: Counts who uses the machine.
+        meter: Measures the energy.
+        gpus: Numbers of the server's GPUs.
     """
 
     def __init__(
@@ -45,17 +51,17 @@ class Counting:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._lock:  # a thread that comes too late begins nothing
+        with self._lock:  # a thread that comes later begins nothing
             self._ended = True
         self._stack.close()
 
-    def begin(self, *, beside: bool) -> None:
+    def begin(self, *, in_thread: bool) -> None:
         """Begin to count.
 
         Args:
-            beside: In a thread of its own, because streams are under way that must not wait.
+            in_thread: Begin in a thread, because streams are under way that must not wait.
         """
-        if beside:
+        if in_thread:
             threading.Thread(target=self._begin, name="counters").start()
         else:
             self._begin()
@@ -73,7 +79,7 @@ class Counting:
 
     @property
     def begun(self) -> bool:
-        """Whether everything is counted by now."""
+        """Whether counting has begun."""
         return self._counters.done() and self._counters.exception() is None
 
     @property
@@ -82,7 +88,7 @@ class Counting:
         return self._counters.done() and self._counters.exception() is not None
 
     def energy(self) -> Energy | None:
-        """What the server's GPUs took so far; None: nothing of them tells.
+        """Return the energy of the server's GPUs so far; None: none of them reports it.
 
         Raises:
             TrialFailure: the counters could not be read.
@@ -91,7 +97,7 @@ class Counting:
         return self._meter.read().of(self._gpus)
 
     def counters(self) -> Counters:
-        """The counters at the beginning.
+        """Return the server's counters at the beginning.
 
         Raises:
             TrialFailure: they could not be read.
@@ -100,17 +106,17 @@ class Counting:
 
     @property
     def machine(self) -> MachineState:
-        """The machine meanwhile, after the block."""
+        """State of the machine during the block; read it after the block."""
         return self._watch.state
 
 
-def gpus_of_server(rest: Rest) -> set[int]:
-    """Numbers of the GPUs whose used memory grew since ``rest``, or that do not tell it."""
-    if not rest.gpus:
+def gpus_of_server(idle: IdleBaseline) -> set[int]:
+    """Return the numbers of the GPUs whose used memory grew since ``idle``, or is unknown."""
+    if not idle.gpus:
         return set()
     return {
         i
-        for i, (before, now) in enumerate(zip(rest.gpus, read_gpus(), strict=False))
+        for i, (before, now) in enumerate(zip(idle.gpus, read_gpus(), strict=False))
         if before.memory_mib is None
         or now.memory_mib is None
         or now.memory_mib >= before.memory_mib + GPU_OURS_MIB

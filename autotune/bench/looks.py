@@ -9,7 +9,7 @@ from autotune.stats.measurement import Measurement
 
 
 class Stop(StrEnum):
-    """Why the measuring of a trial ended; shown to the user."""
+    """Reason why the measuring of a trial ended; shown to the user."""
 
     ALL = "every request was sent"
     PRECISE = "the intervals are narrow enough"
@@ -21,9 +21,9 @@ class Rival:
     """A finished trial that the running one is compared with.
 
     Attributes:
-        trial: Its number.
-        measurement: What was measured of it.
-        again: The same of further launches of its point.
+        trial: Number of the trial.
+        measurement: Measurement of its first launch.
+        again: Measurements of further launches of its point.
     """
 
     trial: int
@@ -33,11 +33,11 @@ class Rival:
 
 @dataclass(frozen=True)
 class EarlyEnd:
-    """Why a look would end the measuring.
+    """Reason of a look to end the measuring.
 
     Attributes:
         stop: The reason.
-        by: The trial that is better in everything, with ``Stop.DOMINATED``.
+        by: Number of the trial that is better in everything, with ``Stop.DOMINATED``.
     """
 
     stop: Stop
@@ -46,13 +46,13 @@ class EarlyEnd:
 
 @dataclass(frozen=True)
 class Look:
-    """One look at a measurement that runs.
+    """One look at a running measurement.
 
     Attributes:
-        size: Requests that it saw, the first ones that were sent.
-        sent: Measured requests that had been sent by then.
-        values: Each objective of those requests, in the study's order.
-        verdict: What it found; None: not enough.
+        size: Number of requests that it saw: the first ones that were sent.
+        sent: Number of measured requests that had been sent by then.
+        values: Value of each objective over the seen requests, in the study's order.
+        verdict: Reason to end; None: not enough is known.
     """
 
     size: int

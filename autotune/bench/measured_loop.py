@@ -1,4 +1,4 @@
-"""Which request is sent next: warm-up, measured ones, then warm-up requests that fill the load."""
+"""Which request is sent next: warm-up, measured requests, then requests that keep the load full."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from autotune.stats import Looks, warm_from
 
 @dataclass
 class Warmup:
-    """The warm-up requests of a server, and whether they have become steady.
+    """The warm-up requests of a server, and whether their rates have become steady.
 
     Attributes:
         places: Concurrency.
-        steady: No more of them are needed.
-        samples: Those that have ended.
+        steady: Whether no more warm-up requests are needed.
+        samples: Warm-up requests that have ended.
     """
 
     places: int
@@ -29,16 +29,18 @@ class Warmup:
 
     @property
     def requests(self) -> int:
+        """Number of warm-up requests that have ended."""
         return len(self.samples)
 
     @property
     def was_steady(self) -> bool:
-        """True also where no warm-up was wanted."""
+        """Whether the rates became steady; True also without any warm-up request."""
         return self.steady or not self.samples
 
     def seen(self, sample: Sample) -> None:
+        """Note a warm-up request that has ended."""
         self.samples.append(sample)
-        # what was under way when it became steady says nothing more
+        # requests that were under way when the rates became steady are not looked at
         if not self.steady and sample.output_tokens:
             self._rates.append(sample.output_tokens / (sample.end - sample.start))
             self.steady = warm_from(self._rates, self.places) is not None

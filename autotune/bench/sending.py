@@ -1,4 +1,4 @@
-"""One phase of requests on one server, and whose fault it is that one failed."""
+"""Sending one phase of requests to one server; a failed request becomes the trial's failure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from autotune.study.workload import WorkloadSpec
 if TYPE_CHECKING:
     from autotune.serving import Server
 
-# A server whose requests fail may be about to end: the API process outlives its engine for a bit.
+# Seconds that a server has to end after a failed request: the API process outlives its engine.
 DYING_S = 3.0
-# The two clocks that tell a machine's sleep are not read at the same moment.
+# Seconds by which the two clocks may differ without a sleep: they are read one after the other.
 MOST_ASLEEP_S = 0.5
 
 
@@ -33,10 +33,10 @@ def send(
     choose: Callable[[], tuple[int, str] | None] | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> tuple[Sample, ...]:
-    """One phase of requests; arguments as of :func:`autotune.bench.run_phase`.
+    """Send one phase of requests; the arguments are those of :func:`autotune.bench.run_phase`.
 
     Returns:
-        The answered requests in their order, all of them ok.
+        The answered requests in their order, all of them successful.
 
     Raises:
         TrialFailure: the server died, the machine slept, or a request failed; one is enough,
@@ -44,7 +44,7 @@ def send(
     """
 
     def masked(sample: Sample) -> Sample:
-        """Its error is the server's text, which may hold a secret."""
+        """Return the sample with secrets masked: its error is the server's text."""
         error = sample.error and server.plan.masked(sample.error)
         return sample if error == sample.error else replace(sample, error=error)
 
@@ -55,7 +55,7 @@ def send(
         failed = failed or sample.status != "ok"
         on_done(masked(sample))
 
-    # without a cap on concurrency a request may wait long behind others, and nothing hangs
+    # without a limit on concurrency a request may wait long behind others although nothing hangs
     hang = load.request_timeout_s if load.max_concurrency is None else load.hang_timeout_s
     asleep = _asleep()
     samples = asyncio.run(
@@ -69,7 +69,7 @@ def send(
             phase=phase,
             hang_timeout_s=hang,
             on_done=seen,
-            more=lambda: not failed and more(),  # every other one would hang as long
+            more=lambda: not failed and more(),  # every further request could hang as long
             choose=choose,
             enough=enough,
         )
@@ -86,12 +86,15 @@ def send(
 
 
 def _asleep() -> float:
-    """Seconds since boot in which the machine was suspended; no time of ours counts them."""
+    """Return the seconds since boot in which the machine was suspended.
+
+    No other clock of this program counts them.
+    """
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def blamed(server: Server, failure: TrialFailure) -> TrialFailure:
-    """The server's own failure if it died, else ``failure``."""
+    """Return the server's own failure if it died, else ``failure``."""
     if server.died(DYING_S):
         return server.failure(FailureKind.CRASH, "the server died while it was being measured")
     return failure

@@ -1,12 +1,12 @@
-"""Measures one running server: warm-up until it is steady, then requests until enough is known.
+"""The measuring of one running server: warm-up until it is steady, requests until enough is known.
 
-The requests are those of the study, in its order; what differs between trials is only how many of
-them are measured. In a closed loop they are sent into a full load: warm-up requests keep all places
-busy until the server is steady, the measured ones follow in the same places, and when the last one
-has been sent, warm-up requests follow again until all measured ones have ended. Counters, energy
-and the watch over the machine begin with the first measured request and end with the last. Without
-such a beginning the first requests are a burst that no user is part of: with four requests a place,
-all of p95.
+The requests are those of the study, in its order. Trials differ only in how many of them are
+measured. A closed loop sends them into a full load, at the study's concurrency: warm-up requests
+keep the load full until the server is steady, the measured requests follow without a gap, and
+after the last one warm-up requests follow again until all measured ones have ended. Counters,
+energy and the load of the machine are counted from the first measured request to the end of the
+last one. Without a full load at the beginning the first requests would be a burst that no user
+sees. With four measured requests for each concurrent one, p95 would consist of that burst.
 
 Measuring ends when every objective is known to the study's ``precision``, when another trial is
 certainly better in all of them, or with the last request (:mod:`autotune.stats.stopping`).
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.bench import Counters, Request, Sample, ServerStats, Workload, difference, scrape
 from autotune.bench.counting import Counting, gpus_of_server
-from autotune.bench.interference import LoadWatch, MachineState, Rest
+from autotune.bench.interference import IdleBaseline, LoadWatch, MachineState
 from autotune.bench.looks import EarlyEnd, Look, Rival, Stop
 from autotune.bench.measured_loop import MeasuredLoop, Warmup
 from autotune.bench.sending import blamed, send
@@ -54,24 +54,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What one launch gave.
+    """Result of measuring one launch.
 
     Attributes:
-        values: By objective name, in its unit.
-        intervals: 95 % intervals within this launch, by objective name.
+        values: Value of each objective by its name, in the objective's unit.
+        intervals: 95 % interval of each objective within this launch, by its name.
         errors: Standard error of each value's logarithm within this launch; None: unknown.
-        stats: The server's own counters over the measurement.
-        requests: Measured requests.
-        stop: Why there are not more.
-        dominated_by: The trial that is better in everything, with ``Stop.DOMINATED``.
-        warmup_requests: Requests before the measurement.
-        steady: False: the warm-up ended with its last prompt, not with a steady server.
-        busy: All places of a closed loop were busy from the first measured request to the last.
-        unanswered: Warm-up requests that held a place until the last measured one had ended.
-        drift: How much faster or slower, as a share, the last requests were than the first, where
-            that is more than chance explains; None: it is not.
-        machine: The machine while it was measured.
-        energy: What the server's GPUs took meanwhile; None: it has none, or they do not tell.
+        stats: Changes of the server's own counters over the measurement.
+        requests: Number of measured requests.
+        stop: Reason why there are not more.
+        dominated_by: Number of the trial that is better in everything, with ``Stop.DOMINATED``.
+        warmup_requests: Number of requests before the measurement.
+        steady: Whether the server was steady; False: the warm-up ended with its last prompt.
+        busy: Whether the load of a closed loop was full from the first measured request to the end
+            of the last one.
+        unanswered: Number of warm-up requests that were under way until the last measured one had
+            ended.
+        drift: Change of speed from the first to the last requests, as a share, where it is more
+            than chance explains; None: it is not.
+        machine: State of the machine during the measurement.
+        energy: Energy of the server's GPUs meanwhile; None: there are none, or none reports it.
     """
 
     values: dict[str, float]
@@ -113,11 +115,12 @@ class Measuring:
     """One server under the load of one study.
 
     Args:
-        server: Runs, and answered ``/health``.
+        server: A running server that has answered ``/health``.
         spec: The study.
-        objectives: What is computed.
-        keep: Takes the requests of each phase, also those of a phase that was interrupted.
-        progress: Told after each request how many are done, of how many at most.
+        objectives: The objectives to compute.
+        keep: Stores the requests of each phase, also those of a phase that was interrupted.
+        progress: Called after each request with the number of requests that are done, and the
+            largest number that there may be.
     """
 
     def __init__(
@@ -137,10 +140,10 @@ class Measuring:
         self._warmup = Warmup(spec.workload.places or spec.workload.max_concurrency or 1)
 
     def warm(self, requests: Sequence[Request]) -> None:
-        """Send warm-up requests until their rates are steady, or there are no more.
+        """Send warm-up requests until their rates are steady, or all were sent; wait for them.
 
-        They are waited for. An open loop is warmed so; a closed loop need not be empty between its
-        warm-up and its measurement, so :meth:`measure` warms it.
+        This warms an open loop. A closed loop is not empty between its warm-up and its measurement,
+        so :meth:`measure` warms it.
 
         Raises:
             TrialFailure: the server died, or a request failed.
@@ -167,7 +170,7 @@ class Measuring:
     def measure(
         self,
         workload: Workload,
-        rest: Rest,
+        idle: IdleBaseline,
         *,
         whole: bool,
         rivals: Sequence[Rival] = (),
@@ -180,16 +183,17 @@ class Measuring:
         """Warm a closed loop up, and send the measured requests.
 
         Args:
-            workload: What to send; in an open loop its warm-up was sent before.
-            rest: The machine before the launch.
-            whole: Measure every request, whatever is known before.
+            workload: Requests to send; in an open loop its warm-up was sent before.
+            idle: Idle baseline before the launch.
+            whole: Whether to measure every request, even when enough is known before.
             rivals: Finished trials of which one may be better in everything.
-            between: By objective, the standard deviation of its logarithm between launches; without
-                it, the usual one.
-            finished: Trials of which the rivals are the best; None: the rivals are all.
-            until_steady: Warm up until the rates are steady; False: send the whole warm-up.
+            between: Standard deviation of the logarithm between launches, by objective name; a
+                missing one is the usual one.
+            finished: Number of trials of which the rivals are the best; None: the rivals are all.
+            until_steady: Whether the warm-up ends when the rates are steady; False: all of it is
+                sent.
             begin: Called when the first measured request is sent.
-            shadow: Told of every look, and none ends the measuring.
+            shadow: Called with every look, and no look ends the measuring.
 
         Raises:
             TrialFailure: the server died, a request failed, or an objective cannot be computed.
@@ -199,7 +203,7 @@ class Measuring:
         start = first_look(self._spec.measure.min_prompts, load.places)
         sizes = [most] if whole else look_sizes(start, most)
         judge = self._judge(sizes, rivals, between or {}, finished)
-        counting = self._counting(rest)
+        counting = self._counting(idle)
         busy = load.keeps_busy(len(workload.warmup))
         earlier = self._warmup.requests
 
@@ -214,7 +218,7 @@ class Measuring:
             return None
 
         def at_first() -> None:
-            counting.begin(beside=load.places is not None)
+            counting.begin(in_thread=load.places is not None)
             begin()
 
         loop = MeasuredLoop(
@@ -261,10 +265,10 @@ class Measuring:
             energy=energy,
         )
 
-    def _counting(self, rest: Rest) -> Counting:
+    def _counting(self, idle: IdleBaseline) -> Counting:
         owned = self._server.processes if self._server.known_processes else None
         meter = EnergyMeter(sample=self._metered)
-        return Counting(self._scrape, LoadWatch(rest, owned), meter, gpus_of_server(rest))
+        return Counting(self._scrape, LoadWatch(idle, owned), meter, gpus_of_server(idle))
 
     @property
     def _metered(self) -> bool:
@@ -277,7 +281,7 @@ class Measuring:
         between: Mapping[str, float],
         finished: int | None,
     ) -> Callable[[Measurement], tuple[tuple[float, ...], EarlyEnd | None]]:
-        """What a look asks: each objective's value, and whether they are enough."""
+        """Return the function that computes each objective at a look, and whether to end there."""
         domination = Domination(
             len(sizes),
             [o.direction for o in self._objectives],
@@ -299,7 +303,7 @@ class Measuring:
         def judge(m: Measurement) -> tuple[tuple[float, ...], EarlyEnd | None]:
             now = self._bounded(m)
             values = tuple(b.value for b in now)
-            if any(b.value == 0 for b in now):  # no share of it can be told
+            if any(b.value == 0 for b in now):  # an interval as a share of 0 does not exist
                 return values, None
             found = ((b.value, b.interval(STOPPING_CONFIDENCE)) for b in now)
             if narrow_enough(len(m), m.places) and precise(found, self._spec.measure.precision):
@@ -322,7 +326,7 @@ class Measuring:
     ) -> Result:
         measurement = self._measurement(samples, busy, energy)
         bounded = self._bounded(measurement)
-        # wider where narrowness was what ended it, or fewer than 95 % would hold
+        # stopping because intervals are narrow costs coverage; the wider level keeps 95 %
         confidence = STOPPING_CONFIDENCE if verdict.stop is Stop.PRECISE else 0.95
         intervals = {
             o.name: b.interval(confidence) for o, b in zip(self._objectives, bounded, strict=True)
@@ -360,10 +364,10 @@ class Measuring:
     def _measurement(
         self, samples: Sequence[Sample], busy: bool, energy: Energy | None
     ) -> Measurement:
-        """What was measured, with its energy.
+        """Return the measurement of the samples, with its energy.
 
         Raises:
-            MeasureError: too few requests ran while all places were busy.
+            MeasureError: too few requests ran while the load was full.
         """
         load = self._spec.workload
         with _as_failure():
@@ -371,10 +375,10 @@ class Measuring:
         return m if energy is None else with_energy(m, energy)
 
     def _bounded(self, measurement: Measurement) -> list[Bounded]:
-        """Each objective with its interval; one that has none is never known precisely.
+        """Return each objective with its interval; one without bounds is never precise.
 
         Raises:
-            MeasureError: one cannot be computed, here or when its interval is asked for.
+            MeasureError: an objective cannot be computed, or later its interval.
         """
 
         def interval(o: Objective, confidence: float) -> Interval:
@@ -386,7 +390,11 @@ class Measuring:
 
 
 def with_energy(m: Measurement, energy: Energy) -> Measurement:
-    """Return the measurement with the energy of its tokens' share of the time it was counted in."""
+    """Return the measurement with its energy, in joules.
+
+    Its part of the counted energy is the time that its tokens take at the measured throughput, as a
+    share of the seconds over which the energy was counted.
+    """
     if not m.throughput or not energy.seconds:
         return WithEnergy.added(m, energy.total)
     seconds = float(m.output_tokens.sum()) / m.throughput
@@ -394,13 +402,13 @@ def with_energy(m: Measurement, energy: Energy) -> Measurement:
 
 
 def _cached(b: Bounded) -> Bounded:
-    """The same, each interval computed once."""
+    """Return the same value, each of whose intervals is computed once."""
     return replace(b, interval=cache(b.interval))
 
 
 @contextmanager
 def _as_failure() -> Iterator[None]:
-    """Makes a trial's failure of an objective that cannot be computed."""
+    """Turn the error of an objective that cannot be computed into a trial's failure."""
     try:
         yield
     except ValueError as e:

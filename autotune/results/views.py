@@ -25,7 +25,7 @@ from autotune.results.text import (
 from autotune.study.space import MNBT, N, Point
 
 if TYPE_CHECKING:
-    from autotune.search.confirmation import Choice, Verdict
+    from autotune.search.confirmation import Choice, ConfirmationVerdict
     from autotune.stats import LaunchVariance
     from objectives import Objective
 
@@ -167,7 +167,7 @@ class StudyView:
     machine: str
     vllm_version: str | None
     created: datetime
-    verdict: Verdict | None = None
+    verdict: ConfirmationVerdict | None = None
     variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
 
     def front(self) -> list[TrialView]:

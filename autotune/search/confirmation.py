@@ -144,7 +144,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ConfirmationVerdict:
     """What the confirmation found.
 
     Attributes:
@@ -162,7 +162,7 @@ class Verdict:
 
 def verdict(
     confirmed: Launches, searched: Launches, directions: Sequence[Direction], baseline: int | None
-) -> Verdict | None:
+) -> ConfirmationVerdict | None:
     """What launches of the confirmation say, with the search's as a part of the choice.
 
     Args:
@@ -208,7 +208,7 @@ def verdict(
         )
 
     none = np.zeros(len(directions) + 1)
-    return Verdict(
+    return ConfirmationVerdict(
         {
             k: Confirmed(len(x), points.values(k, none), points.over_baseline(k, none))
             for k, x in gains.items()

@@ -36,7 +36,7 @@ _SCALE, _SCALE_PREDICTED = 0.3, 0.1
 
 
 @dataclass(frozen=True)
-class Launched:
+class Observed:
     """One launch as the model sees it.
 
     Attributes:
@@ -102,7 +102,7 @@ def unit(space: Space, point: Point) -> list[float]:
 
 def propose(
     space: Space,
-    launched: Sequence[Launched],
+    launched: Sequence[Observed],
     new: Sequence[Point],
     chances: Floats,
     doubt_below: float,

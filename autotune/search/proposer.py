@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.errors import FailureKind
 from autotune.search.crashes import CrashModel
 from autotune.search.front import Direction
-from autotune.search.model import Launched, Proposal, propose, unit
+from autotune.search.model import Observed, Proposal, propose, unit
 from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
 
 # Seeds beside the baseline: n, and the level of every other parameter from 0 to 1; None: the
@@ -189,7 +189,7 @@ def _random_points(space: Space, rng: np.random.Generator) -> Iterator[dict[str,
 
 def launched_of(
     space: Space, trials: Sequence[FrozenTrial], directions: Sequence[Direction]
-) -> list[Launched]:
+) -> list[Observed]:
     """Measured trials as the model sees them.
 
     Args:
@@ -210,7 +210,7 @@ def launched_of(
         if positive[0]:
             rate = float(own[0] if directions[0] == "maximize" else 1 / own[0])
         out.append(
-            Launched(
+            Observed(
                 space.decode(t.params),
                 tuple(float(c) for c in row),
                 tuple(

@@ -174,8 +174,8 @@ class Launches:
                 found |= weights_of(quality)
         return found
 
-    def rests(self, study: str, machine: Mapping[str, Any]) -> list[float]:
-        """Return the canary's seconds before each measured launch of a study on this machine."""
+    def idle_seconds(self, study: str, machine: Mapping[str, Any]) -> list[float]:
+        """Return ``kernel_s`` before each measured launch of a study on this machine."""
         query = (
             select(LaunchRow.machine, LaunchRow.quality)
             .where(LaunchRow.study == study, LaunchRow.quality.is_not(None))
