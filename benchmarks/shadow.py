@@ -213,7 +213,7 @@ def launches_of(folder: Path, load: int) -> Iterator[Shadowed]:
                 output_tokens=data["output_tokens"],
                 chunks=chunks,
                 latency_from="send",
-                places=load,
+                concurrency=load,
             )
         found.append(Shadowed(about["point"][N], m, about))
     return iter(sorted(found, key=lambda x: x.about["measured"]))
@@ -246,7 +246,7 @@ class Judged:
 
 def judge(trial: Shadowed, rivals: Sequence[Shadowed], minimum: int, precision: float) -> Judged:
     """Replay a measurement's looks with given rivals, early ends on."""
-    m, places = trial.m, trial.m.places
+    m, places = trial.m, trial.m.concurrency
     sizes = look_sizes(first_look(minimum, places), len(m))
     sigma = expected_between(0.0, 0)
     test = Domination(len(sizes), DIRECTIONS, (sigma, sigma))

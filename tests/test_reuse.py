@@ -628,7 +628,7 @@ def test_what_cannot_be_computed_again_is_not_taken(tmp_path: Path) -> None:
     store.close()
     new = prepared_study(tmp_path / "b", **wide)
     said, _ = reuse([str(folder / "old.db")], new, tmp_path / "new.db")
-    left = "1 measured by autotune 0.1: of 6 requests fewer than 4 ran while all 4 places were busy"
+    left = "1 measured by autotune 0.1: of 6 requests fewer than 4 ran at the full concurrency of 4"
     assert said == [f"took 1 trial from {folder / 'old.db'}:old; not taken: {left}"]
 
 

@@ -17,12 +17,12 @@ class Warmup:
     """The warm-up requests of a server, and whether their rates have become steady.
 
     Attributes:
-        places: Concurrency.
+        concurrency: Concurrency.
         steady: Whether no more warm-up requests are needed.
         samples: Warm-up requests that have ended.
     """
 
-    places: int
+    concurrency: int
     steady: bool = False
     samples: list[Sample] = field(default_factory=list)
     _rates: list[float] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Warmup:
         # requests that were under way when the rates became steady are not looked at
         if not self.steady and sample.output_tokens:
             self._rates.append(sample.output_tokens / (sample.end - sample.start))
-            self.steady = warm_from(self._rates, self.places) is not None
+            self.steady = warm_from(self._rates, self.concurrency) is not None
 
 
 class MeasuredLoop:

@@ -306,7 +306,9 @@ class Measuring:
             if any(b.value == 0 for b in now):  # an interval as a share of 0 does not exist
                 return values, None
             found = ((b.value, b.interval(STOPPING_CONFIDENCE)) for b in now)
-            if narrow_enough(len(m), m.places) and precise(found, self._spec.measure.precision):
+            if narrow_enough(len(m), m.concurrency) and precise(
+                found, self._spec.measure.precision
+            ):
                 return values, EarlyEnd(Stop.PRECISE)
             by = domination.by(now, others) if all(b.value > 0 for b in now) else None
             return values, None if by is None else EarlyEnd(Stop.DOMINATED, known[by][0])
