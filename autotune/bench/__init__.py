@@ -1,4 +1,4 @@
-"""Puts requests on a server: the same requests, at the same times, for every trial of a study."""
+"""The load on one server: the same requests, at the same times, for every trial of a study."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ Both parts of the check are cheap, and neither runs during a measurement:
   hosts a neighbor on the other hyperthread makes a core 1.5 × slower for a second or a few.
   Therefore a slow result is timed again before it is believed. What stays is heat, low clocks, or a
   machine that others use, too.
-- **Load.** CPU time is counted around the measured requests: ``foreign = busy - ours``. ``busy`` is
-  that of all cores that this process may use (``/proc/stat``); ``ours`` is the CPU time of the
+- **Load.** CPU time is counted around the measured requests: ``foreign = busy - own``. ``busy`` is
+  that of all cores that this process may use (``/proc/stat``); ``own`` is the CPU time of the
   server's process tree and of this process. Steal, which the hypervisor gave to others, is counted
   separately.
 
@@ -202,14 +202,14 @@ class LoadWatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        ours = self._processes()
-        before, after = self._before, _count(ours)
+        own = self._processes()
+        before, after = self._before, _count(own)
         seconds = after.at - before.at
         busy = (after.busy - before.busy) / seconds
         foreign = None
-        if before.ours is not None and after.ours is not None:
+        if before.own is not None and after.own is not None:
             # may be below 0: the kernel counts the machine's time in ticks, a process's exactly
-            foreign = max(0.0, busy - (after.ours - before.ours) / seconds)
+            foreign = max(0.0, busy - (after.own - before.own) / seconds)
         self.state = MachineState(
             rest=self._idle,
             seconds=seconds,
@@ -219,7 +219,7 @@ class LoadWatch:
             steal=(after.steal - before.steal) / seconds,
             iowait=(after.iowait - before.iowait) / seconds,
             gpus_before=self._gpus,
-            gpus_after=read_gpus({p.pid for p in ours or ()}, self._unix),
+            gpus_after=read_gpus({p.pid for p in own or ()}, self._unix),
         )
 
     def _processes(self) -> set[psutil.Process] | None:
@@ -234,10 +234,10 @@ class _Count:
     busy: float
     steal: float
     iowait: float
-    ours: float | None
+    own: float | None
 
 
-def _count(ours: Set[psutil.Process] | None) -> _Count:
+def _count(own: Set[psutil.Process] | None) -> _Count:
     usable = os.sched_getaffinity(0)
     at = time.perf_counter()
     cores = [t for i, t in enumerate(psutil.cpu_times(percpu=True)) if i in usable]
@@ -246,7 +246,7 @@ def _count(ours: Set[psutil.Process] | None) -> _Count:
         busy=sum(t.user + t.nice + t.system + t.irq + t.softirq for t in cores),
         steal=sum(t.steal for t in cores),
         iowait=sum(t.iowait for t in cores),
-        ours=None if ours is None else sum(map(_cpu_seconds, ours)),
+        own=None if own is None else sum(map(_cpu_seconds, own)),
     )
 
 
@@ -262,11 +262,11 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(t.user + t.system + t.children_user + t.children_system)
 
 
-def read_gpus(ours: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuReading, ...]:
+def read_gpus(own: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuReading, ...]:
     """Read every NVIDIA GPU through NVML, in its order; empty without GPUs or without NVML.
 
     Args:
-        ours: Pids of the server; without them ``foreign`` is None.
+        own: Pids of the server; without them ``foreign`` is None.
         since: Unix time from which ``foreign`` counts.
     """
     with nvml() as library:
@@ -280,11 +280,11 @@ def read_gpus(ours: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuRead
                 return None
 
         def foreign(gpu: Any) -> int | None:
-            used = ask("nvmlDeviceGetProcessUtilization", gpu, int(since * 1e6)) if ours else None
-            # in a container the driver may name the host's pids; none of ours is among them then
-            if not used or ours.isdisjoint(u.pid for u in used):
+            used = ask("nvmlDeviceGetProcessUtilization", gpu, int(since * 1e6)) if own else None
+            # in a container the driver may name the host's pids; none of these is among them then
+            if not used or own.isdisjoint(u.pid for u in used):
                 return None
-            return sum(int(u.smUtil) for u in used if u.pid not in ours)
+            return sum(int(u.smUtil) for u in used if u.pid not in own)
 
         def read(gpu: Any) -> GpuReading:
             used = ask("nvmlDeviceGetUtilizationRates", gpu)
