@@ -281,7 +281,7 @@ def read_gpus(own: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuReadi
 
         def foreign(gpu: Any) -> int | None:
             used = ask("nvmlDeviceGetProcessUtilization", gpu, int(since * 1e6)) if own else None
-            # in a container the driver may name the host's pids; none of these is among them then
+            # in a container the driver may name the host's pids, among which is none of `own`
             if not used or own.isdisjoint(u.pid for u in used):
                 return None
             return sum(int(u.smUtil) for u in used if u.pid not in own)

@@ -1,4 +1,4 @@
-"""Proposes the next point: seeds, then the launch that is worth most; front and confirmation."""
+"""Search: seeds, then the launch of the largest expected gain; Pareto front and confirmation."""
 
 from __future__ import annotations
 
