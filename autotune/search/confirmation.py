@@ -6,7 +6,7 @@ term       meaning
 gain       logarithm of an objective with the sign that makes more better; the last one is their sum
 rule       what is chosen by: one objective's gain, or the sum
 round      one launch of each candidate, in order; the search's launches count as one more round
-optimism   selection bias of the choice: its mean over the rounds less what it gives in truth
+optimism   estimate of a choice's selection bias
 =========  ========================================================================================
 
 **Plan.** The best of many single launches is also the one with the best chance deviation. Therefore
@@ -19,8 +19,8 @@ choice was within 2 % of the best in 95, 91 and 88 % of the replays on one measu
 91 and 95 % on another. Each further candidate widens the speed-up's interval by a fifth to a
 quarter. Remaining launches go to the baseline, because every speed-up refers to it (C. W. Dunnett,
 "A multiple comparison procedure for comparing several treatments with a control", Journal of the
-American Statistical Association 50, 1955: the best number for it is the others' number of launches
-times the root of the number of the others).
+American Statistical Association 50, 1955: with k others, √k times as many launches as each of them
+are best).
 
 **Verdict.** The best point is chosen by all launches of the candidates, including the search's; its
 numbers come from the confirmation only. Selection bias (the winner's curse) remains, because the

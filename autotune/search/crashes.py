@@ -56,8 +56,8 @@ from autotune.study.space import MNBT, ChoiceParam, FloatParam, N, Point, Space,
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Largest accepted probability of one more crash: by lack of memory or budget, and in a region of any
-# other form, which is smaller.
+# Largest accepted probability of one more crash: by lack of memory or budget, and in a region of
+# another form, which is smaller.
 RISK, RISK_AROUND = 0.02, 0.05
 _BOXES = 256  # number of boxes for each failure
 _FREE = 0.5  # probability that a parameter has no bound on one side
