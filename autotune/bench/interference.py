@@ -44,7 +44,7 @@ SLOWER = 1.25
 THERMAL_SHARE = 0.01
 # Largest foreign use of a GPU, in percent; a desktop needs a few.
 GPU_SHARE = 10
-# The server uses a GPU whose used memory grew by so many MiB since the idle baseline.
+# The server uses a GPU whose used memory grew by at least this since the idle baseline, in MiB.
 GPU_OURS_MIB = 256
 
 _ROUNDS = 5

@@ -5,7 +5,7 @@ symbol             meaning
 =================  =================================================================================
 n                  tokens drafted per step; 0: no speculation
 P(accept ≥ i | n)  probability that at least i tokens of a draft of n are accepted
-h_i(n)             probability that token i is accepted if all before it were: conditional acceptance
+h_i(n)             conditional acceptance: probability of token i if all before it were accepted
 E(n)               tokens per step
 T(n)               time of a step
 F(n)               P(accept ≥ n | n): share of the drafts that are accepted to their end

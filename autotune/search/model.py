@@ -142,23 +142,10 @@ def propose(
     variances = np.where(np.isfinite(variances), variances, _UNKNOWN)
 
     ns = np.array([int(q.get(N, fixed_n or 0)) for q in points])
-    prediction = Prediction.fit(
-        [
-            SpeculationLaunch(int(ns[i]), item.rate, item.per_position, item.acceptance_length)
-            for i, item in zip(at, launched, strict=True)
-            if item.rate is not None
-        ]
-    )
-    basis = [(np.ones(len(points)), 0.0, 1.0)]
-    if prediction is not None:
-        rates = {int(n): prediction.rate(int(n)) for n in np.unique(ns)}
-        slow = -np.log([rates[int(n)] for n in ns])
-        basis.append((slow - slow[at].mean(), 1.0, 0.4))
-    if known is not None:
-        given = np.array([known(q) for q in points])
-        basis.append((given - given[at].mean(), 0.0, 0.3))
+    prediction = _prediction(ns[at], launched)
+    basis = _basis(points, ns, at, prediction, known)
 
-    def beliefs(basis: Sequence[tuple[Floats, float, float]], scale: float) -> list[Belief]:
+    def beliefs(basis: Sequence[_Basis], scale: float) -> list[Belief]:
         out = []
         for y, v in zip(costs.T, variances.T, strict=True):
             level = float(y.mean())
@@ -179,6 +166,48 @@ def propose(
     plain = beliefs(basis[:1], _SCALE)
     hopes = (potential(plain, reference) * chances)[recommendable:]
     return Proposal(new[int(hopes.argmax())], float(value[best]), challenge=True)
+
+
+def _prediction(ns: Ints, launched: Sequence[Observed]) -> Prediction | None:
+    """Return the prediction from acceptance by launches with these n; None: they do not suffice."""
+    return Prediction.fit(
+        [
+            SpeculationLaunch(int(n), item.rate, item.per_position, item.acceptance_length)
+            for n, item in zip(ns, launched, strict=True)
+            if item.rate is not None
+        ]
+    )
+
+
+# Trend function at all points, expected coefficient and its standard deviation.
+_Basis = tuple[Floats, float, float]
+
+
+def _basis(
+    points: Sequence[Point],
+    ns: Ints,
+    at: Ints,
+    prediction: Prediction | None,
+    known: Callable[[Point], float] | None,
+) -> list[_Basis]:
+    """Return the trend: a constant, the prediction and the known number, where there are such.
+
+    Args:
+        points: All points.
+        ns: n of each point.
+        at: Index of each launch's point.
+        prediction: Prediction from acceptance.
+        known: As in :func:`propose`.
+    """
+    basis: list[_Basis] = [(np.ones(len(points)), 0.0, 1.0)]
+    if prediction is not None:
+        rates = {int(n): prediction.rate(int(n)) for n in np.unique(ns)}
+        slow = -np.log([rates[int(n)] for n in ns])
+        basis.append((slow - slow[at].mean(), 1.0, 0.4))
+    if known is not None:
+        given = np.array([known(q) for q in points])
+        basis.append((given - given[at].mean(), 0.0, 0.3))
+    return basis
 
 
 def expecting(belief: Belief, pending: Ints) -> Belief:

@@ -23,6 +23,7 @@ from autotune.errors import FailureKind
 from autotune.search.crashes import CrashModel
 from autotune.search.front import Direction
 from autotune.search.model import Observed, Proposal, propose, unit
+from autotune.stats.measurement import Floats
 from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
 
 # Seeds after the baseline: n, and the level of every other parameter from 0 to 1; None: the
@@ -282,27 +283,9 @@ class Proposer:
         tried = tried_points(self._space, trials, running)
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
         rng = np.random.default_rng([self._seed, len(trials) + len(running)])
-        new = self._new_points(tried, rng)
+        new, chances = self._safe(self._new_points(tried, rng), trials)
         if not new:
             raise SpaceExhausted
-        crashes = CrashModel(
-            self._space,
-            [self._space.decode(t.params) for t in complete],
-            [
-                (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
-                for t in trials
-                if crashed(t) and self._space.has_point(t.params)
-            ],
-        )
-        safe = ~crashes.all_avoided(new)
-        chance = crashes.chances(new)
-        if (
-            not safe.any()
-        ):  # only risky points are left: the safest, if it succeeds by more than 50 %
-            safe = (chance > 0.5) & (chance == chance.max())
-        if not safe.any():
-            raise SpaceExhausted
-        new = [q for q, s in zip(new, safe, strict=True) if s]
         if self._method != "gp" or len(complete) < 2:
             return Proposal(new[int(rng.integers(len(new)))])
         seen = informative(complete, self._directions, MODEL_TRIALS)
@@ -311,7 +294,7 @@ class Proposer:
             self._space,
             launched,
             new,
-            chance[safe],
+            chances,
             self._stop_below or _DOUBT,
             self._fixed_n,
             self._known,
@@ -321,6 +304,30 @@ class Proposer:
         if doubtful and self._stop_below and found.gain is not None:
             raise Converged(found.gain)
         return found
+
+    def _safe(
+        self, new: Sequence[dict[str, Value]], trials: Sequence[FrozenTrial]
+    ) -> tuple[list[dict[str, Value]], Floats]:
+        """Return the points that are not too likely to crash, and their chances to launch.
+
+        If all points are, it is the most likely one to launch, if its chance is above 50 %.
+        """
+        if not new:
+            return [], np.empty(0)
+        crashes = CrashModel(
+            self._space,
+            [self._space.decode(t.params) for t in trials if t.state == TrialState.COMPLETE],
+            [
+                (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
+                for t in trials
+                if crashed(t) and self._space.has_point(t.params)
+            ],
+        )
+        safe = ~crashes.all_avoided(new)
+        chances = crashes.chances(new)
+        if not safe.any():
+            safe = (chances > 0.5) & (chances == chances.max())
+        return [q for q, s in zip(new, safe, strict=True) if s], chances[safe]
 
     def _new_points(self, tried: PointSet, rng: np.random.Generator) -> list[dict[str, Value]]:
         """Return untried points that the rules allow; of a large space a random part."""
