@@ -46,12 +46,9 @@ from typing import Any, Literal
 
 import optuna
 import yaml
-from rich.console import Console
 
 from autotune.bench import Sample
-from autotune.cli.console import Ui
 from autotune.errors import NothingUsable, UserError
-from autotune.loop import prepare, run_study
 from autotune.output.export.write import shell_command
 from autotune.results.rows import study_rows
 from autotune.results.text import plain
@@ -61,6 +58,9 @@ from autotune.storage.store import opened
 from autotune.study.files import LoadedStudy, load_study, parse_study
 from autotune.study.schema import StudySpec
 from autotune.study.space import Point
+from autotune.tuning.prepare import prepare
+from autotune.tuning.progress import OUTSIDE, At
+from autotune.tuning.study_run import run_study
 
 __all__ = ["Event", "Result", "StopTuning", "Study", "tune"]
 
@@ -155,6 +155,7 @@ class Event:
         point: Its parameters; None outside of trials.
         done: Requests of this stage so far; with ``progress`` only.
         total: … of at most so many.
+        slot: The number of the slot that runs the trial, from 0.
     """
 
     what: Literal["begin", "stage", "progress", "message"]
@@ -163,51 +164,72 @@ class Event:
     point: Point | None = None
     done: int | None = None
     total: int | None = None
+    slot: int = 0
 
 
 OnTrial = Callable[[TrialView], object]
 OnEvent = Callable[[Event], object]
 
 
-class _Listener(Ui):
-    """Tells callbacks what a terminal would show.
+class _Listener:
+    """Tells callbacks of a run's events (:class:`autotune.tuning.progress.Progress`).
 
     What a callback raises must not come up while a server is being stopped, so it is kept until
     the next moment at which a run can be left: a trial's begin or end, or a request's.
     """
 
     def __init__(self, on_trial: OnTrial | None, on_event: OnEvent | None) -> None:
-        super().__init__(Console(quiet=True, force_terminal=False))
         self._on_trial = on_trial
         self._on_event = on_event
         self._raised: BaseException | None = None
-        self._running: tuple[int, Point] | None = None
+        self._points: dict[int, tuple[int | None, Point]] = {}  # by slot: the running trial
+        self._stages: dict[int, str] = {}  # by slot
 
     def study(self, view: StudyView, database: Path) -> None:
-        super().study(view, database)
+        """Let a callback end the run before its first trial."""
         self._leave()
 
-    def begin(self, number: int, position: int, point: Point) -> None:
-        super().begin(number, position, point)
-        self._running = (number, point)
-        self._tell("begin", "")
+    def begin(self, at: At, position: int, point: Point) -> None:
+        """Tell of a trial that begins."""
+        self._points[at.slot] = at.trial, point
+        self._stages[at.slot] = ""
+        self._tell("begin", "", at)
         self._leave()
 
-    def stage(self, text: str) -> None:
-        super().stage(text)
-        self._tell("stage", plain(text))
+    def stage(self, at: At, text: str) -> None:
+        """Tell of a stage."""
+        self._stages[at.slot] = plain(text)
+        self._tell("stage", plain(text), at)
 
-    def progress(self, done: int, total: int, what: str = "requests") -> None:
-        super().progress(done, total, what)
-        self._tell("progress", self._stage, done, total)
+    def progress(self, at: At, done: int, total: int) -> None:
+        """Tell of one request more."""
+        self._tell("progress", self._stages.get(at.slot, ""), at, done, total)
         self._leave()
 
-    def message(self, text: str) -> None:
-        self._tell("message", plain(text))
+    def message(self, text: str, at: At = OUTSIDE) -> None:
+        """Tell of something that is neither a stage nor a trial."""
+        self._tell("message", plain(text), at)
 
-    def trial(self, trial: TrialView) -> None:
-        super().trial(trial)
-        self._running = None
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Tell of a wait outside of trials."""
+        self.stage(OUTSIDE, text)
+        try:
+            yield
+        finally:
+            self._stages[0] = ""
+
+    def download(self, stage: str, done: float) -> None:
+        """Tell of the demo's target that is made."""
+        if done >= 1:
+            self._stages[0] = ""
+        else:
+            self.stage(OUTSIDE, f"demo model: {stage}")
+
+    def trial(self, at: At, trial: TrialView) -> None:
+        """Tell of a finished trial."""
+        self._points.pop(at.slot, None)
+        self._stages[at.slot] = ""
         if self._on_trial is not None and self._raised is None:
             self._call(self._on_trial, trial)
         self._leave()
@@ -216,12 +238,13 @@ class _Listener(Ui):
         self,
         what: Literal["begin", "stage", "progress", "message"],
         text: str,
+        at: At,
         done: int | None = None,
         total: int | None = None,
     ) -> None:
         if self._on_event is not None and self._raised is None:
-            number, point = self._running or (None, None)
-            self._call(self._on_event, Event(what, text, number, point, done, total))
+            number, point = self._points.get(at.slot, (None, None))
+            self._call(self._on_event, Event(what, text, number, point, done, total, at.slot))
 
     def _call(self, callback: Callable[[Any], object], value: object) -> None:
         try:
@@ -282,7 +305,8 @@ def tune(
     path = Path(database)
     budget = study.spec.budget
     minutes = timeout_minutes if timeout_minutes is not None else budget.timeout_minutes
-    with _quiet_optuna(), _outside_of_loops(), _Listener(on_trial, on_event) as listener:
+    listener = _Listener(on_trial, on_event)
+    with _quiet_optuna(), _outside_of_loops():
         try:
             reason = str(
                 run_study(
@@ -291,7 +315,7 @@ def tune(
                     trials=budget.trials if trials is None else trials,
                     seed=seed,
                     timeout_s=None if minutes is None else minutes * 60,
-                    ui=listener,
+                    progress=listener,
                     stop_below=None if until_converged else 0.0,
                 )
             )

@@ -85,6 +85,10 @@ class FailureKind(StrEnum):
             FailureKind.CLOCK,
         }
 
+    def is_final(self, failed: int) -> bool:
+        """Return whether a point whose launches failed so often is not launched again."""
+        return not self.transient or failed > 1
+
     @property
     def of_the_machine(self) -> bool:
         """True if every other launch would fail alike until somebody mends the machine."""

@@ -334,7 +334,7 @@ def _unit(w: World) -> Floats:
 
 
 def _ours(w: World, launch: Launch, seed: int, batch: int = 1) -> None:
-    """As `autotune.loop` does it, without replicates and confirmation, which it plans itself.
+    """As `autotune.tuning` does it, without replicates and confirmation, which it plans itself.
 
     Args:
         w: The world.

@@ -36,8 +36,6 @@ from autotune.bench.looks import EarlyEnd, Look, Rival, Stop
 from autotune.bench.session import Measuring
 from autotune.cli.console import Ui
 from autotune.errors import AutotuneError
-from autotune.launching import Launched, Launcher
-from autotune.loop import Prepared, prepare
 from autotune.search import front_numbers
 from autotune.serving.machine import machine_line
 from autotune.stats import (
@@ -56,9 +54,13 @@ from autotune.stats import (
     throughput_interval,
 )
 from autotune.storage.lease import exclusive
+from autotune.storage.names import output_folder
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
 from autotune.study.space import N, Point
+from autotune.tuning.launcher import Launcher, LiveServer
+from autotune.tuning.ledger import StoredLedger
+from autotune.tuning.prepare import Prepared, prepare
 
 TURNS = 16  # requests of each place
 DIRECTIONS = ("maximize", "minimize")
@@ -77,13 +79,15 @@ def run(study: Path, folder: Path, loads: Sequence[int]) -> None:
         prepared = prepare(loaded, ui)
         points = [q for q in prepared.spec.to_space().points() or () if not prepared.infeasible(q)]
         missing = [q for q in points if not all(_file(folder, x, q).exists() for x in loads)]
-        with Launcher(prepared, store, prepared.spec.name) as launcher:
+        ledger = StoredLedger(store, prepared.spec.name)
+        logs = output_folder(database, prepared.spec.name) / "logs"
+        with Launcher(prepared, ledger, logs) as launcher:
             for i, point in enumerate(missing):
                 launcher.run(
                     points.index(point),
                     0,
                     point,
-                    log=f"shadow-{points.index(point)}",
+                    log=f"shadow-{points.index(point)}-0.log",
                     rests=[],
                     measure=partial(_measure, prepared, store, folder, loads, point),
                     say=lambda stage: print(f"{datetime.now(UTC):%H:%M:%S} {stage}", flush=True),
@@ -97,7 +101,7 @@ def _measure(
     folder: Path,
     loads: Sequence[int],
     point: Point,
-    launched: Launched,
+    launched: LiveServer,
 ) -> None:
     """One launch at every load that is missing."""
     for load in loads:

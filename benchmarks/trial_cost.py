@@ -61,12 +61,11 @@ import objectives
 from autotune import __version__
 from autotune.bench import Sample, Workload, build_workload
 from autotune.bench.vllm_bench import bench_argv, bench_vllm, owned, read_result
-from autotune.crosscheck import bench_request, samples_of
 from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.launch_stages import STAGES, stages_of
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError, NothingUsable, UserError
-from autotune.loop import signals
+from autotune.results.client_agreement import samples_of
 from autotune.results.text import number
 from autotune.results.timings import time_view
 from autotune.serving import Server
@@ -74,10 +73,13 @@ from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.serving.resolve import model_resolver
 from autotune.stats import Measurement
+from autotune.storage.records import attrs_of
 from autotune.storage.store import opened
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, N
+from autotune.tuning.crosscheck import bench_request
+from autotune.tuning.supervise import signals
 
 PLAIN, SWEEP, COLD, WARM, EARLY = "plain", "sweep", "cold", "warm", "early"
 AHEAD = "ahead"
@@ -411,12 +413,12 @@ def run_ours(setup: Setup, arm: str, folder: Path) -> dict[str, Any]:
     with opened(database) as store:
         times = {t.trial: t for t in time_view(store, STUDY).trials}
         for t in store.optuna_study(STUDY).get_trials(deepcopy=False):
-            if "launch" not in t.user_attrs:
+            attrs = attrs_of(t)
+            if attrs.launch is None:
                 raise NothingUsable(f"{arm}: trial {t.number} has no numbers; look at {log}")
             seconds = {s: v for s, v in times[t.number].seconds.items() if v is not None}
-            samples = store.requests.samples(t.user_attrs["launch"])
-            places = setup.spec.workload.places
-            busy = bool(t.user_attrs["quality"].get("busy"))
+            samples = store.requests.samples(attrs.launch)
+            places, busy = setup.spec.workload.places, attrs.quality.busy
             trials.append(_trial(int(t.params[N]), seconds, samples, places, busy=busy))
     return _block(arm, wall, trials)
 

@@ -33,7 +33,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from rich.console import Console
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from autotune import launching, loop
+from autotune.bench.interference import IdleBaseline
 from autotune.cli.console import Ui
 from autotune.results.views import TrialView
 from autotune.search import grid_points
@@ -56,6 +56,11 @@ from autotune.storage.schema import LaunchRow, RequestRow
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
+from autotune.study_objectives import study_objectives
+from autotune.tuning import tools
+from autotune.tuning.prepare import baseline_point, prepare
+from autotune.tuning.progress import At
+from autotune.tuning.study_run import run_study
 
 DOUBLE = Path(__file__).parents[1] / "tests" / "double.py"
 NAME = "unattended"
@@ -110,14 +115,14 @@ class Watch(Ui):
         self.choosing = self.canary = self.canary_wall = 0.0
         self._since = time.process_time()
 
-    def begin(self, number: int, position: int, point: Point) -> None:
+    def begin(self, at: At, position: int, point: Point) -> None:
         """A trial has its point."""
         self.choosing += time.process_time() - self._since
-        super().begin(number, position, point)
+        super().begin(at, position, point)
 
-    def trial(self, trial: TrialView) -> None:
+    def trial(self, at: At, trial: TrialView) -> None:
         """A trial is done."""
-        super().trial(trial)
+        super().trial(at, trial)
         wal = self._database.with_name(self._database.name + "-wal")
         row = {
             "run": self._run,
@@ -141,38 +146,29 @@ class Watch(Ui):
         super().close()
         self._text.flush()
 
-    @contextmanager
-    def timed_canary(self) -> Iterator[None]:
+    def timed_rest(self, earlier: Sequence[float]) -> IdleBaseline:
         """Counts what the look at the resting machine costs."""
-        take_idle_baseline = launching.take_idle_baseline
-
-        def timed(*args: Any) -> Any:
-            cpu, wall = time.process_time(), time.perf_counter()
-            try:
-                return take_idle_baseline(*args)
-            finally:
-                self.canary += time.process_time() - cpu
-                self.canary_wall += time.perf_counter() - wall
-
-        launching.take_idle_baseline = timed
+        cpu, wall = time.process_time(), time.perf_counter()
         try:
-            yield
+            return tools.REAL.take_idle_baseline(earlier)
         finally:
-            launching.take_idle_baseline = take_idle_baseline
+            self.canary += time.process_time() - cpu
+            self.canary_wall += time.perf_counter() - wall
 
 
 def run(folder: Path, loaded: LoadedStudy, trials: int, seed: int = 0) -> None:
     """Brings the study in ``folder`` to so many finished trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with Watch(folder) as ui, ui.timed_canary():
-        loop.run_study(
-            loop.prepare(loaded, ui),
+    with Watch(folder) as ui:
+        run_study(
+            prepare(loaded, ui),
             database=folder / "autotune.db",
             trials=trials,
             seed=seed,
             timeout_s=None,
-            ui=ui,
+            progress=ui,
             stop_below=0.0,  # every trial
+            tools=replace(tools.REAL, take_idle_baseline=ui.timed_rest),
         )
 
 
@@ -191,13 +187,13 @@ def fill(
     spec = loaded.spec
     space = spec.to_space()
     rng = random.Random(seed)
-    baseline = loop.baseline_point(spec)
+    baseline = baseline_point(spec)
     others = [q for q in grid_points(space) if q != baseline and int(q[MNBT]) > max(16, int(q[N]))]
     points = [baseline, *rng.sample(others, count - 1)]
     again = {count // 4, count // 2, 3 * count // 4} - {0}
     points = [baseline if i in again else q for i, q in enumerate(points)]
     machine = describe_machine()
-    objectives = loop.study_objectives(loaded)
+    objectives = study_objectives(loaded)
     store = Store(database, create=True)
     try:
         store.begin_study(loaded, seed=seed, wanted=count)

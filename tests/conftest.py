@@ -15,7 +15,7 @@ from tests.surroundings import cheap_surroundings
 # Markers of tests that are not quick.
 SLOW = {"real", "double", "browser", "vllm", "slow"}
 # Groups, or what their names begin with, in the order in which they run.
-REAL, FAST, ORPHANS, DOUBLE, BROWSER = GROUPS = ("real", "fast", "orphans", "double", "browser")
+REAL, FAST, ORPHANS, BROWSER, DOUBLE = GROUPS = ("real", "fast", "orphans", "browser", "double")
 
 
 def pytest_configure() -> None:

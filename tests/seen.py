@@ -16,9 +16,11 @@ Each tree is copied to a path of the same length, because some lines are wrapped
 Each view runs in a folder of its own, with copies of the databases; no Chromium is used. With
 `--since`, both trees read the databases of COMMIT. Otherwise, they are those of the working tree.
 
-What must differ is replaced: the paths of the tree and of the view's folder, `autotune`'s version,
-today's date with the time after it, the dashboard's port, and the random names that Plotly gives
-its figures. Plotly's own program and long compressed texts are replaced by a digest.
+Numbers of 14 and more digits are compared by their first 12, because the last ones depend on how a
+sum or a quantile is computed. What must differ is replaced: the paths of the tree and of the view's
+folder, `autotune`'s version, today's date with the time after it, the dashboard's port, and the
+random names that Plotly gives its figures. Plotly's own program and long compressed texts are
+replaced by a digest.
 
 Exit code: 0 without a difference, 3 with one, as `autotune compare` has it.
 """
@@ -404,9 +406,18 @@ def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str
     lines: list[str] = []
     for name in sorted({*before, *after}):
         old, new = before.get(name, ""), after.get(name, "")
-        if old != new:
-            lines += difference(old, new, name)
+        if _rounded(old) != _rounded(new):
+            lines += difference(_rounded(old), _rounded(new), name)
     return lines
+
+
+def _rounded(text: str) -> str:
+    """Return a text with its numbers of 14 and more digits at 12, which is what is promised."""
+    return re.sub(
+        r"(?<![\w.])\d+\.\d+(?:e-?\d+)?(?![\w.])",
+        lambda m: f"{float(m[0]):.12g}" if len(m[0]) > 14 else m[0],
+        text,
+    )
 
 
 @contextmanager
@@ -434,9 +445,16 @@ def _git(*words: str) -> bytes:
 
 
 def seen_of(
-    commit: str | None, jobs: int, only: str, data: Mapping[str, Path] | None = None
+    commit: str | None,
+    jobs: int,
+    only: str,
+    data: Mapping[str, Path] | None = None,
+    store: Path | None = None,
 ) -> dict[str, str]:
-    """Return every view of a tree by the name of its file, ``jobs`` at a time."""
+    """Return every view of a tree by the name of its file, ``jobs`` at a time.
+
+    Each is also written into the folder ``store`` as soon as it is there.
+    """
     with tree_of(commit) as tree, ThreadPoolExecutor(jobs) as pool, ExitStack() as stack:
         hosts: SimpleQueue[Host] = SimpleQueue()
         for _ in range(jobs):
@@ -447,7 +465,10 @@ def seen_of(
         def seen(view: View) -> str:
             host = hosts.get()
             try:
-                return look(host, view)
+                text = look(host, view)
+                if store is not None:
+                    (store / view.file).write_text(text, encoding="utf-8")
+                return text
             finally:
                 hosts.put(host)
 
@@ -475,8 +496,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.store:
         asked.store.mkdir(parents=True, exist_ok=True)
-        for name, text in seen_of(asked.of, asked.jobs, asked.only).items():
-            (asked.store / name).write_text(text, encoding="utf-8")
+        seen_of(asked.of, asked.jobs, asked.only, store=asked.store)
         return 0
     if asked.since:
         with tree_of(asked.since) as old:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -18,12 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import httpx
 import psutil
+import pytest
 import yaml
 from click.testing import CliRunner
 
 from autotune.cli.main import main
 from autotune.engine.command import OWNER_VARIABLE
+from autotune.tuning import tools
 
 if TYPE_CHECKING:
     from tests.faults.start import Started, Starter
@@ -31,6 +36,11 @@ if TYPE_CHECKING:
 DOUBLE = str(Path(__file__).parent / "double.py")
 # Launches whose end was never written down.
 UNENDED = "select count(*) from autotune_launches where ended_at is null"
+
+
+def use_tools(monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
+    """Let runs use other :class:`autotune.tuning.tools.Tools` than this machine's."""
+    monkeypatch.setattr(tools, "REAL", dataclasses.replace(tools.REAL, **given))  # type: ignore[arg-type]
 
 
 def model_of(folder: Path) -> str:
@@ -151,6 +161,13 @@ class Forked:
     def returncode(self) -> int | None:
         return self.poll()
 
+    def wait_for_words(self, words: str, timeout_s: float = 60) -> None:
+        """Waits until it has said this on stdout."""
+        deadline = time.monotonic() + timeout_s
+        while words not in self._started.out.read_text():
+            assert time.monotonic() < deadline, f"it did not say {words!r} within {timeout_s} s"
+            time.sleep(0.02)
+
     def communicate(self, timeout: float = 120) -> tuple[str, str]:
         """Wait for its end; what it said on stdout and stderr."""
         self._started.wait(timeout)
@@ -195,6 +212,21 @@ def wait_for_event(cwd: Path, what: str, count: int, timeout_s: float = 60) -> N
             return
         time.sleep(0.02)
     raise AssertionError(f"no {count} events {what!r} within {timeout_s} s")
+
+
+def wait_for_tokens(cwd: Path, count: int, timeout_s: float = 60) -> None:
+    """Waits until the double that was launched last has generated so many tokens."""
+    [(argv,)] = query(cwd, "select argv from autotune_launches order by planned_at desc limit 1")
+    words = json.loads(str(argv))
+    page = f"http://127.0.0.1:{words[words.index('--port') + 1]}/metrics"
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        found = re.search(r"^vllm:generation_tokens_total\S* (\S+)$", httpx.get(page).text, re.M)
+        assert found is not None
+        if float(found[1]) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"not {count} tokens within {timeout_s} s")
 
 
 def trials(cwd: Path) -> list[dict[str, object]]:

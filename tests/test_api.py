@@ -21,6 +21,7 @@ from autotune.api import _Listener
 from autotune.errors import NothingUsable, UserError
 from autotune.results.views import TrialView
 from autotune.study.differences import fingerprint
+from autotune.tuning.progress import At
 from tests import study_views
 from tests.studies import processes_of, write_study
 
@@ -136,12 +137,12 @@ def test_callbacks_see_what_a_terminal_shows_and_can_end_a_run() -> None:
     seen: list[Event] = []
     trial = study_views.trial(3, study_views.ROWS[3])
     listener = _Listener(None, seen.append)
-    listener.begin(3, 1, trial.point)
-    listener.stage("launching")
-    listener.progress(1, 6)
+    listener.begin(At(3), 1, trial.point)
+    listener.stage(At(), "launching")
+    listener.progress(At(), 1, 6)
     listener.message("two\nlines")
-    listener.trial(trial)
-    listener.stage("drawing")
+    listener.trial(At(), trial)
+    listener.stage(At(), "drawing")
     point = trial.point
     assert seen == [
         Event("begin", "", 3, point),
@@ -151,8 +152,8 @@ def test_callbacks_see_what_a_terminal_shows_and_can_end_a_run() -> None:
         Event("stage", "drawing"),
     ]
     with pytest.raises(StopTuning):
-        _Listener(lambda view: view.number < 3, None).trial(trial)
-    _Listener(lambda view: None, None).trial(trial)
+        _Listener(lambda view: view.number < 3, None).trial(At(), trial)
+    _Listener(lambda view: None, None).trial(At(), trial)
 
 
 def test_what_a_callback_raises_never_comes_up_while_a_server_is_stopped() -> None:
@@ -163,10 +164,10 @@ def test_what_a_callback_raises_never_comes_up_while_a_server_is_stopped() -> No
     told: list[TrialView] = []
     listener = _Listener(told.append, on_event)
     trial = study_views.trial(0, study_views.ROWS[0])
-    listener.begin(0, 1, trial.point)
-    listener.stage("stopping")  # the loop ends its server after this
+    listener.begin(At(0), 1, trial.point)
+    listener.stage(At(), "stopping")  # the loop ends its server after this
     with pytest.raises(KeyError, match="mine"):
-        listener.trial(trial)
+        listener.trial(At(), trial)
     assert told == []
 
 

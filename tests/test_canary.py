@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -66,37 +66,28 @@ def test_the_kernel_takes_time() -> None:
     assert kernel_seconds() > 0
 
 
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
-    """Sets what the fixed computation will take; gives the pauses between the looks."""
-
-    def set_to(*seconds: float) -> list[float]:
-        pauses: list[float] = []
-        left = iter(seconds)
-        monkeypatch.setattr(interference, "kernel_seconds", lambda: next(left))
-        monkeypatch.setattr(interference, "read_gpus", tuple)
-        monkeypatch.setattr(interference.time, "sleep", pauses.append)
-        return pauses
-
-    return set_to
+def looked(*seconds: float, earlier: Sequence[float] = ()) -> tuple[IdleBaseline, list[float]]:
+    """What is found where the fixed computation takes so long, and the pauses between the looks."""
+    pauses: list[float] = []
+    left = iter(seconds)
+    return take_idle_baseline(earlier, look=lambda: next(left), pause=pauses.append), pauses
 
 
-def test_a_slow_look_is_looked_at_again(looks: Callable[..., list[float]]) -> None:
-    pauses = looks(0.9, 0.7, 0.52)
-    assert take_idle_baseline([0.5, 0.5, 9.0]).kernel_s == 0.52
+def test_a_slow_look_is_looked_at_again() -> None:
+    rest, pauses = looked(0.9, 0.7, 0.52, earlier=[0.5, 0.5, 9.0])
+    assert rest.kernel_s == 0.52
     assert len(pauses) == 2
 
 
-def test_a_machine_that_stays_slow_is_believed(looks: Callable[..., list[float]]) -> None:
-    looks(0.9, 0.8, 0.85, 0.8, 0.9)
-    rest = take_idle_baseline([0.5])
+def test_a_machine_that_stays_slow_is_believed() -> None:
+    rest, _ = looked(0.9, 0.8, 0.85, 0.8, 0.9, earlier=[0.5])
     assert rest.kernel_s == 0.8
     assert "1.60 × as long as usual" in str(disturbed(replace(QUIET, rest=rest), [0.5]))
 
 
-def test_the_first_look_has_nothing_to_be_compared_with(looks: Callable[..., list[float]]) -> None:
-    assert looks(0.9) == []
-    rest = take_idle_baseline()
+def test_the_first_look_has_nothing_to_be_compared_with() -> None:
+    rest, pauses = looked(0.9)
+    assert pauses == []
     assert rest.kernel_s == 0.9
     assert disturbed(replace(QUIET, rest=rest), []) is None
 

@@ -54,7 +54,7 @@ def test_shells_get_a_script_that_completes_commands(shell: str) -> None:
 
 def test_what_lives_as_json(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lives = LivingLaunch("ab12", None, (), 2**30, 61.5, "python -m vllm")
-    monkeypatch.setattr("autotune.ledger.living_launches", lambda: [lives])
+    monkeypatch.setattr("autotune.tuning.recovery.living_launches", lambda: [lives])
     (found,) = json.loads(call("ps", "--json").output)
     assert found == {
         "launch": "ab12",

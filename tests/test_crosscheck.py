@@ -13,21 +13,21 @@ import numpy as np
 import psutil
 import pytest
 
-from autotune import crosscheck
 from autotune.bench import Request, vllm_bench
 from autotune.bench.vllm_bench import BenchResult, bench_argv, read_result
-from autotune.crosscheck import (
-    Verdict,
-    bench_request,
+from autotune.engine.probe import VllmInfo
+from autotune.errors import MeasureError
+from autotune.results.client_agreement import (
+    Agreement,
     check_summary,
     compare,
     figures_of,
     samples_of,
 )
-from autotune.engine.probe import VllmInfo
-from autotune.errors import MeasureError
 from autotune.stats import Measurement
 from autotune.study.workload import WorkloadSpec
+from autotune.tuning import crosscheck
+from autotune.tuning.crosscheck import bench_request
 from tests.studies import autotune, processes_of, write_study
 
 # -- verdicts ----------------------------------------------------------------------------------
@@ -36,31 +36,31 @@ from tests.studies import autotune, processes_of, write_study
 @pytest.mark.parametrize(
     ("ours", "theirs", "verdict"),
     [
-        ([100, 101, 100], [100, 100, 101], Verdict.EQUAL),
-        ([101.0, 101.1], [100.0, 100.1], Verdict.EQUAL),  # a difference, but below 3 %
-        ([90, 115], [100, 98], Verdict.AGREE),  # too much noise to say more
-        ([104.8, 105.6], [99.6, 100.4], Verdict.DOUBTFUL),
-        ([110, 111, 110, 111], [100, 101, 100, 101], Verdict.DIFFER),
+        ([100, 101, 100], [100, 100, 101], Agreement.EQUAL),
+        ([101.0, 101.1], [100.0, 100.1], Agreement.EQUAL),  # a difference, but below 3 %
+        ([90, 115], [100, 98], Agreement.AGREE),  # too much noise to say more
+        ([104.8, 105.6], [99.6, 100.4], Agreement.DOUBTFUL),
+        ([110, 111, 110, 111], [100, 101, 100, 101], Agreement.DIFFER),
     ],
 )
-def test_verdicts(ours: list[float], theirs: list[float], verdict: Verdict) -> None:
+def test_verdicts(ours: list[float], theirs: list[float], verdict: Agreement) -> None:
     assert compare("p95_e2el_ms", ours, theirs, 14).verdict is verdict
 
 
 def test_a_client_may_take_two_milliseconds_before_the_first_token() -> None:
-    assert compare("p50_ttft_ms", [21.0, 21.1], [20.0, 20.1], 14).verdict is Verdict.EQUAL
-    assert compare("p50_e2el_ms", [21.0, 21.1], [20.0, 20.1], 14).verdict is not Verdict.EQUAL
+    assert compare("p50_ttft_ms", [21.0, 21.1], [20.0, 20.1], 14).verdict is Agreement.EQUAL
+    assert compare("p50_e2el_ms", [21.0, 21.1], [20.0, 20.1], 14).verdict is not Agreement.EQUAL
     assert compare("p50_ttft_ms", [510, 511], [480, 481], 14).margin == pytest.approx(0.03)
 
 
 def test_itl_is_shown_and_not_judged() -> None:
-    assert compare("p95_itl_ms", [200, 201], [100, 101], 14).verdict is Verdict.NOT_JUDGED
+    assert compare("p95_itl_ms", [200, 201], [100, 101], 14).verdict is Agreement.NOT_JUDGED
 
 
 def test_verdicts_are_as_often_wrong_as_they_say() -> None:
     rng = np.random.default_rng(1)
 
-    def share(verdict: Verdict, ratio: float, noise: float, runs: int, figures: int) -> float:
+    def share(verdict: Agreement, ratio: float, noise: float, runs: int, figures: int) -> float:
         """Of 400 crosschecks, those in which a figure has the verdict."""
         logs = rng.normal(0, noise, (400, figures, 2, runs))
         logs[:, :, 0] += np.log(ratio)
@@ -72,10 +72,10 @@ def test_verdicts_are_as_often_wrong_as_they_say() -> None:
         return float(np.mean(found))
 
     for runs in (2, 4):
-        assert share(Verdict.DIFFER, 1.0, 0.05, runs, 10) <= 0.08  # 0.05 and chance
-        assert share(Verdict.EQUAL, 1.03, 0.01, runs, 1) <= 0.08
-    assert share(Verdict.EQUAL, 1.0, 0.005, 4, 1) > 0.95
-    assert share(Verdict.DIFFER, 1.1, 0.01, 4, 10) > 0.95
+        assert share(Agreement.DIFFER, 1.0, 0.05, runs, 10) <= 0.08  # 0.05 and chance
+        assert share(Agreement.EQUAL, 1.03, 0.01, runs, 1) <= 0.08
+    assert share(Agreement.EQUAL, 1.0, 0.005, 4, 1) > 0.95
+    assert share(Agreement.DIFFER, 1.1, 0.01, 4, 10) > 0.95
 
 
 # -- the result file ---------------------------------------------------------------------------
@@ -222,9 +222,13 @@ def test_the_command_asks_for_the_same_load() -> None:
 FAKE_BENCH = """
 import argparse, asyncio, json, os, signal, subprocess, sys, time
 from pathlib import Path
+from autotune.tuning import crosscheck
 from autotune.bench import Request, run_phase
+from autotune.tuning.crosscheck import bench_request
+from autotune.results.client_agreement import figures_of
 from autotune.stats import Measurement
 from autotune.study.workload import WorkloadSpec
+from tests.studies import autotune
 
 match os.environ.get("FAKE"):
     case "broken":

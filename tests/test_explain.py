@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from autotune.engine import feasibility
 from autotune.engine.feasibility import known_for
 from autotune.engine.probe import VllmInfo
 from autotune.engine.rules import Known, why_infeasible
 from autotune.errors import UserError
-from autotune.results import space_map as module
 from autotune.results.space_map import State, explain, space_map
 from autotune.results.views import TrialView
 from autotune.study.files import LoadedStudy, load_study
@@ -140,25 +138,23 @@ def test_what_the_targets_folder_tells(tmp_path: Path) -> None:
 
 
 def test_the_demo_is_not_made_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feasibility, "target_folder", lambda: tmp_path / "not-made")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not-made"))
     found = explain(load_study("demo-cpu"), "0.32.0")
     assert found.saved == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_vllm_of_the_study_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vllm_of_the_study_is_asked(tmp_path: Path) -> None:
     info = VllmInfo("0.26.0", "vllm", "/p", "cpu", None, (), ())
-    monkeypatch.setattr(module, "probe", lambda server: info)
-    found = explain(wide(tmp_path))
+    found = explain(wide(tmp_path), ask=lambda server: info)
     assert (found.vllm, found.platform) == ("0.26.0", "cpu")
     assert found.count(State.DOUBTFUL) == 0  # a matter of GPUs
 
     def none(server: object) -> VllmInfo:
         raise UserError("there is no vLLM in /p")
 
-    monkeypatch.setattr(module, "probe", none)
     with pytest.raises(UserError, match="no vLLM in /p; or name a version with --vllm"):
-        explain(wide(tmp_path))
+        explain(wide(tmp_path), ask=none)
 
 
 def test_an_unknown_vllm_is_said(tmp_path: Path) -> None:

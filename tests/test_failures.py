@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from autotune.engine.failures import MAX_EVIDENCE, MAX_WIDTH, Verdict, classify
+from autotune.engine.failures import MAX_EVIDENCE, MAX_WIDTH, Cause, classify
 from autotune.errors import FailureKind
 
 LOGS = Path(__file__).with_name("logs")
 
 
-def verdict(name: str, exit_code: int | None = 1, *, oom_killed: bool = False) -> Verdict:
+def verdict(name: str, exit_code: int | None = 1, *, oom_killed: bool = False) -> Cause:
     return classify(
         (LOGS / f"{name}.log").read_text().splitlines(),
         exit_code=exit_code,

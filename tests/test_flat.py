@@ -16,7 +16,6 @@ from rich.console import Console
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from autotune import launching, loop
 from autotune.bench.interference import IdleBaseline
 from autotune.cli.console import Ui
 from autotune.results.standing import Standing, launched, with_points
@@ -25,7 +24,13 @@ from autotune.serving.machine import describe_machine
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import Point
+from autotune.study_objectives import study_objectives
+from autotune.tuning.prepare import prepare
+from autotune.tuning.progress import At
+from autotune.tuning.study_run import run_study
 from objectives import Objective
+from tests.studies import use_tools
+from tests.surroundings import timed_idle_baseline
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -47,11 +52,11 @@ class Counting(Ui):
         self.statements: list[list[str]] = [[]]
         self.rows = [0]
 
-    def begin(self, number: int, position: int, point: Point) -> None:
+    def begin(self, at: At, position: int, point: Point) -> None:
         """From here on it is the next trial's."""
         self.statements.append([])
         self.rows.append(0)
-        super().begin(number, position, point)
+        super().begin(at, position, point)
 
     def close(self) -> None:
         """The console's file, too."""
@@ -79,16 +84,16 @@ class Counting(Ui):
 
 def run_counted(folder: Path, loaded: LoadedStudy, trials: int) -> Counting:
     with Counting() as ui:
-        prepared = loop.prepare(loaded, ui)
+        prepared = prepare(loaded, ui)
         event.listen(Engine, "after_cursor_execute", ui.executed)
         try:
-            loop.run_study(
+            run_study(
                 prepared,
                 database=folder / "autotune.db",
                 trials=trials,
                 seed=0,
                 timeout_s=None,
-                ui=ui,
+                progress=ui,
                 stop_below=0.0,  # every trial
             )
         finally:
@@ -100,9 +105,7 @@ def run_counted(folder: Path, loaded: LoadedStudy, trials: int) -> Counting:
 def test_what_a_trial_reads_does_not_grow_with_the_study(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        launching, "take_idle_baseline", lambda _earlier: IdleBaseline(0.05, None, ())
-    )
+    use_tools(monkeypatch, take_idle_baseline=lambda _earlier: IdleBaseline(0.05, None, ()))
     counted = {}
     for filled in (20, 200):
         folder = tmp_path / str(filled)
@@ -130,7 +133,7 @@ def filled_study(bench: Any, folder: Path, count: int) -> tuple[LoadedStudy, Sto
 def test_a_study_stands_alike_after_a_resume(bench: Any, tmp_path: Path) -> None:
     loaded, store = filled_study(bench, tmp_path, 40)
     try:
-        objectives = loop.study_objectives(loaded)
+        objectives = study_objectives(loaded)
         space = loaded.spec.to_space()
         study = store.optuna_study(loaded.spec.name)
         trials = with_points(study.get_trials(deepcopy=False), space)
@@ -161,7 +164,7 @@ def test_a_study_stands_alike_in_whatever_order_its_trials_end(
 ) -> None:
     loaded, store = filled_study(bench, tmp_path, 24)
     try:
-        objectives = loop.study_objectives(loaded)
+        objectives = study_objectives(loaded)
         trials = store.optuna_study(loaded.spec.name).get_trials(deepcopy=False)
         standing = Standing(objectives)
         ended: list[FrozenTrial] = []
@@ -185,7 +188,7 @@ def without(
 def test_a_point_that_gets_worse_lets_others_onto_the_front(bench: Any, tmp_path: Path) -> None:
     loaded, store = filled_study(bench, tmp_path, 24)
     try:
-        objectives = loop.study_objectives(loaded)
+        objectives = study_objectives(loaded)
         trials = store.optuna_study(loaded.spec.name).get_trials(deepcopy=True)
         standing = Standing(objectives)
         standing.update(trials[:-1])
@@ -205,7 +208,7 @@ def test_the_error_of_a_point_is_that_of_the_search_s_launches(bench: Any, tmp_p
     """A confirmation may lie between them, where a study was given more trials."""
     loaded, store = filled_study(bench, tmp_path, 3)
     try:
-        objectives = loop.study_objectives(loaded)
+        objectives = study_objectives(loaded)
         trials = store.optuna_study(loaded.spec.name).get_trials(deepcopy=True)
     finally:
         store.close()
@@ -256,7 +259,8 @@ def test_queries_of_one_trial_and_one_phase_give_what_is_theirs(bench: Any, tmp_
 def test_the_benchmark_resumes_and_reports_each_trial(
     bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with mock.patch.object(bench, "SHOWN", (2,)):
+    # what the idle baseline costs is one of the figures
+    with mock.patch.object(bench, "SHOWN", (2,)), timed_idle_baseline():
         for trials in (2, 4):
             arguments = [str(tmp_path), "--trials", str(trials), "--method", "random"]
             assert bench.main(arguments) == 0

@@ -28,12 +28,12 @@ from autotune.bench import build_workload
 from autotune.cli.main import main
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
-from autotune.loop import baseline_point
 from autotune.storage.store import Store
 from autotune.study.differences import fingerprint
 from autotune.study.files import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.study.from_command import study_from_command, template
 from autotune.study_objectives import study_objectives
+from autotune.tuning.prepare import baseline_point
 from tests.fuzzing import fuzz
 from tests.studies import write_study
 
@@ -42,9 +42,9 @@ pytestmark = pytest.mark.slow
 # What no command may do here, whatever its arguments: each would launch something, ask a vLLM (by
 # a program that the study names) or look at this machine.
 FORBIDDEN = (
-    "autotune.loop.prepare",
-    "autotune.loop.run_study",
-    "autotune.crosscheck.crosscheck",
+    "autotune.tuning.prepare.prepare",
+    "autotune.tuning.study_run.run_study",
+    "autotune.tuning.crosscheck.crosscheck",
     "autotune.output.dashboard.serve",
     "autotune.results.space_map.probe",
 )
@@ -730,7 +730,7 @@ def test_nothing_is_run_here_that_would_be_elsewhere(tmp_path: Path) -> None:
         ["crosscheck", "demo-cpu"],
     ):
         one_usage(box.call(*args), plain=True)
-    assert box.reached == ["autotune.loop.prepare"] * 4
+    assert box.reached == ["autotune.tuning.prepare.prepare"] * 4
 
 
 SHELL = st.sampled_from(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
+from autotune.tuning import tools
 from tests.studies import (
     autotune,
     finished,
@@ -62,9 +65,15 @@ def test_a_trial_that_is_worse_in_everything_ends_early_and_never_wins(tmp_path:
     )
 
 
+def checked(**found: object) -> AbstractContextManager[object]:
+    """Let the interference check say something else, as a :class:`unittest.mock.Mock` would."""
+    given = dataclasses.replace(tools.REAL, disturbed=mock.Mock(**found))
+    return mock.patch.object(tools, "REAL", given)
+
+
 def test_a_disturbed_trial_is_launched_once_more(tmp_path: Path) -> None:
     study = write_study(tmp_path, measure__repeat_disturbed=True)
-    with mock.patch("autotune.loop.disturbed", side_effect=["others were busy", None]):
+    with checked(side_effect=["others were busy", None]):
         done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "others were busy; measuring again" in done.stdout
@@ -75,7 +84,7 @@ def test_a_disturbed_trial_is_launched_once_more(tmp_path: Path) -> None:
 
 def test_a_trial_that_is_disturbed_again_counts_and_says_so(tmp_path: Path) -> None:
     study = write_study(tmp_path, measure__repeat_disturbed=True)
-    with mock.patch("autotune.loop.disturbed", return_value="others were busy"):
+    with checked(return_value="others were busy"):
         assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
     [t] = trials(tmp_path)
     assert query(tmp_path, "select count(*) from autotune_launches") == [(2,)]

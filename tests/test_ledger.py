@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autotune import ledger, loop
 from autotune.errors import FailureKind
 from autotune.serving.gpu_memory import SLACK_MIB, GpuMemory, held
 from autotune.serving.logs import LogFolder
 from autotune.storage.store import opened
+from autotune.tuning import recovery, supervise
 from tests.studies import (
     autotune,
     finished,
@@ -57,7 +57,7 @@ def test_reap_ends_what_nobody_owns(tmp_path: Path) -> None:
     study = write_study(tmp_path, server__env=SLOW)
     run = start_autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     wait_for_event(tmp_path, "healthy", 1)
-    [launch] = [x for x in ledger.living_launches() if x.owner == run.pid]
+    [launch] = [x for x in recovery.living_launches() if x.owner == run.pid]
     guard = next(p for p in launch.processes if "guard.py" in " ".join(p.cmdline()))
     run.send_signal(signal.SIGSTOP)
     guard.kill()
@@ -108,7 +108,7 @@ def test_old_logs_go_when_they_are_too_many(
 
 @pytest.mark.double
 def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 1)
+    monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 0.2)
     study = write_study(tmp_path)
     held_s = threading.Event()
 
@@ -117,7 +117,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
         c = sqlite3.connect(tmp_path / "autotune.db", timeout=30)
         c.execute("begin exclusive")
         held_s.set()
-        time.sleep(3)  # longer than it is waited for at once
+        time.sleep(1)  # longer than it is waited for at once
         c.rollback()
         c.close()
 
@@ -137,7 +137,7 @@ def test_a_database_that_stays_locked_ends_the_run_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(loop, "LOCKED_S", 0.5)
+    monkeypatch.setattr(supervise, "LOCKED_S", 0.5)
     study = write_study(tmp_path)
     assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
     c = sqlite3.connect(tmp_path / "autotune.db")

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from autotune import launching, loadmap
 from autotune.bench import Request, Sample, ServerStats, Workload, build_workload
 from autotune.bench.interference import IdleBaseline, MachineState
 from autotune.bench.looks import Stop
@@ -28,8 +27,6 @@ from autotune.engine.draft_schedule import (
 )
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError
-from autotune.loadmap import map_requests, order, part_sizes
-from autotune.loop import Prepared
 from autotune.output.figures.load_map import map_figure
 from autotune.results.load_map import Advice, LoadView, MapView, PointView, map_json, map_lines
 from autotune.results.read_load_map import PARTS
@@ -38,6 +35,8 @@ from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.schema import StudySpec
+from autotune.tuning.load_map import map_requests, order, part_sizes
+from autotune.tuning.prepare import Prepared
 from tests.studies import (
     DOUBLE,
     UNENDED,
@@ -47,6 +46,7 @@ from tests.studies import (
     query,
     start_autotune,
     trials,
+    use_tools,
     wait_for_event,
     write_study,
 )
@@ -408,19 +408,23 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> Instant:
     return stand_in(monkeypatch)
 
 
+def no_wait(_earlier: object) -> IdleBaseline:
+    return IdleBaseline(0.1, None, ())
+
+
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Instant:
     """Servers and measurements are an :class:`Instant`'s from here on."""
     found = Instant()
-    monkeypatch.setattr(launching, "Server", found.server)
-    monkeypatch.setattr(loadmap, "Measuring", found.measuring)
-    monkeypatch.setattr(launching, "take_idle_baseline", lambda _: IdleBaseline(0.1, None, ()))
+    use_tools(
+        monkeypatch, server=found.server, measuring=found.measuring, take_idle_baseline=no_wait
+    )
     return found
 
 
 @pytest.fixture
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside other tests the machine is never at rest, and each launch would wait 6 s for it."""
-    monkeypatch.setattr(launching, "take_idle_baseline", lambda _: IdleBaseline(0.1, None, ()))
+    use_tools(monkeypatch, take_idle_baseline=no_wait)
 
 
 WIDE = ("--concurrency", "1,2,4,8,16", "--json")

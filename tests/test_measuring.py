@@ -11,7 +11,6 @@ import itertools
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,12 +32,14 @@ from autotune.stats import STOPPING_CONFIDENCE, look_sizes
 from autotune.storage.store import opened
 from autotune.study.files import load_study
 from autotune.study.workload import WorkloadSpec
+from autotune.tuning.trial import quality_of
 from tests.studies import (
     autotune,
     processes_of,
     query,
     start_autotune,
     wait_for_event,
+    wait_for_tokens,
     write_study,
 )
 
@@ -413,7 +414,7 @@ def test_enough_is_known_when_all_that_were_under_way_have_ended(
     assert result.values["throughput"] == pytest.approx(value)
     assert result.intervals["throughput"].confidence == STOPPING_CONFIDENCE
     # the database gives the same again
-    m = measurement_of(found.of("measure"), found.load, result.quality())
+    m = measurement_of(found.of("measure"), found.load, quality_of(result))
     assert THROUGHPUT[0].value(m) == result.values["throughput"]
     assert result.errors == {"throughput": THROUGHPUT[0].bounds(m).error}
 
@@ -424,7 +425,7 @@ def test_a_trial_that_is_certainly_worse_ends_by_its_rival(
     load = workload(400)
     first = measure(load=load, whole=True)
     assert first.result is not None
-    m = measurement_of(first.of("measure"), first.load, first.result.quality())
+    m = measurement_of(first.of("measure"), first.load, quality_of(first.result))
     slow = Client(lambda phase, i: 3 * steady(phase, i))
     keys = {"measure__precision": 0.0001}
     found = measure(slow, load=load, keys=keys, rivals=[Rival(7, m)])
@@ -504,12 +505,12 @@ def test_a_warm_up_request_that_never_ends_is_said(measure: Callable[..., Measur
     result = measure(Client(one_hangs)).result
     assert result is not None
     assert result.unanswered == 1
-    [warning] = [w for w in quality_warnings(result.quality()) if w.startswith("slow warm-up")]
+    [warning] = [w for w in quality_warnings(quality_of(result)) if w.startswith("slow warm-up")]
     assert "1 of its requests ran until the last measured one" in warning
     usual = measure().result
     assert usual is not None
     assert usual.unanswered == 0
-    assert not any("slow warm-up" in w for w in quality_warnings(usual.quality()))
+    assert not any("slow warm-up" in w for w in quality_warnings(quality_of(usual)))
 
 
 # -- the same over the double --------------------------------------------------------------------
@@ -577,7 +578,7 @@ def test_a_run_that_is_interrupted_while_it_measures_keeps_every_answer(
     )
     run = start_autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     wait_for_event(tmp_path, "warm", 1)
-    time.sleep(1.5)  # six requests and more
+    wait_for_tokens(tmp_path, (8 + 4 + 4) * 12)  # of warm-up, measured, and under way
     run.send_signal(signum)
     _, err = run.communicate(timeout=30)
     assert run.returncode == 130, err

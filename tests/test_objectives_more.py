@@ -181,6 +181,8 @@ class FakeNvml:
         self.gpus, self.counter, self.power, self.used_mib = gpus, counter, power, used_mib
         self.now = time.monotonic
         self.watts = 50.0
+        self.asked_often = threading.Event()  # for its power: six times, on two GPUs
+        self._asked = 0
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("NVML_"):
@@ -217,6 +219,9 @@ class FakeNvml:
     def nvmlDeviceGetPowerUsage(self, gpu: int) -> int:
         if not self.power:
             raise self.NVMLError
+        self._asked += 1
+        if self._asked >= 6:
+            self.asked_often.set()
         return round(self.watts * 1000)
 
 
@@ -253,7 +258,7 @@ def test_without_a_counter_power_is_integrated(fake: FakeNvml) -> None:
     before = threading.active_count()
     with EnergyMeter(sample=True) as meter:
         assert threading.active_count() == before + 1
-        time.sleep(0.35)
+        assert fake.asked_often.wait(60)
         energy = meter.read()
     assert threading.active_count() == before
     # constant power: exactly power × time, however late the readings came

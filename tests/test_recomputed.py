@@ -33,7 +33,7 @@ from autotune.results.comparison import Where, compare
 from autotune.results.objectives import stored_objectives
 from autotune.results.ratios import Finding
 from autotune.results.read_load_map import comparable_loads
-from autotune.results.recomputed import OUTDATED, RECOMPUTED, Recomputed, estimator_of
+from autotune.results.recomputed import Recomputed
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
 from autotune.results.views import StudyView, TrialView
@@ -41,6 +41,7 @@ from autotune.serving import Identity
 from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Estimate
 from autotune.stats.intervals import MEAN_FACTOR
+from autotune.storage.records import Quality, attrs_of
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
@@ -209,9 +210,9 @@ def as_measured_today(database: Path, number: int) -> None:
 
 
 def test_the_version_of_an_estimator() -> None:
-    assert estimator_of(None) == estimator_of({}) == estimator_of({"steady": True}) == 1
-    assert estimator_of({"estimator": None}) == 1
-    assert estimator_of({"estimator": ESTIMATOR}) == ESTIMATOR == 2
+    for kept in (None, {}, {"steady": True}, {"estimator": None}):
+        assert Quality.read(kept).estimator == 1
+    assert Quality.read({"estimator": ESTIMATOR}).estimator == ESTIMATOR == 2
 
 
 @pytest.mark.parametrize(("stop", "confidence"), [("all", 0.95), ("precise", 0.97)])
@@ -402,7 +403,7 @@ def test_trials_that_failed_or_run_are_left_as_they_are(tmp_path: Path) -> None:
         again = Recomputed(store, loaded.spec, stored_objectives(loaded, study)).trials(found)
     assert again[1:] == found[1:]
     assert again[0] is not found[0]
-    assert RECOMPUTED not in found[0].user_attrs["quality"]
+    assert attrs_of(found[0]).quality.recomputed is None
 
 
 # -- what refers to an outdated trial ------------------------------------------------------------
@@ -449,7 +450,7 @@ def test_the_first_launch_that_can_be_compared_takes_the_place_of_its_point_s(
     assert set(view.verdict.candidates) == {1}
     assert rows_of(database) == before
     assert sum(map(counts, recomputed(database))) == 4
-    assert [OUTDATED in t.user_attrs["quality"] for t in recomputed(database)] == [
+    assert [attrs_of(t).quality.outdated is not None for t in recomputed(database)] == [
         t.outdated for t in view.trials
     ]
 
@@ -580,7 +581,7 @@ def test_parts_of_an_old_map_are_computed_again_or_measured_again(tmp_path: Path
         assert (part_1.part, part_1.requests) == (0, 16)
         assert part_1.values["throughput"] == pytest.approx(RATE)
         assert part_1.quality["errors"]["throughput"] == pytest.approx(ERROR)
-        assert part_1.quality[RECOMPUTED] == 1
+        assert Quality.read(part_1.quality).recomputed == 1
         factor = math.exp(T7[0.95] * BATCHES_ERROR)
         assert part_1.intervals["throughput"] == pytest.approx(
             [RATE / factor, RATE * factor], rel=1e-4

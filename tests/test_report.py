@@ -22,7 +22,6 @@ from click.testing import CliRunner
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune import launching, loadmap
 from autotune.bench import Sample, ServerStats
 from autotune.bench.interference import IdleBaseline
 from autotune.cli.main import main
@@ -41,7 +40,7 @@ from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
 from autotune.study_objectives import study_objectives
-from tests.studies import autotune, write_study
+from tests.studies import autotune, use_tools, write_study
 from tests.study_views import P95, THROUGHPUT
 from tests.test_map import Instant
 
@@ -297,6 +296,7 @@ def test_a_study_of_failures_only_says_what_failed(tmp_path: Path) -> None:
     assert "\x1b" not in failures
 
 
+@pytest.mark.slow
 def test_three_digits_of_trials_stay_small_and_have_importances(tmp_path: Path) -> None:
     rows = [Row(i % 16, 32 << i % 7, 80 + 3.0 * (i % 16), 2000 + 10 * (i % 5)) for i in range(230)]
     report = report_of(make(tmp_path, rows, split=True))
@@ -356,9 +356,12 @@ def test_percentiles_of_latencies_are_those_of_the_objectives(tmp_path: Path) ->
 
 def test_a_map_is_shown_with_its_crossover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Instant()
-    monkeypatch.setattr(launching, "Server", found.server)
-    monkeypatch.setattr(loadmap, "Measuring", found.measuring)
-    monkeypatch.setattr(launching, "take_idle_baseline", lambda _: IdleBaseline(0.1, None, ()))
+    use_tools(
+        monkeypatch,
+        server=found.server,
+        measuring=found.measuring,
+        take_idle_baseline=lambda _: IdleBaseline(0.1, None, ()),
+    )
     database = make(tmp_path, ROWS)
     done = autotune("map", "double.yaml", "--concurrency", "1,4,16", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,6 @@ import pytest
 import yaml
 
 import autotune as package
-from autotune import crosscheck
 from autotune.bench import vllm_bench
 from autotune.engine.command import own_key, plan_launch, runs_model_code, serve_command
 from autotune.engine.flags import check_flags
@@ -37,6 +36,7 @@ from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy, parse_study, text_without_secrets
 from autotune.study.schema import ServerSpec
 from autotune.study.secrets import is_secret, masked, public, secret_values
+from autotune.tuning import crosscheck
 from tests.studies import (
     DOUBLE,
     autotune,

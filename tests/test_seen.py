@@ -49,6 +49,13 @@ def test_differences_name_the_view_and_show_the_place_in_a_long_line() -> None:
     assert seen.differences(before, before) == []
 
 
+def test_the_last_digits_of_a_number_are_no_difference() -> None:
+    before = {"a.txt": '{"ms": 409.87654321098765, "n": 7, "version": "0.26.0"}'}
+    assert seen.differences(before, {"a.txt": before["a.txt"].replace("8765,", "8791,")}) == []
+    assert seen.differences(before, {"a.txt": before["a.txt"].replace("409.8", "409.9")}) != []
+    assert seen.differences(before, {"a.txt": before["a.txt"].replace("0.26.0", "0.26.1")}) != []
+
+
 def test_views_are_stored_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     only = ["--jobs", "1", "--only", "demo-cpu/autotune: status*--trial*"]
     assert seen.main(["--store", str(tmp_path), *only]) == 0

@@ -174,7 +174,9 @@ def test_a_signal_to_the_guard_ends_the_tree(make: Make, number: int):
 OWNER = """
 import sys, time, uuid
 from pathlib import Path
-from autotune.serving import Server, VllmInfo, free_port, plan_launch
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.probe import VllmInfo
+from autotune.serving import Server
 from autotune.study.schema import ServerSpec
 
 command = (sys.executable, {double!r})
@@ -294,7 +296,7 @@ def test_gpu_memory_that_does_not_come_back_is_said(make: Make, monkeypatch: pyt
     server, other = make(DOUBLE_GPU_MIB="2048"), make(DOUBLE_GPU_MIB="4096")
     server.start()
     # holds it beside the server, but is none of its processes: as a driver that lets nothing go
-    server._gpus_before = (dataclasses.replace(server._gpus_before[0], by_process={}),)
+    server.gpus_before = (dataclasses.replace(server.gpus_before[0], by_process={}),)
     up(other)
     server.wait_ready(ignore)
     monkeypatch.setattr(

@@ -14,7 +14,6 @@ from pydantic import BaseModel, Field
 
 from autotune.errors import UserError
 from autotune.results.comparison import Side, _common, _side, compared
-from autotune.reuse import _differences
 from autotune.storage.store import Store, opened
 from autotune.study.differences import (
     FILES,
@@ -30,6 +29,7 @@ from autotune.study.files import LoadedStudy, parse_study
 from autotune.study.keys import Affects, Result
 from autotune.study.schema import StudySpec
 from autotune.study_objectives import study_objectives
+from autotune.tuning.reuse import _differences
 from tests.studies import autotune, query, trials, write_study
 
 OWN = """

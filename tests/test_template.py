@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 import pytest
 
-from autotune import ledger
 from autotune.engine.command import LAUNCH_VARIABLE, free_port, plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError
@@ -29,6 +28,7 @@ from autotune.serving import Identity, Server, WarmStart, warm_start
 from autotune.serving._fork_server import OPENMP, changes, leave_ports, openmp
 from autotune.serving.process_tree import _processes, start_ticks
 from autotune.study.schema import ServerSpec
+from autotune.tuning import recovery
 from tests.standin import DUMPS, MODULE, write_vllm
 from tests.studies import autotune, owned, query, write_study
 
@@ -485,7 +485,7 @@ def test_the_end_of_a_run_is_the_end_of_its_template(make: Make) -> None:
     with bench.warm:
         server = bench.up(bench.warm)
         pid = bench.template.pid
-        lines = "\n".join(ledger.living_lines(bench.folder / "none.db"))
+        lines = "\n".join(recovery.living_lines(bench.folder / "none.db"))
         assert f"what warm starts are forked from; owner: autotune {os.getpid()}" in lines
     assert not psutil.pid_exists(pid)
     assert server.alive()
@@ -544,9 +544,12 @@ def test_what_the_imports_change_in_an_environment() -> None:
     assert changes(before, after) == {"CHANGED": "2", "GONE": None, "NEW": "1"}
 
 
-@pytest.mark.parametrize("name", ["_fork_server.py", "guard.py", "_probe.py", "_vllm_bench.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["serving/_fork_server.py", "serving/guard.py", "engine/_probe.py", "bench/_vllm_bench.py"],
+)
 def test_what_runs_in_the_vllms_python_may_be_read_by_an_older_one(name: str) -> None:
-    source = warm_start.TEMPLATE.with_name(name).read_text()
+    source = (ROOT / "autotune" / name).read_text()
     assert ast.parse(source, feature_version=(3, 10)).body
 
 

@@ -15,11 +15,11 @@ import pytest
 from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import TrialState, create_trial
 
-from autotune.loop import signals
 from autotune.results.trials import study_view
 from autotune.serving.interrupts import held_back
 from autotune.storage.store import opened
 from autotune.study.files import load_study
+from autotune.tuning.supervise import signals
 from tests.studies import (
     UNENDED,
     autotune,
@@ -31,6 +31,7 @@ from tests.studies import (
     start_autotune,
     trials,
     wait_for_event,
+    wait_for_tokens,
     write_study,
 )
 
@@ -89,10 +90,10 @@ def test_a_study_ends_with_a_front_and_a_command(tmp_path: Path) -> None:
 
 
 def test_interrupted_it_ends_the_server_and_keeps_what_is_measured(tmp_path: Path) -> None:
-    study = write_study(tmp_path, server__env={"DOUBLE_STEP_S": "0.1"})
+    study = write_study(tmp_path, server__env={"DOUBLE_STEP_S": "0.05"})
     run = start_autotune("run", str(study), "--trials", "2", cwd=tmp_path)
     wait_for_event(tmp_path, "warm", 1)
-    time.sleep(2.5)  # two requests take 1.2 s
+    wait_for_tokens(tmp_path, (2 + 2 + 2) * 12)  # of warm-up, measured, and under way
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=30)
     assert run.returncode == 130, err
@@ -192,7 +193,7 @@ def test_interrupted_twice_it_does_not_wait_for_a_stubborn_server(tmp_path: Path
     run = start_autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     wait_for_event(tmp_path, "warm", 1)
     run.send_signal(signal.SIGINT)
-    time.sleep(1)
+    run.wait_for_words("stopping")
     assert run.poll() is None  # it waits for the server, which ignores SIGTERM
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=30)

@@ -17,6 +17,7 @@ from autotune.results.views import verdict_lines
 from autotune.search import Choice, ConfirmationVerdict
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N
+from autotune.tuning.progress import At
 from tests.study_views import P95, ROWS, THROUGHPUT, study, trial
 
 
@@ -59,11 +60,11 @@ def run_one(ui: Ui, number: int = 4) -> None:
     view = study()
     with ui:
         ui.study(replace(view, trials=view.trials[:number], finished=number), Path("x.db"))
-        ui.begin(number, number + 1, view.trials[number].point)
-        ui.stage("launching")
-        ui.stage("measuring")
-        ui.progress(14, 40)
-        ui.trial(view.trials[number])
+        ui.begin(At(number), number + 1, view.trials[number].point)
+        ui.stage(At(), "launching")
+        ui.stage(At(), "measuring")
+        ui.progress(At(), 14, 40)
+        ui.trial(At(), view.trials[number])
 
 
 def test_a_log_gets_one_line_a_stage_and_a_trial() -> None:
@@ -95,9 +96,9 @@ def test_the_live_line_has_stage_progress_and_seconds() -> None:
     ui, out, clock = live_ui()
     view = study()
     ui.study(replace(view, trials=view.trials[:2], finished=2), Path("x.db"))
-    ui.begin(2, 3, view.trials[2].point)
-    ui.stage("measuring")
-    ui.progress(14, 40)
+    ui.begin(At(2), 3, view.trials[2].point)
+    ui.stage(At(), "measuring")
+    ui.progress(At(), 14, 40)
     clock.now = 23
     line = shown(ui).rstrip()
     assert line.startswith("[3/40] trial 2  n = 2, MNBT 1024  measuring 14/40 requests  23 s")
@@ -109,9 +110,9 @@ def test_the_live_line_has_stage_progress_and_seconds() -> None:
 def test_the_live_line_never_wraps() -> None:
     ui, _out, _clock = live_ui()
     ui.study(study(), Path("x.db"))
-    ui.begin(6, 7, {N: 3, MNBT: 512, "long_prefill_token_threshold": 2048})
-    ui.stage("measuring")
-    ui.progress(14, 40)
+    ui.begin(At(6), 7, {N: 3, MNBT: 512, "long_prefill_token_threshold": 2048})
+    ui.stage(At(), "measuring")
+    ui.progress(At(), 14, 40)
     text = shown(ui)
     ui.close()
     assert len(text.splitlines()) == 1
@@ -251,9 +252,9 @@ def test_nothing_is_read_as_markup_or_as_control_codes() -> None:
     view = study(name=evil, trials=[*study().trials[:4], failed])
     ui, out = plain_ui()
     ui.study(view, Path(evil))
-    ui.begin(4, 5, failed.point)
-    ui.stage(evil)
-    ui.trial(failed)
+    ui.begin(At(4), 5, failed.point)
+    ui.stage(At(), evil)
+    ui.trial(At(), failed)
     ui.message(evil)
     ui.check(evil, False, evil)
     ui.status(view)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.loop import Prepared
 from autotune.study.weights import PIECE, SAMPLES, weights_id
+from autotune.tuning.prepare import Prepared
 from tests.studies import UNENDED, autotune, processes_of, query, trials, write_study
 
 

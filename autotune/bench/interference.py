@@ -127,20 +127,28 @@ class MachineState:
     gpus_after: tuple[GpuReading, ...]
 
 
-def take_idle_baseline(earlier: Sequence[float] = ()) -> IdleBaseline:
+def take_idle_baseline(
+    earlier: Sequence[float] = (),
+    *,
+    look: Callable[[], float] | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> IdleBaseline:
     """Measure the machine while no server of this run is alive.
 
     It takes half a second, and up to six where the fixed computation is slow.
 
     Args:
         earlier: ``kernel_s`` of the study's earlier launches on this machine.
+        look: Returns the seconds of the fixed computation; :func:`kernel_seconds` by default.
+        pause: Waits for a number of seconds between two computations.
     """
-    kernel_s = kernel_seconds()
+    look = look or kernel_seconds
+    kernel_s = look()
     for _ in range(_LOOKS - 1):
         if not _slower(kernel_s, earlier):
             break
-        time.sleep(_PAUSE_S)
-        kernel_s = min(kernel_s, kernel_seconds())
+        pause(_PAUSE_S)
+        kernel_s = min(kernel_s, look())
     clocks = psutil.cpu_freq(percpu=True)
     mhz = max((c.current for c in clocks), default=None) if clocks else None
     return IdleBaseline(kernel_s, mhz, read_gpus())

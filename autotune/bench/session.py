@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.bench import Counters, Request, Sample, ServerStats, Workload, difference, scrape
 from autotune.bench.counting import Counting, gpus_of_server
@@ -29,7 +29,6 @@ from autotune.bench.sending import blamed, send
 from autotune.errors import FailureKind, MeasureError
 from autotune.serving.nvml import Energy, EnergyMeter
 from autotune.stats import (
-    ESTIMATOR,
     STOPPING_CONFIDENCE,
     Bounded,
     Domination,
@@ -90,25 +89,6 @@ class Result:
     drift: float | None
     machine: MachineState
     energy: Energy | None = None
-
-    def quality(self) -> dict[str, Any]:
-        """What the database keeps beside the numbers, as plain data."""
-        looked_up, hits = self.stats.prefix_cache_queries, self.stats.prefix_cache_hits
-        return {
-            "estimator": ESTIMATOR,
-            "errors": self.errors,
-            "requests": self.requests,
-            "stop": self.stop.name.lower(),
-            "dominated_by": self.dominated_by,
-            "warmup_requests": self.warmup_requests,
-            "steady": self.steady,
-            "busy": self.busy,
-            "unanswered": self.unanswered,
-            "drift": self.drift,
-            "prefix_cache_share": hits / looked_up if looked_up and hits is not None else None,
-            "machine": asdict(self.machine),
-            "energy": self.energy and asdict(self.energy),
-        }
 
 
 class Measuring:

@@ -49,6 +49,7 @@ from autotune.results.views import (
     verdict_lines,
 )
 from autotune.study.space import Point
+from autotune.tuning.progress import OUTSIDE, At
 
 _GAP = "  "
 _STYLES = {
@@ -63,7 +64,7 @@ _STYLES = {
 
 
 class Ui:
-    """The terminal of a running study; use it as a context manager.
+    """The terminal of a run (:class:`autotune.tuning.progress.Progress`); a context manager.
 
     Args:
         console: Where to write; standard output by default.
@@ -119,23 +120,23 @@ class Ui:
             for trial in done:
                 self._row(trial)
 
-    def begin(self, number: int, position: int, point: Point) -> None:
-        """A trial begins.
+    def begin(self, at: At, position: int, point: Point) -> None:
+        """Show that a trial begins.
 
         Args:
-            number: Optuna's number of the trial.
-            position: Its place among the wanted ones, from 1.
+            at: Its trial and slot.
+            position: Its position among the wanted trials, from 1.
             point: What will be launched.
         """
         wanted = self._view.wanted if self._view else position
-        self._trial = f"[{position}/{wanted}] trial {number}"
+        self._trial = f"[{position}/{wanted}] trial {at.trial}"
         self._point = point_text(point)
         self._remaining = max(1, wanted - position + 1)
         self._trial_began = self._clock()
         self._stage = self._progress = ""
 
-    def stage(self, text: str) -> None:
-        """A stage begins, such as ``launching``; its seconds count from now."""
+    def stage(self, at: At, text: str) -> None:
+        """Show a stage, such as ``launching``; its seconds count from now."""
         if plain(text) == self._stage:
             return
         self._stage, self._progress = plain(text), ""
@@ -146,14 +147,14 @@ class Ui:
             self._line = Live(self, console=self.console, refresh_per_second=4, transient=True)
             self._line.start()
 
-    def progress(self, done: int, total: int, what: str = "requests") -> None:
-        """How far the stage is; shown in the live line only."""
-        self._progress = f"{done}/{total} {what}"
+    def progress(self, at: At, done: int, total: int) -> None:
+        """Show how far the stage is, in the live line only."""
+        self._progress = f"{done}/{total} requests"
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
         """Shows what a person waits for outside of trials."""
-        self.stage(text)
+        self.stage(OUTSIDE, text)
         try:
             yield
         finally:
@@ -171,11 +172,11 @@ class Ui:
             self._stage = ""
             self.close()
             return
-        self.stage(f"demo model: {stage}")
+        self.stage(OUTSIDE, f"demo model: {stage}")
         self._progress = f"{done:.0%}"
 
-    def trial(self, trial: TrialView) -> None:
-        """A trial is done: its row."""
+    def trial(self, at: At, trial: TrialView) -> None:
+        """Show the row of a finished trial."""
         if trial.seconds is not None:
             self._durations.append(trial.seconds)
         if self.live:
@@ -188,8 +189,8 @@ class Ui:
             self._print(_GAP.join(words))
         self._trial = self._point = self._stage = self._progress = ""
 
-    def message(self, text: str) -> None:
-        """One line that is neither a stage nor a trial."""
+    def message(self, text: str, at: At = OUTSIDE) -> None:
+        """Show one line that is neither a stage nor a trial."""
         self._print(plain(text))
 
     def time_left(self) -> float | None:

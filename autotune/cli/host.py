@@ -22,7 +22,7 @@ def ps(database: Path, as_json: bool) -> None:
     Example:
       autotune ps
     """
-    from autotune.ledger import living_json, living_lines
+    from autotune.tuning.recovery import living_json, living_lines
 
     if as_json:
         click.echo(json.dumps(living_json(database), indent=2))
@@ -42,7 +42,7 @@ def reap(database: Path) -> None:
     Example:
       autotune reap
     """
-    from autotune.ledger import reap as end_ownerless
+    from autotune.tuning.recovery import reap as end_ownerless
 
     lines = 0
     for line in end_ownerless(database):

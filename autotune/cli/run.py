@@ -22,8 +22,8 @@ from autotune.errors import NothingUsable, UserError, in_short
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
     from autotune.results.load_map import MapView
-    from autotune.reuse import Source
     from autotune.study.files import LoadedStudy
+    from autotune.tuning.reuse import Source
 
 
 @click.command()
@@ -77,9 +77,9 @@ def run(
       autotune run studies/gemma-4-26b-rtx5090.yaml --trials 40
       autotune run wider.yaml --db wider.db --reuse autotune.db
     """
-    from autotune.reuse import Source
     from autotune.serving.machine import has_gpu
     from autotune.study.files import load_study
+    from autotune.tuning.reuse import Source
 
     if study is None:
         study = "gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"
@@ -137,7 +137,9 @@ def _run(
     import optuna
 
     from autotune.cli.console import Ui
-    from autotune.loop import StopReason, prepare, run_study
+    from autotune.tuning.prepare import prepare
+    from autotune.tuning.study_run import run_study
+    from autotune.tuning.supervise import StopReason
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ui = Ui()
@@ -150,7 +152,7 @@ def _run(
             trials=trials,
             seed=seed,
             timeout_s=minutes * 60 if minutes else None,
-            ui=ui,
+            progress=ui,
             confirm=confirm,
             stop_below=stop_below,
             reuse=reuse,
@@ -270,8 +272,9 @@ def _measured_map(
     launches: int,
     minutes: float | None,
 ) -> MapView:
-    from autotune.loadmap import map_study
-    from autotune.loop import StopReason, prepare
+    from autotune.tuning.load_map import map_study
+    from autotune.tuning.prepare import prepare
+    from autotune.tuning.supervise import StopReason
 
     with ui:
         prepared = prepare(loaded, ui)
@@ -282,7 +285,7 @@ def _measured_map(
             loads=loads,
             launches=launches,
             timeout_s=minutes * 60 if minutes else None,
-            ui=ui,
+            progress=ui,
         )
     if reason is not StopReason.DONE:
         ui.message(f"stopped: {reason}; run the same command again to resume")
@@ -321,16 +324,17 @@ def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path 
     from rich.console import Console
 
     from autotune.cli.console import Ui
-    from autotune.crosscheck import Verdict
-    from autotune.crosscheck import crosscheck as compare
-    from autotune.loop import prepare, signals
+    from autotune.results.client_agreement import Agreement
     from autotune.study.files import load_study
+    from autotune.tuning.crosscheck import crosscheck as compare
+    from autotune.tuning.prepare import prepare
+    from autotune.tuning.supervise import signals
 
     ui = Ui(Console(stderr=True, highlight=False))
     with ui, signals():
         prepared = prepare(load_study(study), ui)
         say_trust(ui, prepared.loaded)
-        result = compare(prepared, n=n, rounds=rounds, out=out, ui=ui)
+        result = compare(prepared, n=n, rounds=rounds, out=out, progress=ui)
     click.echo(json.dumps(result.to_json(), indent=2) if as_json else "\n".join(result.lines()))
-    if differing := result.figures(Verdict.DIFFER):
+    if differing := result.figures(Agreement.DIFFER):
         raise NothingUsable(f"{result.study}: the clients differ in {', '.join(differing)}")

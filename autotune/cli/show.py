@@ -192,6 +192,7 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     from autotune.results.prediction import outlook, outlook_page
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
+
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
         found = outlook(view, store.load_study(view.name)[0].spec.to_space())

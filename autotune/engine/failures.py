@@ -52,7 +52,7 @@ _NOISE = re.compile(r"Warning: |warnings\.warn|nanobind|^ - (?:leaked|\.\.\.)|^\
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Cause:
     """What is known about a failure."""
 
     kind: FailureKind
@@ -387,7 +387,7 @@ def classify(
     default: FailureKind,
     reason: str,
     oom_killed: bool = False,
-) -> Verdict:
+) -> Cause:
     """Kind, sentence and evidence of a failure.
 
     Args:
@@ -419,7 +419,7 @@ def classify(
             k: v or "?" for m in (found, context) if m is not None for k, v in m.groupdict().items()
         }
         stage = _stage_at(log, reported[hit].at) if "{when}" in rule.sentence else None
-        return Verdict(
+        return Cause(
             rule.kind if stage is None else stage.kind,
             _cut(rule.sentence.format(**groups, when="" if stage is None else f" {stage.when}")),
             _evidence(errors, hit, roots),
@@ -430,7 +430,7 @@ def classify(
         bereft = None
     if oom_killed:
         stage = _last_stage(log)
-        return Verdict(
+        return Cause(
             K.OOM if stage is None else stage.kind,
             f"the kernel killed it{'' if stage is None else f' {stage.when}'}: "
             "the machine is out of memory",
@@ -443,7 +443,7 @@ def classify(
     else:
         said = ""
     text = f"{reason} ({ended}{said})" if ended else f"{reason}{said}"
-    return Verdict(default, _cut(text), _evidence(errors, bereft, roots))
+    return Cause(default, _cut(text), _evidence(errors, bereft, roots))
 
 
 def _ended(exit_code: int | None) -> str:

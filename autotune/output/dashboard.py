@@ -59,6 +59,7 @@ from autotune.results.views import (
     verdict_lines,
 )
 from autotune.storage.failures import database_errors
+from autotune.storage.records import TRIAL_KEYS
 from autotune.storage.store import Store
 from autotune.study.space import keeps_exponents
 
@@ -99,29 +100,7 @@ _NO_BUTTONS = (
 # What the dashboard asks for a study's page, every few seconds.
 _STUDY = re.compile(r"/api/studies/(\d+)/?")
 # User attributes of ours, which are told in words instead; any other is a user's own, and shown.
-_OURS = frozenset(
-    {
-        "acceptance_length",
-        "acceptance_per_position",
-        "baseline",
-        "challenge",
-        "confirmation",
-        "confirms",
-        "expected_gain",
-        "failure_evidence",
-        "failure_kind",
-        "failure_reason",
-        "intervals",
-        "launch",
-        "log_variances",
-        "moved_because",  # of an older version
-        "point",
-        "quality",
-        "replicates",
-        "reused",
-        "vllm_version",
-    }
-)
+_OURS = TRIAL_KEYS | {"moved_because"}  # of an older version
 
 _log = logging.getLogger(__name__)
 

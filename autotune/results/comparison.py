@@ -32,6 +32,7 @@ from autotune.results.trials import study_view
 from autotune.results.views import StudyView, TrialView
 from autotune.stats import Estimate, LaunchVariance, Scatter
 from autotune.storage.lease import file_identity
+from autotune.storage.records import attrs_of
 from autotune.storage.store import Store, opened
 from autotune.study import differences
 from autotune.study.differences import contents, files_of, fingerprints, setting_text
@@ -299,7 +300,7 @@ def _point(
         if min(of) <= 0:
             continue
         values[o.name] = of
-        known = [(t.user_attrs["quality"].get("errors") or {}).get(o.name) for t in launches]
+        known = [attrs_of(t).quality.errors.get(o.name) for t in launches]
         if squares := [one**2 for one in known if one is not None]:
             within[o.name] = sum(squares) / len(squares)
     return Point(trial, values, within)

@@ -1,8 +1,8 @@
 """Ratios of what two studies measured, with intervals, and what each ratio shows.
 
 Points that both studies measured are compared as ratios, B over A, of geometric means over all of
-a point's launches. What a ratio varies by is in two parts (see :mod:`autotune.stats.launch_variance`),
-for each of the two studies:
+a point's launches. What a ratio varies by is in two parts (see
+:mod:`autotune.stats.launch_variance`), for each of the two studies:
 
     variance of a point's mean = (between² + own · mean within²) / launches
 

@@ -16,22 +16,16 @@ from autotune.engine.draft_schedule import speculative_argument, why_no_schedule
 from autotune.engine.probe import unasked
 from autotune.errors import FailureKind, UserError
 from autotune.results.load_map import LoadView, MapView, PointView
-from autotune.results.recomputed import RECOMPUTED, estimator_of
+from autotune.results.recomputed import figures_again
 from autotune.results.standing import LEAST_DEGREES
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import StudyView
 from autotune.serving.machine import machine_line
 from autotune.serving.resolve import model_resolver
-from autotune.stats import (
-    ESTIMATOR,
-    LaunchVariance,
-    Measurement,
-    percentile_interval,
-    quantile,
-    standard_error,
-)
+from autotune.stats import ESTIMATOR, LaunchVariance, Measurement, percentile_interval, quantile
 from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
 from autotune.storage.names import map_name
+from autotune.storage.records import Quality
 from autotune.storage.schema import LoadRow, MapPointRow
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy
@@ -100,7 +94,7 @@ def _rate(rows: Sequence[LoadRow], load: int) -> Rate | None:
         return None
     rates = []
     for _, x in sorted(parts.items()):
-        error = (x.quality.get("errors") or {}).get(THROUGHPUT.name)
+        error = Quality.read(x.quality).errors.get(THROUGHPUT.name)
         rates.append(Rate(float(x.values[THROUGHPUT.name]), error))
     return combined(rates)
 
@@ -120,28 +114,23 @@ def _measured(store: Store, row: LoadRow) -> Measurement:
     Raises:
         ValueError: too few ran while all places were busy.
     """
-    busy = bool(row.quality.get("busy", False))
     samples = store.requests.samples(row.launch_id, row.phase)
-    return Measurement.of(samples, "send", row.concurrency, busy=busy)
+    return Measurement.of(samples, "send", row.concurrency, busy=Quality.read(row.quality).busy)
 
 
 def _comparable(store: Store, row: LoadRow) -> LoadRow | None:
-    if estimator_of(row.quality) == ESTIMATOR:
+    quality = Quality.read(row.quality)
+    if quality.estimator == ESTIMATOR:
         return row
     try:
         m = _measured(store, row)
     except ValueError:
         return None
-    value, found = THROUGHPUT.value(m), THROUGHPUT.bounds(m)
-    row.values = {**row.values, THROUGHPUT.name: value}
-    row.intervals = {**row.intervals, THROUGHPUT.name: [found.low, found.high]}
+    again = figures_again((THROUGHPUT,), m, quality)
+    row.values = {**row.values, **again.values}
+    row.intervals = {**row.intervals, **again.intervals}
     row.requests = len(m)
-    row.quality = {
-        **row.quality,
-        "estimator": ESTIMATOR,
-        "errors": {THROUGHPUT.name: standard_error(value, found)},
-        RECOMPUTED: estimator_of(row.quality),
-    }
+    row.quality = again.quality.to_json()
     return row
 
 
@@ -155,9 +144,7 @@ def failure_of_point(store: Store, ledger: str, point: MapPointRow) -> tuple[str
     if not failed:
         return None
     kind, reason = failed[-1]
-    if FailureKind(kind).transient and len(failed) < 2:
-        return None
-    return kind, reason
+    return (kind, reason) if FailureKind(kind).is_final(len(failed)) else None
 
 
 def launched_version(store: Store, ledger: str) -> str | None:
@@ -240,7 +227,12 @@ def map_view(
     launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
     rates = {p.n: p.rates() for p in points if p.schedule is None and p.loads}
-    lost = {x.concurrency for p in rows for x in store.load_maps.loads(p.id) if x.id not in comparable[p.id]}
+    lost = {
+        x.concurrency
+        for p in rows
+        for x in store.load_maps.loads(p.id)
+        if x.id not in comparable[p.id]
+    }
     ranges = schedule_of(rates, loads, spec, setting)
 
     def argument(n: int, by_size: Schedule | None) -> str:
@@ -310,8 +302,8 @@ def _load_view(store: Store, parts: Sequence[LoadRow], rate: Rate, spec: StudySp
     length = None
     if all(drafts) and all(x is not None for x in accepted):
         length = 1 + sum(x for x in accepted if x) / sum(x for x in drafts if x)
-    warnings = dict.fromkeys(w for x in parts for w in quality_warnings(x.quality))
-    if any(RECOMPUTED in x.quality for x in parts):
+    warnings = dict.fromkeys(w for x in parts for w in quality_warnings(Quality.read(x.quality)))
+    if any(Quality.read(x.quality).recomputed is not None for x in parts):
         warnings["computed again: from the stored requests of autotune 0.1"] = None
     return LoadView(
         rate=rate,

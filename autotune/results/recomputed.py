@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -23,26 +23,14 @@ from autotune.bench.looks import Stop
 from autotune.bench.session import with_energy
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
+from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.store import Store
 from autotune.study.schema import StudySpec
 from autotune.study.workload import WorkloadSpec
 from objectives import Objective
 
-# Of a trial's quality: the version that measured it, and why it could not be computed again.
-RECOMPUTED = "recomputed"
-OUTDATED = "outdated"
-# Of a trial whose server did not answer in time: how long it was given, s.
-LIMIT = "health_timeout_s"
 
-
-def estimator_of(quality: Mapping[str, Any] | None) -> int:
-    """Return the version of the estimator that numbers were computed with; 1 is autotune 0.1's."""
-    return int((quality or {}).get("estimator") or 1)
-
-
-def measurement_of(
-    samples: Sequence[Sample], load: WorkloadSpec, quality: Mapping[str, Any] | None
-) -> Measurement:
+def measurement_of(samples: Sequence[Sample], load: WorkloadSpec, quality: Quality) -> Measurement:
     """Return what stored requests measure.
 
     Args:
@@ -53,11 +41,8 @@ def measurement_of(
     Raises:
         ValueError: there is no such request, or too few ran while all places were busy.
     """
-    found = quality or {}
-    m = Measurement.of(
-        samples, load.latency_origin, load.places, busy=bool(found.get("busy", False))
-    )
-    if energy := found.get("energy"):
+    m = Measurement.of(samples, load.latency_origin, load.places, busy=quality.busy)
+    if energy := quality.energy:
         joules = {int(k): float(v) for k, v in energy["joules"].items()}
         m = with_energy(m, Energy(float(energy["seconds"]), joules))
     return m
@@ -74,7 +59,8 @@ class Recomputed:
 
     def __init__(self, store: Store, spec: StudySpec, objectives: Sequence[Objective]) -> None:
         self._store, self._spec, self._objectives = store, spec, objectives
-        self._known: dict[int, FrozenTrial] = {}
+        self._known: dict[int, FrozenTrial] = {}  # finished ones, which do not change
+        self._gone: set[int] = set()  # of these, those that cannot be compared
 
     def trials(self, found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials, those of an earlier estimator computed again or marked.
@@ -83,61 +69,100 @@ class Recomputed:
             found: All of the study, in the order of their numbers.
         """
         out = [self._known.get(t.number) or self._trial(t) for t in found]
-        gone = {t.number for t in out if OUTDATED in quality_of(t)}
-        return list(_without(gone, out, found)) if gone else out
+        return list(_without(self._gone, out, found)) if self._gone else out
 
     def _trial(self, t: FrozenTrial) -> FrozenTrial:
-        quality = quality_of(t)
-        limit = t.user_attrs.get(LIMIT)
-        if limit is not None and limit < self._spec.server.health_timeout_s:
-            return _outdated(t, f"server.health_timeout_s was {limit:g} s then")
-        if t.state != TrialState.COMPLETE or estimator_of(quality) == ESTIMATOR:
+        if not t.state.is_finished():
             return t
-        try:
-            values, attrs = self._again(t, quality)
-        except ValueError as e:
-            out = _outdated(t, str(e))
-        else:
-            out = _with_attrs(t, {**t.user_attrs, **attrs})
-            out.values = values
-        self._known[t.number] = out
+        out = self._known[t.number] = self._finished(t)
+        if out is not t and attrs_of(out).quality.outdated is not None:
+            self._gone.add(t.number)
         return out
 
-    def _again(
-        self, t: FrozenTrial, quality: Mapping[str, Any]
-    ) -> tuple[list[float], dict[str, Any]]:
-        """Return values and attributes of a trial, computed from its requests.
+    def _finished(self, t: FrozenTrial) -> FrozenTrial:
+        attrs = attrs_of(t)
+        limit = attrs.health_timeout_s
+        if limit is not None and limit < self._spec.server.health_timeout_s:
+            return _outdated(t, f"server.health_timeout_s was {limit:g} s then")
+        if t.state != TrialState.COMPLETE or attrs.quality.estimator == ESTIMATOR:
+            return t
+        try:
+            values, again = self._again(attrs)
+        except ValueError as e:
+            return _outdated(t, str(e))
+        out = _with_attrs(t, again)
+        out.values = values
+        return out
+
+    def _again(self, attrs: TrialAttrs) -> tuple[list[float], TrialAttrs]:
+        """Return values and attributes of a trial.
 
         Raises:
             ValueError: they cannot be computed.
         """
-        if estimator_of(quality) > ESTIMATOR:
+        quality = attrs.quality
+        if quality.estimator > ESTIMATOR:
             raise ValueError("that version is later than this one")
         if own := next((o.name for o in self._objectives if o.origin is not None), None):
             raise ValueError(f"{own} is an objective of your own")
-        launch = str(t.user_attrs.get("launch", ""))
+        launch = attrs.launch or ""
         samples = self._store.requests.samples(launch)
-        full = self._store.launches.get(launch).quality if samples else None
-        if (then := (full or {}).get("requests", len(samples))) != len(samples):
+        full = Quality.read(self._store.launches.get(launch).quality if samples else None)
+        then = len(samples) if full.requests is None else full.requests
+        if then != len(samples):
             raise ValueError(f"of its {then} requests the database has {len(samples)}")
         m = measurement_of(samples, self._spec.workload, full)
-        precise = quality.get("stop") == Stop.PRECISE.name.lower()
+        precise = quality.stop == Stop.PRECISE.name.lower()
         confidence = STOPPING_CONFIDENCE if precise else 0.95
-        values = [o.value(m) for o in self._objectives]
-        intervals = [o.bounds(m, confidence) for o in self._objectives]
-        names = [o.name for o in self._objectives]
-        errors = [standard_error(v, i) for v, i in zip(values, intervals, strict=True)]
-        return values, {
-            "intervals": {name: [i.low, i.high] for name, i in zip(names, intervals, strict=True)},
-            "log_variances": [None if e is None else e**2 for e in errors],
-            "quality": {
-                **quality,
-                "estimator": ESTIMATOR,
-                "errors": dict(zip(names, errors, strict=True)),
-                "requests": len(m),
-                RECOMPUTED: estimator_of(quality),
-            },
-        }
+        again = figures_again(self._objectives, m, quality, confidence)
+        errors = [again.quality.errors[o.name] for o in self._objectives]
+        return [again.values[o.name] for o in self._objectives], replace(
+            attrs,
+            intervals=again.intervals,
+            log_variances=[None if e is None else e**2 for e in errors],
+            quality=again.quality,
+        )
+
+
+@dataclass(frozen=True)
+class Again:
+    """What the present estimator makes of stored requests.
+
+    Attributes:
+        values: By objective name, in its unit.
+        intervals: Low and high of each.
+        quality: As it was, with the present estimator and its errors.
+    """
+
+    values: Mapping[str, float]
+    intervals: Mapping[str, list[float | None]]
+    quality: Quality
+
+
+def figures_again(
+    objectives: Sequence[Objective], m: Measurement, quality: Quality, confidence: float = 0.95
+) -> Again:
+    """Compute the figures of a measurement of an earlier estimator.
+
+    Args:
+        objectives: What is computed.
+        m: The stored requests.
+        quality: How they were measured.
+        confidence: Of the intervals.
+    """
+    values = {o.name: o.value(m) for o in objectives}
+    bounds = {o.name: o.bounds(m, confidence) for o in objectives}
+    return Again(
+        values,
+        {name: [i.low, i.high] for name, i in bounds.items()},
+        replace(
+            quality,
+            estimator=ESTIMATOR,
+            errors={name: standard_error(values[name], i) for name, i in bounds.items()},
+            requests=len(m),
+            recomputed=quality.estimator,
+        ),
+    )
 
 
 def _without(
@@ -153,34 +178,36 @@ def _without(
     heirs: dict[int, int] = {}
     bases: set[int] = set()
     for t, before in zip(trials, stored, strict=True):
-        confirms = t.user_attrs.get("confirms")
-        again = -1 if t.state == TrialState.FAIL else t.user_attrs.get("replicates", -1)
+        attrs = attrs_of(t)
+        again = -1 if t.state == TrialState.FAIL or attrs.replicates is None else attrs.replicates
         if t.number in gone:
-            if t.user_attrs.get("baseline"):
+            if attrs.baseline:
                 bases.add(t.number)
             yield t
-        elif confirms in gone and RECOMPUTED in quality_of(t):
-            yield _outdated(before, f"trial {confirms}, which it confirms, cannot")
+        elif attrs.confirms in gone and attrs.quality.recomputed is not None:
+            yield _outdated(before, f"trial {attrs.confirms}, which it confirms, cannot")
         elif again in gone and heirs.setdefault(again, t.number) == t.number:
-            attrs = {k: v for k, v in t.user_attrs.items() if k != "replicates"}
-            yield _with_attrs(t, attrs | ({"baseline": True} if again in bases else {}))
+            yield _with_attrs(t, _heir(attrs, baseline=attrs.baseline or again in bases))
         elif again in gone:
-            yield _with_attrs(t, {**t.user_attrs, "replicates": heirs[again]})
+            yield _with_attrs(t, replace(attrs, replicates=heirs[again]))
         else:
             yield t
 
 
-def quality_of(t: FrozenTrial) -> Mapping[str, Any]:
-    """Return what a trial keeps of how it was measured; empty: nothing."""
-    found: Mapping[str, Any] = t.user_attrs.get("quality") or {}
-    return found
+def _heir(attrs: TrialAttrs, *, baseline: bool) -> TrialAttrs:
+    """Return the attributes of a replicate that takes the place of the trial that it repeats."""
+    role = attrs.role
+    if role is not Role.REUSED:
+        role = Role.BASELINE if baseline else Role.SEARCH
+    return replace(attrs, role=role, baseline=baseline, replicates=None)
 
 
 def _outdated(t: FrozenTrial, why: str) -> FrozenTrial:
-    return _with_attrs(t, {**t.user_attrs, "quality": {**quality_of(t), OUTDATED: why}})
+    attrs = attrs_of(t)
+    return _with_attrs(t, replace(attrs, quality=replace(attrs.quality, outdated=why)))
 
 
-def _with_attrs(t: FrozenTrial, attrs: dict[str, Any]) -> FrozenTrial:
+def _with_attrs(t: FrozenTrial, attrs: TrialAttrs) -> FrozenTrial:
     out = copy.copy(t)
-    out.user_attrs = attrs
+    out.user_attrs = attrs.put_into(t.user_attrs)
     return out

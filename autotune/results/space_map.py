@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import product
@@ -20,7 +20,7 @@ from autotune.results.text import HEADINGS, WIDTH, count, point_text, runs, wrap
 from autotune.results.views import TrialView
 from autotune.serving.machine import has_gpu
 from autotune.study.files import LoadedStudy
-from autotune.study.schema import StudySpec
+from autotune.study.schema import ServerSpec, StudySpec
 from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
 
 # Of a larger space JSON has the counts, not each point.
@@ -199,7 +199,10 @@ class SpaceMap:
 
 
 def explain(
-    loaded: LoadedStudy, version: str | None = None, trials: Iterable[TrialView] = ()
+    loaded: LoadedStudy,
+    version: str | None = None,
+    trials: Iterable[TrialView] = (),
+    ask: Callable[[ServerSpec], VllmInfo] = probe,
 ) -> SpaceMap:
     """Return the map of a study's space.
 
@@ -207,13 +210,14 @@ def explain(
         loaded: The study.
         version: Ask about this vLLM; the one that the study would start, if None.
         trials: What the database has of the study.
+        ask: Tells which vLLM a study would start.
 
     Raises:
         UserError: there is no vLLM to ask, or no such version.
     """
     if version is None:
         try:
-            info = probe(loaded.spec.server)
+            info = ask(loaded.spec.server)
         except UserError as e:
             raise UserError(f"{loaded.path}: {e}; or name a version with --vllm") from e
         return space_map(loaded.spec, info.version, known_for(loaded, info), trials)

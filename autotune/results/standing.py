@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.bench.looks import Stop
 from autotune.errors import FailureKind
-from autotune.results.recomputed import OUTDATED, quality_of
 from autotune.results.views import Origin
 from autotune.search.confirmation import ConfirmationVerdict, Launches, verdict
 from autotune.search.front import front_numbers
 from autotune.stats import LaunchVariance, SingleLaunch
+from autotune.storage.records import Quality, attrs_of
 from autotune.study.space import Space
 from objectives import Objective
-
-# User attribute of a trial that was taken from an earlier study: what makes an `Origin`.
-REUSED = "reused"
 
 # Two launches of one point are one degree of freedom, of which an interval reaches anywhere.
 LEAST_DEGREES = 2
@@ -31,7 +27,8 @@ def failure_of(trial: FrozenTrial) -> tuple[str | None, str | None]:
 
     The kind is a :class:`FailureKind`, or one that another version of autotune knew.
     """
-    return trial.user_attrs.get("failure_kind"), trial.user_attrs.get("failure_reason")
+    attrs = attrs_of(trial)
+    return attrs.failure_kind, attrs.failure_reason
 
 
 def is_finished(trial: FrozenTrial) -> bool:
@@ -46,7 +43,8 @@ def counts(trial: FrozenTrial) -> bool:
 
     One whose numbers do not compare any more does not.
     """
-    return is_finished(trial) and REUSED not in trial.user_attrs and not is_outdated(trial)
+    attrs = attrs_of(trial)
+    return is_finished(trial) and attrs.reused is None and attrs.quality.outdated is None
 
 
 def is_outdated(trial: FrozenTrial) -> bool:
@@ -55,12 +53,12 @@ def is_outdated(trial: FrozenTrial) -> bool:
     Args:
         trial: As :class:`autotune.results.recomputed.Recomputed` gives it.
     """
-    return OUTDATED in quality_of(trial)
+    return attrs_of(trial).quality.outdated is not None
 
 
 def origin_of(trial: FrozenTrial) -> Origin | None:
     """Return where a trial was measured, if not for its own study."""
-    found = trial.user_attrs.get(REUSED)
+    found = attrs_of(trial).reused
     return None if found is None else Origin(**found)
 
 
@@ -137,9 +135,9 @@ class Standing:
         self._baseline = next((t.number for t in trials if is_baseline(t)), None)
 
     def _add(self, trial: FrozenTrial) -> None:
-        attrs = trial.user_attrs
-        of = attrs.get("confirms", attrs.get("replicates", trial.number))
-        errors = quality_of(trial).get("errors") or {}
+        attrs = attrs_of(trial)
+        of = trial.number if attrs.first is None else attrs.first
+        errors = attrs.quality.errors
         singles = [
             single_launch(value, errors.get(o.name))
             for o, value in zip(self._objectives, trial.values, strict=True)
@@ -151,7 +149,7 @@ class Standing:
             self._empty.add(of)
         if len(group) > 1:
             self._repeated.add(of)
-        if "confirms" in attrs:
+        if attrs.confirms is not None:
             self._confirmed.setdefault(of, []).append(trial.values)
             return
         known = of in self._searched
@@ -229,16 +227,19 @@ def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Confirmat
 
 def is_baseline(trial: FrozenTrial) -> bool:
     """True if other trials are compared with this one, as soon as it has numbers."""
-    return bool(trial.user_attrs.get("baseline")) and not is_outdated(trial)
+    attrs = attrs_of(trial)
+    return attrs.baseline and attrs.quality.outdated is None
 
 
 def _left_out(trial: FrozenTrial) -> bool:
     """True if a measured trial takes no part in any comparison."""
-    return is_truncated(quality_of(trial)) or is_outdated(trial)
+    quality = attrs_of(trial).quality
+    return is_truncated(quality) or quality.outdated is not None
 
 
-def is_truncated(quality: Mapping[str, Any]) -> bool:
-    return bool(quality.get("stop") == Stop.DOMINATED.name.lower())
+def is_truncated(quality: Quality) -> bool:
+    """Return whether a measurement ended early because another trial is better in everything."""
+    return quality.stop == Stop.DOMINATED.name.lower()
 
 
 def single_launch(value: float | None, error: float | None) -> SingleLaunch | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from autotune.bench.looks import Stop
 from autotune.errors import UserError, one_line
@@ -13,6 +12,7 @@ from autotune.results.text import plain, point_text, value_with_interval
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import COMPUTED_AGAIN, StudyView, TrialView
 from autotune.serving.machine import machine_line
+from autotune.storage.records import Quality, TrialAttrs, attrs_of
 from autotune.storage.schema import LaunchRow, RequestRow
 from autotune.storage.store import Store
 
@@ -33,7 +33,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
     trial = next((t for t in view.trials if t.number == number), None)
     if trial is None:
         raise UserError(f"{name} has no trial {number}; `autotune status` lists them")
-    attrs = store.optuna_study(name).get_trials(deepcopy=False)[number].user_attrs
+    attrs = attrs_of(store.optuna_study(name).get_trials(deepcopy=False)[number])
     lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
     lines += _why(trial, attrs)
     lines += _measured(view, trial)
@@ -45,13 +45,13 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
             if e.launch_id == launch.launch_id:
                 lines.append(f"  {e.at - launch.planned_at:6.1f} s  {plain(e.what)}")
         lines += _requests(store.requests.of_launch(launch.launch_id))
-        lines += [f"  warning: {plain(w)}" for w in quality_warnings(launch.quality or {})]
+        lines += [f"  warning: {plain(w)}" for w in quality_warnings(Quality.read(launch.quality))]
         cache = caches.get(launch.launch_id)
         lines += _ended(launch, None if cache is None else cache.text)
     return lines
 
 
-def _why(trial: TrialView, attrs: Mapping[str, Any]) -> Iterator[str]:
+def _why(trial: TrialView, attrs: TrialAttrs) -> Iterator[str]:
     """Yield why the trial exists."""
     if trial.again is not None:
         yield f"measures trial {trial.again} again"
@@ -61,10 +61,10 @@ def _why(trial: TrialView, attrs: Mapping[str, Any]) -> Iterator[str]:
             f"reused: {trial.reused.text}, measured {when:%Y-%m-%d %H:%M:%S} UTC; nothing was "
             "launched for it here"
         )
-    if attrs.get("challenge"):
+    if attrs.challenge:
         yield "a challenge: no launch seemed worth its time, and this might prove it wrong"
-    elif "expected_gain" in attrs:
-        yield f"chosen for an expected gain of {attrs['expected_gain']:.1%} in hypervolume"
+    elif attrs.expected_gain is not None:
+        yield f"chosen for an expected gain of {attrs.expected_gain:.1%} in hypervolume"
 
 
 def _measured(view: StudyView, trial: TrialView) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -10,15 +10,13 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.objectives import stored_objectives
-from autotune.results.recomputed import OUTDATED, RECOMPUTED, Recomputed, quality_of
+from autotune.results.recomputed import Recomputed
 from autotune.results.standing import (
     LEAST_DEGREES,
     Launched,
     Standing,
     counts,
-    failure_of,
     is_baseline,
-    is_outdated,
     is_truncated,
     origin_of,
     single_launch,
@@ -30,6 +28,7 @@ from autotune.search.confirmation import ConfirmationVerdict
 from autotune.search.front import baseline_speedup
 from autotune.serving.machine import machine_line
 from autotune.stats import SingleLaunch
+from autotune.storage.records import Quality, attrs_of
 from autotune.storage.store import Store
 from autotune.study.schema import StudySpec
 from autotune.study.space import Space
@@ -129,8 +128,8 @@ def _view(
     objectives: Sequence[Objective],
 ) -> TrialView:
     """Return one trial alone; :func:`_compared` adds the rest."""
-    kind, reason = failure_of(t)
-    quality = quality_of(t)
+    attrs = attrs_of(t)
+    quality = attrs.quality
     values = (standing.means(t.number) or t.values) if t.state == TrialState.COMPLETE else None
     return TrialView(
         number=t.number,
@@ -139,28 +138,25 @@ def _view(
         values=None
         if values is None
         else {o.name: v for o, v in zip(objectives, values, strict=True)},
-        acceptance_length=t.user_attrs.get("acceptance_length"),
-        acceptance_per_position=tuple(t.user_attrs.get("acceptance_per_position") or ()),
+        acceptance_length=attrs.acceptance_length,
+        acceptance_per_position=tuple(attrs.acceptance_per_position or ()),
         speedup=None,
         baseline=is_baseline(t),
         front=t.number in standing.front(),
-        failure_kind=kind,
-        failure_reason=reason,
-        failure_evidence=tuple(t.user_attrs.get("failure_evidence") or ()),
-        within={
-            name: (bounds[0], bounds[1])
-            for name, bounds in (t.user_attrs.get("intervals") or {}).items()
-        },
-        errors=standing.errors(t.number) or quality.get("errors") or {},
+        failure_kind=attrs.failure_kind,
+        failure_reason=attrs.failure_reason,
+        failure_evidence=tuple(attrs.failure_evidence or ()),
+        within={name: (bounds[0], bounds[1]) for name, bounds in (attrs.intervals or {}).items()},
+        errors=standing.errors(t.number) or quality.errors,
         launches=standing.launches(t.number),
-        requests=quality.get("requests"),
-        stop=quality.get("stop"),
+        requests=quality.requests,
+        stop=quality.stop,
         truncated=is_truncated(quality),
-        outdated=is_outdated(t),
-        recomputed=RECOMPUTED in quality,
+        outdated=quality.outdated is not None,
+        recomputed=quality.recomputed is not None,
         warnings=quality_warnings(quality),
-        replicates=t.user_attrs.get("replicates"),
-        confirms=t.user_attrs.get("confirms"),
+        replicates=attrs.replicates,
+        confirms=attrs.confirms,
         reused=origin_of(t),
         seconds=t.duration.total_seconds() if t.duration else None,
     )
@@ -209,23 +205,23 @@ def as_single(view: TrialView, name: str) -> SingleLaunch | None:
     return single_launch((view.values or {}).get(name), (view.errors or {}).get(name))
 
 
-def quality_warnings(quality: Mapping[str, Any]) -> tuple[str, ...]:
+def quality_warnings(quality: Quality) -> tuple[str, ...]:
     """Return what was wrong with a measurement: ``in short: in words``."""
     found = []
-    if disturbed := quality.get("disturbed"):
+    if disturbed := quality.disturbed:
         found.append(f"disturbed: {disturbed}")
-    if quality.get("steady") is False:
-        found.append(f"not steady: {quality['warmup_requests']} warm-up requests were too few")
-    if held := quality.get("unanswered"):
+    if quality.steady is False:
+        found.append(f"not steady: {quality.warmup_requests} warm-up requests were too few")
+    if held := quality.unanswered:
         found.append(
             f"slow warm-up: {held} of its requests ran until the last measured one had ended"
         )
-    if drift := quality.get("drift"):
+    if drift := quality.drift:
         way = "faster" if drift > 0 else "slower"
         found.append(f"drifting: the last requests were {abs(drift):.0%} {way} than the first")
-    if (share := quality.get("prefix_cache_share")) and share > PREFIX_CACHE_SHARE:
+    if (share := quality.prefix_cache_share) and share > PREFIX_CACHE_SHARE:
         found.append(f"prefix cache: {share:.0%} of the prompt tokens came from it")
-    if why := quality.get(OUTDATED):
+    if why := quality.outdated:
         found.append(
             "not compared: measured by another version of autotune, whose numbers do not compare "
             f"with today's and cannot be computed again: {why}"

@@ -60,7 +60,7 @@ class LoadMaps:
             now: The present one.
         """
         with self._sessions() as s:
-            rename_maps(s, study, known, now)
+            rename_points(s, study, known, now)
             s.commit()
 
     def add_load(
@@ -109,8 +109,8 @@ class LoadMaps:
         return rows
 
 
-def rename_maps(session: Session, study: str, known: Collection[str], now: str) -> None:
-    """Give the load sweeps of a study its present fingerprint; the caller commits."""
+def rename_points(session: Session, study: str, known: Collection[str], now: str) -> None:
+    """Give the points of a study's load maps its present fingerprint."""
     for point in session.scalars(select(MapPointRow).where(MapPointRow.study == study)):
         if point.setting["fingerprint"] in known:
             point.setting = {**point.setting, "fingerprint": now}

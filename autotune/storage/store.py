@@ -27,7 +27,7 @@ from autotune.errors import DatabaseLocked, UserError
 from autotune.storage.failures import DAMAGED, LOCKED, database_errors, in_words
 from autotune.storage.launches import Launches
 from autotune.storage.lease import take
-from autotune.storage.load_maps import LoadMaps, rename_maps
+from autotune.storage.load_maps import LoadMaps, rename_points
 from autotune.storage.migrations import REVISIONS, revision_of, upgrade
 from autotune.storage.requests import Requests
 from autotune.storage.schema import StudyRow
@@ -218,7 +218,7 @@ class Store:
                     "Change the name in the file, or give another --db"
                 )
             else:
-                rename_maps(s, spec.name, {row.fingerprint}, now)
+                rename_points(s, spec.name, {row.fingerprint}, now)
             row.path, row.yaml = str(loaded.path.resolve()), text_without_secrets(loaded)
             row.fingerprint, row.wanted = now, wanted
             s.commit()
@@ -283,5 +283,6 @@ class Store:
 
 
 def _why_not_same(row: StudyRow, loaded: LoadedStudy) -> str | None:
+    """Return why a stored study is another experiment; None: it is not."""
     old = parse_study(row.yaml, Path(row.path), check_files=False)
     return why_not_same(old, row.fingerprint, loaded)

@@ -28,7 +28,8 @@ N = "num_speculative_tokens"
 MNBT = "max_num_batched_tokens"
 # A parameter that begins so goes into --speculative-config, and says nothing at n = 0.
 DRAFT = "speculative."
-# No flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see `autotune.engine.cuda_graphs.aligned_sizes`.
+# No flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see
+# `autotune.engine.cuda_graphs.aligned_sizes`.
 ALIGNED = "aligned_cudagraphs"
 
 # Before the name of a power of two in studies that autotune 0.1 or 0.2.0 began: Optuna keeps its

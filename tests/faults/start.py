@@ -190,7 +190,7 @@ MODULES = (
     "autotune.output.dashboard",
     "autotune.output.figures.pareto",
     "autotune.results.trials",
-    "autotune.loop",
+    "autotune.tuning.study_run",
 )
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Production is not the tuning server: it has no random API key, listens where it 
 its secrets from where production keeps them. A variable that looks like a secret is referred to by
 its name and never written; what a database holds of one is ``***`` anyway.
 
-Every format starts from :func:`autotune.engine.command.production`, so none can name other flags than the
-shell command.
+Every format starts from :func:`autotune.engine.command.production`, so none can name other flags
+than the shell command.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from autotune.results.timings import time_view
 from autotune.results.trials import quality_warnings
 from autotune.results.views import TrialView, kinds_text, origin_lines, scatter_line
 from autotune.serving.machine import machine_line
+from autotune.storage.records import Quality
 from autotune.storage.schema import LaunchRow
 from autotune.study.differences import contents, differences, fingerprints
 from autotune.study.files import LoadedStudy, bundled_studies, load_study, text_without_secrets
@@ -126,7 +127,7 @@ def _why(launch: LaunchRow) -> str:
     """Return why a launch does not count."""
     if launch.failure_kind is not None:
         return f"failed, {plain(launch.failure_kind)}: {plain(launch.failure_reason or '')}"
-    return plain("; ".join(quality_warnings(launch.quality or {}))) or "no reason was noted"
+    return plain("; ".join(quality_warnings(Quality.read(launch.quality)))) or "no reason was noted"
 
 
 def method(s: Source) -> Iterator[Block]:
@@ -216,7 +217,7 @@ def _servers(s: Source) -> Iterator[str]:
     )
     if load.repeat:
         yield "Prompts come again after the last one; the server has no prefix cache."
-    idle = max(((x.quality or {}).get("beside") or 0 for x in s.launches), default=0)
+    idle = max((Quality.read(x.quality).beside or 0 for x in s.launches), default=0)
     if idle:
         yield (
             "Servers were started ahead: each was measured alone, with up to "

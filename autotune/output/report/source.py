@@ -14,6 +14,7 @@ from autotune.results.recomputed import measurement_of
 from autotune.results.text import Bounds, plain, point_text, value_and_bounds
 from autotune.results.views import StudyView, TrialView
 from autotune.stats import Measurement
+from autotune.storage.records import Quality
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store
 from autotune.study.schema import StudySpec
@@ -75,8 +76,9 @@ class Source:
             if x.trial == t.number and x.measured_at is not None and x.failure_kind is None
         ]
         samples = self.store.requests.samples(of[-1].launch_id) if of else []
+        quality = Quality.read(of[-1].quality if of else None)
         try:
-            return measurement_of(samples, self.spec.workload, of[-1].quality if of else None)
+            return measurement_of(samples, self.spec.workload, quality)
         except ValueError:
             return None
 

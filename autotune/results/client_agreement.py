@@ -31,57 +31,33 @@ Verdict of a figure, ours over bench's:
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autotune.bench import Request, Sample, ServerStats, difference, scrape
-from autotune.bench.sending import blamed, send
-from autotune.bench.vllm_bench import (
-    METRICS,
-    PERCENTS,
-    BenchResult,
-    bench_argv,
-    bench_vllm,
-    owned,
-    read_result,
-    run_bench,
-)
-from autotune.cli.console import Ui
-from autotune.engine.command import free_port, plan_launch
-from autotune.engine.probe import VllmInfo
-from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
-from autotune.loop import Prepared, baseline_point
+from autotune.bench import Sample, ServerStats
+from autotune.bench.vllm_bench import METRICS, PERCENTS, BenchResult
+from autotune.errors import FailureKind, MeasureError
 from autotune.results.text import number, plain, point_text
-from autotune.serving import Server
-from autotune.serving.machine import describe_machine, machine_line
 from autotune.stats import Estimate, Measurement, Scatter
 from autotune.stats.measurement import Floats
-from autotune.study.schema import StudySpec
-from autotune.study.space import N, Point, Value
+from autotune.study.space import Point
 from autotune.study.workload import WorkloadSpec
 
 OURS, BENCH = "autotune", "vllm bench serve"
 MARGIN = 0.03
 TTFT_MARGIN_MS = 2.0
-DEFAULT_N = 3
 _SAME = 1e-6  # relative; what rounding may change
 # vLLM 0.26 ends a chat's E2EL with the usage, which follows the last chunk with a choice, and does
 # not save when it came (0.32 ends with that chunk, and saves it). Within 0.3 ms on an H100.
 _USAGE_S = 0.05
-_BENCH_START_S = 300.0  # it imports vLLM: 10 s on two idle cores
-_PREFIX_CACHING = "enable_prefix_caching"
 
 
-class Verdict(StrEnum):
+class Agreement(StrEnum):
     """What a comparison showed; see the module."""
 
     EQUAL = "equal"
@@ -109,7 +85,7 @@ class Row:
     bench: Estimate
     ratio: Estimate
     margin: float
-    verdict: Verdict
+    verdict: Agreement
 
 
 @dataclass(frozen=True)
@@ -161,12 +137,12 @@ class Crosscheck:
         judged = sum(not _other_definition(n) for n in names)
         return [compare(n, [f[n] for f in ours], [f[n] for f in bench], judged) for n in names]
 
-    def figures(self, verdict: Verdict) -> list[str]:
-        """The figures with a verdict, as people read them."""
+    def figures(self, verdict: Agreement) -> list[str]:
+        """Return the figures with a verdict, as people read them."""
         return [_title(r.name) for r in self.rows if r.verdict is verdict]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return {
             "study": self.study,
             "params": dict(self.point),
@@ -174,18 +150,18 @@ class Crosscheck:
             "vllm": self.vllm,
             "bench_vllm": self.bench_vllm,
             "machine": self.machine,
-            "agree": not self.figures(Verdict.DIFFER),
+            "agree": not self.figures(Agreement.DIFFER),
             "figures": [dataclasses.asdict(r) for r in self.rows],
             "runs": [dataclasses.asdict(r) for r in self.runs],
             "notes": list(self.notes),
         }
 
     def summary(self) -> str:
-        """The verdict in a sentence or two."""
-        if differing := self.figures(Verdict.DIFFER):
+        """Return the verdict in a sentence or two."""
+        if differing := self.figures(Agreement.DIFFER):
             return f"They differ in {', '.join(differing)}."
-        equal, agree = len(self.figures(Verdict.EQUAL)), len(self.figures(Verdict.AGREE))
-        doubtful = self.figures(Verdict.DOUBTFUL)
+        equal, agree = len(self.figures(Agreement.EQUAL)), len(self.figures(Agreement.AGREE))
+        doubtful = self.figures(Agreement.DOUBTFUL)
         text = (
             f"They agree: of {equal + agree + len(doubtful)} figures, {equal} are shown to be "
             f"equal within the margin, {agree} differ by no more than chance."
@@ -195,7 +171,7 @@ class Crosscheck:
         return text
 
     def lines(self) -> list[str]:
-        """For people, in Markdown."""
+        """Return the comparison for people, in Markdown."""
         rows = self.rows
         figures = [
             [
@@ -203,7 +179,7 @@ class Crosscheck:
                 _bounds(r.ours, number),
                 _bounds(r.bench, number),
                 _bounds(r.ratio, "{:.3f}".format),
-                r.verdict + (f" within {r.margin:.0%}" if r.verdict is Verdict.EQUAL else ""),
+                r.verdict + (f" within {r.margin:.0%}" if r.verdict is Agreement.EQUAL else ""),
             ]
             for r in rows
         ]
@@ -251,28 +227,28 @@ class Crosscheck:
 
 
 def compare(name: str, ours: Sequence[float], bench: Sequence[float], of: int = 1) -> Row:
-    """One figure from the runs of both clients, positive values.
+    """Compare one figure of the runs of both clients; all values are positive.
 
     Args:
         of: How many figures are judged in all.
 
     >>> compare("output_throughput", [100, 101], [100, 100.5]).verdict
-    <Verdict.EQUAL: 'equal'>
+    <Agreement.EQUAL: 'equal'>
     """
     scatter = Scatter.pooled([ours, bench])
     mean = scatter.mean(bench)
     margin = max(MARGIN, TTFT_MARGIN_MS / mean.value) if name.endswith("ttft_ms") else MARGIN
     ratio = scatter.ratio(ours, bench)
     if _other_definition(name):
-        verdict = Verdict.NOT_JUDGED
+        verdict = Agreement.NOT_JUDGED
     elif _within(scatter.ratio(ours, bench, confidence=0.9), 1 / (1 + margin), 1 + margin):
-        verdict = Verdict.EQUAL
+        verdict = Agreement.EQUAL
     elif _holds(ratio, 1):
-        verdict = Verdict.AGREE
+        verdict = Agreement.AGREE
     elif _holds(scatter.ratio(ours, bench, confidence=1 - 0.05 / of), 1):
-        verdict = Verdict.DOUBTFUL
+        verdict = Agreement.DOUBTFUL
     else:
-        verdict = Verdict.DIFFER
+        verdict = Agreement.DIFFER
     return Row(name, scatter.mean(ours), mean, ratio, margin, verdict)
 
 
@@ -289,7 +265,7 @@ def _holds(e: Estimate, value: float) -> bool:
 
 
 def figures_of(m: Measurement) -> dict[str, float]:
-    """vLLM's figures of a run by vLLM's names, and ``throughput`` without the emptying."""
+    """Return vLLM's figures of a run by vLLM's names, and ``throughput`` without the emptying."""
     values = {"ttft": m.ttft, "tpot": m.tpot, "itl": m.itl, "e2el": m.end - m.start}
     return {
         "output_throughput": m.output_throughput,
@@ -304,7 +280,7 @@ def figures_of(m: Measurement) -> dict[str, float]:
 
 
 def samples_of(result: BenchResult) -> list[Sample]:
-    """Bench's requests as our samples, in the order of the requests."""
+    """Return bench's requests as samples of our client, in the order of the requests."""
     each = zip(
         result.start_times,
         result.ttfts,
@@ -335,7 +311,7 @@ def samples_of(result: BenchResult) -> list[Sample]:
 
 
 def check_summary(result: BenchResult) -> None:
-    """Computes bench's own figures again from what it saved of each request.
+    """Compute bench's own figures again from what it saved of each request.
 
     A request may end up to ``_USAGE_S`` after its last chunk. Where the file does not tell when a
     chat did, E2EL and TPOT have bounds only.
@@ -361,7 +337,7 @@ def check_summary(result: BenchResult) -> None:
 
 
 def _figures_again(result: BenchResult, e2el: Floats) -> dict[str, float]:
-    """Bench's figures from its requests, if these took so many seconds."""
+    """Return bench's figures from its requests, if these took so many seconds."""
     tokens = np.array(result.output_lens)
     ttft = np.array(result.ttfts)
     several = tokens > 1
@@ -379,262 +355,8 @@ def _figures_again(result: BenchResult, e2el: Floats) -> dict[str, float]:
     }
 
 
-def crosscheck(
-    prepared: Prepared, *, n: int | None, rounds: int, out: Path | None, ui: Ui
-) -> Crosscheck:
-    """Launches one server and measures it with both clients in turn.
-
-    Args:
-        prepared: The study, checked.
-        n: Tokens drafted per step; None: 3 where that can launch, or the study's baseline.
-        rounds: Runs of each client.
-        out: Folder for the raw data and a README; made, must be empty. None: a new one in the
-            study's own folder.
-
-    Raises:
-        UserError: the point cannot be launched, bench cannot send the requests or be run, or
-            ``out`` is in use.
-        NothingUsable: the launch or a run failed.
-    """
-    spec = prepared.spec
-    point = chosen_point(prepared, n)
-    chat = _one_endpoint(prepared)
-    bench_info = bench_vllm(prepared.info)
-    folder = _folder(spec, out)
-    launch = _Launch(prepared, point, chat, bench_info, folder, ui)
-    try:
-        runs, version = launch.measure(rounds)
-    except TrialFailure as e:
-        logs, reason = folder / "logs", launch.plan.masked(e.reason)
-        raise NothingUsable(f"{spec.name}: {reason}; the logs are in {logs}") from e
-    result = Crosscheck(
-        study=spec.name,
-        point=point,
-        requests=len(prepared.workload.measured),
-        vllm=version,
-        bench_vllm=bench_info.version,
-        machine=machine_line(describe_machine()),
-        runs=runs,
-        notes=_notes(spec.workload, rounds, chat=chat),
-    )
-    (folder / "crosscheck.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
-    title = f"# {spec.name}: {OURS} against `{BENCH}`"
-    (folder / "README.md").write_text("\n".join([title, "", *result.lines(), ""]))
-    ui.message(f"raw data: {folder}")
-    return result
-
-
-def chosen_point(prepared: Prepared, n: int | None) -> dict[str, Value]:
-    """The study's baseline, with ``n`` tokens drafted per step.
-
-    Raises:
-        UserError: it cannot be launched.
-    """
-    baseline = baseline_point(prepared.spec)
-    space = prepared.spec.to_space()
-
-    def why_not(point: Point) -> str | None:
-        try:
-            space.encode(point)
-        except ValueError as e:
-            return str(e)
-        return prepared.infeasible(point)
-
-    for wanted in (DEFAULT_N, None) if n is None else (n,):
-        point = baseline if wanted is None else {**baseline, N: wanted}
-        if (why := why_not(point)) is None:
-            return point
-    raise UserError(f"{prepared.loaded.path}: {point_text(point)} cannot be launched: {why}")
-
-
-def _one_endpoint(prepared: Prepared) -> bool:
-    """True if the requests are chats, False if they are prompts.
-
-    Raises:
-        UserError: there are both, and bench sends to one endpoint only.
-    """
-    chats = {r.messages is not None for r in prepared.workload.measured}
-    if len(chats) == 2:
-        load = prepared.spec.workload
-        where = "workload"
-        if load.source is not None:
-            key, file = load.source
-            where += f".{key}: {prepared.loaded.base / file}"
-        raise UserError(
-            f"{prepared.loaded.path}: {where}: has requests with `messages` and requests with "
-            "`prompt`; vllm bench serve sends all requests of a run to one endpoint"
-        )
-    return chats.pop()
-
-
-def _folder(spec: StudySpec, out: Path | None) -> Path:
-    folder = out or Path(f"autotune-{spec.name}", f"crosscheck-{datetime.now():%Y%m%d-%H%M%S}")
-    try:
-        if out is None:
-            folder.parent.mkdir(mode=0o700, exist_ok=True)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / "logs").mkdir(mode=0o700, exist_ok=False)
-    except FileExistsError:
-        raise UserError(f"{folder}: holds another crosscheck; give another --out") from None
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written: {e.strerror}") from e
-    return folder.absolute()
-
-
-def bench_request(request: Request, arrival: float | None, load: WorkloadSpec) -> dict[str, Any]:
-    """A request as vLLM's ``SampleRequest``, with the same seed as our client gives it."""
-    if request.messages is not None:
-        body: dict[str, Any] = {"prompt": "", "chat_messages": request.messages}
-    else:
-        body = {"prompt": request.prompt}
-    body |= {"prompt_len": 0, "expected_output_len": request.output_len or load.output_len}
-    body["request_overrides"] = {"seed": load.seed + request.index}
-    return body if arrival is None else {**body, "timestamp": arrival}
-
-
-# of one run: its file, its samples, and what the client itself reports
-_Raw = tuple[str, Sequence[Sample], dict[str, float]]
-
-
-class _Launch:
-    """One server, and the runs on it."""
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        point: Point,
-        chat: bool,
-        bench_info: VllmInfo,
-        folder: Path,
-        ui: Ui,
-    ) -> None:
-        self.load = prepared.spec.workload
-        self.workload = prepared.workload
-        self.chat = chat
-        self.bench_info = bench_info
-        self.folder = folder
-        self.ui = ui
-        self.longest_s = 0.0  # of our runs; the first run is one
-        spec = prepared.spec.server
-        self.spec = spec.model_copy(update={"flags": {**spec.flags, _PREFIX_CACHING: False}})
-        launch_id = uuid.uuid4().hex
-        self.plan = plan_launch(
-            self.spec,
-            {k: v for k, v in point.items() if k != _PREFIX_CACHING},
-            prepared.info,
-            port=free_port(),
-            launch_id=launch_id,
-            resolve=prepared.resolve,
-        )
-        self.server = Server(
-            self.plan,
-            launch_id=launch_id,
-            log_path=folder / "logs" / "server.log",
-            server=self.spec,
-            info=prepared.info,
-        )
-
-    def measure(self, rounds: int) -> tuple[list[Run], str | None]:
-        """Every run, and the server's version; the server is gone when this returns or raises."""
-        timed = self.load.open_loop
-        each = zip(self.workload.measured, self.workload.arrivals, strict=True)
-        rows = [bench_request(r, at if timed else None, self.load) for r, at in each]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (self.folder / "requests.jsonl").write_text(text)
-        order = [c for i in range(rounds) for c in ((OURS, BENCH) if i % 2 == 0 else (BENCH, OURS))]
-        runs: list[Run] = []
-        with owned(self.server):
-            self.ui.stage("launching")
-            self.server.start()
-            version = self.server.wait_ready(lambda _seconds: None)
-            self.ui.stage("warming")
-            self.send(self.workload.warmup, [0.0] * len(self.workload.warmup), "warmup")
-            tokens: set[tuple[tuple[int | None, ...], ...]] = set()
-            for i, client in enumerate(order, start=1):
-                self.ui.stage(f"measuring with {client}, run {i} of {len(order)}")
-                before = scrape(self.plan.base_url, self.plan.api_key)
-                file, samples, own = self.bench(i) if client == BENCH else self.ours(i)
-                stats = difference(before, scrape(self.plan.base_url, self.plan.api_key))
-                if stats.prefix_cache_hits:
-                    raise MeasureError(
-                        FailureKind.REQUESTS,
-                        f"{stats.prefix_cache_hits} prompt tokens came from the prefix cache, "
-                        "although it was switched off: the runs do not compare",
-                    )
-                tokens.add(tuple((s.prompt_tokens, s.output_tokens) for s in samples))
-                figures = figures_of(Measurement.of(samples, "send")) | own
-                runs.append(Run(client, file, figures, stats))
-            self.ui.stage("stopping")
-        if len(tokens) > 1 and self.load.ignore_eos:
-            raise MeasureError(
-                FailureKind.REQUESTS, "the two clients did not send the same tokens, by usage"
-            )
-        return runs, version
-
-    def ours(self, number: int) -> _Raw:
-        """One run of our client."""
-        samples = self.send(self.workload.measured, self.workload.arrivals, "measure")
-        file = f"run-{number}-autotune.jsonl"
-        lines = [json.dumps(dataclasses.asdict(s)) + "\n" for s in samples]
-        (self.folder / file).write_text("".join(lines))
-        self.longest_s = max(self.longest_s, *(s.end for s in samples))
-        return file, samples, {}
-
-    def bench(self, number: int) -> _Raw:
-        """One run of bench."""
-        file = f"run-{number}-bench.json"
-        count = len(self.workload.measured)
-        assert self.bench_info.python is not None  # noqa: S101 – bench_vllm gives no other
-        argv = bench_argv(
-            self.bench_info.python,
-            base_url=self.plan.base_url,
-            model=self.plan.served_name,
-            chat=self.chat,
-            requests=self.folder / "requests.jsonl",
-            count=count,
-            load=self.load,
-            result=self.folder / file,
-        )
-        try:
-            run_bench(
-                argv,
-                self.spec,
-                self.bench_info,
-                api_key=self.plan.api_key,
-                log_path=self.folder / "logs" / f"run-{number}-bench.log",
-                timeout_s=_BENCH_START_S + 5 * self.longest_s,
-            )
-            self.mask(self.folder / file)
-            result = read_result(self.folder / file, count)
-        except TrialFailure as e:
-            raise blamed(self.server, e) from e
-        check_summary(result)
-        own = {"output_throughput": result.figures["output_throughput"]}
-        return file, samples_of(result), own
-
-    def mask(self, file: Path) -> None:
-        """Takes secrets out of bench's result: it holds what the server said in errors."""
-        if file.is_file():
-            text = file.read_text(errors="replace")
-            if (clean := self.plan.masked(text)) != text:
-                file.write_text(clean)
-
-    def send(
-        self, requests: Sequence[Request], arrivals: Sequence[float], phase: str
-    ) -> Sequence[Sample]:
-        """Our client's samples, in the order of the requests; all of them ok."""
-        done = 0
-
-        def on_done(_sample: Sample) -> None:
-            nonlocal done
-            done += 1
-            self.ui.progress(done, len(requests))
-
-        return send(self.server, self.load, requests, arrivals, phase, on_done)
-
-
-def _notes(load: WorkloadSpec, rounds: int, *, chat: bool) -> list[str]:
-    """Where the definitions differ, and what was changed for the comparison."""
+def notes_of(load: WorkloadSpec, rounds: int, *, chat: bool) -> list[str]:
+    """Return where the definitions differ, and what was changed for the comparison."""
     throughput = (
         "`output_throughput` is vLLM's: all output tokens over the whole time, the emptying at the "
         "end included. `throughput` leaves that out: it counts until the first request ends after "
@@ -680,7 +402,7 @@ _UNITS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
 
 
 def _title(name: str) -> str:
-    """A figure's name for people: ``p95 E2EL ms``."""
+    """Return a figure's name for people: ``p95 E2EL ms``."""
     percent, _, rest = name.partition("_")
     metric, ms, _ = rest.partition("_ms")
     return f"{percent} {_UNITS[metric]} ms" if ms else f"`{name}` tok/s"
@@ -692,7 +414,7 @@ def _bounds(e: Estimate, text: Callable[[float], str]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, its columns aligned."""
+    """Return a Markdown table, its columns aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""The ledger of launches against what is alive: what runs, and the end of what nobody owns."""
+"""What earlier runs left: which servers run, and the end of those that nobody owns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ GRACE_S = 10.0
 
 
 def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]:
-    """Ends what is left of each launch whose end was never written down, and writes it down.
+    """End what is left of each launch whose end was never written down, and write it down.
 
     The caller holds the database (:func:`autotune.storage.lease.exclusive`), so no launch in it
     belongs to another run.
@@ -52,6 +52,22 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
         yield launch, ended
 
 
+def end_orphans(store: Store, grace_s: float, say: Callable[[str], None]) -> None:
+    """End the servers that an earlier run could not end, of every study in this database.
+
+    Args:
+        store: Its ledger.
+        grace_s: Wait after SIGTERM before SIGKILL, seconds.
+        say: Told of each server.
+    """
+    for launch, ended in end_unended(store, grace_s):
+        if ended:
+            say(
+                f"stopped an orphaned server of an earlier run ({launch_text(launch)}, "
+                f"{ended} processes)"
+            )
+
+
 def _identity(launch: LaunchRow) -> Identity:
     """Return a launch as the ledger knows it; no pids if the run ended before they were known."""
     known = launch.identity or {"launch_id": launch.launch_id, "boot_id": launch.boot_id}
@@ -59,7 +75,7 @@ def _identity(launch: LaunchRow) -> Identity:
 
 
 def living(database: Path) -> list[tuple[LivingLaunch, str]]:
-    """Every server of autotune on this machine, and what it is of.
+    """Return every server of autotune on this machine, and what it was started for.
 
     Args:
         database: Its ledger says which trial a server is of; it may be missing.
@@ -79,7 +95,7 @@ def living(database: Path) -> list[tuple[LivingLaunch, str]]:
 
 
 def living_json(database: Path) -> list[dict[str, Any]]:
-    """:func:`living` as plain data; memory in bytes, times in seconds."""
+    """Return :func:`living` as plain data; memory in bytes, times in seconds."""
     return [
         {
             "launch": x.launch_id,
@@ -95,7 +111,7 @@ def living_json(database: Path) -> list[dict[str, Any]]:
 
 
 def living_lines(database: Path) -> list[str]:
-    """:func:`living` for people, two lines each."""
+    """Return :func:`living` for people, two lines each."""
     lines = []
     for x, of in living(database):
         owner = f"autotune {x.owner}" if x.owner else "nobody, `autotune reap` ends it"
@@ -110,7 +126,7 @@ def _shortened(line: str, width: int = 80) -> str:
 
 
 def reap(database: Path) -> Iterator[str]:
-    """Ends every server of autotune that no living autotune owns; a line for each.
+    """End every server of autotune that no living autotune owns; a line for each.
 
     Args:
         database: Its ledger knows servers that lost their marks; it may be missing. While another

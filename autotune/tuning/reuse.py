@@ -14,7 +14,7 @@ A trial may be taken where a launch of its point today would be the same experim
 - **the point**: it lies in the present space.
 
 Failed trials are not taken, for what made them fail may have been mended; nor launches of a
-confirmation, which say something only beside each other; nor a trial that was ended early for
+confirmation, which say something only next to each other; nor a trial that was ended early for
 another one that is not taken. All of that is counted and said.
 
 A taken trial is a finished one to the search, the front and the plots, and no launch of its study:
@@ -29,9 +29,9 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -39,14 +39,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 import objectives as objective_registry
 from autotune.engine.command import plan_launch
 from autotune.errors import UserError
-from autotune.results.recomputed import Recomputed, estimator_of, measurement_of
-from autotune.results.standing import REUSED, failure_of, is_outdated, origin_of, with_points
+from autotune.results.recomputed import Recomputed, measurement_of
+from autotune.results.standing import failure_of, is_outdated, origin_of, with_points
 from autotune.results.text import plain
 from autotune.results.views import Origin
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR
-from autotune.storage.launches import weights_of
 from autotune.storage.lease import file_identity
+from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
 from autotune.study.differences import (
@@ -61,9 +61,7 @@ from autotune.study.differences import (
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
 from autotune.study.space import DRAFT, N, Point, Value, canonical
-
-if TYPE_CHECKING:
-    from autotune.loop import Prepared
+from autotune.tuning.prepare import Prepared
 
 # Compared by what a trial was launched with.
 _BY_TRIAL = ("server.model", "server.flags.", "server.speculative.", *POINTS)
@@ -71,11 +69,6 @@ _BY_TRIAL = ("server.model", "server.flags.", "server.speculative.", *POINTS)
 _NO_MATTER = re.compile(
     r"AUTOTUNE_|SPT_NOENV$|PYTHON\w+$|(.*_)?(PATH|HOME|ROOT|DIR|FOLDER|OFFLINE|KEY)$"
     r"|(VLLM_NO_USAGE_STATS|VLLM_HOST_IP|HF_HUB_DISABLE_TELEMETRY)$"
-)
-# Attributes of a measured trial that say the same in another study.
-_KEPT = (
-    *("vllm_version", "acceptance_length", "acceptance_per_position"),
-    *("intervals", "log_variances", "quality"),
 )
 # Requests are kept with the times of their chunks in single precision.
 _SAME = 1e-3
@@ -95,7 +88,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Reads ``OTHER.db`` or ``OTHER.db:study``; a colon may also stand in the file's name.
+        """Read ``OTHER.db`` or ``OTHER.db:study``; a colon may also stand in the file's name.
 
         Raises:
             UserError: there is no such file.
@@ -119,6 +112,7 @@ class Candidate:
 
     Attributes:
         trial: There.
+        launch: Id of its measured launch there.
         point: In the present space.
         values: By objective name, in its unit.
         launches: Ids of all its launches there, oldest first.
@@ -126,6 +120,7 @@ class Candidate:
     """
 
     trial: FrozenTrial
+    launch: str
     point: dict[str, Value]
     values: Mapping[str, float]
     launches: tuple[str, ...]
@@ -159,7 +154,7 @@ class Found:
 def find(
     sources: Sequence[Source], prepared: Prepared, machine: Mapping[str, Any], store: Store
 ) -> list[Found]:
-    """Looks what can be taken; changes nothing.
+    """Return what can be taken; change nothing.
 
     Args:
         sources: Where to look.
@@ -205,7 +200,7 @@ def take(
     baseline: Point,
     say: Callable[[str], None],
 ) -> None:
-    """Writes what was found into the present study; what is there already is not taken twice.
+    """Write what was found into the present study; nothing is taken twice.
 
     Args:
         found: By :func:`find`.
@@ -234,10 +229,10 @@ def _take(
         for c in source.candidates:
             trials = study.get_trials(deepcopy=False)
             ids = {old: _new_id(study.study_name, old) for old in c.launches}
-            measured = ids[c.trial.user_attrs["launch"]]
+            measured = ids[c.launch]
             there = next((t for t in trials if _is_of(t, c.origin)), None)
             if there is not None:
-                if there.user_attrs["launch"] == measured:  # a run may have ended between the two
+                if attrs_of(there).launch == measured:  # a run may have ended between the two
                     _give(store, ids.values(), there.number)
                 continue
             for old, new in ids.items():
@@ -246,18 +241,19 @@ def _take(
             valid = [t for t in recomputed.trials(trials) if not is_outdated(t)]
             same = (t for t in valid if t.state == TrialState.COMPLETE and t.params == params)
             first = next(same, None)
-            attrs = _attributes(c, source, trials, prepared)
-            attrs |= {"point": c.point, "launch": measured}
-            if c.point == baseline and not any(t.user_attrs.get("baseline") for t in valid):
-                attrs["baseline"] = True
-            if first is not None:
-                attrs["replicates"] = first.user_attrs.get("replicates", first.number)
+            attrs = replace(
+                _attributes(c, source, trials, prepared),
+                point=c.point,
+                launch=measured,
+                baseline=c.point == baseline and not any(attrs_of(t).baseline for t in valid),
+                replicates=None if first is None else _first_of(first),
+            )
             trial = create_trial(
                 state=TrialState.COMPLETE,
                 values=[c.values[o.name] for o in prepared.objectives],
                 params=params,
                 distributions=distributions,
-                user_attrs=attrs,
+                user_attrs=attrs.to_json(),
             )
             trial.datetime_start = c.trial.datetime_start
             trial.datetime_complete = c.trial.datetime_complete
@@ -271,36 +267,51 @@ def _take(
     return taken
 
 
+def _first_of(trial: FrozenTrial) -> int:
+    """Return the number of the first trial of a trial's point."""
+    replicates = attrs_of(trial).replicates
+    return trial.number if replicates is None else replicates
+
+
 def _give(store: Store, launches: Iterable[str], trial: int) -> None:
     for launch_id in launches:
         store.launches.give(launch_id, trial)
 
 
 def _is_of(trial: FrozenTrial, origin: Origin) -> bool:
-    """Whether a trial of the present study is that measurement, taken before or its own."""
+    """Return whether a trial of the present study is that measurement, taken before or its own."""
     of = origin_of(trial)
-    return (trial.user_attrs.get("launch") if of is None else of.launch) == origin.launch
+    return (attrs_of(trial).launch if of is None else of.launch) == origin.launch
 
 
 def _new_id(study: str, launch_id: str) -> str:
-    """Of a copied launch: the same whenever it is copied, and of this study only."""
+    """Return a copied launch's id: the same at every copy, and of this study only."""
     return uuid.uuid5(uuid.NAMESPACE_OID, f"{study}\n{launch_id}").hex
 
 
 def _attributes(
     c: Candidate, source: Found, trials: Sequence[FrozenTrial], prepared: Prepared
-) -> dict[str, Any]:
-    """What is known of a measured trial, in the terms of the present study."""
-    attrs = {k: c.trial.user_attrs[k] for k in _KEPT if k in c.trial.user_attrs}
-    if (variances := attrs.get("log_variances")) is not None:
+) -> TrialAttrs:
+    """Return what is known of a measured trial, in the terms of the present study."""
+    there = attrs_of(c.trial)
+    variances, quality = there.log_variances, there.quality
+    if variances is not None:
         named = dict(zip(source.objectives, variances, strict=True))
-        attrs["log_variances"] = [named[o.name] for o in prepared.objectives]
-    quality = attrs.get("quality") or {}
-    if (by := quality.get("dominated_by")) is not None:
+        variances = [named[o.name] for o in prepared.objectives]
+    if (by := quality.dominated_by) is not None:
         of = next(x.origin for x in source.candidates if x.trial.number == by)
         here = next(t.number for t in trials if _is_of(t, of))
-        attrs["quality"] = {**quality, "dominated_by": here}
-    return {**attrs, REUSED: asdict(c.origin)}
+        quality = replace(quality, dominated_by=here)
+    return TrialAttrs(
+        Role.REUSED,
+        vllm_version=there.vllm_version,
+        acceptance_length=there.acceptance_length,
+        acceptance_per_position=there.acceptance_per_position,
+        intervals=there.intervals,
+        log_variances=variances,
+        quality=quality,
+        reused=asdict(c.origin),
+    )
 
 
 def _counted(left: Mapping[str, int]) -> str:
@@ -311,7 +322,7 @@ def _counted(left: Mapping[str, int]) -> str:
 
 
 def _differences(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterator[str]:
-    """The keys in which two studies differ so that no trial can be the same, with both values.
+    """Tell the keys in which two studies differ so that no trial can be the same, with both values.
 
     Args:
         old: As the database has it.
@@ -345,13 +356,13 @@ def _directions(spec: StudySpec) -> dict[str, str]:
 
 
 def _place(model: str, base: Path) -> str:
-    """A model reference that means the same in every folder."""
+    """Return a model reference that means the same in every folder."""
     path = base / Path(model).expanduser()
     return str(path.resolve()) if path.exists() else model
 
 
 def _fixed(loaded: LoadedStudy) -> dict[str, object]:
-    """The launch settings that all trials of a study share."""
+    """Return the launch settings that all trials of a study share."""
     spec = loaded.spec
     out: dict[str, object] = {**spec.settings({})}
     if N not in spec.space:
@@ -399,7 +410,7 @@ def _requests(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterator[
 def _candidates(
     other: Store, old: LoadedStudy, prepared: Prepared, machine: Mapping[str, Any]
 ) -> tuple[list[Candidate], Counter[str]]:
-    """The trials that can be taken, and why others cannot, with their numbers."""
+    """Return the trials that can be taken, and why others cannot, with their numbers."""
     name = old.spec.name
     space = old.spec.to_space()
     environment = _environment(prepared)
@@ -411,20 +422,20 @@ def _candidates(
             if failure_of(trial)[0] is not None:
                 left["failed"] += 1
             continue
-        if "confirms" in trial.user_attrs:
+        attrs = attrs_of(trial)
+        if not attrs.searches:
             left["of a confirmation"] += 1
             continue
         point = _point(old.spec, space.decode(trial.params), prepared)
         if point is None:
             left["outside the present space"] += 1
             continue
-        by = (trial.user_attrs.get("quality") or {}).get("dominated_by")
+        by = attrs.quality.dominated_by
         if by is not None and by not in {c.trial.number for c in out}:
             left["ended early for a trial that is not taken"] += 1
             continue
         launches = other.launches.of_trial(name, trial.number)
-        measured = trial.user_attrs.get("launch")
-        launch = next((x for x in launches if x.launch_id == measured), None)
+        launch = next((x for x in launches if x.launch_id == attrs.launch), None)
         if launch is None or launch.values is None:
             left["without its launch"] += 1
             continue
@@ -442,12 +453,12 @@ def _candidates(
         )
         ids = tuple(x.launch_id for x in launches if x.ended_at is not None)
         if launch.launch_id in ids:
-            out.append(Candidate(trial, point, launch.values, ids, origin))
+            out.append(Candidate(trial, launch.launch_id, point, launch.values, ids, origin))
     return out, left
 
 
 def _point(old: StudySpec, there: Point, prepared: Prepared) -> dict[str, Value] | None:
-    """A trial's point in the present space; None if it lies outside."""
+    """Return a trial's point in the present space; None if it lies outside."""
     settings = old.settings(there)
     settings.setdefault(N, 0)
     space = prepared.spec.to_space()
@@ -470,11 +481,11 @@ def _other_launch(
     environment: Mapping[str, str],
     weights: Mapping[str, str],
 ) -> str | None:
-    """Why a launch was not what it would be today; None if it was."""
+    """Return why a launch was not what it would be today; None if it was."""
     then, now = launch.vllm_version, prepared.info.version
     if now is not None and str(then).partition("+")[0] != now.partition("+")[0]:
         return f"measured with another vLLM ({then} there, {now} here)"
-    for role, there in weights_of(launch.quality).items():
+    for role, there in Quality.read(launch.quality).weights.items():
         if (here := weights.get(role, there)) != there:
             return f"with other weights of the {role} ({plain(there)} there, {here} here)"
     there, here = machine_line(launch.machine), machine_line(dict(machine))
@@ -488,7 +499,7 @@ def _other_launch(
 
 
 def _environment(prepared: Prepared) -> dict[str, str]:
-    """What in the user's own environment decides numbers, as a launch would have it today."""
+    """Return what in the user's environment decides numbers, as a launch has it today."""
     space = prepared.spec.to_space()
     points = space.points()
     point = {N: 0} if points is None else next(points)
@@ -504,17 +515,18 @@ def _environment(prepared: Prepared) -> dict[str, str]:
 
 
 def _deciding(env: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
-    """Without the study's own variables, which are compared before."""
+    """Return it without the study's own variables, which are compared before."""
     study = prepared.spec.server.env
     return {k: v for k, v in env.items() if k not in study and not _NO_MATTER.match(k)}
 
 
 def _other_definition(other: Store, launch: LaunchRow, prepared: Prepared) -> str | None:
-    """Which objective is another one today, by the requests of a launch; None: none is."""
+    """Return which objective is another one today, by a launch's requests; None: none is."""
     samples = other.requests.samples(launch.launch_id)
-    earlier = estimator_of(launch.quality) != ESTIMATOR
+    quality = Quality.read(launch.quality)
+    earlier = quality.estimator != ESTIMATOR
     try:
-        measurement = measurement_of(samples, prepared.spec.workload, launch.quality)
+        measurement = measurement_of(samples, prepared.spec.workload, quality)
     except ValueError as e:
         return f"measured by autotune 0.1: {e}" if earlier and samples else "without its requests"
     if earlier:  # its numbers are computed again wherever they are read

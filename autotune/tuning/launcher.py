@@ -1,13 +1,14 @@
 """One launch of a server, from the plan to the proof that it is gone, with all of it written down.
 
-A launch is in the database before its process exists, and its end is only after it is dead; so
-whatever ends this process, the next one knows what to look for. Studies and maps launch by this.
+A launch is in the ledger before its process exists, and its end is only after it is dead; so
+whatever ends this process, the next one knows what to look for. Studies, load maps and crosschecks
+all launch by this.
 
-With `server.ahead` the servers of the next points are started together with the one whose turn it
-is, since several starts at once take little longer than one where there are cores enough (eight
-cold ones on an H200: as long as one). All are up before anything is measured, and then idle: a
-start never runs beside a measurement. One that does not come up in company is launched again by
-itself when it is its turn, so no trial fails for the company it kept.
+With `server.ahead` the servers of the next points are started together with the current one, since
+several starts at once take little longer than one where there are cores enough (eight cold ones on
+an H200: as long as one). All are up before anything is measured, and then idle: a start never runs
+during a measurement. One that does not come up in company is launched again alone when its trial
+begins, so no trial fails for the company it kept.
 """
 
 from __future__ import annotations
@@ -19,25 +20,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
-from autotune.bench.interference import GPU_OURS_MIB, IdleBaseline, take_idle_baseline
+from autotune.bench.interference import GPU_OURS_MIB, IdleBaseline
 from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.compile_cache import compile_cache_of
 from autotune.engine.launch_stages import StageClock, head_of, stages_of
-from autotune.errors import LaunchError, MachineError, TrialFailure
+from autotune.errors import LaunchError, TrialFailure
 from autotune.serving import LogFolder, Server, WarmStart
 from autotune.serving.gpu_memory import gpu_memory
 from autotune.serving.machine import available_memory, describe_machine
-from autotune.storage.lease import file_identity
-from autotune.storage.names import output_folder
 from autotune.storage.schema import NO_TRIAL
-from autotune.storage.store import Store
 from autotune.study.schema import ServerSpec
 from autotune.study.space import Point
-
-if TYPE_CHECKING:
-    from autotune.loop import Prepared
+from autotune.tuning.ledger import Ledger
+from autotune.tuning.prepare import Prepared
+from autotune.tuning.tools import Tools, real
 
 # Of the free memory that servers started ahead may take: another point may need more than those
 # that were seen.
@@ -45,25 +43,27 @@ _SHARE = 0.8
 
 
 def nothing_ahead(_most: int) -> Sequence[Point]:
-    """Nothing is known of the points after this one."""
+    """Return nothing: no point after this one is known."""
     return ()
 
 
 @dataclass(frozen=True)
-class Launched:
+class LiveServer:
     """A healthy server, for as long as it is measured.
 
     Attributes:
-        server: It.
-        launch_id: Its key in the database.
-        rest: The machine before it was there, or any that was started together with it.
+        server: The server.
+        launch_id: Id of its launch.
+        version: vLLM's version, as the server told it; None: it did not.
+        rest: The machine before the server, or any that was started together with it.
         clock: Takes the marks ``warm`` and ``measured``.
-        event: Writes down what happened to it.
-        beside: How many other servers idle meanwhile, until it is their turn.
+        event: Writes down what happened to the server.
+        beside: Number of other servers that are idle meanwhile.
     """
 
     server: Server
     launch_id: str
+    version: str | None
     rest: IdleBaseline
     clock: StageClock
     event: Callable[[str], None]
@@ -78,6 +78,7 @@ class _Life:
         spec: What the server was made from.
         rest: The machine before it, or before the first of those that are alive with it.
         trial: The trial or the point of the map; ``NO_TRIAL`` until its turn.
+        version: vLLM's version, as the server told it.
         up: It answered ``/health``, and the machine is quiet again.
     """
 
@@ -90,6 +91,7 @@ class _Life:
     clock: StageClock
     rest: IdleBaseline
     trial: int
+    version: str | None = None
     up: bool = False
 
 
@@ -106,7 +108,7 @@ class _Taken:
     gpus_mib: tuple[int, ...]
 
     def most(self, other: _Taken) -> _Taken:
-        """The larger of each."""
+        """Return the larger of each."""
         return _Taken(
             max(self.memory, other.memory),
             tuple(map(max, self.gpus_mib, other.gpus_mib)),
@@ -116,37 +118,50 @@ class _Taken:
 class Launcher:
     """Launches the servers of one run; measured is one at a time.
 
-    To be entered before the first launch, and left after the last: what was started ahead is ended
-    then, and what warm starts are forked from.
+    Enter it before the first launch, and leave it after the last: that ends what was started ahead,
+    and what warm starts are forked from.
 
     Args:
         prepared: The study; its server is what warm starts are made for.
-        store: Where launches are written down.
-        ledger: The study there, or :func:`autotune.storage.names.map_name` of it.
+        ledger: Where launches are written down.
+        logs: Folder of the servers' logs.
+        warm: Whether servers may be forked from one that has imported vLLM.
+        tools: What servers are made with; None: this machine's.
 
     Attributes:
         machine: This machine, as it is written down.
-        logs: Their logs.
+        logs: The servers' logs.
     """
 
-    def __init__(self, prepared: Prepared, store: Store, ledger: str) -> None:
-        self.machine = describe_machine()
+    def __init__(
+        self,
+        prepared: Prepared,
+        ledger: Ledger,
+        logs: Path,
+        *,
+        warm: bool = True,
+        tools: Tools | None = None,
+    ) -> None:
+        self.machine: dict[str, Any] = describe_machine()
+        self.logs = LogFolder(logs)
         self._p = prepared
-        self._store = store
         self._ledger = ledger
-        self._inode = file_identity(store.path)
-        self.logs = LogFolder(output_folder(store.path, prepared.spec.name) / "logs")
+        self._tools = real(tools)
         self._free_since = time.monotonic()  # the begin of the run, or the end of a launch
-        self._warm = WarmStart(prepared.spec.server, prepared.info, self.logs.path("template.log"))
+        self._warm = (
+            WarmStart(prepared.spec.server, prepared.info, self.logs.path("template.log"))
+            if warm
+            else None
+        )
         self._living: list[_Life] = []  # all whose end is not written down
-        self._ahead: list[_Life] = []  # of these, whose turn is still to come
+        self._ahead: list[_Life] = []  # of these, whose trials have not begun
         self._taken: _Taken | None = None  # None: no server was measured yet
         self._hurry = False  # the user asked twice: every server ends at once
 
     @property
     def untested(self) -> str | None:
         """Why no server starts warm with this vLLM: see :class:`autotune.serving.WarmStart`."""
-        return self._warm.untested
+        return None if self._warm is None else self._warm.untested
 
     def __enter__(self) -> Launcher:
         return self
@@ -157,7 +172,7 @@ class Launcher:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._warm, contextlib.ExitStack() as ends:
+        with self._warm or contextlib.nullcontext(), contextlib.ExitStack() as ends:
             for life in self._ahead:
                 ends.callback(self._drop, life)
 
@@ -169,35 +184,35 @@ class Launcher:
         *,
         log: str,
         rests: Sequence[float],
-        measure: Callable[[Launched], None],
+        measure: Callable[[LiveServer], None],
         say: Callable[[str], None],
         server: ServerSpec | None = None,
         then: Callable[[int], Sequence[Point]] = nothing_ahead,
     ) -> str:
-        """One server from birth to proof of death; returns the id of the launch.
+        """Bring one server from its start to the proof of its end; return the id of the launch.
 
         Args:
             number: The trial, or the point of the map.
             attempt: How many launches of it there were.
             point: Its parameters.
-            log: Name of the server's log, without its ending.
+            log: Name of the server's log.
             rests: Seconds of the idle baselines before earlier launches on this machine.
             measure: What is done with the server.
             say: Tells the user of a stage.
             server: Where it is not the study's own.
-            then: Asked for so many points at most whose turn comes next, where there is room to
-                start their servers beside this one.
+            then: Returns at most so many points that come next; called where there is room to
+                start their servers next to this one.
 
         Raises:
             TrialFailure: it did not come up, or gave nothing that may be called a number.
             MachineError: the database was deleted or replaced.
         """
-        self._check_database()
+        self._ledger.check()
         spec = self._p.spec.server if server is None else server
-        life = self._whose_turn(spec, point, number, attempt)
+        life = self._started_ahead(spec, point, number, attempt)
         if life is None:
-            rest = self._living[0].rest if self._living else take_idle_baseline(rests)
-            life = self._planned(spec, point, rest, f"{log}-{attempt}.log", number, attempt)
+            rest = self._living[0].rest if self._living else self._tools.take_idle_baseline(rests)
+            life = self._planned(spec, point, rest, log, number, attempt)
         try:
             if not life.up:
                 self._event(life, "launching")
@@ -211,9 +226,10 @@ class Launcher:
                 self._settle(other)
             life.clock.mark("healthy")
             measure(
-                Launched(
+                LiveServer(
                     life.process,
                     life.launch_id,
+                    life.version,
                     life.rest,
                     life.clock,
                     lambda what: self._event(life, what),
@@ -223,7 +239,7 @@ class Launcher:
             self._learn(life)
         except TrialFailure as e:
             failure = life.plan.masked_failure(e)
-            self._store.launches.failed(life.launch_id, failure, life.process.log_tail())
+            self._ledger.failed(life.launch_id, failure, life.process.log_tail())
             self._event(life, f"failed: {failure}")
             raise failure from e
         finally:
@@ -241,7 +257,7 @@ class Launcher:
     def _planned(
         self, spec: ServerSpec, point: Point, rest: IdleBaseline, log: str, trial: int, attempt: int
     ) -> _Life:
-        """A launch that is written down, and nothing of it started."""
+        """Return a launch that is written down, and of which nothing is started."""
         launch_id = uuid.uuid4().hex
         clock = StageClock(self._free_since)
         taken = {x.plan.port for x in self._living}  # not all of them listen yet
@@ -254,16 +270,8 @@ class Launcher:
             resolve=self._p.resolve,
         )
         log_path = self.logs.path(log)
-        self._store.launches.plan(
-            launch_id,
-            study=self._ledger,
-            trial=trial,
-            attempt=attempt,
-            plan=plan,
-            machine=self.machine,
-            log_path=log_path,
-        )
-        process = Server(
+        self._ledger.plan(launch_id, trial, attempt, plan, self.machine, log_path)
+        process = self._tools.server(
             plan,
             launch_id=launch_id,
             log_path=log_path,
@@ -276,25 +284,24 @@ class Launcher:
         return life
 
     def _start(self, life: _Life) -> None:
-        """Its processes exist; raises a LaunchError where they do not."""
+        """Start the processes; raise a LaunchError where they do not exist."""
         first = self._living[0].process  # what they all must give back was there before it
         gpus = None if first is life.process else first.gpus_before
-        self._store.launches.started(life.process.start(gpus))
+        self._ledger.started(life.process.start(gpus))
         life.clock.mark("started")
 
     def _wait(self, life: _Life) -> None:
-        """It answers; raises a LaunchError if it does not."""
-        version = life.process.wait_ready(lambda _seconds: None)
-        self._store.launches.ready(life.launch_id, version)
+        """Wait until the server answers; raise a LaunchError if it does not."""
+        life.version = life.process.wait_ready(lambda _seconds: None)
+        self._ledger.ready(life.launch_id, life.version)
         life.up = True
         self._event(life, "healthy")
 
     def _event(self, life: _Life, what: str) -> None:
-        trial = None if life.trial == NO_TRIAL else life.trial
-        self._store.launches.event(self._ledger, what, trial=trial, launch_id=life.launch_id)
+        self._ledger.event(life.launch_id, life.trial, what)
 
     def _end(self, life: _Life) -> None:
-        """Stops a server, proves that it is gone, and writes it down."""
+        """Stop a server, prove that it is gone, and write it down."""
         self._living.remove(life)
         last = not self._living
         try:
@@ -302,44 +309,29 @@ class Launcher:
         except KeyboardInterrupt:  # asked twice: at once
             self._hurry = True
             report = life.process.stop(force=True, last=last)
-            self._store.launches.ended(life.launch_id, report.exit_code, report.killed)
+            self._ledger.ended(life.launch_id, report.exit_code, report.killed)
             raise
-        self._store.launches.ended(life.launch_id, report.exit_code, report.killed)
-
-    def _check_database(self) -> None:
-        """SQLite itself would go on writing into a file that was deleted.
-
-        Raises:
-            MachineError: it was deleted or replaced.
-        """
-        database = self._store.path
-        if file_identity(database) != self._inode:
-            raise MachineError(
-                f"{database}: was deleted or replaced while it was in use; put it back, and the "
-                "same command goes on from there"
-            )
+        self._ledger.ended(life.launch_id, report.exit_code, report.killed)
 
     def _keep_stages(self, life: _Life) -> None:
-        """Writes down where the time of a launch went that has ended, and what was compiled.
+        """Write down where the time of an ended launch went, and what was compiled.
 
-        One that was started ahead began, for its trial, when it was its turn: the time of its start
-        is in the launch that it was started beside.
+        One that was started ahead began, for its trial, when that trial began: the time of its
+        start is in the launch that it was started with.
         """
         log = head_of(life.log_path)
         stages = stages_of(
             log if "started" in life.clock.marks else (),
             life.clock.marks,
             tuner_s=life.clock.tuner_s,
-            first_s=self._store.requests.first_end(life.launch_id),
+            first_s=self._ledger.first_request(life.launch_id),
         )
-        self._store.launches.keep_stages(life.launch_id, stages)
-        if (cache := compile_cache_of(log)) is not None:
-            self._store.launches.keep_compile_cache(life.launch_id, cache)
+        self._ledger.time(life.launch_id, stages, compile_cache_of(log))
 
     # -- those that come next --------------------------------------------------------------------
 
     def _start_ahead(self, then: Callable[[int], Sequence[Point]], rest: IdleBaseline) -> None:
-        """Starts the servers of the next points, as far as study and machine allow."""
+        """Start the servers of the next points, as far as study and machine allow."""
         there = [x.point for x in self._ahead]
         most = min(self._p.spec.server.ahead, len(there) + self._room())
         for point in [*then(most)][:most] if most > len(there) else ():
@@ -356,7 +348,7 @@ class Launcher:
                 self._drop(life)
 
     def _settle(self, life: _Life) -> None:
-        """Waits for a server that was started ahead; one that does not come up is ended."""
+        """Wait for a server that was started ahead; end one that does not come up."""
         try:
             self._wait(life)
         except LaunchError as e:
@@ -365,21 +357,21 @@ class Launcher:
             self._drop(life)
 
     def _drop(self, life: _Life) -> None:
-        """Ends a server whose turn does not come."""
+        """End a server that no trial gets."""
         self._ahead.remove(life)
         try:
             self._end(life)
         finally:
             self._event(life, "stopped")
 
-    def _whose_turn(
+    def _started_ahead(
         self, spec: ServerSpec, point: Point, number: int, attempt: int
     ) -> _Life | None:
-        """The server that was started ahead for a point; None: there is none that lives."""
+        """Return the server that was started ahead for a point; None: none lives."""
         life = next((x for x in self._ahead if x.point == point and x.spec == spec), None)
         if life is None:
             return None
-        if not life.up:  # the one that it was started beside did not come up
+        if not life.up:  # the one that it was started with did not come up
             self._settle(life)
         elif not life.process.alive():
             self._drop(life)
@@ -388,12 +380,12 @@ class Launcher:
         self._ahead.remove(life)
         life.trial = number
         life.clock = StageClock(self._free_since)
-        self._store.launches.give(life.launch_id, number, attempt)
+        self._ledger.give(life.launch_id, number, attempt)
         self._event(life, "its turn")
         return life
 
     def _learn(self, life: _Life) -> None:
-        """Notes what a server takes, while it is there and no other was started with it."""
+        """Note what a server takes, while it is there and no other was started with it."""
         wanted = self._p.spec.server.ahead
         if not wanted or self._ahead or not life.process.known_processes:
             return
@@ -406,7 +398,7 @@ class Launcher:
         self._taken = taken if self._taken is None else self._taken.most(taken)
 
     def _room(self) -> int:
-        """How many more servers fit beside the one that was just started; 0 while none was seen."""
+        """Return how many more servers fit next to the one just started; 0 while none was seen."""
         taken = self._taken
         if taken is None:
             return 0

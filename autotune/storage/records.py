@@ -1,0 +1,222 @@
+"""What is kept of a trial and of a measurement, with types: the only place that knows their keys.
+
+Optuna keeps a trial's attributes as JSON by key, and a launch keeps the quality of its measurement
+as one JSON object. Here both are classes, so that a renamed key is a type error. Databases that an
+earlier autotune wrote have no ``role``; it is inferred from the keys that they do have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from autotune.study.space import Point
+
+# Estimator of a measurement that does not name its own: that of autotune 0.1.
+FIRST_ESTIMATOR = 1
+
+
+class Role(StrEnum):
+    """What a trial is for."""
+
+    BASELINE = "baseline"  # others are compared with it
+    SEARCH = "search"
+    REPLICATE = "replicate"  # launches a point of the search once more
+    CONFIRMATION = "confirmation"  # launches a winner again, in turn with the others
+    REUSED = "reused"  # was measured for another study
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How a measurement came about, as the database keeps it next to the numbers.
+
+    Attributes:
+        estimator: Version of the estimator (:data:`autotune.stats.ESTIMATOR`).
+        errors: Standard error of each value's logarithm within the launch, by objective name.
+        requests: Number of measured requests.
+        stop: Why there were no more, a name of :class:`autotune.bench.looks.Stop` in lower case.
+        dominated_by: Number of the trial that is better in everything.
+        warmup_requests: Number of requests before the measurement.
+        steady: Whether the warm-up ended with a steady server.
+        busy: Whether all places of a closed loop were busy during the measurement.
+        unanswered: Number of warm-up requests that held a place until the end.
+        drift: How much faster the last requests were than the first, as a share.
+        prefix_cache_share: Share of the prompt tokens that came from the prefix cache.
+        machine: :class:`autotune.bench.interference.MachineState` as plain data; only of a launch.
+        energy: :class:`autotune.serving.nvml.Energy` as plain data.
+        disturbed: Why the machine was not this server's alone.
+        beside: Number of other servers that were idle meanwhile.
+        weights: Hashes of the weights, by role (:mod:`autotune.study.weights`).
+        recomputed: Version of the estimator whose numbers were computed again; never stored.
+        outdated: Why they could not be computed again; never stored.
+    """
+
+    estimator: int = FIRST_ESTIMATOR
+    errors: Mapping[str, float | None] = field(default_factory=dict)
+    requests: int | None = None
+    stop: str | None = None
+    dominated_by: int | None = None
+    warmup_requests: int | None = None
+    steady: bool | None = None
+    busy: bool = False
+    unanswered: int | None = None
+    drift: float | None = None
+    prefix_cache_share: float | None = None
+    machine: Mapping[str, Any] | None = None
+    energy: Mapping[str, Any] | None = None
+    disturbed: str | None = None
+    beside: int | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)
+    recomputed: int | None = None
+    outdated: str | None = None
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any] | None) -> Quality:
+        """Return the quality that a row or a trial keeps; of nothing, that of autotune 0.1."""
+        if not kept:
+            return _NO_QUALITY
+        known = {k: v for k, v in kept.items() if k in _QUALITY_KEYS}
+        for name in ("errors", "weights"):
+            found = known.get(name)
+            known[name] = found if isinstance(found, dict) else {}
+        known["estimator"] = int(known.get("estimator") or FIRST_ESTIMATOR)
+        known["busy"] = bool(known.get("busy"))
+        return cls(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, without what is not known of this kind of measurement."""
+        found = {name: getattr(self, name) for name in _QUALITY}
+        return {k: v for k, v in found.items() if k not in _OPTIONAL or v not in (None, {})}
+
+    @property
+    def idle_s(self) -> float | None:
+        """Seconds of the interference check before the launch."""
+        return None if self.machine is None else float(self.machine["rest"]["kernel_s"])
+
+    @property
+    def of_trial(self) -> Quality:
+        """The part that a trial keeps; the rest is its launch's."""
+        return replace(self, machine=None)
+
+
+_QUALITY = tuple(f.name for f in fields(Quality))
+_QUALITY_KEYS = frozenset(_QUALITY)
+_OPTIONAL = {"machine", "beside", "weights", "recomputed", "outdated"}
+_NO_QUALITY = Quality()
+
+
+@dataclass(frozen=True)
+class TrialAttrs:
+    """A trial's attributes.
+
+    Attributes:
+        role: What the trial is for.
+        baseline: Whether others are compared with it; also a reused trial can be the baseline.
+        replicates: Number of the trial whose point it launches once more in the search.
+        confirms: Number of the trial whose point it confirms.
+        confirmation: Number of wanted trials for which the confirmation was planned.
+        expected_gain: Growth of the hypervolume that was expected of it, as a share.
+        challenge: Whether it was chosen to doubt the model.
+        point: Its parameters.
+        launch: Id of the launch that it was measured with.
+        vllm_version: Version that the server told.
+        acceptance_length: Tokens per verification step.
+        acceptance_per_position: Share of the draft tokens at each position that were accepted.
+        intervals: Low and high of each objective within the launch, by name.
+        log_variances: Variance of each objective's logarithm within the launch.
+        quality: How it was measured.
+        failure_kind: Name of an :class:`autotune.errors.FailureKind`.
+        failure_reason: The same in words.
+        failure_evidence: Lines of the server's log.
+        health_timeout_s: How long the server was given, where it did not answer in time.
+        reused: Fields of an :class:`autotune.views.Origin`: where it was measured.
+    """
+
+    role: Role = Role.SEARCH
+    baseline: bool = False
+    replicates: int | None = None
+    confirms: int | None = None
+    confirmation: int | None = None
+    expected_gain: float | None = None
+    challenge: bool = False
+    point: Point | None = None
+    launch: str | None = None
+    vllm_version: str | None = None
+    acceptance_length: float | None = None
+    acceptance_per_position: Sequence[float] | None = None
+    intervals: Mapping[str, Sequence[float | None]] | None = None
+    log_variances: Sequence[float | None] | None = None
+    quality: Quality = _NO_QUALITY
+    failure_kind: str | None = None
+    failure_reason: str | None = None
+    failure_evidence: Sequence[str] | None = None
+    health_timeout_s: float | None = None
+    reused: Mapping[str, Any] | None = None
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> TrialAttrs:
+        """Return the attributes that Optuna keeps of a trial."""
+        known = {k: v for k, v in kept.items() if k in TRIAL_KEYS}
+        known["role"] = _role(known)
+        known["baseline"] = bool(known.get("baseline"))
+        known["challenge"] = bool(known.get("challenge"))
+        known["quality"] = Quality.read(known.get("quality"))
+        return cls(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data by Optuna's keys, without what is not known."""
+        found = {name: getattr(self, name) for name in _ATTRS}
+        found["role"] = str(self.role)
+        found["quality"] = None if self.quality is _NO_QUALITY else self.quality.to_json()
+        out = {k: v for k, v in found.items() if v is not None and v is not False}
+        for name in ("point", "intervals", "reused"):
+            if name in out:
+                out[name] = {k: _plain(v) for k, v in out[name].items()}
+        return {k: _plain(v) for k, v in out.items()}
+
+    def put_into(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """Return Optuna's attributes with these in place of the trial's own; a user's stay."""
+        return {k: v for k, v in kept.items() if k not in TRIAL_KEYS} | self.to_json()
+
+    @property
+    def searches(self) -> bool:
+        """Whether it is a trial of the search, not of a confirmation."""
+        return self.role is not Role.CONFIRMATION
+
+    @property
+    def first(self) -> int | None:
+        """Number of the trial whose point it launches again, for whichever reason."""
+        return self.replicates if self.confirms is None else self.confirms
+
+
+_ATTRS = tuple(f.name for f in fields(TrialAttrs))
+TRIAL_KEYS = frozenset(_ATTRS)
+
+
+def attrs_of(trial: FrozenTrial) -> TrialAttrs:
+    """Return a trial's attributes."""
+    return TrialAttrs.read(trial.user_attrs)
+
+
+def _role(kept: Mapping[str, Any]) -> Role:
+    """Return the role that is kept, or the one that an earlier version's keys amount to."""
+    said = kept.get("role")
+    if isinstance(said, str) and said in Role.__members__.values():
+        return Role(said)
+    if kept.get("confirms") is not None:
+        return Role.CONFIRMATION
+    if kept.get("reused") is not None:
+        return Role.REUSED
+    if kept.get("baseline"):
+        return Role.BASELINE
+    return Role.SEARCH if kept.get("replicates") is None else Role.REPLICATE
+
+
+def _plain(value: Any) -> Any:
+    """Return sequences as lists, as JSON has them."""
+    return list(value) if isinstance(value, tuple) else value

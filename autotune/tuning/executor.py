@@ -1,0 +1,83 @@
+"""Where trials run: an executor takes them and returns what came of each.
+
+The driver (:mod:`autotune.tuning.study_run`) submits as many trials as there is capacity for, and
+waits for outcomes. An executor writes nothing that a trial amounts to and tells Optuna nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from autotune.study.space import Point
+from autotune.tuning.trial import Outcome, Trial, TrialRunner
+
+
+class Executor(Protocol):
+    """Runs trials on one or more slots."""
+
+    @property
+    def capacity(self) -> int:
+        """How many more trials may be submitted now."""
+
+    def submit(self, trial: Trial) -> None:
+        """Take a trial; only while there is capacity."""
+
+    def completed(self) -> list[tuple[Trial, Outcome]]:
+        """Wait until at least one trial has ended, and return those that have.
+
+        Returns:
+            Nothing where no trial was submitted.
+
+        Raises:
+            AutotuneError: what ends the whole run; the servers of this executor are gone.
+            KeyboardInterrupt: likewise.
+        """
+
+    def cancel(self) -> None:
+        """Drop the trials that are not begun and end those that run; none of them completes."""
+
+    def close(self) -> None:
+        """End everything that the executor started; it takes nothing afterwards."""
+
+
+class OneSlot:
+    """The executor of one slot: a trial runs in the caller's thread while it is waited for.
+
+    Args:
+        runner: Runs the trials.
+        ahead: Returns points whose servers may be started together with the running trial's.
+    """
+
+    def __init__(self, runner: TrialRunner, ahead: Callable[[int], Sequence[Point]]) -> None:
+        self._runner = runner
+        self._ahead = ahead
+        self._waiting: Trial | None = None
+        self._closed = False
+
+    @property
+    def capacity(self) -> int:
+        """1 while no trial waits, 0 while one does or after the end."""
+        return int(self._waiting is None and not self._closed)
+
+    def submit(self, trial: Trial) -> None:
+        """Take a trial, which runs when :meth:`completed` is called."""
+        if not self.capacity:
+            raise RuntimeError("no slot is free")
+        self._waiting = trial
+
+    def completed(self) -> list[tuple[Trial, Outcome]]:
+        """Run the trial that waits, and return its outcome."""
+        if self._waiting is None:
+            return []
+        trial, self._waiting = self._waiting, None
+        return [(trial, self._runner.run(trial, self._ahead))]
+
+    def cancel(self) -> None:
+        """Drop the trial that waits; one that runs is in the caller's thread."""
+        self._waiting = None
+
+    def close(self) -> None:
+        """Take nothing any more."""
+        self.cancel()
+        self._closed = True

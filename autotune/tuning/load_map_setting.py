@@ -1,0 +1,202 @@
+"""What all launches of a load map have in common, and which n they compare."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from autotune.engine.draft_schedule import SCHEDULE
+from autotune.errors import UserError
+from autotune.results.read_load_map import MAX_NUM_SEQS, Setting
+from autotune.results.text import point_text
+from autotune.results.views import StudyView
+from autotune.study.schema import FlagValue, StudySpec
+from autotune.study.space import MNBT, N, Value
+from autotune.tuning.prepare import Prepared, baseline_point
+
+LADDER = (1, 2, 3, 5, 7, 11, 15)
+_PREFIX_CACHING = "enable_prefix_caching"
+# vLLM's smallest default of max_num_seqs: a study that does not set it has at least this
+_DEFAULT_SEQS = 128
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A study as its load map launches it.
+
+    Attributes:
+        prepared: The study, with what the map launches otherwise.
+        setting: What all points of the map have in common.
+        winners: The n that the study found good, the balanced choice first.
+        candidates: The n of at least 1 that can be launched, ascending.
+    """
+
+    prepared: Prepared
+    setting: Setting
+    winners: tuple[int, ...]
+    candidates: tuple[int, ...]
+
+
+def settle(
+    prepared: Prepared,
+    most: int,
+    *,
+    repeated: bool,
+    known: StudyView | None,
+    other: str | None,
+    fingerprint: str,
+    say: Callable[[str], None],
+) -> Settled:
+    """Decide what a load map launches.
+
+    Args:
+        prepared: The study, checked.
+        most: The highest concurrency.
+        repeated: Whether some prompts are sent several times.
+        known: The study's trials; None: it has none that can be used.
+        other: Why they cannot be used, where it has some.
+        fingerprint: The study's.
+        say: Told of what is launched otherwise than the study says.
+
+    Raises:
+        UserError: there is nothing to map, or n = 0 cannot be launched.
+    """
+    spec, path = prepared.spec, prepared.loaded.path
+    if spec.server.speculative is None or N not in spec.space:
+        missing = "space" if spec.server.speculative else "server.speculative"
+        raise UserError(
+            f"{path}: {missing}: a map compares values of {N}; it needs the draft in "
+            f"server.speculative, and space.{N}"
+        )
+    if other is not None:
+        say(other)
+    best = None if known is None else known.best(balanced=True)
+    point = baseline_point(spec) if best is None else best.point
+    params = {k: v for k, v in point.items() if k != N}
+    say(
+        f"the other parameters are those of the {'baseline' if best is None else 'best trial'}"
+        f": {point_text(params) or 'none'}"
+    )
+    flags = _changed(spec, params, most, repeated=repeated, say=say)
+    if SCHEDULE in (spec.server.speculative.model_extra or {}):
+        say(f"the study's own {SCHEDULE} is left out in this map")
+    adapted = _adapted(prepared, flags)
+    _raise_mnbt(adapted, params, most, say)
+    version = prepared.info.version
+    setting = Setting(
+        fingerprint=fingerprint,
+        vllm=None if version is None else version.partition("+")[0],
+        params=params,
+        flags=flags,
+        weights=prepared.weights(),
+    )
+    good = _winners(known)
+    return Settled(adapted, setting, good, _feasible(adapted, params, good, say))
+
+
+def _changed(
+    spec: StudySpec,
+    params: dict[str, Value],
+    most: int,
+    *,
+    repeated: bool,
+    say: Callable[[str], None],
+) -> dict[str, FlagValue]:
+    """Return the flags that the map launches otherwise; takes them out of ``params``."""
+    flags: dict[str, FlagValue] = {}
+
+    def change(name: str, value: int | bool, why: str) -> None:
+        params.pop(name, None)
+        flags[name] = value
+        words = str(value).lower() if isinstance(value, bool) else value
+        say(f"{name.replace('_', '-')} is {words} in this map: {why}")
+
+    seqs = spec.settings(params).get(MAX_NUM_SEQS)
+    seqs = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else _DEFAULT_SEQS
+    if seqs < most:
+        change(MAX_NUM_SEQS, most, f"with {seqs}, requests would wait at higher loads")
+    caching = spec.settings(params).get(_PREFIX_CACHING)
+    if repeated and caching is not False:
+        change(_PREFIX_CACHING, value=False, why="too few prompts, some are sent twice")
+    return flags
+
+
+def _raise_mnbt(
+    adapted: Prepared, params: dict[str, Value], most: int, say: Callable[[str], None]
+) -> None:
+    """Take the next larger MNBT at which anything can be compared, where that needs one.
+
+    Raises:
+        UserError: there is none.
+    """
+
+    def why_not(point: Mapping[str, Value]) -> str | None:
+        if (why := adapted.infeasible({N: 0, **point})) is not None:
+            return why
+        drafts = [adapted.infeasible({N: n, **point}) for n in _drafts(adapted.spec)]
+        return drafts[0] if drafts and None not in drafts else None
+
+    if (why := why_not(params)) is None:
+        return
+    values = adapted.spec.space[MNBT].values() if MNBT in adapted.spec.space else None
+    for value in values or ():
+        above = isinstance(value, int) and value > int(params.get(MNBT, 0))
+        if above and why_not({**params, MNBT: value}) is None:
+            params[MNBT] = value
+            say(f"MNBT is {value} in this map: {why}")
+            return
+    raise UserError(f"{adapted.loaded.path}: nothing can be launched at a load of {most}: {why}")
+
+
+def _feasible(
+    adapted: Prepared,
+    params: Mapping[str, Value],
+    winners: Sequence[int],
+    say: Callable[[str], None],
+) -> tuple[int, ...]:
+    """Return which n of at least 1 can be launched, ascending; say which cannot.
+
+    Raises:
+        UserError: the space has none.
+    """
+    wanted = sorted({*_drafts(adapted.spec), *winners})
+    if not wanted:
+        raise UserError(
+            f"{adapted.loaded.path}: space.{N}: has no value of at least 1, so nothing to map"
+        )
+    reasons = {n: adapted.infeasible({N: n, **params}) for n in wanted}
+    if bad := {n: why for n, why in reasons.items() if why is not None}:
+        n, why = next(iter(bad.items()))
+        rest = f" ({len(bad) - 1} larger ones likewise)" if len(bad) > 1 else ""
+        say(f"n = {n} is never launched: {why}{rest}")
+    return tuple(n for n, why in reasons.items() if why is None)
+
+
+def _winners(known: StudyView | None) -> tuple[int, ...]:
+    """Return the n that the study found good, the balanced choice first."""
+    if known is None:
+        return ()
+    found = [known.best(balanced=True), *known.front()]
+    ns = [t.point[N] for t in found if t is not None]
+    return tuple(dict.fromkeys(n for n in ns if isinstance(n, int) and n > 0))
+
+
+def _drafts(spec: StudySpec) -> list[int]:
+    """Return the values of n in the space that are nearest to the ladder's, ascending."""
+    values = [v for v in spec.space[N].values() or () if isinstance(v, int) and v > 0]
+    if not values:
+        return []
+    return sorted({min(values, key=lambda v: (abs(v - n), v)) for n in LADDER if n <= max(values)})
+
+
+def _adapted(prepared: Prepared, flags: Mapping[str, FlagValue]) -> Prepared:
+    """Return the study with other flags, and a fixed n where it has a schedule."""
+    server = prepared.spec.server
+    server = server.model_copy(update={"flags": {**server.flags, **flags}})
+    if server.speculative is not None:  # a fixed n is fixed
+        extra = {k: v for k, v in server.speculative.model_dump().items() if k != SCHEDULE}
+        draft = type(server.speculative).model_validate(extra)
+        server = server.model_copy(update={"speculative": draft})
+    spec = prepared.spec.model_copy(update={"server": server})
+    return dataclasses.replace(prepared, loaded=prepared.loaded.model_copy(update={"spec": spec}))

@@ -1,0 +1,339 @@
+"""Which point is launched next: the baseline, seeds, replicates, the search, the confirmation.
+
+The planner is pure: finished trials, running ones, those that are chosen and not begun yet, budget
+and space go in, the next choice comes out. It knows no database, no terminal and no clock, so it
+can be run in a replay, for one slot or for many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.results.standing import Standing, counts, is_finished
+from autotune.results.trials import trial_views
+from autotune.results.views import cost
+from autotune.search import (
+    Proposer,
+    SearchEnds,
+    SpaceExhausted,
+    grid_points,
+    plan,
+    seed_points,
+)
+from autotune.search.proposer import PointSet, nearest, tried_points
+from autotune.storage.records import Role, TrialAttrs, attrs_of
+from autotune.study.schema import StudySpec
+from autotune.study.space import Point, Space, Value, canonical
+from autotune.tuning.prepare import baseline_point
+from objectives import Objective
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A trial that is still to be begun.
+
+    Attributes:
+        point: What is launched.
+        attrs: The trial's attributes at its begin.
+    """
+
+    point: Point
+    attrs: TrialAttrs = field(default_factory=TrialAttrs)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many trials a study is to have in the end.
+
+    Attributes:
+        wanted: Finished trials, those of earlier runs included.
+        held: How many of them are held back for the confirmation.
+    """
+
+    wanted: int
+    held: int
+
+    @property
+    def search(self) -> int:
+        """Number of the wanted trials that search."""
+        return self.wanted - self.held
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a choice depends on.
+
+    Attributes:
+        trials: All trials that compare, in the order of their numbers; running ones included.
+        pending: Choices that are not begun yet.
+        searching: Whether the search goes on; False: what is left is to confirm.
+        confirmation: Numbers of the trials to confirm, in the order of their launches; None: it is
+            not planned yet.
+    """
+
+    trials: Sequence[FrozenTrial]
+    pending: Sequence[Choice] = ()
+    searching: bool = True
+    confirmation: Sequence[int] | None = None
+
+    @property
+    def running(self) -> list[FrozenTrial]:
+        """Trials that were begun and have not ended."""
+        return [t for t in self.trials if t.state == TrialState.RUNNING]
+
+    @property
+    def unfinished(self) -> list[FrozenTrial | Choice]:
+        """Trials that run, then those that are chosen."""
+        return [*self.running, *self.pending]
+
+    @property
+    def finished(self) -> int:
+        """Number of trials that count towards the wanted ones."""
+        return sum(map(counts, self.trials))
+
+    @property
+    def begun(self) -> int:
+        """Number of trials that count, run, or are chosen."""
+        return self.finished + len(self.unfinished)
+
+    def point(self, number: int, space: Space) -> Point:
+        """Return the point of a trial."""
+        return space.decode(next(t for t in self.trials if t.number == number).params)
+
+
+class Planner:
+    """Chooses the trials of one study.
+
+    Args:
+        spec: The study.
+        objectives: With the study's directions.
+        budget: How many trials there are.
+        space: The searched parameters, as the study keeps them.
+        infeasible: Why the rules forbid a point; None: they do not.
+        proposer: Proposes the points of the search.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        objectives: Sequence[Objective],
+        budget: Budget,
+        space: Space,
+        infeasible: Callable[[Point], str | None],
+        proposer: Proposer,
+    ) -> None:
+        self.budget = budget
+        self.space = space
+        self._spec = spec
+        self._objectives = objectives
+        self._infeasible = infeasible
+        self._proposer = proposer
+
+    def choose(self, now: Situation) -> Choice | None:
+        """Return what follows: to confirm, planned, or the search's proposal.
+
+        Returns:
+            None: nothing until a running trial has ended, or all wanted trials are begun.
+
+        Raises:
+            SearchEnds: nothing is left to launch.
+        """
+        if now.begun >= self.budget.wanted:
+            return None
+        if not now.searching and not all(map(self._confirming, now.unfinished)):
+            return None  # the last trials of the search may still be winners
+        if self.confirms(now) and (found := self._to_confirm(now)) is not None:
+            return found
+        if not now.searching:
+            raise SearchEnds
+        if self._awaits_search(now):
+            return None
+        return self._planned(now) or self._suggested(now)
+
+    def ahead(self, now: Situation, most: int) -> list[Choice]:
+        """Return the choices that come after the running trials, as far as they are known.
+
+        Winners are chosen when the search is over, so none of the confirmation's before that.
+
+        Args:
+            now: The situation; its pending choices come first.
+            most: How many at most, those that are pending included.
+        """
+        chosen = list(now.pending)
+        confirms = any(map(self._confirming, now.running))
+        while len(chosen) < most:
+            then = replace(now, pending=chosen)
+            if not confirms and (not now.searching or self._search_is_begun(then)):
+                break
+            try:
+                choice = self.choose(then)
+            except SearchEnds:
+                break
+            if choice is None:
+                break
+            chosen.append(choice)
+        return chosen
+
+    # -- the confirmation ------------------------------------------------------------------------
+
+    def confirms(self, now: Situation) -> bool:
+        """Return whether the next choice is of the confirmation, whose order must be known then.
+
+        The last of the wanted trials are held back for it.
+        """
+        if self._confirmed(now) >= self.budget.held:
+            return False
+        return not now.searching or self._searched(now) >= self.budget.search
+
+    def candidates(self, standing: Standing) -> list[int]:
+        """Return the trials to confirm, in the order of their launches.
+
+        Args:
+            standing: Of all trials.
+
+        Raises:
+            ValueError: an objective can be zero or negative.
+        """
+        found = standing.launched()
+        directions = [o.direction for o in self._objectives]
+        return plan(found.searched, directions, found.baseline, self.budget.held)
+
+    def _to_confirm(self, now: Situation) -> Choice | None:
+        """Return the next launch that measures a candidate again; None: there is no candidate."""
+        if now.confirmation is None:
+            raise ValueError("a confirmation needs an order")
+        if not now.confirmation:
+            return None
+        number = now.confirmation[self._confirmed(now) % len(now.confirmation)]
+        attrs = TrialAttrs(Role.CONFIRMATION, confirms=number, confirmation=self.budget.wanted)
+        return Choice(now.point(number, self.space), attrs)
+
+    def _confirmed(self, now: Situation) -> int:
+        """Return how many launches of this budget's confirmation are begun or chosen."""
+        begun: list[FrozenTrial | Choice] = [*now.trials, *now.pending]
+        return sum(map(self._confirming, begun))
+
+    def _confirming(self, x: FrozenTrial | Choice) -> bool:
+        """Return whether a trial is of this budget's confirmation."""
+        attrs = x.attrs if isinstance(x, Choice) else attrs_of(x)
+        return attrs.confirmation == self.budget.wanted
+
+    # -- the search ------------------------------------------------------------------------------
+
+    def _searched(self, now: Situation) -> int:
+        """Return how many finished trials of this budget searched."""
+        return sum(counts(t) and not self._confirming(t) for t in now.trials)
+
+    def _search_is_begun(self, now: Situation) -> bool:
+        """Return whether all trials of the search are finished, run, or are chosen."""
+        begun = sum(not self._confirming(x) for x in now.unfinished)
+        return self._searched(now) + begun >= self.budget.search
+
+    def _awaits_search(self, now: Situation) -> bool:
+        """Return whether the search must end before anything else can be chosen."""
+        return self._search_is_begun(now) and self._searched(now) < self.budget.search
+
+    def _planned(self, now: Situation) -> Choice | None:
+        """Return the baseline, then replicates, the seeds or the whole grid; None: all are done.
+
+        Raises:
+            SpaceExhausted: the whole grid is done.
+        """
+        tried = tried_points(self.space, _searched(now.trials))
+        chosen = PointSet(choice.point for choice in now.pending)
+        baseline, *points = self.fixed_points
+        if baseline not in tried and baseline not in chosen:
+            return Choice(baseline, TrialAttrs(Role.BASELINE, baseline=True))
+        if (again := self._to_replicate(now)) is not None:
+            return Choice(
+                now.point(again, self.space), TrialAttrs(Role.REPLICATE, replicates=again)
+            )
+        point = next((q for q in points if q not in tried and q not in chosen), None)
+        if point is None and self._spec.search.method == "grid":
+            raise SpaceExhausted
+        return None if point is None else Choice(point)
+
+    @cached_property
+    def fixed_points(self) -> list[dict[str, Value]]:
+        """The baseline, then the seeds or the whole grid.
+
+        Raises:
+            SpaceExhausted: no point can launch.
+        """
+
+        def feasible(q: Point) -> bool:
+            return self._infeasible(q) is None
+
+        start = canonical(self.space, baseline_point(self._spec))
+        baseline = nearest(self.space, start, feasible)
+        if baseline is None:
+            raise SpaceExhausted
+        if self._spec.search.method == "grid":
+            return [baseline, *grid_points(self.space)]
+        if self._spec.search.method == "gp":
+            return seed_points(self.space, baseline, feasible)
+        return [baseline]
+
+    def _to_replicate(self, now: Situation) -> int | None:
+        """Return the trial whose point the search launches once more, spread over the search.
+
+        In turn the baseline, which every speed-up refers to, and the best so far: launches of one
+        point show how far launches differ, which no number of requests can tell.
+        """
+        budget = self._spec.budget
+        wanted = budget.replicates_of(self.budget.search)
+        if budget.replicates is None and self._spec.search.method == "grid":
+            return None
+        searched = _searched(now.trials)
+        trials = [t for t in searched if counts(t) or t.state == TrialState.RUNNING]
+        attrs = [*map(attrs_of, trials), *(choice.attrs for choice in now.pending)]
+        done = sum(a.replicates is not None for a in attrs)
+        if done >= wanted or len(attrs) < (done + 1) * self.budget.search // (wanted + 1):
+            return None
+        views = trial_views(now.trials, self._spec, self._objectives)
+        found = [v for v in views if v.values and v.again is None]
+        base = next((v.number for v in found if v.baseline), None)
+        if done % 2 == 0 and base is not None:
+            return base
+        first = self._objectives[0]
+        front = [v for v in found if v.front and not v.baseline]
+        best = min(front, key=lambda v: cost(first, v.value(first)), default=None)
+        return best.number if best is not None else base
+
+    def _suggested(self, now: Situation) -> Choice:
+        """Return the proposer's choice.
+
+        Raises:
+            SearchEnds: it has none.
+        """
+        pending: list[Point] = [self.space.decode(t.params) for t in now.running]
+        pending += [choice.point for choice in now.pending]
+        found = self._proposer.propose(now.trials, pending)
+        attrs = TrialAttrs(expected_gain=found.gain, challenge=found.challenge)
+        return Choice(found.point, attrs)
+
+    def begun(self, choice: Choice, trials: Sequence[FrozenTrial]) -> TrialAttrs:
+        """Return the attributes of a choice's trial, which names an earlier one of its point.
+
+        Args:
+            choice: What is begun.
+            trials: All trials that compare.
+        """
+        attrs = choice.attrs
+        if not attrs.searches or attrs.replicates is not None:
+            return attrs
+        params: Mapping[str, object] = self.space.encode(choice.point)
+        first = next((t.number for t in trials if is_finished(t) and t.params == params), None)
+        if first is None:
+            return attrs
+        role = Role.BASELINE if attrs.baseline else Role.REPLICATE
+        return replace(attrs, role=role, replicates=first)
+
+
+def _searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return all trials but those of a confirmation."""
+    return [t for t in trials if attrs_of(t).searches]

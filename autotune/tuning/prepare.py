@@ -1,0 +1,195 @@
+"""A study that was checked against the machine, before anything is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from autotune import sample_size
+from autotune.bench import Workload, build_workload
+from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
+from autotune.engine.feasibility import known_for
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.rules import Known, why_infeasible
+from autotune.errors import UserError
+from autotune.serving.resolve import model_resolver
+from autotune.study.files import LoadedStudy
+from autotune.study.schema import StudySpec
+from autotune.study.space import ALIGNED, MNBT, FloatParam, N, Point, Space, Value, as_int, describe
+from autotune.study.weights import weights_id
+from autotune.study_objectives import study_objectives
+from autotune.tuning.progress import Progress
+from objectives import Objective
+
+# vLLM's default of max_num_batched_tokens for `vllm serve` on a CPU and on a GPU below 70 GiB.
+DEFAULT_MNBT = 2048
+# vLLM's default of gpu_memory_utilization (vllm/config/cache.py).
+DEFAULT_UTILIZATION = 0.92
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study that was checked against the machine: nothing was launched yet."""
+
+    loaded: LoadedStudy
+    info: VllmInfo
+    workload: Workload
+    confirmation: Workload
+    objectives: tuple[Objective, ...]
+    resolve: Callable[[str], str]
+
+    @property
+    def spec(self) -> StudySpec:
+        """The study file."""
+        return self.loaded.spec
+
+    @cached_property
+    def known(self) -> Known:
+        """What the machine and the target tell the rules."""
+        return known_for(self.loaded, self.info)
+
+    def infeasible(self, point: Point) -> str | None:
+        """Return why this vLLM version cannot launch the point, or None."""
+        return why_infeasible(self.spec.settings(point), self.info.version, self.known)
+
+    def weights(self) -> dict[str, str]:
+        """Return hashes of the weights of ``target`` and ``draft`` that are on this machine."""
+        server = self.spec.server
+        named = {"target": server.model, "draft": server.speculative and server.speculative.model}
+        places = {role: Path(self.resolve(ref)) for role, ref in named.items() if ref}
+        # a name of a hub is no path
+        found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
+        return {role: x for role, x in found.items() if x is not None}
+
+
+def baseline_point(spec: StudySpec) -> dict[str, Value]:
+    """Return the first trial's point: n = 0, vLLM's default MNBT, else the middle of each axis."""
+    space = spec.to_space()
+    given = {k.replace("-", "_"): v for k, v in spec.baseline.items()}
+    point: dict[str, Value] = {}
+    for name, p in space.params.items():
+        values = p.values()
+        if name in given:
+            point[name] = given[name]
+        elif name == N:
+            point[name] = space.clip(N, 0)
+        elif name == MNBT:
+            point[name] = space.clip(MNBT, DEFAULT_MNBT)
+        elif isinstance(p, FloatParam):
+            point[name] = (p.low + p.high) / 2
+        elif values is not None:
+            point[name] = values[len(values) // 2]
+    return point
+
+
+def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
+    """Check everything that can be checked before anything is launched.
+
+    Raises:
+        UserError: the user's mistake, as one line with file and key.
+    """
+    spec = loaded.spec
+    sample_size.check(loaded)
+    objectives = study_objectives(loaded)
+    load = spec.workload
+    workload = build_workload(load, loaded.base)
+    again = load.model_copy(update={"num_prompts": load.confirm_prompts or load.num_prompts})
+    confirmation = build_workload(again, loaded.base)
+    space = spec.to_space()
+    try:
+        space.encode(baseline_point(spec))
+    except ValueError as e:
+        raise UserError(f"{loaded.path}: baseline: {e}") from e
+    if spec.search.method == "grid" and space.size() is None:
+        raise UserError(
+            f"{loaded.path}: search.method: a grid needs parameters with a list of values; "
+            "give `float` parameters as `choice`"
+        )
+
+    with progress.waiting("checking vLLM"):
+        try:
+            info = probe(spec.server)
+        except UserError as e:
+            raise UserError(f"{loaded.path}: {e}") from e
+    resolve = model_resolver(loaded, info, progress.download)
+    for key, model in (
+        ("server.model", spec.server.model),
+        ("server.speculative.model", spec.server.speculative and spec.server.speculative.model),
+    ):
+        if model:
+            try:
+                resolve(model)
+            except UserError as e:
+                raise UserError(f"{loaded.path}: {key}: {e}") from e
+    check_flags(loaded, info)
+    prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
+    _check_ahead(prepared)
+    _check_some_feasible(prepared, space)
+    return prepared
+
+
+def _check_ahead(prepared: Prepared) -> None:
+    """Refuse servers started ahead that vLLM would not start together on a GPU.
+
+    A server that profiles the GPU's memory takes for its own what others take meanwhile, and each
+    wants its ``gpu_memory_utilization`` free when it starts, also with a KV cache of fixed size
+    (vllm/v1/worker/utils.py:request_memory, gpu_worker.py:determine_available_memory).
+    """
+    spec, path = prepared.spec, prepared.loaded.path
+    ahead = spec.server.ahead
+    if not ahead or prepared.info.device != "cuda":
+        return
+    settings = spec.settings(baseline_point(spec))
+    if "kv_cache_memory_bytes" not in settings:
+        raise UserError(
+            f"{path}: server.ahead: servers that start together disturb each other's memory "
+            "profiling. Fix the KV cache with kv-cache-memory-bytes in server.flags"
+        )
+    share = settings.get("gpu_memory_utilization", DEFAULT_UTILIZATION)
+    if isinstance(share, int | float) and share * (ahead + 1) > 1:
+        raise UserError(
+            f"{path}: server.ahead: vLLM wants {share:g} of the GPU's memory free at every start; "
+            f"set gpu-memory-utilization in server.flags to at most {100 // (ahead + 1) / 100:g} "
+            "(kv-cache-memory-bytes decides what is used)"
+        )
+
+
+def _check_some_feasible(prepared: Prepared, space: Space) -> None:
+    """Refuse a study of which no point can launch."""
+    points = space.points()
+    if points is None:
+        return
+    reason: str | None = None
+    for point in points:
+        why = prepared.infeasible(point)
+        if why is None:
+            return
+        reason = reason or why
+    axes = "; ".join(f"{name}: {describe(p)}" for name, p in space.params.items())
+    raise UserError(f"{prepared.loaded.path}: space: no point of it can launch ({axes}): {reason}")
+
+
+def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
+    """Return how badly the CUDA graphs of a point fit the study's batches; None: there are none.
+
+    The share of the batch sizes that replay no FULL graph, plus the mean share of padding.
+    """
+    spec, info = prepared.spec, prepared.info
+    if info.device != "cuda" or info.version is None:
+        return None
+    version, load = info.version, spec.workload.max_concurrency
+
+    def misfit(point: Point) -> float:
+        settings = spec.settings(point)
+        seqs, mnbt = as_int(settings.get("max_num_seqs")), as_int(settings.get(MNBT))
+        if settings.get("enforce_eager") is True or seqs is None or mnbt is None:
+            return 0.0
+        n = as_int(settings.get(N)) or 0
+        given = aligned_sizes(n, seqs, mnbt) if settings.get(ALIGNED) is True else None
+        fit = coverage(graphs(n, seqs, mnbt, version, given), min(load or seqs, seqs))
+        return 1 - fit.full + fit.padding
+
+    return misfit

@@ -1,0 +1,369 @@
+"""The run of a study: resume, plan, launch, measure, record; the driver of all of it.
+
+One trial is one real server: plan → rules → launch → ``/health`` → warm-up → measured requests →
+stop, proven dead → tell. At any time the database says how far a run is: a launch is written down
+before its process exists, and a trial is told only after its server is gone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from autotune import sample_size
+from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure, UserError
+from autotune.results.standing import counts
+from autotune.results.trials import study_view
+from autotune.search import Converged, Proposer, SearchEnds
+from autotune.search.proposer import CHALLENGES
+from autotune.stats import expected_between
+from autotune.storage.names import output_folder
+from autotune.storage.records import Role, attrs_of
+from autotune.storage.store import Store
+from autotune.study.space import N, Point, as_int
+from autotune.tuning.comparable import WeightsCheck, check_comparable
+from autotune.tuning.executor import Executor, OneSlot
+from autotune.tuning.launcher import Launcher
+from autotune.tuning.ledger import StoredLedger
+from autotune.tuning.planner import Budget, Choice, Planner, Situation
+from autotune.tuning.prepare import Prepared, graph_misfit
+from autotune.tuning.progress import At, Progress
+from autotune.tuning.recovery import end_orphans
+from autotune.tuning.reuse import Source, find, take
+from autotune.tuning.supervise import StopReason, run_on
+from autotune.tuning.tools import Tools, real
+from autotune.tuning.trial import Failed, Infeasible, Measured, Outcome, Trial, TrialRunner
+from autotune.tuning.trial_log import TrialLog
+
+# After so many launches that all failed alike, and none that worked, the study itself is wrong.
+SAME_FAILURES = 3
+
+
+def run_study(
+    prepared: Prepared,
+    *,
+    database: Path,
+    trials: int,
+    seed: int,
+    timeout_s: float | None,
+    progress: Progress,
+    confirm: bool = False,
+    stop_below: float | None = None,
+    reuse: Sequence[Source] = (),
+    tools: Tools | None = None,
+) -> StopReason:
+    """Bring a study to ``trials`` finished trials, from wherever it is.
+
+    Args:
+        prepared: The study, checked.
+        database: The SQLite file; made if missing.
+        trials: Finished trials that the study is to have in the end, earlier ones included.
+            Measured and failed launches count, points that were never launched do not.
+        seed: Of a new study; a resumed one keeps its own.
+        timeout_s: No launch begins after so many seconds.
+        progress: Told of what happens.
+        confirm: Search no further: ``trials`` more launches measure the winners again.
+        stop_below: The search ends when no launch is expected to gain more, as a share of the
+            hypervolume; 0: never. None: as the study says.
+        reuse: Earlier studies; their trials are taken, and do not count as ``trials``.
+        tools: What servers are made and measured with; None: this machine's.
+
+    Raises:
+        UserError: the database cannot be used, or belongs to another study; or no trial of
+            ``reuse`` can be taken.
+        MachineError: the disk is full, the database was damaged or stayed locked; the server is
+            gone, and the study resumes.
+        NothingUsable: the first launches all failed alike, or there is nothing to confirm.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP; the server is gone, and the study resumes.
+    """
+    used = real(tools)
+    deadline = None if timeout_s is None else used.clock() + timeout_s
+
+    def go(store: Store) -> StopReason:
+        driver = _Driver(prepared, store, deadline, progress, used)
+        driver.end_orphans()
+        if confirm:
+            budget = driver.confirmation_only(trials)
+        else:
+            budget = Budget(trials, prepared.spec.budget.confirm_of(trials))
+        driver.open(budget, seed, stop_below, reuse)
+        with driver.launcher:
+            return driver.go()
+
+    return run_on(database, progress, go)
+
+
+class _Driver:
+    """One run of a study under the database's lock: plans, submits and tells."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        store: Store,
+        deadline: float | None,
+        progress: Progress,
+        tools: Tools,
+    ) -> None:
+        self.p = prepared
+        self.spec = prepared.spec
+        self.store = store
+        self.deadline = deadline
+        self.progress = progress
+        self.tools = tools
+        self.ledger = StoredLedger(store, self.spec.name)
+        logs = output_folder(store.path, self.spec.name) / "logs"
+        self.launcher = Launcher(prepared, self.ledger, logs, tools=tools)
+        self.log = TrialLog(prepared, store, progress)
+        self.searching = True  # False: what is left is to confirm
+        self.reason = StopReason.DONE  # why the search ended
+        self.next: deque[Choice] = deque()  # chosen, so that their servers are started ahead
+        self.failures: list[FailureKind] = []  # in a row
+
+    # -- before the first trial ------------------------------------------------------------------
+
+    def end_orphans(self) -> None:
+        """End servers that an earlier run could not end, of any study in this database."""
+        end_orphans(self.store, self.spec.server.stop_timeout_s, self.progress.message)
+
+    def confirmation_only(self, launches: int) -> Budget:
+        """Return the budget of so many further launches that all confirm.
+
+        A confirmation that was interrupted is continued.
+        """
+        name = self.spec.name
+        if name not in self.store.study_names():
+            raise UserError(
+                f"{self.store.path}: has no study {name} yet. Start it with `autotune run`"
+            )
+        self.log.reopen()
+        trials = self.log.trials()
+        if not trials and self.log.outdated():
+            raise NothingUsable(
+                f"{name}: no trial compares with today's numbers; `autotune status` says why, and "
+                "`autotune run` measures them again"
+            )
+        wanted = self.store.load_study(name)[1].wanted
+        order = self.log.confirmation(wanted) or []
+        confirmed = sum(attrs_of(t).confirmation == wanted for t in trials)
+        if confirmed < len(order):
+            return Budget(wanted, len(order))
+        return Budget(sum(map(counts, trials)) + launches, launches)
+
+    def open(
+        self, budget: Budget, seed: int, stop_below: float | None, reuse: Sequence[Source]
+    ) -> None:
+        """Open the study, take earlier trials, and say what is ahead."""
+        self.budget = budget
+        self.stop_below = self.spec.budget.converged if stop_below is None else stop_below
+        machine = self.launcher.machine
+        earlier = find(reuse, self.p, machine, self.store)
+        row = self.store.begin_study(self.p.loaded, seed=seed, wanted=budget.wanted)
+        weights = WeightsCheck(self.p, self.store)
+        check_comparable(self.p, self.store, machine, self.progress.message, weights)
+        self.log.open(self.p)
+        self.planner = self.make_planner(row.seed)
+        self.executor = self.make_executor(weights)
+        if earlier:
+            baseline = self.planner.fixed_points[0]
+            take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
+        self.progress.study(study_view(self.store, self.spec.name), self.store.path)
+        self.say_infeasible()
+        for note in sample_size.notes(self.spec):
+            self.progress.message(note)
+        if self.launcher.untested is not None:
+            self.progress.message(self.launcher.untested)
+
+    def make_planner(self, seed: int) -> Planner:
+        """Return what chooses the trials."""
+        proposer = Proposer(
+            self.spec.to_space(),
+            self.p.infeasible,
+            [o.direction for o in self.p.objectives],
+            method=self.spec.search.method,
+            seed=seed,
+            stop_below=self.stop_below,
+            fixed_n=as_int(self.spec.settings({}).get(N)),
+            known=graph_misfit(self.p),
+        )
+        space, budget = self.log.space, self.budget
+        return Planner(self.spec, self.p.objectives, budget, space, self.p.infeasible, proposer)
+
+    def make_executor(self, weights: WeightsCheck) -> Executor:
+        """Return what runs the trials: one slot, in this thread."""
+        runner = TrialRunner(
+            self.p,
+            self.store,
+            self.ledger,
+            self.launcher,
+            self.progress,
+            weights.of_launch,
+            tools=self.tools,
+        )
+        return OneSlot(runner, self.upcoming)
+
+    def say_infeasible(self) -> None:
+        """Say how much of the space the rules forbid, with one reason."""
+        points = list(self.planner.space.points() or ())
+        reasons = [why for why in map(self.p.infeasible, points) if why is not None]
+        if reasons:
+            self.progress.message(
+                f"{len(reasons)} of {len(points)} points are never launched: {reasons[0]}"
+            )
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def go(self) -> StopReason:
+        """Run trials until the budget, the time or the search ends."""
+        if self.stop_below > 0 and self.budget.wanted in self.log.converged():
+            self.search_ended(StopReason.CONVERGED)  # an earlier run found it
+        unfinished = deque(self.log.unfinished())
+        submitted = 0
+        try:
+            while True:
+                stopped: StopReason | None = None
+                while stopped is None and self.executor.capacity:
+                    stopped, trial = self.next_trial(unfinished)
+                    if trial is None:
+                        break
+                    self.executor.submit(self.begun(trial))
+                    submitted += 1
+                if not submitted:
+                    return self.reason if stopped is None else stopped
+                for done, outcome in self.executor.completed():
+                    submitted -= 1
+                    self.record(done, outcome)
+        finally:
+            self.executor.close()
+
+    def next_trial(
+        self, unfinished: deque[FrozenTrial]
+    ) -> tuple[StopReason | None, FrozenTrial | None]:
+        """Return the next trial; or None, and why no more begin, if that is for good."""
+        if unfinished:
+            return None, unfinished.popleft()
+        if self.log.finished() >= self.budget.wanted:
+            return self.reason, None
+        if self.deadline is not None and self.tools.clock() >= self.deadline:
+            return StopReason.TIMEOUT, None
+        if not self.log.waits():
+            choice = self.next.popleft() if self.next else self.choose()
+            if choice is None:
+                return None, None
+            self.log.choose(choice.point, self.planner.begun(choice, self.log.trials()))
+        trial = self.log.begin()
+        return (None, trial) if trial is not None else self.next_trial(unfinished)
+
+    def choose(self) -> Choice | None:
+        """Return the next choice; where the search ends, that of the confirmation."""
+        while True:
+            now = self.situation()
+            try:
+                return self.planner.choose(now)
+            except SearchEnds as e:
+                if now.running or not self.searching:
+                    return None
+                self.search_ended(self.why(e))
+
+    def situation(self) -> Situation:
+        """Return what the next choice depends on; plans the confirmation when it is time."""
+        wanted = self.budget.wanted
+        now = Situation(self.log.trials(), tuple(self.next), self.searching)
+        if not self.planner.confirms(now):
+            return now
+        order = self.log.confirmation(wanted)
+        if order is None:
+            self.log.placed()
+            try:
+                order = self.planner.candidates(self.log.standing)
+            except ValueError as e:  # an objective that can be zero or negative
+                self.progress.message(f"no confirmation: {e}")
+                order = []
+            self.log.keep_confirmation(wanted, order)
+        return replace(now, confirmation=order)
+
+    def upcoming(self, most: int) -> list[Point]:
+        """Return points whose trials come after the running ones, as far as they are known."""
+        self.next = deque(self.planner.ahead(self.situation(), most))
+        points = [choice.point for choice in self.next][:most]
+        return [q for q in points if self.p.infeasible(q) is None]
+
+    def search_ended(self, reason: StopReason) -> None:
+        """Note that what is left is to confirm."""
+        self.searching = False
+        self.reason = reason
+
+    def why(self, end: SearchEnds) -> StopReason:
+        """Return why the search is over, and keep that it converged."""
+        if not isinstance(end, Converged):
+            return StopReason.EXHAUSTED
+        self.log.keep_converged(self.budget.wanted)
+        self.progress.message(
+            f"converged after {self.log.finished()} launches: the best next one is expected to "
+            f"gain {end.gain:.2%} of the Pareto front's hypervolume, less than "
+            f"{self.stop_below:.2%}, and {CHALLENGES} challenges found nothing better"
+        )
+        return StopReason.CONVERGED
+
+    # -- one trial -------------------------------------------------------------------------------
+
+    def begun(self, trial: FrozenTrial) -> Trial:
+        """Return a trial as a value, with what it is compared with; says that it begins."""
+        attrs = attrs_of(trial)
+        point = self.planner.space.decode(trial.params)
+        position = min(self.log.finished() + 1, self.budget.wanted)
+        self.progress.begin(At(trial.number), position, point)
+        again = attrs.role is Role.CONFIRMATION or attrs.replicates is not None
+        rivals = [] if again or attrs.baseline else self.log.rivals()
+        self.log.placed()
+        found = self.log.standing.launched()
+        return Trial(
+            trial.number,
+            point,
+            attrs,
+            rivals=rivals,
+            between={
+                name: expected_between(v.between, v.total.degrees)
+                for name, v in found.variance.items()
+            },
+            searched=len(found.searched),
+        )
+
+    def record(self, done: Trial, outcome: Outcome) -> None:
+        """Tell what came of a trial.
+
+        Raises:
+            MachineError: the machine gave way; the trial goes on when the run does.
+            NothingUsable: the launches all fail.
+        """
+        trial = next(t for t in self.log.running() if t.number == done.number)
+        match outcome:
+            case Measured(launch_id):
+                self.failures.clear()
+                self.log.tell(trial, launch_id)
+            case Infeasible(reason):
+                self.log.tell_failure(trial, TrialFailure(FailureKind.INFEASIBLE, reason))
+            case Failed(failure):
+                self.log.tell_failure(trial, failure)
+                self.check_hope(failure)
+            case _:
+                raise MachineError(
+                    f"trial {done.number}: {outcome.failure.reason}. Fix that, then run the same "
+                    "command again to resume this trial"
+                ) from outcome.failure
+
+    def check_hope(self, failure: TrialFailure) -> None:
+        """Raise NothingUsable where all launches fail alike."""
+        self.failures.append(failure.kind)
+        same = len(set(self.failures)) == 1
+        hopeless = failure.kind is FailureKind.MODEL_MISSING or (
+            same and len(self.failures) >= SAME_FAILURES
+        )
+        if hopeless and self.log.nothing_worked():
+            raise NothingUsable(
+                f"{self.spec.name}: all launches failed: {failure.reason}. The last log is in "
+                f"{self.launcher.logs.folder}"
+            )

@@ -1,0 +1,453 @@
+"""The planner in a replay, for one slot and for many; attempts and outcomes of one trial."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+import objectives
+from autotune.api import _Listener
+from autotune.errors import FailureKind, MeasureError, TrialFailure
+from autotune.results.standing import Standing, counts
+from autotune.search import Proposer, SearchEnds, SpaceExhausted
+from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
+from autotune.storage.store import opened
+from autotune.study.files import load_study
+from autotune.study.space import N, Point
+from autotune.tuning import study_run
+from autotune.tuning.executor import OneSlot
+from autotune.tuning.launcher import nothing_ahead
+from autotune.tuning.planner import Budget, Choice, Planner, Situation
+from autotune.tuning.prepare import prepare
+from autotune.tuning.supervise import StopReason
+from autotune.tuning.trial import (
+    Failed,
+    Infeasible,
+    MachineFailed,
+    Measured,
+    Outcome,
+    Trial,
+    TrialRunner,
+    attempts,
+)
+from tests.studies import write_study
+
+OBJECTIVES = tuple(map(objectives.get, ("throughput", "p95_latency")))
+
+
+def infeasible(point: Point) -> str | None:
+    return "too small" if int(point[N]) > 11 else None
+
+
+class World:
+    """A study whose launches give numbers at once: nothing but what the planner is given.
+
+    Attributes:
+        trials: As Optuna would have them.
+        begun: The choices, in the order in which their trials began.
+    """
+
+    def __init__(self, folder: Path, wanted: int, **changes: object) -> None:
+        spec = load_study(str(write_study(folder, **changes))).spec
+        self.space = spec.to_space()
+        self.budget = Budget(wanted, spec.budget.confirm_of(wanted))
+        ways = [o.direction for o in OBJECTIVES]
+        method = spec.search.method
+        proposer = Proposer(self.space, infeasible, ways, method=method, seed=1, stop_below=0.0)
+        args = (spec, OBJECTIVES, self.budget, self.space, infeasible, proposer)
+        self.planner = Planner(*args)
+        self.trials: list[FrozenTrial] = []
+        self.begun: list[Choice] = []
+        self.order: list[int] | None = None
+
+    def situation(self, pending: Sequence[Choice] = (), *, searching: bool = True) -> Situation:
+        now = Situation(self.trials, pending, searching, self.order)
+        if self.order is None and self.planner.confirms(now):
+            standing = Standing(OBJECTIVES)
+            standing.update(self.trials)
+            self.order = self.planner.candidates(standing)
+            now = replace(now, confirmation=self.order)
+        return now
+
+    def begin(self, choice: Choice) -> None:
+        attrs = self.planner.begun(choice, self.trials)
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=self.space.encode(choice.point),
+            distributions=self.space.distributions(),
+            user_attrs=attrs.to_json(),
+        )
+        trial.number = len(self.trials)
+        self.trials.append(trial)
+        self.begun.append(Choice(choice.point, attrs))
+
+    def end(self, number: int) -> None:
+        """A trial has numbers, best at n = 5."""
+        n = int(self.begun[number].point[N])
+        running = self.trials[number]
+        rate = 100 - (n - 5) ** 2 + 0.01 * (number % 7)
+        errors = {o.name: 0.01 for o in OBJECTIVES}
+        quality = Quality(estimator=2, errors=errors, stop="all")
+        attrs = replace(attrs_of(running), quality=quality, log_variances=[1e-4, 1e-4])
+        done = create_trial(
+            values=[rate, 1e5 / rate],
+            params=running.params,
+            distributions=running.distributions,
+            user_attrs=attrs.to_json(),
+        )
+        done.number = number
+        self.trials[number] = done
+
+    def running(self) -> list[int]:
+        return [t.number for t in self.trials if t.state == TrialState.RUNNING]
+
+    def run(self, slots: int) -> None:
+        """Keep so many slots busy until nothing more begins; the latest to begin ends first."""
+        searching = True
+        while True:
+            choice: Choice | None = None
+            if len(self.running()) < slots:
+                try:
+                    choice = self.planner.choose(self.situation(searching=searching))
+                except SearchEnds:
+                    if not self.running():
+                        if not searching:
+                            return
+                        searching = False
+                        continue
+            if choice is not None:
+                self.begin(choice)
+            elif self.running():
+                self.end(self.running()[-1])
+            else:
+                return
+
+
+@pytest.mark.parametrize("slots", [1, 3, 64])
+def test_a_budget_is_used_up_whatever_the_number_of_slots(tmp_path: Path, slots: int) -> None:
+    world = World(tmp_path, 24)
+    world.run(slots)
+    assert sum(map(counts, world.trials)) == len(world.trials) == 24
+    roles = [c.attrs.role for c in world.begun]
+    held = world.budget.held
+    assert roles[0] is Role.BASELINE
+    assert roles[-held:] == [Role.CONFIRMATION] * held
+    assert Role.CONFIRMATION not in roles[:-held]
+    # the confirmation is there and back, whoever ends first
+    confirmed = [c.attrs.confirms for c in world.begun[-held:]]
+    assert confirmed == world.order == confirmed[::-1]
+    # no point is searched twice but as a replicate, which names the first
+    first: dict[frozenset[Any], int] = {}
+    for number, c in enumerate(world.begun[:-held]):
+        earlier = first.setdefault(frozenset(c.point.items()), number)
+        assert (c.attrs.replicates is not None) == (earlier != number)
+    assert all(infeasible(c.point) is None for c in world.begun)
+
+
+def test_the_confirmation_waits_for_the_last_trial_of_the_search(tmp_path: Path) -> None:
+    world = World(tmp_path, 16)
+    search = world.budget.search
+    for _ in range(search):
+        choice = world.planner.choose(world.situation())
+        assert choice is not None
+        world.begin(choice)
+    for number in range(search - 1):
+        world.end(number)
+        assert world.planner.choose(world.situation()) is None
+    world.end(search - 1)
+    choice = world.planner.choose(world.situation())
+    assert choice is not None
+    assert choice.attrs.role is Role.CONFIRMATION
+
+
+def test_a_search_that_converged_waits_for_what_still_runs(tmp_path: Path) -> None:
+    world = World(tmp_path, 16)
+    for _ in range(3):
+        choice = world.planner.choose(world.situation())
+        assert choice is not None
+        world.begin(choice)
+    world.end(0)
+    world.end(1)
+    assert world.planner.choose(world.situation(searching=False)) is None
+    world.end(2)
+    found = world.planner.choose(world.situation(searching=False))
+    assert found is not None
+    assert found.attrs.confirmation == 16
+
+
+def test_what_is_chosen_ahead_is_what_one_slot_would_choose(tmp_path: Path) -> None:
+    world = World(tmp_path, 12, search__method="grid", space__max_num_batched_tokens__high=32)
+    choice = world.planner.choose(world.situation())
+    assert choice is not None
+    world.begin(choice)
+    now = world.situation()
+    ahead = world.planner.ahead(now, 3)
+    assert ahead == world.planner.ahead(now, 3)  # nothing is remembered
+    assert world.planner.ahead(replace(now, pending=ahead[:1]), 3) == ahead
+    world.end(0)
+    for expected in ahead:
+        found = world.planner.choose(world.situation())
+        assert found == expected
+        world.begin(expected)
+        world.end(len(world.trials) - 1)
+    # none of the confirmation's while the search goes on
+    world.begin(Choice({**ahead[0].point, N: 7}))
+    most = world.planner.ahead(world.situation(), 20)
+    assert all(c.attrs.role is not Role.CONFIRMATION for c in most)
+    assert len(most) < 20
+
+
+def test_a_grid_ends_with_its_last_point(tmp_path: Path) -> None:
+    changes = {"space__num_speculative_tokens__high": 2, "space__max_num_batched_tokens__high": 32}
+    world = World(tmp_path, 40, search__method="grid", budget__confirm=0, **changes)
+    for _ in range(3):
+        choice = world.planner.choose(world.situation())
+        assert choice is not None
+        world.begin(choice)
+        world.end(len(world.trials) - 1)
+    with pytest.raises(SpaceExhausted):
+        world.planner.choose(world.situation())
+
+
+# -- attempts ----------------------------------------------------------------------------------
+
+
+class Bench:
+    """A task, its ledger and its launcher: each launch gives what ``outcomes`` says next."""
+
+    number, point, server = 4, {N: 3}, None
+
+    def __init__(self, outcomes: Sequence[FailureKind | str | None]) -> None:
+        self.outcomes = list(outcomes)  # a failure, why it was disturbed, None: measured
+        self.rows: list[Any] = []
+        self.said: list[str] = []
+
+    def run(self, number: int, attempt: int, point: Point, *, log: str, **_: object) -> str:
+        assert (number, point, log) == (4, {N: 3}, f"x-{attempt}.log")
+        assert attempt == len(self.rows)
+        found = self.outcomes.pop(0)
+        row = SimpleNamespace(launch_id=f"l{attempt}", values=None, failure_kind=None, why=None)
+        self.rows.append(row)
+        if isinstance(found, FailureKind):
+            row.failure_kind = str(found)
+            raise MeasureError(found, "it went")
+        row.values, row.why = {"throughput": 1.0}, found
+        return str(row.launch_id)
+
+    def launches(self, trial: int) -> list[Any]:
+        return list(self.rows)
+
+    def log(self, attempt: int) -> str:
+        return f"x-{attempt}.log"
+
+    def stage(self, text: str) -> None: ...
+
+    def measure(self, live: object) -> None: ...
+
+    def failed(self, failure: TrialFailure, *, retried: bool) -> None:
+        self.said.append(f"{failure.kind} {retried}")
+
+    def why_again(self, measured: Sequence[Any]) -> str | None:
+        return measured[-1].why if len(measured) == 1 else None
+
+    def repeated(self, why: str) -> None:
+        self.said.append(why)
+
+    def outcome(self) -> Outcome:
+        task: Any = self
+        return attempts(task, task, task, ())
+
+
+CRASH, BUDGET, DISK = FailureKind.CRASH, FailureKind.BUDGET, FailureKind.DISK
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "found", "said"),
+    [
+        ([None], Measured("l0"), []),
+        ([CRASH, None], Measured("l1"), ["crash True"]),
+        ([CRASH, CRASH], CRASH, ["crash True", "crash False"]),
+        ([BUDGET], BUDGET, ["budget False"]),
+        ([CRASH, BUDGET], BUDGET, ["crash True", "budget False"]),
+        (["busy", None], Measured("l1"), ["busy"]),
+        (["busy", "busy"], Measured("l1"), ["busy"]),  # it counts, and says so
+        (["busy", CRASH, None], Measured("l2"), ["busy", "crash True"]),
+    ],
+)
+def test_attempts(outcomes: list[Any], found: object, said: list[str]) -> None:
+    bench = Bench(outcomes)
+    outcome = bench.outcome()
+    if isinstance(found, FailureKind):
+        assert isinstance(outcome, Failed)
+        assert outcome.failure.kind is found
+    else:
+        assert outcome == found
+    assert bench.said == said
+    assert bench.outcomes == []
+
+
+def test_a_full_disk_is_no_attempt_of_the_point_and_an_ended_run_s_count() -> None:
+    bench = Bench([CRASH, DISK])
+    assert isinstance(bench.outcome(), MachineFailed)
+    bench.outcomes = [CRASH]  # the next run: the second crash is final
+    assert isinstance(bench.outcome(), Failed)
+    done = Bench([None])
+    done.outcome()
+    assert done.outcome() == Measured("l0")  # the run ended before it was told: no launch
+
+
+def test_one_slot_runs_what_was_submitted_when_it_is_waited_for() -> None:
+    ran: list[int] = []
+
+    def run(trial: Trial, ahead: Callable[[int], Sequence[Point]]) -> Outcome:
+        ran.append(trial.number)
+        return Infeasible("no") if ahead is nothing_ahead else Measured("x")
+
+    runner: Any = SimpleNamespace(run=run)
+    slot = OneSlot(runner, nothing_ahead)
+    assert (slot.capacity, slot.completed()) == (1, [])
+    slot.submit(Trial(7, {N: 3}))
+    assert (slot.capacity, ran) == (0, [])
+    with pytest.raises(RuntimeError):
+        slot.submit(Trial(8, {N: 3}))
+    [(trial, outcome)] = slot.completed()
+    assert (trial.number, outcome, ran) == (7, Infeasible("no"), [7])
+    slot.submit(Trial(8, {N: 3}))
+    slot.cancel()
+    assert (slot.capacity, slot.completed()) == (1, [])
+    slot.close()
+    assert slot.capacity == 0
+    assert ran == [7]
+
+
+def test_a_second_ctrl_c_does_not_lose_the_requests_of_a_trial() -> None:
+    kept: list[object] = []
+
+    def add(launch_id: str, samples: Sequence[object]) -> None:
+        signal.raise_signal(signal.SIGINT)  # the first one ended the measurement
+        kept.extend(samples)
+
+    def measuring(*_: object, keep: Callable[[Sequence[object]], None], **__: object) -> Any:
+        def measure(*_: object, **__: object) -> None:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                keep(["a", "b"])
+
+        return SimpleNamespace(measure=measure)
+
+    prepared: Any = SimpleNamespace(
+        spec=SimpleNamespace(workload=SimpleNamespace(open_loop=False)),
+        objectives=OBJECTIVES,
+        workload=None,
+    )
+    store: Any = SimpleNamespace(requests=SimpleNamespace(add=add))
+    none: Any = mock.Mock()
+    tools: Any = SimpleNamespace(measuring=measuring)
+    runner = TrialRunner(prepared, store, none, none, none, dict, tools=tools)
+    with pytest.raises(KeyboardInterrupt):
+        runner.measure(none, Trial(0, {N: 3}))
+    assert kept == ["a", "b"]
+
+
+# -- records -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kept", "role"),
+    [
+        ({}, Role.SEARCH),
+        ({"baseline": True}, Role.BASELINE),
+        ({"replicates": 0}, Role.REPLICATE),
+        ({"confirms": 0, "confirmation": 8}, Role.CONFIRMATION),
+        ({"reused": {"trial": 1}, "baseline": True}, Role.REUSED),
+        ({"baseline": True, "replicates": 0}, Role.BASELINE),
+        ({"role": "confirmation", "confirms": 0}, Role.CONFIRMATION),
+        ({"role": "of the future"}, Role.SEARCH),
+    ],
+)
+def test_roles_of_databases_that_keep_none(kept: dict[str, Any], role: Role) -> None:
+    attrs = TrialAttrs.read(kept)
+    assert attrs.role is role
+    assert TrialAttrs.read(attrs.to_json()) == attrs
+    assert attrs.baseline == bool(kept.get("baseline"))
+    assert (attrs.replicates, attrs.confirms) == (kept.get("replicates"), kept.get("confirms"))
+
+
+def test_attributes_of_a_user_stay_and_quality_survives() -> None:
+    kept = {"mine": 1, "quality": {"requests": 9, "stop": "precise", "errors": {"x": 0.1}}}
+    attrs = TrialAttrs.read(kept)
+    assert (attrs.quality.requests, attrs.quality.estimator) == (9, 1)
+    assert (attrs.quality.busy, attrs.quality.machine, attrs.quality.weights) == (False, None, {})
+    out = replace(attrs, role=Role.REPLICATE, replicates=3).put_into(kept)
+    assert (out["mine"], out["role"], out["replicates"]) == (1, "replicate", 3)
+    assert Quality.read(out["quality"]) == attrs.quality
+
+
+# -- the driver --------------------------------------------------------------------------------
+
+
+class TwoSlots:
+    """An executor whose trials all turn out infeasible, the latest submitted first."""
+
+    def __init__(self, *_: object) -> None:
+        self.running: list[Trial] = []
+        self.seen: list[Trial] = []
+        self.most = 0
+        self.closed = False
+
+    @property
+    def capacity(self) -> int:
+        return 2 - len(self.running)
+
+    def submit(self, trial: Trial) -> None:
+        self.running.append(trial)
+        self.seen.append(trial)
+        self.most = max(self.most, len(self.running))
+
+    def completed(self) -> list[tuple[Trial, Outcome]]:
+        return [(self.running.pop(), Infeasible("not today"))]
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_driver_keeps_two_slots_busy_and_tells_each_trial_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = TwoSlots()
+    monkeypatch.setattr(study_run, "OneSlot", lambda *_: executor)
+    path = write_study(
+        tmp_path,
+        search__method="grid",
+        space__num_speculative_tokens__high=4,
+        space__max_num_batched_tokens__high=32,
+    )
+    shown = _Listener(None, None)
+    reason = study_run.run_study(
+        prepare(load_study(str(path)), shown),
+        database=tmp_path / "autotune.db",
+        trials=9,
+        seed=0,
+        timeout_s=None,
+        progress=shown,
+    )
+    assert reason is StopReason.EXHAUSTED
+    assert (executor.most, executor.running, executor.closed) == (2, [], True)
+    assert sorted(int(t.point[N]) for t in executor.seen) == [0, 1, 2, 3, 4]
+    assert executor.seen[0].attrs.role is Role.BASELINE
+    with opened(tmp_path / "autotune.db") as store:
+        trials = store.optuna_study("double").get_trials()
+    assert [t.number for t in trials] == [t.number for t in executor.seen]
+    assert [t.state for t in trials] == [TrialState.FAIL] * 5
+    assert {attrs_of(t).failure_reason for t in trials} == {"not today"}
