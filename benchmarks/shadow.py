@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from autotune.bench import Sample
-from autotune.bench.looks import EarlyEnd, Look, Rival, Stop
+from autotune.bench.looks import EarlyEnd, Look, Rival
 from autotune.bench.session import Measuring
 from autotune.cli.console import Ui
 from autotune.errors import AutotuneError
@@ -53,6 +53,7 @@ from autotune.stats import (
     quantile,
     throughput_interval,
 )
+from autotune.stats.stopping import Stop
 from autotune.storage.lease import exclusive
 from autotune.storage.names import output_folder
 from autotune.storage.store import Store, opened

@@ -16,7 +16,6 @@ import pytest
 
 from autotune.bench import Request, Sample, ServerStats, Workload, build_workload
 from autotune.bench.interference import IdleBaseline, MachineState
-from autotune.bench.looks import Stop
 from autotune.bench.session import Result
 from autotune.engine.command import LaunchPlan, plan_launch
 from autotune.engine.draft_schedule import (
@@ -33,6 +32,7 @@ from autotune.results.read_load_map import PARTS
 from autotune.serving import Identity
 from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule
+from autotune.stats.stopping import Stop
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.schema import StudySpec
 from autotune.tuning.load_map import map_requests, order, part_sizes

@@ -1,4 +1,4 @@
-"""The streaming client: it sends requests and makes one :class:`Sample` of each.
+"""The streaming client: it sends requests and makes one :class:`~autotune.bench.Sample` of each.
 
 **Times.** ``start`` is taken when the request is written to a connection that is already open.
 TTFT runs from there to the first chunk with text; a chat's first chunk, which has only a role, does
@@ -40,7 +40,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,6 +47,7 @@ from urllib.parse import urlsplit
 import httptools
 import orjson
 
+from autotune.bench.sample import Phase, Sample
 from autotune.bench.workload import Request
 from autotune.study.workload import WorkloadSpec
 
@@ -59,52 +59,6 @@ _MOST_CHUNKS = 10**6  # with text
 _MOST_HTTP = 2**16  # bytes of headers, chunk sizes and the like between two pieces of a body
 _MOST_ERROR = 2**16  # bytes kept of an answer that is no stream
 _MOST_TOKENS = 2**31  # largest number in a usage; the database cannot store 2**63
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Outcome of one request; times are seconds on the phase's clock, which starts at 0.
-
-    Attributes:
-        index: Index of the request.
-        phase: ``warmup``, ``measure``, or ``fill``: it kept the load full for measured requests.
-        intended: Time at which the workload wanted it to be sent.
-        start: Time of sending.
-        ttft: Seconds from ``start`` to the first text; None unless ok.
-        end: Time of its last chunk, or of giving up.
-        prompt_tokens: Number of prompt tokens, by usage; None unless ok.
-        output_tokens: Number of output tokens, by usage; None unless ok.
-        status: ``ok``, or the kind of failure (see the module).
-        error: Error in one line; None if ok.
-        chunks: Seconds from ``start`` to each chunk with text; empty unless ok.
-    """
-
-    index: int
-    phase: str
-    intended: float
-    start: float
-    ttft: float | None
-    end: float
-    prompt_tokens: int | None
-    output_tokens: int | None
-    status: str
-    error: str | None
-    chunks: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One run over a list of requests.
-
-    Attributes:
-        samples: Samples of all requests that were answered or failed, in the requests' order.
-        seconds: Seconds from the phase's start to the end of its last request.
-        started_at: Unix time at 0 on the phase's clock.
-    """
-
-    samples: tuple[Sample, ...]
-    seconds: float
-    started_at: float
 
 
 async def run_phase(

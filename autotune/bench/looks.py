@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from autotune.stats.measurement import Measurement
-
-
-class Stop(StrEnum):
-    """Reason why the measuring of a trial ended; shown to the user."""
-
-    ALL = "every request was sent"
-    PRECISE = "the intervals are narrow enough"
-    DOMINATED = "another trial is better in everything"
+from autotune.stats.stopping import Stop
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from autotune.bench.client import Sample
 from autotune.bench.looks import EarlyEnd
+from autotune.bench.sample import Sample
 from autotune.bench.workload import Workload
 from autotune.stats import Looks, warm_from
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from autotune.bench.client import Sample, run_phase
+from autotune.bench.client import run_phase
+from autotune.bench.sample import Sample
 from autotune.bench.workload import Request
 from autotune.errors import FailureKind, MeasureError, TrialFailure
 from autotune.study.workload import WorkloadSpec

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from autotune.bench import Counters, Request, Sample, ServerStats, Workload, difference, scrape
 from autotune.bench.counting import Counting, gpus_of_server
+from autotune.bench.energy import with_energy
 from autotune.bench.interference import IdleBaseline, LoadWatch, MachineState
-from autotune.bench.looks import EarlyEnd, Look, Rival, Stop
+from autotune.bench.looks import EarlyEnd, Look, Rival
 from autotune.bench.measured_loop import MeasuredLoop, Warmup
 from autotune.bench.sending import blamed, send
 from autotune.errors import FailureKind, MeasureError
@@ -44,6 +45,7 @@ from autotune.stats import (
     precise,
     standard_error,
 )
+from autotune.stats.stopping import Stop
 from autotune.study.schema import StudySpec
 from objectives import Objective, WithEnergy
 
@@ -369,18 +371,6 @@ class Measuring:
 
         with _as_failure():
             return [Bounded(o.value(measurement), partial(interval, o)) for o in self._objectives]
-
-
-def with_energy(m: Measurement, energy: Energy) -> Measurement:
-    """Return the measurement with its energy, in joules.
-
-    Its part of the counted energy is the time that its tokens take at the measured throughput, as a
-    share of the seconds over which the energy was counted.
-    """
-    if not m.throughput or not energy.seconds:
-        return WithEnergy.added(m, energy.total)
-    seconds = float(m.output_tokens.sum()) / m.throughput
-    return WithEnergy.added(m, energy.total / energy.seconds * seconds)
 
 
 def _cached(b: Bounded) -> Bounded:

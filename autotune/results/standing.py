@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.bench.looks import Stop
 from autotune.errors import FailureKind
 from autotune.results.views import Origin
 from autotune.search.confirmation import ConfirmationVerdict, Launches, verdict
 from autotune.search.front import front_numbers
 from autotune.stats import LaunchVariance, SingleLaunch
+from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality, attrs_of
 from autotune.study.space import Space
 from objectives import Objective

@@ -65,6 +65,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -86,6 +87,14 @@ TURNS = 4  # requests for each concurrent one before the first look
 PRECISE_TURNS = 8  # … and before narrow intervals are believed
 _GROWTH = 1.3  # factor between the sizes of successive looks
 _PERCENTILE = 0.95  # among usual objectives, the one whose bounds need most requests
+
+
+class Stop(StrEnum):
+    """Reason why the measuring of a trial ended; shown to the user."""
+
+    ALL = "every request was sent"
+    PRECISE = "the intervals are narrow enough"
+    DOMINATED = "another trial is better in everything"
 
 
 def look_sizes(minimum: int, maximum: int, growth: float = _GROWTH) -> list[int]:
