@@ -77,13 +77,16 @@ def send(
     ).samples
     if (asleep := _asleep() - asleep) > MOST_ASLEEP_S:
         raise MeasureError(FailureKind.CLOCK, f"the machine slept for {asleep:.0f} s meanwhile")
-    bad = [masked(s) for s in samples if s.status != "ok"]
-    if not bad:
-        return samples
+    if bad := [masked(s) for s in samples if s.status != "ok"]:
+        raise blamed(server, _failure(bad, len(samples)))
+    return samples
+
+
+def _failure(bad: Sequence[Sample], sent: int) -> MeasureError:
+    """Return the failure of a phase in which some of the sent requests failed."""
     kinds = {"timeout": FailureKind.HANG, "server": FailureKind.SERVER_ERROR}
     kind = kinds.get(bad[0].status, FailureKind.REQUESTS)
-    words = f"{len(bad)} of {len(samples)} requests failed: {bad[0].error}"
-    raise blamed(server, MeasureError(kind, words))
+    return MeasureError(kind, f"{len(bad)} of {sent} requests failed: {bad[0].error}")
 
 
 def _asleep() -> float:

@@ -218,12 +218,27 @@ class Measuring:
             else:
                 self._progress(self._warmup.requests - earlier, len(workload.warmup))
 
+        energy, stats = self._counted(loop, counting, seen)
+        return self._result(
+            loop.first(loop.looks.size),
+            loop.looks.verdict or EarlyEnd(Stop.ALL),
+            busy=busy,
+            unanswered=loop.unanswered,
+            stats=stats,
+            machine=counting.machine,
+            energy=energy,
+        )
+
+    def _counted(
+        self, loop: MeasuredLoop, counting: Counting, seen: Callable[[Sample], None]
+    ) -> tuple[Energy | None, ServerStats]:
+        """Send the loop's requests; return the energy and the changes of the server's counters."""
         with counting:
             try:
                 loop.begin()
                 send(
                     self._server,
-                    load,
+                    self._spec.workload,
                     loop.requests,
                     loop.arrivals,
                     "measure",
@@ -237,15 +252,7 @@ class Measuring:
         stats = difference(counting.counters(), self._scrape())
         if not self._server.alive():
             raise self._server.failure(FailureKind.CRASH, "the server died after the last request")
-        return self._result(
-            loop.first(loop.looks.size),
-            loop.looks.verdict or EarlyEnd(Stop.ALL),
-            busy=busy,
-            unanswered=loop.unanswered,
-            stats=stats,
-            machine=counting.machine,
-            energy=energy,
-        )
+        return energy, stats
 
     def _counting(self, idle: IdleBaseline) -> Counting:
         owned = self._server.processes if self._server.known_processes else None
