@@ -231,9 +231,9 @@ def test_the_idle_baseline_of_a_resumed_run_is_compared_with_the_same_times(
     loaded, store = filled_study(bench, tmp_path, 20)
     try:
         machine = describe_machine()
-        assert store.launches.idle_seconds(loaded.spec.name, machine) == [0.05] * 20
-        assert store.launches.idle_seconds(loaded.spec.name, machine | {"cores": -1}) == []
-        assert store.launches.idle_seconds("another", machine) == []
+        assert store.launches.idle_baselines(loaded.spec.name, machine) == [0.05] * 20
+        assert store.launches.idle_baselines(loaded.spec.name, machine | {"cores": -1}) == []
+        assert store.launches.idle_baselines("another", machine) == []
     finally:
         store.close()
 

@@ -230,7 +230,7 @@ def test_everything_of_a_trial_comes_along(tmp_path: Path) -> None:
             assert [replace(s, chunks=()) for s in kept] == [replace(s, chunks=()) for s in given]
             assert kept[3].chunks == pytest.approx(given[3].chunks, rel=1e-6)
             assert len(store.requests.samples(launch.launch_id, "warmup")) == 1
-        assert store.launches.idle_seconds("new", MACHINE) == [0.05] * 3
+        assert store.launches.idle_baselines("new", MACHINE) == [0.05] * 3
         origin = view.trials[1].reused
         assert origin is not None
         assert (origin.database, origin.study, origin.trial) == (str(database), "old", 1)

@@ -261,7 +261,7 @@ class TrialRunner:
     @cached_property
     def _rests(self) -> list[float]:
         """Seconds of the check before each measured launch of the study on this machine."""
-        return self._store.launches.idle_seconds(self._p.spec.name, self._launcher.machine)
+        return self._store.launches.idle_baselines(self._p.spec.name, self._launcher.machine)
 
     def measure(self, live: LiveServer, trial: Trial) -> None:
         """Warm a server up and measure it; store every request and the objective values."""
