@@ -30,7 +30,7 @@ from trial_cost import interval
 
 from autotune.bench import Request, build_workload
 from autotune.bench.objectives import study_objectives
-from autotune.bench.session import send
+from autotune.bench.sending import send
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError

@@ -47,7 +47,7 @@ import yaml
 
 from autotune.bench import Request, build_workload, difference, scrape
 from autotune.bench.objectives import study_objectives
-from autotune.bench.session import send
+from autotune.bench.sending import send
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import why_infeasible

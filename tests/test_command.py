@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from autotune.engine.command import free_port, own_key, plan_launch, serve_command
+from autotune.engine.entry import MODULE
 from autotune.engine.flags import check_flags
-from autotune.engine.probe import MODULE, VllmInfo, probe
+from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import UserError
 from autotune.study.files import parse_study
 from autotune.study.schema import ServerSpec

@@ -16,7 +16,7 @@ from rich.console import Console
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from autotune.bench.interference import Rest
+from autotune.bench.interference import IdleBaseline
 from autotune.bench.objectives import study_objectives
 from autotune.cli.console import Ui
 from autotune.results.standing import Standing, launched, with_points
@@ -105,7 +105,7 @@ def run_counted(folder: Path, loaded: LoadedStudy, trials: int) -> Counting:
 def test_what_a_trial_reads_does_not_grow_with_the_study(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_tools(monkeypatch, take_rest=lambda _earlier: Rest(0.05, None, ()))
+    use_tools(monkeypatch, take_idle_baseline=lambda _earlier: IdleBaseline(0.05, None, ()))
     counted = {}
     for filled in (20, 200):
         folder = tmp_path / str(filled)
@@ -225,15 +225,15 @@ def test_the_error_of_a_point_is_that_of_the_search_s_launches(bench: Any, tmp_p
     assert (standing.errors(1), standing.errors(2)) == (None, None)
 
 
-def test_the_canary_of_a_resumed_run_is_compared_with_the_same_times(
+def test_the_idle_baseline_of_a_resumed_run_is_compared_with_the_same_times(
     bench: Any, tmp_path: Path
 ) -> None:
     loaded, store = filled_study(bench, tmp_path, 20)
     try:
         machine = describe_machine()
-        assert store.launches.rests(loaded.spec.name, machine) == [0.05] * 20
-        assert store.launches.rests(loaded.spec.name, machine | {"cores": -1}) == []
-        assert store.launches.rests("another", machine) == []
+        assert store.launches.idle_baselines(loaded.spec.name, machine) == [0.05] * 20
+        assert store.launches.idle_baselines(loaded.spec.name, machine | {"cores": -1}) == []
+        assert store.launches.idle_baselines("another", machine) == []
     finally:
         store.close()
 

@@ -170,7 +170,7 @@ def test_a_machine_that_slept_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     naps = iter([0.0, 3600.0])  # before and after warm-up and measurement, which are one
-    monkeypatch.setattr("autotune.bench.session._asleep", lambda: next(naps, 3600.0))
+    monkeypatch.setattr("autotune.bench.sending._asleep", lambda: next(naps, 3600.0))
     study = write_study(tmp_path)
     done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

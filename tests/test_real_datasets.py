@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from autotune.bench import Sample, Workload, build_workload
-from autotune.bench.session import send
+from autotune.bench.sending import send
 from autotune.engine.command import free_port
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import MeasureError

@@ -23,7 +23,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats
-from autotune.bench.interference import Rest
+from autotune.bench.interference import IdleBaseline
 from autotune.bench.objectives import study_objectives
 from autotune.cli.main import main
 from autotune.engine.command import LaunchPlan
@@ -360,7 +360,7 @@ def test_a_map_is_shown_with_its_crossover(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch,
         server=found.server,
         measuring=found.measuring,
-        take_rest=lambda _: Rest(0.1, None, ()),
+        take_idle_baseline=lambda _: IdleBaseline(0.1, None, ()),
     )
     database = make(tmp_path, ROWS)
     done = autotune("map", "double.yaml", "--concurrency", "1,4,16", cwd=tmp_path)

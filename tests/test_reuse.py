@@ -230,7 +230,7 @@ def test_everything_of_a_trial_comes_along(tmp_path: Path) -> None:
             assert [replace(s, chunks=()) for s in kept] == [replace(s, chunks=()) for s in given]
             assert kept[3].chunks == pytest.approx(given[3].chunks, rel=1e-6)
             assert len(store.requests.samples(launch.launch_id, "warmup")) == 1
-        assert store.launches.rests("new", MACHINE) == [0.05] * 3
+        assert store.launches.idle_baselines("new", MACHINE) == [0.05] * 3
         origin = view.trials[1].reused
         assert origin is not None
         assert (origin.database, origin.study, origin.trial) == (str(database), "old", 1)
@@ -628,7 +628,7 @@ def test_what_cannot_be_computed_again_is_not_taken(tmp_path: Path) -> None:
     store.close()
     new = prepared_study(tmp_path / "b", **wide)
     said, _ = reuse([str(folder / "old.db")], new, tmp_path / "new.db")
-    left = "1 measured by autotune 0.1: of 6 requests fewer than 4 ran while all 4 places were busy"
+    left = "1 measured by autotune 0.1: of 6 requests fewer than 4 ran at the full concurrency of 4"
     assert said == [f"took 1 trial from {folder / 'old.db'}:old; not taken: {left}"]
 
 

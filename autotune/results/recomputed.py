@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.bench import Sample
-from autotune.bench.session import Stop, with_energy
+from autotune.bench.energy import with_energy
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
+from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.store import Store
 from autotune.study.schema import StudySpec

@@ -25,7 +25,7 @@ from autotune.results.text import (
 from autotune.study.space import MNBT, N, Point
 
 if TYPE_CHECKING:
-    from autotune.search.confirmation import Choice, Verdict
+    from autotune.search.confirmation import Choice, ConfirmationVerdict
     from autotune.stats import LaunchVariance
     from objectives import Objective
 
@@ -84,7 +84,7 @@ class TrialView:
         speedup_interval: Of ``speedup``; None until it is known how launches differ.
         launches: Launches of the search that ``values`` are the mean of.
         requests: Measured requests of its launch.
-        stop: Why there were no more, a name of :class:`autotune.bench.session.Stop`.
+        stop: Why there were no more, a name of :class:`autotune.stats.stopping.Stop`.
         truncated: It was ended early, because another trial is better in everything: its numbers
             are rough and never win.
         outdated: Its numbers are of an earlier estimator and could not be computed again: they
@@ -167,7 +167,7 @@ class StudyView:
     machine: str
     vllm_version: str | None
     created: datetime
-    verdict: Verdict | None = None
+    verdict: ConfirmationVerdict | None = None
     variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
 
     def front(self) -> list[TrialView]:

@@ -174,8 +174,12 @@ class Launches:
                 found |= weights_of(quality)
         return found
 
-    def rests(self, study: str, machine: Mapping[str, Any]) -> list[float]:
-        """Return the canary's seconds before each measured launch of a study on this machine."""
+    def idle_baselines(self, study: str, machine: Mapping[str, Any]) -> list[float]:
+        """Return the idle baselines of a study on this machine, oldest first.
+
+        An idle baseline is the duration of the interference check before a measured launch, in
+        seconds.
+        """
         query = (
             select(LaunchRow.machine, LaunchRow.quality)
             .where(LaunchRow.study == study, LaunchRow.quality.is_not(None))

@@ -39,7 +39,7 @@ class Quality:
         estimator: Version of the estimator (:data:`autotune.stats.ESTIMATOR`).
         errors: Standard error of each value's logarithm within the launch, by objective name.
         requests: Number of measured requests.
-        stop: Why there were no more, a name of :class:`autotune.bench.session.Stop` in lower case.
+        stop: Why there were no more, a name of :class:`autotune.stats.stopping.Stop` in lower case.
         dominated_by: Number of the trial that is better in everything.
         warmup_requests: Number of requests before the measurement.
         steady: Whether the warm-up ended with a steady server.

@@ -227,7 +227,7 @@ class _Map:
         logs = output_folder(store.path, self.name) / "logs"
         self.launcher = Launcher(self.p, self.ledger, logs, tools=tools)
         self.machine = self.launcher.machine
-        self.rests = store.launches.rests(self.name, self.machine)
+        self.rests = store.launches.idle_baselines(self.name, self.machine)
 
     def view(self) -> MapView:
         """Return what the map amounts to by now."""

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Protocol
 
 from autotune.bench import Sample
-from autotune.bench.session import Result, Rival
+from autotune.bench.looks import Rival
+from autotune.bench.session import Result
 from autotune.errors import FailureKind, TrialFailure
 from autotune.serving.interrupts import held_back
 from autotune.stats import ESTIMATOR
@@ -260,7 +261,7 @@ class TrialRunner:
     @cached_property
     def _rests(self) -> list[float]:
         """Seconds of the check before each measured launch of the study on this machine."""
-        return self._store.launches.rests(self._p.spec.name, self._launcher.machine)
+        return self._store.launches.idle_baselines(self._p.spec.name, self._launcher.machine)
 
     def measure(self, live: LiveServer, trial: Trial) -> None:
         """Warm a server up and measure it; store every request and the objective values."""

@@ -14,7 +14,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.bench.session import Rival
+from autotune.bench.looks import Rival
 from autotune.errors import FailureKind, TrialFailure, UserError
 from autotune.results.recomputed import Recomputed, measurement_of
 from autotune.results.standing import Standing, counts, is_outdated, with_points

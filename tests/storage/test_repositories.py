@@ -110,8 +110,8 @@ def test_what_a_study_was_measured_on(store: Store) -> None:
         store.launches.measured(launch_id, STATS, {}, {}, kept)
     assert store.launches.measured_on("s") == (MACHINE, "0.32")
     assert store.launches.weights("s") == {"draft": "y"}
-    assert store.launches.rests("s", MACHINE) == [0.05] * 3
-    assert store.launches.rests("s", MACHINE | {"cpu": "b"}) == []
+    assert store.launches.idle_baselines("s", MACHINE) == [0.05] * 3
+    assert store.launches.idle_baselines("s", MACHINE | {"cpu": "b"}) == []
 
 
 def test_requests_come_back_as_they_were(store: Store) -> None:
