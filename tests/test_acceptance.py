@@ -470,7 +470,7 @@ def test_tables_fit_80_columns_and_say_that_it_is_no_result() -> None:
     lines = [line.rstrip() for line in text.splitlines()]
     assert max(map(len, lines)) <= 80
     assert "never a result" in text
-    assert "* beyond the launched n" in text
+    assert "* extrapolated" in text
     assert "in the median" in text
     for words in ("-10%", "as is", "+10%", "+25%", "+50%", "×"):
         assert words in text

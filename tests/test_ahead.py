@@ -93,7 +93,7 @@ def test_nothing_starts_while_something_is_measured(tmp_path: Path) -> None:
     assert len(adopted) == len(ahead)
     table = autotune("status", "--time", cwd=tmp_path).stdout
     numbers = ", ".join(str(t["trial"]) for t in adopted)
-    assert f"Started ahead, together with an earlier one of these: {numbers}." in " ".join(
+    assert f"Prelaunched, together with an earlier one of these: {numbers}." in " ".join(
         table.split()
     )
 

@@ -104,7 +104,7 @@ def test_more_parameters_are_counted_by_reason(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     assert "such as n = 1, MNBT 256" in text
-    assert "real-valued parameters stand at their two ends" in text
+    assert "real-valued parameters are shown at their two ends" in text
     assert "launches saved: 470 (426 would fail, 44 would start a server that another" in text
 
 

@@ -195,9 +195,9 @@ def test_a_map_says_what_it_found() -> None:
     text = " ".join(" ".join(map_lines(view())).split())
     # a standard error of 1 % by eight batches: 63 and 63/50 times exp(± 2.365 · 0.01 [· √2])
     assert "1 3 63.0 [61.5, 64.5] 1.26 [1.22, 1.30] 15.9" in text
-    assert "Speculation pays up to a load of about 5.4: 1.03 [1.00, 1.06] × at 4 with n = 1" in text
+    assert "Speculation pays up to a concurrency of about 5.4: 1.03 [1.00, 1.06] × at 4" in text
     assert "0.90 [0.87, 0.93] × at 16 with n = 1." in text
-    assert "load n = 1 n = 3 1 1.14 1.26 4 1.03 0.95 16 0.90 0.68 tok/step 1.50 1.50" in text
+    assert "concurrency n = 1 n = 3 1 1.14 1.26 4 1.03 0.95 16 0.90 0.68 tok/step 1.50 1.50" in text
     assert "1 to 2: n = 3; 3 to 16: n = 0" in text
     assert "within one launch" in text
     uncertain = PointView(
@@ -301,7 +301,7 @@ def test_a_database_of_before_there_were_maps(tmp_path: Path) -> None:
     as_first_release(tmp_path / "autotune.db")
     done = autotune("map", str(study), "--show", cwd=tmp_path)
     assert done.returncode == 2
-    assert "has no map of double yet" in done.stderr
+    assert "has no load sweep of double yet" in done.stderr
     autotune("map", str(study), "--concurrency", "64", cwd=tmp_path)
     assert query(tmp_path, PARTS_DONE) == []  # it is there again
 
@@ -669,7 +669,7 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
     for signum in (signal.SIGINT, signal.SIGKILL):
         run = start_autotune(*args, cwd=tmp_path)
         wait_for_event(tmp_path, "measured", len(before) + 1)
-        assert "the map of double; owner: autotune" in autotune("ps", cwd=tmp_path).stdout
+        assert "the load sweep of double; owner: autotune" in autotune("ps", cwd=tmp_path).stdout
         run.send_signal(signum)
         _, err = run.communicate(timeout=60)
         assert "Traceback" not in err

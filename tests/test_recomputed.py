@@ -556,7 +556,7 @@ def test_parts_of_an_old_map_are_computed_again_or_measured_again(tmp_path: Path
         named = [("load 2 part 1", burst()), ("load 2 part 2", FEW)]
         launch = _launch(
             store,
-            "the map of double",
+            "the load sweep of double",
             point.id,
             {N: 0, MNBT: 2048},
             server,

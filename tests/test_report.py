@@ -367,7 +367,7 @@ def test_a_map_is_shown_with_its_crossover(tmp_path: Path, monkeypatch: pytest.M
     assert done.returncode == 0, done.stderr
     report = report_of(database)
     text = words(report, "load")
-    assert "Speculation pays up to a load of about" in text
+    assert "Speculation pays up to a concurrency of about" in text
     assert "load" in figure_names(report)
     argument = next(line for line in done.stdout.splitlines() if "--speculative-config" in line)
     codes = [b.text for x in report.sections for b in x.blocks if isinstance(b, Code)]
@@ -384,7 +384,7 @@ def test_the_database_is_enough_on_another_machine(tmp_path: Path) -> None:
     assert "load" in figure_names(report)
     text = words(report, "load")
     # autotune 0.1 sent too few requests without speculation at 8 and 32 to compute them again
-    assert "Speculation pays up to the highest load measured: 1.51 [" in text
+    assert "Speculation pays up to the highest concurrency measured: 1.51 [" in text
     assert "× at 1 with n = 7. The crossover lies above." in text
     assert all(f"('{load}', '', '')" in text for load in (8, 32))
 

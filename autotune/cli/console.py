@@ -32,9 +32,9 @@ from autotune.results.tables import Block, Cell, Line, Tone
 from autotune.results.tables import Table as TableOfValues
 from autotune.results.text import (
     HELD_INTERVALS,
+    duration,
     plain,
     point_text,
-    time_left,
     upper,
     value_with_interval,
     wrapped,
@@ -185,7 +185,7 @@ class Ui:
             words = [self._trial or f"trial {trial.number}", self._words(trial)]
             if self._durations and self._remaining > 1:
                 left = statistics.median(self._durations) * (self._remaining - 1)
-                words.append(f"about {time_left(left)} left")
+                words.append(f"about {duration(left)} left")
             self._print(_GAP.join(words))
         self._trial = self._point = self._stage = self._progress = ""
 
@@ -278,7 +278,7 @@ class Ui:
         after = [
             " ".join(filter(None, [self._stage, self._progress])),
             f"{self._clock() - self._stage_began:.0f} s",
-            f"{time_left(left)} left" if left is not None else "",
+            f"{duration(left)} left" if left is not None else "",
         ]
         before, tail = self._trial, _GAP.join(filter(None, after))
         room = options.max_width - cell_len(before + _GAP + _GAP + tail)
@@ -357,11 +357,20 @@ def rendered(blocks: Iterable[Block], *, header: bool = True) -> RenderableType:
         header: Show the tables' headings.
     """
     return Group(
-        *(
-            Text(b.text, _STYLES[b.tone]) if isinstance(b, Line) else _table(b, header=header)
-            for b in blocks
-        )
+        *(_Wrapped(b) if isinstance(b, Line) else _table(b, header=header) for b in blocks)
     )
+
+
+class _Wrapped:
+    """A line for rich, which would break it within names and intervals."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        texts = wrapped(self._line.text, options.max_width, held=HELD_INTERVALS, long_words=False)
+        for text in texts or [""]:
+            yield Text(text, _STYLES[self._line.tone])
 
 
 def _table(values: TableOfValues, *, header: bool) -> Table:
@@ -369,7 +378,7 @@ def _table(values: TableOfValues, *, header: bool) -> Table:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         show_header=header,
-        padding=(0, 1, 0, 0),
+        padding=(0, values.gap - 1, 0, 0),
         pad_edge=False,
     )
     for c in values.columns:

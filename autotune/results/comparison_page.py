@@ -24,10 +24,11 @@ from objectives import Objective
 
 _TONES = {Finding.WORSE: Tone.BAD, Finding.BETTER: Tone.GOOD, Finding.UNDECIDED: Tone.OPEN}
 _MOST_LOST = 5  # points that are named
+_NAME_WIDTH = 44  # of a key of the study; a longer one is folded
 
 
 def comparison_page(c: Comparison) -> list[Block]:
-    """Return all that is shown of a comparison, in 80 columns."""
+    """Return a comparison as lines and tables, in 80 columns."""
     return [
         *_sides(c),
         Line(),
@@ -54,8 +55,10 @@ def _sides(c: Comparison) -> Iterator[Line]:
 
 def _differences(c: Comparison) -> list[Block]:
     if not c.different:
-        return [Line("They were set up alike, on like machines.")]
-    columns = tuple(Column(name, right=False, folds=True) for name in ("", "A", "B"))
+        return [Line("Both have the same setup, on machines of the same kind.")]
+    longest = max(len(what) for what, _, _ in c.different)
+    name = Column("", right=False, folds=True, least=min(longest, _NAME_WIDTH))
+    columns = (name, *(Column(side, right=False, folds=True) for side in ("A", "B")))
     table = Table(columns, tuple(Row(row) for row in c.different))
     return [Line("What differs between them:"), Line(), table]
 
@@ -128,7 +131,9 @@ def _winners_line(objective: Objective, w: Winners) -> Line:
     points = f"{one} in both" if one == two else f"{one} in A, {two} in B"
     text = f"Best by {plain(objective.title).lower()}: {points}: {_percent(d.ratio.value)} %"
     if d.finding is None and d.ratio.low is None:
-        return Line(f"{text}; not judged, for not both were measured again (`autotune confirm`).")
+        return Line(
+            f"{text}; not judged, because not both were measured again (`autotune confirm`)."
+        )
     word = "" if d.finding in (None, Finding.UNDECIDED) else f", {d.finding}"
     return Line(f"{text} {_bounds(d.ratio)}{word}.", _tone(d))
 
@@ -142,7 +147,7 @@ def _lost(c: Comparison) -> list[Block]:
 
 
 def verdict_lines(c: Comparison) -> list[tuple[Finding, str]]:
-    """Return what is to be concluded, a line for each objective."""
+    """Return the conclusions, a line for each objective."""
     if c.incomparable:
         return [(Finding.UNDECIDED, "Undecided: the two are not comparable.")]
     limit = f"{number(100 * c.threshold).rstrip('0').rstrip('.') if c.threshold else '0'} %"

@@ -38,9 +38,11 @@ from autotune.stats.crossover import (
 from autotune.study.schema import FlagValue
 from autotune.study.space import Value
 
+_MOST_TIES = 4  # that are shown of one concurrency
+
 
 class Advice(StrEnum):
-    """What is recommended, and why."""
+    """Reason for a recommendation."""
 
     SCHEDULE = "launched, it is better than the best fixed n"
     FIXED = "launched, the schedule is not certainly better"
@@ -57,10 +59,10 @@ class LoadView:
     Attributes:
         rate: Tokens per second.
         p95_ms: 95th percentile of E2EL, of all parts together.
-        p95_bounds: Its interval within the launch.
-        requests: Measured ones.
+        p95_bounds: Interval of ``p95_ms`` within the launch.
+        requests: Number of measured requests.
         acceptance_length: Tokens per verification step; None without drafts.
-        warnings: As of a trial: ``in short: in words``.
+        warnings: Warnings as of a trial: ``in short: in words``.
     """
 
     rate: Rate
@@ -91,21 +93,21 @@ class MapView:
     """A whole load sweep.
 
     Attributes:
-        study: Its name.
+        study: Name of the study.
         vllm: Version of the servers.
-        machine: In one line.
+        machine: Description of the machine in one line.
         point: The other parameters.
-        flags: What was launched otherwise than the study says.
-        loads: Ascending.
-        points: In the order of their launches.
-        variance: How launches of one point scatter; None: the intervals are within one launch.
-        schedule: The n by batch size that the numbers ask for; None: one n does.
-        why_no_schedule: Why this vLLM is not given one; None: it takes one.
+        flags: Flags that differ from the study's.
+        loads: Concurrencies, ascending.
+        points: Points in the order of their launches.
+        variance: Launch-to-launch variance; None: the intervals are within one launch.
+        schedule: Schedule of n by batch size that the numbers suggest; None: one n is enough.
+        why_no_schedule: Reason why this vLLM gets no schedule; None: it accepts one.
         arguments: ``--speculative-config`` of each measured n of at least 1.
-        schedule_argument: … of the schedule.
-        same_file: The study file says what it said when this was measured.
-        outdated: Loads of which a part was measured by autotune 0.1 and has too few requests to be
-            computed again.
+        schedule_argument: ``--speculative-config`` of the schedule.
+        same_file: Whether the study file is the one that this was measured with.
+        outdated: Concurrencies of which a part was measured by autotune 0.1 and has too few
+            requests to be computed again.
     """
 
     study: str
@@ -130,17 +132,17 @@ class MapView:
 
     @cached_property
     def at(self) -> list[AtLoad]:
-        """The best n at each concurrency."""
+        """Best n at each concurrency."""
         return by_load(self.rates, self.variance)
 
     @cached_property
     def crossover(self) -> Crossover | None:
-        """The concurrency where speculation stops paying."""
+        """Concurrency above which speculation stops paying."""
         return crossover(self.at)
 
     @cached_property
     def fixed(self) -> int | None:
-        """The best n over all concurrencies; None: n = 0 has no numbers."""
+        """Best n over all concurrencies; None: n = 0 has no numbers."""
         return best_fixed(self.rates) if self.rates.get(0) else None
 
     @cached_property
@@ -154,7 +156,7 @@ class MapView:
 
     @cached_property
     def checked(self) -> PointView | None:
-        """The launched schedule."""
+        """Schedule that was launched; None: none was."""
         of = [p for p in self.points if p.schedule is not None and p.schedule == self.schedule]
         return of[-1] if of else None
 
@@ -171,7 +173,7 @@ class MapView:
 
     @cached_property
     def advice(self) -> Advice:
-        """The recommendation."""
+        """Recommendation with its reason."""
         if self.schedule is None:
             return Advice.FIXED_ENOUGH
         if self.why_no_schedule is not None:
@@ -185,7 +187,7 @@ class MapView:
 
     @property
     def argument(self) -> str | None:
-        """The recommended ``--speculative-config``; None: serve without one."""
+        """Recommended ``--speculative-config``; None: serve without one."""
         if self.advice is Advice.SCHEDULE:
             return self.schedule_argument
         return None if self.fixed is None else self.arguments.get(self.fixed)
@@ -214,8 +216,8 @@ def map_lines(view: MapView) -> list[str]:
     if view.outdated:
         loads = ", ".join(map(str, view.outdated))
         lines += wrapped(
-            f"At {loads}, parts were measured by autotune 0.1 with too few requests to be computed "
-            "again; they are left out, and `autotune map` measures them again."
+            f"At concurrency {loads}, parts were measured by autotune 0.1 with too few requests to "
+            "be computed again; they are left out, and `autotune map` measures them again."
         )
     if not view.same_file:
         lines += wrapped("The study file has been changed since this was measured.")
@@ -223,18 +225,18 @@ def map_lines(view: MapView) -> list[str]:
 
 
 def _warnings(view: MapView) -> list[str]:
-    """Return a line for each kind of warning: where, and the words of the first."""
-    places: dict[str, dict[str, None]] = {}
+    """Return a line for each kind of warning: where it occurs, and the first text."""
+    where: dict[str, dict[str, None]] = {}
     words: dict[str, dict[str, None]] = {}
     for p in view.points:
         name = f"n = {p.n}" if p.schedule is None else "the schedule"
         for load, x in p.loads.items():
             for w in x.warnings:
                 kind, _, text = w.partition(": ")
-                places.setdefault(kind, {})[f"{name} at {load}"] = None
+                where.setdefault(kind, {})[f"{name} at {load}"] = None
                 words.setdefault(kind, {})[text] = None
     lines = []
-    for kind, at in places.items():
+    for kind, at in where.items():
         more = f" and {len(at) - 3} more" if len(at) > 3 else ""
         first = f"{'such as ' if len(words[kind]) > 1 else ''}{next(iter(words[kind]))}"
         lines += wrapped(f"warning: {'; '.join([*at][:3])}{more}: {kind}: {first}")
@@ -246,7 +248,8 @@ def _loads_table(view: MapView) -> list[str]:
         return []
     rows = []
     for x in view.at:
-        ties = f" ({', '.join(map(str, x.ties))})" if x.ties else ""
+        more = ", …" if len(x.ties) > _MOST_TIES else ""  # or a terminal has no room for the row
+        ties = f" ({', '.join(map(str, x.ties[:_MOST_TIES]))}{more})" if x.ties else ""
         p95 = next(
             p.loads[x.load].p95_ms
             for p in view.points
@@ -261,18 +264,18 @@ def _loads_table(view: MapView) -> list[str]:
                 number(p95),
             ]
         )
-    header = ("load", "best n (ties)", "tok/s [95 %]", "speed-up [95 %]", "p95 ms")
-    return ["Best n at each load (requests at a time):", *_aligned(header, rows)]
+    header = ("concurrency", "best n (ties)", "tok/s [95 %]", "speed-up [95 %]", "p95 ms")
+    return ["Best n at each concurrency:", *_aligned(header, rows)]
 
 
 def _points_table(view: MapView) -> list[str]:
     """Return the speed-up of every n at every concurrency, and what failed."""
     none = view.rates.get(0, {})
-    columns = [["load", *map(str, view.loads), "tok/step"]]
+    columns = [["concurrency", *map(str, view.loads), "tok/step"]]
     notes = []
     for p in sorted(view.points, key=lambda p: (p.schedule is not None, p.n)):
         if p.schedule is not None and p is not view.checked:
-            continue  # of numbers that were fewer
+            continue  # an earlier schedule, made from fewer numbers
         name = "schedule" if p.schedule is not None else f"n = {p.n}"
         if p.failure_kind is not None:
             the = "" if p.schedule is None else "the "
@@ -302,20 +305,20 @@ def crossover_text(found: Crossover | None, at: Sequence[AtLoad]) -> str:
     def shown(load: int) -> str:
         x = by[load]
         if x.draft is None or x.draft_speedup is None:
-            raise ValueError("a load without drafts has no crossover")
+            raise ValueError("a concurrency without drafts has no crossover")
         return f"{estimate_text(x.draft_speedup, ratio_text)} × at {load} with n = {x.draft}"
 
     if found.where is Where.ABOVE and found.wins is not None:
-        text = f"Speculation pays up to the highest load measured: {shown(found.wins)}. "
+        text = f"Speculation pays up to the highest concurrency measured: {shown(found.wins)}. "
         text += "The crossover lies above."
     elif found.where is Where.BELOW and found.loses is not None:
-        text = f"Speculation loses at every load measured: {shown(found.loses)}. "
+        text = f"Speculation loses at every concurrency measured: {shown(found.loses)}. "
         text += "The crossover lies below."
     elif found.wins is not None and found.loses is not None and found.load is not None:
-        text = f"Speculation pays up to a load of about {load_text(found.load)}: "
+        text = f"Speculation pays up to a concurrency of about {load_text(found.load)}: "
         text += f"{shown(found.wins)}, {shown(found.loses)}."
     else:
-        raise ValueError("a crossover between loads has both")
+        raise ValueError("a crossover between two concurrencies has a win and a loss")
     last, first = found.surely_wins, found.surely_loses
     wins = "no win is sure" if last is None else f"the last sure win is at {last}"
     losses = "no loss is sure" if first is None else f"the first sure loss is at {first}"
@@ -344,7 +347,7 @@ def _schedule_lines(view: MapView) -> list[str]:
         elif view.checked is not None and view.over_fixed is not None:
             lines += wrapped(
                 f"Launched, it is at {estimate_text(view.over_fixed, '{:.3f}'.format)} of the best "
-                f"fixed n, n = {view.fixed}, as the mean over the loads."
+                f"fixed n, n = {view.fixed}, as the mean over all concurrencies."
             )
     if view.fixed is None:
         return [*lines, "There are no numbers of n = 0: nothing can be recommended."]
@@ -362,18 +365,18 @@ def _recommended(view: MapView) -> str:
         return "no speculation"
     tie = "" if e.low is not None and e.low > 1 else ", a tie"
     over = estimate_text(e, "{:.3f}".format)
-    return f"n = {view.fixed}, at {over} of no speculation as the mean over the loads{tie}"
+    return f"n = {view.fixed}, at {over} of no speculation as the mean over all concurrencies{tie}"
 
 
 def _scatter_text(variance: LaunchVariance | None) -> str:
     if variance is None:
         return (
-            "Intervals are within one launch each: what another launch would differ by is not in "
-            "them. A study with launches of one point tells (`autotune run`)."
+            "Intervals are within one launch each, without the launch-to-launch variance, which is "
+            "not known. A study that launches a point several times measures it (`autotune run`)."
         )
     return (
-        "Intervals hold what launches of one point differ by in this study: "
-        f"{variance.between:.1%} more than their requests explain."
+        "Intervals include the launch-to-launch variance of this study: "
+        f"{variance.between:.1%} beyond request noise."
     )
 
 

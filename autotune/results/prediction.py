@@ -1,6 +1,6 @@
-"""What a study's trials let expect of every n, and of a better draft, for people to read.
+"""The expected tok/s of every n, and of a better draft, for people to read.
 
-`autotune.search.acceptance` predicts; here are the trials that it is given, and the tables.
+`autotune.search.acceptance` predicts; this module chooses the trials for it and makes the tables.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _MOST_ROWS = 64  # of n that were not launched
 
 @dataclass(frozen=True)
 class Row:
-    """One n: what was measured, and what the launches at every other n predict.
+    """One n: its measured values, and the prediction from the launches at every other n.
 
     Attributes:
         n: Drafted tokens; 0: no speculation, of which the launches at other n say nothing.
         trial: The fastest trial of this n; None: n was not launched.
-        measured: Its tok/s.
-        predicted: tok/s without this trial's help; None: the others do not say.
+        measured: Measured tok/s of the trial.
+        predicted: Predicted tok/s, without the launches at this n; None: there is no prediction.
         measured_length: Tokens per step of the trial; None: unknown.
-        predicted_length: The same by prediction.
-        extrapolated: n lies outside of what the prediction was made from.
+        predicted_length: Predicted tokens per step.
+        extrapolated: Whether n is outside of the range of n that the prediction was made from.
     """
 
     n: int
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def error(self) -> float | None:
-        """Predicted over measured tok/s, minus 1; None where one of the two is missing."""
+        """Ratio of predicted to measured tok/s, minus 1; None if one of the two is missing."""
         if self.measured is None or self.predicted is None:
             return None
         return self.predicted / self.measured - 1
@@ -109,8 +109,8 @@ class Outlook:
 def outlook(view: StudyView, space: Space) -> Outlook:
     """Predict every n of the space.
 
-    Each n is represented by its fastest trial, whatever its other parameters are: the question is
-    what an n can give. Trials that were ended early do not count.
+    The fastest trial of each n represents it, because the question is what an n can give; its other
+    parameters may have any values. Trials that were ended early do not count.
 
     Args:
         view: The study.
@@ -181,11 +181,11 @@ def _row(
 
 
 def outlook_page(found: Outlook) -> list[Block]:
-    """Return both tables, with what they mean, in 80 columns."""
+    """Return both tables with their explanation, in 80 columns."""
     return [
         Line(f"{plain(found.study)}: tok/s by n, {NOTE}."),
-        Line("Each n stands for its fastest trial, whatever else was set. A launched n is"),
-        Line("predicted from the launches at other n only."),
+        Line("The fastest trial of each n represents it. A launched n is predicted from the"),
+        Line("launches at other n only."),
         Line(),
         _rows_table(found.rows),
         *(Line(text) for text in _accuracy(found.rows)),
@@ -199,7 +199,9 @@ def outlook_page(found: Outlook) -> list[Block]:
 def _accuracy(rows: Sequence[Row]) -> list[str]:
     errors = {row.n: abs(row.error) for row in rows if row.error is not None}
     lines = (
-        ["* beyond the launched n, and less certain"] if any(r.extrapolated for r in rows) else []
+        ["* extrapolated, so less certain: n is outside of the range of the other launches"]
+        if any(r.extrapolated for r in rows)
+        else []
     )
     if errors:
         worst = max(errors, key=lambda n: errors[n])

@@ -1,32 +1,33 @@
-"""Ratios of what two studies measured, with intervals, and what each ratio shows.
+"""Ratios of the values that two studies measured, with intervals, and what each ratio shows.
 
 Points that both studies measured are compared as ratios, B over A, of geometric means over all of
-a point's launches. What a ratio varies by is in two parts (see
-:mod:`autotune.stats.launch_variance`), for each of the two studies:
+a point's launches. For each of the two studies, the variance of a ratio has two parts (see
+:mod:`autotune.stats.launch_variance`):
 
     variance of a point's mean = (between² + own · mean within²) / launches
 
-The intervals within launches take the requests as drawn anew, but all launches were sent the same
-ones. Where replicated launches scatter less than their own intervals explain, those are too wide by
-a known factor: ``own`` is then ``total² / within²`` of the replicates, and 1 otherwise. So a launch
-with few requests counts less than one with many, and nothing is added twice.
+The intervals within launches treat the requests as a new random sample for each launch, but all
+launches got the same requests. If replicated launches scatter less than these intervals explain,
+the intervals are too wide by a known factor: ``own`` is then ``total² / within²`` of the
+replicates, and 1 otherwise. So a launch with few requests counts less than one with many, and
+nothing is added twice.
 
-Each study's own scatter is taken where it has two degrees of freedom, else both studies' pooled.
-The two variances add up, with the degrees of freedom of B. L. Welch ("The generalization of
-'Student's' problem when several different population variances are involved", Biometrika 34, 1947)
-and F. E. Satterthwaite. Three kinds of figures are judged:
+Each study uses its own variance if that has two degrees of freedom, else the pooled one of both
+studies. The two variances add up, with the degrees of freedom of F. E. Satterthwaite and of
+B. L. Welch ("The generalization of 'Student's' problem when several different population variances
+are involved", Biometrika 34, 1947). Three kinds of figures are judged:
 
-- **All same points together**: the mean of their logarithms. It sees what hits every point.
-- **The winners**: each study's best point by the objective, by what its confirmation says, which is
-  without the luck of having been chosen. Single launches of a search are not judged: the best of
-  many is the luckiest.
+- **All same points together**: the mean of their logarithms. It shows an effect on every point.
+- **The winners**: each study's best point by the objective, with the values of its confirmation,
+  which have no selection bias. Single launches of a search are not judged, because the best of many
+  looks better than it is (the winner's curse).
 - **Each same point**: by an interval so wide that all of them together err with 5 % (Bonferroni).
-  Their 95 % intervals are shown; of twenty, one misses.
+  Their 95 % intervals are shown; one of twenty misses.
 
 A figure is *worse* if its interval lies beyond the threshold, *better* if it lies beyond it on the
-good side, *equal* if it lies within, and undecided otherwise: nothing is called equal because
-little is known of it. What changes from day to day on one machine is no scatter between launches of
-one study: compare a study with its own repetition to see it.
+good side, *equal* if it lies within, and undecided otherwise. So a figure that is hardly known is
+never called equal. Changes from day to day on one machine are not part of the launch-to-launch
+variance of one study; a comparison of a study with its own repetition shows them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _MOST_DEGREES = 10**6  # as many as are normal
 
 
 class Finding(StrEnum):
-    """What a ratio showed; the module says by which rule."""
+    """Finding of a ratio, by the rule in the module's docstring."""
 
     WORSE = "worse"
     BETTER = "better"
@@ -121,9 +122,9 @@ def paired_ratio(
 
     Args:
         pairs: The same point in A and in B, for each point.
-        name: Of the objective.
-        variances: As :func:`scatters` returns them; None: no interval can be given.
-        confidence: Of the interval.
+        name: Name of the objective.
+        variances: Result of :func:`scatters`; None: no interval can be given.
+        confidence: Confidence of the interval.
     """
     logs = [np.mean(np.log(q.values[name])) - np.mean(np.log(p.values[name])) for p, q in pairs]
     log = float(np.mean(logs))
@@ -146,11 +147,11 @@ def _mean(points: Sequence[Point], name: str, scatter: LaunchVariance) -> _Mean:
 
 @dataclass(frozen=True)
 class _Mean:
-    """What a mean of logarithms varies by.
+    """Parts of the variance of a mean of logarithms.
 
     Attributes:
-        share: Launches' ``between²`` in it.
-        within2: What the launches' own intervals add.
+        share: Factor of ``between²``.
+        within2: Part of the launches' own intervals.
     """
 
     share: float

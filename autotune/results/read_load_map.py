@@ -24,7 +24,7 @@ from autotune.serving.machine import machine_line
 from autotune.serving.resolve import model_resolver
 from autotune.stats import ESTIMATOR, LaunchVariance, Measurement, percentile_interval, quantile
 from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
-from autotune.storage.names import map_name
+from autotune.storage.names import load_sweep_name
 from autotune.storage.records import Quality
 from autotune.storage.schema import LoadRow, MapPointRow
 from autotune.storage.store import Store
@@ -42,10 +42,10 @@ class Setting:
     """What all points of a load sweep have in common.
 
     Attributes:
-        fingerprint: Of the study file.
+        fingerprint: Fingerprint of the study file.
         vllm: Version without its local part; None: unknown before the launch.
         params: The study's other parameters.
-        flags: What is launched otherwise than the study says.
+        flags: Flags that differ from the study's.
         weights: Hashes of the weights, by role (:mod:`autotune.study.weights`).
     """
 
@@ -58,7 +58,7 @@ class Setting:
     def plain(self) -> dict[str, Any]:
         """Return the setting as the database has it."""
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        if not self.weights:  # unknown to the first maps
+        if not self.weights:  # the first load sweeps have none
             del found["weights"]
         return found
 
@@ -71,7 +71,7 @@ def schedule_of(
         return None
     seqs = spec.settings({**setting.params, **setting.flags}).get(MAX_NUM_SEQS)
     most = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else max(loads)
-    # whether n tie is asked within the launches: what they differ by is the same at every load
+    # n are compared within their launches: their launch-to-launch error is the same at every load
     ranges = schedule(rates, by_load(rates, None), most)
     return ranges if len(ranges) > 1 else None
 
@@ -102,8 +102,8 @@ def _rate(rows: Sequence[LoadRow], load: int) -> Rate | None:
 def comparable_loads(store: Store, point: int) -> list[LoadRow]:
     """Return the measured parts of a point, as the present estimator computes them.
 
-    Parts of autotune 0.1 are computed again from their requests; those of too few requests for that
-    are left out, and `autotune map` measures them again.
+    Parts of autotune 0.1 are computed again from their requests. Parts with too few requests for
+    that are left out, and `autotune map` measures them again.
     """
     return [x for row in store.load_maps.loads(point) if (x := _comparable(store, row)) is not None]
 
@@ -112,7 +112,7 @@ def _measured(store: Store, row: LoadRow) -> Measurement:
     """Return what the requests of a part measure.
 
     Raises:
-        ValueError: too few ran while all places were busy.
+        ValueError: too few of them ran at the full concurrency.
     """
     samples = store.requests.samples(row.launch_id, row.phase)
     return Measurement.of(samples, "send", row.concurrency, busy=Quality.read(row.quality).busy)
@@ -172,10 +172,10 @@ def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> Ma
     """Return the study's latest load sweep; no server and no code of the study runs.
 
     Args:
-        store: Has it.
+        store: Database with the load sweep.
         loaded: The study.
-        known: Fingerprints of the experiment; given, because a database on another machine than
-            its study's comes without the prompts that they are computed from.
+        known: Fingerprints of the experiment. The caller gives them, because on another machine the
+            prompts that they are computed from are missing.
 
     Raises:
         UserError: there is none.
@@ -183,7 +183,7 @@ def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> Ma
     points = store.load_maps.points(loaded.spec.name)
     if not points:
         raise UserError(
-            f"{store.path}: has no map of {loaded.spec.name} yet; `autotune map` makes one"
+            f"{store.path}: has no load sweep of {loaded.spec.name} yet; `autotune map` runs one"
         )
     setting = Setting(**points[-1].setting)
     rows = [
@@ -192,8 +192,8 @@ def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> Ma
     loads = sorted({x.concurrency for x in rows})
     if not loads:
         raise UserError(
-            f"{store.path}: the map of {loaded.spec.name} has no numbers yet; `autotune map` goes "
-            "on with it"
+            f"{store.path}: the load sweep of {loaded.spec.name} has no numbers yet; "
+            "`autotune map` continues it"
         )
     resolve = model_resolver(loaded, unasked(loaded.spec.server))
     return map_view(store, loaded, known, loads, setting, resolve)
@@ -210,15 +210,15 @@ def map_view(
     """Return the view of a load sweep.
 
     Args:
-        store: Has it.
+        store: Database with the load sweep.
         loaded: The study.
         known: Fingerprints of the experiment.
-        loads: Those that are shown.
-        setting: Of the map.
-        resolve: Turns the draft's reference into what vLLM is given.
+        loads: Concurrencies to show.
+        setting: Setting of the load sweep.
+        resolve: Turns the draft's reference into a path or name for vLLM.
     """
     spec = loaded.spec
-    ledger = map_name(spec.name)
+    ledger = load_sweep_name(spec.name)
     rows = [x for x in store.load_maps.points(spec.name) if x.setting == setting.plain()]
     comparable = {p.id: {x.id: x for x in comparable_loads(store, p.id)} for p in rows}
     points = [

@@ -1,13 +1,16 @@
 """Numbers of an earlier estimator, computed again from the requests that the database kept.
 
-How values and intervals are computed has a version (:data:`autotune.stats.ESTIMATOR`), and what
-two versions gave does not compare. A database keeps every request, so trials of an earlier version
-are computed again whenever they are read; nothing is changed in the file. autotune 0.1 began with
-empty places and ended with them, so of its closed loops the first and the last requests of each
-place are left out. Where too few are left, or an objective is a user's own, whose code is not run
-for a look at a database, the trial is shown as it was and takes no part in anything. Nor do
-launches that confirm such a trial; the first launch of the search that repeats one, and can be
-computed again, takes its place.
+The way to compute values and intervals has a version (:data:`autotune.stats.ESTIMATOR`); values of
+two versions do not compare. A database keeps every request, so trials of an earlier version are
+computed again whenever they are read, and the file stays as it is.
+
+A closed loop of autotune 0.1 began and ended below its concurrency. So the first and the last
+requests of each of its concurrent streams are left out.
+
+A trial cannot be computed again if too few requests are left, or if an objective is a user's own:
+reading a database runs no user's code. Such a trial is shown with its old numbers and is compared
+with nothing. The launches that confirm it are not compared either. The first launch of the search
+that repeats its point and can be computed again replaces it.
 """
 
 from __future__ import annotations
@@ -34,12 +37,12 @@ def measurement_of(samples: Sequence[Sample], load: WorkloadSpec, quality: Quali
     """Return what stored requests measure.
 
     Args:
-        samples: The measured ones of a launch.
-        load: The study's.
-        quality: Of the launch.
+        samples: Measured requests of a launch.
+        load: Load of the study.
+        quality: Quality of the launch's measurement.
 
     Raises:
-        ValueError: there is no such request, or too few ran while all places were busy.
+        ValueError: there is no such request, or too few ran at the full concurrency.
     """
     m = Measurement.of(samples, load.latency_origin, load.places, busy=quality.busy)
     if energy := quality.energy:
@@ -52,9 +55,9 @@ class Recomputed:
     """Trials of one study as the present estimator has them; each is computed once.
 
     Args:
-        store: Has the study.
+        store: Database with the study.
         spec: The study.
-        objectives: With the study's directions.
+        objectives: Objectives with the study's directions.
     """
 
     def __init__(self, store: Store, spec: StudySpec, objectives: Sequence[Objective]) -> None:
@@ -66,7 +69,7 @@ class Recomputed:
         """Return the trials, those of an earlier estimator computed again or marked.
 
         Args:
-            found: All of the study, in the order of their numbers.
+            found: All trials of the study, in the order of their numbers.
         """
         out = [self._known.get(t.number) or self._trial(t) for t in found]
         return list(_without(self._gone, out, found)) if self._gone else out
@@ -126,12 +129,12 @@ class Recomputed:
 
 @dataclass(frozen=True)
 class Again:
-    """What the present estimator makes of stored requests.
+    """Figures of stored requests by the present estimator.
 
     Attributes:
-        values: By objective name, in its unit.
-        intervals: Low and high of each.
-        quality: As it was, with the present estimator and its errors.
+        values: Value of each objective by its name, in its unit.
+        intervals: Low and high of each value.
+        quality: Stored quality with the present estimator and its errors.
     """
 
     values: Mapping[str, float]
@@ -145,10 +148,10 @@ def figures_again(
     """Compute the figures of a measurement of an earlier estimator.
 
     Args:
-        objectives: What is computed.
-        m: The stored requests.
-        quality: How they were measured.
-        confidence: Of the intervals.
+        objectives: Objectives to compute.
+        m: Stored requests.
+        quality: Quality of their measurement.
+        confidence: Confidence of the intervals.
     """
     values = {o.name: o.value(m) for o in objectives}
     bounds = {o.name: o.bounds(m, confidence) for o in objectives}
@@ -171,9 +174,9 @@ def _without(
     """Yield the trials so that none refers to one that cannot be compared.
 
     Args:
-        gone: Numbers of those.
-        trials: Computed again, in the order of their numbers.
-        stored: The same as the database has them.
+        gone: Numbers of the trials that cannot be compared.
+        trials: Trials, computed again, in the order of their numbers.
+        stored: The same trials as the database has them.
     """
     heirs: dict[int, int] = {}
     bases: set[int] = set()
@@ -195,7 +198,7 @@ def _without(
 
 
 def _heir(attrs: TrialAttrs, *, baseline: bool) -> TrialAttrs:
-    """Return the attributes of a replicate that takes the place of the trial that it repeats."""
+    """Return the attributes of a replicate that replaces the trial whose point it repeats."""
     role = attrs.role
     if role is not Role.REUSED:
         role = Role.BASELINE if baseline else Role.SEARCH

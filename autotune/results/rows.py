@@ -1,4 +1,4 @@
-"""Rows of plain data: what `--json` prints of a study's trials, and `Result.rows` returns."""
+"""Rows of plain data: a study's trials as `--json` prints and `Result.rows` returns them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from autotune.engine.feasibility import known_for
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import NOTHING, SEQS, Known, infeasible, why_doubtful
 from autotune.errors import UserError
-from autotune.results.text import HEADINGS, WIDTH, count, point_text, runs, wrapped
+from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
 from autotune.results.views import TrialView
 from autotune.serving.machine import has_gpu
 from autotune.study import sample_size
@@ -28,7 +28,7 @@ _MOST_LISTED = 10_000
 
 
 class State(StrEnum):
-    """What is known of a point before its launch."""
+    """State of a point before its launch."""
 
     CAN = "can launch"
     CANNOT = "cannot launch"
@@ -46,9 +46,9 @@ class Cell:
 
     Attributes:
         point: The searched parameters.
-        state: What is known of it before its launch.
-        reason: Why, where it is not plainly launchable.
-        outcome: ``complete`` or ``failed``, if the database has a trial of it.
+        state: State of the point before its launch.
+        reason: Reason of the state, unless the point can launch.
+        outcome: ``complete`` or ``failed``, if the database has a trial of the point.
     """
 
     point: dict[str, Value]
@@ -62,12 +62,12 @@ class Reason:
     """Points that cannot be launched, or only perhaps, for the same reason.
 
     Attributes:
-        state: Which of the two.
-        rule: In a few words.
-        source: Where vLLM says so.
-        text: The reason, of the first of the points.
-        example: That point.
-        count: How many points.
+        state: State of the points.
+        rule: Rule in a few words.
+        source: Place in vLLM that has the rule.
+        text: Reason in words, for the first of the points.
+        example: The first of the points.
+        count: Number of points.
     """
 
     state: State
@@ -86,12 +86,12 @@ class SpaceMap:
         study: Name of the study.
         vllm: vLLM's version; None: unknown.
         platform: vLLM's name of the device; None: unknown.
-        sampled: A real-valued parameter stands for its two ends.
+        sampled: Whether a real-valued parameter is represented by its two ends.
         cells: Every point.
-        reasons: What the points that cannot launch have in common, the most frequent first.
-        notes: What its number of requests is too small for.
-        holes: For each n the numbers of requests up to the study's load that vLLM decodes without
-            a full CUDA graph; only where that can be told.
+        reasons: Common reasons of the points that cannot launch, the most frequent first.
+        notes: Notes on a number of requests that is too small.
+        holes: For each n, the numbers of requests up to the study's concurrency that vLLM decodes
+            without a full CUDA graph; empty if unknown.
     """
 
     study: str
@@ -109,7 +109,7 @@ class SpaceMap:
 
     @property
     def saved(self) -> int:
-        """Launches that a search of every point is spared."""
+        """Number of launches that these rules save a search of every point."""
         return self.count(State.CANNOT) + self.count(State.SAME)
 
     def to_json(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class SpaceMap:
         if self.vllm is None:
             out += _wrapped("only what all versions have in common is said; name one with --vllm")
         if self.sampled:
-            out += _wrapped("real-valued parameters stand at their two ends")
+            out += _wrapped("real-valued parameters are shown at their two ends")
         table = list(_table(self.cells))
         if table:
             out += ["", *table, "", *_wrapped(self._legend())]
@@ -208,9 +208,9 @@ def explain(
 
     Args:
         loaded: The study.
-        version: Ask about this vLLM; the one that the study would start, if None.
-        trials: What the database has of the study.
-        ask: Tells which vLLM a study would start.
+        version: Version of vLLM to ask about; None: the one that the study would start.
+        trials: Trials of the study in the database.
+        ask: Returns the vLLM that a study would start.
 
     Raises:
         UserError: there is no vLLM to ask, or no such version.
@@ -290,8 +290,8 @@ def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tupl
     if MNBT in spec.space:
         mnbt = max((int(v) for v in spec.space[MNBT].values() or ()), default=None)
     load = spec.workload.max_concurrency
-    ours = any("cudagraph" in k or k.startswith("compilation_config") for k in flags)
-    if known.platform != "cuda" or version is None or flags.get("enforce_eager") or ours:
+    chosen = any("cudagraph" in k or k.startswith("compilation_config") for k in flags)
+    if known.platform != "cuda" or version is None or flags.get("enforce_eager") or chosen:
         return {}
     if searched is None or seqs is None or mnbt is None or load is None or seqs < 1:
         return {}
@@ -329,10 +329,8 @@ def _mark(c: Cell) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Return ``3, 6, 9 to 12``; a pair is no range, and of more than six parts five are shown."""
-    words = [
-        str(a) if a == b else f"{a} to {b}" if b > a + 1 else f"{a}, {b}" for a, b in runs(numbers)
-    ]
+    """Return ``3, 6, 9 to 12``; of more than six parts, five are shown."""
+    words = range_words(numbers)
     return ", ".join(words if len(words) <= 6 else [*words[:5], "…"])
 
 

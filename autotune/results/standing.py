@@ -18,7 +18,7 @@ from autotune.storage.records import Quality, attrs_of
 from autotune.study.space import Space
 from objectives import Objective
 
-# Two launches of one point are one degree of freedom, of which an interval reaches anywhere.
+# Two launches of one point are one degree of freedom, whose interval is far too wide.
 LEAST_DEGREES = 2
 
 
@@ -32,32 +32,33 @@ def failure_of(trial: FrozenTrial) -> tuple[str | None, str | None]:
 
 
 def is_finished(trial: FrozenTrial) -> bool:
-    """True for a trial that was launched and came to an end, measured or failed."""
+    """Return whether a trial was launched and ended, measured or failed."""
     if trial.state == TrialState.COMPLETE:
         return True
     return trial.state == TrialState.FAIL and failure_of(trial)[0] != FailureKind.INFEASIBLE
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """True for a finished trial that was launched for its own study: it counts as a wanted one.
+    """Return whether a trial counts as one of the wanted trials.
 
-    One whose numbers do not compare any more does not.
+    It counts if it is finished and was launched for its own study, unless its numbers do not
+    compare any more.
     """
     attrs = attrs_of(trial)
     return is_finished(trial) and attrs.reused is None and attrs.quality.outdated is None
 
 
 def is_outdated(trial: FrozenTrial) -> bool:
-    """True for one whose numbers are of an earlier estimator and could not be computed again.
+    """Return whether a trial has numbers of an earlier estimator that cannot be computed again.
 
     Args:
-        trial: As :class:`autotune.results.recomputed.Recomputed` gives it.
+        trial: Trial as :class:`autotune.results.recomputed.Recomputed` returns it.
     """
     return attrs_of(trial).quality.outdated is not None
 
 
 def origin_of(trial: FrozenTrial) -> Origin | None:
-    """Return where a trial was measured, if not for its own study."""
+    """Return where a trial was measured, if another study measured it."""
     found = attrs_of(trial).reused
     return None if found is None else Origin(**found)
 
@@ -72,12 +73,12 @@ class Launched:
     """Every measured launch of a study that may be compared, as points with their launches.
 
     Attributes:
-        searched: By the number of the trial that first measured a point: the objective values of
-            its launches during the search, in their order. Points that in a launch gave nothing of
-            what shall be much, as a goodput of 0, are left out: they are no winners, and no ratio.
+        searched: Objective values of a point's launches during the search, in their order, by the
+            number of the trial that first measured the point. A point is left out if a launch gave
+            0 for an objective to maximize, such as goodput: it cannot win, and 0 has no ratio.
         confirmed: The same for launches of the confirmation.
-        baseline: The trial that the others are compared with; None: it has no numbers.
-        variance: How far launches of one point scatter, by objective; empty: no point has two.
+        baseline: Number of the trial that the others are compared with; None: it has no numbers.
+        variance: Launch-to-launch variance, by objective; empty: no point has two launches.
     """
 
     searched: Launches
@@ -87,14 +88,14 @@ class Launched:
 
 
 class Standing:
-    """What the trials of a study amount to, kept up to date one finished trial at a time.
+    """State of a study's trials, updated with each finished trial.
 
-    A study that runs needs this after each trial; made anew from all of them, a trial would cost
-    the more, the more there are. It is the same whether it grew with the trials or was made of all
-    of them, as after a resume, or for a report.
+    A running study needs the state after each trial. Computing it from all trials would make each
+    trial more expensive than the last one. The state is the same whether it grew with the trials or
+    was made of all of them at once, as after a resume or for a report.
 
     Args:
-        objectives: With the study's directions.
+        objectives: Objectives with the study's directions.
     """
 
     def __init__(self, objectives: Sequence[Objective]) -> None:
@@ -120,10 +121,10 @@ class Standing:
         """Add the trials that finished since the last call.
 
         Args:
-            trials: All of the study that were given a point, in the order of their numbers.
+            trials: All trials of the study that have a point, in the order of their numbers.
         """
         new = [t for t in trials if t.state.is_finished() and t.number not in self._seen]
-        if new and new[0].number < self._last:  # a launch's place in its point is its number's
+        if new and new[0].number < self._last:  # a point's launches are in the order of numbers
             self._clear()
             new = [t for t in trials if t.state.is_finished()]
         for t in new:
@@ -157,7 +158,7 @@ class Standing:
         self._numbers.setdefault(of, []).append(trial.number)
         self._within.setdefault(of, []).append(singles)
         self._means[of] = _mean(self._searched[of])
-        # a point that gets worse may let others onto the front
+        # a point whose mean gets worse may let others onto the Pareto front
         numbers = self._means if known else [*self._front, of]
         self._front = front_numbers({k: self._means[k] for k in numbers}, self._directions)
 
@@ -226,13 +227,13 @@ def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Confirmat
 
 
 def is_baseline(trial: FrozenTrial) -> bool:
-    """True if other trials are compared with this one, as soon as it has numbers."""
+    """Return whether other trials are compared with this one as soon as it has numbers."""
     attrs = attrs_of(trial)
     return attrs.baseline and attrs.quality.outdated is None
 
 
 def _left_out(trial: FrozenTrial) -> bool:
-    """True if a measured trial takes no part in any comparison."""
+    """Return whether a measured trial takes no part in any comparison."""
     quality = attrs_of(trial).quality
     return is_truncated(quality) or quality.outdated is not None
 

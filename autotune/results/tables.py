@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class Tone(StrEnum):
-    """What a line or a cell says of its content; each medium has its own way to show it."""
+    """Meaning of a line or a cell; each medium shows it in its own way."""
 
     NONE = "none"
     GOOD = "good"
@@ -27,12 +27,12 @@ class Column:
     """A column.
 
     Attributes:
-        heading: A line for each line of the heading.
-        right: Aligned to the right, as numbers are.
-        width: Number of characters; None: as its cells need.
+        heading: Heading; it may have several lines.
+        right: Whether it is aligned to the right, as numbers are.
+        width: Number of characters; None: as many as its cells need.
         least: Least number of characters.
-        folds: Its cells go on in a next line where they do not fit.
-        stretches: Takes the room that the others leave.
+        folds: Whether cells that do not fit continue in a next line.
+        stretches: Whether it takes the room that the other columns leave.
     """
 
     heading: str
@@ -56,9 +56,9 @@ class Row:
     """A row.
 
     Attributes:
-        cells: A cell or its text for each column.
-        tone: Of the whole row.
-        ruled: A rule is drawn above it.
+        cells: Cell, or its text, for each column.
+        tone: Tone of the whole row.
+        ruled: Whether a rule is drawn above the row.
     """
 
     cells: tuple[str | Cell, ...]
@@ -73,10 +73,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows."""
+    """Columns and rows.
+
+    Attributes:
+        columns: Columns from left to right.
+        rows: Rows with a cell for each column.
+        gap: Number of spaces between two columns.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    gap: int = 2
 
 
 @dataclass(frozen=True)
@@ -90,13 +97,12 @@ class Line:
 Block = Line | Table
 
 
-def text_lines(table: Table, gap: str = "  ") -> list[str]:
+def text_lines(table: Table) -> list[str]:
     """Return a table as lines of text: headings above, then rows, without a frame.
 
-    Args:
-        table: A heading of several lines stands at the bottom of the others' height.
-        gap: Between two columns.
+    Headings are aligned at the bottom.
     """
+    gap = " " * table.gap
     headings = [c.heading.split("\n") for c in table.columns]
     height = max(map(len, headings), default=0)
     above = [[""] * (height - len(h)) + h for h in headings]
@@ -128,9 +134,9 @@ def markdown_lines(
     """Return a table in Markdown.
 
     Args:
-        table: Headings and cells of one line each.
-        escape: Makes text of others harmless, such as :func:`autotune.results.text.markdown`.
-        aligned: Pad the cells, so that the source is a table, too.
+        table: Table whose headings and cells have one line each.
+        escape: Makes others' text harmless, such as :func:`autotune.results.text.markdown`.
+        aligned: Pad the cells, so that the source looks like a table, too.
     """
     rows = [[escape(c.heading) for c in table.columns]]
     rows += [[escape(text) for text in row.texts] for row in table.rows]

@@ -1,7 +1,7 @@
 """Words for values: numbers, intervals, plurals, durations, wrapped lines, and others' text.
 
-Everything that is shown goes through here: tables in the terminal, the report, the dashboard,
-figures and comments in exported files. So a number has the same digits everywhere.
+All displayed values are formatted here: in tables of the terminal, in the report, the dashboard,
+figures and comments of exported files. So a number has the same digits everywhere.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 # Columns of a terminal, and of comments in files.
 WIDTH = 80
 
-# Headings of the two parameters that every study has; any other one has its own name.
+# Headings of the two parameters that every study has; any other parameter keeps its name.
 HEADINGS = {N: "n", MNBT: "MNBT"}
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _NBSP = "\xa0"
 
-# Spaces at which :func:`wrapped` breaks no line: in ``n = 8``, or in ``[1.2, 3.4]``, too.
-HELD = re.compile(r" (?== )|(?<= =) ")
-HELD_INTERVALS = re.compile(r" (?=[^\s\[\]]+\])|(?<=\w) (?==)|(?<==) ")
+# Spaces at which :func:`wrapped` breaks no line: in ``n = 8`` and ``MNBT 512``; in ``[1.2, 3.4]``
+# and ``5 %``, too.
+HELD = re.compile(r" (?== )|(?<= =) |(?<=MNBT) ")
+HELD_INTERVALS = re.compile(rf"{HELD.pattern}| (?=[^\s\[\]]+\])| (?=%)")
 
-# Low and high, in the unit of the value; None where there are too few requests for that bound.
+# Low and high, in the unit of the value; None: there are too few requests for that bound.
 Bounds = tuple[float | None, float | None]
 
 
@@ -41,7 +42,7 @@ Bounds = tuple[float | None, float | None]
 def plain(text: str) -> str:
     """Return others' text on one line, without color codes and control characters.
 
-    For whatever a log, a model or a user wrote.
+    Use it for every text that a log, a model or a user wrote.
     """
     return _CONTROL.sub(" ", _ANSI.sub("", text))
 
@@ -64,10 +65,10 @@ def wrapped(
     """Return a text as lines of at most ``width`` columns.
 
     Args:
-        text: Of others; control characters become spaces.
-        width: Columns.
-        indent: Begins the first line.
-        hanging: Begins every other one; ``indent``, if None.
+        text: Others' text; control characters become spaces.
+        width: Number of columns.
+        indent: Beginning of the first line.
+        hanging: Beginning of every other line; ``indent``, if None.
         held: Spaces at which no line is broken.
         long_words: Break words that are longer than a line.
         hyphens: Break after hyphens.
@@ -99,14 +100,14 @@ def fenced(text: str, language: str = "text") -> str:
 
 
 def number(value: float) -> str:
-    """Return three to four digits that mean something: 2361, 110.3, 98.1, 1.88."""
+    """Return a number with three to four significant digits: 2361, 110.3, 98.1, 1.88."""
     size = abs(value)
     digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 else 3
     return f"{value:.{digits}f}"
 
 
 def optional(value: float | None, form: str) -> str:
-    """Return a number in a format such as ``.2f``; nothing where there is none."""
+    """Return a number in a format such as ``.2f``; an empty text for None."""
     return "" if value is None else format(value, form)
 
 
@@ -128,8 +129,15 @@ def plural(n: int, what: str) -> str:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers with neighbors joined: ``0 to 3, 7``."""
-    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs(numbers))
+    """Return ascending numbers with three or more neighbors joined: ``0 to 3, 7, 8``."""
+    return ", ".join(range_words(numbers))
+
+
+def range_words(numbers: Sequence[int]) -> list[str]:
+    """Return a word for each run of neighbors in ascending numbers: ``0 to 3``, ``7, 8``."""
+    return [
+        str(a) if a == b else f"{a} to {b}" if b > a + 1 else f"{a}, {b}" for a, b in runs(numbers)
+    ]
 
 
 def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -144,25 +152,18 @@ def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in words: ``90 s``, ``12 min``, ``2.5 h``."""
+    """Return a duration in words, 0 for a negative one: ``90 s``, ``12 min``, ``2 h 05 min``."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
-
-
-def time_left(seconds: float) -> str:
-    """Return a remaining time in words: ``0 s``, ``12 min``, ``2 h 05 min``."""
-    if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 # -- intervals -----------------------------------------------------------------------------------
 
 
 def bounds_text(bounds: Bounds, text: Callable[[float], str] = number) -> str:
-    """Return an interval: ``[105.0, 114.2]``, with ? for a bound that is not known.
+    """Return an interval: ``[105.0, 114.2]``, with ? for an unknown bound.
 
     Args:
         bounds: Low and high.
@@ -186,9 +187,9 @@ def value_and_bounds(value: float | None, bounds: Bounds | None, gap: str = " ")
     """Return a cell: a value without its unit, and its interval where there is one.
 
     Args:
-        value: Nothing is shown where there is none.
-        bounds: Its interval.
-        gap: Between the two.
+        value: Value; None: the cell is empty.
+        bounds: Interval of the value.
+        gap: Text between the two.
     """
     if value is None:
         return ""
@@ -250,7 +251,7 @@ def point_text(point: Point) -> str:
 
 
 def other_parameters(point: Point) -> list[str]:
-    """Return those of a point that have no column of their own: ``name=value``."""
+    """Return the parameters of a point that have no column of their own: ``name=value``."""
     return [f"{plain(k)}={value_text(v)}" for k, v in point.items() if k not in HEADINGS]
 
 

@@ -39,11 +39,11 @@ class TrialTime:
 
     Attributes:
         trial: Its number.
-        launches: So many launches were split; the seconds are their sum.
-        seconds: By stage; None: nothing tells of it.
+        launches: Number of launches whose seconds are added up here.
+        seconds: Seconds by stage; None: unknown.
         imports: Seconds of the known parts of ``imports``.
         total: Wall time, s.
-        compile_cache: What torch.compile's cache did in each launch whose log tells.
+        compile_cache: Use of torch.compile's cache in each launch whose log shows it.
     """
 
     trial: int
@@ -60,18 +60,18 @@ class TimeView:
 
     Attributes:
         study: Its name.
-        trials: In their order; those that were launched and ended under this autotune.
+        trials: Trials with known stages, in their order.
     """
 
     study: str
     trials: Sequence[TrialTime] = field(default_factory=tuple)
 
     def median(self, stage: str) -> float | None:
-        """Return the median over the trials that know the stage, s."""
+        """Return the median in seconds over the trials whose time in this stage is known."""
         return _median(t.total if stage == "total" else t.seconds.get(stage) for t in self.trials)
 
     def share(self, stage: str) -> float | None:
-        """Return the stage's share of the time of all trials; None: no trial knows the stage."""
+        """Return the stage's share of the time of all trials; None: unknown in every trial."""
         known = [s for t in self.trials if (s := t.seconds.get(stage)) is not None]
         return sum(known) / self.total if known and self.total > 0 else None
 
@@ -85,7 +85,7 @@ def time_view(store: Store, name: str) -> TimeView:
     """Return where the time of a study went.
 
     Raises:
-        UserError: nothing is known of it.
+        UserError: no launch has stages.
     """
     found = store.launches.stages(name)
     caches = store.launches.compile_caches(name)
@@ -134,7 +134,7 @@ def time_lines(view: TimeView) -> list[str]:
     """Return a table of 80 columns: a row for each trial, below it the medians and the shares."""
     notes = (line for note in _notes(view) for line in wrapped(note))
     title = f"{plain(view.study)}: seconds by stage"
-    return [title, "", *text_lines(_table(view), gap=" "), "", *notes]
+    return [title, "", *text_lines(_table(view)), "", *notes]
 
 
 def _table(view: TimeView) -> Table:
@@ -145,7 +145,7 @@ def _table(view: TimeView) -> Table:
     shares = {s: 100 * share for s in STAGES if (share := view.share(s)) is not None}
     rows = [_row(str(t.trial), {**t.seconds, "total": t.total}) for t in view.trials]
     rows.append(_row("med.", {s: view.median(s) for s in _COLUMNS}, ruled=True))
-    return Table(tuple(columns), (*rows, _row("%", shares)))
+    return Table(tuple(columns), (*rows, _row("%", shares)), gap=1)
 
 
 def _row(label: str, numbers: Mapping[str, float | None], *, ruled: bool = False) -> Row:
@@ -153,7 +153,7 @@ def _row(label: str, numbers: Mapping[str, float | None], *, ruled: bool = False
 
 
 def _notes(view: TimeView) -> list[str]:
-    """Return what the table's columns mean, and what was special with some trials."""
+    """Return notes on the columns of the table and on single trials."""
     about = (
         f"med.: median of the trials that know the stage; %: of all {view.total:.0f} s. A stage "
         "that nothing tells of is empty; what it took is in `other`. Between two log lines, a "
@@ -166,7 +166,7 @@ def _notes(view: TimeView) -> list[str]:
         notes.append(f"Imports (medians): {', '.join(words)}.")
     notes += _cache_notes(view)
     if ahead := [str(t.trial) for t in view.trials if t.seconds.get("spawn") is None]:
-        notes.append(f"Started ahead, together with an earlier one of these: {', '.join(ahead)}.")
+        notes.append(f"Prelaunched, together with an earlier one of these: {', '.join(ahead)}.")
     several = [t for t in view.trials if t.launches > 1]
     if several:
         numbers = ", ".join(f"{t.trial} ({t.launches})" for t in several)
@@ -175,7 +175,7 @@ def _notes(view: TimeView) -> list[str]:
 
 
 def _cache_notes(view: TimeView) -> list[str]:
-    """Return what torch.compile's cache did, in a sentence; none if nothing was compiled."""
+    """Return a sentence on torch.compile's cache; none if nothing was compiled."""
     by_use = {
         use: [str(t.trial) for t in view.trials if use in t.compile_cache] for use in CacheUse
     }

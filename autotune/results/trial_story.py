@@ -1,4 +1,4 @@
-"""All that the database knows of one trial, as lines."""
+"""Everything that the database knows of one trial, as lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from autotune.storage.records import Quality, TrialAttrs, attrs_of
 from autotune.storage.schema import LaunchRow, RequestRow
 from autotune.storage.store import Store
 
-# Characters of a variable's value: images of NVIDIA's have one of 2000. The database has it whole.
+# Most characters of a variable's value: NVIDIA's images have one of 2000. The database has all.
 _MOST_SHOWN = 100
 _MOST_ERRORS = 5  # of the requests of a phase
 
 
 def trial_story(store: Store, name: str, number: int) -> list[str]:
-    """Return all that the database knows of one trial, as lines.
+    """Return everything that the database knows of one trial, as lines.
 
     These are its point and numbers; then commands, times, requests and failure of each launch.
 
@@ -54,7 +54,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
 def _why(trial: TrialView, attrs: TrialAttrs) -> Iterator[str]:
     """Yield why the trial exists."""
     if trial.again is not None:
-        yield f"measures trial {trial.again} again"
+        yield f"repeats trial {trial.again}'s point"
     if trial.reused is not None:
         when = datetime.fromtimestamp(trial.reused.measured_at, UTC)
         yield (

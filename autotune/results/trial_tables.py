@@ -20,8 +20,7 @@ from objectives import Objective
 
 # Columns of parameters, in their order, and their width.
 _PARAMETERS = {N: 2, MNBT: 5}
-# Of a value with its interval.
-_INTERVAL_WIDTH = 15
+_INTERVAL_WIDTH = 15  # of a value with its interval
 
 
 def trials_page(view: StudyView) -> list[Block]:
@@ -41,7 +40,7 @@ def trials_page(view: StudyView) -> list[Block]:
 def front_page(view: StudyView) -> list[Block]:
     """Return the Pareto front, best by the first objective first, and the baseline.
 
-    With intervals, if they are known.
+    The values have their intervals if any is known.
     """
     trials = view.front()
     trials += [t for t in view.trials if t.baseline and not t.front and t.state == "complete"]
@@ -60,26 +59,27 @@ def trial_table(
     *,
     intervals: bool = False,
 ) -> Table:
-    """Return a table of trials, its columns of fixed width.
+    """Return a table of trials with columns of fixed width.
 
-    So rows that are printed one by one line up.
+    So rows that are printed one by one are aligned.
 
     Args:
-        objectives: Of the study.
-        parameters: The searched ones.
-        trials: A row for each.
-        intervals: Below each value, its interval.
+        objectives: Objectives of the study.
+        parameters: Names of the searched parameters.
+        trials: Trials, a row for each.
+        intervals: Show each value's interval below it.
     """
     shown = [name for name in _PARAMETERS if name in parameters]
     rows = (_row(t, objectives, shown, intervals=intervals) for t in trials)
-    return Table(_columns(objectives, shown, intervals=intervals), tuple(rows))
+    gap = 1 if len(objectives) > 2 else 2  # or a terminal of 80 columns has no room for the note
+    return Table(_columns(objectives, shown, intervals=intervals), tuple(rows), gap)
 
 
 def _columns(
     objectives: Sequence[Objective], shown: Sequence[str], *, intervals: bool
 ) -> tuple[Column, ...]:
     width = _INTERVAL_WIDTH if intervals else None
-    if len(objectives) > 2:  # or a terminal of 80 columns has no room for the note
+    if len(objectives) > 2:
         width = 10
     titles = [
         [
@@ -119,7 +119,7 @@ def _row(
 
 
 def note(trial: TrialView) -> str:
-    """Return what is special with a trial, in a few words: ``baseline, front``."""
+    """Return the remarks on a trial in a few words: ``baseline, front``."""
     if trial.state == "failed":
         return f"failed: {trial.failure_kind or 'unknown'}"
     words = ["baseline" if trial.baseline else "", "front" if trial.front else ""]

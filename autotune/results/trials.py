@@ -1,4 +1,4 @@
-"""Read a study back from the database, as figures, tables and exports need it."""
+"""Read a study from the database into the views of figures, tables and exports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from autotune.study.schema import StudySpec
 from autotune.study.space import Space
 from objectives import Objective
 
-# A chat template's own words are the same in every prompt; more than that is a repeated prompt.
+# A chat template's own words are equal in every prompt; a larger share means a repeated prompt.
 PREFIX_CACHE_SHARE = 0.2
 
 
@@ -76,7 +76,7 @@ def trial_views(
     """Return every trial of a study that has a point.
 
     Args:
-        trials: All, as :class:`autotune.results.recomputed.Recomputed` gives them.
+        trials: All trials, as :class:`autotune.results.recomputed.Recomputed` returns them.
         spec: The study.
         objectives: With the study's directions.
     """
@@ -93,11 +93,11 @@ def trial_view(
     """Return one trial, as :func:`trial_views` would show it.
 
     Args:
-        trials: All of the study that were given a point.
-        number: Of one of them.
-        standing: Of all of them.
-        space: The study's.
-        objectives: With the study's directions.
+        trials: All trials of the study that have a point.
+        number: Number of the trial.
+        standing: State of all trials.
+        space: Space of the study.
+        objectives: Objectives with the study's directions.
     """
     found = standing.launched()
     base = next((t for t in trials if is_baseline(t)), None)
@@ -168,7 +168,7 @@ def _compared(
     found: Launched,
     judged: ConfirmationVerdict | None,
 ) -> list[TrialView]:
-    """Add what takes more than one launch: intervals between launches, speed-up, confirmation."""
+    """Add values that need several launches: intervals between them, speed-up, confirmation."""
     base = next((v for v in views if v.baseline), None)
     names = [o.name for o in objectives]
     known = {k: v for k, v in found.variance.items() if v.total.degrees >= LEAST_DEGREES}
@@ -206,7 +206,7 @@ def as_single(view: TrialView, name: str) -> SingleLaunch | None:
 
 
 def quality_warnings(quality: Quality) -> tuple[str, ...]:
-    """Return what was wrong with a measurement: ``in short: in words``."""
+    """Return the warnings of a measurement: ``in short: in words``."""
     found = []
     if disturbed := quality.disturbed:
         found.append(f"disturbed: {disturbed}")

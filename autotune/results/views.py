@@ -1,4 +1,4 @@
-"""What tables, figures and notes show of a study: plain values, no database, no server.
+"""A study as tables, figures and notes show it: plain values, no database, no server.
 
 :mod:`autotune.results.trials` builds them.
 """
@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 
 from autotune.results.text import (
     Bounds,
-    bounds_text,
     count,
     lower,
     plain,
     plural,
     point_text,
     ranges,
+    times,
     value_with_interval,
 )
+from autotune.stats import Estimate
 from autotune.study.space import MNBT, N, Point
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a trial was measured that another study took over.
+    """Origin of a reused trial: where it was measured.
 
     Attributes:
-        database: File of the other study, in full.
-        study: Its name.
+        database: Absolute path of the other study's database.
+        study: Name of the other study.
         trial: The trial's number there.
         launch: Id of its measured launch there.
         measured_at: Unix time, s.
@@ -55,7 +56,7 @@ class Origin:
 
     @property
     def text(self) -> str:
-        """In words: ``trial 7 of /home/me/old.db:demo``."""
+        """Origin in words: ``trial 7 of /home/me/old.db:demo``."""
         return f"trial {self.trial} of {self.source}"
 
 
@@ -66,38 +67,39 @@ class TrialView:
     Attributes:
         number: Optuna's number of the trial, from 0.
         state: ``complete``, ``failed``, ``running`` or ``waiting``.
-        point: The searched parameters with their plain values.
-        values: By objective name, in the objective's unit; None for a trial without numbers. Of a
-            point that the search launched several times, the first trial has the mean of them.
+        point: Searched parameters with their plain values.
+        values: Values by objective name, in the objective's unit; None for a trial without
+            numbers. If the search launched a point several times, its first trial has the mean.
         acceptance_length: Tokens per verification step; None without speculation.
         acceptance_per_position: Share of the draft tokens at each position that were accepted.
-        speedup: Output throughput over the baseline's; None where unknown.
-        baseline: The trial that the others are compared with.
-        front: Complete, and no other trial beats it in one objective without losing in another.
-        failure_kind: An `autotune.errors.FailureKind`, for a failed trial.
-        failure_reason: The same in words, one line.
-        seconds: Duration of the whole trial, launch to stop.
-        failure_evidence: The telling lines of the server's log, oldest first.
+        speedup: Ratio of the output throughput to the baseline's; None if unknown.
+        baseline: Whether the other trials are compared with this one.
+        front: Whether it is on the Pareto front: complete, and no other trial beats it in one
+            objective without losing in another.
+        failure_kind: Kind of the failure, an `autotune.errors.FailureKind`; None: it did not fail.
+        failure_reason: Reason of the failure in one line.
+        seconds: Duration of the whole trial, from launch to stop.
+        failure_evidence: Lines of the server's log that show the failure, oldest first.
         within: Interval of each objective within its launch, in its unit, by objective name.
         errors: Standard error of each value's logarithm within one launch, by objective name.
-        intervals: The same with what launches of one point differ by, as soon as that is known.
-        speedup_interval: Of ``speedup``; None until it is known how launches differ.
-        launches: Launches of the search that ``values`` are the mean of.
-        requests: Measured requests of its launch.
-        stop: Why there were no more, a name of :class:`autotune.stats.stopping.Stop`.
-        truncated: It was ended early, because another trial is better in everything: its numbers
-            are rough and never win.
-        outdated: Its numbers are of an earlier estimator and could not be computed again: they
-            are shown, and compared with nothing.
-        recomputed: They are of an earlier estimator, computed again from the stored requests.
-        warnings: What was not as it should be with this measurement: ``in short: in words``.
-        replicates: The trial whose point this one launched once more during the search.
-        confirms: The trial whose point this one measured again; None for a trial of the search.
+        intervals: Intervals with launch-to-launch variance, as soon as that is known.
+        speedup_interval: Interval of ``speedup``; None until launch-to-launch variance is known.
+        launches: Number of launches of the search whose mean ``values`` are.
+        requests: Number of measured requests of its launch.
+        stop: Reason for the end of measuring, a name of :class:`autotune.stats.stopping.Stop`.
+        truncated: Whether it was ended early, because another trial is better in everything: its
+            numbers are rough and never win.
+        outdated: Whether its numbers are of an earlier estimator and could not be computed again:
+            they are shown, and compared with nothing.
+        recomputed: Whether its numbers were computed again from an earlier autotune's requests.
+        warnings: Warnings about the measurement: ``in short: in words``.
+        replicates: Number of the trial whose point this one repeats in the search.
+        confirms: Number of the trial whose point this one confirms; None: a trial of the search.
         reused: Where it was measured, if it was taken from another study.
-        confirmed: Value of each objective when the point was measured again, mean of its launches.
-        confirmed_intervals: Intervals of ``confirmed``, with the scatter between launches.
-        confirmed_launches: How many launches that were.
-        confirmed_speedup: Throughput over the confirmed baseline's: value, low, high.
+        confirmed: Value of each objective in the confirmation, the mean of its launches.
+        confirmed_intervals: Intervals of ``confirmed``, with launch-to-launch variance.
+        confirmed_launches: Number of launches of the confirmation.
+        confirmed_speedup: Ratio of the throughput to the confirmed baseline's: value, low, high.
     """
 
     number: int
@@ -134,7 +136,7 @@ class TrialView:
 
     @property
     def again(self) -> int | None:
-        """The trial whose point this one launched once more, for whatever reason."""
+        """Number of the trial whose point this one repeats, in the search or a confirmation."""
         return self.replicates if self.confirms is None else self.confirms
 
     def value(self, objective: Objective) -> float | None:
@@ -150,13 +152,13 @@ class StudyView:
     Attributes:
         objectives: One to three, with the study's directions.
         trials: In the order of their numbers.
-        wanted: Finished trials that the study shall have.
-        finished: Finished trials that it has; those that it took from other studies do not count.
-        machine: What it was measured on, in a few words.
-        vllm_version: Of the measured servers; None until one has run.
-        verdict: What the confirmation found; None without one.
-        variance: For each objective, by name, how far launches of one point scatter; empty until a
-            point was launched twice.
+        wanted: Number of finished trials that the study is to have.
+        finished: Number of finished trials; those that it took from other studies do not count.
+        machine: Description of the machine in a few words.
+        vllm_version: Version of the measured servers; None until one has run.
+        verdict: Verdict of the confirmation; None without one.
+        variance: Launch-to-launch variance by objective name; empty until a point was launched
+            twice.
     """
 
     name: str
@@ -181,13 +183,13 @@ class StudyView:
     ) -> TrialView | None:
         """Return the best trial by one objective, the first one by default, or by all of them.
 
-        It is the confirmation's choice where there is one, because the best of many single
-        measurements has a selection bias. Without one, it is the best of the front.
+        It is the confirmation's choice if there is one, because the best of many single
+        measurements has a selection bias. Without one, it is the best of the Pareto front.
 
         Args:
-            objective: By which.
-            balanced: The largest product of improvements instead, one percent of any objective
-                counting alike.
+            objective: Name of the objective; the first one, if None.
+            balanced: Choose by the largest product of improvements instead, in which one percent of
+                any objective counts the same.
         """
         chosen = objective or self.objectives[0]
         if self.verdict is not None:
@@ -214,7 +216,7 @@ class StudyView:
         return [t for t in self.trials if t.state == "failed"]
 
     def parameters(self) -> list[str]:
-        """Return the names of the searched parameters: n, MNBT, then the others as they come."""
+        """Return the names of the searched parameters: n, MNBT, then the others in their order."""
         names = dict.fromkeys(name for t in self.trials for name in t.point)
         return sorted(names, key=lambda name: {N: 0, MNBT: 1}.get(name, 2))
 
@@ -249,7 +251,7 @@ def confirmation_lines(view: StudyView) -> list[str]:
         ]
         if t.confirmed_speedup is not None and not t.baseline:
             value, low, high = t.confirmed_speedup
-            parts.append(f"speed-up {value:.2f}× {bounds_text((low, high))}")
+            parts.append(f"speed-up {times(Estimate(value, low, high))}")
         lines.append(
             f"{_name(view, t.number)}: {', '.join(parts)}; {count(t.confirmed_launches, 'launch')}"
         )
@@ -257,7 +259,7 @@ def confirmation_lines(view: StudyView) -> list[str]:
 
 
 def verdict_lines(view: StudyView) -> list[str]:
-    """Return what to serve and how sure that is: by each objective, then by all of them."""
+    """Return the best point and its certainty: by each objective, then by all of them."""
     if view.verdict is None:
         return []
     rules = [lower(o.title) for o in view.objectives]
@@ -274,14 +276,14 @@ def _choice(view: StudyView, choice: Choice) -> str:
         names = [o.name for o in view.objectives]
         if "throughput" in names:
             e = choice.over_baseline[names.index("throughput")]
-            words.append(f"speed-up {e.value:.2f}× {bounds_text((e.low, e.high))}")
+            words.append(f"speed-up {times(e)}")
     if choice.runner_up is not None and choice.chance is not None:
         the = "the " if _trial(view, choice.runner_up).baseline else ""
         rival = the + _name(view, choice.runner_up)
         if choice.tie:
             words.append(f"a tie with {rival}: better with only {choice.chance:.0%} probability")
         else:
-            # even 99.96 % is no certainty, as "100%" would say
+            # even 99.96 % is no certainty, which "100%" would claim
             chance = "more than 99%" if choice.chance > 0.99 else f"{choice.chance:.0%}"
             words.append(f"better than {rival} with {chance} probability")
     return ", ".join(words)

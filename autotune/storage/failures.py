@@ -1,4 +1,4 @@
-"""What a database raises, as one clear line each."""
+"""Errors of a database, as one clear line each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autotune.errors import DatabaseLocked, MachineError
 
 @contextmanager
 def database_errors(path: Path) -> Iterator[None]:
-    """Make one clear line of what a database raises while it is used.
+    """Turn errors of a database in use into one clear line each.
 
     Raises:
         DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
@@ -44,7 +44,7 @@ _WORDS = {
     sqlite3.SQLITE_FULL: "cannot be written, the disk is full; make room",
     sqlite3.SQLITE_READONLY: "cannot be written ({said}); look at the modes of file and folder",
     sqlite3.SQLITE_IOERR: "cannot be read or written ({said}); is its disk full or gone?",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened ({said}); is its folder there, and ours to write?",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened ({said}); is its folder there and writable?",
     sqlite3.SQLITE_CORRUPT: DAMAGED,
     sqlite3.SQLITE_NOTADB: (
         "is no SQLite database, or its beginning is damaged; put back a copy of it, or give "

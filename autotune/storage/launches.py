@@ -1,4 +1,4 @@
-"""Launches of servers: what was started, on which machine, how it ended, where its time went."""
+"""Launches of servers: what was started, on which machine, how it ended, and its stages in time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from autotune.storage.schema import (
 
 
 def weights_of(quality: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return hashes of the weights that a launch was measured with, by role; empty if not kept."""
+    """Return hashes of the weights that a launch was measured with, by role; empty if unknown."""
     kept = (quality or {}).get("weights")
     return {str(k): str(v) for k, v in kept.items()} if isinstance(kept, dict) else {}
 
@@ -42,7 +42,7 @@ class Launches:
         sessions: Opens a session on it.
 
     Attributes:
-        holder: Launches what is planned; None while the lease is not taken.
+        holder: Holder of the lease, which starts the planned launches; None while nobody has it.
     """
 
     def __init__(self, sessions: sessionmaker[Session]) -> None:
@@ -85,7 +85,7 @@ class Launches:
         self._update(identity.launch_id, identity=identity.stored())
 
     def ready(self, launch_id: str, vllm_version: str | None) -> None:
-        """Note that the server answers ``/health`` and is the one that was asked for."""
+        """Note that the server answers ``/health`` and is the requested one."""
         self._update(launch_id, ready_at=time.time(), vllm_version=vllm_version)
 
     def measured(
@@ -96,7 +96,7 @@ class Launches:
         intervals: Mapping[str, tuple[float | None, float | None]],
         quality: Mapping[str, Any],
     ) -> None:
-        """Keep a complete measurement; ``values`` and ``intervals`` by objective name."""
+        """Keep a complete measurement; ``values`` and ``intervals`` are by objective name."""
         self._update(
             launch_id,
             measured_at=time.time(),
@@ -139,11 +139,11 @@ class Launches:
         return self._oldest_first(LaunchRow.study == study)
 
     def of_trial(self, study: str, trial: int) -> list[LaunchRow]:
-        """Return every launch of one trial, or of one point of a load map, oldest first."""
+        """Return every launch of one trial, or of one point of a load sweep, oldest first."""
         return self._oldest_first(LaunchRow.study == study, LaunchRow.trial == trial)
 
     def unended(self) -> list[LaunchRow]:
-        """Return launches of all studies whose end was never written down."""
+        """Return launches of all studies whose end was never noted."""
         return self._oldest_first(LaunchRow.ended_at.is_(None))
 
     def _oldest_first(self, *which: ColumnElement[bool]) -> list[LaunchRow]:
@@ -230,7 +230,7 @@ class Launches:
             query = select(RequestRow).where(RequestRow.launch_id == launch_id)
             requests = [_columns(r) for r in s.scalars(query.order_by(RequestRow.id))]
         launch |= {"launch_id": new_id, "study": study, "trial": NO_TRIAL}
-        launch |= {"worker": None, "lease_epoch": None}  # they mean something there only
+        launch |= {"worker": None, "lease_epoch": None}  # those of the other database
         for r in requests:
             r["launch_id"] = new_id
             del r["id"]
@@ -242,7 +242,7 @@ class Launches:
             s.commit()
 
     def give(self, launch_id: str, trial: int, attempt: int | None = None) -> None:
-        """Give a launch that was copied, or started ahead, to a trial.
+        """Give a copied or prelaunched launch to a trial.
 
         Args:
             launch_id: Id of the launch.
@@ -252,7 +252,7 @@ class Launches:
         self._update(launch_id, trial=trial, **({} if attempt is None else {"attempt": attempt}))
 
     def keep_stages(self, launch_id: str, stages: Stages) -> None:
-        """Keep where the time of a launch went that has ended."""
+        """Keep the stages of a launch that has ended."""
         row = StagesRow(
             launch_id=launch_id, seconds=dict(stages.seconds), imports=dict(stages.imports)
         )
@@ -261,7 +261,7 @@ class Launches:
             s.commit()
 
     def stages(self, study: str) -> dict[str, Stages]:
-        """Return where the time of a study's launches went, by launch id."""
+        """Return the stages of a study's launches, by launch id."""
         query = (
             select(StagesRow)
             .join(LaunchRow, LaunchRow.launch_id == StagesRow.launch_id)
@@ -278,7 +278,7 @@ class Launches:
             s.commit()
 
     def compile_caches(self, study: str) -> dict[str, CompileCache]:
-        """Return what torch.compile's cache did, by launch id, where the log tells it."""
+        """Return what torch.compile's cache did, by launch id, for launches whose log says so."""
         query = (
             select(CompileCacheRow)
             .join(LaunchRow, LaunchRow.launch_id == CompileCacheRow.launch_id)

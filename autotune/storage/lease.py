@@ -1,4 +1,4 @@
-"""Who may write to a database, and the files next to it.
+"""The right to write to a database and to the files next to it.
 
 A runner holds the lock of the database's file. It also takes the lease, which is a row: its epoch
 grows with every runner, and each launch says under which one it was started.
@@ -23,13 +23,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from autotune.errors import UserError
 from autotune.storage.schema import LeaseRow, WorkerRow
 
-# The worker of a run that launches one server after another, on the whole host.
+# Worker of a run that launches one server after another, on the whole host.
 _ONLY_WORKER = "0"
 
 
 @contextmanager
 def exclusive(database: Path) -> Iterator[None]:
-    """Hold the database for one runner; the kernel lets go when the process dies, however.
+    """Hold the database for one runner; the kernel releases it whenever the process dies.
 
     Raises:
         UserError: another runner holds it, or the folder cannot be written.
@@ -65,7 +65,7 @@ def _lock_file(database: Path) -> Path:
 
 
 def is_free(database: Path) -> bool:
-    """True if no runner holds the database now."""
+    """Return whether no runner holds the database now."""
     try:
         fd = os.open(_lock_file(database), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -92,11 +92,11 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds the lease, and launches servers under it.
+    """Holder of the lease, which launches servers under it.
 
     Attributes:
-        host: Name of this host, as ``hostname`` says it.
-        worker: Name of the worker on it.
+        host: Name of this host, as ``hostname`` prints it.
+        worker: Name of the worker on this host.
         epoch: Number of the lease, from 1.
     """
 
@@ -112,7 +112,7 @@ class Holder:
 def take(sessions: sessionmaker[Session]) -> Holder:
     """Take the lease of a database, of which the caller holds the lock (:func:`exclusive`).
 
-    The workers of earlier holders are over then.
+    This ends the workers of earlier holders.
     """
     now, host = time.time(), socket.gethostname()
     with sessions() as s:

@@ -1,4 +1,4 @@
-"""Points of load maps, and what was measured of each at each concurrency."""
+"""Points of load sweeps, and what was measured of each at each concurrency."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autotune.storage.schema import LaunchRow, LoadRow, MapPointRow
 
 
 class LoadMaps:
-    """Load maps of all studies of one database.
+    """Load sweeps of all studies of one database.
 
     Args:
         sessions: Opens a session on it.
@@ -27,7 +27,7 @@ class LoadMaps:
     def add_point(
         self, study: str, setting: Mapping[str, Any], n: int, schedule: Sequence[Any] | None
     ) -> MapPointRow:
-        """Write a point down before its first launch."""
+        """Store a point before its first launch."""
         with self._sessions() as s:
             row = MapPointRow(
                 study=study,
@@ -110,7 +110,7 @@ class LoadMaps:
 
 
 def rename_points(session: Session, study: str, known: Collection[str], now: str) -> None:
-    """Give the points of a study's load maps its present fingerprint."""
+    """Give the points of a study's load sweeps its present fingerprint."""
     for point in session.scalars(select(MapPointRow).where(MapPointRow.study == study)):
         if point.setting["fingerprint"] in known:
             point.setting = {**point.setting, "fingerprint": now}

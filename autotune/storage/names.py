@@ -1,4 +1,4 @@
-"""Names that other rooms derive from a study's name: its load map, a launch of it, its folder."""
+"""Names that other rooms derive from a study's name: its load sweep, a launch of it, its folder."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 _MAP = ":map"
 
 
-def map_name(study: str) -> str:
-    """Return the name under which a map's launches are kept; no study has this name."""
+def load_sweep_name(study: str) -> str:
+    """Return the name under which a load sweep's launches are kept; no study has this name."""
     return study + _MAP
 
 
 def launch_text(launch: LaunchRow) -> str:
-    """Return what a launch is of, such as ``trial 3 of demo``."""
+    """Return what a launch was made for, such as ``trial 3 of demo``."""
     study = launch.study.removesuffix(_MAP)
     if launch.trial == NO_TRIAL:
-        return f"started ahead for {study}"
-    return f"trial {launch.trial} of {study}" if study == launch.study else f"the map of {study}"
+        return f"prelaunched for {study}"
+    if study != launch.study:
+        return f"the load sweep of {study}"
+    return f"trial {launch.trial} of {study}"
 
 
 def output_folder(database: Path, study: str) -> Path:

@@ -1,4 +1,4 @@
-"""What is kept of a trial and of a measurement, with types: the only place that knows their keys.
+"""Typed records of a trial and of a measurement: the only module that knows their stored keys.
 
 Optuna keeps a trial's attributes as JSON by key, and a launch keeps the quality of its measurement
 as one JSON object. Here both are classes, so that a renamed key is a type error. Databases that an
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from autotune.study.space import Point
 
-# Estimator of a measurement that does not name its own: that of autotune 0.1.
+# Estimator of a measurement that names none: the one of autotune 0.1.
 FIRST_ESTIMATOR = 1
 
 
 class Role(StrEnum):
-    """What a trial is for."""
+    """Purpose of a trial."""
 
     BASELINE = "baseline"  # others are compared with it
     SEARCH = "search"
@@ -39,21 +39,21 @@ class Quality:
         estimator: Version of the estimator (:data:`autotune.stats.ESTIMATOR`).
         errors: Standard error of each value's logarithm within the launch, by objective name.
         requests: Number of measured requests.
-        stop: Why there were no more, a name of :class:`autotune.stats.stopping.Stop` in lower case.
+        stop: Reason for the end, a name of :class:`autotune.stats.stopping.Stop` in lower case.
         dominated_by: Number of the trial that is better in everything.
         warmup_requests: Number of requests before the measurement.
         steady: Whether the warm-up ended with a steady server.
-        busy: Whether all places of a closed loop were busy during the measurement.
-        unanswered: Number of warm-up requests that held a place until the end.
+        busy: Whether a closed loop ran at its full concurrency during the whole measurement.
+        unanswered: Number of warm-up requests that ran until the measurement had ended.
         drift: How much faster the last requests were than the first, as a share.
         prefix_cache_share: Share of the prompt tokens that came from the prefix cache.
         machine: :class:`autotune.bench.interference.MachineState` as plain data; only of a launch.
         energy: :class:`autotune.serving.nvml.Energy` as plain data.
-        disturbed: Why the machine was not this server's alone.
-        beside: Number of other servers that were idle meanwhile.
+        disturbed: Reason to think that other programs loaded the machine.
+        beside: Number of other servers that were idle during the measurement.
         weights: Hashes of the weights, by role (:mod:`autotune.study.weights`).
         recomputed: Version of the estimator whose numbers were computed again; never stored.
-        outdated: Why they could not be computed again; never stored.
+        outdated: Reason why they could not be computed again; never stored.
     """
 
     estimator: int = FIRST_ESTIMATOR
@@ -77,7 +77,7 @@ class Quality:
 
     @classmethod
     def read(cls, kept: Mapping[str, Any] | None) -> Quality:
-        """Return the quality that a row or a trial keeps; of nothing, that of autotune 0.1."""
+        """Return the quality that a row or a trial keeps; without one, that of autotune 0.1."""
         if not kept:
             return _NO_QUALITY
         known = {k: v for k, v in kept.items() if k in _QUALITY_KEYS}
@@ -89,7 +89,7 @@ class Quality:
         return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, without what is not known of this kind of measurement."""
+        """Return plain data, without fields that this kind of measurement does not have."""
         found = {name: getattr(self, name) for name in _QUALITY}
         return {k: v for k, v in found.items() if k not in _OPTIONAL or v not in (None, {})}
 
@@ -100,7 +100,7 @@ class Quality:
 
     @property
     def of_trial(self) -> Quality:
-        """The part that a trial keeps; the rest is its launch's."""
+        """Part that a trial keeps; only the launch keeps the other fields."""
         return replace(self, machine=None)
 
 
@@ -115,26 +115,26 @@ class TrialAttrs:
     """A trial's attributes.
 
     Attributes:
-        role: What the trial is for.
-        baseline: Whether others are compared with it; also a reused trial can be the baseline.
+        role: Purpose of the trial.
+        baseline: Whether others are compared with it; a reused trial can be the baseline, too.
         replicates: Number of the trial whose point it launches once more in the search.
         confirms: Number of the trial whose point it confirms.
         confirmation: Number of wanted trials for which the confirmation was planned.
-        expected_gain: Growth of the hypervolume that was expected of it, as a share.
-        challenge: Whether it was chosen to doubt the model.
-        point: Its parameters.
+        expected_gain: Expected growth of the hypervolume, as a share.
+        challenge: Whether it was chosen to test the model's opinion that nothing is left to gain.
+        point: Parameters of the trial.
         launch: Id of the launch that it was measured with.
-        vllm_version: Version that the server told.
+        vllm_version: Version that the server reported.
         acceptance_length: Tokens per verification step.
         acceptance_per_position: Share of the draft tokens at each position that were accepted.
         intervals: Low and high of each objective within the launch, by name.
         log_variances: Variance of each objective's logarithm within the launch.
         quality: How it was measured.
         failure_kind: Name of an :class:`autotune.errors.FailureKind`.
-        failure_reason: The same in words.
-        failure_evidence: Lines of the server's log.
-        health_timeout_s: How long the server was given, where it did not answer in time.
-        reused: Fields of an :class:`autotune.views.Origin`: where it was measured.
+        failure_reason: Reason of the failure in words.
+        failure_evidence: Lines of the server's log that show it.
+        health_timeout_s: Time limit for the server's first answer, if it did not answer in time.
+        reused: Fields of :class:`autotune.results.views.Origin`, which says where it was measured.
     """
 
     role: Role = Role.SEARCH
@@ -169,7 +169,7 @@ class TrialAttrs:
         return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data by Optuna's keys, without what is not known."""
+        """Return plain data by Optuna's keys, without unknown values."""
         found = {name: getattr(self, name) for name in _ATTRS}
         found["role"] = str(self.role)
         found["quality"] = None if self.quality is _NO_QUALITY else self.quality.to_json()
@@ -180,7 +180,7 @@ class TrialAttrs:
         return {k: _plain(v) for k, v in out.items()}
 
     def put_into(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        """Return Optuna's attributes with these in place of the trial's own; a user's stay."""
+        """Return Optuna's attributes with autotune's ones replaced; a user's own stay."""
         return {k: v for k, v in kept.items() if k not in TRIAL_KEYS} | self.to_json()
 
     @property
@@ -190,7 +190,7 @@ class TrialAttrs:
 
     @property
     def first(self) -> int | None:
-        """Number of the trial whose point it launches again, for whichever reason."""
+        """Number of the trial whose point it repeats, in the search or in a confirmation."""
         return self.replicates if self.confirms is None else self.confirms
 
 
@@ -204,7 +204,7 @@ def attrs_of(trial: FrozenTrial) -> TrialAttrs:
 
 
 def _role(kept: Mapping[str, Any]) -> Role:
-    """Return the role that is kept, or the one that an earlier version's keys amount to."""
+    """Return the stored role, or the one inferred from the keys of an earlier version."""
     said = kept.get("role")
     if isinstance(said, str) and said in Role.__members__.values():
         return Role(said)

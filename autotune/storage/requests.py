@@ -23,7 +23,7 @@ class Requests:
         self._sessions = sessions
 
     def add(self, launch_id: str, samples: Sequence[Sample]) -> None:
-        """Keep every request of one phase."""
+        """Store every request of one phase."""
         with self._sessions() as s:
             s.add_all(
                 RequestRow(
@@ -55,7 +55,7 @@ class Requests:
         return rows
 
     def samples(self, launch_id: str, phase: str = "measure") -> list[Sample]:
-        """Return the requests of one phase of a launch, as the client gave them."""
+        """Return the requests of one phase of a launch as samples, as the client made them."""
         return [
             Sample(
                 index=r.index,

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import JSON, ForeignKey, LargeBinary
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# Trial of a launch that belongs to none yet: it was copied, or its server was started ahead.
+# Trial of a launch that belongs to none yet: it was copied or prelaunched.
 NO_TRIAL = -1
 
 
@@ -19,7 +19,7 @@ class Base(DeclarativeBase):
 
 
 class Meta(Base):
-    """One row, for an autotune that knows no revisions: it refuses every number but its own."""
+    """Hold the schema number for an autotune that knows no revisions: it accepts only its own."""
 
     __tablename__ = "autotune_meta"
     schema: Mapped[int] = mapped_column(primary_key=True)
@@ -40,7 +40,7 @@ class StudyRow(Base):
 
 
 class LaunchRow(Base):
-    """One server process tree, from before its birth to after its death."""
+    """One server process tree, from before its start to after its end."""
 
     __tablename__ = "autotune_launches"
     launch_id: Mapped[str] = mapped_column(primary_key=True)  # also in the processes' environment
@@ -68,8 +68,8 @@ class LaunchRow(Base):
     stats: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # ServerStats of the measurement
     values: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # by objective, in its unit
     intervals: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # [low, high], None: no bound
-    quality: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # measuring.Quality
-    # Who launched it; None: an earlier autotune, or nobody who held the lease.
+    quality: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # records.Quality
+    # Who launched it; None: an earlier autotune, or a process without the lease.
     host: Mapped[str | None]
     worker: Mapped[str | None]  # name of the worker on that host
     lease_epoch: Mapped[int | None]
@@ -95,19 +95,19 @@ class RequestRow(Base):
 
 
 class MapPointRow(Base):
-    """What `autotune map` launches: one n, or a schedule of n, under one setting."""
+    """One point of a load sweep (`autotune map`): one n, or a schedule of n, under one setting."""
 
     __tablename__ = "autotune_map_points"
     id: Mapped[int] = mapped_column(primary_key=True)  # the `trial` of its launches
     study: Mapped[str] = mapped_column(index=True)
-    setting: Mapped[dict[str, Any]]  # what all points of one map have in common
+    setting: Mapped[dict[str, Any]]  # what all points of one load sweep have in common
     n: Mapped[int]  # the largest one of a schedule
     schedule: Mapped[list[Any] | None] = mapped_column(JSON)  # [[first, last, n], …]
     created_at: Mapped[float]  # unix time, s
 
 
 class LoadRow(Base):
-    """One part of what `autotune map` measured of a point at one load."""
+    """One measured part of a load sweep's point at one concurrency."""
 
     __tablename__ = "autotune_loads"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -120,12 +120,12 @@ class LoadRow(Base):
     stats: Mapped[dict[str, Any]]  # ServerStats of the part
     values: Mapped[dict[str, Any]]  # by objective, in its unit
     intervals: Mapped[dict[str, Any]]  # [low, high], None: no bound
-    quality: Mapped[dict[str, Any]]  # measuring.Quality
+    quality: Mapped[dict[str, Any]]  # records.Quality
     measured_at: Mapped[float]  # unix time, s
 
 
 class StagesRow(Base):
-    """Where the time of one launch went: :class:`autotune.engine.launch_stages.Stages`."""
+    """Stages of one launch: :class:`autotune.engine.launch_stages.Stages`."""
 
     __tablename__ = "autotune_stages"
     launch_id: Mapped[str] = mapped_column(
@@ -136,7 +136,7 @@ class StagesRow(Base):
 
 
 class CompileCacheRow(Base):
-    """What torch.compile's cache did in one launch: :mod:`autotune.engine.compile_cache`."""
+    """Use of torch.compile's cache in one launch: :mod:`autotune.engine.compile_cache`."""
 
     __tablename__ = "autotune_compile_cache"
     launch_id: Mapped[str] = mapped_column(
@@ -147,7 +147,7 @@ class CompileCacheRow(Base):
 
 
 class EventRow(Base):
-    """What happened when."""
+    """One event with its time."""
 
     __tablename__ = "autotune_events"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -159,7 +159,7 @@ class EventRow(Base):
 
 
 class LeaseRow(Base):
-    """One row: who may write to this database, which one driver at a time may."""
+    """The lease, one row: names the only driver that may write to this database."""
 
     __tablename__ = "autotune_lease"
     id: Mapped[int] = mapped_column(primary_key=True)  # always 1
@@ -172,7 +172,7 @@ class LeaseRow(Base):
 
 
 class WorkerRow(Base):
-    """What launches servers on one slot (a set of GPUs or cores) for the holder of a lease."""
+    """One worker: launches servers on one slot (GPUs or cores) for the holder of a lease."""
 
     __tablename__ = "autotune_workers"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -1,4 +1,4 @@
-"""What is particular to a database that is one SQLite file."""
+"""Functions that only a database in one SQLite file needs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def on_connect(engine: Engine, busy_timeout_s: float, views: Sequence[str] = ())
 
     Args:
         engine: Engine of a file.
-        busy_timeout_s: How long another program's lock is waited for.
-        views: As of :func:`views_of_today`.
+        busy_timeout_s: How long to wait for another program's lock, in seconds.
+        views: Statements of :func:`views_of_today`.
     """
 
     @event.listens_for(engine, "connect")
@@ -39,7 +39,7 @@ def on_connect(engine: Engine, busy_timeout_s: float, views: Sequence[str] = ())
 
 
 def damage(engine: Engine) -> str | None:
-    """Return what is damaged in a file, which may not be met for many trials; None if nothing."""
+    """Return what is damaged in a file, which may go unnoticed for many trials; None: nothing."""
     with engine.connect() as c:
         found = c.execute(text("PRAGMA quick_check(1)")).scalar()
     return None if found == "ok" else " ".join(str(found).split())
@@ -74,7 +74,7 @@ def _view(table: Table, there: set[str] | None) -> str:
 
 @contextmanager
 def draft_of(file: Path) -> Iterator[Path]:
-    """Yield a file to be filled, which becomes the one that is meant when nothing was raised."""
+    """Yield a file to be filled; it gets its real name if nothing was raised."""
     draft = file.with_name(f"{file.name}.new")
     every = [draft.with_name(draft.name + end) for end in ("", "-wal", "-shm")]
     for part in every:

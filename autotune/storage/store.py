@@ -1,8 +1,8 @@
-"""One open database: its creation, its integrity, its studies, and the repositories of the rest.
+"""One open database: its creation, its integrity, its studies, and its repositories.
 
 Optuna's tables hold trials, parameters and objective values; autotune's hold the study file, every
 launch (what was started, on which machine, how it ended), every request, and events with times.
-A trial can be explained from the database alone.
+The database alone explains a trial.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _VLLM = "autotune:vllm"
 
 
 def _in_optuna(url: URL) -> str:
-    """Return a URL as Optuna wants it, which fills {names} into its text."""
+    """Return a URL as Optuna wants it: Optuna fills {names} into its text."""
     return url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
 
 
@@ -66,21 +66,20 @@ class Store:
 
     Args:
         path: File of the SQLite database.
-        create: Make it if it is missing; otherwise a missing file is the user's mistake.
-        write: Bring it to the last revision of its tables, as ``create`` does; otherwise only
-            Optuna's tables may be written. An older one is read as it is, and nothing changes.
+        create: Make the database if it is missing; otherwise a missing file is the user's mistake.
+        write: Bring the database to the last revision of its tables, as ``create`` does.
+            Otherwise only Optuna's tables may be written, and an older database is read unchanged.
 
     Attributes:
         path: File of the database.
-        url: SQLAlchemy's URL of it.
-        storage: Optuna's side of it.
+        url: SQLAlchemy's URL of the database.
+        storage: Optuna's storage in the database.
         launches: Launches of all studies.
         requests: Requests of all launches.
-        load_maps: Load maps of all studies.
+        load_maps: Load sweeps of all studies.
 
     Raises:
-        UserError: it cannot be opened, is no database of ours, is damaged, or is from another
-            version.
+        UserError: it cannot be opened, is not autotune's, is damaged, or is from another version.
         DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
     """
 
@@ -108,13 +107,13 @@ class Store:
             raise UserError(f"{path}: {' '.join(str(e).split())}") from e
 
     def _make(self, file: Path) -> None:
-        """Make the database whole or not at all, whenever this process is killed."""
+        """Make the database as a whole or not at all, even if this process is killed."""
         with draft_of(file) as draft:
             self._open(url_of(draft), True, [])
             self._engine.dispose()
 
     def _look(self, create: bool, write: bool) -> list[str]:
-        """Look before anything is written; return what shows an older database as one of today."""
+        """Check the file before anything is written; return views for an older database."""
         engine = create_engine(self.url)
         try:
             tables = inspect(engine).get_table_names()
@@ -152,11 +151,11 @@ class Store:
         self.load_maps = LoadMaps(self._sessions)
 
     def take_lease(self) -> None:
-        """Become the one driver of the database; the caller holds :func:`lease.exclusive`."""
+        """Become the only driver of the database; the caller holds :func:`lease.exclusive`."""
         self.launches.holder = take(self._sessions)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._engine.dispose()
 
     def study_names(self) -> list[str]:
@@ -165,7 +164,7 @@ class Store:
             return list(s.scalars(select(StudyRow.name).order_by(StudyRow.created_at)))
 
     def pick_study(self, name: str | None) -> str:
-        """Return the name of the study that is meant: the named one, or the only one.
+        """Return the name of the requested study: the named one, or the only one.
 
         Raises:
             UserError: there is none, or several and none is named.
@@ -195,9 +194,9 @@ class Store:
         return loaded, row
 
     def begin_study(self, loaded: LoadedStudy, *, seed: int, wanted: int) -> StudyRow:
-        """Write the study down, or check that it is the one that is there already.
+        """Store the study, or check that the stored one is the same.
 
-        The row then has the study file as it is now: keys that affect no result may have changed.
+        The row then holds the present study file: keys that affect no result may have changed.
 
         Raises:
             UserError: a study of this name was run from a file that says something else.
@@ -240,7 +239,7 @@ class Store:
         return known | {row.fingerprint}
 
     def keep_vllm(self, study: str, info: VllmInfo) -> None:
-        """Keep what is known of the study's vLLM, so that nobody has to ask it again."""
+        """Keep what is known of the study's vLLM, so that it need not be asked again."""
         number = self.storage.get_study_id_from_name(study)
         self.storage.set_study_system_attr(number, _VLLM, json.loads(json.dumps(asdict(info))))
 
@@ -258,7 +257,7 @@ class Store:
             raise UserError(f"{self.path}: what it says of {study}'s vLLM cannot be read") from e
 
     def optuna_study(self, name: str) -> optuna.Study:
-        """Return Optuna's side of a study that exists.
+        """Return Optuna's study of a study that exists.
 
         Raises:
             UserError: the study's first run ended before it was made.
@@ -276,7 +275,7 @@ class Store:
         return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
     def set_trial_attrs(self, study: str, number: int, attrs: Mapping[str, object]) -> None:
-        """Write user attributes of a trial that has not been told."""
+        """Write user attributes of a trial that Optuna has not been told of yet."""
         trial_id = self.trial_id(study, number)
         for key, value in attrs.items():
             self.storage.set_trial_user_attr(trial_id, key, value)

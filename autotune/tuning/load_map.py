@@ -45,7 +45,7 @@ from autotune.serving.interrupts import held_back
 from autotune.serving.machine import machine_line
 from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.intervals import MIN_REQUESTS
-from autotune.storage.names import map_name, output_folder
+from autotune.storage.names import load_sweep_name, output_folder
 from autotune.storage.schema import LaunchRow, MapPointRow
 from autotune.storage.store import Store
 from autotune.study.differences import fingerprint
@@ -203,7 +203,7 @@ class _Map:
         self.tools = tools
         self.loaded = prepared.loaded  # as it is in the file
         self.name = prepared.spec.name
-        self.launched_as = map_name(self.name)
+        self.launched_as = load_sweep_name(self.name)
         self.ledger = StoredLedger(store, self.launched_as)
         self.requests = map_requests(prepared, loads)
         now = fingerprint(self.loaded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -37,7 +38,7 @@ def test_text_is_aligned_with_headings_at_the_bottom() -> None:
 
 def test_a_width_is_kept_where_it_is_given() -> None:
     table = Table((Column("a", width=4), Column("b", right=False)), (Row(("1", "x")),))
-    assert text_lines(table, gap=" ") == ["   a b", "   1 x"]
+    assert text_lines(replace(table, gap=1)) == ["   a b", "   1 x"]
 
 
 def test_markdown_escapes_cells_and_is_padded_on_demand() -> None:
@@ -60,3 +61,11 @@ def test_a_terminal_shows_the_same_cells() -> None:
     headless = io.StringIO()
     Console(file=headless, width=40).print(rendered([TABLE], header=False))
     assert "tok/s" not in headless.getvalue()
+
+
+def test_a_line_is_not_broken_within_a_name_or_an_interval() -> None:
+    out = io.StringIO()
+    line = Line("n = 0, MNBT 2048 in A, n = 0, MNBT 1024 in B: −13.2 % [−26.2, +2.1].")
+    Console(file=out, width=30).print(rendered([line, Line(), line]))
+    found = ["n = 0, MNBT 2048 in A, n = 0,", "MNBT 1024 in B: −13.2 %", "[−26.2, +2.1]."]
+    assert [text.rstrip() for text in out.getvalue().splitlines()] == [*found, "", *found]

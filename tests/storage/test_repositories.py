@@ -15,7 +15,7 @@ from autotune.engine.launch_stages import Stages
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, TrialFailure, UserError
 from autotune.serving import Identity
-from autotune.storage.names import launch_text, map_name
+from autotune.storage.names import launch_text, load_sweep_name
 from autotune.storage.schema import NO_TRIAL, LaunchRow, LeaseRow, WorkerRow
 from autotune.storage.store import Store, opened
 from autotune.study.files import LoadedStudy, load_study
@@ -151,7 +151,7 @@ def test_a_copied_launch_is_of_no_trial_until_it_is_given_one(store: Store, tmp_
         there = old.launches.get("a")
     copied = store.launches.get("b")
     assert (copied.study, copied.trial) == ("s", NO_TRIAL)
-    assert launch_text(copied) == "started ahead for s"
+    assert launch_text(copied) == "prelaunched for s"
     assert (copied.planned_at, copied.host) == (there.planned_at, there.host)
     assert (copied.worker, copied.lease_epoch) == (None, None)
     assert store.requests.samples("b") == SAMPLES[1:]
@@ -161,7 +161,7 @@ def test_a_copied_launch_is_of_no_trial_until_it_is_given_one(store: Store, tmp_
 
 def test_a_load_map_leaves_out_launches_that_failed(store: Store) -> None:
     point = store.load_maps.add_point("s", {"flags": {}}, 3, [(1, 4, 3)])
-    study = map_name("s")
+    study = load_sweep_name("s")
     for launch_id in ("a", "b"):
         plan(store, launch_id, point.id, study=study)
         store.load_maps.add_load(
@@ -180,7 +180,7 @@ def test_a_load_map_leaves_out_launches_that_failed(store: Store) -> None:
     assert (load.launch_id, load.requests, load.values) == ("a", 2, {"tok/s": 7.0})
     [kept] = store.load_maps.points("s")
     assert (kept.n, kept.schedule, kept.setting) == (3, [[1, 4, 3]], {"flags": {}})
-    assert launch_text(store.launches.get("a")) == "the map of s"
+    assert launch_text(store.launches.get("a")) == "the load sweep of s"
 
 
 def begin(store: Store, loaded: LoadedStudy, wanted: int = 1) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from datetime import date
 
 from autotune._version import __version__
 from autotune.output.export.choice import Chosen
-from autotune.results.text import WIDTH, bounds_text, plain, point_text, wrapped
+from autotune.results.text import WIDTH, plain, point_text, times, wrapped
 from autotune.results.views import StudyView
+from autotune.stats import Estimate
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
-
-# Spaces at which no line is broken: those in ``n = 8`` and ``MNBT 512``.
-_HELD = re.compile(r" (?== )|(?<= =) |(?<=MNBT) ")
 
 
 def about(
@@ -59,10 +56,9 @@ def _speedup(view: StudyView, choice: Chosen) -> str:
         return "It is the baseline itself" + (": no speculation." if t.point.get(N) == 0 else ".")
     if choice.speedup is None:
         return "Its speed-up is unknown: the baseline has no numbers."
-    value, low, high = choice.speedup
     base = next(x for x in view.trials if x.baseline)
     return (
-        f"Speed-up {value:.2f}× {bounds_text((low, high))} (95 % interval) over the baseline "
+        f"Speed-up {times(Estimate(*choice.speedup))} (95 % interval) over the baseline "
         f"({point_text(base.point)})."
     )
 
@@ -86,6 +82,6 @@ def comment(lines: Sequence[str]) -> str:
     """
     out: list[str] = []
     for line in lines:
-        parts = wrapped(line, WIDTH - 2, held=_HELD, long_words=False)
+        parts = wrapped(line, WIDTH - 2, long_words=False)
         out += [f"# {part}" for part in ([line] if line.startswith(" ") else parts)] or ["#"]
     return "\n".join(out) + "\n"

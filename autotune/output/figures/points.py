@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autotune.results.text import Bounds, bounds_text, plain, value_text, value_with_interval
+from autotune.results.text import Bounds, plain, times, value_text, value_with_interval
 from autotune.results.views import StudyView, TrialView
+from autotune.stats import Estimate
 
 if TYPE_CHECKING:
     from objectives import Objective
@@ -103,8 +104,8 @@ def hover_text(view: StudyView, trial: TrialView) -> str:
             shown = value_with_interval(again, (trial.confirmed_intervals or {}).get(o.name), o)
             lines.append(f"   confirmed: {shown}")
     if trial.speedup is not None:
-        bounds = f" {bounds_text(trial.speedup_interval)}" if trial.speedup_interval else ""
-        lines.append(f"speed-up over the baseline: {trial.speedup:.2f}×{bounds}")
+        speedup = Estimate(trial.speedup, *(trial.speedup_interval or (None, None)))
+        lines.append(f"speed-up over the baseline: {times(speedup)}")
     if trial.acceptance_length is not None:
         lines.append(f"acceptance length: {trial.acceptance_length:.2f} tokens a step")
     if trial.acceptance_per_position:

@@ -1,8 +1,8 @@
 """Revisions of autotune's tables, oldest first in ``versions/``; Optuna has its own for its tables.
 
-A revision is a file written by hand that imports nothing of autotune. It is final once a database
-of a user may have it: a later change is a new one. :data:`REVISIONS` names all of them, so that a
-database is checked without Alembic.
+A revision is a file written by hand that imports nothing of autotune. It is final as soon as a
+user's database may have it: a later change is a new revision. :data:`REVISIONS` names all of them,
+so that a database can be checked without Alembic.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def revision_of(engine: Engine) -> str | None:
     """Return the revision of the tables in a database; None if it has none of autotune's.
 
     A database from before there were revisions has "0001"; what "0002" adds may be there already.
-    Something else is returned as it is: it is of another version of autotune.
+    Any other value is returned as it is: another version of autotune wrote it.
     """
     tables = inspect(engine)
     with engine.connect() as c:
@@ -37,13 +37,13 @@ def revision_of(engine: Engine) -> str | None:
 
 
 def upgrade(engine: Engine, busy_timeout_s: float) -> None:
-    """Bring a database to the last revision in one transaction, from any that is known, or none.
+    """Bring a database to the last revision in one transaction, from any known one or from none.
 
-    A process that is killed meanwhile leaves what was there before.
+    If the process is killed meanwhile, the database stays as it was.
 
     Args:
-        engine: Engine of the database; the upgrade has a connection of its own.
-        busy_timeout_s: How long another program's lock of a file is waited for.
+        engine: Engine of the database; the upgrade makes its own connection.
+        busy_timeout_s: How long to wait for another program's lock, in seconds.
     """
     if revision_of(engine) == REVISIONS[-1]:
         return
