@@ -1,7 +1,19 @@
-"""Errors that a user sees as one line, with the exit code that goes with each.
+"""All errors of autotune.
 
-Failures of a launch or of a measurement are values, not crashes: they carry a kind and the
-evidence for it, are stored with the trial, and never become numbers.
+::
+
+    AutotuneError           exit code 1   one line for the user
+    ├── UserError           exit code 2   the user's mistake
+    ├── NothingUsable       exit code 1   the study has no usable result
+    ├── MachineError        exit code 1   the machine gave way
+    │   └── DatabaseLocked  exit code 1   another program holds the database
+    └── StopError           exit code 1   a server's end could not be proven
+    TrialFailure                          a trial has no numbers, for a FailureKind
+    ├── LaunchError                       the server did not come up
+    └── MeasureError                      the server came up, the measurement failed
+
+An :class:`AutotuneError` ends a command. A :class:`TrialFailure` is a result: it has a kind and the
+evidence for it, is stored with the trial, and never becomes a number.
 """
 
 from __future__ import annotations
@@ -10,7 +22,12 @@ from enum import StrEnum
 
 
 def one_line(text: str, limit: int | None = None) -> str:
-    """A message as one line that a terminal can be given, whatever somebody's file has in it."""
+    """Return a message as one line that is safe to print, with control characters escaped.
+
+    Args:
+        text: The message; it may quote a file of somebody else.
+        limit: Most characters; None: no limit.
+    """
     if limit is not None and len(text) > limit:
         text = text[: limit - 1] + "…"
     if not text.isprintable():
@@ -20,45 +37,51 @@ def one_line(text: str, limit: int | None = None) -> str:
 
 
 class AutotuneError(Exception):
-    """An error whose text is one clear line for the user: what is wrong, where, what to do."""
+    """An error whose text is one line for the user: what is wrong, where, and what to do.
+
+    Attributes:
+        exit_code: Exit code of the command that it ends.
+    """
 
     exit_code = 1
 
 
 def in_short(error: Exception) -> str:
-    """Any error as a part of one line: ours in its own words, another one with its name."""
+    """Return an error as a part of one line; one that is not of autotune also has its name."""
     words = one_line(" ".join(str(error).split()), 300)
     return words if isinstance(error, AutotuneError) else f"{type(error).__name__}: {words}"
 
 
 class UserError(AutotuneError):
-    """The user's mistake (a study file, an option, a missing model): exit code 2."""
+    """The user's mistake, such as in a study file or an option, or a missing model."""
 
     exit_code = 2
 
 
 class NothingUsable(AutotuneError):
-    """The study ran, but nothing usable came out: exit code 1."""
-
-    exit_code = 1
+    """The study ran, but has no usable result."""
 
 
 class MachineError(AutotuneError):
-    """The machine gave way (a full disk, a damaged database); what was finished is kept."""
+    """The machine gave way, such as a full disk or a damaged database; finished trials are kept."""
 
 
 class DatabaseLocked(MachineError):
-    """Another program holds the database; it can be waited for."""
+    """Another program holds the database; a caller can wait for it."""
+
+
+class StopError(AutotuneError):
+    """A server's end could not be proven, so nothing may be launched next to it."""
 
 
 class FailureKind(StrEnum):
-    """Why a trial has no numbers. Stored with the trial as its ``failure_kind``."""
+    """Reason why a trial has no numbers, stored with the trial as its ``failure_kind``."""
 
-    INFEASIBLE = "infeasible"  # the rules say so; never launched
+    INFEASIBLE = "infeasible"  # a rule forbids it; never launched
     OOM_LOAD = "oom_load"  # out of memory while loading the weights
     OOM_CAPTURE = "oom_capture"  # … while capturing CUDA graphs
-    KV_CACHE = "kv_cache"  # … in the sizing of the KV cache: no room for it
-    OOM = "oom"  # … while serving, or where it is not known when
+    KV_CACHE = "kv_cache"  # … while sizing the KV cache: it does not fit
+    OOM = "oom"  # … while serving, or at an unknown time
     BUDGET = "budget"  # max_num_batched_tokens too small for n and max_num_seqs
     BAD_CONFIG = "bad_config"  # vLLM rejected a flag or a combination of flags
     MODEL_MISSING = "model_missing"
@@ -75,7 +98,7 @@ class FailureKind(StrEnum):
 
     @property
     def transient(self) -> bool:
-        """True if the same launch may succeed when tried once more."""
+        """Whether the same launch may succeed when it is tried once more."""
         return self in {
             FailureKind.PORT,
             FailureKind.TIMEOUT,
@@ -91,7 +114,7 @@ class FailureKind(StrEnum):
 
     @property
     def of_the_machine(self) -> bool:
-        """True if every other launch would fail alike until somebody mends the machine."""
+        """Whether every other launch would fail too, until somebody repairs the machine."""
         return self is FailureKind.DISK
 
 
@@ -99,9 +122,9 @@ class TrialFailure(Exception):
     """A launch or a measurement failed.
 
     Attributes:
-        kind: What went wrong, as :class:`FailureKind`.
-        reason: One line in words.
-        evidence: The telling lines of the server's log, oldest first; may be empty.
+        kind: Kind of the failure.
+        reason: Reason in one line.
+        evidence: Lines of the server's log that show it, oldest first; may be empty.
     """
 
     def __init__(self, kind: FailureKind, reason: str, evidence: tuple[str, ...] = ()) -> None:
@@ -112,8 +135,8 @@ class TrialFailure(Exception):
 
 
 class LaunchError(TrialFailure):
-    """The server did not come up, or is not the one we asked for."""
+    """The server did not come up, or another server answers."""
 
 
 class MeasureError(TrialFailure):
-    """The server came up, but the measurement gave nothing that may be called a number."""
+    """The server came up, but the measurement gave no usable number."""

@@ -310,7 +310,7 @@ def _measurement(start: Floats, seconds: Floats, tokens: Floats, places: int) ->
         output_tokens=tokens.astype(np.int64),
         chunks=(),
         latency_from="send",
-        places=places,
+        concurrency=places,
     )
 
 
@@ -397,7 +397,7 @@ def closed_loop(seconds: Floats, places: int, tokens: int = TOKENS, chunks: int 
         output_tokens=np.full(len(seconds), tokens),
         chunks=tuple(np.outer(seconds, np.linspace(1 / chunks, 1, chunks))),
         latency_from="send",
-        places=places,
+        concurrency=places,
     )
 
 

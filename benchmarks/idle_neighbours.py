@@ -29,7 +29,8 @@ import numpy as np
 from trial_cost import interval
 
 from autotune.bench import Request, build_workload
-from autotune.bench.session import send
+from autotune.bench.objectives import study_objectives
+from autotune.bench.sending import send
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError
@@ -39,7 +40,6 @@ from autotune.serving.resolve import model_resolver
 from autotune.stats import Measurement
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
-from autotune.study_objectives import study_objectives
 from objectives import Objective
 
 
@@ -50,7 +50,7 @@ class Machine:
         self.study = study
         self.info = info
         self.logs = logs
-        self.warm = ends.enter_context(WarmStart(study.spec.server, info, logs / "template.log"))
+        self.warm = ends.enter_context(WarmStart(study.spec.server, info, logs / "fork-server.log"))
 
     def started(self, point: Point, count: int, ends: ExitStack) -> list[Server]:
         """Healthy servers of a point that were started together; they end with ``ends``."""

@@ -46,19 +46,26 @@ import numpy as np
 import yaml
 
 from autotune.bench import Request, build_workload, difference, scrape
-from autotune.bench.session import send
+from autotune.bench.objectives import study_objectives
+from autotune.bench.sending import send
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import why_infeasible
-from autotune.errors import AutotuneError, FailureKind, MeasureError, TrialFailure, UserError
-from autotune.serving import Server, StopError, WarmStart
-from autotune.serving.guard import PR_SET_PDEATHSIG
+from autotune.errors import (
+    AutotuneError,
+    FailureKind,
+    MeasureError,
+    StopError,
+    TrialFailure,
+    UserError,
+)
+from autotune.serving import Server, WarmStart
 from autotune.serving.machine import describe_machine
+from autotune.serving.supervisor import PR_SET_PDEATHSIG
 from autotune.stats import Measurement
 from autotune.study.files import LoadedStudy, load_study, parse_study, text_without_secrets
 from autotune.study.models import resolve_model
 from autotune.study.space import MNBT, N, Value
-from autotune.study_objectives import study_objectives
 
 sys.path.insert(0, str(Path(__file__).parent))
 from grid import Grid, Launch, describe, load, save
@@ -145,7 +152,7 @@ class Worker:
         some = next(iter(plan.studies.values()))
         self.workload = build_workload(some.spec.workload, some.base)
         self.objectives = study_objectives(some)  # the same at every concurrency
-        log = plan.out / "logs" / f"template-{os.getpid()}.log"
+        log = plan.out / "logs" / f"fork-server-{os.getpid()}.log"
         self.warm = WarmStart(some.spec.server, plan.info, log)
 
     def run(self) -> None:
@@ -331,7 +338,7 @@ def cycled(requests: Sequence[Request], count: int) -> list[Request]:
 
 def work(plan: Plan, taken: Any, cores: Sequence[int], gpu: str | None) -> None:
     """What a worker's process runs."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # our servers' guards follow us
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # so do the supervisors
     signal.signal(signal.SIGTERM, _interrupt)
     os.sched_setaffinity(0, cores)  # threads and children inherit it
     if gpu is not None:

@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from autotune.bench import Sample
-from autotune.bench.session import EarlyEnd, Look, Measuring, Rival, Stop
+from autotune.bench.looks import EarlyEnd, Look, Rival
+from autotune.bench.session import Measuring
 from autotune.cli.console import Ui
 from autotune.errors import AutotuneError
 from autotune.search import front_numbers
@@ -52,6 +53,7 @@ from autotune.stats import (
     quantile,
     throughput_interval,
 )
+from autotune.stats.stopping import Stop
 from autotune.storage.lease import exclusive
 from autotune.storage.names import output_folder
 from autotune.storage.store import Store, opened
@@ -216,7 +218,7 @@ def launches_of(folder: Path, load: int) -> Iterator[Shadowed]:
                 output_tokens=data["output_tokens"],
                 chunks=chunks,
                 latency_from="send",
-                places=load,
+                concurrency=load,
             )
         found.append(Shadowed(about["point"][N], m, about))
     return iter(sorted(found, key=lambda x: x.about["measured"]))
@@ -249,7 +251,7 @@ class Judged:
 
 def judge(trial: Shadowed, rivals: Sequence[Shadowed], minimum: int, precision: float) -> Judged:
     """Replay a measurement's looks with given rivals, early ends on."""
-    m, places = trial.m, trial.m.places
+    m, places = trial.m, trial.m.concurrency
     sizes = look_sizes(first_look(minimum, places), len(m))
     sigma = expected_between(0.0, 0)
     test = Domination(len(sizes), DIRECTIONS, (sigma, sigma))

@@ -29,8 +29,8 @@ serve` that is no benchmark: its imports, mostly. Plain and sweep do not warm up
 At its very end the sweep writes a summary with pandas; where there is none it ends with an error
 then, and its results are whole all the same.
 
-Servers of plain and sweep run under autotune's guard, which is started once for a block and takes
-nothing of a trial; autotune owns its own.
+Servers of plain and sweep run under autotune's supervisor, which is started once for a block and
+takes nothing of a trial; autotune owns its own.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ from autotune.results.client_agreement import samples_of
 from autotune.results.text import number
 from autotune.results.timings import time_view
 from autotune.serving import Server
-from autotune.serving.guard import PR_SET_PDEATHSIG
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.serving.resolve import model_resolver
+from autotune.serving.supervisor import PR_SET_PDEATHSIG
 from autotune.stats import Measurement
 from autotune.storage.records import attrs_of
 from autotune.storage.store import opened
@@ -334,7 +334,7 @@ def read_stamped(lines: Sequence[str]) -> list[Stamped]:
         stamp, _, text = line.partition(" ")
         try:
             at = float(stamp)
-        except ValueError:  # the guard's own, or half a line
+        except ValueError:  # the supervisor's, or half a line
             continue
         # vLLM's last words may be without an end of line: then a mark stands behind them
         mark = next((m for m in (_BEGIN, _HEALTHY, _MEASURED, _END) if text.endswith(m)), None)

@@ -46,7 +46,8 @@ from rich.console import Console
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from autotune.bench.interference import Rest
+from autotune.bench.interference import IdleBaseline
+from autotune.bench.objectives import study_objectives
 from autotune.cli.console import Ui
 from autotune.results.views import TrialView
 from autotune.search import grid_points
@@ -56,7 +57,6 @@ from autotune.storage.schema import LaunchRow, RequestRow
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
-from autotune.study_objectives import study_objectives
 from autotune.tuning import tools
 from autotune.tuning.prepare import baseline_point, prepare
 from autotune.tuning.progress import At
@@ -146,11 +146,11 @@ class Watch(Ui):
         super().close()
         self._text.flush()
 
-    def timed_rest(self, earlier: Sequence[float]) -> Rest:
+    def timed_rest(self, earlier: Sequence[float]) -> IdleBaseline:
         """Counts what the look at the resting machine costs."""
         cpu, wall = time.process_time(), time.perf_counter()
         try:
-            return tools.REAL.take_rest(earlier)
+            return tools.REAL.take_idle_baseline(earlier)
         finally:
             self.canary += time.process_time() - cpu
             self.canary_wall += time.perf_counter() - wall
@@ -168,7 +168,7 @@ def run(folder: Path, loaded: LoadedStudy, trials: int, seed: int = 0) -> None:
             timeout_s=None,
             progress=ui,
             stop_below=0.0,  # every trial
-            tools=replace(tools.REAL, take_rest=ui.timed_rest),
+            tools=replace(tools.REAL, take_idle_baseline=ui.timed_rest),
         )
 
 

@@ -1,8 +1,9 @@
-"""What can be optimised: a study names an objective by its module, which has an ``OBJECTIVE``.
+"""Objectives: the numbers that a study can optimize.
 
-Percentiles of latencies are a table (:mod:`objectives._percentiles`), named ``p95_latency`` and so
-on. To add an objective, put a module into this folder whose ``OBJECTIVE`` has the module's name; a
-study's own one may also be in a file or in a package (``docs/objectives.md``). It sees a
+A study names an objective by its module, which has an ``OBJECTIVE``. Percentiles of latencies, such
+as ``p95_latency``, are entries of one table (:mod:`objectives._percentiles`). To add an objective,
+put a module into this folder whose ``OBJECTIVE`` has the module's name. An objective of a single
+study may also be in a file or in a package (``docs/objectives.md``). An objective sees a
 :class:`autotune.stats.Measurement` and nothing else.
 """
 
@@ -28,7 +29,7 @@ Direction = Literal["maximize", "minimize"]
 
 
 class Broken(ValueError):
-    """The code of a user's objective failed; one line that names its file and line."""
+    """The code of a user's objective failed; the text is one line with its file and line."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,22 @@ class Objective:
     """A number that a study makes large or small.
 
     Attributes:
-        name: Its key in a study, and its module or its key in the table.
-        title: For tables and axes, without the unit.
-        unit: Of what ``compute`` gives.
-        direction: The better way, unless a study says otherwise.
-        formula: How it is computed, in one line.
-        source: Whose definition it is.
-        compute: Of a measurement, and of the ``setting`` by its name if there is one. Raises
-            ValueError if the measurement cannot give it.
-        interval: Its interval within one launch, in ``unit``: of a measurement and a confidence,
-            and of the ``setting``; None: by :func:`objectives._batches.batch_interval`.
-        setting: Key that a study has to give beside the name, such as ``slo``; None: it needs none,
-            or has it.
-        words: A setting's value in words.
-        needs_energy: The measurement must be a :class:`WithEnergy`: what takes a GPU that tells it.
-        origin: The file or the package of a user's own objective; None: it is one of ours.
+        name: Key in a study; also the name of its module, or its key in the table.
+        title: Title for tables and axes, without the unit.
+        unit: Unit of the value that ``compute`` returns.
+        direction: Better direction, unless a study sets another one.
+        formula: Formula, in one line.
+        source: Origin of the definition.
+        compute: Returns the value of a measurement. It also takes the ``setting`` by its name, if
+            there is one. It raises a ValueError if the measurement does not have such a value.
+        interval: Returns the interval within one launch, in ``unit``. It takes a measurement, a
+            confidence, and the ``setting``. None: :func:`objectives._batches.batch_interval`.
+        setting: Key that a study has to give together with the name, such as ``slo``; None: the
+            objective needs none, or already has it.
+        words: Returns a setting's value in words.
+        needs_energy: Whether the measurement must be a :class:`WithEnergy`, for which a GPU must
+            report its energy or power.
+        origin: File or package of a user's own objective; None: a built-in one.
     """
 
     name: str
@@ -67,7 +69,11 @@ class Objective:
     origin: str | None = None
 
     def given(self, value: object) -> Objective:
-        """The objective with its setting, which its title tells then."""
+        """Return the objective with its setting, whose value is then part of the title.
+
+        Raises:
+            TypeError: the objective has no setting.
+        """
         if self.setting is None:
             raise TypeError(f"{self.name} has no setting")
         setting = {self.setting: value}
@@ -80,10 +86,10 @@ class Objective:
         )
 
     def value(self, measurement: Measurement) -> float:
-        """What ``compute`` gives.
+        """Return the value of a measurement, in ``unit``.
 
         Raises:
-            ValueError: the measurement cannot give it, or (:class:`Broken`) the code of a user's
+            ValueError: the measurement has no such value, or (:class:`Broken`) the code of a user's
                 objective fails.
         """
         value = self._run(self.compute, measurement)
@@ -94,10 +100,10 @@ class Objective:
         return float(value)
 
     def bounds(self, measurement: Measurement, confidence: float = 0.95) -> Interval:
-        """Its interval within one launch; without bounds where there are too few requests.
+        """Return the interval within one launch; it has no bounds for too few requests.
 
         Raises:
-            ValueError: as of :meth:`value`.
+            ValueError: as in :meth:`value`.
         """
         if self.interval is None:
             return batch_interval(measurement, self.compute, confidence)
@@ -110,7 +116,7 @@ class Objective:
         return replace(found, low=low, high=high, error=error)
 
     def _bound(self, x: object) -> float | None:
-        """A bound of a user's interval; one that is infinite or NaN bounds nothing."""
+        """Return a bound of a user's interval; None for one that is infinite or NaN."""
         if x is None:
             return None
         if not isinstance(x, Real):
@@ -129,7 +135,7 @@ class Objective:
 
 
 def raised(error: BaseException, path: str) -> str:
-    """What a user's code raised, in one line, with the line of the file where it is in one."""
+    """Return what a user's code raised, in one line, with the line number if it is in ``path``."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
     said = str(error).splitlines()[0] if str(error) else ""
@@ -138,7 +144,7 @@ def raised(error: BaseException, path: str) -> str:
 
 
 def _table() -> dict[str, Objective]:
-    from objectives._percentiles import OBJECTIVES  # which needs this module
+    from objectives._percentiles import OBJECTIVES  # imports this module
 
     return OBJECTIVES
 

@@ -1,4 +1,4 @@
-"""Prints all objectives as the Markdown table of ``docs/objectives.md``."""
+"""Print all objectives as the Markdown table of ``docs/objectives.md``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import objectives
 
 
 def table() -> str:
-    """A row an objective, sorted by name."""
+    """Return the table, with one row for each objective, sorted by name."""
     rows = [["name", "unit", "better", "formula", "source"], ["---"] * 5]
     for name in objectives.names():
         o = objectives.get(name)

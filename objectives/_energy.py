@@ -1,4 +1,4 @@
-"""A measurement that also knows what energy it took, and how an objective asks for it."""
+"""A measurement with its energy, and how an objective reads it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ class WithEnergy(Measurement):
     """A measurement with the energy of the GPUs that its server used.
 
     Attributes:
-        joules: Of all of these GPUs together, in the time that the measured requests' tokens take
-            at the measured throughput.
+        joules: Energy of all of these GPUs together, in joules, over the time that the measured
+            requests' tokens take at the measured throughput.
     """
 
     joules: float
 
     @classmethod
     def added(cls, m: Measurement, joules: float) -> WithEnergy:
-        """The same measurement with its energy."""
+        """Return the measurement with its energy, in joules."""
         return cls(**{f.name: getattr(m, f.name) for f in fields(Measurement)}, joules=joules)
 
 
 def joules(m: Measurement) -> float:
-    """Energy of a measurement, in joules.
+    """Return the energy of a measurement, in joules.
 
     Raises:
-        ValueError: it is not known.
+        ValueError: it is unknown.
     """
     if not isinstance(m, WithEnergy):
         raise ValueError("the energy of the measurement is not known")

@@ -1,7 +1,7 @@
 """Objectives of users: in a file, or in a package that names them as entry points.
 
-Their code runs where a study is run, and only there: a database may be somebody else's, so a study
-that is looked at tells by itself what it says of them (:func:`remembered`).
+Their code runs only where a study is run. A database may come from somebody else, so commands that
+show a study use what the study stored about them (:func:`remembered`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _TEXTS = ("name", "title", "unit", "formula", "source")
 
 
 class BadObjective(ValueError):
-    """A user's objective cannot be used; one line that names its file or its package."""
+    """A user's objective cannot be used; the text is one line with its file or its package."""
 
 
 def from_file(path: Path, name: str) -> Objective:
-    """The ``OBJECTIVE`` of a Python file, named as the file.
+    """Return the ``OBJECTIVE`` of a Python file, which has the name of the file.
 
     Raises:
-        BadObjective: the file cannot be run, or has no such thing.
+        BadObjective: the file cannot be run, or has no usable ``OBJECTIVE``.
     """
     spec = importlib.util.spec_from_file_location(f"_objective_{name}", path)
     if spec is None or spec.loader is None:
@@ -46,15 +46,15 @@ def from_file(path: Path, name: str) -> Objective:
 
 
 def packaged() -> dict[str, EntryPoint]:
-    """The objectives of installed packages, by name."""
+    """Return the entry points of the objectives of installed packages, by name."""
     return {e.name: e for e in entry_points(group=GROUP)}
 
 
 def from_package(entry: EntryPoint) -> Objective:
-    """The objective that an entry point names.
+    """Return the objective that an entry point names.
 
     Raises:
-        BadObjective: it cannot be imported, or is none.
+        BadObjective: it cannot be imported, or is not a usable objective.
     """
     origin = f"{entry.dist.name if entry.dist else 'a package'}: {entry.value}"
     found: list[object] = []
@@ -72,7 +72,11 @@ def _run(load: Callable[[], object], origin: str) -> None:
 
 
 def _checked(found: object, name: str, origin: str) -> Objective:
-    """An objective with its origin, as far as it can be checked without a measurement."""
+    """Return an objective with its origin, checked as far as possible without a measurement.
+
+    Raises:
+        BadObjective: it is not an objective, or one of its attributes is wrong.
+    """
     if not isinstance(found, Objective):
         raise BadObjective(
             f"{origin}: OBJECTIVE is a {type(found).__name__}; it must be an objectives.Objective"
@@ -95,11 +99,11 @@ def _checked(found: object, name: str, origin: str) -> Objective:
 
 
 def try_out(objective: Objective) -> None:
-    """Computes a user's objective of a made-up measurement, before a server is launched for it.
+    """Compute a user's objective of a made-up measurement, before a server is launched for it.
 
     Raises:
-        BadObjective: its code fails there. That it cannot be computed (ValueError) is no failure:
-            it may ask for more than the made-up measurement has.
+        BadObjective: its code fails. A ValueError of the code is no failure, because the objective
+            may need more than the made-up measurement has.
     """
     m = _made_up()
     if objective.needs_energy:
@@ -114,7 +118,7 @@ def try_out(objective: Objective) -> None:
 
 
 def _made_up() -> Measurement:
-    """Forty requests of sixteen tokens, two at a time."""
+    """Return a measurement of forty requests of sixteen tokens, at a concurrency of two."""
     n, tokens = 40, 16
     place = np.arange(n, dtype=np.float64)
     start, seconds = 0.5 * place, 1.0 + 0.1 * np.sin(place)
@@ -131,13 +135,13 @@ def _made_up() -> Measurement:
 
 
 def remembered(name: str, shown: str | None, direction: Direction, origin: str) -> Objective:
-    """What a stored study says of an objective that is not ours: enough to show, not to compute.
+    """Return a user's objective as a stored study describes it: it can be shown, not computed.
 
     Args:
-        name: Its key in the study.
-        shown: ``title (unit)``, as Optuna has it; None: not even that is known.
-        direction: The study's.
-        origin: Where it came from.
+        name: Key of the objective in the study.
+        shown: ``title (unit)``, as Optuna has it; None: it is unknown.
+        direction: Better direction, by the study.
+        origin: File or package that the objective came from.
     """
     title, bracket, unit = (shown or name).removesuffix(")").rpartition(" (")
     return Objective(

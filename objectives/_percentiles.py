@@ -3,16 +3,17 @@
 Median, 95th and 99th percentile of the requests' TTFT, TPOT and E2EL, and of all ITL, in
 milliseconds. :mod:`autotune.stats.measurement` defines the four as ``vllm bench serve`` does
 (``vllm/benchmarks/serve.py``, ``calculate_metrics``). The estimator is the median-unbiased one, not
-NumPy's default, which vLLM takes and which is too small for few requests;
-:mod:`autotune.stats.intervals` says why, and what the intervals are of the three that have one
-value a request.
+NumPy's default, which vLLM uses and which is too small for few requests.
+:mod:`autotune.stats.intervals` says why, and defines the intervals of TTFT, TPOT and E2EL, which
+have one value for each request.
 
-**ITL** has many values a request, and those of one request are alike: taken as single ones they
-would be too sure (at the median 83 to 90 % instead of 95 % by simulation). So the share of gaps
-below the percentile is what is bounded, as in samples of clusters (R. S. Woodruff, "Confidence
-intervals for medians and other position measures", Journal of the American Statistical Association
-47, 1952): its variance by the eight batches of neighbouring requests, Student's t at 7 degrees of
-freedom, and the gaps at the two ends of that share are the bounds.
+**ITL** has many values for each request, and those of one request are similar. Intervals that treat
+them as independent are too narrow (at the median they hold 83 to 90 % instead of 95 % by
+simulation). Therefore the share of gaps below the percentile is bounded, as in samples of clusters
+(R. S. Woodruff, "Confidence intervals for medians and other position measures", Journal of the
+American Statistical Association 47, 1952). The variance of that share is that of the eight batches
+of neighboring requests, with Student's t at 7 degrees of freedom. The gaps at the two ends of the
+share's interval are the bounds.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class Latency:
     """One kind of latency.
 
     Attributes:
-        name: In the names of objectives.
-        short: As vLLM abbreviates it.
-        title: In tables.
-        meaning: From when to when.
-        seconds: Its values, in the order of sending.
-        needs: Which requests have one.
-        clustered: A request has many, and they are alike.
+        name: Name as part of the objectives' names.
+        short: Abbreviation that vLLM uses.
+        title: Title for tables.
+        meaning: Beginning and end of the latency, in words.
+        seconds: Returns the values of a measurement, in seconds, in the order of sending.
+        needs: Requests that have a value, in words.
+        clustered: Whether a request has many values, which are similar.
     """
 
     name: str
@@ -88,7 +89,7 @@ E2EL = Latency(
 
 
 def percentile(percent: int, latency: Latency) -> Objective:
-    """The objective ``p<percent>_<latency>``."""
+    """Return the objective ``p<percent>_<latency>``, in milliseconds."""
     median = percent == 50
     which = "median" if median else f"{percent}th percentile"
     statistic = "median" if median else f"p{percent}"
@@ -122,7 +123,7 @@ def _interval(percent: int, latency: Latency, m: Measurement, confidence: float)
 
 
 def _of_clusters(values: Floats, q: float, confidence: float) -> Interval:
-    """Of the ``q`` quantile of values whose neighbours are alike; see the module."""
+    """Return the interval of the ``q`` quantile of values with similar neighbors."""
     center = quantile(values, 100 * q)
     below = (values <= center).astype(np.float64)
     error = float(np.sqrt(long_run_variance(below - below.mean()) / len(values)))
@@ -133,11 +134,12 @@ def _of_clusters(values: Floats, q: float, confidence: float) -> Interval:
 
     one = error / math.sqrt(MEAN_FACTOR)
     near = [x for x in (at(q - one), at(q + one)) if x is not None and x > 0]
-    told = sum(abs(math.log(x / center)) for x in near) / len(near) if near and center > 0 else None
-    return Interval(at(q - half), at(q + half), confidence, told)
+    known = bool(near) and center > 0
+    log_error = sum(abs(math.log(x / center)) for x in near) / len(near) if known else None
+    return Interval(at(q - half), at(q + half), confidence, log_error)
 
 
-# By name: p50_ttft to p99_latency.
+# Objectives by name, from p50_ttft to p99_latency.
 OBJECTIVES = {
     objective.name: objective
     for latency in (TTFT, TPOT, ITL, E2EL)

@@ -1,4 +1,4 @@
-"""What a million output tokens cost on a machine that is paid by the hour."""
+"""Cost of a million output tokens on a machine that is paid by the hour."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _compute(m: Measurement, usd_per_hour: float) -> float:
 
 
 def _interval(m: Measurement, confidence: float, usd_per_hour: float) -> Interval:
-    """Throughput's, turned over."""
+    """Return the interval of throughput, as costs: its upper bound becomes the lower one."""
     tokens = throughput_interval(m, confidence)
     low, high = (x and _price(x, usd_per_hour) for x in (tokens.high, tokens.low))
     return Interval(low, high, confidence, tokens.error)

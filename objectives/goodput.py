@@ -1,15 +1,16 @@
 """Requests per second that meet a service level, as ``vllm bench serve --goodput`` counts them.
 
-In a closed loop they leave at max_concurrency · good requests / Σ seconds, as tokens do
-(:mod:`autotune.stats.measurement`); ``vllm bench serve`` divides by the time from the first
-sending to the last end, in which places stand empty.
+In a closed loop their rate is max_concurrency · good requests / Σ seconds, as for tokens
+(:mod:`autotune.stats.measurement`). ``vllm bench serve`` divides by the time from the first sending
+to the last end, in which the load is not always full.
 
-The interval holds two things. That of the ratio of good requests to the place-seconds of all, by
-batch means as for throughput (:mod:`autotune.stats.intervals`): slow requests are both rarer and
-more often bad, which the ratio takes in. And that of the share of good requests, as a binomial one
-(C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of
-the binomial", Biometrika 26, 1934), at the measured rate: where all requests are good, or none is,
-the ratio alone would be too sure. The wider of the two bounds counts on either side.
+The interval combines two, and the wider bound counts on either side. The first is that of the ratio
+of good requests to the seconds of all requests, by batch means as for throughput
+(:mod:`autotune.stats.intervals`). Slow requests are both rarer and more often bad, which the ratio
+includes. The second is the binomial interval of the share of good requests (C. J. Clopper, E. S.
+Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+Biometrika 26, 1934), at the measured rate. It is needed where all requests are good, or none is,
+because the ratio's interval would be too narrow there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from objectives import Objective
 
 
 def _good(m: Measurement, slo: Mapping[str, float]) -> NDArray[np.bool_]:
-    """Which requests meet every limit; the TPOT of a single token is 0, as in vLLM."""
+    """Return for each request whether it meets every limit; TPOT of one token is 0, as in vLLM."""
     several = m.output_tokens > 1
     tpot = np.zeros(len(m))
     tpot[several] = m.tpot
@@ -37,9 +38,13 @@ def _good(m: Measurement, slo: Mapping[str, float]) -> NDArray[np.bool_]:
 
 
 def _rate(m: Measurement) -> float:
-    """All requests per second: closed loop by place-seconds, else first sending to last end."""
-    if m.places is not None:
-        return m.places * len(m) / float(m.seconds.sum())
+    """Return all requests per second.
+
+    A closed loop divides by the requests' seconds, an open one by the time from the first sending
+    to the last end.
+    """
+    if m.concurrency is not None:
+        return m.concurrency * len(m) / float(m.seconds.sum())
     return len(m) / float(m.end.max() - m.start.min())
 
 

@@ -1,7 +1,7 @@
 """Output tokens per second by the definition of ``vllm bench serve``.
 
-That time holds the first requests' beginning and the last ones' end, when fewer of the measured
-requests run than there are places; ``throughput`` does not.
+Its time includes the beginning and the end of the measurement, when fewer measured requests run
+than the concurrency allows; that of ``throughput`` does not.
 """
 
 from __future__ import annotations

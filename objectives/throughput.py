@@ -10,8 +10,8 @@ OBJECTIVE = Objective(
     title="Throughput",
     unit="tok/s",
     direction="maximize",
-    formula="closed loop: max_concurrency · Σ output tokens / Σ seconds of the requests, all "
-    "places busy; open loop: output tokens from the first sending to the first end after the last "
+    formula="closed loop: max_concurrency · Σ output tokens / Σ seconds of the requests, at full "
+    "concurrency; open loop: output tokens from the first sending to the first end after the last "
     "sending, divided by that time",
     source="autotune: the rate at which a full loop delivers; `output_throughput` is the "
     "definition of vllm bench serve, which also counts the filling and emptying",

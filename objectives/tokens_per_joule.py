@@ -1,9 +1,9 @@
-"""Output tokens for each joule that the server's GPUs took.
+"""Output tokens for each joule that the server's GPUs used.
 
-The energy is that of whole GPUs, idle power included, without the CPUs, memory and fans of the
+The energy is that of whole GPUs, including idle power, without the CPUs, memory and fans of the
 machine. It is read just before the first sending and just after the last end
-(``autotune.serving.nvml``); a closed loop's places are busy with other requests then, too, so what
-counts is the share of it that the measured requests' place-seconds have.
+(:mod:`autotune.serving.nvml`). A closed loop also serves other requests in that time, so only the
+share of the energy counts that the measured requests have of the time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def _compute(m: Measurement) -> float:
 
 
 def _interval(m: Measurement, confidence: float) -> Interval:
-    """As sure as throughput is, as a share.
+    """Return an interval that is as wide as throughput's, relative to the value.
 
-    Power is read once, so nothing is known of how it wanders; as a faster moment takes more power,
-    tokens per joule wander less than tokens per second, and this is rather too wide.
+    Power is read once, so its variation is unknown. A faster moment needs more power, so tokens per
+    joule vary less than tokens per second, and this interval is rather too wide.
     """
     return throughput_interval(m, confidence).scaled(_compute(m) / m.throughput)
 

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from autotune.bench import session
+from autotune.bench import sending
 from tests.surroundings import cheap_surroundings
 
 # Markers of tests that are not quick.
@@ -79,5 +79,5 @@ def surroundings() -> Iterator[None]:
 @pytest.fixture
 def lives_on() -> Iterator[None]:
     """Servers outlive their bad answers: nobody waits for three seconds whether they die."""
-    with mock.patch.object(session, "DYING_S", 0.1):
+    with mock.patch.object(sending, "DYING_S", 0.1):
         yield

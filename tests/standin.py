@@ -15,7 +15,7 @@ import os, sys
 
 __version__ = "{version}"
 os.environ["STANDIN_IMPORTED"] = "1"  # as a real one sets some
-in_template = sys.argv[0].endswith("_fork_server.py")
+in_fork_server = sys.argv[0].endswith("_fork_server.py")
 print("imported")
 {code}
 """
@@ -95,7 +95,7 @@ def write_vllm(
     Args:
         folder: Where they are written to.
         version: What it says that it is.
-        on_import: A line that runs when vLLM is imported; ``in_template`` says by whom.
+        on_import: A line that runs when vLLM is imported; ``in_fork_server`` says by whom.
         on_start: A line that runs when a server starts; ``forked`` says how.
     """
     double = Path(__file__).with_name("double.py")

@@ -264,7 +264,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 
 def owned(owner: int) -> list[psutil.Process]:
-    """Every living process that this one started for servers: templates, guards, servers."""
+    """Return every living fork server, supervisor and server that a process started."""
     mark = f"{owner}:"
     found = []
     for process in psutil.process_iter():

@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType, SimpleNamespace
 from unittest import mock
 
@@ -32,6 +32,14 @@ def cheap_surroundings() -> Iterator[None]:
         mock.patch.object(alembic.util, "load_python_file", _load_once),
     ):
         yield
+
+
+_kernel_seconds = interference.kernel_seconds
+
+
+def timed_idle_baseline() -> AbstractContextManager[object]:
+    """Let the interference check time its computation after all."""
+    return mock.patch.object(interference, "kernel_seconds", _kernel_seconds)
 
 
 _load = alembic.util.load_python_file

@@ -156,7 +156,7 @@ def test_a_run_that_ends_takes_all_of_them_along(tmp_path: Path, how: signal.Sig
     study = write(tmp_path, env={"DOUBLE_STEP_S": "0.05"})
     run = start_autotune("run", str(study), "--trials", "8", cwd=tmp_path)
     wait_for_event(tmp_path, "warm", 2)  # three others idle beside the second trial
-    assert len(owned(run.pid)) >= 8  # a guard and a server each, and the template
+    assert len(owned(run.pid)) >= 8  # a supervisor and a server each, and the fork server
     run.send_signal(how)
     _, err = run.communicate(timeout=60)
     assert run.returncode == (130 if how == signal.SIGINT else -how), err

@@ -1,4 +1,4 @@
-"""The canary: readings of this machine, of a fake NVML, and what is made of them."""
+"""The interference check: readings of this machine, of a fake NVML, and what is made of them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import pytest
 from autotune.bench import interference
 from autotune.bench.interference import (
     GpuReading,
+    IdleBaseline,
     LoadWatch,
     MachineState,
-    Rest,
     disturbed,
     kernel_seconds,
     read_gpus,
-    take_rest,
+    take_idle_baseline,
 )
 
 QUIET_GPU = GpuReading(345, 45, 0, None, 480, (), 0.0)
 BUSY_GPU = GpuReading(1980, 66, 99, 0, 70_000, (), 0.0)
 QUIET = MachineState(
-    rest=Rest(0.05, 2400.0, ()),
+    rest=IdleBaseline(0.05, 2400.0, ()),
     seconds=60.0,
     cores=2,
     busy=1.5,
@@ -66,11 +66,11 @@ def test_the_kernel_takes_time() -> None:
     assert kernel_seconds() > 0
 
 
-def looked(*seconds: float, earlier: Sequence[float] = ()) -> tuple[Rest, list[float]]:
+def looked(*seconds: float, earlier: Sequence[float] = ()) -> tuple[IdleBaseline, list[float]]:
     """What is found where the fixed computation takes so long, and the pauses between the looks."""
     pauses: list[float] = []
     left = iter(seconds)
-    return take_rest(earlier, look=lambda: next(left), pause=pauses.append), pauses
+    return take_idle_baseline(earlier, look=lambda: next(left), pause=pauses.append), pauses
 
 
 def test_a_slow_look_is_looked_at_again() -> None:
@@ -93,7 +93,7 @@ def test_the_first_look_has_nothing_to_be_compared_with() -> None:
 
 
 def test_a_process_that_is_not_ours_is_seen() -> None:
-    rest = Rest(0.05, None, ())
+    rest = IdleBaseline(0.05, None, ())
     with burning() as child:
         with LoadWatch(rest, lambda: []) as foreign, LoadWatch(rest, lambda: [child]) as ours:
             while interference._cpu_seconds(child) < 0.5:
@@ -108,7 +108,7 @@ def test_a_process_that_is_not_ours_is_seen() -> None:
 
 
 def test_without_the_servers_processes_foreign_load_is_unknown() -> None:
-    with LoadWatch(Rest(0.05, None, ()), None) as watch:
+    with LoadWatch(IdleBaseline(0.05, None, ()), None) as watch:
         kernel_seconds()
     assert watch.state.foreign is None
     assert watch.state.busy >= 0
@@ -128,7 +128,7 @@ def test_a_child_that_ended_counts_and_a_process_that_is_gone_does_no_harm() -> 
 
 
 def test_the_state_is_there_after_an_error_too() -> None:
-    watch = LoadWatch(Rest(0.05, None, ()), lambda: [])
+    watch = LoadWatch(IdleBaseline(0.05, None, ()), lambda: [])
     with pytest.raises(KeyError), watch:
         raise KeyError
     assert watch.state.seconds > 0
@@ -246,7 +246,7 @@ def test_no_nvml_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ordinary_noise_is_not_a_disturbance() -> None:
     assert disturbed(QUIET, [0.045, 0.05, 0.052]) is None
     assert disturbed(replace(QUIET, foreign=0.19), []) is None
-    assert disturbed(replace(QUIET, rest=Rest(0.06, None, ())), [0.05]) is None
+    assert disturbed(replace(QUIET, rest=IdleBaseline(0.06, None, ())), [0.05]) is None
     assert disturbed(with_gpu(), []) is None
     # one of sixteen cores is not missed
     assert disturbed(replace(QUIET, cores=16, foreign=1.0), []) is None
@@ -257,7 +257,7 @@ def test_ordinary_noise_is_not_a_disturbance() -> None:
     [
         (replace(QUIET, foreign=1.0), "other processes used 1.0 of 2 cores"),
         (replace(QUIET, steal=0.6), "the hypervisor withheld 30% of the CPU time"),
-        (replace(QUIET, rest=Rest(0.065, None, ())), "took 1.30 × as long as usual"),
+        (replace(QUIET, rest=IdleBaseline(0.065, None, ())), "took 1.30 × as long as usual"),
         (
             with_gpu(rest=replace(QUIET_GPU, utilisation=43)),
             "GPU 0 was 43 % busy before the server was started",

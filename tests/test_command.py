@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from autotune.engine.command import free_port, own_key, plan_launch, serve_command
+from autotune.engine.entry import MODULE
 from autotune.engine.flags import check_flags
-from autotune.engine.probe import MODULE, VllmInfo, probe
+from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import UserError
 from autotune.study.files import parse_study
 from autotune.study.schema import ServerSpec
@@ -411,6 +412,8 @@ def test_probe_says_in_one_line_that_vllm_does_not_import(
     (dist / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 1.0\n")
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm/__init__.py").write_text("raise ImportError('libcudart.so.12: not there')")
+    for name in ("torchvision", "torchaudio", "torchcodec"):  # the real ones take seconds
+        (tmp_path / f"{name}.py").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"cannot be imported: .*libcudart.so.12") as e:
         probe(spec(env={"PYTHONPATH": str(tmp_path)}))

@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from optuna.trial import TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats
+from autotune.bench.objectives import study_objectives
 from autotune.cli.main import main
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
@@ -32,7 +33,6 @@ from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.storage.store import Store
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
-from autotune.study_objectives import study_objectives
 from tests.studies import write_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autotune.search import Direction, Verdict, plan, verdict
+from autotune.search import ConfirmationVerdict, Direction, plan, verdict
 from autotune.search.confirmation import Launches
 
 BOTH: tuple[Direction, Direction] = ("maximize", "minimize")
@@ -63,7 +63,7 @@ CONFIRMED: Launches = {
 }
 
 
-def found(confirmed: Launches, searched: Launches = SEARCHED) -> Verdict:
+def found(confirmed: Launches, searched: Launches = SEARCHED) -> ConfirmationVerdict:
     v = verdict(confirmed, searched, BOTH, 0)
     assert v is not None
     return v

@@ -38,7 +38,10 @@ from tests import test_report
 from tests.study_views import P95, THROUGHPUT, study
 from tests.test_report import CONFIRMED, EVIL, STORED, Row
 
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+]
 
 
 # A report without figures

@@ -24,7 +24,8 @@ from compose_spec import PyCompose
 
 from autotune.cli.main import main
 from autotune.engine.command import production
-from autotune.engine.probe import MODULE, VllmInfo, probe
+from autotune.engine.entry import MODULE
+from autotune.engine.probe import VllmInfo, probe
 from autotune.output.export.job import Format, label
 from autotune.study.files import parse_study
 from autotune.study.schema import ServerSpec

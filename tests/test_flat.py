@@ -16,7 +16,8 @@ from rich.console import Console
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from autotune.bench.interference import Rest
+from autotune.bench.interference import IdleBaseline
+from autotune.bench.objectives import study_objectives
 from autotune.cli.console import Ui
 from autotune.results.standing import Standing, launched, with_points
 from autotune.results.trials import trial_view, trial_views
@@ -24,12 +25,12 @@ from autotune.serving.machine import describe_machine
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import Point
-from autotune.study_objectives import study_objectives
 from autotune.tuning.prepare import prepare
 from autotune.tuning.progress import At
 from autotune.tuning.study_run import run_study
 from objectives import Objective
 from tests.studies import use_tools
+from tests.surroundings import timed_idle_baseline
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -104,7 +105,7 @@ def run_counted(folder: Path, loaded: LoadedStudy, trials: int) -> Counting:
 def test_what_a_trial_reads_does_not_grow_with_the_study(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_tools(monkeypatch, take_rest=lambda _earlier: Rest(0.05, None, ()))
+    use_tools(monkeypatch, take_idle_baseline=lambda _earlier: IdleBaseline(0.05, None, ()))
     counted = {}
     for filled in (20, 200):
         folder = tmp_path / str(filled)
@@ -224,7 +225,7 @@ def test_the_error_of_a_point_is_that_of_the_search_s_launches(bench: Any, tmp_p
     assert (standing.errors(1), standing.errors(2)) == (None, None)
 
 
-def test_the_canary_of_a_resumed_run_is_compared_with_the_same_times(
+def test_the_idle_baseline_of_a_resumed_run_is_compared_with_the_same_times(
     bench: Any, tmp_path: Path
 ) -> None:
     loaded, store = filled_study(bench, tmp_path, 20)
@@ -258,7 +259,8 @@ def test_queries_of_one_trial_and_one_phase_give_what_is_theirs(bench: Any, tmp_
 def test_the_benchmark_resumes_and_reports_each_trial(
     bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with mock.patch.object(bench, "SHOWN", (2,)):
+    # what the idle baseline costs is one of the figures
+    with mock.patch.object(bench, "SHOWN", (2,)), timed_idle_baseline():
         for trials in (2, 4):
             arguments = [str(tmp_path), "--trials", str(trials), "--method", "random"]
             assert bench.main(arguments) == 0

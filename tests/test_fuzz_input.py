@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.bench import build_workload
+from autotune.bench.objectives import study_objectives
 from autotune.cli.main import main
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
@@ -32,7 +33,6 @@ from autotune.storage.store import Store
 from autotune.study.differences import fingerprint
 from autotune.study.files import LoadedStudy, bundled_studies, find_study, load_study, parse_study
 from autotune.study.from_command import study_from_command, template
-from autotune.study_objectives import study_objectives
 from autotune.tuning.prepare import baseline_point
 from tests.fuzzing import fuzz
 from tests.studies import write_study

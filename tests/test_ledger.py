@@ -58,9 +58,9 @@ def test_reap_ends_what_nobody_owns(tmp_path: Path) -> None:
     run = start_autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     wait_for_event(tmp_path, "healthy", 1)
     [launch] = [x for x in recovery.living_launches() if x.owner == run.pid]
-    guard = next(p for p in launch.processes if "guard.py" in " ".join(p.cmdline()))
+    supervisor = next(p for p in launch.processes if "supervisor.py" in " ".join(p.cmdline()))
     run.send_signal(signal.SIGSTOP)
-    guard.kill()
+    supervisor.kill()
     run.kill()  # nobody is left to end it
     run.communicate()
     assert "owner: nobody" in autotune("ps", cwd=tmp_path).stdout
@@ -170,7 +170,7 @@ def test_a_machine_that_slept_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     naps = iter([0.0, 3600.0])  # before and after warm-up and measurement, which are one
-    monkeypatch.setattr("autotune.bench.session._asleep", lambda: next(naps, 3600.0))
+    monkeypatch.setattr("autotune.bench.sending._asleep", lambda: next(naps, 3600.0))
     study = write_study(tmp_path)
     done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import sqlite3
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +13,8 @@ from typing import Any
 import pytest
 
 from autotune.bench import Request, Sample, ServerStats, Workload, build_workload
-from autotune.bench.interference import MachineState, Rest
-from autotune.bench.session import Result, Stop
+from autotune.bench.interference import IdleBaseline, MachineState
+from autotune.bench.session import Result
 from autotune.engine.command import LaunchPlan, plan_launch
 from autotune.engine.draft_schedule import (
     SCHEDULE,
@@ -32,10 +30,12 @@ from autotune.results.read_load_map import PARTS
 from autotune.serving import Identity
 from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule
+from autotune.stats.stopping import Stop
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.schema import StudySpec
 from autotune.tuning.load_map import map_requests, order, part_sizes
 from autotune.tuning.prepare import Prepared
+from tests.storage.test_migrations import as_first_release
 from tests.studies import (
     DOUBLE,
     UNENDED,
@@ -298,9 +298,7 @@ def test_mistakes_are_told_before_anything_is_launched(
 def test_a_database_of_before_there_were_maps(tmp_path: Path) -> None:
     study = write_study(tmp_path, space__max_num_batched_tokens__high=32)
     autotune("map", str(study), "--concurrency", "64", cwd=tmp_path)  # makes it, and is refused
-    with closing(sqlite3.connect(tmp_path / "autotune.db")) as c:
-        c.execute("drop table autotune_loads")
-        c.execute("drop table autotune_map_points")
+    as_first_release(tmp_path / "autotune.db")
     done = autotune("map", str(study), "--show", cwd=tmp_path)
     assert done.returncode == 2
     assert "has no load sweep of double yet" in done.stderr
@@ -367,7 +365,7 @@ class Instant:
     def measuring(self, server: Any, spec: StudySpec, _objectives: object, **kw: Any) -> Any:
         load = spec.workload.max_concurrency or 0
 
-        def measure(workload: Workload, rest: Rest, **_: object) -> Result:
+        def measure(workload: Workload, rest: IdleBaseline, **_: object) -> Result:
             self.parts += 1
             if self.parts in self.interrupts:
                 raise KeyboardInterrupt
@@ -407,21 +405,23 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> Instant:
     return stand_in(monkeypatch)
 
 
-def no_wait(_earlier: object) -> Rest:
-    return Rest(0.1, None, ())
+def no_wait(_earlier: object) -> IdleBaseline:
+    return IdleBaseline(0.1, None, ())
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Instant:
     """Servers and measurements are an :class:`Instant`'s from here on."""
     found = Instant()
-    use_tools(monkeypatch, server=found.server, measuring=found.measuring, take_rest=no_wait)
+    use_tools(
+        monkeypatch, server=found.server, measuring=found.measuring, take_idle_baseline=no_wait
+    )
     return found
 
 
 @pytest.fixture
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside other tests the machine is never at rest, and each launch would wait 6 s for it."""
-    use_tools(monkeypatch, take_rest=no_wait)
+    use_tools(monkeypatch, take_idle_baseline=no_wait)
 
 
 WIDE = ("--concurrency", "1,2,4,8,16", "--json")

@@ -157,7 +157,7 @@ def test_parts_of_a_measurement_are_in_the_order_of_sending() -> None:
     assert [len(c) for c in m.head(2).chunks] == [10, 10]
 
 
-def test_measure_imports_nothing_of_the_rest() -> None:
+def test_statistics_import_no_other_room() -> None:
     def imported(tree: ast.AST) -> set[str]:
         names: set[Any] = set()
         for node in ast.walk(tree):
@@ -170,7 +170,7 @@ def test_measure_imports_nothing_of_the_rest() -> None:
     folder = Path(autotune.stats.__file__).parent
     ours = set().union(*(imported(ast.parse(f.read_text())) for f in folder.glob("*.py")))
     outside = {n for n in ours if n.startswith(("autotune", "objectives"))}
-    assert all(n.startswith("autotune.stats.") for n in outside)
+    assert all(n == "autotune.stats" or n.startswith("autotune.stats.") for n in outside)
 
 
 def ramp(n: int) -> Floats:

@@ -174,7 +174,7 @@ def test_a_series_that_became_steady_only_now_is_not_warm() -> None:
     assert warm_from([1.0] * 3 + [8.0] * 7) == 3
     assert warm_from([8.0] * 7) is None  # fewer than eight
     assert warm_from([8.0] * 8) == 0
-    assert warm_from([8.0] * 15, places=8) is None
+    assert warm_from([8.0] * 15, concurrency=8) is None
 
 
 def test_a_wandering_machine_is_not_called_drifting() -> None:

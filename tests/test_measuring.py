@@ -22,12 +22,14 @@ import pytest
 
 import objectives
 from autotune.bench import Counters, Request, Sample, Workload, session
-from autotune.bench.interference import Rest
-from autotune.bench.session import Look, Measuring, Result, Rival, Stop
+from autotune.bench.interference import IdleBaseline
+from autotune.bench.looks import Look, Rival
+from autotune.bench.session import Measuring, Result
 from autotune.errors import FailureKind, MeasureError
 from autotune.results.recomputed import measurement_of
 from autotune.results.trials import quality_warnings
 from autotune.stats import STOPPING_CONFIDENCE, look_sizes
+from autotune.stats.stopping import Stop
 from autotune.storage.store import opened
 from autotune.study.files import load_study
 from autotune.study.workload import WorkloadSpec
@@ -45,7 +47,7 @@ from tests.studies import (
 PLACES = 4
 TOKENS = 12
 THROUGHPUT = (objectives.get("throughput"),)
-REST = Rest(0.1, None, ())
+REST = IdleBaseline(0.1, None, ())
 
 Seconds = Callable[[str, int], float]  # of a request, by its phase and its place in that
 
@@ -57,7 +59,7 @@ def steady(phase: str, i: int) -> float:
 
 @dataclass
 class Client:
-    """Takes the place of :func:`autotune.bench.session.send`: one closed loop, in its own clock.
+    """Takes the place of :func:`autotune.bench.sending.send`: one closed loop, in its own clock.
 
     Attributes:
         seconds: What each request takes.

@@ -72,7 +72,7 @@ def test_values_units_and_directions(
 
 def test_a_closed_loop_gives_what_its_places_give(measurement: Measurement) -> None:
     """Two places that are always busy; 16 of 20 requests take at most 16 s."""
-    full = Measurement(**{**vars(measurement), "places": 2})
+    full = Measurement(**{**vars(measurement), "concurrency": 2})
     assert objectives.get("throughput").value(full) == pytest.approx(2 * 200 / 210)
     good = objectives.get("goodput").given({"e2el_ms": 16000})
     assert good.value(full) == pytest.approx(2 * 16 / 210)

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 
 import objectives
+from autotune.bench.objectives import study_objectives
 from autotune.errors import UserError
 from autotune.serving.nvml import EnergyMeter, why_no_energy
 from autotune.stats import Bounded, Domination, Interval, Measurement
 from autotune.study.files import load_study
 from autotune.study.schema import ObjectiveSpec
-from autotune.study_objectives import study_objectives
 from objectives import Objective, WithEnergy
 from objectives.__main__ import table
 from tests.studies import (
@@ -381,7 +381,7 @@ def test_a_trial_that_gives_less_for_a_joule_ends_early(fake: FakeNvml, tmp_path
         ("p99_latencyy", "objectives.0.name: p99_latencyy is unknown; known are cost, goodput,"),
         ({"file": "mine.py"}, "mine.py: cannot be read: No such file or directory"),
         ({"file": "mine.py", "name": "yours"}, "name must be mine, as the file; or leave it out"),
-        ({"file": "cost.py"}, "objectives.0.file: cost is one of ours; give the file another name"),
+        ({"file": "cost.py"}, "cost is a built-in objective; give the file another name"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path: Path, given: object, words: str) -> None:

@@ -14,15 +14,20 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import objectives
+from autotune.api import _Listener
 from autotune.errors import FailureKind, MeasureError, TrialFailure
 from autotune.results.standing import Standing, counts
 from autotune.search import Proposer, SearchEnds, SpaceExhausted
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
+from autotune.storage.store import opened
 from autotune.study.files import load_study
 from autotune.study.space import N, Point
+from autotune.tuning import study_run
 from autotune.tuning.executor import OneSlot
 from autotune.tuning.launcher import nothing_ahead
 from autotune.tuning.planner import Budget, Choice, Planner, Situation
+from autotune.tuning.prepare import prepare
+from autotune.tuning.supervise import StopReason
 from autotune.tuning.trial import (
     Failed,
     Infeasible,
@@ -385,3 +390,64 @@ def test_attributes_of_a_user_stay_and_quality_survives() -> None:
     out = replace(attrs, role=Role.REPLICATE, replicates=3).put_into(kept)
     assert (out["mine"], out["role"], out["replicates"]) == (1, "replicate", 3)
     assert Quality.read(out["quality"]) == attrs.quality
+
+
+# -- the driver --------------------------------------------------------------------------------
+
+
+class TwoSlots:
+    """An executor whose trials all turn out infeasible, the latest submitted first."""
+
+    def __init__(self, *_: object) -> None:
+        self.running: list[Trial] = []
+        self.seen: list[Trial] = []
+        self.most = 0
+        self.closed = False
+
+    @property
+    def capacity(self) -> int:
+        return 2 - len(self.running)
+
+    def submit(self, trial: Trial) -> None:
+        self.running.append(trial)
+        self.seen.append(trial)
+        self.most = max(self.most, len(self.running))
+
+    def completed(self) -> list[tuple[Trial, Outcome]]:
+        return [(self.running.pop(), Infeasible("not today"))]
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_driver_keeps_two_slots_busy_and_tells_each_trial_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = TwoSlots()
+    monkeypatch.setattr(study_run, "OneSlot", lambda *_: executor)
+    path = write_study(
+        tmp_path,
+        search__method="grid",
+        space__num_speculative_tokens__high=4,
+        space__max_num_batched_tokens__high=32,
+    )
+    shown = _Listener(None, None)
+    reason = study_run.run_study(
+        prepare(load_study(str(path)), shown),
+        database=tmp_path / "autotune.db",
+        trials=9,
+        seed=0,
+        timeout_s=None,
+        progress=shown,
+    )
+    assert reason is StopReason.EXHAUSTED
+    assert (executor.most, executor.running, executor.closed) == (2, [], True)
+    assert sorted(int(t.point[N]) for t in executor.seen) == [0, 1, 2, 3, 4]
+    assert executor.seen[0].attrs.role is Role.BASELINE
+    with opened(tmp_path / "autotune.db") as store:
+        trials = store.optuna_study("double").get_trials()
+    assert [t.number for t in trials] == [t.number for t in executor.seen]
+    assert [t.state for t in trials] == [TrialState.FAIL] * 5
+    assert {attrs_of(t).failure_reason for t in trials} == {"not today"}

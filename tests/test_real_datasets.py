@@ -17,12 +17,12 @@ import httpx
 import pytest
 
 from autotune.bench import Sample, Workload, build_workload
-from autotune.bench.session import send
+from autotune.bench.sending import send
 from autotune.engine.command import free_port
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import MeasureError
 from autotune.serving import Server
-from autotune.serving.process_tree import _processes
+from autotune.serving.process_tree import processes_of
 from autotune.study.workload import WorkloadSpec
 from tests.test_real_server import SERVER, demo_server
 
@@ -59,7 +59,7 @@ ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant"
 OWNER = """
 import sys, time
 from pathlib import Path
-from autotune.serving import probe
+from autotune.engine.probe import probe
 from tests.test_real_server import SERVER, demo_server
 server = demo_server(Path(sys.argv[1]), sys.argv[2], probe(SERVER), port=int(sys.argv[3]))
 server.start()
@@ -89,7 +89,7 @@ class OwnedServer:
         return self.owner.poll() is not None
 
     def command_lines(self) -> str:
-        return " ".join(" ".join(p.cmdline()) for p in _processes(self.launch_id))
+        return " ".join(" ".join(p.cmdline()) for p in processes_of(self.launch_id))
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +248,6 @@ def test_nothing_outlives_a_killed_owner(server: OwnedServer) -> None:
     server.owner.kill()
     server.owner.wait()
     deadline = time.monotonic() + 10  # what we promise
-    while left := _processes(server.launch_id):
+    while left := processes_of(server.launch_id):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)

@@ -13,7 +13,7 @@ import pytest
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.serving import Server, WarmStart, warm_start
-from autotune.serving.process_tree import _port_is_free, _processes
+from autotune.serving.process_tree import port_is_free, processes_of
 from autotune.study.schema import ServerSpec
 
 pytestmark = pytest.mark.real
@@ -61,7 +61,7 @@ def kinds(server: Server) -> dict[str, tuple[list[int], int]]:
     found = {}
     for p in server.processes():
         title = " ".join(p.cmdline())
-        kind = next((k for k in ("EngineCore", "Worker", "guard.py") if k in title), "API")
+        kind = next((k for k in ("EngineCore", "Worker", "supervisor.py") if k in title), "API")
         if "resource_tracker" not in title:
             found[kind] = (p.cpu_affinity(), p.num_threads())
     return found
@@ -99,9 +99,9 @@ def answered(
     finally:
         report = server.stop()
     assert (report.exit_code, report.killed) == (0, 0), server.log_tail()
-    assert not _processes(server.launch_id)
+    assert not processes_of(server.launch_id)
     assert not psutil.pid_exists(identity.pid)
-    assert _port_is_free(server.plan.port)
+    assert port_is_free(server.plan.port)
     return found
 
 
@@ -110,7 +110,7 @@ def test_a_forked_server_is_as_a_started_one(
 ):
     # as on a machine where none ran before: the first launch shows what a worker is given
     monkeypatch.setattr(warm_start, "_memory", lambda *_: tmp_path / "worker.json")
-    seen, before, log = [], shared_memory(), tmp_path / "template.log"
+    seen, before, log = [], shared_memory(), tmp_path / "fork-server.log"
     for launches in (1, 2):  # of two runs: the second knows it from the first
         with WarmStart(SERVER, info, log) as warm:
             for _ in range(launches):
@@ -118,7 +118,7 @@ def test_a_forked_server_is_as_a_started_one(
                 assert shared_memory() <= before
     assert [warm for warm, _, _ in seen] == [False, True, True], log.read_text()[-2000:]
     (_, text, cold), *forked = seen
-    assert {"API", "EngineCore", "Worker", "guard.py"} == cold.keys()
+    assert {"API", "EngineCore", "Worker", "supervisor.py"} == cold.keys()
     for _, forked_text, found in forked:
         assert forked_text == text
         assert {k: cores for k, (cores, _) in found.items()} == {

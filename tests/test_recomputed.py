@@ -324,7 +324,7 @@ def test_too_few_requests_are_shown_and_compared_with_nothing(tmp_path: Path) ->
     assert value(left, "throughput") == 1e6  # as it was measured
     [warning] = left.warnings
     assert warning.startswith("not compared: measured by another version of autotune")
-    assert warning.endswith("of 5 requests fewer than 2 ran while all 2 places were busy")
+    assert warning.endswith("of 5 requests fewer than 2 ran at the full concurrency of 2")
     assert view.finished == 2
     assert [t.number for t in view.front()] == [1]
     assert (view.best() or left).number == 1

@@ -34,7 +34,7 @@ def test_every_key_of_every_model_is_in_it() -> None:
     for words in (
         "| `request_rate` | number ≥ 1e-06 | `.inf` |",
         "| `output_len` | whole number ≥ 1 or `recorded` | **required** |",
-        "| `hang_timeout_s` | number > 0 | `120` | without a token for so long",
+        "| `hang_timeout_s` | number > 0 | `120` | longest time without a token",
         "## `workload.sharegpt`",
         "## `objectives[]`",
         "| `int` | `low`, `high`, `step` (`1` without it) |",

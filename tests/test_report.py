@@ -23,7 +23,8 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats
-from autotune.bench.interference import Rest
+from autotune.bench.interference import IdleBaseline
+from autotune.bench.objectives import study_objectives
 from autotune.cli.main import main
 from autotune.engine.command import LaunchPlan
 from autotune.engine.launch_stages import STAGES, Stages
@@ -39,7 +40,6 @@ from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
-from autotune.study_objectives import study_objectives
 from tests.studies import autotune, use_tools, write_study
 from tests.study_views import P95, THROUGHPUT
 from tests.test_map import Instant
@@ -296,6 +296,7 @@ def test_a_study_of_failures_only_says_what_failed(tmp_path: Path) -> None:
     assert "\x1b" not in failures
 
 
+@pytest.mark.slow
 def test_three_digits_of_trials_stay_small_and_have_importances(tmp_path: Path) -> None:
     rows = [Row(i % 16, 32 << i % 7, 80 + 3.0 * (i % 16), 2000 + 10 * (i % 5)) for i in range(230)]
     report = report_of(make(tmp_path, rows, split=True))
@@ -359,7 +360,7 @@ def test_a_map_is_shown_with_its_crossover(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch,
         server=found.server,
         measuring=found.measuring,
-        take_rest=lambda _: Rest(0.1, None, ()),
+        take_idle_baseline=lambda _: IdleBaseline(0.1, None, ()),
     )
     database = make(tmp_path, ROWS)
     done = autotune("map", "double.yaml", "--concurrency", "1,4,16", cwd=tmp_path)

@@ -10,22 +10,23 @@ from typing import Any
 
 import pytest
 
-from autotune.engine.probe import _hiding, probe
+from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
+from autotune.engine.entry import hiding
+from autotune.engine.probe import probe
 from autotune.engine.rules import (
     RULES,
-    SCHEDULE,
     Known,
     infeasible,
     known_of,
-    schedule_problem,
     why_doubtful,
     why_infeasible,
 )
 from autotune.study.schema import ServerSpec
-from autotune.study.space import MNBT, N
+from autotune.study.space import DRAFT, MNBT, N
 
 READ = ("0.24.0", "0.26.0", "0.32.0")
 CPU, CUDA = Known(platform="cpu"), Known(platform="cuda")
+BY_BATCH = f"{DRAFT}{SCHEDULE}"
 TP, DRAFT_TP = "tensor_parallel_size", "speculative.draft_tensor_parallel_size"
 
 
@@ -193,9 +194,9 @@ def test_lengths() -> None:
 )
 def test_a_schedule_of_n_by_batch_size(schedule: object, words: str | None) -> None:
     for version in READ:
-        check({N: 7, SCHEDULE: schedule}, version, words is None, words=words or "")
-        check({N: 0, SCHEDULE: schedule}, version, True)
-    check({N: 7, SCHEDULE: schedule, "data_parallel_size": 2}, "0.32.0", True)
+        check({N: 7, BY_BATCH: schedule}, version, words is None, words=words or "")
+        check({N: 0, BY_BATCH: schedule}, version, True)
+    check({N: 7, BY_BATCH: schedule, "data_parallel_size": 2}, "0.32.0", True)
 
 
 def test_a_cache_dtype_is_one_of_the_version() -> None:
@@ -388,7 +389,7 @@ def test_the_installed_vllm_agrees() -> None:
     done = subprocess.run(
         [info.python, "-c", _ASK],
         input=json.dumps([(what, args) for what, args, _ in cases]),
-        env={**os.environ, **_hiding(info.hidden, os.environ)},
+        env={**os.environ, **hiding(info.hidden, os.environ)},
         capture_output=True,
         text=True,
         timeout=300,

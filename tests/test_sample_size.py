@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from autotune import sample_size
 from autotune.cli.doctor import checks
 from autotune.errors import UserError
 from autotune.results.space_map import space_map
+from autotune.study import sample_size
 from autotune.study.files import load_study
 from tests.studies import autotune, write_study
 
@@ -31,7 +31,7 @@ def test_enough_requests_need_no_words(tmp_path: Path) -> None:
         (12, 1, "give no interval of tok/s. Give 16 or more"),
         (71, 1, "leave p95 without an upper bound. Give 72 or more"),
         (32, 1, "too few for a trial to end early, so each is measured whole. From 33 on one can"),
-        (512, 128, "few for 128 at a time, only 4.0 for each. Give 1024 or more"),
+        (512, 128, "few at concurrency 128, only 4.0 for each. Give 1024 or more"),
         (
             80,
             2,
@@ -68,7 +68,7 @@ def test_without_early_ends_only_precision_ends_a_trial(tmp_path: Path) -> None:
     assert said(tmp_path, workload__num_prompts=82, **never) == []
 
 
-def test_an_open_loop_has_no_places_to_keep_busy(tmp_path: Path) -> None:
+def test_an_open_loop_has_no_concurrency_to_keep(tmp_path: Path) -> None:
     load = {"workload__request_rate": 5.0, "workload__warmup_prompts": 0}
     assert said(tmp_path, **load, workload__num_prompts=200, workload__max_concurrency=64) == []
 
@@ -76,7 +76,7 @@ def test_an_open_loop_has_no_places_to_keep_busy(tmp_path: Path) -> None:
 def test_few_warmup_requests_cost_measured_ones(tmp_path: Path) -> None:
     load = {"workload__max_concurrency": 32, "workload__warmup_prompts": 31}
     notes = said(tmp_path, **load, workload__num_prompts=512)
-    assert any("do not keep 32 places busy" in n and "Give 32 or more" in n for n in notes), notes
+    assert any("do not keep concurrency 32" in n and "Give 32 or more" in n for n in notes), notes
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_load_that_is_never_full_is_refused(
 def test_doctor_explain_and_run_say_it(tmp_path: Path) -> None:
     file = write_study(tmp_path, workload__num_prompts=12, workload__warmup_prompts=4)
     loaded = load_study(file)
-    words = "are few for 2 at a time"
+    words = "are few at concurrency 2"
     found = space_map(loaded.spec, "0.32.0")
     assert any(words in note for note in found.to_json()["notes"])
     assert words in " ".join(" ".join(found.lines()).split())

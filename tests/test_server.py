@@ -18,11 +18,11 @@ import pytest
 
 from autotune.engine.command import LAUNCH_VARIABLE, free_port, plan_launch
 from autotune.engine.probe import VllmInfo
-from autotune.errors import FailureKind, LaunchError, UserError
-from autotune.serving import Identity, Server, StopError, end_leftover
+from autotune.errors import FailureKind, LaunchError, StopError, UserError
+from autotune.serving import Identity, Server, end_orphan
 from autotune.serving.gpu_memory import SLACK_MIB, gpu_memory
-from autotune.serving.guard import HEAD_BYTES, LOG_BYTES, TAIL_BYTES
-from autotune.serving.process_tree import _processes, start_ticks
+from autotune.serving.process_tree import processes_of, start_ticks
+from autotune.serving.supervisor import HEAD_BYTES, LOG_BYTES, TAIL_BYTES
 from autotune.study.schema import ServerSpec
 
 pytestmark = pytest.mark.double
@@ -81,7 +81,7 @@ def fails(server: Server) -> LaunchError:
     with pytest.raises(LaunchError) as e:
         up(server)
     server.stop()
-    assert not _processes(server.launch_id)
+    assert not processes_of(server.launch_id)
     return e.value
 
 
@@ -98,13 +98,13 @@ def test_from_start_to_proof_of_death(make: Make):
     assert server.alive()
     assert start_ticks(identity.pid) == identity.ticks is not None
     assert os.getsid(identity.pid) == identity.pid != os.getsid(0)  # no Ctrl-C reaches it
-    assert os.getsid(identity.guard_pid) == identity.guard_pid
+    assert os.getsid(identity.supervisor_pid) == identity.supervisor_pid
     assert stat.S_IMODE(server.log_path.stat().st_mode) == 0o600
     report = server.stop()
     assert (report.exit_code, report.killed) == (0, 0)
     assert not server.alive()
-    assert not psutil.pid_exists(identity.guard_pid)
-    assert not _processes(server.launch_id)
+    assert not psutil.pid_exists(identity.supervisor_pid)
+    assert not processes_of(server.launch_id)
     assert server.stop() is report
 
 
@@ -125,7 +125,7 @@ def test_stop_leaves_nothing(make: Make, env: dict[str, str]):
     up(server)
     report = server.stop()
     assert report.killed == (0 if env.get("DOUBLE_CHILD") == "plain" else 1)
-    assert not _processes(server.launch_id)
+    assert not processes_of(server.launch_id)
 
 
 def test_stop_by_force_does_not_wait(make: Make):
@@ -139,11 +139,11 @@ def test_child_of_a_killed_api_process_is_ended(make: Make):
     identity = up(server)
     os.kill(identity.pid, signal.SIGKILL)
     wait_until(lambda: not server.alive())
-    assert _processes(server.launch_id)
+    assert processes_of(server.launch_id)
     error = server.failure(FailureKind.CRASH, "the server died")
     assert "SIGKILL" in error.reason
     server.stop()
-    assert not _processes(server.launch_id)
+    assert not processes_of(server.launch_id)
 
 
 def test_stopped_process_is_ended(make: Make):
@@ -153,28 +153,30 @@ def test_stopped_process_is_ended(make: Make):
     assert server.stop().killed == 1
 
 
-def test_server_is_ended_without_its_guard(make: Make):
+def test_server_is_ended_without_its_supervisor(make: Make):
     server = make(DOUBLE_STUBBORN="1", DOUBLE_CHILD="stubborn")
     identity = up(server)
-    os.kill(identity.guard_pid, signal.SIGKILL)
+    os.kill(identity.supervisor_pid, signal.SIGKILL)
     wait_until(lambda: not server.alive())
     assert server.stop().killed == 2
-    assert not _processes(server.launch_id)
+    assert not processes_of(server.launch_id)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_guard_ends_the_tree(make: Make, number: int):
+def test_a_signal_to_the_supervisor_ends_the_tree(make: Make, number: int):
     server = make(DOUBLE_STUBBORN="1")
     identity = up(server)
-    os.kill(identity.guard_pid, number)
-    wait_until(lambda: not _processes(server.launch_id))
+    os.kill(identity.supervisor_pid, number)
+    wait_until(lambda: not processes_of(server.launch_id))
     server.stop()
 
 
 OWNER = """
 import sys, time, uuid
 from pathlib import Path
-from autotune.serving import Server, VllmInfo, free_port, plan_launch
+from autotune.engine.command import free_port, plan_launch
+from autotune.engine.probe import VllmInfo
+from autotune.serving import Server
 from autotune.study.schema import ServerSpec
 
 command = (sys.executable, {double!r})
@@ -182,7 +184,7 @@ spec = ServerSpec(command=command, model="m", env={env!r}, stop_timeout_s={grace
 info = VllmInfo("0.32.0", None, sys.executable, None, None, (), ())
 plan = plan_launch(spec, {{}}, info, port=free_port(), launch_id={launch!r}, resolve=str)
 server = Server(plan, launch_id={launch!r}, log_path=Path({log!r}), server=spec, info=info)
-print(server.start().guard_pid, flush=True)
+print(server.start().supervisor_pid, flush=True)
 server.wait_ready(lambda s: None)
 print("ready", flush=True)
 time.sleep(60)
@@ -213,38 +215,38 @@ def test_death_of_the_owner_ends_the_tree(tmp_path: Path, when: str, number: int
         assert owner.stdout.readline() == "ready\n"
     owner.send_signal(number)
     owner.wait()
-    wait_until(lambda: not _processes(launch))
+    wait_until(lambda: not processes_of(launch))
 
 
-def test_leftover_of_a_dead_owner_and_guard_is_ended(make: Make):
+def test_orphan_of_a_dead_owner_and_supervisor_is_ended(make: Make):
     server = make(DOUBLE_STUBBORN="1", DOUBLE_CHILD="stubborn")
     identity = up(server)
     other = make()
     up(other)
-    os.kill(identity.guard_pid, signal.SIGKILL)
+    os.kill(identity.supervisor_pid, signal.SIGKILL)
     elsewhere = dataclasses.replace(identity, boot_id="another boot")
-    assert end_leftover(elsewhere, grace_s=0.1) == 0
-    assert _processes(server.launch_id)
-    assert end_leftover(identity, grace_s=0.1) == 2
-    assert not _processes(server.launch_id)
-    assert end_leftover(identity, grace_s=0.1) == 0
+    assert end_orphan(elsewhere, grace_s=0.1) == 0
+    assert processes_of(server.launch_id)
+    assert end_orphan(identity, grace_s=0.1) == 2
+    assert not processes_of(server.launch_id)
+    assert end_orphan(identity, grace_s=0.1) == 0
     assert other.alive()
 
 
-def test_leftover_with_a_guard_is_ended(make: Make):
+def test_orphan_with_a_supervisor_is_ended(make: Make):
     server = make()
     identity = up(server)
-    assert end_leftover(identity, grace_s=5) == 2  # server and guard
-    assert not _processes(server.launch_id)
+    assert end_orphan(identity, grace_s=5) == 2  # server and supervisor
+    assert not processes_of(server.launch_id)
 
 
 def test_a_reused_pid_is_not_touched(make: Make):
     server = make()
     identity = up(server)
     # what an earlier launch had under the same pids, and what a crash left of the ledger
-    earlier = {"guard_ticks": identity.guard_ticks - 1, "ticks": None, "cgroup": None}
+    earlier = {"supervisor_ticks": identity.supervisor_ticks - 1, "ticks": None, "cgroup": None}
     impostor = dataclasses.replace(identity, launch_id=uuid.uuid4().hex, **earlier)
-    assert end_leftover(impostor, grace_s=0.1) == 0
+    assert end_orphan(impostor, grace_s=0.1) == 0
     assert server.alive()
 
 
@@ -255,9 +257,9 @@ def test_the_ledger_finds_what_lost_its_mark(make: Make):
     )
     identity = server.start()
     wait_until(lambda: LAUNCH_VARIABLE not in psutil.Process(identity.pid).environ())
-    os.kill(identity.guard_pid, signal.SIGSTOP)
-    assert [p.pid for p in _processes(server.launch_id)] == [identity.guard_pid]
-    assert end_leftover(identity, grace_s=0.1) == 2
+    os.kill(identity.supervisor_pid, signal.SIGSTOP)
+    assert [p.pid for p in processes_of(server.launch_id)] == [identity.supervisor_pid]
+    assert end_orphan(identity, grace_s=0.1) == 2
     with contextlib.suppress(psutil.NoSuchProcess):  # or nobody has collected it yet
         assert psutil.Process(identity.pid).status() == psutil.STATUS_ZOMBIE
 
@@ -268,7 +270,7 @@ def test_a_control_group_of_its_own_where_that_is_allowed(make: Make):
     if identity.cgroup is None:
         pytest.skip("this user may make no control group (cgroup v2) here")
     inside = set(map(int, Path(identity.cgroup, "cgroup.procs").read_text().split()))
-    assert inside == {p.pid for p in server.processes()} - {identity.guard_pid}
+    assert inside == {p.pid for p in server.processes()} - {identity.supervisor_pid}
     server.stop()
     assert not Path(identity.cgroup).exists()
 
@@ -293,8 +295,8 @@ def test_gpu_memory_that_does_not_come_back_is_said(make: Make, monkeypatch: pyt
     monkeypatch.setattr("autotune.serving.server._GPU_S", 0.5)
     server, other = make(DOUBLE_GPU_MIB="2048"), make(DOUBLE_GPU_MIB="4096")
     server.start()
-    # holds it beside the server, but is none of its processes: as a driver that lets nothing go
-    server._gpus_before = (dataclasses.replace(server._gpus_before[0], by_process={}),)
+    # holds it next to the server, but is none of its processes: like a driver that frees nothing
+    server.gpus_before = (dataclasses.replace(server.gpus_before[0], by_process={}),)
     up(other)
     server.wait_ready(ignore)
     monkeypatch.setattr(
@@ -311,7 +313,7 @@ def test_a_huge_log_keeps_its_beginning_and_its_end(tmp_path: Path):
     log = tmp_path / "log"
     with log.open("ab") as f:
         f.write(b"first words\n" + b"x" * LOG_BYTES + b"\nlast words\n")
-        code = "import autotune.serving.guard as g; g.Guard(None).trim_log()"
+        code = "import autotune.serving.supervisor as g; g.Supervisor(None).trim_log()"
         subprocess.run([sys.executable, "-c", code], stderr=f, check=True)
         f.write(b"more\n")
     text = log.read_bytes()
@@ -369,7 +371,7 @@ def test_taken_port_is_said_before_anything_is_launched(make: Make):
         with pytest.raises(LaunchError) as e:
             server.start()
     assert e.value.kind is FailureKind.PORT
-    assert not _processes(server.launch_id)
+    assert not processes_of(server.launch_id)
 
 
 def test_somebody_elses_server_on_the_port_is_noticed(make: Make):
@@ -389,7 +391,7 @@ def test_program_that_cannot_be_run(make: Make):
     with pytest.raises(LaunchError, match="/nowhere/python could not be started") as e:
         server.start()
     assert e.value.kind is FailureKind.BAD_CONFIG
-    assert not _processes(server.launch_id)
+    assert not processes_of(server.launch_id)
 
 
 def test_secrets_are_masked_in_the_log(make: Make, tmp_path: Path):

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field
 
+from autotune.bench.objectives import study_objectives
 from autotune.errors import UserError
 from autotune.results.comparison import Side, _common, _side, compared
 from autotune.storage.store import Store, opened
@@ -28,7 +29,6 @@ from autotune.study.differences import (
 from autotune.study.files import LoadedStudy, parse_study
 from autotune.study.keys import Affects, Result
 from autotune.study.schema import StudySpec
-from autotune.study_objectives import study_objectives
 from autotune.tuning.reuse import _differences
 from tests.studies import autotune, query, trials, write_study
 

@@ -26,7 +26,7 @@ from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError
 from autotune.serving import Identity, Server, WarmStart, warm_start
 from autotune.serving._fork_server import OPENMP, changes, leave_ports, openmp
-from autotune.serving.process_tree import _processes, start_ticks
+from autotune.serving.process_tree import processes_of, start_ticks
 from autotune.study.schema import ServerSpec
 from autotune.tuning import recovery
 from tests.standin import DUMPS, MODULE, write_vllm
@@ -51,7 +51,7 @@ class Bench:
         self.folder = folder
         self.dumps = folder / "dumps"
         self.dumps.mkdir()
-        self.log = folder / "logs" / "template.log"
+        self.log = folder / "logs" / "fork-server.log"
         self.vllm = write_vllm(folder / "vllm", **code)
         self.info = VllmInfo("0.32.0", "vllm", sys.executable, "cuda", None, (), ())
         self.made: list[Server] = []
@@ -99,7 +99,7 @@ class Bench:
         return found
 
     @property
-    def template(self) -> subprocess.Popen[bytes]:
+    def fork_server(self) -> subprocess.Popen[bytes]:
         assert self.warm._process is not None
         return self.warm._process
 
@@ -111,7 +111,7 @@ class Bench:
 
 
 def identity(server: Server) -> Identity:
-    return server._identity
+    return server.identity
 
 
 Make = Callable[..., Bench]
@@ -136,7 +136,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 def test_a_forked_server_inherits_what_a_started_one_does(make: Make) -> None:
     bench = make()
     cold = bench.up(None)
-    warm = [bench.up(bench.warm), bench.up(bench.warm)]  # side by side, from one template
+    warm = [bench.up(bench.warm), bench.up(bench.warm)]  # side by side, from one fork server
     assert [identity(s).warm for s in (cold, *warm)] == [False, True, True]
     expected: dict[str, Any] | None = None
     for server in (cold, *warm):
@@ -159,27 +159,27 @@ def test_every_process_is_marked_and_none_shows_the_key(make: Make) -> None:
     server = bench.up(bench.warm, DOUBLE_CHILD="plain")
     me = identity(server)
     found = server.processes()
-    assert {me.pid, me.guard_pid} < {p.pid for p in found}
+    assert {me.pid, me.supervisor_pid} < {p.pid for p in found}
     assert len(found) == 3
-    assert bench.template.pid not in {p.pid for p in found}
+    assert bench.fork_server.pid not in {p.pid for p in found}
     assert start_ticks(me.pid) == me.ticks is not None
     assert os.getsid(me.pid) == me.pid
-    assert os.getsid(me.guard_pid) == me.guard_pid
+    assert os.getsid(me.supervisor_pid) == me.supervisor_pid
     for process in found:
         environ = Path(f"/proc/{process.pid}/environ").read_text()
         assert server.launch_id in environ
         assert server.plan.api_key not in environ
     report = server.stop()
     assert (report.exit_code, report.killed) == (0, 0)
-    assert not _processes(server.launch_id)
-    assert not psutil.pid_exists(me.guard_pid)
+    assert not processes_of(server.launch_id)
+    assert not psutil.pid_exists(me.supervisor_pid)
 
 
 @double
 def test_many_launches_leave_no_files_open(make: Make) -> None:
     bench = make()
     assert bench.is_warm()
-    processes = [psutil.Process(), psutil.Process(bench.template.pid)]
+    processes = [psutil.Process(), psutil.Process(bench.fork_server.pid)]
     before = [p.num_fds() for p in processes]
     assert all(bench.is_warm() for _ in range(5))
     assert [p.num_fds() for p in processes] == before
@@ -196,26 +196,26 @@ def test_an_environment_may_be_larger_than_a_packet(make: Make) -> None:
 
 
 @double
-def test_a_killed_template_costs_one_cold_launch(make: Make) -> None:
+def test_a_killed_fork_server_costs_one_cold_launch(make: Make) -> None:
     bench = make()
     living = bench.up(bench.warm)
-    bench.template.kill()
-    bench.template.wait()
+    bench.fork_server.kill()
+    bench.fork_server.wait()
     assert not bench.is_warm()
     assert bench.is_warm()
-    assert living.alive()  # whose template it was
+    assert living.alive()  # whose fork server it was
     assert living.stop().exit_code == 0
 
 
 @double
-def test_a_template_that_hangs_costs_one_cold_launch(
+def test_a_fork_server_that_hangs_costs_one_cold_launch(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warm_start, "_FORK_S", 0.2)
     monkeypatch.setattr(warm_start, "_END_S", 0.2)
     bench = make()
     assert bench.is_warm()
-    bench.template.send_signal(signal.SIGSTOP)
+    bench.fork_server.send_signal(signal.SIGSTOP)
     assert not bench.is_warm()
 
 
@@ -231,7 +231,7 @@ def test_a_template_that_hangs_costs_one_cold_launch(
     ],
 )
 def test_what_cannot_be_forked_is_launched_cold(make: Make, code: str) -> None:
-    bench = make(on_import=f"if in_template: {code}")
+    bench = make(on_import=f"if in_fork_server: {code}")
     assert not bench.is_warm()
     assert bench.warm._process is None
     bench.log.unlink()
@@ -241,7 +241,7 @@ def test_what_cannot_be_forked_is_launched_cold(make: Make, code: str) -> None:
 
 @double
 def test_imports_that_never_end_are_not_waited_for(make: Make) -> None:
-    bench = make(on_import="if in_template: import time; time.sleep(600)")
+    bench = make(on_import="if in_fork_server: import time; time.sleep(600)")
     bench.warm = bench.warm_start(health_timeout_s=0.5)
     assert not bench.is_warm()
     assert bench.warm._process is None
@@ -304,8 +304,8 @@ class CpuBench(Bench):
         self.warm = self.warm_start()
 
     def given(self) -> dict[str, str]:
-        """What the template has for a worker."""
-        return openmp(psutil.Process(self.template.pid).environ())
+        """What the fork server has for a worker."""
+        return openmp(psutil.Process(self.fork_server.pid).environ())
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuBench]:
 
 @double
 def test_on_a_cpu_the_first_launch_tells_what_a_worker_is_given(cpu: CpuBench) -> None:
-    # the stand-in is one process, whose variables are a worker's; forked, it keeps the template's
+    # the stand-in is one process, whose variables are a worker's; forked, it has the fork server's
     first = cpu.up(cpu.warm, KMP_BLOCKTIME="1")
     assert not identity(first).warm
     assert cpu.warm._process is None
@@ -352,8 +352,8 @@ def test_what_a_worker_is_given_may_have_changed(cpu: CpuBench) -> None:
     cpu.new_run()
     forked = cpu.up(cpu.warm)
     assert identity(forked).warm
-    before = cpu.template
-    # as vLLM's worker, which it spawns where the template has something else for it
+    before = cpu.fork_server
+    # as vLLM's worker, which it spawns where the fork server has something else for it
     environ = {**os.environ, "OMP_PLACES": "{0}"}
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, env=environ) as spawned:
         cpu.warm.learn([*forked.processes(), psutil.Process(spawned.pid)])
@@ -414,27 +414,27 @@ def test_a_command_that_is_no_python_is_launched_cold(make: Make) -> None:
 
 @double
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_guard_takes_its_server_along(make: Make, sent: signal.Signals) -> None:
+def test_a_killed_supervisor_takes_its_server_along(make: Make, sent: signal.Signals) -> None:
     bench = make()
     server = bench.up(bench.warm, DOUBLE_CHILD="stubborn")
-    os.kill(identity(server).guard_pid, sent)
+    os.kill(identity(server).supervisor_pid, sent)
     wait_until(lambda: not server.alive())
     server.stop()
-    assert not _processes(server.launch_id)
+    assert not processes_of(server.launch_id)
     assert bench.is_warm(DOUBLE_CHILD="stubborn")
 
 
 @double
-def test_stop_may_be_interrupted_after_the_guard_has_ended(
+def test_stop_may_be_interrupted_after_the_supervisor_has_ended(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: Server) -> None:
+    def interrupted(_: int) -> None:
         raise KeyboardInterrupt
 
     bench = make()
     server = bench.up(bench.warm)
     with monkeypatch.context() as m:
-        m.setattr(Server, "_prove_port", interrupted)
+        m.setattr("autotune.serving.server._prove_port", interrupted)
         with pytest.raises(KeyboardInterrupt):
             server.stop()
     assert server.stop(force=True).killed == 0
@@ -442,7 +442,9 @@ def test_stop_may_be_interrupted_after_the_guard_has_ended(
 
 @double
 def test_ctrl_c_during_the_imports(make: Make) -> None:
-    bench = make(on_import="if in_template: open('importing', 'w'); import time; time.sleep(600)")
+    bench = make(
+        on_import="if in_fork_server: open('importing', 'w'); import time; time.sleep(600)"
+    )
     here = Path.cwd()
     os.chdir(bench.folder)
     server = bench.make(bench.warm)
@@ -476,15 +478,15 @@ def test_ctrl_c_during_a_fork(make: Make, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(KeyboardInterrupt):
             server.start()
     server.stop()
-    wait_until(lambda: [p.pid for p in owned(os.getpid())] == [bench.template.pid])
+    wait_until(lambda: [p.pid for p in owned(os.getpid())] == [bench.fork_server.pid])
 
 
 @double
-def test_the_end_of_a_run_is_the_end_of_its_template(make: Make) -> None:
+def test_the_end_of_a_run_is_the_end_of_its_fork_server(make: Make) -> None:
     bench = make()
     with bench.warm:
         server = bench.up(bench.warm)
-        pid = bench.template.pid
+        pid = bench.fork_server.pid
         lines = "\n".join(recovery.living_lines(bench.folder / "none.db"))
         assert f"what warm starts are forked from; owner: autotune {os.getpid()}" in lines
     assert not psutil.pid_exists(pid)
@@ -495,7 +497,7 @@ def test_the_end_of_a_run_is_the_end_of_its_template(make: Make) -> None:
 @double
 @pytest.mark.parametrize("stage", ["importing", "ready", "forked", "stopped"])
 def test_nothing_outlives_a_killed_owner(tmp_path: Path, stage: str) -> None:
-    code = {"on_import": "if in_template: open('importing', 'w'); import time; time.sleep(600)"}
+    code = {"on_import": "if in_fork_server: open('importing', 'w'); import time; time.sleep(600)"}
     folder = tmp_path / "bench"
     folder.mkdir()
     program = (
@@ -525,10 +527,10 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path, stage: str) -> None:
 
 
 @double
-def test_a_template_whose_owner_died_before_it_looked_ends(make: Make) -> None:
+def test_a_fork_server_whose_owner_died_before_it_looked_ends(make: Make) -> None:
     bench = make()
     done = subprocess.run(
-        [sys.executable, str(warm_start.TEMPLATE), "1", "0", MODULE, "0"],
+        [sys.executable, str(warm_start.FORK_SERVER), "1", "0", MODULE, "0"],
         env={**os.environ, "PYTHONPATH": str(bench.vllm)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -544,9 +546,17 @@ def test_what_the_imports_change_in_an_environment() -> None:
     assert changes(before, after) == {"CHANGED": "2", "GONE": None, "NEW": "1"}
 
 
-@pytest.mark.parametrize("name", ["_fork_server.py", "guard.py", "_probe.py", "_vllm_bench.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "serving/_fork_server.py",
+        "serving/supervisor.py",
+        "engine/_probe.py",
+        "bench/_vllm_bench.py",
+    ],
+)
 def test_what_runs_in_the_vllms_python_may_be_read_by_an_older_one(name: str) -> None:
-    source = warm_start.TEMPLATE.with_name(name).read_text()
+    source = (ROOT / "autotune" / name).read_text()
     assert ast.parse(source, feature_version=(3, 10)).body
 
 

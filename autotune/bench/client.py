@@ -1,35 +1,35 @@
-"""The streaming client: requests in, one :class:`Sample` each out.
+"""The streaming client: it sends requests and makes one :class:`~autotune.bench.Sample` of each.
 
-What a sample's times mean: ``start`` is taken when the request is written to a connection that is
-open already. TTFT runs from there to the first chunk that carries text (a chat's first chunk, with
-only a role, does not). ``end`` is the last chunk that carries a choice, as in ``vllm bench serve``;
-the usage event and ``[DONE]`` after it are not waited on. One clock reading serves all events of
-one network read, taken as soon as the read returns. Tokens are counted by the server's ``usage``
-only: under speculation one chunk carries several.
+**Times.** ``start`` is taken when the request is written to a connection that is already open.
+TTFT runs from there to the first chunk with text; a chat's first chunk, which has only a role, does
+not count. ``end`` is the time of the last chunk with a choice, as in ``vllm bench serve``; the
+usage event and ``[DONE]`` after it do not count. All events of one network read have the same time,
+taken as soon as the read returns. Tokens are counted by the server's ``usage`` only, because under
+speculation one chunk has several.
 
-Why not httpx, as elsewhere: 32 streams that start together would wait for httpx's own work, about
-1 ms a request. That adds 26 ms to the median TTFT and 90 ms when tokens come fast; this client adds
-1 ms and 6 ms, at a seventh of the cost per token (``benchmarks/client_fidelity.py``, two cores). So
-an asyncio protocol reads the answers, and httptools (Node's llhttp, as in uvicorn) parses HTTP.
+**Why not httpx.** 32 streams that start together would wait for httpx's own work, about 1 ms for
+each request. That adds 26 ms to the median TTFT, and 90 ms when tokens come fast. This client adds
+1 ms and 6 ms, at a seventh of the cost per token (``benchmarks/client_fidelity.py``, two cores). An
+asyncio protocol reads the answers, and httptools (Node's llhttp, as in uvicorn) parses HTTP.
 
-Failures are values. Whatever happens to a request, it becomes a sample whose ``status`` says what
-went wrong and which carries no measured number:
+**Failures are values.** A failed request becomes a sample whose ``status`` says what went wrong and
+which has no measured number:
 
 =========== ================================================================================
 ``connect`` refused, or the connection broke before the answer began
 ``http``    an HTTP status other than 200 that is not 5xx
-``server``  an HTTP status 5xx, or an error event with such a code: the server itself failed
+``server``  an HTTP status 5xx, or an error event with such a code: the server failed
 ``stream``  the answer broke: an error event, broken JSON, a reset, no ``[DONE]`` at its end, or
             more than the limits below
 ``usage``   the answer is whole but cannot be counted: usage missing, no token, no text, more
-            tokens than asked for, or fewer although ``ignore_eos`` was set
+            tokens than requested, or fewer although ``ignore_eos`` was set
 ``timeout`` no token for ``hang_timeout_s`` (the error says "hang"), or no end after
             ``workload.request_timeout_s``
 =========== ================================================================================
 
-Whatever a server sends, a request keeps little of it: one event of at most 1 MiB, 64 KiB of HTTP
-around the text or of an error's text, and the times of a million chunks; more than that is a
-failure. What comes after ``[DONE]`` is not read.
+A request keeps a limited part of any answer: one event of at most 1 MiB, 64 KiB of HTTP around the
+text or of an error's text, and the times of a million chunks. A longer answer is a failure. Data
+after ``[DONE]`` is not read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,63 +47,18 @@ from urllib.parse import urlsplit
 import httptools
 import orjson
 
+from autotune.bench.sample import Phase, Sample
 from autotune.bench.workload import Request
 from autotune.study.workload import WorkloadSpec
 
-# vLLM closes connections that were idle for 5 s; a request must not meet that on its way
+# vLLM closes connections that were idle for 5 s; no request may be sent at that moment
 _KEEPALIVE_S = 2.0
-# a good answer stays far below all of them
+# a valid answer stays far below all of these limits
 _MOST_LINE = 2**20  # bytes of one line of the stream
 _MOST_CHUNKS = 10**6  # with text
 _MOST_HTTP = 2**16  # bytes of headers, chunk sizes and the like between two pieces of a body
-_MOST_ERROR = 2**16  # bytes that are kept of an answer that is no stream
-_MOST_TOKENS = 2**31  # that a usage may claim; the database would not hold 2**63
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What became of one request. Times are seconds on the phase's clock, which starts at 0.
-
-    Attributes:
-        index: The request's index.
-        phase: ``warmup``, ``measure``, or ``fill``: it kept a place busy for measured ones.
-        intended: When the workload wanted it to be sent.
-        start: When it was sent.
-        ttft: Seconds from ``start`` to the first text; None unless ok.
-        end: When its last chunk came, or when it was given up.
-        prompt_tokens: By usage; None unless ok.
-        output_tokens: By usage; None unless ok.
-        status: ``ok``, or the kind of failure (see the module).
-        error: One line in words; None if ok.
-        chunks: Seconds from ``start`` to each chunk with text; empty unless ok.
-    """
-
-    index: int
-    phase: str
-    intended: float
-    start: float
-    ttft: float | None
-    end: float
-    prompt_tokens: int | None
-    output_tokens: int | None
-    status: str
-    error: str | None
-    chunks: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One run over a list of requests.
-
-    Attributes:
-        samples: One for each request that was answered or failed, in the requests' order.
-        seconds: From the phase's start to the end of its last request.
-        started_at: Unix time of the clock's 0.
-    """
-
-    samples: tuple[Sample, ...]
-    seconds: float
-    started_at: float
+_MOST_ERROR = 2**16  # bytes kept of an answer that is no stream
+_MOST_TOKENS = 2**31  # largest number in a usage; the database cannot store 2**63
 
 
 async def run_phase(
@@ -122,32 +76,34 @@ async def run_phase(
     choose: Callable[[], tuple[int, str] | None] | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> Phase:
-    """Sends the requests in their order, none before its arrival time, and waits for all answers.
+    """Send the requests in their order, none before its arrival time, and wait for all answers.
 
-    With ``spec.max_concurrency``, a request also waits, first come first served, until one of that
-    many places is free; ``Sample.start`` is when it got it. Arrival times are the workload's and
-    never move, so what a request waited beyond its own shows as ``start`` less ``intended``.
+    With ``spec.max_concurrency`` a request also waits, first come first served, until fewer
+    requests than that are under way; ``Sample.start`` is the time after this wait. Arrival times
+    are the workload's and never change, so the wait of a request is ``start`` less ``intended``.
+
+    Cancelling this coroutine closes every connection at once; only ``on_done`` has the samples
+    then.
 
     Args:
-        base_url: The server, such as ``http://127.0.0.1:8000``.
-        model: The served model's name.
-        requests: What to send.
-        arrivals: Intended start of each, ascending, seconds from the phase's start.
-        spec: Output length, concurrency, sampling and the longest life of a request.
-        api_key: Goes along with every request as bearer token.
+        base_url: URL of the server, such as ``http://127.0.0.1:8000``.
+        model: Name of the served model.
+        requests: Requests to send.
+        arrivals: Intended start of each request, ascending, in seconds from the phase's start.
+        spec: Output length, concurrency, sampling and longest duration of a request.
+        api_key: API key, sent with every request as bearer token.
         phase: ``warmup`` or ``measure``.
-        hang_timeout_s: Longest wait for the next token.
-        on_done: Called with every sample as soon as it is there, in the event loop: must be quick.
-            What it raises ends the phase and comes out unchanged.
-        more: Asked before each request, when its time has come and a place is free. False ends the
-            sending for good; what is under way is waited for as ever. Same rules as ``on_done``.
-        choose: Gives the number of the next request, from 0, and the phase of its sample, when a
-            place is free; None ends the sending for good. A request may be sent several times.
-            Without it: each once, in their order, all of ``phase``. Same rules as ``on_done``.
-        enough: Asked after each sample. True ends the phase: what is under way is broken off, and
-            leaves no sample. Same rules as ``on_done``.
-
-    Cancelling this coroutine closes every connection at once; what ``on_done`` got is all there is.
+        hang_timeout_s: Longest wait for the next token, in seconds.
+        on_done: Called with every sample as soon as it exists. It runs in the event loop, so it
+            must be quick. An exception that it raises ends the phase and is raised unchanged.
+        more: Called before each request that may be sent now. False ends the sending for good;
+            requests that are under way are still waited for. Same rules as ``on_done``.
+        choose: Returns the number of the next request, from 0, and the phase of its sample, when a
+            request may be sent; None ends the sending for good. A request may be sent several
+            times. Without it each request is sent once, in their order, all in ``phase``. Same
+            rules as ``on_done``.
+        enough: Called after each sample. True ends the phase: requests that are under way are
+            aborted and leave no sample. Same rules as ``on_done``.
     """
     address = urlsplit(base_url)
     host, port = address.hostname or "", address.port or 80
@@ -159,11 +115,11 @@ async def run_phase(
     queue = iter([(i, phase) for i in range(len(requests))])
     following = choose or partial(next, queue, None)
     closed = False
-    places: list[asyncio.Task[None]] = []
+    senders: list[asyncio.Task[None]] = []
     turn = asyncio.Lock()  # its waiters are served in their order
 
     async def take() -> tuple[int, str] | None:
-        """The next request and its phase, when it may be sent; None if no other will be."""
+        """Return the next request and its phase, when it may be sent; None if no other will be."""
         nonlocal closed
         async with turn:
             found = None if closed else following()
@@ -176,15 +132,15 @@ async def run_phase(
             return None
 
     def end() -> None:
-        """Break off what the other places do; an exception would swallow an interrupt."""
+        """Abort the other senders; an exception instead could hide an interrupt."""
         nonlocal closed
         closed = True
-        for other in places:
+        for other in senders:
             if other is not asyncio.current_task():
                 other.cancel()
 
-    async def place() -> None:
-        """One of the places: takes the next request as soon as it is free."""
+    async def sender() -> None:
+        """Send one request after the other; as many senders run as requests may be under way."""
         line = _Line(host, port)
         try:
             while (taken := await take()) is not None:
@@ -217,7 +173,7 @@ async def run_phase(
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(spec.max_concurrency or len(requests), len(requests))):
-                    places.append(group.create_task(place()))
+                    senders.append(group.create_task(sender()))
         except BaseExceptionGroup as e:
             raise e.exceptions[0] from None
         seconds = time.perf_counter() - zero
@@ -227,10 +183,10 @@ async def run_phase(
 
 @contextmanager
 def _no_garbage_pauses() -> Iterator[None]:
-    """Keeps the collector from walking, in mid-measurement, all that was loaded before it.
+    """Keep the garbage collector from visiting, during a phase, objects that are older than it.
 
-    A full collection takes some 0.1 s with Optuna and torch loaded; of what a phase itself makes
-    next to nothing.
+    A full collection takes some 0.1 s with Optuna and torch loaded; one of the phase's own objects
+    takes next to nothing.
     """
     gc.collect()
     gc.freeze()
@@ -241,7 +197,7 @@ def _no_garbage_pauses() -> Iterator[None]:
 
 
 def _own(spec: WorkloadSpec, request: Request) -> WorkloadSpec:
-    """What holds for one request, its own length included."""
+    """Return the workload's settings for one request, with the request's own length."""
     if request.output_len is None:
         return spec
     return spec.model_copy(update={"output_len": request.output_len})
@@ -250,20 +206,20 @@ def _own(spec: WorkloadSpec, request: Request) -> WorkloadSpec:
 def _message(
     host: str, port: int, api_key: str, model: str, request: Request, spec: WorkloadSpec
 ) -> bytes:
-    """The whole HTTP request."""
+    """Return the whole HTTP request."""
     body: dict[str, Any] = {
         "model": model,
         "stream": True,
         "stream_options": {"include_usage": True},
         "max_tokens": spec.output_len,
         "temperature": spec.temperature,
-        # one seed for all would make the draws of all requests alike
+        # one seed for all would make the random draws of all requests equal
         "seed": spec.seed + request.index,
     }
     if spec.ignore_eos:
         body["ignore_eos"] = True
-        # What follows the end of the text is special tokens; without text of their own, their
-        # chunks could not be told from empty ones.
+        # Special tokens follow the end of the text; without a text of their own, their chunks
+        # could not be distinguished from empty ones.
         body["skip_special_tokens"] = False
     if request.messages is not None:
         path, body["messages"] = "/v1/chat/completions", request.messages
@@ -288,7 +244,7 @@ class _Line:
     async def ask(
         self, message: bytes, spec: WorkloadSpec, hang_timeout_s: float
     ) -> tuple[float, Answer]:
-        """Sends one request and reads its answer: when it was sent, and what came of it."""
+        """Send one request; return the time of sending and the answer."""
         start = time.perf_counter()
         if self._connection is None or not self._connection.reusable():
             self.hang_up()
@@ -307,7 +263,7 @@ class _Line:
         start = time.perf_counter()
         answer, ended = self._connection.send(message)
         while not ended.done():
-            # looked at when the time is up, not moved with every token
+            # checked when the time is up, not moved with every token
             last_token = answer.stamps[-1] if answer.stamps else start
             left = min(last_token + hang_timeout_s, start + spec.request_timeout_s)
             if (left := left - time.perf_counter()) > 0:
@@ -322,11 +278,11 @@ class _Line:
             break
         answer.close(spec, time.perf_counter())
         if answer.status != "ok":
-            self.hang_up()  # the server shall stop working on it
+            self.hang_up()  # so that the server stops working on it
         return start, answer
 
     def hang_up(self) -> None:
-        """Closes the connection at once."""
+        """Close the connection at once."""
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
@@ -343,7 +299,7 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
 
     def reusable(self) -> bool:
-        """True if the next request can go over this connection."""
+        """Return whether the next request can be sent over this connection."""
         idle_since = self._idle_since
         return (
             idle_since is not None
@@ -352,10 +308,11 @@ class _Connection(asyncio.Protocol):
         )
 
     def abort(self) -> None:
+        """Close the connection without sending buffered data."""
         self._transport.abort()
 
     def send(self, message: bytes) -> tuple[Answer, asyncio.Future[None]]:
-        """Writes a request; the future is done when nothing more will come."""
+        """Write a request; the future is done when the answer has ended."""
         self._idle_since = None
         self._parser = httptools.HttpResponseParser(self)
         self._answer = Answer()
@@ -368,7 +325,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._at = time.perf_counter()
-        if self._idle_since is not None:  # nothing was asked
+        if self._idle_since is not None:  # no request is under way
             self.abort()
             return
         self._no_body += len(data)
@@ -432,7 +389,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _server_message(body: bytes) -> str:
-    """The error text of an answer that is no stream, on one line."""
+    """Return the error text of an answer that is no stream, on one line."""
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -448,7 +405,7 @@ def _server_message(body: bytes) -> str:
 
 
 def _short(text: object, limit: int = 300) -> str:
-    """What a server wrote, on one line without characters that a terminal obeys."""
+    """Return a server's text on one line, without control characters."""
     try:
         words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
     except RecursionError:
@@ -463,22 +420,22 @@ def _count(value: object) -> int | None:
 
 
 def _word(value: object) -> str:
-    """A text of an event, where null and a missing key are an empty one."""
+    """Return a text of an event; null and a missing key are an empty one."""
     if value is not None and not isinstance(value, str):
         raise TypeError
     return value or ""
 
 
 class Answer:
-    """What is known of one answer while its bytes come in; no I/O.
+    """One answer while its bytes arrive, without I/O.
 
     Attributes:
         status: ``ok`` until something fails; the first failure stays.
-        error: One line in words.
-        stamps: Clock reading of every chunk with text.
-        end: Clock reading of the last chunk with a choice, or of the giving up.
-        prompt_tokens: By usage.
-        output_tokens: By usage.
+        error: Error in one line; None: nothing has failed.
+        stamps: Clock readings of all chunks with text.
+        end: Clock reading of the last chunk with a choice, or of giving up.
+        prompt_tokens: Number of prompt tokens, by usage; None: unknown.
+        output_tokens: Number of output tokens, by usage; None: unknown.
     """
 
     def __init__(self) -> None:
@@ -488,17 +445,17 @@ class Answer:
         self.end = 0.0
         self.prompt_tokens: int | None = None
         self.output_tokens: int | None = None
-        self._rest = bytearray()  # of a line that has not ended
+        self._rest = bytearray()  # beginning of a line that has not ended
         self._done = False
         self._finish: str | None = None
 
     def fail(self, status: str, error: str) -> None:
-        """Notes a failure, unless there is one already or the answer is complete."""
+        """Note a failure, unless there is one already or the answer is complete."""
         if self.status == "ok" and not self._done:
             self.status, self.error = status, error
 
     def feed(self, data: bytes, at: float) -> None:
-        """Takes the next bytes, which were read at clock reading ``at``."""
+        """Take the next bytes, which were read at clock reading ``at``."""
         first, *others = data.split(b"\n")
         self._rest += first
         for line in others:
@@ -551,7 +508,7 @@ class Answer:
             self.fail(kind, f"the server reports: {_short(words)}")
 
     def close(self, spec: WorkloadSpec, at: float) -> None:
-        """Judges the answer when nothing more will come."""
+        """Judge the answer when it has ended, at clock reading ``at``."""
         if self.status == "ok":
             self.status, self.error = self._judge(spec)
         if self.status != "ok":

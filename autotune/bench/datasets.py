@@ -1,8 +1,8 @@
 """Files with requests: JSONL of prompts, ShareGPT's conversations, a recorded request log.
 
-Each reader gives :class:`Entry` values in an order that depends on the file alone; which of them
-are sent, and when, is :mod:`autotune.bench.workload`'s. Every mistake in a file is one line that
-names the file, the line (or the place in a JSON list) and what to do.
+Each reader returns :class:`Entry` values in an order that depends on the file alone.
+:mod:`autotune.bench.workload` decides which of them are sent, and when. Every mistake in a file is
+reported in one line that names the file, the line (or the position in a JSON list) and what to do.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import orjson
 from autotune.errors import UserError, one_line
 from autotune.study.workload import ShareGptPrompts
 
-_BOM = b"\xef\xbb\xbf"  # Windows' editors mark UTF-8 so
+_BOM = b"\xef\xbb\xbf"  # Windows' editors mark UTF-8 with it
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-# the recorded answer's own length before the limit that was asked for; `output_tokens` is what
-# vLLM's custom dataset calls it
+# Keys of a line's length: the recorded answer's before the requested limit. `output_tokens` is the
+# name in vLLM's custom dataset.
 _LENGTHS = ("output_len", "output_tokens", "max_completion_tokens", "max_tokens")
 _MOST_LEN = 10**9
 _MOST_SECONDS = 10**11  # the year 5138; milliseconds since 1970 lie beyond it
@@ -40,12 +40,12 @@ Messages = list[dict[str, Any]]
 
 
 class Entry(NamedTuple):
-    """What one request of a file sends; exactly one of ``prompt`` and ``messages`` is set.
+    """Content of one request of a file; exactly one of ``prompt`` and ``messages`` is set.
 
     Attributes:
         prompt: Text or token ids.
-        messages: A chat.
-        output_len: Tokens of the recorded answer; None: the study has one length for all.
+        messages: Messages of a chat.
+        output_len: Number of tokens of the recorded answer; None: the study has one length for all.
     """
 
     prompt: str | list[int] | None
@@ -57,8 +57,8 @@ class Recorded(NamedTuple):
     """A request of a log.
 
     Attributes:
-        at: When it came, seconds since 1970 or whatever the log counts from.
-        entry: What it was.
+        at: Time of the request, in seconds since 1970 or since another origin of the log.
+        entry: Content of the request.
     """
 
     at: float
@@ -66,14 +66,14 @@ class Recorded(NamedTuple):
 
 
 def read_prompts(path: Path, *, recorded: bool) -> list[Entry]:
-    """The lines of a JSONL file; a prompt that comes twice is a mistake.
+    """Read the lines of a JSONL file; a repeated prompt is a mistake.
 
     Args:
-        path: ``workload.prompts``.
-        recorded: Every line must have its own length.
+        path: File of ``workload.prompts``.
+        recorded: Whether every line must have its own length.
 
     Raises:
-        UserError: it cannot be read, or a line of it is wrong.
+        UserError: the file cannot be read, or one of its lines is wrong.
     """
     entries: list[Entry] = []
     first_line: dict[bytes, str] = {}
@@ -89,14 +89,14 @@ def read_prompts(path: Path, *, recorded: bool) -> list[Entry]:
 
 
 def read_log(path: Path, *, recorded: bool) -> list[Recorded]:
-    """The requests of a log, earliest first; at one time, in the order of the lines.
+    """Read the requests of a log, earliest first; equal times stay in the order of the lines.
 
     Args:
-        path: ``workload.replay.file``.
-        recorded: Every line must have its own length.
+        path: File of ``workload.replay.file``.
+        recorded: Whether every line must have its own length.
 
     Raises:
-        UserError: it cannot be read, or a line of it is wrong.
+        UserError: the file cannot be read, or one of its lines is wrong.
     """
     log: list[Recorded] = []
     kinds: set[type] = set()
@@ -108,24 +108,26 @@ def read_log(path: Path, *, recorded: bool) -> list[Recorded]:
             raise UserError(f"{where}: {e}") from e
         kinds.add(str if isinstance(row["timestamp"], str) else float)
         if len(kinds) > 1:
-            raise UserError(f"{where}: timestamp: numbers and dates in one log; write all alike")
+            raise UserError(
+                f"{where}: timestamp: numbers and dates in one log; write all in one form"
+            )
     return sorted(log, key=lambda r: r.at)
 
 
 class Conversations:
     """The conversations of a ShareGPT file that can be sent; repeated ones are left out.
 
-    Their lengths are not looked at before :meth:`entry` is asked for one: counting the tokens of
-    all would take minutes where the study needs a hundred.
+    The length of a conversation is checked when :meth:`entry` is called for it. Counting the tokens
+    of all would take minutes, while a study needs about a hundred.
 
     Args:
-        path: The file.
-        spec: ``workload.sharegpt``.
-        output_len: Of every request; None: the recorded answer's.
-        count: Tokens of a text.
+        path: File of ``workload.sharegpt.file``.
+        spec: ``workload.sharegpt`` of the study.
+        output_len: Length of every answer, in tokens; None: that of the recorded answer.
+        count: Returns the number of tokens of a text.
 
     Raises:
-        UserError: it cannot be read, or an entry of it is wrong.
+        UserError: the file cannot be read, or one of its entries is wrong.
     """
 
     def __init__(
@@ -150,9 +152,9 @@ class Conversations:
         return len(self._found)
 
     def entry(self, i: int) -> Entry | None:
-        """The request of conversation ``i``; None: it is too short or too long.
+        """Return the request of conversation ``i``; None: it is too short or too long.
 
-        The same test as vLLM's: a fixed length of the answers is not held against ``min_len``.
+        The test is vLLM's: a fixed length of the answers is not compared with ``min_len``.
         """
         messages, answer = self._found[i]
         asked = sum(self._count(m["content"]) for m in messages)
@@ -169,14 +171,14 @@ class Conversations:
 
 
 def token_counter(tokenizer: str, base: Path) -> Callable[[str], int]:
-    """Counts the tokens of a text, without those that a template or a model puts around it.
+    """Return a function that counts the tokens of a text, without special tokens around it.
 
     Args:
         tokenizer: A folder, ``demo:target`` or a hub name.
         base: Folder that a relative path starts from.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such tokenizer.
     """
     from autotune.study.models import resolve_model
 
@@ -212,7 +214,7 @@ def _read(path: Path, key: str) -> bytes:
 
 
 def _lines(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
-    """Every line that is not blank: its place in words, and the value."""
+    """Yield the location in words and the value of every line that is not blank."""
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -231,7 +233,7 @@ def _rows(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _list_or_lines(path: Path, key: str) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON list, or the lines of JSONL."""
+    """Yield location and value of the entries of a JSON list, or of the lines of JSONL."""
     content = _read(path, key)
     if not content.lstrip().startswith(b"["):
         yield from _lines(path, content)
@@ -246,7 +248,7 @@ def _list_or_lines(path: Path, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _entry(where: str, row: dict[str, Any], recorded: bool) -> tuple[Entry, bytes]:
-    """One line of prompts or of a log, and what tells whether two prompts are the same."""
+    """Return one line of prompts or of a log, and a key that equal prompts share."""
     try:
         prompt, messages = _prompt(row)
         length = _length(row) if recorded else None
@@ -259,7 +261,7 @@ def _entry(where: str, row: dict[str, Any], recorded: bool) -> tuple[Entry, byte
 
 
 def _prompt(row: dict[str, Any]) -> tuple[str | None, Messages | None]:
-    """Text or chat of a line; a ValueError says what is wrong, beginning with the key."""
+    """Return text or chat of a line; a ValueError says what is wrong, beginning with the key."""
     if ("messages" in row) == ("prompt" in row):
         raise ValueError("needs exactly one of `messages` and `prompt`")
     if "prompt" in row:
@@ -281,7 +283,7 @@ def _prompt(row: dict[str, Any]) -> tuple[str | None, Messages | None]:
 
 
 def _length(row: dict[str, Any]) -> int:
-    """A line's own length; a ValueError says what is wrong, beginning with the key."""
+    """Return a line's own length; a ValueError says what is wrong, beginning with the key."""
     key = next((k for k in _LENGTHS if row.get(k) is not None), None)
     if key is None:
         raise ValueError(
@@ -294,9 +296,9 @@ def _length(row: dict[str, Any]) -> int:
 
 
 def _seconds(value: object) -> float:
-    """A timestamp in seconds; a ValueError says what is wrong, beginning with the key.
+    """Return a timestamp in seconds; a ValueError says what is wrong, beginning with the key.
 
-    A date without an offset is taken as UTC: gaps are all that counts.
+    A date without an offset is taken as UTC, because only the gaps matter.
     """
     if isinstance(value, str):
         try:
@@ -315,7 +317,7 @@ def _seconds(value: object) -> float:
 
 
 def _turns(where: str, row: object) -> Messages | None:
-    """A conversation as chat messages; None: somebody speaks that a chat does not know."""
+    """Return a conversation as chat messages; None: a speaker has no role in a chat."""
     turns = row.get("conversations") if isinstance(row, dict) else None
     if not isinstance(turns, list):
         raise UserError(f"{where}: must be an object with `conversations`, a list of turns")
@@ -333,7 +335,7 @@ def _turns(where: str, row: object) -> Messages | None:
 
 
 def _sent(turns: Sequence[dict[str, Any]], how: str) -> tuple[Messages, str | None] | None:
-    """What is sent of a conversation, and the answer that was recorded; None: nobody asks."""
+    """Return the messages to send and the recorded answer; None: there is no user's message."""
     asks = [i for i, m in enumerate(turns) if m["role"] == "user"]
     if not asks:
         return None

@@ -1,19 +1,20 @@
-"""Was the machine ours while a trial was measured?
+"""Interference check: whether other work used the machine while a trial was measured.
 
-Two looks, both cheap, neither beside a running measurement:
+Both parts of the check are cheap, and neither runs during a measurement:
 
-- At rest, before a launch, a fixed computation is timed: the best of five rounds, about 0.3 s. The
-  best, because disturbances only add time (J. Chen, J. Revels, "Robust benchmarking in noisy
-  environments", 2016); wall time, because lost time is what is asked for. On shared hosts a
-  neighbour on the other hyperthread makes a core 1.5 × slower for a second or a few, so a slow
-  result is looked at again before it is believed: what stays is heat, clocks, a machine that is
-  not ours alone.
-- Around the measured requests, CPU time is counted: ``foreign = busy - ours``, with ``busy`` of all
-  cores that this process may use (``/proc/stat``) and ``ours`` the CPU time of the server's tree
-  and of this process. Steal, which the hypervisor gave to others, is counted apart.
+- **Idle baseline.** Before a launch a fixed computation is timed: the best of five rounds, about
+  0.3 s. It is the best because disturbances only add time (J. Chen, J. Revels, "Robust benchmarking
+  in noisy environments", 2016). It is wall time because lost time is what is asked for. On shared
+  hosts a neighbor on the other hyperthread makes a core 1.5 × slower for a second or a few.
+  Therefore a slow result is timed again before it is believed. What stays is heat, low clocks, or a
+  machine that others use, too.
+- **Load.** CPU time is counted around the measured requests: ``foreign = busy - own``. ``busy`` is
+  that of all cores that this process may use (``/proc/stat``); ``own`` is the CPU time of the
+  server's process tree and of this process. Steal, which the hypervisor gave to others, is counted
+  separately.
 
-Counters are read at both ends, since a thread that samples would itself disturb. GPUs are asked
-through NVML only: a CUDA context of ours would take memory that the server wants.
+Counters are read at both ends only, because a sampling thread would itself disturb. GPUs are read
+through NVML only, because a CUDA context would take memory that the server wants.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ import psutil
 
 from autotune.serving.nvml import nvml, visible_gpus
 
-# Of the usable cores, on average over the measurement. On a shared two-core VM ordinary trials saw
-# 2 % of foreign load and up to 10 % of steal, and one process that eats a core is 50 %. Launches
-# differ by 10 % and more anyway; a load that costs less hides among them.
+# Largest shares of the usable cores, on average over the measurement. On a shared two-core VM
+# ordinary trials saw 2 % of foreign load and up to 10 % of steal; one process that uses a whole
+# core is 50 %. Launches differ by 10 % and more anyway, which hides a load that costs less.
 FOREIGN_SHARE = 0.1
 STEAL_SHARE = 0.2
-# Times the study's median. Two series of 40 single looks on an idle 16-core cloud VM went up to
-# 1.17 and 1.33; with a busy process on every core it is about 2.
+# Largest ratio to the study's median. Two series of 40 single timings on an idle 16-core cloud VM
+# went up to 1.17 and 1.33; with a busy process on every core the ratio is about 2.
 SLOWER = 1.25
-# Of the measurement, in which heat held a GPU's clock down.
+# Largest share of the measurement in which heat held a GPU's clock down.
 THERMAL_SHARE = 0.01
-# Per cent of a GPU; a desktop needs a few.
+# Largest foreign use of a GPU, in percent; a desktop needs a few.
 GPU_SHARE = 10
-# A GPU whose used memory grew by this much (MiB) since the rest is one that our server uses.
+# The server uses a GPU whose used memory grew by at least this since the idle baseline, in MiB.
 GPU_OURS_MIB = 256
 
 _ROUNDS = 5
@@ -60,17 +61,17 @@ _SLOWED = {
 
 @dataclass(frozen=True)
 class GpuReading:
-    """One GPU at one moment; None is what its driver does not tell.
+    """One GPU at one moment; None: its driver does not report the value.
 
     Attributes:
-        sm_mhz: Clock of the multiprocessors.
-        temperature_c: Of the chip.
-        utilisation: Per cent of the last moments (up to 1 s) in which a kernel ran.
-        foreign: Per cent used by other processes than the server's, since the measurement began;
-            None also at its beginning, and where the driver sees other pids than we do.
-        memory_mib: Used memory, of all processes.
-        slowed: Why its clock is held down, in words; empty if it is not.
-        thermal_s: Seconds so far in which heat held its clock down.
+        sm_mhz: Clock of the multiprocessors, in MHz.
+        temperature_c: Temperature of the chip, in °C.
+        utilisation: Percentage of the last moments (up to 1 s) in which a kernel ran.
+        foreign: Percentage used by processes that are not the server's, since the measurement
+            began; None also at its beginning, and where the driver sees pids of another namespace.
+        memory_mib: Memory used by all processes, in MiB.
+        slowed: Reasons why the clock is held down, in words; empty if it is not.
+        thermal_s: Seconds so far in which heat held the clock down.
     """
 
     sm_mhz: int | None
@@ -83,13 +84,13 @@ class GpuReading:
 
 
 @dataclass(frozen=True)
-class Rest:
-    """The machine while no server of ours was alive.
+class IdleBaseline:
+    """The idle machine before a launch, while no server of this run was alive.
 
     Attributes:
         kernel_s: Seconds of the fixed computation.
-        mhz: Clock of the fastest core right after it; None where the kernel does not tell.
-        gpus: Each GPU, in NVML's order; empty without any.
+        mhz: Clock of the fastest core right after it; None: the kernel does not report it.
+        gpus: Readings of all GPUs, in NVML's order; empty without any.
     """
 
     kernel_s: float
@@ -102,18 +103,20 @@ class MachineState:
     """The machine while one launch was measured; ``dataclasses.asdict`` of it is JSON.
 
     Attributes:
-        rest: Before the launch.
+        rest: Idle baseline before the launch.
         seconds: Length of the measurement.
-        cores: How many this process may use. The next four are in cores, on average, of these.
-        busy: Used by anybody.
-        foreign: Used by others than the server and this process; None: its processes are unknown.
-        steal: Wanted, but given to other machines by the hypervisor.
-        iowait: Idle while a disk was waited for.
-        gpus_before: Each GPU when the measurement began.
-        gpus_after: When it ended.
+        cores: Number of cores that this process may use. The next four are averages over the
+            measurement, in these cores.
+        busy: Cores that any process used.
+        foreign: Cores that neither the server nor this process used; None: the server's processes
+            are unknown.
+        steal: Cores that were wanted but that the hypervisor gave to other machines.
+        iowait: Cores that were idle while they waited for a disk.
+        gpus_before: Readings of all GPUs when the measurement began.
+        gpus_after: Readings of all GPUs when it ended.
     """
 
-    rest: Rest
+    rest: IdleBaseline
     seconds: float
     cores: int
     busy: float
@@ -124,20 +127,20 @@ class MachineState:
     gpus_after: tuple[GpuReading, ...]
 
 
-def take_rest(
+def take_idle_baseline(
     earlier: Sequence[float] = (),
     *,
     look: Callable[[], float] | None = None,
     pause: Callable[[float], None] = time.sleep,
-) -> Rest:
-    """Look at the machine while no server of ours is alive.
+) -> IdleBaseline:
+    """Measure the machine while no server of this run is alive.
 
-    Takes half a second, and up to six where the fixed computation is slow.
+    It takes half a second, and up to six where the fixed computation is slow.
 
     Args:
         earlier: ``kernel_s`` of the study's earlier launches on this machine.
-        look: Gives the seconds of the fixed computation; :func:`kernel_seconds` by default.
-        pause: Waits so many seconds between two looks.
+        look: Returns the seconds of the fixed computation; :func:`kernel_seconds` by default.
+        pause: Waits for a number of seconds between two computations.
     """
     look = look or kernel_seconds
     kernel_s = look()
@@ -148,11 +151,11 @@ def take_rest(
         kernel_s = min(kernel_s, look())
     clocks = psutil.cpu_freq(percpu=True)
     mhz = max((c.current for c in clocks), default=None) if clocks else None
-    return Rest(kernel_s, mhz, read_gpus())
+    return IdleBaseline(kernel_s, mhz, read_gpus())
 
 
 def kernel_seconds() -> float:
-    """Seconds of the fixed computation on one core: the best of five rounds.
+    """Return the seconds of the fixed computation on one core: the best of five rounds.
 
     A round is 16 Fourier transforms of 2^15 points, and 64 MB copied twice: neither NumPy's FFT
     nor its copying starts threads.
@@ -176,18 +179,23 @@ def _slower(kernel_s: float, earlier: Sequence[float]) -> bool:
 
 
 class LoadWatch:
-    """Counts who used the machine in a ``with`` block; afterwards ``state`` says it.
+    """Count who uses the machine in a ``with`` block.
 
     Args:
-        rest: Taken before the launch.
-        server: Gives the server's processes, asked at both ends; None if they cannot be told from
-            others, as in a container, and foreign load stays unknown.
+        idle: Idle baseline taken before the launch.
+        server: Returns the server's processes; called at both ends. None: they cannot be
+            distinguished from others, as in a container, so foreign load stays unknown.
+
+    Attributes:
+        state: The machine during the block, after it.
     """
 
     state: MachineState
 
-    def __init__(self, rest: Rest, server: Callable[[], Iterable[psutil.Process]] | None) -> None:
-        self._rest = rest
+    def __init__(
+        self, idle: IdleBaseline, server: Callable[[], Iterable[psutil.Process]] | None
+    ) -> None:
+        self._idle = idle
         self._server = server
 
     def __enter__(self) -> LoadWatch:
@@ -202,16 +210,16 @@ class LoadWatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        ours = self._processes()
-        before, after = self._before, _count(ours)
+        own = self._processes()
+        before, after = self._before, _count(own)
         seconds = after.at - before.at
         busy = (after.busy - before.busy) / seconds
         foreign = None
-        if before.ours is not None and after.ours is not None:
-            # the kernel counts the machine's time in ticks, a process's exactly: may be below 0
-            foreign = max(0.0, busy - (after.ours - before.ours) / seconds)
+        if before.own is not None and after.own is not None:
+            # may be below 0: the kernel counts the machine's time in ticks, a process's exactly
+            foreign = max(0.0, busy - (after.own - before.own) / seconds)
         self.state = MachineState(
-            rest=self._rest,
+            rest=self._idle,
             seconds=seconds,
             cores=len(os.sched_getaffinity(0)),
             busy=busy,
@@ -219,7 +227,7 @@ class LoadWatch:
             steal=(after.steal - before.steal) / seconds,
             iowait=(after.iowait - before.iowait) / seconds,
             gpus_before=self._gpus,
-            gpus_after=read_gpus({p.pid for p in ours or ()}, self._unix),
+            gpus_after=read_gpus({p.pid for p in own or ()}, self._unix),
         )
 
     def _processes(self) -> set[psutil.Process] | None:
@@ -234,10 +242,10 @@ class _Count:
     busy: float
     steal: float
     iowait: float
-    ours: float | None
+    own: float | None
 
 
-def _count(ours: Set[psutil.Process] | None) -> _Count:
+def _count(own: Set[psutil.Process] | None) -> _Count:
     usable = os.sched_getaffinity(0)
     at = time.perf_counter()
     cores = [t for i, t in enumerate(psutil.cpu_times(percpu=True)) if i in usable]
@@ -246,14 +254,14 @@ def _count(ours: Set[psutil.Process] | None) -> _Count:
         busy=sum(t.user + t.nice + t.system + t.irq + t.softirq for t in cores),
         steal=sum(t.steal for t in cores),
         iowait=sum(t.iowait for t in cores),
-        ours=None if ours is None else sum(map(_cpu_seconds, ours)),
+        own=None if own is None else sum(map(_cpu_seconds, own)),
     )
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    """CPU time of a process and of its children that have ended; 0 if it is gone itself.
+    """Return the CPU time of a process and of its ended children; 0 if the process is gone.
 
-    Then its parent, which is in the tree too, has it among its ended children.
+    A gone process is among the ended children of its parent, which is in the tree, too.
     """
     try:
         t = process.cpu_times()
@@ -262,12 +270,12 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(t.user + t.system + t.children_user + t.children_system)
 
 
-def read_gpus(ours: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuReading, ...]:
-    """Each NVIDIA GPU as NVML sees it now, in its order; empty without any, or without NVML.
+def read_gpus(own: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuReading, ...]:
+    """Read every NVIDIA GPU through NVML, in its order; empty without GPUs or without NVML.
 
     Args:
-        ours: Pids of the server; without them ``foreign`` is None.
-        since: Unix time from which on ``foreign`` counts.
+        own: Pids of the server; without them ``foreign`` is None.
+        since: Unix time from which ``foreign`` counts.
     """
     with nvml() as library:
         if library is None:
@@ -276,15 +284,15 @@ def read_gpus(ours: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuRead
         def ask(name: str, *args: Any) -> Any:
             try:
                 return getattr(library, name)(*args)
-            except library.NVMLError:  # not every GPU tells everything
+            except library.NVMLError:  # not every GPU reports everything
                 return None
 
         def foreign(gpu: Any) -> int | None:
-            used = ask("nvmlDeviceGetProcessUtilization", gpu, int(since * 1e6)) if ours else None
-            # in a container the driver may name pids of the host; ours among them says it does not
-            if not used or ours.isdisjoint(u.pid for u in used):
+            used = ask("nvmlDeviceGetProcessUtilization", gpu, int(since * 1e6)) if own else None
+            # in a container the driver may name the host's pids, among which is none of `own`
+            if not used or own.isdisjoint(u.pid for u in used):
                 return None
-            return sum(int(u.smUtil) for u in used if u.pid not in ours)
+            return sum(int(u.smUtil) for u in used if u.pid not in own)
 
         def read(gpu: Any) -> GpuReading:
             used = ask("nvmlDeviceGetUtilizationRates", gpu)
@@ -305,10 +313,10 @@ def read_gpus(ours: Set[int] = frozenset(), since: float = 0.0) -> tuple[GpuRead
 
 
 def disturbed(state: MachineState, earlier: Sequence[float]) -> str | None:
-    """Why the launch ran on a disturbed machine, in one line; None if it did not.
+    """Return why the machine was disturbed during a launch, in one line; None if it was not.
 
     Args:
-        state: Of the launch.
+        state: The machine during the launch.
         earlier: ``rest.kernel_s`` of the study's earlier launches on this machine; may be empty.
     """
     cores, reasons = state.cores, []
@@ -320,22 +328,22 @@ def disturbed(state: MachineState, earlier: Sequence[float]) -> str | None:
         times = state.rest.kernel_s / statistics.median(earlier)
         reasons.append(f"before it a fixed computation took {times:.2f} × as long as usual")
     gpus = zip(state.rest.gpus, state.gpus_before, state.gpus_after, strict=False)
-    for index, (rest, before, after) in enumerate(gpus):
-        reasons += [f"GPU {index} {what}" for what in _gpu(rest, before, after, state.seconds)]
+    for index, (idle, before, after) in enumerate(gpus):
+        reasons += [f"GPU {index} {what}" for what in _gpu(idle, before, after, state.seconds)]
     return "; ".join(reasons) or None
 
 
-def _gpu(rest: GpuReading, before: GpuReading, after: GpuReading, seconds: float) -> list[str]:
-    """What disturbed a GPU; nothing for one that our server does not use."""
+def _gpu(idle: GpuReading, before: GpuReading, after: GpuReading, seconds: float) -> list[str]:
+    """Return what disturbed a GPU; nothing for one that the server does not use."""
     if (
-        rest.memory_mib is not None
+        idle.memory_mib is not None
         and after.memory_mib is not None
-        and after.memory_mib < rest.memory_mib + GPU_OURS_MIB
+        and after.memory_mib < idle.memory_mib + GPU_OURS_MIB
     ):
         return []
     reasons = []
-    if (rest.utilisation or 0) > GPU_SHARE:
-        reasons.append(f"was {rest.utilisation} % busy before the server was started")
+    if (idle.utilisation or 0) > GPU_SHARE:
+        reasons.append(f"was {idle.utilisation} % busy before the server was started")
     if (after.foreign or 0) > GPU_SHARE:
         reasons.append(f"was used to {after.foreign} % by other processes")
     if slowed := sorted({*before.slowed, *after.slowed}):

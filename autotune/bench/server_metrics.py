@@ -1,9 +1,9 @@
 """The server's own counters, before and after: acceptance, preemptions, prefix-cache hits.
 
 Names are those of vLLM's v1 engine (``vllm/v1/metrics/loggers.py``,
-``vllm/v1/spec_decode/metrics.py``). Engines of one server are added up. What a server does not
-report, reports as NaN or twice, or counted backwards (it was restarted) is unknown: None, never 0.
-So is an acceptance that cannot be: more tokens accepted than drafted.
+``vllm/v1/spec_decode/metrics.py``). The engines of one server are added up. A value is unknown
+(None, never 0) if the server does not report it, reports NaN or two values, or counted backwards
+because it was restarted. So is an impossible acceptance: more tokens accepted than drafted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PREFIX = "vllm:"
 _PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 _TIMEOUT_S = 30.0  # for each read, and for the whole page
 _MOST_PAGE = 2**24  # bytes; a real page has some 100 KiB
-# The server speaks plain HTTP. Without this, httpx loads all certificates of the world: 0.1 s.
+# The server speaks plain HTTP. Without this, httpx loads all root certificates, which takes 0.1 s.
 _NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
@@ -31,9 +31,9 @@ class Counters:
     """All counters of a server at one moment, each summed over its labels.
 
     Attributes:
-        values: By sample name, such as ``vllm:num_preemptions_total``.
-        accepted_per_position: Draft tokens accepted at position 1, 2, … of the draft; empty
-            without speculation.
+        values: Counters by sample name, such as ``vllm:num_preemptions_total``.
+        accepted_per_position: Numbers of draft tokens that were accepted at position 1, 2, … of
+            the draft; empty without speculation.
     """
 
     values: Mapping[str, float]
@@ -42,17 +42,17 @@ class Counters:
 
 @dataclass(frozen=True)
 class ServerStats:
-    """What the server counted between two scrapes; None or empty: unknown.
+    """Changes of the server's counters between two scrapes; None or empty: unknown.
 
     Attributes:
-        drafts: Verification steps with a draft.
-        draft_tokens: Tokens drafted.
-        accepted_tokens: Drafted tokens that the target accepted.
+        drafts: Number of verification steps with a draft.
+        draft_tokens: Number of drafted tokens.
+        accepted_tokens: Number of drafted tokens that the target accepted.
         acceptance_length: Tokens per verification step, 1 + accepted / drafts.
-        acceptance_per_position: Share of the drafts whose token at position 1, 2, … was accepted.
-        preemptions: Requests put back for lack of KV cache.
-        prefix_cache_queries: Prompt tokens looked up in the prefix cache.
-        prefix_cache_hits: … and found there.
+        acceptance_per_position: Shares of the drafts whose token at position 1, 2, … was accepted.
+        preemptions: Number of requests that were put back for lack of KV cache.
+        prefix_cache_queries: Number of prompt tokens that were looked up in the prefix cache.
+        prefix_cache_hits: Number of prompt tokens that were found there.
     """
 
     drafts: int | None
@@ -66,14 +66,14 @@ class ServerStats:
 
 
 def scrape(base_url: str, api_key: str) -> Counters:
-    """Reads ``/metrics``; a server without that endpoint (404) gives empty counters.
+    """Read ``/metrics``; a server without that endpoint (404) has empty counters.
 
     Args:
-        base_url: The server, such as ``http://127.0.0.1:8000``.
-        api_key: Goes along as bearer token.
+        base_url: URL of the server, such as ``http://127.0.0.1:8000``.
+        api_key: API key, sent as bearer token.
 
     Raises:
-        MeasureError: no answer, or not Prometheus' text format.
+        MeasureError: there was no answer, or it is not Prometheus' text format.
     """
     import httpx
 
@@ -112,10 +112,10 @@ def scrape(base_url: str, api_key: str) -> Counters:
 
 
 def parse(text: str) -> Counters:
-    """The counters in Prometheus' text format.
+    """Return the counters of a page in Prometheus' text format.
 
     Raises:
-        ValueError: it is not that format.
+        ValueError: it is not in that format.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -129,7 +129,7 @@ def parse(text: str) -> Counters:
                     continue
                 series = (sample.name, tuple(sorted(sample.labels.items())))
                 value = sample.value
-                # which of two is true, nobody knows; and no counter is below 0
+                # of two values either may be wrong, and no counter is below 0
                 if family.type != "counter" or series in seen or value < 0:
                     value = math.nan
                 seen.add(series)
@@ -137,7 +137,7 @@ def parse(text: str) -> Counters:
                     positions[sample.labels.get("position", "")] += value
                 else:
                     values[sample.name] += value
-    except (LookupError, TypeError, AttributeError, OverflowError) as e:  # of a broken line
+    except (LookupError, TypeError, AttributeError, OverflowError) as e:  # a broken line
         raise ValueError(f"not Prometheus' text format ({e})") from e
     names = [str(i) for i in range(len(positions))]
     whole = set(positions) == set(names)
@@ -145,7 +145,7 @@ def parse(text: str) -> Counters:
 
 
 def difference(before: Counters, after: Counters) -> ServerStats:
-    """What was counted between ``before`` and ``after``."""
+    """Return the changes of the counters from ``before`` to ``after``."""
 
     def grown(name: str) -> int | None:
         key = f"{_PREFIX}{name}_total"

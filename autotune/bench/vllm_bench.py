@@ -1,8 +1,8 @@
 """``vllm bench serve`` as a child process, and the result file that it writes.
 
-It runs under the same guard as a server (:class:`autotune.serving.server.Server`), so nothing of it
-outlives an interruption, a time-out, or us. What it sends is what :mod:`autotune.bench._vllm_bench`
-reads from a file; it asks nobody but the server on 127.0.0.1.
+It runs under the same supervisor as a server (:class:`autotune.serving.server.Server`), so that no
+process of it outlives an interruption, a time-out, or autotune. It sends the requests that
+:mod:`autotune.bench._vllm_bench` reads from a file, and only to the server on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from autotune.study.workload import WorkloadSpec
 _SCRIPT = Path(__file__).with_name("_vllm_bench.py")
 METRICS = ("ttft", "tpot", "itl", "e2el")
 PERCENTS = (50, 95, 99)
-# Variables by which a client would send its requests elsewhere, or a key along with them.
+# Environment variables that make a client send its requests elsewhere, or with another key.
 _ELSEWHERE = {"http_proxy", "https_proxy", "all_proxy", "openai_api_key"}
 
 
 class BenchResult(BaseModel):
-    """What one run saved (``vllm/benchmarks/serve.py``, ``--save-result --save-detailed``).
+    """Result of one run (``vllm/benchmarks/serve.py``, ``--save-result --save-detailed``).
 
-    One entry for each request, in the order of the requests. Its own figures, such as
+    Lists have one entry for each request, in the order of the requests. vLLM's own figures, such as
     ``output_throughput`` and ``p95_e2el_ms``, are in :attr:`figures`.
 
     Attributes:
         duration: Seconds from before the first request to after the last.
-        start_times: Sending, seconds on a clock of its own.
+        start_times: Times of sending, in seconds on a clock of the run.
         ttfts: Seconds from the sending to the first chunk with a choice.
         itls: Seconds between such chunks.
-        input_lens: Prompt tokens, by usage.
-        output_lens: Output tokens, by usage; 0 of a request that failed.
-        errors: Empty where a request went well.
-        latencies: Seconds from the sending to the end; None: an older vLLM, which saved none.
+        input_lens: Numbers of prompt tokens, by usage.
+        output_lens: Numbers of output tokens, by usage; 0 for a request that failed.
+        errors: Error texts; empty for a successful request.
+        latencies: Seconds from the sending to the end; None: an older vLLM, which saves none.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -71,20 +71,20 @@ class BenchResult(BaseModel):
 
     @property
     def figures(self) -> dict[str, float]:
-        """Its own figures by its own names."""
+        """vLLM's own figures by vLLM's names."""
         extra = self.model_extra or {}
         return {k: float(v) for k, v in extra.items() if type(v) in (int, float)}
 
 
 def read_result(path: Path, count: int) -> BenchResult:
-    """The result file of a run.
+    """Read the result file of a run.
 
     Args:
-        path: Written by ``vllm bench serve --save-result --save-detailed``.
-        count: Requests that it must hold.
+        path: File written by ``vllm bench serve --save-result --save-detailed``.
+        count: Number of requests that it must have.
 
     Raises:
-        MeasureError: it is missing or no such file, or requests failed.
+        MeasureError: the file is missing or no result file, or requests failed or are missing.
     """
     try:
         result = BenchResult.model_validate_json(path.read_bytes())
@@ -110,7 +110,9 @@ def read_result(path: Path, count: int) -> BenchResult:
 
 
 def bench_vllm(info: VllmInfo) -> VllmInfo:
-    """The vLLM whose ``bench serve`` is run: the server's, or autotune's own beside a container.
+    """Return the vLLM whose ``bench serve`` is run.
+
+    It is the server's, or that of autotune's environment if the server runs in a container.
 
     Raises:
         UserError: neither can be run.
@@ -136,9 +138,9 @@ def bench_argv(
     load: WorkloadSpec,
     result: Path,
 ) -> list[str]:
-    """The command of one run.
+    """Return the command line of one run.
 
-    Its own warm-up is off: it would repeat the first prompt, which is measured.
+    vLLM's own warm-up is off, because it would repeat the first prompt, which is measured.
     """
     argv = [python, str(_SCRIPT)]
     argv += ["--backend", "openai-chat" if chat else "openai"]
@@ -151,7 +153,7 @@ def bench_argv(
     if not math.isinf(load.request_rate):
         argv += ["--request-rate", str(load.request_rate)]
     if load.ignore_eos:
-        # with the text of special tokens, as our client asks for it
+        # with the text of special tokens, as autotune's client requests it
         argv += ["--ignore-eos", "--extra-body", json.dumps({"skip_special_tokens": False})]
     argv += ["--num-warmups", "0", "--ready-check-timeout-sec", "0", "--disable-tqdm"]
     argv += ["--percentile-metrics", ",".join(METRICS)]
@@ -169,21 +171,21 @@ def run_bench(
     log_path: Path,
     timeout_s: float,
 ) -> None:
-    """Runs ``vllm bench serve`` to its end; nothing of it is left when this returns or raises.
+    """Run ``vllm bench serve`` to its end; no process of it is left when this returns or raises.
 
     Args:
-        argv: From :func:`bench_argv`.
+        argv: Command line from :func:`bench_argv`.
         server: The study's server, for its environment.
         info: The vLLM to run, from :func:`bench_vllm`.
-        api_key: Of the server that it measures.
-        log_path: Takes its output.
-        timeout_s: It is ended after so many seconds.
+        api_key: API key of the server that it measures.
+        log_path: File for its output.
+        timeout_s: Seconds after which it is ended.
 
     Raises:
-        TrialFailure: it could not be started, or did not end in time or not well.
+        TrialFailure: it could not be started, did not end in time, or failed.
     """
     launch_id = uuid.uuid4().hex
-    # only the environment is taken from this plan; its port is one that nobody will listen on
+    # only the environment of this plan is used; nothing listens on its port
     plan = plan_launch(
         server.model_copy(update={"command": None}),
         {},
@@ -220,7 +222,7 @@ def _environment(env: Mapping[str, str], api_key: str) -> dict[str, str]:
 
 @contextmanager
 def owned(server: Server) -> Iterator[None]:
-    """Stops it in the end, whatever happens; at once when interrupted twice."""
+    """Stop a server at the end of the block in any case; at once when interrupted twice."""
     try:
         yield
     finally:

@@ -1,9 +1,9 @@
 """Prompts and arrival times, all from the study's seed: every trial sends the same requests.
 
 Prompts, their order and the arrival times come from independent random streams (NumPy's
-``SeedSequence.spawn``), and each stream is only ever read from its beginning. So more prompts, or
-another warm-up, leave the requests that were there as they were. A recorded log has its own order
-and times, and no chance in it.
+``SeedSequence.spawn``), each of which is read from its beginning. Therefore more prompts, or
+another warm-up, do not change the other requests. A recorded log has its own order and times, and
+nothing in it is random.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Request:
     """One request; exactly one of ``prompt`` and ``messages`` is set.
 
     Attributes:
-        index: Place among the requests of its phase, from 0.
+        index: Position among the requests of its phase, from 0.
         prompt: Text or token ids, for ``/v1/completions``.
-        messages: A chat, for ``/v1/chat/completions``.
-        output_len: Its own ``max_tokens``; None: ``workload.output_len``, the same for all.
+        messages: Messages of a chat, for ``/v1/chat/completions``.
+        output_len: ``max_tokens`` of this request; None: ``workload.output_len``, for all requests.
     """
 
     index: int
@@ -44,11 +44,11 @@ class Workload:
     """All requests of a trial.
 
     Attributes:
-        warmup: Requests sent before the measurement until the server is warm; no prompt of them is
-            measured.
-        measured: Requests of the measurement, in the order in which they are sent.
-        arrivals: Intended start of each measured request, in seconds from the first one's;
-            all 0.0 in a closed loop.
+        warmup: Requests sent before the measurement until the server is warm; none of their prompts
+            is measured.
+        measured: Requests of the measurement, in the order of sending.
+        arrivals: Intended start of each measured request, in seconds from that of the first; all
+            0.0 in a closed loop.
     """
 
     warmup: tuple[Request, ...]
@@ -57,15 +57,15 @@ class Workload:
 
 
 def build_workload(spec: WorkloadSpec, base: Path) -> Workload:
-    """The requests of a study.
+    """Return the requests of a study.
 
     Args:
         spec: The study's ``workload``.
         base: Folder that the files of ``workload`` are relative to.
 
     Raises:
-        UserError: the requests cannot be read, are wrong, repeated or too few; names file, line
-            and key.
+        UserError: the requests cannot be read, are wrong, repeated or too few; the text names file,
+            line and key.
     """
     seeds = np.random.SeedSequence(spec.seed).spawn(4)
     order, measured_ids, warmup_ids, gaps = (np.random.default_rng(s) for s in seeds)
@@ -93,10 +93,11 @@ def _workload(
 def _drawn(
     spec: WorkloadSpec, base: Path, order: np.random.Generator
 ) -> tuple[list[Entry], list[Entry]]:
-    """Measured and warm-up requests, drawn from a file without putting back.
+    """Return measured and warm-up requests, drawn from a file without replacement.
 
-    From the two ends of one order, so that neither number moves the other's prompts. With
-    ``workload.repeat`` each of the two begins again at its end when the file runs short.
+    They are taken from the two ends of one order, so that neither number changes the prompts of the
+    other. With ``workload.repeat`` each of the two starts over at its end when the file has too few
+    requests.
     """
     entry: Callable[[int], Entry | None]
     if spec.sharegpt is not None:
@@ -110,20 +111,20 @@ def _drawn(
         path = base / spec.prompts
         pool = read_prompts(path, recorded=spec.output_len == "recorded")
         size, what, entry = len(pool), "prompts", pool.__getitem__
-    places = order.permutation(size).tolist()
+    shuffled = order.permutation(size).tolist()
 
     def fitting(numbers: Sequence[int]) -> Iterator[tuple[int, Entry]]:
-        """Those that can be sent, with their number in the file."""
+        """Yield the requests that can be sent, with their number in the file."""
         return ((i, e) for i in numbers if (e := entry(i)) is not None)
 
     if spec.repeat:
-        every = list(fitting(places))
+        every = list(fitting(shuffled))
         front = list(islice(cycle(every), spec.num_prompts))
         back = list(islice(cycle(every[::-1]), spec.most_warmup))
     else:
-        front = list(islice(fitting(places), spec.num_prompts))
+        front = list(islice(fitting(shuffled), spec.num_prompts))
         used = {i for i, _ in front}
-        left = [i for i in reversed(places) if i not in used]
+        left = [i for i in reversed(shuffled) if i not in used]
         back = list(islice(fitting(left), spec.most_warmup))
     if len(front) < spec.num_prompts or len(back) < spec.most_warmup:
         raise _too_few(path, len(front) + len(back), what, spec)
@@ -131,10 +132,10 @@ def _drawn(
 
 
 def _replayed(spec: WorkloadSpec, path: Path, speed: float) -> Workload:
-    """The first requests of a log at their own times; those of its end, but at once, to warm up.
+    """Return the first requests of a log at their own times, and those of its end as warm-up.
 
-    Repeated prompts are what was recorded, and stay; but no measured one is among the warm-up's,
-    which would leave it in the prefix cache.
+    Prompts that the log repeats stay, because they were recorded. But no measured prompt is among
+    the warm-up's, because that would leave it in the prefix cache.
     """
     log = read_log(path, recorded=spec.output_len == "recorded")
     chosen = log[: spec.num_prompts]
@@ -162,9 +163,9 @@ def _too_few(path: Path, there: int, what: str, spec: WorkloadSpec) -> UserError
 
 
 def _arrivals(rng: np.random.Generator, spec: WorkloadSpec) -> tuple[float, ...]:
-    """Intended starts, the first at 0; the gaps' mean is 1/rate.
+    """Return the intended starts in seconds, the first at 0; the gaps' mean is 1/rate.
 
-    Poisson: exponential gaps. Constant: all gaps are the same.
+    Poisson arrivals have exponential gaps, constant arrivals equal ones.
     """
     n, gap = spec.num_prompts, 1 / spec.request_rate  # 0 for an infinite rate
     if spec.arrivals == "constant" or gap == 0:
@@ -175,7 +176,7 @@ def _arrivals(rng: np.random.Generator, spec: WorkloadSpec) -> tuple[float, ...]
 def _random_prompts(
     rng: np.random.Generator, spec: RandomPrompts, n: int, seen: set[bytes]
 ) -> list[Entry]:
-    """``n`` prompts that differ from each other and from those already in ``seen``."""
+    """Return ``n`` prompts that differ from each other and from those already in ``seen``."""
     if why := spec.why_not(len(seen) + n):
         raise UserError(f"workload.random: {why}")
     prompts: list[Entry] = []

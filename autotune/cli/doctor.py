@@ -14,12 +14,12 @@ from typing import Any
 import psutil
 from platformdirs import user_cache_dir
 
-from autotune import sample_size
 from autotune.engine.command import free_port, runs_model_code
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import UserError
 from autotune.serving.machine import gpus, has_gpu
+from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.models import is_whole, resolve_model, target_folder
 from autotune.study.schema import ServerSpec, SpeculativeSpec

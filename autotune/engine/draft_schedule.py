@@ -1,33 +1,45 @@
-"""vLLM's schedule of n by batch size.
+"""vLLM's schedule of n by batch size: ``num_speculative_tokens_per_batch_size``.
 
-``num_speculative_tokens_per_batch_size`` (the same in 0.24, 0.26 and 0.32, read
-in ``vllm/v1/spec_decode/dynamic/utils.py``): inclusive ranges ``[first, last, K]`` from batch size
-1, K = 0 allowed, the last K holds beyond the last range, ``num_speculative_tokens`` is the largest.
-The batch is every request of a step, also those in prefill (``Scheduler.schedule``). At K = 0 the
-draft still runs once a step to keep its KV cache filled (``llm_base_proposer.py``), and in 0.32's
-model runner for GPUs DFlash drafts the largest n and throws away what is too much
-(``gpu/spec_decode/dflash``; PR #49164 would have changed that). So a schedule is not as good as the
-best n at each load, and is recommended only if a launch of it beats the best fixed n.
+It is the same in 0.24, 0.26 and 0.32 (``vllm/v1/spec_decode/dynamic/utils.py``): inclusive ranges
+``[first, last, K]`` from batch size 1. K = 0 is allowed. The last K holds beyond the last range.
+``num_speculative_tokens`` is the largest K. The batch is every request of a step, also those in
+prefill (``Scheduler.schedule``).
+
+A schedule is not as good as the best n at each load, for two reasons. At K = 0 the draft still runs
+once a step, to keep its KV cache filled (``llm_base_proposer.py``). In 0.32's model runner for GPUs
+DFlash drafts the largest n and discards the surplus (``gpu/spec_decode/dflash``; PR #49164 would
+have changed that). So a schedule is recommended only if a launch of it beats the best fixed n.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
-from autotune.engine import rules
-from autotune.stats.crossover import Schedule
-from autotune.study.schema import ServerSpec
-from autotune.study.space import DRAFT, N, Value
+from autotune.study.space import N, Value
 
-SCHEDULE = rules.SCHEDULE.removeprefix(DRAFT)
+if TYPE_CHECKING:
+    from autotune.stats.crossover import Schedule
+    from autotune.study.schema import ServerSpec
+
+SCHEDULE = "num_speculative_tokens_per_batch_size"  # key of --speculative-config
 _SCHEDULE_SINCE = Version("0.24")
 
 
 def scheduled(server: ServerSpec, ranges: Sequence[Sequence[int]]) -> ServerSpec:
-    """Return the server with n by batch size; its ``n`` must be the largest of the schedule."""
+    """Return the server with n by batch size; its ``n`` must be the largest of the schedule.
+
+    Args:
+        server: The study's server.
+        ranges: Ranges ``[first batch size, last batch size, n]``.
+
+    Raises:
+        ValueError: the server has no draft.
+    """
     if server.speculative is None:
         raise ValueError("a schedule needs a draft")
     draft = server.speculative.model_copy(update={SCHEDULE: [list(x) for x in ranges]})
@@ -44,11 +56,14 @@ def speculative_argument(
     """Return the value of ``--speculative-config`` for n of at least 1, as a launch has it.
 
     Args:
-        server: The study's.
-        n: Of a schedule, the largest.
-        params: The other parameters; those of the draft go into it.
+        server: The study's server.
+        n: Draft tokens per step; with a schedule, its largest n.
+        params: Other parameters; those of the draft go into the value.
         ranges: A schedule, or None.
-        resolve: Turns the draft's reference into what vLLM is given.
+        resolve: Function that turns the draft's reference into what vLLM is given.
+
+    Raises:
+        ValueError: the server has no draft.
     """
     if server.speculative is None:
         raise ValueError("n of at least 1 needs a draft")
@@ -64,11 +79,43 @@ def why_no_schedule(*versions: str | None) -> str | None:
     """Return why this vLLM is not given a schedule; None: it takes one.
 
     Args:
-        versions: What is known of its version, the first that is known counts.
+        versions: Versions from several sources, or None; the first that is known counts.
     """
     version = next((v for v in versions if v is not None), None)
     if version is None:
         return "vLLM's version is unknown, so it is not known whether it takes a schedule of n"
     if Version(version.partition("+")[0]) < _SCHEDULE_SINCE:
         return f"vLLM {version} has no schedule of n by batch size; 0.24 and later have"
+    return None
+
+
+def schedule_problem(schedule: object) -> str | None:
+    """Return why vLLM would refuse a schedule; None: it would not.
+
+    Source: ``v1/spec_decode/dynamic/utils.py:validate_and_normalize_dynamic_sd_schedule``, the same
+    in 0.24, 0.26 and 0.32. An n of a range above ``num_speculative_tokens`` is lowered to it.
+
+    Args:
+        schedule: Value of ``num_speculative_tokens_per_batch_size``.
+    """
+    if not isinstance(schedule, list | tuple):
+        return "must be a list of [first batch size, last batch size, n]"
+    ranges: list[tuple[int, int, int]] = []
+    for entry in schedule:
+        if not isinstance(entry, list | tuple) or len(entry) != 3:
+            return f"{entry!s:.40} must be [first batch size, last batch size, n]"
+        if not all(type(x) is int for x in entry):
+            return None  # vLLM may convert it
+        first, last, n = entry
+        if not 0 < first <= last:
+            return f"batch sizes {first} to {last} are no range from 1 up"
+        if n < 0:
+            return f"n = {n} is below 0"
+        ranges.append((first, last, n))
+    ranges.sort()
+    if ranges and ranges[0][0] != 1:
+        return f"the first range must begin at batch size 1, not {ranges[0][0]}"
+    for (_, last, _), (first, _, _) in itertools.pairwise(ranges):
+        if first <= last:
+            return f"two ranges have batch size {first}"
     return None

@@ -1,11 +1,11 @@
-"""Why a server failed, told from its log and exit code.
+"""Infer why a server failed from its log and exit code.
 
-The rules are texts of vLLM, torch and Python, read in vLLM 0.24 to 0.32 and in the real logs that
-tests/logs keeps. They are tried in order; the first that finds a line wins, so the specific ones
-stand first. Only lines that report an error count: vLLM warns in the same words that it fails in.
+The rules are texts of vLLM, torch and Python, read in vLLM 0.24 to 0.32 and in the real logs of
+tests/logs. They are tried in order and the first that finds a line wins, so the specific ones come
+first. Only lines that report an error count, because vLLM warns with the same words.
 
-Memory can run out anywhere. When it did is told by the functions in the traceback, and where there
-is none (the kernel ends a process without a word) by the last line of vLLM's that names a stage.
+Memory can run out in any stage. The functions in the traceback say in which one. Without a
+traceback (the kernel ends a process without a message), vLLM's last line that names a stage does.
 """
 
 from __future__ import annotations
@@ -32,40 +32,48 @@ _QUIET = re.compile(r"^(?:DEBUG|INFO|WARNING):\s|^(?:\[rank\d+\]:|\[)?[VIW]\d{4}
 _FRAME = re.compile(r'^  File ".+", line \d+, in (\w+)')
 # the last line of a traceback: no indent, a dotted name, a colon
 _RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure|Exit)\b:?")
-# errors that only say that another process had one
+# errors that only report that another process had one
 _WRAPPER = re.compile(
     r"See root cause above|See stack trace for root cause|EngineDeadError|EngineCore failed to|"
     r"KeyboardInterrupt|WorkerProc failed to start|RuntimeError: cancelled|SystemExit|"
     r"See stack trace \(above\) for the root cause"
 )
-# … and of those, the ones that are the whole story if that other process was killed
+# … and those of them that are all there is if the other process was killed
 _BEREFT = re.compile(
     r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed"
 )
-# what vLLM says at level ERROR around the cause
+# lines that vLLM logs at level ERROR around the cause
 _AROUND = re.compile(
     r"^(?:\s|Traceback|Dumping |EngineCore encountered|AsyncLLM output_handler|"
     r"Error in [\w ]+ generator|$)"
 )
-# what Python and nanobind print after the end
+# lines that Python and nanobind print after the end
 _NOISE = re.compile(r"Warning: |warnings\.warn|nanobind|^ - (?:leaked|\.\.\.)|^\s*$")
 
 
 @dataclass(frozen=True)
 class Cause:
-    """What is known about a failure."""
+    """Classification of a failure.
+
+    Attributes:
+        kind: Kind of the failure.
+        reason: Reason in one line.
+        evidence: Lines of the log that show it, oldest first, at most :data:`MAX_EVIDENCE`.
+    """
 
     kind: FailureKind
-    reason: str  # one line
-    evidence: tuple[str, ...]  # lines of the log, oldest first
+    reason: str
+    evidence: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Rule:
+    """A text of a log that decides the kind of a failure."""
+
     kind: FailureKind
     pattern: re.Pattern[str]
     sentence: str  # may name the groups of both patterns; `when`: kind and words are the stage's
-    context: re.Pattern[str] | None = None  # must be somewhere in the log too
+    context: re.Pattern[str] | None = None  # must match somewhere in the log too
 
 
 def _rule(kind: FailureKind, pattern: str, sentence: str, context: str | None = None) -> _Rule:
@@ -80,21 +88,21 @@ class _Stage:
 
     kind: FailureKind
     when: str
-    functions: frozenset[str]  # one of them is in the traceback
-    line: re.Pattern[str]  # how a line begins that vLLM prints when the stage is reached
+    functions: frozenset[str]  # names of functions, one of which is in the traceback
+    line: re.Pattern[str]  # beginning of a line that vLLM prints when the stage is reached
 
 
 def _stage(kind: FailureKind, when: str, functions: str, line: str) -> _Stage:
     return _Stage(kind, when, frozenset(functions.split()), re.compile(line))
 
 
-K = FailureKind  # short: it stands in every rule
-# what a log has in it if the draft was being loaded or run
+K = FailureKind  # short, because every rule has it
+# matches a log if the draft was being loaded or run
 _DRAFTING = r"self\.(?:drafter|speculator)\.load_model|spec_decode/[\w/]+\.py|qwen3_dflash\.py"
 _TORN = r"SafetensorError: Error while deserializing header: (?P<what>.+)"
 # The functions are those of vLLM's workers and model runners (GPU, GPU V2 and CPU). A traceback can
-# have those of several stages, as the trial of a capture before the KV cache is sized has: the
-# stage that stands first wins.
+# have functions of several stages, for example in the trial capture before the KV cache is sized:
+# the first stage of this table wins.
 _STAGES = (
     _stage(
         K.OOM_CAPTURE,
@@ -159,7 +167,7 @@ _RULES = (
     _rule(
         K.BUDGET,
         r"max_num_scheduled_tokens is set to (?P<left>-?\d+) based on",
-        "max_num_batched_tokens leaves {left} tokens to schedule beside the draft tokens",
+        "max_num_batched_tokens leaves {left} tokens to schedule next to the draft tokens",
     ),
     _rule(
         K.BUDGET,
@@ -194,7 +202,7 @@ _RULES = (
         r"larger than the maximum number of tokens that can be stored in KV cache",
         "max_model_len does not fit into the KV cache",
     ),
-    # Before anything is loaded; of that kind because it is as blind to n and to the batch budget
+    # This is before loading. It has that kind because it depends on neither n nor the batch budget.
     _rule(
         K.OOM_LOAD,
         r"Free memory on device (?P<device>\S*) ?\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on "
@@ -229,7 +237,7 @@ _RULES = (
         r"^MemoryError|std::bad_alloc|Cannot allocate memory|unable to mmap .* bytes",
         "the machine is out of memory{when}",
     ),
-    # A file that is there in part is not there, for the user and for every further launch
+    # An incomplete file counts as missing, for the user and for every further launch
     _rule(
         K.MODEL_MISSING,
         _TORN,
@@ -304,13 +312,13 @@ _RULES = (
 class _Error:
     """A line that reports an error."""
 
-    text: str  # without the name of its process and the header
-    logged: bool  # vLLM logged it as an error
+    text: str  # without process name and header
+    logged: bool  # whether vLLM logged it as an error
     at: int  # index in the log
 
 
 def _split(line: str) -> tuple[str, str | None, str]:
-    """A line's process, its level (None without a header) and its text."""
+    """Return a line's process, its level (None without a header) and its text."""
     line = _ANSI.sub("", line).rstrip()
     process = _PROCESS.match(line)
     text = _PROCESS.sub("", line)
@@ -323,10 +331,10 @@ def _split(line: str) -> tuple[str, str | None, str]:
 
 
 def _errors(log: Sequence[str]) -> list[_Error]:
-    """The lines that report errors.
+    """Return the lines that report errors.
 
-    Without a header come the last words of a process and whatever libraries print. Lines of source
-    code in a traceback are left out: ``raise SomeError(`` is not what was raised.
+    The last words of a process and the output of libraries have no header. Lines of source code in
+    a traceback are left out: ``raise SomeError(`` is not what was raised.
     """
     found = []
     for at, line in enumerate(log):
@@ -339,16 +347,17 @@ def _errors(log: Sequence[str]) -> list[_Error]:
 
 
 def _stage_at(log: Sequence[str], at: int) -> _Stage | None:
-    """The stage in which the error in line ``at`` was raised.
+    """Return the stage in which the error in line ``at`` was raised.
 
-    By the traceback that ends there, else by a later one (the cause's own begins only where it was
-    caught, that of its consequence goes all the way), else by the last line before it.
+    The traceback that ends there decides. If it does not, a later one does: the cause's own begins
+    only where it was caught, but that of its consequence is complete. Otherwise the last line
+    before the error decides.
     """
     process, _, _ = _split(log[at])
     functions: set[str] = set()
     for line in reversed(log[:at]):
         whose, _, text = _split(line)
-        if whose == process:  # others write in between
+        if whose == process:  # other processes write in between
             if not text.startswith("  "):
                 break
             functions.update(_FRAME.findall(text))
@@ -370,7 +379,7 @@ def _stage_in(functions: Set[str]) -> _Stage | None:
 
 
 def _last_stage(log: Sequence[str]) -> _Stage | None:
-    """The last stage that vLLM said it had reached."""
+    """Return the last stage that vLLM logged."""
     for line in reversed(log):
         _, level, text = _split(line)
         if level in {None, "INFO"}:
@@ -388,24 +397,60 @@ def classify(
     reason: str,
     oom_killed: bool = False,
 ) -> Cause:
-    """Kind, sentence and evidence of a failure.
+    """Return kind, sentence and evidence of a failure.
 
     Args:
         log: Lines of the server's log, oldest first.
-        exit_code: Of the server's first process, negative for a signal; None if it still runs.
-        default: The kind if no rule finds anything.
-        reason: The sentence for ``default``, without the exit code.
-        oom_killed: The kernel killed a process for want of memory while the server ran.
+        exit_code: Exit code of the server's first process, negative for a signal; None: it runs.
+        default: Kind if no rule matches.
+        reason: Sentence for ``default``, without the exit code.
+        oom_killed: Whether the kernel killed a process for lack of memory while the server ran.
     """
     reported = _errors(log)
     errors = [e.text for e in reported]
-    roots = [
-        i for i, line in enumerate(errors) if _RAISED.match(line) and not _WRAPPER.search(line)
-    ] or [
+    roots = _roots(reported)
+    if (found := _by_rule(log, reported, roots)) is not None:
+        return found
+    bereft = next((i for i, line in enumerate(errors) if _BEREFT.search(line)), None)
+    if roots:
+        bereft = None
+    evidence = _evidence(errors, bereft, roots)
+    if oom_killed:
+        stage = _last_stage(log)
+        return Cause(
+            K.OOM if stage is None else stage.kind,
+            f"the kernel killed it{'' if stage is None else f' {stage.when}'}: "
+            "the machine is out of memory",
+            evidence,
+        )
+    if roots:
+        said = f": {errors[roots[0]]}"
+    elif bereft is not None:
+        said = ": one of its processes ended without a word, as by SIGKILL"
+    else:
+        said = ""
+    ended = _ended(exit_code)
+    text = f"{reason} ({ended}{said})" if ended else f"{reason}{said}"
+    return Cause(default, _cut(text), evidence)
+
+
+def _roots(reported: Sequence[_Error]) -> list[int]:
+    """Return the indices of the errors that may be the cause: raised ones, else logged ones."""
+    raised = [
+        i for i, e in enumerate(reported) if _RAISED.match(e.text) and not _WRAPPER.search(e.text)
+    ]
+    return raised or [
         i
         for i, e in enumerate(reported)
         if e.logged and not _AROUND.match(e.text) and not _WRAPPER.search(e.text)
     ]
+
+
+def _by_rule(
+    log: Sequence[str], reported: Sequence[_Error], roots: Sequence[int]
+) -> Cause | None:
+    """Return the verdict of the first rule that matches; None: none does."""
+    errors = [e.text for e in reported]
     whole = "\n".join(log)
     for rule in _RULES:
         hit = next((i for i, line in enumerate(errors) if rule.pattern.search(line)), None)
@@ -424,26 +469,7 @@ def classify(
             _cut(rule.sentence.format(**groups, when="" if stage is None else f" {stage.when}")),
             _evidence(errors, hit, roots),
         )
-    ended = _ended(exit_code)
-    bereft = next((i for i, line in enumerate(errors) if _BEREFT.search(line)), None)
-    if roots:
-        bereft = None
-    if oom_killed:
-        stage = _last_stage(log)
-        return Cause(
-            K.OOM if stage is None else stage.kind,
-            f"the kernel killed it{'' if stage is None else f' {stage.when}'}: "
-            "the machine is out of memory",
-            _evidence(errors, bereft, roots),
-        )
-    if roots:
-        said = f": {errors[roots[0]]}"
-    elif bereft is not None:
-        said = ": one of its processes ended without a word, as by SIGKILL"
-    else:
-        said = ""
-    text = f"{reason} ({ended}{said})" if ended else f"{reason}{said}"
-    return Cause(default, _cut(text), _evidence(errors, bereft, roots))
+    return None
 
 
 def _ended(exit_code: int | None) -> str:
@@ -458,7 +484,7 @@ def _ended(exit_code: int | None) -> str:
 
 
 def _evidence(errors: Sequence[str], hit: int | None, roots: Sequence[int]) -> tuple[str, ...]:
-    """The telling lines: what the rule found, and the first error that was raised."""
+    """Return the line that the rule found, and the first error that was raised."""
     wanted: list[int] = []
     for i in [*([] if hit is None else [hit]), *roots[:1]]:
         wanted.append(i)
@@ -467,7 +493,7 @@ def _evidence(errors: Sequence[str], hit: int | None, roots: Sequence[int]) -> t
         if errors[i].endswith(("error for", "errors for")) or " validation error" in errors[i]:
             wanted.append(i + 1)
     lines = [errors[i] for i in sorted(set(wanted)) if i < len(errors)]
-    if not lines:  # nobody raised: the last words
+    if not lines:  # nothing was raised: the last lines
         lines = [line for line in errors if not _NOISE.search(line)][-MAX_EVIDENCE:]
     unique = dict.fromkeys(_cut(line.strip()) for line in lines)
     return tuple(unique)[:MAX_EVIDENCE]

@@ -1,4 +1,4 @@
-"""What this machine and the target's folder tell the rules on what can be launched."""
+"""Facts about this machine and the target that :mod:`autotune.engine.rules` reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from autotune.study.models import target_folder
 
 
 def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
-    """Return what this machine and the target's folder tell the rules; nothing is downloaded."""
+    """Return the facts for the rules, from this machine and the target's folder.
+
+    Nothing is downloaded. With ``VLLM_ALLOW_LONG_MAX_MODEL_LEN``, vLLM does not compare
+    ``max_model_len`` with the model's, so the model's is left out.
+
+    Args:
+        loaded: The study.
+        info: The study's vLLM.
+    """
     server = loaded.spec.server
     ref = server.model
     folder = target_folder() if ref == "demo:target" else loaded.base / Path(ref).expanduser()
@@ -21,7 +29,7 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        config = None  # a hub name, a model that is not made yet: nothing is known of it
+        config = None  # a hub name, or a model that is not made yet: unknown
     known = known_of(
         config if isinstance(config, dict) else {},
         info.device,

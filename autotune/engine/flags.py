@@ -1,4 +1,7 @@
-"""Flags of a study against what the installed vLLM knows."""
+"""Check a study's flags: against what the installed vLLM accepts, and for secrets.
+
+These checks are for the launch. :mod:`autotune.study.schema` checks names, and needs no vLLM.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,10 @@ from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import OWNED_FLAGS, FlagValue
-from autotune.study.secrets import (
-    argument_secret,
-    command_secret,
-)
+from autotune.study.secrets import argument_secret, command_secret
 from autotune.study.space import ALIGNED, DRAFT, ChoiceParam, N
 
-# Flags that vLLM has, but with which we could not measure, or would keep a secret.
+# Flags of vLLM that make measuring impossible, or would store a secret.
 _UNUSABLE = {
     "hf_token": "flags are stored and shown; set HF_TOKEN in your environment",
     "ssl_keyfile": "autotune measures over plain HTTP on 127.0.0.1",
@@ -30,19 +30,23 @@ _UNUSABLE = {
 
 _SEEN = "every user of this machine can read a command line, and a study's is stored and shown"
 
-# What a shell takes for the name of a variable.
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Names of variables that a shell accepts.
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-# Control characters but tab and newline, and those that turn the direction of writing: a terminal
-# would obey them, and show another command than the one that a shell runs.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Control characters except tab and newline, and those that change the direction of writing. A
+# terminal would obey them, and show another command than the one that a shell runs.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def check_flags(loaded: LoadedStudy, info: VllmInfo) -> None:
-    """Checks every fixed and searched flag against what this vLLM accepts.
+    """Check every fixed and searched flag against what this vLLM accepts.
+
+    Args:
+        loaded: The study.
+        info: The study's vLLM; one that is unknown is not asked.
 
     Raises:
-        UserError: names file and key, and what is allowed.
+        UserError: a flag is refused; the message names file and key, and what is allowed.
     """
     spec = loaded.spec
     _check_texts(loaded)
@@ -58,10 +62,10 @@ def check_flags(loaded: LoadedStudy, info: VllmInfo) -> None:
 
 
 def _check_texts(loaded: LoadedStudy) -> None:
-    """Checks what goes into command line and environment as it is, whatever vLLM thinks of it.
+    """Check the texts that go into command line and environment, for every version of vLLM.
 
     Raises:
-        UserError: a secret, a character that no text has, or a word that would be read as a flag.
+        UserError: a text has a secret, a control character, or a word that would be read as a flag.
     """
     spec, server = loaded.spec, loaded.spec.server
     draft = server.speculative.model_dump() if server.speculative is not None else {}
@@ -86,25 +90,30 @@ def _check_texts(loaded: LoadedStudy) -> None:
         )
     words: dict[str, object] = {**arguments, "server.command": server.command}
     for where, value in words.items():
-        if _UNPRINTABLE.search(" ".join(_texts(value))):
+        if UNPRINTABLE.search(" ".join(_texts(value))):
             raise UserError(f"{loaded.path}: {where}: has a control character")
     for name, flag in server.flags.items():
         if isinstance(flag, list) and any(x.startswith("-") for x in flag if isinstance(x, str)):
             raise UserError(
                 f"{loaded.path}: server.flags.{name}: a word of its list would be read as a flag"
             )
-    for name, text in server.env.items():
-        if _VARIABLE.fullmatch(name) is None:
+    _check_environment(loaded)
+    check_model(f"{loaded.path}: server.model", server.model)
+
+
+def _check_environment(loaded: LoadedStudy) -> None:
+    """Check names and values of the variables that a study sets."""
+    for name, text in loaded.spec.server.env.items():
+        if VARIABLE.fullmatch(name) is None:
             raise UserError(
                 f"{loaded.path}: server.env: {json.dumps(name)} is no name of a variable"
             )
-        if _UNPRINTABLE.search(text):
+        if UNPRINTABLE.search(text):
             raise UserError(f"{loaded.path}: server.env.{name}: has a control character")
-    _check_model(f"{loaded.path}: server.model", server.model)
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Every text in a flag's value."""
+    """Return every text in a flag's value."""
     if isinstance(value, Mapping):
         for k, v in value.items():
             yield from (str(k), *_texts(v))
@@ -115,12 +124,22 @@ def _texts(value: object) -> Iterator[str]:
         yield value
 
 
-def _check_model(where: str, model: str) -> None:
+def check_model(where: str, model: str) -> None:
+    """Check that vLLM would not read a model's name as a flag.
+
+    Args:
+        where: Key of the model, for the message.
+        model: The name.
+
+    Raises:
+        UserError: it would.
+    """
     if model.startswith("-"):
         raise UserError(f"{where}: {model} would be read as a flag; write ./{model} for a folder")
 
 
 def _check(where: str, name: str, value: FlagValue, info: VllmInfo) -> None:
+    """Check one value of one flag; see :func:`check_flags`."""
     root = name.partition(".")[0]  # vLLM takes `--compilation-config.mode 3` too
     reasons = {**_UNUSABLE, **OWNED_FLAGS}
     if root in reasons:

@@ -1,13 +1,14 @@
-"""Where the seconds of one launch went, told from the server's log and from our own clock.
+"""Split the wall time of one launch into stages, from the server's log and autotune's clock.
 
 vLLM's lines carry a stamp of whole seconds (``INFO MM-DD HH:MM:SS [file:line]``, vllm/logger.py)
 and, from 0.24 on, the process that wrote them (``(EngineCore pid=7)``, vllm/logger.py too). Some
-also state a duration with two or more digits, which is then taken. Half a second is added to every
-stamp, so a stage between two stamps is right on average and off by one second at most.
+also state a duration with two or more digits, which then counts. Half a second is added to every
+stamp, so a stage between two stamps is right on average, with an error of one second at most.
 
 =============  =================================================================================
-``tuner``      Our clock: from the end of the launch before, or the begin of the run, to this one.
-``spawn``      Our clock: until the guard has started the server's first process.
+``tuner``      autotune's clock: from the end of the launch before, or the start of the run, to the
+               start of this one.
+``spawn``      autotune's clock: until the supervisor has started the server's first process.
 ``imports``    The API server up to its first line (entrypoints/openai/api_server.py imports all
                of it before), EngineCore from the API server's last line before it to its own
                first (v1/engine/core.py "Initializing a V1 LLM engine"), a worker from EngineCore's
@@ -15,7 +16,7 @@ stamp, so a stage between two stamps is right on average and off by one second a
                alone has no worker process.
 ``weights``    "Model loading took … seconds" (v1/worker/gpu_model_runner.py, v1/worker/gpu/
                model_runner.py). On a CPU, where that is not said, from "Starting to load model"
-               (v1/worker/cpu_model_runner.py) to the begin of "init engine".
+               (v1/worker/cpu_model_runner.py) to the start of "init engine".
 ``profile``    "init engine (profile, create kv cache, warmup model) took … s" (v1/engine/core.py)
                without the next two: memory profiling, the KV cache, warm-up of kernels.
 ``compile``    "torch.compile took … s in total" (compilation/monitor.py; "takes" before 0.19), or
@@ -23,15 +24,15 @@ stamp, so a stage between two stamps is right on average and off by one second a
                cpu_model_runner.py).
 ``capture``    "Graph capturing finished in … secs" (v1/worker/gpu_model_runner.py, v1/worker/gpu/
                model_runner.py), whole seconds.
-``first``      Our client: from /health to the end of the first request.
-``warm-up``    Our clock: the rest of the warm-up.
-``measuring``  Our clock.
-``stop``       Our clock: from SIGTERM to the proof of death.
-``other``      What nothing above explains: vLLM's checks of its arguments, EngineCore's scheduler,
-               the set-up of the HTTP server, waiting for the next look at /health.
+``first``      autotune's client: from /health to the end of the first request.
+``warm-up``    autotune's clock: the rest of the warm-up.
+``measuring``  autotune's clock.
+``stop``       autotune's clock: from SIGTERM to the proof of death.
+``other``      Time that no stage above explains: vLLM's checks of its arguments, EngineCore's
+               scheduler, the set-up of the HTTP server, waiting for the next check of /health.
 =============  =================================================================================
 
-A stage that nothing tells of is None, never 0: its time, if it took any, is in ``other``.
+A stage that nothing states is None, never 0. Its time, if it took any, is in ``other``.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ STAGES = (
     "stop",
     "other",
 )
-_READ_BYTES = 1 << 20  # of a log: all of a start, and what the guard keeps of a long one
-_ZONES_S = 900  # time zones differ by multiples of so much, and years, too
+_READ_BYTES = 1 << 20  # of a log: all of a start, and the part of a long log that is kept
+_ZONES_S = 900  # time zones differ by multiples of it, and years too
 
 _LINE = re.compile(
     r"^(?:\((?P<who>[A-Za-z]+)[\w-]*(?: pid=(?P<pid>\d+))?\) )?"
@@ -76,12 +77,12 @@ _COMPILING, _COMPILED_CPU = "Warming up model for the compilation", "Warming up 
 
 @dataclass(frozen=True)
 class Stages:
-    """Where the time of one launch went.
+    """The stages of one launch.
 
     Attributes:
-        seconds: By stage; None: nothing tells. They add up to the wall time from the end of the
+        seconds: Seconds by stage; None: unknown. They add up to the wall time from the end of the
             launch before to the end of this one.
-        imports: The parts of ``imports`` that are known: ``api``, ``engine``, ``worker``.
+        imports: Seconds of the known parts of ``imports``: ``api``, ``engine``, ``worker``.
     """
 
     seconds: Mapping[str, float | None]
@@ -89,15 +90,19 @@ class Stages:
 
     @property
     def total(self) -> float:
-        """The wall time, s."""
+        """Wall time of the launch, seconds."""
         return sum(s for s in self.seconds.values() if s is not None)
 
 
 class StageClock:
-    """Notes when a launch reached what, on a clock that nobody sets.
+    """Notes when a launch reached each mark, on a clock that nobody can set.
 
     Args:
-        free_since: Of :func:`time.monotonic`, when the launch before had ended.
+        free_since: Value of :func:`time.monotonic` at the end of the launch before.
+
+    Attributes:
+        free_since: As the argument.
+        marks: Unix times by mark, of the wall clock at the launch's start.
     """
 
     def __init__(self, free_since: float) -> None:
@@ -107,8 +112,11 @@ class StageClock:
         self.marks: dict[str, float] = {"begun": self._wall}
 
     def mark(self, what: str) -> None:
-        """Now it was reached: ``started``, ``healthy``, ``warm``, ``measured``, ``stopping``,
-        ``ended``; kept as unix time of the wall clock at the launch's begin."""
+        """Note that a mark is reached now.
+
+        Args:
+            what: ``started``, ``healthy``, ``warm``, ``measured``, ``stopping`` or ``ended``.
+        """
         self.marks[what] = self._wall + time.monotonic() - self._begun
 
     @property
@@ -119,18 +127,20 @@ class StageClock:
 
 @dataclass(frozen=True)
 class _Stamped:
-    who: str  # APIServer, EngineCore, Worker; empty: not said
+    """A line of a log that has a time."""
+
+    who: str  # APIServer, EngineCore, Worker; empty: the line does not say
     pid: str
     at: float  # s, of an unknown time zone
     text: str
 
 
 def head_of(log: Path) -> list[str]:
-    """The lines of a server's start; none if the log is gone."""
+    """Return the lines of a server's start; none if the log is gone."""
     try:
         with log.open("rb") as f:
             return f.read(_READ_BYTES).decode(errors="replace").splitlines()
-    except OSError:  # somebody tidied up
+    except OSError:  # somebody removed it
         return []
 
 
@@ -141,14 +151,14 @@ def stages_of(
     tuner_s: float | None = None,
     first_s: float | None = None,
 ) -> Stages:
-    """Splits one launch.
+    """Return the stages of one launch.
 
     Args:
-        lines: The server's log, or its begin.
-        marks: Unix times: ``begun`` and ``ended``, and as far as it came ``started``, ``healthy``,
-            ``warm``, ``measured``, ``stopping``.
-        tuner_s: Seconds between the launch before and this one; None: not known.
-        first_s: Seconds from the begin of the warm-up to the end of its first request.
+        lines: Lines of the server's log, or of its beginning.
+        marks: Unix times: ``begun`` and ``ended``, and those that the launch reached of
+            ``started``, ``healthy``, ``warm``, ``measured``, ``stopping``.
+        tuner_s: Seconds between the launch before and this one; None: unknown.
+        first_s: Seconds from the start of the warm-up to the end of its first request.
     """
     begun, ended = marks["begun"], marks["ended"]
     started, stopping = marks.get("started"), marks.get("stopping", ended)
@@ -175,7 +185,7 @@ def stages_of(
 
 
 def _stamped(lines: Iterable[str], begun: float) -> list[_Stamped]:
-    """The lines that have a stamp, as unix time: the first one is not from before ``begun``."""
+    """Return the lines that have a stamp, in unix time; the first is not before ``begun``."""
     year = datetime.fromtimestamp(begun, UTC).year
     found = []
     for line in lines:
@@ -185,13 +195,13 @@ def _stamped(lines: Iterable[str], begun: float) -> list[_Stamped]:
         numbers = (int(match[x]) for x in ("month", "day", "h", "m", "s"))
         try:
             at = datetime(year, *numbers, tzinfo=UTC).timestamp()  # type: ignore[misc, arg-type]
-        except ValueError:  # no such day: not vLLM's
+        except ValueError:  # no such day: the line is not vLLM's
             continue
         who = (match["who"] or "").removeprefix("Vllm")
         found.append(_Stamped(who, match["pid"] or "", at + 0.5, match["text"]))
     if not found:
         return []
-    # a log does not say its time zone; it begins within a quarter of an hour after the launch
+    # A log does not state its time zone. It begins within a quarter of an hour after the launch.
     zone = -((found[0].at + 1 - begun) // _ZONES_S) * _ZONES_S
     return [_Stamped(x.who, x.pid, x.at + zone, x.text) for x in found]
 
@@ -199,8 +209,8 @@ def _stamped(lines: Iterable[str], begun: float) -> list[_Stamped]:
 def _start(
     lines: list[_Stamped], started: float, until: float
 ) -> tuple[dict[str, float | None], dict[str, float]]:
-    """The stages between the first process and /health, and the parts of ``imports``."""
-    lines = [x for x in lines if x.at < until + 1]  # what came later is no start
+    """Return the stages between the first process and /health, and the parts of ``imports``."""
+    lines = [x for x in lines if x.at < until + 1]  # later lines are not of the start
     between = {
         part: _between(lines, of, started, until)
         for part, of in (
@@ -232,7 +242,7 @@ def _start(
         derived["imports"] = sum(imports.values())
     found |= derived
     total = sum(found.values())
-    if total > until - started:  # a log that cannot be true
+    if total > until - started:  # a log whose times cannot be true
         found = {name: s * (until - started) / total for name, s in found.items()}
     return dict(found), imports
 
@@ -240,7 +250,7 @@ def _start(
 def _between(
     lines: list[_Stamped], of: tuple[str, str], started: float, until: float
 ) -> float | None:
-    """Seconds from one process's last line before another's first to that one."""
+    """Return the seconds from the last line of one process to the first line of another."""
     before, after = of
     index = next((i for i, x in enumerate(lines) if x.who == after), None)
     if index is None:
@@ -255,7 +265,7 @@ def _between(
 
 
 def _stated(lines: list[_Stamped], what: re.Pattern[str]) -> float | None:
-    """Seconds that the log states; of several processes at once the slowest."""
+    """Return the seconds that the log states; of several concurrent processes the slowest."""
     by_process: dict[str, float] = {}
     for x in lines:
         match = what.search(x.text)
@@ -265,14 +275,14 @@ def _stated(lines: list[_Stamped], what: re.Pattern[str]) -> float | None:
 
 
 def _from_to(lines: list[_Stamped], first: str, last: str) -> float | None:
-    """Seconds between two lines of one process; None without both."""
+    """Return the seconds between two lines of one process; None if one of them is missing."""
     begun = next((x for x in lines if first in x.text), None)
     ended = begun and next((x for x in lines if last in x.text and x.pid == begun.pid), None)
     return None if begun is None or ended is None else max(0.0, ended.at - begun.at)
 
 
 def _shrink(imports: dict[str, float], derived: dict[str, float], most: float) -> None:
-    """Takes from what whole seconds tell, the longest first, until it all fits."""
+    """Shorten what was derived from whole seconds, the longest first, until all fits."""
     excess = sum(imports.values()) + sum(derived.values()) - most
     while excess > 0:
         of = max((imports, derived), key=lambda x: max(x.values(), default=0.0))

@@ -1,42 +1,41 @@
-"""What a vLLM version cannot launch, known before the launch, with the reason in words.
+"""Rules for what a vLLM version cannot launch, applied before the launch.
 
 A launch that fails costs a minute and teaches nothing that the source of vLLM does not say. Each
-rule below was read in the source of 0.24.0, 0.26.0 and 0.32.0 (file and function beside it), and
-only what fails **for certain** is a rule: one that forbids a point which launches would be worse
-than none. What a rule must know and does not know is None, and the rule is then not applied. Of
-versions between 0.26 and 0.32, and of unknown ones, only that is said which holds on both sides.
+rule was read in the source of 0.24.0, 0.26.0 and 0.32.0; :attr:`Rule.source` names file and
+function. Only what fails **for certain** is a rule, because forbidding a point that launches is
+worse than a failed launch. A rule is not applied where a setting or fact that it needs is None. For
+versions between 0.26 and 0.32, and for unknown ones, a rule must hold on both sides.
 
 Not rules, on purpose:
 
 - n above the draft's ``block_size``: nothing in the three versions compares the two for DFlash
-  (``config/speculative.py`` reads ``block_size`` for DSpark only); vLLM drafts beyond what the
-  draft was trained for, badly, but it launches.
+  (``config/speculative.py`` reads ``block_size`` for DSpark only). vLLM launches and drafts beyond
+  what the draft was trained for, badly.
 - FP8 KV cache under a DFlash draft (vLLM issue #41559): FlashAttention 3 on Hopper and FA4 take it
   (``v1/attention/backends/fa_utils.py``), other GPUs have other backends: not certain.
 - block_size on a GPU: FlexAttention takes any (``get_supported_kernel_block_sizes``).
-- vLLM's own MNBT, where none is given: models with images raise it
+- vLLM's default MNBT: models with images raise it
   (``engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args``).
 - (n - 1)·max_num_seqs < MNBT < (n + 1)·max_num_seqs: see :func:`why_doubtful`.
 
-Pure: settings in, words out.
+The module is pure: settings in, words out.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from packaging.version import Version
 
+from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
 from autotune.study.space import DRAFT, MNBT, N, as_int
 
 SEQS = "max_num_seqs"
 METHOD = f"{DRAFT}method"
-SCHEDULE = f"{DRAFT}num_speculative_tokens_per_batch_size"
 
-# Versions that were read, by their minor number, and what --kv-cache-dtype takes there
+# Values of --kv-cache-dtype by minor version, for the versions that were read
 # (config/cache.py, CacheDType; argparse refuses everything else).
 _DTYPES_024 = [
     *("auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla"),
@@ -54,17 +53,23 @@ _MODELS = {"dflash", "dspark", "eagle", "eagle3", "draft_model", "mtp", "medusa"
 # Architectures (``model_type``) with plain attention in every layer.
 _PLAIN = {"llama", "mistral", "qwen2", "qwen3"}
 _OF_READ = "every vLLM that was read"
+# Sources of several rules.
+_BATCH = "config/scheduler.py: SchedulerConfig.verify_max_model_len"
+_SLOTS = (
+    "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, with "
+    "config/speculative.py: SpeculativeConfig.max_num_new_slots_for_drafting"
+)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known beside the settings; None: unknown, and what needs it is not applied.
+    """Facts about machine and target that the rules read; None: unknown, so no rule that needs it.
 
     Attributes:
         platform: vLLM's name of the device: ``cpu``, ``cuda``, ….
-        model_max_len: The longest ``max_model_len`` that vLLM derives from the target's config.
-        plain_attention: The target has neither latent (MLA) nor state-space or linear layers.
-        cpu_fp8: The CPU has AVX-512 or AMX.
+        model_max_len: Longest ``max_model_len`` that vLLM derives from the target's config, tokens.
+        plain_attention: Whether the target has neither latent (MLA), state-space nor linear layers.
+        cpu_fp8: Whether the CPU has AVX-512 or AMX.
     """
 
     platform: str | None = None
@@ -81,10 +86,10 @@ class Launch:
     """One launch as the rules see it.
 
     Attributes:
-        settings: As for :func:`why_infeasible`.
-        known: What is known beside them.
-        vllm: The version in words.
-        minor: Such as ``(0, 32)``; None: unknown.
+        settings: Settings as for :func:`why_infeasible`.
+        known: Facts about machine and target.
+        vllm: Version in words.
+        minor: Minor version such as ``(0, 32)``; None: unknown.
     """
 
     settings: Mapping[str, object]
@@ -93,7 +98,7 @@ class Launch:
     minor: tuple[int, int] | None
 
     def number(self, name: str) -> int | None:
-        """A whole number among the settings, or None."""
+        """Return a whole number among the settings, or None."""
         return as_int(self.settings.get(name))
 
     @property
@@ -103,7 +108,7 @@ class Launch:
 
     @property
     def method(self) -> str:
-        """vLLM's name of the speculative method."""
+        """Name of the speculative method, as vLLM has it."""
         return str(self.settings.get(METHOD, "dflash"))
 
     @property
@@ -113,9 +118,9 @@ class Launch:
         return self.method in {"dflash", "dspark"} or one_pass
 
     def seqs(self) -> tuple[int | None, str]:
-        """max_num_seqs at the least, and how to say it.
+        """Return a lower bound of max_num_seqs, and its words.
 
-        Without one vLLM takes 256 or more on a GPU and 128 per worker on a CPU
+        vLLM's default is 256 or more on a GPU and 128 per worker on a CPU
         (``engine/arg_utils.py:get_batch_defaults``).
         """
         given = self.number(SEQS)
@@ -132,14 +137,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Rule:
-    """Something that fails for certain.
+    """A condition under which a launch fails for certain.
 
     Attributes:
-        name: In a few words, for tables.
-        check: Why the launch fails, or None.
-        source: Where vLLM says so, file and function.
-        first: First minor version that it holds for; None: all that were read, and their elders.
-        last: Last one; None: the newest that was read, and later ones.
+        name: Name in a few words, for tables.
+        check: Function that returns why a launch fails, or None.
+        source: File and function of vLLM that says so.
+        first: First minor version that it holds for; None: all that were read, and older ones.
+        last: Last minor version that it holds for; None: the newest that was read, and later ones.
         unknown: Whether it holds for an unknown version too.
     """
 
@@ -151,7 +156,7 @@ class Rule:
     unknown: bool = True
 
     def holds(self, minor: tuple[int, int] | None) -> bool:
-        """Whether it is a rule of this version."""
+        """Return whether the rule holds for a version."""
         if minor is None:
             return self.unknown
         return (self.first is None or self.first <= minor) and (
@@ -164,8 +169,8 @@ class Infeasible:
     """A launch that fails.
 
     Attributes:
-        rule: Which rule says so.
-        reason: Why, for this launch.
+        rule: Rule that it breaks.
+        reason: Reason for this launch, in words.
     """
 
     rule: Rule
@@ -173,9 +178,14 @@ class Infeasible:
 
 
 def known_of(config: Mapping[str, object], platform: str | None, cpu_fp8: bool | None) -> Known:
-    """What the target's ``config.json`` says that the rules read.
+    """Return what the target's ``config.json`` says about the facts that the rules read.
 
-    Only of architectures where it is plain: of others nothing is known.
+    Only some architectures are known; for the others all is unknown.
+
+    Args:
+        config: Content of ``config.json``.
+        platform: vLLM's name of the device.
+        cpu_fp8: Whether the CPU has AVX-512 or AMX.
     """
     if config.get("model_type") not in _PLAIN:
         return Known(platform=platform, cpu_fp8=cpu_fp8)
@@ -191,15 +201,15 @@ def known_of(config: Mapping[str, object], platform: str | None, cpu_fp8: bool |
 def why_infeasible(
     settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
 ) -> str | None:
-    """Why this vLLM version cannot launch these settings, in words; None if no rule forbids it.
+    """Return why a vLLM version cannot launch some settings, in words; None: no rule forbids it.
 
     Args:
         settings: Every flag of the launch that the rules read, fixed and searched, by vLLM's
-            argument name with underscores; what goes into ``--speculative-config`` begins with
-            ``speculative.``, but for ``num_speculative_tokens``, which is 0 without speculation.
-        vllm_version: For example ``"0.32.0"``; None (unknown) applies only the rules that hold
-            for all versions that were read.
-        known: What is known beside them.
+            argument name with underscores. Keys of ``--speculative-config`` begin with
+            ``speculative.``, except ``num_speculative_tokens``, which is 0 without speculation.
+        vllm_version: Version such as ``"0.32.0"``. With None (unknown), only the rules that hold
+            for all versions that were read are applied.
+        known: Facts about machine and target.
     """
     found = infeasible(settings, vllm_version, known)
     return None if found is None else found.reason
@@ -208,7 +218,7 @@ def why_infeasible(
 def infeasible(
     settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
 ) -> Infeasible | None:
-    """As :func:`why_infeasible`, with the rule."""
+    """Return the rule that settings break, with the reason; see :func:`why_infeasible`."""
     launch = _launch(settings, vllm_version, known)
     for rule in _rules_of(launch.minor):
         if reason := rule.check(launch):
@@ -219,7 +229,7 @@ def infeasible(
 def why_doubtful(
     settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
 ) -> str | None:
-    """Why a launch that no rule forbids may crash all the same, in words.
+    """Return why a launch that no rule forbids may still crash, in words; None: nothing says so.
 
     A DFlash draft makes (n + 1) tokens for each request in one pass. Before 0.32 model runner V2
     keeps them in buffers of MNBT tokens, and dummy runs at the start try max_num_seqs requests
@@ -227,6 +237,8 @@ def why_doubtful(
     _dummy_run``; vLLM PRs #53970, #56448, which see the GPU fail with an index out of bounds). That
     depends on model, GPU and runner: a warning, no rule. 0.32 tries only as many as fit, and its
     scheduler keeps within the buffers.
+
+    The arguments are those of :func:`why_infeasible`.
     """
     launch = _launch(settings, vllm_version, known)
     mnbt, (seqs, words) = launch.number(MNBT), launch.seqs()
@@ -349,7 +361,7 @@ def _model_length(launch: Launch) -> str | None:
 
 
 def _slots_by_request(launch: Launch) -> str | None:
-    """0.24 to 0.26: MNBT - slots·max_num_seqs tokens are left to schedule, and 0 are too few."""
+    """Check 0.24 to 0.26: MNBT - slots·max_num_seqs tokens are left to schedule; 0 are too few."""
     mnbt, (seqs, words) = launch.number(MNBT), launch.seqs()
     if launch.n < 1 or mnbt is None or seqs is None:
         return None
@@ -357,8 +369,8 @@ def _slots_by_request(launch: Launch) -> str | None:
     # vLLM's own max_num_seqs never exceeds MNBT
     if mnbt > slots * (seqs if SEQS in launch.settings else min(seqs, mnbt)):
         return None
-    # That many are refused. What DFlash needs is two more for each request: one that the count
-    # forgets (issue #51256) and the one that is verified; see `why_doubtful`.
+    # vLLM refuses this many. DFlash needs two more for each request: one that the count forgets
+    # (issue #51256) and the one that is verified; see `why_doubtful`.
     needed = (launch.n + 1) * seqs if launch.method == "dflash" else slots * seqs + 1
     return (
         f"n = {launch.n} with {words} needs MNBT of at least {needed} on {launch.vllm}; "
@@ -367,7 +379,7 @@ def _slots_by_request(launch: Launch) -> str | None:
 
 
 def _slots_of_one(launch: Launch) -> str | None:
-    """0.32: the drafts of one request and a token must fit."""
+    """Check 0.32: the drafts of one request and a token must fit."""
     mnbt, n = launch.number(MNBT), launch.n
     if n < 1 or mnbt is None:
         return None
@@ -383,7 +395,7 @@ def _slots_of_one(launch: Launch) -> str | None:
 
 
 def _slots_anyway(launch: Launch) -> str | None:
-    """What 0.24, 0.26 and 0.32 have in common."""
+    """Check what 0.24, 0.26 and 0.32 have in common."""
     mnbt, n = launch.number(MNBT), launch.n
     if n < 1 or mnbt is None or not launch.parallel or mnbt > n - 1:
         return None
@@ -415,41 +427,12 @@ def _draft_length(launch: Launch) -> str | None:
 
 
 def _schedule(launch: Launch) -> str | None:
-    schedule = launch.settings.get(SCHEDULE)
+    schedule = launch.settings.get(f"{DRAFT}{SCHEDULE}")
     replicas = launch.number("data_parallel_size") or 1
-    if launch.n < 1 or schedule is None or replicas > 1:  # 0.26 on: ignored with replicas
+    if launch.n < 1 or schedule is None or replicas > 1:  # since 0.26 it is ignored with replicas
         return None
     why = schedule_problem(schedule)
     return None if why is None else f"num_speculative_tokens_per_batch_size: {why}"
-
-
-def schedule_problem(schedule: object) -> str | None:
-    """Why ``num_speculative_tokens_per_batch_size`` would be refused; None: it would not.
-
-    vLLM: ``v1/spec_decode/dynamic/utils.py:validate_and_normalize_dynamic_sd_schedule``, the same
-    in 0.24, 0.26 and 0.32; n of a range above ``num_speculative_tokens`` is lowered to it.
-    """
-    if not isinstance(schedule, list | tuple):
-        return "must be a list of [first batch size, last batch size, n]"
-    ranges: list[tuple[int, int, int]] = []
-    for entry in schedule:
-        if not isinstance(entry, list | tuple) or len(entry) != 3:
-            return f"{entry!s:.40} must be [first batch size, last batch size, n]"
-        if not all(type(x) is int for x in entry):
-            return None  # vLLM may turn it into one
-        first, last, n = entry
-        if not 0 < first <= last:
-            return f"batch sizes {first} to {last} are no range from 1 up"
-        if n < 0:
-            return f"n = {n} is below 0"
-        ranges.append((first, last, n))
-    ranges.sort()
-    if ranges and ranges[0][0] != 1:
-        return f"the first range must begin at batch size 1, not {ranges[0][0]}"
-    for (_, last, _), (first, _, _) in itertools.pairwise(ranges):
-        if first <= last:
-            return f"two ranges have batch size {first}"
-    return None
 
 
 # -- memory blocks and graphs --------------------------------------------------------------------
@@ -475,7 +458,7 @@ def _cpu_fp8(launch: Launch) -> str | None:
 
 
 def _compilation(settings: Mapping[str, object], name: str) -> list[object]:
-    """Every value that is given for a key of the compilation config, as a flag or inside it."""
+    """Return every value of a key of the compilation config, given as a flag or inside it."""
     whole = settings.get("compilation_config")
     inside = [whole[name]] if isinstance(whole, Mapping) and name in whole else []
     dotted = f"compilation_config.{name}"
@@ -519,12 +502,6 @@ def _largest_size(launch: Launch) -> str | None:
 def _word(name: str) -> str:
     return "MNBT" if name == MNBT else name
 
-
-_BATCH = "config/scheduler.py: SchedulerConfig.verify_max_model_len"
-_SLOTS = (
-    "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, with "
-    "config/speculative.py: SpeculativeConfig.max_num_new_slots_for_drafting"
-)
 
 RULES = (
     Rule(

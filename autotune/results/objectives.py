@@ -1,4 +1,4 @@
-"""The objectives of a stored study."""
+"""Objectives of a stored study, to be shown."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
 import objectives as objective_registry
+from autotune.bench.objectives import with_setting
 from autotune.errors import UserError
 from autotune.study.files import LoadedStudy
-from autotune.study.schema import ObjectiveSpec
 from objectives import Direction, Objective
 from objectives import _own as own_objectives
 
@@ -40,23 +40,3 @@ def stored_objectives(loaded: LoadedStudy, study: optuna.Study) -> tuple[Objecti
             origin = str(o.file) if o.file else f"the entry point {o.name}"
             out.append(own_objectives.remembered(o.name, shown[i], way, origin))
     return tuple(out)
-
-
-def with_setting(where: str, found: Objective, o: ObjectiveSpec) -> Objective:
-    """Return an objective with the setting that a study gives it.
-
-    Raises:
-        UserError: it is missing, or it has none.
-    """
-    given = {"slo": o.slo and o.slo.limits(), "usd_per_hour": o.usd_per_hour}
-    wanted = found.setting
-    for key, value in given.items():
-        if value is not None and key != wanted:
-            raise UserError(f"{where}.{key}: {o.name} has no such setting; leave it out")
-    if wanted is None:
-        return found
-    if wanted not in given:
-        raise UserError(f"{where}: {found.origin}: OBJECTIVE.setting must be {' or '.join(given)}")
-    if given[wanted] is None:
-        raise UserError(f"{where}.{wanted}: is missing; {o.name} needs it")
-    return found.given(given[wanted])

@@ -22,9 +22,10 @@ from dataclasses import dataclass, replace
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.bench import Sample
-from autotune.bench.session import Stop, with_energy
+from autotune.bench.energy import with_energy
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
+from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.store import Store
 from autotune.study.schema import StudySpec
@@ -61,7 +62,8 @@ class Recomputed:
 
     def __init__(self, store: Store, spec: StudySpec, objectives: Sequence[Objective]) -> None:
         self._store, self._spec, self._objectives = store, spec, objectives
-        self._known: dict[int, FrozenTrial] = {}
+        self._known: dict[int, FrozenTrial] = {}  # finished ones, which do not change
+        self._gone: set[int] = set()  # of these, those that cannot be compared
 
     def trials(self, found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials, those of an earlier estimator computed again or marked.
@@ -70,10 +72,17 @@ class Recomputed:
             found: All trials of the study, in the order of their numbers.
         """
         out = [self._known.get(t.number) or self._trial(t) for t in found]
-        gone = {t.number for t in out if attrs_of(t).quality.outdated is not None}
-        return list(_without(gone, out, found)) if gone else out
+        return list(_without(self._gone, out, found)) if self._gone else out
 
     def _trial(self, t: FrozenTrial) -> FrozenTrial:
+        if not t.state.is_finished():
+            return t
+        out = self._known[t.number] = self._finished(t)
+        if out is not t and attrs_of(out).quality.outdated is not None:
+            self._gone.add(t.number)
+        return out
+
+    def _finished(self, t: FrozenTrial) -> FrozenTrial:
         attrs = attrs_of(t)
         limit = attrs.health_timeout_s
         if limit is not None and limit < self._spec.server.health_timeout_s:
@@ -83,11 +92,9 @@ class Recomputed:
         try:
             values, again = self._again(attrs)
         except ValueError as e:
-            out = _outdated(t, str(e))
-        else:
-            out = _with_attrs(t, again)
-            out.values = values
-        self._known[t.number] = out
+            return _outdated(t, str(e))
+        out = _with_attrs(t, again)
+        out.values = values
         return out
 
     def _again(self, attrs: TrialAttrs) -> tuple[list[float], TrialAttrs]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from autotune import sample_size
 from autotune.engine.cuda_graphs import coverage, graphs
 from autotune.engine.feasibility import known_for
 from autotune.engine.probe import VllmInfo, probe
@@ -19,6 +18,7 @@ from autotune.errors import UserError
 from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
 from autotune.results.views import TrialView
 from autotune.serving.machine import has_gpu
+from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import ServerSpec, StudySpec
 from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical

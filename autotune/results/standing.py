@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.bench.session import Stop
 from autotune.errors import FailureKind
 from autotune.results.views import Origin
-from autotune.search.confirmation import Launches, Verdict, verdict
+from autotune.search.confirmation import ConfirmationVerdict, Launches, verdict
 from autotune.search.front import front_numbers
 from autotune.stats import LaunchVariance, SingleLaunch
+from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality, attrs_of
 from autotune.study.space import Space
 from objectives import Objective
@@ -216,7 +216,7 @@ def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> 
     return standing.launched()
 
 
-def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Verdict | None:
+def study_verdict(found: Launched, objectives: Sequence[Objective]) -> ConfirmationVerdict | None:
     """Return the confirmation's verdict; None without one, or where values make no ratios."""
     confirmed = {k: v for k, v in found.confirmed.items() if k in found.searched}
     directions = [o.direction for o in objectives]

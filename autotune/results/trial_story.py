@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from autotune.bench.session import Stop
 from autotune.errors import UserError, one_line
 from autotune.results.text import plain, point_text, value_with_interval
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import COMPUTED_AGAIN, StudyView, TrialView
 from autotune.serving.machine import machine_line
+from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality, TrialAttrs, attrs_of
 from autotune.storage.schema import LaunchRow, RequestRow
 from autotune.storage.store import Store

@@ -24,7 +24,7 @@ from autotune.results.standing import (
     with_points,
 )
 from autotune.results.views import StudyView, TrialView
-from autotune.search.confirmation import Verdict
+from autotune.search.confirmation import ConfirmationVerdict
 from autotune.search.front import baseline_speedup
 from autotune.serving.machine import machine_line
 from autotune.stats import SingleLaunch
@@ -109,7 +109,7 @@ def trial_view(
 
 def _views(
     every: Sequence[FrozenTrial], spec: StudySpec, objectives: Sequence[Objective]
-) -> tuple[list[TrialView], Launched, Verdict | None]:
+) -> tuple[list[TrialView], Launched, ConfirmationVerdict | None]:
     """Return every trial that has a point, their launches and the verdict on all of them."""
     space = spec.to_space()
     trials = with_points(every, space)
@@ -166,7 +166,7 @@ def _compared(
     views: Sequence[TrialView],
     objectives: Sequence[Objective],
     found: Launched,
-    judged: Verdict | None,
+    judged: ConfirmationVerdict | None,
 ) -> list[TrialView]:
     """Add values that need several launches: intervals between them, speed-up, confirmation."""
     base = next((v for v in views if v.baseline), None)

@@ -26,7 +26,7 @@ from autotune.stats import Estimate
 from autotune.study.space import MNBT, N, Point
 
 if TYPE_CHECKING:
-    from autotune.search.confirmation import Choice, Verdict
+    from autotune.search.confirmation import Choice, ConfirmationVerdict
     from autotune.stats import LaunchVariance
     from objectives import Objective
 
@@ -86,7 +86,7 @@ class TrialView:
         speedup_interval: Interval of ``speedup``; None until launch-to-launch variance is known.
         launches: Number of launches of the search whose mean ``values`` are.
         requests: Number of measured requests of its launch.
-        stop: Reason for the end of measuring, a name of :class:`autotune.bench.session.Stop`.
+        stop: Reason for the end of measuring, a name of :class:`autotune.stats.stopping.Stop`.
         truncated: Whether it was ended early, because another trial is better in everything: its
             numbers are rough and never win.
         outdated: Whether its numbers are of an earlier estimator and could not be computed again:
@@ -169,7 +169,7 @@ class StudyView:
     machine: str
     vllm_version: str | None
     created: datetime
-    verdict: Verdict | None = None
+    verdict: ConfirmationVerdict | None = None
     variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
 
     def front(self) -> list[TrialView]:

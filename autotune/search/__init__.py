@@ -1,4 +1,4 @@
-"""Proposes the next point: seeds, then the launch that is worth most; front and confirmation."""
+"""Search: seeds, then the launch of the largest expected gain; Pareto front and confirmation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from autotune._lazy import importer
 
 if TYPE_CHECKING:
     from autotune.search.acceptance import Prediction, SpeculationLaunch, WhatIf, what_if
-    from autotune.search.confirmation import Choice, Confirmed, Launches, Verdict, plan, verdict
+    from autotune.search.confirmation import (
+        Choice,
+        ConfirmationVerdict,
+        Confirmed,
+        Launches,
+        plan,
+        verdict,
+    )
     from autotune.search.front import Direction, baseline_speedup, front_numbers
     from autotune.search.model import Proposal
     from autotune.search.proposer import (
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Choice",
+    "ConfirmationVerdict",
     "Confirmed",
     "Converged",
     "Direction",
@@ -32,7 +40,6 @@ __all__ = [
     "SearchEnds",
     "SpaceExhausted",
     "SpeculationLaunch",
-    "Verdict",
     "WhatIf",
     "baseline_speedup",
     "front_numbers",
@@ -53,7 +60,7 @@ __getattr__ = importer(
         "Choice": "confirmation",
         "Confirmed": "confirmation",
         "Launches": "confirmation",
-        "Verdict": "confirmation",
+        "ConfirmationVerdict": "confirmation",
         "plan": "confirmation",
         "verdict": "confirmation",
         "Direction": "front",

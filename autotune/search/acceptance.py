@@ -1,44 +1,57 @@
 """Tokens per second for every n, from the acceptance and the speed of a few launches.
 
+=================  =================================================================================
+symbol             meaning
+=================  =================================================================================
+n                  tokens drafted per step; 0: no speculation
+P(accept ≥ i | n)  probability that at least i tokens of a draft of n are accepted
+h_i(n)             conditional acceptance: probability of token i if all before it were accepted
+E(n)               tokens per step
+T(n)               time of a step
+F(n)               P(accept ≥ n | n): share of the drafts that are accepted to their end
+g(n)               factor on all conditional acceptances of a larger n
+c                  slope of g over F
+=================  =================================================================================
+
     rate(n) = E(n) / T(n)
 
-E(n), tokens per step: 1 + Σ P(accept ≥ i | n), i = 1 … n (Leviathan, Kalman, Matias, "Fast
+**Tokens per step.** E(n) = 1 + Σ P(accept ≥ i | n), i = 1 … n (Leviathan, Kalman, Matias, "Fast
 Inference from Transformers via Speculative Decoding", ICML 2023, section 3.1, with the measured
-acceptance of each position in the place of their one α). The server counts P(accept ≥ i | n):
+acceptance of each position instead of their single α). The server counts P(accept ≥ i | n):
 ``vllm:spec_decode_num_accepted_tokens_per_pos`` over ``_num_drafts``
-(vllm/v1/spec_decode/metrics.py). T(n), time of a step: drafting n tokens and verifying n + 1.
+(vllm/v1/spec_decode/metrics.py). T(n) is the time to draft n tokens and to verify n + 1.
 
-E(n) from a launch at a larger n. P(accept ≥ i) is the product of the conditional acceptances
-h_1 … h_i: the chance that position i is accepted where all before it were. *Truncation* takes
-h_i(n) as it was at the larger n. That is not the whole truth, for two reasons. DFlash drafts a
-block at once, and its mask slots attend to each other both ways (Chen, Liang, Liu, "DFlash: Block
-Diffusion for Flash Speculative Decoding", arXiv 2602.06036): a draft of 3 is not the first 3 of a
-draft of 15. And any drafter is measured where its own steps begin: with a small n often right
-behind a draft that was accepted to its end, in text that is easily guessed, with a large n nearly
-always behind a token that was not. The share of the first kind is F(n) = P(accept ≥ n | n). So,
-for n between launches at a < b:
+**E(n) from a launch at a larger n.** P(accept ≥ i) is the product of h_1 … h_i. *Truncation* uses
+h_i of the larger n. It is inaccurate for two reasons. First, DFlash drafts a block at once, and its
+mask slots attend to each other in both directions (Chen, Liang, Liu, "DFlash: Block Diffusion for
+Flash Speculative Decoding", arXiv 2602.06036). So a draft of 3 is not the first 3 of a draft of 15.
+Second, the acceptance of any drafter is measured where its steps begin. With a small n a step often
+begins after a draft that was accepted to its end, in text that is easy to guess. With a large n it
+nearly always begins after a token that was not accepted. The share of the former is F(n). So for n
+between launches at a < b:
 
-    h_i(n) = min(1, h_i(b) · g(n)),   g straight in F, from g(b) = 1 to g(a), which gives E(a)
+    h_i(n) = min(1, h_i(b) · g(n)),   g linear in F, from g(b) = 1 to g(a), which gives E(a)
 
-Below the smallest launch, g goes on with the slope c over F that all neighbours have in common,
-shrunk to none where they say little of it (c is ± 0.15 before, a g within ± 2 % is noise). Beyond
-the largest one, h goes on as it was over the last half of its positions. With a single launch this
-is truncation. E(n) of the launched n is as measured, and goes up, or down, from one to the next:
-a draft longer than the block that its drafter was trained on can collapse.
+Below the smallest launch, g continues with the slope c that all neighbors have in common. The slope
+is shrunk towards 0 where they say little about it (a priori c is 0 ± 0.15; a g within ± 2 % is
+noise). Beyond the largest launch, h continues as it was over the last half of its positions. With a
+single launch this is truncation. E(n) of the launched n is as measured, and is monotonic from one
+to the next. It may also fall: a draft that is longer than the block on which its drafter was
+trained can collapse.
 
-T(n) = fixed + slope · n for n ≥ 1, by least squares of the relative errors with Huber's weights,
-with fixed ≥ T(0) and slope ≥ 0, as drafting and verifying drafts costs no less than neither. T(0)
-is that of the launches without speculation. Where the launches are too few, or too near each
-other, to tell a slope from noise, they only correct what is usual, each part as far as it is
-uncertain: that drafting adds half a step (``DRAFT_FIXED``) and each token a tenth
-(``PER_TOKEN``), in steps without speculation, which is about what the demo pair had on CPUs.
-Where n = 0 was not launched either, the two parts are in that proportion.
+**Time of a step.** T(n) = fixed + slope · n for n ≥ 1, by least squares of the relative errors with
+Huber's weights. Its bounds are fixed ≥ T(0) and slope ≥ 0, because drafting and verifying drafts
+takes no less time than a step without them. T(0) is that of the launches without speculation. If
+the launches are too few, or their n too similar, to distinguish a slope from noise, they only
+correct usual values, each part in proportion to its uncertainty. Usually drafting adds half a step
+without speculation (``DRAFT_FIXED``) and each token a tenth (``PER_TOKEN``), which is about what
+the demo pair had on CPUs. If n = 0 was not launched either, the two parts have that proportion.
 
-How far off truncation is, and this, and tok/s by n: benchmarks/acceptance.py, on measured grids,
-and on made-up texts for the second reason alone. What else differs between launches (MNBT, …) is
+``benchmarks/acceptance.py`` compares truncation, this method, and tok/s by n with measured grids,
+and with made-up texts for the second reason alone. Other differences between launches (MNBT, …) are
 noise here. A prediction is never a result: it is a prior, and a reason to launch.
 
-Pure: numbers in, numbers out.
+All functions are pure.
 """
 
 from __future__ import annotations
@@ -48,35 +61,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-DRAFT_FIXED = 0.5  # what drafting costs before its first token, in steps without speculation
+DRAFT_FIXED = 0.5  # time of drafting before its first token, in steps without speculation
 PER_TOKEN = 0.1  # … and for each token, with its verification
-_FIXED_SD, _TOKEN_SD = 0.25, 0.1  # how far these two are known, standard deviations
+_FIXED_SD, _TOKEN_SD = 0.25, 0.1  # standard deviations of these two
 
-MOST_N = 1000  # a launch with a longer draft tells nothing; it bounds what a fit costs
+MOST_N = 1000  # launches with a longer draft are left out, which limits the time of a fit
 
-_SLOPE_PRIOR = 0.15  # standard deviation of c, the gain in h of steps behind an accepted draft
-_SLOPE_NOISE = 0.02  # … of one g, launches of the same prompts
-_SLOPE_MOST = 0.5  # of c; beyond, neighbours differ by more than where their steps begin
-_NOISE = 0.1  # of a launch's tok/s, relative (10 % is usual at low concurrency)
+_SLOPE_PRIOR = 0.15  # standard deviation of c a priori
+_SLOPE_NOISE = 0.02  # … of one g, between launches of the same prompts
+_SLOPE_MOST = 0.5  # largest |c|; with more, neighbors differ by more than where their steps begin
+_NOISE = 0.1  # relative standard deviation of a launch's tok/s (10 % is usual at low concurrency)
 _LEAST_SPREAD = 8.0  # Σ (n − mean)²: with less, a slope is known no better than to 3.5 % a token
-_HUBER = 1.5  # in standard deviations: what is farther off counts less
+_HUBER = 1.5  # deviation, in standard deviations, above which a launch counts less
 _ROUNDS = 5
 _ITERATIONS = 100
-_EXACT = 1e-12  # of E, where a factor is sought
-_LENGTH_EXACT = 1e-6  # … where it was found
-_NEVER = 1e-12  # a lower share was never accepted: no server counts so many drafts
-_SLOWEST, _FASTEST = 1e-9, 1e15  # tok/s; what is beyond is no measurement
+_EXACT = 1e-12  # accuracy of E while a factor is sought
+_LENGTH_EXACT = 1e-6  # … of the factor that was found
+_NEVER = 1e-12  # a lower share counts as never accepted: no server counts so many drafts
+_SLOWEST, _FASTEST = 1e-9, 1e15  # tok/s of valid measurements
 
 
 @dataclass(frozen=True)
 class SpeculationLaunch:
-    """What one launch, or the mean of several, says of speculation.
+    """Speculation in one launch, or the mean of several.
 
-    Values that cannot be (NaN, a share above 1, no length from 1 to n + 1) count as unknown.
+    Impossible values (NaN, a share above 1, a length outside 1 … n + 1) count as unknown.
 
     Attributes:
-        n: Tokens drafted per step; 0: no speculation.
-        rate: Output tok/s, or any other speed that is in proportion to it.
+        n: Number of tokens drafted per step; 0: no speculation.
+        rate: Output tok/s, or another speed that is proportional to it.
         per_position: P(accept ≥ i | n) for i = 1 … n; empty: unknown.
         acceptance_length: E = 1 + Σ per_position, tokens per step; None: unknown.
     """
@@ -94,11 +107,11 @@ class Prediction:
     Attributes:
         launched: Every n ≥ 1 whose acceptance was measured, ascending.
         positions: P(accept ≥ i | n), i = 1 … n, for n = 0 up to the largest launched one.
-        tail: Conditional acceptance of positions beyond.
+        tail: Conditional acceptance of all positions beyond the largest launched n.
         baseline_time: T(0), in tokens / rate.
-        fixed_time: T(n) for n ≥ 1 without what grows with n.
-        time_per_token: What a further drafted token adds to T(n).
-        baseline_launched: Whether T(0) was measured. If not it is ``fixed_time``, at most too long.
+        fixed_time: Part of T(n) for n ≥ 1 that does not depend on n, in tokens / rate.
+        time_per_token: Part of T(n) for each drafted token, in tokens / rate.
+        baseline_launched: Whether T(0) was measured. If not, it is ``fixed_time``, an upper bound.
     """
 
     launched: tuple[int, ...]
@@ -111,10 +124,10 @@ class Prediction:
 
     @classmethod
     def fit(cls, launches: Sequence[SpeculationLaunch]) -> Prediction | None:
-        """What the launches say; None: none of them has n ≥ 1, an acceptance, and a speed.
+        """Return the prediction by launches; None: none has n ≥ 1, an acceptance, and a speed.
 
         Args:
-            launches: In any order. Several with one n are averaged.
+            launches: Launches in any order; several with the same n are averaged.
         """
         valid = [x for x in launches if 0 <= x.n <= MOST_N]
         hazards = _launched_hazards([x for x in valid if x.n >= 1])
@@ -149,7 +162,7 @@ class Prediction:
         )
 
     def tokens_per_step(self, n: int) -> float:
-        """E(n): 1 without speculation.
+        """Return E(n), which is 1 without speculation.
 
         Raises:
             ValueError: n is negative.
@@ -163,7 +176,9 @@ class Prediction:
         return length
 
     def step_time(self, n: int) -> float:
-        """T(n), in tokens / rate: s for tok/s over one sequence at a time. Always positive.
+        """Return T(n), in tokens / rate; always positive.
+
+        It is in seconds for tok/s at a concurrency of 1.
 
         Raises:
             ValueError: n is negative.
@@ -173,7 +188,7 @@ class Prediction:
         return self.fixed_time + self.time_per_token * n if n else self.baseline_time
 
     def rate(self, n: int) -> float:
-        """E(n) / T(n), in the unit of the launches' rate.
+        """Return E(n) / T(n), in the unit of the launches' rate.
 
         Raises:
             ValueError: n is negative.
@@ -181,13 +196,13 @@ class Prediction:
         return self.tokens_per_step(n) / self.step_time(n)
 
     def extrapolated(self, n: int) -> bool:
-        """Whether n lies outside of what was launched: said with less confidence."""
+        """Return whether n lies outside the range of launched n, so that it is less certain."""
         if n == 0:
             return not self.baseline_launched
         return not self.launched[0] <= n <= self.launched[-1]
 
     def hazards(self, n: int) -> tuple[float, ...]:
-        """Conditional acceptance of each position 1 … n of a draft of n tokens."""
+        """Return the conditional acceptances of the positions 1 … n of a draft of n tokens."""
         most = len(self.positions) - 1
         return _hazards(self.positions[min(n, most)]) + (self.tail,) * (n - most)
 
@@ -197,11 +212,11 @@ class WhatIf:
     """The best n for a draft of another quality, by the prediction.
 
     Attributes:
-        gain: By how much every conditional acceptance is higher, relative; 0: as measured.
-        n: The fastest one.
-        rate: There, in the unit of the launches' rate.
-        tokens_per_step: There.
-        speedup: Over n = 0, which no draft changes; None: that was not launched.
+        gain: Relative change of every conditional acceptance; 0: as measured.
+        n: The fastest n.
+        rate: Rate at ``n``, in the unit of the launches' rate.
+        tokens_per_step: E(n) at ``n``.
+        speedup: Rate over that of n = 0, which no draft changes; None: n = 0 was not launched.
     """
 
     gain: float
@@ -212,17 +227,18 @@ class WhatIf:
 
 
 def what_if(prediction: Prediction, gain: float, ns: Iterable[int]) -> WhatIf:
-    """The best n if the draft were better, or worse, by ``gain``.
+    """Return the best n if the draft were better, or worse, by ``gain``.
 
-    Every conditional acceptance h_i(n) becomes min(1, h_i(n) · (1 + gain)). That is what a better
-    draft changes: the chance that its next token is right where those before it were, which is also
-    what the training of a draft reports, as accuracy. P(accept ≥ i) is their product and so gains
-    (1 + gain)^i, and more drafting pays. The time of a step stays: the draft is as large as before.
+    Every conditional acceptance h_i(n) becomes min(1, h_i(n) · (1 + gain)). A better draft changes
+    exactly these: the probability that its next token is right if those before it were. The
+    training of a draft reports the same number as accuracy. P(accept ≥ i) is their product and so
+    changes by (1 + gain)^i, which makes longer drafts pay. The time of a step stays the same,
+    because the draft has the same size.
 
     Args:
-        prediction: As measured.
-        gain: At least −1; 0.1: 10 % better.
-        ns: From which to choose; of equal ones, the smallest.
+        prediction: Prediction by the measured launches.
+        gain: Relative change, at least −1; 0.1: 10 % better.
+        ns: The n to choose from; of equally fast ones the smallest is chosen.
 
     Raises:
         ValueError: gain is less than −1, infinite or NaN, or there is no n.
@@ -246,14 +262,18 @@ def what_if(prediction: Prediction, gain: float, ns: Iterable[int]) -> WhatIf:
 
 
 def without(launches: Sequence[SpeculationLaunch], n: int) -> Prediction | None:
-    """What all launches at another n say: how well n is predicted, where it was launched."""
+    """Return the prediction by all launches at another n, to compare it with those at ``n``."""
     return Prediction.fit([x for x in launches if x.n != n])
 
 
 def _launched_hazards(
     launches: Sequence[SpeculationLaunch],
 ) -> dict[int, Sequence[float]]:
-    """By n, conditional acceptances that give the measured E(n) exactly; none with n = 0."""
+    """Return by n the conditional acceptances that give the measured E(n) exactly.
+
+    Args:
+        launches: Launches with n ≥ 1.
+    """
     lengths: dict[int, list[float]] = {}
     shapes: dict[int, list[tuple[float, ...]]] = {}
     for x in launches:
@@ -269,12 +289,12 @@ def _launched_hazards(
         for shape in (own.get(n) or _borrowed(own, n), (1.0,) * n):
             found[n] = _scaled(shape, _factor(shape, length))
             if abs(_length(found[n]) - length) < _LENGTH_EXACT:
-                break  # otherwise a shape with positions that were never accepted
+                break  # otherwise the shape has positions that were never accepted
     return found
 
 
 def _borrowed(own: Mapping[int, tuple[float, ...]], n: int) -> tuple[float, ...]:
-    """The shape of the next larger draft, else of the largest; all positions alike without any."""
+    """Return the shape of the next larger n, else of the largest; without any, all equal."""
     if not own:
         return (1.0,) * n
     nearest = min((k for k in own if k > n), default=max(own))
@@ -285,7 +305,7 @@ def _borrowed(own: Mapping[int, tuple[float, ...]], n: int) -> tuple[float, ...]
 def _all_positions(
     launched: Mapping[int, Sequence[float]],
 ) -> tuple[tuple[tuple[float, ...], ...], float]:
-    """P(accept ≥ i | n) for every n up to the largest launched one, and h beyond."""
+    """Return P(accept ≥ i | n) for every n up to the largest launched one, and h beyond."""
     ns = sorted(launched)
     spans = [_Span.of(launched[a], launched[b]) for a, b in pairwise(ns)]
     under = (_SLOPE_NOISE / _SLOPE_PRIOR) ** 2 + sum(s.width**2 for s in spans)
@@ -314,7 +334,12 @@ def _all_positions(
 
 @dataclass(frozen=True)
 class _Span:
-    """Two neighbours among the launched n: g at the lower one, and how far F falls between."""
+    """Two neighbors among the launched n.
+
+    Attributes:
+        factor: g at the lower n.
+        width: F of the draft truncated to the lower n, less F at the upper n.
+    """
 
     factor: float
     width: float
@@ -327,15 +352,15 @@ class _Span:
 
 
 def _fit_times(times: Mapping[int, Sequence[float]], baseline: float | None) -> tuple[float, float]:
-    """Fixed part and slope of T(n) for n ≥ 1.
+    """Return the fixed part and the slope of T(n) for n ≥ 1.
 
     Args:
-        times: By n ≥ 1, T of each launch.
+        times: T of each launch by n, n ≥ 1.
         baseline: T(0); None: unknown.
     """
     unit = max(map(_mean, times.values()))
     points = [(n, _mean(several) / unit, len(several)) for n, several in sorted(times.items())]
-    # where T(0) is not known: no token costs more than a whole step without speculation
+    # if T(0) is unknown: no token takes longer than a whole step without speculation
     least = min(t / (1 + n) for n, t, _ in points) if baseline is None else baseline / unit
     count = sum(c for _, _, c in points)
     center = sum(c * n for n, _, c in points) / count
@@ -359,7 +384,7 @@ def _fit_times(times: Mapping[int, Sequence[float]], baseline: float | None) -> 
 
 
 def _usual(n: float, time: float, error: float, baseline: float | None) -> tuple[float, float]:
-    """Fixed part and slope as they usually are, corrected by T of one n and its standard error."""
+    """Return the usual fixed part and slope, corrected by T at one n and its standard error."""
     if baseline is None:
         fixed = time / (1 + PER_TOKEN / (1 + DRAFT_FIXED) * n)
         return fixed, (time - fixed) / n
@@ -373,7 +398,10 @@ def _usual(n: float, time: float, error: float, baseline: float | None) -> tuple
 def _line(
     points: Sequence[tuple[int, float]], weights: Sequence[float], least: float
 ) -> tuple[float, float]:
-    """Weighted least squares of t = fixed + slope · n, with fixed ≥ least and slope ≥ 0."""
+    """Return fixed and slope of t = fixed + slope · n by weighted least squares.
+
+    The bounds are fixed ≥ least and slope ≥ 0.
+    """
     rows = [(w, n, t) for w, (n, t) in zip(weights, points, strict=True)]
     total = sum(weights)
     n_mean = sum(w * n for w, n, _ in rows) / total
@@ -390,7 +418,7 @@ def _line(
 
 
 def _length_of(launch: SpeculationLaunch) -> float | None:
-    """Measured E of a launch with n ≥ 1; None: unknown."""
+    """Return the measured E of a launch with n ≥ 1; None: unknown."""
     length = launch.acceptance_length
     if length is not None and 1 <= length <= 1 + launch.n:
         return float(length)
@@ -398,13 +426,13 @@ def _length_of(launch: SpeculationLaunch) -> float | None:
 
 
 def _known(launch: SpeculationLaunch) -> bool:
-    """Whether the acceptance per position is there, and can be."""
+    """Return whether the acceptance per position is known and possible."""
     found = launch.per_position
     return len(found) == launch.n and all(0 <= p <= 1 for p in found)
 
 
 def _hazards(positions: Sequence[float]) -> tuple[float, ...]:
-    """Conditional acceptances of P(accept ≥ i); 0 from a position on that was never accepted."""
+    """Return conditional acceptances from P(accept ≥ i); 0 from one on that was never accepted."""
     before = (1.0, *positions)
     return tuple(
         min(1.0, p / q) if p > _NEVER and q > _NEVER else 0.0
@@ -413,7 +441,7 @@ def _hazards(positions: Sequence[float]) -> tuple[float, ...]:
 
 
 def _products(hazards: Iterable[float]) -> tuple[float, ...]:
-    """P(accept ≥ i) of conditional acceptances."""
+    """Return P(accept ≥ i) from conditional acceptances."""
     p, out = 1.0, []
     for h in hazards:
         p *= h
@@ -422,14 +450,14 @@ def _products(hazards: Iterable[float]) -> tuple[float, ...]:
 
 
 def _scaled(hazards: Sequence[float], factor: float) -> Sequence[float]:
-    """Conditional acceptances times a factor, at most 1."""
+    """Return conditional acceptances times a factor, each at most 1."""
     if factor == 1:
         return hazards
     return [x if (x := h * factor) < 1 else 1.0 for h in hazards]  # min() would cost more
 
 
 def _length(hazards: Iterable[float], factor: float = 1.0) -> float:
-    """E of conditional acceptances, each times the factor, at most 1."""
+    """Return E of conditional acceptances, each times the factor and at most 1."""
     p = total = 1.0
     for h in hazards:
         x = h * factor
@@ -440,16 +468,16 @@ def _length(hazards: Iterable[float], factor: float = 1.0) -> float:
 
 
 def _factor(hazards: Sequence[float], length: float) -> float:
-    """The factor on all conditional acceptances that gives this E, or comes nearest to it.
+    """Return the factor on all conditional acceptances whose E is ``length``, or nearest to it.
 
-    By regula falsi with the Illinois modification (Dowell, Jarratt, BIT 11, 1971).
+    The method is regula falsi with the Illinois modification (Dowell, Jarratt, BIT 11, 1971).
     """
     first = hazards[0]
     if first <= 0 or abs(_length(hazards) - length) < _EXACT:
         return 1.0
     if length <= 1:
         return 0.0
-    # P(accept ≥ 1) is at least a share of 1/n of E − 1, and at most the whole of it
+    # P(accept ≥ 1) is between 1/n of E − 1 and the whole of it
     low = (length - 1) / (len(hazards) * first)
     high = (length - 1) / first if length < 2 else 1 / min(h for h in hazards if h > 0)
     below, above = _length(hazards, low) - length, _length(hazards, high) - length
@@ -473,7 +501,7 @@ def _factor(hazards: Sequence[float], length: float) -> float:
 
 
 def _tail(hazards: Sequence[float]) -> float:
-    """Conditional acceptance over the last half of the positions, all steps together."""
+    """Return the conditional acceptance over the last half of the positions, of all steps."""
     p = (1.0, *_products(hazards))
     half = len(hazards) // 2
     reached = sum(p[half:-1])
@@ -481,7 +509,7 @@ def _tail(hazards: Sequence[float]) -> float:
 
 
 def _geometric(x: float, count: int) -> float:
-    """x + x² + … + x^count, for 0 ≤ x ≤ 1."""
+    """Return x + x² + … + x^count, for 0 ≤ x ≤ 1."""
     return x * (1 - x**count) / (1 - x) if x < 1 else float(count)
 
 

@@ -1,33 +1,44 @@
 """The confirmation: which points are launched again, in which order, and what comes out.
 
-**Plan.** The best of many single launches is the luckiest, so candidates are launched again, there
-and back (A B C A A C B A): a machine that grows slower or faster hits all of them alike, and the
-mean of the paired differences is the difference of the means. (Taking the rounds out of the scatter
-as well was tried: at 4 to 8 launches the degrees of freedom that it costs widen the interval by 7
-to 30 % on a steady machine, and it gains 10 % at most on a drifting one.) Eight launches get three
-candidates: with 2, 3 and 4 the choice came within 2 % of the best in 95, 91 and 88 % of the replays
-on one measured grid, and in 83, 91 and 95 % on another; each widens the speed-up's interval by a
-fifth to a quarter. What is left over goes to the baseline, which every speed-up refers to (C. W.
-Dunnett, "A multiple comparison procedure for comparing several treatments with a control", Journal
-of the American Statistical Association 50, 1955: best is as many times more as the root of the
-others' number).
+=========  ========================================================================================
+term       meaning
+=========  ========================================================================================
+gain       logarithm of an objective with the sign that makes more better; the last one is their sum
+rule       what is chosen by: one objective's gain, or the sum
+round      one launch of each candidate, in order; the search's launches count as one more round
+optimism   estimate of a choice's selection bias
+=========  ========================================================================================
 
-**Verdict.** The best point is chosen by all launches of the candidates, the search's counting as
-one more round; its numbers come from the confirmation only. Even so, the best of several
-measurements is too good by a part of its own luck, so the choice is cross-fitted: each round is
-left out in turn, the choice is made by the rest, and the round that took no part in it tells what
-that choice gives. The mean difference to what the rounds say of the final choice is its optimism.
-It is taken off, from each objective by the share that its luck has in the luck of what was chosen
-by; where every round would have left the choice as it is, there is none. (R. J. Tibshirani,
-R. Tibshirani, "A bias correction for the minimum error rate in cross-validation", Annals of Applied
-Statistics 3, 2009; for two stages A. Cohen, H. B. Sackrowitz, "Two stage conditionally unbiased
-estimators of the selected mean", Statistics & Probability Letters 8, 1989.) A parametric bootstrap
-was tried and left half of the bias, shrinking towards the search's mean left all of it;
-``benchmarks/selection_bias.py`` replays what is done.
+**Plan.** The best of many single launches is also the one with the best chance deviation. Therefore
+candidates are launched again, forwards and backwards (A B C A A C B A). A machine that becomes
+slower or faster then affects all of them equally, and the mean of the paired differences is the
+difference of the means. Removing the rounds from the scatter as well was tried: at 4 to 8 launches
+the lost degrees of freedom widen the interval by 7 to 30 % on a steady machine, and the gain is at
+most 10 % on a drifting one. Eight launches have three candidates. With 2, 3 and 4 candidates the
+choice was within 2 % of the best in 95, 91 and 88 % of the replays on one measured grid, and in 83,
+91 and 95 % on another. Each further candidate widens the speed-up's interval by a fifth to a
+quarter. Remaining launches go to the baseline, because every speed-up refers to it (C. W. Dunnett,
+"A multiple comparison procedure for comparing several treatments with a control", Journal of the
+American Statistical Association 50, 1955: with k others, √k times as many launches as each of them
+are best).
 
-The balanced choice maximises the sum over the objectives of the logarithm of the improvement: one
-percent of either counts alike. For the usual two that is the largest tok/s ÷ p95. Intervals and
-chances: :class:`autotune.stats.Scatter`, over all points that were launched several times.
+**Verdict.** The best point is chosen by all launches of the candidates, including the search's; its
+numbers come from the confirmation only. Selection bias (the winner's curse) remains, because the
+best of several measurements is better than its true value. Therefore the choice is cross-fitted:
+each round is left out in turn, the choice is made by the others, and the left-out round measures
+that choice. The mean difference to the rounds' values of the final choice is its optimism. It is
+subtracted from each objective in proportion to the objective's covariance with the rule. If every
+round would have left the choice unchanged, it is 0. (R. J. Tibshirani, R. Tibshirani, "A bias
+correction for the minimum error rate in cross-validation", Annals of Applied Statistics 3, 2009;
+for two stages A. Cohen, H. B. Sackrowitz, "Two stage conditionally unbiased estimators of the
+selected mean", Statistics & Probability Letters 8, 1989.) A parametric bootstrap left half of the
+bias, and shrinking towards the search's mean left all of it. ``benchmarks/selection_bias.py``
+replays the method that is used.
+
+The balanced choice maximizes the sum over the objectives of the logarithm of the improvement, so
+one percent of each objective has the same weight. For the usual two it has the largest tok/s ÷ p95.
+Intervals and probabilities are those of :class:`autotune.stats.Scatter`, over all points that were
+launched several times.
 """
 
 from __future__ import annotations
@@ -43,10 +54,10 @@ from autotune.search.front import Direction
 from autotune.stats import Estimate, Scatter
 from autotune.stats.measurement import Floats
 
-# By trial number, the launches of its point in the order they ran: one value for each objective.
+# Launches of a point by its trial number, in the order they ran: one value for each objective.
 Launches = Mapping[int, Sequence[Sequence[float]]]
 
-SURE = 0.95  # below this chance a choice and its rival are a tie
+SURE = 0.95  # probability below which a choice and its rival are a tie
 
 
 def plan(
@@ -57,18 +68,18 @@ def plan(
     *,
     most: int | None = None,
 ) -> list[int]:
-    """Trial numbers of the ``held`` launches of the confirmation, in their order.
+    """Return the trial numbers of the ``held`` launches of the confirmation, in their order.
 
-    Candidates are the baseline, the best by each objective, the balanced choice and then the next
+    Candidates are the baseline, the best by each objective, the balanced choice, and then the next
     best by its rule.
 
     Args:
-        searched: Every point of the search with its launches; a point is named by one trial.
-        directions: What is better, for each objective.
-        baseline: The trial that all are compared with; None: there is none with numbers.
-        held: How many launches there are.
-        most: Most candidates; None: 2 for 4 launches, 3 for 6 to 8, 4 for more, and for 8 where
-            there are three objectives: the baseline and the best by each.
+        searched: Launches of every point of the search; a point is named by one of its trials.
+        directions: Better direction of each objective.
+        baseline: Trial that all are compared with; None: there is none with values.
+        held: Number of launches.
+        most: Largest number of candidates. None: 2 for 4 launches, 3 for 6 to 8, 4 for more; with
+            three objectives also 4 for 8, for the baseline and the best by each.
 
     Raises:
         ValueError: a value is not positive.
@@ -92,12 +103,13 @@ def plan(
 
 @dataclass(frozen=True)
 class Confirmed:
-    """One candidate by its launches of the confirmation.
+    """One candidate by its launches in the confirmation.
 
     Attributes:
-        launches: How many.
+        launches: Number of launches.
         values: Mean of each objective, with an interval that holds between launches.
-        over_baseline: Each objective as a ratio to the baseline's; None: it was not confirmed.
+        over_baseline: Ratio of each objective to the baseline's; None: the baseline was not
+            confirmed.
     """
 
     launches: int
@@ -110,11 +122,12 @@ class Choice:
     """The best candidate by one rule.
 
     Attributes:
-        number: Its trial.
-        values: What it gives, without the luck of having been chosen; by objective.
-        over_baseline: The same as a ratio to the baseline; None: that was not confirmed.
-        chances: For each other candidate, the next best first, the chance that the choice really is
-            better by this rule; None: no point was launched twice, so nothing is known.
+        number: Number of its trial.
+        values: Estimate of each objective without selection bias.
+        over_baseline: Ratio of each objective to the baseline's, without selection bias; None: the
+            baseline was not confirmed.
+        chances: Probability that the choice is truly better by this rule than each other candidate,
+            the next best first; None: unknown, because no point was launched twice.
     """
 
     number: int
@@ -124,34 +137,34 @@ class Choice:
 
     @property
     def runner_up(self) -> int | None:
-        """The next best candidate; None: there is no other."""
+        """Trial number of the next best candidate; None: there is no other."""
         return next(iter(self.chances), None)
 
     @property
     def chance(self) -> float | None:
-        """That the choice is better than the runner-up."""
+        """Probability that the choice is better than the runner-up; None: unknown."""
         return next(iter(self.chances.values()), None)
 
     @property
     def ties(self) -> tuple[int, ...]:
-        """The candidates that may be as good, the next best first."""
+        """Trial numbers of the candidates that may be as good, the next best first."""
         return tuple(k for k, chance in self.chances.items() if chance is None or chance < SURE)
 
     @property
     def tie(self) -> bool:
-        """Whether any other candidate may be as good."""
+        """Whether another candidate may be as good."""
         return bool(self.ties)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the confirmation found.
+class ConfirmationVerdict:
+    """Result of the confirmation.
 
     Attributes:
-        candidates: By trial number.
-        winners: The choice by each objective.
-        balanced: The choice by all of them; see the module.
-        scatters: How far launches of one point scatter, by objective.
+        candidates: Confirmed candidates by trial number.
+        winners: Choice by each objective.
+        balanced: Choice by all objectives; see the module.
+        scatters: Scatter of launches of one point, for each objective.
     """
 
     candidates: Mapping[int, Confirmed]
@@ -162,18 +175,18 @@ class Verdict:
 
 def verdict(
     confirmed: Launches, searched: Launches, directions: Sequence[Direction], baseline: int | None
-) -> Verdict | None:
-    """What launches of the confirmation say, with the search's as a part of the choice.
+) -> ConfirmationVerdict | None:
+    """Return the result of a confirmation, whose choices also use the search's launches.
 
     Args:
-        confirmed: The candidates, by the trial that was measured again. An unfinished confirmation
-            will do; candidates without a launch are left out.
-        searched: As in :func:`plan`; those with several launches add to what is known of scatter.
-        directions: What is better, for each objective.
+        confirmed: Launches of the candidates, by the trial that was measured again. The
+            confirmation may be unfinished; candidates without a launch are left out.
+        searched: As in :func:`plan`; points with several launches add to the known scatter.
+        directions: Better direction of each objective.
         baseline: As in :func:`plan`.
 
     Returns:
-        None where no candidate has a launch.
+        The verdict; None: no candidate has a launch.
 
     Raises:
         ValueError: a value is not positive.
@@ -208,7 +221,7 @@ def verdict(
         )
 
     none = np.zeros(len(directions) + 1)
-    return Verdict(
+    return ConfirmationVerdict(
         {
             k: Confirmed(len(x), points.values(k, none), points.over_baseline(k, none))
             for k, x in gains.items()
@@ -221,7 +234,7 @@ def verdict(
 
 @dataclass(frozen=True)
 class _Points:
-    """Estimates of candidates; ``gains`` as of :func:`_gains`."""
+    """Estimates of candidates by their ``gains``; see :func:`_gains`."""
 
     gains: Mapping[int, Floats]
     baseline: int | None
@@ -253,7 +266,7 @@ def _sign(direction: Direction) -> int:
 
 
 def _gains(launches: Sequence[Sequence[float]], directions: Sequence[Direction]) -> Floats:
-    """Logarithms, more is better: a row a launch, a column an objective, their sum the last."""
+    """Return the gains, of shape (launches, objectives + 1); the last column is their sum."""
     values = np.array(launches, dtype=np.float64)
     if not (values > 0).all():
         raise ValueError("only positive objective values can be compared as ratios")
@@ -262,10 +275,13 @@ def _gains(launches: Sequence[Sequence[float]], directions: Sequence[Direction])
 
 
 def _scatter(groups: Sequence[Floats]) -> tuple[Floats, int]:
-    """Pooled covariance between launches of one point, rules × rules, and its degrees of freedom.
+    """Return the pooled covariance between launches of one point, and its degrees of freedom.
 
     Args:
-        groups: For each point the :func:`_gains` of its launches.
+        groups: The :func:`_gains` of the launches of each point.
+
+    Returns:
+        The covariance, of shape (rules, rules), and the degrees.
     """
     degrees = sum(len(x) - 1 for x in groups)
     rest = np.concatenate([x - x.mean(axis=0) for x in groups])
@@ -273,9 +289,10 @@ def _scatter(groups: Sequence[Floats]) -> tuple[Floats, int]:
 
 
 def _rounds(gains: Sequence[Floats]) -> Floats:
-    """Candidates × rounds × rules: as many rounds as the fewest launches, in their order.
+    """Return the gains of shape (candidates, rounds, rules).
 
-    More launches than that are spread over the rounds and averaged.
+    There are as many rounds as the candidate with the fewest launches has. Further launches of a
+    candidate are spread over the rounds, in their order, and averaged.
     """
     count = min(map(len, gains))
     return np.array([[part.mean(axis=0) for part in np.array_split(x, count)] for x in gains])

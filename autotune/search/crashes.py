@@ -1,33 +1,44 @@
-"""Where launches fail that no rule foresaw: learnt from those that failed, and from those that ran.
+"""Where launches fail that no rule foresaw: learned from launches that failed and that ran.
 
-A failed launch is taken as one point of a *box*: conditions on some of the parameters under which
-every launch fails. Which conditions, nobody knows; what is known is that the box holds the failed
-point and no point that ran. Many boxes of that kind are drawn for each failure, and the chance that
-a point fails is the share of boxes that hold it: a failure's own neighbourhood and what asks for
-more in everything are in all of them, what lies between the failure and points that ran is in some,
-in fewer the nearer it is to those that ran, and what asks for no more than a point that ran is in
-none.
+=============  ====================================================================================
+term           meaning
+=============  ====================================================================================
+level          a parameter's value as a whole number from 0, ascending
+box            a lower and an upper level for every parameter; every launch inside fails
+boxes          256 random boxes of one failure, each of which may be the true one
+chance         probability that a point can launch: Π over the failures of 1 - share of its boxes
+               that contain the point
+=============  ====================================================================================
 
-How a box may look depends on the kind of failure.
+A failed launch is modeled as one point of a *box*: bounds on some of the parameters within which
+every launch fails. The bounds are unknown. It is known that the box contains the failed point, and
+no point that ran. Many such boxes are drawn for each failure, and a point fails by that failure
+with a probability that is the share of boxes that contain it. The failure's neighborhood, and
+points that need more of everything, are in all boxes. Points between the failure and points that
+ran are in some boxes, and in fewer, the nearer they are to those that ran. Points that need no more
+than a point that ran are in none.
 
-- **Out of memory** (`oom`, `oom_load`, `oom_capture`, `kv_cache`): conditions "at least so much" on
-  what takes memory: n, MNBT, max_num_seqs, ….
-- **Budget**: n and max_num_seqs at least, MNBT at most so much.
-- **Draft does not fit**: everything with n ≥ 1.
-- **Of the machine or the moment** (no port, a full disk, a clock that jumped, …): no box at all.
-- **Rejected by vLLM** (`bad_config`): mostly for a choice, seldom for a number.
+The possible boxes depend on the kind of failure.
+
+- **Out of memory** (`oom`, `oom_load`, `oom_capture`, `kv_cache`): lower bounds on parameters that
+  need memory: n, MNBT, max_num_seqs, ….
+- **Budget**: lower bounds on n and max_num_seqs, an upper bound on MNBT.
+- **Draft does not fit**: all points with n ≥ 1.
+- **Failures of the machine or the moment** (no port, a full disk, a clock that jumped, …): no box.
+- **Rejected by vLLM** (`bad_config`): mostly by a choice, seldom by a number.
 - **All others** (`crash`, `timeout`, …): any bounds on any parameter.
 
-Otherwise a parameter has no bound on one side with chance ½, a priori. A draft's parameters have
-none where a launch failed with n = 0: there was no draft. A point that ran and lies in a box cuts
-it: by one condition, somewhere between the two, on one of the parameters in which they differ; on
-one of the kind's own parameters, if it can be.
+A priori, a parameter has no bound on one side with probability ½. A draft's parameters have no
+bound if the launch failed with n = 0, because there was no draft. A point that ran and lies in a
+box cuts the box by one bound, at a random level between the point and the failure, on one of the
+parameters in which they differ. This is one of the failure kind's own parameters, if possible.
 
-Points are avoided when a failure's boxes hold them too often (:data:`RISK`). A search that climbs
-towards a failure thus makes small steps, each of which clears boxes away, and stops where the next
-step would be a gamble: one crash a region is the aim, and what lies within the last steps before a
-region is given up for it. Where values grow right up to a region that costs: with five times the
-risk a search that always goes for the best point ends nearer to it, and crashes two or three times.
+Points are avoided when too large a share of a failure's boxes contains them (:data:`RISK`). A
+search that moves towards a failure therefore makes small steps, each of which removes boxes, and
+stops where the next step would be too risky. The aim is one crash for each region; the points
+within the last steps before the region are given up for it. That has a cost where values increase
+up to the region: with five times the risk a search that always takes the best point ends nearer to
+it, and crashes two or three times.
 """
 
 from __future__ import annotations
@@ -45,13 +56,13 @@ from autotune.study.space import MNBT, ChoiceParam, FloatParam, N, Point, Space,
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# The most risk that is run: of one more launch that runs out of memory, and of one more in a
-# region of any other form, which is smaller.
+# Largest accepted probability of one more crash: by lack of memory or budget, and in a region of
+# another form, which is smaller.
 RISK, RISK_AROUND = 0.02, 0.05
-_BOXES = 256  # for each failure
-_FREE = 0.5  # the chance that a parameter has no bound on one side
-_FREE_REJECTED = 0.8  # … where vLLM rejected the flags; and that it was for a choice among them
-_MOST_LEVELS = 64  # of one parameter
+_BOXES = 256  # number of boxes for each failure
+_FREE = 0.5  # probability that a parameter has no bound on one side
+_FREE_REJECTED = 0.8  # … if vLLM rejected the flags, and probability that a choice was the reason
+_MOST_LEVELS = 64  # largest number of levels of one parameter
 
 _MEMORY = {
     FailureKind.OOM,
@@ -59,9 +70,9 @@ _MEMORY = {
     FailureKind.OOM_CAPTURE,
     FailureKind.KV_CACHE,
 }
-# Failures that hold towards one end of every parameter.
+# Failures that extend to one end of every parameter.
 _TOWARDS = {*_MEMORY, FailureKind.BUDGET}
-# No fault of the point: another launch of it, or of its neighbours, may work.
+# Failures that are not the point's fault: another launch of it, or of its neighbors, may succeed.
 _ELSEWHERE = {
     FailureKind.INFEASIBLE,  # never launched: the rules know where
     FailureKind.MODEL_MISSING,
@@ -70,7 +81,7 @@ _ELSEWHERE = {
     FailureKind.CLOCK,
     FailureKind.DISK,
 }
-# What takes memory (+1) or gives some (-1) as it grows.
+# Parameters that need more memory (+1) or less (-1) as they grow.
 _DEMAND: Mapping[str, int] = {
     N: 1,
     MNBT: 1,
@@ -86,14 +97,14 @@ _OF_THE_DRAFT = {N, "draft_tensor_parallel_size"}
 
 
 class CrashModel:
-    """The chance that a point can launch.
+    """The probability that a point can launch.
 
-    The same launches always give the same chances; a new one changes those near it only.
+    The same launches always give the same probabilities; a new launch changes only those near it.
 
     Args:
-        space: The searched parameters.
-        ok: Points that gave numbers.
-        failed: Points that did not, with the kind of failure (:class:`FailureKind`; unknown words
+        space: Searched parameters.
+        ok: Points that ran.
+        failed: Points that failed, with the kind of failure (:class:`FailureKind`; unknown words
             are taken as a crash).
     """
 
@@ -104,7 +115,7 @@ class CrashModel:
         self._names = list(space.params)
         self._levels = [_Levels(space, name) for name in self._names]
         ran = self._of(ok)
-        # by failure: its boxes, and the risk that is run with its kind
+        # for each failure its boxes, and the accepted risk of its kind
         self._known: list[tuple[Ints, Ints, float]] = []
         for point, word in {(_Frozen(q), kind): None for q, kind in failed}:
             kind = _kind(word)
@@ -113,24 +124,24 @@ class CrashModel:
                 self._known.append((*boxes, RISK if kind in _TOWARDS else RISK_AROUND))
 
     def chances(self, points: Sequence[Point]) -> Floats:
-        """For each point the chance, 0 … 1, that it can launch."""
+        """Return the probability that each point can launch, of shape (points,)."""
         return np.asarray(np.prod(1 - self._shares(points), axis=0))
 
     def chance(self, point: Point) -> float:
-        """The chance, 0 … 1, that the point can launch."""
+        """Return the probability, 0 … 1, that the point can launch."""
         return float(self.chances([point])[0])
 
     def all_avoided(self, points: Sequence[Point]) -> NDArray[np.bool_]:
-        """For each point whether it is too likely to fail to be launched at all."""
+        """Return for each point whether it is too likely to fail to be launched."""
         limits = np.array([limit for _, _, limit in self._known])
         return np.asarray((self._shares(points) > limits[:, None]).any(axis=0))
 
     def avoided(self, point: Point) -> bool:
-        """Whether the point is too likely to fail to be launched at all."""
+        """Return whether the point is too likely to fail to be launched."""
         return bool(self.all_avoided([point])[0])
 
     def _shares(self, points: Sequence[Point]) -> Floats:
-        """Failures × points: the share of the failure's boxes that hold the point."""
+        """Return the share of a failure's boxes that contain a point: (failures, points)."""
         out = np.zeros((len(self._known), len(points)))
         if not self._known or not len(points):
             return out
@@ -146,7 +157,7 @@ class CrashModel:
         return out
 
     def _of(self, points: Sequence[Point]) -> Ints:
-        """Points × parameters: the level of each value."""
+        """Return the levels of points, of shape (points, parameters)."""
         columns = [
             [level.of(q[name]) for q in points]
             for name, level in zip(self._names, self._levels, strict=True)
@@ -154,13 +165,16 @@ class CrashModel:
         return np.array(columns, dtype=np.int64).reshape(len(self._names), len(points)).T
 
     def _boxes(self, failed: Ints, kind: FailureKind, ran: Ints) -> tuple[Ints, Ints] | None:
-        """Lower and upper levels of boxes, both included: boxes × parameters."""
+        """Return lower and upper levels of a failure's boxes, each of shape (boxes, parameters).
+
+        Both levels belong to the box. None: the failure is not the point's fault.
+        """
         if kind in _ELSEWHERE:
             return None
         last = np.array([level.last for level in self._levels])
         drafts = N not in self._names or self._value(failed, N) != 0
         sides = up, down, _ = self._sides(kind, drafts)
-        # bounds are drawn by the failed point alone, so that a new launch does not shuffle them
+        # the seed depends on the failure alone, so that a new launch does not change the draws
         rng = np.random.default_rng([zlib.crc32(kind.encode()), *(int(x) for x in failed)])
         size = (_BOXES, len(self._names))
         rejected = kind == FailureKind.BAD_CONFIG
@@ -175,7 +189,7 @@ class CrashModel:
             low[:, self._names.index(N)] = min(1, failed[self._names.index(N)])
 
         order = np.argsort(-np.abs(ran - failed).sum(axis=1), kind="stable")
-        for point in ran[order]:  # the far ones first: what they cut leaves the most of a box
+        for point in ran[order]:  # the farthest first: their cuts leave the most of a box
             self._cut(point, failed, low, high, sides)
         return low, high
 
@@ -187,7 +201,7 @@ class CrashModel:
         high: Ints,
         sides: tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]],
     ) -> None:
-        """Takes a point that ran out of the boxes that hold it, in place."""
+        """Cut the boxes that contain a point that ran, in place, so that they no longer do."""
         held = ((low <= ran) & (ran <= high)).all(axis=1)
         if not held.any():
             return
@@ -199,13 +213,13 @@ class CrashModel:
             usable = (below | above) & rest
         ways = np.flatnonzero(usable)
         if not len(ways):
-            return  # it ran here once, and failed another time
+            return  # the same point ran once, and failed another time
         which = ways[(draws[0] * len(ways)).astype(np.int64)]
         for i in ways:
             now = held & (which == i)
             if self._levels[i].choice:
                 low[now, i] = high[now, i] = failed[i]
-            elif below[i]:  # the new bound: above what ran, up to what failed
+            elif below[i]:  # the new bound lies above the point that ran, up to the failed one
                 low[now, i] = ran[i] + 1 + (draws[1][now] * (failed[i] - ran[i])).astype(np.int64)
             else:
                 high[now, i] = failed[i] + (draws[1][now] * (ran[i] - failed[i])).astype(np.int64)
@@ -213,10 +227,13 @@ class CrashModel:
     def _sides(
         self, kind: FailureKind, drafts: bool
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-        """For each parameter: may there be a lower bound, an upper one, one in need."""
+        """Return for each parameter whether it may have a lower bound, an upper one, and any.
+
+        The third is used only where no parameter with one of the first two separates the points.
+        """
         demand = dict(_DEMAND)
         if kind == FailureKind.KV_CACHE:
-            demand["gpu_memory_utilization"] = -1  # a larger share has more room for it
+            demand["gpu_memory_utilization"] = -1  # a larger share leaves more memory for the cache
         elif kind == FailureKind.BUDGET:
             demand = {N: 1, "max_num_seqs": 1, MNBT: -1}
         up, down, need = [], [], []
@@ -224,14 +241,14 @@ class CrashModel:
             touches = drafts or name not in _OF_THE_DRAFT
             if kind in _TOWARDS:
                 way = 0 if level.choice else demand.get(name, 0)
-                # the cache's data type decides how much of it fits
+                # the cache's data type determines how many tokens fit
                 own = kind == FailureKind.KV_CACHE and name == "kv_cache_dtype"
                 up.append(touches and (way > 0 or own))
                 down.append(touches and (way < 0 or own))
             else:
-                all_alike = kind == FailureKind.DRAFT_MISMATCH
-                up.append(touches and not all_alike)
-                down.append(touches and not all_alike)
+                everywhere = kind == FailureKind.DRAFT_MISMATCH
+                up.append(touches and not everywhere)
+                down.append(touches and not everywhere)
             need.append(touches)
         return np.array(up), np.array(down), np.array(need)
 
@@ -242,24 +259,25 @@ class CrashModel:
 
 
 class _Levels:
-    """Values of one parameter as whole numbers from 0, ascending; long ranges are rounded."""
+    """Levels of one parameter's values; several values of a long range share a level."""
 
     def __init__(self, space: Space, name: str) -> None:
         p = space.params[name]
         self.choice = isinstance(p, ChoiceParam)
         self._float = p if isinstance(p, FloatParam) else None
         values = p.values()
-        self._places: dict[tuple[type, Value], int] = {}
+        self._level: dict[tuple[type, Value], int] = {}
         if values is None:
             self.last = _MOST_LEVELS - 1
         else:
             width = 1 if self.choice else math.ceil(len(values) / _MOST_LEVELS)
-            self._places = {(type(v), v): i // width for i, v in enumerate(values)}
+            self._level = {(type(v), v): i // width for i, v in enumerate(values)}
             self.last = (len(values) - 1) // width
 
     def of(self, value: Value) -> int:
+        """Return the level of a value."""
         if self._float is None:
-            return self._places[type(value), value]
+            return self._level[type(value), value]
         f = math.log if self._float.log else float
         low, high = f(self._float.low), f(self._float.high)
         share = (f(float(value)) - low) / (high - low) if high > low else 0.0
@@ -267,7 +285,7 @@ class _Levels:
 
 
 class _Frozen(dict[str, Value]):
-    """A point that can be a key."""
+    """A point that can be a key of a dictionary."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))

@@ -13,14 +13,14 @@ Direction = Literal["maximize", "minimize"]
 def front_numbers(
     values: Mapping[int, Sequence[float]], directions: Sequence[Direction]
 ) -> set[int]:
-    """Trial numbers that no other trial dominates.
+    """Return the numbers of the trials that no other trial dominates: the Pareto front.
 
-    A trial dominates another if it is at least as good in every objective and better in one;
-    trials with equal values are all on the front.
+    A trial dominates another if it is at least as good in every objective and better in one.
+    Trials with equal values are all on the front.
 
     Args:
         values: Objective values by trial number, each of length ``len(directions)``.
-        directions: What is better, for each objective.
+        directions: Better direction of each objective.
 
     >>> sorted(front_numbers({0: (98, 2.0), 1: (110, 2.4), 2: (99, 2.5)}, ("maximize", "minimize")))
     [0, 1]
@@ -37,7 +37,7 @@ def front_numbers(
 
 
 def baseline_speedup(throughput: float | None, baseline: float | None) -> float | None:
-    """Throughput over the baseline's; None where one of the two is unknown."""
+    """Return the throughput over the baseline's; None where one of the two is unknown."""
     if throughput is None or not baseline:
         return None
     return throughput / baseline

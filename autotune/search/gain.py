@@ -1,16 +1,32 @@
-"""What one more launch is worth: the expected gain in hypervolume of what can be recommended.
+"""Value of one more launch: the expected gain in hypervolume of what can be recommended.
 
-A study ends by recommending points that it launched, by what is believed of them then. So a launch
-at x is worth what the *means* gain by it: for each outcome that the surrogate expects at x, all
-means move (the more, the closer a point is to x), and the hypervolume of the moved means of the
-launched points and x is taken; the gain is its mean over the outcomes, less today's. This is the
-knowledge gradient (P. I. Frazier, W. B. Powell, S. Dayanik, "The knowledge-gradient policy for
-correlated normal beliefs", INFORMS Journal on Computing 21, 2009) with the hypervolume as utility
-(S. Daulton, M. Balandat, E. Bakshy, "Hypervolume knowledge gradient: a lookahead approach for
-multi-objective Bayesian optimization with partial information", ICML 2023), exact over the finite
-set of points of a study. A point that was launched already is a candidate like any other: where
-noise hides which of two points is better, launching one again is worth more than a third, and
-nothing has to decide when to replicate. Costs are logarithms, less is better.
+=============  ====================================================================================
+symbol         meaning
+=============  ====================================================================================
+cost           logarithm of an objective, with the sign that makes less better
+x              point of the next launch
+m(p), v(p)     mean and variance of a cost at point p, by the surrogate
+c(p, x)        covariance of a cost at p and x
+noise          variance of one more launch around the true cost
+z              standard normal outcome of the launch at x, in units of its standard deviation
+HV(M)          hypervolume that the points of M dominate, up to a reference point
+=============  ====================================================================================
+
+A study ends by recommending launched points, by their means at that time. So the gain of a launch
+at x is that of the *means*. For each outcome z the means move to
+
+    m(p) + z · c(p, x) / √(v(x) + noise),
+
+the more, the closer p is to x. The gain is the mean of HV over the outcomes, less today's HV. HV
+takes the moved means of the launched points and x. This is the knowledge gradient (P. I. Frazier,
+W. B. Powell, S. Dayanik, "The knowledge-gradient policy for correlated normal beliefs", INFORMS
+Journal on Computing 21, 2009) with the hypervolume as utility (S. Daulton, M. Balandat, E. Bakshy,
+"Hypervolume knowledge gradient: a lookahead approach for multi-objective Bayesian optimization with
+partial information", ICML 2023), exact over the finite set of points of a study.
+
+A point that was already launched is a candidate like any other. Where noise hides which of two
+points is better, launching one of them again gains more than a third point, so no separate rule has
+to decide when to replicate.
 """
 
 from __future__ import annotations
@@ -24,20 +40,20 @@ from scipy.stats import qmc
 
 from autotune.stats.measurement import Floats, Ints
 
-_OUTCOMES = 32  # quasi-random; with 128 the proposals were the same in replay
-_LOOKED_AT = 64  # candidates that look best at a glance are computed in full
+_OUTCOMES = 32  # quasi-random outcomes; with 128 the proposals were the same in replay
+_LOOKED_AT = 64  # candidates of the best estimate, whose gain is computed in full
 
 
 def hypervolume(costs: Floats, reference: Floats) -> Floats:
-    """Volume that points dominate, up to a reference point; exact, by slicing.
+    """Return the volume that points dominate, up to a reference point; exact, by slicing.
 
     Args:
-        costs: … × points × objectives, one to three, less is better; points beyond the reference
-            add nothing.
-        reference: By objective.
+        costs: Costs of shape (…, points, objectives), with one to three objectives; points beyond
+            the reference add nothing.
+        reference: Reference point, of shape (objectives,).
 
     Returns:
-        Of shape ….
+        Volumes of shape (…).
 
     >>> hypervolume(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([2.0, 2.0])).item()
     3.0
@@ -50,7 +66,7 @@ def hypervolume(costs: Floats, reference: Floats) -> Floats:
     height = _steps(c[..., 1], reference[1])
     if c.shape[-1] == 2:
         return _area(c[..., 0], height, reference[0])
-    # from below, the area of the points that reach down to each slice of the third objective
+    # slices of the third objective from below: the area of the points that reach each slice
     x, z = c[..., 0], c[..., 2]
     levels = np.sort(z, axis=-1)
     thick = _steps(levels, reference[2])
@@ -62,25 +78,25 @@ def hypervolume(costs: Floats, reference: Floats) -> Floats:
 
 
 def _steps(ascending: Floats, end: float) -> Floats:
-    """From each value to the next, and from the last to the end."""
+    """Return the distances from each value to the next, and from the last to the end."""
     return np.diff(ascending, axis=-1, append=np.broadcast_to(end, (*ascending.shape[:-1], 1)))
 
 
 def _area(x: Floats, height: Floats, reference: float) -> Floats:
-    """Of points in the order of their second objective, whose steps are ``height``."""
+    """Return the area of points in the order of their second objective, with steps ``height``."""
     best = np.minimum.accumulate(x, axis=-1)
     return np.asarray(((reference - best) * height).sum(axis=-1))
 
 
 @dataclass(frozen=True)
 class Belief:
-    """One objective at the launched points and the candidates.
+    """Posterior of one objective's cost at the launched points and the candidates.
 
     Attributes:
-        mean: Points; the launched ones first.
-        variance: The same.
-        covariance: Launched points × points.
-        noise: Variance of one more launch around the truth.
+        mean: Means, of shape (points,); the launched points come first.
+        variance: Variances, of shape (points,).
+        covariance: Covariances, of shape (launched points, points).
+        noise: Variance of one more launch around the true cost.
     """
 
     mean: Floats
@@ -90,19 +106,19 @@ class Belief:
 
 
 def gains(beliefs: Sequence[Belief], reference: Floats) -> Floats:
-    """Expected gain of one more launch at each point, in shares of today's hypervolume.
+    """Return the expected gain of one more launch at each point, in shares of today's hypervolume.
 
     Args:
-        beliefs: One for each objective, over the same points.
-        reference: By objective; see :func:`hypervolume`.
+        beliefs: Beliefs of all objectives, over the same points.
+        reference: Reference point; see :func:`hypervolume`.
 
     Returns:
-        One value for each point, at least 0; 0 also for all but the 64 that look best at a glance
-        and the launched ones.
+        Gains of shape (points,), at least 0. Only the 64 points of the best rough estimate and the
+        launched points that may be on the Pareto front are computed; the others have 0.
     """
     means = np.stack([b.mean for b in beliefs], axis=-1)
     sds = np.sqrt(np.stack([b.variance for b in beliefs], axis=-1))
-    launched = len(beliefs[0].covariance)  # what can be recommended today
+    launched = len(beliefs[0].covariance)  # only these can be recommended today
     today = float(hypervolume(means[:launched], reference))
     kept = _contenders(means[:launched], sds[:launched])
     glance = _hoped(means[kept], means - sds, reference)
@@ -127,9 +143,9 @@ def gains(beliefs: Sequence[Belief], reference: Floats) -> Floats:
 
 
 def potential(beliefs: Sequence[Belief], reference: Floats) -> Floats:
-    """Growth of the hypervolume by each point alone, were it two standard deviations better.
+    """Return the growth of the hypervolume by each point, were it two standard deviations better.
 
-    Arguments as of :func:`gains`; not in shares.
+    The arguments are those of :func:`gains`. The growth is not in shares.
     """
     means = np.stack([b.mean for b in beliefs], axis=-1)
     sds = np.sqrt(np.stack([b.variance for b in beliefs], axis=-1))
@@ -140,23 +156,23 @@ def potential(beliefs: Sequence[Belief], reference: Floats) -> Floats:
 
 
 def _hoped(front: Floats, hopeful: Floats, reference: Floats) -> Floats:
-    """The hypervolume of the front with each of the hopeful points alone."""
+    """Return the hypervolume of the front together with each of the hopeful points."""
     fronts = np.broadcast_to(front, (len(hopeful), *front.shape))
     return hypervolume(np.concatenate([fronts, hopeful[:, None, :]], axis=1), reference)
 
 
 def _contenders(means: Floats, sds: Floats) -> Ints:
-    """The launched points that may be on the front: not certainly dominated by another."""
+    """Return the indices of the launched points that no other point certainly dominates."""
     low, high = means - 3 * sds, means + 3 * sds
     dominated = (high[:, None, :] < low[None, :, :]).all(axis=2).any(axis=0)
     return np.flatnonzero(~dominated)
 
 
 def reference_point(costs: Floats) -> Floats:
-    """Where the hypervolume is counted from: the worst that was launched, in each objective.
+    """Return the reference point of the hypervolume: the worst launched cost of each objective.
 
     Args:
-        costs: Launched points × objectives.
+        costs: Costs of shape (launched points, objectives).
     """
     worst, best = costs.max(axis=0), costs.min(axis=0)
-    return np.asarray(np.maximum(worst, best + 0.05))  # all alike: 5 % from the best
+    return np.asarray(np.maximum(worst, best + 0.05))  # if all are equal: 5 % above the best

@@ -1,17 +1,18 @@
-"""Chooses the next launch: surrogates with a trend from acceptance, and what a launch is worth.
+"""Choice of the next launch: surrogates with a trend from acceptance, and the gain of a launch.
 
-For each objective one :mod:`autotune.search.surrogate` over the space, with what is known of
-speculative decoding as its trend: the prediction of :mod:`autotune.search.acceptance` from the
-launches so far. Where that prediction is wrong its coefficient goes to what the data say and the
-process carries the rest. :mod:`autotune.search.gain` says what a launch at each point is worth;
-chances of a crash (:mod:`autotune.search.crashes`) count against it.
+Each objective has a :mod:`autotune.search.surrogate` over the space. Its trend is the prediction of
+:mod:`autotune.search.acceptance` from the launches so far. Where that prediction is wrong, the data
+change its coefficient, and the process explains the rest. :mod:`autotune.search.gain` computes the
+gain of a launch at each point. It is multiplied by the probability that the point does not crash
+(:mod:`autotune.search.crashes`).
 
-A belief that is wrong and sure of itself sees no worth anywhere. So when no launch seems worth its
-time, the belief is *challenged*: by the launch that a plain surrogate, without any foreknowledge,
-hopes most of. Only when several challenges in a row changed nothing has the search converged.
+A belief that is wrong but certain expects no gain anywhere. Therefore, when no launch seems worth
+its time, the belief is *challenged* by the launch with the largest potential in a plain surrogate
+without prior knowledge. The search has converged only when several challenges in a row have changed
+nothing.
 
-While launches are under way whose outcomes nobody knows, the next one is chosen as if they had
-given what is expected of them (:func:`expecting`): what they will tell is not asked for again.
+While launches are pending, the next launch is chosen as if they had their expected outcomes
+(:func:`expecting`), so that it does not ask again for what they will show.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from autotune.search.surrogate import Trend, fit
 from autotune.stats.measurement import Floats, Ints
 from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space
 
-# Variance of a logarithm where a launch does not tell its own: 5 %.
+# Variance of a logarithm where that of the launch is unknown: 5 %.
 _UNKNOWN = 0.05**2
-# Standard deviation of the part of an objective that the trend does not explain, as expected:
-# without a prediction the trend is a constant.
+# Expected standard deviation of the part of an objective that the trend does not explain, without
+# and with a prediction in the trend; without one the trend is a constant.
 _SCALE, _SCALE_PREDICTED = 0.3, 0.1
 
 
@@ -40,11 +41,11 @@ class Observed:
     """One launch as the model sees it.
 
     Attributes:
-        point: Where.
-        costs: Of each objective, less is better: its logarithm with a sign.
-        variances: Of the costs, within the launch; NaN: unknown.
-        rate: Output tok/s, or another speed that is in proportion to it; None: unknown.
-        per_position: Share of the drafts whose token at position 1, 2, … was accepted.
+        point: Launched point.
+        costs: Cost of each objective: its logarithm, with the sign that makes less better.
+        variances: Variances of the costs within the launch; NaN: unknown.
+        rate: Output tok/s, or another speed that is proportional to it; None: unknown.
+        per_position: Shares of the drafts whose token at position 1, 2, … was accepted.
         acceptance_length: Tokens per verification step; None: unknown.
     """
 
@@ -58,14 +59,14 @@ class Observed:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What to launch next.
+    """The next launch.
 
     Attributes:
-        point: Where.
-        gain: Expected growth of the hypervolume by the launch that is worth most, as a share;
-            None: drawn blindly.
-        challenge: That gain is too small, and this is another launch: the one that looks best to
-            a model that knows nothing of speculative decoding, in the best case.
+        point: Point to launch.
+        gain: Largest expected growth of the hypervolume by a launch, as a share; None: the point
+            was drawn at random.
+        challenge: Whether that gain is too small and this is another launch: the one with the best
+            optimistic case in a model without knowledge of speculative decoding.
     """
 
     point: Point
@@ -74,11 +75,11 @@ class Proposal:
 
 
 def unit(space: Space, point: Point) -> list[float]:
-    """A point's place in the unit cube, as the model measures distances.
+    """Return the features of a point: its coordinates, by which the model measures distances.
 
-    n counts by its square root, since acceptance falls off with every position, and whether there
-    are drafts at all is a feature of its own: the step from 0 to 1 changes the whole program. Any
-    two choices are equally far apart.
+    n counts by its square root, because acceptance falls with every position. Whether there are
+    drafts is a separate feature, because the step from 0 to 1 changes the whole program. Any two
+    choices are equally far apart.
     """
     out: list[float] = []
     for name, p in space.params.items():
@@ -110,19 +111,19 @@ def propose(
     known: Callable[[Point], float] | None = None,
     pending: Sequence[Point] = (),
 ) -> Proposal:
-    """The launch that is worth most, of the launched points, the pending and the new ones.
+    """Return the launch of the largest gain, among the launched, the pending and the new points.
 
     Args:
-        space: The searched parameters.
-        launched: At least one.
-        new: Points that were not launched, are not pending and may be launched; different ones.
-        chances: That each of them can launch.
-        doubt_below: A smaller gain is not believed: see :class:`Proposal`.
+        space: Searched parameters.
+        launched: Launches so far, at least one.
+        new: Different points that may be launched, neither launched nor pending.
+        chances: Probability of each new point that it can launch.
+        doubt_below: Gain below which the belief is challenged; see :class:`Proposal`.
         fixed_n: n of all points, where it is not searched.
-        known: A number for each point that objectives may depend on (how well CUDA graphs cover
-            it); None: there is none.
-        pending: Of each launch whose outcome is not known yet, where; they are taken to succeed,
-            so that their points can be recommended and launched once more, as launched ones can.
+        known: Returns a number on which objectives may depend (how well CUDA graphs cover a point);
+            None: there is none.
+        pending: Points of the launches whose outcomes are not known yet. They are assumed to
+            succeed, so that their points can be recommended and launched again, as launched ones.
 
     Raises:
         ValueError: nothing was launched, or a cost is not finite.
@@ -141,23 +142,10 @@ def propose(
     variances = np.where(np.isfinite(variances), variances, _UNKNOWN)
 
     ns = np.array([int(q.get(N, fixed_n or 0)) for q in points])
-    prediction = Prediction.fit(
-        [
-            SpeculationLaunch(int(ns[i]), item.rate, item.per_position, item.acceptance_length)
-            for i, item in zip(at, launched, strict=True)
-            if item.rate is not None
-        ]
-    )
-    basis = [(np.ones(len(points)), 0.0, 1.0)]
-    if prediction is not None:
-        rates = {int(n): prediction.rate(int(n)) for n in np.unique(ns)}
-        slow = -np.log([rates[int(n)] for n in ns])
-        basis.append((slow - slow[at].mean(), 1.0, 0.4))
-    if known is not None:
-        given = np.array([known(q) for q in points])
-        basis.append((given - given[at].mean(), 0.0, 0.3))
+    prediction = _prediction(ns[at], launched)
+    basis = _basis(points, ns, at, prediction, known)
 
-    def beliefs(basis: Sequence[tuple[Floats, float, float]], scale: float) -> list[Belief]:
+    def beliefs(basis: Sequence[_Basis], scale: float) -> list[Belief]:
         out = []
         for y, v in zip(costs.T, variances.T, strict=True):
             level = float(y.mean())
@@ -174,27 +162,69 @@ def propose(
     best = int(value.argmax())
     if value[best] >= doubt_below or not new:
         return Proposal(points[best], float(value[best]))
-    # what a search without foreknowledge would try: the best case of what was not launched yet
+    # the challenge: the best optimistic case of the new points, without prior knowledge
     plain = beliefs(basis[:1], _SCALE)
     hopes = (potential(plain, reference) * chances)[recommendable:]
     return Proposal(new[int(hopes.argmax())], float(value[best]), challenge=True)
 
 
-def expecting(belief: Belief, pending: Ints) -> Belief:
-    """What is believed while launches are under way, before one knows what they give.
+def _prediction(ns: Ints, launched: Sequence[Observed]) -> Prediction | None:
+    """Return the prediction from acceptance by launches with these n; None: they do not suffice."""
+    return Prediction.fit(
+        [
+            SpeculationLaunch(int(n), item.rate, item.per_position, item.acceptance_length)
+            for n, item in zip(ns, launched, strict=True)
+            if item.rate is not None
+        ]
+    )
 
-    How sure one will be does not depend on the outcomes: a Gaussian's covariance is conditioned on
-    them unseen (Rasmussen and Williams, equation 2.24). The means stay, as if each launch gave what
-    is expected of it: the "kriging believer" of D. Ginsbourger, R. Le Riche, L. Carraro, "Kriging
-    is well-suited to parallelize optimization", 2010. The gain of one more launch is then that of
-    the last of a batch (J. Wu, P. Frazier, "The parallel knowledge gradient method for batch
-    Bayesian optimization", NIPS 2016), each chosen after the one before, without the mean over what
-    the pending ones may give.
+
+# Trend function at all points, expected coefficient and its standard deviation.
+_Basis = tuple[Floats, float, float]
+
+
+def _basis(
+    points: Sequence[Point],
+    ns: Ints,
+    at: Ints,
+    prediction: Prediction | None,
+    known: Callable[[Point], float] | None,
+) -> list[_Basis]:
+    """Return the trend: a constant, the prediction and the known number, where there are such.
 
     Args:
-        belief: By what was measured.
-        pending: The place of each such launch among the points of the belief's covariance; a point
-            that is to be launched twice stands twice.
+        points: All points.
+        ns: n of each point.
+        at: Index of each launch's point.
+        prediction: Prediction from acceptance.
+        known: As in :func:`propose`.
+    """
+    basis: list[_Basis] = [(np.ones(len(points)), 0.0, 1.0)]
+    if prediction is not None:
+        rates = {int(n): prediction.rate(int(n)) for n in np.unique(ns)}
+        slow = -np.log([rates[int(n)] for n in ns])
+        basis.append((slow - slow[at].mean(), 1.0, 0.4))
+    if known is not None:
+        given = np.array([known(q) for q in points])
+        basis.append((given - given[at].mean(), 0.0, 0.3))
+    return basis
+
+
+def expecting(belief: Belief, pending: Ints) -> Belief:
+    """Return the belief after pending launches whose outcomes are not known yet.
+
+    A Gaussian's covariance after a launch does not depend on its outcome (Rasmussen and Williams,
+    equation 2.24). The means stay, as if each launch had its expected outcome: the "kriging
+    believer" of D. Ginsbourger, R. Le Riche, L. Carraro, "Kriging is well-suited to parallelize
+    optimization", 2010. The gain of one more launch is then that of the last of a batch (J. Wu,
+    P. Frazier, "The parallel knowledge gradient method for batch Bayesian optimization", NIPS
+    2016), whose launches are chosen one after the other, without the mean over the outcomes of the
+    pending ones.
+
+    Args:
+        belief: Belief by the measured launches.
+        pending: Index of each pending launch among the rows of the belief's covariance; a point
+            that is launched twice has two entries.
     """
     rows = belief.covariance[pending]
     gain = np.linalg.solve(rows[:, pending] + belief.noise * np.eye(len(pending)), rows)

@@ -1,12 +1,12 @@
-"""The proposer of a study: only points that can launch, and of those the one that is worth most.
+"""The proposer of a study: of the points that can launch, the one with the largest expected gain.
 
-The first trials are planned (:func:`seed_points`): the baseline, the largest n, whose acceptance at
-every position tells most about all others, and a small one, for the time that a step takes. From
-then on :mod:`autotune.search.model` chooses, among all points that the rules allow and that no
-crash speaks against, launched ones included: those are then launched once more.
+The first trials are planned (:func:`seed_points`): the baseline, the largest n, and a small n. The
+acceptance of the largest n at each position says most about all other n; the small n shows the time
+of a step. Then :mod:`autotune.search.model` chooses among all points that the rules allow and that
+are not likely to crash. Launched points are among them; they are then launched again.
 
-A fit to t trials takes t³ operations, and memory for t²: the model sees ``MODEL_TRIALS`` trials at
-most; :func:`informative` says which.
+A fit to t trials takes t³ operations and memory for t² numbers. Therefore the model sees at most
+``MODEL_TRIALS`` trials, which :func:`informative` selects.
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ from autotune.errors import FailureKind
 from autotune.search.crashes import CrashModel
 from autotune.search.front import Direction
 from autotune.search.model import Observed, Proposal, propose, unit
+from autotune.stats.measurement import Floats
 from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
 
-# Seeds beside the baseline: n, and the level of every other parameter from 0 to 1; None: the
-# baseline's, so that nothing but n differs.
+# Seeds after the baseline: n, and the level of every other parameter from 0 to 1; None: the
+# baseline's value, so that only n differs.
 _SEEDS = ((15, None), (3, 0.5))
-# What the model is fitted to at most.
+# Largest number of trials that the model is fitted to.
 MODEL_TRIALS = 200
-# For spaces with a real-valued parameter: how often a random point is drawn before giving up.
+# Number of random points that are drawn before giving up, if a parameter is real-valued.
 _DRAWS = 10_000
-# So many points are compared in one proposal; of a larger space a random part, another each time.
+# Largest number of points in one proposal; of a larger space each proposal has another random part.
 _MOST_CANDIDATES = 1500
-# A smaller expected gain, as a share of the hypervolume, makes the model doubt itself …
+# Expected gain, as a share of the hypervolume, below which the model is challenged …
 _DOUBT = 0.005
-# … and so many launches in doubt, one after the other, end the search.
+# … and number of challenges in a row that end the search.
 CHALLENGES = 3
 
 
 class SearchEnds(Exception):
-    """There is nothing that should be launched."""
+    """No point should be launched."""
 
 
 class Converged(SearchEnds):
     """No launch is expected to be worth its time.
 
     Attributes:
-        gain: Of the best one: growth of the hypervolume, as a share.
+        gain: Expected growth of the hypervolume by the best launch, as a share.
     """
 
     def __init__(self, gain: float) -> None:
@@ -61,7 +62,7 @@ class SpaceExhausted(SearchEnds):
 
 
 def grid_points(space: Space) -> list[dict[str, Value]]:
-    """Every point that is a launch of its own, the small ones of the first parameter first.
+    """Return every point that is a distinct launch, by ascending values of the first parameter.
 
     Raises:
         ValueError: one parameter is real-valued.
@@ -75,11 +76,12 @@ def grid_points(space: Space) -> list[dict[str, Value]]:
 def seed_points(
     space: Space, baseline: Point, feasible: Callable[[Point], bool]
 ) -> list[dict[str, Value]]:
-    """The baseline, then up to two points that show the space to the model.
+    """Return the baseline, then up to two points that show the space to the model.
 
     Args:
-        baseline: The first trial, usually n = 0.
-        feasible: Whether the rules allow a point; seeds are moved to where they do.
+        space: Searched parameters.
+        baseline: Point of the first trial, usually with n = 0.
+        feasible: Returns whether the rules allow a point; other seeds move to the nearest that is.
     """
     seeds = [dict(baseline)]
     for i, (n, level) in enumerate(_SEEDS):
@@ -105,9 +107,9 @@ def seed_points(
 def nearest(
     space: Space, point: Point, allowed: Callable[[Point], bool]
 ) -> dict[str, Value] | None:
-    """The allowed point that is nearest in the unit cube of encoded values; None if none is.
+    """Return the allowed point that is nearest by the model's features; None: none is allowed.
 
-    Where one parameter is real-valued, the nearest of the given point and random draws.
+    If a parameter is real-valued, it is the nearest of the given point and random ones.
     """
     if allowed(point):
         return dict(point)
@@ -126,20 +128,21 @@ def nearest(
 def informative(
     trials: Sequence[FrozenTrial], directions: Sequence[Direction], most: int
 ) -> list[FrozenTrial]:
-    """The measured trials that a model of at most ``most`` trials is fitted to.
+    """Return the measured trials that a model of at most ``most`` trials is fitted to.
 
-    Half of them are the best: those that the fewest others dominate (C. M. Fonseca, P. J. Fleming,
-    "Genetic algorithms for multiobjective optimization", ICGA 1993, rank by this number), so the
-    front first, and the latest first where that is equal. The other half are the latest of the
-    rest: where the search has been lately, also in vain, so that it does not go there again.
+    Half of them are the best: those that the fewest others dominate, so the Pareto front first (C.
+    M. Fonseca, P. J. Fleming, "Genetic algorithms for multiobjective optimization", ICGA 1993, rank
+    by this number). Of equal ones the latest come first. The other half are the latest of the
+    remaining trials. They show where the search has been, also without success, so that it does not
+    return there.
 
     Args:
-        trials: Complete ones.
-        directions: What is better, for each objective.
-        most: At least 1.
+        trials: Complete trials.
+        directions: Better direction of each objective.
+        most: Largest number of trials, at least 1.
 
     Returns:
-        In the order in which they were given; all of them if there are no more than ``most``.
+        The selected trials in the given order; all of them if there are no more than ``most``.
     """
     if len(trials) <= most:
         return list(trials)
@@ -155,7 +158,7 @@ def informative(
 
 
 class PointSet:
-    """Points, to be asked whether one is among them."""
+    """A set of points."""
 
     def __init__(self, points: Iterable[Point]) -> None:
         self._keys = {frozenset(q.items()) for q in points}
@@ -167,7 +170,7 @@ class PointSet:
 def tried_points(
     space: Space, trials: Iterable[FrozenTrial], pending: Iterable[Point] = ()
 ) -> PointSet:
-    """The points of those trials that have one, and those that will be launched anyway."""
+    """Return the points of the trials that have one, and the pending points."""
     tried = (space.decode(t.params) for t in trials if space.has_point(t.params))
     return PointSet(itertools.chain(tried, pending))
 
@@ -190,16 +193,17 @@ def _random_points(space: Space, rng: np.random.Generator) -> Iterator[dict[str,
 def launched_of(
     space: Space, trials: Sequence[FrozenTrial], directions: Sequence[Direction]
 ) -> list[Observed]:
-    """Measured trials as the model sees them.
+    """Return measured trials as the model sees them.
 
     Args:
-        trials: Complete ones, each with a point.
-        directions: What is better, for each objective.
+        space: Searched parameters.
+        trials: Complete trials, each with a point.
+        directions: Better direction of each objective.
     """
     values = np.array([t.values for t in trials], dtype=np.float64)
     sign = np.array([-1.0 if d == "maximize" else 1.0 for d in directions])
     positive = np.all(values > 0, axis=0).reshape(-1)
-    # an objective that can be zero or negative has no shares: its own spread is the measure
+    # an objective that can be zero or negative has no logarithm: its unit is its own spread
     spread = np.maximum(values.std(axis=0), 1e-9)
     costs = sign * np.where(positive, np.log(np.where(positive, values, 1.0)), values / spread)
     out = []
@@ -229,16 +233,17 @@ class Proposer:
     """Propose the launches of one study.
 
     Args:
-        space: The searched parameters.
-        infeasible: Why the rules forbid a point, or None.
-        directions: What is better, for each objective.
+        space: Searched parameters.
+        infeasible: Returns why the rules forbid a point, or None.
+        directions: Better direction of each objective.
         method: ``gp`` or ``random``; a grid needs no proposer.
-        seed: Together with the number of trials, pending ones included, it decides every draw, so
-            that a resumed study does not replay the draws of its beginning.
-        stop_below: The search has converged when no launch is expected to gain more, as a share of
-            the hypervolume; 0: never.
+        seed: Seed of every random draw, together with the number of trials, including running
+            ones. So a resumed study does not repeat the draws of its beginning.
+        stop_below: Expected gain of a launch, as a share of the hypervolume, below which the search
+            has converged; 0: never.
         fixed_n: n of all points, where it is not searched.
-        known: See :func:`autotune.search.model.propose`.
+        known: Returns a number on which objectives may depend, or None; see
+            :func:`autotune.search.model.propose`.
     """
 
     def __init__(
@@ -266,37 +271,21 @@ class Proposer:
         """Return the next launch after ``trials`` and ``running``.
 
         Args:
-            trials: Those that ended; others count as tried and say nothing.
-            running: Points that are launched before this one, with outcomes that nobody knows yet;
-                a batch is proposed one by one, each with those before it as running.
+            trials: Trials that have ended; trials in another state count as tried only.
+            running: Points of launches before this one whose outcomes are not known yet. A batch is
+                proposed one by one, each with those before it as running.
 
         Raises:
             SpaceExhausted: every point that can launch has been tried or is running.
-            Converged: no launch is expected to gain ``stop_below``; with running ones: next to
-                what they are expected to gain.
+            Converged: no launch is expected to gain ``stop_below``, in addition to the running
+                ones.
         """
         tried = tried_points(self._space, trials, running)
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
         rng = np.random.default_rng([self._seed, len(trials) + len(running)])
-        new = self._new_points(tried, rng)
+        new, chances = self._safe(self._new_points(tried, rng), trials)
         if not new:
             raise SpaceExhausted
-        crashes = CrashModel(
-            self._space,
-            [self._space.decode(t.params) for t in complete],
-            [
-                (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
-                for t in trials
-                if crashed(t) and self._space.has_point(t.params)
-            ],
-        )
-        safe = ~crashes.all_avoided(new)
-        chance = crashes.chances(new)
-        if not safe.any():  # a gamble is left: the safest one, unless it is known to fail
-            safe = (chance > 0.5) & (chance == chance.max())
-        if not safe.any():
-            raise SpaceExhausted
-        new = [q for q, s in zip(new, safe, strict=True) if s]
         if self._method != "gp" or len(complete) < 2:
             return Proposal(new[int(rng.integers(len(new)))])
         seen = informative(complete, self._directions, MODEL_TRIALS)
@@ -305,7 +294,7 @@ class Proposer:
             self._space,
             launched,
             new,
-            chance[safe],
+            chances,
             self._stop_below or _DOUBT,
             self._fixed_n,
             self._known,
@@ -316,8 +305,32 @@ class Proposer:
             raise Converged(found.gain)
         return found
 
+    def _safe(
+        self, new: Sequence[dict[str, Value]], trials: Sequence[FrozenTrial]
+    ) -> tuple[list[dict[str, Value]], Floats]:
+        """Return the points that are not too likely to crash, and their chances to launch.
+
+        If all points are, it is the most likely one to launch, if its chance is above 50 %.
+        """
+        if not new:
+            return [], np.empty(0)
+        crashes = CrashModel(
+            self._space,
+            [self._space.decode(t.params) for t in trials if t.state == TrialState.COMPLETE],
+            [
+                (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
+                for t in trials
+                if crashed(t) and self._space.has_point(t.params)
+            ],
+        )
+        safe = ~crashes.all_avoided(new)
+        chances = crashes.chances(new)
+        if not safe.any():
+            safe = (chances > 0.5) & (chances == chances.max())
+        return [q for q, s in zip(new, safe, strict=True) if s], chances[safe]
+
     def _new_points(self, tried: PointSet, rng: np.random.Generator) -> list[dict[str, Value]]:
-        """Untried points that the rules allow; of a large space a random part."""
+        """Return untried points that the rules allow; of a large space a random part."""
         if self._feasible is not None:
             new = [q for q in self._feasible if q not in tried]
             if len(new) > _MOST_CANDIDATES:
@@ -331,7 +344,7 @@ class Proposer:
 
     @cached_property
     def _feasible(self) -> list[dict[str, Value]] | None:
-        """Every point that the rules allow; None where one parameter is real-valued."""
+        """Every point that the rules allow; None: a parameter is real-valued."""
         points = self._space.points()
         if points is None:
             return None
@@ -340,13 +353,13 @@ class Proposer:
 
 
 def _challenges(trials: Sequence[FrozenTrial]) -> int:
-    """How many of the last trials of a search were challenges, one after the other."""
+    """Return how many of the last trials of a search were challenges in a row."""
     searched = [t for t in trials if "confirms" not in t.user_attrs]
     last = itertools.takewhile(lambda t: t.user_attrs.get("challenge"), reversed(searched))
     return sum(1 for _ in last)
 
 
 def crashed(trial: FrozenTrial) -> bool:
-    """Whether a trial's launch failed, unforeseen by any rule."""
+    """Return whether a trial's launch failed and no rule had foreseen it."""
     kind = trial.user_attrs.get("failure_kind")
     return trial.state == TrialState.FAIL and kind is not None and kind != FailureKind.INFEASIBLE

@@ -1,20 +1,31 @@
-"""What is believed of one objective at points that were not launched: a Gaussian process.
+"""Belief of one objective at points that were not launched: a Gaussian process.
+
+=========  ========================================================================================
+symbol     meaning
+=========  ========================================================================================
+x          features of a point, each from 0 to 1
+y          logarithm of an objective, so that all differences are shares
+h_j, b_j   trend function j and its coefficient
+f          the part of y that the trend does not explain
+s, k       standard deviation of f, and its correlation: Matérn 5/2, one length scale a feature
+r          distance of two points in units of the length scales
+noise      deviation of a launch from its point
+=========  ========================================================================================
 
     y(x) = Σ_j b_j·h_j(x) + f(x) + noise,   b_j ~ N(mean_j, sd_j²),   f ~ GP(0, s²·k)
 
-y is the logarithm of an objective, so that everything is in shares. The *trend* functions h carry
-what is known beforehand: a constant, the prediction from acceptance (its coefficient is expected
-to be 1; where the prediction is wrong the data move it, and f takes over), how well the CUDA graphs
-cover a point. k is Matérn 5/2 with a length scale for each feature. The noise of a launch is its
-own measured variance (the interval of its requests) plus what launches of one point differ by,
-which is learnt: a launch measured with few requests counts less.
+The *trend* functions contain prior knowledge: a constant, the prediction from acceptance, and how
+well the CUDA graphs cover a point. The coefficient of the prediction is expected to be 1. Where the
+prediction is wrong the data change the coefficient, and f explains the rest. The variance of the
+noise is the launch's own measured variance (the interval of its requests) plus that between
+launches of one point, which is fitted. So a launch measured with few requests counts less.
 
 The coefficients are integrated out (C. E. Rasmussen, C. K. I. Williams, "Gaussian Processes for
-Machine Learning", MIT Press 2006, section 2.7); length scales, s and the scatter between launches
-maximise the posterior under log-normal priors, since ten launches alone do not tell them (section
-5.4.1; gradients are those of equation 5.9). BoTorch and scikit-learn were looked at: the one takes
-half a second for a fit that takes 10 ms here, which a replay of 10,000 studies does not survive,
-the other has neither priors nor a trend with uncertain coefficients.
+Machine Learning", MIT Press 2006, section 2.7). Length scales, s and the standard deviation between
+launches maximize the posterior under log-normal priors, because ten launches alone do not determine
+them (section 5.4.1; gradients are those of equation 5.9). BoTorch needs half a second for a fit
+that takes 10 ms here, which is too slow to replay 10,000 studies. scikit-learn has neither priors
+nor a trend with uncertain coefficients.
 """
 
 from __future__ import annotations
@@ -29,10 +40,10 @@ from scipy.optimize import minimize
 
 from autotune.stats.measurement import Floats
 
-# Log-normal priors: median and the standard deviation of the logarithm.
-_LENGTH = (0.4, 0.8)  # of a feature that runs from 0 to 1
-_BETWEEN = (0.03, 0.4)  # launches of one point; 10 to 20 % were seen (vLLM issue #53436), 3 % often
-_BOUNDS = 4.0  # no hyperparameter leaves its median by more standard deviations
+# Log-normal priors: the median, and the standard deviation of the logarithm.
+_LENGTH = (0.4, 0.8)  # length scale of a feature from 0 to 1
+_BETWEEN = (0.03, 0.4)  # between launches; 10 to 20 % were seen (vLLM issue #53436), 3 % often
+_BOUNDS = 4.0  # largest distance of a hyperparameter from its median, in standard deviations
 _JITTER = 1e-8
 _SQRT5 = math.sqrt(5)
 
@@ -42,9 +53,9 @@ class Trend:
     """One function of the trend.
 
     Attributes:
-        values: At the observed points.
+        values: Values at the observed launches, of shape (launches,).
         mean: Expected coefficient.
-        sd: How sure that is.
+        sd: Standard deviation of the coefficient.
     """
 
     values: Floats
@@ -54,10 +65,10 @@ class Trend:
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A fitted process; made by :func:`fit`.
+    """A fitted process; :func:`fit` makes it.
 
     Attributes:
-        lengths: Length scale of each feature.
+        lengths: Length scales, of shape (features,).
         scale: Standard deviation of f.
         between: Standard deviation between launches of one point.
     """
@@ -73,15 +84,15 @@ class Surrogate:
     def posterior(
         self, x: Floats, trends: Sequence[Floats], first: int
     ) -> tuple[Floats, Floats, Floats]:
-        """Mean, variance and covariance of the noiseless objective.
+        """Return mean, variance and covariance of the objective's logarithm without noise.
 
         Args:
-            x: Points × features.
-            trends: The trend functions at those points, in the order of the fit.
-            first: Of how many points, the first ones, the covariance with all is wanted.
+            x: Features of the points, of shape (points, features).
+            trends: Trend functions at those points, in the order of the fit.
+            first: Number of the first points whose covariance with all points is returned.
 
         Returns:
-            Of shapes (points,), (points,) and (first, points).
+            Arrays of shapes (points,), (points,) and (first, points).
         """
         mean = _trend_mean(self._trends, trends)
         cross = self._prior(self._x, [t.values for t in self._trends], x, trends)
@@ -108,14 +119,15 @@ class Surrogate:
 def fit(
     x: Floats, y: Floats, variances: Floats, trends: Sequence[Trend], scale: float
 ) -> Surrogate:
-    """Fits the process to what was measured.
+    """Fit the process to measured launches.
 
     Args:
-        x: Launches × features, each from 0 to 1; a point that was launched twice stands twice.
-        y: Logarithms of the objective.
-        variances: Of y, within its launch.
-        trends: What is known beforehand.
-        scale: How large f is expected to be.
+        x: Features, of shape (launches, features), each from 0 to 1; a point that was launched
+            twice has two rows.
+        y: Logarithms of the objective, of shape (launches,).
+        variances: Variances of ``y`` within the launches, of shape (launches,).
+        trends: Trend functions: prior knowledge.
+        scale: Median of the prior of s.
 
     Raises:
         ValueError: there is no launch, or a number is not finite.
@@ -132,7 +144,7 @@ def fit(
     squares = (x[:, None, :] - x[None, :, :]) ** 2
 
     def loss(z: Floats) -> tuple[float, Floats]:
-        """Minus the log posterior, and its gradient, in standardised logarithms."""
+        """Return minus the log posterior and its gradient, in standardized logarithms."""
         theta = np.exp(medians + spreads * z)
         scaled = squares / theta[:features] ** 2
         r = np.sqrt(scaled.sum(axis=2))

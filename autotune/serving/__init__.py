@@ -1,4 +1,4 @@
-"""Owns a server from birth to proof of death; nothing else in autotune touches processes."""
+"""Processes on this host: a server from its start to the proof of its end, and what it runs on."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from autotune._lazy import importer
 if TYPE_CHECKING:
     from autotune.serving.logs import LogFolder
     from autotune.serving.orphans import LivingLaunch, end_living, living_launches
-    from autotune.serving.process_tree import Identity, StopError, boot_id, end_leftover
+    from autotune.serving.process_tree import Identity, boot_id, end_orphan
     from autotune.serving.server import Server, StopReport
-    from autotune.serving.warm_start import TEMPLATE, WarmStart
+    from autotune.serving.warm_start import FORK_SERVER, WarmStart
 
 __all__ = [
-    "TEMPLATE",
+    "FORK_SERVER",
     "Identity",
     "LivingLaunch",
     "LogFolder",
     "Server",
-    "StopError",
     "StopReport",
     "WarmStart",
     "boot_id",
-    "end_leftover",
     "end_living",
+    "end_orphan",
     "living_launches",
 ]
 
@@ -36,12 +35,11 @@ __getattr__ = importer(
         "end_living": "orphans",
         "living_launches": "orphans",
         "Identity": "process_tree",
-        "StopError": "process_tree",
         "boot_id": "process_tree",
-        "end_leftover": "process_tree",
+        "end_orphan": "process_tree",
         "Server": "server",
         "StopReport": "server",
-        "TEMPLATE": "warm_start",
+        "FORK_SERVER": "warm_start",
         "WarmStart": "warm_start",
     },
 )

@@ -1,22 +1,27 @@
-"""A process that has imported vLLM, and forks a guard with its server for every launch.
+"""The fork server: imports vLLM once, and forks a supervisor with its server for every launch.
 
-Run by :mod:`autotune.serving.warm_start` in the vLLM's own Python as ``python _template.py OWNER FD
-ENTRY CPUS`` in a session of its own; OWNER is its owner's pid, FD a ``SOCK_SEQPACKET`` socket to
-it, ENTRY the module or the console script that starts a server, CPUS the numbers of those that a
-server may use. One packet answers the imports: ``{"ready": true}``, or ``{"unfit": "why"}``. Then,
-for each launch, a packet ``{"bytes": …}`` comes with four files: stdin and stdout of a guard
-(:mod:`autotune.serving.guard`), the log, and a pidfd of the owner; the answer is the guard's
-``{"pid": …}``. So many bytes come first on the guard's stdin, the server's environment as JSON,
-which may be larger than a packet. The end of the socket is the end of the process, and so is its
-owner's death; guards and their servers live on, and end as all guards do.
+:mod:`autotune.serving.warm_start` runs this file in vLLM's Python, in a session of its own, as
+``python _fork_server.py OWNER FD ENTRY CPUS``:
 
-The fork is safe because nothing that a child could miss exists yet: no thread but harmless ones, no
-CUDA context, no OpenMP team (:func:`obstacle` looks). In the server, EngineCore and workers are
-forked, too: on GPUs where CUDA's driver allows it (:func:`let_engine_fork`). On a CPU vLLM insists
+- OWNER is the pid of its owner.
+- FD is a ``SOCK_SEQPACKET`` socket to the owner.
+- ENTRY is the module or the console script that starts a server.
+- CPUS are the numbers of the cores that a server may use.
+
+One packet answers the imports: ``{"ready": true}``, or ``{"unfit": "why"}``. Then a packet
+``{"bytes": …}`` comes for each launch, with four files: stdin and stdout of a supervisor
+(:mod:`autotune.serving.supervisor`), the log, and a pidfd of the owner. The answer is the
+supervisor's ``{"pid": …}``. The supervisor's stdin begins with that number of bytes: the server's
+environment as JSON, which may be larger than a packet. The fork server ends with the socket, and
+with its owner. Supervisors and their servers live on, and end as all supervisors do.
+
+The fork is safe because nothing that a child could miss exists yet: no thread except harmless ones,
+no CUDA context, no OpenMP team (:func:`obstacle` checks). In the server, EngineCore and workers are
+forked too: on GPUs where CUDA's driver allows it (:func:`let_engine_fork`). On a CPU vLLM insists
 on ``spawn``, because OpenMP reads its settings when its library is loaded, and then binds the
-process to a core; those of a worker differ from the other processes'. So this process is started
-with what vLLM gave the worker of an earlier launch, and :func:`let_workers_fork` lets vLLM fork
-where it would give the same again.
+process to a core. The settings of a worker differ from those of the other processes. So the fork
+server starts with what vLLM gave the worker of an earlier launch, and :func:`let_workers_fork` lets
+vLLM fork where it would give the same again.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ from typing import Any, NoReturn
 
 LAUNCH_VARIABLE = "AUTOTUNE_LAUNCH"
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
-# What OpenMP reads when its library is loaded, and vLLM sets for a worker on CPUs
+# Variables that OpenMP reads when its library is loaded, and that vLLM sets for a worker on CPUs
 # (vllm/utils/ompmultiprocessing.py).
 OPENMP = (
     "LD_PRELOAD",
@@ -57,8 +62,8 @@ OPENMP = (
     "KMP_BLOCKTIME",
     "KMP_TPAUSE",
 )
-# What a server imports beside its entry, later and in other processes; by vLLM's version some of
-# them do not exist.
+# Modules that a server imports in addition to its entry, later and in other processes. Some do not
+# exist in every version of vLLM.
 MORE = (
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
@@ -73,25 +78,24 @@ MORE = (
 )
 MORE_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner")
 MORE_CUDA = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner")
-# Threads of libraries that vLLM itself has when it forks EngineCore: the NVIDIA driver's, which a
-# child with a context of its own starts anew, and that of the allocator of pyarrow, which knows of
-# forks.
+# Threads of libraries that vLLM too has when it forks EngineCore: those of the NVIDIA driver, which
+# a child with its own context starts again, and that of pyarrow's allocator, which handles forks.
 HARMLESS = ("cuda", "jemalloc_bg_thd")
-FILES = 4  # that come with a launch
+FILES = 4  # number of files that come with a launch
 PACKET = 1 << 16
 
 
 class _InServer(BaseException):
-    """Carries the forked server out of its guard's frames, to the bottom of the stack."""
+    """Takes the forked server out of its supervisor's frames, to the bottom of the stack."""
 
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
 
 
-def load_guard() -> ModuleType:
-    """The module beside this one, whose package vLLM's Python may not have."""
-    path = Path(__file__).with_name("guard.py")
-    spec = importlib.util.spec_from_file_location("autotune_guard", path)
+def load_supervisor() -> ModuleType:
+    """Load the supervisor, whose package vLLM's Python may not have."""
+    path = Path(__file__).with_name("supervisor.py")
+    spec = importlib.util.spec_from_file_location("autotune_supervisor", path)
     if spec is None or spec.loader is None:
         raise ImportError(str(path))
     module = importlib.util.module_from_spec(spec)
@@ -100,7 +104,7 @@ def load_guard() -> ModuleType:
 
 
 def import_vllm(entry: str) -> None:
-    """Imports what a server will need; what this vLLM has not is left out."""
+    """Import the modules that a server needs; those that this vLLM does not have are left out."""
     script = Path(entry).is_absolute()
     importlib.import_module("vllm.entrypoints.cli.serve" if script else entry)
     from vllm.platforms import current_platform
@@ -110,11 +114,11 @@ def import_vllm(entry: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError as e:
-            sys.stderr.write(f"not imported ahead: {name}: {e}\n")
+            sys.stderr.write(f"not imported: {name}: {e}\n")
 
 
 def obstacle() -> str | None:
-    """Why this process must not be forked, or None."""
+    """Return why this process must not be forked, or None."""
     import torch
 
     tasks = [x for x in Path("/proc/self/task").iterdir() if x.name != str(os.getpid())]
@@ -128,9 +132,10 @@ def obstacle() -> str | None:
 
 
 def engine_can_fork() -> bool:
-    """Whether a child of this process can use the GPUs: nobody has initialised CUDA's driver here.
+    """Return whether a child of this process can use the GPUs.
 
-    The driver itself says so: any call of it answers CUDA_ERROR_NOT_INITIALIZED (3) then.
+    It can if CUDA's driver is not initialized here: any call then answers
+    CUDA_ERROR_NOT_INITIALIZED (3).
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -140,12 +145,15 @@ def engine_can_fork() -> bool:
 
 
 def start_tracker() -> None:
-    """As spawning does; EngineCore's own would be killed with it, and leave shared memory."""
+    """Start the resource tracker, as spawning does.
+
+    EngineCore's own tracker would be killed with it, and leave shared memory behind.
+    """
     resource_tracker.ensure_running()
 
 
 def keep_no_ports() -> None:
-    """Has a forked EngineCore let go of the API server's ports."""
+    """Make a forked EngineCore release the API server's ports."""
     from vllm.v1.engine.core import EngineCoreProc
 
     holding = EngineCoreProc.run_engine_core
@@ -160,9 +168,9 @@ def keep_no_ports() -> None:
 
 
 def let_engine_fork() -> None:
-    """Has vLLM's server fork EngineCore on GPUs, as vLLM's library does, where that is safe.
+    """Let vLLM's server fork EngineCore on GPUs, as vLLM's library does, where that is safe.
 
-    The server's entry (``cli_env_setup``) prefers ``spawn`` only where nobody has said otherwise.
+    The server's entry (``cli_env_setup``) prefers ``spawn`` only where the variable is not set.
     """
     from vllm.platforms import current_platform
 
@@ -173,12 +181,12 @@ def let_engine_fork() -> None:
 
 
 def openmp(environ: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that OpenMP reads."""
+    """Return the variables of an environment that OpenMP reads."""
     return {k: environ[k] for k in OPENMP if k in environ}
 
 
 def set_title(title: str) -> None:
-    """Names this process in the process list, where vLLM has what it names its own with."""
+    """Name this process in the process list, where vLLM's Python has setproctitle."""
     with contextlib.suppress(ImportError):
         import setproctitle
 
@@ -186,29 +194,29 @@ def set_title(title: str) -> None:
 
 
 def leave_ports() -> None:
-    """Lets go of the ports that the API server has bound, none of which a spawned process has.
+    """Release the ports that the API server has bound; a spawned process has none of them.
 
-    Otherwise vLLM finds EngineCore on its own port when it ends, and may stumble over it.
+    Otherwise vLLM finds EngineCore on its own port when it ends, which can make it fail.
     """
     nothing = os.open(os.devnull, os.O_RDWR)
     for path in list(Path("/proc/self/fd").iterdir()):
-        if not path.is_socket():  # or the listing's own, which is closed by now
+        if not path.is_socket():  # or it is the listing's own file, which is closed by now
             continue
         fd = int(path.name)
         with socket.socket(fileno=os.dup(fd)) as s:
             tcp = s.family in {socket.AF_INET, socket.AF_INET6} and s.type == socket.SOCK_STREAM
             bound = tcp and s.getsockname()[1] != 0
         if bound:
-            os.dup2(nothing, fd)  # not close(): some object still thinks that it is its own
+            os.dup2(nothing, fd)  # not close(): an object still owns the number
     os.close(nothing)
 
 
 def let_workers_fork(at_exec: Mapping[str, str], bound: set[int]) -> None:
-    """Has vLLM fork its processes on CPUs where OpenMP's settings would be the same as here.
+    """Let vLLM fork its processes on CPUs where OpenMP's settings would be the same as here.
 
     Args:
-        at_exec: The environment that this process, and so its OpenMP, was started with.
-        bound: The cores that OpenMP bound this process to meanwhile, as it would a worker.
+        at_exec: Environment that this process, and so its OpenMP, was started with.
+        bound: Cores that OpenMP has bound this process to, as it would bind a worker.
     """
     from vllm.platforms import current_platform
 
@@ -222,11 +230,11 @@ def let_workers_fork(at_exec: Mapping[str, str], bound: set[int]) -> None:
     def check_and_update_config(cls: type, vllm_config: Any) -> None:
         same = os.environ.get(METHOD) == "fork" and multiprocessing.parent_process() is not None
         forced(cls, vllm_config)
-        if same:  # the API server has looked
+        if same:  # the API server has compared
             os.environ[METHOD] = "fork"
             return
         if vllm_config.parallel_config.world_size > 1:
-            return  # every rank has settings of its own
+            return  # every rank has its own settings
         with OMPProcessManager(vllm_config).configure_omp_envs(rank=0, local_rank=0):
             same = openmp(os.environ) == openmp(at_exec)
         if same:
@@ -244,19 +252,19 @@ def let_workers_fork(at_exec: Mapping[str, str], bound: set[int]) -> None:
     def worker_main(*args: Any, **kwargs: Any) -> None:
         if os.environ.get(METHOD) == "fork":
             os.sched_setaffinity(0, bound)
-            gc.unfreeze()  # vLLM itself freezes the other processes, but not this one
+            gc.unfreeze()  # vLLM freezes the other processes, but not this one
         unbound(*args, **kwargs)
 
     WorkerProc.worker_main = staticmethod(worker_main)
 
 
 def mark(launch_id: str) -> None:
-    """Writes the launch into /proc/PID/environ, where its processes are looked for.
+    """Write the launch id into /proc/PID/environ, where its processes are looked for.
 
-    That is the memory which the kernel laid out at exec; Python's own copy does not change it.
+    It is the memory that the kernel laid out at exec. A change of Python's copy does not reach it.
 
     Raises:
-        RuntimeError: the mark of the exec is not there, or has another length.
+        RuntimeError: the id of the exec is not there, or has another length.
     """
     stat = Path("/proc/self/stat").read_text(errors="replace").rpartition(")")[2].split()
     start, end = int(stat[47]), int(stat[48])  # fields 50 and 51 of `man 5 proc`
@@ -268,31 +276,37 @@ def mark(launch_id: str) -> None:
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:
-    """What was set in an environment, and with None what was taken out of it."""
+    """Return the variables that were set, and with None those that were removed."""
     names = before.keys() | after.keys()
     return {k: after.get(k) for k in names if before.get(k) != after.get(k)}
 
 
 def read_environment(size: int, imported: Mapping[str, str | None]) -> dict[str, str]:
-    """The environment that a server has once it has imported vLLM.
+    """Return the environment that a server has once it has imported vLLM.
 
     Args:
-        size: Bytes of JSON on stdin, no more of which are read.
-        imported: What the imports change in an environment.
+        size: Bytes of JSON on stdin; no more are read.
+        imported: Changes of the imports, as :func:`changes` returns them.
     """
     data = b""
     while len(data) < size:
         if not (more := os.read(0, size - len(data))):
-            os._exit(0)  # the owner died, or thought better of it
+            os._exit(0)  # the owner died, or gave the launch up
         data += more
     env = {**json.loads(data), **imported}
     return {k: v for k, v in env.items() if v is not None}
 
 
-def become_guard(
-    guard: Any, size: int, files: list[int], imported: Mapping[str, str | None]
+def become_supervisor(
+    supervisor: Any, size: int, files: list[int], imported: Mapping[str, str | None]
 ) -> NoReturn:
-    """Turns a forked process into the guard of a launch; its server leaves by an exception.
+    """Turn a forked process into the supervisor of a launch; its server leaves by an exception.
+
+    Args:
+        supervisor: The module of the supervisor.
+        size: Bytes of the environment on stdin.
+        files: Files of the launch, as the module docstring lists them.
+        imported: Changes of the imports, as :func:`changes` returns them.
 
     Raises:
         _InServer: in the server.
@@ -306,14 +320,14 @@ def become_guard(
     mark(env[LAUNCH_VARIABLE])
     os.environ.clear()
     os.environ.update(env)
-    set_title(f"{sys.executable} {guard.__file__}")
+    set_title(f"{sys.executable} {supervisor.__file__}")
 
     def spawn(argv: list[str], in_child: Callable[[], None]) -> int:
         ready, begun = os.pipe()
         pid = os.fork()
         if pid:
             os.close(begun)
-            os.read(ready, 1)  # its end: what must be done first is done
+            os.read(ready, 1)  # its end: ``in_child`` is done
             os.close(ready)
             return pid
         os.close(ready)
@@ -331,18 +345,18 @@ def become_guard(
         os.dup2(2, 1)
         raise _InServer(argv)
 
-    guard.watch(owner=owner, spawn=spawn)
+    supervisor.watch(owner=owner, spawn=spawn)
     os._exit(0)
 
 
-def serve(sock: socket.socket, guard: Any, imported: Mapping[str, str | None]) -> None:
-    """Forks a guard for every packet; returns at the end of the socket.
+def serve(sock: socket.socket, supervisor: Any, imported: Mapping[str, str | None]) -> None:
+    """Fork a supervisor for every packet; return at the end of the socket.
 
     Raises:
         _InServer: in the forked server of a launch.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # guards that end leave no zombies
-    sys.stdout.flush()  # or every child would say it again
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors that end leave no zombies
+    sys.stdout.flush()  # or every child would write it again
     sys.stderr.flush()
     gc.collect()
     gc.freeze()  # or the children's first collection would copy every page
@@ -353,14 +367,14 @@ def serve(sock: socket.socket, guard: Any, imported: Mapping[str, str | None]) -
         pid = os.fork()
         if pid == 0:
             sock.close()
-            become_guard(guard, json.loads(packet)["bytes"], files, imported)
+            become_supervisor(supervisor, json.loads(packet)["bytes"], files, imported)
         for fd in files:
             os.close(fd)
         sock.send(json.dumps({"pid": pid}).encode())
 
 
 def run(argv: list[str]) -> None:
-    """What ``python -m MODULE …``, or a console script, does."""
+    """Run ``python -m MODULE …``, or a console script."""
     if os.environ.get(METHOD) == "fork":
         start_tracker()
     if argv[1] == "-m":
@@ -373,17 +387,21 @@ def run(argv: list[str]) -> None:
 
 
 def main() -> list[str] | None:
-    """Imports, then serves; in a forked server, what it is to run."""
+    """Import vLLM, then serve; in a forked server, return what it is to run."""
     libc = ctypes.CDLL(None, use_errno=True)
     owner, fd, entry = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    guard = load_guard()
-    libc.prctl(guard.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    supervisor = load_supervisor()
+    libc.prctl(supervisor.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != owner:
-        return None  # it died before the line above
-    set_title(shlex.join([sys.executable, *sys.argv]))  # finds its room only before `environ` moves
+        return None  # the owner died before the line above
+    set_title(
+        shlex.join([sys.executable, *sys.argv])
+    )  # finds its space only before `environ` moves
     at_exec = dict(os.environ)
-    if not getattr(sys.flags, "safe_path", False):  # 3.11; with it, ours is not there either
-        # not our own folder, whose modules vLLM's would be taken for
+    if not getattr(
+        sys.flags, "safe_path", False
+    ):  # since 3.11; with it, this file's folder is not there
+        # not this file's folder, whose modules would shadow others
         script = Path(entry).is_absolute()
         sys.path[0] = str(Path(entry).resolve().parent if script else Path.cwd())
     sock = socket.socket(fileno=fd)
@@ -393,19 +411,19 @@ def main() -> list[str] | None:
         let_engine_fork()
         os.sched_setaffinity(0, {int(cpu) for cpu in sys.argv[4].split(",")})
         why = obstacle()
-    except Exception as e:  # noqa: BLE001 – whatever a package does when imported
+    except Exception as e:  # noqa: BLE001 – a package may raise anything on import
         why = repr(e)
     sock.send(json.dumps({"ready": True} if why is None else {"unfit": why}).encode())
     if why is not None:
         sys.stderr.write(f"no warm starts: {why}\n")
         return None
-    # From 3.12 on Python warns of every fork beside another thread, in our log and the server's.
-    # `obstacle` lets none but HARMLESS ones be, beside which vLLM forks EngineCore, too.
+    # From 3.12 on Python warns of every fork next to another thread, in this log and the server's.
+    # `obstacle` accepts only the HARMLESS ones, next to which vLLM forks EngineCore too.
     warnings.filterwarnings(
         "ignore", message=r".*multi-threaded, use of fork", category=DeprecationWarning
     )
     try:
-        serve(sock, guard, changes(at_exec, os.environ))
+        serve(sock, supervisor, changes(at_exec, os.environ))
     except _InServer as server:
         return server.argv
     return None

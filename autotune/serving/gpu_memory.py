@@ -1,8 +1,8 @@
-"""Did a GPU's memory come back?
+"""Check that a server's GPUs have their memory back after its end.
 
-A server's GPUs are those whose used memory grew while it ran. After its end each must be back at
-what it was before, give or take ``SLACK_MIB``; memory that another program took meanwhile is its
-own, as far as the driver tells who holds what.
+A server's GPUs are those whose used memory grew while it ran. After its end, each must be within
+:data:`SLACK_MIB` of the memory before. Memory that another program took in the meantime does not
+count, as far as the driver tells which process holds it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 from autotune.serving.nvml import nvml, visible_gpus
 
-SLACK_MIB = 256  # a driver's own bookkeeping moves; the smallest server takes several times that
+SLACK_MIB = 256  # the driver's own use varies; the smallest server takes several times as much
 
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """One GPU at one moment.
+    """Memory of one GPU at one moment.
 
     Attributes:
-        used_mib: Used memory, of all processes and the driver.
-        by_process: What the driver says that each process holds, MiB by pid; empty in containers
-            whose driver tells nothing.
+        used_mib: Memory of all processes and the driver, MiB.
+        by_process: Memory of each process, MiB by pid, as the driver reports it; empty in
+            containers where it reports none.
     """
 
     used_mib: int
@@ -31,7 +31,7 @@ class GpuMemory:
 
 
 def gpu_memory() -> tuple[GpuMemory, ...]:
-    """Each NVIDIA GPU as NVML sees it now, in its order; empty without any, or without NVML."""
+    """Return the memory of each NVIDIA GPU, in NVML's order; empty without GPUs or NVML."""
     with nvml() as library:
         if library is None:
             return ()
@@ -56,22 +56,23 @@ def held(
     before: Sequence[GpuMemory],
     full: Sequence[GpuMemory],
     after: Sequence[GpuMemory],
-    ours: Set[int],
+    pids: Set[int],
 ) -> dict[int, int]:
-    """Memory that did not come back: MiB by the GPU's number.
+    """Return the memory that did not come back, MiB by the number of the GPU.
 
     Args:
-        before: Before the launch.
-        full: At the end of the server's life, while it still held what it had.
-        after: Now, when its processes are gone.
-        ours: Their pids. A driver that names pids of another namespace, as in a container, names
-            none of these; then who came while the server ran is taken for a part of it.
+        before: Memory before the launch.
+        full: Memory at the end of the server's life, while it held its own.
+        after: Memory now, when its processes are gone.
+        pids: Pids of its processes. In a container the driver may report pids of another namespace,
+            none of which is among these. Then a process that came while the server ran counts as
+            one of it.
     """
     lost = {}
     for i, (b, f, a) in enumerate(zip(before, full, after, strict=False)):
         if f.used_mib < b.used_mib + SLACK_MIB:
-            continue  # not a GPU of this server, or it was back before we asked
-        strangers = {pid for pid in f.by_process if pid not in ours}
+            continue  # not a GPU of this server, or it was back before the question
+        strangers = {pid for pid in f.by_process if pid not in pids}
         if len(strangers) == len(f.by_process):
             strangers &= b.by_process.keys()
         others = sum(

@@ -1,4 +1,4 @@
-"""Interrupts that come at a bad moment wait for a good one."""
+"""Delay of interrupts that would come at a bad moment."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """The first SIGINT inside is raised at the end of the block: keep the block short.
+    """Raise a SIGINT that comes inside at the end of the block, which should be short.
 
-    An exception between taking a lock and the ``try`` that frees it leaves the lock taken for good.
-    httpcore's has such a moment, and the closing of its connections then waited for ever.
+    A second SIGINT is raised at once. The delay is needed because an exception between taking a
+    lock and the ``try`` that frees it leaves the lock taken. httpcore has such a moment, and
+    closing its connections then waited forever.
     """
-    if threading.current_thread() is not threading.main_thread():  # they get no signals
+    if threading.current_thread() is not threading.main_thread():  # other threads get no signals
         yield
         return
     came = False

@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""Description of this machine, which is stored with the numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def gpus() -> list[dict[str, Any]]:
-    """NVIDIA GPUs that servers may use, by NVML (name, MiB, driver); empty without any."""
+    """Return name, memory in MiB and driver of the NVIDIA GPUs that servers may use, by NVML."""
     with nvml() as library:
         if library is None:
             return []
@@ -32,12 +32,12 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def has_gpu() -> bool:
-    """True where an NVIDIA driver is loaded; needs no NVML, so it works before the `gpu` extra."""
+    """Return whether an NVIDIA driver is loaded; this needs no NVML, so no `gpu` extra either."""
     return Path("/proc/driver/nvidia/version").exists()
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in GiB, kernel, Python and GPUs."""
+    """Return processor, usable cores, memory in GiB, kernel, Python and GPUs."""
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -49,9 +49,9 @@ def describe_machine() -> dict[str, Any]:
 
 
 def available_memory() -> int:
-    """Bytes that new processes can have without swapping, within the limit of a container.
+    """Return the bytes that new processes can have without swapping, within a container's limit.
 
-    Of what a control group uses, the part of the page cache that was not used lately can go.
+    The inactive part of the page cache counts as free, although a control group uses it.
     """
     found = int(psutil.virtual_memory().available)
     for limit, used, cache in (
@@ -59,7 +59,7 @@ def available_memory() -> int:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ):
         limit_file, used_file = _CGROUP / limit, _CGROUP / used
-        with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or "max"
+        with contextlib.suppress(OSError, ValueError, KeyError):  # missing, or "max"
             most = int(limit_file.read_text())
             lines = (limit_file.parent / "memory.stat").read_text().splitlines()
             stat = dict(line.split(maxsplit=1) for line in lines)
@@ -68,7 +68,7 @@ def available_memory() -> int:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """The machine in one line for people."""
+    """Return the machine in one line for people."""
     text = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB"
     names = [str(g["name"]) for g in machine["gpus"]]
     return f"{', '.join(names)}; {text}" if names else text

@@ -1,12 +1,12 @@
-"""NVIDIA's management library: it tells of GPUs without a CUDA context, which would take memory.
+"""NVIDIA's management library: reads GPUs without a CUDA context, which would take memory.
 
-Energy is what a GPU's own counter grew by (``nvmlDeviceGetTotalEnergyConsumption``, from Volta on;
-millijoules since the driver was loaded). A GPU that has none is asked for its power ten times a
-second (``nvmlDeviceGetPowerUsage``), and that is integrated by the trapezoid rule. Both are of the
-whole board, and no better than its sensor, which on A100 and H100 looks at a quarter of the time
-only (Z. Yang, K. Adámek, W. Armour, "Accurate and convenient energy measurements for GPUs: a
-detailed study of NVIDIA GPU's built-in power sensor", SC24): good to compare launches of one
-machine under a load that goes on for many seconds, and no wattmeter.
+Energy is the growth of a GPU's counter (``nvmlDeviceGetTotalEnergyConsumption``, from Volta on;
+millijoules since the driver was loaded). The power of a GPU without a counter is read ten times a
+second (``nvmlDeviceGetPowerUsage``) and integrated by the trapezoid rule. Both are of the whole
+board, and no better than its sensor, which on A100 and H100 samples a quarter of the time only (Z.
+Yang, K. Adámek, W. Armour, "Accurate and convenient energy measurements for GPUs: a detailed study
+of NVIDIA GPU's built-in power sensor", SC24). They are good enough to compare launches of one
+machine under a load of many seconds, and do not replace a wattmeter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLED_S = 0.1  # between two readings of the power
 
 @contextmanager
 def nvml() -> Iterator[Any]:
-    """The library (``pynvml``), to be asked inside; None without it, its driver or a GPU."""
+    """Open the library (``pynvml``) for the block; None without it, its driver or a GPU."""
     try:
         import pynvml
     except ImportError:
@@ -43,11 +43,14 @@ def nvml() -> Iterator[Any]:
 
 
 def visible_gpus(library: Any) -> list[Any]:
-    """Handles of the GPUs that a server of ours may use, in NVML's order.
+    """Return handles of the GPUs that a server may use, in NVML's order.
 
-    They are those that ``CUDA_VISIBLE_DEVICES`` names by number (CUDA and NVML number equal GPUs
-    alike) or by UUID: what others do on the rest is nothing to us. Without the variable, or where
-    it names something else, all of them.
+    They are the ones that ``CUDA_VISIBLE_DEVICES`` names by number (CUDA and NVML number equal GPUs
+    in the same way) or by UUID. Without the variable, or where it names something else, they are
+    all GPUs.
+
+    Args:
+        library: The library of :func:`nvml`.
     """
     count = library.nvmlDeviceGetCount()
     handles = [library.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
@@ -67,26 +70,26 @@ def visible_gpus(library: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Energy:
-    """What GPUs took in a time.
+    """Energy that GPUs took in a period.
 
     Attributes:
-        seconds: How long that was.
-        joules: By the number of the GPU among :func:`visible_gpus`; one that tells nothing is
-            left out.
+        seconds: Length of the period.
+        joules: Joules by the number of the GPU among :func:`visible_gpus`; a GPU that reports none
+            is left out.
     """
 
     seconds: float
     joules: Mapping[int, float]
 
     def of(self, gpus: Set[int]) -> Energy | None:
-        """Of some GPUs only; None: there is none of them, or one tells nothing."""
+        """Return the energy of some GPUs; None: the set is empty, or one of them reports none."""
         if not gpus or not gpus <= self.joules.keys():
             return None
         return Energy(self.seconds, {k: self.joules[k] for k in sorted(gpus)})
 
     @property
     def total(self) -> float:
-        """Joules of all of them."""
+        """Joules of all GPUs."""
         return sum(self.joules.values())
 
 
@@ -94,8 +97,8 @@ class EnergyMeter:
     """Counts the energy of every GPU from its entry on; without GPUs or NVML it counts none.
 
     Args:
-        sample: Integrate the power of those that have no counter. That takes a thread, which asks
-            ten times a second.
+        sample: Whether to integrate the power of GPUs without a counter. That takes a thread, which
+            reads it ten times a second.
     """
 
     def __init__(self, *, sample: bool) -> None:
@@ -129,8 +132,10 @@ class EnergyMeter:
         self._stack.close()
 
     def read(self) -> Energy:
-        """Since the entry; a counter that went back, as of a driver that was loaded anew, is left
-        out."""
+        """Return the energy since the entry.
+
+        A counter that went back, as after a reload of the driver, is left out.
+        """
         joules: dict[int, float] = {}
         for i, (gpu, before) in self._counters.items():
             now = self._ask("nvmlDeviceGetTotalEnergyConsumption", gpu)
@@ -142,7 +147,7 @@ class EnergyMeter:
         return Energy(time.monotonic() - self._start, dict(sorted(joules.items())))
 
     def _gpus(self) -> list[Any]:
-        """Those that a server may use; none where the driver does not answer."""
+        """Return the GPUs that a server may use; none where the driver does not answer."""
         if self._library is None:
             return []
         try:
@@ -156,7 +161,7 @@ class EnergyMeter:
                 self._add(integral)
 
     def _add(self, integral: _Integral) -> bool:
-        """Goes on to now; False: the GPU tells its power no more."""
+        """Integrate up to now; return False if the GPU does not report its power any more."""
         with integral.lock:
             power = self._ask("nvmlDeviceGetPowerUsage", integral.gpu)
             if power is None:
@@ -168,12 +173,12 @@ class EnergyMeter:
     def _ask(self, name: str, *args: Any) -> Any:
         try:
             return getattr(self._library, name)(*args)
-        except self._library.NVMLError:  # not every GPU tells everything
+        except self._library.NVMLError:  # not every GPU reports everything
             return None
 
 
 class _Integral:
-    """Power over time of one GPU: joules from watts, by the trapezoid rule."""
+    """Integral of the power of one GPU: joules from watts, by the trapezoid rule."""
 
     def __init__(self, gpu: Any, at: float, watts: float) -> None:
         self.gpu = gpu
@@ -183,12 +188,18 @@ class _Integral:
         self._at, self._watts = at, watts
 
     def add(self, at: float, watts: float) -> None:
+        """Add a reading.
+
+        Args:
+            at: Time of :func:`time.monotonic`.
+            watts: Power at that time.
+        """
         self.joules += (at - self._at) * (self._watts + watts) / 2
         self._at, self._watts = at, watts
 
 
 def why_no_energy() -> str | None:
-    """Why no GPU of this machine tells the energy it takes; None: one does."""
+    """Return why no GPU of this machine reports the energy it takes; None: one does."""
     with nvml() as library:
         if library is None:
             return (

@@ -1,7 +1,8 @@
-"""Servers of autotune that are alive on this machine, whoever started them, and their end.
+"""Living launches of this machine, whoever started them; those without an owner are orphans.
 
-They are found by the marks that every launch has in its environment: its id, and pid and start of
-the autotune that owns it. Processes of other users do not show their environment, and are theirs.
+They are found by two variables in the environment of every process of a launch: the launch id, and
+pid and start of the autotune that owns it. Processes of other users do not show their environment,
+and are left to them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import psutil
 
 from autotune.engine.command import LAUNCH_VARIABLE, OWNER_VARIABLE
-from autotune.serving.process_tree import Identity, boot_id, end_leftover, start_ticks
+from autotune.serving.process_tree import Identity, boot_id, end_orphan, start_ticks
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class LivingLaunch:
     """The processes of one launch.
 
     Attributes:
-        launch_id: Its id.
-        owner: Pid of the autotune that runs it; None if that is gone.
-        processes: All of them, the oldest first; the guard is one.
-        memory: Bytes that they hold (RSS; what they share is counted in each).
-        seconds: Since the oldest began.
+        launch_id: Launch id.
+        owner: Pid of the autotune that runs it; None: the launch is an orphan.
+        processes: All its processes, the oldest first; the supervisor is one.
+        memory: Bytes that they hold (RSS, with shared memory counted in each).
+        seconds: Age of the oldest process, seconds.
         command: Command line of the server's first process.
     """
 
@@ -40,7 +41,7 @@ class LivingLaunch:
 
 
 def living_launches() -> list[LivingLaunch]:
-    """Every launch with a living process, the oldest first."""
+    """Return every launch with a living process, the oldest first."""
     found: dict[str, dict[psutil.Process, str]] = defaultdict(dict)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # gone, or another user's
@@ -59,7 +60,7 @@ def _living(launch_id: str, found: dict[psutil.Process, str]) -> LivingLaunch:
             begun[process] = process.create_time()
             memory += process.memory_info().rss
             shown = _command(process)
-            if not command and not shown.rstrip("'").endswith("guard.py"):
+            if not command and not shown.rstrip("'").endswith("supervisor.py"):
                 command = shown
     processes = tuple(sorted(begun, key=begun.__getitem__))
     oldest = min(begun.values(), default=time.time())
@@ -69,11 +70,13 @@ def _living(launch_id: str, found: dict[psutil.Process, str]) -> LivingLaunch:
 
 def _command(process: psutil.Process) -> str:
     words = [w for w in process.cmdline() if w]
-    return words[0] if len(words) == 1 else shlex.join(words)  # one: a title that it gave itself
+    return (
+        words[0] if len(words) == 1 else shlex.join(words)
+    )  # one word: a title that the process has set
 
 
 def _living_owner(mark: str) -> int | None:
-    """The pid in ``pid:start``, if that process still runs."""
+    """Return the pid in ``pid:start``, if that process still runs."""
     pid, _, ticks = mark.partition(":")
     if not pid.isdigit() or str(start_ticks(int(pid))) != ticks:
         return None
@@ -81,13 +84,13 @@ def _living_owner(mark: str) -> int | None:
 
 
 def end_living(launch: LivingLaunch, *, grace_s: float) -> int:
-    """Ends a launch whose owner is gone; the number of processes.
+    """End an orphaned launch; return the number of its processes.
 
     Args:
-        launch: From :func:`living_launches`.
+        launch: Launch of :func:`living_launches` without an owner.
         grace_s: Wait after SIGTERM before SIGKILL, seconds.
 
     Raises:
         StopError: a process survives SIGKILL.
     """
-    return end_leftover(Identity(launch.launch_id, boot_id()), grace_s=grace_s)
+    return end_orphan(Identity(launch.launch_id, boot_id()), grace_s=grace_s)

@@ -1,60 +1,71 @@
-"""A server's processes, found by identity, and their proven end."""
+"""Processes of a launch: how they are recognized, found and ended, with proof."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from autotune.engine.command import LAUNCH_VARIABLE
-from autotune.errors import AutotuneError
-from autotune.serving.guard import members, remove_cgroup
+from autotune.errors import StopError
+from autotune.serving.supervisor import members, remove_cgroup
 
-_KILL_S = 30.0  # for the kernel to end processes after SIGKILL; a driver can delay it
-
-
-class StopError(AutotuneError):
-    """A server could not be proven dead: nothing may be launched beside it."""
+KILL_S = 30.0  # for the kernel to end processes after SIGKILL; a driver can delay it
+# Keys of a stored identity that differ from the attributes.
+_STORED = {"supervisor_pid": "guard_pid", "supervisor_ticks": "guard_ticks"}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Enough to recognise a server's processes later, even after a reboot or pid re-use.
+    """Identity of a server's process tree, valid after a reboot or the reuse of a pid.
 
     Attributes:
-        launch_id: In the environment of every process of the tree.
-        boot_id: Of the running kernel; pids of another boot mean nothing.
-        guard_pid: The guard.
-        guard_ticks: When the guard started, see :func:`start_ticks`.
-        pid: The server's first process.
-        ticks: When it started.
-        cgroup: Folder of its control group; None where it has none.
-        warm: It was forked from a process that had imported vLLM.
+        launch_id: Launch id, which every process of the tree has in its environment.
+        boot_id: Id of the kernel's boot; pids of another boot mean nothing.
+        supervisor_pid: Pid of the supervisor.
+        supervisor_ticks: Start of the supervisor, see :func:`start_ticks`.
+        pid: Pid of the server's first process.
+        ticks: Start of that process.
+        cgroup: Folder of the server's control group; None where it has none.
+        warm: Whether the server was forked from a process that had imported vLLM.
     """
 
     launch_id: str
     boot_id: str
-    guard_pid: int = 0
-    guard_ticks: int | None = None
+    supervisor_pid: int = 0
+    supervisor_ticks: int | None = None
     pid: int = 0
     ticks: int | None = None
     cgroup: str | None = None
     warm: bool = False
 
+    def stored(self) -> dict[str, Any]:
+        """Return the identity as the database keeps it."""
+        return {_STORED.get(key, key): value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any]) -> Identity:
+        """Return an identity of the database; the inverse of :meth:`stored`."""
+        names = {stored: name for name, stored in _STORED.items()}
+        return cls(**{names.get(key, key): value for key, value in values.items()})
+
 
 def boot_id() -> str:
-    """The kernel's id of this boot."""
+    """Return the kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process started: clock ticks since boot (``man 5 proc``, ``stat``, field 22).
+    """Return the start of a process, in clock ticks since boot; None: the process is gone.
 
-    Unlike a time of day, it stays the same when somebody sets the clock. None if it is gone.
+    Unlike a time of day, it stays the same when somebody sets the clock. Source: ``man 5 proc``,
+    ``stat``, field 22.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
@@ -63,8 +74,8 @@ def start_ticks(pid: int) -> int | None:
     return int(stat.rpartition(")")[2].split()[19])
 
 
-def _oom_kills() -> int:
-    """Processes that the kernel killed for want of memory, since boot."""
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed for lack of memory since boot."""
     for line in Path("/proc/vmstat").read_text().splitlines():
         name, _, value = line.partition(" ")
         if name == "oom_kill":
@@ -72,8 +83,11 @@ def _oom_kills() -> int:
     return 0
 
 
-def _processes(launch_id: str) -> list[psutil.Process]:
-    """Every living process that carries the launch id; zombies have no environment any more."""
+def processes_of(launch_id: str) -> list[psutil.Process]:
+    """Return every living process with a launch id; zombies have no environment any more.
+
+    Processes of other users do not show their environment.
+    """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # gone, or another user's
@@ -82,17 +96,16 @@ def _processes(launch_id: str) -> list[psutil.Process]:
     return found
 
 
-def _remains(identity: Identity) -> list[psutil.Process]:
-    """Every living process of a launch: by its mark, by the ledger, by its control group.
+def remains(identity: Identity) -> list[psutil.Process]:
+    """Return every living process of a launch: by launch id, by pid, by control group.
 
-    A pid of the ledger counts only with the start that it was written down with; it may be
-    another process's by now.
+    A pid counts only with its stored start, because another process may have it by now.
     """
-    found = set(_processes(identity.launch_id))
+    found = set(processes_of(identity.launch_id))
     pids = members(identity.cgroup)
     for pid, ticks in (
         (identity.pid, identity.ticks),
-        (identity.guard_pid, identity.guard_ticks),
+        (identity.supervisor_pid, identity.supervisor_ticks),
     ):
         if ticks is not None and start_ticks(pid) == ticks:
             pids.add(pid)
@@ -104,11 +117,15 @@ def _remains(identity: Identity) -> list[psutil.Process]:
     return list(found)
 
 
-def _kill_all(identity: Identity) -> set[int]:
-    """SIGKILL to every process of a launch, again and again until none is left; their pids."""
+def kill_all(identity: Identity) -> set[int]:
+    """Send SIGKILL to every process of a launch until none is left; return their pids.
+
+    Raises:
+        StopError: a process survives for :data:`KILL_S` seconds.
+    """
     killed: set[int] = set()
-    deadline = time.monotonic() + _KILL_S
-    while left := _remains(identity):
+    deadline = time.monotonic() + KILL_S
+    while left := remains(identity):
         if time.monotonic() > deadline:
             raise StopError(
                 f"process {left[0].pid} of launch {identity.launch_id} survives SIGKILL; the "
@@ -123,7 +140,8 @@ def _kill_all(identity: Identity) -> set[int]:
     return killed
 
 
-def _port_is_free(port: int) -> bool:
+def port_is_free(port: int) -> bool:
+    """Return whether a server could bind a TCP port on 127.0.0.1."""
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
         try:
@@ -133,31 +151,28 @@ def _port_is_free(port: int) -> bool:
         return True
 
 
-def end_leftover(identity: Identity, *, grace_s: float) -> int:
-    """Ends what an earlier run left of a launch.
+def end_orphan(identity: Identity, *, grace_s: float) -> int:
+    """End the orphaned processes of a launch; return their number.
 
-    Only processes that carry the launch id, are in its control group, or have pid and start of the
-    ledger are touched; after a reboot there are none.
+    Only processes that have the launch id, are in its control group, or have the stored pid and
+    start are touched. After a reboot there are none.
 
     Args:
-        identity: The launch, as it was recorded.
+        identity: Stored identity of the launch.
         grace_s: Wait after SIGTERM before SIGKILL, seconds.
-
-    Returns:
-        Number of processes that were ended.
 
     Raises:
         StopError: a process survives SIGKILL.
     """
     if identity.boot_id != boot_id():
         return 0
-    found = _remains(identity)
-    guards = [p for p in found if p.pid == identity.guard_pid]
+    found = remains(identity)
+    supervisors = [p for p in found if p.pid == identity.supervisor_pid]
     servers = [p for p in found if p.pid == identity.pid]
-    # the guard ends the tree as stop() does; without it, the server is told itself
-    for process in guards or servers or found:
+    # the supervisor ends the tree as stop() does; without one, the server gets the signal
+    for process in supervisors or servers or found:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    psutil.wait_procs(found, timeout=grace_s + (1 if guards else 0))
-    ended = {p.pid for p in found} | _kill_all(identity)
+    psutil.wait_procs(found, timeout=grace_s + (1 if supervisors else 0))
+    ended = {p.pid for p in found} | kill_all(identity)
     return len(ended)

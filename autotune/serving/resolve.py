@@ -1,4 +1,4 @@
-"""How a study's model references become what vLLM is given."""
+"""From a study's model references to what vLLM is given."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def model_resolver(
 
     Args:
         loaded: The study.
-        info: The study's vLLM. One that cannot be asked may run in a container, where absolute
+        info: The study's vLLM. One that cannot be asked may run in a container, whose absolute
             paths cannot be checked from here.
-        progress: Told when the demo's target is made on first use.
+        progress: Function that reports how the demo's target is made, on its first use: see
+            :func:`autotune.study.models.resolve_model`.
     """
 
     def resolve(ref: str) -> str:

@@ -1,11 +1,11 @@
-"""Warm starts: servers forked from a process that has imported vLLM already.
+"""Warm starts: servers forked from a process that has imported vLLM.
 
-Of the 35 s until a small model's server is healthy on two cores, about 30 are the same Python
-imports, done in three processes one after the other; on an H200 28 of 42. A template
-(:mod:`autotune.serving._fork_server`) does them once. What it forks is the same server: the same
-arguments, environment, processes and guard.
+A small model's server is healthy after 35 s on two cores. About 30 of them are the same Python
+imports, done in three processes one after the other; on an H200 28 of 42. A fork server
+(:mod:`autotune.serving._fork_server`) does them once. It forks the same server: the same arguments,
+environment, processes and supervisor.
 
-Where a template cannot be had, the launch is an ordinary one: nothing here raises.
+Where a fork server is not possible, the launch is an ordinary one: nothing here raises.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from autotune.engine.probe import VllmInfo
 from autotune.serving._fork_server import PACKET, openmp
 from autotune.study.schema import ServerSpec
 
-TEMPLATE = Path(__file__).with_name("_fork_server.py")
-# Versions whose internals the template was tested with: 0.26.0 on GPUs, 0.32.0 on CPUs.
+FORK_SERVER = Path(__file__).with_name("_fork_server.py")
+# Versions whose internals the fork server was tested with: 0.26.0 on GPUs, 0.32.0 on CPUs.
 TESTED = ("0.26.0", "0.32.0")
-_FORK_S = 30.0  # for a template to fork; only a broken machine needs it
-_END_S = 5.0  # for a template to end when its socket does, or when it is killed
-# What differs between launches of one study.
+_FORK_S = 30.0  # for a fork server to fork; only a broken machine needs that long
+_END_S = 5.0  # for a fork server to end after its socket, or after SIGKILL
+# Variables that differ between launches of one study.
 _OF_A_LAUNCH = (LAUNCH_VARIABLE, "VLLM_API_KEY")
 
 
 @dataclass(frozen=True)
-class WarmGuard:
-    """A guard that a template forked; as much of ``subprocess.Popen`` as a server needs.
+class ForkedSupervisor:
+    """A supervisor that a fork server forked, with the part of ``subprocess.Popen`` that is used.
 
     Attributes:
-        pid: Its pid.
-        stdin: Its commands.
-        stdout: Its events.
-        pidfd: Tells its end; it is no child of this process.
+        pid: Pid of the supervisor.
+        stdin: Pipe for its commands.
+        stdout: Pipe with its events.
+        pidfd: Pidfd that reports its end, because it is not a child of this process.
     """
 
     pid: int
@@ -57,45 +57,48 @@ class WarmGuard:
     pidfd: FileIO
 
     def wait(self, timeout: float | None = None) -> None:
-        """Waits for its end; does nothing once ``pidfd`` is closed, which is done after that.
+        """Wait for its end; do nothing if ``pidfd`` is closed, which happens after the end.
+
+        Args:
+            timeout: Seconds; None: no limit.
 
         Raises:
-            subprocess.TimeoutExpired: it goes on.
+            subprocess.TimeoutExpired: it still runs.
         """
         if self.pidfd.closed:
             return
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         if not poll.poll(None if timeout is None else timeout * 1000):
-            raise subprocess.TimeoutExpired("guard", timeout or 0.0)
+            raise subprocess.TimeoutExpired("supervisor", timeout or 0.0)
 
 
 class WarmStart:
-    """The template of a run: made when it is first of use, and ended with the run.
+    """The fork server of a run: started for the first launch that can use it, ended with the run.
 
     Args:
-        server: The study's server; ``launch: cold`` means no template.
-        info: The vLLM that it imports.
-        log_path: Takes what the imports say.
+        server: The study's server; with ``launch: cold`` there is no fork server.
+        info: The vLLM that is imported.
+        log_path: Log of the imports.
 
     Attributes:
-        untested: Why this vLLM is never started warm, in one line for the user; None: it is tested,
-            or the study wants no warm start, or the server is no Python that can be forked.
+        untested: Line for the user that says why this vLLM is never started warm; None: it is
+            tested, or the study wants no warm start, or the server is no Python that can be forked.
     """
 
     def __init__(self, server: ServerSpec, info: VllmInfo, log_path: Path) -> None:
         self._server = server
         self._info = info
         self._log_path = log_path
-        # what a worker on a CPU is given is known from a launch only, of this or an earlier run
+        # the variables of a worker on a CPU are known from a launch, of this or an earlier run
         self._openmp: Mapping[str, str] | None = None if info.device == "cpu" else {}
-        self._remembered: Path | None = None  # where that is kept
-        self._corrected = False  # it was not what an earlier run had seen
+        self._remembered: Path | None = None  # file that keeps them
+        self._corrected = False  # whether they differed from those of an earlier run
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._setting: tuple[object, ...] = ()
         self._ready = False
-        self._proven = False  # one of its servers came up
+        self._proven = False  # whether one of its servers came up
         self.untested = _untested(server, info)
         tested = self.untested is None
         self._given_up = server.launch == "cold" or not tested or not _has_pidfds()
@@ -107,13 +110,13 @@ class WarmStart:
         self.close()
 
     def learn(self, processes: list[psutil.Process]) -> None:
-        """Looks what vLLM gave a server's worker, and keeps it for the launches to come.
+        """Read the OpenMP variables that vLLM gave a server's worker; keep them for later launches.
 
-        A forked worker has it from the template; vLLM spawns one that is to have something else
-        (:mod:`autotune.serving._fork_server`). Then the template is made anew, once in a run.
+        A forked worker has them from the fork server. vLLM spawns a worker that needs other ones
+        (:mod:`autotune.serving._fork_server`). Then the fork server starts again, once in a run.
 
         Args:
-            processes: Of a server that is healthy.
+            processes: Processes of a healthy server.
         """
         if self._info.device != "cpu" or self._given_up:
             return
@@ -121,7 +124,8 @@ class WarmStart:
         for process in processes:
             with contextlib.suppress(psutil.Error, OSError):
                 found.append(openmp(process.environ()))
-        # the worker has most; one that has less than the template is not noticed, and costs imports
+        # The worker has the most. One with fewer than the fork server has is not noticed, and
+        # imports again.
         given = max(found, key=lambda x: (len(x), x != self._openmp), default={})
         if given == self._openmp or self._corrected:
             return
@@ -137,11 +141,11 @@ class WarmStart:
                 draft.replace(self._remembered)
 
     def prepare(self, plan: LaunchPlan, env: Mapping[str, str]) -> None:
-        """Makes the template, if one is of use for a launch and there is none; takes a while.
+        """Start the fork server, if a launch can use one and there is none; it takes a while.
 
         Args:
             plan: The launch.
-            env: The guard's whole environment.
+            env: Whole environment of the supervisor.
         """
         entry = self._entry(plan)
         if entry is None or self._given_up or self._alive():
@@ -152,38 +156,41 @@ class WarmStart:
             if self._openmp is None:
                 return
         if self._process is not None:
-            # whatever ended it may do so again: one launch without it, then a new one
+            # what ended it may do so again: one launch without it, then a new one
             self.close()
             return
         self._given_up = True  # unless it gets ready
         self._setting = _setting(env)
+        self._start(entry, env)
+        if "ready" in self._receive(self._server.health_timeout_s):
+            self._ready = True
+            self._given_up = False
+        else:
+            self.close()
+
+    def _start(self, entry: str, env: Mapping[str, str]) -> None:
+        """Start the fork server's process, if it can be started."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        env = {
-            **_common(env),
-            **self._openmp,
-            LAUNCH_VARIABLE: uuid.uuid4().hex,  # so that `autotune reap` knows it
-            "OPENBLAS_NUM_THREADS": "1",  # or importing NumPy starts threads, which no fork keeps
-        }
+        cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        argv = [str(self._info.python), str(FORK_SERVER), str(os.getpid()), str(theirs.fileno())]
         with theirs:
             try:
                 log = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            except OSError:  # a launch will say what is wrong with the folder
+            except OSError:  # the launch reports what is wrong with the folder
                 return
             try:
-                cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
                 self._process = subprocess.Popen(
-                    [
-                        str(self._info.python),
-                        str(TEMPLATE),
-                        str(os.getpid()),
-                        str(theirs.fileno()),
-                        entry,
-                        cpus,
-                    ],
+                    [*argv, entry, cpus],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=env,
+                    env={
+                        **_common(env),
+                        **(self._openmp or {}),
+                        LAUNCH_VARIABLE: uuid.uuid4().hex,  # so that `autotune reap` finds it
+                        # or NumPy's import starts threads, which a fork loses
+                        "OPENBLAS_NUM_THREADS": "1",
+                    },
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                 )
@@ -191,18 +198,13 @@ class WarmStart:
                 return
             finally:
                 os.close(log)
-        if "ready" in self._receive(self._server.health_timeout_s):
-            self._ready = True
-            self._given_up = False
-        else:
-            self.close()
 
-    def fork(self, log: int, env: Mapping[str, str]) -> WarmGuard | None:
-        """A guard that waits for its first line; None: launch in the ordinary way.
+    def fork(self, log: int, env: Mapping[str, str]) -> ForkedSupervisor | None:
+        """Return a forked supervisor that waits for its first line; None: start one without a fork.
 
         Args:
-            log: Open file for what guard and server say.
-            env: Its whole environment, with the launch's id.
+            log: Open file for the output of supervisor and server.
+            env: Whole environment of the supervisor, with the launch's id.
         """
         if not self._alive() or self._socket is None or _setting(env) != self._setting:
             return None
@@ -220,20 +222,20 @@ class WarmStart:
                 socket.send_fds(self._socket, [packet], [read, say, log, owner])
                 pid = int(str(self._receive(_FORK_S)["pid"]))
                 pidfd = ours.enter_context(FileIO(os.pidfd_open(pid), "r"))
-                theirs.close()  # or nobody would tell that the guard is gone
+                theirs.close()  # or the end of the supervisor would go unnoticed
                 while environment:
                     environment = environment[stdin.write(environment) :]
-            except (OSError, KeyError):  # the template or the guard died, or hangs
+            except (OSError, KeyError):  # the fork server or the supervisor died, or hangs
                 self.close()
                 return None
             ours.pop_all()
-        return WarmGuard(pid, BufferedWriter(stdin), stdout, pidfd)
+        return ForkedSupervisor(pid, BufferedWriter(stdin), stdout, pidfd)
 
     def judge(self, *, healthy: bool) -> None:
-        """Takes note of what became of a forked server; no more are forked if none ever came up.
+        """Note whether a forked server came up; no more are forked if none ever did.
 
         Args:
-            healthy: It came up; False: it did not, and nothing tells why.
+            healthy: Whether it came up; False: it did not, and its log does not say why.
         """
         self._proven = self._proven or healthy
         if not self._proven:
@@ -241,13 +243,13 @@ class WarmStart:
             self.close()
 
     def close(self) -> None:
-        """Ends the template; servers that it forked live on."""
+        """End the fork server; servers that it forked live on."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                if self._ready:  # else it does not look at its socket yet
+                if self._ready:  # else it does not read its socket yet
                     self._process.wait(_END_S)
             with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel or a driver holds it
                 self._process.kill()
@@ -256,7 +258,7 @@ class WarmStart:
         self._ready = False
 
     def _entry(self, plan: LaunchPlan) -> str | None:
-        """What starts a server: a module of vLLM, or its console script; None: neither."""
+        """Return the module of vLLM or the console script that starts a server; None: neither."""
         if self._info.python is None or self._info.version is None:
             return None
         if plan.argv[0] == self._info.python and plan.argv[1] == "-m":
@@ -267,7 +269,7 @@ class WarmStart:
         return self._process is not None and self._process.poll() is None
 
     def _receive(self, timeout: float) -> dict[str, object]:
-        """The template's next packet; empty if it ends or says nothing in time."""
+        """Return the fork server's next packet; empty if it ends, or sends nothing in time."""
         if self._socket is None:
             return {}
         poll = select.poll()
@@ -282,7 +284,7 @@ class WarmStart:
 
 
 def _untested(server: ServerSpec, info: VllmInfo) -> str | None:
-    """Return why this vLLM is never started warm; None: it may be, or it is not a question."""
+    """Return why this vLLM is never started warm; None: it may be, or it can never be forked."""
     if server.launch == "cold" or info.python is None or info.version is None:
         return None
     if info.version.partition("+")[0] in TESTED:  # the local part names the build, as in +cu129
@@ -302,7 +304,7 @@ def _has_pidfds() -> bool:
 
 
 def _memory(info: VllmInfo, env: Mapping[str, str]) -> Path:
-    """The file that keeps what this vLLM gives its worker under such an environment."""
+    """Return the file that keeps the variables of this vLLM's worker for an environment."""
     read = {k: v for k, v in env.items() if k.startswith("VLLM_") and k not in _OF_A_LAUNCH}
     read |= openmp(env)
     cores = sorted(os.sched_getaffinity(0))
@@ -312,7 +314,7 @@ def _memory(info: VllmInfo, env: Mapping[str, str]) -> Path:
 
 
 def _recalled(path: Path) -> dict[str, str] | None:
-    """What an earlier run has seen; None: nothing, or nothing that can be read."""
+    """Return the variables that an earlier run has read; None: no file, or a damaged one."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -327,5 +329,5 @@ def _common(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _setting(env: Mapping[str, str]) -> tuple[object, ...]:
-    """What a server inherits, and must be as it was when the template did."""
+    """Return what a server inherits, which must be the same as for the fork server."""
     return _common(env), Path("/proc/self/cwd").readlink(), os.sched_getaffinity(0)

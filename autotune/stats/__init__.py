@@ -1,4 +1,4 @@
-"""Samples to numbers: pure functions over arrays, no I/O; imports nothing of the rest."""
+"""From samples to numbers: pure functions over arrays, without I/O; imports no other room."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from autotune.stats.stopping import (
 )
 from autotune.stats.warmup import drift, warm_from
 
-# Of what is computed here from the requests of a launch: values and standard errors of two versions
-# do not compare. 1: autotune 0.1. 2: throughput per place, median-unbiased percentiles, places busy
-# from the first measured request to the last.
+# Version of what is computed here from the requests of a launch. Values and standard errors of two
+# versions are not comparable. 1: autotune 0.1. 2: throughput by the time of each request,
+# median-unbiased percentiles, a full load from the first measured request to the end of the last.
 ESTIMATOR = 2
 
 __all__ = [

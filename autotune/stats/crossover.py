@@ -1,29 +1,28 @@
 """Where speculation stops paying: the best n at each load, the crossover, a schedule of n.
 
-A load is a number of requests at a time (closed loop). The value of an n at a load is output
-tokens per second, all comparisons are of logarithms, as in :mod:`autotune.stats.launch_variance`,
-whose scatter between launches widens the intervals where it is known.
-
+======  ====================================================================================
 **A value from its parts.** Each load is measured in several parts of one launch, in the order
-1 2 4 8 8 4 2 1, so that a steady drift hits all loads alike. The value is their geometric mean. Its
-variance is what the parts' own intervals say, or what the parts differ by, if that is more: the
-ratio of R. T. Birge ("The calculation of errors by the method of least squares", Physical Review
-40, 1932), never below 1.
+1 2 4 8 8 4 2 1, so that a steady drift affects all loads equally. The value is the geometric mean
+of the parts. Its variance is that of the parts' own intervals, or that between the parts if it is
+larger: the ratio of R. T. Birge ("The calculation of errors by the method of least squares",
+Physical Review 40, 1932), never below 1.
 
-**Which n next.** The logarithm of the value is taken as a random walk in x = log2(n + 1) (H. J.
-Kushner, "A new method of locating the maximum point of an arbitrary multipeak curve in the presence
-of noise", Journal of Basic Engineering 86, 1964): between measured n its mean is the line between
-them and its variance σ²(x - a)(b - x)/(b - a), with σ² from the load's own steps. At each load only
-the n between the neighbours of its best one are in question, or beyond it, if it is the largest;
-the next is that with the largest expected gain over the best, summed over the loads (J. Mockus, "On
+**Which n next.** The logarithm of the value is modeled as a random walk in x (H. J. Kushner, "A new
+method of locating the maximum point of an arbitrary multipeak curve in the presence of noise",
+Journal of Basic Engineering 86, 1964). Between measured n its mean is the line between them, and
+its variance is σ²(x - a)(b - x)/(b - a), with σ² from the load's own steps. At each load only the n
+between the neighbors of its best n are candidates, or those beyond the best if it is the largest.
+The next n has the largest expected gain over the best, summed over the loads (J. Mockus, "On
 Bayesian methods for seeking the extremum", 1975).
 
-**Crossover.** At each load the speed-up of the best n >= 1 over n = 0; interpolated on logarithms
-of both, between the last load at which it is at least 1 and the one after it.
+**Crossover.** At each load the best n >= 1 has a speed-up over n = 0. The crossover is interpolated
+on logarithms of load and speed-up, between the last load at which the speed-up is at least 1 and
+the load after it.
 
-**Schedule.** Batch sizes from the geometric mean with the load before to that with the load after.
-So that luck makes no schedule, it has as few ranges as it can: neighbouring loads share an n while
-there is one that is not certainly worse than the best at any of them.
+**Schedule.** The range of a load begins at the geometric mean with the load before it and ends at
+that with the load after it. A schedule should not follow chance, so it has as few ranges as
+possible: neighboring loads share an n while some n is not certainly worse than the best at any of
+them.
 """
 
 from __future__ import annotations
@@ -39,19 +38,19 @@ import numpy as np
 from autotune.stats import quantiles
 from autotune.stats.launch_variance import Estimate, LaunchVariance, Scatter, SingleLaunch
 
-# Of a random walk, per doubling of n + 1: it is at least so rough, whatever two n happen to show.
+# Smallest σ of the random walk, per doubling of n + 1: two n may happen to have equal values.
 _LEAST_SIGMA = 0.05
-# With one launch each and no knowledge of how launches differ: what the requests say.
+# Variance for single launches where nothing is known of how launches differ: the requests' only.
 _WITHIN_ONLY = LaunchVariance(Scatter(0.0, 0), 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What one n gave at one load.
+    """Value of one n at one load.
 
     Attributes:
-        value: Tokens per second, positive.
-        within: Standard deviation of its logarithm within the launch; None: unknown.
+        value: Output tokens per second, positive.
+        within: Standard deviation of the value's logarithm within the launch; None: unknown.
     """
 
     value: float
@@ -63,16 +62,16 @@ Rates = Mapping[int, Mapping[int, Rate]]  # by n, then by load
 
 @dataclass(frozen=True)
 class AtLoad:
-    """What is best at one load.
+    """The best n at one load.
 
     Attributes:
-        load: Requests at a time.
+        load: Concurrency.
         best: The n with the highest value, 0 included.
-        value: Of ``best``, tokens per second.
+        value: Value of ``best``, in tokens per second.
         ties: Other n that are not certainly worse.
-        speedup: Of ``best`` over n = 0.
+        speedup: Speed-up of ``best`` over n = 0.
         draft: The best n of at least 1; None: none was measured.
-        draft_speedup: Of ``draft`` over n = 0.
+        draft_speedup: Speed-up of ``draft`` over n = 0; None: there is no ``draft``.
     """
 
     load: int
@@ -97,13 +96,13 @@ class Crossover:
     """The load above which speculation loses.
 
     Attributes:
-        where: Of the measured loads.
-        load: Interpolated, with ``Where.BETWEEN``.
+        where: Position of the crossover among the measured loads.
+        load: Interpolated concurrency with ``Where.BETWEEN``, else None.
         wins: The last load at which the best n >= 1 is at least as fast as n = 0; None: at none.
-        loses: The load after it; None: there is none.
-        surely_wins: The last load at which the interval of the speed-up lies above 1.
-        surely_loses: The first load, after ``wins``, at which it lies below 1.
-        also_loses: Loads below ``wins`` at which it is below 1.
+        loses: The load after ``wins``; None: there is none.
+        surely_wins: The last load at which the interval of the speed-up lies above 1, or None.
+        surely_loses: The first load after ``wins`` at which the interval lies below 1, or None.
+        also_loses: Loads below ``wins`` at which the speed-up is below 1.
     """
 
     where: Where
@@ -120,7 +119,7 @@ class Proposal:
     """The n to launch next.
 
     Attributes:
-        n: Tokens drafted per step.
+        n: Number of tokens drafted per step.
         gain: Largest expected gain at any load over its best n, as a share.
     """
 
@@ -132,7 +131,7 @@ Schedule = tuple[tuple[int, int, int], ...]  # first batch size, last batch size
 
 
 def combined(parts: Sequence[Rate]) -> Rate:
-    """One value from the parts of a launch; see the module.
+    """Return one value from the parts of a launch; see the module.
 
     >>> round(combined([Rate(90.0, 0.02), Rate(110.0, 0.02)]).value, 2)
     99.5
@@ -148,11 +147,11 @@ def combined(parts: Sequence[Rate]) -> Rate:
 
 
 def by_load(rates: Rates, variance: LaunchVariance | None) -> list[AtLoad]:
-    """What is best at each load at which n = 0 was measured, ascending.
+    """Return the best n at each load at which n = 0 was measured, by ascending load.
 
     Args:
-        rates: By n, then by load; n = 0 is in it.
-        variance: How launches of one point scatter; None: the intervals are within one launch.
+        rates: Values by n, then by load; n = 0 is among them.
+        variance: Scatter of launches of one point; None: the intervals are within one launch.
     """
     out = []
     for load in sorted(rates.get(0, {})):
@@ -180,14 +179,14 @@ def by_load(rates: Rates, variance: LaunchVariance | None) -> list[AtLoad]:
 
 
 def interval(rate: Rate, variance: LaunchVariance | None) -> Estimate:
-    """A value with its 95 % interval."""
+    """Return a value with its 95 % interval."""
     if rate.within is None:
         return Estimate(rate.value, None, None)
     return (variance or _WITHIN_ONLY).point(SingleLaunch(rate.value, rate.within), 1)
 
 
 def ratio(a: Rate, b: Rate, variance: LaunchVariance | None) -> Estimate:
-    """One launch over another, with its 95 % interval."""
+    """Return the value of one launch over that of another, with its 95 % interval."""
     if a.within is None or b.within is None:
         return Estimate(a.value / b.value, None, None)
     known = variance or _WITHIN_ONLY
@@ -195,15 +194,15 @@ def ratio(a: Rate, b: Rate, variance: LaunchVariance | None) -> Estimate:
 
 
 def _surely(e: Estimate) -> bool:
-    """Whether a ratio is above 1 by its interval."""
+    """Return whether a ratio is above 1 by its interval."""
     return e.low is not None and e.low > 1
 
 
 def crossover(at: Sequence[AtLoad]) -> Crossover | None:
-    """Where speculation stops paying; None where no n of at least 1 was measured.
+    """Return where speculation stops paying; None where no n of at least 1 was measured.
 
     Args:
-        at: Of :func:`by_load`.
+        at: Result of :func:`by_load`.
     """
     known = [(x.load, x.draft_speedup) for x in at if x.draft_speedup is not None]
     if not known:
@@ -232,11 +231,14 @@ def crossover(at: Sequence[AtLoad]) -> Crossover | None:
 
 
 def propose(rates: Rates, candidates: Iterable[int]) -> Proposal | None:
-    """The n that may gain most at some load; None where none is in question. See the module.
+    """Return the n with the largest expected gain; see the module.
 
     Args:
-        rates: What was measured, n = 0 and another n at least.
-        candidates: What may be launched; measured ones among them are left out.
+        rates: Measured values; at least those of n = 0 and of another n.
+        candidates: The n that may be launched; measured ones among them are left out.
+
+    Returns:
+        The proposal; None: no n is a candidate, or none is expected to gain.
     """
     measured = sorted(rates)
     loads = [load for load in rates[0] if all(load in rates[n] for n in measured)]
@@ -251,7 +253,7 @@ def propose(rates: Rates, candidates: Iterable[int]) -> Proposal | None:
         at = int(y.argmax())
         sigma2 = max(_LEAST_SIGMA**2, float(np.mean(np.diff(y) ** 2 / np.diff(x))))
         for n in free:
-            between = np.searchsorted(measured, n)  # of the n before and the n at this place
+            between = np.searchsorted(measured, n)  # index of the measured n after this one
             if between not in {at, at + 1}:
                 continue
             mean, variance = _walk(math.log2(n + 1), x, y, noise, int(between), sigma2)
@@ -272,8 +274,8 @@ def _logs(rates: Rates, measured: Sequence[int], load: int) -> _Array:
 def _walk(
     at: float, x: _Array, y: _Array, noise: _Array, i: int, sigma2: float
 ) -> tuple[float, float]:
-    """Mean and variance of a random walk at ``at``, between places ``i - 1`` and ``i``."""
-    if i == len(x):  # beyond the last: a doubling is the farthest that it tells anything of
+    """Return mean and variance of a random walk at ``at``, between x[i - 1] and x[i]."""
+    if i == len(x):  # beyond the last n: the variance falls again after one doubling
         d = at - float(x[-1])
         return float(y[-1]), sigma2 * (d if d <= 1 else 1 / d) + float(noise[-1])
     a, b = float(x[i - 1]), float(x[i])
@@ -286,7 +288,7 @@ def _walk(
 
 
 def _expected_gain(mean: float, sigma: float) -> float:
-    """Of a normal variable, the mean of what is above 0."""
+    """Return the expected value of the part of a normal variable above 0."""
     if sigma == 0:
         return max(0.0, mean)
     z = mean / sigma
@@ -295,14 +297,14 @@ def _expected_gain(mean: float, sigma: float) -> float:
 
 
 def best_fixed(rates: Rates) -> int:
-    """The n with the highest mean logarithm over all loads of n = 0, each counting alike."""
+    """Return the n with the highest mean logarithm over all loads of n = 0, equally weighted."""
     loads = list(rates[0])
     whole = [n for n in rates if all(load in rates[n] for load in loads)]
     return max(sorted(whole), key=lambda n: over_loads(rates[n], loads).value)
 
 
 def over_loads(row: Mapping[int, Rate], loads: Sequence[int]) -> Rate:
-    """Geometric mean of one n over loads, each counting alike."""
+    """Return the geometric mean of one n over loads, equally weighted."""
     value = math.exp(sum(math.log(row[load].value) for load in loads) / len(loads))
     within = [row[load].within for load in loads]
     known = [w for w in within if w is not None]
@@ -312,12 +314,15 @@ def over_loads(row: Mapping[int, Rate], loads: Sequence[int]) -> Rate:
 
 
 def schedule(rates: Rates, at: Sequence[AtLoad], most: int) -> Schedule:
-    """The n for each batch size, in as few ranges as the intervals allow; see the module.
+    """Return the n for each batch size, in as few ranges as the intervals allow; see the module.
 
     Args:
-        rates: As given to :func:`by_load`.
-        at: What that gave.
-        most: The largest batch size.
+        rates: Values as given to :func:`by_load`.
+        at: Result of :func:`by_load`.
+        most: Largest batch size.
+
+    Returns:
+        Ranges of batch sizes, ascending and without gaps from 1 on.
     """
     groups: list[tuple[list[int], set[int]]] = []  # loads, and the n that are good at all of them
     for x in at:

@@ -1,29 +1,42 @@
-"""Launches against each other: what differs by luck, and what does not.
+"""Launch-to-launch variance: what differs between launches by chance, and what does not.
 
-Requests of one launch share its luck (memory layout, clocks, neighbours), so one launch against
-another says little, however many requests each had. With values as logarithms, because noise here
-is a percentage and because then a ratio has an interval as plain as a mean's:
+========  =======================================================================================
+symbol    meaning
+========  =======================================================================================
+point     logarithm of the true value of a configuration
+L         deviation of a launch from its point, shared by all of its requests
+e         deviation of a launch's value by the requests that it had
+between   standard deviation of L
+within    standard deviation of e: the standard error of the launch's logarithm
+total     standard deviation between launches of one point, pooled over the points
+========  =======================================================================================
+
+Requests of one launch share the launch's conditions (memory layout, clocks, neighbors). Therefore
+comparing one launch with another says little, even with many requests. All values are logarithms,
+because noise here is a percentage, and because a ratio then has an interval as simple as a mean's:
 
     log value of a launch = point + L + e,   var(L) = between²,   var(e) = within²
 
-``within`` is known of every launch, its standard error; ``between`` only from points that were
-launched several times. Their total scatter, pooled over the points, is all that launches of one
-kind need: Student's t for means with a common variance (W. G. Cochran, "Sampling Techniques", 3rd
-ed. 1977, 2.9). Launches that are less sure than those need the two parts apart. ``between`` is
-the moment estimator ``total² - within²``, cut off at 0 (L. V. Hedges, I. Olkin, "Statistical
-Methods for Meta-Analysis", 1985, 9.3; that of DerSimonian & Laird 1986 and of Paule & Mandel 1982
-gives the same for equal ``within``, and launches of one study nearly have that). The variance of a
-point or a ratio is the scatter that was seen, at least what the requests explain of it, and what
-its own launches are less sure by; its degrees of freedom are those of F. E. Satterthwaite ("An
-approximate distribution of estimates of variance components", Biometrics Bulletin 2, 1946), the
-scatter's and the seven of the batches. That ``between`` came out as 0 makes nothing certain: with
-two launches each of two to ten points, intervals that then took the requests' scatter as known held
-92 to 98 %; these hold 94 to 97 % where launches differ by more than their requests explain, and up
-to 99.8 % where they do not (``benchmarks/coverage.py``).
+``within`` is known of every launch; ``between`` only from points that were launched several times.
+Launches of one kind need the total scatter only: Student's t for means with a common variance (W.
+G. Cochran, "Sampling Techniques", 3rd ed. 1977, 2.9). Launches with a larger standard error than
+those need the two parts. ``between`` is the moment estimator, the root of ``total² - within²``, cut
+off at 0 (L. V. Hedges, I. Olkin, "Statistical Methods for Meta-Analysis", 1985, 9.3; the estimators
+of DerSimonian & Laird 1986 and of Paule & Mandel 1982 give the same for equal ``within``, which
+launches of one study nearly have).
 
-Every launch of a study is sent the same requests, but the intervals within launches take the
-requests as drawn anew. What requests differ in is therefore counted as luck although it is not: the
-interval of a comparison of single launches is rather too wide, ``between`` rather too small.
+The variance of a point or a ratio has two parts: the observed scatter, which is at least what the
+requests explain of it, and the excess of its own launches' ``within²``. Its degrees of freedom are
+those of F. E. Satterthwaite ("An approximate distribution of estimates of variance components",
+Biometrics Bulletin 2, 1946), from the scatter's and the seven of the batches. An estimate of 0 for
+``between`` makes nothing certain: with two launches each of two to ten points, intervals that then
+took the requests' scatter as known held 92 to 98 %. These hold 94 to 97 % where launches differ by
+more than their requests explain, and up to 99.8 % where they do not (``benchmarks/coverage.py``).
+
+Every launch of a study is sent the same requests, but the intervals within launches treat the
+requests as a new random sample for each launch. Differences between requests are therefore counted
+as chance although they are not: the interval of a comparison of single launches is rather too wide,
+and ``between`` is rather too small.
 """
 
 from __future__ import annotations
@@ -37,12 +50,12 @@ import numpy as np
 from autotune.stats import quantiles
 from autotune.stats.intervals import BATCHES
 
-# Points of equal mass under the prior of Scatter.chance
+# Points of equal probability under the prior of Scatter.chance.
 _CAUCHY = 0.707 * np.tan(np.pi * ((np.arange(1000) + 0.5) / 1000 - 0.5))
 
 
-# An interval that reaches further than by this factor is none: that of two launches of one point
-# which happen to differ much reaches 10^30.
+# An interval that reaches further than this factor is left out: that of two launches of one point
+# that happen to differ much reaches 10^30.
 _SAYS_NOTHING = 10.0
 
 
@@ -51,7 +64,7 @@ class Estimate:
     """A value with its bounds; they are None where too little is known of the scatter.
 
     Attributes:
-        value: In the unit of what was averaged, or a ratio.
+        value: Estimated value, in the unit of the averaged values, or a ratio.
         low: Lower bound of the interval.
         high: Upper bound of the interval.
     """
@@ -63,11 +76,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Scatter:
-    """How far launches of one point scatter.
+    """Scatter of launches of one point.
 
     Attributes:
         sigma: Standard deviation of the logarithm between launches; 0.05 is about 5 %.
-        degrees: Of freedom; 0 if no point was launched twice.
+        degrees: Degrees of freedom of ``sigma``; 0 if no point was launched twice.
     """
 
     sigma: float
@@ -75,14 +88,14 @@ class Scatter:
 
     @classmethod
     def pooled(cls, groups: Sequence[Sequence[float]]) -> Scatter:
-        """From the positive values of several points, one group for each point's launches."""
+        """Return the scatter of positive values, one group for the launches of each point."""
         logs = [np.log(np.asarray(g, dtype=float)) for g in groups if len(g) > 1]
         degrees = sum(len(x) - 1 for x in logs)
         squares = sum(float(np.sum((x - x.mean()) ** 2)) for x in logs)
         return cls(math.sqrt(squares / degrees) if degrees else 0.0, degrees)
 
     def mean(self, values: Sequence[float], confidence: float = 0.95) -> Estimate:
-        """Geometric mean of one point's launches.
+        """Return the geometric mean of one point's launches, with its interval.
 
         >>> Scatter.pooled([[100.0]]).mean([100.0])
         Estimate(value=100.0, low=None, high=None)
@@ -90,23 +103,26 @@ class Scatter:
         return self.around(float(np.mean(np.log(values))), 1 / len(values), confidence)
 
     def ratio(self, a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Estimate:
-        """Mean of the launches ``a`` over the mean of the launches ``b``."""
+        """Return the geometric mean of ``a`` over that of ``b``, with its interval."""
         log = float(np.mean(np.log(a)) - np.mean(np.log(b)))
         return self.around(log, 1 / len(a) + 1 / len(b), confidence)
 
     def chance(self, log: float, share: float) -> float | None:
-        """The chance that the true value of a measured ``log`` of a ratio is positive.
+        """Return the probability that the true logarithm of a measured ratio is positive.
 
-        The posterior for a Cauchy prior of width 0.707 sigma around 0: the difference of two good
-        points is more likely small than large (H. Jeffreys, "Theory of Probability", 3rd ed. 1961,
-        5.2; J. N. Rouder et al., "Bayesian t tests", Psychonomic Bulletin & Review 16, 2009). With
-        a flat prior the better of two equals would be called better with 75 % on average, and the
-        best of several with more (``benchmarks/selection_bias.py`` shows how often each is right).
-        None: no scatter is known.
+        It is the posterior for a Cauchy prior of width 0.707 sigma around 0, because the difference
+        of two good points is more likely small than large (H. Jeffreys, "Theory of Probability",
+        3rd ed. 1961, 5.2; J. N. Rouder et al., "Bayesian t tests", Psychonomic Bulletin & Review
+        16, 2009). With a flat prior the better of two equals would be called better with 75 % on
+        average, and the best of several with more (``benchmarks/selection_bias.py`` shows how often
+        each is right).
 
         Args:
-            log: Measured, such as the difference of two means of logarithms.
-            share: Its variance in units of one launch's, such as 1/2 + 1/2.
+            log: Measured logarithm, such as the difference of two means of logarithms.
+            share: Variance of ``log`` in units of one launch's, such as 1/2 + 1/2.
+
+        Returns:
+            The probability; None: no scatter is known.
         """
         if self.degrees == 0:
             return None
@@ -118,7 +134,7 @@ class Scatter:
         return float(likelihood[_CAUCHY > 0].sum() / likelihood.sum())
 
     def around(self, log: float, share: float, confidence: float = 0.95) -> Estimate:
-        """``exp(log)`` with its interval; ``share`` as in :meth:`chance`."""
+        """Return ``exp(log)`` with its interval; ``share`` as in :meth:`chance`."""
         if self.degrees == 0:
             return Estimate(round(math.exp(log), 12), None, None)
         return _student(log, share * self.sigma**2, self.degrees, confidence)
@@ -126,12 +142,12 @@ class Scatter:
 
 @dataclass(frozen=True)
 class SingleLaunch:
-    """What one launch gave.
+    """Value of one launch, or the mean of several.
 
     Attributes:
-        value: Positive.
-        within: Standard error of its logarithm by the launch's own requests, of the mean of
-            several launches that of one of them; see
+        value: Positive value, in the objective's unit.
+        within: Standard error of the value's logarithm by the launch's own requests; for the mean
+            of several launches, that of a single one of them. See
             :func:`autotune.stats.intervals.standard_error`.
     """
 
@@ -141,12 +157,12 @@ class SingleLaunch:
 
 @dataclass(frozen=True)
 class LaunchVariance:
-    """The scatter of replicated launches in its two parts, as standard deviations of logarithms.
+    """Scatter of replicated launches in its two parts, as standard deviations of logarithms.
 
     Attributes:
-        total: All of it.
-        within: What the launches' own intervals explain, root mean square.
-        between: The rest.
+        total: Total scatter.
+        within: Part that the launches' own intervals explain, as a root mean square.
+        between: Remaining part, by which launches differ.
     """
 
     total: Scatter
@@ -155,7 +171,7 @@ class LaunchVariance:
 
     @classmethod
     def of(cls, groups: Sequence[Sequence[SingleLaunch]]) -> LaunchVariance | None:
-        """From the launches of several points, a group for each; None: no point has two."""
+        """Return the variance by groups of launches, one for each point; None: no point has two."""
         groups = [g for g in groups if len(g) > 1]
         total = Scatter.pooled([[x.value for x in g] for g in groups])
         if total.degrees == 0:
@@ -172,32 +188,39 @@ class LaunchVariance:
         launches: tuple[int, int] = (1, 1),
         confidence: float = 0.95,
     ) -> Estimate:
-        """One point over another one, with what launches differ by.
+        """Return one point over another one, with an interval that holds between launches.
 
         Args:
-            a: A launch, or the mean of several.
-            b: The same of the other point.
-            launches: How many each is the mean of.
-            confidence: Of the interval.
+            a: A launch of the one point, or the mean of several.
+            b: A launch of the other point, or the mean of several.
+            launches: Number of launches that ``a`` and ``b`` are the means of.
+            confidence: Confidence of the interval.
         """
         share = 1 / launches[0] + 1 / launches[1]
         within2 = a.within**2 / launches[0] + b.within**2 / launches[1]
         return self._around(math.log(a.value / b.value), share, within2, confidence)
 
     def point(self, x: SingleLaunch, launches: int, confidence: float = 0.95) -> Estimate:
-        """What a point gives, by one launch or the mean of several, with what launches differ by.
+        """Return the value of a point, with an interval that holds between launches.
 
         Args:
             x: A launch, or the mean of several.
-            launches: How many.
-            confidence: Of the interval.
+            launches: Number of launches that ``x`` is the mean of.
+            confidence: Confidence of the interval.
         """
         share = 1 / launches
         return self._around(math.log(x.value), share, share * x.within**2, confidence)
 
     def _around(self, log: float, share: float, own2: float, confidence: float) -> Estimate:
-        """``exp(log)``, with the scatter of ``share`` launches and its own launches' ``own2``."""
-        if self.total.degrees == 0:  # nothing but what the requests say
+        """Return ``exp(log)`` with its interval.
+
+        Args:
+            log: Measured logarithm.
+            share: Variance of ``log`` in units of one launch's.
+            own2: Variance of ``log`` by its own launches' requests.
+            confidence: Confidence of the interval.
+        """
+        if self.total.degrees == 0:  # only the requests' scatter is known
             return _student(log, own2, BATCHES - 1, confidence)
         seen2, explained2 = share * self.total.sigma**2, share * self.within**2
         variance = max(seen2, explained2) + max(0.0, own2 - explained2)

@@ -1,5 +1,8 @@
 """One measurement: the arrays of its successful requests, and what is computed from them.
 
+Notation: C is the concurrency of a closed loop; a sum Σ is over the measured requests; the seconds
+of a request run from its sending to its end.
+
 E2EL, TTFT, TPOT and ITL are those of ``vllm bench serve`` (``vllm/benchmarks/serve.py``,
 ``calculate_metrics``):
 
@@ -7,24 +10,25 @@ E2EL, TTFT, TPOT and ITL are those of ``vllm bench serve`` (``vllm/benchmarks/se
 - TTFT: from the request's origin to its first token.
 - TPOT: (E2EL - TTFT) / (output tokens - 1); requests of one token have none.
 - ITL: gaps between the chunks of a request. Under speculation a chunk carries several tokens, so
-  ITL is the pace of verification steps, not of tokens. Chunks without text, such as half of a
-  Korean character, count in ``vllm bench serve`` and not here.
+  ITL is the pace of verification steps, not of tokens. ``vllm bench serve`` also counts chunks
+  without text, such as half of a Korean character; they do not count here.
 
-The origin is the moment of sending, as in ``vllm bench serve``, or the intended start
+A request's origin is the moment of sending, as in ``vllm bench serve``, or the intended start
 (``workload.latency_from`` of a study).
 
-**Throughput of a closed loop.** With C places that are always busy, tokens leave at
+**Throughput of a closed loop.** At a full load the server delivers
 
     C · Σ tokens / Σ seconds
 
-over the measured requests, seconds from sending to end: each place delivers Σ tokens / Σ seconds
-(W. L. Smith, "Renewal theory and its ramifications", Journal of the Royal Statistical Society B 20,
-1958: the renewal-reward theorem). The requests are a fixed list, so no window has edges at which
+tokens per second, because each of the C sequences of requests delivers Σ tokens / Σ seconds (W. L.
+Smith, "Renewal theory and its ramifications", Journal of the Royal Statistical Society B 20, 1958:
+the renewal-reward theorem). The requests are a fixed list, so there is no window at whose edges
 long requests are cut off or counted twice. Counting tokens in a window, as autotune 0.1 did, was
-off by -26 to +42 % with one request a place, and by up to 4 % with eight.
+off by -26 to +42 % with C requests, and by up to 4 % with 8·C.
 
 **Throughput of an open loop.** Output tokens per second from the first sending to the first end
-after the last sending; arrivals set it, not the server, unless the server cannot keep up.
+after the last sending. The arrivals determine it, not the server, unless the server cannot keep
+up.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ Ints = NDArray[np.int64]
 
 
 class SampleLike(Protocol):
-    """What a request must tell to be measured; :class:`autotune.bench.Sample` does."""
+    """A request that can be measured, such as :class:`autotune.bench.Sample`."""
 
     @property
     def status(self) -> str: ...
@@ -67,16 +71,16 @@ class Measurement:
     """The measured, successful requests of one phase, in the order of their sending.
 
     Attributes:
-        intended: Intended start, seconds on the phase's clock.
-        start: Sending, seconds on the phase's clock.
-        ttft: First text, seconds after ``start``.
-        end: Last chunk, seconds on the phase's clock.
-        prompt_tokens: By usage.
-        output_tokens: By usage.
-        chunks: For each request, the arrival of its chunks, seconds after ``start``.
+        intended: Intended start of each request, in seconds on the phase's clock.
+        start: Time of sending, in seconds on the phase's clock.
+        ttft: Seconds from ``start`` to the first text.
+        end: Time of the last chunk, in seconds on the phase's clock.
+        prompt_tokens: Number of prompt tokens by the server's usage.
+        output_tokens: Number of output tokens by the server's usage.
+        chunks: For each request, the seconds from ``start`` to each of its chunks.
         latency_from: Origin of E2EL and TTFT.
-        places: Concurrency of a closed loop whose places were busy while these requests ran; None:
-            an open loop.
+        concurrency: Concurrency of a closed loop, which was full while these requests ran; None: an
+            open loop.
     """
 
     intended: Floats
@@ -87,39 +91,40 @@ class Measurement:
     output_tokens: Ints
     chunks: tuple[Floats, ...]
     latency_from: LatencyFrom
-    places: int | None = None
+    concurrency: int | None = None
 
     @classmethod
     def of(
         cls,
         samples: Iterable[SampleLike],
         latency_from: LatencyFrom,
-        places: int | None = None,
+        concurrency: int | None = None,
         *,
         busy: bool = True,
     ) -> Measurement:
         """Return the measurement of those samples whose status is ``ok``.
 
         Args:
-            samples: One phase, in any order.
+            samples: Samples of one phase, in any order.
             latency_from: Origin of E2EL and TTFT.
-            places: Concurrency of a closed loop; None: an open loop.
-            busy: Other requests kept the places busy before the first sample and after the last.
-                If not, as autotune 0.1 measured, the first and last ``places`` of several are left
-                out: they ran while the batch filled and emptied.
+            concurrency: Concurrency of a closed loop; None: an open loop.
+            busy: Whether other requests kept the load full before the first sample and after the
+                last. If not, as autotune 0.1 measured, the first and the last ``concurrency``
+                samples are left out where it is above 1: they ran while the batch filled and
+                emptied.
 
         Raises:
-            ValueError: there is none, or fewer than ``places`` ran with all places busy.
+            ValueError: no sample is ``ok``, or fewer than ``concurrency`` ran at the full load.
         """
         ok = sorted((s for s in samples if s.status == "ok"), key=lambda s: s.start)
         if not ok:
             raise ValueError("no request was answered successfully, so there is nothing to measure")
-        if not busy and places is not None and places > 1:
-            sent, ok = len(ok), ok[places:-places]
-            if len(ok) < places:
+        if not busy and concurrency is not None and concurrency > 1:
+            sent, ok = len(ok), ok[concurrency:-concurrency]
+            if len(ok) < concurrency:
                 raise ValueError(
-                    f"of {sent} requests fewer than {places} ran while all {places} places were "
-                    "busy"
+                    f"of {sent} requests fewer than {concurrency} ran at the full concurrency of "
+                    f"{concurrency}"
                 )
         return cls(
             intended=np.array([s.intended for s in ok], dtype=np.float64),
@@ -130,7 +135,7 @@ class Measurement:
             output_tokens=np.array([s.output_tokens for s in ok], dtype=np.int64),
             chunks=tuple(np.array(s.chunks, dtype=np.float64) for s in ok),
             latency_from=latency_from,
-            places=places,
+            concurrency=concurrency,
         )
 
     def head(self, count: int) -> Measurement:
@@ -138,62 +143,62 @@ class Measurement:
         return self.part(0, count)
 
     def part(self, start: int, stop: int) -> Measurement:
-        """Return the measurement of some requests, by their place in the order of sending."""
+        """Return the measurement of the requests ``start`` to ``stop - 1`` in order of sending."""
         arrays = {
             f.name: getattr(self, f.name)[start:stop]
             for f in fields(Measurement)
-            if f.name not in ("latency_from", "places")
+            if f.name not in ("latency_from", "concurrency")
         }
-        return Measurement(**arrays, latency_from=self.latency_from, places=self.places)
+        return Measurement(**arrays, latency_from=self.latency_from, concurrency=self.concurrency)
 
     def __len__(self) -> int:
         return len(self.start)
 
     @property
     def waited(self) -> Floats:
-        """Seconds before the sending that count as latency."""
+        """Seconds of each request before its sending that count as latency."""
         if self.latency_from == "intended":
             return self.start - self.intended
         return np.zeros(len(self))
 
     @property
     def e2el(self) -> Floats:
-        """End-to-end latency of each request, seconds from its origin."""
+        """E2EL of each request, in seconds from its origin."""
         return self.end - self.start + self.waited
 
     @property
     def first_token(self) -> Floats:
-        """TTFT of each request, seconds from its origin."""
+        """TTFT of each request, in seconds from its origin."""
         return self.ttft + self.waited
 
     @property
     def tpot(self) -> Floats:
-        """Seconds per output token after the first, of the requests with at least two."""
+        """TPOT of each request with at least two output tokens, in seconds."""
         several = self.output_tokens > 1
         seconds = (self.end - self.start - self.ttft)[several]
         return np.asarray(seconds / (self.output_tokens[several] - 1), dtype=np.float64)
 
     @property
     def itl(self) -> Floats:
-        """Seconds between the chunks of each request, of all requests in one array."""
+        """ITL, in seconds; one array for all requests."""
         return np.concatenate([np.diff(c) for c in self.chunks])
 
     @property
     def seconds(self) -> Floats:
-        """Seconds that each request held its place: from sending to end."""
+        """Seconds from the sending of each request to its end."""
         return np.asarray(self.end - self.start, dtype=np.float64)
 
     @property
     def window(self) -> tuple[float, float]:
-        """First sending and first end after the last sending, seconds on the phase's clock."""
+        """First sending and first end after the last sending, in seconds on the phase's clock."""
         after_last = self.end[self.end > self.start.max()]
         return float(self.start.min()), float(after_last.min())
 
     def delivered(self, at: float) -> float:
-        """Return the output tokens that had come by a time on the phase's clock.
+        """Return the number of output tokens that had come by a time on the phase's clock.
 
-        A request that was under way counts with the share of its chunks that had come: ``usage``
-        tells how many tokens it had, not which chunk brought them.
+        A request that was under way counts with the share of its chunks that had come, because
+        ``usage`` does not say which chunk brought how many tokens.
         """
         tokens = np.where(self.end <= at, self.output_tokens, 0).astype(np.float64)
         for i in np.flatnonzero((self.start < at) & (self.end > at)):
@@ -203,13 +208,16 @@ class Measurement:
     @property
     def throughput(self) -> float:
         """Output tokens per second; see the module."""
-        if self.places is not None:
-            return float(self.places * self.output_tokens.sum() / self.seconds.sum())
+        if self.concurrency is not None:
+            return float(self.concurrency * self.output_tokens.sum() / self.seconds.sum())
         opened, close = self.window
         return self.delivered(close) / (close - opened)
 
     @property
     def output_throughput(self) -> float:
-        """``output_throughput`` of ``vllm bench serve``: all output tokens per second of the whole
-        time from the first sending to the last end, the emptying at the end included."""
+        """``output_throughput`` of ``vllm bench serve``, in tokens per second.
+
+        Its time runs from the first sending to the last end, so it includes the end, where the load
+        is not full.
+        """
         return float(self.output_tokens.sum() / (self.end.max() - self.start.min()))

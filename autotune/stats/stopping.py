@@ -1,53 +1,63 @@
 """When a trial has been measured enough.
 
-A measurement is looked at a few times, at sizes that grow geometrically (:func:`look_sizes`), and
+=======  ==========================================================================================
+symbol   meaning
+=======  ==========================================================================================
+g        logarithm of trial / rival for one objective, with the sign that makes larger worse
+l        distance of the logarithms from the trial to its better bound, by the objective's interval
+u        distance of the logarithms from the rival to its worse bound, by the objective's interval
+σ        standard deviation of the logarithm between launches of one point
+r        number of the rival's launches, whose mean it is
+t_c      quantile of Student's t for the difference between launches
+α        probability that a trial is called dominated although no rival dominates it
+=======  ==========================================================================================
+
+A measurement is looked at a few times, at sizes that grow geometrically (:func:`look_sizes`). It
 ends when one of two things is known.
 
-**What a look sees.** Its size counts requests in the order of sending, and it takes place when all
-of these have ended (:class:`Looks`). The requests that have ended so far are another set: it has
-the short ones and not yet the long ones. autotune 0.1 looked at that set, and at 64 requests at a
-time tok/s came out 8 to 78 % too small at the first look. Before a measurement ends, sending goes
-on until all that were under way at the look have ended, and the question is asked again of the
-larger set. No look comes before four requests a place (:func:`first_look`).
+**What a look sees.** The size of a look counts requests in the order of sending. The look takes
+place when all of these have ended (:class:`Looks`). The requests that have ended so far are another
+set, which has the short ones and not yet the long ones. autotune 0.1 looked at that set; at a
+concurrency of 64, tok/s was 8 to 78 % too small at the first look. Before a measurement ends,
+sending continues until all requests that were under way at the look have ended, and the larger set
+is judged again. No look comes before four requests for each concurrent one (:func:`first_look`).
 
 **Precision.** Every objective's interval is narrow against its value: :func:`precise`. Stopping
-because an interval became narrow prefers intervals that are narrow by luck; the fixed-width
+because an interval became narrow prefers intervals that are narrow by chance. The fixed-width
 procedure of Y. S. Chow and H. Robbins ("On the asymptotic theory of fixed-width sequential
 confidence intervals for the mean", Annals of Mathematical Statistics 36, 1965) keeps its coverage
-in the limit only. Looks are few for that reason, and the 95 % intervals of a measurement that may
-end so are computed at :data:`STOPPING_CONFIDENCE`. What strikes all places at the same time, such
-as a stall, shows once a turn however many places there are, so narrowness counts from eight turns
-on (:func:`narrow_enough`): the batches are eight, too.
+in the limit only. Therefore looks are few, and the 95 % intervals of a measurement that may end so
+are computed at :data:`STOPPING_CONFIDENCE`. What slows all concurrent requests at the same time,
+such as a stall, shows once a turn at any concurrency; a turn is as many requests as are concurrent.
+Therefore narrowness counts from eight turns on (:func:`narrow_enough`), as there are eight batches.
 
-**Domination.** A finished rival is certainly better in all objectives: :class:`Domination`. For
-each objective the logarithms are compared, g = log(trial / rival) with "larger is worse":
+**Domination.** A finished rival is certainly better in all objectives (:class:`Domination`) if for
+each of them
 
-    g > sqrt(l² + u² + (t_c σ)² (1 + 1/r))
+    g > sqrt(l² + u² + (t_c σ)² (1 + 1/r)).
 
-with l from the trial to its better bound, u from the rival to its worse bound, each by its
-objective's own interval, σ the standard deviation between launches and r the rival's launches,
-whose mean it is. That is the method of variance estimates recovery (G. Y. Zou, A. Donner,
-"Construction of confidence limits about effect measures: a general approach", Statistics in
-Medicine 27, 2008); to ask that intervals do not overlap would need a gap up to √3 times as large.
+That is the method of variance estimates recovery (G. Y. Zou, A. Donner, "Construction of confidence
+limits about effect measures: a general approach", Statistics in Medicine 27, 2008). The condition
+that the intervals do not overlap would need a gap up to √3 times as large.
 
-- All objectives must be worse: an intersection-union test, which needs no smaller level for several
-  objectives (R. L. Berger, "Multiparameter hypothesis testing and acceptance sampling",
+- All objectives must be worse. This is an intersection-union test, which needs no smaller level for
+  several objectives (R. L. Berger, "Multiparameter hypothesis testing and acceptance sampling",
   Technometrics 24, 1982).
-- The error α is spent by the union bound, each half on what can go wrong by itself. The trial's own
-  requests are looked at several times: l at one-sided level α/2 ÷ looks (K. K. G. Lan,
-  D. L. DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 70, 1983; the last
-  look spends nothing, as nothing is left to save). A rival is the same at every look, and so is the
-  luck of both launches, but the rival is the luckiest of all trials that have finished: u and t_c
-  at α/2 ÷ finished trials.
+- The union bound spends one half of α on each of two errors. The trial's own requests are looked at
+  several times, so l has the one-sided level α/2 ÷ looks (K. K. G. Lan, D. L. DeMets, "Discrete
+  sequential boundaries for clinical trials", Biometrika 70, 1983). The last look spends nothing,
+  because nothing is left to save. A rival is the same at every look, as is the launch-to-launch
+  variation of both. But the rival is selected as the best of all finished trials, so u and t_c have
+  the level α/2 ÷ finished trials.
 - σ is 10 % (:data:`USUAL_BETWEEN`; 5 to 10 % are usual, vLLM issue #53436) until launches of this
-  study tell (:func:`expected_between`), and launches have outliers: t_c is Student's t with
-  :data:`LAUNCH_DEGREES` degrees of freedom.
+  study show it (:func:`expected_between`). Launches have outliers, so t_c is a quantile of
+  Student's t with :data:`LAUNCH_DEGREES` degrees of freedom.
 
-Early ends need rivals of some hundred requests where a p95 is an objective: at such levels the p95
-of fewer has no upper bound, and nothing is certain (:func:`rivals_need`).
+Where a p95 is an objective, early ends need rivals of about a hundred requests. The p95 of fewer
+has no upper bound at these levels, so nothing is certain (:func:`rivals_need`).
 
-How often either ends a measurement wrongly, and how much it saves: ``benchmarks/coverage.py``, with
-the results in ``docs/statistics.md``.
+``benchmarks/coverage.py`` shows how often either condition ends a measurement wrongly, and how much
+it saves; the results are in ``docs/statistics.md``.
 """
 
 from __future__ import annotations
@@ -55,6 +65,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -62,24 +73,32 @@ import numpy as np
 from autotune.stats import quantiles
 from autotune.stats.intervals import Interval
 
-# Of the intervals that end a measurement, so that they hold 95 % when they do.
+# Confidence of the intervals that may end a measurement; after such an end they hold 95 %.
 STOPPING_CONFIDENCE = 0.97
-# Standard deviation of the logarithm between launches that is assumed until a study tells.
+# Standard deviation of the logarithm between launches that is assumed until a study shows its own.
 USUAL_BETWEEN = 0.10
-# So many degrees of freedom that assumption counts for, against those of a study's own launches.
+# Degrees of freedom that this assumption counts for, against those of a study's own launches.
 _USUAL_DEGREES = 4
-# No launches are so alike that less is reckoned with: few tell it badly.
+# Smallest standard deviation between launches that is assumed: few launches estimate it badly.
 LEAST_BETWEEN = 0.03
-# Of Student's t for the luck of a launch, whose outliers are more than a normal distribution's.
+# Degrees of Student's t for the difference between launches, which has more outliers than a normal.
 LAUNCH_DEGREES = 10
-TURNS = 4  # requests of each place before the first look
+TURNS = 4  # requests for each concurrent one before the first look
 PRECISE_TURNS = 8  # … and before narrow intervals are believed
-_GROWTH = 1.3  # of the sizes between looks
-_PERCENTILE = 0.95  # the one whose bounds need most requests, of those that are usual objectives
+_GROWTH = 1.3  # factor between the sizes of successive looks
+_PERCENTILE = 0.95  # among usual objectives, the one whose bounds need most requests
+
+
+class Stop(StrEnum):
+    """Reason why the measuring of a trial ended; shown to the user."""
+
+    ALL = "every request was sent"
+    PRECISE = "the intervals are narrow enough"
+    DOMINATED = "another trial is better in everything"
 
 
 def look_sizes(minimum: int, maximum: int, growth: float = _GROWTH) -> list[int]:
-    """Numbers of requests after which to look, the last one the maximum.
+    """Return the numbers of requests after which to look, ascending; the last is the maximum.
 
     >>> look_sizes(32, 128)
     [32, 40, 51, 64, 81, 102, 128]
@@ -90,21 +109,27 @@ def look_sizes(minimum: int, maximum: int, growth: float = _GROWTH) -> list[int]
     return sorted({round(float(x)) for x in np.geomspace(minimum, maximum, steps + 1)})
 
 
-def first_look(minimum: int, places: int | None) -> int:
-    """Return the fewest requests of a look: a study's ``min_prompts``, and four of each place."""
-    return max(minimum, TURNS * (places or 1))
+def first_look(minimum: int, concurrency: int | None) -> int:
+    """Return the fewest requests of a look.
+
+    Args:
+        minimum: ``min_prompts`` of the study.
+        concurrency: Concurrency of a closed loop, of which it is at least four times; None: an
+            open loop.
+    """
+    return max(minimum, TURNS * (concurrency or 1))
 
 
 def expected_between(sigma: float, degrees: int) -> float:
-    """Return the standard deviation between launches to reckon with.
+    """Return the standard deviation of the logarithm between launches to assume.
 
-    The usual one and the study's own, as variances weighted by degrees of freedom (the mean of a
-    scaled inverse chi-squared prior's update; A. Gelman et al., "Bayesian Data Analysis", 3rd ed.
-    2013, 2.6), and no less than :data:`LEAST_BETWEEN`.
+    The variances of :data:`USUAL_BETWEEN` and of the study's own launches are averaged, weighted by
+    their degrees of freedom (the update of a scaled inverse chi-squared prior; A. Gelman et al.,
+    "Bayesian Data Analysis", 3rd ed. 2013, 2.6). The result is at least :data:`LEAST_BETWEEN`.
 
     Args:
-        sigma: What the study's launches of equal points tell, as a logarithm's.
-        degrees: Of freedom, that they tell it with; 0: no point was launched twice.
+        sigma: Standard deviation of the logarithm over the study's launches of equal points.
+        degrees: Degrees of freedom of ``sigma``; 0: no point was launched twice.
     """
     pooled = _USUAL_DEGREES * USUAL_BETWEEN**2 + degrees * sigma**2
     return max(LEAST_BETWEEN, math.sqrt(pooled / (_USUAL_DEGREES + degrees)))
@@ -114,8 +139,8 @@ def rivals_need(finished: int, alpha: float) -> int:
     """Return how many requests a rival needs so that its p95 has an upper bound to compare with.
 
     Args:
-        finished: Trials that have finished.
-        alpha: Of :class:`Domination`; at 0 nothing is compared, and 0 is returned.
+        finished: Number of finished trials.
+        alpha: As in :class:`Domination`; at 0 nothing is compared, and 0 is returned.
 
     >>> rivals_need(1, 0.05), rivals_need(8, 0.05), rivals_need(32, 0.05)
     (72, 113, 140)
@@ -143,25 +168,26 @@ def precise_needs() -> int:
     return bound_needs(round(100 * _PERCENTILE), STOPPING_CONFIDENCE)
 
 
-def narrow_enough(size: int, places: int | None) -> bool:
-    """Whether narrow intervals of so many requests may end a measurement."""
-    return size >= PRECISE_TURNS * (places or 1)
+def narrow_enough(size: int, concurrency: int | None) -> bool:
+    """Return whether narrow intervals over ``size`` requests may end a measurement."""
+    return size >= PRECISE_TURNS * (concurrency or 1)
 
 
 V = TypeVar("V")
 
 
 class Looks(Generic[V]):
-    """When to look at a measurement that runs, and how much of it is seen.
+    """Decide when to look at a running measurement, and how much of it is seen.
 
     Args:
-        sizes: Of the looks, ascending; the last one is all requests, at which nothing is asked.
-        ask: What is known of the first so many requests that were sent, all of which have ended;
-            None: not enough to end.
+        sizes: Sizes of the looks, ascending; the last is the number of all requests, and ``ask`` is
+            not called there.
+        ask: Called with a number of requests; those that were sent first have all ended. Returns
+            the reason to end the measurement, or None.
 
     Attributes:
-        size: Requests that count, once the measurement is over.
-        verdict: What ended it; None: the last request, or nothing yet.
+        size: Number of requests that count, when the measurement is over.
+        verdict: Reason that ended the measurement; None: its last request, or it is not over.
     """
 
     def __init__(self, sizes: Sequence[int], ask: Callable[[int], V | None]) -> None:
@@ -177,7 +203,7 @@ class Looks(Generic[V]):
 
     @property
     def complete(self) -> int:
-        """How many requests have ended without one before them that has not."""
+        """Number of requests that have ended, up to the first one that has not."""
         return self._complete
 
     @property
@@ -190,10 +216,10 @@ class Looks(Generic[V]):
         self._sent += 1
 
     def ended(self, index: int) -> None:
-        """Note that a request has ended, and look if it is time to.
+        """Note that a request has ended, and look if a look is due.
 
         Args:
-            index: Its place in the order of sending, from 0.
+            index: Position of the request in the order of sending, from 0.
         """
         if self.over:
             return
@@ -206,7 +232,7 @@ class Looks(Generic[V]):
             self._look()
 
     def _look(self) -> None:
-        """A size's first look; a verdict is asked for again when what is under way has ended."""
+        """Take the first look at a size; a verdict is confirmed after those under way."""
         reached = [x for x in self._sizes if x <= self._complete]
         self._sizes = self._sizes[len(reached) :]
         if (found := self._ask(reached[-1])) is None:
@@ -216,7 +242,7 @@ class Looks(Generic[V]):
         elif self._sent < self._most:
             self._again = self._sent
         else:
-            self._sizes = []  # all were sent: they are waited for, and count
+            self._sizes = []  # all requests were sent: wait for them, and count them
 
     def _look_again(self) -> None:
         size = self._again
@@ -230,14 +256,14 @@ class Looks(Generic[V]):
 
 
 def relative_half_width(value: float, interval: Interval) -> float:
-    """Half of an interval's width, as a share of the value; infinite if a bound is missing."""
+    """Return half of an interval's width as a share of the value; infinite without a bound."""
     if interval.low is None or interval.high is None:
         return math.inf
     return (interval.high - interval.low) / 2 / abs(value)
 
 
 def precise(estimates: Iterable[tuple[float, Interval]], precision: float) -> bool:
-    """Whether every value's interval is narrower than ± ``precision`` of the value."""
+    """Return whether every value's interval is narrower than ± ``precision`` of the value."""
     return all(relative_half_width(value, i) < precision for value, i in estimates)
 
 
@@ -246,9 +272,9 @@ class Bounded:
     """One objective of one launch.
 
     Attributes:
-        value: Positive.
-        interval: Its interval within the launch, two-sided, for a confidence.
-        launches: Whose mean it is.
+        value: Positive value, in the objective's unit.
+        interval: Returns the two-sided interval within the launch at a confidence.
+        launches: Number of launches whose mean the value is.
     """
 
     value: float
@@ -259,8 +285,8 @@ class Bounded:
 def averaged(launches: Sequence[Bounded]) -> Bounded:
     """Return the geometric mean of one objective over a point's launches, with its interval.
 
-    The bounds' distances, as logarithms, add up in quadrature; a bound that one launch lacks, the
-    mean lacks.
+    The distances of the bounds, as logarithms, add up in quadrature. The mean lacks a bound that
+    one of its launches lacks.
     """
     if len(launches) == 1:
         return launches[0]
@@ -288,11 +314,11 @@ class Domination:
     """The test whether a running trial is certainly worse than another one; see the module.
 
     Attributes:
-        looks: How many looks there are at most, the last, after all requests, included.
-        directions: The better way of each objective.
-        sigma: For each objective, the standard deviation of the logarithm between launches.
-        alpha: The chance that a trial is ever called dominated which no rival dominates.
-        finished: Trials of which the rivals are the best; None: the rivals are all there are.
+        looks: Largest number of looks, including the last one after all requests.
+        directions: Better direction of each objective.
+        sigma: Standard deviation of the logarithm between launches, for each objective.
+        alpha: Probability that a trial is ever called dominated although no rival dominates it.
+        finished: Number of trials of which the rivals are the best; None: the rivals are all.
     """
 
     looks: int
@@ -302,11 +328,14 @@ class Domination:
     finished: int | None = None
 
     def by(self, trial: Sequence[Bounded], rivals: Sequence[Sequence[Bounded]]) -> int | None:
-        """The index of the first rival that is better in all objectives, at one look.
+        """Return the index of the first rival that is better in all objectives, at one look.
 
         Args:
-            trial: What is known of the running trial, in the order of the objectives.
-            rivals: The same of finished trials: as many at every look.
+            trial: The running trial, one value for each objective.
+            rivals: Finished trials in the same form; the same number at every look.
+
+        Returns:
+            The index; None: no rival certainly is.
         """
         if not rivals or self.looks < 2 or not self.alpha:
             return None
@@ -317,7 +346,7 @@ class Domination:
         )
 
     def prepare(self, rivals: Sequence[Sequence[Bounded]]) -> None:
-        """Ask each rival once for what :meth:`by` will ask it for, so that none is late then."""
+        """Compute the rivals' intervals that :meth:`by` needs, so that no look waits for them."""
         if rivals and self.alpha:
             confidence = 1 - 2 * self._of_rival(len(rivals))
             for bounded in rivals:
@@ -330,13 +359,13 @@ class Domination:
     def _worse(
         self, trial: Sequence[Bounded], rival: Sequence[Bounded], of_trial: float, of_rival: float
     ) -> bool:
-        luck = quantiles.student_t(LAUNCH_DEGREES, 1 - of_rival)
+        t_c = quantiles.student_t(LAUNCH_DEGREES, 1 - of_rival)
         return all(
             _certainly_worse(
                 a,
                 b,
                 direction,
-                luck * sigma * math.sqrt(1 / a.launches + 1 / b.launches),
+                t_c * sigma * math.sqrt(1 / a.launches + 1 / b.launches),
                 of_trial,
                 of_rival,
             )
@@ -354,7 +383,7 @@ def _certainly_worse(
     of_trial: float,
     of_rival: float,
 ) -> bool:
-    """One objective, at one-sided levels."""
+    """Return whether one objective of the trial is certainly worse, at one-sided levels."""
     sign = 1 if direction == "minimize" else -1
     gap = sign * math.log(trial.value / rival.value)
     if gap <= launch_half:

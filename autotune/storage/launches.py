@@ -82,7 +82,7 @@ class Launches:
 
     def started(self, identity: Identity) -> None:
         """Note that the server's processes exist."""
-        self._update(identity.launch_id, identity=asdict(identity))
+        self._update(identity.launch_id, identity=identity.stored())
 
     def ready(self, launch_id: str, vllm_version: str | None) -> None:
         """Note that the server answers ``/health`` and is the requested one."""

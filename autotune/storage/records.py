@@ -39,7 +39,7 @@ class Quality:
         estimator: Version of the estimator (:data:`autotune.stats.ESTIMATOR`).
         errors: Standard error of each value's logarithm within the launch, by objective name.
         requests: Number of measured requests.
-        stop: Reason for the end, a name of :class:`autotune.bench.session.Stop` in lower case.
+        stop: Reason for the end, a name of :class:`autotune.stats.stopping.Stop` in lower case.
         dominated_by: Number of the trial that is better in everything.
         warmup_requests: Number of requests before the measurement.
         steady: Whether the warm-up ended with a steady server.
@@ -80,7 +80,7 @@ class Quality:
         """Return the quality that a row or a trial keeps; without one, that of autotune 0.1."""
         if not kept:
             return _NO_QUALITY
-        known = {k: v for k, v in kept.items() if k in _QUALITY}
+        known = {k: v for k, v in kept.items() if k in _QUALITY_KEYS}
         for name in ("errors", "weights"):
             found = known.get(name)
             known[name] = found if isinstance(found, dict) else {}
@@ -105,6 +105,7 @@ class Quality:
 
 
 _QUALITY = tuple(f.name for f in fields(Quality))
+_QUALITY_KEYS = frozenset(_QUALITY)
 _OPTIONAL = {"machine", "beside", "weights", "recomputed", "outdated"}
 _NO_QUALITY = Quality()
 
@@ -160,7 +161,7 @@ class TrialAttrs:
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> TrialAttrs:
         """Return the attributes that Optuna keeps of a trial."""
-        known = {k: v for k, v in kept.items() if k in _ATTRS}
+        known = {k: v for k, v in kept.items() if k in TRIAL_KEYS}
         known["role"] = _role(known)
         known["baseline"] = bool(known.get("baseline"))
         known["challenge"] = bool(known.get("challenge"))
@@ -180,7 +181,7 @@ class TrialAttrs:
 
     def put_into(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """Return Optuna's attributes with autotune's ones replaced; a user's own stay."""
-        return {k: v for k, v in kept.items() if k not in _ATTRS} | self.to_json()
+        return {k: v for k, v in kept.items() if k not in TRIAL_KEYS} | self.to_json()
 
     @property
     def searches(self) -> bool:

@@ -1,1 +1,1 @@
-"""What the user wrote: the study file, its keys and its place."""
+"""The study file: its keys, its checks, and what is derived from it."""

@@ -1,21 +1,21 @@
-"""Compare two studies by what their keys affect: one table for everything that asks.
+"""Compare two studies by what their keys affect; all comparisons derive from one table.
 
-Each key of a study file carries what it affects (:class:`autotune.study.keys.Affects`);
+Each key of a study file says what it affects (:class:`autotune.study.keys.Affects`);
 :data:`TABLE` has all of them. From it derive the fingerprint of a study, what stops a resume, what
 ``--reuse`` refuses, what ``compare`` shows as a difference, which load sweep is continued, and the
 text of each difference.
 
 - A key that affects the **result** stops a resume and ``--reuse``, and is a difference to
   ``compare``.
-- A key that affects the **schedule** may change at any time: a resumed study goes on with the new
-  value.
+- A key that affects the **schedule** may change at any time: a resumed study continues with
+  the new value.
 - A key that affects **nothing** may change as well.
 
 Four kinds of keys need more than a comparison of their values:
 
 - Files count by their content, not by their path.
-- ``warmup_prompts`` and ``latency_from`` count by what they amount to, because both have a default
-  that other keys decide.
+- ``warmup_prompts`` and ``latency_from`` count by their effective value, because other keys decide
+  their default.
 - Objectives are compared by name.
 - ``space`` and ``baseline`` say which points a study has. Within one study they must not change.
   Two studies are compared point by point, so there they are no difference.
@@ -39,13 +39,13 @@ from autotune.study.files import LoadedStudy
 from autotune.study.keys import Affects
 from autotune.study.schema import StudySpec
 
-# Keys that name a file; see the module.
+# Keys that name a file; see the module docstring.
 FILES = frozenset(
     {"workload.prompts", "workload.sharegpt.file", "workload.replay.file", "objectives.file"}
 )
-# Keys that say which points a study has; see the module.
+# Keys that say which points a study has; see the module docstring.
 POINTS = frozenset({"space", "baseline"})
-# Keys that count by what they amount to.
+# Effective values of the keys that count by them.
 _AMOUNTS: Mapping[str, Callable[[StudySpec], object]] = {
     "workload.warmup_prompts": lambda spec: spec.workload.most_warmup,
     "workload.latency_from": lambda spec: spec.workload.latency_origin,
@@ -54,7 +54,7 @@ _OBJECTIVES = "objectives"
 
 
 def affects(field: FieldInfo) -> Affects | None:
-    """Return what a key affects; None for a section, whose keys say it themselves.
+    """Return what a key affects; None for a section, whose keys say it.
 
     Raises:
         TypeError: the key says more than one effect.
@@ -162,9 +162,9 @@ def differences(
     for key, entry in sorted(entries.items(), key=lambda x: order.index(x[1])):
         there, here = (x[key].value if key in x else None for x in (a, b))
         if entry in FILES and there is not None and here is not None:
-            continue  # told by their content
+            continue  # compared by their content
         if entry.startswith(_OBJECTIVES) and key != _OBJECTIVES and not key.startswith(shared):
-            continue  # told as an objective that only one of them has
+            continue  # reported as an objective that only one of them has
         if _plain(there) == _plain(here):
             continue
         if (amount := _AMOUNTS.get(entry)) is not None:
@@ -175,11 +175,12 @@ def differences(
 
 
 def _plain(value: object) -> str:
-    """Return a text that is the same for values that are one value to vLLM: 1 is not true."""
+    """Return a text that is equal for values that are equal to vLLM: 1 and true differ."""
     return json.dumps(value, sort_keys=True)
 
 
 def _values(spec: StudySpec, effect: Affects) -> dict[str, _Leaf]:
+    """Return the values that are set and have an effect, by key."""
     return {x.key: x for x in _leaves(spec) if TABLE[x.entry] is effect and x.value is not None}
 
 
@@ -220,7 +221,7 @@ def _default(field: FieldInfo) -> object:
 
 
 def _flat(leaf: _Leaf) -> Iterator[_Leaf]:
-    """Return the values of a mapping one by one; an empty one at the top is none."""
+    """Return the values of a mapping one by one; an empty one at the top has none."""
     if isinstance(leaf.value, Mapping) and (leaf.value or leaf.key == leaf.entry):
         for key, value in leaf.value.items():
             yield from _flat(_Leaf(f"{leaf.key}.{key}", leaf.entry, value, None))
@@ -274,7 +275,7 @@ def fingerprint_with(spec: StudySpec, found: Mapping[str, str]) -> str:
 
     Args:
         spec: The study.
-        found: Hashes of its files: :func:`contents`.
+        found: Hashes of its files, from :func:`contents`.
     """
     body = {
         x.key: x.value
@@ -296,7 +297,7 @@ def fingerprint_of_0_1(spec: StudySpec, found: Mapping[str, str]) -> str:
 
     Args:
         spec: The study as the database has it.
-        found: Hashes of its files: :func:`contents`.
+        found: Hashes of its files, from :func:`contents`.
     """
     body = spec.shown(
         {
@@ -325,7 +326,7 @@ def fingerprints(spec: StudySpec, found: Mapping[str, str]) -> frozenset[str]:
 
 
 def in_any_order(spec: StudySpec, directions: Mapping[str, str]) -> StudySpec:
-    """Return a study whose objectives are in one order and have their directions.
+    """Return a study whose objectives are sorted by name and have their directions.
 
     Args:
         spec: The study.
@@ -339,11 +340,11 @@ def in_any_order(spec: StudySpec, directions: Mapping[str, str]) -> StudySpec:
 
 
 def why_not_same(old: LoadedStudy, kept: str, new: LoadedStudy) -> str | None:
-    """Return why a study must not go on with trials of another file; None if it may.
+    """Return why a study must not continue with trials of another file; None: it may.
 
     Args:
         old: The study as the database has it.
-        kept: Its fingerprint in the database, which covers the content of its files.
+        kept: Fingerprint in the database, which covers the content of its files.
         new: The study as it is now; its files are read.
     """
     if found := differences(old.spec, new.spec):

@@ -1,4 +1,4 @@
-"""Find study files, and read them; nothing in them is run."""
+"""Find and read study files; nothing in them is run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ from autotune.study.schema import StudySpec
 from autotune.study.secrets import MASK, is_secret, masked, secret_values
 from autotune.study.yaml import compose, load, not_plain, shown
 
-MOST_TEXT = 100_000  # characters of the file: two seconds of reading it
+MOST_TEXT = 100_000  # characters of a file; reading that many takes two seconds
 
 
 class LoadedStudy(Model):
-    """A study with the place it came from."""
+    """A study and the file that it came from.
+
+    Attributes:
+        spec: The study.
+        path: Path of its file.
+        text: Text of its file.
+    """
 
     spec: StudySpec
     path: Path
@@ -34,9 +40,9 @@ class LoadedStudy(Model):
 
 
 def text_without_secrets(loaded: LoadedStudy) -> str:
-    """A study's text as it may be stored: the secrets of ``server.env`` as ``***``.
+    """Return a study's text as it may be stored: the secrets of ``server.env`` as ``***``.
 
-    The text stays as it is around them, unless it is written so that they cannot be cut out.
+    The rest of the text stays as it is, unless the secrets cannot be cut out of it.
     """
     env = loaded.spec.server.env
     secret = {k for k, v in env.items() if is_secret(k, v)}
@@ -46,7 +52,7 @@ def text_without_secrets(loaded: LoadedStudy) -> str:
     for start, end in sorted(_places(loaded.text, secret), reverse=True):
         old = text[start:end]
         text = text[:start] + f'"{MASK}"' + old[len(old.rstrip()) :] + text[end:]
-    # a comment may have one, too
+    # a comment may have a secret too
     text = masked(text, secret_values({k: env[k] for k in secret}))
     raw = load(loaded.text)
     given = raw["server"]["env"]
@@ -60,7 +66,7 @@ def text_without_secrets(loaded: LoadedStudy) -> str:
 
 
 def _places(text: str, secret: set[str]) -> set[tuple[int, int]]:
-    """Where in a study's text the values of these variables stand."""
+    """Return start and end of the values of some variables in a study's text."""
     node: Any = compose(text)
     for key in ("server", "env"):
         node = next((v for k, v in node.value if k.value == key), yaml.MappingNode("", []))
@@ -72,21 +78,21 @@ def _places(text: str, secret: set[str]) -> set[tuple[int, int]]:
 
 
 def studies_folder() -> Path:
-    """The bundled studies: inside an installed package, beside it in a checkout."""
+    """Return the folder of the bundled studies: in a package, or next to it in a checkout."""
     inside = Path(str(files("autotune"))) / "studies"
     return inside if inside.is_dir() else Path(str(files("autotune"))).parent / "studies"
 
 
 def bundled_studies() -> list[str]:
-    """Names of the bundled studies."""
+    """Return the names of the bundled studies."""
     return sorted(p.stem for p in studies_folder().glob("*.yaml"))
 
 
 def find_study(name: str) -> Path:
-    """The file of a study that is given by path or by the name of a bundled one.
+    """Return the file of a study, given by path or by the name of a bundled one.
 
     Raises:
-        UserError: there is no such file and no such bundled study.
+        UserError: there is neither such a file nor such a bundled study.
     """
     path = Path(name)
     try:
@@ -96,7 +102,7 @@ def find_study(name: str) -> Path:
             raise refused(path, "is a folder; name the study's YAML file")
         if path.exists():
             raise refused(path, "is no regular file; name the study's YAML file")
-    except (OSError, ValueError) as e:  # a name too long, a folder that is closed to us, a NUL
+    except (OSError, ValueError) as e:  # a name too long, a folder without permission, a NUL
         raise refused(path, f"cannot be read: {getattr(e, 'strerror', None) or e}") from e
     bundled = bundled_studies()
     if name in bundled:
@@ -109,10 +115,10 @@ def find_study(name: str) -> Path:
 
 
 def load_study(name: str) -> LoadedStudy:
-    """Reads and checks a study, given by path or bundled name.
+    """Read and check a study, given by path or bundled name.
 
     Raises:
-        UserError: one line that names file, key and what is allowed.
+        UserError: the study is refused; the message names file, key and what is allowed.
     """
     path = find_study(name)
     try:
@@ -126,13 +132,15 @@ def load_study(name: str) -> LoadedStudy:
 
 
 def parse_study(text: str, path: Path, *, check_files: bool = True) -> LoadedStudy:
-    """Checks the text of a study file; ``path`` is for messages and relative paths.
+    """Check the text of a study file.
 
     Args:
-        check_files: Also that the files it names exist; a stored study is read without.
+        text: The text.
+        path: Path of the file, for messages and relative paths.
+        check_files: Whether the files that it names must exist; a stored study is read without.
 
     Raises:
-        UserError: one line that names file, key and what is allowed.
+        UserError: the study is refused; the message names file, key and what is allowed.
     """
     if len(text) > MOST_TEXT:
         raise refused(path, f"has more than {MOST_TEXT} characters: is it a study file?")
@@ -146,7 +154,7 @@ def parse_study(text: str, path: Path, *, check_files: bool = True) -> LoadedStu
         raise refused(path, "is nested too deeply") from e
     except (yaml.YAMLError, ValueError) as e:
         raise refused(path, f"is not YAML: {' '.join(str(e).split())}") from e
-    except (AttributeError, LookupError, TypeError) as e:  # PyYAML's own, of `!!bool maybe`
+    except (AttributeError, LookupError, TypeError) as e:  # PyYAML raises these for `!!bool maybe`
         raise refused(path, "is not YAML: a value does not fit its !!tag") from e
     if not isinstance(raw, dict):
         raise refused(path, f"must be a mapping with the keys {', '.join(StudySpec.model_fields)}")
@@ -172,5 +180,5 @@ def parse_study(text: str, path: Path, *, check_files: bool = True) -> LoadedStu
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name too long, a folder that is closed to us
+    except (OSError, ValueError):  # a name too long, a folder without permission
         return False

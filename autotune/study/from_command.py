@@ -1,4 +1,4 @@
-"""A study file to start from: an example, or made of the command that serves the model today."""
+"""Write a study file to start from: an example, or one from the command that serves today."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G"
 
 
 def template(name: str) -> str:
-    """The text of a study file with every choice explained, to be edited.
+    """Return the text of a study file to edit, with every choice explained.
 
     Args:
-        name: The study's name.
+        name: Name of the study.
     """
     return _study(
         name,
@@ -86,26 +86,18 @@ def template(name: str) -> str:
 
 
 def study_from_command(argv: Sequence[str], name: str) -> str:
-    """The text of a study that tunes what a command serves today.
+    """Return the text of a study that tunes what a command serves today.
 
     Args:
         argv: ``vllm serve MODEL --flags…`` or ``python -m vllm.entrypoints.openai.api_server
-            --model MODEL --flags…``, with ``NAME=value`` in front if need be; one word with all of
-            it will do. Only vLLM knows which flags are switches: a flag is taken for one if another
-            flag or nothing follows.
-        name: The study's name.
+            --model MODEL --flags…``, as words or as one word. ``NAME=value`` may come first. A flag
+            counts as a switch if another flag or nothing follows, because only vLLM knows.
+        name: Name of the study.
 
     Raises:
         UserError: it is no such command, or names no model.
     """
-    words = list(argv)
-    if len(words) == 1:
-        try:
-            words = shlex.split(words[0].replace("\\\n", " "))
-        except ValueError as e:
-            raise UserError(f"the command cannot be split into words: {e}") from e
-    words = [w for w in words if w.strip()]  # the newline of a pasted `\`
-    env, words = _environment(words)
+    env, words = _environment(_words(argv))
     command, rest = _program(words)
     positional, given = _flags(rest)
     model = given.pop("model", positional)
@@ -120,38 +112,14 @@ def study_from_command(argv: Sequence[str], name: str) -> str:
         raise UserError(
             f"--{MNBT.replace('_', '-')}: must be a whole number from 1 up, not {mnbt_today!s:.60}"
         )
-    left_out = {k: _LEFT_OUT[k] for k in map(flag_name, given) if k in _LEFT_OUT}
-    secrets = [k for k in env if secret_values({k: env[k]})]
-    flags = {
-        k: v for k, v in given.items() if flag_name(k) not in _LEFT_OUT and flag_name(k) != MNBT
-    }
-
-    lines = ["server:", f"  command: {_yaml(shlex.join(command))}", f"  model: {_yaml(model)}"]
-    if speculative:
-        if "method" not in speculative:
-            lines.append("  # the command leaves the method to vLLM: check that it is dflash")
-            speculative = {"method": "dflash", **speculative}
-        lines += [
-            "  speculative:",
-            *(f"    {_yaml(k)}: {_yaml(v)}" for k, v in speculative.items()),
-        ]
-    else:
-        lines += [
-            "  # Without a draft there is no speculation to tune. To add one, take out the # here",
-            "  # and in `space`:",
-            "  # speculative:",
-            "  #   method: dflash",
-            "  #   model: org/draft",
-        ]
-    if flags:
-        lines += ["  flags:", *(f"    {_yaml(k)}: {_yaml(v)}" for k, v in flags.items())]
-    for k, why in left_out.items():
-        lines.append(f"  # left out: --{k.replace('_', '-')} ({why})")
-    shown = {k: v for k, v in env.items() if k not in secrets}
-    if shown:
-        lines += ["  env:", *(f"    {_yaml(k)}: {_yaml(v)}" for k, v in shown.items())]
-    for k in secrets:
-        lines.append(f"  # left out: {k} (a study holds no secrets; set it in your environment)")
+    lines = [
+        "server:",
+        f"  command: {_yaml(shlex.join(command))}",
+        f"  model: {_yaml(model)}",
+        *_draft_lines(speculative),
+        *_flag_lines(given),
+        *_env_lines(env),
+    ]
     return _study(
         name,
         lines,
@@ -160,8 +128,66 @@ def study_from_command(argv: Sequence[str], name: str) -> str:
     )
 
 
+def _words(argv: Sequence[str]) -> list[str]:
+    """Return the words of a command, which may be one text."""
+    words = list(argv)
+    if len(words) == 1:
+        try:
+            words = shlex.split(words[0].replace("\\\n", " "))
+        except ValueError as e:
+            raise UserError(f"the command cannot be split into words: {e}") from e
+    return [w for w in words if w.strip()]  # the newline of a pasted `\`
+
+
+def _draft_lines(speculative: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the draft in the section ``server``."""
+    if not speculative:
+        return [
+            "  # Without a draft there is no speculation to tune. To add one, take out the # here",
+            "  # and in `space`:",
+            "  # speculative:",
+            "  #   method: dflash",
+            "  #   model: org/draft",
+        ]
+    lines = []
+    if "method" not in speculative:
+        lines.append("  # the command leaves the method to vLLM: check that it is dflash")
+        speculative = {"method": "dflash", **speculative}
+    return [
+        *lines,
+        "  speculative:",
+        *(f"    {_yaml(k)}: {_yaml(v)}" for k, v in speculative.items()),
+    ]
+
+
+def _flag_lines(given: Mapping[str, FlagValue]) -> list[str]:
+    """Return the lines of the fixed flags, and of those that are left out."""
+    left_out = {k: _LEFT_OUT[k] for k in map(flag_name, given) if k in _LEFT_OUT}
+    flags = {
+        k: v for k, v in given.items() if flag_name(k) not in _LEFT_OUT and flag_name(k) != MNBT
+    }
+    lines = []
+    if flags:
+        lines += ["  flags:", *(f"    {_yaml(k)}: {_yaml(v)}" for k, v in flags.items())]
+    for k, why in left_out.items():
+        lines.append(f"  # left out: --{k.replace('_', '-')} ({why})")
+    return lines
+
+
+def _env_lines(env: Mapping[str, str]) -> list[str]:
+    """Return the lines of the environment, and of the secrets that are left out."""
+    secrets = [k for k in env if secret_values({k: env[k]})]
+    shown = {k: v for k, v in env.items() if k not in secrets}
+    lines = []
+    if shown:
+        lines += ["  env:", *(f"    {_yaml(k)}: {_yaml(v)}" for k, v in shown.items())]
+    for k in secrets:
+        lines.append(f"  # left out: {k} (a study holds no secrets; set it in your environment)")
+    return lines
+
+
 def _environment(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Splits leading ``NAME=value`` words (with or without ``env``, ``export``) from the rest."""
+    """Split leading ``NAME=value`` words (with or without ``env``, ``export``) from the rest."""
     env: dict[str, str] = {}
     while words and (
         words[0] in {"env", "export"} or re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[0])
@@ -173,7 +199,7 @@ def _environment(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _program(words: list[str]) -> tuple[list[str], list[str]]:
-    """Splits what starts the server from the model and the flags."""
+    """Split the words that start the server from the model and the flags."""
     if len(words) > 1 and words[0].rpartition("/")[2] == "vllm" and words[1] == "serve":
         return words[:2], words[2:]
     if _API_SERVER in words and words[words.index(_API_SERVER) - 1] == "-m":
@@ -187,7 +213,7 @@ def _program(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _flags(words: list[str]) -> tuple[str | None, dict[str, FlagValue]]:
-    """The model, where it stands in front of the flags, and the flags without their dashes."""
+    """Return the model, if it comes before the flags, and the flags without their dashes."""
     positional = words.pop(0) if words and not _is_flag(words[0]) else None
     flags: dict[str, FlagValue] = {}
     while words:
@@ -213,7 +239,7 @@ def _flags(words: list[str]) -> tuple[str | None, dict[str, FlagValue]]:
         if name in flags:
             raise UserError(f"--{name:.60}: is given twice; leave one out")
         if name == "model":
-            value = values[0] if values else value  # a folder by the name of 135 is no number
+            value = values[0] if values else value  # a folder named 135 is no number
         flags[name] = value
     return positional, flags
 
@@ -240,13 +266,13 @@ def _scalar(text: str) -> int | float | str:
 
 
 def _human(value: FlagValue) -> object:
-    """A flag's value, with vLLM's 4k (4000) and 4K (4096) as the number they mean."""
+    """Return a flag's value, with vLLM's 4k (4000) and 4K (4096) as numbers."""
     match = _HUMAN.fullmatch(value) if isinstance(value, str) else None
     return int(float(match[1]) * _SIZES[match[2]]) if match else value
 
 
 def _speculative(flags: dict[str, FlagValue]) -> dict[str, Any]:
-    """Takes ``--speculative-config`` out of the flags, in both of its forms."""
+    """Remove ``--speculative-config`` from the flags, in both of its forms, and return it."""
     config: dict[str, Any] = {}
     for name in [k for k in flags if k.partition(".")[0] == "speculative-config"]:
         value = flags.pop(name)
@@ -260,7 +286,7 @@ def _speculative(flags: dict[str, FlagValue]) -> dict[str, Any]:
                 f"--speculative-config: must be a JSON object in single quotes, not {value!s:.60}"
             )
     if config and not isinstance(config.get("model"), str):
-        raise UserError("--speculative-config: names no draft `model`, which is what we tune")
+        raise UserError("--speculative-config: names no draft `model`, which is what a study tunes")
     if config and not (isinstance(config.get(N, 1), int) and config.get(N, 1) >= 1):
         raise UserError(f"--speculative-config: {N} must be a whole number from 1 up")
     return config
@@ -273,7 +299,7 @@ def _space(
     *,
     speculative: bool,
 ) -> list[str]:
-    """The ``space`` section: n where there is a draft, and the batch budget around today's."""
+    """Return the section ``space``: n if there is a draft, and MNBT around today's."""
     n_high = max(15, n_today or 0)
     low, high = _mnbt_range(mnbt_today, settings, n_high if speculative else 0)
     mark = "" if speculative else "# "
@@ -295,10 +321,10 @@ def _space(
 
 
 def _mnbt_range(today: object, settings: Mapping[str, object], n_high: int) -> tuple[int, int]:
-    """Powers of two to search: a factor of four around today's, where vLLM can be launched.
+    """Return the powers of two to search: a factor of four around today's, where vLLM launches.
 
     The lowest allows ``max_num_seqs`` and the largest n (vLLM 0.32), or a whole prompt without
-    chunked prefill; the highest also what 0.24 to 0.26 ask for, (n + 1)·max_num_seqs.
+    chunked prefill. The highest also allows the (n + 1)·max_num_seqs of 0.24 to 0.26.
     """
     low, high = 2048, 16384
     if isinstance(today, int) and today >= 1:
@@ -314,7 +340,7 @@ def _mnbt_range(today: object, settings: Mapping[str, object], n_high: int) -> t
 
 
 def _pow2_from(value: int) -> int:
-    """The smallest power of two that is at least ``value`` ≥ 1."""
+    """Return the smallest power of two that is at least ``value`` ≥ 1."""
     return 1 << (value - 1).bit_length()
 
 
@@ -355,7 +381,7 @@ def _study(
 
 
 def _yaml(value: object) -> str:
-    """A value on one line of YAML."""
+    """Return a value as one line of YAML."""
     text = yaml.safe_dump(
         value, default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False
     )

@@ -1,6 +1,6 @@
-"""What all keys of a study have: what they affect, and limits far above any use.
+"""Parts of every key of a study: what it affects, and limits far above any use.
 
-What is beyond a limit is a slip, and would end in a lack of memory or in an error far from its
+A value beyond a limit is a slip. It would end in a lack of memory, or in an error far from its
 cause.
 """
 
@@ -11,19 +11,19 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-MOST_NUMBER = 2**53  # JSON, floats and SQLite know all whole numbers up to it
+MOST_NUMBER = 2**53  # JSON, floats and SQLite represent all whole numbers up to it
 MOST_REQUESTS = 10**6
 MOST_TOKENS = 5 * 10**7  # of all random prompts: 2 GB
 MOST_SECONDS = 10**7  # four months
 
 
 class Affects(StrEnum):
-    """What the value of a key decides; every key of a study carries one of these.
+    """Effect of a key; every key of a study has one.
 
     Attributes:
-        RESULT: What a trial's numbers mean. Trials under two values do not compare.
-        SCHEDULE: Which trials run, in which order, and how many.
-        NOTHING: No number: names, prose, and how long to wait for something that hangs.
+        RESULT: The key decides what a trial's numbers mean. Trials under two values do not compare.
+        SCHEDULE: The key decides which trials run, in which order, and how many.
+        NOTHING: The key decides no number: names, prose, and time-outs.
     """
 
     RESULT = "result"
@@ -38,6 +38,6 @@ Nothing = Annotated[_T, Affects.NOTHING]
 
 
 class Model(BaseModel):
-    """A section of a study."""
+    """Base of the sections of a study."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

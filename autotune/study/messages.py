@@ -1,4 +1,4 @@
-"""What is wrong with a study file, in one line."""
+"""Messages about study files, each in one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ MOST_LINE = 500  # characters of a message
 
 
 def refused(path: Path, text: str, where: str = "") -> UserError:
-    """What is wrong with a study file, as one line."""
+    """Return the error of a study file, as one line.
+
+    Args:
+        path: Path of the file.
+        text: What is wrong.
+        where: Place in the file, such as a line.
+    """
     name = str(path)
     name = name if len(name) <= 200 else name[:199] + "…"
     return UserError(one_line(f"{name}{where}: {text}", MOST_LINE))
@@ -54,7 +60,7 @@ _PARAM_KEYS = {
 
 
 def problems(error: ValidationError) -> str:
-    """All problems of a study file on one line, the first one in full."""
+    """Return all problems of a study file in one line, the first one in full."""
     problems = [_problem(e) for e in error.errors()[:100]]
     # one wrong value tried against a union gives several errors for the same key: keep the first
     first_of_key = list(dict(reversed(problems)).items())[::-1]
@@ -64,6 +70,7 @@ def problems(error: ValidationError) -> str:
 
 
 def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
+    """Return key and message of one of pydantic's errors."""
     loc = [str(part)[:60] for part in e["loc"]]
     kind = None
     if loc[:1] == ["space"] and len(loc) > 2 and loc[2] in _PARAM_KEYS:
@@ -88,7 +95,7 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
         return f"{key}.type", f"must be one of {', '.join(_PARAM_KEYS)}"
     message = str(e["msg"]).removeprefix("Value error, ")
     if e["type"] == "value_error":
-        return key, message  # our own words
+        return key, message  # the words of a validator
     if loc[:2] == ["server", "flags"]:
         message = "must be true, false, a number, a word, a list or a mapping"
     if loc == ["workload", "output_len"]:

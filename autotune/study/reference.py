@@ -1,4 +1,4 @@
-"""The reference of the study file, made from the models that check it.
+"""Write the reference of the study file, from the models that check it.
 
 ``python -m autotune.study.reference > docs/study-reference.md``; a test fails when the file is old.
 """
@@ -31,7 +31,7 @@ that has begun, refuses `--reuse`, and is a difference to `compare`. One that af
 `schedule`, or `nothing`, may change at any time: the same command resumes with the new value.
 """
 _PARAMS = (IntParam, Pow2Param, FloatParam, ChoiceParam)
-# by the end of a key, the longest that fits
+# Units by the end of a key; the longest end that fits counts.
 _UNITS = {
     "_s": "s",
     "_ms": "ms",
@@ -62,7 +62,7 @@ _WORDS = {
 
 
 def reference() -> str:
-    """The whole text, in Markdown.
+    """Return the whole text, in Markdown.
 
     Raises:
         ValueError: a key has no description.
@@ -78,7 +78,7 @@ def reference() -> str:
 
 
 def _models(model: type[BaseModel], place: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    """A model and those inside it, in the order of their keys, with where they stand."""
+    """Return a model and those inside it, in the order of their keys, with their places."""
     yield place, model
     for key, field in model.model_fields.items():
         for inner in _members(field.annotation):
@@ -88,7 +88,7 @@ def _models(model: type[BaseModel], place: str) -> Iterator[tuple[str, type[Base
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """The types that a value may have, also those of a list's or a mapping's values."""
+    """Return the types that a value may have, also those of a list's or a mapping's values."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _members(get_args(annotation)[0])
@@ -115,7 +115,7 @@ def _table(place: str, model: type[BaseModel]) -> str:
 
 
 def _space() -> str:
-    """The kinds of parameters, whose keys say what they are."""
+    """Return the section about the kinds of parameters."""
     rows = ["| `type` | keys | values |", "|---|---|---|"]
     for param in _PARAMS:
         fields = {k: f for k, f in param.model_fields.items() if k != "type"}
@@ -130,7 +130,7 @@ def _space() -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """The type in words."""
+    """Return a type in words."""
     origin = get_origin(annotation)
     if origin is Annotated:
         member, *more = get_args(annotation)
@@ -147,7 +147,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _range(annotation: Any, limits: Sequence[Any]) -> str:
-    """Limits that mean something; those that only catch slips are left out."""
+    """Return the limits in words; those that only catch slips are left out."""
     found = []
     whole = int in _members(annotation)
     for limit in limits:

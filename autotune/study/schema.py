@@ -1,4 +1,4 @@
-"""A study file: what to serve, what load to put on it, what to search, what to optimise.
+"""The keys of a study file: what to serve, what load to put on it, what to search and optimize.
 
 Every error names the key and says what is allowed.
 """
@@ -37,7 +37,7 @@ from autotune.study.workload import WorkloadSpec, prompts_file
 
 FlagValue = bool | int | float | str | list[str | int | float] | dict[str, Any]
 
-# Set by autotune itself; a study that sets them would launch something we cannot watch over.
+# Flags that autotune sets. A study that sets them would launch a server that cannot be supervised.
 OWNED_FLAGS = {
     "host": "servers always bind 127.0.0.1",
     "port": "autotune picks a free port for every launch",
@@ -46,24 +46,24 @@ OWNED_FLAGS = {
     "api_key": "autotune talks to its own server only",
     "uds": "autotune measures over TCP on 127.0.0.1",
 }
-# Keys of the draft's configuration that are not searched as such.
+# Keys of the draft's configuration that cannot be searched under these names.
 _NOT_OF_DRAFT = {
     f"{DRAFT}{N}": f"write it as {N}",
     f"{DRAFT}method": "a study has one method",
     f"{DRAFT}model": "a study has one draft",
 }
-# Limits, as those of `keys`.
+# Limits as in `keys`.
 MOST_AHEAD = 64
-MOST_POINTS = 10**6  # of a space that can be counted
+MOST_POINTS = 10**6  # of a space that is countable
 
 
 def flag_name(name: str) -> str:
-    """A flag as vLLM names its argument: ``--max-num-seqs`` and ``max_num_seqs`` are one."""
+    """Return a flag as vLLM names its argument: ``--max-num-seqs`` becomes ``max_num_seqs``."""
     return name.removeprefix("--").replace("-", "_")
 
 
 def is_flag(name: str) -> bool:
-    """True if it is a flag's name, such as ``max_num_seqs`` or ``compilation_config.mode``."""
+    """Return whether a text is the name of a flag, such as ``compilation_config.mode``."""
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", name) is not None
 
 
@@ -85,6 +85,7 @@ class SpeculativeSpec(BaseModel):
 
 
 def _argv(value: object) -> object:
+    """Return a command as words."""
     if isinstance(value, str):
         return tuple(shlex.split(value))
     return value
@@ -109,14 +110,15 @@ class ServerSpec(Model):
     launch: Nothing[Literal["warm", "cold"]] = Field(
         default="warm",
         description="warm: servers are forked from a process that has imported vLLM, where that is "
-        "possible; cold: each one imports it anew",
+        "possible; cold: each one imports it again from scratch",
     )
     ahead: Nothing[int] = Field(
         default=0,
         ge=0,
         le=MOST_AHEAD,
-        description="so many servers of the next points, at most, are started together with the "
-        "one whose turn it is, and idle until theirs; on a GPU with `kv-cache-memory-bytes` only",
+        description="most servers of the next points that are prelaunched: they start together "
+        "with the server of the current point and idle until theirs; on a GPU with "
+        "`kv-cache-memory-bytes` only",
     )
     health_timeout_s: Nothing[float] = Field(
         default=900, gt=0, le=MOST_SECONDS, description="longest wait for /health"
@@ -134,7 +136,7 @@ class ServerSpec(Model):
         Flags have their own names. Keys of the draft begin with ``speculative.``, but for n.
 
         Args:
-            point: Values that are searched, or that a load sweep changes.
+            point: Values that are searched, or that a load sweep changes, by name.
         """
         draft = self.speculative.model_dump() if self.speculative else {}
         fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
@@ -230,7 +232,7 @@ class SloSpec(Model):
         return self
 
     def limits(self) -> dict[str, float]:
-        """Those that were given."""
+        """Return the limits that were given, ms by key."""
         return self.model_dump(exclude_none=True)
 
 
@@ -261,12 +263,13 @@ class ObjectiveSpec(Model):
 
     @model_serializer(mode="wrap")
     def _without_what_it_lacks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Keys that were unknown to the first studies are left out of those."""
+        """Leave out the keys that the first studies did not know, where they are not set."""
         body: dict[str, Any] = handler(self)
         return {k: v for k, v in body.items() if v is not None or k == "direction"}
 
 
 def _objective(value: object) -> object:
+    """Return an objective as a mapping, with its name."""
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, dict) and isinstance(value.get("file"), str):
@@ -293,7 +296,7 @@ class BudgetSpec(Model):
     confirm: Schedule[int | None] = Field(
         default=None,
         ge=0,
-        description="how many of them measure the winners again, beside the baseline, at most "
+        description="how many of them measure the winners again, next to the baseline, at most "
         "half; without it a third, at most 8, and none below 4",
     )
     replicates: Schedule[int | None] = Field(
@@ -308,7 +311,7 @@ class BudgetSpec(Model):
         ge=0,
         lt=1,
         description="the search ends before its trials are used up when no further launch is "
-        "expected to gain so much, as a share of the front's hypervolume; 0: never",
+        "expected to gain this much, as a share of the hypervolume of the Pareto front; 0: never",
     )
     timeout_minutes: Schedule[float | None] = Field(
         default=None,
@@ -318,14 +321,22 @@ class BudgetSpec(Model):
     )
 
     def confirm_of(self, trials: int) -> int:
-        """How many of ``trials`` are held back for the confirmation."""
+        """Return how many trials are held back for the confirmation.
+
+        Args:
+            trials: Total number of trials.
+        """
         if self.confirm is not None:
             return min(self.confirm, trials // 2)
         held = min(8, trials // 3)
         return held if held >= 4 else 0  # A B B A needs four
 
     def replicates_of(self, searched: int) -> int:
-        """How many of ``searched`` trials launch a point once more, to see how launches differ."""
+        """Return how many trials launch a point once more, to see how much launches differ.
+
+        Args:
+            searched: Number of trials of the search.
+        """
         return min(3, searched // 8) if self.replicates is None else self.replicates
 
 
@@ -347,7 +358,7 @@ class StudySpec(Model):
     )
     baseline: Result[dict[str, Value]] = Field(
         default_factory=dict,
-        description="where the first trial stands; without a key, n = 0 and vLLM's own default",
+        description="point of the first trial; without a key, n = 0 and vLLM's own default",
     )
     workload: WorkloadSpec = Field(description="the load that is put on it")
     measure: MeasureSpec = Field(
@@ -370,7 +381,7 @@ class StudySpec(Model):
     @model_validator(mode="before")
     @classmethod
     def _tokenizer(cls, value: Any) -> Any:
-        """A conversation's length is counted in the target's tokens unless the study says whose."""
+        """Count the length of conversations in the target's tokens, without another tokenizer."""
         match value:
             case {"server": {"model": str(model)}, "workload": {"sharegpt": given} as load}:
                 given = prompts_file(given)
@@ -408,33 +419,9 @@ class StudySpec(Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
-        for name in self.space:
-            if name in self.server.flags:
-                raise ValueError(
-                    f"space.{name}: also fixed in server.flags; keep it in one of the two"
-                )
-        fixed_n = (self.server.speculative.model_extra or {}) if self.server.speculative else {}
-        for name in self.space:
-            if name.startswith(DRAFT) and self.server.speculative is None:
-                raise ValueError(f"space.{name}: needs server.speculative with the draft model")
-            if name.removeprefix(DRAFT) in fixed_n and name.startswith(DRAFT):
-                raise ValueError(
-                    f"space.{name}: also fixed in server.speculative; keep it in one of the two"
-                )
+        self._check_fixed()
         self._check_aligned()
-        if N in self.space:
-            if N in fixed_n:
-                raise ValueError(
-                    f"space.{N}: also fixed in server.speculative; keep it in one of the two"
-                )
-            p = self.space[N]
-            values = p.values()
-            if values is None or not all(type(v) is int and v >= 0 for v in values):
-                raise ValueError(f"space.{N}: must be whole numbers from 0 up; use type: int")
-            if self.server.speculative is None and any(v for v in values):
-                raise ValueError(f"space.{N}: needs server.speculative with the draft model")
-        elif N in self.server.flags:
-            raise ValueError(f"server.flags.{N}: is no flag of vLLM; search it in space")
+        self._check_n()
         if MNBT in self.space and not all(
             type(v) is int for v in self.space[MNBT].values() or [0.5]
         ):
@@ -446,6 +433,50 @@ class StudySpec(Model):
             raise ValueError(
                 f"space: has {size} points, more than {MOST_POINTS}; take fewer or larger steps"
             )
+        self._check_load()
+        names = [o.name for o in self.objectives]
+        if len(set(names)) < len(names):
+            raise ValueError("objectives: the same objective is listed twice")
+        return self
+
+    @property
+    def _fixed_of_draft(self) -> Mapping[str, Any]:
+        """Keys of the draft that are fixed, except method and model."""
+        draft = self.server.speculative
+        return {} if draft is None else draft.model_extra or {}
+
+    def _check_fixed(self) -> None:
+        """Check that no parameter is also fixed."""
+        for name in self.space:
+            if name in self.server.flags:
+                raise ValueError(
+                    f"space.{name}: also fixed in server.flags; keep it in one of the two"
+                )
+        for name in self.space:
+            if name.startswith(DRAFT) and self.server.speculative is None:
+                raise ValueError(f"space.{name}: needs server.speculative with the draft model")
+            if name.removeprefix(DRAFT) in self._fixed_of_draft and name.startswith(DRAFT):
+                raise ValueError(
+                    f"space.{name}: also fixed in server.speculative; keep it in one of the two"
+                )
+
+    def _check_n(self) -> None:
+        """Check that n is searched or fixed in one place, as whole numbers, with a draft."""
+        if N in self.space:
+            if N in self._fixed_of_draft:
+                raise ValueError(
+                    f"space.{N}: also fixed in server.speculative; keep it in one of the two"
+                )
+            values = self.space[N].values()
+            if values is None or not all(type(v) is int and v >= 0 for v in values):
+                raise ValueError(f"space.{N}: must be whole numbers from 0 up; use type: int")
+            if self.server.speculative is None and any(v for v in values):
+                raise ValueError(f"space.{N}: needs server.speculative with the draft model")
+        elif N in self.server.flags:
+            raise ValueError(f"server.flags.{N}: is no flag of vLLM; search it in space")
+
+    def _check_load(self) -> None:
+        """Check that there are enough prompts, and none that the prefix cache has."""
         load = self.workload
         if load.repeat and self.server.flags.get("enable_prefix_caching") is not False:
             raise ValueError(
@@ -455,13 +486,9 @@ class StudySpec(Model):
         measured = max(load.num_prompts, load.confirm_prompts or 0)
         if load.random and (why := load.random.why_not(measured + load.most_warmup)):
             raise ValueError(f"workload.random: {why}")
-        names = [o.name for o in self.objectives]
-        if len(set(names)) < len(names):
-            raise ValueError("objectives: the same objective is listed twice")
-        return self
 
     def _check_aligned(self) -> None:
-        """CUDA graphs for multiples of n + 1: for how many requests, and nobody else sets them."""
+        """Check that aligned CUDA graphs have a max_num_seqs, and that no flag sets their sizes."""
         flags, where = self.server.flags, "space" if ALIGNED in self.space else "server.flags"
         if ALIGNED not in self.space and ALIGNED not in flags:
             return
@@ -479,7 +506,7 @@ class StudySpec(Model):
             raise ValueError(f"{where}.{ALIGNED}: the sizes are also set by hand; keep one of both")
 
     def to_space(self) -> Space:
-        """The searched parameters."""
+        """Return the searched parameters."""
         return Space(self.space)
 
     def settings(self, point: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
@@ -487,7 +514,11 @@ class StudySpec(Model):
         return self.server.settings(point)
 
     def shown(self, left_out: Mapping[str, Any]) -> dict[str, Any]:
-        """The study as plain data with its secrets masked; without the keys ``left_out``."""
+        """Return the study as plain data, with its secrets masked.
+
+        Args:
+            left_out: Keys to leave out, as pydantic's ``exclude``.
+        """
         body = self.model_dump(mode="json", exclude=dict(left_out))
         body["server"]["env"] = _masked_env(self.server.env)
         return body

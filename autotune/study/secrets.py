@@ -1,7 +1,7 @@
-"""Secrets: which variables hold one, and texts without them.
+"""Secrets: which variables and arguments hold one, and how texts are masked.
 
-A secret reaches a server by its environment only. Command lines are no place for one: every user of
-a machine can read them, and a study's are stored and shown.
+A secret reaches a server by its environment only. A command line must have none, because every user
+of the machine can read it, and because a study's command is stored and shown.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote, quote_plus
 
 MASK = "***"
-# Environment variables by these names are passed on but never stored or printed.
+# Names of environment variables that are passed on but never stored or printed.
 SECRET_NAME = re.compile(
     r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|(?:^|_)(?:PASS|PAT|DSN)(?:_|$)|CREDENTIAL|COOKIE|"
     r"AUTH",
     re.IGNORECASE,
 )
-# The password of `http://user:password@host`; proxies and package mirrors are written so.
+# The password of `http://user:password@host`, as in the URLs of proxies and package mirrors.
 _IN_URL = re.compile(r"(?<=://)(?P<user>[^\s/?#@:]*):(?P<password>[^\s/?#@]+)@")
-# Arguments that are a secret, by vLLM's names or those of others; `max_num_batched_tokens` is none.
+# Names of arguments that are a secret, in vLLM and elsewhere; `max_num_batched_tokens` is none.
 _SECRET_ARGUMENT = re.compile(
     r"(?:^|_)(?:password|passwd|passphrase|secret|credentials?|(?:api|access|private)_?key|"
     r"(?:hf|hub|auth|access|bearer|api)_?token)(?:_|$)"
 )
 # `-e HF_TOKEN=…` of a container, or `env HF_TOKEN=… vllm serve`
 _ASSIGNMENT = re.compile(r"(?:-e|--env=)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)=.+", re.DOTALL)
-# Shorter ones are words (`TOKENIZERS_PARALLELISM=false`), and would be found everywhere.
+# Shorter values are words (`TOKENIZERS_PARALLELISM=false`), which occur everywhere.
 _SHORTEST = 8
 _SHORTEST_BEGINNING = 4
 
 
 def is_secret(name: str, value: str) -> bool:
-    """True for a variable that is never stored or printed, by its name or for a URL's password."""
+    """Return whether a variable is never stored or printed, by its name or a password in a URL."""
     return value == MASK or bool(SECRET_NAME.search(name) or _IN_URL.search(value))
 
 
 def secret_values(env: Mapping[str, str]) -> tuple[str, ...]:
-    """What to look for in the texts of a program with this environment, longest first.
+    """Return the texts to mask in the output of a program with an environment, longest first.
 
-    Every secret of at least 8 characters, and how it looks in JSON, in Python, in a URL, on one
-    line, and each line of it.
+    They are every secret of at least 8 characters, its forms in JSON, in Python, in a URL and on
+    one line, and each of its lines.
     """
     found: set[str] = set()
     for name, value in env.items():
@@ -53,6 +53,7 @@ def secret_values(env: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _forms(value: str) -> Iterator[str]:
+    """Return the forms that a secret may have in a text."""
     yield value
     yield from (line.strip() for line in value.splitlines())
     yield " ".join(value.split())
@@ -64,11 +65,11 @@ def _forms(value: str) -> Iterator[str]:
 
 
 def masked(text: str, secrets: Sequence[str]) -> str:
-    """The text with ``***`` for every secret.
+    """Return a text with ``***`` for every secret.
 
     Args:
-        text: One that ends with ``…`` was cut, perhaps in the middle of a secret.
-        secrets: Of :func:`secret_values`.
+        text: The text. One that ends with ``…`` was cut, perhaps in the middle of a secret.
+        secrets: Secrets from :func:`secret_values`.
     """
     for secret in secrets:
         text = text.replace(secret, MASK)
@@ -81,21 +82,21 @@ def masked(text: str, secrets: Sequence[str]) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """The text with ``***`` for user and password of every URL in it."""
+    """Return a text with ``***`` for user and password of every URL in it."""
     return _IN_URL.sub(f"{MASK}@", text)
 
 
 def public(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment as it may be stored and shown."""
+    """Return an environment as it may be stored and shown."""
     return {k: MASK if SECRET_NAME.search(k) else without_passwords(v) for k, v in env.items()}
 
 
 def argument_secret(name: str, value: object) -> str | None:
-    """What of a command-line argument is a secret, in words; None: nothing is.
+    """Return what is a secret in a command-line argument, in words; None: nothing is.
 
     Args:
-        name: Of the flag, with underscores; empty for a word of a command.
-        value: Its value: looked through, where it is a list or a mapping.
+        name: Name of the flag, with underscores; empty for a word of a command.
+        value: Value of the flag; a list or a mapping is searched.
     """
     named = any(_SECRET_ARGUMENT.search(part.lower()) for part in name.split("."))
     if named and isinstance(value, str) and value:  # `allow_credentials: true` is none
@@ -112,7 +113,7 @@ def argument_secret(name: str, value: object) -> str | None:
 
 
 def command_secret(words: Sequence[str]) -> str | None:
-    """What of the words of a command is a secret, in words; None: nothing is."""
+    """Return what is a secret in the words of a command, in words; None: nothing is."""
     for i, word in enumerate(words):
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")

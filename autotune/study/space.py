@@ -1,8 +1,9 @@
-"""Parameters, how Optuna keeps them, and which points are one launch.
+"""Parameters of a space, their encoding for Optuna, and which points are one launch.
 
-Pure: imports nothing of the rest of autotune. A *point* is a mapping of parameter name (with
-underscores, as vLLM's own arguments are named) to a plain value, and Optuna keeps it as it is; for
-a power of two its distribution says ``log``, so that the dashboard draws the axis with equal steps.
+The module is pure and imports nothing of the rest of autotune. A *point* is a mapping
+of parameter name (with underscores, as vLLM names its arguments) to a plain value. Optuna keeps the
+point as it is. The distribution of a power of two says ``log``, so that the dashboard draws the
+axis with equal steps.
 """
 
 from __future__ import annotations
@@ -26,23 +27,24 @@ Point = Mapping[str, Value]
 
 N = "num_speculative_tokens"
 MNBT = "max_num_batched_tokens"
-# A parameter that begins so goes into --speculative-config, and says nothing at n = 0.
+# Prefix of the parameters that go into --speculative-config; they have no effect at n = 0.
 DRAFT = "speculative."
-# No flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see
-# `autotune.engine.cuda_graphs.aligned_sizes`.
+# Not a flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see `aligned_sizes` of
+# `autotune.engine.cuda_graphs`.
 ALIGNED = "aligned_cudagraphs"
 
-# Before the name of a power of two in studies that autotune 0.1 or 0.2.0 began: Optuna keeps its
-# exponent there.
+# Prefix of a power of two in studies that autotune 0.1 or 0.2.0 began: Optuna keeps its exponent.
 EXPONENT = "log2_"
 
-# Values of one parameter that can be counted: a grid is walked, and shown, value by value.
+# Limit of the values of one parameter that can be counted: a grid visits and shows each value.
 _MOST_VALUES = 100_000
 _MOST_CHOICES = 1000
 _MOST = 2**53  # floats and JSON know all whole numbers up to it
 
 
 class _Param(BaseModel):
+    """A parameter of the space."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -66,7 +68,7 @@ class IntParam(_Param):
         return self
 
     def values(self) -> tuple[int, ...]:
-        """Every value, ascending."""
+        """Return every value, ascending."""
         return tuple(range(self.low, self.high + 1, self.step))
 
 
@@ -90,7 +92,7 @@ class Pow2Param(_Param):
         return self
 
     def values(self) -> tuple[int, ...]:
-        """Every value, ascending."""
+        """Return every value, ascending."""
         return tuple(1 << e for e in range(self.low.bit_length() - 1, self.high.bit_length()))
 
 
@@ -113,7 +115,7 @@ class FloatParam(_Param):
         return self
 
     def values(self) -> None:
-        """A continuum has no list of values."""
+        """Return None, because a continuum has no list of values."""
         return
 
 
@@ -131,7 +133,7 @@ class ChoiceParam(_Param):
         return self
 
     def values(self) -> tuple[Value, ...]:
-        """Every choice, as listed."""
+        """Return every choice, as listed."""
         return self.choices
 
 
@@ -143,8 +145,8 @@ class Space:
     """The searched parameters.
 
     Attributes:
-        params: In the order of the study file.
-        exponents: Whether Optuna keeps powers of two as their exponents: see :meth:`kept_as`.
+        params: Parameters by name, in the order of the study file.
+        exponents: Whether Optuna keeps powers of two as their exponents, see :meth:`kept_as`.
     """
 
     params: Mapping[str, IntParam | Pow2Param | FloatParam | ChoiceParam]
@@ -207,7 +209,7 @@ class Space:
     def decode(self, encoded: Mapping[str, Value]) -> dict[str, Value]:
         """Return Optuna's parameters as a point; the inverse of :meth:`encode`.
 
-        What a study keeps as exponents is understood either way.
+        Exponents are understood whether or not the space has :attr:`exponents`.
 
         >>> s = Space({"max_num_batched_tokens": Pow2Param(type="pow2", low=32, high=2048)})
         >>> s.decode(s.encode({"max_num_batched_tokens": 256}))
@@ -229,7 +231,7 @@ class Space:
                 return isinstance(value, int) and value in p.values()
 
     def points(self) -> Iterator[dict[str, Value]] | None:
-        """Every point in the order of the study file, or None where one parameter is real."""
+        """Return every point in the order of the study file; None where one parameter is real."""
         columns: list[tuple[Value, ...]] = []
         for p in self.params.values():
             values = p.values()
@@ -240,12 +242,16 @@ class Space:
         return (dict(zip(names, row, strict=True)) for row in itertools.product(*columns))
 
     def size(self) -> int | None:
-        """Number of points, or None where one parameter is real."""
+        """Return the number of points; None where one parameter is real."""
         counts = [p.values() for p in self.params.values()]
         return None if any(c is None for c in counts) else math.prod(len(c) for c in counts if c)
 
     def clip(self, name: str, wanted: int) -> Value:
-        """The value of integer parameter ``name`` that is nearest to ``wanted``."""
+        """Return the value of a whole-number parameter that is nearest to a wanted one.
+
+        Raises:
+            ValueError: the parameter is not a whole number.
+        """
         values = self.params[name].values()
         if values is None or not all(isinstance(v, int) for v in values):
             raise ValueError(f"{name} is not a whole-number parameter")
@@ -262,7 +268,7 @@ def keeps_exponents(trials: Iterable[Mapping[str, object]]) -> bool:
 
 
 def describe(p: IntParam | Pow2Param | FloatParam | ChoiceParam) -> str:
-    """The values of a parameter in a few words, for messages."""
+    """Return the values of a parameter in a few words, for messages."""
     match p:
         case IntParam():
             step = f" in steps of {p.step}" if p.step > 1 else ""
@@ -277,7 +283,7 @@ def describe(p: IntParam | Pow2Param | FloatParam | ChoiceParam) -> str:
 
 
 def effective(point: Point) -> dict[str, Value]:
-    """What of a point reaches vLLM: without speculation nothing of the draft does.
+    """Return the part of a point that reaches vLLM: without speculation, nothing of the draft.
 
     >>> effective({"num_speculative_tokens": 0, "speculative.draft_tensor_parallel_size": 2})
     {'num_speculative_tokens': 0}
@@ -288,14 +294,15 @@ def effective(point: Point) -> dict[str, Value]:
 
 
 def same_launch(a: Point, b: Point) -> bool:
-    """Whether two points start the same server."""
+    """Return whether two points start the same server."""
     return effective(a) == effective(b)
 
 
 def canonical(space: Space, point: Point) -> dict[str, Value]:
-    """Of all points that start the same server, the one to launch, show and remember.
+    """Return the point that stands for all points that start the same server.
 
-    At n = 0 the parameters of the draft stand at their first value.
+    It is the one that is launched, shown and stored. At n = 0 the draft's parameters have their
+    first value.
     """
     out = dict(point)
     if point.get(N) == 0:
@@ -307,7 +314,7 @@ def canonical(space: Space, point: Point) -> dict[str, Value]:
 
 
 def as_int(value: object) -> int | None:
-    """An integer setting, or None for one that is not given (or is a word such as ``auto``)."""
+    """Return an integer setting; None: it is not given, or is a word such as ``auto``."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

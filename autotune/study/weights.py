@@ -1,11 +1,11 @@
-"""Which weights a model has: a short hash that is the same wherever they lie.
+"""Identity of a model's weights: a short hash that does not depend on their place.
 
-A model that is trained on, or fetched again, keeps its name, its shapes and its size. Trials before
-and after that do not compare, and nothing in a study file shows it.
+A model that is trained further, or fetched again, keeps its name, its shapes and its size. Trials
+before and after that do not compare, and nothing in a study file shows it.
 
-Weights are sampled, not read: of each file its size and :data:`SAMPLES` pieces of :data:`PIECE`
-bytes count, evenly spaced from its first to its last byte. Training changes every weight, so they
-find it; of 26 GB in six files they are 6 MB.
+The weights are sampled. For each file the hash covers its size and :data:`SAMPLES` pieces of
+:data:`PIECE` bytes, evenly spaced from its first to its last byte. Training changes every weight,
+so the samples show it. Of 26 GB in six files they are 6 MB.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-SAMPLES = 16
-PIECE = 65536
+SAMPLES = 16  # pieces of a file
+PIECE = 65536  # bytes of a piece
 SUFFIXES = {".safetensors", ".gguf", ".bin", ".pt", ".pth"}
-_SHOWN = 12
+_SHOWN = 12  # hexadecimal digits of the hash
 
 
 def weights_id(path: Path) -> str | None:
-    """The hash of a model's folder, or of one file; None: no weights that can be read."""
+    """Return the hash of the weights in a folder or file; None: there are none to read."""
     try:
         files = [path] if path.is_file() else sorted(path.iterdir())
         weights = [p for p in files if p.suffix in SUFFIXES and p.is_file()]
@@ -40,7 +40,7 @@ def weights_id(path: Path) -> str | None:
 
 
 def _starts(size: int) -> list[int]:
-    """Where pieces begin; of a small file they are all of it."""
+    """Return the offsets of the pieces; a small file is covered completely."""
     if size <= SAMPLES * PIECE:
         return list(range(0, size, PIECE))
     return [(size - PIECE) * i // (SAMPLES - 1) for i in range(SAMPLES)]

@@ -1,4 +1,4 @@
-"""The load that is put on a server: the section ``workload`` of a study."""
+"""The section ``workload`` of a study: the load that is put on a server."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class RandomPrompts(Model):
         return self
 
     def why_not(self, prompts: int) -> str | None:
-        """Why so many different prompts cannot be drawn, in words; None if they can."""
-        # two ids or more, and 64 of them: enough for any number of prompts
+        """Return why a number of different prompts cannot be drawn, in words; None: they can."""
+        # 64 positions with two ids each are enough for any number of prompts
         possible = (self.vocab_high - self.vocab_low) ** min(self.input_len, 64)
         if possible < prompts:
             return (
@@ -55,14 +55,15 @@ class RandomPrompts(Model):
 
 
 def prompts_file(value: object) -> object:
+    """Return a section of prompts; a text instead of a mapping is the file."""
     return {"file": value} if isinstance(value, str) else value
 
 
 class ShareGptPrompts(Model):
     """Conversations as ShareGPT has them, sent as chats; a text instead of a mapping is the file.
 
-    What is left out by length, and why so by default: ``is_valid_sequence`` of vLLM's benchmark
-    (``vllm/benchmarks/datasets/datasets.py``).
+    The defaults of the lengths are those of vLLM's benchmark, ``is_valid_sequence`` in
+    ``vllm/benchmarks/datasets/datasets.py``.
     """
 
     file: Result[Path] = Field(
@@ -182,7 +183,7 @@ class WorkloadSpec(Model):
         default=120,
         gt=0,
         le=MOST_SECONDS,
-        description="without a token for so long, a request hangs",
+        description="longest time without a token; then a request hangs",
     )
 
     @model_validator(mode="after")
@@ -208,7 +209,7 @@ class WorkloadSpec(Model):
 
     @property
     def source(self) -> tuple[str, Path] | None:
-        """The file of the requests, as the study names it, with its key; None: there is none."""
+        """Key and path of the file of requests, as the study names it; None: there is none."""
         if self.prompts is not None:
             return "prompts", self.prompts
         if self.sharegpt is not None:
@@ -217,7 +218,7 @@ class WorkloadSpec(Model):
 
     @property
     def open_loop(self) -> bool:
-        """True if requests have times of their own, whether or not earlier ones have ended."""
+        """Whether requests have their own times, independent of the end of earlier ones."""
         return self.replay is not None or not math.isinf(self.request_rate)
 
     @property
@@ -226,9 +227,12 @@ class WorkloadSpec(Model):
         return None if self.open_loop else self.max_concurrency
 
     def keeps_busy(self, warmup: int) -> bool:
-        """Whether so many warm-up requests keep all places busy before and after the measured ones.
+        """Return whether warm-up requests keep the closed loop full around the measured ones.
 
-        A place alone needs none: it is never one of several that are empty.
+        A concurrency of 1 needs none.
+
+        Args:
+            warmup: Number of warm-up requests.
         """
         return self.places is None or self.places == 1 or warmup >= self.places
 
@@ -241,11 +245,12 @@ class WorkloadSpec(Model):
 
     @property
     def latency_origin(self) -> LatencyFrom:
-        """Where latencies begin.
+        """Start of a latency: the sending, or the intended start.
 
-        In a closed loop a client sends when it has its last answer: the sending. With a request
-        rate, users come whether or not the server is ready, and a late sender must not hide the
-        waiting that caused it ("coordinated omission", G. Tene, "How NOT to measure latency",
-        2013): the intended start, also where a cap on concurrency makes them wait.
+        In a closed loop it is the sending, because a client sends when it has its last answer. With
+        a request rate it is the intended start, also where a cap on concurrency makes requests
+        wait. Users then come whether or not the server is ready, and a late sender must not hide
+        the wait that it causes ("coordinated omission", G. Tene, "How NOT to measure latency",
+        2013).
         """
         return self.latency_from or ("intended" if self.open_loop else "send")

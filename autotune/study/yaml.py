@@ -1,4 +1,4 @@
-"""Read YAML as a study may have it; the only module that parses any."""
+"""Read the YAML that a study may have; no other module parses YAML."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import yaml
 
 from autotune.study.keys import MOST_NUMBER
 
-MOST_VALUES = 20_000  # with every alias written out
-MOST_DEPTH = 50  # pydantic writes 255
+MOST_VALUES = 20_000  # of a file, with every alias expanded
+MOST_DEPTH = 50  # of a value; pydantic writes 255
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice (PyYAML would silently keep the last).
+    """Loader of safe YAML that refuses what a study must not have.
 
-    And aliases that grow without bounds ("a billion laughs") or stand in themselves.
+    It refuses a key that is given twice (PyYAML would silently keep the last), aliases that grow
+    without bounds ("a billion laughs"), and aliases that contain themselves.
     """
 
     def get_single_node(self) -> yaml.Node | None:
+        """Return the root node, unless its aliases make it too large."""
         node = super().get_single_node()
         if node is not None and _written_out(node, {}) > MOST_VALUES:
             raise yaml.MarkedYAMLError(
@@ -29,6 +31,7 @@ class Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping, unless it has a key twice."""
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = str(key_node.value)
@@ -41,7 +44,7 @@ class Loader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """How many values a node has with every alias in it written out."""
+    """Return how many values a node has with every alias in it expanded."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if (size := known.get(id(node), 0)) is None:
@@ -57,7 +60,7 @@ def _written_out(node: yaml.Node, known: dict[int, int | None]) -> int:
 
 
 def not_plain(value: object, key: str = "", depth: int = 0) -> tuple[str, str] | None:
-    """The first value that JSON, a command line or the database cannot take: its key, and why."""
+    """Return key and reason of the first value that JSON, argv or the database cannot take."""
     if depth > MOST_DEPTH:
         return key, "is nested too deeply"
     inner: list[tuple[str, object]] = []
@@ -88,14 +91,14 @@ def not_plain(value: object, key: str = "", depth: int = 0) -> tuple[str, str] |
 
 
 def _no_text(text: str) -> str | None:
-    """Why no program, no terminal or no file takes a text; None: it can be used."""
+    """Return why a program, a terminal or a file does not take a text; None: all of them do."""
     bad = next((c for c in text if (c < " " and c not in "\t\n\r") or c == "\x7f"), None)
     bad = bad or next((c for c in text if "\x80" <= c < "\xa0" or "\ud800" <= c <= "\udfff"), None)
     return None if bad is None else f"has the character U+{ord(bad):04X}, which it must not"
 
 
 def shown(value: object) -> str:
-    """A value from a study file in a message."""
+    """Return a value of a study file as a message shows it."""
     if isinstance(value, int) and abs(value) > MOST_NUMBER:
         return "a huge number"
     text = json.dumps(value, default=str) if isinstance(value, str | list) else str(value)
@@ -103,14 +106,14 @@ def shown(value: object) -> str:
 
 
 def load(text: str) -> Any:
-    """Return what a YAML text says.
+    """Return the value of a YAML text.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: it is not YAML.
     """
     return yaml.load(text, Loader=Loader)  # noqa: S506 – a SafeLoader
 
 
 def compose(text: str) -> Any:
-    """Return the nodes of a YAML text, which know their places in it."""
+    """Return the root node of a YAML text; nodes have their places in it."""
     return yaml.compose(text, Loader=Loader)

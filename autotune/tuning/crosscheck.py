@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.bench import Request, Sample, difference, scrape
-from autotune.bench.session import blamed, send
+from autotune.bench.sending import blamed, send
 from autotune.bench.vllm_bench import bench_argv, bench_vllm, read_result, run_bench
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError

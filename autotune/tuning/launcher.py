@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from autotune.bench.interference import GPU_OURS_MIB, Rest
+from autotune.bench.interference import GPU_OURS_MIB, IdleBaseline
 from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.compile_cache import compile_cache_of
 from autotune.engine.launch_stages import StageClock, head_of, stages_of
@@ -64,7 +64,7 @@ class LiveServer:
     server: Server
     launch_id: str
     version: str | None
-    rest: Rest
+    rest: IdleBaseline
     clock: StageClock
     event: Callable[[str], None]
     beside: int
@@ -89,7 +89,7 @@ class _Life:
     log_path: Path
     process: Server
     clock: StageClock
-    rest: Rest
+    rest: IdleBaseline
     trial: int
     version: str | None = None
     up: bool = False
@@ -149,7 +149,7 @@ class Launcher:
         self._tools = real(tools)
         self._free_since = time.monotonic()  # the begin of the run, or the end of a launch
         self._warm = (
-            WarmStart(prepared.spec.server, prepared.info, self.logs.path("template.log"))
+            WarmStart(prepared.spec.server, prepared.info, self.logs.path("fork-server.log"))
             if warm
             else None
         )
@@ -196,7 +196,7 @@ class Launcher:
             attempt: How many launches of it there were.
             point: Its parameters.
             log: Name of the server's log.
-            rests: Seconds that the canary took before earlier launches on this machine.
+            rests: Seconds of the idle baselines before earlier launches on this machine.
             measure: What is done with the server.
             say: Tells the user of a stage.
             server: Where it is not the study's own.
@@ -211,7 +211,7 @@ class Launcher:
         spec = self._p.spec.server if server is None else server
         life = self._started_ahead(spec, point, number, attempt)
         if life is None:
-            rest = self._living[0].rest if self._living else self._tools.take_rest(rests)
+            rest = self._living[0].rest if self._living else self._tools.take_idle_baseline(rests)
             life = self._planned(spec, point, rest, log, number, attempt)
         try:
             if not life.up:
@@ -255,7 +255,7 @@ class Launcher:
     # -- one launch ------------------------------------------------------------------------------
 
     def _planned(
-        self, spec: ServerSpec, point: Point, rest: Rest, log: str, trial: int, attempt: int
+        self, spec: ServerSpec, point: Point, rest: IdleBaseline, log: str, trial: int, attempt: int
     ) -> _Life:
         """Return a launch that is written down, and of which nothing is started."""
         launch_id = uuid.uuid4().hex
@@ -330,7 +330,7 @@ class Launcher:
 
     # -- those that come next --------------------------------------------------------------------
 
-    def _start_ahead(self, then: Callable[[int], Sequence[Point]], rest: Rest) -> None:
+    def _start_ahead(self, then: Callable[[int], Sequence[Point]], rest: IdleBaseline) -> None:
         """Start the servers of the next points, as far as study and machine allow."""
         there = [x.point for x in self._ahead]
         most = min(self._p.spec.server.ahead, len(there) + self._room())

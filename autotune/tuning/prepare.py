@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from autotune import sample_size
 from autotune.bench import Workload, build_workload
+from autotune.bench.objectives import study_objectives
 from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
@@ -16,11 +16,11 @@ from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import Known, why_infeasible
 from autotune.errors import UserError
 from autotune.serving.resolve import model_resolver
+from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
 from autotune.study.space import ALIGNED, MNBT, FloatParam, N, Point, Space, Value, as_int, describe
 from autotune.study.weights import weights_id
-from autotune.study_objectives import study_objectives
 from autotune.tuning.progress import Progress
 from objectives import Objective
 

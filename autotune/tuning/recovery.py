@@ -8,11 +8,11 @@ from typing import Any
 
 from autotune.results.text import plain
 from autotune.serving import (
-    TEMPLATE,
+    FORK_SERVER,
     Identity,
     LivingLaunch,
-    end_leftover,
     end_living,
+    end_orphan,
     living_launches,
 )
 from autotune.storage.lease import exclusive, is_free
@@ -41,7 +41,7 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
         StopError: a process survives SIGKILL.
     """
     for launch in store.launches.unended():
-        ended = end_leftover(_identity(launch), grace_s=grace_s)
+        ended = end_orphan(_identity(launch), grace_s=grace_s)
         store.launches.ended(launch.launch_id, None, ended)
         store.launches.event(
             launch.study,
@@ -71,7 +71,7 @@ def end_orphans(store: Store, grace_s: float, say: Callable[[str], None]) -> Non
 def _identity(launch: LaunchRow) -> Identity:
     """Return a launch as the ledger knows it; no pids if the run ended before they were known."""
     known = launch.identity or {"launch_id": launch.launch_id, "boot_id": launch.boot_id}
-    return Identity(**known)
+    return Identity.from_stored(known)
 
 
 def living(database: Path) -> list[tuple[LivingLaunch, str]]:
@@ -88,7 +88,7 @@ def living(database: Path) -> list[tuple[LivingLaunch, str]]:
     for x in living_launches():
         row = trials.get(x.launch_id)
         of = launch_text(row) if row else "not in this --db"
-        if TEMPLATE.name in x.command:
+        if FORK_SERVER.name in x.command:
             of = "what warm starts are forked from"
         found.append((x, of))
     return found

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from autotune import sample_size
 from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure, UserError
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
@@ -24,6 +23,7 @@ from autotune.stats import expected_between
 from autotune.storage.names import output_folder
 from autotune.storage.records import Role, attrs_of
 from autotune.storage.store import Store
+from autotune.study import sample_size
 from autotune.study.space import N, Point, as_int
 from autotune.tuning.comparable import WeightsCheck, check_comparable
 from autotune.tuning.executor import Executor, OneSlot

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from autotune.bench.interference import MachineState, Rest, disturbed, take_rest
+from autotune.bench.interference import IdleBaseline, MachineState, disturbed, take_idle_baseline
 from autotune.bench.session import Measuring
 from autotune.serving import Server
 
@@ -17,14 +17,14 @@ class Tools:
 
     Attributes:
         server: Makes a server from its plan (:class:`autotune.serving.Server`).
-        take_rest: Looks at the idle machine before a launch.
+        take_idle_baseline: Looks at the idle machine before a launch.
         disturbed: Says why a measured launch was disturbed.
         measuring: Makes the measurement of one server (:class:`autotune.bench.session.Measuring`).
         clock: Seconds that only go forward.
     """
 
     server: Callable[..., Server] = Server
-    take_rest: Callable[[Sequence[float]], Rest] = take_rest
+    take_idle_baseline: Callable[[Sequence[float]], IdleBaseline] = take_idle_baseline
     disturbed: Callable[[MachineState, Sequence[float]], str | None] = disturbed
     measuring: Callable[..., Measuring] = Measuring
     clock: Callable[[], float] = time.monotonic

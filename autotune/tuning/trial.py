@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Protocol
 
 from autotune.bench import Sample
-from autotune.bench.session import Result, Rival
+from autotune.bench.looks import Rival
+from autotune.bench.session import Result
 from autotune.errors import FailureKind, TrialFailure
 from autotune.serving.interrupts import held_back
 from autotune.stats import ESTIMATOR

@@ -14,7 +14,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.bench.session import Rival
+from autotune.bench.looks import Rival
 from autotune.errors import FailureKind, TrialFailure, UserError
 from autotune.results.recomputed import Recomputed, measurement_of
 from autotune.results.standing import Standing, counts, is_outdated, with_points
@@ -100,8 +100,10 @@ class TrialLog:
         return self._split()[1]
 
     def _split(self) -> tuple[list[FrozenTrial], set[int]]:
-        found = self._recomputed.trials(self.study.get_trials(deepcopy=False))
-        gone = {t.number for t in found if is_outdated(t)}
+        stored = self.study.get_trials(deepcopy=False)
+        found = self._recomputed.trials(stored)
+        changed = (t for t, was in zip(found, stored, strict=True) if t is not was)
+        gone = {t.number for t in changed if is_outdated(t)}
         return [t for t in found if t.number not in gone], gone
 
     def finished(self) -> int:

@@ -216,7 +216,7 @@ class Site:
         return marked(self.mark, launch_id)
 
     def target(self, what: Target, launch_id: str) -> psutil.Process:
-        """The guard, the API process or EngineCore of a launch; waits until it is there."""
+        """The supervisor, the API process or EngineCore of a launch; waits until it is there."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             if (process := self.look(what, launch_id)) is not None:
@@ -237,10 +237,10 @@ class Site:
             # vLLM names its processes; the double's only child has no name of its own
             return next((p for p in found if word in words[p]), found[-1] if found else None)
 
-        guard = next((p for p, w in words.items() if "guard.py" in w), None)
-        api = below(guard, "")
+        supervisor = next((p for p, w in words.items() if "supervisor.py" in w), None)
+        api = below(supervisor, "")
         engine = below(api, "EngineCore")
-        of = {Target.GUARD: guard, Target.API: api, Target.ENGINE: engine}
+        of = {Target.SUPERVISOR: supervisor, Target.API: api, Target.ENGINE: engine}
         return below(engine, "Worker") if what is Target.WORKER else of[what]
 
     def until_gone(self, launch_id: str | None, run: Started | None, within_s: float) -> float:

@@ -2,7 +2,7 @@
 
 In every case ``tests.faults.inject`` checks all of this:
 
-- no process of the launch, of its guard or of the tuner is left after ``within_s`` seconds (where
+- no process of launch, supervisor or tuner is left after ``within_s`` seconds (where
   ``stays`` says so: the next run or `autotune reap` ends what is left);
 - the launch's port is free;
 - the database opens and ``PRAGMA integrity_check`` says ok;
@@ -49,7 +49,7 @@ class Target(StrEnum):
     """The process that gets a signal."""
 
     TUNER = "tuner"
-    GUARD = "guard"
+    SUPERVISOR = "supervisor"
     API = "API process"
     ENGINE = "EngineCore"
     WORKER = "worker"  # below EngineCore; the double has none
@@ -77,7 +77,7 @@ class Fault:
         hits: Signals, in order: to whom and which.
         special: Name of the function in ``tests.faults.special`` instead of ``hits``.
         env: Of every server of the study, for the double.
-        warm: Its servers are forked from a template.
+        warm: Its servers are forked from a fork server.
         spaced: A trial more between two stages.
         within_s: Until nothing of the launch is left.
         stays: What is left until the next run or `autotune reap`; empty: nothing.
@@ -171,7 +171,7 @@ PROCESSES = (
         "SIGKILL of the supervisor",
         Run.GOES_ON,
         SERVING,
-        hits=((Target.GUARD, signal.SIGKILL),),
+        hits=((Target.SUPERVISOR, signal.SIGKILL),),
         env=STUBBORN,
         quick=(Stage.LAUNCHING, Stage.MEASURING),
     ),
@@ -179,7 +179,7 @@ PROCESSES = (
         "SIGSTOP of the supervisor",
         Run.GOES_ON,
         (Stage.MEASURING,),
-        hits=((Target.GUARD, signal.SIGSTOP),),
+        hits=((Target.SUPERVISOR, signal.SIGSTOP),),
         env=STUBBORN,
         within_s=60,  # the tuner waits half a minute for it before it ends all by itself
     ),
@@ -187,7 +187,7 @@ PROCESSES = (
         "SIGSTOP of the supervisor, then SIGKILL of the tuner",
         Run.DIES,
         (Stage.LAUNCHING, Stage.MEASURING),
-        hits=((Target.GUARD, signal.SIGSTOP), (Target.TUNER, signal.SIGKILL)),
+        hits=((Target.SUPERVISOR, signal.SIGSTOP), (Target.TUNER, signal.SIGKILL)),
         env=STUBBORN,
         stays="all of it stays until the next run or `autotune reap`",
         reaped=(Stage.LAUNCHING,),
@@ -197,14 +197,14 @@ PROCESSES = (
         "SIGKILL of supervisor and tuner together",
         Run.DIES,
         SERVING[:-1],  # a server that takes its time to end is the next row's
-        hits=((Target.GUARD, signal.SIGKILL), (Target.TUNER, signal.SIGKILL)),
+        hits=((Target.SUPERVISOR, signal.SIGKILL), (Target.TUNER, signal.SIGKILL)),
         env=PLAIN,
     ),
     Fault(
         "SIGKILL of supervisor and tuner together; the server ignores SIGTERM",
         Run.DIES,
         (Stage.LAUNCHING, Stage.MEASURING),
-        hits=((Target.GUARD, signal.SIGKILL), (Target.TUNER, signal.SIGKILL)),
+        hits=((Target.SUPERVISOR, signal.SIGKILL), (Target.TUNER, signal.SIGKILL)),
         env=DEAF,
         stays="the server stays until the next run or `autotune reap`",
         reaped=(Stage.MEASURING,),
@@ -273,7 +273,7 @@ WARM = (
         "warm start: SIGKILL of the supervisor",
         Run.GOES_ON,
         SERVING,
-        hits=((Target.GUARD, signal.SIGKILL),),
+        hits=((Target.SUPERVISOR, signal.SIGKILL),),
         env=STUBBORN,
         warm=True,
         quick=(Stage.MEASURING,),
@@ -282,7 +282,7 @@ WARM = (
         "warm start: SIGKILL of what servers are forked from",
         Run.GOES_ON,
         (*SERVING, Stage.TELLING),
-        special="template_killed",
+        special="fork_server_killed",
         warm=True,
         spaced=True,  # the next launch has none
         quick=(Stage.LAUNCHING, Stage.TELLING),

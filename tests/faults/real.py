@@ -71,7 +71,7 @@ POINTS = (
     Point(Target.ENGINE, _KILL, Stage.MEASURING),
     Point(Target.WORKER, _KILL, Stage.MEASURING),
     _HANGS,
-    Point(Target.GUARD, _KILL, Stage.MEASURING),
+    Point(Target.SUPERVISOR, _KILL, Stage.MEASURING),
 )
 # What pytest runs: as few launches as four points can have.
 QUICK = (

@@ -26,7 +26,7 @@ ACTIONS = (
     (Target.TUNER, signal.SIGKILL),
     (Target.TUNER, signal.SIGTERM),
     (Target.API, signal.SIGKILL),
-    (Target.GUARD, signal.SIGKILL),
+    (Target.SUPERVISOR, signal.SIGKILL),
     (Target.ENGINE, signal.SIGKILL),
 )
 _STAGES = {

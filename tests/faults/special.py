@@ -68,14 +68,17 @@ def second_runner(hit: Hit) -> None:
     site = hit.site
     link = site.folder / "link.db"
     link.symlink_to(site.database.name)
-    for database in (site.database, link):
-        second = site.starter.start(
+    seconds = [  # at once: the first run has only some seconds to measure
+        site.starter.start(
             *site.command(),
             "--db",
             database.name,
             cwd=site.folder,
             name=str(site.said / database.stem),
         )
+        for database in (site.database, link)
+    ]
+    for database, second in zip((site.database, link), seconds, strict=True):
         problems = check_end(second, Run.REFUSES)
         said = second.err.read_text()
         if f"pid {hit.run.pid}" not in said:
@@ -83,11 +86,11 @@ def second_runner(hit: Hit) -> None:
         hit.outcome.problems += [f"{database.name}: {p}" for p in problems]
 
 
-def template_killed(hit: Hit) -> None:
+def fork_server_killed(hit: Hit) -> None:
     """What the launch was forked from, or would have been."""
     found = [p for p in hit.site.processes() if p.environ()["AUTOTUNE_LAUNCH"] != hit.launch_id]
     if len(found) != 1:
-        hit.outcome.problems.append(f"there are {len(found)} templates")
+        hit.outcome.problems.append(f"there are {len(found)} fork servers")
     for process in found:
         process.kill()
 
@@ -170,7 +173,7 @@ AT_A_STAGE = {
         locked,
         locked_long,
         second_runner,
-        template_killed,
+        fork_server_killed,
         database_deleted,
         folder_deleted,
         disk_full,
@@ -411,21 +414,27 @@ def pipe_closed(site: Site, outcome: Outcome) -> Outcome:
 
 
 def under_timeout(site: Site, outcome: Outcome) -> Outcome:
-    """`timeout 5`, in the middle of whatever it is that 5 s come to here."""
+    """`timeout`, whose time is up while something is measured: SIGALRM is what its timer sends."""
     site.turns_file.write_text(_turn() * 20)
-    done = subprocess.run(
-        ["timeout", "5", *_command_line(site)],  # noqa: S607
+    with subprocess.Popen(
+        ["timeout", "120", *_command_line(site)],  # noqa: S607
         cwd=site.folder,
         env=_environment(),
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    outcome.note = f"exit code {done.returncode}"
-    if done.returncode != 124:
-        outcome.problems.append(f"exit code {done.returncode} instead of 124")
-    if done.stderr.count("\n") != 1 or "Traceback" in done.stderr:
-        outcome.problems.append(f"stderr: {done.stderr[-1500:]}")
+    ) as run:
+        while not site.database.exists() or not _warm(site):
+            assert run.poll() is None, "it ended by itself"
+            time.sleep(0.02)
+        run.send_signal(signal.SIGALRM)
+        _, err = run.communicate()
+    outcome.note = f"exit code {run.returncode}"
+    if run.returncode != 124:
+        outcome.problems.append(f"exit code {run.returncode} instead of 124")
+    if err.count("\n") != 1 or "Traceback" in err:
+        outcome.problems.append(f"stderr: {err[-1500:]}")
     return _last(site, outcome)
 
 

@@ -99,8 +99,8 @@ ledger before its process exists, with its own supervisor, launch id, port and l
 ps` as *prelaunched*. When the run ends, for any reason, they all end as one would:
 `tests/test_ahead.py` kills a run with four (SIGINT, SIGKILL), checks that nothing of them is left,
 and resumes with the same command; on an H100 a run was killed with two, and ten seconds later the
-GPU held nothing. What was started for nothing belongs to no trial. The memory of a GPU is that of
-all of them, so its return is proven when the last one has ended.
+GPU held nothing. What was prelaunched but not needed belongs to no trial. The memory of a GPU is
+that of all of them, so its return is proven when the last one has ended.
 """.splitlines()
 
 

@@ -58,7 +58,7 @@ def test_a_launch_from_plan_to_end(store: Store) -> None:
     planned = store.launches.get("a")
     assert (planned.argv, planned.env, planned.port) == (["vllm", "serve"], {"A": "***"}, 8000)
     assert (planned.identity, planned.ready_at, planned.values) == (None, None, None)
-    store.launches.started(Identity("a", "boot", pid=7))
+    store.launches.started(Identity("a", "boot", supervisor_pid=6, pid=7))
     store.launches.ready("a", "0.32.0")
     bounds = {"tok/s": (90.0, None)}
     store.launches.measured("a", STATS, {"tok/s": 100.5}, bounds, quality())
@@ -67,7 +67,9 @@ def test_a_launch_from_plan_to_end(store: Store) -> None:
     assert store.launches.unended() == []
     row = store.launches.get("a")
     assert row.identity is not None
-    assert row.identity["pid"] == 7
+    # databases of every version have these keys
+    assert (row.identity["guard_pid"], row.identity["pid"]) == (6, 7)
+    assert Identity.from_stored(row.identity).supervisor_pid == 6
     assert row.planned_at <= (row.ready_at or 0) <= (row.measured_at or 0) <= (row.ended_at or 0)
     assert (row.values, row.intervals) == ({"tok/s": 100.5}, {"tok/s": [90.0, None]})
     assert row.stats == {**STATS.__dict__, "acceptance_per_position": [0.9, 0.5]}

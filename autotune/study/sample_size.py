@@ -1,9 +1,12 @@
-"""Are a study's requests enough for what it asks? Sentences for `doctor`, `explain` and `run`.
+"""Check that a study has enough requests; the sentences are for `doctor`, `explain` and `run`.
 
-What each number of requests is good for follows from :mod:`autotune.stats`: an interval of tok/s
-needs eight batches of two, bounds of a percentile need values beyond it, no look comes before four
-requests of each place, and with fewer than eight of each place a trial is hardly more than its
-beginning (``benchmarks/coverage.py`` has the coverage by number of requests and concurrency).
+The limits follow from :mod:`autotune.stats`:
+
+- An interval of tok/s needs eight batches of two requests.
+- Bounds of a percentile need values beyond it.
+- The first check of a stopping rule comes after four requests for each unit of concurrency.
+- With fewer than eight requests for each unit of concurrency, a trial is hardly more than its
+  beginning (``benchmarks/coverage.py`` has the coverage by number of requests and concurrency).
 """
 
 from __future__ import annotations
@@ -17,17 +20,17 @@ from autotune.stats.intervals import MIN_REQUESTS
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
 
-TURNS = 8  # requests of each place that make a measurement
+TURNS = 8  # requests for each unit of concurrency that a measurement needs
 
 
 def notes(spec: StudySpec) -> Iterator[str]:
-    """Give a sentence for each thing that a study's number of requests is too small for."""
+    """Yield a sentence for each purpose that a study has too few requests for."""
     load = spec.workload
     sent, places = load.num_prompts, load.places or 1
     key = f"workload.num_prompts: {sent}"
     if places > 1 and sent < TURNS * places:
         yield (
-            f"{key} requests are few for {places} at a time, only {sent / places:.1f} for each. "
+            f"{key} requests are few at concurrency {places}, only {sent / places:.1f} for each. "
             f"Give {TURNS * places} or more ({TURNS} × max_concurrency)"
         )
     elif sent < MIN_REQUESTS:
@@ -39,7 +42,7 @@ def notes(spec: StudySpec) -> Iterator[str]:
         )
     if not load.keeps_busy(load.most_warmup):
         yield (
-            f"workload.warmup_prompts: {load.most_warmup} do not keep {places} places busy before "
+            f"workload.warmup_prompts: {load.most_warmup} do not keep concurrency {places} before "
             "and after the measured requests, so the first and the last "
             f"{places} of these do not count. Give {places} or more"
         )
@@ -47,7 +50,7 @@ def notes(spec: StudySpec) -> Iterator[str]:
 
 
 def _early_ends(spec: StudySpec, percents: list[int]) -> Iterator[str]:
-    """What a trial needs to end before its last request."""
+    """Yield a sentence on why no trial can end before its last request."""
     load, alpha = spec.workload, spec.measure.dominated_error
     sent = load.num_prompts
     start = first_look(spec.measure.min_prompts, load.places)
@@ -75,10 +78,10 @@ def _early_ends(spec: StudySpec, percents: list[int]) -> Iterator[str]:
 
 
 def check(loaded: LoadedStudy) -> None:
-    """Refuse a closed loop of which too few requests would count.
+    """Refuse a closed loop in which too few requests would count.
 
     Raises:
-        UserError: neither warm-up requests nor enough measured ones keep the places busy.
+        UserError: neither warm-up nor measured requests keep the closed loop full.
     """
     load = loaded.spec.workload
     if load.places is None or load.keeps_busy(load.most_warmup):
@@ -87,7 +90,7 @@ def check(loaded: LoadedStudy) -> None:
         if sent is not None and sent < 3 * load.places:
             raise UserError(
                 f"{loaded.path}: workload.warmup_prompts: {load.most_warmup} do not keep "
-                f"{load.places} places busy, and of {sent} measured requests fewer than "
-                f"{load.places} would run with all places busy. Give warmup_prompts: "
+                f"concurrency {load.places}, and of {sent} measured requests fewer than "
+                f"{load.places} would run at that concurrency. Give warmup_prompts: "
                 f"{load.places} or more, or {key}: {3 * load.places} or more"
             )

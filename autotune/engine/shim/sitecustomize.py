@@ -1,4 +1,4 @@
-"""Runs first in every Python of a server: hides the modules named in ``AUTOTUNE_HIDE``.
+"""Hide the modules named in ``AUTOTUNE_HIDE``; runs first in every Python of a server.
 
 A torchvision, torchaudio or torchcodec that was built for another torch breaks vLLM's start
 (``operator torchvision::nms does not exist``), and a text model needs none of them. With ``None``
@@ -14,7 +14,7 @@ for _name in os.environ.get("AUTOTUNE_HIDE", "").split(","):
     if _name:
         sys.modules[_name] = None  # type: ignore[assignment]
 
-# Python runs only the first sitecustomize on its path: run the one that we stand in front of.
+# Python runs only the first sitecustomize on its path: run the next one too.
 _here = Path(__file__).resolve().parent
 for _entry in sys.path:
     _next = Path(_entry, "sitecustomize.py")

@@ -1,23 +1,24 @@
-"""The process that ends a server's whole tree when its owner says so or dies.
+"""The supervisor of a server: ends its whole process tree when its owner says so or dies.
 
-Run by :mod:`autotune.serving.server` as ``python -I -S guard.py`` in a session of its own, with
-the server's environment; standard library only, so that nothing of the environment can break it.
+:mod:`autotune.serving.server` runs this file as ``python -I -S supervisor.py``, in a session of its
+own, with the server's environment. It uses the standard library only, so that nothing of the
+environment can break it.
 
-stdin, lines from the owner: first ``{"argv": […], "grace_s": 20, "launch_id": …}``, then ``stop``
-(SIGTERM, wait, SIGKILL) or ``kill`` (SIGKILL now). Its end means that the owner died, by SIGKILL
-too, and is a ``stop`` with a short grace. SIGTERM, SIGINT and SIGHUP are a ``stop``.
+- stdin has lines from the owner. The first is ``{"argv": […], "grace_s": 20, "launch_id": …}``.
+  Then comes ``stop`` (SIGTERM, wait, SIGKILL) or ``kill`` (SIGKILL now). The end of stdin means
+  that the owner died, by SIGKILL too; it is a ``stop`` with a short grace. SIGTERM, SIGINT and
+  SIGHUP are a ``stop``.
+- stdout gets lines of JSON: ``{"started": pid, "cgroup": path}`` or ``{"failed": "why"}``;
+  ``{"exited": code}`` when the server's first process has ended; ``{"gone": n}`` when nothing is
+  left, where n processes needed SIGKILL.
+- stderr is the server's log. Its middle is cut out when it grows too large.
 
-stdout, lines of JSON: ``{"started": pid, "cgroup": path}`` or ``{"failed": "why"}``;
-``{"exited": code}`` when the server's first process ended; ``{"gone": n}`` when nothing is left, n
-processes of which needed SIGKILL. stderr is the server's log, whose middle is cut out when it grows
-too large.
-
-As a child subreaper (``man 2 prctl``) the guard adopts every orphan below it, such as EngineCore
-after its API process was killed (vLLM issue #55510), so nothing escapes by losing its parent. Where
-this user may make one, the server also gets a control group (cgroup v2) of its own, which nothing
-can leave and which the kernel ends as a whole.
-Should the guard itself be killed, the server gets SIGTERM by its parent-death signal, and the
-owner finds what is left by the control group and by the launch id in its environment.
+As a child subreaper (``man 2 prctl``) the supervisor adopts every process below it that lost its
+parent, such as EngineCore after its API process was killed (vLLM issue #55510). So none escapes.
+Where this user may make one, the server also gets a control group (cgroup v2), which no process can
+leave and which the kernel ends as a whole. If the supervisor is killed, the server gets SIGTERM by
+its parent-death signal, and the owner finds what is left by the control group and by the launch id
+in its environment.
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-ORPHANED_GRACE_S = 4.0  # an owner that died must leave nothing behind within 10 s
-LINGER_S = 1.0  # for helpers that end by themselves, and clean up, once the server is gone
-LOOK_S = 5.0  # between two looks at the size of the log
-LOG_BYTES = 64 << 20  # of a log, before its middle is cut out
-HEAD_BYTES, TAIL_BYTES = 1 << 20, 8 << 20  # what stays of it
+ORPHANED_GRACE_S = 4.0  # after the owner's death nothing may be left after 10 s
+LINGER_S = 1.0  # for helpers to end and clean up on their own, once the server is gone
+LOOK_S = 5.0  # between two checks of the log's size
+LOG_BYTES = 64 << 20  # size of a log above which its middle is cut out
+HEAD_BYTES, TAIL_BYTES = 1 << 20, 8 << 20  # the parts of a log that are kept
 
-# Starts a server from its argv, runs the callable in it first, and returns its pid.
+# Start a server from its argv, after running the callable in it, and return its pid.
 Spawn = Callable[[list[str], Callable[[], None]], int]
 
 
 def say(**event: object) -> None:
-    """One event to the owner; it may be dead."""
+    """Send an event to the owner, which may be dead."""
     with contextlib.suppress(OSError):
         os.write(1, json.dumps(event).encode() + b"\n")
 
 
 def descendants() -> set[int]:
-    """Every living process below this one, by the parents in /proc."""
+    """Return every living process below this one, by the parents in /proc."""
     children: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
@@ -60,8 +61,10 @@ def descendants() -> set[int]:
         try:
             stat = Path(entry.path, "stat").read_text(errors="replace")
         except OSError:
-            continue  # it ended between the two looks
-        state, parent = stat.rpartition(")")[2].split()[:2]  # the name before may hold anything
+            continue  # it has ended in the meantime
+        state, parent = stat.rpartition(")")[2].split()[
+            :2
+        ]  # the name before it may have any character
         if state not in "ZX":
             children.setdefault(int(parent), []).append(int(entry.name))
     found: set[int] = set()
@@ -74,7 +77,7 @@ def descendants() -> set[int]:
 
 
 def make_cgroup(name: str) -> str | None:
-    """A new control group below this process's own; None where that is not allowed."""
+    """Make a control group below this process's own; None where that is not allowed."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         root = next(line.split()[4] for line in mounts if " - cgroup2 " in line)
@@ -82,13 +85,13 @@ def make_cgroup(name: str) -> str | None:
         path = next(line[3:] for line in own if line.startswith("0::"))
         group = Path(root + path, name)
         group.mkdir()
-    except (OSError, StopIteration):  # cgroup v1 only, or not ours to write
+    except (OSError, StopIteration):  # cgroup v1 only, or no permission
         return None
     return str(group)
 
 
 def members(cgroup: str | None) -> set[int]:
-    """The living processes of a control group."""
+    """Return the living processes of a control group."""
     if cgroup is None:
         return set()
     try:
@@ -98,7 +101,7 @@ def members(cgroup: str | None) -> set[int]:
 
 
 def remove_cgroup(cgroup: str | None) -> None:
-    """Removes a control group whose processes are gone; does nothing if it is gone, too."""
+    """Remove a control group whose processes are gone; do nothing if it is gone too."""
     if cgroup is None:
         return
     for _ in range(20):
@@ -106,12 +109,12 @@ def remove_cgroup(cgroup: str | None) -> None:
             Path(cgroup).rmdir()
         except FileNotFoundError:
             return
-        except OSError:  # the last one is not quite out of it
+        except OSError:  # the last process has not quite left it
             time.sleep(0.05)
 
 
 def execute(argv: list[str], in_child: Callable[[], None]) -> int:
-    """Starts a program; its pid."""
+    """Start a program and return its pid."""
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -119,36 +122,47 @@ def execute(argv: list[str], in_child: Callable[[], None]) -> int:
         start_new_session=True,
         preexec_fn=in_child,
     )
-    process.returncode = 0  # the guard reaps it itself
+    process.returncode = 0  # the supervisor reaps it
     return process.pid
 
 
-class Guard:
-    """Watches one server."""
+class Supervisor:
+    """Watches one server.
+
+    Args:
+        libc: The C library, for ``prctl``.
+
+    Attributes:
+        server: Pid of the server's first process; None: not started, or reaped.
+        cgroup: Folder of the server's control group; None: it has none.
+        killed: Pids of the processes that needed SIGKILL.
+        own: Files of the supervisor that the server must not have.
+    """
 
     def __init__(self, libc: ctypes.CDLL) -> None:
         self.libc = libc
-        self.server: int | None = None  # None: not started, or reaped
+        self.server: int | None = None
         self.cgroup: str | None = None
         self.killed: set[int] = set()
         self.inbox = b""
         self.selector = selectors.DefaultSelector()
-        self.own: list[int] = []  # files that are nothing to the server
+        self.own: list[int] = []
 
     def start(self, argv: list[str], launch_id: str, spawn: Spawn) -> bool:
+        """Start the server and tell the owner; return False if it could not be started."""
         me = os.getpid()
         self.cgroup = make_cgroup(f"autotune-{launch_id}")
 
-        def in_child() -> None:  # runs between fork and exec; the guard has one thread only
+        def in_child() -> None:  # runs between fork and exec; the supervisor has one thread only
             self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
             if os.getppid() != me:
-                os._exit(1)  # the guard died before the line above
+                os._exit(1)  # the supervisor died before the line above
             if self.cgroup is not None:
                 try:
                     Path(self.cgroup, "cgroup.procs").write_text("0")
-                except OSError:  # made, but not ours to fill
+                except OSError:  # made, but without the permission to enter it
                     self.cgroup = None
-            # when memory runs out, the kernel shall take the server, not the tuner
+            # when memory runs out, the kernel should kill the server, not the tuner
             with contextlib.suppress(OSError):  # some containers forbid it
                 Path("/proc/self/oom_score_adj").write_text("500")
             self.selector.close()
@@ -166,12 +180,12 @@ class Guard:
         return True
 
     def leave_cgroup(self) -> None:
-        """Removes the control group; it must be empty."""
+        """Remove the control group, which must be empty."""
         remove_cgroup(self.cgroup)
         self.cgroup = None
 
     def reap(self) -> None:
-        """Collects every child that ended, adopted ones too."""
+        """Reap every child that has ended, adopted ones too."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -184,9 +198,12 @@ class Guard:
                 say(exited=os.waitstatus_to_exitcode(status))
 
     def wait(self, timeout: float | None) -> str | None:
-        """The next command of the owner, or None after ``timeout`` seconds or a child's end.
+        """Return the next command of the owner; None after a timeout or a child's end.
 
-        ``orphaned`` if the owner died.
+        The command is ``orphaned`` if the owner has died.
+
+        Args:
+            timeout: Seconds; None: no limit.
         """
         if b"\n" not in self.inbox:
             for key, _ in self.selector.select(timeout):
@@ -209,10 +226,14 @@ class Guard:
         return line.decode()
 
     def end(self, grace_s: float) -> None:
-        """Ends the tree; returns when nothing is left."""
+        """End the tree; return when nothing is left.
+
+        Args:
+            grace_s: Wait after SIGTERM before SIGKILL, seconds.
+        """
         now = time.monotonic()
         if self.server is not None:
-            os.kill(self.server, signal.SIGTERM)  # not reaped yet, so the pid is still its own
+            os.kill(self.server, signal.SIGTERM)  # not reaped yet, so the pid is still the server's
         if self._until(now + grace_s, lambda: self.server is None):
             self._until(time.monotonic() + LINGER_S, lambda: not descendants())
         while left := descendants() | members(self.cgroup):
@@ -230,7 +251,7 @@ class Guard:
         say(gone=len(self.killed))
 
     def trim_log(self) -> None:
-        """Cuts out the middle of a log that grew too large; the server goes on appending."""
+        """Cut out the middle of a log that grew too large; the server continues to append."""
         with contextlib.suppress(OSError):  # no file, or a full disk
             size = os.fstat(2).st_size
             if size <= LOG_BYTES:
@@ -244,7 +265,7 @@ class Guard:
             os.write(2, head + cut.encode() + tail)
 
     def _until(self, deadline: float, done: Callable[[], bool]) -> bool:
-        """Waits for ``done``; False at the deadline or when the owner says ``kill``."""
+        """Wait for ``done``; return False at the deadline, or when the owner says ``kill``."""
         self.reap()
         while not done():
             left = deadline - time.monotonic()
@@ -260,52 +281,52 @@ class Guard:
 
 
 def watch(*, owner: int | None, spawn: Spawn) -> None:
-    """Starts the server that the first line of stdin names and watches it to its end.
+    """Start the server that the first line of stdin names, and watch it to its end.
 
     Args:
-        owner: A pidfd; None where the kernel has none.
-        spawn: Starts the server, in a session of its own, and returns its pid.
+        owner: Pidfd of the owner; None where the kernel has no pidfds.
+        spawn: Function that starts the server in a session of its own and returns its pid.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         say(failed=f"prctl: {os.strerror(ctypes.get_errno())}")
         return
-    guard = Guard(libc)
+    supervisor = Supervisor(libc)
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
-    guard.own += [read_end, write_end]
-    guard.selector.register(read_end, selectors.EVENT_READ, "signals")
-    guard.selector.register(0, selectors.EVENT_READ, "commands")
-    # the pipe alone would not tell if the owner had forked a child that keeps it open
+    supervisor.own += [read_end, write_end]
+    supervisor.selector.register(read_end, selectors.EVENT_READ, "signals")
+    supervisor.selector.register(0, selectors.EVENT_READ, "commands")
+    # the pipe is not enough: a child that the owner forked may keep it open
     if owner is not None:
-        guard.own.append(owner)
-        guard.selector.register(owner, selectors.EVENT_READ, "owner")
+        supervisor.own.append(owner)
+        supervisor.selector.register(owner, selectors.EVENT_READ, "owner")
     line = None
     while line is None:
-        line = guard.wait(None)
+        line = supervisor.wait(None)
     if line in {"stop", "kill", "orphaned"}:
         return
     request = json.loads(line)
     grace_s = float(request["grace_s"])
-    if not guard.start(request["argv"], request["launch_id"], spawn):
-        guard.leave_cgroup()
+    if not supervisor.start(request["argv"], request["launch_id"], spawn):
+        supervisor.leave_cgroup()
         return
     while True:
-        command = guard.wait(LOOK_S)
-        guard.reap()
-        guard.trim_log()
+        command = supervisor.wait(LOOK_S)
+        supervisor.reap()
+        supervisor.trim_log()
         if command is not None:
             break
-    guard.end({"stop": grace_s, "orphaned": min(grace_s, ORPHANED_GRACE_S)}.get(command, 0.0))
+    supervisor.end({"stop": grace_s, "orphaned": min(grace_s, ORPHANED_GRACE_S)}.get(command, 0.0))
 
 
 def main() -> None:
-    """The guard of a server that is a program."""
+    """Supervise a server that is a program."""
     try:
         owner = os.pidfd_open(os.getppid())
-    except (AttributeError, OSError):  # kernels before 5.3: the end of stdin has to do
+    except (AttributeError, OSError):  # kernels before 5.3: the end of stdin is the only sign
         owner = None
     watch(owner=owner, spawn=execute)
 

@@ -1,0 +1,131 @@
+"""How a study's command starts a server, and in which environment.
+
+The probe and the launch use both, so what is asked is what is started.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from autotune.errors import UserError
+from autotune.study.schema import ServerSpec
+
+MODULE = "vllm.entrypoints.openai.api_server"  # what starts a server without the console script
+INSTALL = "install it (`pip install 'dflash-autotune[gpu]'`, or `[cpu]` for machines without a GPU)"
+_SHIM = Path(__file__).with_name("shim")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a study's command starts a server.
+
+    Attributes:
+        head: Words before the model.
+        rest: Words after the model.
+        python: Interpreter that runs vLLM; None where the command does not tell.
+        console: Whether it is the `vllm` command, which takes the model without a flag.
+    """
+
+    head: tuple[str, ...]
+    rest: tuple[str, ...]
+    python: str | None
+    console: bool
+
+
+def entry_of(command: tuple[str, ...] | None) -> Entry:
+    """Return how a study's command starts a server.
+
+    Args:
+        command: Value of ``server.command``; None: the vLLM of autotune's own environment.
+
+    Raises:
+        UserError: the program does not exist.
+    """
+    if command is None:
+        return Entry((sys.executable, "-m", MODULE), (), sys.executable, console=False)
+    program = _which(command[0])
+    if Path(command[0]).name == "vllm" and command[1:2] == ("serve",):
+        return Entry((program, "serve"), command[2:], _interpreter(program), console=True)
+    if "-m" in command[1:-1] and command[command.index("-m") + 1].startswith("vllm."):
+        return Entry((program, *command[1:]), (), program, console=False)
+    return Entry((program, *command[1:]), (), None, console=False)
+
+
+def server_environment(
+    server: ServerSpec, python: str | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the environment of a server's Python, and the part that study and autotune added.
+
+    Args:
+        server: The study's server.
+        python: Interpreter that runs vLLM, if it is known.
+    """
+    defaults = {
+        # a measuring tool calls nobody, and its servers talk to each other on this machine only
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    added = {k: v for k, v in defaults.items() if k not in os.environ} | server.env
+    added |= {
+        "PYTHONUNBUFFERED": "1",  # the last words of a crash reach the log
+        # vLLM names its processes by setproctitle. Without this, that overwrites
+        # /proc/PID/environ, where the launch id is looked for.
+        "SPT_NOENV": "1",
+    }
+    path = added.get("PATH", os.environ.get("PATH", os.defpath))
+    if python is not None and str(Path(python).parent) not in path.split(os.pathsep):
+        # as in an activated venv: vLLM's just-in-time compilers call `ninja` from there
+        added["PATH"] = f"{Path(python).parent}{os.pathsep}{path}"
+    env = {**os.environ, **added}
+    # with the key of the user's own servers, this server would refuse autotune's requests
+    env.pop("VLLM_API_KEY", None)
+    added.pop("VLLM_API_KEY", None)
+    return env, added
+
+
+def hiding(hidden: tuple[str, ...], env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that hide modules from a server and all its processes.
+
+    Args:
+        hidden: Names of the modules: :attr:`autotune.engine.probe.VllmInfo.hidden`.
+        env: Environment that the variables are added to; its ``PYTHONPATH`` stays in effect.
+    """
+    if not hidden:
+        return {}
+    path = [str(_SHIM), *([env["PYTHONPATH"]] if env.get("PYTHONPATH") else [])]
+    return {"PYTHONPATH": os.pathsep.join(path), "AUTOTUNE_HIDE": ",".join(hidden)}
+
+
+def _which(name: str) -> str:
+    """Return the full path of a program: on PATH, or next to autotune's own interpreter."""
+    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if found is None:
+        raise UserError(
+            f"server.command: there is no program {name!r}; give its full path, or "
+            f"{INSTALL} and leave server.command out"
+        )
+    return str(Path(found).absolute())  # not resolve(): a venv's python is a link
+
+
+def _interpreter(script: str) -> str | None:
+    """Return the interpreter of a console script, by its first lines; None: it is no Python."""
+    with Path(script).open("rb") as f:
+        head = f.read(1024).decode(errors="replace")
+    if not head.startswith("#!"):
+        return None
+    # `#!/path/python`, `#!/usr/bin/env python3`, or pip's form for long paths:
+    # `#!/bin/sh` and `'''exec' "/path/python" "$0" "$@"`
+    found = re.match(r"""#!\s*/bin/sh\s+'''exec'\s+"?([^"\n]+?)"?\s+"\$0\"""", head)
+    words = [found[1]] if found else head[2:].splitlines()[0].split()
+    if words and Path(words[0]).name == "env":
+        words = [w for w in words[1:] if not w.startswith("-")]
+    if not words or "python" not in Path(words[0]).name:
+        return None
+    return shutil.which(words[0])
