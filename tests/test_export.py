@@ -456,7 +456,7 @@ def test_versions_that_have_no_image(database: Path, tmp_path: Path) -> None:
     assert "with vLLM (unknown) on" in text(unknown, "shell").replace("\n# ", " ")
     refused(call(unknown, "--format", "compose"), "give it with --vllm")
     shown = text(unknown, "compose", "--vllm", "0.32.0")
-    assert "serve.py`: what of that decides the speed" in shown.replace("\n# ", " ")
+    assert "serve.py`: every part of it that affects the speed" in shown.replace("\n# ", " ")
 
 
 def test_a_cpu_study_names_its_image_and_the_demo_its_folders(tmp_path: Path) -> None:

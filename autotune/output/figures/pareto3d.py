@@ -126,11 +126,11 @@ def _add_points(
     symbol: str,
     size: int,
 ) -> None:
-    places = dict(zip("xyz", axes, strict=True))
+    axis_of = dict(zip("xyz", axes, strict=True))
     # of dominated points they would only hide the others; their hover text has them
-    bars = {} if color == GRAY else {f"error_{k}": a.error(trials) for k, a in places.items()}
+    bars = {} if color == GRAY else {f"error_{k}": a.error(trials) for k, a in axis_of.items()}
     fig.add_scatter3d(
-        **{k: [a.of(t) for t in trials] for k, a in places.items()},
+        **{k: [a.of(t) for t in trials] for k, a in axis_of.items()},
         **{k: colored(bar, color) for k, bar in bars.items() if bar is not None},
         mode="markers",
         marker={"symbol": symbol, "size": size, "color": color},
@@ -165,12 +165,12 @@ def _add_confirmed(
     again = [t for t in points if all(a.confirmed(t) is not None for a in axes)]
     if not again:
         return
-    places = dict(zip("xyz", axes, strict=True))
-    bars = {f"error_{k}": a.error(again, confirmed=True) for k, a in places.items()}
+    axis_of = dict(zip("xyz", axes, strict=True))
+    bars = {f"error_{k}": a.error(again, confirmed=True) for k, a in axis_of.items()}
     fig.add_scatter3d(
         **{
             k: [v for t in again for v in (a.of(t), a.confirmed(t), None)]
-            for k, a in places.items()
+            for k, a in axis_of.items()
         },
         mode="lines",
         line={"color": GREEN, "width": 2, "dash": "dot"},
@@ -179,7 +179,7 @@ def _add_confirmed(
         name="search to confirmation",
     )
     fig.add_scatter3d(
-        **{k: [a.confirmed(t) for t in again] for k, a in places.items()},
+        **{k: [a.confirmed(t) for t in again] for k, a in axis_of.items()},
         **{k: colored(bar, GREEN) for k, bar in bars.items() if bar is not None},
         mode="markers",
         marker={"symbol": "diamond-open", "size": 5, "color": GREEN},
