@@ -24,8 +24,15 @@ from autotune.engine.draft_schedule import (
 )
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError
-from autotune.output.figures.load_map import map_figure
-from autotune.results.load_map import Advice, LoadView, MapView, PointView, map_json, map_lines
+from autotune.output.figures.load_map import load_sweep_figure
+from autotune.results.load_map import (
+    Advice,
+    LoadSweepView,
+    LoadView,
+    PointView,
+    load_sweep_json,
+    load_sweep_lines,
+)
 from autotune.results.read_load_map import PARTS
 from autotune.serving import Identity
 from autotune.stats import Interval
@@ -119,7 +126,7 @@ def point(n: int, values: dict[int, float], ranges: Schedule | None = None) -> P
     return PointView(n, ranges, None, None, loads)
 
 
-def view(*schedule: PointView, **changes: Any) -> MapView:
+def view(*schedule: PointView, **changes: Any) -> LoadSweepView:
     points = (
         point(0, {1: 50, 4: 170, 16: 400}),
         point(1, {1: 57, 4: 175, 16: 360}),
@@ -140,7 +147,7 @@ def view(*schedule: PointView, **changes: Any) -> MapView:
         "schedule_argument": '{"schedule": 1}',
         "same_file": True,
     }
-    return MapView(**given | changes)
+    return LoadSweepView(**given | changes)
 
 
 def test_a_schedule_is_recommended_only_if_its_launch_won() -> None:
@@ -180,19 +187,19 @@ def test_a_schedule_is_recommended_only_if_its_launch_won() -> None:
         view(points=tuple(point(n, {1: 60, 4: 170, 16: 300}) for n in (0, 1, 2, 3, 5, 7, 11, 15))),
     ],
 )
-def test_a_map_fits_a_terminal_of_80_columns(shown: MapView) -> None:
-    lines = map_lines(shown)
+def test_a_map_fits_a_terminal_of_80_columns(shown: LoadSweepView) -> None:
+    lines = load_sweep_lines(shown)
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     assert ("To serve it" in text) == (shown.fixed is not None)
-    found = map_json(shown)
+    found = load_sweep_json(shown)
     json.dumps(found)
     assert (found["recommended"] is None) == (shown.fixed is None)
-    assert map_figure(shown).layout.xaxis.type == "log"
+    assert load_sweep_figure(shown).layout.xaxis.type == "log"
 
 
 def test_a_map_says_what_it_found() -> None:
-    text = " ".join(" ".join(map_lines(view())).split())
+    text = " ".join(" ".join(load_sweep_lines(view())).split())
     # a standard error of 1 % by eight batches: 63 and 63/50 times exp(± 2.365 · 0.01 [· √2])
     assert "1 3 63.0 [61.5, 64.5] 1.26 [1.22, 1.30] 15.9" in text
     assert "Speculation pays up to a concurrency of about 5.4: 1.03 [1.00, 1.06] × at 4" in text
@@ -211,18 +218,18 @@ def test_a_map_says_what_it_found() -> None:
         },
     )
     none = point(0, {1: 50, 4: 170})
-    shown = map_lines(view(points=(none, uncertain), loads=(1, 4), schedule=None))
+    shown = load_sweep_lines(view(points=(none, uncertain), loads=(1, 4), schedule=None))
     assert shown[-2:] == [
         "warning: n = 3 at 1; n = 3 at 4: disturbed: by much",
         "warning: n = 3 at 1; n = 3 at 4: drifting: such as 9%",
     ]
     assert "By the intervals none of this is certain." in " ".join(" ".join(shown).split())
-    failed = " ".join(map_lines(view(PointView(7, None, "oom", "no memory", {}))))
+    failed = " ".join(load_sweep_lines(view(PointView(7, None, "oom", "no memory", {}))))
     assert "n = 7 failed: oom: no memory" in failed
 
 
 def test_the_picture_has_a_line_for_each_n_and_the_crossover() -> None:
-    figure = map_figure(view(point(3, {1: 63, 4: 175, 16: 400}, RANGES)))
+    figure = load_sweep_figure(view(point(3, {1: 63, 4: 175, 16: 400}, RANGES)))
     assert [t.name for t in figure.data] == ["n = 1", "n = 3", "schedule"]
     assert list(figure.data[1].y) == pytest.approx([63 / 50, 162 / 170, 270 / 400])
     assert all(e > 0 for e in figure.data[0].error_y.array)

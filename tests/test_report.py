@@ -481,7 +481,9 @@ def test_importance_does_not_depend_on_how_powers_of_two_are_kept() -> None:
 
 def test_few_trials_have_no_importance(stored: Report) -> None:
     assert importances(searched(LEAST_TRIALS - 1, lambda a, _b: float(a)), (THROUGHPUT, P95)) == {}
-    assert f"with fewer than {LEAST_TRIALS}, the shares would be chance" in words(stored, "importance")
+    assert f"with fewer than {LEAST_TRIALS}, the shares would be chance" in words(
+        stored, "importance"
+    )
 
 
 # -- as HTML, Markdown and PDF ------------------------------------------------------------------

@@ -21,7 +21,7 @@ from autotune.errors import NothingUsable, UserError, in_short
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
-    from autotune.results.load_map import MapView
+    from autotune.results.load_map import LoadSweepView
     from autotune.study.files import LoadedStudy
     from autotune.tuning.reuse import Source
 
@@ -243,7 +243,7 @@ def load_map(
     from rich.console import Console
 
     from autotune.cli.console import Ui
-    from autotune.results.load_map import map_json, map_lines
+    from autotune.results.load_map import load_sweep_json, load_sweep_lines
     from autotune.results.read_load_map import stored_view
     from autotune.storage.store import opened
     from autotune.study.files import load_study
@@ -257,11 +257,15 @@ def load_map(
             view = stored_view(store, loaded, store.fingerprints(loaded))
     else:
         view = _measured_map(ui, loaded, database, loads, launches, timeout)
-    click.echo(json.dumps(map_json(view), indent=2) if as_json else "\n".join(map_lines(view)))
+    click.echo(
+        json.dumps(load_sweep_json(view), indent=2)
+        if as_json
+        else "\n".join(load_sweep_lines(view))
+    )
     if plot is not None:
-        from autotune.output.figures.load_map import write_map
+        from autotune.output.figures.load_map import write_load_sweep
 
-        write_map(view, plot)
+        write_load_sweep(view, plot)
 
 
 def _measured_map(
@@ -271,7 +275,7 @@ def _measured_map(
     loads: tuple[int, ...],
     launches: int,
     minutes: float | None,
-) -> MapView:
+) -> LoadSweepView:
     from autotune.tuning.load_map import map_study
     from autotune.tuning.prepare import prepare
     from autotune.tuning.supervise import StopReason

@@ -89,7 +89,7 @@ class PointView:
 
 
 @dataclass(frozen=True)
-class MapView:
+class LoadSweepView:
     """A whole load sweep.
 
     Attributes:
@@ -193,7 +193,7 @@ class MapView:
         return None if self.fixed is None else self.arguments.get(self.fixed)
 
 
-def map_lines(view: MapView) -> list[str]:
+def load_sweep_lines(view: LoadSweepView) -> list[str]:
     """Return the load sweep for people; only the argument to paste may exceed 80 columns."""
     flags = [f"{k.replace('_', '-')} {str(v).lower()}" for k, v in view.flags.items()]
     about = ", ".join(
@@ -224,7 +224,7 @@ def map_lines(view: MapView) -> list[str]:
     return [plain(line) for line in [*lines, *_warnings(view)]]
 
 
-def _warnings(view: MapView) -> list[str]:
+def _warnings(view: LoadSweepView) -> list[str]:
     """Return a line for each kind of warning: where it occurs, and the first text."""
     where: dict[str, dict[str, None]] = {}
     words: dict[str, dict[str, None]] = {}
@@ -243,7 +243,7 @@ def _warnings(view: MapView) -> list[str]:
     return lines
 
 
-def _loads_table(view: MapView) -> list[str]:
+def _loads_table(view: LoadSweepView) -> list[str]:
     if not view.at:
         return []
     rows = []
@@ -268,7 +268,7 @@ def _loads_table(view: MapView) -> list[str]:
     return ["Best n at each concurrency:", *_aligned(header, rows)]
 
 
-def _points_table(view: MapView) -> list[str]:
+def _points_table(view: LoadSweepView) -> list[str]:
     """Return the speed-up of every n at every concurrency, and what failed."""
     none = view.rates.get(0, {})
     columns = [["concurrency", *map(str, view.loads), "tok/step"]]
@@ -336,7 +336,7 @@ def load_text(load: float) -> str:
     return f"{load:.1f}" if load < 10 else f"{load:.0f}"
 
 
-def _schedule_lines(view: MapView) -> list[str]:
+def _schedule_lines(view: LoadSweepView) -> list[str]:
     """Return the schedule, what its launch showed, and what to serve."""
     lines = []
     if view.schedule is not None:
@@ -357,7 +357,7 @@ def _schedule_lines(view: MapView) -> list[str]:
     return [*lines, "", "To serve it:", f"  --speculative-config {shlex.quote(view.argument)}"]
 
 
-def _recommended(view: MapView) -> str:
+def _recommended(view: LoadSweepView) -> str:
     if view.advice is Advice.SCHEDULE:
         return "the schedule"
     e = view.fixed_over_none
@@ -386,7 +386,7 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return text_lines(Table(columns, tuple(Row(tuple(row)) for row in rows)))
 
 
-def map_json(view: MapView) -> dict[str, Any]:
+def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
     """Return the load sweep as plain data; tok/s, milliseconds."""
     return {
         "study": view.study,

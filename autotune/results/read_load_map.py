@@ -15,7 +15,7 @@ from autotune.engine import rules
 from autotune.engine.draft_schedule import speculative_argument, why_no_schedule
 from autotune.engine.probe import unasked
 from autotune.errors import FailureKind, UserError
-from autotune.results.load_map import LoadView, MapView, PointView
+from autotune.results.load_map import LoadSweepView, LoadView, PointView
 from autotune.results.recomputed import figures_again
 from autotune.results.standing import LEAST_DEGREES
 from autotune.results.trials import quality_warnings, study_view
@@ -168,7 +168,7 @@ def study_in(store: Store, name: str, known: Collection[str]) -> StudyView | Non
     return study_view(store, name) if row.fingerprint in known else None
 
 
-def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> MapView:
+def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> LoadSweepView:
     """Return the study's latest load sweep; no server and no code of the study runs.
 
     Args:
@@ -196,17 +196,17 @@ def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> Ma
             "`autotune map` continues it"
         )
     resolve = model_resolver(loaded, unasked(loaded.spec.server))
-    return map_view(store, loaded, known, loads, setting, resolve)
+    return load_sweep_view(store, loaded, known, loads, setting, resolve)
 
 
-def map_view(
+def load_sweep_view(
     store: Store,
     loaded: LoadedStudy,
     known: Collection[str],
     loads: Sequence[int],
     setting: Setting,
     resolve: Callable[[str], str],
-) -> MapView:
+) -> LoadSweepView:
     """Return the view of a load sweep.
 
     Args:
@@ -238,7 +238,7 @@ def map_view(
     def argument(n: int, by_size: Schedule | None) -> str:
         return speculative_argument(spec.server, n, setting.params, by_size, resolve)
 
-    return MapView(
+    return LoadSweepView(
         study=spec.name,
         vllm=version,
         machine=machine_line(launches[-1].machine) if launches else "",

@@ -28,14 +28,14 @@ from autotune.errors import (
     TrialFailure,
     UserError,
 )
-from autotune.results.load_map import MapView
+from autotune.results.load_map import LoadSweepView
 from autotune.results.read_load_map import (
     PARTS,
     THROUGHPUT,
     comparable_loads,
     failure_of_point,
     launched_version,
-    map_view,
+    load_sweep_view,
     rates_of,
     schedule_of,
     study_in,
@@ -152,7 +152,7 @@ def map_study(
     timeout_s: float | None,
     progress: Progress,
     tools: Tools | None = None,
-) -> tuple[MapView, StopReason]:
+) -> tuple[LoadSweepView, StopReason]:
     """Bring the map of a study to ``launches`` points, from wherever it is.
 
     Args:
@@ -173,7 +173,7 @@ def map_study(
     used = real(tools)
     deadline = None if timeout_s is None else used.clock() + timeout_s
 
-    def go(store: Store) -> tuple[MapView, StopReason]:
+    def go(store: Store) -> tuple[LoadSweepView, StopReason]:
         run = _Map(prepared, store, sorted(loads), launches, deadline, progress, used)
         with run.launcher:
             reason = run.go()
@@ -229,9 +229,9 @@ class _Map:
         self.machine = self.launcher.machine
         self.rests = store.launches.idle_baselines(self.name, self.machine)
 
-    def view(self) -> MapView:
+    def view(self) -> LoadSweepView:
         """Return what the map amounts to by now."""
-        return map_view(
+        return load_sweep_view(
             self.store, self.loaded, self.fingerprints, self.loads, self.setting, self.p.resolve
         )
 

@@ -11,7 +11,7 @@ from autotune.errors import UserError
 from autotune.output.figures.browser import write_html
 from autotune.output.figures.points import colored, error_bar, title_text
 from autotune.output.figures.theme import BLUE, GRAY, GREEN, LIGHT, ORANGE, Theme, template
-from autotune.results.load_map import MapView, PointView, load_text
+from autotune.results.load_map import LoadSweepView, PointView, load_text
 from autotune.results.text import Bounds, bounds_text, number, point_text
 from autotune.stats import Estimate
 from autotune.stats.crossover import ratio
@@ -21,7 +21,7 @@ _COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", None)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 
 
-def map_figure(view: MapView, height: int = 560, theme: Theme = LIGHT) -> go.Figure:
+def load_sweep_figure(view: LoadSweepView, height: int = 560, theme: Theme = LIGHT) -> go.Figure:
     """Return speed-up over n = 0 by concurrency with 95 % intervals, a line for each n.
 
     Args:
@@ -77,7 +77,7 @@ def _add_crossover(fig: go.Figure, load: float) -> None:
 
 def _add_line(
     fig: go.Figure,
-    view: MapView,
+    view: LoadSweepView,
     point: PointView,
     name: str,
     color: str,
@@ -110,13 +110,13 @@ def _finite(e: Estimate) -> Bounds:
     return e.low, e.high if e.high is not None and math.isfinite(e.high) else None
 
 
-def write_map(view: MapView, path: Path) -> None:
+def write_load_sweep(view: LoadSweepView, path: Path) -> None:
     """Write the figure of a load sweep as one HTML file.
 
     Raises:
         UserError: the file cannot be written.
     """
     try:
-        write_html(map_figure(view), path, view.study)
+        write_html(load_sweep_figure(view), path, view.study)
     except OSError as e:
         raise UserError(f"{path}: cannot be written: {e.strerror}") from e

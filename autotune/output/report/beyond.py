@@ -10,7 +10,7 @@ import numpy as np
 
 from autotune.errors import NothingUsable, UserError
 from autotune.output.figures import trials as figures
-from autotune.output.figures.load_map import map_figure
+from autotune.output.figures.load_map import load_sweep_figure
 from autotune.output.figures.trials import searched
 from autotune.output.report.content import (
     Block,
@@ -22,7 +22,7 @@ from autotune.output.report.content import (
 )
 from autotune.output.report.importance import LEAST_TRIALS, importances
 from autotune.output.report.source import Source, load_text, with_bounds
-from autotune.results.load_map import Advice, MapView, crossover_text
+from autotune.results.load_map import Advice, LoadSweepView, crossover_text
 from autotune.results.prediction import NOTE, Outlook, outlook
 from autotune.results.read_load_map import stored_view
 from autotune.results.text import (
@@ -133,7 +133,7 @@ def other_loads(s: Source) -> Iterator[Block]:
             "load",
             "Speed-up over no speculation by concurrency, a line for each n, with 95% intervals. "
             f"{text}",
-            lambda theme: figures.untitled(map_figure(view, 440, theme)),
+            lambda theme: figures.untitled(load_sweep_figure(view, 440, theme)),
         )
         yield _loads_table(view)
         yield _speedups_table(view)
@@ -148,7 +148,7 @@ def other_loads(s: Source) -> Iterator[Block]:
         )
 
 
-def _loads_table(view: MapView) -> DataTable:
+def _loads_table(view: LoadSweepView) -> DataTable:
     p95 = {
         (p.n, load): x.p95_ms
         for p in view.points
@@ -172,7 +172,7 @@ def _loads_table(view: MapView) -> DataTable:
     )
 
 
-def _speedups_table(view: MapView) -> DataTable:
+def _speedups_table(view: LoadSweepView) -> DataTable:
     none = view.rates.get(0, {})
     drafts = sorted(n for n in view.rates if n)
     return DataTable.of(
@@ -194,7 +194,7 @@ def _speedups_table(view: MapView) -> DataTable:
     )
 
 
-def _recommended(view: MapView) -> Iterator[Block]:
+def _recommended(view: LoadSweepView) -> Iterator[Block]:
     about = [
         f"vLLM {view.vllm}" if view.vllm else "",
         point_text(view.point),
