@@ -57,7 +57,7 @@ def _differences(c: Comparison) -> list[Block]:
     if not c.different:
         return [Line("Both have the same setup, on machines of the same kind.")]
     longest = max(len(what) for what, _, _ in c.different)
-    name = Column("", right=False, folds=True, least=min(longest, _NAME_WIDTH))
+    name = Column("", right=False, folds=True, width=min(longest, _NAME_WIDTH))
     columns = (name, *(Column(side, right=False, folds=True) for side in ("A", "B")))
     table = Table(columns, tuple(Row(row) for row in c.different))
     return [Line("What differs between them:"), Line(), table]

@@ -48,7 +48,7 @@ class Advice(StrEnum):
     FIXED = "launched, the schedule is not certainly better"
     FIXED_FAILED = "the schedule failed"
     FIXED_UNCHECKED = "the schedule was not launched yet; the same command goes on with it"
-    FIXED_ENOUGH = "a schedule has no certain gain: one n is near the best at every load"
+    FIXED_ENOUGH = "a schedule has no certain gain: one n is near the best at every concurrency"
     FIXED_ONLY = "this vLLM is given no schedule"
 
 
