@@ -16,7 +16,7 @@ Each tree is copied to a path of the same length, because some lines are wrapped
 Each view runs in a folder of its own, with copies of the databases; no Chromium is used. With
 `--since`, both trees read the databases of COMMIT. Otherwise, they are those of the working tree.
 
-Numbers of 14 and more digits are compared by their first 12, because the last ones depend on how a
+Numbers of 14 and more digits are compared by their first 10, because the last ones depend on how a
 sum or a quantile is computed. What must differ is replaced: the paths of the tree and of the view's
 folder, `autotune`'s version, today's date with the time after it, the dashboard's port, and the
 random names that Plotly gives its figures. Plotly's own program and long compressed texts are
@@ -412,10 +412,10 @@ def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str
 
 
 def _rounded(text: str) -> str:
-    """Return a text with its numbers of 14 and more digits at 12, which is what is promised."""
+    """Return a text with its numbers of 14 and more digits at 10, which is what is promised."""
     return re.sub(
         r"(?<![\w.])\d+\.\d+(?:e-?\d+)?(?![\w.])",
-        lambda m: f"{float(m[0]):.12g}" if len(m[0]) > 14 else m[0],
+        lambda m: f"{float(m[0]):.10g}" if len(m[0]) > 14 else m[0],
         text,
     )
 

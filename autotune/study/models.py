@@ -97,7 +97,7 @@ def resolve_model(ref: str, base: Path, progress: Progress | None = None) -> str
 
 def draft_folder() -> Path:
     """Return the folder of the packaged DFlash draft of the demo target."""
-    return Path(str(files("autotune"))) / "models" / "smollm2-135m-dflash"
+    return Path(str(files("autotune.study"))) / "demo" / "smollm2-135m-dflash"
 
 
 def target_folder() -> Path:
