@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from autotune.bench import Sample
-from autotune.bench.session import Look, Measuring, Rival, Stop, Verdict
+from autotune.bench.session import Look, Measuring, Rival, Verdict
 from autotune.cli.console import Ui
 from autotune.errors import AutotuneError
 from autotune.launching import Launched, Launcher
@@ -54,6 +54,7 @@ from autotune.stats import (
     quantile,
     throughput_interval,
 )
+from autotune.stats.stopping import Stop
 from autotune.storage.lease import exclusive
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study

@@ -17,7 +17,7 @@ import pytest
 from autotune import launching, loadmap
 from autotune.bench import Request, Sample, ServerStats, Workload, build_workload
 from autotune.bench.interference import MachineState, Rest
-from autotune.bench.session import Result, Stop
+from autotune.bench.session import Result
 from autotune.engine.command import LaunchPlan, plan_launch
 from autotune.engine.draft_schedule import (
     SCHEDULE,
@@ -35,6 +35,7 @@ from autotune.results.read_load_map import PARTS
 from autotune.serving import Identity
 from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule
+from autotune.stats.stopping import Stop
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.schema import StudySpec
 from tests.studies import (

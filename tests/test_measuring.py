@@ -24,11 +24,12 @@ import pytest
 import objectives
 from autotune.bench import Counters, Request, Sample, Workload, session
 from autotune.bench.interference import Rest
-from autotune.bench.session import Look, Measuring, Result, Rival, Stop
+from autotune.bench.session import Look, Measuring, Result, Rival
 from autotune.errors import FailureKind, MeasureError
 from autotune.results.recomputed import measurement_of
 from autotune.results.trials import quality_warnings
 from autotune.stats import STOPPING_CONFIDENCE, look_sizes
+from autotune.stats.stopping import Stop
 from autotune.storage.store import opened
 from autotune.study.files import load_study
 from autotune.study.workload import WorkloadSpec

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from autotune._lazy import importer
 
 if TYPE_CHECKING:
-    from autotune.bench.client import Phase, Sample, run_phase
+    from autotune.bench.client import run_phase
+    from autotune.bench.sample import Phase, Sample
     from autotune.bench.server_metrics import Counters, ServerStats, difference, scrape
     from autotune.bench.workload import Request, Workload, build_workload
 
@@ -27,8 +28,8 @@ __all__ = [
 __getattr__ = importer(
     __name__,
     {
-        "Phase": "client",
-        "Sample": "client",
+        "Phase": "sample",
+        "Sample": "sample",
         "run_phase": "client",
         "Counters": "server_metrics",
         "ServerStats": "server_metrics",

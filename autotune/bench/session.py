@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
 from functools import cache, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,7 @@ from autotune.bench import (
     run_phase,
     scrape,
 )
+from autotune.bench.energy import with_energy
 from autotune.bench.interference import GPU_OURS_MIB, LoadWatch, MachineState, Rest, read_gpus
 from autotune.errors import FailureKind, MeasureError, TrialFailure
 from autotune.serving.nvml import Energy, EnergyMeter
@@ -57,6 +57,7 @@ from autotune.stats import (
     standard_error,
     warm_from,
 )
+from autotune.stats.stopping import Stop
 from autotune.study.schema import StudySpec
 from autotune.study.workload import WorkloadSpec
 from objectives import Objective, WithEnergy
@@ -68,14 +69,6 @@ if TYPE_CHECKING:
 DYING_S = 3.0
 # The two clocks that tell a machine's sleep are not read at the same moment.
 MOST_ASLEEP_S = 0.5
-
-
-class Stop(StrEnum):
-    """Why the measuring of a trial ended; shown to the user."""
-
-    ALL = "every request was sent"
-    PRECISE = "the intervals are narrow enough"
-    DOMINATED = "another trial is better in everything"
 
 
 @dataclass(frozen=True)
@@ -454,14 +447,6 @@ class Measuring:
 
         with _as_failure():
             return [Bounded(o.value(measurement), partial(interval, o)) for o in self._objectives]
-
-
-def with_energy(m: Measurement, energy: Energy) -> Measurement:
-    """Return the measurement with the energy of its tokens' share of the time it was counted in."""
-    if not m.throughput or not energy.seconds:
-        return WithEnergy.added(m, energy.total)
-    seconds = float(m.output_tokens.sum()) / m.throughput
-    return WithEnergy.added(m, energy.total / energy.seconds * seconds)
 
 
 def _cached(b: Bounded) -> Bounded:

@@ -173,9 +173,7 @@ def study_in(store: Store, name: str, known: Collection[str]) -> StudyView | Non
         name: Of the study.
         known: Fingerprints of the experiment: :meth:`autotune.storage.store.Store.fingerprints`.
     """
-    if name not in store.study_names():
-        return None
-    if name not in {s.study_name for s in store.storage.get_all_studies()}:
+    if name not in store.study_names() or not store.ran(name):
         return None
     _, row = store.load_study(name)
     return study_view(store, name) if row.fingerprint in known else None
@@ -240,7 +238,12 @@ def map_view(
     launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
     rates = {p.n: p.rates() for p in points if p.schedule is None and p.loads}
-    lost = {x.concurrency for p in rows for x in store.load_maps.loads(p.id) if x.id not in comparable[p.id]}
+    lost = {
+        x.concurrency
+        for p in rows
+        for x in store.load_maps.loads(p.id)
+        if x.id not in comparable[p.id]
+    }
     ranges = schedule_of(rates, loads, spec, setting)
 
     def argument(n: int, by_size: Schedule | None) -> str:

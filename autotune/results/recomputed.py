@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from optuna.trial import FrozenTrial, TrialState
-
-from autotune.bench import Sample
-from autotune.bench.session import Stop, with_energy
+from autotune.bench.energy import with_energy
+from autotune.bench.sample import Sample
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
+from autotune.stats.stopping import Stop
 from autotune.storage.store import Store
+from autotune.storage.trials import State, T, TrialLike
 from autotune.study.schema import StudySpec
 from autotune.study.workload import WorkloadSpec
 from objectives import Objective
@@ -73,9 +73,9 @@ class Recomputed:
 
     def __init__(self, store: Store, spec: StudySpec, objectives: Sequence[Objective]) -> None:
         self._store, self._spec, self._objectives = store, spec, objectives
-        self._known: dict[int, FrozenTrial] = {}
+        self._known: dict[int, Any] = {}
 
-    def trials(self, found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    def trials(self, found: Sequence[T]) -> list[T]:
         """Return the trials, those of an earlier estimator computed again or marked.
 
         Args:
@@ -85,25 +85,26 @@ class Recomputed:
         gone = {t.number for t in out if OUTDATED in quality_of(t)}
         return list(_without(gone, out, found)) if gone else out
 
-    def _trial(self, t: FrozenTrial) -> FrozenTrial:
+    def _trial(self, t: T) -> T:
         quality = quality_of(t)
         limit = t.user_attrs.get(LIMIT)
         if limit is not None and limit < self._spec.server.health_timeout_s:
             return _outdated(t, f"server.health_timeout_s was {limit:g} s then")
-        if t.state != TrialState.COMPLETE or estimator_of(quality) == ESTIMATOR:
+        if t.state != State.COMPLETE or estimator_of(quality) == ESTIMATOR:
             return t
         try:
             values, attrs = self._again(t, quality)
         except ValueError as e:
             out = _outdated(t, str(e))
         else:
-            out = _with_attrs(t, {**t.user_attrs, **attrs})
-            out.values = values
+            again: Any = _with_attrs(t, {**t.user_attrs, **attrs})
+            again.values = values
+            out = again
         self._known[t.number] = out
         return out
 
     def _again(
-        self, t: FrozenTrial, quality: Mapping[str, Any]
+        self, t: TrialLike, quality: Mapping[str, Any]
     ) -> tuple[list[float], dict[str, Any]]:
         """Return values and attributes of a trial, computed from its requests.
 
@@ -139,9 +140,7 @@ class Recomputed:
         }
 
 
-def _without(
-    gone: Container[int], trials: Iterable[FrozenTrial], stored: Iterable[FrozenTrial]
-) -> Iterator[FrozenTrial]:
+def _without(gone: Container[int], trials: Iterable[T], stored: Iterable[T]) -> Iterator[T]:
     """Yield the trials so that none refers to one that cannot be compared.
 
     Args:
@@ -153,7 +152,7 @@ def _without(
     bases: set[int] = set()
     for t, before in zip(trials, stored, strict=True):
         confirms = t.user_attrs.get("confirms")
-        again = -1 if t.state == TrialState.FAIL else t.user_attrs.get("replicates", -1)
+        again = -1 if t.state == State.FAIL else t.user_attrs.get("replicates", -1)
         if t.number in gone:
             if t.user_attrs.get("baseline"):
                 bases.add(t.number)
@@ -169,17 +168,17 @@ def _without(
             yield t
 
 
-def quality_of(t: FrozenTrial) -> Mapping[str, Any]:
+def quality_of(t: TrialLike) -> Mapping[str, Any]:
     """Return what a trial keeps of how it was measured; empty: nothing."""
     found: Mapping[str, Any] = t.user_attrs.get("quality") or {}
     return found
 
 
-def _outdated(t: FrozenTrial, why: str) -> FrozenTrial:
+def _outdated(t: T, why: str) -> T:
     return _with_attrs(t, {**t.user_attrs, "quality": {**quality_of(t), OUTDATED: why}})
 
 
-def _with_attrs(t: FrozenTrial, attrs: dict[str, Any]) -> FrozenTrial:
-    out = copy.copy(t)
+def _with_attrs(t: T, attrs: dict[str, Any]) -> T:
+    out: Any = copy.copy(t)
     out.user_attrs = attrs
-    return out
+    return cast(T, out)

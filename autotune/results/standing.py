@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
 
-from autotune.bench.session import Stop
 from autotune.errors import FailureKind
 from autotune.results.recomputed import OUTDATED, quality_of
 from autotune.results.views import Origin
 from autotune.search.confirmation import Launches, Verdict, verdict
 from autotune.search.front import front_numbers
 from autotune.stats import LaunchVariance, SingleLaunch
+from autotune.stats.stopping import Stop
+from autotune.storage.trials import FINISHED, State, T, TrialLike
 from autotune.study.space import Space
 from objectives import Objective
 
@@ -26,7 +26,7 @@ REUSED = "reused"
 LEAST_DEGREES = 2
 
 
-def failure_of(trial: FrozenTrial) -> tuple[str | None, str | None]:
+def failure_of(trial: TrialLike) -> tuple[str | None, str | None]:
     """Return kind and reason of a failed trial; None, None for any other.
 
     The kind is a :class:`FailureKind`, or one that another version of autotune knew.
@@ -34,14 +34,14 @@ def failure_of(trial: FrozenTrial) -> tuple[str | None, str | None]:
     return trial.user_attrs.get("failure_kind"), trial.user_attrs.get("failure_reason")
 
 
-def is_finished(trial: FrozenTrial) -> bool:
+def is_finished(trial: TrialLike) -> bool:
     """True for a trial that was launched and came to an end, measured or failed."""
-    if trial.state == TrialState.COMPLETE:
+    if trial.state == State.COMPLETE:
         return True
-    return trial.state == TrialState.FAIL and failure_of(trial)[0] != FailureKind.INFEASIBLE
+    return trial.state == State.FAIL and failure_of(trial)[0] != FailureKind.INFEASIBLE
 
 
-def counts(trial: FrozenTrial) -> bool:
+def counts(trial: TrialLike) -> bool:
     """True for a finished trial that was launched for its own study: it counts as a wanted one.
 
     One whose numbers do not compare any more does not.
@@ -49,7 +49,7 @@ def counts(trial: FrozenTrial) -> bool:
     return is_finished(trial) and REUSED not in trial.user_attrs and not is_outdated(trial)
 
 
-def is_outdated(trial: FrozenTrial) -> bool:
+def is_outdated(trial: TrialLike) -> bool:
     """True for one whose numbers are of an earlier estimator and could not be computed again.
 
     Args:
@@ -58,13 +58,13 @@ def is_outdated(trial: FrozenTrial) -> bool:
     return OUTDATED in quality_of(trial)
 
 
-def origin_of(trial: FrozenTrial) -> Origin | None:
+def origin_of(trial: TrialLike) -> Origin | None:
     """Return where a trial was measured, if not for its own study."""
     found = trial.user_attrs.get(REUSED)
     return None if found is None else Origin(**found)
 
 
-def with_points(trials: Sequence[FrozenTrial], space: Space) -> list[FrozenTrial]:
+def with_points(trials: Sequence[T], space: Space) -> list[T]:
     """Return the trials that have a point."""
     return [t for t in trials if space.has_point(t.params)]
 
@@ -118,25 +118,25 @@ class Standing:
         self._seen: set[int] = set()
         self._last = -1
 
-    def update(self, trials: Sequence[FrozenTrial]) -> None:
+    def update(self, trials: Sequence[TrialLike]) -> None:
         """Add the trials that finished since the last call.
 
         Args:
             trials: All of the study that were given a point, in the order of their numbers.
         """
-        new = [t for t in trials if t.state.is_finished() and t.number not in self._seen]
+        new = [t for t in trials if t.state in FINISHED and t.number not in self._seen]
         if new and new[0].number < self._last:  # a launch's place in its point is its number's
             self._clear()
-            new = [t for t in trials if t.state.is_finished()]
+            new = [t for t in trials if t.state in FINISHED]
         for t in new:
             self._seen.add(t.number)
             self._last = t.number
-            if t.state == TrialState.COMPLETE and not _left_out(t):
+            if t.state == State.COMPLETE and not _left_out(t):
                 self._add(t)
         # one that runs or has failed is the baseline, too
         self._baseline = next((t.number for t in trials if is_baseline(t)), None)
 
-    def _add(self, trial: FrozenTrial) -> None:
+    def _add(self, trial: TrialLike) -> None:
         attrs = trial.user_attrs
         of = attrs.get("confirms", attrs.get("replicates", trial.number))
         errors = quality_of(trial).get("errors") or {}
@@ -210,7 +210,7 @@ class Standing:
         return Launched(searched, confirmed, base, variance)
 
 
-def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Launched:
+def launched(trials: Sequence[TrialLike], objectives: Sequence[Objective]) -> Launched:
     """Return what was measured, without trials that were ended early."""
     standing = Standing(objectives)
     standing.update(trials)
@@ -227,12 +227,12 @@ def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Verdict |
         return None
 
 
-def is_baseline(trial: FrozenTrial) -> bool:
+def is_baseline(trial: TrialLike) -> bool:
     """True if other trials are compared with this one, as soon as it has numbers."""
     return bool(trial.user_attrs.get("baseline")) and not is_outdated(trial)
 
 
-def _left_out(trial: FrozenTrial) -> bool:
+def _left_out(trial: TrialLike) -> bool:
     """True if a measured trial takes no part in any comparison."""
     return is_truncated(quality_of(trial)) or is_outdated(trial)
 

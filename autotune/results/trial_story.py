@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from autotune.bench.session import Stop
 from autotune.errors import UserError, one_line
 from autotune.results.text import plain, point_text, value_with_interval
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import COMPUTED_AGAIN, StudyView, TrialView
 from autotune.serving.machine import machine_line
+from autotune.stats.stopping import Stop
 from autotune.storage.schema import LaunchRow, RequestRow
 from autotune.storage.store import Store
 
@@ -33,7 +33,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
     trial = next((t for t in view.trials if t.number == number), None)
     if trial is None:
         raise UserError(f"{name} has no trial {number}; `autotune status` lists them")
-    attrs = store.optuna_study(name).get_trials(deepcopy=False)[number].user_attrs
+    attrs = store.stored_study(name).trials[number].user_attrs
     lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
     lines += _why(trial, attrs)
     lines += _measured(view, trial)

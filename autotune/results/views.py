@@ -84,7 +84,7 @@ class TrialView:
         speedup_interval: Of ``speedup``; None until it is known how launches differ.
         launches: Launches of the search that ``values`` are the mean of.
         requests: Measured requests of its launch.
-        stop: Why there were no more, a name of :class:`autotune.bench.session.Stop`.
+        stop: Why there were no more, a name of :class:`autotune.stats.stopping.Stop`.
         truncated: It was ended early, because another trial is better in everything: its numbers
             are rough and never win.
         outdated: Its numbers are of an earlier estimator and could not be computed again: they

@@ -55,6 +55,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -76,6 +77,14 @@ TURNS = 4  # requests of each place before the first look
 PRECISE_TURNS = 8  # … and before narrow intervals are believed
 _GROWTH = 1.3  # of the sizes between looks
 _PERCENTILE = 0.95  # the one whose bounds need most requests, of those that are usual objectives
+
+
+class Stop(StrEnum):
+    """Why the measuring of a trial ended; shown to the user."""
+
+    ALL = "every request was sent"
+    PRECISE = "the intervals are narrow enough"
+    DOMINATED = "another trial is better in everything"
 
 
 def look_sizes(minimum: int, maximum: int, growth: float = _GROWTH) -> list[int]:

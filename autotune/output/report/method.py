@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from autotune.bench.session import Stop
 from autotune.engine.launch_stages import STAGES
 from autotune.errors import UserError
 from autotune.output.figures import trials as figures
@@ -37,6 +36,7 @@ from autotune.results.timings import time_view
 from autotune.results.trials import quality_warnings
 from autotune.results.views import TrialView, kinds_text, origin_lines, scatter_line
 from autotune.serving.machine import machine_line
+from autotune.stats.stopping import Stop
 from autotune.storage.schema import LaunchRow
 from autotune.study.differences import contents, differences, fingerprints
 from autotune.study.files import LoadedStudy, bundled_studies, load_study, text_without_secrets
