@@ -775,6 +775,9 @@ def test_the_compile_cache_is_kept_and_shown(tmp_path: Path) -> None:
         store.close()
     with closing(sqlite3.connect(database)) as c:  # as an earlier autotune wrote it
         c.execute("drop table autotune_compile_cache")
+        c.execute("drop table autotune_alembic_version")
+        c.execute("update autotune_meta set schema = 2")
+        c.commit()
     store = Store(database)
     try:
         assert store.launches.compile_caches("old") == {}
