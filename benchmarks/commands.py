@@ -63,7 +63,12 @@ def measure(root: Path, words: Sequence[str], folder: Path) -> tuple[float, floa
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", code, *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        env={
+            **{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
+            "PYTHONPATH": str(root),
+            "PYTHONPYCACHEPREFIX": str(folder.parent / "compiled"),
+            "OMP_NUM_THREADS": "1",
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
