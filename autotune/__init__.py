@@ -8,9 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from autotune._version import __version__
-
 if TYPE_CHECKING:
+    from autotune._version import __version__
     from autotune.api import Event, Result, StopTuning, Study, tune
 
 __all__ = ["Event", "Result", "StopTuning", "Study", "__version__", "tune"]
@@ -20,4 +19,5 @@ def __getattr__(name: str) -> Any:
     """Imports what is asked for when it is: `autotune --help` needs none of it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("autotune.api"), name)
+    module = "autotune._version" if name == "__version__" else "autotune.api"
+    return getattr(import_module(module), name)

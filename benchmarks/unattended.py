@@ -44,7 +44,6 @@ import yaml
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from sqlalchemy import insert
-from sqlalchemy.orm import Session
 
 from autotune.bench.interference import IdleBaseline
 from autotune.bench.objectives import study_objectives
@@ -287,7 +286,7 @@ def fill(
                 for phase, k in (("warmup", 2), ("measure", 4))
                 for i in range(k)
             ]
-        with Session(store.storage.engine) as s:
+        with store._sessions() as s:
             s.execute(insert(LaunchRow), launches)
             s.execute(insert(RequestRow), requests)
             s.commit()

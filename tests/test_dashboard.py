@@ -21,7 +21,6 @@ import httpx
 import optuna
 import optuna_dashboard
 import pytest
-from sqlalchemy.orm import Session
 
 import objectives
 from autotune.errors import UserError
@@ -52,7 +51,7 @@ def make(path: Path, *views: StudyView) -> None:
     """A database with these studies, as a run leaves them."""
     store = Store(path, create=True)
     for view in views:
-        with Session(store.storage.engine) as s:
+        with store._sessions() as s:
             s.add(
                 StudyRow(
                     name=view.name,

@@ -22,6 +22,7 @@ from autotune.cli.console import Ui
 from autotune.results.standing import Standing, launched, with_points
 from autotune.results.trials import trial_view, trial_views
 from autotune.serving.machine import describe_machine
+from autotune.storage.reading import Reader
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import Point
@@ -83,7 +84,14 @@ class Counting(Ui):
 
 
 def run_counted(folder: Path, loaded: LoadedStudy, trials: int) -> Counting:
-    with Counting() as ui:
+    def rows(self: Reader, sql: str, **values: object) -> list[dict[str, Any]]:
+        found = read(self, sql, **values)
+        ui.statements[-1].append(sql)
+        ui.rows[-1] += len(found)
+        return found
+
+    read = Reader.rows
+    with Counting() as ui, mock.patch.object(Reader, "rows", rows):
         prepared = prepare(loaded, ui)
         event.listen(Engine, "after_cursor_execute", ui.executed)
         try:

@@ -1,4 +1,4 @@
-"""What commands import: little to print a help page, no search and no SciPy to read a database."""
+"""What commands import: little for a help page, neither search nor Optuna to read a database."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import pytest
 from autotune.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-DATABASE = ROOT / "studies/results/smollm2-h200/autotune.db"
+DATABASE = ROOT / "studies/results/demo-cpu/autotune.db"
+TIMED = ROOT / "studies/results/demo-cpu-against-grid/autotune.db"
+SWEPT = ROOT / "studies/results/smollm2-h200/autotune.db"
 HEAVY = ("numpy", "optuna", "sqlalchemy")
-NOT_TO_READ = (
-    "torch",
-    "scipy",
-    "vllm",
-    "autotune.search.proposer",
-    "autotune.search.surrogate",
-    "autotune.search.model",
-    "autotune.search.gain",
-    "autotune.search.crashes",
-)
+NOT_TO_READ = ("torch", "scipy", "vllm", "optuna", "alembic", "sqlalchemy")
+# Of these rooms a command that reads imports nothing but pure functions on what was measured.
+ROOMS_TO_RUN = ("autotune.search", "autotune.tuning", "autotune.loop")
+PURE = {
+    "autotune.search",
+    "autotune.search.acceptance",
+    "autotune.search.confirmation",
+    "autotune.search.front",
+}
 IMPORTED = """
 import json, os, sys
 def said():
@@ -63,10 +64,16 @@ def imported(folder: Path, code: str, *words: str) -> set[str]:
     return set(json.loads(modules))
 
 
+def of_a_run(modules: set[str]) -> set[str]:
+    """Return the modules that only a command needs which runs a study."""
+    return {m for m in modules - PURE if m.startswith(ROOMS_TO_RUN)}
+
+
 def test_the_package_is_imported_without_what_is_heavy(tmp_path: Path) -> None:
     found = imported(tmp_path, f"{IMPORTED}import autotune\nsaid()")
     assert "autotune" in found
     assert not found & {*HEAVY, *NOT_TO_READ}
+    assert not of_a_run(found)
 
 
 @pytest.mark.parametrize("command", [None, *sorted(main.commands)])
@@ -82,14 +89,28 @@ def test_help_imports_nothing_heavy(tmp_path: Path, command: str | None) -> None
     [
         ["status"],
         ["status", "--json"],
-        ["status", "--time"],
+        ["status", "--trial", "0"],
         ["best"],
-        ["export", "--format", "compose"],
+        ["best", "--json"],
+        *(
+            ["export", "--format", kind]
+            for kind in ("shell", "vllm-config", "compose", "kubernetes", "systemd")
+        ),
+        ["predict"],
+        ["explain", "demo-cpu"],
+        ["compare", "autotune.db", "b.db", "--threshold", "99%"],
+        ["report", "--out", "report.md"],
+        ["pareto"],
+        ["map", "smollm2-h200", "--show"],
+        ["status", "--time", "--db", "timed.db"],
     ],
     ids=" ".join,
 )
-def test_a_database_is_read_without_the_search(tmp_path: Path, words: list[str]) -> None:
-    shutil.copy(DATABASE, tmp_path)
+def test_a_database_is_read_without_what_runs_a_study(tmp_path: Path, words: list[str]) -> None:
+    source = SWEPT if words[0] == "map" else TIMED if "timed.db" in words else DATABASE
+    for name in ("autotune.db", "b.db", "timed.db"):
+        shutil.copy(source, tmp_path / name)
     found = imported(tmp_path, COMMAND, *words)
-    assert "sqlalchemy" in found
+    assert "autotune.storage.reading" in found
     assert not found & set(NOT_TO_READ)
+    assert not of_a_run(found)

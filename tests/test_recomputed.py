@@ -21,7 +21,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 import objectives
 from autotune.bench import Sample, ServerStats
@@ -43,6 +43,7 @@ from autotune.stats import ESTIMATOR, Estimate
 from autotune.stats.intervals import MEAN_FACTOR
 from autotune.storage.records import Quality, attrs_of
 from autotune.storage.store import Store, opened
+from autotune.storage.trials import Trial
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
 from tests.studies import UNENDED, autotune, front, processes_of, query, trials, write_study
@@ -399,8 +400,9 @@ def test_trials_that_failed_or_run_are_left_as_they_are(tmp_path: Path) -> None:
         study = store.optuna_study("double")
         study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"failure_kind": "oom"}))
         study.add_trial(create_trial(state=TrialState.RUNNING))
-        found = study.get_trials(deepcopy=False)
-        again = Recomputed(store, loaded.spec, stored_objectives(loaded, study)).trials(found)
+        stored = store.stored_study("double")
+        found = stored.trials
+        again = Recomputed(store, loaded.spec, stored_objectives(loaded, stored)).trials(found)
     assert again[1:] == found[1:]
     assert again[0] is not found[0]
     assert attrs_of(found[0]).quality.recomputed is None
@@ -409,12 +411,11 @@ def test_trials_that_failed_or_run_are_left_as_they_are(tmp_path: Path) -> None:
 # -- what refers to an outdated trial ------------------------------------------------------------
 
 
-def recomputed(database: Path) -> list[FrozenTrial]:
+def recomputed(database: Path) -> list[Trial]:
     with opened(database) as store:
         loaded, _ = store.load_study("double")
-        study = store.optuna_study("double")
-        found = study.get_trials(deepcopy=False)
-        return Recomputed(store, loaded.spec, stored_objectives(loaded, study)).trials(found)
+        study = store.stored_study("double")
+        return Recomputed(store, loaded.spec, stored_objectives(loaded, study)).trials(study.trials)
 
 
 def test_the_first_launch_that_can_be_compared_takes_the_place_of_its_point_s(

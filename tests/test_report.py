@@ -19,8 +19,13 @@ import optuna
 import pytest
 from choreographer import Browser, Tab
 from click.testing import CliRunner
-from optuna.distributions import CategoricalDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.trial import TrialState, create_trial
 
 from autotune.bench import Sample, ServerStats
 from autotune.bench.interference import IdleBaseline
@@ -38,6 +43,7 @@ from autotune.results.text import number as shown
 from autotune.results.trials import study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.store import Store, opened
+from autotune.storage.trials import State, Trial
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
 from tests.studies import autotune, use_tools, write_study
@@ -433,13 +439,24 @@ def test_a_launch_that_does_not_count_says_why(stored: Report) -> None:
 # -- importance ---------------------------------------------------------------------------------
 
 
-def searched(count: int, value: Callable[[int, int], float]) -> list[FrozenTrial]:
+def complete(
+    number: int,
+    values: list[float],
+    params: Mapping[str, object],
+    of: Mapping[str, BaseDistribution],
+) -> Trial:
+    kept = {name: distribution_to_json(x) for name, x in of.items()}
+    return Trial(number, State.COMPLETE, values, dict(params), kept)
+
+
+def searched(count: int, value: Callable[[int, int], float]) -> list[Trial]:
     a, b = IntDistribution(0, 15), CategoricalDistribution([False, True])
     return [
-        create_trial(
-            values=[value(i % 16, i % 2), value(i % 16, i % 2)],
-            params={"a": i % 16, "b": bool(i // 16 % 2)},
-            distributions={"a": a, "b": b},
+        complete(
+            i,
+            [value(i % 16, i % 2), value(i % 16, i % 2)],
+            {"a": i % 16, "b": bool(i // 16 % 2)},
+            {"a": a, "b": b},
         )
         for i in range(count)
     ]
@@ -461,15 +478,11 @@ def test_importance_does_not_depend_on_how_powers_of_two_are_kept() -> None:
         {N: IntParam(type="int", low=0, high=15), MNBT: Pow2Param(type="pow2", low=32, high=2048)}
     )
 
-    def trials(kept: Space) -> list[FrozenTrial]:
+    def trials(kept: Space) -> list[Trial]:
         points = [{N: i % 16, MNBT: 32 << i * i % 7} for i in range(64)]
         return [
-            create_trial(
-                values=[q[N] + 0.1 * q[MNBT], 1.0 * q[MNBT]],
-                params=kept.encode(q),
-                distributions=kept.distributions(),
-            )
-            for q in points
+            complete(i, [q[N] + 0.1 * q[MNBT], 1.0 * q[MNBT]], kept.encode(q), kept.distributions())
+            for i, q in enumerate(points)
         ]
 
     plain = importances(trials(space), (THROUGHPUT, P95))

@@ -128,7 +128,6 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
       autotune report
       autotune report --out report.pdf
     """
-    import optuna
     from rich.console import Console
 
     from autotune.cli.console import Ui
@@ -136,7 +135,6 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     ui = Ui(Console(stderr=True, highlight=False))
     with opened(database) as store:
         name = store.pick_study(study)

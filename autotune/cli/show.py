@@ -35,11 +35,6 @@ def status(
       autotune status --trial 7
       autotune status --time
     """
-    from autotune.cli.console import Ui
-    from autotune.results.rows import study_rows
-    from autotune.results.text import plain
-    from autotune.results.timings import time_json, time_lines, time_view
-    from autotune.results.trial_story import trial_story
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
 
@@ -50,10 +45,15 @@ def status(
     with opened(database) as store:
         name = store.pick_study(study)
         if trial is not None:
+            from autotune.results.text import plain
+            from autotune.results.trial_story import trial_story
+
             for line in trial_story(store, name, trial):
                 click.echo(plain(line))
             return
         if times:
+            from autotune.results.timings import time_json, time_lines, time_view
+
             spent = time_view(store, name)
             if as_json:
                 click.echo(json.dumps(time_json(spent), indent=2))
@@ -62,8 +62,12 @@ def status(
             return
         view = study_view(store, name)
     if as_json:
+        from autotune.results.rows import study_rows
+
         click.echo(json.dumps(study_rows(view), indent=2))
     else:
+        from autotune.cli.console import Ui
+
         Ui().status(view)
 
 

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
-
 from autotune.errors import UserError
 from autotune.results.ratios import (
     CONFIDENCE,
@@ -34,6 +32,7 @@ from autotune.stats import Estimate, LaunchVariance, Scatter
 from autotune.storage.lease import file_identity
 from autotune.storage.records import attrs_of
 from autotune.storage.store import Store, opened
+from autotune.storage.trials import State, TrialLike
 from autotune.study import differences
 from autotune.study.differences import contents, files_of, fingerprints, setting_text
 from autotune.study.files import LoadedStudy
@@ -267,16 +266,16 @@ def compare(
 def _side(store: Store, database: Path, name: str) -> Side:
     loaded, row = store.load_study(name)
     view = study_view(store, name)
-    stored = store.optuna_study(name).get_trials(deepcopy=False)
+    stored = store.stored_study(name).trials
     found = Recomputed(store, loaded.spec, view.objectives).trials(stored)
     # trials that were taken from another study are launches of that one
     own = [t for t in with_points(found, loaded.spec.to_space()) if origin_of(t) is None]
     shown = {t.number: t for t in view.trials}
-    groups: dict[int, list[FrozenTrial]] = {}
+    groups: dict[int, list[TrialLike]] = {}
     for t in own:
         again = shown[t.number].again
         usable = not (shown[t.number].truncated or shown[t.number].outdated)
-        if t.state == TrialState.COMPLETE and usable:
+        if t.state == State.COMPLETE and usable:
             groups.setdefault(t.number if again is None else again, []).append(t)
     points = [_point(shown[first], of, view.objectives) for first, of in groups.items()]
     return Side(
@@ -292,7 +291,7 @@ def _side(store: Store, database: Path, name: str) -> Side:
 
 
 def _point(
-    trial: TrialView, launches: Sequence[FrozenTrial], objectives: Sequence[Objective]
+    trial: TrialView, launches: Sequence[TrialLike], objectives: Sequence[Objective]
 ) -> Point:
     values, within = {}, {}
     for i, o in enumerate(objectives):

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-
-import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.study import StudyDirection
 
 import objectives as objective_registry
 from autotune.bench.objectives import with_setting
 from autotune.errors import UserError
+from autotune.storage.trials import StoredStudy
 from autotune.study.files import LoadedStudy
 from objectives import Direction, Objective
 from objectives import _own as own_objectives
 
 
-def stored_objectives(loaded: LoadedStudy, study: optuna.Study) -> tuple[Objective, ...]:
+def stored_objectives(loaded: LoadedStudy, study: StoredStudy) -> tuple[Objective, ...]:
     """Return the objectives of a stored study, to be shown; no user's code runs.
 
     Raises:
         UserError: the database has another number of them than the study file in it.
     """
-    if len(study.directions) != len(loaded.spec.objectives):
+    if len(study.maximized) != len(loaded.spec.objectives):
         raise UserError(f"{loaded.path}: the database has other objectives than its study file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        shown: Sequence[str | None] = study.metric_names or [None] * len(loaded.spec.objectives)
+    shown: Sequence[str | None] = study.metric_names or [None] * len(loaded.spec.objectives)
     out = []
-    for i, (o, direction) in enumerate(zip(loaded.spec.objectives, study.directions, strict=True)):
-        way: Direction = "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
+    for i, (o, maximized) in enumerate(zip(loaded.spec.objectives, study.maximized, strict=True)):
+        way: Direction = "maximize" if maximized else "minimize"
         if o.file is None and o.name in objective_registry.names():
             found = objective_registry.get(o.name)
             where = f"{loaded.path}: objectives.{i}"

@@ -160,9 +160,7 @@ def study_in(store: Store, name: str, known: Collection[str]) -> StudyView | Non
         name: Of the study.
         known: Fingerprints of the experiment: :meth:`autotune.storage.store.Store.fingerprints`.
     """
-    if name not in store.study_names():
-        return None
-    if name not in {s.study_name for s in store.storage.get_all_studies()}:
+    if name not in store.study_names() or not store.ran(name):
         return None
     _, row = store.load_study(name)
     return study_view(store, name) if row.fingerprint in known else None

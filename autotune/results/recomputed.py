@@ -18,16 +18,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
-from optuna.trial import FrozenTrial, TrialState
-
-from autotune.bench import Sample
 from autotune.bench.energy import with_energy
+from autotune.bench.sample import Sample
 from autotune.serving.nvml import Energy
 from autotune.stats import ESTIMATOR, STOPPING_CONFIDENCE, Measurement, standard_error
 from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.store import Store
+from autotune.storage.trials import FINISHED, State, T
 from autotune.study.schema import StudySpec
 from autotune.study.workload import WorkloadSpec
 from objectives import Objective
@@ -62,10 +62,10 @@ class Recomputed:
 
     def __init__(self, store: Store, spec: StudySpec, objectives: Sequence[Objective]) -> None:
         self._store, self._spec, self._objectives = store, spec, objectives
-        self._known: dict[int, FrozenTrial] = {}  # finished ones, which do not change
+        self._known: dict[int, Any] = {}  # finished ones, which do not change
         self._gone: set[int] = set()  # of these, those that cannot be compared
 
-    def trials(self, found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    def trials(self, found: Sequence[T]) -> list[T]:
         """Return the trials, those of an earlier estimator computed again or marked.
 
         Args:
@@ -74,28 +74,28 @@ class Recomputed:
         out = [self._known.get(t.number) or self._trial(t) for t in found]
         return list(_without(self._gone, out, found)) if self._gone else out
 
-    def _trial(self, t: FrozenTrial) -> FrozenTrial:
-        if not t.state.is_finished():
+    def _trial(self, t: T) -> T:
+        if not t.state in FINISHED:
             return t
         out = self._known[t.number] = self._finished(t)
         if out is not t and attrs_of(out).quality.outdated is not None:
             self._gone.add(t.number)
         return out
 
-    def _finished(self, t: FrozenTrial) -> FrozenTrial:
+    def _finished(self, t: T) -> T:
         attrs = attrs_of(t)
         limit = attrs.health_timeout_s
         if limit is not None and limit < self._spec.server.health_timeout_s:
             return _outdated(t, f"server.health_timeout_s was {limit:g} s then")
-        if t.state != TrialState.COMPLETE or attrs.quality.estimator == ESTIMATOR:
+        if t.state != State.COMPLETE or attrs.quality.estimator == ESTIMATOR:
             return t
         try:
             values, again = self._again(attrs)
         except ValueError as e:
             return _outdated(t, str(e))
-        out = _with_attrs(t, again)
+        out: Any = _with_attrs(t, again)
         out.values = values
-        return out
+        return cast(T, out)
 
     def _again(self, attrs: TrialAttrs) -> tuple[list[float], TrialAttrs]:
         """Return values and attributes of a trial.
@@ -168,9 +168,7 @@ def figures_again(
     )
 
 
-def _without(
-    gone: Container[int], trials: Iterable[FrozenTrial], stored: Iterable[FrozenTrial]
-) -> Iterator[FrozenTrial]:
+def _without(gone: Container[int], trials: Iterable[T], stored: Iterable[T]) -> Iterator[T]:
     """Yield the trials so that none refers to one that cannot be compared.
 
     Args:
@@ -182,7 +180,7 @@ def _without(
     bases: set[int] = set()
     for t, before in zip(trials, stored, strict=True):
         attrs = attrs_of(t)
-        again = -1 if t.state == TrialState.FAIL or attrs.replicates is None else attrs.replicates
+        again = -1 if t.state == State.FAIL or attrs.replicates is None else attrs.replicates
         if t.number in gone:
             if attrs.baseline:
                 bases.add(t.number)
@@ -205,12 +203,12 @@ def _heir(attrs: TrialAttrs, *, baseline: bool) -> TrialAttrs:
     return replace(attrs, role=role, baseline=baseline, replicates=None)
 
 
-def _outdated(t: FrozenTrial, why: str) -> FrozenTrial:
+def _outdated(t: T, why: str) -> T:
     attrs = attrs_of(t)
     return _with_attrs(t, replace(attrs, quality=replace(attrs.quality, outdated=why)))
 
 
-def _with_attrs(t: FrozenTrial, attrs: TrialAttrs) -> FrozenTrial:
-    out = copy.copy(t)
+def _with_attrs(t: T, attrs: TrialAttrs) -> T:
+    out: Any = copy.copy(t)
     out.user_attrs = attrs.put_into(t.user_attrs)
-    return out
+    return cast(T, out)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import FailureKind
 from autotune.results.views import Origin
@@ -15,6 +14,7 @@ from autotune.search.front import front_numbers
 from autotune.stats import LaunchVariance, SingleLaunch
 from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality, attrs_of
+from autotune.storage.trials import FINISHED, State, T, TrialLike
 from autotune.study.space import Space
 from objectives import Objective
 
@@ -22,7 +22,7 @@ from objectives import Objective
 LEAST_DEGREES = 2
 
 
-def failure_of(trial: FrozenTrial) -> tuple[str | None, str | None]:
+def failure_of(trial: TrialLike) -> tuple[str | None, str | None]:
     """Return kind and reason of a failed trial; None, None for any other.
 
     The kind is a :class:`FailureKind`, or one that another version of autotune knew.
@@ -31,14 +31,14 @@ def failure_of(trial: FrozenTrial) -> tuple[str | None, str | None]:
     return attrs.failure_kind, attrs.failure_reason
 
 
-def is_finished(trial: FrozenTrial) -> bool:
+def is_finished(trial: TrialLike) -> bool:
     """Return whether a trial was launched and ended, measured or failed."""
-    if trial.state == TrialState.COMPLETE:
+    if trial.state == State.COMPLETE:
         return True
-    return trial.state == TrialState.FAIL and failure_of(trial)[0] != FailureKind.INFEASIBLE
+    return trial.state == State.FAIL and failure_of(trial)[0] != FailureKind.INFEASIBLE
 
 
-def counts(trial: FrozenTrial) -> bool:
+def counts(trial: TrialLike) -> bool:
     """Return whether a trial counts as one of the wanted trials.
 
     It counts if it is finished and was launched for its own study, unless its numbers do not
@@ -48,7 +48,7 @@ def counts(trial: FrozenTrial) -> bool:
     return is_finished(trial) and attrs.reused is None and attrs.quality.outdated is None
 
 
-def is_outdated(trial: FrozenTrial) -> bool:
+def is_outdated(trial: TrialLike) -> bool:
     """Return whether a trial has numbers of an earlier estimator that cannot be computed again.
 
     Args:
@@ -57,13 +57,13 @@ def is_outdated(trial: FrozenTrial) -> bool:
     return attrs_of(trial).quality.outdated is not None
 
 
-def origin_of(trial: FrozenTrial) -> Origin | None:
+def origin_of(trial: TrialLike) -> Origin | None:
     """Return where a trial was measured, if another study measured it."""
     found = attrs_of(trial).reused
     return None if found is None else Origin(**found)
 
 
-def with_points(trials: Sequence[FrozenTrial], space: Space) -> list[FrozenTrial]:
+def with_points(trials: Sequence[T], space: Space) -> list[T]:
     """Return the trials that have a point."""
     return [t for t in trials if space.has_point(t.params)]
 
@@ -117,25 +117,25 @@ class Standing:
         self._seen: set[int] = set()
         self._last = -1
 
-    def update(self, trials: Sequence[FrozenTrial]) -> None:
+    def update(self, trials: Sequence[TrialLike]) -> None:
         """Add the trials that finished since the last call.
 
         Args:
             trials: All trials of the study that have a point, in the order of their numbers.
         """
-        new = [t for t in trials if t.state.is_finished() and t.number not in self._seen]
+        new = [t for t in trials if t.state in FINISHED and t.number not in self._seen]
         if new and new[0].number < self._last:  # a point's launches are in the order of numbers
             self._clear()
-            new = [t for t in trials if t.state.is_finished()]
+            new = [t for t in trials if t.state in FINISHED]
         for t in new:
             self._seen.add(t.number)
             self._last = t.number
-            if t.state == TrialState.COMPLETE and not _left_out(t):
+            if t.state == State.COMPLETE and not _left_out(t):
                 self._add(t)
         # one that runs or has failed is the baseline, too
         self._baseline = next((t.number for t in trials if is_baseline(t)), None)
 
-    def _add(self, trial: FrozenTrial) -> None:
+    def _add(self, trial: TrialLike) -> None:
         attrs = attrs_of(trial)
         of = trial.number if attrs.first is None else attrs.first
         errors = attrs.quality.errors
@@ -209,7 +209,7 @@ class Standing:
         return Launched(searched, confirmed, base, variance)
 
 
-def launched(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Launched:
+def launched(trials: Sequence[TrialLike], objectives: Sequence[Objective]) -> Launched:
     """Return what was measured, without trials that were ended early."""
     standing = Standing(objectives)
     standing.update(trials)
@@ -226,13 +226,13 @@ def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Confirmat
         return None
 
 
-def is_baseline(trial: FrozenTrial) -> bool:
+def is_baseline(trial: TrialLike) -> bool:
     """Return whether other trials are compared with this one as soon as it has numbers."""
     attrs = attrs_of(trial)
     return attrs.baseline and attrs.quality.outdated is None
 
 
-def _left_out(trial: FrozenTrial) -> bool:
+def _left_out(trial: TrialLike) -> bool:
     """Return whether a measured trial takes no part in any comparison."""
     quality = attrs_of(trial).quality
     return is_truncated(quality) or quality.outdated is not None

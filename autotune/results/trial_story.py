@@ -33,7 +33,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
     trial = next((t for t in view.trials if t.number == number), None)
     if trial is None:
         raise UserError(f"{name} has no trial {number}; `autotune status` lists them")
-    attrs = attrs_of(store.optuna_study(name).get_trials(deepcopy=False)[number])
+    attrs = attrs_of(store.stored_study(name).trials[number])
     lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
     lines += _why(trial, attrs)
     lines += _measured(view, trial)

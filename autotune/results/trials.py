@@ -7,8 +7,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
-
 from autotune.results.objectives import stored_objectives
 from autotune.results.recomputed import Recomputed
 from autotune.results.standing import (
@@ -30,6 +28,7 @@ from autotune.serving.machine import machine_line
 from autotune.stats import SingleLaunch
 from autotune.storage.records import Quality, attrs_of
 from autotune.storage.store import Store
+from autotune.storage.trials import State, TrialLike
 from autotune.study.schema import StudySpec
 from autotune.study.space import Space
 from objectives import Objective
@@ -39,11 +38,11 @@ PREFIX_CACHE_SHARE = 0.2
 
 
 _STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.FAIL: "failed",
-    TrialState.PRUNED: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
+    State.COMPLETE: "complete",
+    State.FAIL: "failed",
+    State.PRUNED: "failed",
+    State.RUNNING: "running",
+    State.WAITING: "waiting",
 }
 
 
@@ -52,9 +51,9 @@ def study_view(store: Store, name: str) -> StudyView:
     loaded, row = store.load_study(name)
     spec = loaded.spec
     machine, version = store.launches.measured_on(name)
-    study = store.optuna_study(name)
+    study = store.stored_study(name)
     objectives = stored_objectives(loaded, study)
-    every = Recomputed(store, spec, objectives).trials(study.get_trials(deepcopy=False))
+    every = Recomputed(store, spec, objectives).trials(study.trials)
     trials, found, judged = _views(every, spec, objectives)
     return StudyView(
         name=name,
@@ -71,7 +70,7 @@ def study_view(store: Store, name: str) -> StudyView:
 
 
 def trial_views(
-    trials: Sequence[FrozenTrial], spec: StudySpec, objectives: Sequence[Objective]
+    trials: Sequence[TrialLike], spec: StudySpec, objectives: Sequence[Objective]
 ) -> list[TrialView]:
     """Return every trial of a study that has a point.
 
@@ -84,7 +83,7 @@ def trial_views(
 
 
 def trial_view(
-    trials: Sequence[FrozenTrial],
+    trials: Sequence[TrialLike],
     number: int,
     standing: Standing,
     space: Space,
@@ -108,7 +107,7 @@ def trial_view(
 
 
 def _views(
-    every: Sequence[FrozenTrial], spec: StudySpec, objectives: Sequence[Objective]
+    every: Sequence[TrialLike], spec: StudySpec, objectives: Sequence[Objective]
 ) -> tuple[list[TrialView], Launched, ConfirmationVerdict | None]:
     """Return every trial that has a point, their launches and the verdict on all of them."""
     space = spec.to_space()
@@ -122,7 +121,7 @@ def _views(
 
 
 def _view(
-    t: FrozenTrial,
+    t: TrialLike,
     standing: Standing,
     space: Space,
     objectives: Sequence[Objective],
@@ -130,7 +129,7 @@ def _view(
     """Return one trial alone; :func:`_compared` adds the rest."""
     attrs = attrs_of(t)
     quality = attrs.quality
-    values = (standing.means(t.number) or t.values) if t.state == TrialState.COMPLETE else None
+    values = (standing.means(t.number) or t.values) if t.state == State.COMPLETE else None
     return TrialView(
         number=t.number,
         state=_STATES[t.state],

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
 
 from autotune.errors import DatabaseLocked, MachineError
 
@@ -23,7 +21,9 @@ def database_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, sqlite3.Error) as e:
+    except Exception as e:
+        if not is_of_database(e):
+            raise
         code, words = in_words(e)
         if code in LOCKED:
             raise DatabaseLocked(f"{path}: {words}") from e
@@ -51,6 +51,19 @@ _WORDS = {
         "another --db"
     ),
 }
+
+
+def is_of_database(error: Exception) -> bool:
+    """Return whether a database raised it; SQLAlchemy and Optuna have if they are imported."""
+    wrappers = [
+        getattr(sys.modules[module], name)
+        for module, name in (
+            ("sqlalchemy.exc", "SQLAlchemyError"),
+            ("optuna.exceptions", "StorageInternalError"),
+        )
+        if module in sys.modules
+    ]
+    return isinstance(error, (sqlite3.Error, *wrappers))
 
 
 def in_words(error: BaseException) -> tuple[int, str]:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, insert, inspect, select
-from sqlalchemy.orm import Session, sessionmaker
-
-from autotune.bench import ServerStats
-from autotune.engine.command import LaunchPlan
 from autotune.engine.compile_cache import CacheUse, CompileCache
 from autotune.engine.launch_stages import Stages
 from autotune.errors import TrialFailure
-from autotune.serving import Identity, boot_id
-from autotune.storage.lease import Holder
+from autotune.storage.reading import Reader
 from autotune.storage.schema import (
     NO_TRIAL,
-    Base,
     CompileCacheRow,
     EventRow,
     LaunchRow,
     RequestRow,
     StagesRow,
 )
+
+if TYPE_CHECKING:  # a database is read without them
+    from sqlalchemy.orm import Session
+
+    from autotune.bench.server_metrics import ServerStats
+    from autotune.engine.command import LaunchPlan
+    from autotune.serving.process_tree import Identity
+    from autotune.storage.lease import Holder
+
+
+# Rows of another table that belong to a study's launches.
+_OF_STUDY = "JOIN autotune_launches USING (launch_id) WHERE study = :study"
 
 
 def weights_of(quality: Mapping[str, Any] | None) -> dict[str, str]:
@@ -39,14 +45,15 @@ class Launches:
     """Launches of all studies of one database.
 
     Args:
-        sessions: Opens a session on it.
+        reader: Reads it.
+        sessions: Opens a session on it, to write.
 
     Attributes:
         holder: Holder of the lease, which starts the planned launches; None while nobody has it.
     """
 
-    def __init__(self, sessions: sessionmaker[Session]) -> None:
-        self._sessions = sessions
+    def __init__(self, reader: Reader, sessions: Callable[[], Session]) -> None:
+        self._reader, self._sessions = reader, sessions
         self.holder: Holder | None = None
 
     def plan(
@@ -61,6 +68,8 @@ class Launches:
         log_path: Path,
     ) -> None:
         """Write a launch down before anything is started, so that every process is known here."""
+        from autotune.serving.process_tree import boot_id
+
         with self._sessions() as s:
             s.add(
                 LaunchRow(
@@ -129,49 +138,43 @@ class Launches:
 
     def get(self, launch_id: str) -> LaunchRow:
         """Return one launch."""
-        with self._sessions() as s:
-            row = s.get_one(LaunchRow, launch_id)
-            s.expunge(row)
+        [row] = self._reader.records(LaunchRow, "WHERE launch_id = :launch", launch=launch_id)
         return row
 
     def of_study(self, study: str) -> list[LaunchRow]:
         """Return every launch of a study, oldest first."""
-        return self._oldest_first(LaunchRow.study == study)
+        return self._oldest_first("study = :study", study=study)
 
     def of_trial(self, study: str, trial: int) -> list[LaunchRow]:
         """Return every launch of one trial, or of one point of a load sweep, oldest first."""
-        return self._oldest_first(LaunchRow.study == study, LaunchRow.trial == trial)
+        return self._oldest_first("study = :study AND trial = :trial", study=study, trial=trial)
 
     def unended(self) -> list[LaunchRow]:
         """Return launches of all studies whose end was never noted."""
-        return self._oldest_first(LaunchRow.ended_at.is_(None))
+        return self._oldest_first("ended_at IS NULL")
 
-    def _oldest_first(self, *which: ColumnElement[bool]) -> list[LaunchRow]:
-        with self._sessions() as s:
-            rows = list(s.scalars(select(LaunchRow).where(*which).order_by(LaunchRow.planned_at)))
-            s.expunge_all()
-        return rows
+    def _oldest_first(self, which: str, **values: object) -> list[LaunchRow]:
+        return self._reader.records(LaunchRow, f"WHERE {which} ORDER BY planned_at", **values)
 
     def measured_on(self, study: str) -> tuple[dict[str, Any] | None, str | None]:
         """Return the machine of a study's latest launch, and the latest known vLLM version."""
-        latest = LaunchRow.planned_at.desc()
-        of = LaunchRow.study == study
-        machine = select(LaunchRow.machine).where(of).order_by(latest).limit(1)
-        version = select(LaunchRow.vllm_version).where(of, LaunchRow.vllm_version.is_not(None))
-        with self._sessions() as s:
-            return s.scalar(machine), s.scalar(version.order_by(latest).limit(1))
+        machine = self._reader.one(
+            "SELECT machine FROM autotune_launches WHERE study = :study "
+            "ORDER BY planned_at DESC LIMIT 1",
+            study=study,
+        )
+        version = self._reader.one(
+            "SELECT vllm_version FROM autotune_launches WHERE study = :study "
+            "AND vllm_version IS NOT NULL ORDER BY planned_at DESC LIMIT 1",
+            study=study,
+        )
+        return None if machine is None else json.loads(machine), version
 
     def weights(self, study: str) -> dict[str, str]:
         """Return the latest hashes of the weights that a study was measured with, by role."""
-        query = (
-            select(LaunchRow.quality)
-            .where(LaunchRow.study == study, LaunchRow.quality.is_not(None))
-            .order_by(LaunchRow.planned_at)
-        )
         found: dict[str, str] = {}
-        with self._sessions() as s:
-            for quality in s.scalars(query):
-                found |= weights_of(quality)
+        for _machine, quality in self._qualities(study):
+            found |= weights_of(quality)
         return found
 
     def idle_baselines(self, study: str, machine: Mapping[str, Any]) -> list[float]:
@@ -180,17 +183,20 @@ class Launches:
         An idle baseline is the duration of the interference check before a measured launch, in
         seconds.
         """
-        query = (
-            select(LaunchRow.machine, LaunchRow.quality)
-            .where(LaunchRow.study == study, LaunchRow.quality.is_not(None))
-            .order_by(LaunchRow.planned_at)
+        return [
+            quality["machine"]["rest"]["kernel_s"]
+            for of, quality in self._qualities(study)
+            if quality and of == machine
+        ]
+
+    def _qualities(self, study: str) -> list[tuple[Any, Any]]:
+        """Return machine and quality of a study's measured launches, oldest first."""
+        rows = self._reader.rows(
+            "SELECT machine, quality FROM autotune_launches WHERE study = :study "
+            "AND quality IS NOT NULL ORDER BY planned_at",
+            study=study,
         )
-        with self._sessions() as s:
-            return [
-                quality["machine"]["rest"]["kernel_s"]
-                for of, quality in s.execute(query)
-                if quality and of == machine
-            ]
+        return [(json.loads(row["machine"]), json.loads(row["quality"])) for row in rows]
 
     def event(
         self, study: str, what: str, *, trial: int | None = None, launch_id: str | None = None
@@ -204,12 +210,7 @@ class Launches:
 
     def events(self, study: str) -> list[EventRow]:
         """Return what happened in a study, oldest first."""
-        with self._sessions() as s:
-            rows = list(
-                s.scalars(select(EventRow).where(EventRow.study == study).order_by(EventRow.id))
-            )
-            s.expunge_all()
-        return rows
+        return self._reader.records(EventRow, "WHERE study = :study ORDER BY id", study=study)
 
     def copy(self, other: Launches, launch_id: str, *, new_id: str, study: str) -> None:
         """Copy a launch of another study with its requests; it gets its trial by :meth:`give`.
@@ -222,13 +223,15 @@ class Launches:
             new_id: Its id here.
             study: Study that it becomes a launch of.
         """
+        from sqlalchemy import insert
+
         with self._sessions() as s:
             if s.get(LaunchRow, new_id) is not None:
                 return
-        with other._sessions() as s:
-            launch = _columns(s.get_one(LaunchRow, launch_id))
-            query = select(RequestRow).where(RequestRow.launch_id == launch_id)
-            requests = [_columns(r) for r in s.scalars(query.order_by(RequestRow.id))]
+        launch = _columns(other.get(launch_id))
+        which = "WHERE launch_id = :launch ORDER BY id"
+        found = other._reader.records(RequestRow, which, launch=launch_id)
+        requests = [_columns(r) for r in found]
         launch |= {"launch_id": new_id, "study": study, "trial": NO_TRIAL}
         launch |= {"worker": None, "lease_epoch": None}  # those of the other database
         for r in requests:
@@ -262,13 +265,8 @@ class Launches:
 
     def stages(self, study: str) -> dict[str, Stages]:
         """Return the stages of a study's launches, by launch id."""
-        query = (
-            select(StagesRow)
-            .join(LaunchRow, LaunchRow.launch_id == StagesRow.launch_id)
-            .where(LaunchRow.study == study)
-        )
-        with self._sessions() as s:
-            return {row.launch_id: Stages(row.seconds, row.imports) for row in s.scalars(query)}
+        rows = self._reader.records(StagesRow, _OF_STUDY, study=study)
+        return {row.launch_id: Stages(row.seconds, row.imports) for row in rows}
 
     def keep_compile_cache(self, launch_id: str, found: CompileCache) -> None:
         """Keep what torch.compile's cache did in a launch that has ended."""
@@ -279,18 +277,10 @@ class Launches:
 
     def compile_caches(self, study: str) -> dict[str, CompileCache]:
         """Return what torch.compile's cache did, by launch id, for launches whose log says so."""
-        query = (
-            select(CompileCacheRow)
-            .join(LaunchRow, LaunchRow.launch_id == CompileCacheRow.launch_id)
-            .where(LaunchRow.study == study)
-        )
-        with self._sessions() as s:
-            return {
-                row.launch_id: CompileCache(CacheUse[row.use], row.folder)
-                for row in s.scalars(query)
-            }
+        rows = self._reader.records(CompileCacheRow, _OF_STUDY, study=study)
+        return {row.launch_id: CompileCache(CacheUse[row.use], row.folder) for row in rows}
 
 
-def _columns(row: Base) -> dict[str, Any]:
+def _columns(row: LaunchRow | RequestRow) -> dict[str, Any]:
     """Return a row as plain data."""
-    return {c.key: getattr(row, c.key) for c in inspect(type(row)).column_attrs}
+    return {f.name: getattr(row, f.name) for f in fields(row)}

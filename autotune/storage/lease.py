@@ -11,19 +11,19 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import update
-from sqlalchemy.orm import Session, sessionmaker
+from typing import TYPE_CHECKING, Any
 
 from autotune.errors import UserError
 from autotune.storage.schema import LeaseRow, WorkerRow
 
-# Worker of a run that launches one server after another, on the whole host.
+if TYPE_CHECKING:  # a database is read without it
+    from sqlalchemy.orm import Session
+
+# The worker of a run that launches one server after another, on the whole host.
 _ONLY_WORKER = "0"
 
 
@@ -109,11 +109,13 @@ class Holder:
         return {"host": self.host, "worker": self.worker, "lease_epoch": self.epoch}
 
 
-def take(sessions: sessionmaker[Session]) -> Holder:
+def take(sessions: Callable[[], Session]) -> Holder:
     """Take the lease of a database, of which the caller holds the lock (:func:`exclusive`).
 
     This ends the workers of earlier holders.
     """
+    from sqlalchemy import update
+
     now, host = time.time(), socket.gethostname()
     with sessions() as s:
         lease = s.get(LeaseRow, 1, with_for_update=True) or LeaseRow(id=1, epoch=0)
@@ -121,7 +123,7 @@ def take(sessions: sessionmaker[Session]) -> Holder:
         lease.owner = uuid.uuid4().hex
         lease.host, lease.pid = host, os.getpid()
         lease.taken_at, lease.expires_at = now, None
-        s.execute(update(WorkerRow).where(WorkerRow.ended_at.is_(None)).values(ended_at=now))
+        s.execute(update(WorkerRow).filter_by(ended_at=None).values(ended_at=now))
         holder = Holder(host, _ONLY_WORKER, lease.epoch)
         s.add_all(
             [

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session, sessionmaker
+from autotune.storage.reading import Reader
+from autotune.storage.schema import LoadRow, MapPointRow
 
-from autotune.bench import ServerStats
-from autotune.storage.schema import LaunchRow, LoadRow, MapPointRow
+if TYPE_CHECKING:  # a database is read without them
+    from sqlalchemy.orm import Session
+
+    from autotune.bench.server_metrics import ServerStats
 
 
 class LoadMaps:
     """Load sweeps of all studies of one database.
 
     Args:
-        sessions: Opens a session on it.
+        reader: Reads it.
+        sessions: Opens a session on it, to write.
     """
 
-    def __init__(self, sessions: sessionmaker[Session]) -> None:
-        self._sessions = sessions
+    def __init__(self, reader: Reader, sessions: Callable[[], Session]) -> None:
+        self._reader, self._sessions = reader, sessions
 
     def add_point(
         self, study: str, setting: Mapping[str, Any], n: int, schedule: Sequence[Any] | None
@@ -44,11 +47,7 @@ class LoadMaps:
 
     def points(self, study: str) -> list[MapPointRow]:
         """Return a study's points of all settings, oldest first."""
-        query = select(MapPointRow).where(MapPointRow.study == study).order_by(MapPointRow.id)
-        with self._sessions() as s:
-            rows = list(s.scalars(query))
-            s.expunge_all()
-        return rows
+        return self._reader.records(MapPointRow, "WHERE study = :study ORDER BY id", study=study)
 
     def rename(self, study: str, known: Collection[str], now: str) -> None:
         """Give the load sweeps of a study its present fingerprint.
@@ -97,20 +96,18 @@ class LoadMaps:
 
     def loads(self, point: int) -> list[LoadRow]:
         """Return what was measured of a point in the launches that did not fail, oldest first."""
-        query = (
-            select(LoadRow)
-            .join(LaunchRow, LaunchRow.launch_id == LoadRow.launch_id)
-            .where(LoadRow.point == point, LaunchRow.failure_kind.is_(None))
-            .order_by(LoadRow.id)
+        return self._reader.records(
+            LoadRow,
+            "JOIN autotune_launches USING (launch_id) "
+            "WHERE point = :point AND failure_kind IS NULL ORDER BY id",
+            point=point,
         )
-        with self._sessions() as s:
-            rows = list(s.scalars(query))
-            s.expunge_all()
-        return rows
 
 
 def rename_points(session: Session, study: str, known: Collection[str], now: str) -> None:
-    """Give the points of a study's load sweeps its present fingerprint."""
-    for point in session.scalars(select(MapPointRow).where(MapPointRow.study == study)):
+    """Give the points of a study's load sweeps its present fingerprint; the caller commits."""
+    from sqlalchemy import select
+
+    for point in session.scalars(select(MapPointRow).filter_by(study=study)):
         if point.setting["fingerprint"] in known:
             point.setting = {**point.setting, "fingerprint": now}

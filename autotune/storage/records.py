@@ -13,8 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
+    from autotune.storage.trials import TrialLike
     from autotune.study.space import Point
 
 # Estimator of a measurement that names none: the one of autotune 0.1.
@@ -198,7 +197,7 @@ _ATTRS = tuple(f.name for f in fields(TrialAttrs))
 TRIAL_KEYS = frozenset(_ATTRS)
 
 
-def attrs_of(trial: FrozenTrial) -> TrialAttrs:
+def attrs_of(trial: TrialLike) -> TrialAttrs:
     """Return a trial's attributes."""
     return TrialAttrs.read(trial.user_attrs)
 

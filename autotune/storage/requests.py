@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session, sessionmaker
-
-from autotune.bench import Sample
+from autotune.bench.sample import Sample
+from autotune.storage.reading import Reader
 from autotune.storage.schema import RequestRow
+
+if TYPE_CHECKING:  # a database is read without it
+    from sqlalchemy.orm import Session
 
 
 class Requests:
     """Requests of all launches of one database.
 
     Args:
-        sessions: Opens a session on it.
+        reader: Reads it.
+        sessions: Opens a session on it, to write.
     """
 
-    def __init__(self, sessions: sessionmaker[Session]) -> None:
-        self._sessions = sessions
+    def __init__(self, reader: Reader, sessions: Callable[[], Session]) -> None:
+        self._reader, self._sessions = reader, sessions
 
     def add(self, launch_id: str, samples: Sequence[Sample]) -> None:
         """Store every request of one phase."""
@@ -46,13 +49,10 @@ class Requests:
 
     def of_launch(self, launch_id: str, phase: str | None = None) -> list[RequestRow]:
         """Return every request of a launch, or of one phase of it, in the order of their ends."""
-        query = select(RequestRow).where(RequestRow.launch_id == launch_id).order_by(RequestRow.id)
-        if phase is not None:
-            query = query.where(RequestRow.phase == phase)
-        with self._sessions() as s:
-            rows = list(s.scalars(query))
-            s.expunge_all()
-        return rows
+        which = "WHERE launch_id = :launch" + (" AND phase = :phase" if phase is not None else "")
+        return self._reader.records(
+            RequestRow, f"{which} ORDER BY id", launch=launch_id, phase=phase
+        )
 
     def samples(self, launch_id: str, phase: str = "measure") -> list[Sample]:
         """Return the requests of one phase of a launch as samples, as the client made them."""
@@ -75,8 +75,9 @@ class Requests:
 
     def first_end(self, launch_id: str) -> float | None:
         """Return the seconds from the start of the warm-up to the end of its first request."""
-        query = select(func.min(RequestRow.end)).where(
-            RequestRow.launch_id == launch_id, RequestRow.phase == "warmup"
+        found: float | None = self._reader.one(
+            'SELECT min("end") FROM autotune_requests WHERE launch_id = :launch '
+            "AND phase = 'warmup'",
+            launch=launch_id,
         )
-        with self._sessions() as s:
-            return s.scalar(query)
+        return found

@@ -1,185 +1,206 @@
-"""Tables of autotune as the code sees them; ``migrations/`` makes and changes them.
+"""Rows of autotune's tables as the code sees them; ``migrations/`` makes and changes the tables.
 
-All times are unix times in seconds unless a column says otherwise.
+A class is a table, and a field is a column; ``dict`` and ``list`` are kept as JSON. The classes are
+plain, so that a database is read without SQLAlchemy; :mod:`autotune.storage.tables` maps them to
+write them. All times are unix times in seconds unless a column says otherwise.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from sqlalchemy import JSON, ForeignKey, LargeBinary
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+KEY = {"primary_key": True}
+INDEX = {"index": True}
 
 # Trial of a launch that belongs to none yet: it was copied or prelaunched.
 NO_TRIAL = -1
 
 
-class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON, list[float]: JSON}  # noqa: RUF012
-
-
-class Meta(Base):
+@dataclass(kw_only=True, eq=False)
+class Meta:
     """Hold the schema number for an autotune that knows no revisions: it accepts only its own."""
 
-    __tablename__ = "autotune_meta"
-    schema: Mapped[int] = mapped_column(primary_key=True)
+    __tablename__: ClassVar[str] = "autotune_meta"
+    schema: int = field(metadata=KEY)
 
 
-class StudyRow(Base):
+@dataclass(kw_only=True, eq=False)
+class StudyRow:
     """The study file as the latest run had it; keys that affect a result never change."""
 
-    __tablename__ = "autotune_studies"
-    name: Mapped[str] = mapped_column(primary_key=True)
-    path: Mapped[str]
-    yaml: Mapped[str]
-    fingerprint: Mapped[str]
-    seed: Mapped[int]
-    wanted: Mapped[int]  # finished trials asked for by the latest run
-    created_at: Mapped[float]  # unix time, s
-    autotune_version: Mapped[str]
+    __tablename__: ClassVar[str] = "autotune_studies"
+    name: str = field(metadata=KEY)
+    path: str
+    yaml: str
+    fingerprint: str
+    seed: int
+    wanted: int  # finished trials asked for by the latest run
+    created_at: float  # unix time, s
+    autotune_version: str
 
 
-class LaunchRow(Base):
+@dataclass(kw_only=True, eq=False)
+class LaunchRow:
     """One server process tree, from before its start to after its end."""
 
-    __tablename__ = "autotune_launches"
-    launch_id: Mapped[str] = mapped_column(primary_key=True)  # also in the processes' environment
-    study: Mapped[str] = mapped_column(index=True)
-    trial: Mapped[int]
-    attempt: Mapped[int]
-    argv: Mapped[list[str]]
-    env: Mapped[dict[str, Any]]  # what study and autotune added; secrets masked
-    machine: Mapped[dict[str, Any]]
-    port: Mapped[int]
-    log_path: Mapped[str]
-    boot_id: Mapped[str]
-    identity: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    vllm_version: Mapped[str | None]
-    planned_at: Mapped[float]  # unix time, s, as all *_at
-    ready_at: Mapped[float | None]
-    measured_at: Mapped[float | None]
-    ended_at: Mapped[float | None]
-    exit_code: Mapped[int | None]
-    killed: Mapped[int | None]  # processes that needed SIGKILL
-    failure_kind: Mapped[str | None]
-    failure_reason: Mapped[str | None]
-    evidence: Mapped[list[str] | None] = mapped_column(JSON)
-    log_tail: Mapped[str | None]
-    stats: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # ServerStats of the measurement
-    values: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # by objective, in its unit
-    intervals: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # [low, high], None: no bound
-    quality: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # records.Quality
+    __tablename__: ClassVar[str] = "autotune_launches"
+    launch_id: str = field(metadata=KEY)  # also in the processes' environment
+    study: str = field(metadata=INDEX)
+    trial: int
+    attempt: int
+    argv: list[str]
+    env: dict[str, Any]  # what study and autotune added; secrets masked
+    machine: dict[str, Any]
+    port: int
+    log_path: str
+    boot_id: str
+    identity: dict[str, Any] | None = None
+    vllm_version: str | None = None
+    planned_at: float  # unix time, s, as all *_at
+    ready_at: float | None = None
+    measured_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    killed: int | None = None  # processes that needed SIGKILL
+    failure_kind: str | None = None
+    failure_reason: str | None = None
+    evidence: list[str] | None = None
+    log_tail: str | None = None
+    stats: dict[str, Any] | None = None  # ServerStats of the measurement
+    values: dict[str, Any] | None = None  # by objective, in its unit
+    intervals: dict[str, Any] | None = None  # [low, high], None: no bound
+    quality: dict[str, Any] | None = None  # records.Quality
     # Who launched it; None: an earlier autotune, or a process without the lease.
-    host: Mapped[str | None]
-    worker: Mapped[str | None]  # name of the worker on that host
-    lease_epoch: Mapped[int | None]
+    host: str | None = None
+    worker: str | None = None  # name of the worker on that host
+    lease_epoch: int | None = None
 
 
-class RequestRow(Base):
+@dataclass(kw_only=True, eq=False)
+class RequestRow:
     """One request; times in seconds on the clock of its phase."""
 
-    __tablename__ = "autotune_requests"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    launch_id: Mapped[str] = mapped_column(ForeignKey("autotune_launches.launch_id"), index=True)
-    phase: Mapped[str]
-    index: Mapped[int]
-    intended: Mapped[float]
-    start: Mapped[float]
-    ttft: Mapped[float | None]
-    end: Mapped[float]
-    prompt_tokens: Mapped[int | None]
-    output_tokens: Mapped[int | None]
-    status: Mapped[str]
-    error: Mapped[str | None]
-    chunks: Mapped[bytes] = mapped_column(LargeBinary)  # float32, s after start, native order
+    __tablename__: ClassVar[str] = "autotune_requests"
+    id: int = field(init=False, metadata=KEY)
+    launch_id: str = field(metadata={"foreign_key": "autotune_launches.launch_id", **INDEX})
+    phase: str
+    index: int
+    intended: float
+    start: float
+    ttft: float | None = None
+    end: float
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    status: str
+    error: str | None = None
+    chunks: bytes  # float32, s after start, native order
 
 
-class MapPointRow(Base):
+@dataclass(kw_only=True, eq=False)
+class MapPointRow:
     """One point of a load sweep (`autotune map`): one n, or a schedule of n, under one setting."""
 
-    __tablename__ = "autotune_map_points"
-    id: Mapped[int] = mapped_column(primary_key=True)  # the `trial` of its launches
-    study: Mapped[str] = mapped_column(index=True)
-    setting: Mapped[dict[str, Any]]  # what all points of one load sweep have in common
-    n: Mapped[int]  # the largest one of a schedule
-    schedule: Mapped[list[Any] | None] = mapped_column(JSON)  # [[first, last, n], …]
-    created_at: Mapped[float]  # unix time, s
+    __tablename__: ClassVar[str] = "autotune_map_points"
+    id: int = field(init=False, metadata=KEY)  # the `trial` of its launches
+    study: str = field(metadata=INDEX)
+    setting: dict[str, Any]  # what all points of one load sweep have in common
+    n: int  # the largest one of a schedule
+    schedule: list[Any] | None = None  # [[first, last, n], …]
+    created_at: float  # unix time, s
 
 
-class LoadRow(Base):
+@dataclass(kw_only=True, eq=False)
+class LoadRow:
     """One measured part of a load sweep's point at one concurrency."""
 
-    __tablename__ = "autotune_loads"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    launch_id: Mapped[str] = mapped_column(ForeignKey("autotune_launches.launch_id"), index=True)
-    point: Mapped[int] = mapped_column(ForeignKey("autotune_map_points.id"), index=True)
-    concurrency: Mapped[int]
-    part: Mapped[int]  # from 0
-    phase: Mapped[str]  # of its requests
-    requests: Mapped[int]
-    stats: Mapped[dict[str, Any]]  # ServerStats of the part
-    values: Mapped[dict[str, Any]]  # by objective, in its unit
-    intervals: Mapped[dict[str, Any]]  # [low, high], None: no bound
-    quality: Mapped[dict[str, Any]]  # records.Quality
-    measured_at: Mapped[float]  # unix time, s
+    __tablename__: ClassVar[str] = "autotune_loads"
+    id: int = field(init=False, metadata=KEY)
+    launch_id: str = field(metadata={"foreign_key": "autotune_launches.launch_id", **INDEX})
+    point: int = field(metadata={"foreign_key": "autotune_map_points.id", **INDEX})
+    concurrency: int
+    part: int  # from 0
+    phase: str  # of its requests
+    requests: int
+    stats: dict[str, Any]  # ServerStats of the part
+    values: dict[str, Any]  # by objective, in its unit
+    intervals: dict[str, Any]  # [low, high], None: no bound
+    quality: dict[str, Any]  # records.Quality
+    measured_at: float  # unix time, s
 
 
-class StagesRow(Base):
+@dataclass(kw_only=True, eq=False)
+class StagesRow:
     """Stages of one launch: :class:`autotune.engine.launch_stages.Stages`."""
 
-    __tablename__ = "autotune_stages"
-    launch_id: Mapped[str] = mapped_column(
-        ForeignKey("autotune_launches.launch_id"), primary_key=True
-    )
-    seconds: Mapped[dict[str, Any]]  # by stage, None: not known
-    imports: Mapped[dict[str, Any]]  # by process
+    __tablename__: ClassVar[str] = "autotune_stages"
+    launch_id: str = field(metadata={"foreign_key": "autotune_launches.launch_id", **KEY})
+    seconds: dict[str, Any]  # by stage, None: not known
+    imports: dict[str, Any]  # by process
 
 
-class CompileCacheRow(Base):
+@dataclass(kw_only=True, eq=False)
+class CompileCacheRow:
     """Use of torch.compile's cache in one launch: :mod:`autotune.engine.compile_cache`."""
 
-    __tablename__ = "autotune_compile_cache"
-    launch_id: Mapped[str] = mapped_column(
-        ForeignKey("autotune_launches.launch_id"), primary_key=True
-    )
-    use: Mapped[str]  # a name of CacheUse
-    folder: Mapped[str | None]
+    __tablename__: ClassVar[str] = "autotune_compile_cache"
+    launch_id: str = field(metadata={"foreign_key": "autotune_launches.launch_id", **KEY})
+    use: str  # a name of CacheUse
+    folder: str | None = None
 
 
-class EventRow(Base):
+@dataclass(kw_only=True, eq=False)
+class EventRow:
     """One event with its time."""
 
-    __tablename__ = "autotune_events"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    at: Mapped[float]
-    study: Mapped[str] = mapped_column(index=True)
-    trial: Mapped[int | None]
-    launch_id: Mapped[str | None]
-    what: Mapped[str]
+    __tablename__: ClassVar[str] = "autotune_events"
+    id: int = field(init=False, metadata=KEY)
+    at: float
+    study: str = field(metadata=INDEX)
+    trial: int | None = None
+    launch_id: str | None = None
+    what: str
 
 
-class LeaseRow(Base):
+@dataclass(kw_only=True, eq=False)
+class LeaseRow:
     """The lease, one row: names the only driver that may write to this database."""
 
-    __tablename__ = "autotune_lease"
-    id: Mapped[int] = mapped_column(primary_key=True)  # always 1
-    epoch: Mapped[int]  # grows whenever the lease is taken
-    owner: Mapped[str | None]  # unique to each taking
-    host: Mapped[str | None]
-    pid: Mapped[int | None]
-    taken_at: Mapped[float | None]
-    expires_at: Mapped[float | None]  # None: as long as the owner locks the database's file
+    __tablename__: ClassVar[str] = "autotune_lease"
+    id: int = field(metadata=KEY)  # always 1
+    epoch: int  # grows whenever the lease is taken
+    owner: str | None = None  # unique to each taking
+    host: str | None = None
+    pid: int | None = None
+    taken_at: float | None = None
+    expires_at: float | None = None  # None: as long as the owner locks the database's file
 
 
-class WorkerRow(Base):
+@dataclass(kw_only=True, eq=False)
+class WorkerRow:
     """One worker: launches servers on one slot (GPUs or cores) for the holder of a lease."""
 
-    __tablename__ = "autotune_workers"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    lease_epoch: Mapped[int] = mapped_column(index=True)
-    host: Mapped[str]
-    name: Mapped[str]  # unique on its host, within its lease
-    slot: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # None: the whole host
-    joined_at: Mapped[float]
-    seen_at: Mapped[float | None]
-    ended_at: Mapped[float | None]  # or when the next lease was taken
+    __tablename__: ClassVar[str] = "autotune_workers"
+    id: int = field(init=False, metadata=KEY)
+    lease_epoch: int = field(metadata=INDEX)
+    host: str
+    name: str  # unique on its host, within its lease
+    slot: dict[str, Any] | None = None  # None: the whole host
+    joined_at: float
+    seen_at: float | None = None
+    ended_at: float | None = None  # or when the next lease was taken
+
+
+KINDS = (
+    Meta,
+    StudyRow,
+    LaunchRow,
+    RequestRow,
+    MapPointRow,
+    LoadRow,
+    StagesRow,
+    CompileCacheRow,
+    EventRow,
+    LeaseRow,
+    WorkerRow,
+)

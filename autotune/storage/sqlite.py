@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Engine, Table, event, inspect, text
+from autotune.storage.reading import Reader
 
-from autotune.storage.schema import Base
+if TYPE_CHECKING:  # a database is read without it
+    from sqlalchemy import URL, Engine
 
 
 def url_of(path: Path) -> URL:
     """Return SQLAlchemy's URL of a file; its name may have any characters."""
+    from sqlalchemy import URL
+
     return URL.create("sqlite", database=str(path))
 
 
@@ -23,8 +26,9 @@ def on_connect(engine: Engine, busy_timeout_s: float, views: Sequence[str] = ())
     Args:
         engine: Engine of a file.
         busy_timeout_s: How long to wait for another program's lock, in seconds.
-        views: Statements of :func:`views_of_today`.
+        views: As of :func:`autotune.storage.reading.views_of_today`.
     """
+    from sqlalchemy import event
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, _record: Any) -> None:
@@ -38,38 +42,10 @@ def on_connect(engine: Engine, busy_timeout_s: float, views: Sequence[str] = ())
         cursor.close()
 
 
-def damage(engine: Engine) -> str | None:
+def damage(reader: Reader) -> str | None:
     """Return what is damaged in a file, which may go unnoticed for many trials; None: nothing."""
-    with engine.connect() as c:
-        found = c.execute(text("PRAGMA quick_check(1)")).scalar()
+    found = reader.one("PRAGMA quick_check(1)")
     return None if found == "ok" else " ".join(str(found).split())
-
-
-def views_of_today(engine: Engine) -> list[str]:
-    """Return temporary views that show a database of an older revision as one of today.
-
-    They belong to a connection and change nothing in the file, which may be read-only. Tables and
-    columns that the file does not have are empty in them. Only reading works through them.
-    """
-    found = inspect(engine)
-    there = {
-        name: {column["name"] for column in found.get_columns(name)}
-        for name in found.get_table_names()
-    }
-    return [
-        _view(table, there.get(table.name))
-        for table in Base.metadata.sorted_tables
-        if not set(table.columns.keys()) <= there.get(table.name, set())
-    ]
-
-
-def _view(table: Table, there: set[str] | None) -> str:
-    columns = ", ".join(
-        f'"{name}"' if there and name in there else f'NULL AS "{name}"'
-        for name in table.columns.keys()  # noqa: SIM118 – not its columns
-    )
-    source = "WHERE 0" if there is None else f'FROM main."{table.name}"'
-    return f'CREATE TEMP VIEW "{table.name}" AS SELECT {columns} {source}'
 
 
 @contextmanager

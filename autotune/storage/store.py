@@ -12,28 +12,38 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import optuna
-from optuna.storages import RDBStorage
-from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import URL, create_engine, inspect, select, text
-from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.orm import sessionmaker
-
-from autotune._version import __version__
-from autotune.engine.probe import VllmInfo
 from autotune.errors import DatabaseLocked, UserError
-from autotune.storage.failures import DAMAGED, LOCKED, database_errors, in_words
+from autotune.storage import trials
+from autotune.storage.failures import (
+    DAMAGED,
+    LOCKED,
+    database_errors,
+    in_words,
+    is_of_database,
+)
 from autotune.storage.launches import Launches
 from autotune.storage.lease import take
 from autotune.storage.load_maps import LoadMaps, rename_points
 from autotune.storage.migrations import REVISIONS, revision_of, upgrade
+from autotune.storage.reading import Reader, views_of_today
 from autotune.storage.requests import Requests
-from autotune.storage.schema import StudyRow
-from autotune.storage.sqlite import damage, draft_of, on_connect, url_of, views_of_today
+from autotune.storage.schema import KINDS, StudyRow
+from autotune.storage.sqlite import damage, draft_of, on_connect, url_of
+from autotune.storage.trials import StoredStudy
 from autotune.study.differences import contents, fingerprint, fingerprints, why_not_same
 from autotune.study.files import LoadedStudy, parse_study, text_without_secrets
+
+if TYPE_CHECKING:  # a database is read without them
+    import optuna
+    from optuna.storages import RDBStorage
+    from sqlalchemy import URL, Engine
+    from sqlalchemy.orm import Session
+
+    from autotune.engine.probe import VllmInfo
 
 BUSY_TIMEOUT_S = 20
 _VLLM = "autotune:vllm"
@@ -72,8 +82,7 @@ class Store:
 
     Attributes:
         path: File of the database.
-        url: SQLAlchemy's URL of the database.
-        storage: Optuna's storage in the database.
+        storage: Optuna's storage in the database, opened when it is first used.
         launches: Launches of all studies.
         requests: Requests of all launches.
         load_maps: Load sweeps of all studies.
@@ -85,7 +94,10 @@ class Store:
 
     def __init__(self, path: Path, *, create: bool = False, write: bool = False) -> None:
         self.path = path
-        self.url = url_of(path)
+        self._reader = Reader(path, BUSY_TIMEOUT_S)
+        self.launches = Launches(self._reader, self._sessions)
+        self.requests = Requests(self._reader, self._sessions)
+        self.load_maps = LoadMaps(self._reader, self._sessions)
         write = write or create
         try:
             if not create and not path.exists():
@@ -94,61 +106,90 @@ class Store:
                 )
             if create and not (path.exists() and path.stat().st_size):
                 self._make(path.resolve())
-            views = self._look(create, write)
-            self._open(self.url, write, views)
+            self._look(create, write)
+            if write:
+                self._upgrade(self.storage, self._reader)
         except OSError as e:
             raise UserError(f"{path}: cannot be opened: {e.strerror}") from e
-        except (OperationalError, DatabaseError) as e:
+        except Exception as e:
+            if not is_of_database(e):
+                raise
             code, words = in_words(e)
             if code in LOCKED:
                 raise DatabaseLocked(f"{path}: {words}") from e
             raise UserError(f"{path}: {words}; nothing was changed in it") from e
-        except RuntimeError as e:  # Optuna's own version check
-            raise UserError(f"{path}: {' '.join(str(e).split())}") from e
 
     def _make(self, file: Path) -> None:
         """Make the database as a whole or not at all, even if this process is killed."""
         with draft_of(file) as draft:
-            self._open(url_of(draft), True, [])
-            self._engine.dispose()
+            storage = self._optuna(draft)
+            self._upgrade(storage, Reader(draft, BUSY_TIMEOUT_S))
+            storage.engine.dispose()
 
-    def _look(self, create: bool, write: bool) -> list[str]:
-        """Check the file before anything is written; return views for an older database."""
-        engine = create_engine(self.url)
-        try:
-            tables = inspect(engine).get_table_names()
-            if create and tables and (said := damage(engine)) is not None:
-                words = DAMAGED.format(said=said)
-                raise UserError(f"{self.path}: {words}; nothing was changed in it")
-            if not create and "autotune_meta" not in tables:
-                raise UserError(f"{self.path}: is not a database of autotune")
-            if tables and "autotune_meta" not in tables and "alembic_version" not in tables:
-                raise UserError(f"{self.path}: holds another program's tables; give another --db")
-            found = revision_of(engine)
-            if found is not None and found not in REVISIONS:
-                raise UserError(
-                    f"{self.path}: was written by another version of autotune (tables {found}, "
-                    f"this one reads {REVISIONS[-1]}); use that version, or give another --db"
-                )
-            return [] if write or found == REVISIONS[-1] else views_of_today(engine)
-        finally:
-            engine.dispose()
+    def _look(self, create: bool, write: bool) -> None:
+        """Check the file before anything is written; show an older database as one of today."""
+        tables = self._reader.tables()
+        if create and tables and (said := damage(self._reader)) is not None:
+            words = DAMAGED.format(said=said)
+            raise UserError(f"{self.path}: {words}; nothing was changed in it")
+        if not create and "autotune_meta" not in tables:
+            raise UserError(f"{self.path}: is not a database of autotune")
+        if tables and "autotune_meta" not in tables and "alembic_version" not in tables:
+            raise UserError(f"{self.path}: holds another program's tables; give another --db")
+        found = revision_of(self._reader)
+        if found is not None and found not in REVISIONS:
+            raise UserError(
+                f"{self.path}: was written by another version of autotune (tables {found}, "
+                f"this one reads {REVISIONS[-1]}); use that version, or give another --db"
+            )
+        theirs = trials.revision_of(self._reader)
+        if theirs is not None and theirs not in trials.REVISIONS:
+            raise UserError(
+                f"{self.path}: was written by another version of Optuna (tables {theirs}, this "
+                f"version of autotune reads {trials.REVISIONS[-1]}); use the version of Optuna "
+                "that autotune is installed with, or give another --db"
+            )
+        if not write and found != REVISIONS[-1]:
+            self._reader.views = views_of_today(self._reader, KINDS)
 
-    def _open(self, url: URL, write: bool, views: list[str]) -> None:
-        self.storage = RDBStorage(
+    def _optuna(self, path: Path) -> RDBStorage:
+        from optuna.storages import RDBStorage
+
+        url = url_of(path)
+        found = RDBStorage(
             _in_optuna(url), engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}}
         )
-        self._engine = self.storage.engine
-        on_connect(self._engine, BUSY_TIMEOUT_S, views)
-        self._engine.dispose()  # connections made before they were set up
-        if write:
-            upgrade(self._engine, BUSY_TIMEOUT_S)
-            with self._engine.connect() as c:
-                c.execute(text("PRAGMA journal_mode = WAL"))
-        self._sessions = sessionmaker(self._engine)
-        self.launches = Launches(self._sessions)
-        self.requests = Requests(self._sessions)
-        self.load_maps = LoadMaps(self._sessions)
+        on_connect(found.engine, BUSY_TIMEOUT_S, self._reader.views)
+        found.engine.dispose()  # connections made before they were set up
+        return found
+
+    @cached_property
+    def url(self) -> URL:
+        """SQLAlchemy's URL of it."""
+        return url_of(self.path)
+
+    @cached_property
+    def storage(self) -> RDBStorage:
+        """Optuna's side of the database."""
+        return self._optuna(self.path)
+
+    @property
+    def _engine(self) -> Engine:
+        return self.storage.engine
+
+    def _sessions(self) -> Session:
+        from sqlalchemy.orm import Session
+
+        import autotune.storage.tables  # noqa: F401 – maps the rows
+
+        return Session(self._engine)
+
+    def _upgrade(self, storage: RDBStorage, reader: Reader) -> None:
+        from sqlalchemy import text
+
+        upgrade(storage.engine, reader, BUSY_TIMEOUT_S)
+        with storage.engine.connect() as c:
+            c.execute(text("PRAGMA journal_mode = WAL"))
 
     def take_lease(self) -> None:
         """Become the only driver of the database; the caller holds :func:`lease.exclusive`."""
@@ -156,12 +197,17 @@ class Store:
 
     def close(self) -> None:
         """Close the file."""
-        self._engine.dispose()
+        if "storage" in self.__dict__:
+            self._engine.dispose()
 
     def study_names(self) -> list[str]:
         """Return the names of the studies in this database, oldest first."""
-        with self._sessions() as s:
-            return list(s.scalars(select(StudyRow.name).order_by(StudyRow.created_at)))
+        rows = self._reader.rows("SELECT name FROM autotune_studies ORDER BY created_at")
+        return [row["name"] for row in rows]
+
+    def _study(self, name: str) -> StudyRow | None:
+        found = self._reader.records(StudyRow, "WHERE name = :name", name=name)
+        return found[0] if found else None
 
     def pick_study(self, name: str | None) -> str:
         """Return the name of the requested study: the named one, or the only one.
@@ -185,9 +231,9 @@ class Store:
 
     def load_study(self, name: str) -> tuple[LoadedStudy, StudyRow]:
         """Return the study file as it was run, with its row."""
-        with self._sessions() as s:
-            row = s.get_one(StudyRow, name)
-            s.expunge(row)
+        row = self._study(name)
+        if row is None:
+            raise UserError(f"{self.path}: has no study {name}")
         loaded = parse_study(row.yaml, Path(row.path), check_files=False)
         if loaded.spec.name != name:  # files are named after it, and a study file's is checked
             raise UserError(f"{self.path}: the study {name!r} is another one in its own file")
@@ -202,13 +248,23 @@ class Store:
             UserError: a study of this name was run from a file that says something else.
         """
         spec = loaded.spec
-        now = fingerprint(loaded)
+        now: dict[str, Any] = {
+            "path": str(loaded.path.resolve()),
+            "yaml": text_without_secrets(loaded),
+            "fingerprint": fingerprint(loaded),
+            "wanted": wanted,
+        }
         with self._sessions() as s:
             row = s.get(StudyRow, spec.name)
             if row is None:
-                row = StudyRow(
-                    name=spec.name, seed=seed, created_at=time.time(), autotune_version=__version__
-                )
+                from autotune._version import __version__
+
+                began: dict[str, Any] = {
+                    "seed": seed,
+                    "created_at": time.time(),
+                    "autotune_version": __version__,
+                }
+                row = StudyRow(name=spec.name, **began, **now)
                 s.add(row)
             elif changed := _why_not_same(row, loaded):
                 raise UserError(
@@ -217,9 +273,9 @@ class Store:
                     "Change the name in the file, or give another --db"
                 )
             else:
-                rename_points(s, spec.name, {row.fingerprint}, now)
-            row.path, row.yaml = str(loaded.path.resolve()), text_without_secrets(loaded)
-            row.fingerprint, row.wanted = now, wanted
+                rename_points(s, spec.name, {row.fingerprint}, now["fingerprint"])
+                for column, value in now.items():
+                    setattr(row, column, value)
             s.commit()
             s.refresh(row)
             s.expunge(row)
@@ -232,8 +288,7 @@ class Store:
             loaded: A study, which need not be in this file.
         """
         known = fingerprints(loaded.spec, contents(loaded.spec, loaded.base))
-        with self._sessions() as s:
-            row = s.get(StudyRow, loaded.spec.name)
+        row = self._study(loaded.spec.name)
         if row is None or _why_not_same(row, loaded) is not None:
             return known
         return known | {row.fingerprint}
@@ -249,8 +304,11 @@ class Store:
         Raises:
             UserError: it is something else.
         """
-        number = self.storage.get_study_id_from_name(study)
-        kept = self.storage.get_study_system_attrs(number).get(_VLLM)
+        from pydantic import TypeAdapter, ValidationError
+
+        from autotune.engine.probe import VllmInfo
+
+        kept = trials.system_attr(self._reader, study, _VLLM)
         try:
             return None if kept is None else TypeAdapter(VllmInfo).validate_python(kept)
         except ValidationError as e:
@@ -262,12 +320,32 @@ class Store:
         Raises:
             UserError: the study's first run ended before it was made.
         """
+        import optuna
+
         try:
             return optuna.load_study(study_name=name, storage=self.storage)
         except KeyError:
-            raise UserError(
-                f"{self.path}: {name} was begun and never ran; `autotune run` goes on with it"
-            ) from None
+            raise self._never_ran(name) from None
+
+    def stored_study(self, name: str) -> StoredStudy:
+        """Return Optuna's side of a study that exists, read without Optuna.
+
+        Raises:
+            UserError: the study's first run ended before it was made.
+        """
+        found = trials.stored_study(self._reader, name)
+        if found is None:
+            raise self._never_ran(name)
+        return found
+
+    def ran(self, name: str) -> bool:
+        """Return whether a study has Optuna's side, which its first run makes."""
+        return trials.study_id(self._reader, name) is not None
+
+    def _never_ran(self, name: str) -> UserError:
+        return UserError(
+            f"{self.path}: {name} was begun and never ran; `autotune run` goes on with it"
+        )
 
     def trial_id(self, study: str, number: int) -> int:
         """Return Optuna's id of a trial, which is unique in the database."""

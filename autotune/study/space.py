@@ -12,15 +12,12 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:  # needed to run a study only
+    from optuna.distributions import BaseDistribution
 
 Value = int | float | str | bool
 Point = Mapping[str, Value]
@@ -168,6 +165,12 @@ class Space:
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distributions of the encoded parameters."""
+        from optuna.distributions import (
+            CategoricalDistribution,
+            FloatDistribution,
+            IntDistribution,
+        )
+
         out: dict[str, BaseDistribution] = {}
         for name, p in self.params.items():
             match p:

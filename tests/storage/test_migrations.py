@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from sqlalchemy import inspect
 from autotune.errors import DatabaseLocked, UserError
 from autotune.storage import migrations
 from autotune.storage.migrations import REVISIONS, VERSION_TABLE, revision_of, upgrade
-from autotune.storage.schema import Base
 from autotune.storage.store import Store, opened
+from autotune.storage.tables import METADATA
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = sorted((ROOT / "studies" / "results").rglob("*.db"))
@@ -58,7 +59,7 @@ def test_every_row_is_there_after_the_upgrade(committed: Path) -> None:
         [name] = store.study_names()
         first = store.launches.of_study(name)[0]
         assert (first.host, first.worker, first.lease_epoch) == (None, None, None)
-        assert revision_of(store._engine) == REVISIONS[-1]
+        assert revision_of(store._reader) == REVISIONS[-1]
     after = rows(committed)
     assert before.pop("autotune_meta") == [(2,)]
     assert after.pop("autotune_meta") == [(3,)]  # refused by an autotune that knows no revisions
@@ -72,7 +73,7 @@ def test_every_row_is_there_after_the_upgrade(committed: Path) -> None:
 def contents(store: Store) -> list[object]:
     [name] = store.study_names()
     launches = store.launches.of_study(name)
-    plain = [{c: getattr(x, c) for c in x.__table__.columns.keys()} for x in launches]  # noqa: SIM118
+    plain = [{f.name: getattr(x, f.name) for f in fields(x)} for x in launches]
     points = store.load_maps.points(name)
     return [
         plain,
@@ -124,7 +125,7 @@ def test_revisions_give_the_tables_of_the_code(tmp_path: Path) -> None:
             "include_name": ours,
             "version_table": VERSION_TABLE,
         }
-        assert compare_metadata(MigrationContext.configure(c, opts=options), Base.metadata) == []
+        assert compare_metadata(MigrationContext.configure(c, opts=options), METADATA) == []
 
 
 def test_every_revision_is_named() -> None:
@@ -162,7 +163,7 @@ def test_an_upgrade_that_is_killed_leaves_what_was_there(tmp_path: Path) -> None
     assert done.returncode == 9
     assert (schema(path), rows(path)) == before
     with opened(path, write=True) as store:
-        assert revision_of(store._engine) == REVISIONS[-1]
+        assert revision_of(store._reader) == REVISIONS[-1]
         assert {*LATER} <= {*inspect(store._engine).get_table_names()}
 
 
@@ -175,7 +176,7 @@ def test_an_upgrade_that_fails_leaves_what_was_there(
         before = schema(path)
         monkeypatch.setattr("alembic.op.batch_alter_table", _raise)
         with pytest.raises(RuntimeError, match="no space"):
-            upgrade(store._engine, 1.0)
+            upgrade(store._engine, store._reader, 1.0)
         assert schema(path) == before
 
 

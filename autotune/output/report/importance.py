@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-
-import optuna
-from optuna.distributions import IntDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import FrozenTrial, create_trial
+from typing import TYPE_CHECKING
 
 from autotune.results.views import cost
+from autotune.storage.trials import Trial
 from objectives import Objective
+
+if TYPE_CHECKING:  # a report of few trials does without it
+    from optuna.trial import FrozenTrial
 
 # Optuna advises 5 trials at least among the best ones, which are a quarter of all.
 LEAST_TRIALS = 20
@@ -28,7 +27,7 @@ _BEST = 0.25
 
 
 def importances(
-    trials: Sequence[FrozenTrial], objectives: Sequence[Objective]
+    trials: Sequence[Trial], objectives: Sequence[Objective]
 ) -> dict[str, Mapping[str, float]]:
     """Return the share of each parameter in each objective's importance, largest first.
 
@@ -39,11 +38,30 @@ def importances(
     Returns:
         Nothing of fewer than ``LEAST_TRIALS`` trials, or where a single parameter was searched.
     """
-    trials = [_by_equal_steps(t) for t in trials]
+    if len(trials) < LEAST_TRIALS:
+        return {}
+    from optuna import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)  # it names each study that it makes
+    try:
+        return _importances([_by_equal_steps(t) for t in trials], objectives)
+    finally:
+        logging.set_verbosity(before)
+
+
+def _importances(
+    trials: Sequence[FrozenTrial], objectives: Sequence[Objective]
+) -> dict[str, Mapping[str, float]]:
+    import optuna
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.trial import create_trial
+
     searched = {
         name for t in trials for name, space in t.distributions.items() if not space.single()
     }
-    if len(trials) < LEAST_TRIALS or len(searched) < 2:
+    if len(searched) < 2:
         return {}
     found: dict[str, Mapping[str, float]] = {}
     for i, o in enumerate(objectives):
@@ -65,10 +83,14 @@ def importances(
     return found
 
 
-def _by_equal_steps(trial: FrozenTrial) -> FrozenTrial:
+def _by_equal_steps(trial: Trial) -> FrozenTrial:
     """Return a trial with its powers of two as exponents, which are equally far apart."""
-    params, distributions = dict(trial.params), dict(trial.distributions)
-    for name, space in trial.distributions.items():
+    from optuna.distributions import IntDistribution, json_to_distribution
+    from optuna.trial import create_trial
+
+    params = dict(trial.params)
+    distributions = {k: json_to_distribution(kept) for k, kept in trial.distributions.items()}
+    for name, space in list(distributions.items()):
         if isinstance(space, IntDistribution) and space.log:
             params[name] = trial.params[name].bit_length() - 1
             low, high = (x.bit_length() - 1 for x in (space.low, space.high))

@@ -32,9 +32,7 @@ def build(store: Store, view: StudyView) -> Report:
         view,
         loaded.spec,
         store.launches.of_study(name),
-        Recomputed(store, loaded.spec, view.objectives).trials(
-            store.optuna_study(name).get_trials(deepcopy=False)
-        ),
+        Recomputed(store, loaded.spec, view.objectives).trials(store.stored_study(name).trials),
     )
     about = (
         s.spec.description,

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 
-from optuna.trial import FrozenTrial
-
 from autotune.results.recomputed import measurement_of
 from autotune.results.text import Bounds, plain, point_text, value_and_bounds
 from autotune.results.views import StudyView, TrialView
@@ -17,6 +15,7 @@ from autotune.stats import Measurement
 from autotune.storage.records import Quality
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store
+from autotune.storage.trials import Trial
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
 
@@ -37,7 +36,7 @@ class Source:
     view: StudyView
     spec: StudySpec
     launches: Sequence[LaunchRow]
-    trials: Sequence[FrozenTrial]
+    trials: Sequence[Trial]
 
     @cached_property
     def best(self) -> TrialView | None:

@@ -8,10 +8,12 @@ so that a database can be checked without Alembic.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.pool import NullPool
+from autotune.storage.reading import Reader
+
+if TYPE_CHECKING:  # a database is read without it
+    from sqlalchemy import Connection, Engine
 
 # A name of its own: Optuna's `alembic_version` is in the same database.
 VERSION_TABLE = "autotune_alembic_version"
@@ -20,42 +22,46 @@ REVISIONS = ("0001", "0002", "0003")
 _BEFORE_REVISIONS = 2
 
 
-def revision_of(engine: Engine) -> str | None:
+def revision_of(reader: Reader) -> str | None:
     """Return the revision of the tables in a database; None if it has none of autotune's.
 
     A database from before there were revisions has "0001"; what "0002" adds may be there already.
     Any other value is returned as it is: another version of autotune wrote it.
     """
-    tables = inspect(engine)
-    with engine.connect() as c:
-        if tables.has_table(VERSION_TABLE):
-            return str(c.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}")))  # noqa: S608
-        if tables.has_table("autotune_meta"):
-            found = c.scalar(text("SELECT schema FROM autotune_meta"))
-            return REVISIONS[0] if found == _BEFORE_REVISIONS else str(found)
+    tables = reader.tables()
+    if VERSION_TABLE in tables:
+        return str(reader.one(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608
+    if "autotune_meta" in tables:
+        found = reader.one("SELECT schema FROM autotune_meta")
+        return REVISIONS[0] if found == _BEFORE_REVISIONS else str(found)
     return None
 
 
-def upgrade(engine: Engine, busy_timeout_s: float) -> None:
+def upgrade(engine: Engine, reader: Reader, busy_timeout_s: float) -> None:
     """Bring a database to the last revision in one transaction, from any known one or from none.
 
     If the process is killed meanwhile, the database stays as it was.
 
     Args:
         engine: Engine of the database; the upgrade makes its own connection.
+        reader: Reads the same database.
         busy_timeout_s: How long to wait for another program's lock, in seconds.
     """
-    if revision_of(engine) == REVISIONS[-1]:
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    if revision_of(reader) == REVISIONS[-1]:
         return
     mine = create_engine(engine.url, poolclass=NullPool)
     if mine.dialect.name == "sqlite":
         _one_transaction(mine, busy_timeout_s)
     with mine.begin() as connection:
-        _run(connection, revision_of(engine))
+        _run(connection, revision_of(reader))
 
 
 def _one_transaction(engine: Engine, busy_timeout_s: float) -> None:
     """Let SQLAlchemy begin transactions: Python's sqlite3 begins none before a CREATE TABLE."""
+    from sqlalchemy import event
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
@@ -70,6 +76,7 @@ def _one_transaction(engine: Engine, busy_timeout_s: float) -> None:
 def _run(connection: Connection, found: str | None) -> None:
     from alembic import command
     from alembic.config import Config
+    from sqlalchemy import inspect
 
     config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE})
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
