@@ -47,7 +47,7 @@ from typing import Any, Literal
 import optuna
 import yaml
 
-from autotune.bench import Sample
+from autotune.bench.sample import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.output.export.write import shell_command
 from autotune.results.rows import study_rows

@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from autotune.bench import Phase, Request, run_phase
+from autotune.bench.client import run_phase
+from autotune.bench.sample import Phase
+from autotune.bench.workload import Request
 from autotune.study.workload import WorkloadSpec
 
 Log = dict[int, tuple[float, list[float]]]  # request -> when it came, when each chunk was written

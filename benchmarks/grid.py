@@ -42,7 +42,7 @@ class Launch:
         params: The searched parameters with their plain values.
         planned_at: Unix time, s.
         values: Objective values as the study computed them, by name.
-        stats: The server's counters over the measurement (`autotune.bench.ServerStats`).
+        stats: The server's counters over the measurement (`bench.server_metrics.ServerStats`).
         start: Sending, s on the phase's clock.
         ttft: s after ``start``.
         e2el: Last chunk, s after ``start``.

@@ -28,15 +28,16 @@ from typing import Any
 import numpy as np
 from trial_cost import interval
 
-from autotune.bench import Request, build_workload
 from autotune.bench.objectives import study_objectives
 from autotune.bench.sending import send
+from autotune.bench.workload import Request, build_workload
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import AutotuneError
-from autotune.serving import Server, WarmStart
 from autotune.serving.machine import describe_machine
 from autotune.serving.resolve import model_resolver
+from autotune.serving.server import Server
+from autotune.serving.warm_start import WarmStart
 from autotune.stats import Measurement
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point

@@ -45,9 +45,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from autotune.bench import Request, build_workload, difference, scrape
 from autotune.bench.objectives import study_objectives
 from autotune.bench.sending import send
+from autotune.bench.server_metrics import difference, scrape
+from autotune.bench.workload import Request, build_workload
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rules import why_infeasible
@@ -59,9 +60,10 @@ from autotune.errors import (
     TrialFailure,
     UserError,
 )
-from autotune.serving import Server, WarmStart
 from autotune.serving.machine import describe_machine
+from autotune.serving.server import Server
 from autotune.serving.supervisor import PR_SET_PDEATHSIG
+from autotune.serving.warm_start import WarmStart
 from autotune.stats import Measurement
 from autotune.study.files import LoadedStudy, load_study, parse_study, text_without_secrets
 from autotune.study.models import resolve_model

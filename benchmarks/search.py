@@ -12,7 +12,7 @@ requests and the luck of the launch; what a search visited is then judged by the
     tpe, nsga2, gp  Optuna's multivariate TPESampler, NSGAIISampler, GPSampler with their defaults;
                     what cannot launch is told as failed
     botorch         qLogNEHVI over all untried points, where BoTorch is installed
-    ours            `autotune.search.Proposer` in a study that is kept as `autotune run` does
+    ours            `search.proposer.Proposer` in a study that is kept as `autotune run` does
     ours-4          the same after the seeds in batches of four, whose outcomes are known together
 
 `grid` and `sweep` know the rules for nothing, which makes them look better than they are; the
@@ -58,9 +58,8 @@ from optuna.trial import TrialState
 from surfaces import Outcome, World, names, world
 
 from autotune.results.tables import Column, Row, Table, text_lines
-from autotune.search import Proposer, SearchEnds, seed_points
 from autotune.search.front import Direction
-from autotune.search.proposer import nearest
+from autotune.search.proposer import Proposer, SearchEnds, nearest, seed_points
 from autotune.study.space import MNBT, ChoiceParam, N, Value
 
 Floats = NDArray[np.float64]

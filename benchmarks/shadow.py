@@ -31,12 +31,12 @@ from typing import Any
 
 import numpy as np
 
-from autotune.bench import Sample
 from autotune.bench.looks import EarlyEnd, Look, Rival
+from autotune.bench.sample import Sample
 from autotune.bench.session import Measuring
 from autotune.cli.console import Ui
 from autotune.errors import AutotuneError
-from autotune.search import front_numbers
+from autotune.search.front import front_numbers
 from autotune.serving.machine import machine_line
 from autotune.stats import (
     STOPPING_CONFIDENCE,

@@ -59,8 +59,9 @@ from scipy import stats
 
 import objectives
 from autotune import __version__
-from autotune.bench import Sample, Workload, build_workload
+from autotune.bench.sample import Sample
 from autotune.bench.vllm_bench import bench_argv, bench_vllm, owned, read_result
+from autotune.bench.workload import Workload, build_workload
 from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.launch_stages import STAGES, stages_of
 from autotune.engine.probe import VllmInfo, probe
@@ -68,9 +69,9 @@ from autotune.errors import AutotuneError, NothingUsable, UserError
 from autotune.results.client_agreement import samples_of
 from autotune.results.text import number
 from autotune.results.timings import time_view
-from autotune.serving import Server
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.serving.resolve import model_resolver
+from autotune.serving.server import Server
 from autotune.serving.supervisor import PR_SET_PDEATHSIG
 from autotune.stats import Measurement
 from autotune.storage.records import attrs_of

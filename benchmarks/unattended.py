@@ -49,7 +49,7 @@ from autotune.bench.interference import IdleBaseline
 from autotune.bench.objectives import study_objectives
 from autotune.cli.console import Ui
 from autotune.results.views import TrialView
-from autotune.search import grid_points
+from autotune.search.proposer import grid_points
 from autotune.serving.machine import describe_machine
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.schema import LaunchRow, RequestRow

@@ -23,8 +23,15 @@ from rich.console import Console
 from autotune.cli.console import rendered
 from autotune.errors import NothingUsable
 from autotune.results.prediction import GAINS, Outlook, outlook, outlook_page
-from autotune.search import Prediction, SpeculationLaunch, what_if
-from autotune.search.acceptance import DRAFT_FIXED, MOST_N, PER_TOKEN, without
+from autotune.search.acceptance import (
+    DRAFT_FIXED,
+    MOST_N,
+    PER_TOKEN,
+    Prediction,
+    SpeculationLaunch,
+    what_if,
+    without,
+)
 from autotune.stats import ESTIMATOR
 from autotune.storage.store import Store
 from autotune.study.files import load_study

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from autotune.cli.main import main
-from autotune.serving import LivingLaunch
+from autotune.serving.orphans import LivingLaunch
 from autotune.storage.store import Store
 from autotune.study.files import load_study
 from tests.studies import autotune, query, write_study

@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from autotune.bench import Phase, Request, Sample, run_phase
-from autotune.bench.client import Answer
+from autotune.bench.client import Answer, run_phase
+from autotune.bench.sample import Phase, Sample
+from autotune.bench.workload import Request
 from autotune.study.workload import WorkloadSpec
 
 Reader: TypeAlias = asyncio.StreamReader

@@ -20,15 +20,16 @@ import yaml
 from click.testing import CliRunner, Result
 from optuna.trial import TrialState, create_trial
 
-from autotune.bench import Sample, ServerStats
 from autotune.bench.objectives import study_objectives
+from autotune.bench.sample import Sample
+from autotune.bench.server_metrics import ServerStats
 from autotune.cli.main import main
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.results.comparison import Where, compare
 from autotune.results.ratios import Finding
-from autotune.serving import Identity
+from autotune.serving.process_tree import Identity
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.storage.store import Store
 from autotune.study.files import load_study

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autotune.search import ConfirmationVerdict, Direction, plan, verdict
-from autotune.search.confirmation import Launches
+from autotune.search.confirmation import ConfirmationVerdict, Launches, plan, verdict
+from autotune.search.front import Direction
 
 BOTH: tuple[Direction, Direction] = ("maximize", "minimize")
 

@@ -13,8 +13,9 @@ import numpy as np
 import psutil
 import pytest
 
-from autotune.bench import Request, vllm_bench
+from autotune.bench import vllm_bench
 from autotune.bench.vllm_bench import BenchResult, bench_argv, read_result
+from autotune.bench.workload import Request
 from autotune.engine.probe import VllmInfo
 from autotune.errors import MeasureError
 from autotune.results.client_agreement import (

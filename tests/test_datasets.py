@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from autotune.bench import Request, Workload, build_workload
+from autotune.bench.workload import Request, Workload, build_workload
 from autotune.errors import UserError
 from autotune.storage.store import opened
 from autotune.study.differences import contents, fingerprint, fingerprint_of_0_1

@@ -24,8 +24,8 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.bench import build_workload
 from autotune.bench.objectives import study_objectives
+from autotune.bench.workload import build_workload
 from autotune.cli.main import main
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError

@@ -19,9 +19,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from autotune.bench import Counters, ServerStats, difference, scrape
 from autotune.bench.client import Answer, _Connection
-from autotune.bench.server_metrics import parse
+from autotune.bench.server_metrics import Counters, ServerStats, difference, parse, scrape
 from autotune.errors import FailureKind, MeasureError
 from tests.fuzzing import fuzz
 from tests.studies import autotune, query, trials, write_study

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from autotune.bench import Request, Sample, ServerStats, Workload, build_workload
 from autotune.bench.interference import IdleBaseline, MachineState
+from autotune.bench.sample import Sample
+from autotune.bench.server_metrics import ServerStats
 from autotune.bench.session import Result
+from autotune.bench.workload import Request, Workload, build_workload
 from autotune.engine.command import LaunchPlan, plan_launch
 from autotune.engine.draft_schedule import (
     SCHEDULE,
@@ -34,7 +36,7 @@ from autotune.results.load_map import (
     load_sweep_lines,
 )
 from autotune.results.read_load_map import PARTS
-from autotune.serving import Identity
+from autotune.serving.process_tree import Identity
 from autotune.stats import Interval
 from autotune.stats.crossover import Rate, Schedule
 from autotune.stats.stopping import Stop

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import autotune.stats
-from autotune.bench import Sample
+from autotune.bench.sample import Sample
 from autotune.stats import Measurement, Scatter, percentile_interval, quantile, throughput_interval
 from autotune.stats.intervals import quantile_bound
 from autotune.stats.measurement import Floats

@@ -21,10 +21,13 @@ import numpy as np
 import pytest
 
 import objectives
-from autotune.bench import Counters, Request, Sample, Workload, session
+from autotune.bench import session
 from autotune.bench.interference import IdleBaseline
 from autotune.bench.looks import Look, Rival
+from autotune.bench.sample import Sample
+from autotune.bench.server_metrics import Counters
 from autotune.bench.session import Measuring, Result
+from autotune.bench.workload import Request, Workload
 from autotune.errors import FailureKind, MeasureError
 from autotune.results.recomputed import measurement_of
 from autotune.results.trials import quality_warnings

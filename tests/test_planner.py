@@ -17,7 +17,7 @@ import objectives
 from autotune.api import _Listener
 from autotune.errors import FailureKind, MeasureError, TrialFailure
 from autotune.results.standing import Standing, counts
-from autotune.search import Proposer, SearchEnds, SpaceExhausted
+from autotune.search.proposer import Proposer, SearchEnds, SpaceExhausted
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.store import opened
 from autotune.study.files import load_study

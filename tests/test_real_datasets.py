@@ -16,13 +16,14 @@ from typing import cast
 import httpx
 import pytest
 
-from autotune.bench import Sample, Workload, build_workload
+from autotune.bench.sample import Sample
 from autotune.bench.sending import send
+from autotune.bench.workload import Workload, build_workload
 from autotune.engine.command import free_port
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import MeasureError
-from autotune.serving import Server
 from autotune.serving.process_tree import processes_of
+from autotune.serving.server import Server
 from autotune.study.workload import WorkloadSpec
 from tests.test_real_server import SERVER, demo_server
 

@@ -12,8 +12,10 @@ import pytest
 
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
-from autotune.serving import Server, WarmStart, warm_start
+from autotune.serving import warm_start
 from autotune.serving.process_tree import port_is_free, processes_of
+from autotune.serving.server import Server
+from autotune.serving.warm_start import WarmStart
 from autotune.study.schema import ServerSpec
 
 pytestmark = pytest.mark.real

@@ -24,7 +24,8 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 import objectives
-from autotune.bench import Sample, ServerStats
+from autotune.bench.sample import Sample
+from autotune.bench.server_metrics import ServerStats
 from autotune.engine.command import plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.output.figures.pareto import pareto_figure
@@ -37,8 +38,8 @@ from autotune.results.recomputed import Recomputed
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
 from autotune.results.views import StudyView, TrialView
-from autotune.serving import Identity
 from autotune.serving.machine import describe_machine
+from autotune.serving.process_tree import Identity
 from autotune.stats import ESTIMATOR, Estimate
 from autotune.stats.intervals import MEAN_FACTOR
 from autotune.storage.records import Quality, attrs_of

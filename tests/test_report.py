@@ -27,9 +27,10 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
-from autotune.bench import Sample, ServerStats
 from autotune.bench.interference import IdleBaseline
 from autotune.bench.objectives import study_objectives
+from autotune.bench.sample import Sample
+from autotune.bench.server_metrics import ServerStats
 from autotune.cli.main import main
 from autotune.engine.command import LaunchPlan
 from autotune.engine.launch_stages import STAGES, Stages

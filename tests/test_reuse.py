@@ -16,8 +16,10 @@ import pytest
 import yaml
 from optuna.trial import TrialState, create_trial
 
-from autotune.bench import Sample, ServerStats, build_workload
 from autotune.bench.objectives import study_objectives
+from autotune.bench.sample import Sample
+from autotune.bench.server_metrics import ServerStats
+from autotune.bench.workload import build_workload
 from autotune.engine.command import plan_launch
 from autotune.engine.compile_cache import CacheUse, CompileCache, compile_cache_of
 from autotune.engine.launch_stages import STAGES, Stages
@@ -28,8 +30,8 @@ from autotune.results.timings import time_json, time_lines, time_view
 from autotune.results.trial_story import trial_story
 from autotune.results.trials import study_view
 from autotune.results.views import origin_lines
-from autotune.serving import Identity
 from autotune.serving.machine import describe_machine, machine_line
+from autotune.serving.process_tree import Identity
 from autotune.stats import ESTIMATOR, Interval, Measurement, standard_error
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study

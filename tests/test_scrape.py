@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from autotune.bench import Counters, difference, scrape
-from autotune.bench.server_metrics import parse
+from autotune.bench.server_metrics import Counters, difference, parse, scrape
 from autotune.errors import FailureKind, MeasureError
 
 

@@ -14,21 +14,20 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.engine.rules import why_infeasible
-from autotune.search import (
+from autotune.search import model as model_module
+from autotune.search import proposer as proposer_module
+from autotune.search.front import Direction, baseline_speedup, front_numbers
+from autotune.search.gain import Belief, gains, potential
+from autotune.search.model import propose
+from autotune.search.proposer import (
     Converged,
     Proposer,
     SpaceExhausted,
-    baseline_speedup,
-    front_numbers,
     grid_points,
+    informative,
+    launched_of,
     seed_points,
 )
-from autotune.search import model as model_module
-from autotune.search import proposer as proposer_module
-from autotune.search.front import Direction
-from autotune.search.gain import Belief, gains, potential
-from autotune.search.model import propose
-from autotune.search.proposer import informative, launched_of
 from autotune.study.space import MNBT, ChoiceParam, FloatParam, IntParam, N, Point, Pow2Param, Space
 
 BOTH: tuple[Direction, ...] = ("maximize", "minimize")

@@ -19,9 +19,9 @@ import pytest
 from autotune.engine.command import LAUNCH_VARIABLE, free_port, plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError, StopError, UserError
-from autotune.serving import Identity, Server, end_orphan
 from autotune.serving.gpu_memory import SLACK_MIB, gpu_memory
-from autotune.serving.process_tree import processes_of, start_ticks
+from autotune.serving.process_tree import Identity, end_orphan, processes_of, start_ticks
+from autotune.serving.server import Server
 from autotune.serving.supervisor import HEAD_BYTES, LOG_BYTES, TAIL_BYTES
 from autotune.study.schema import ServerSpec
 

@@ -24,9 +24,11 @@ import pytest
 from autotune.engine.command import LAUNCH_VARIABLE, free_port, plan_launch
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError
-from autotune.serving import Identity, Server, WarmStart, warm_start
+from autotune.serving import warm_start
 from autotune.serving._fork_server import OPENMP, changes, leave_ports, openmp
-from autotune.serving.process_tree import processes_of, start_ticks
+from autotune.serving.process_tree import Identity, processes_of, start_ticks
+from autotune.serving.server import Server
+from autotune.serving.warm_start import WarmStart
 from autotune.study.schema import ServerSpec
 from autotune.tuning import recovery
 from tests.standin import DUMPS, MODULE, write_vllm

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.bench import Workload, build_workload
+from autotune.bench.workload import Workload, build_workload
 from autotune.errors import UserError
 from autotune.study.workload import WorkloadSpec
 

@@ -1,4 +1,4 @@
-"""The streaming client: it sends requests and makes one :class:`~autotune.bench.Sample` of each.
+"""The streaming client: it makes one :class:`~autotune.bench.sample.Sample` of each request.
 
 **Times.** ``start`` is taken when the request is written to a connection that is already open.
 TTFT runs from there to the first chunk with text; a chat's first chunk, which has only a role, does

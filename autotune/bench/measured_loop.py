@@ -98,7 +98,7 @@ class MeasuredLoop:
             self._at_first()
 
     def choose(self) -> tuple[int, str] | None:
-        """Return the next request and its phase, as :func:`autotune.bench.run_phase` wants it."""
+        """Return the next request and its phase, for :func:`autotune.bench.client.run_phase`."""
         return next(self._choices, None)
 
     def _in_order(self) -> Iterator[tuple[int, str]]:

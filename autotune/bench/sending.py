@@ -15,7 +15,7 @@ from autotune.errors import FailureKind, MeasureError, TrialFailure
 from autotune.study.workload import WorkloadSpec
 
 if TYPE_CHECKING:
-    from autotune.serving import Server
+    from autotune.serving.server import Server
 
 # Seconds that a server has to end after a failed request: the API process outlives its engine.
 DYING_S = 3.0
@@ -34,7 +34,7 @@ def send(
     choose: Callable[[], tuple[int, str] | None] | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> tuple[Sample, ...]:
-    """Send one phase of requests; the arguments are those of :func:`autotune.bench.run_phase`.
+    """Send one phase of requests; arguments as of :func:`autotune.bench.client.run_phase`.
 
     Returns:
         The answered requests in their order, all of them successful.

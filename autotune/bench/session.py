@@ -20,13 +20,15 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from autotune.bench import Counters, Request, Sample, ServerStats, Workload, difference, scrape
 from autotune.bench.counting import Counting, gpus_of_server
 from autotune.bench.energy import with_energy
 from autotune.bench.interference import IdleBaseline, LoadWatch, MachineState
 from autotune.bench.looks import EarlyEnd, Look, Rival
 from autotune.bench.measured_loop import MeasuredLoop, Warmup
+from autotune.bench.sample import Sample
 from autotune.bench.sending import blamed, send
+from autotune.bench.server_metrics import Counters, ServerStats, difference, scrape
+from autotune.bench.workload import Request, Workload
 from autotune.errors import FailureKind, MeasureError
 from autotune.serving.nvml import Energy, EnergyMeter
 from autotune.stats import (
@@ -50,7 +52,7 @@ from autotune.study.schema import StudySpec
 from objectives import Objective, WithEnergy
 
 if TYPE_CHECKING:
-    from autotune.serving import Server
+    from autotune.serving.server import Server
 
 
 @dataclass(frozen=True)

@@ -446,9 +446,7 @@ def _roots(reported: Sequence[_Error]) -> list[int]:
     ]
 
 
-def _by_rule(
-    log: Sequence[str], reported: Sequence[_Error], roots: Sequence[int]
-) -> Cause | None:
+def _by_rule(log: Sequence[str], reported: Sequence[_Error], roots: Sequence[int]) -> Cause | None:
     """Return the verdict of the first rule that matches; None: none does."""
     errors = [e.text for e in reported]
     whole = "\n".join(log)

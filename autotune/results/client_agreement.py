@@ -39,7 +39,8 @@ from typing import Any
 
 import numpy as np
 
-from autotune.bench import Sample, ServerStats
+from autotune.bench.sample import Sample
+from autotune.bench.server_metrics import ServerStats
 from autotune.bench.vllm_bench import METRICS, PERCENTS, BenchResult
 from autotune.errors import FailureKind, MeasureError
 from autotune.results.text import number, plain, point_text

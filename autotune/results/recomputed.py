@@ -75,7 +75,7 @@ class Recomputed:
         return list(_without(self._gone, out, found)) if self._gone else out
 
     def _trial(self, t: T) -> T:
-        if not t.state in FINISHED:
+        if t.state not in FINISHED:
             return t
         out = self._known[t.number] = self._finished(t)
         if out is not t and attrs_of(out).quality.outdated is not None:

@@ -46,7 +46,7 @@ Ints = NDArray[np.int64]
 
 
 class SampleLike(Protocol):
-    """A request that can be measured, such as :class:`autotune.bench.Sample`."""
+    """A request that can be measured, such as :class:`autotune.bench.sample.Sample`."""
 
     @property
     def status(self) -> str: ...

@@ -15,9 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from autotune.bench import Request, Sample, difference, scrape
+from autotune.bench.sample import Sample
 from autotune.bench.sending import blamed, send
+from autotune.bench.server_metrics import difference, scrape
 from autotune.bench.vllm_bench import bench_argv, bench_vllm, read_result, run_bench
+from autotune.bench.workload import Request
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, MeasureError, NothingUsable, TrialFailure, UserError
 from autotune.results.client_agreement import (
@@ -31,8 +33,8 @@ from autotune.results.client_agreement import (
     samples_of,
 )
 from autotune.results.text import point_text
-from autotune.serving import Server
 from autotune.serving.machine import machine_line
+from autotune.serving.server import Server
 from autotune.stats import Measurement
 from autotune.storage.schema import LaunchRow
 from autotune.study.schema import StudySpec

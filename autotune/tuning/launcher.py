@@ -27,9 +27,11 @@ from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.compile_cache import compile_cache_of
 from autotune.engine.launch_stages import StageClock, head_of, stages_of
 from autotune.errors import LaunchError, TrialFailure
-from autotune.serving import LogFolder, Server, WarmStart
 from autotune.serving.gpu_memory import gpu_memory
+from autotune.serving.logs import LogFolder
 from autotune.serving.machine import available_memory, describe_machine
+from autotune.serving.server import Server
+from autotune.serving.warm_start import WarmStart
 from autotune.storage.schema import NO_TRIAL
 from autotune.study.schema import ServerSpec
 from autotune.study.space import Point
@@ -160,7 +162,7 @@ class Launcher:
 
     @property
     def untested(self) -> str | None:
-        """Why no server starts warm with this vLLM: see :class:`autotune.serving.WarmStart`."""
+        """Why no server starts warm: see :class:`autotune.serving.warm_start.WarmStart`."""
         return None if self._warm is None else self._warm.untested
 
     def __enter__(self) -> Launcher:

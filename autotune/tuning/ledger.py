@@ -14,7 +14,7 @@ from autotune.engine.command import LaunchPlan
 from autotune.engine.compile_cache import CompileCache
 from autotune.engine.launch_stages import Stages
 from autotune.errors import MachineError, TrialFailure
-from autotune.serving import Identity
+from autotune.serving.process_tree import Identity
 from autotune.storage.lease import file_identity
 from autotune.storage.schema import NO_TRIAL, LaunchRow
 from autotune.storage.store import Store

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.bench import Request, Sample, Workload, build_workload
+from autotune.bench.sample import Sample
+from autotune.bench.workload import Request, Workload, build_workload
 from autotune.engine.draft_schedule import scheduled, why_no_schedule
 from autotune.errors import (
     MachineError,

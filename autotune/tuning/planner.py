@@ -16,15 +16,17 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.results.standing import Standing, counts, is_finished
 from autotune.results.trials import trial_views
 from autotune.results.views import cost
-from autotune.search import (
+from autotune.search.confirmation import plan
+from autotune.search.proposer import (
+    PointSet,
     Proposer,
     SearchEnds,
     SpaceExhausted,
     grid_points,
-    plan,
+    nearest,
     seed_points,
+    tried_points,
 )
-from autotune.search.proposer import PointSet, nearest, tried_points
 from autotune.storage.records import Role, TrialAttrs, attrs_of
 from autotune.study.schema import StudySpec
 from autotune.study.space import Point, Space, Value, canonical

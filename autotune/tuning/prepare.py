@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from autotune.bench import Workload, build_workload
 from autotune.bench.objectives import study_objectives
+from autotune.bench.workload import Workload, build_workload
 from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags

@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from autotune.results.text import plain
-from autotune.serving import (
-    FORK_SERVER,
-    Identity,
-    LivingLaunch,
-    end_living,
-    end_orphan,
-    living_launches,
-)
+from autotune.serving.orphans import LivingLaunch, end_living, living_launches
+from autotune.serving.process_tree import Identity, end_orphan
+from autotune.serving.warm_start import FORK_SERVER
 from autotune.storage.lease import exclusive, is_free
 from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow

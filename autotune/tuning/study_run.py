@@ -17,8 +17,7 @@ from optuna.trial import FrozenTrial
 from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure, UserError
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
-from autotune.search import Converged, Proposer, SearchEnds
-from autotune.search.proposer import CHALLENGES
+from autotune.search.proposer import CHALLENGES, Converged, Proposer, SearchEnds
 from autotune.stats import expected_between
 from autotune.storage.names import output_folder
 from autotune.storage.records import Role, attrs_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from autotune.bench.interference import IdleBaseline, MachineState, disturbed, take_idle_baseline
 from autotune.bench.session import Measuring
-from autotune.serving import Server
+from autotune.serving.server import Server
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Tools:
     """The seams between a run and its machine.
 
     Attributes:
-        server: Makes a server from its plan (:class:`autotune.serving.Server`).
+        server: Makes a server from its plan (:class:`autotune.serving.server.Server`).
         take_idle_baseline: Looks at the idle machine before a launch.
         disturbed: Says why a measured launch was disturbed.
         measuring: Makes the measurement of one server (:class:`autotune.bench.session.Measuring`).

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-from autotune.bench import Sample
 from autotune.bench.looks import Rival
+from autotune.bench.sample import Sample
 from autotune.bench.session import Result
 from autotune.errors import FailureKind, TrialFailure
 from autotune.serving.interrupts import held_back

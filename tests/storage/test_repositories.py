@@ -8,13 +8,14 @@ import optuna
 import pytest
 from sqlalchemy import URL, select
 
-from autotune.bench import Sample, ServerStats
+from autotune.bench.sample import Sample
+from autotune.bench.server_metrics import ServerStats
 from autotune.engine.command import LaunchPlan
 from autotune.engine.compile_cache import CacheUse, CompileCache
 from autotune.engine.launch_stages import Stages
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, TrialFailure, UserError
-from autotune.serving import Identity
+from autotune.serving.process_tree import Identity
 from autotune.storage.names import launch_text, load_sweep_name
 from autotune.storage.schema import NO_TRIAL, LaunchRow, LeaseRow, WorkerRow
 from autotune.storage.store import Store, opened
