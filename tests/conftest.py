@@ -57,7 +57,7 @@ def _group(item: pytest.Item) -> str:
     module = item.nodeid.partition("::")[0]
     if "double" not in marks:
         return f"{FAST}-{module}"
-    if module.endswith(("test_faults.py", "test_ledger.py")):
+    if module.endswith(("test_faults.py", "test_recovery.py")):
         return ORPHANS  # `autotune reap` ends those of every test
     return f"{DOUBLE}-{module}"
 

@@ -111,7 +111,7 @@ def write_study_with_a_bad_point(folder: Path, **changes: object) -> Path:
     )
 
 
-# No PNGs: each start of a browser takes seconds, and tests/test_plots.py draws them.
+# No PNGs: each start of a browser takes seconds, and tests/output/test_figures.py draws them.
 NO_BROWSER = {"BROWSER_PATH": "/nonexistent"}
 
 

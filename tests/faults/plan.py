@@ -123,7 +123,7 @@ PROCESSES = (
             ALL,
             hits=((Target.TUNER, signum),),
             env=STUBBORN,
-            # SIGINT: tests/test_tune.py; SIGHUP: with the terminal, below
+            # SIGINT: tests/tuning/test_study_run.py; SIGHUP: with the terminal, below
             quick=TERMINATED if signum is signal.SIGTERM else (),
         )
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -81,8 +81,8 @@ that has imported vLLM once, the *fork server*. It adds nothing that could be le
   did (environment, working directory, cores), are launched in the ordinary way. So is everything
   after a first forked server that does not come up and does not tell why.
 - A forked server has the files, signals, limits, session, arguments, module path and environment
-  of a started one: `tests/test_template.py` compares them, `tests/test_real_server.py` the answers
-  of a real one, its processes, their cores and the worker's threads. What differs:
+  of a started one: `tests/serving/test_warm_start.py` compares them, `tests/test_real_server.py`
+  the answers of a real one, its processes, their cores and the worker's threads. What differs:
   - On a CPU, EngineCore and worker are forked, as on a GPU, where vLLM would spawn them. So these
     processes hold more files that they inherited, and their logs lack the lines that vLLM writes
     once per process, where an ancestor has written them.
@@ -97,10 +97,10 @@ that has imported vLLM once, the *fork server*. It adds nothing that could be le
 With `server.ahead`, several servers of one run are alive. Each is a launch of its own: in the
 ledger before its process exists, with its own supervisor, launch id, port and log, and in `autotune
 ps` as *prelaunched*. When the run ends, for any reason, they all end as one would:
-`tests/test_ahead.py` kills a run with four (SIGINT, SIGKILL), checks that nothing of them is left,
-and resumes with the same command; on an H100 a run was killed with two, and ten seconds later the
-GPU held nothing. What was prelaunched but not needed belongs to no trial. The memory of a GPU is
-that of all of them, so its return is proven when the last one has ended.
+`tests/tuning/test_prelaunch.py` kills a run with four (SIGINT, SIGKILL), checks that nothing of
+them is left, and resumes with the same command; on an H100 a run was killed with two, and ten
+seconds later the GPU held nothing. What was prelaunched but not needed belongs to no trial. The
+memory of a GPU is that of all of them, so its return is proven when the last one has ended.
 """.splitlines()
 
 
@@ -124,8 +124,8 @@ def _kinds() -> list[str]:
         "*CPU run*: with a real vLLM 0.32 on a CPU, whose logs are kept in `tests/logs`; *source*:",
         "put together from the texts in vLLM's source; *double*: the server double of the tests. A",
         "database that another program locks is waited for, 10 minutes at most. That GPU memory is",
-        "back before the next launch is tested where there is a GPU (`tests/test_server.py`; it",
-        "passed on an H100 on 2026-11-24).",
+        "back before the next launch is tested where there is a GPU",
+        "(`tests/serving/test_server.py`; it passed on an H100 on 2026-11-24).",
     ]
 
 

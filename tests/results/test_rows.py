@@ -7,9 +7,10 @@ from pathlib import Path
 
 from autotune import Result
 from autotune.results.rows import chosen_by
+from tests.paths import ROOT
 from tests.studies import autotune
 
-STORED = Path(__file__).parents[2] / "studies" / "results" / "demo-cpu" / "autotune.db"
+STORED = ROOT / "studies" / "results" / "demo-cpu" / "autotune.db"
 
 
 def test_rows_are_what_the_command_prints(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from autotune.storage import migrations
 from autotune.storage.migrations import REVISIONS, VERSION_TABLE, revision_of, upgrade
 from autotune.storage.store import Store, opened
 from autotune.storage.tables import METADATA
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 COMMITTED = sorted((ROOT / "studies" / "results").rglob("*.db"))
 LATER = ("autotune_map_points", "autotune_loads", "autotune_stages", "autotune_compile_cache")
 

@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autotune.errors import UserError
 from autotune.storage.store import Store, opened
 from autotune.storage.trials import FINISHED, REVISIONS, State, Trial
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 COMMITTED = sorted(ROOT.glob("studies/results/**/*.db"))
 
 

@@ -34,8 +34,8 @@ from autotune.stats import ESTIMATOR
 from autotune.storage.schema import StudyRow
 from autotune.storage.store import Store, opened
 from tests import test_report
+from tests.output.test_report import CONFIRMED, EVIL, STORED, Row
 from tests.study_views import P95, THROUGHPUT, study
-from tests.test_report import CONFIRMED, EVIL, STORED, Row
 
 pytestmark = [
     pytest.mark.slow,

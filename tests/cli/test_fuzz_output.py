@@ -22,9 +22,7 @@ from hypothesis import strategies as st
 from autotune.bench.client import Answer, _Connection
 from autotune.bench.server_metrics import Counters, ServerStats, difference, parse, scrape
 from autotune.errors import FailureKind, MeasureError
-from tests.fuzzing import fuzz
-from tests.studies import autotune, query, trials, write_study
-from tests.test_client import (
+from tests.bench.test_client import (
     DONE,
     GOOD,
     HEAD,
@@ -39,7 +37,9 @@ from tests.test_client import (
     text,
     usage,
 )
-from tests.test_scrape import page, serving
+from tests.bench.test_server_metrics import page, serving
+from tests.fuzzing import fuzz
+from tests.studies import autotune, query, trials, write_study
 
 pytestmark = pytest.mark.slow
 

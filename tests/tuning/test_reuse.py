@@ -38,6 +38,7 @@ from autotune.study.files import load_study
 from autotune.study.space import MNBT, N, Point
 from autotune.tuning.prepare import Prepared, baseline_point
 from autotune.tuning.reuse import Found, Source, find, take
+from tests.paths import ROOT
 from tests.studies import autotune, processes_of, query, write_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -775,6 +776,6 @@ def test_the_compile_cache_is_kept_and_shown(tmp_path: Path) -> None:
         assert not any("torch.compile" in line for line in trial_story(store, "old", 2))
     finally:
         store.close()
-    results = Path(__file__).parents[1] / "studies" / "results"
+    results = ROOT / "studies" / "results"
     with opened(results / "demo-cpu" / "autotune.db") as earlier:  # has no table of them
         assert earlier.launches.compile_caches("demo-cpu") == {}

@@ -24,10 +24,11 @@ from autotune.serving.process_tree import Identity, end_orphan, processes_of, st
 from autotune.serving.server import Server
 from autotune.serving.supervisor import HEAD_BYTES, LOG_BYTES, TAIL_BYTES
 from autotune.study.schema import ServerSpec
+from tests.paths import TESTS
 
 pytestmark = pytest.mark.double
 
-DOUBLE = Path(__file__).with_name("double.py")
+DOUBLE = TESTS / "double.py"
 INFO = VllmInfo("0.32.0", None, sys.executable, None, None, (), ())
 Make = Callable[..., Server]
 

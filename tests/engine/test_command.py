@@ -18,6 +18,7 @@ from autotune.errors import UserError
 from autotune.study.files import parse_study
 from autotune.study.schema import ServerSpec
 from autotune.study.secrets import secret_values
+from tests.paths import ROOT
 
 OPTIONS = {
     "model": None,
@@ -422,7 +423,7 @@ def test_probe_says_in_one_line_that_vllm_does_not_import(
 
 def test_shim_runs_the_next_sitecustomize(tmp_path: Path):
     (tmp_path / "sitecustomize.py").write_text("import os; os.environ['NEXT'] = 'ran'")
-    shim = Path(__file__).parent.parent / "autotune/engine/shim"
+    shim = ROOT / "autotune/engine/shim"
     code = "import os, importlib.util as u; print(os.environ.get('NEXT'), u.find_spec('fractions'))"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -37,6 +37,7 @@ from autotune.storage.store import Store
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
 from tests.fuzzing import fuzz
+from tests.paths import ROOT
 from tests.studies import autotune, write_study
 from tests.study_views import P95, study
 
@@ -376,7 +377,7 @@ def test_a_gain_that_cannot_be_is_refused(gain: float) -> None:
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    folder = Path(__file__).parents[1] / "benchmarks"
+    folder = ROOT / "benchmarks"
     monkeypatch.syspath_prepend(folder)
     return runpy.run_path(str(folder / "acceptance.py"))
 
@@ -399,7 +400,7 @@ def test_a_second_launch_learns_where_steps_begin(
 
 
 def test_the_benchmark_reads_a_measured_grid(benchmark: dict[str, Any]) -> None:
-    grid = Path(__file__).parents[1] / "benchmarks" / "data" / "demo-cpu-grid.npz"
+    grid = ROOT / "benchmarks" / "data" / "demo-cpu-grid.npz"
     text = "\n".join(benchmark["report"](grid))
     assert "tokens per step" in text
     assert "tok/s" in text

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, Field
 
 from autotune.study import reference
 from autotune.study.schema import StudySpec
+from tests.paths import ROOT
 
-FILE = Path(__file__).parent.parent / "docs" / "study-reference.md"
+FILE = ROOT / "docs" / "study-reference.md"
 
 
 def keys(model: type[BaseModel]) -> Iterator[str]:

@@ -30,7 +30,7 @@ from autotune.output.export.job import Format, label
 from autotune.study.files import parse_study
 from autotune.study.schema import ServerSpec
 from autotune.study.space import MNBT, N
-from tests.test_comparison import BASELINE, GOOD, MACHINE, Run, runs, stored
+from tests.results.test_comparison import BASELINE, GOOD, MACHINE, Run, runs, stored
 
 # What some shell, YAML or unit file would take for something else.
 NASTY = (

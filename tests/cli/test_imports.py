@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from autotune.cli.main import main
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 DATABASE = ROOT / "studies/results/demo-cpu/autotune.db"
 TIMED = ROOT / "studies/results/demo-cpu-against-grid/autotune.db"
 SWEPT = ROOT / "studies/results/smollm2-h200/autotune.db"

@@ -31,12 +31,11 @@ from autotune.serving.server import Server
 from autotune.serving.warm_start import WarmStart
 from autotune.study.schema import ServerSpec
 from autotune.tuning import recovery
+from tests.paths import ROOT
 from tests.standin import DUMPS, MODULE, write_vllm
 from tests.studies import autotune, owned, query, write_study
 
 double = pytest.mark.double
-
-ROOT = Path(__file__).parent.parent
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -505,7 +504,7 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path, stage: str) -> None:
     program = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from tests.test_template import Bench\n"
+        "from tests.serving.test_warm_start import Bench\n"
         f"bench = Bench(Path({str(folder)!r}), **{code if stage == 'importing' else {}})\n"
         "os.chdir(bench.folder)\n"
         f"server = bench.up(bench.warm, DOUBLE_CHILD='stubborn', DOUBLE_STUBBORN='1')\n"

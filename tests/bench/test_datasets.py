@@ -19,9 +19,10 @@ from autotune.storage.store import opened
 from autotune.study.differences import contents, fingerprint, fingerprint_of_0_1
 from autotune.study.files import LoadedStudy, parse_study
 from autotune.study.workload import WorkloadSpec
+from tests.paths import ROOT
 from tests.studies import autotune, query, write_study
 
-RESULTS = Path(__file__).parent.parent / "studies" / "results"
+RESULTS = ROOT / "studies" / "results"
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from autotune.engine.failures import MAX_EVIDENCE, MAX_WIDTH, Cause, classify
 from autotune.errors import FailureKind
+from tests.paths import TESTS
 
-LOGS = Path(__file__).with_name("logs")
+LOGS = TESTS / "logs"
 
 
 def verdict(name: str, exit_code: int | None = 1, *, oom_killed: bool = False) -> Cause:

@@ -30,6 +30,7 @@ from autotune.tuning.prepare import prepare
 from autotune.tuning.progress import At
 from autotune.tuning.study_run import run_study
 from objectives import Objective
+from tests.paths import ROOT
 from tests.studies import use_tools
 from tests.surroundings import timed_idle_baseline
 
@@ -39,7 +40,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`benchmarks/unattended.py`, which makes studies of any length."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import unattended
 
     return unattended

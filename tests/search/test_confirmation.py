@@ -9,6 +9,7 @@ import pytest
 
 from autotune.search.confirmation import ConfirmationVerdict, Launches, plan, verdict
 from autotune.search.front import Direction
+from tests.paths import ROOT
 
 BOTH: tuple[Direction, Direction] = ("maximize", "minimize")
 
@@ -176,7 +177,7 @@ def test_the_winner_of_equals_is_not_promised_too_much() -> None:
 
 
 def test_a_study_is_exported_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import grid
 
     demo = grid.ROOT / "studies" / "results" / "demo-cpu" / "autotune.db"

@@ -13,6 +13,7 @@ from autotune.cli.main import main
 from autotune.serving.orphans import LivingLaunch
 from autotune.storage.store import Store
 from autotune.study.files import load_study
+from tests.paths import ROOT
 from tests.studies import autotune, query, write_study
 
 
@@ -175,7 +176,7 @@ def test_init_writes_a_study_that_loads_and_never_overwrites(here: Path) -> None
 
 
 def test_a_long_environment_variable_is_shown_in_short_and_kept_whole(here: Path) -> None:
-    stored = Path(__file__).parent.parent / "studies" / "results" / "smollm2-h200" / "autotune.db"
+    stored = ROOT / "studies" / "results" / "smollm2-h200" / "autotune.db"
     (here / "autotune.db").write_bytes(stored.read_bytes())
     lines = call("status", "--trial", "3").output.splitlines()
     shown = [line.partition("=") for line in lines if line.startswith("  environment: ")]

@@ -32,6 +32,7 @@ from autotune.study.space import (
     effective,
     same_launch,
 )
+from tests.paths import ROOT
 
 DRAFT_TP = "speculative.draft_tensor_parallel_size"
 CHOICE = {"type": "choice", "choices": [1, 2]}
@@ -76,7 +77,7 @@ def test_a_study_of_an_earlier_version_keeps_its_exponents() -> None:
 
 @pytest.mark.parametrize("name", ["demo-cpu", "smollm2-h200", "smollm2-h200-c32"])
 def test_committed_studies_are_read_as_they_were_kept(tmp_path: Path, name: str) -> None:
-    results = Path(__file__).parents[1] / "studies" / "results"
+    results = ROOT / "studies" / "results"
     database = shutil.copy(results / name / "autotune.db", tmp_path / "autotune.db")
     with opened(Path(database)) as store:
         s = store.load_study(name)[0].spec.to_space()

@@ -6,7 +6,6 @@ import math
 import runpy
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +32,7 @@ from autotune.stats import (
 from autotune.stats.measurement import Floats
 from autotune.stats.stopping import LEAST_BETWEEN, USUAL_BETWEEN, relative_half_width
 from autotune.stats.warmup import fewest
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ RUNS = 2000
 
 @cache
 def bench() -> Any:
-    path = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
+    path = ROOT / "benchmarks" / "coverage.py"
     return SimpleNamespace(**runpy.run_path(str(path)))
 
 

@@ -13,9 +13,10 @@ import pytest
 from autotune.engine.launch_stages import STAGES, StageClock, Stages, head_of, stages_of
 from autotune.output.figures.timings import time_figure
 from autotune.results.timings import TimeView, TrialTime, time_json, time_lines
+from tests.paths import ROOT, TESTS
 from tests.studies import autotune, query, write_study
 
-LOGS = Path(__file__).parent / "logs"
+LOGS = TESTS / "logs"
 REAL = LOGS / "0.32.0-engine_killed.log"  # it started, on two CPU cores, and was killed later
 
 # What a GPU's server says, put together from vLLM's source: 0.26 and 0.32 v1/worker/
@@ -260,7 +261,7 @@ def test_a_run_splits_every_launch_and_says_so(tmp_path: Path) -> None:
 
 
 def test_a_database_from_before_time_was_split_says_so(tmp_path: Path) -> None:
-    results = Path(__file__).parents[1] / "studies" / "results"
+    results = ROOT / "studies" / "results"
     shutil.copy(results / "demo-cpu" / "autotune.db", tmp_path)
     old = autotune("status", "--time", cwd=tmp_path)
     assert old.returncode == 2

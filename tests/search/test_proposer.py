@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from autotune.search.proposer import (
     seed_points,
 )
 from autotune.study.space import MNBT, ChoiceParam, FloatParam, IntParam, N, Point, Pow2Param, Space
+from tests.paths import ROOT
 
 BOTH: tuple[Direction, ...] = ("maximize", "minimize")
 
@@ -381,7 +381,7 @@ def test_the_search_needs_no_torch() -> None:
         "t.Proposer(t.SPACE, t.infeasible, t.BOTH, method='gp', seed=0).propose(t.measured(6)); "
         "print('torch' in sys.modules)"
     )
-    root = Path(__file__).parents[1]
+    root = ROOT
     done = subprocess.run(
         [sys.executable, "-c", look], cwd=root, check=True, capture_output=True, text=True
     )

@@ -47,12 +47,13 @@ from autotune.storage.store import Store, opened
 from autotune.storage.trials import State, Trial
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
+from tests.paths import ROOT
 from tests.studies import autotune, use_tools, write_study
 from tests.study_views import P95, THROUGHPUT
-from tests.test_map import Instant
+from tests.tuning.test_load_map import Instant
 
-STORED = Path(__file__).parent.parent / "studies/results/demo-cpu/autotune.db"
-ON_A_GPU = Path(__file__).parent.parent / "studies/results/smollm2-h200/autotune.db"
+STORED = ROOT / "studies/results/demo-cpu/autotune.db"
+ON_A_GPU = ROOT / "studies/results/smollm2-h200/autotune.db"
 EVIL = "<img src=x onerror=\"document.title='owned'\"> | `*evil*` [x](http://evil.example)"
 MACHINE = {
     "cpu": "A processor",

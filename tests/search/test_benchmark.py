@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from autotune.study.space import MNBT, ChoiceParam, IntParam, N, Pow2Param
+from tests.paths import ROOT
 
 STRATEGIES = ("random", "grid", "shuffled", "sweep", "tpe", "nsga2", "gp", "ours", "ours-4")
 
 
 @pytest.fixture(autouse=True)
 def _path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from autotune.stats import Measurement
 from autotune.study.workload import WorkloadSpec
 from autotune.tuning import crosscheck
 from autotune.tuning.crosscheck import bench_request
+from tests.paths import ROOT, TESTS
 from tests.studies import autotune, processes_of, write_study
 
 # -- verdicts ----------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     own = VllmInfo("0.32.0", "vllm", sys.executable, "cpu", None, (), ())
     monkeypatch.setattr(vllm_bench, "_SCRIPT", script)
     monkeypatch.setattr(crosscheck, "bench_vllm", lambda _info: own)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-user")
     return script
 
@@ -351,7 +352,7 @@ def test_both_clients_measure_one_server(tmp_path: Path, fake: Path, kind: str) 
 @pytest.mark.double
 def test_prefix_caching_is_off_whatever_the_study_says(tmp_path: Path, fake: Path) -> None:
     echo = tmp_path / "echo.py"  # notes its flags, then is the double
-    double = Path(__file__).parent / "double.py"
+    double = TESTS / "double.py"
     echo.write_text(
         "import runpy, sys\n"
         f"open({str(tmp_path / 'argv')!r}, 'w').write(' '.join(sys.argv))\n"
