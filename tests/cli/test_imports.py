@@ -20,7 +20,7 @@ SWEPT = ROOT / "studies/results/smollm2-h200/autotune.db"
 HEAVY = ("numpy", "optuna", "sqlalchemy")
 NOT_TO_READ = ("torch", "scipy", "vllm", "optuna", "alembic", "sqlalchemy")
 # Of these rooms a command that reads imports nothing but pure functions on what was measured.
-ROOMS_TO_RUN = ("autotune.search", "autotune.tuning", "autotune.loop")
+ROOMS_TO_RUN = ("autotune.search", "autotune.tuning")
 PURE = {
     "autotune.search",
     "autotune.search.acceptance",

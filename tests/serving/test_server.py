@@ -177,7 +177,7 @@ import sys, time, uuid
 from pathlib import Path
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo
-from autotune.serving import Server
+from autotune.serving.server import Server
 from autotune.study.schema import ServerSpec
 
 command = (sys.executable, {double!r})

@@ -225,7 +225,8 @@ FAKE_BENCH = """
 import argparse, asyncio, json, os, signal, subprocess, sys, time
 from pathlib import Path
 from autotune.tuning import crosscheck
-from autotune.bench import Request, run_phase
+from autotune.bench.client import run_phase
+from autotune.bench.workload import Request
 from autotune.tuning.crosscheck import bench_request
 from autotune.results.client_agreement import figures_of
 from autotune.stats import Measurement
