@@ -109,6 +109,8 @@ stamp() {{
   while IFS= read -r line; do printf '%s %s\\n' "$EPOCHREALTIME" "$line"; done
 }}
 {{
+  server=
+  trap 'test -z "$server" || kill $server' EXIT  # where a benchmark fails
 {body}
 }} 2>&1 | stamp
 """
@@ -125,6 +127,7 @@ echo '[BEGIN BENCHMARK]'
 echo '[END BENCHMARK]'
 kill $server
 wait $server || true
+server=
 echo '[END SERVER]'
 """
 

@@ -603,7 +603,7 @@ def test_code_that_fails_in_a_trial_is_named_with_file_line_and_trial(tmp_path: 
     failed = trials(tmp_path)[0]
     assert (failed["failure_kind"], failed["failure_reason"]) == ("requests", words)
     said = autotune("status", cwd=tmp_path).stdout
-    assert "trial 0 failed: requests: " in said
+    assert "trial 0 failed: requests:" in said
     assert processes_of(tmp_path) == []
 
 

@@ -22,6 +22,8 @@ NOT_TO_READ = ("torch", "scipy", "vllm", "optuna", "alembic", "sqlalchemy")
 # Of these rooms a command that reads imports nothing but pure functions on what was measured.
 ROOMS_TO_RUN = ("autotune.search", "autotune.tuning")
 PURE = {
+    "autotune.tuning",
+    "autotune.tuning.progress",  # the terminal is told by it
     "autotune.search",
     "autotune.search.acceptance",
     "autotune.search.confirmation",

@@ -238,7 +238,7 @@ def test_an_old_trial_has_the_numbers_that_its_requests_give_today(
     # every request is kept, and nothing is written
     assert rows_of(database) == before
     shown = autotune("status", cwd=tmp_path)
-    assert "trials 0 to 1: measured by autotune 0.1, computed again" in shown.stdout
+    assert "trials 0, 1: measured by autotune 0.1, computed again" in shown.stdout
     story = autotune("status", "--trial", "0", cwd=tmp_path).stdout
     assert "computed again" in story
     assert "measure: 20 of 20 requests ok" in story
