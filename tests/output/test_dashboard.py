@@ -33,7 +33,7 @@ from autotune.results.views import StudyView
 from autotune.stats import ESTIMATOR
 from autotune.storage.schema import StudyRow
 from autotune.storage.store import Store, opened
-from tests import test_report
+from tests.output import test_report
 from tests.output.test_report import CONFIRMED, EVIL, STORED, Row
 from tests.study_views import P95, THROUGHPUT, study
 

@@ -377,7 +377,7 @@ def test_a_pending_point_is_believed_in_as_one_that_was_launched_with_its_expect
 def test_the_search_needs_no_torch() -> None:
     """It is no dependency: whoever has vLLM in another environment has none."""
     look = (
-        "import sys; from tests import test_search as t; "
+        "import sys; from tests.search import test_proposer as t; "
         "t.Proposer(t.SPACE, t.infeasible, t.BOTH, method='gp', seed=0).propose(t.measured(6)); "
         "print('torch' in sys.modules)"
     )
