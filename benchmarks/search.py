@@ -531,7 +531,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
             f"median [quartiles] of {result['seeds']} replays, –: never"
         )
         rows = (_row(strategy, f) for strategy, f in found["strategies"].items())
-        yield from text_lines(Table(_COLUMNS, tuple(rows)), gap="")
+        yield from text_lines(Table(_COLUMNS, tuple(rows), gap=0))
         yield from _claims(found)
 
 
