@@ -202,7 +202,7 @@ def explain(
     loaded: LoadedStudy,
     version: str | None = None,
     trials: Iterable[TrialView] = (),
-    ask: Callable[[ServerSpec], VllmInfo] = probe,
+    ask: Callable[[ServerSpec], VllmInfo] | None = None,
 ) -> SpaceMap:
     """Return the map of a study's space.
 
@@ -210,14 +210,14 @@ def explain(
         loaded: The study.
         version: Version of vLLM to ask about; None: the one that the study would start.
         trials: Trials of the study in the database.
-        ask: Returns the vLLM that a study would start.
+        ask: Returns the vLLM that a study would start; :func:`probe` by default.
 
     Raises:
         UserError: there is no vLLM to ask, or no such version.
     """
     if version is None:
         try:
-            info = ask(loaded.spec.server)
+            info = (ask or probe)(loaded.spec.server)
         except UserError as e:
             raise UserError(f"{loaded.path}: {e}; or name a version with --vllm") from e
         return space_map(loaded.spec, info.version, known_for(loaded, info), trials)
