@@ -364,6 +364,7 @@ def normalized(text: str, paths: Mapping[Path, str]) -> str:
     """Replace what must differ from run to run; the module's docstring lists it."""
     for path, name in paths.items():
         text = text.replace(str(path), name)
+    text = re.sub(r"/[\w./-]*/autotune-seen-\w+", "FOLDER", text)  # wherever a line begins with it
     now = datetime.now(UTC)
     days = "|".join(f"{now - timedelta(days=d):%Y-%m-%d}" for d in (0, 1))
     text = re.sub(rf"\b(?:{days})\b(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?", "TODAY", text)

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -43,7 +43,9 @@ from autotune.bench.sample import Sample
 from autotune.bench.server_metrics import ServerStats
 from autotune.bench.vllm_bench import METRICS, PERCENTS, BenchResult
 from autotune.errors import FailureKind, MeasureError
-from autotune.results.text import number, plain, point_text
+from autotune.results.tables import Column, Table, markdown_lines
+from autotune.results.tables import Row as TableRow
+from autotune.results.text import estimate_text, number, plain, point_text
 from autotune.stats import Estimate, Measurement, Scatter
 from autotune.stats.measurement import Floats
 from autotune.study.space import Point
@@ -177,9 +179,9 @@ class Crosscheck:
         figures = [
             [
                 _title(r.name),
-                _bounds(r.ours, number),
-                _bounds(r.bench, number),
-                _bounds(r.ratio, "{:.3f}".format),
+                estimate_text(r.ours, number),
+                estimate_text(r.bench, number),
+                estimate_text(r.ratio, "{:.3f}".format),
                 r.verdict + (f" within {r.margin:.0%}" if r.verdict is Agreement.EQUAL else ""),
             ]
             for r in rows
@@ -409,16 +411,7 @@ def _title(name: str) -> str:
     return f"{percent} {_UNITS[metric]} ms" if ms else f"`{name}` tok/s"
 
 
-def _bounds(e: Estimate, text: Callable[[float], str]) -> str:
-    low, high = ("?" if x is None else text(x) for x in (e.low, e.high))
-    return f"{text(e.value)} [{low}, {high}]"
-
-
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a Markdown table, its columns aligned."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-
-    return [line(header), line(["-" * w for w in widths]), *map(line, rows)]
+    columns = tuple(Column(heading) for heading in header)
+    table = Table(columns, tuple(TableRow(tuple(cells)) for cells in rows))
+    return markdown_lines(table, aligned=True)

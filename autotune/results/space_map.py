@@ -210,7 +210,7 @@ def explain(
         loaded: The study.
         version: Version of vLLM to ask about; None: the one that the study would start.
         trials: Trials of the study in the database.
-        ask: Returns the vLLM that a study would start; None: asks it.
+        ask: Returns the vLLM that a study would start; :func:`probe` by default.
 
     Raises:
         UserError: there is no vLLM to ask, or no such version.

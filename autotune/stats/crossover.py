@@ -1,6 +1,19 @@
 """Where speculation stops paying: the best n at each load, the crossover, a schedule of n.
 
-======  ====================================================================================
+======  ===========================================================================================
+symbol  meaning
+======  ===========================================================================================
+load    concurrency of a closed loop
+n       tokens drafted per step; 0: no speculation
+value   output tokens per second of one n at one load
+x       log2(n + 1)
+a, b    x of the two measured n around an n
+σ²      variance of the random walk per unit of x
+======  ===========================================================================================
+
+All comparisons are of logarithms, as in :mod:`autotune.stats.launch_variance`. Where the scatter
+between launches is known, it widens the intervals.
+
 **A value from its parts.** Each load is measured in several parts of one launch, in the order
 1 2 4 8 8 4 2 1, so that a steady drift affects all loads equally. The value is the geometric mean
 of the parts. Its variance is that of the parts' own intervals, or that between the parts if it is

@@ -93,11 +93,6 @@ class Quality:
         return {k: v for k, v in found.items() if k not in _OPTIONAL or v not in (None, {})}
 
     @property
-    def idle_s(self) -> float | None:
-        """Seconds of the interference check before the launch."""
-        return None if self.machine is None else float(self.machine["rest"]["kernel_s"])
-
-    @property
     def of_trial(self) -> Quality:
         """Part that a trial keeps; only the launch keeps the other fields."""
         return replace(self, machine=None)

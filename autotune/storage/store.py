@@ -192,7 +192,7 @@ class Store:
             c.execute(text("PRAGMA journal_mode = WAL"))
 
     def take_lease(self) -> None:
-        """Become the only driver of the database; the caller holds :func:`lease.exclusive`."""
+        """Become the only driver of the database; the caller holds its lock (lease.exclusive)."""
         self.launches.holder = take(self._sessions)
 
     def close(self) -> None:

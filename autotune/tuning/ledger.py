@@ -74,7 +74,7 @@ class StoredLedger:
 
     Args:
         store: The database.
-        name: Name of the study there, or :func:`autotune.storage.launches.load_sweep_name` of it.
+        name: Name of the study there, or :func:`autotune.storage.names.load_sweep_name` of it.
     """
 
     def __init__(self, store: Store, name: str) -> None:

@@ -8,7 +8,7 @@ One launch serves all loads, each in two parts: 1 2 4 8 8 4 2 1. So a machine th
 slower does so for all loads alike, and each part is a unit of resuming: it is in the database when
 it is whole, and never measured again. A launch that failed gives no numbers, of no load. In the end
 a schedule of n by batch size is launched, where the numbers ask for one
-(:mod:`autotune.mapresults`).
+(:mod:`autotune.results.read_load_map`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from autotune.results.text import plain
+from autotune.results.text import plain, shortened
 from autotune.serving.orphans import LivingLaunch, end_living, living_launches
 from autotune.serving.process_tree import Identity, end_orphan
 from autotune.serving.warm_start import FORK_SERVER
@@ -112,12 +112,8 @@ def living_lines(database: Path) -> list[str]:
         owner = f"autotune {x.owner}" if x.owner else "nobody, `autotune reap` ends it"
         size = f"{len(x.processes)} processes, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
         lines.append(f"{x.launch_id[:8]}  {of}; owner: {owner}")
-        lines.append(_shortened(f"          {size}: {plain(x.command)}"))
+        lines.append(shortened(f"          {size}: {plain(x.command)}"))
     return lines
-
-
-def _shortened(line: str, width: int = 80) -> str:
-    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def reap(database: Path) -> Iterator[str]:

@@ -19,7 +19,8 @@ TIMED = ROOT / "studies/results/demo-cpu-against-grid/autotune.db"
 SWEPT = ROOT / "studies/results/smollm2-h200/autotune.db"
 HEAVY = ("numpy", "optuna", "sqlalchemy")
 NOT_TO_READ = ("torch", "scipy", "vllm", "optuna", "alembic", "sqlalchemy")
-# Of these rooms a command that reads imports nothing but pure functions on what was measured.
+# Of these rooms a command that reads imports nothing but pure functions on what was measured, and
+# the events of a run, which the terminal can show.
 ROOMS_TO_RUN = ("autotune.search", "autotune.tuning")
 PURE = {
     "autotune.tuning",
@@ -28,6 +29,8 @@ PURE = {
     "autotune.search.acceptance",
     "autotune.search.confirmation",
     "autotune.search.front",
+    "autotune.tuning",
+    "autotune.tuning.progress",
 }
 IMPORTED = """
 import json, os, sys
