@@ -23,8 +23,6 @@ NOT_TO_READ = ("torch", "scipy", "vllm", "optuna", "alembic", "sqlalchemy")
 # the events of a run, which the terminal can show.
 ROOMS_TO_RUN = ("autotune.search", "autotune.tuning")
 PURE = {
-    "autotune.tuning",
-    "autotune.tuning.progress",  # the terminal is told by it
     "autotune.search",
     "autotune.search.acceptance",
     "autotune.search.confirmation",
