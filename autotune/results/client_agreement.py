@@ -1,11 +1,11 @@
 """Our client and ``vllm bench serve`` on one launch of a real server: do they measure the same?
 
 Both send the same requests with the same sampling, concurrency and arrival times, one after the
-other in the order A B B A A B …, so that a machine that grows slower or faster hits both alike.
+other in the order A B B A A B …, so that a slower or faster machine affects both equally.
 Prefix caching is off, or whoever comes second would find the prompts cached.
 
 Every run gives each figure once, by vLLM's definition (``vllm/benchmarks/serve.py``), bench's as it
-reports it. As all runs send the same requests, the spread of the prompts is in all of them alike,
+reports it. As all runs send the same requests, all have the same spread of prompts,
 and what runs of one client still differ by is chance: that scatter, pooled over both clients, gives
 the ratio its interval (:class:`autotune.stats.Scatter`, Student's t). A bootstrap over paired
 requests was tried and not taken, for it does not see what the requests of a run share: of the 12
@@ -20,7 +20,7 @@ Verdict of a figure, ours over bench's:
   Biopharmaceutics 15, 1987). The margin is 3 %, and of TTFT at least 2 ms: a client's own work
   before the first token is no property of the server.
 - ``agree``: the 95 % interval holds 1, but is too wide to show more; more rounds narrow it.
-- ``doubtful``: it does not hold 1; but of so many figures, one may miss by chance.
+- ``doubtful``: it does not hold 1; but of this many figures, one may miss by chance.
 - ``differ``: 1 lies outside even at the confidence that leaves all figures together an error of 5 %
   (Bonferroni).
 - ``not judged``: ITL. Bench takes the time of every chunk, also of those without text (a chat's
@@ -340,7 +340,7 @@ def check_summary(result: BenchResult) -> None:
 
 
 def _figures_again(result: BenchResult, e2el: Floats) -> dict[str, float]:
-    """Return bench's figures from its requests, if these took so many seconds."""
+    """Return bench's figures from its requests, if these took the given seconds."""
     tokens = np.array(result.output_lens)
     ttft = np.array(result.ttfts)
     several = tokens > 1
@@ -366,17 +366,17 @@ def notes_of(load: WorkloadSpec, rounds: int, *, chat: bool) -> list[str]:
         "the last was sent; bench has no such figure, it is computed from its requests."
     )
     first = (
-        "bench's ends with the chunk that carries a chat's role, ours with the first text; both "
-        "come with the first token. "
+        "bench's ends with the chunk that carries a chat's role, autotune's with the first text; "
+        "both come with the first token. "
     )
     ttft = (
-        f"TTFT: {first if chat else ''}Bench's clock runs before it has a connection, ours when it "
-        "has one."
+        f"TTFT: {first if chat else ''}Bench's clock runs before it has a connection, autotune's "
+        "when it has one."
     )
     itl = (
         "ITL counts chunks, which hold several tokens each under speculation. It is not judged: "
-        "bench counts every chunk, ours those with text; a chat's role and a part of a character "
-        "have none."
+        "bench counts every chunk, autotune those with text; a chat's role and a part of a "
+        "character have none."
     )
     notes = [throughput, ttft, itl]
     if load.latency_origin != "send":
@@ -386,7 +386,7 @@ def notes_of(load: WorkloadSpec, rounds: int, *, chat: bool) -> list[str]:
         )
     notes.append(
         f"Each prompt is sent {2 * rounds} times, so the server ran with prefix caching off, "
-        "whatever the study says."
+        "even if the study has it on."
     )
     end = (
         "; here E2EL and TPOT end with the last chunk, where an older vLLM's own end with the "

@@ -124,7 +124,8 @@ def note(trial: TrialView) -> str:
         return f"failed: {trial.failure_kind or 'unknown'}"
     words = ["baseline" if trial.baseline else "", "front" if trial.front else ""]
     words.append("" if trial.reused is None else "reused")
-    words.append("" if trial.again is None else f"repeats #{trial.again}")
+    words.append("" if trial.confirms is None else f"confirms #{trial.confirms}")
+    words.append("" if trial.replicates is None else f"repeats #{trial.replicates}")
     words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
     words.append("ended early" if trial.truncated else "")
     words += [w.partition(":")[0] for w in trial.warnings]

@@ -49,7 +49,7 @@ def _written_out(node: yaml.Node, known: dict[int, int | None]) -> int:
         return 1
     if (size := known.get(id(node), 0)) is None:
         raise yaml.MarkedYAMLError(
-            problem="an alias stands in what it names", problem_mark=node.start_mark
+            problem="an alias refers to itself", problem_mark=node.start_mark
         )
     if size == 0:
         known[id(node)] = None  # under way

@@ -1,7 +1,7 @@
 """Measures one launch of a real server with our client and with ``vllm bench serve``.
 
 Both send the same requests with the same sampling, concurrency and arrival times, one after the
-other in the order A B B A A B …, so that a machine that grows slower or faster hits both alike.
+other in the order A B B A A B …, so that a slower or faster machine affects both equally.
 Prefix caching is off, or the second client would find the prompts cached. What the runs amount to:
 :mod:`autotune.results.client_agreement`.
 """

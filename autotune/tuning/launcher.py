@@ -1,7 +1,7 @@
 """One launch of a server, from the plan to the proof that it is gone, with all of it written down.
 
 A launch is in the ledger before its process exists, and its end is only after it is dead; so
-whatever ends this process, the next one knows what to look for. Studies, load maps and crosschecks
+however this process ends, the next one knows what to look for. Studies, load maps and crosschecks
 all launch by this.
 
 With `server.ahead` the servers of the next points are started together with the current one, since
@@ -39,12 +39,12 @@ from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.tools import Tools, real
 
-# Of the free memory that servers started ahead may take: another point may need more than those
+# Of the free memory that prelaunched servers may take: another point may need more than those
 # that were seen.
 _SHARE = 0.8
 
 
-def nothing_ahead(_most: int) -> Sequence[Point]:
+def no_prelaunch(_most: int) -> Sequence[Point]:
     """Return nothing: no point after this one is known."""
     return ()
 
@@ -79,7 +79,7 @@ class _Life:
     Attributes:
         spec: What the server was made from.
         rest: The machine before it, or before the first of those that are alive with it.
-        trial: The trial or the point of the map; ``NO_TRIAL`` until its turn.
+        trial: The trial or the point of the map; ``NO_TRIAL`` until its trial begins.
         version: vLLM's version, as the server told it.
         up: It answered ``/health``, and the machine is quiet again.
     """
@@ -120,7 +120,7 @@ class _Taken:
 class Launcher:
     """Launches the servers of one run; measured is one at a time.
 
-    Enter it before the first launch, and leave it after the last: that ends what was started ahead,
+    Enter it before the first launch, and leave it after the last: that ends what was prelaunched,
     and what warm starts are forked from.
 
     Args:
@@ -156,7 +156,7 @@ class Launcher:
             else None
         )
         self._living: list[_Life] = []  # all whose end is not written down
-        self._ahead: list[_Life] = []  # of these, whose trials have not begun
+        self._prelaunched: list[_Life] = []  # of these, whose trials have not begun
         self._taken: _Taken | None = None  # None: no server was measured yet
         self._hurry = False  # the user asked twice: every server ends at once
 
@@ -175,7 +175,7 @@ class Launcher:
         traceback: TracebackType | None,
     ) -> None:
         with self._warm or contextlib.nullcontext(), contextlib.ExitStack() as ends:
-            for life in self._ahead:
+            for life in self._prelaunched:
                 ends.callback(self._drop, life)
 
     def run(
@@ -189,7 +189,7 @@ class Launcher:
         measure: Callable[[LiveServer], None],
         say: Callable[[str], None],
         server: ServerSpec | None = None,
-        then: Callable[[int], Sequence[Point]] = nothing_ahead,
+        then: Callable[[int], Sequence[Point]] = no_prelaunch,
     ) -> str:
         """Bring one server from its start to the proof of its end; return the id of the launch.
 
@@ -202,7 +202,7 @@ class Launcher:
             measure: What is done with the server.
             say: Tells the user of a stage.
             server: Where it is not the study's own.
-            then: Returns at most so many points that come next; called where there is room to
+            then: Returns the next points, at most the given number; called where there is room to
                 start their servers next to this one.
 
         Raises:
@@ -211,7 +211,7 @@ class Launcher:
         """
         self._ledger.check()
         spec = self._p.spec.server if server is None else server
-        life = self._started_ahead(spec, point, number, attempt)
+        life = self._prelaunched_for(spec, point, number, attempt)
         if life is None:
             rest = self._living[0].rest if self._living else self._tools.take_idle_baseline(rests)
             life = self._planned(spec, point, rest, log, number, attempt)
@@ -220,11 +220,11 @@ class Launcher:
                 self._event(life, "launching")
                 say("launching")
                 self._start(life)
-                self._start_ahead(then, life.rest)
-                if self._ahead:
-                    say(f"launching, and {len(self._ahead)} of the next")
+                self._prelaunch(then, life.rest)
+                if self._prelaunched:
+                    say(f"launching, and {len(self._prelaunched)} of the next")
                 self._wait(life)
-            for other in [x for x in self._ahead if not x.up]:
+            for other in [x for x in self._prelaunched if not x.up]:
                 self._settle(other)
             life.clock.mark("healthy")
             measure(
@@ -235,7 +235,7 @@ class Launcher:
                     life.rest,
                     life.clock,
                     lambda what: self._event(life, what),
-                    len(self._ahead),
+                    len(self._prelaunched),
                 )
             )
             self._learn(life)
@@ -318,7 +318,7 @@ class Launcher:
     def _keep_stages(self, life: _Life) -> None:
         """Write down where the time of an ended launch went, and what was compiled.
 
-        One that was started ahead began, for its trial, when that trial began: the time of its
+        One that was prelaunched began, for its trial, when that trial began: the time of its
         start is in the launch that it was started with.
         """
         log = head_of(life.log_path)
@@ -332,64 +332,64 @@ class Launcher:
 
     # -- those that come next --------------------------------------------------------------------
 
-    def _start_ahead(self, then: Callable[[int], Sequence[Point]], rest: IdleBaseline) -> None:
+    def _prelaunch(self, then: Callable[[int], Sequence[Point]], rest: IdleBaseline) -> None:
         """Start the servers of the next points, as far as study and machine allow."""
-        there = [x.point for x in self._ahead]
+        there = [x.point for x in self._prelaunched]
         most = min(self._p.spec.server.ahead, len(there) + self._room())
         for point in [*then(most)][:most] if most > len(there) else ():
             if point in there:
                 there.remove(point)
                 continue
-            log = f"ahead-{uuid.uuid4().hex[:8]}.log"
+            log = f"prelaunched-{uuid.uuid4().hex[:8]}.log"
             life = self._planned(self._p.spec.server, point, rest, log, NO_TRIAL, 0)
-            self._ahead.append(life)
-            self._event(life, "launching ahead")
+            self._prelaunched.append(life)
+            self._event(life, "prelaunching")
             try:
                 self._start(life)
             except LaunchError:
                 self._drop(life)
 
     def _settle(self, life: _Life) -> None:
-        """Wait for a server that was started ahead; end one that does not come up."""
+        """Wait for a server that was prelaunched; end one that does not come up."""
         try:
             self._wait(life)
         except LaunchError as e:
             failure = life.plan.masked_failure(e)
-            self._event(life, f"failed beside others, to be launched by itself: {failure}")
+            self._event(life, f"failed next to other servers, to be launched alone: {failure}")
             self._drop(life)
 
     def _drop(self, life: _Life) -> None:
         """End a server that no trial gets."""
-        self._ahead.remove(life)
+        self._prelaunched.remove(life)
         try:
             self._end(life)
         finally:
             self._event(life, "stopped")
 
-    def _started_ahead(
+    def _prelaunched_for(
         self, spec: ServerSpec, point: Point, number: int, attempt: int
     ) -> _Life | None:
-        """Return the server that was started ahead for a point; None: none lives."""
-        life = next((x for x in self._ahead if x.point == point and x.spec == spec), None)
+        """Return the server that was prelaunched for a point; None: none lives."""
+        life = next((x for x in self._prelaunched if x.point == point and x.spec == spec), None)
         if life is None:
             return None
         if not life.up:  # the one that it was started with did not come up
             self._settle(life)
         elif not life.process.alive():
             self._drop(life)
-        if life not in self._ahead:
+        if life not in self._prelaunched:
             return None
-        self._ahead.remove(life)
+        self._prelaunched.remove(life)
         life.trial = number
         life.clock = StageClock(self._free_since)
         self._ledger.give(life.launch_id, number, attempt)
-        self._event(life, "its turn")
+        self._event(life, "trial begins")
         return life
 
     def _learn(self, life: _Life) -> None:
         """Note what a server takes, while it is there and no other was started with it."""
         wanted = self._p.spec.server.ahead
-        if not wanted or self._ahead or not life.process.known_processes:
+        if not wanted or self._prelaunched or not life.process.known_processes:
             return
         before = life.process.gpus_before
         now = gpu_memory() if before else ()

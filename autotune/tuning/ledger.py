@@ -1,7 +1,7 @@
 """Where a launch is written down, from the plan to the proof that its server is gone.
 
 A launch is planned here before its process exists, and ended only after the process is dead. So
-whatever ends this process, the next one knows what to look for.
+however this process ends, the next one knows what to look for.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Ledger(Protocol):
         """Write down what happened, now."""
 
     def give(self, launch_id: str, trial: int, attempt: int) -> None:
-        """Write down which trial a launch belongs to that was started ahead."""
+        """Write down which trial a prelaunched server belongs to."""
 
     def first_request(self, launch_id: str) -> float | None:
         """Return the seconds from the begin of the warm-up to the end of its first request."""
@@ -137,7 +137,7 @@ class StoredLedger:
         self._store.launches.event(self._name, what, trial=number, launch_id=launch_id)
 
     def give(self, launch_id: str, trial: int, attempt: int) -> None:
-        """Write down which trial a launch belongs to that was started ahead."""
+        """Write down which trial a prelaunched server belongs to."""
         self._store.launches.give(launch_id, trial, attempt)
 
     def first_request(self, launch_id: str) -> float | None:

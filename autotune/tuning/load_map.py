@@ -2,10 +2,10 @@
 
 `autotune map` launches one n after the other, n = 0 first, and measures each at every load; which n
 is next is chosen from what was measured (:mod:`autotune.stats.crossover`). A load is a closed
-loop: so many requests at a time, whatever rate the study's own workload has.
+loop: a fixed concurrency, independent of the rate of the study's own workload.
 
 One launch serves all loads, each in two parts: 1 2 4 8 8 4 2 1. So a machine that grows faster or
-slower does so for all loads alike, and each part is a unit of resuming: it is in the database when
+slower affects all loads equally, and each part is a unit of resuming: it is in the database when
 it is whole, and never measured again. A launch that failed gives no numbers, of no load. In the end
 a schedule of n by batch size is launched, where the numbers ask for one
 (:mod:`autotune.results.read_load_map`).
@@ -107,7 +107,7 @@ def order(loads: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def closed_loop(workload: WorkloadSpec, load: int) -> WorkloadSpec:
-    """Return the study's workload with so many requests at a time."""
+    """Return the study's workload at a concurrency."""
     return workload.model_copy(
         update={"max_concurrency": load, "request_rate": math.inf, "latency_from": "send"}
     )
@@ -161,7 +161,7 @@ def map_study(
         database: The SQLite file; made if missing. It need not have the study.
         loads: Requests at a time, different ones.
         launches: Most n that are launched, n = 0 included; that of a schedule comes on top.
-        timeout_s: No launch begins after so many seconds.
+        timeout_s: Seconds after which no launch begins.
         progress: Told of what happens.
         tools: What servers are made and measured with; None: this machine's.
 

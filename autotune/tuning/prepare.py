@@ -132,7 +132,7 @@ def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
 
 
 def _check_ahead(prepared: Prepared) -> None:
-    """Refuse servers started ahead that vLLM would not start together on a GPU.
+    """Refuse prelaunched servers that vLLM would not start together on a GPU.
 
     A server that profiles the GPU's memory takes for its own what others take meanwhile, and each
     wants its ``gpu_memory_utilization`` free when it starts, also with a KV cache of fixed size

@@ -131,7 +131,7 @@ def reap(database: Path) -> Iterator[str]:
         if x.owner is None:
             yield f"{x.launch_id[:8]}  ended {end_living(x, grace_s=GRACE_S)} processes"
         else:
-            why = f"it is of autotune {x.owner}; Ctrl-C there ends it"
+            why = f"it belongs to autotune {x.owner}; Ctrl-C there ends it"
             yield f"{x.launch_id[:8]}  left alone: {why}"
     if not database.exists() or not is_free(database):
         return

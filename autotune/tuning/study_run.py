@@ -38,7 +38,7 @@ from autotune.tuning.tools import Tools, real
 from autotune.tuning.trial import Failed, Infeasible, Measured, Outcome, Trial, TrialRunner
 from autotune.tuning.trial_log import TrialLog
 
-# After so many launches that all failed alike, and none that worked, the study itself is wrong.
+# After this number of launches with the same failure, and none that worked, the study is wrong.
 SAME_FAILURES = 3
 
 
@@ -63,7 +63,7 @@ def run_study(
         trials: Finished trials that the study is to have in the end, earlier ones included.
             Measured and failed launches count, points that were never launched do not.
         seed: Of a new study; a resumed one keeps its own.
-        timeout_s: No launch begins after so many seconds.
+        timeout_s: Seconds after which no launch begins.
         progress: Told of what happens.
         confirm: Search no further: ``trials`` more launches measure the winners again.
         stop_below: The search ends when no launch is expected to gain more, as a share of the
@@ -76,7 +76,7 @@ def run_study(
             ``reuse`` can be taken.
         MachineError: the disk is full, the database was damaged or stayed locked; the server is
             gone, and the study resumes.
-        NothingUsable: the first launches all failed alike, or there is nothing to confirm.
+        NothingUsable: the first launches all failed for one reason, or there is nothing to confirm.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP; the server is gone, and the study resumes.
     """
     used = real(tools)
@@ -119,7 +119,7 @@ class _Driver:
         self.log = TrialLog(prepared, store, progress)
         self.searching = True  # False: what is left is to confirm
         self.reason = StopReason.DONE  # why the search ended
-        self.next: deque[Choice] = deque()  # chosen, so that their servers are started ahead
+        self.next: deque[Choice] = deque()  # chosen, so that their servers are prelaunched
         self.failures: list[FailureKind] = []  # in a row
 
     # -- before the first trial ------------------------------------------------------------------
@@ -129,7 +129,7 @@ class _Driver:
         end_orphans(self.store, self.spec.server.stop_timeout_s, self.progress.message)
 
     def confirmation_only(self, launches: int) -> Budget:
-        """Return the budget of so many further launches that all confirm.
+        """Return the budget of a number of further launches that all confirm.
 
         A confirmation that was interrupted is continued.
         """
@@ -355,7 +355,7 @@ class _Driver:
                 ) from outcome.failure
 
     def check_hope(self, failure: TrialFailure) -> None:
-        """Raise NothingUsable where all launches fail alike."""
+        """Raise NothingUsable if all launches fail for the same reason."""
         self.failures.append(failure.kind)
         same = len(set(self.failures)) == 1
         hopeless = failure.kind is FailureKind.MODEL_MISSING or (

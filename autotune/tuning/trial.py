@@ -22,7 +22,7 @@ from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store
 from autotune.study.schema import ServerSpec
 from autotune.study.space import Point
-from autotune.tuning.launcher import Launcher, LiveServer, nothing_ahead
+from autotune.tuning.launcher import Launcher, LiveServer, no_prelaunch
 from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import At, Progress
@@ -77,7 +77,7 @@ class Infeasible:
 
 @dataclass(frozen=True)
 class MachineFailed:
-    """The machine gave way: every other launch would fail alike, and this one is tried again."""
+    """The machine gave way: every other launch would fail, too, and this one is tried again."""
 
     failure: TrialFailure
 
@@ -124,7 +124,7 @@ def attempts(
     launcher: Launcher,
     ledger: Ledger,
     rests: Sequence[float],
-    ahead: Callable[[int], Sequence[Point]] = nothing_ahead,
+    ahead: Callable[[int], Sequence[Point]] = no_prelaunch,
 ) -> Measured | Failed | MachineFailed:
     """Launch a task until it is measured or has failed for good, from wherever an ended run was.
 
@@ -247,7 +247,7 @@ class TrialRunner:
         self._slot = slot
         self._tools = real(tools)
 
-    def run(self, trial: Trial, ahead: Callable[[int], Sequence[Point]] = nothing_ahead) -> Outcome:
+    def run(self, trial: Trial, ahead: Callable[[int], Sequence[Point]] = no_prelaunch) -> Outcome:
         """Bring a trial to its end.
 
         Args:

@@ -115,7 +115,7 @@ def _reaction(kind: FailureKind) -> str:
 def _kinds() -> list[str]:
     rows = [f"| `{k}` | {told} | {_reaction(k)} | {seen} |" for k, (told, seen) in _KINDS.items()]
     return [
-        "A failed trial has a kind, a sentence and the telling log lines, and no number.",
+        "A failed trial has a kind, a sentence and the log lines that show why, and no number.",
         "",
         "| kind | inferred from | what autotune does | tested with |",
         "|---|---|---|---|",

@@ -420,7 +420,7 @@ def test_how_it_was_measured(stored: Report) -> None:
         assert part in text
 
 
-def test_repeated_prompts_and_servers_started_ahead_are_said(tmp_path: Path) -> None:
+def test_repeated_prompts_and_prelaunched_servers_are_said(tmp_path: Path) -> None:
     study = STORED.parents[1] / "smollm2-h200-c32" / "autotune.db"
     text = words(report_of(Path(shutil.copy(study, tmp_path))), "method")
     for part in (

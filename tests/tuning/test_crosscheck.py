@@ -369,7 +369,7 @@ def test_prefix_caching_is_off_whatever_the_study_says(tmp_path: Path, fake: Pat
     assert "--no-enable-prefix-caching" in argv
     assert "--enable-prefix-caching" not in argv
     assert "--speculative-config" not in argv
-    assert "prefix caching off, whatever the study says" in text
+    assert "prefix caching off, even if the study has it on" in text
     assert "n = 0, MNBT 2048: 6 requests in each of 4 runs" in text
     [folder] = (tmp_path / "autotune-double").glob("crosscheck-*")
     assert (folder / "logs" / "server.log").exists()

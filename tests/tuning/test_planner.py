@@ -24,7 +24,7 @@ from autotune.study.files import load_study
 from autotune.study.space import N, Point
 from autotune.tuning import study_run
 from autotune.tuning.executor import OneSlot
-from autotune.tuning.launcher import nothing_ahead
+from autotune.tuning.launcher import no_prelaunch
 from autotune.tuning.planner import Budget, Choice, Planner, Situation
 from autotune.tuning.prepare import prepare
 from autotune.tuning.supervise import StopReason
@@ -309,10 +309,10 @@ def test_one_slot_runs_what_was_submitted_when_it_is_waited_for() -> None:
 
     def run(trial: Trial, ahead: Callable[[int], Sequence[Point]]) -> Outcome:
         ran.append(trial.number)
-        return Infeasible("no") if ahead is nothing_ahead else Measured("x")
+        return Infeasible("no") if ahead is no_prelaunch else Measured("x")
 
     runner: Any = SimpleNamespace(run=run)
-    slot = OneSlot(runner, nothing_ahead)
+    slot = OneSlot(runner, no_prelaunch)
     assert (slot.capacity, slot.completed()) == (1, [])
     slot.submit(Trial(7, {N: 3}))
     assert (slot.capacity, ran) == (0, [])

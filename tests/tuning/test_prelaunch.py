@@ -1,4 +1,4 @@
-"""Servers that are started ahead of their turn, over a stand-in for vLLM."""
+"""Prelaunched servers, over a stand-in for vLLM."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FLAGS: dict[str, object] = {
 def write(
     folder: Path, *, env: dict[str, str] | None = None, flags: dict[str, object] = FLAGS
 ) -> Path:
-    """A study whose servers may be started ahead."""
+    """A study whose servers may be prelaunched."""
     vllm = write_vllm(folder / "vllm")
     return write_study(
         folder,
@@ -66,8 +66,8 @@ def test_nothing_starts_while_something_is_measured(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [t["state"] for t in trials(tmp_path)] == ["complete"] * 12
 
-    ahead = events(tmp_path, "launching ahead")
-    assert ahead.keys() == events(tmp_path, "its turn").keys()  # none was started in vain
+    ahead = events(tmp_path, "prelaunching")
+    assert ahead.keys() == events(tmp_path, "trial begins").keys()  # each was used
     # the first launch shows how much room one takes, then come batches of four
     found = beside(tmp_path)
     assert found[0] == 0
@@ -75,7 +75,7 @@ def test_nothing_starts_while_something_is_measured(tmp_path: Path) -> None:
     assert sum(later == before - 1 for before, later in itertools.pairwise(found)) >= 6
     begins = [*events(tmp_path, "launching").values(), *ahead.values()]
     healthy, warm = events(tmp_path, "healthy"), events(tmp_path, "warm")
-    for launch, turn in events(tmp_path, "its turn").items():
+    for launch, turn in events(tmp_path, "trial begins").items():
         assert healthy[launch] < turn
     for launch, end in events(tmp_path, "measured").items():
         assert not any(warm[launch] < at < end for at in [*begins, *healthy.values()])
@@ -109,7 +109,7 @@ def test_the_confirmation_starts_only_when_the_search_is_over(tmp_path: Path) ->
     measured = events(tmp_path, "measured")
     launches = dict(query(tmp_path, "select launch_id, trial from autotune_launches"))
     last_search = max(at for x, at in measured.items() if launches[x] not in confirming)
-    begun = events(tmp_path, "launching") | events(tmp_path, "launching ahead")
+    begun = events(tmp_path, "launching") | events(tmp_path, "prelaunching")
     assert all(at > last_search for x, at in begun.items() if launches[x] in confirming)
     # no point is searched twice but as a replicate
     points = [json.dumps(t["params"]) for t in rows if t["replicates"] is t["confirms"] is None]
@@ -129,7 +129,7 @@ def test_one_that_fails_in_company_is_launched_again_by_itself(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert [t["state"] for t in trials(tmp_path)] == ["complete"] * 4
     assert (tmp_path / "failed").exists()
-    sql = "select what, trial from autotune_events where what like 'failed beside others%'"
+    sql = "select what, trial from autotune_events where what like 'failed next to other servers%'"
     assert len(query(tmp_path, sql)) == 1
     assert query(tmp_path, "select count(*) from autotune_launches where trial = -1") == [(1,)]
     assert query(tmp_path, UNENDED) == [(0,)]
@@ -144,7 +144,7 @@ def test_those_beside_one_that_fails_are_measured(tmp_path: Path) -> None:
     rows = trials(tmp_path)
     assert [t["state"] for t in rows] == ["complete", "failed", *["complete"] * 3]
     assert rows[1]["failure_kind"] == "crash"
-    assert len(events(tmp_path, "its turn")) >= 1
+    assert len(events(tmp_path, "trial begins")) >= 1
     sql = "select trial, count(*) from autotune_launches where trial >= 0 group by trial"
     assert query(tmp_path, sql) == [(0, 1), (1, 2), (2, 1), (3, 1), (4, 1)]
     assert query(tmp_path, UNENDED) == [(0,)]

@@ -45,7 +45,7 @@ def test_ps_shows_what_runs_and_reap_leaves_it_alone(tmp_path: Path) -> None:
         assert "not in this --db" in autotune("ps", cwd=elsewhere).stdout
         before = pids(processes_of(tmp_path))
         reaped = autotune("reap", cwd=tmp_path)
-        assert f"left alone: it is of autotune {run.pid}" in reaped.stdout
+        assert f"left alone: it belongs to autotune {run.pid}" in reaped.stdout
         assert pids(processes_of(tmp_path)) == before != set()
     finally:
         run.kill()
