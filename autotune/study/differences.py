@@ -128,10 +128,24 @@ class Difference:
 
 
 def setting_text(value: object) -> str:
-    """Return a value of a study file in words."""
+    """Return a value of a study file in words; a text that reads like a number is quoted.
+
+    >>> setting_text(2), setting_text("2"), setting_text("auto"), setting_text(None)
+    ('2', '"2"', 'auto', 'not set')
+    """
     if value is None:
         return "not set"
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str) and not _is_number(value):
+        return value
+    return json.dumps(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class _Leaf(NamedTuple):
