@@ -442,7 +442,7 @@ def test_objectives_in_another_order(tmp_path: Path) -> None:
             "server.flags.max_num_seqs differs (2 there, 4 here)",
         ),
         ({"server__flags": {}}, "server.flags.max_num_seqs differs (2 there, not set here)"),
-        ({"server__env": {"A": "1"}}, "server.env.A differs (not set there, 1 here)"),
+        ({"server__env": {"A": "1"}}, 'server.env.A differs (not set there, "1" here)'),
         (
             {"server__speculative": {"model": "org/better"}},
             "server.speculative.model differs (org/draft there, org/better here)",
@@ -575,7 +575,7 @@ def test_another_machine_version_or_environment_is_refused(tmp_path: Path) -> No
     said_of = reuse([str(database)], new, tmp_path / "new.db")[0]
     assert said_of[0] == (
         f"took 4 trials from {database}:old; not taken: 1 with another environment: VLLM_FAST "
-        "differs (1 there, not set here)"
+        'differs ("1" there, not set here)'
     )
 
 
