@@ -178,9 +178,10 @@ def estimate_text(e: Estimate, text: Callable[[float], str] = number) -> str:
     return f"{text(e.value)} {bounds_text((e.low, e.high), text)}"
 
 
-def known_estimate_text(e: Estimate, text: Callable[[float], str] = number) -> str:
-    """Return an estimate, with its interval if a bound is known."""
-    return text(e.value) if e.low is None and e.high is None else estimate_text(e, text)
+def known_estimate_text(e: Estimate, text: Callable[[float], str], unit: str = "") -> str:
+    """Return an estimate in its unit, with its interval if a bound is known."""
+    shown, bounds = f"{text(e.value)}{unit}", (e.low, e.high)
+    return shown if bounds == (None, None) else f"{shown} {bounds_text(bounds, text)}"
 
 
 def value_and_bounds(value: float | None, bounds: Bounds | None, gap: str = " ") -> str:
@@ -209,9 +210,7 @@ def ratio_text(value: float) -> str:
 
 def times(e: Estimate) -> str:
     """Return a ratio as a factor: ``2.40× [2.21, 2.60]``, without bounds where none is known."""
-    text = f"{ratio_text(e.value)}×"
-    known = e.low is not None or e.high is not None
-    return f"{text} {bounds_text((e.low, e.high), ratio_text)}" if known else text
+    return known_estimate_text(e, ratio_text, "×")
 
 
 def change(e: Estimate, objective: Objective) -> str:

@@ -8,16 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from autotune.errors import DatabaseLocked, MachineError
+from autotune.errors import AutotuneError, DatabaseLocked, MachineError
 
 
 @contextmanager
-def database_errors(path: Path) -> Iterator[None]:
-    """Turn errors of a database in use into one clear line each.
+def database_errors(
+    path: Path,
+    error: type[AutotuneError] = MachineError,
+    what_now: str = ". What was finished is kept; the same command goes on from there",
+) -> Iterator[None]:
+    """Turn errors of a database into one clear line each.
+
+    Args:
+        path: File of the database.
+        error: Class of the error that it cannot be read or written.
+        what_now: End of the line.
 
     Raises:
         DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
-        MachineError: it cannot be read or written any more.
+        AutotuneError: it cannot be read or written; a ``MachineError`` by default.
     """
     try:
         yield
@@ -27,9 +36,7 @@ def database_errors(path: Path) -> Iterator[None]:
         code, words = in_words(e)
         if code in LOCKED:
             raise DatabaseLocked(f"{path}: {words}") from e
-        raise MachineError(
-            f"{path}: {words}. What was finished is kept; the same command goes on from there"
-        ) from e
+        raise error(f"{path}: {words}{what_now}") from e
 
 
 LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}

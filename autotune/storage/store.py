@@ -16,14 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import DatabaseLocked, UserError
+from autotune.errors import UserError
 from autotune.storage import trials
 from autotune.storage.failures import (
     DAMAGED,
-    LOCKED,
     database_errors,
-    in_words,
-    is_of_database,
 )
 from autotune.storage.launches import Launches
 from autotune.storage.lease import take
@@ -100,24 +97,18 @@ class Store:
         self.load_maps = LoadMaps(self._reader, self._sessions)
         write = write or create
         try:
-            if not create and not path.exists():
-                raise UserError(
-                    f"{path}: no such database; `autotune run` makes one, --db names it"
-                )
-            if create and not (path.exists() and path.stat().st_size):
-                self._make(path.resolve())
-            self._look(create, write)
-            if write:
-                self._upgrade(self.storage, self._reader)
+            with database_errors(path, UserError, "; nothing was changed in it"):
+                if not create and not path.exists():
+                    raise UserError(
+                        f"{path}: no such database; `autotune run` makes one, --db names it"
+                    )
+                if create and not (path.exists() and path.stat().st_size):
+                    self._make(path.resolve())
+                self._look(create, write)
+                if write:
+                    self._upgrade(self.storage, self._reader)
         except OSError as e:
             raise UserError(f"{path}: cannot be opened: {e.strerror}") from e
-        except Exception as e:
-            if not is_of_database(e):
-                raise
-            code, words = in_words(e)
-            if code in LOCKED:
-                raise DatabaseLocked(f"{path}: {words}") from e
-            raise UserError(f"{path}: {words}; nothing was changed in it") from e
 
     def _make(self, file: Path) -> None:
         """Make the database as a whole or not at all, even if this process is killed."""

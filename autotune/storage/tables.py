@@ -23,11 +23,11 @@ def _column(f: Field[Any]) -> Column[Any]:
     return Column(f.name, kind, *keys, nullable=declared.endswith("| None"), **about)
 
 
-def _mapped(kind: type[Row]) -> Table:
+def _map(kind: type[Row]) -> None:
     table = Table(kind.__tablename__, _registry.metadata, *map(_column, fields(kind)))
     _registry.map_imperatively(kind, table)
-    return table
 
 
-TABLES = {kind: _mapped(kind) for kind in KINDS}
 METADATA = _registry.metadata
+for _kind in KINDS:
+    _map(_kind)

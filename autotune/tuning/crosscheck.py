@@ -41,7 +41,7 @@ from autotune.study.schema import StudySpec
 from autotune.study.space import N, Point, Value
 from autotune.study.workload import WorkloadSpec
 from autotune.tuning.launcher import Launcher, LiveServer
-from autotune.tuning.ledger import NoLedger
+from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared, baseline_point
 from autotune.tuning.progress import OUTSIDE, Progress
 from autotune.tuning.tools import Tools
@@ -83,7 +83,7 @@ def crosscheck(
     bench_info = bench_vllm(prepared.info)
     folder = _folder(spec, out)
     task = _Runs(prepared, point, chat, bench_info, folder, rounds, progress)
-    ledger = NoLedger()
+    ledger = Ledger()
     with Launcher(prepared, ledger, folder / "logs", warm=False, tools=tools) as launcher:
         outcome = attempts(task, launcher, ledger, ())
         machine = launcher.machine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from autotune.engine.command import LaunchPlan
 from autotune.engine.compile_cache import CompileCache
@@ -20,8 +20,11 @@ from autotune.storage.schema import NO_TRIAL, LaunchRow
 from autotune.storage.store import Store
 
 
-class Ledger(Protocol):
-    """The launches of one study, or of one load map."""
+class Ledger:
+    """The launches of one study, of one load map, or of a run without a database.
+
+    This one keeps nothing: the marks of the processes alone say whose they are.
+    """
 
     def check(self) -> None:
         """Check that what is written is kept.
@@ -60,16 +63,21 @@ class Ledger(Protocol):
         """Write down which trial a prelaunched server belongs to."""
 
     def first_request(self, launch_id: str) -> float | None:
-        """Return the seconds from the begin of the warm-up to the end of its first request."""
+        """Return the seconds from the begin of the warm-up to the end of its first request.
+
+        None: nothing is kept of requests.
+        """
+        return None
 
     def time(self, launch_id: str, stages: Stages, cache: CompileCache | None) -> None:
         """Write down where the time of a launch went, and what was compiled in it."""
 
     def launches(self, trial: int) -> list[LaunchRow]:
         """Return the launches of a trial, oldest first."""
+        return []
 
 
-class StoredLedger:
+class StoredLedger(Ledger):
     """A ledger in a database.
 
     Args:
@@ -153,50 +161,3 @@ class StoredLedger:
     def launches(self, trial: int) -> list[LaunchRow]:
         """Return the launches of a trial, oldest first."""
         return self._store.launches.of_trial(self._name, trial)
-
-
-class NoLedger:
-    """The ledger of launches without a database: their marks alone say whose they are."""
-
-    def check(self) -> None:
-        """Do nothing."""
-
-    def plan(
-        self,
-        launch_id: str,
-        trial: int,
-        attempt: int,
-        plan: LaunchPlan,
-        machine: Mapping[str, Any],
-        log_path: Path,
-    ) -> None:
-        """Do nothing."""
-
-    def started(self, identity: Identity) -> None:
-        """Do nothing."""
-
-    def ready(self, launch_id: str, version: str | None) -> None:
-        """Do nothing."""
-
-    def failed(self, launch_id: str, failure: TrialFailure, log_tail: Sequence[str]) -> None:
-        """Do nothing."""
-
-    def ended(self, launch_id: str, exit_code: int | None, killed: int) -> None:
-        """Do nothing."""
-
-    def event(self, launch_id: str, trial: int, what: str) -> None:
-        """Do nothing."""
-
-    def give(self, launch_id: str, trial: int, attempt: int) -> None:
-        """Do nothing."""
-
-    def first_request(self, launch_id: str) -> float | None:
-        """Return None: nothing is kept of requests."""
-        return None
-
-    def time(self, launch_id: str, stages: Stages, cache: CompileCache | None) -> None:
-        """Do nothing."""
-
-    def launches(self, trial: int) -> list[LaunchRow]:
-        """Return nothing: no launch is kept."""
-        return []

@@ -17,7 +17,7 @@ from autotune.output.export.job import (
     in_container,
     serve_words,
 )
-from autotune.output.export.yaml_text import Word, yaml_text
+from autotune.output.export.yaml_text import Word, literal, yaml_text
 
 
 def compose(job: Job) -> str:
@@ -26,7 +26,7 @@ def compose(job: Job) -> str:
     service: dict[str, Any] = {
         "image": Word(job.image()),
         "entrypoint": [Word("vllm"), Word("serve")],
-        "command": [_word(text) for text in serve_words(job, plan)],
+        "command": [literal(text) for text in serve_words(job, plan)],
     }
     if env := _environment(job, plan):
         service["environment"] = env
@@ -38,15 +38,11 @@ def compose(job: Job) -> str:
     return yaml_text({"name": job.name, "services": {"vllm": service}, "volumes": {"cache": None}})
 
 
-def _word(text: str) -> Word:
-    return Word(text.replace("$", "$$"))
-
-
 def _environment(job: Job, plan: Production) -> dict[str, Word | None]:
     env: dict[str, Word | None] = {}
     for name, value in plan.env.items():
         asked = Word(f"${{{name}:?set it in .env next to this file, or in the environment}}")
-        env[name] = asked if value is None else _word(value)
+        env[name] = asked if value is None else literal(value)
     if job.from_hub and HUB_TOKEN not in env:
         env[HUB_TOKEN] = None  # as it is outside, if it is
     return env
@@ -60,7 +56,7 @@ def _surroundings(job: Job, mounts: dict[str, str]) -> dict[str, Any]:
         "host_ip": Word(job.where.host or LOCAL),
     }
     binds = [
-        {"type": "bind", "source": _word(path), "target": _word(inside), "read_only": True}
+        {"type": "bind", "source": literal(path), "target": literal(inside), "read_only": True}
         for inside, path in mounts.items()
     ]
     cache = {"type": "volume", "source": "cache", "target": Word(CACHE)}

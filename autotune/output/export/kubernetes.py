@@ -19,7 +19,7 @@ from autotune.output.export.job import (
     in_container,
     serve_words,
 )
-from autotune.output.export.yaml_text import Word, yaml_text
+from autotune.output.export.yaml_text import Word, literal, yaml_text
 from autotune.results.text import plain
 
 
@@ -47,10 +47,6 @@ def kubernetes(job: Job) -> str:
     return yaml_text(_deployment(job, container, volumes)) + "---\n" + yaml_text(_service(job))
 
 
-def _word(text: str) -> Word:
-    return Word(text.replace("$", "$$"))
-
-
 def _secret(job: Job) -> str:
     return f"{job.name}-secrets"
 
@@ -65,7 +61,7 @@ def _container(job: Job, plan: Production) -> dict[str, Any]:
         "name": "vllm",
         "image": Word(job.image()),
         "command": [Word("vllm"), Word("serve")],
-        "args": [_word(text) for text in serve_words(job, plan)],
+        "args": [literal(text) for text in serve_words(job, plan)],
         **({"env": env} if env else {}),
         "ports": [{"name": "http", "containerPort": job.where.port}],
         **({"resources": resources} if resources else {}),
@@ -83,7 +79,7 @@ def _environment(job: Job, plan: Production) -> list[dict[str, Any]]:
         if value is None:
             env.append(_from_secret(_secret(job), name, optional=False))
         else:
-            env.append({"name": Word(name), "value": _word(value)})
+            env.append({"name": Word(name), "value": literal(value)})
     if job.from_hub and HUB_TOKEN not in plan.env:
         env.append(_from_secret(_secret(job), HUB_TOKEN, optional=True))
     return env

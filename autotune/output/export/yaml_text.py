@@ -20,6 +20,11 @@ class Word(str):
         return super().__new__(cls, text)
 
 
+def literal(text: str) -> Word:
+    """Return a text for a reader who takes ``$`` for a variable, and ``$$`` for a dollar."""
+    return Word(text.replace("$", "$$"))
+
+
 class _Dumper(yaml.SafeDumper):
     """Indents lists deeper than their key, and writes no alias."""
 
