@@ -55,7 +55,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from urllib.error import URLError
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
+
 RESULTS = "studies/results"
 DIFFERENT = 3
 TIMEOUT_S = 600
@@ -287,7 +288,9 @@ def look(host: Host, view: View) -> str:
     shutil.rmtree(folder)
     parts = [f"$ autotune {' '.join(view.words)}"]
     parts += [f"=== {title}\n{text}".rstrip("\n") for title, text in seen.items()]
-    return normalized("\n".join(parts) + "\n", {folder: "FOLDER", tree.root: "TREE"})
+    return normalized(
+        "\n".join(parts) + "\n", {folder: "FOLDER", tree.root: "TREE", tree.work: "WORK"}
+    )
 
 
 def contents(database: Path) -> dict[str, str]:
@@ -364,7 +367,6 @@ def normalized(text: str, paths: Mapping[Path, str]) -> str:
     """Replace what must differ from run to run; the module's docstring lists it."""
     for path, name in paths.items():
         text = text.replace(str(path), name)
-    text = re.sub(r"/[\w./-]*/autotune-seen-\w+", "FOLDER", text)  # wherever a line begins with it
     now = datetime.now(UTC)
     days = "|".join(f"{now - timedelta(days=d):%Y-%m-%d}" for d in (0, 1))
     text = re.sub(rf"\b(?:{days})\b(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?", "TODAY", text)

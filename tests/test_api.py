@@ -23,9 +23,9 @@ from autotune.results.views import TrialView
 from autotune.study.differences import fingerprint
 from autotune.tuning.progress import At
 from tests import study_views
+from tests.paths import ROOT
 from tests.studies import processes_of, write_study
 
-ROOT = Path(__file__).parent.parent
 STORED = ROOT / "studies" / "results" / "demo-cpu" / "autotune.db"
 
 

@@ -28,6 +28,7 @@ from autotune.study.files import load_study
 from autotune.study.schema import ObjectiveSpec
 from objectives import Objective, WithEnergy
 from objectives.__main__ import table
+from tests.paths import ROOT
 from tests.studies import (
     autotune,
     processes_of,
@@ -37,7 +38,7 @@ from tests.studies import (
     write_study_with_a_bad_point,
 )
 
-DOC = Path(__file__).parents[1] / "docs" / "objectives.md"
+DOC = ROOT / "docs" / "objectives.md"
 
 
 def measured(seconds: Iterator[float] | Any, places: int = 1, tokens: int = 11) -> Measurement:
@@ -47,7 +48,7 @@ def measured(seconds: Iterator[float] | Any, places: int = 1, tokens: int = 11) 
 
 @cache
 def bench() -> dict[str, Any]:
-    return runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coverage.py"))
+    return runpy.run_path(str(ROOT / "benchmarks" / "coverage.py"))
 
 
 # -- goodput ---------------------------------------------------------------------------------

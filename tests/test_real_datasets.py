@@ -25,6 +25,7 @@ from autotune.errors import MeasureError
 from autotune.serving.process_tree import processes_of
 from autotune.serving.server import Server
 from autotune.study.workload import WorkloadSpec
+from tests.paths import ROOT
 from tests.test_real_server import SERVER, demo_server
 
 pytestmark = pytest.mark.real
@@ -80,7 +81,7 @@ class OwnedServer:
             [sys.executable, "-c", OWNER, str(log), self.launch_id, str(port)],
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
         )
         assert self.owner.stdout is not None
         said = self.owner.stdout.readline()

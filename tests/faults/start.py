@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.paths import ROOT
 from tests.studies import NO_BROWSER
 
-ROOT = Path(__file__).parent.parent.parent
 _MESSAGE = 1 << 16
 
 
