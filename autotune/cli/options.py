@@ -30,6 +30,10 @@ class Group(click.Group):
             resumes = ctx.invoked_subcommand in {"run", "confirm", "map"}
             more = "; run the same command again to resume" if resumes else ""
             click.echo(f"autotune: interrupted{more}", err=True)
+            # CPython remembers an interrupt that left a string's code (dataclasses and SQLAlchemy
+            # run such code), also one that was caught, and would end `python -m` by SIGINT instead
+            # of with our exit code; the next string that it runs makes it forget.
+            eval("None")  # noqa: S307
             ctx.exit(INTERRUPTED)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -194,3 +197,28 @@ def test_a_long_environment_variable_is_shown_in_short_and_kept_whole(here: Path
     assert isinstance(kept, str)
     assert len(kept) > 1000
     assert kept.startswith(short[:-1])
+
+
+# CPython ends `python -m` by SIGINT if an interrupt ever left a string's code.
+_INTERRUPTED = """
+from autotune.cli.main import main
+
+@main.command()
+def interrupted():
+    exec("raise KeyboardInterrupt")
+
+main(["interrupted"])
+"""
+
+
+def test_the_exit_code_is_ours_wherever_an_interrupt_came(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(_INTERRUPTED)
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == ["autotune: interrupted"]
