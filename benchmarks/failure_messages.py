@@ -1,15 +1,16 @@
 """vLLM's own error messages that a launch can meet, and how many the classifier gets right.
 
-    python -m benchmarks.failure_messages extract --source FOLDER --version 0.32.0 [--carry 0.27.0]
-    python -m benchmarks.failure_messages score --version 0.32.0 [--wrong] [--write]
-    python -m benchmarks.failure_messages show --version 0.32.0 [--unlabeled]
+    python -m benchmarks.failure_messages extract --version V --source FOLDER [--carry V …]
+    python -m benchmarks.failure_messages score --version V [--without V …] [--wrong] [--write]
+    python -m benchmarks.failure_messages show --version V [--unlabeled]
 
 `extract` reads the Python source of an unpacked source distribution and writes
 data/failure_messages/VERSION.json: one entry for each `raise X(message)` and `assert cond, message`
 of the scope, with its place, its text and the process that raises it. Kinds are added by people who
 read the place; a later `extract` keeps them, and `--carry` takes them over from another version
 where file, function and text are the same. `score` writes each entry into a server's log, as the
-API server, EngineCore or a worker would, and asks the classifier.
+API server, EngineCore or a worker would, and asks the classifier; `--without` leaves out what
+another version has, too, so that only messages count that nobody had seen.
 
 The scope is in failure_scope.py, how a log is written in failure_logs.py.
 
@@ -291,16 +292,18 @@ def counts(found: Sequence[Answer]) -> dict[str, Any]:
     return table
 
 
-def _score(version: str, wrong: bool, keep: bool) -> None:
+def _score(version: str, without: Sequence[str], wrong: bool, keep: bool) -> None:
     data = read(version)
+    seen = {e["id"] for other in without for e in read(other)["entries"]}
+    data["entries"] = [e for e in data["entries"] if e["id"] not in seen]
     found = answers(data)
     table = counts(found)
     share = f"{table['share_right']:.1%} of the clear ones right"
     print(f"vLLM {version}: {len(found)} messages, {share}")
-    for name in ("kinds", "processes"):
+    for name, word in (("kinds", "kind"), ("processes", "process")):
         for key, row in table[name].items():
             words = ", ".join(f"{n} {w}" for w, n in row.items())
-            print(f"  {name[:-1]:8} {key:15} {words}")
+            print(f"  {word:8} {key:15} {words}")
     for answer in found if wrong else ():
         e = answer.entry
         if e["kind"] is not None and not answer.right:
@@ -315,7 +318,8 @@ def _score(version: str, wrong: bool, keep: bool) -> None:
     if keep:
         target = DATA / "scores.json"
         scores = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-        scores[version] = table | {"left_out": data["left_out"]}
+        name = " without ".join([version, *without])
+        scores[name] = table | {"left_out": data["left_out"]}
         target.write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -341,6 +345,7 @@ def main(words: Sequence[str]) -> None:
     one.add_argument("--source", type=Path, required=True, help="unpacked source distribution")
     one.add_argument("--carry", action="append", default=[], help="version whose labels are taken")
     two = commands.add_parser("score", help="count what the classifier gets right")
+    two.add_argument("--without", action="append", default=[], help="version whose are left out")
     two.add_argument("--wrong", action="store_true", help="show the wrong ones")
     two.add_argument("--write", action="store_true", help="keep the counts in scores.json")
     three = commands.add_parser("show", help="show the entries with their labels")
@@ -353,7 +358,7 @@ def main(words: Sequence[str]) -> None:
         target = write(data)
         print(f"{target}: {len(data['entries'])} entries; left out: {data['left_out']}")
     elif args.command == "score":
-        _score(args.version, args.wrong, args.write)
+        _score(args.version, args.without, args.wrong, args.write)
     else:
         _show(args.version, args.unlabeled)
 
