@@ -80,11 +80,16 @@ def _text(node: ast.expr, names: dict[str, ast.expr]) -> str:
             return _woven(re.split(r"\{\{[^{}]*\}\}", _text(base, names)), values)
         case ast.Call(func=ast.Attribute(attr="join")):
             return "{" + ast.unparse(node) + "}"
-        case ast.Tuple(elts=[ast.expr() as first, *_]):
-            return _text(first, names)
+        case ast.Tuple(elts=parts):  # an exception with several arguments shows them as a tuple
+            return f"({', '.join(_quoted(p, names) for p in parts)})"
         case ast.Name(id=name) if name in names:
             return _text(names[name], {k: v for k, v in names.items() if k != name})
     return "{" + ast.unparse(node) + "}"
+
+
+def _quoted(node: ast.expr, names: dict[str, ast.expr]) -> str:
+    text = _text(node, names)
+    return f"'{text}'" if isinstance(node, (ast.Constant, ast.JoinedStr)) else text
 
 
 def _woven(parts: Sequence[str], values: Sequence[ast.expr]) -> str:
@@ -165,7 +170,8 @@ def _entries(
         exception = _exception(node, imports, "vllm." + file[:-3].replace("/", "."))
         message = node.msg if isinstance(node, ast.Assert) else None
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-            message = node.exc.args[0]
+            one = len(node.exc.args) == 1 or exception not in _BUILTINS
+            message = node.exc.args[0] if one else ast.Tuple(elts=node.exc.args)
         if exception is None or message is None:
             left["bare asserts" if isinstance(node, ast.Assert) else "raised without a text"] += 1
             continue

@@ -47,6 +47,7 @@ _RUNTIME = re.compile(
     r"|register|set_model_tag|get_\w+_group$|_register|get_\w*_dp_group$|compute_logits|cls_decorator"
     r"|get_inner|get_attention_context|copy_kv|slice_|_slice_|shutdown|compile_all|load_all"
     r"|bytecode_hook|patched_|_collective|collective_rpc|result$|startup_handshake$|get_response"
+    r"|_try_promote|stage_mamba|_init_xdrope|_get_external_eep|compute_fly"
     r"|select_transfer|_check_weight_transfer|_reset_caches|_wait_for_new|get_pooling_task"
     r"|combine_sampled|_pp_broadcast|update_token_ids|set_inputs_first|rejection_sample"
     r"|_check_worker_profile|get_model$|_ensure_lora|_wait_for_new_engine"
@@ -139,6 +140,7 @@ SCOPES = (
     Scope("v1/core/sched/scheduler.py", "scheduler"),
     Scope("v1/core/sched/*.py", "scheduler"),
     Scope("v1/core/kv_cache_utils.py", "kv_cache"),
+    Scope("v1/core/kv_cache_planning.py", "kv_cache"),
     Scope("v1/core/*.py", "scheduler"),
     Scope("v1/kv_cache_interface.py", "kv_cache"),
     Scope("v1/kv_cache_layout.py", "kv_cache"),
