@@ -183,7 +183,10 @@ def _trace_log(
     if trace.block_size:
         notes.append(f"one of hash_ids stands for {trace.block_size} tokens that requests share")
     if trace.left_out:
-        notes.append(f"{trace.left_out} requests without prompt or answer tokens are left out")
+        of = trace.left_out + len(trace)
+        notes.append(
+            f"requests without prompt or answer tokens are left out: {trace.left_out} of {of}"
+        )
     return Log(found, lambda i: trace.entry(i, recorded), notes, random=True)
 
 
