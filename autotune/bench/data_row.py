@@ -208,6 +208,8 @@ def _length(row: Mapping[str, Any], body: Mapping[str, Any]) -> int:
             "max_tokens are read, too)"
         )
     length = place[0][place[1]]
+    if type(length) is float and length.is_integer():  # pandas, where another row has none
+        length = int(length)
     if type(length) is not int or not 1 <= length <= _MOST_LEN:
         raise ValueError(f"{place[1]}: must be a whole number of tokens from 1 up")
     return length

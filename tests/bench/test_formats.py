@@ -157,6 +157,7 @@ def test_a_row_of_another_kind_is_named(tmp_path: Path, row: Any, why: str) -> N
         {"prompt_tokens_count": 5, "output_tokens_count": 12},  # GuideLLM
         {"input_tokens_count": 5, "completion_tokens_count": 12},
         {"output_tokens": 12},  # vLLM's custom dataset
+        {"output_tokens": 12.0},  # the same, written by pandas
         {"prompt_tokens": 5, "completion_tokens": 12},  # a proxy's log
         {"response": {"usage": {"completion_tokens": 12}}},
     ],
