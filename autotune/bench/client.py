@@ -223,6 +223,7 @@ def _message(
         body["skip_special_tokens"] = False
     if request.messages is not None:
         path, body["messages"] = "/v1/chat/completions", request.messages
+        body |= request.tool_keys
     else:
         path, body["prompt"] = "/v1/completions", request.prompt
     content = orjson.dumps(body)

@@ -1,30 +1,29 @@
-"""Files with requests: JSONL of prompts, ShareGPT's conversations, a recorded request log.
+"""Files with requests: prompts and chats, ShareGPT's conversations, recorded request logs, traces.
 
 Each reader returns :class:`Entry` values in an order that depends on the file alone.
 :mod:`autotune.bench.workload` decides which of them are sent, and when. Every mistake in a file is
 reported in one line that names the file, the line (or the position in a JSON list) and what to do.
+docs/datasets.md has the table of the formats that are understood, and of the tools that write them.
 """
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
+from autotune.bench import data_file, data_trace
+from autotune.bench.data_row import Entry, Messages, entry_of
+from autotune.bench.data_time import KEY, Times, Unit
 from autotune.errors import UserError, one_line
 from autotune.study.workload import ShareGptPrompts
 
-_BOM = b"\xef\xbb\xbf"  # Windows' editors mark UTF-8 with it
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
-# Keys of a line's length: the recorded answer's before the requested limit. `output_tokens` is the
-# name in vLLM's custom dataset.
-_LENGTHS = ("output_len", "output_tokens", "max_completion_tokens", "max_tokens")
-_MOST_LEN = 10**9
-_MOST_SECONDS = 10**11  # the year 5138; milliseconds since 1970 lie beyond it
 _ROLES = {
     "system": "system",
     "human": "user",
@@ -35,22 +34,8 @@ _ROLES = {
     "bing": "assistant",
     "bard": "assistant",
 }
-
-Messages = list[dict[str, Any]]
-
-
-class Entry(NamedTuple):
-    """Content of one request of a file; exactly one of ``prompt`` and ``messages`` is set.
-
-    Attributes:
-        prompt: Text or token ids.
-        messages: Messages of a chat.
-        output_len: Number of tokens of the recorded answer; None: the study has one length for all.
-    """
-
-    prompt: str | list[int] | None
-    messages: Messages | None
-    output_len: int | None = None
+# Keys of a conversation: ShareGPT's, that of LMSYS-Chat-1M and WildChat, that of OpenAI's chats.
+_TURNS = ("conversations", "conversation", "messages")
 
 
 class Recorded(NamedTuple):
@@ -65,8 +50,41 @@ class Recorded(NamedTuple):
     entry: Entry
 
 
+class Log:
+    """The requests of a recorded log, earliest first; equal times are in the order of the lines.
+
+    Attributes:
+        notes: Sentences on how the log was read.
+        random: Whether it has no texts, so that its prompts are drawn.
+    """
+
+    def __init__(
+        self,
+        times: NDArray[np.float64],
+        entry: Callable[[int], Entry],
+        notes: Sequence[str],
+        *,
+        random: bool,
+    ) -> None:
+        self._order = np.argsort(times, kind="stable")
+        self._times = times
+        self._entry = entry
+        self.notes = tuple(notes)
+        self.random = random
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, i: int) -> Recorded:
+        row = int(self._order[i])
+        return Recorded(float(self._times[row]), self._entry(row))
+
+    def __iter__(self) -> Iterator[Recorded]:
+        return (self[i] for i in range(len(self)))
+
+
 def read_prompts(path: Path, *, recorded: bool) -> list[Entry]:
-    """Read the lines of a JSONL file; a repeated prompt is a mistake.
+    """Read the lines of a JSONL file, or the entries of a JSON list; a repetition is a mistake.
 
     Args:
         path: File of ``workload.prompts``.
@@ -77,8 +95,12 @@ def read_prompts(path: Path, *, recorded: bool) -> list[Entry]:
     """
     entries: list[Entry] = []
     first_line: dict[bytes, str] = {}
-    for where, row in _rows(path, "workload.prompts"):
-        entry, key = _entry(where, row, recorded)
+    content = data_file.read(path, "workload.prompts")
+    _refuse_trace_in_csv(path, content)
+    for where, row in data_file.rows(path, content):
+        if data_trace.columns_of(row) is not None:
+            raise UserError(f"{where}: {_LENGTHS_ONLY}")
+        entry, key = entry_of(where, row, recorded)
         if (same := first_line.setdefault(key, where)) != where:
             raise UserError(
                 f"{where}: is the same prompt as {same.rpartition(', ')[2]}; a repeated prompt "
@@ -88,30 +110,93 @@ def read_prompts(path: Path, *, recorded: bool) -> list[Entry]:
     return entries
 
 
-def read_log(path: Path, *, recorded: bool) -> list[Recorded]:
-    """Read the requests of a log, earliest first; equal times stay in the order of the lines.
+_LENGTHS_ONLY = (
+    "is a request of a trace of lengths, without text: give the file as workload.replay, which "
+    "sends random prompts of these lengths"
+)
+
+
+def _refuse_trace_in_csv(path: Path, content: bytes) -> None:
+    found = data_file.table(path, content)
+    if found is not None and data_trace.Columns.of(found.columns) is not None:
+        raise UserError(f"{one_line(str(path))}, line 1: {_LENGTHS_ONLY}")
+
+
+def read_log(path: Path, *, recorded: bool, unit: Unit | None = None) -> Log:
+    """Read the requests of a log, with texts or with lengths only.
 
     Args:
         path: File of ``workload.replay.file``.
         recorded: Whether every line must have its own length.
+        unit: Unit of numeric timestamps; None: seconds, or what the format has.
 
     Raises:
-        UserError: the file cannot be read, or one of its lines is wrong.
+        UserError: the file cannot be read, one of its lines is wrong, or the unit is uncertain.
     """
-    log: list[Recorded] = []
-    kinds: set[type] = set()
-    for where, row in _rows(path, "workload.replay.file"):
-        entry, _ = _entry(where, row, recorded)
+    content = data_file.read(path, "workload.replay.file")
+    times = Times(unit)
+    if (found := data_file.table(path, content)) is not None:
+        columns, named = data_trace.read_table(path, found)
+        trace = data_trace.read_rows(named, columns, times)
+        return _trace_log(path, trace, times, recorded, known=columns.burstgpt)
+    rows = data_file.rows(path, content)
+    if (first := next(rows, None)) is None:
+        return Log(times.seconds(), lambda i: Entry(None, None), (), random=False)
+    rows = chain((first,), rows)
+    if (lengths := data_trace.columns_of(first[1])) is not None:
+        trace = data_trace.read_rows(rows, lengths, times)
+        return _trace_log(path, trace, times, recorded, known="chat_id" in first[1])
+    entries: list[Entry] = []
+    for where, row in rows:
+        entries.append(_timed(where, row, recorded, times))
+    return Log(_seconds(path, times), entries.__getitem__, (), random=False)
+
+
+def _timed(where: str, row: Any, recorded: bool, times: Times) -> Entry:
+    """Return one line of a log, and add its time to the others."""
+    if isinstance(row, dict):
         try:
-            log.append(Recorded(_seconds(row.get("timestamp")), entry))
+            times.add(row)
         except ValueError as e:
             raise UserError(f"{where}: {e}") from e
-        kinds.add(str if isinstance(row["timestamp"], str) else float)
-        if len(kinds) > 1:
-            raise UserError(
-                f"{where}: timestamp: numbers and dates in one log; write all in one form"
-            )
-    return sorted(log, key=lambda r: r.at)
+    return entry_of(where, row, recorded)[0]
+
+
+def _trace_log(
+    path: Path, trace: data_trace.Trace, times: Times, recorded: bool, *, known: bool
+) -> Log:
+    """Return a trace as a log.
+
+    Args:
+        path: The file.
+        trace: Its requests.
+        times: Their times.
+        recorded: Whether each request has its own length.
+        known: Whether its times are in seconds: BurstGPT's and Qwen-Bailian's are. Whole numbers
+            next to ``hash_ids`` are otherwise milliseconds, as in Mooncake's traces.
+    """
+    mooncake = trace.block_size > 0 and not known
+    found = _seconds(path, times, milliseconds=mooncake, known=known)
+    notes = []
+    if mooncake and times.unit is None and times.in_whole_numbers:
+        notes.append(f"its timestamps are taken as milliseconds, as in Mooncake's traces ({KEY})")
+    if trace.block_size:
+        notes.append(f"one of hash_ids stands for {trace.block_size} tokens that requests share")
+    if trace.left_out:
+        of = trace.left_out + len(trace)
+        notes.append(
+            f"requests without prompt or answer tokens are left out: {trace.left_out} of {of}"
+        )
+    return Log(found, lambda i: trace.entry(i, recorded), notes, random=True)
+
+
+def _seconds(
+    path: Path, times: Times, *, milliseconds: bool = False, known: bool = False
+) -> NDArray[np.float64]:
+    try:
+        return times.seconds(milliseconds=milliseconds, known=known)
+    except ValueError as e:
+        raise UserError(f"{one_line(str(path))}: {e}") from e
 
 
 class Conversations:
@@ -128,6 +213,10 @@ class Conversations:
 
     Raises:
         UserError: the file cannot be read, or one of its entries is wrong.
+
+    Attributes:
+        left_out: Numbers of the conversations that cannot be sent, by the reason; those of a wrong
+            length are not among them.
     """
 
     def __init__(
@@ -137,14 +226,19 @@ class Conversations:
         self._output_len = output_len
         self._count = count
         self._found: list[tuple[Messages, str | None]] = []
+        self.left_out: Counter[str] = Counter()
         seen: set[bytes] = set()
-        for where, row in _list_or_lines(path, "workload.sharegpt.file"):
+        for where, row in data_file.rows(path, data_file.read(path, "workload.sharegpt.file")):
             turns = _turns(where, row)
             sent = None if turns is None else _sent(turns, spec.turns)
-            if sent is None or (output_len is None and sent[1] is None):
-                continue
-            key = orjson.dumps(sent[0])
-            if key not in seen:
+            if sent is None:
+                why = "a speaker or a turn that is no text" if turns is None else "no question"
+                self.left_out[why] += 1
+            elif output_len is None and sent[1] is None:
+                self.left_out["no answer"] += 1
+            elif (key := orjson.dumps(sent[0])) in seen:
+                self.left_out["the prompt of another one"] += 1
+            else:
                 seen.add(key)
                 self._found.append(sent)
 
@@ -202,136 +296,42 @@ def token_counter(tokenizer: str, base: Path) -> Callable[[str], int]:
     return lambda text: len(found.encode(text, add_special_tokens=False).ids)
 
 
-def _read(path: Path, key: str) -> bytes:
-    shown = one_line(str(path))
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        raise UserError(f"{shown}: {key} cannot be read: {e.strerror}") from e
-    if content.startswith(_UTF16):
-        raise UserError(f"{shown}: {key} is UTF-16; save it as UTF-8")
-    return content.removeprefix(_BOM)
-
-
-def _lines(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
-    """Yield the location in words and the value of every line that is not blank."""
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{one_line(str(path))}, line {number}"
-        try:
-            yield where, orjson.loads(line)
-        except orjson.JSONDecodeError as e:
-            raise UserError(f"{where}: is not JSON: {e.msg}") from e
-
-
-def _rows(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for where, row in _lines(path, _read(path, key)):
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: must be an object with `messages` or `prompt`")
-        yield where, row
-
-
-def _list_or_lines(path: Path, key: str) -> Iterator[tuple[str, Any]]:
-    """Yield location and value of the entries of a JSON list, or of the lines of JSONL."""
-    content = _read(path, key)
-    if not content.lstrip().startswith(b"["):
-        yield from _lines(path, content)
-        return
-    shown = one_line(str(path))
-    try:
-        rows = orjson.loads(content)
-    except orjson.JSONDecodeError as e:
-        raise UserError(f"{shown}, line {e.lineno}: is not JSON: {e.msg}") from e
-    for number, row in enumerate(rows, start=1):
-        yield f"{shown}, entry {number}", row
-
-
-def _entry(where: str, row: dict[str, Any], recorded: bool) -> tuple[Entry, bytes]:
-    """Return one line of prompts or of a log, and a key that equal prompts share."""
-    try:
-        prompt, messages = _prompt(row)
-        length = _length(row) if recorded else None
-        key = orjson.dumps((prompt, messages))
-    except ValueError as e:
-        raise UserError(f"{where}: {e}") from e
-    except TypeError as e:  # orjson reads more levels than it writes
-        raise UserError(f"{where}: messages: are nested too deeply") from e
-    return Entry(prompt, messages, length), key
-
-
-def _prompt(row: dict[str, Any]) -> tuple[str | None, Messages | None]:
-    """Return text or chat of a line; a ValueError says what is wrong, beginning with the key."""
-    if ("messages" in row) == ("prompt" in row):
-        raise ValueError("needs exactly one of `messages` and `prompt`")
-    if "prompt" in row:
-        prompt = row["prompt"]
-        if not isinstance(prompt, str) or not prompt:
-            raise ValueError("prompt: must be a text that is not empty")
-        return prompt, None
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("messages: must be a list that is not empty")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise ValueError(f"messages[{i}]: must be an object with `role` and `content`")
-        if not isinstance(message.get("role"), str):
-            raise ValueError(f"messages[{i}].role: must be a text such as user")
-        if not isinstance(message.get("content"), str | list):
-            raise ValueError(f"messages[{i}].content: must be a text, or a list of parts")
-    return None, messages
-
-
-def _length(row: dict[str, Any]) -> int:
-    """Return a line's own length; a ValueError says what is wrong, beginning with the key."""
-    key = next((k for k in _LENGTHS if row.get(k) is not None), None)
-    if key is None:
-        raise ValueError(
-            "output_len: is missing; `output_len: recorded` in the study needs it in every line"
-        )
-    length = row[key]
-    if type(length) is not int or not 1 <= length <= _MOST_LEN:
-        raise ValueError(f"{key}: must be a whole number of tokens from 1 up")
-    return length
-
-
-def _seconds(value: object) -> float:
-    """Return a timestamp in seconds; a ValueError says what is wrong, beginning with the key.
-
-    A date without an offset is taken as UTC, because only the gaps matter.
-    """
-    if isinstance(value, str):
-        try:
-            at = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(
-                "timestamp: is no ISO 8601 date such as 2026-01-31T12:00:00.250Z; numbers go "
-                "without quotes"
-            ) from None
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("timestamp: must be seconds, or an ISO 8601 date")
-    if abs(value) > _MOST_SECONDS:
-        raise ValueError("timestamp: must be in seconds, not in milliseconds or less")
-    return float(value)
-
-
 def _turns(where: str, row: object) -> Messages | None:
-    """Return a conversation as chat messages; None: a speaker has no role in a chat."""
-    turns = row.get("conversations") if isinstance(row, dict) else None
-    if not isinstance(turns, list):
+    """Return a conversation as chat messages; None: one of the turns cannot be sent as such."""
+    if not isinstance(row, dict):
         raise UserError(f"{where}: must be an object with `conversations`, a list of turns")
+    key = next((k for k in _TURNS if isinstance(row.get(k), list)), None)
+    if key is None:
+        instead = ""
+        if "prompt" in row or "turns" in row:
+            instead = "; a file of prompts or questions is given as workload.prompts"
+        raise UserError(
+            f"{where}: must be an object with `conversations`, a list of turns{instead}"
+        )
     messages: Messages = []
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not all(
-            isinstance(turn.get(key), str) for key in ("from", "value")
-        ):
-            raise UserError(f"{where}: conversations[{i}]: needs `from` and `value`, both texts")
-        role = _ROLES.get(turn["from"])
-        if role is None:
-            return None
-        messages.append({"role": role, "content": turn["value"]})
-    return messages
+    for i, turn in enumerate(row[key]):
+        one = _turn(turn) if isinstance(turn, dict) else []
+        if not one:
+            raise UserError(
+                f"{where}: {key}[{i}]: needs `from` and `value`, or `role` and `content`, all texts"
+            )
+        messages += one
+    return None if any(m["role"] is None for m in messages) else messages
+
+
+def _turn(turn: dict[str, Any]) -> Messages:
+    """Return the messages of a turn, none if it is wrong; a role of None cannot be sent."""
+    if isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str):
+        return [{"role": _ROLES.get(turn["from"]), "content": turn["value"]}]
+    if isinstance(turn.get("role"), str):
+        role = {**_ROLES, "developer": "system"}.get(turn["role"])
+        text = turn.get("content", turn.get("value"))
+        # tool calls have no text, pictures are parts: neither can be counted
+        return [{"role": role if isinstance(text, str) else None, "content": text}]
+    pair = [turn.get("human"), turn.get("assistant")]
+    if all(isinstance(text, str) for text in pair):
+        return [{"role": r, "content": t} for r, t in zip(("user", "assistant"), pair, strict=True)]
+    return []
 
 
 def _sent(turns: Sequence[dict[str, Any]], how: str) -> tuple[Messages, str | None] | None:

@@ -179,13 +179,16 @@ def _gpu(info: VllmInfo | None, host: Host) -> Check:
 
 
 def _load(loaded: LoadedStudy) -> Iterator[Check]:
-    """Check that the study's requests are enough for its load and objectives."""
+    """Check that the study's requests can be built, and are enough for load and objectives."""
+    from autotune.bench.workload import build_workload  # imports numpy
+
     try:
         sample_size.check(loaded)
+        built = build_workload(loaded.spec.workload, loaded.base)
     except UserError as e:
         yield Check("load", False, str(e))
         return
-    found = list(sample_size.notes(loaded.spec))
+    found = [*sample_size.notes(loaded.spec), *built.notes]
     yield from (Check("load", None, note) for note in found)
     if not found:
         load = loaded.spec.workload

@@ -320,9 +320,16 @@ def fingerprint_of_0_1(spec: StudySpec, found: Mapping[str, str]) -> str:
         }
     )
     load = body["workload"]
-    for key in ("sharegpt", "replay", "repeat"):  # unknown to the first studies
+    for key in ("sharegpt", "replay", "repeat", "tools"):  # unknown to the first studies
         if not load[key]:
             del load[key]
+    if spec.workload.replay is not None:  # keys of 0.2 with their defaults
+        for key in {
+            "timestamp_unit",
+            "vocab_low",
+            "vocab_high",
+        } - spec.workload.replay.model_fields_set:
+            del load["replay"][key]
     if spec.workload.source is not None:
         key, _ = spec.workload.source
         digest = found[f"workload.{key}"]

@@ -67,8 +67,9 @@ class ShareGptPrompts(Model):
     """
 
     file: Result[Path] = Field(
-        description="JSON, relative to the study file: a list of objects with `conversations`, a "
-        "list of turns with `from` and `value`; or one such object a line"
+        description="JSON, relative to the study file: a list of objects with `conversations`, "
+        "`conversation` or `messages`, a list of turns with `from` and `value` or `role` and "
+        "`content`; or one such object a line"
     )
     turns: Result[Literal["first", "all"]] = Field(
         default="first",
@@ -100,8 +101,9 @@ class ReplayPrompts(Model):
     """A recorded request log, sent at its own times; a text instead of a mapping is the file."""
 
     file: Result[Path] = Field(
-        description="JSONL, relative to the study file; each line has `timestamp` (seconds, or "
-        "ISO 8601) and `messages` or `prompt`"
+        description="relative to the study file: JSONL or a JSON list, each entry with `timestamp` "
+        "(seconds, or ISO 8601) and `messages` or `prompt`; or a trace of lengths, JSONL or CSV, "
+        "whose prompts are random token ids"
     )
     speed: Result[float] = Field(
         default=1.0,
@@ -109,6 +111,22 @@ class ReplayPrompts(Model):
         le=1e6,
         description="2: the gaps between the requests are half of the recorded ones",
     )
+    timestamp_unit: Result[Literal["s", "ms", "us", "ns"] | None] = Field(
+        default=None,
+        description="of timestamps that are numbers; without it `s`, in Mooncake's traces `ms`",
+    )
+    vocab_low: Result[int] = Field(
+        default=256, ge=0, description="lowest token id drawn for a trace without texts"
+    )
+    vocab_high: Result[int] = Field(
+        default=32000, gt=0, le=2**31, description="one above the highest id drawn for it"
+    )
+
+    @model_validator(mode="after")
+    def _order(self) -> ReplayPrompts:
+        if self.vocab_low >= self.vocab_high:
+            raise ValueError("vocab_low must be below vocab_high")
+        return self
 
 
 class WorkloadSpec(Model):
@@ -116,8 +134,9 @@ class WorkloadSpec(Model):
 
     prompts: Result[Path | None] = Field(
         default=None,
-        description="a JSONL file, relative to the study file; each line has `messages` (chat) or "
-        "`prompt` (text)",
+        description="a JSONL file or JSON list, relative to the study file; each entry has "
+        "`messages` (chat) or `prompt` (text), or is a request of an OpenAI batch file, or a "
+        "question with `turns`",
     )
     random: RandomPrompts | None = Field(default=None, description="or random tokens")
     sharegpt: Annotated[ShareGptPrompts | None, BeforeValidator(prompts_file)] = Field(
@@ -129,6 +148,11 @@ class WorkloadSpec(Model):
     output_len: Result[Annotated[int, Field(gt=0, le=10**9)] | Literal["recorded"]] = Field(
         description="max_tokens of every request; `recorded`: the length of each request's "
         "recorded answer"
+    )
+    tools: Result[bool] = Field(
+        default=False,
+        description="send the `tools` of a chat with it, as part of the prompt; the model may not "
+        "call them (`tool_choice: none`)",
     )
     num_prompts: Result[int] = Field(
         gt=0, le=MOST_REQUESTS, description="most measured requests of a trial"
@@ -191,6 +215,8 @@ class WorkloadSpec(Model):
         given = [self.prompts, self.random, self.sharegpt, self.replay]
         if sum(x is not None for x in given) != 1:
             raise ValueError("needs exactly one of `prompts`, `random`, `sharegpt` and `replay`")
+        if self.tools and (self.random is not None or self.sharegpt is not None):
+            raise ValueError("tools: only `prompts` and `replay` have chats with tools")
         if self.random is not None and self.output_len == "recorded":
             raise ValueError("output_len: random prompts have no recorded answers; give a number")
         if self.repeat and self.source is None:

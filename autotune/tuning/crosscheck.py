@@ -171,7 +171,7 @@ def bench_request(request: Request, arrival: float | None, load: WorkloadSpec) -
     else:
         body = {"prompt": request.prompt}
     body |= {"prompt_len": 0, "expected_output_len": request.output_len or load.output_len}
-    body["request_overrides"] = {"seed": load.seed + request.index}
+    body["request_overrides"] = {"seed": load.seed + request.index, **request.tool_keys}
     return body if arrival is None else {**body, "timestamp": arrival}
 
 

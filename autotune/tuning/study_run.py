@@ -171,7 +171,7 @@ class _Driver:
             take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
         self.progress.study(study_view(self.store, self.spec.name), self.store.path)
         self.say_infeasible()
-        for note in sample_size.notes(self.spec):
+        for note in (*sample_size.notes(self.spec), *self.p.workload.notes):
             self.progress.message(note)
         if self.launcher.untested is not None:
             self.progress.message(self.launcher.untested)

@@ -200,7 +200,8 @@ def test_a_chat_starts_with_its_first_text_not_with_its_role() -> None:
 def test_what_is_sent() -> None:
     async def main() -> list[Seen]:
         async with serving(stream(*GOOD)) as (url, seen):
-            chat = Request(7, None, [{"role": "user", "content": "é"}])
+            tools = [{"type": "function", "function": {"name": "lookup"}}]
+            chat = Request(7, None, [{"role": "user", "content": "é"}], tools=tools)
             await phase(url, [*some(1), chat], seed=5, temperature=0.5)
             await phase(url, [Request(0, "Once", None)], ignore_eos=False)
         return seen
@@ -224,6 +225,10 @@ def test_what_is_sent() -> None:
     }
     assert chat.body["messages"] == [{"role": "user", "content": "é"}]
     assert chat.body["seed"] == 12
+    # part of the prompt, and the answer is a text in any case
+    assert chat.body["tools"] == [{"type": "function", "function": {"name": "lookup"}}]
+    assert chat.body["tool_choice"] == "none"
+    assert "tools" not in plain.body
     assert plain.body["prompt"] == "Once"
     assert "ignore_eos" not in plain.body
     assert "accept-encoding: identity" in ids.head

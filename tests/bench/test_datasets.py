@@ -203,7 +203,7 @@ def test_more_conversations_leave_the_first_ones_alone(tmp_path: Path, model: Pa
     [
         ('[\n{"conversations": []},\n{nope}]', "s.json, line 3: is not JSON"),
         ("[1]", "s.json, entry 1: must be an object with `conversations`"),
-        ('{"conversations": []}\n\n{"conversation": []}', "s.json, line 3: must be an object"),
+        ('{"conversations": []}\n\n{"dialogue": []}', "s.json, line 3: must be an object"),
         ('[{"conversations": [{"from": "human"}]}]', "entry 1: conversations[0]: needs `from`"),
     ],
 )

@@ -159,6 +159,16 @@ def test_a_request_keeps_its_own_length() -> None:
     assert [row["expected_output_len"] for row in rows] == [5, 8]
 
 
+def test_a_chat_keeps_its_tools() -> None:
+    load = WorkloadSpec(prompts=Path("p"), output_len=8, num_prompts=1, max_concurrency=1)
+    chat = Request(3, None, [{"role": "user", "content": "a"}], tools=[{"type": "function"}])
+    assert bench_request(chat, None, load)["request_overrides"] == {
+        "seed": 3,
+        "tools": [{"type": "function"}],
+        "tool_choice": "none",
+    }
+
+
 def test_its_requests_as_our_samples(tmp_path: Path) -> None:
     result = read_result(written(tmp_path), 2)
     first, _ = samples_of(result)
