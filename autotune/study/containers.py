@@ -435,7 +435,7 @@ def normalized(container: Container) -> OwnedCommand:
     """
     notes: list[str] = []
     if container.kind == "process":
-        options = tuple(o for old in container.options for o in _written(old, notes))
+        options = tuple(o for old in container.options for o in _written(old, notes, own=False))
         return OwnedCommand(
             replace(container, options=options).head, container.arguments, tuple(notes)
         )
@@ -480,8 +480,14 @@ def _takes_host(container: Container) -> bool:
     return container.network is None and not own and not container.has(*_NEEDS_NETWORK)
 
 
-def _written(option: Option, notes: list[str]) -> Iterator[Option]:
-    """Return an option as an owned server has it: without a secret, with its paths written out."""
+def _written(option: Option, notes: list[str], *, own: bool = True) -> Iterator[Option]:
+    """Return an option as an owned server has it: without a secret, with its paths written out.
+
+    Args:
+        option: The option.
+        notes: Sentences, to which what was changed is added.
+        own: Whether the container has an environment of its own; if not, it has the caller's.
+    """
     value = option.value
     if option.name == "label" and (value or "").startswith("autotune."):
         return
@@ -490,12 +496,12 @@ def _written(option: Option, notes: list[str]) -> Iterator[Option]:
         if name == "VLLM_API_KEY":
             notes.append("left out: VLLM_API_KEY (autotune gives its servers one)")
             return
-        if equals and text in {f"${name}", f"${{{name}}}"}:
-            yield Option("env", name, ("-e", name))
-            return
-        if equals and is_secret(name, text):
-            notes.append(f"left out: the value of {name} (set it in your environment)")
-            yield Option("env", name, ("-e", name))
+        same = text in {f"${name}", f"${{{name}}}"}
+        if equals and (same or is_secret(name, text)):
+            if not same:
+                notes.append(f"left out: the value of {name} (set it in your environment)")
+            if own:
+                yield Option("env", name, ("-e", name))
             return
     if option.name in _PATHS and value is not None and (new := _path(value)) != value:
         words = (f"--{option.name}", new) if len(option.words) == 1 else (option.words[0], new)
