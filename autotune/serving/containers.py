@@ -40,6 +40,7 @@ class ContainerRecord:
         env: Variables of the engine's client, such as ``DOCKER_HOST``.
         owner: Pid and start of the autotune that launched it, as in its environment.
         command: The words that start it.
+        since: When it was written, seconds since 1970.
     """
 
     launch_id: str
@@ -47,6 +48,7 @@ class ContainerRecord:
     env: Mapping[str, str]
     owner: str
     command: tuple[str, ...]
+    since: float
 
     @property
     def containers(self) -> Containers:
@@ -99,6 +101,7 @@ def marked(
         {k: v for k, v in env.items() if k in ENGINE_VARIABLES},
         owner,
         tuple(argv),
+        time.time(),
     )
     path = _file(launch_id, "json")
     try:
@@ -212,5 +215,6 @@ def _read(path: Path) -> ContainerRecord | None:
                 dict(record.env),
                 record.owner,
                 tuple(record.command),
+                float(record.since),
             )
     return None

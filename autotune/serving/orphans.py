@@ -93,8 +93,8 @@ def _with_containers(record: ContainerRecord, found: list[LivingLaunch]) -> list
         return [replace(x, containers=ids) if x.launch_id == record.launch_id else x for x in found]
     owner = _living_owner(record.owner)
     if ids:
-        command = shlex.join(record.command)
-        return [*found, LivingLaunch(record.launch_id, owner, (), 0, 0.0, command, ids)]
+        command, seconds = shlex.join(record.command), time.time() - record.since
+        return [*found, LivingLaunch(record.launch_id, owner, (), 0, seconds, command, ids)]
     if owner is None and answered:
         forget(record.launch_id)
     return found
