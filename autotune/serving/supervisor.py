@@ -8,7 +8,8 @@ environment can break it.
   with ``{"container": {"engine": ["docker"], "cidfile": …}}`` where the server is in one.
   Then comes ``stop`` (SIGTERM, wait, SIGKILL) or ``kill`` (SIGKILL now). The end of stdin means
   that the owner died, by SIGKILL too; it is a ``stop`` with a short grace. SIGTERM, SIGINT and
-  SIGHUP are a ``stop``.
+  SIGHUP are a ``stop``. The SIGTERM is for the first process; when half of the grace is over, or
+  when that process has ended and others have not, it is for all: a wrapper may not pass it on.
 - stdout gets lines of JSON: ``{"started": pid, "cgroup": path}`` or ``{"failed": "why"}``;
   ``{"exited": code}`` when the server's first process has ended; ``{"gone": n}`` when nothing is
   left, where n processes needed SIGKILL.
@@ -237,6 +238,7 @@ class Supervisor:
         cgroup: Folder of the server's control group; None: it has none.
         killed: Pids of the processes that needed SIGKILL.
         containers: Containers of the launch; None: the server is in none.
+        latest: End of every grace, by the monotonic clock: the owner is in a hurry, or dead.
         own: Files of the supervisor that the server must not have.
     """
 
@@ -246,6 +248,7 @@ class Supervisor:
         self.cgroup: str | None = None
         self.killed: set[int] = set()
         self.containers: Containers | None = None
+        self.latest = float("inf")
         self.inbox = b""
         self.selector = selectors.DefaultSelector()
         self.own: list[int] = []
@@ -335,12 +338,13 @@ class Supervisor:
         """
         if self.containers is not None and self.end_containers(self.containers, grace_s):
             grace_s = min(grace_s, LINGER_S)  # what is left is the client
-        now = time.monotonic()
-        if self.server is not None:
-            with contextlib.suppress(PermissionError):  # `sudo docker`; its container has ended
-                os.kill(self.server, signal.SIGTERM)  # not reaped, so the pid is the server's
-        if self._until(now + grace_s, lambda: self.server is None):
+        begun = time.monotonic()
+        self._terminate(set() if self.server is None else {self.server})
+        if self._until(begun + grace_s / 2, lambda: self.server is None):
             self._until(time.monotonic() + LINGER_S, lambda: not descendants())
+        if left := descendants():  # a wrapper did not pass the signal on, such as `sh -c`
+            self._terminate(left)
+            self._until(begun + grace_s, lambda: not descendants())
         while left := descendants() | members(self.cgroup):
             if self.cgroup is not None:
                 with contextlib.suppress(OSError):  # kernels before 5.14: one by one
@@ -357,6 +361,13 @@ class Supervisor:
             with contextlib.suppress(OSError):  # the owner asks again, and says so
                 self.containers.end_all()
         say(gone=len(self.killed))
+
+    def _terminate(self, pids: set[int]) -> None:
+        """Send SIGTERM to processes of the tree; none is reaped yet, so the pids are theirs."""
+        for pid in pids:
+            # PermissionError: `sudo docker`, which ends with its container
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
 
     def end_containers(self, containers: Containers, grace_s: float) -> bool:
         """Stop the containers of the launch, then kill them; return whether there was one.
@@ -404,14 +415,14 @@ class Supervisor:
         """Wait for ``done``; return False at the deadline, or when the owner says ``kill``."""
         self.reap()
         while not done():
-            left = deadline - time.monotonic()
+            left = min(deadline, self.latest) - time.monotonic()
             if left <= 0:
                 return False
             command = self.wait(min(left, 0.05))
             if command == "kill":
-                return False
-            if command == "orphaned":
-                deadline = min(deadline, time.monotonic() + ORPHANED_GRACE_S)
+                self.latest = time.monotonic()
+            elif command == "orphaned":
+                self.latest = min(self.latest, time.monotonic() + ORPHANED_GRACE_S)
             self.reap()
         return True
 
