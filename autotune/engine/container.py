@@ -78,7 +78,8 @@ def placed(argv: Sequence[str], *, port: int, env: Mapping[str, str]) -> Placed:
         if container is None:
             return Placed(tuple(argv), LOOPBACK, {})
         if container.kind == "process":
-            return Placed(tuple(argv), LOOPBACK, _through_cleaned(container, env))
+            words = (*container.head, *_arguments(container))
+            return Placed(words, LOOPBACK, _through_cleaned(container, env))
         owned = normalized(container)
         container = parse((*owned.command, *owned.arguments))
     except UserError as e:
@@ -92,7 +93,13 @@ def placed(argv: Sequence[str], *, port: int, env: Mapping[str, str]) -> Placed:
         host = "0.0.0.0"  # noqa: S104 – in the container; the host publishes it on its loopback
     run = _kept_by_sudo(container.run, names)
     rest = container.head[len(container.run) :]
-    return Placed((*run, *options, *rest, *container.arguments), host, {})
+    return Placed((*run, *options, *rest, *_arguments(container)), host, {})
+
+
+def _arguments(container: Container) -> tuple[str, ...]:
+    """Return the arguments of vLLM; after ``vllm serve`` the model comes without a flag."""
+    words = container.arguments
+    return words[1:] if container.console and words[:1] == ("--model",) else words
 
 
 def _kept_by_sudo(words: tuple[str, ...], names: Sequence[str]) -> tuple[str, ...]:

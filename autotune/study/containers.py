@@ -27,6 +27,7 @@ _UNSUPPORTED = {
     "oc": "oc",
 }
 _PREFIXES = ("sudo", "nohup", "exec", "env", "time", "setsid", "command", "doas", "nice")
+_BINDING = ("numactl", "taskset")  # of the engine's client, which is not the server's parent
 _PREFIX_VALUES = {"-u", "--user", "-g", "--group", "-h", "-C", "-p", "-n", "-D", "-R", "-T", "-U"}
 _SHELLS = {"sh", "bash", "dash", "zsh"}
 
@@ -192,6 +193,12 @@ def parse(words: Sequence[str]) -> Container | None:
             f"{_UNSUPPORTED[name]} is not supported: its container is not a child of autotune. Run "
             "autotune inside the allocation or pod, with `vllm serve` as server.command"
         )
+    bound = next((w for w in map(_name, words[:at]) if w in _BINDING), None)
+    if bound is not None and "podman" not in name and name not in _HOST_ENGINES:
+        raise UserError(
+            f"{bound} binds {name}'s client, not the container: write --cpuset-cpus and "
+            f"--cpuset-mems after `{name} run`"
+        )
     verb = _verb_at(words, at + 1, name)
     _refuse_remote(words[at:verb])
     what = tuple(words[verb : verb + 1])
@@ -229,6 +236,9 @@ def _engine_at(words: Sequence[str]) -> int | None:
         word = _name(words[i])
         if word in known:
             return i
+        if word in _BINDING:
+            rest = (k for k, w in enumerate(words) if k > i and _name(w) in known)
+            return next((k for k in rest if words[k + 1 : k + 2] and "vllm" not in words[:k]), None)
         if word in _PREFIXES or re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[i]):
             first = False
         elif words[i].startswith("-") and not first:
