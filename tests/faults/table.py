@@ -50,8 +50,8 @@ _BEYOND = """\
   reap`.
 - **A process that SIGKILL does not end** (the kernel or a driver holds it), or GPU memory that a
   driver keeps: the run ends with one line, because nothing may be launched next to it.
-- **A container engine that does not answer** when a container has to be ended: the run ends with one
-  line that names the container ([containers.md](containers.md)).
+- **A container engine that does not answer** when a container has to be ended: the run ends with
+  one line that names the container ([containers.md](containers.md)).
 - **A database that was damaged, or deleted in mid-run**: said at once or before the next launch;
   what cannot be read of it is lost. Nothing makes copies of it but you.
 - **Power loss**: SQLite's WAL with `synchronous=NORMAL` stays whole, but may lack the last second;
@@ -96,8 +96,8 @@ that has imported vLLM once, the *fork server*. It adds nothing that could be le
 
 A wrapper in `server.command` may end at SIGTERM without telling the server, or ignore it. So the
 supervisor sends SIGTERM to every process of the tree when the first one has ended and others have
-not, or when half of `stop_timeout_s` is over, and SIGKILL at its end. In the table, `…` stands for the
-server's command.
+not, or when half of `stop_timeout_s` is over, and SIGKILL at its end. In the table, `…` stands for
+the server's command.
 
 The rows of containers are over a stand-in engine, whose containers hide their marks from autotune
 as those of another user do. `tests/serving/test_podman.py` does the same with a real podman where
