@@ -236,6 +236,8 @@ class Supervisor:
     Attributes:
         server: Pid of the server's first process; None: not started, or reaped.
         cgroup: Folder of the server's control group; None: it has none.
+        childless: Whether the tree was empty when children were reaped last. The kernel tells it
+            exactly. A walk through /proc misses a process whose parent ends meanwhile.
         killed: Pids of the processes that needed SIGKILL.
         containers: Containers of the launch; None: the server is in none.
         latest: End of every grace, by the monotonic clock: the owner is in a hurry, or dead.
@@ -246,6 +248,7 @@ class Supervisor:
         self.libc = libc
         self.server: int | None = None
         self.cgroup: str | None = None
+        self.childless = False
         self.killed: set[int] = set()
         self.containers: Containers | None = None
         self.latest = float("inf")
@@ -290,12 +293,14 @@ class Supervisor:
         self.cgroup = None
 
     def reap(self) -> None:
-        """Reap every child that has ended, adopted ones too."""
+        """Reap every child that has ended, adopted ones too; see :attr:`childless`."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
+                self.childless = True
                 return
+            self.childless = False
             if pid == 0:
                 return
             if pid == self.server:
@@ -341,11 +346,13 @@ class Supervisor:
         begun = time.monotonic()
         self._terminate(set() if self.server is None else {self.server})
         if self._until(begun + grace_s / 2, lambda: self.server is None):
-            self._until(time.monotonic() + LINGER_S, lambda: not descendants())
+            self._until(time.monotonic() + LINGER_S, lambda: self.childless)
         if left := descendants():  # a wrapper did not pass the signal on, such as `sh -c`
             self._terminate(left)
-            self._until(begun + grace_s, lambda: not descendants())
-        while left := descendants() | members(self.cgroup):
+            self._until(begun + grace_s, lambda: self.childless)
+        self.reap()
+        while not self.childless or members(self.cgroup):
+            left = descendants() | members(self.cgroup)
             if self.cgroup is not None:
                 with contextlib.suppress(OSError):  # kernels before 5.14: one by one
                     Path(self.cgroup, "cgroup.kill").write_text("1")
@@ -392,7 +399,7 @@ class Supervisor:
             containers.remove(found)
         if found:
             self._until(time.monotonic() + CLIENT_S, lambda: self.server is None)
-            self._until(time.monotonic() + CLIENT_S, lambda: not descendants())
+            self._until(time.monotonic() + CLIENT_S, lambda: self.childless)
             with contextlib.suppress(OSError):
                 containers.end_all()
         return bool(found)
