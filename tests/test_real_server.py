@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from autotune.engine.command import free_port, plan_launch
+from autotune.engine.entry import MODULE
 from autotune.engine.probe import VllmInfo, probe
 from autotune.serving import warm_start
 from autotune.serving.process_tree import port_is_free, processes_of
@@ -44,18 +46,19 @@ def demo_server(
     warm: WarmStart | None = None,
     *,
     port: int | None = None,
+    spec: ServerSpec = SERVER,
 ) -> Server:
     from autotune.study.models import resolve_model
 
     plan = plan_launch(
-        SERVER,
+        spec,
         {"num_speculative_tokens": 3, "max_num_batched_tokens": 512},
         info,
         port=port or free_port(),
         launch_id=launch_id,
         resolve=lambda ref: resolve_model(ref, Path()),
     )
-    return Server(plan, launch_id=launch_id, log_path=log, server=SERVER, info=info, warm=warm)
+    return Server(plan, launch_id=launch_id, log_path=log, server=spec, info=info, warm=warm)
 
 
 def kinds(server: Server) -> dict[str, tuple[list[int], int]]:
@@ -129,3 +132,26 @@ def test_a_forked_server_is_as_a_started_one(
         assert found["Worker"] == cold["Worker"]
         # without the threads of OpenBLAS, for which serving has no work
         assert all(threads <= cold[k][1] for k, (_, threads) in found.items())
+
+
+@pytest.mark.parametrize("wrapper", [("nice", "-n", "5"), ("/bin/sh", "-c", '"$@"; true', "sh")])
+def test_a_server_behind_a_wrapper_ends_itself(
+    tmp_path: Path, info: VllmInfo, wrapper: tuple[str, ...]
+):
+    """Also behind one that does not pass SIGTERM on: nothing needs SIGKILL or stays in memory."""
+    before = shared_memory()
+    command = (*wrapper, sys.executable, "-m", MODULE)
+    spec = SERVER.model_copy(update={"command": command, "launch": "cold"})
+    server = demo_server(tmp_path / "log", uuid.uuid4().hex, info, spec=spec)
+    try:
+        server.start()
+        assert server.wait_ready(lambda _: None) == info.version
+        raised = psutil.Process().nice() + (5 if "nice" in wrapper else 0)
+        found = [p for p in server.processes() if "supervisor.py" not in " ".join(p.cmdline())]
+        assert {p.nice() for p in found} == {raised}
+    finally:
+        report = server.stop()
+    assert report.killed == 0, server.log_tail()
+    assert not processes_of(server.launch_id)
+    assert port_is_free(server.plan.port)
+    assert shared_memory() <= before

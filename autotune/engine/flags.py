@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
+from autotune.study.containers import refusal
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import OWNED_FLAGS, FlagValue
 from autotune.study.secrets import argument_secret, command_secret
@@ -88,6 +89,8 @@ def _check_texts(loaded: LoadedStudy) -> None:
             f"{loaded.path}: server.command: {why}, and {_SEEN}; set it in your environment, from "
             "where the server has it (a container with `-e NAME` alone)"
         )
+    if why := refusal(server.command or ()):
+        raise UserError(f"{loaded.path}: server.command: {why}")
     words: dict[str, object] = {**arguments, "server.command": server.command}
     for where, value in words.items():
         if UNPRINTABLE.search(" ".join(_texts(value))):
