@@ -71,4 +71,4 @@ def draw(view: StudyView, folder: Path) -> list[Path]:
         write_html(figure, html, view.name)
         return [html, png] if write_png(figure, png) else [html]
     except OSError as e:
-        raise UserError(f"{folder}: cannot be written: {e.strerror}") from e
+        raise UserError(f"{folder}: cannot be written: {e.strerror}; give another --out") from e

@@ -92,9 +92,9 @@ def launched(argv: Sequence[str], command: Sequence[str] | None) -> Launched | N
         argv: Program and arguments of the launch.
         command: The study's ``server.command``.
     """
-    if argv[-4:-3] != ["--host"] or argv[-2:-1] != ["--port"]:
+    words, listen = tuple(argv[:-4]), argv[-4:]
+    if [*listen[::2]] != ["--host", "--port"]:
         return None
-    words = tuple(argv[:-4])
     at = next((i for i, w in enumerate(words) if i and w in {"--model", "serve"}), None)
     if at is None or at + 1 >= len(words):
         return None

@@ -33,7 +33,7 @@ _NO_SECRET = re.compile(
 )
 
 # Variables that end like a place, and decide what is computed or with which library.
-_DECIDING_PLACES = frozenset(
+DECIDING_PLACES = frozenset(
     {
         "VLLM_TUNED_CONFIG_FOLDER",  # envs.py:1987: tuned configurations of MoE and LoRA kernels
         "VLLM_MODEL_REDIRECT_PATH",  # 1571: loads another model than the one that is named
@@ -44,7 +44,7 @@ _DECIDING_PLACES = frozenset(
     }
 )
 # Name, or beginning of a name with `*`, and line in vllm/envs.py of 0.32 that says what it is.
-_VLLM_NO_MATTER: Mapping[str, Sequence[str]] = {
+VLLM_NO_MATTER: Mapping[str, Sequence[str]] = {
     "counts users": (
         "VLLM_USAGE_STATS_SERVER",  # 830
         "VLLM_NO_USAGE_STATS",  # 833, 2391
@@ -118,7 +118,7 @@ _VLLM_NO_MATTER: Mapping[str, Sequence[str]] = {
 _NO_MATTER = re.compile(
     "|".join(
         re.escape(name).replace(r"\*", r"\w*") + "$"
-        for names in _VLLM_NO_MATTER.values()
+        for names in VLLM_NO_MATTER.values()
         for name in names
     )
 )
@@ -149,7 +149,7 @@ def always_kept(name: str) -> bool:
 
 def matters(name: str) -> bool:
     """Return whether a variable that was kept with a launch may change its figures."""
-    if name in _DECIDING_PLACES:
+    if name in DECIDING_PLACES:
         return True
     return not (_NO_MATTER.match(name) or _OTHERS_NO_MATTER.match(name))
 

@@ -192,11 +192,13 @@ def command(s: Source) -> Iterator[Block]:
     except UserError as e:
         yield Paragraph(f"The command cannot be shown: {plain(str(e))}.")
         return
+    known = found.measured is not None and found.measured.launch.host is not None
+    host = f", {found.measured.host}" if found.measured is not None and known else ""
     yield Code(f"Serves {point_text(s.best.point)}", text)
     yield Paragraph(
-        "Paths are those of the measured machine; a variable that holds a secret appears by its "
-        "name only. autotune export writes the same for vLLM's --config, Compose, Kubernetes and "
-        "systemd."
+        f"Paths are those of the measured machine{host}; a variable that holds a secret appears by "
+        "its name only. autotune export writes the same for vLLM's --config, Compose, Kubernetes "
+        "and systemd."
     )
     if runs_model_code(s.spec):
         yield Paragraph("trust-remote-code is set: Python code that comes with the model will run.")
