@@ -39,6 +39,13 @@ def serving_command(store: Store, name: str, trial: TrialView) -> str:
     return shell_command(store, name, trial)
 
 
+def serving_note(store: Store, name: str, trial: TrialView) -> str | None:
+    """Return what to know of that command on this machine; None: it is the measured one."""
+    from autotune.output.export.served import served
+
+    return served(store, name, trial).note
+
+
 def say_trust(ui: Ui, loaded: LoadedStudy) -> None:
     """Print that a model's own code will run, if that is so."""
     from autotune.engine.command import runs_model_code
@@ -64,4 +71,4 @@ def draw(view: StudyView, folder: Path) -> list[Path]:
         write_html(figure, html, view.name)
         return [html, png] if write_png(figure, png) else [html]
     except OSError as e:
-        raise UserError(f"{folder}: cannot be written: {e.strerror}") from e
+        raise UserError(f"{folder}: cannot be written: {e.strerror}; give another --out") from e

@@ -237,13 +237,13 @@ class Ui:
         if again := confirmation_lines(view):
             self._print("Confirmation (launched again, interleaved), with 95% intervals:")
             for line in again:
-                self._prose(line, "  ")
+                self.prose(line, "  ")
             self._print("")
             for line in verdict_lines(view):
-                self._prose(line, "  ")
+                self.prose(line, "  ")
             self._print("")
         if scatter := scatter_line(view):
-            self._prose(upper(scatter))
+            self.prose(upper(scatter))
             self._print("")
         if command is not None:
             self._print(f"To serve trial {trial.number} ({point_text(trial.point)}):")
@@ -293,7 +293,7 @@ class Ui:
         """Print a line unwrapped, so that it can be pasted and searched."""
         self.console.print(Text(text), soft_wrap=True)
 
-    def _prose(self, text: str, indent: str = "") -> None:
+    def prose(self, text: str, indent: str = "") -> None:
         """Print a sentence: wrapped in a terminal, on one line in a log."""
         if not self.live:
             self._print(indent + text)

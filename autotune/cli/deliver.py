@@ -67,7 +67,8 @@ def export(
       autotune export --format compose --out compose.yaml
       autotune export --format kubernetes --objective p95_latency
     """
-    from autotune.output.export.job import Endpoint, Format
+    from autotune.output.export.endpoint import Endpoint
+    from autotune.output.export.job import Format
     from autotune.output.export.write import export as text_of
     from autotune.output.export.write import write
     from autotune.results.trials import study_view

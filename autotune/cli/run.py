@@ -244,19 +244,15 @@ def load_map(
 
     from autotune.cli.console import Ui
     from autotune.results.load_map import load_sweep_json, load_sweep_lines
-    from autotune.results.read_load_map import stored_view
-    from autotune.storage.store import opened
     from autotune.study.files import load_study
 
     if plot is not None and not plot.parent.is_dir():
         raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
-    loaded = load_study(study)
     ui = Ui(Console(stderr=True, highlight=False))
     if show:
-        with opened(database) as store:
-            view = stored_view(store, loaded, store.fingerprints(loaded))
+        view = _stored_map(study, database)
     else:
-        view = _measured_map(ui, loaded, database, loads, launches, timeout)
+        view = _measured_map(ui, load_study(study), database, loads, launches, timeout)
     click.echo(
         json.dumps(load_sweep_json(view), indent=2)
         if as_json
@@ -266,6 +262,23 @@ def load_map(
         from autotune.output.figures.load_map import write_load_sweep
 
         write_load_sweep(view, plot)
+
+
+def _stored_map(study: str, database: Path) -> LoadSweepView:
+    """Return a load sweep of a study file, or of a study that only the database has."""
+    from autotune.results.read_load_map import stored_view
+    from autotune.storage.store import opened
+    from autotune.study.files import load_study
+
+    with opened(database) as store:
+        try:
+            loaded = load_study(study)
+        except UserError:
+            if study not in store.study_names():
+                raise
+            loaded, row = store.load_study(study)
+            return stored_view(store, loaded, {row.fingerprint})
+        return stored_view(store, loaded, store.fingerprints(loaded))
 
 
 def _measured_map(

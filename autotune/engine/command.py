@@ -14,7 +14,7 @@ import secrets
 import shlex
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TextIO
@@ -26,17 +26,14 @@ from autotune.engine.cuda_graphs import aligned_sizes
 from autotune.engine.entry import MODULE, entry_of, hiding, server_environment
 from autotune.engine.flags import UNPRINTABLE, VARIABLE, check_model
 from autotune.engine.probe import VllmInfo
+from autotune.engine.variables import is_kept
 from autotune.errors import TrialFailure, UserError
 from autotune.study.schema import FlagValue, ServerSpec, StudySpec, flag_name
-from autotune.study.secrets import SECRET_NAME, is_secret, masked, public, secret_values
+from autotune.study.secrets import MASK, is_secret, masked, public, secret_values, without_passwords
 from autotune.study.space import ALIGNED, DRAFT, MNBT, ChoiceParam, N, Point, as_int
 
 LAUNCH_VARIABLE = "AUTOTUNE_LAUNCH"  # holds the launch's id
 OWNER_VARIABLE = "AUTOTUNE_OWNER"  # holds pid and start of the autotune that launched it
-# Variables of the user's environment by which a server may be faster or slower.
-_DECIDES = re.compile(
-    r"(VLLM|CUDA|NVIDIA|NCCL|TORCH\w*|PYTORCH|TRITON|OMP|MKL|KMP|GOMP|HF|TRANSFORMERS)_|LD_PRELOAD$"
-)
 _TRUST = "trust_remote_code"
 _OWN_KEY = re.compile(r"[A-Za-z0-9_-]{32}")
 
@@ -196,13 +193,7 @@ def plan_launch(
     return LaunchPlan(
         argv=(*place.argv, "--host", place.host, "--port", str(port)),
         env={**env, **added},
-        public_env=public(
-            {
-                k: v
-                for k, v in sorted({**env, **added}.items())
-                if k in added or (_DECIDES.match(k) and not SECRET_NAME.search(k))
-            }
-        ),
+        public_env=dict(sorted({**_kept(env), **public(added)}.items())),
         api_key=api_key,
         port=port,
         model=model,
@@ -210,8 +201,18 @@ def plan_launch(
     )
 
 
+def _kept(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the user's own environment that are kept with a launch."""
+    return {k: without_passwords(v) for k, v in env.items() if is_kept(k)}
+
+
 def production(
-    server: ServerSpec, point: Point, info: VllmInfo, *, resolve: Callable[[str], str]
+    server: ServerSpec,
+    point: Point,
+    info: VllmInfo,
+    *,
+    resolve: Callable[[str], str],
+    own: Mapping[str, str] | None = None,
 ) -> Production:
     """Return how a point is served in production: the flags of :func:`plan_launch`, not to measure.
 
@@ -220,6 +221,7 @@ def production(
         point: Searched values.
         info: Answer of :func:`autotune.engine.probe.probe` for this server.
         resolve: Function that turns a model reference of the study into what vLLM is given.
+        own: Variables of the user's own environment that it was measured with.
 
     Raises:
         UserError: ``resolve`` raises it, or a text of the study must not reach a shell or terminal.
@@ -227,23 +229,47 @@ def production(
     model = resolve(server.model)
     head, rest = _launch_head(server, info, model)
     flags = _arguments(server, point, info, resolve)
-    env = {k: None if is_secret(k, v) else v for k, v in server.env.items()}
-    # the study may come from somebody else's database, so its texts are checked
-    words = [*head, *rest, *(word for flag in flags for word in flag)]
-    words += [v for v in env.values() if v is not None]
-    words += [*info.hidden, info.python or ""]
-    if UNPRINTABLE.search(" ".join(words)) or not all(map(VARIABLE.fullmatch, env)):
-        raise UserError(
-            "the command has a control character, or a variable whose name is none: it is not shown"
-        )
-    return Production(
+    p = Production(
         head=tuple(head),
         rest=rest,
         flags=tuple(map(tuple, flags)),
-        env=env,
+        env=served_env(own or {}, server.env),
         hiding=hiding(info.hidden, {**os.environ, **server.env}),
         model=model,
     )
+    return checked(p, info.python or "")
+
+
+def served_env(own: Mapping[str, str], study: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables of a production launch; None: a secret, which comes from elsewhere.
+
+    Args:
+        own: Variables of the user's own environment that it was measured with.
+        study: Variables that the study sets.
+    """
+    mine: dict[str, str | None] = {k: None if MASK in v else v for k, v in own.items()}
+    return {**mine, **{k: None if is_secret(k, v) else v for k, v in study.items()}}
+
+
+def checked(p: Production, *more: str) -> Production:
+    """Return a production launch whose texts may be shown.
+
+    The study may come from somebody else's database, so its texts are checked.
+
+    Args:
+        p: The launch.
+        more: Other texts that are shown with it.
+
+    Raises:
+        UserError: a text must not reach a shell or terminal.
+    """
+    words = [*p.head, *p.rest, *more, *(word for flag in p.flags for word in flag)]
+    words += [v for v in (*p.env.values(), *p.hiding.values()) if v is not None]
+    if UNPRINTABLE.search(" ".join(words)) or not all(map(VARIABLE.fullmatch, p.env)):
+        raise UserError(
+            "the command has a control character, or a variable whose name is none: it is not shown"
+        )
+    return p
 
 
 def serve_command(
@@ -252,6 +278,7 @@ def serve_command(
     info: VllmInfo,
     *,
     resolve: Callable[[str], str],
+    own: Mapping[str, str] | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> str:
@@ -262,20 +289,27 @@ def serve_command(
         point: Searched values.
         info: Answer of :func:`autotune.engine.probe.probe` for this server.
         resolve: Function that turns a model reference of the study into what vLLM is given.
+        own: Variables of the user's own environment that it was measured with.
         host: Address that the server binds.
         port: TCP port that the server binds.
 
     Raises:
         UserError: as :func:`production`.
     """
-    p = production(server, point, info, resolve=resolve)
-    short = server.command is None and info.distribution == "vllm"
-    head = ("vllm", "serve", p.model) if short else p.head
+    p = production(server, point, info, resolve=resolve, own=own)
+    if server.command is None and info.distribution == "vllm":
+        p = replace(p, head=("vllm", "serve", p.model))
+    return in_shell(p, host, port)
+
+
+def in_shell(p: Production, host: str, port: int) -> str:
+    """Return the shell command of a production launch: one flag a line, secrets as ``$NAME``."""
     lines = [
         f'{k}="${k}"' if v is None else f"{k}={shlex.quote(v)}"
         for k, v in {**p.env, **p.hiding}.items()
     ]
-    lines += map(shlex.join, ([*head, *p.rest], *p.flags, ("--host", host), ("--port", str(port))))
+    listen = ("--host", host), ("--port", str(port))
+    lines += map(shlex.join, ([*p.head, *p.rest], *p.flags, *listen))
     whole = " ".join(lines)
     return whole if len(whole) <= 80 else " \\\n  ".join(lines)
 

@@ -60,6 +60,7 @@ from autotune.results.views import (
 )
 from autotune.storage.failures import database_errors
 from autotune.storage.records import TRIAL_KEYS
+from autotune.storage.sqlite import writable
 from autotune.storage.store import Store
 from autotune.study.space import keeps_exponents
 
@@ -133,8 +134,23 @@ def serve(
     Raises:
         UserError: no such database or study, or the port is taken.
     """
+    if not database.exists():
+        raise UserError(f"{database}: no such database; `autotune run` makes one, --db names it")
+    with writable(database) as file:
+        if file != database:
+            ready(f"{database} cannot be written: a copy of it is shown, as it is now")
+        _serve(file, study, port, open_browser, ready)
+
+
+def _serve(
+    database: Path,
+    study: str | None,
+    port: int,
+    open_browser: bool,
+    ready: Callable[[str], None],
+) -> None:
     # an existing file without tables is an empty database: create makes them
-    store = Store(database, create=database.exists())
+    store = Store(database, create=True)
     try:
         names = store.study_names()
         path, what = "/dashboard", f"{len(names)} studies"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import UserError
+from autotune.results.environment import Environment, environments, values_of
 from autotune.results.ratios import (
     CONFIDENCE,
     Difference,
@@ -90,6 +91,7 @@ class Side:
         prompts: Hash of the file of prompts; None: there is none, or it was changed since.
         lengths: Tokens of the prompts, by index.
         weights: Hashes of the measured weights, of ``target`` and ``draft``.
+        environments: Variables of the user's environment that its trials were measured with.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Side:
     prompts: str | None
     lengths: Mapping[int, int]
     weights: Mapping[str, str]
+    environments: Sequence[Environment]
 
     @property
     def spec(self) -> StudySpec:
@@ -287,6 +290,7 @@ def _side(store: Store, database: Path, name: str) -> Side:
         prompts=_prompts(loaded, row.fingerprint),
         lengths=_lengths(store, name),
         weights=store.launches.weights(name),
+        environments=environments(store, name, own, loaded.spec.server.env),
     )
 
 
@@ -489,10 +493,31 @@ def _different(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
     for role in a.weights.keys() & b.weights.keys():
         if a.weights[role] != b.weights[role]:
             yield f"weights of the {plain(role)}", plain(a.weights[role]), plain(b.weights[role])
+    yield from _variables(a, b)
     for d in _keys(a, b):
         yield d.key, plain(setting_text(d.there)), plain(setting_text(d.here))
     if _same_prompts(a, b) is False:
         yield "workload's prompts", _source(a), _source(b)
+
+
+def _variables(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
+    """Yield the variables of the measuring users' environments that have other values."""
+    one, two = values_of(a.environments), values_of(b.environments)
+    for name in sorted({*one, *two}):
+        texts = [_values_text(name, of.get(name), side) for of, side in ((one, a), (two, b))]
+        if texts[0] != texts[1] and None not in texts:
+            yield f"variable {plain(name)}", str(texts[0]), str(texts[1])
+
+
+def _values_text(
+    name: str, values: Mapping[str | None, Sequence[int]] | None, side: Side
+) -> str | None:
+    """Return a variable's values in a study, in words; None: they were not kept."""
+    if values is None:
+        known = side.environments and all(e.knows(name) for e in side.environments)
+        return "not set" if known else None
+    texts = ("not set" if v is None else plain(v)[:200] for v in values)
+    return " and ".join(sorted(texts))
 
 
 def _keys(a: Side, b: Side) -> list[differences.Difference]:

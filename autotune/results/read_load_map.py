@@ -13,15 +13,14 @@ import numpy as np
 import objectives as objective_registry
 from autotune.engine import rules
 from autotune.engine.draft_schedule import speculative_argument, why_no_schedule
-from autotune.engine.probe import unasked
 from autotune.errors import FailureKind, UserError
 from autotune.results.load_map import LoadSweepView, LoadView, PointView
+from autotune.results.measured import resolver_of
 from autotune.results.recomputed import figures_again
 from autotune.results.standing import LEAST_DEGREES
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import StudyView
 from autotune.serving.machine import machine_line
-from autotune.serving.resolve import model_resolver
 from autotune.stats import ESTIMATOR, LaunchVariance, Measurement, percentile_interval, quantile
 from autotune.stats.crossover import Rate, Rates, Schedule, by_load, combined, schedule
 from autotune.storage.names import load_sweep_name
@@ -193,7 +192,10 @@ def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> Lo
             f"{store.path}: the load sweep of {loaded.spec.name} has no numbers yet; "
             "`autotune map` continues it"
         )
-    resolve = model_resolver(loaded, unasked(loaded.spec.server))
+    launches = [
+        x for p in points for x in store.launches.of_trial(load_sweep_name(loaded.spec.name), p.id)
+    ]
+    resolve = resolver_of(loaded, launches)
     return load_sweep_view(store, loaded, known, loads, setting, resolve)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from autotune.results.environment import environments, mixed
 from autotune.results.objectives import stored_objectives
 from autotune.results.recomputed import Recomputed
 from autotune.results.standing import (
@@ -66,6 +67,7 @@ def study_view(store: Store, name: str) -> StudyView:
         created=datetime.fromtimestamp(row.created_at, UTC),
         verdict=judged,
         variance=found.variance,
+        variables=mixed(environments(store, name, study.trials, spec.server.env)),
     )
 
 

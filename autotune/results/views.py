@@ -159,6 +159,8 @@ class StudyView:
         verdict: Verdict of the confirmation; None without one.
         variance: Launch-to-launch variance by objective name; empty until a point was launched
             twice.
+        variables: Variables of the user's environment that may change figures and had several
+            values: their trials by value, None: not set.
     """
 
     name: str
@@ -171,6 +173,7 @@ class StudyView:
     created: datetime
     verdict: ConfirmationVerdict | None = None
     variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
+    variables: Mapping[str, Mapping[str | None, Sequence[int]]] = field(default_factory=dict)
 
     def front(self) -> list[TrialView]:
         """Return the Pareto front, best by the first objective first."""
@@ -305,9 +308,10 @@ COMPUTED_AGAIN = (
 
 
 def origin_lines(view: StudyView) -> list[str]:
-    """Return which trials were measured for another study, or by an earlier autotune.
+    """Return which trials were measured for another study, by an earlier autotune, or otherwise.
 
-    A line for each such study, and one for all of the latter.
+    A line for each such study, one for all of an earlier autotune, and one for each variable of the
+    environment that changed.
     """
     found: dict[str, list[int]] = {}
     for t in view.trials:
@@ -316,7 +320,19 @@ def origin_lines(view: StudyView) -> list[str]:
     lines = [f"reused from {source}: {_trials(numbers)}" for source, numbers in found.items()]
     if again := [t.number for t in view.trials if t.recomputed]:
         lines.append(f"{_trials(again)}: {COMPUTED_AGAIN}")
-    return lines
+    return [*lines, *variable_lines(view)]
+
+
+def variable_lines(view: StudyView) -> list[str]:
+    """Return which variables of the user's environment had several values, a line for each."""
+    return [
+        f"measured with different values of {plain(name)}: "
+        + ", ".join(
+            f"{'not set' if value is None else plain(value)} in {_trials(numbers)}"
+            for value, numbers in values.items()
+        )
+        for name, values in view.variables.items()
+    ]
 
 
 def _trials(numbers: Sequence[int]) -> str:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from autotune.errors import AutotuneError, DatabaseLocked, MachineError
 
+# End of the line of an error while a study runs.
+GOES_ON = ". What was finished is kept; the same command goes on from there"
+
 
 @contextmanager
 def database_errors(
     path: Path,
     error: type[AutotuneError] = MachineError,
-    what_now: str = ". What was finished is kept; the same command goes on from there",
+    what_now: str = GOES_ON,
 ) -> Iterator[None]:
     """Turn errors of a database into one clear line each.
 
@@ -80,4 +83,6 @@ def in_words(error: BaseException) -> tuple[int, str]:
         found = getattr(found, "orig", None) or found.__cause__ or found.__context__
     code = getattr(found, "sqlite_errorcode", 0) & 0xFF
     said = " ".join(str(found or error).split())
+    if "no such table" in said or "no such column" in said:
+        return code, f"is incomplete ({said}): another program changed it; put back a copy of it"
     return code, _WORDS.get(code, "cannot be used ({said})").format(said=said)

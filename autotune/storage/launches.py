@@ -149,6 +149,35 @@ class Launches:
         """Return every launch of one trial, or of one point of a load sweep, oldest first."""
         return self._oldest_first("study = :study AND trial = :trial", study=study, trial=trial)
 
+    def latest(self, study: str) -> LaunchRow | None:
+        """Return the latest launch of a study that came up; None: there is none."""
+        found = self._reader.records(
+            LaunchRow,
+            "WHERE study = :study AND ready_at IS NOT NULL ORDER BY planned_at DESC LIMIT 1",
+            study=study,
+        )
+        return found[0] if found else None
+
+    def measuring(self, study: str, trial: int) -> LaunchRow | None:
+        """Return the launch that a trial's numbers are from; None: it has none."""
+        found = self._oldest_first(
+            "study = :study AND trial = :trial AND measured_at IS NOT NULL "
+            "AND failure_kind IS NULL",
+            study=study,
+            trial=trial,
+        )
+        return found[-1] if found else None
+
+    def environments(self, study: str) -> dict[str, tuple[dict[str, str], bool]]:
+        """Return the variables of every launch of a study, by launch id.
+
+        The flag says whether every family of variables was kept, which autotune 0.1 did not.
+        """
+        rows = self._reader.rows(
+            "SELECT launch_id, env, host FROM autotune_launches WHERE study = :study", study=study
+        )
+        return {r["launch_id"]: (json.loads(r["env"]), r["host"] is not None) for r in rows}
+
     def unended(self) -> list[LaunchRow]:
         """Return launches of all studies whose end was never noted."""
         return self._oldest_first("ended_at IS NULL")

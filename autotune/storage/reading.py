@@ -6,12 +6,18 @@ SQLAlchemy and Optuna take longer to import than such a command runs. They write
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import Field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol, TypeVar
+
+# SQLite's primary codes where it may not write: SQLITE_READONLY, SQLITE_CANTOPEN
+_NOT_WRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
 
 class Row(Protocol):
@@ -27,6 +33,10 @@ R = TypeVar("R", bound=Row)
 class Reader:
     """Reads one file; each query has a connection of its own, so that threads may share it.
 
+    A file that this user may not write is read, too. SQLite wants to write next to a file that has
+    a write-ahead log (WAL), so such a file is opened as one that nobody changes, or, if there is a
+    log that was not written back into it, as a copy of both.
+
     Args:
         path: File of the database.
         busy_timeout_s: How long another program's lock is waited for.
@@ -37,16 +47,44 @@ class Reader:
 
     def __init__(self, path: Path, busy_timeout_s: float) -> None:
         self._path, self._busy_timeout_s = path, busy_timeout_s
+        self._copy: TemporaryDirectory[str] | None = None
+        self._opened: tuple[str | Path, bool] = (path, False)  # what to open, whether it is a URI
         self.views: Sequence[str] = ()
 
     def rows(self, sql: str, **values: object) -> list[dict[str, Any]]:
         """Return the rows of a query, by column; ``:name`` in it is a value."""
-        with closing(sqlite3.connect(self._path, timeout=self._busy_timeout_s)) as c:
+        try:
+            return self._rows(sql, values)
+        except sqlite3.OperationalError as e:
+            if e.sqlite_errorcode & 0xFF not in _NOT_WRITABLE or not self._without_writing():
+                raise
+            return self._rows(sql, values)
+
+    def _rows(self, sql: str, values: Mapping[str, object]) -> list[dict[str, Any]]:
+        name, uri = self._opened
+        with closing(sqlite3.connect(name, timeout=self._busy_timeout_s, uri=uri)) as c:
             c.row_factory = sqlite3.Row
             c.execute("PRAGMA temp_store = MEMORY")
             for view in self.views:
                 c.execute(view)
             return [dict(row) for row in c.execute(sql, values)]
+
+    def _without_writing(self) -> bool:
+        """Open the file from now on without writing next to it; return whether that may help."""
+        if self._opened != (self._path, False) or not os.access(self._path, os.R_OK):
+            return False
+        file = self._path.resolve()
+        if log_of(file) is not None:
+            self._copy = TemporaryDirectory(prefix="autotune-")
+            self._opened = copy_of(file, Path(self._copy.name)), False
+        else:
+            self._opened = f"{file.as_uri()}?mode=ro&immutable=1", True
+        return True
+
+    def close(self) -> None:
+        """Remove the copy, if one was made."""
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def one(self, sql: str, **values: object) -> Any:
         """Return the first column of the first row; None if there is none."""
@@ -74,6 +112,21 @@ class Reader:
         ):
             found.setdefault(row["of"], set()).add(row["column"])
         return found
+
+
+def log_of(file: Path) -> Path | None:
+    """Return the write-ahead log of a database, if it has content that is not in the file."""
+    log = file.with_name(f"{file.name}-wal")
+    return log if log.exists() and log.stat().st_size else None
+
+
+def copy_of(file: Path, folder: Path) -> Path:
+    """Return a copy of a database with what is in its write-ahead log."""
+    copy = folder / file.name
+    shutil.copyfile(file, copy)
+    if (log := log_of(file)) is not None:
+        shutil.copyfile(log, folder / log.name)
+    return copy
 
 
 def _records(kind: type[R], rows: Iterable[dict[str, Any]]) -> Iterator[R]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from autotune.storage.reading import Reader
+from autotune.storage.reading import Reader, copy_of
 
 if TYPE_CHECKING:  # a database is read without it
     from sqlalchemy import URL, Engine
@@ -46,6 +48,16 @@ def damage(reader: Reader) -> str | None:
     """Return what is damaged in a file, which may go unnoticed for many trials; None: nothing."""
     found = reader.one("PRAGMA quick_check(1)")
     return None if found == "ok" else " ".join(str(found).split())
+
+
+@contextmanager
+def writable(file: Path) -> Iterator[Path]:
+    """Yield a database that may be written: the file, or a copy of it that is removed after it."""
+    if all(os.access(x, os.W_OK, effective_ids=True) for x in (file, file.resolve().parent)):
+        yield file
+        return
+    with TemporaryDirectory(prefix="autotune-") as folder:
+        yield copy_of(file.resolve(), Path(folder))
 
 
 @contextmanager

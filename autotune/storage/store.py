@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.errors import UserError
 from autotune.storage import trials
-from autotune.storage.failures import (
-    DAMAGED,
-    database_errors,
-)
+from autotune.storage.failures import DAMAGED, GOES_ON, database_errors
 from autotune.storage.launches import Launches
 from autotune.storage.lease import take
 from autotune.storage.load_maps import LoadMaps, rename_points
@@ -60,7 +57,8 @@ def opened(path: Path, *, create: bool = False, write: bool = False) -> Iterator
         DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
         MachineError: it cannot be read or written any more.
     """
-    with database_errors(path):
+    writes = create or write
+    with database_errors(path, what_now=GOES_ON if writes else "; nothing was changed in it"):
         store = Store(path, create=create, write=write)
         try:
             yield store
@@ -190,6 +188,7 @@ class Store:
         """Close the file."""
         if "storage" in self.__dict__:
             self._engine.dispose()
+        self._reader.close()
 
     def study_names(self) -> list[str]:
         """Return the names of the studies in this database, oldest first."""

@@ -120,7 +120,19 @@ def load_study(name: str) -> LoadedStudy:
     Raises:
         UserError: the study is refused; the message names file, key and what is allowed.
     """
-    path = find_study(name)
+    return _read(find_study(name))
+
+
+def load_bundled(name: str) -> LoadedStudy:
+    """Read a bundled study, regardless of what else has its name in the current folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _read(studies_folder() / f"{name}.yaml")
+
+
+def _read(path: Path) -> LoadedStudy:
     try:
         with path.open(encoding="utf-8") as f:
             text = f.read(MOST_TEXT + 1)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from autotune.engine.command import plan_launch
+from autotune.engine.variables import changed, deciding
 from autotune.errors import UserError
 from autotune.results.text import plain
 from autotune.serving.machine import machine_line
 from autotune.storage.store import Store
+from autotune.study.differences import Difference
+from autotune.study.space import N
 from autotune.tuning.prepare import Prepared
 
 
@@ -19,13 +23,13 @@ def check_comparable(
     say: Callable[[str], None],
     weights: WeightsCheck,
 ) -> None:
-    """Refuse a study of another vLLM or of other weights; warn of another machine.
+    """Refuse another vLLM or other weights; warn of another machine or other variables.
 
     Args:
         prepared: The study as it would be launched.
         store: Has its trials.
         machine: This machine.
-        say: Told of another machine.
+        say: Told of another machine, and of variables that have other values.
         weights: The check of the study's weights.
 
     Raises:
@@ -46,6 +50,46 @@ def check_comparable(
         say(
             f"earlier trials were measured on another machine ({machine_line(earlier)}; "
             f"this is {machine_line(dict(machine))}). Compare them with care"
+        )
+    warn_of_variables(prepared, store, name, say)
+
+
+def environment_of(prepared: Prepared) -> dict[str, str]:
+    """Return the user's own variables that may change figures, as a launch would have them now."""
+    points = prepared.spec.to_space().points()
+    point = {} if points is None else next(points)
+    plan = plan_launch(
+        prepared.spec.server,
+        {**point, N: 0},
+        prepared.info,
+        port=0,
+        launch_id="",
+        resolve=prepared.resolve,
+    )
+    return deciding(plan.public_env, prepared.spec.server.env)
+
+
+def warn_of_variables(
+    prepared: Prepared, store: Store, ledger: str, say: Callable[[str], None]
+) -> None:
+    """Say which variables of the user's environment the latest launch had with other values.
+
+    Args:
+        prepared: The study as it would be launched.
+        store: Has its launches.
+        ledger: Name that the launches are kept under: the study's, or its load sweep's.
+        say: Told of them.
+    """
+    latest = store.launches.latest(ledger)
+    if latest is None:
+        return
+    then = deciding(latest.env, prepared.spec.server.env)
+    found = changed(then, environment_of(prepared), complete=latest.host is not None)
+    if differ := [plain(f"{k} {Difference(k, a, b).values('then', 'now')}") for k, a, b in found]:
+        say(
+            f"earlier launches had another environment: {', '.join(differ)}. It may change the "
+            "figures: set it as it was, put it into server.env of a study with another name, or "
+            "compare with care"
         )
 
 

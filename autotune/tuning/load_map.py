@@ -53,6 +53,7 @@ from autotune.study.differences import fingerprint
 from autotune.study.schema import ServerSpec, StudySpec
 from autotune.study.space import N, Value
 from autotune.study.workload import WorkloadSpec
+from autotune.tuning.comparable import warn_of_variables
 from autotune.tuning.launcher import Launcher, LiveServer
 from autotune.tuning.ledger import StoredLedger
 from autotune.tuning.load_map_setting import settle
@@ -238,7 +239,7 @@ class _Map:
 
     def go(self) -> StopReason:
         end_orphans(self.store, self.p.spec.server.stop_timeout_s, self.progress.message)
-        self.say_other_machine()
+        self.say_what_differs()
         if self.launcher.untested is not None:
             self.progress.message(self.launcher.untested)
         while (point := self.next_point()) is not None:
@@ -412,7 +413,7 @@ class _Map:
         workload = closed_loop(spec.workload, load).model_copy(update={"replay": None})
         return spec.model_copy(update={"workload": workload, "measure": measure})
 
-    def say_other_machine(self) -> None:
+    def say_what_differs(self) -> None:
         earlier = [
             x for p in self.points() for x in self.store.launches.of_trial(self.launched_as, p.id)
         ]
@@ -421,6 +422,7 @@ class _Map:
                 f"a part of this map was measured on another machine "
                 f"({machine_line(earlier[-1].machine)}): compare with care"
             )
+        warn_of_variables(self.p, self.store, self.launched_as, self.progress.message)
 
 
 class _Point:

@@ -25,7 +25,6 @@ was measured of it is copied, every request included, so that the database needs
 from __future__ import annotations
 
 import math
-import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import objectives as objective_registry
-from autotune.engine.command import plan_launch
+from autotune.engine.variables import changed, deciding
 from autotune.errors import UserError
 from autotune.results.recomputed import Recomputed, measurement_of
 from autotune.results.standing import failure_of, is_outdated, origin_of, with_points
@@ -61,15 +60,11 @@ from autotune.study.differences import (
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
 from autotune.study.space import DRAFT, N, Point, Value, canonical
+from autotune.tuning.comparable import environment_of
 from autotune.tuning.prepare import Prepared
 
 # Compared by what a trial was launched with.
 _BY_TRIAL = ("server.model", "server.flags.", "server.speculative.", *POINTS)
-# Set by autotune for every launch, or a place, where something is and not what.
-_NO_MATTER = re.compile(
-    r"AUTOTUNE_|SPT_NOENV$|PYTHON\w+$|(.*_)?(PATH|HOME|ROOT|DIR|FOLDER|OFFLINE|KEY)$"
-    r"|(VLLM_NO_USAGE_STATS|VLLM_HOST_IP|HF_HUB_DISABLE_TELEMETRY)$"
-)
 # Requests are kept with the times of their chunks in single precision.
 _SAME = 1e-3
 
@@ -413,7 +408,7 @@ def _candidates(
     """Return the trials that can be taken, and why others cannot, with their numbers."""
     name = old.spec.name
     space = old.spec.to_space()
-    environment = _environment(prepared)
+    environment = environment_of(prepared)
     weights = prepared.weights()
     left: Counter[str] = Counter()
     out: list[Candidate] = []
@@ -491,33 +486,11 @@ def _other_launch(
     there, here = machine_line(launch.machine), machine_line(dict(machine))
     if there != here:
         return f"measured on another machine ({there} there, {here} here)"
-    before = _deciding(launch.env, prepared)
-    for key in sorted({*before, *environment}):
-        if before.get(key) != environment.get(key):
-            return f"with another environment: {_both(key, before.get(key), environment.get(key))}"
-    return None
-
-
-def _environment(prepared: Prepared) -> dict[str, str]:
-    """Return what in the user's environment decides numbers, as a launch has it today."""
-    space = prepared.spec.to_space()
-    points = space.points()
-    point = {N: 0} if points is None else next(points)
-    plan = plan_launch(
-        prepared.spec.server,
-        {**point, N: 0},
-        prepared.info,
-        port=0,
-        launch_id="",
-        resolve=prepared.resolve,
-    )
-    return _deciding(plan.public_env, prepared)
-
-
-def _deciding(env: Mapping[str, str], prepared: Prepared) -> dict[str, str]:
-    """Return it without the study's own variables, which are compared before."""
     study = prepared.spec.server.env
-    return {k: v for k, v in env.items() if k not in study and not _NO_MATTER.match(k)}
+    before = deciding(launch.env, study)
+    for key, old, new in changed(before, environment, complete=launch.host is not None):
+        return f"with another environment: {_both(key, old, new)}"
+    return None
 
 
 def _other_definition(other: Store, launch: LaunchRow, prepared: Prepared) -> str | None:

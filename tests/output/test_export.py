@@ -220,6 +220,7 @@ def with_server(database: Path, folder: Path, server: Mapping[str, Any]) -> Iter
         raw = yaml.safe_load(old)
         raw["server"] = {**raw["server"], **server}
         c.execute("update autotune_studies set yaml = ?", [yaml.safe_dump(raw)])
+        c.execute("update autotune_launches set env = '{}'")  # has those of the old study
         c.commit()
     yield copy
 
@@ -444,15 +445,11 @@ def test_versions_that_have_no_image(database: Path, tmp_path: Path) -> None:
     assert "image: 'vllm/vllm-openai:v0.33.0'" in dev
     assert "is a development build" in dev.replace("\n# ", " ")
     assert ":v0.33.0rc1'" in text(database, "compose", "--vllm", "0.33.0rc1")
-    with contextlib.closing(sqlite3.connect(shutil.copy(database, tmp_path / "x.db"))) as c:
+    unknown = study(tmp_path / "unknown", server__command=[str(PYTHON), "serve.py"])
+    with contextlib.closing(sqlite3.connect(unknown)) as c:
         c.execute("update autotune_launches set vllm_version = 'x\x1b[31m'")
         c.execute("delete from study_system_attributes where key = 'autotune:vllm'")
-        [(old,)] = c.execute("select yaml from autotune_studies").fetchall()
-        raw = yaml.safe_load(old)
-        raw["server"]["command"] = [str(PYTHON), "serve.py"]
-        c.execute("update autotune_studies set yaml = ?", [yaml.safe_dump(raw)])
         c.commit()
-    unknown = tmp_path / "x.db"
     assert "with vLLM (unknown) on" in text(unknown, "shell").replace("\n# ", " ")
     refused(call(unknown, "--format", "compose"), "give it with --vllm")
     shown = text(unknown, "compose", "--vllm", "0.32.0")

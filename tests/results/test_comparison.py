@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sqlite3
 import sys
 import uuid
@@ -12,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import optuna
@@ -24,8 +26,9 @@ from autotune.bench.objectives import study_objectives
 from autotune.bench.sample import Sample
 from autotune.bench.server_metrics import ServerStats
 from autotune.cli.main import main
-from autotune.engine.command import plan_launch
+from autotune.engine.command import LaunchPlan, plan_launch
 from autotune.engine.probe import VllmInfo
+from autotune.engine.variables import is_kept
 from autotune.errors import UserError
 from autotune.results.comparison import Where, compare
 from autotune.results.ratios import Finding
@@ -33,6 +36,8 @@ from autotune.serving.process_tree import Identity
 from autotune.stats import ESTIMATOR, LaunchVariance, Scatter
 from autotune.storage.store import Store
 from autotune.study.files import load_study
+from autotune.study.models import draft_folder
+from autotune.study.schema import ServerSpec
 from autotune.study.space import MNBT, N, Point
 from tests.studies import write_study
 
@@ -45,6 +50,22 @@ GOOD: Point = {N: 3, MNBT: 512}
 OTHER: Point = {N: 7, MNBT: 256}
 
 
+def planned(
+    server: ServerSpec, point: Point, info: VllmInfo, launch: str, own: Mapping[str, str]
+) -> LaunchPlan:
+    """What a user with these variables, and no others that decide anything, would launch."""
+    rest = {k: v for k, v in os.environ.items() if not is_kept(k)}
+    with mock.patch.dict(os.environ, {**rest, **own}, clear=True):
+        return plan_launch(
+            server,
+            point,
+            info,
+            port=8000,
+            launch_id=launch,
+            resolve=lambda ref: str(draft_folder()) if ref == "demo:draft" else ref,
+        )
+
+
 @dataclass(frozen=True)
 class Run:
     """One trial to be written down; ``of`` is the trial that it launches once more."""
@@ -55,6 +76,7 @@ class Run:
     of: int | None = None
     confirms: bool = False
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, str] = field(default_factory=dict)  # variables of the user's environment
 
 
 def stored(
@@ -68,9 +90,13 @@ def stored(
     within: float = 0.01,
     prompt_tokens: int = 16,
     name: str = "double",
+    own: Mapping[str, str] | None = None,
     **changes: object,
 ) -> Path:
-    """A database with a study of these trials, as `autotune run` writes it; the first: baseline."""
+    """A database with a study of these trials, as `autotune run` writes it; the first: baseline.
+
+    ``own`` are variables of the user's environment; those of the tests' own do not count.
+    """
     folder.mkdir(exist_ok=True)
     changes = {"server__model": "org/model", "server__command": None, **changes}
     loaded = load_study(str(write_study(folder, name=name, **changes)))
@@ -92,9 +118,7 @@ def stored(
             study=spec.name,
             trial=number,
             attempt=0,
-            plan=plan_launch(
-                spec.server, run.point, info, port=8000, launch_id=launch, resolve=lambda r: r
-            ),
+            plan=planned(spec.server, run.point, info, launch, {**(own or {}), **run.own}),
             machine=machine,
             log_path=Path("/nowhere.log"),
         )

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.engine.command import Production
+from autotune.output.export.endpoint import LOCAL
 from autotune.output.export.job import (
     CACHE,
     HUB_TOKEN,
-    LOCAL,
     STOP_S,
     Job,
     in_container,

@@ -14,21 +14,22 @@ import math
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from packaging.version import Version
 
-from autotune.engine.command import Production, production
+from autotune.engine.command import Production
 from autotune.engine.probe import VllmInfo
+from autotune.engine.variables import names_devices
 from autotune.errors import UserError
+from autotune.output.export.endpoint import Endpoint
+from autotune.output.export.served import Served
 from autotune.results.text import plain
 from autotune.study.schema import StudySpec
-from autotune.study.space import Point, as_int
+from autotune.study.space import as_int
 
-PORT = 8000
-LOCAL = "127.0.0.1"
 # Seconds that a stop may take.
 STOP_S = 60
 # Seconds until /health may answer: the first start downloads and compiles what a study has cached.
@@ -49,29 +50,13 @@ class Format(StrEnum):
     SYSTEMD = "systemd"
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Address of the server.
-
-    Attributes:
-        host: Address; None: the format's own, which is this machine only where it can be.
-        port: TCP port.
-    """
-
-    host: str | None = None
-    port: int = PORT
-
-
 @dataclass
 class Job:
     """Input of the writers, and the notes that they leave for the reader of the file.
 
     Attributes:
         study: Name of the study.
-        spec: The study.
-        point: Point that is served.
-        info: vLLM that it was measured with.
-        resolve: Turns a model reference into a path or name for vLLM.
+        served: What is served, and in whose words.
         where: Address of the server.
         version: Version of the vLLM in production; None: unknown.
         device: vLLM's name of the device; None: unknown.
@@ -82,10 +67,7 @@ class Job:
     """
 
     study: str
-    spec: StudySpec
-    point: Point
-    info: VllmInfo
-    resolve: Callable[[str], str]
+    served: Served
     where: Endpoint
     version: str | None
     device: str | None
@@ -95,11 +77,23 @@ class Job:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.served.note is not None:
+            self.say(self.served.note)
         if "VLLM_API_KEY" not in self.spec.server.env:
             self.say(
                 "No API key is set: whoever reaches the port may use it. vLLM takes one from the "
                 "variable VLLM_API_KEY; set it where your other secrets are."
             )
+
+    @property
+    def spec(self) -> StudySpec:
+        """The study."""
+        return self.served.loaded.spec
+
+    @property
+    def info(self) -> VllmInfo:
+        """vLLM that it was measured with."""
+        return self.served.info
 
     @property
     def name(self) -> str:
@@ -116,13 +110,13 @@ class Job:
 
     def plan(self, place: Callable[[str], str] = lambda path: path) -> Production:
         """Return the launch; ``place`` returns the path of a model's folder for the server."""
-        found: dict[str, str] = {}
-
-        def resolve(ref: str) -> str:
-            found[ref] = self.resolve(ref)
-            return place(found[ref])
-
-        plan = production(self.spec.server, self.point, self.info, resolve=resolve)
+        plan = self.served.plan(place)
+        server = self.spec.server
+        draft = server.speculative and server.speculative.model
+        drafted = any(flag[0] == "--speculative-config" for flag in plan.flags)
+        refs = [server.model, *([draft] if draft and drafted else [])]
+        found = {ref: self.served.resolve(ref) for ref in refs}
+        there = "here it" if self.served.elsewhere is None else "it"
         for ref, path in found.items():
             if ref.startswith("demo:"):
                 what = (
@@ -130,7 +124,7 @@ class Job:
                     if ref == "demo:target"
                     else ("the demo's draft, which comes with autotune")
                 )
-                self.say(f"{ref} is {what}: here it is {plain(path)}.")
+                self.say(f"{ref} is {what}: {there} is {plain(path)}.")
         self.from_hub = any(not Path(path).is_absolute() for path in found.values())
         if self.from_hub:
             self.say(f"A gated model needs {HUB_TOKEN}; others do without.")
@@ -139,7 +133,7 @@ class Job:
     @property
     def gpus(self) -> int:
         """Number of GPUs that the flags ask for."""
-        s = self.spec.settings(self.point)
+        s = self.spec.settings(self.served.trial.point)
         sizes = (f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "data"))
         return math.prod(as_int(s.get(size)) or 1 for size in sizes)
 
@@ -204,6 +198,13 @@ def in_container(job: Job) -> tuple[Production, dict[str, str]]:
         return inside
 
     plan = job.plan(place)
+    devices = [k for k in plan.env if names_devices(k) and k not in job.spec.server.env]
+    if devices:
+        job.say(
+            f"{', '.join(devices)}: said which devices of the measured machine were used; the "
+            "container is given its own."
+        )
+        plan = replace(plan, env={k: v for k, v in plan.env.items() if k not in devices})
     if job.spec.server.command is not None and job.info.python is None:
         shown = plain(shlex.join(job.spec.server.command))
         job.say(

@@ -1,4 +1,4 @@
-"""A systemd unit of the machine that the study ran on.
+"""A systemd unit for the machine that the study ran on.
 
 ``%`` is a specifier everywhere there, ``$`` a variable in ExecStart, ``\\`` an escape
 (systemd.unit(5) "Specifiers", systemd.service(5) "Command lines", systemd.syntax(7) "Quoting").
@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autotune.engine.command import Production
-from autotune.output.export.job import HUB_TOKEN, LOCAL, STOP_S, Job
+from autotune.output.export.endpoint import LOCAL
+from autotune.output.export.job import HUB_TOKEN, STOP_S, Job
 
+_SOMEBODY = "vllm"  # who measured is not known on another machine
 _PLAIN = re.compile(r"[A-Za-z0-9_@:,./=+-]+")
 
 
@@ -22,6 +24,7 @@ def systemd(job: Job) -> str:
     """Return the text of a unit."""
     plan = job.plan()
     env = _environment(job, plan)
+    user = _user(job)
     secrets = [k for k, v in env.items() if v is None]
     file = f"/etc/autotune/{job.name}.env"
     if secrets or job.from_hub:
@@ -37,7 +40,15 @@ def systemd(job: Job) -> str:
     )
     given = [f"EnvironmentFile={file}"] if secrets else []
     given += [f"EnvironmentFile=-{file}"] if job.from_hub and not secrets else []
-    return _unit(job, env, given, _command(job, plan))
+    return _unit(job, env, [f"User={user}", *given], _command(job, plan))
+
+
+def _user(job: Job) -> str:
+    """Return the user of the service: whoever exports it, if that is on the measured machine."""
+    if job.served.elsewhere is None:
+        return getpass.getuser()
+    job.say(f"User={_SOMEBODY}: set it to the user there who may read the models.")
+    return _SOMEBODY
 
 
 def _environment(job: Job, plan: Production) -> dict[str, str | None]:
@@ -67,9 +78,8 @@ def _unit(
         "",
         "[Service]",
         "Type=exec",
-        f"User={getpass.getuser()}",
-        *(f"Environment={_word(f'{k}={v}')}" for k, v in env.items() if v is not None),
         *given,
+        *(f"Environment={_word(f'{k}={v}')}" for k, v in env.items() if v is not None),
         "ExecStart=" + " \\\n  ".join(command),
         "Restart=on-failure",
         "RestartSec=10",

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from autotune.errors import UserError
-from autotune.output.export.job import LOCAL, Job
+from autotune.output.export.endpoint import LOCAL
+from autotune.output.export.job import Job
 from autotune.output.export.yaml_text import Word, yaml_text
 from autotune.study.space import as_int
 

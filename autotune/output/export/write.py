@@ -12,23 +12,21 @@ from typing import Any
 
 from packaging.version import Version
 
-from autotune.engine.command import serve_command
 from autotune.engine.feasibility import known_for
-from autotune.engine.probe import VllmInfo, unasked
-from autotune.engine.rules import why_doubtful, why_infeasible
+from autotune.engine.rules import Known, why_doubtful, why_infeasible
 from autotune.errors import UserError
 from autotune.output.export.choice import Chosen
 from autotune.output.export.compose import compose
+from autotune.output.export.endpoint import Endpoint
 from autotune.output.export.header import about, comment
-from autotune.output.export.job import LOCAL, Endpoint, Format, Job
+from autotune.output.export.job import Format, Job
 from autotune.output.export.kubernetes import kubernetes
+from autotune.output.export.served import Served, served, shell_of
 from autotune.output.export.systemd import systemd
 from autotune.output.export.vllm_config import vllm_config
 from autotune.results.text import plain, point_text
 from autotune.results.views import StudyView, TrialView
-from autotune.serving.resolve import model_resolver
 from autotune.storage.store import Store
-from autotune.study.files import LoadedStudy
 
 _HOST = re.compile(r"[A-Za-z0-9.:_-]+")
 
@@ -39,22 +37,7 @@ def shell_command(store: Store, name: str, trial: TrialView, where: Endpoint | N
     No program of the study is run for it, not even its vLLM, because the database may be somebody
     else's.
     """
-    where = where or Endpoint()
-    loaded, info, resolve = _served(store, name)
-    return serve_command(
-        loaded.spec.server,
-        trial.point,
-        info,
-        resolve=resolve,
-        host=where.host or LOCAL,
-        port=where.port,
-    )
-
-
-def _served(store: Store, name: str) -> tuple[LoadedStudy, VllmInfo, Callable[[str], str]]:
-    loaded, _row = store.load_study(name)
-    info = store.vllm(name) or unasked(loaded.spec.server)
-    return loaded, info, model_resolver(loaded, info)
+    return shell_of(served(store, name, trial), where or Endpoint())
 
 
 def export(
@@ -85,25 +68,23 @@ def export(
     """
     where = where or Endpoint()
     _check_endpoint(form, where)
-    loaded, info, resolve = _served(store, view.name)
+    found = served(store, view.name, choice.trial)
+    loaded, info = found.loaded, found.info
     measured = _version(view.vllm_version or info.version)  # the database may be somebody else's
     version = measured if version is None else _asked(version)
     machine = _machine(store, view.name)
     device = info.device or _device_of(machine)
-    doubt = _doubt(loaded, replace(info, device=device), version, choice.trial)
+    doubt = _doubt(found, device, version)
     job = Job(
         study=view.name,
-        spec=loaded.spec,
-        point=choice.trial.point,
-        info=info,
-        resolve=resolve,
+        served=found,
         where=where,
         version=version,
         device=device,
         cores=machine["cores"] if machine else None,
         file=file,
     )
-    body = _body(store, job, choice.trial, form)
+    body = _body(job, form)
     if doubt:
         job.say(f"Careful: {plain(doubt)}.")
     top = about(view, loaded.spec, choice, (measured, version), today or date.today())
@@ -111,26 +92,27 @@ def export(
     return head + comment([*top, "", *job.notes]) + body
 
 
-def _body(store: Store, job: Job, trial: TrialView, form: Format) -> str:
+def _body(job: Job, form: Format) -> str:
     if form is not Format.SHELL:
         return _WRITERS[form](job)
     job.plan()  # for its notes
-    return "\n" + shell_command(store, job.study, trial, job.where) + "\n"
+    return "\n" + shell_of(job.served, job.where) + "\n"
 
 
-def _doubt(
-    loaded: LoadedStudy, info: VllmInfo, version: str | None, trial: TrialView
-) -> str | None:
+def _doubt(found: Served, device: str | None, version: str | None) -> str | None:
     """Return why a point may crash on a version; None: nothing is known against it.
 
     Raises:
         UserError: it cannot launch.
     """
-    settings = loaded.spec.settings(trial.point)
-    known = known_for(loaded, info)
+    point = found.trial.point
+    settings = found.loaded.spec.settings(point)
+    info = replace(found.info, device=device)
+    # what this machine and its folders tell is of no use for another one
+    known = known_for(found.loaded, info) if found.elsewhere is None else Known(platform=device)
     if why := why_infeasible(settings, version, known):
         raise UserError(
-            f"trial {trial.number} ({point_text(trial.point)}) cannot be served: {why}; name "
+            f"trial {found.trial.number} ({point_text(point)}) cannot be served: {why}; name "
             "another point with --trial"
         )
     return why_doubtful(settings, version, known)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from autotune.engine.command import runs_model_code
 from autotune.errors import UserError
-from autotune.output.export.write import shell_command
+from autotune.output.export.endpoint import Endpoint
+from autotune.output.export.served import served, shell_of
 from autotune.output.figures.trials import searched
 from autotune.output.report.content import (
     Answer,
@@ -28,7 +29,7 @@ from autotune.results.text import (
     value_with_interval,
 )
 from autotune.results.trials import as_single
-from autotune.results.views import TrialView, cost, kinds_text
+from autotune.results.views import TrialView, cost, kinds_text, variable_lines
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N
 
@@ -174,6 +175,8 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
         )
     for w in dict.fromkeys(w for x in s.measured(t) for w in x.warnings):
         yield f"Warning: {plain(w)}."
+    for line in variable_lines(view):
+        yield f"Warning: trials were {line}."
     if view.finished < view.wanted or any(x.state in {"running", "waiting"} for x in view.trials):
         yield progress(s)
 
@@ -184,15 +187,18 @@ def command(s: Source) -> Iterator[Block]:
         yield Paragraph("No trial has results, so there is no command.")
         return
     try:
-        text = shell_command(s.store, s.view.name, s.best)
+        found = served(s.store, s.view.name, s.best)
+        text = shell_of(found, Endpoint())
     except UserError as e:
         yield Paragraph(f"The command cannot be shown: {plain(str(e))}.")
         return
+    known = found.measured is not None and found.measured.launch.host is not None
+    host = f", {found.measured.host}" if found.measured is not None and known else ""
     yield Code(f"Serves {point_text(s.best.point)}", text)
     yield Paragraph(
-        "Paths are those of the machine that this report was made on; a variable that holds a "
-        "secret appears by its name only. autotune export writes the same for vLLM's --config, "
-        "Compose, Kubernetes and systemd."
+        f"Paths are those of the measured machine{host}; a variable that holds a secret appears by "
+        "its name only. autotune export writes the same for vLLM's --config, Compose, Kubernetes "
+        "and systemd."
     )
     if runs_model_code(s.spec):
         yield Paragraph("trust-remote-code is set: Python code that comes with the model will run.")

@@ -40,7 +40,7 @@ from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality
 from autotune.storage.schema import LaunchRow
 from autotune.study.differences import contents, differences, fingerprints
-from autotune.study.files import LoadedStudy, bundled_studies, load_study, text_without_secrets
+from autotune.study.files import LoadedStudy, bundled_studies, load_bundled, text_without_secrets
 from autotune.study.keys import Affects
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 
@@ -302,7 +302,7 @@ def _is_bundled(run: LoadedStudy, fingerprint: str) -> bool:
     """Return whether a bundled study was run, unchanged but for its budget, which is given."""
     if run.spec.name not in bundled_studies():
         return False
-    bundled = load_study(run.spec.name)
+    bundled = load_bundled(run.spec.name)
     schedule = differences(bundled.spec, run.spec, Affects.SCHEDULE)
     return not any(d.key.partition(".")[0] != "budget" for d in schedule) and (
         fingerprint in fingerprints(bundled.spec, contents(bundled.spec, bundled.base))

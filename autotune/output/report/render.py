@@ -57,7 +57,9 @@ def place(out: Path | None, form: Format | None, database: Path, study: str) -> 
         try:
             out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as e:
-            raise UserError(f"{out.parent}: cannot be made: {e.strerror}") from e
+            raise UserError(
+                f"{out.parent}: cannot be made: {e.strerror}; name a file with --out"
+            ) from e
     elif file_identity(out) is not None and file_identity(out) == file_identity(database):
         raise UserError(f"{out}: is the database itself; give another --out")
     elif not out.parent.is_dir():
