@@ -266,13 +266,14 @@ def load_map(
 
 def _stored_map(study: str, database: Path) -> LoadSweepView:
     """Return a load sweep of a study file, or of a study that only the database has."""
+    from autotune.engine.draft_method import with_method
     from autotune.results.read_load_map import stored_view
     from autotune.storage.store import opened
     from autotune.study.files import load_study
 
     with opened(database) as store:
         try:
-            loaded = load_study(study)
+            loaded = with_method(load_study(study))
         except UserError:
             if study not in store.study_names():
                 raise
