@@ -138,4 +138,4 @@ def _is_slip(name: str, other: str) -> bool:
     switches = [m[0] if (m := _SWITCH.match(x)) else "" for x in (name, other)]
     about = [x.removeprefix(s) for x, s in zip((name, other), switches, strict=True)]
     same = switches[0] == switches[1] or "" in switches
-    return same and difflib.SequenceMatcher(None, *about).ratio() >= _SLIP
+    return same and difflib.SequenceMatcher(None, about[0], about[1]).ratio() >= _SLIP
