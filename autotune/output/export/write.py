@@ -13,7 +13,8 @@ from typing import Any
 from packaging.version import Version
 
 from autotune.engine.feasibility import known_for
-from autotune.engine.rules import Known, why_doubtful, why_infeasible
+from autotune.engine.rule import Known
+from autotune.engine.rules import why_doubtful, why_infeasible
 from autotune.errors import UserError
 from autotune.output.export.choice import Chosen
 from autotune.output.export.compose import compose
