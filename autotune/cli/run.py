@@ -243,6 +243,7 @@ def load_map(
     from rich.console import Console
 
     from autotune.cli.console import Ui
+    from autotune.engine.draft_method import with_method
     from autotune.results.load_map import load_sweep_json, load_sweep_lines
     from autotune.study.files import load_study
 
@@ -252,7 +253,8 @@ def load_map(
     if show:
         view = _stored_map(study, database)
     else:
-        view = _measured_map(ui, load_study(study), database, loads, launches, timeout)
+        loaded = with_method(load_study(study))
+        view = _measured_map(ui, loaded, database, loads, launches, timeout)
     click.echo(
         json.dumps(load_sweep_json(view), indent=2)
         if as_json

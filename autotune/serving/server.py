@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -227,22 +227,13 @@ class Server:
             if not self.alive():
                 raise self.failure(FailureKind.CRASH, "the server died while starting")
             if waited > self._spec.health_timeout_s:
-                raise self.failure(FailureKind.TIMEOUT, self._unanswered())
+                lines = log_lines(self.log_path, self.plan)
+                why = _unanswered(self._spec.health_timeout_s, lines, self.plan.port)
+                raise self.failure(FailureKind.TIMEOUT, why)
             with contextlib.suppress(httpx.HTTPError), held_back():
                 if client.get("/health").status_code == 200:
                     return
             self._pump(_POLL_S)
-
-    def _unanswered(self) -> str:
-        """Return why a server did not become healthy, in words."""
-        why = f"/health did not answer within {self._spec.health_timeout_s:g} s"
-        if not any(_UP in line for line in log_lines(self.log_path, self.plan)):
-            return why
-        return (
-            f"{why}, although the server says that it is up: it cannot be reached on "
-            f"127.0.0.1:{self.plan.port}; a container needs --network host or no network at all "
-            "in server.command"
-        )
 
     def _check_identity(self, client: httpx.Client) -> str | None:
         """Return the version of the server that answers.
@@ -382,6 +373,17 @@ def _end_by_supervisor(channel: Channel, command: str, grace_s: float) -> int:
     with contextlib.suppress(subprocess.TimeoutExpired):
         channel.wait(timeout=5 if channel.killed is not None else 0)
     return channel.killed or 0
+
+
+def _unanswered(seconds: float, log: Sequence[str], port: int) -> str:
+    """Return why a server did not become healthy, in words."""
+    why = f"/health did not answer within {seconds:g} s"
+    if not any(_UP in line for line in log):
+        return why
+    return (
+        f"{why}, although the server says that it is up: it cannot be reached on "
+        f"127.0.0.1:{port}; a container needs --network host or no network at all in server.command"
+    )
 
 
 def _owns_port(launch_id: str, port: int) -> bool:

@@ -52,13 +52,15 @@ def make(docker: Engine, tmp_path: Path) -> Iterator[Make]:
     """Makes servers in containers; whatever a test leaves is ended."""
     made: list[Server] = []
 
-    def build(*options: str, image: str = "double", grace: float = 2, **env: str) -> Server:
+    def build(
+        *options: str, image: str = "double", grace: float = 2, health: float = 60, **env: str
+    ) -> Server:
         spec = ServerSpec(
             command=(str(docker.client), "run", *options, image),
             model="m",
             env=env,
             stop_timeout_s=grace,
-            health_timeout_s=60,
+            health_timeout_s=health,
         )
         launch_id = uuid.uuid4().hex
         plan = plan_launch(spec, {}, INFO, port=free_port(), launch_id=launch_id, resolve=str)
@@ -340,3 +342,13 @@ def test_another_launchs_container_is_not_touched(make: Make, docker: Engine) ->
     mine.stop()
     assert [box.name for box in docker.running] == [f"autotune-{other.launch_id}"]
     assert other.alive()
+
+
+def test_a_server_that_is_up_but_cannot_be_reached_is_told(make: Make, docker: Engine) -> None:
+    """Its image binds another port than the one that it is given."""
+    code = "import sys, time; sys.stderr.write('Application startup complete\\n'); time.sleep(60)"
+    docker.daemon.images = {"elsewhere": [sys.executable, "-c", code]}
+    server = make(image="elsewhere", health=3)
+    with pytest.raises(LaunchError, match=r"cannot be reached on 127\.0\.0\.1") as e:
+        up(server)
+    assert e.value.kind is FailureKind.TIMEOUT
