@@ -98,7 +98,8 @@ class _Reader:
     def take(self, token: Token) -> None:
         """Take in the next token."""
         if isinstance(token, Redirection):
-            self.dropped.append(token.text)
+            here = token.text.startswith("<<")  # its text may be a secret
+            self.dropped.append(token.text[:2] if here else token.text)
         elif isinstance(token, Operator):
             self._operator(token.text)
         elif self.skipping:

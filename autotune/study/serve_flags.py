@@ -94,7 +94,7 @@ class _Reader:
                 return
             if _is_flag(word):
                 self._flag(word, words)
-            elif word[0] in "–—":
+            elif word[:1] in ("–", "—"):
                 raise UserError(f"{word:.60}: begins with a dash of print; write it with --")
             else:
                 self.positional.append(word)
@@ -107,6 +107,8 @@ class _Reader:
         named = self.out.flags.pop("model", None)
         model = self.positional[0] if self.positional else None
         extra = self.positional[1:]
+        if model is not None:
+            self._check_known("", model)
         if named is not None:
             extra, model = self.positional, str(named)
         elif not console and model is not None:
@@ -133,6 +135,8 @@ class _Reader:
         """
         where = f"{spelling}: " if spelling else ""
         if (what := unknown(word)) is not None:
+            if what.startswith("<"):
+                raise UserError(f"{where}{what:.60} is a placeholder; write the value")
             raise UserError(f"{where}only your shell knows what {what:.60} is; write its value")
         if _PLACEHOLDER.fullmatch(word):
             raise UserError(f"{where}{word:.60} is a placeholder; write the value")

@@ -357,6 +357,7 @@ def expand(word: Word, values: Mapping[str, str | tuple[str, ...]], said: list[s
         said: List that gets a sentence for each default that was taken.
     """
     fields: list[str | None] = [None]
+    nothing = False
 
     def add(text: str) -> None:
         fields[-1] = (fields[-1] or "") + text
@@ -365,6 +366,7 @@ def expand(word: Word, values: Mapping[str, str | tuple[str, ...]], said: list[s
         found = part.text if part.kind == "text" else _value(part, values, said)
         if isinstance(found, tuple):
             pieces = list(found)
+            nothing = nothing or not pieces
         elif part.quoted or part.kind == "text" or _OPEN in found:
             add(found)
             continue
@@ -378,6 +380,8 @@ def expand(word: Word, values: Mapping[str, str | tuple[str, ...]], said: list[s
             add(piece)
         if isinstance(found, str) and found[-1:].isspace() and fields[-1] is not None:
             fields.append(None)
+    if nothing and fields == [""]:
+        return []  # "$@" without arguments is no word
     return [f for f in fields if f is not None]
 
 
@@ -395,7 +399,8 @@ def _value(
 ) -> str | tuple[str, ...]:
     """Return what a variable or a command substitution stands for, marked if it is not known."""
     if part.kind == "run":
-        return marked(part.source)
+        here = values.get("PWD") if part.source in ("$(pwd)", "`pwd`") else None
+        return marked(part.source) if here is None else here
     if part.text in ("@", "*") and part.operator in ("", ":-", "-"):
         return ()  # arguments of the script, which gets none
     value = values.get(part.text)
@@ -419,6 +424,6 @@ def _value(
         case ":?" | "?" if value is not None and not empty:
             return value
         case ":+" | "+":
-            said.append(f"{part.source}: {part.text} is not set in the text; it is left out")
+            said.append(f"${{{part.text}}} is not set in the text; what depends on it is left out")
             return ""
     return marked(part.source)

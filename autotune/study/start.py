@@ -180,7 +180,8 @@ def _no_start(words: Sequence[str]) -> UserError:
 def _mentions(words: Sequence[str]) -> bool:
     """Return whether words speak of a start of vLLM."""
     return any(
-        (program_name(a) == "vllm" and b == "serve") or (a == "-m" and b in (_MODULES | _CONSOLE))
+        (b == "serve" and (program_name(a) == "vllm" or a in _CONSOLE))
+        or (a == "-m" and b in _MODULES)
         for a, b in pairwise(words)
     )
 
@@ -232,6 +233,8 @@ def _without_wrapper(
         return words, False
     wrapped = unwrap(words)
     if wrapped is None or not wrapped.rest:
+        if mentioned and (what := unknown(words[0])) is not None:
+            raise UserError(f"only your shell knows what {what:.60} is; write its value")
         if mentioned and program_name(words[0]) not in {"echo", "printf", "pkill", "pgrep", "grep"}:
             raise UserError(
                 f"`{one_line(unmarked(words[0]))}` in front of vLLM is not understood; leave it out"
@@ -327,7 +330,8 @@ def _of_container(words: Sequence[str], notes: list[str]) -> Start | None:
         if (what := unknown(word)) is not None:
             raise UserError(f"{what}: only your shell knows it; write its value")
     notes += owned.notes
-    return Start([*owned.command], [*owned.arguments], {}, container.console)
+    console = container.console or not container.start  # images start `vllm serve`
+    return Start([*owned.command], [*owned.arguments], {}, console)
 
 
 def _for_container(word: str) -> str:

@@ -107,6 +107,12 @@ WRAPPERS = {
     "rye": Wrapper(Fate.BLIND, values=_words("--pyproject"), verbs=_RUN),
     "pipenv": Wrapper(Fate.BLIND, verbs=_RUN),
     "pipx": Wrapper(Fate.BLIND, values=_words("--spec --python"), verbs=_RUN),
+    "opentelemetry-instrument": Wrapper(
+        Fate.BLIND,
+        values=_words(
+            "--traces_exporter --metrics_exporter --service_name --exporter_otlp_endpoint"
+        ),
+    ),
     "nohup": Wrapper(Fate.DROP, "autotune's supervisor holds the server"),
     "exec": Wrapper(Fate.DROP, "of the shell", values=_words("-a")),
     "command": Wrapper(Fate.DROP, "of the shell", ends=_words("-v -V")),
