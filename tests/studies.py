@@ -59,7 +59,7 @@ def write_study(folder: Path, *, name: str = "double", **changes: object) -> Pat
             "command": [sys.executable, DOUBLE],
             "model": model_of(folder),
             "flags": {"max-num-seqs": 2},
-            "speculative": {"model": "org/draft"},
+            "speculative": {"method": "dflash", "model": "org/draft"},
             "env": {},
             "health_timeout_s": 20,
             "stop_timeout_s": 2,

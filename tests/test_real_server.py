@@ -24,7 +24,7 @@ SERVER = ServerSpec(
     model="demo:target",
     flags={"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 2},
     env={"VLLM_CPU_KVCACHE_SPACE": "1"},
-    speculative={"model": "demo:draft"},
+    speculative={"method": "dflash", "model": "demo:draft"},
     stop_timeout_s=20,
 )
 

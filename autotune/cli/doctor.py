@@ -15,6 +15,7 @@ import psutil
 from platformdirs import user_cache_dir
 
 from autotune.engine.command import free_port, runs_model_code
+from autotune.engine.draft_notes import draft_notes
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
 from autotune.errors import UserError
@@ -110,8 +111,8 @@ def checks(
         yield Check("vLLM", False, str(e))
     else:
         yield from _vllm(info)
-        if loaded is not None and info.options is not None:
-            yield _flags(loaded, info)
+    if loaded is not None:
+        yield from _flags(loaded, info)
     yield _gpu(info, host)
     yield _port(host)
     yield _memory(host)
@@ -119,9 +120,10 @@ def checks(
     yield _disk("cache", Path(user_cache_dir("dflash-autotune")), host)
     yield _database(database)
     yield _model("model", server.model, base, host)
-    if server.speculative is not None:
+    if server.speculative is not None and server.speculative.model is not None:
         yield _model("draft", server.speculative.model, base, host)
     if loaded is not None:
+        yield from (Check("note", None, note) for note in draft_notes(loaded))
         yield from _load(loaded)
     if loaded is not None and runs_model_code(loaded.spec):
         yield Check(
@@ -145,12 +147,15 @@ def _vllm(info: VllmInfo) -> Iterator[Check]:
         yield Check("fixed", None, note)
 
 
-def _flags(loaded: LoadedStudy, info: VllmInfo) -> Check:
+def _flags(loaded: LoadedStudy, info: VllmInfo | None) -> Iterator[Check]:
+    """Check the flags as a run does; of a vLLM that cannot be asked, what holds for every one."""
     try:
-        check_flags(loaded, info)
+        check_flags(loaded, info or VllmInfo(None, None, None, None, None, (), ()))
     except UserError as e:
-        return Check("flags", False, str(e))
-    return Check("flags", True, f"{_title(info)} knows all of them")
+        yield Check("flags", False, str(e))
+        return
+    if info is not None and info.options is not None:
+        yield Check("flags", True, f"{_title(info)} knows all of them")
 
 
 def _gpu(info: VllmInfo | None, host: Host) -> Check:

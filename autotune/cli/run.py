@@ -243,6 +243,7 @@ def load_map(
     from rich.console import Console
 
     from autotune.cli.console import Ui
+    from autotune.engine.draft_method import with_method
     from autotune.results.load_map import load_sweep_json, load_sweep_lines
     from autotune.results.read_load_map import stored_view
     from autotune.storage.store import opened
@@ -250,7 +251,7 @@ def load_map(
 
     if plot is not None and not plot.parent.is_dir():
         raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
-    loaded = load_study(study)
+    loaded = with_method(load_study(study))
     ui = Ui(Console(stderr=True, highlight=False))
     if show:
         with opened(database) as store:

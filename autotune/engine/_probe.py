@@ -49,10 +49,33 @@ def quick() -> dict[str, Any]:
     return out
 
 
+def kind_of(action: Any) -> str:
+    """Return how an option takes its value, found by giving it two texts.
+
+    A type of vLLM is a function that reads a text: JSON turns ``{}`` into an object, a number
+    refuses it, and a text stays as it is.
+    """
+    if type(action).__name__ == "_AppendAction":
+        return "repeated"
+    read = action.type if callable(action.type) else str
+    answers = []
+    for text in ("{}", "1"):
+        try:
+            answers.append(read(text))
+        except Exception:  # noqa: BLE001 – argparse, too, takes every error of a type
+            answers.append(None)
+    if answers == ["{}", "1"]:
+        return "text"
+    if isinstance(answers[1], (int, float)) and answers[0] is None:
+        return "number"
+    return "other" if answers[0] is None or isinstance(answers[0], (str, list)) else "json"
+
+
 def full() -> dict[str, Any]:
     """Return version, device, and every long option of vLLM's server.
 
-    The value of an option is its list of choices, ``[]`` for a switch, None for any value. Source:
+    The value of an option is its list of choices, ``[]`` for a switch, None for any value; its kind
+    is that of :func:`kind_of`. Source:
     ``make_arg_parser`` of ``vllm/entrypoints/launchers/cli_args.py``; up to 0.26
     ``vllm/entrypoints/openai/cli_args.py``.
     """
@@ -68,6 +91,7 @@ def full() -> dict[str, Any]:
     except ImportError:  # 0.26 and older
         from vllm.entrypoints.openai.cli_args import make_arg_parser
     options: dict[str, list[str] | None] = {}
+    kinds: dict[str, str] = {}
     for action in make_arg_parser(FlexibleArgumentParser())._actions:
         if action.nargs == 0:
             choices: list[str] | None = []
@@ -77,11 +101,15 @@ def full() -> dict[str, Any]:
             choices = None
         for option in action.option_strings:
             if option.startswith("--"):
-                options[option[2:].replace("-", "_")] = choices
+                name = option[2:].replace("-", "_")
+                options[name] = choices
+                if choices is None:
+                    kinds[name] = kind_of(action)
     return {
         "version": vllm.__version__,
         "device": current_platform.device_type,
         "options": options,
+        "kinds": kinds,
     }
 
 

@@ -13,7 +13,7 @@ import re
 import secrets
 import shlex
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,9 @@ from platformdirs import user_cache_dir
 from autotune.engine.cuda_graphs import aligned_sizes
 from autotune.engine.entry import MODULE, entry_of, hiding, server_environment
 from autotune.engine.flags import UNPRINTABLE, VARIABLE, check_model
-from autotune.engine.probe import VllmInfo
+from autotune.engine.probe import Kind, VllmInfo
 from autotune.errors import TrialFailure, UserError
+from autotune.study.options import Clash, draft_config, merged
 from autotune.study.schema import FlagValue, ServerSpec, StudySpec, flag_name
 from autotune.study.secrets import SECRET_NAME, is_secret, masked, public, secret_values
 from autotune.study.space import ALIGNED, DRAFT, MNBT, ChoiceParam, N, Point, as_int
@@ -105,25 +106,33 @@ class Production:
     model: str
 
 
-def _flag(name: str, value: FlagValue, info: VllmInfo) -> list[str]:
-    """Return a flag as vLLM's command line takes it."""
-    root, dot, rest = name.partition(".")
-    flag = "--" + root.replace("_", "-") + dot + rest
+def _flag(name: str, value: FlagValue, info: VllmInfo) -> Iterator[list[str]]:
+    """Yield a flag as vLLM's command line takes it; one that is repeated comes several times."""
+    flag = "--" + name.replace("_", "-")
     match value:
         case True:
-            return [flag]
-        case False if info.options is not None and f"no_{root}" not in info.options:
-            return []  # a switch without a --no- form is off by default
+            yield [flag]
+        case False if info.options is not None and f"no_{name}" not in info.options:
+            return  # a switch without a --no- form is off by default
         case False:
-            return ["--no-" + flag[2:]]
+            yield ["--no-" + flag[2:]]
         case dict():
-            return [flag, json.dumps(value)]
+            yield [flag, json.dumps(value)]
+        case list() if info.kind(name) is Kind.JSON:
+            yield [flag, json.dumps(value)]
+        case list() if info.kind(name) is Kind.REPEATED:
+            for one in value:
+                yield _one(flag, one)
         case list():
-            return [flag, *map(str, value)]
-        case str() if value.startswith("-"):
-            return [f"{flag}={value}"]
+            yield [flag, *map(str, value)]
         case _:
-            return [flag, str(value)]
+            yield _one(flag, value)
+
+
+def _one(flag: str, value: object) -> list[str]:
+    """Return a flag with one value; one that begins with a dash would be read as a flag."""
+    text = str(value)
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
 
 
 def _arguments(
@@ -132,17 +141,20 @@ def _arguments(
     """Return all flags except host and port, each with its values."""
     draft = server.draft_settings(point)
     flags = {k: v for k, v in server.settings(point).items() if k != N and not k.startswith(DRAFT)}
-    n = int(draft.get(N, 0))
+    n = as_int(draft.get(N)) or 0
     if flags.pop(ALIGNED, False) is True:
         seqs, mnbt = as_int(flags["max_num_seqs"]), as_int(flags.get(MNBT))
         flags["cudagraph_capture_sizes"] = list(aligned_sizes(n, seqs or 1, mnbt))
-    out = [_flag(name, value, info) for name, value in flags.items()]
+    try:
+        whole = merged(flags)
+    except Clash as e:
+        raise UserError(f"server.flags: {e}; keep it in one of the two") from e
+    out = [words for name, value in whole.items() for words in _flag(name, value, info)]
     if n > 0:
         if server.speculative is None:
-            raise UserError("server.speculative is missing: n > 0 needs the draft model")
-        config = {**draft, "model": resolve(server.speculative.model)}
-        out.append(["--speculative-config", json.dumps(config)])
-    return [f for f in out if f]
+            raise UserError("server.speculative is missing: n > 0 needs a draft")
+        out.append(["--speculative-config", json.dumps(draft_config(draft, resolve))])
+    return out
 
 
 def _launch_head(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
+from autotune.study.options import draft_config
 from autotune.study.space import N, Value
 
 if TYPE_CHECKING:
@@ -64,11 +65,11 @@ def speculative_argument(
 
     Raises:
         ValueError: the server has no draft.
+        UserError: a key of the draft is given twice, or ``resolve`` raises it.
     """
     if server.speculative is None:
         raise ValueError("n of at least 1 needs a draft")
-    config = server.draft_settings({N: n, **params})
-    config["model"] = resolve(server.speculative.model)
+    config = draft_config(server.draft_settings({N: n, **params}), resolve)
     config.pop(SCHEDULE, None)
     if ranges is not None:
         config[SCHEDULE] = [list(x) for x in ranges]

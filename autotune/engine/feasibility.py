@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from autotune.engine.draft_method import tokens_of_head
 from autotune.engine.probe import VllmInfo
-from autotune.engine.rules import Known, known_of
+from autotune.engine.rule import Known
+from autotune.engine.rules import known_of
+from autotune.study.checkpoints import config_of
 from autotune.study.files import LoadedStudy
-from autotune.study.models import target_folder
 
 
 def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
@@ -22,22 +24,16 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
         loaded: The study.
         info: The study's vLLM.
     """
-    server = loaded.spec.server
-    ref = server.model
-    folder = target_folder() if ref == "demo:target" else loaded.base / Path(ref).expanduser()
-    config: object = None
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None  # a hub name, or a model that is not made yet: unknown
-    known = known_of(
-        config if isinstance(config, dict) else {},
-        info.device,
-        _cpu_has_fp8() if info.device == "cpu" else None,
-    )
+    server, draft = loaded.spec.server, loaded.spec.server.speculative
+    config = config_of(server.model, loaded.base) or {}
+    known = known_of(config, info.device, _cpu_has_fp8() if info.device == "cpu" else None)
+    if draft is not None:
+        # without a model of its own, the head is in the target's checkpoint
+        own = config if draft.model is None else config_of(draft.model, loaded.base) or {}
+        known = replace(known, head_tokens=tokens_of_head(own))
     longer = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
     if longer in server.env or longer in os.environ:
-        return Known(known.platform, None, known.plain_attention, known.cpu_fp8)
+        return replace(known, model_max_len=None)
     return known
 
 

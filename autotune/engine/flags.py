@@ -10,23 +10,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from autotune.engine.probe import VllmInfo
+from autotune.engine.probe import Kind, VllmInfo
+from autotune.engine.removed_flags import hint
 from autotune.errors import UserError
+from autotune.study.checkpoints import config_of, speculators_of
 from autotune.study.files import LoadedStudy
-from autotune.study.schema import OWNED_FLAGS, FlagValue
+from autotune.study.owned import why_refused
+from autotune.study.schema import FlagValue
 from autotune.study.secrets import argument_secret, command_secret
 from autotune.study.space import ALIGNED, DRAFT, ChoiceParam, N
-
-# Flags of vLLM that make measuring impossible, or would store a secret.
-_UNUSABLE = {
-    "hf_token": "flags are stored and shown; set HF_TOKEN in your environment",
-    "ssl_keyfile": "autotune measures over plain HTTP on 127.0.0.1",
-    "ssl_certfile": "autotune measures over plain HTTP on 127.0.0.1",
-    "root_path": "autotune asks the server at its root",
-    "config": "a file of flags could undo what autotune sets; write them in server.flags",
-    "headless": "a server without an API cannot be measured",
-    "grpc": "autotune measures the OpenAI API",
-}
 
 _SEEN = "every user of this machine can read a command line, and a study's is stored and shown"
 
@@ -50,6 +42,9 @@ def check_flags(loaded: LoadedStudy, info: VllmInfo) -> None:
     """
     spec = loaded.spec
     _check_texts(loaded)
+    if why := why_refused(spec):  # a study from a database was read without
+        raise UserError(f"{loaded.path}: {why}")
+    _check_target(loaded)
     for name, value in spec.server.flags.items():
         if name != ALIGNED:
             _check(f"{loaded.path}: server.flags.{name}", name, value, info)
@@ -61,6 +56,20 @@ def check_flags(loaded: LoadedStudy, info: VllmInfo) -> None:
             _check(f"{loaded.path}: space.{name}", name, v, info)
 
 
+def _check_target(loaded: LoadedStudy) -> None:
+    """Refuse a target in speculators format: vLLM would serve it with its draft, at n = 0 too."""
+    ref = loaded.spec.server.model
+    found = speculators_of(config_of(ref, loaded.base))
+    if found is None:
+        return
+    keys = json.dumps({**found.settings, "model": ref})
+    raise UserError(
+        f"{loaded.path}: server.model: {ref:.80} is a draft in speculators format, with which "
+        f"vLLM drafts at n = 0, too; write its target, {found.verifier:.80}, as server.model, and "
+        f"{keys} as server.speculative"
+    )
+
+
 def _check_texts(loaded: LoadedStudy) -> None:
     """Check the texts that go into command line and environment, for every version of vLLM.
 
@@ -68,7 +77,7 @@ def _check_texts(loaded: LoadedStudy) -> None:
         UserError: a text has a secret, a control character, or a word that would be read as a flag.
     """
     spec, server = loaded.spec, loaded.spec.server
-    draft = server.speculative.model_dump() if server.speculative is not None else {}
+    draft = server.speculative.given() if server.speculative is not None else {}
     arguments: dict[str, object] = {
         **{f"server.flags.{k}": v for k, v in server.flags.items()},
         **{f"server.speculative.{k}": v for k, v in draft.items()},
@@ -76,10 +85,7 @@ def _check_texts(loaded: LoadedStudy) -> None:
         "server.model": server.model,
     }
     for where, value in arguments.items():
-        why = argument_secret(where.split(".", 2)[-1], value)
-        if where == "server.flags.hf_token":
-            why = None  # said below, in its own words
-        if why is not None:
+        if why := argument_secret(where.split(".", 2)[-1], value):
             raise UserError(
                 f"{loaded.path}: {where}: {why}, and {_SEEN}; give it in the environment"
             )
@@ -140,36 +146,57 @@ def check_model(where: str, model: str) -> None:
 
 def _check(where: str, name: str, value: FlagValue, info: VllmInfo) -> None:
     """Check one value of one flag; see :func:`check_flags`."""
-    root = name.partition(".")[0]  # vLLM takes `--compilation-config.mode 3` too
-    reasons = {**_UNUSABLE, **OWNED_FLAGS}
-    if root in reasons:
-        raise UserError(f"{where}: is not yours to set: {reasons[root]}")
     if info.options is None:
         return
+    root, dot, _ = name.partition(".")
     vllm = f"vLLM {info.version}"
     if root not in info.options:
         if root.startswith("no_") and root[3:] in info.options:
             raise UserError(f"{where}: write {root[3:]}: false")
-        close = difflib.get_close_matches(root, info.options, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"{where}: {vllm} has no flag --{root.replace('_', '-')}{hint}")
-    choices = info.options[root]
-    if root != name:
-        return
-    if choices == ():
-        if root.startswith("no_") and root[3:] in info.options:
-            raise UserError(f"{where}: write {root[3:]}: {'false' if value is True else 'true'}")
-        if not isinstance(value, bool):
-            raise UserError(f"{where}: is a switch; write true or false, not {json.dumps(value)}")
+        said = hint(root, info.options)
+        raise UserError(f"{where}: {vllm} has no flag --{root.replace('_', '-')}{said}")
+    choices, kind = info.options[root], info.kind(root)
+    if dot:
+        if choices is not None or kind in {Kind.TEXT, Kind.NUMBER, Kind.REPEATED}:
+            raise UserError(
+                f"{where}: --{root.replace('_', '-')} of {vllm} has no keys: its value is no JSON"
+            )
+    elif choices == ():
+        _check_switch(where, root, value, info)
     elif isinstance(value, bool):
         allowed = f": {', '.join(choices)}" if choices else ""
         raise UserError(f"{where}: needs a value{allowed}; it is no switch")
     elif choices is not None:
-        for v in value if isinstance(value, list) else [value]:
-            if str(v) not in choices:
-                close = difflib.get_close_matches(str(v), choices, n=1)
-                hint = f"did you mean {close[0]}? " if close else ""
-                raise UserError(
-                    f"{where}: {json.dumps(v)} is not known to {vllm}; {hint}"
-                    f"allowed are {', '.join(choices)}"
-                )
+        _check_choice(where, value, choices, vllm)
+    elif kind is Kind.TEXT:
+        _check_text(where, value)
+
+
+def _check_switch(where: str, root: str, value: FlagValue, info: VllmInfo) -> None:
+    """Check the value of a flag that has none on vLLM's command line."""
+    if root.startswith("no_") and root[3:] in (info.options or ()):
+        raise UserError(f"{where}: write {root[3:]}: {'false' if value is True else 'true'}")
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: is a switch; write true or false, not {json.dumps(value)}")
+
+
+def _check_choice(where: str, value: FlagValue, choices: tuple[str, ...], vllm: str) -> None:
+    """Check the value of a flag that takes some words only."""
+    for v in value if isinstance(value, list) else [value]:
+        if str(v) not in choices:
+            close = difflib.get_close_matches(str(v), choices, n=1)
+            near = f"did you mean {close[0]}? " if close else ""
+            raise UserError(
+                f"{where}: {json.dumps(v)} is not known to {vllm}; {near}"
+                f"allowed are {', '.join(choices)}"
+            )
+
+
+def _check_text(where: str, value: FlagValue) -> None:
+    """Refuse a number with a point for a text: YAML has read 1.10 as 1.1 before we see it."""
+    for v in value if isinstance(value, list) else [value]:
+        if isinstance(v, float):
+            raise UserError(
+                f"{where}: is a text to vLLM, and YAML reads it as the number {v:g}; put it in "
+                "quotes, as you want it sent"
+            )

@@ -15,7 +15,8 @@ import re
 import shlex
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ from autotune.study.schema import ServerSpec, StudySpec
 from autotune.study.secrets import masked, secret_values
 
 _PROBE = Path(__file__).with_name("_probe.py")
+
+
+class Kind(StrEnum):
+    """How an option of vLLM takes its value.
+
+    Attributes:
+        JSON: As a JSON object or list; keys with dots are read, too.
+        TEXT: As a text that stays as it is.
+        NUMBER: As a number.
+        REPEATED: The option is given once for each value.
+        OTHER: Otherwise, or unknown.
+    """
+
+    JSON = "json"
+    TEXT = "text"
+    NUMBER = "number"
+    REPEATED = "repeated"
+    OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,7 @@ class VllmInfo:
             switch, None for any value. None as a whole if they are unknown.
         hidden: Extras of torch that were built for another torch and are hidden from the server.
         notes: Sentences about what was worked around.
+        kinds: How each option takes its value, by name with underscores; empty if unknown.
     """
 
     version: str | None
@@ -51,12 +71,18 @@ class VllmInfo:
     options: Mapping[str, tuple[str, ...] | None] | None
     hidden: tuple[str, ...]
     notes: tuple[str, ...]
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+
+    def kind(self, name: str) -> Kind:
+        """Return how an option takes its value."""
+        return self.kinds.get(name, Kind.OTHER)
 
     def needed_by(self, spec: StudySpec) -> VllmInfo:
         """Return the same with only the options that decide how a study's commands are written."""
         roots = {name.partition(".")[0] for name in (*spec.server.flags, *spec.space)}
         options = {k: v for k, v in (self.options or {}).items() if k.removeprefix("no_") in roots}
-        return replace(self, options=None if self.options is None else options)
+        kinds = {k: v for k, v in self.kinds.items() if k in roots}
+        return replace(self, options=None if self.options is None else options, kinds=kinds)
 
 
 def probe(server: ServerSpec, *, refresh: bool = False) -> VllmInfo:
@@ -96,6 +122,7 @@ def probe(server: ServerSpec, *, refresh: bool = False) -> VllmInfo:
         options={k: None if v is None else tuple(v) for k, v in full["options"].items()},
         hidden=tuple(full["broken"]),
         notes=_worked_around(entry, quick, full),
+        kinds={k: Kind(v) for k, v in full["kinds"].items()},
     )
 
 

@@ -1,10 +1,10 @@
 """Rules for what a vLLM version cannot launch, applied before the launch.
 
 A launch that fails costs a minute and teaches nothing that the source of vLLM does not say. Each
-rule was read in the source of 0.24.0, 0.26.0 and 0.32.0; :attr:`Rule.source` names file and
-function. Only what fails **for certain** is a rule, because forbidding a point that launches is
-worse than a failed launch. A rule is not applied where a setting or fact that it needs is None. For
-versions between 0.26 and 0.32, and for unknown ones, a rule must hold on both sides.
+rule was read in the source of 0.24.0, 0.26.0 and 0.32.0; its ``source`` names file and function.
+Only what fails **for certain** is a rule, because forbidding a point that launches is worse than a
+failed launch. A rule is not applied where a setting or fact that it needs is None. For versions
+between 0.26 and 0.32, and for unknown ones, a rule must hold on both sides.
 
 Not rules, on purpose:
 
@@ -23,17 +23,14 @@ The module is pure: settings in, words out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 
 from packaging.version import Version
 
-from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
-from autotune.study.space import DRAFT, MNBT, N, as_int
-
-SEQS = "max_num_seqs"
-METHOD = f"{DRAFT}method"
+from autotune.engine.draft_rules import DRAFT_RULES
+from autotune.engine.rule import NOTHING, SEQS, Infeasible, Known, Launch, Rule
+from autotune.study.space import MNBT, as_int
 
 # Values of --kv-cache-dtype by minor version, for the versions that were read
 # (config/cache.py, CacheDType; argparse refuses everything else).
@@ -48,133 +45,10 @@ _DTYPES = {
     (0, 26): _DTYPES_026,
     (0, 32): [*_DTYPES_026, "nvfp4_ds_mla", "ultraquant_4bit", "nvfp4_4over6"],
 }
-# Methods whose draft is a model with a parallel configuration of its own.
-_MODELS = {"dflash", "dspark", "eagle", "eagle3", "draft_model", "mtp", "medusa"}
 # Architectures (``model_type``) with plain attention in every layer.
 _PLAIN = {"llama", "mistral", "qwen2", "qwen3"}
-_OF_READ = "every vLLM that was read"
 # Sources of several rules.
 _BATCH = "config/scheduler.py: SchedulerConfig.verify_max_model_len"
-_SLOTS = (
-    "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, with "
-    "config/speculative.py: SpeculativeConfig.max_num_new_slots_for_drafting"
-)
-
-
-@dataclass(frozen=True)
-class Known:
-    """Facts about machine and target that the rules read; None: unknown, so no rule that needs it.
-
-    Attributes:
-        platform: vLLM's name of the device: ``cpu``, ``cuda``, ….
-        model_max_len: Longest ``max_model_len`` that vLLM derives from the target's config, tokens.
-        plain_attention: Whether the target has neither latent (MLA), state-space nor linear layers.
-        cpu_fp8: Whether the CPU has AVX-512 or AMX.
-    """
-
-    platform: str | None = None
-    model_max_len: int | None = None
-    plain_attention: bool | None = None
-    cpu_fp8: bool | None = None
-
-
-NOTHING = Known()
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch as the rules see it.
-
-    Attributes:
-        settings: Settings as for :func:`why_infeasible`.
-        known: Facts about machine and target.
-        vllm: Version in words.
-        minor: Minor version such as ``(0, 32)``; None: unknown.
-    """
-
-    settings: Mapping[str, object]
-    known: Known
-    vllm: str
-    minor: tuple[int, int] | None
-
-    def number(self, name: str) -> int | None:
-        """Return a whole number among the settings, or None."""
-        return as_int(self.settings.get(name))
-
-    @property
-    def n(self) -> int:
-        """Draft tokens per step; 0 without speculation."""
-        return self.number(N) or 0
-
-    @property
-    def method(self) -> str:
-        """Name of the speculative method, as vLLM has it."""
-        return str(self.settings.get(METHOD, "dflash"))
-
-    @property
-    def parallel(self) -> bool:
-        """Whether the draft makes all its tokens in one pass, each in a slot of the batch."""
-        one_pass = self.settings.get(f"{DRAFT}parallel_drafting") is True
-        return self.method in {"dflash", "dspark"} or one_pass
-
-    def seqs(self) -> tuple[int | None, str]:
-        """Return a lower bound of max_num_seqs, and its words.
-
-        vLLM's default is 256 or more on a GPU and 128 per worker on a CPU
-        (``engine/arg_utils.py:get_batch_defaults``).
-        """
-        given = self.number(SEQS)
-        if given is not None:
-            return given, f"{SEQS} = {given}"
-        if SEQS in self.settings:
-            return None, SEQS
-        workers = self.number("tensor_parallel_size") or 1
-        default = {"cuda": 256, "cpu": 128 * workers}.get(self.known.platform or "")
-        return default, f"vLLM's own {SEQS} of {default}" + (
-            " or more" if self.known.platform == "cuda" else ""
-        )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A condition under which a launch fails for certain.
-
-    Attributes:
-        name: Name in a few words, for tables.
-        check: Function that returns why a launch fails, or None.
-        source: File and function of vLLM that says so.
-        first: First minor version that it holds for; None: all that were read, and older ones.
-        last: Last minor version that it holds for; None: the newest that was read, and later ones.
-        unknown: Whether it holds for an unknown version too.
-    """
-
-    name: str
-    check: Callable[[Launch], str | None]
-    source: str
-    first: tuple[int, int] | None = None
-    last: tuple[int, int] | None = None
-    unknown: bool = True
-
-    def holds(self, minor: tuple[int, int] | None) -> bool:
-        """Return whether the rule holds for a version."""
-        if minor is None:
-            return self.unknown
-        return (self.first is None or self.first <= minor) and (
-            self.last is None or minor <= self.last
-        )
-
-
-@dataclass(frozen=True)
-class Infeasible:
-    """A launch that fails.
-
-    Attributes:
-        rule: Rule that it breaks.
-        reason: Reason for this launch, in words.
-    """
-
-    rule: Rule
-    reason: str
 
 
 def known_of(config: Mapping[str, object], platform: str | None, cpu_fp8: bool | None) -> Known:
@@ -357,84 +231,6 @@ def _model_length(launch: Launch) -> str | None:
     return f"max_model_len = {length} is above the model's own {most}"
 
 
-# -- drafts in the batch -------------------------------------------------------------------------
-
-
-def _slots_by_request(launch: Launch) -> str | None:
-    """Check 0.24 to 0.26: MNBT - slots·max_num_seqs tokens are left to schedule; 0 are too few."""
-    mnbt, (seqs, words) = launch.number(MNBT), launch.seqs()
-    if launch.n < 1 or mnbt is None or seqs is None:
-        return None
-    slots = (launch.n - 1 if launch.parallel else 0) + (launch.method == "draft_model")
-    # vLLM's own max_num_seqs never exceeds MNBT
-    if mnbt > slots * (seqs if SEQS in launch.settings else min(seqs, mnbt)):
-        return None
-    # vLLM refuses this many. DFlash needs two more for each request: one that the count forgets
-    # (issue #51256) and the one that is verified; see `why_doubtful`.
-    needed = (launch.n + 1) * seqs if launch.method == "dflash" else slots * seqs + 1
-    return (
-        f"n = {launch.n} with {words} needs MNBT of at least {needed} on {launch.vllm}; "
-        f"{mnbt} would fail"
-    )
-
-
-def _slots_of_one(launch: Launch) -> str | None:
-    """Check 0.32: the drafts of one request and a token must fit."""
-    mnbt, n = launch.number(MNBT), launch.n
-    if n < 1 or mnbt is None:
-        return None
-    if launch.method == "dflash" or (launch.parallel and launch.method == "draft_model"):
-        slots = n
-    elif launch.parallel:
-        slots = n - 1
-    else:
-        slots = int(launch.method == "draft_model")
-    if mnbt > slots:
-        return None
-    return f"n = {n} needs MNBT of at least {slots + 1} on {launch.vllm}; {mnbt} would fail"
-
-
-def _slots_anyway(launch: Launch) -> str | None:
-    """Check what 0.24, 0.26 and 0.32 have in common."""
-    mnbt, n = launch.number(MNBT), launch.n
-    if n < 1 or mnbt is None or not launch.parallel or mnbt > n - 1:
-        return None
-    where = launch.vllm if launch.minor else _OF_READ
-    return f"n = {n} needs MNBT of at least {n + 1} on {where}; {mnbt} would fail"
-
-
-def _draft_workers(launch: Launch) -> str | None:
-    if launch.n < 1 or launch.method not in _MODELS:
-        return None
-    if launch.settings.get(f"{DRAFT}tensor_parallel_size") is not None:
-        return "speculative.tensor_parallel_size must be draft_tensor_parallel_size"
-    own = launch.number(f"{DRAFT}draft_tensor_parallel_size")
-    workers = launch.number("tensor_parallel_size")
-    workers = workers if "tensor_parallel_size" in launch.settings else 1
-    if own is None or workers is None or own in (1, workers):
-        return None
-    return (
-        f"draft_tensor_parallel_size = {own} must be 1 or the target's tensor_parallel_size = "
-        f"{workers}"
-    )
-
-
-def _draft_length(launch: Launch) -> str | None:
-    own, length = launch.number(f"{DRAFT}max_model_len"), launch.number("max_model_len")
-    if launch.n < 1 or own is None or length is None or length < 1 or own <= length:
-        return None
-    return f"the draft's max_model_len = {own} is above the target's {length}"
-
-
-def _schedule(launch: Launch) -> str | None:
-    schedule = launch.settings.get(f"{DRAFT}{SCHEDULE}")
-    replicas = launch.number("data_parallel_size") or 1
-    if launch.n < 1 or schedule is None or replicas > 1:  # since 0.26 it is ignored with replicas
-        return None
-    why = schedule_problem(schedule)
-    return None if why is None else f"num_speculative_tokens_per_batch_size: {why}"
-
-
 # -- memory blocks and graphs --------------------------------------------------------------------
 
 
@@ -543,38 +339,7 @@ RULES = (
         _model_length,
         "config/model.py: _get_and_verify_max_len",
     ),
-    Rule(
-        "MNBT with room for every request's drafts",
-        _slots_by_request,
-        _SLOTS,
-        first=(0, 24),
-        last=(0, 26),
-        unknown=False,
-    ),
-    Rule("MNBT with room for one request's drafts", _slots_anyway, _SLOTS, (0, 27), (0, 31)),
-    Rule(
-        "MNBT with room for one request's drafts",
-        _slots_of_one,
-        _SLOTS,
-        first=(0, 32),
-        unknown=False,
-    ),
-    Rule(
-        "draft_tensor_parallel_size 1 or the target's",
-        _draft_workers,
-        "config/speculative.py: SpeculativeConfig._verify_and_get_draft_tp, _verify_args",
-    ),
-    Rule(
-        "the draft's max_model_len within the target's",
-        _draft_length,
-        "config/speculative.py: SpeculativeConfig._maybe_override_draft_max_model_len",
-    ),
-    Rule(
-        "schedule of n by batch size",
-        _schedule,
-        "v1/spec_decode/dynamic/utils.py: validate_and_normalize_dynamic_sd_schedule, from "
-        "v1/core/sched/scheduler.py: Scheduler.__init__",
-    ),
+    *DRAFT_RULES,
     Rule(
         "block_size on a CPU",
         _cpu_blocks,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import objectives as objective_registry
-from autotune.engine import rules
+from autotune.engine import rule
 from autotune.engine.draft_schedule import speculative_argument, why_no_schedule
 from autotune.engine.probe import unasked
 from autotune.errors import FailureKind, UserError
@@ -33,7 +33,7 @@ from autotune.study.schema import FlagValue, StudySpec
 from autotune.study.space import Value
 
 PARTS = 2
-MAX_NUM_SEQS = rules.SEQS
+MAX_NUM_SEQS = rule.SEQS
 THROUGHPUT = objective_registry.get("throughput")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import product
 from typing import Any
@@ -11,9 +11,13 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from autotune.engine.cuda_graphs import coverage, graphs
+from autotune.engine.draft_method import with_method
+from autotune.engine.draft_notes import draft_notes
 from autotune.engine.feasibility import known_for
+from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
-from autotune.engine.rules import NOTHING, SEQS, Known, infeasible, why_doubtful
+from autotune.engine.rule import NOTHING, SEQS, Known
+from autotune.engine.rules import infeasible, why_doubtful
 from autotune.errors import UserError
 from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
 from autotune.results.views import TrialView
@@ -89,7 +93,7 @@ class SpaceMap:
         sampled: Whether a real-valued parameter is represented by its two ends.
         cells: Every point.
         reasons: Common reasons of the points that cannot launch, the most frequent first.
-        notes: Notes on a number of requests that is too small.
+        notes: Remarks on the draft, and on a number of requests that is too small.
         holes: For each n, the numbers of requests up to the study's concurrency that vLLM decodes
             without a full CUDA graph; empty if unknown.
     """
@@ -213,20 +217,29 @@ def explain(
         ask: Returns the vLLM that a study would start; :func:`probe` by default.
 
     Raises:
-        UserError: there is no vLLM to ask, or no such version.
+        UserError: there is no vLLM to ask, no such version, or a flag is refused.
     """
     if version is None:
         try:
             info = (ask or probe)(loaded.spec.server)
         except UserError as e:
             raise UserError(f"{loaded.path}: {e}; or name a version with --vllm") from e
-        return space_map(loaded.spec, info.version, known_for(loaded, info), trials)
+        return _explained(loaded, info, trials)
     try:
         Version(version)
     except InvalidVersion:
         raise UserError(f"--vllm: {version[:40]} is no version; such as 0.32.0") from None
     info = VllmInfo(version, None, None, "cuda" if has_gpu() else None, None, (), ())
-    return space_map(loaded.spec, version, known_for(loaded, info), trials)
+    return _explained(loaded, info, trials)
+
+
+def _explained(loaded: LoadedStudy, info: VllmInfo, trials: Iterable[TrialView]) -> SpaceMap:
+    """Return the map of a study that was checked as a run checks it."""
+    check_flags(loaded, info)
+    notes = tuple(draft_notes(loaded))
+    loaded = with_method(loaded)
+    found = space_map(loaded.spec, info.version, known_for(loaded, info), trials)
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def space_map(

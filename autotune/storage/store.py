@@ -32,7 +32,8 @@ from autotune.storage.schema import KINDS, StudyRow
 from autotune.storage.sqlite import damage, draft_of, on_connect, url_of
 from autotune.storage.trials import StoredStudy
 from autotune.study.differences import contents, fingerprint, fingerprints, why_not_same
-from autotune.study.files import LoadedStudy, parse_study, text_without_secrets
+from autotune.study.files import LoadedStudy, parse_study
+from autotune.study.stored import text_to_store
 
 if TYPE_CHECKING:  # a database is read without them
     import optuna
@@ -225,7 +226,7 @@ class Store:
         row = self._study(name)
         if row is None:
             raise UserError(f"{self.path}: has no study {name}")
-        loaded = parse_study(row.yaml, Path(row.path), check_files=False)
+        loaded = parse_study(row.yaml, Path(row.path), check_files=False, stored=True)
         if loaded.spec.name != name:  # files are named after it, and a study file's is checked
             raise UserError(f"{self.path}: the study {name!r} is another one in its own file")
         return loaded, row
@@ -241,7 +242,7 @@ class Store:
         spec = loaded.spec
         now: dict[str, Any] = {
             "path": str(loaded.path.resolve()),
-            "yaml": text_without_secrets(loaded),
+            "yaml": text_to_store(loaded),
             "fingerprint": fingerprint(loaded),
             "wanted": wanted,
         }
@@ -352,5 +353,5 @@ class Store:
 
 def _why_not_same(row: StudyRow, loaded: LoadedStudy) -> str | None:
     """Return why a stored study is another experiment; None: it is not."""
-    old = parse_study(row.yaml, Path(row.path), check_files=False)
+    old = parse_study(row.yaml, Path(row.path), check_files=False, stored=True)
     return why_not_same(old, row.fingerprint, loaded)

@@ -77,6 +77,8 @@ def speculators_of(config: Mapping[str, Any] | None) -> Speculators | None:
         config: Answer of :func:`config_of`.
     """
     match config:
+        case None:
+            return None
         case {"speculators_config": {"verifier": {"name_or_path": str(verifier)}} as body}:
             kind = str(config.get("speculators_model_type") or "")
             match body.get("proposal_methods"):

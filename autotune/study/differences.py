@@ -51,6 +51,8 @@ _AMOUNTS: Mapping[str, Callable[[StudySpec], object]] = {
     "workload.latency_from": lambda spec: spec.workload.latency_origin,
 }
 _OBJECTIVES = "objectives"
+# Values that a key had where a study left it out, up to 0.2.0; fingerprints leave them out, too.
+_FORMER_DEFAULTS: Mapping[str, object] = {"server.speculative.method": "dflash"}
 
 
 def affects(field: FieldInfo) -> Affects | None:
@@ -285,7 +287,7 @@ def fingerprint(loaded: LoadedStudy) -> str:
 def fingerprint_with(spec: StudySpec, found: Mapping[str, str]) -> str:
     """Return a study's fingerprint, given the content of its files.
 
-    A value that is the default is left out, so that a key of a later version changes no hash.
+    A value that is the default, or was it, is left out, so that a later version changes no hash.
 
     Args:
         spec: The study.
@@ -294,8 +296,12 @@ def fingerprint_with(spec: StudySpec, found: Mapping[str, str]) -> str:
     body = {
         x.key: x.value
         for x in _values(spec, Affects.RESULT).values()
-        if x.entry not in FILES and x.entry not in _AMOUNTS and x.value != x.default
+        if x.entry not in FILES
+        and x.entry not in _AMOUNTS
+        and x.value != _FORMER_DEFAULTS.get(x.entry, x.default)
     }
+    if (draft := spec.server.speculative) is not None and draft.method is None:
+        body["server.speculative.method"] = None  # vLLM chooses: not the same as DFlash
     body |= {key: amount(spec) for key, amount in _AMOUNTS.items()}
     return _hash({**body, **{f"content of {key}": x for key, x in found.items()}})
 

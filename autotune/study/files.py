@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from autotune.study.keys import Model
 from autotune.study.messages import problems, refused
+from autotune.study.owned import why_refused
 from autotune.study.schema import StudySpec
 from autotune.study.secrets import MASK, is_secret, masked, secret_values
 from autotune.study.yaml import compose, load, not_plain, shown
@@ -131,13 +132,17 @@ def load_study(name: str) -> LoadedStudy:
     return parse_study(text, path)
 
 
-def parse_study(text: str, path: Path, *, check_files: bool = True) -> LoadedStudy:
+def parse_study(
+    text: str, path: Path, *, check_files: bool = True, stored: bool = False
+) -> LoadedStudy:
     """Check the text of a study file.
 
     Args:
         text: The text.
         path: Path of the file, for messages and relative paths.
         check_files: Whether the files that it names must exist; a stored study is read without.
+        stored: Whether it is the text that a database holds. It was run, so it is not asked what
+            :mod:`autotune.study.owned` refuses.
 
     Raises:
         UserError: the study is refused; the message names file, key and what is allowed.
@@ -164,7 +169,9 @@ def parse_study(text: str, path: Path, *, check_files: bool = True) -> LoadedStu
         spec = StudySpec.model_validate(raw)
     except ValidationError as e:
         raise refused(path, problems(e)) from e
-    loaded = LoadedStudy(spec=spec, path=path, text=text)
+    if not stored and (why := why_refused(spec)):
+        raise refused(path, why)
+    loaded = LoadedStudy(spec=_as_begun(spec) if stored else spec, path=path, text=text)
     if check_files and spec.workload.source is not None:
         key, file = spec.workload.source
         if not _is_file(loaded.base / file):
@@ -175,6 +182,17 @@ def parse_study(text: str, path: Path, *, check_files: bool = True) -> LoadedStu
                 "file, relative to the study file",
             )
     return loaded
+
+
+def _as_begun(spec: StudySpec) -> StudySpec:
+    """Return a stored study with the method that it was run with.
+
+    Up to 0.2.0 a study that named none was run with DFlash; since then the stored text has it.
+    """
+    draft = spec.server.speculative
+    if draft is None or "method" in draft.model_fields_set:
+        return spec
+    return spec.with_method("dflash")
 
 
 def _is_file(path: Path) -> bool:

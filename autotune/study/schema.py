@@ -35,7 +35,7 @@ from autotune.study.secrets import MASK, is_secret
 from autotune.study.space import ALIGNED, DRAFT, MNBT, N, Param, Space, Value
 from autotune.study.workload import WorkloadSpec, prompts_file
 
-FlagValue = bool | int | float | str | list[str | int | float] | dict[str, Any]
+FlagValue = bool | int | float | str | list[str | int | float] | dict[str, Any] | None
 
 # Flags that autotune sets. A study that sets them would launch a server that cannot be supervised.
 OWNED_FLAGS = {
@@ -63,8 +63,17 @@ def flag_name(name: str) -> str:
 
 
 def is_flag(name: str) -> bool:
-    """Return whether a text is the name of a flag, such as ``compilation_config.mode``."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", name) is not None
+    """Return whether a text is the name of a flag, such as ``compilation_config.mode``.
+
+    A dotted name may end with ``+``, by which vLLM adds to a list.
+    """
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*(\.[A-Za-z0-9_.]+\+?)?", name) is not None
+
+
+# Methods that draft without a model of their own: from the text so far, or with layers of the
+# target's checkpoint (vllm/config/speculative.py: SpeculativeConfig.__post_init__).
+_WITHOUT_MODEL = ("ngram", "ngram_gpu", "suffix", "mtp", "dspark")
+_NGRAM = ("ngram", "[ngram]")  # vLLM takes these for the method in the place of a model, too
 
 
 class SpeculativeSpec(BaseModel):
@@ -73,8 +82,44 @@ class SpeculativeSpec(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     other_keys: ClassVar[Affects] = Affects.RESULT
 
-    method: Result[str] = Field(default="dflash", description="vLLM's name of the method")
-    model: Result[str] = Field(description="the draft: a folder, a hub name or `demo:draft`")
+    method: Result[str | None] = Field(
+        default=None,
+        description="vLLM's name of the method; without it, the one that the draft's name and its "
+        "`config.json` tell",
+    )
+    model: Result[str | None] = Field(
+        default=None,
+        description="the draft: a folder, a hub name or `demo:draft`; `mtp`, `ngram` and `suffix` "
+        "need none",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """Write keys with underscores, as vLLM does, and n-grams without a model."""
+        if not isinstance(value, dict):
+            return value
+        out = {}
+        for key, v in value.items():
+            root, dot, rest = str(key).partition(".")
+            name = f"{root.replace('-', '_')}{dot}{rest}"
+            if name in out:
+                raise ValueError(f"{key} is given twice")
+            out[name] = v
+        if out.get("model") in _NGRAM and out.get("method") in (None, *_NGRAM):
+            del out["model"]
+            out["method"] = "ngram"
+        return out
+
+    @model_validator(mode="after")
+    def _drafts(self) -> SpeculativeSpec:
+        method = self.method or ""
+        if self.model is None and not method.endswith("_mtp") and method not in _WITHOUT_MODEL:
+            raise ValueError(
+                "model is missing: the draft's folder or hub name; or give a method that needs "
+                f"none: {', '.join(_WITHOUT_MODEL)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fixed_n(self) -> SpeculativeSpec:
@@ -82,6 +127,11 @@ class SpeculativeSpec(BaseModel):
         if type(n) is not int or n < 0:
             raise ValueError(f"{N} must be a whole number from 0 up")
         return self
+
+    def given(self) -> dict[str, Any]:
+        """Return the keys for ``--speculative-config``, without a method or model that is None."""
+        body = self.model_dump()
+        return {k: v for k, v in body.items() if v is not None or k not in ("method", "model")}
 
 
 def _argv(value: object) -> object:
@@ -138,7 +188,7 @@ class ServerSpec(Model):
         Args:
             point: Values that are searched, or that a load sweep changes, by name.
         """
-        draft = self.speculative.model_dump() if self.speculative else {}
+        draft = self.speculative.given() if self.speculative else {}
         fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
         return {**self.flags, **fixed, **point}
 
@@ -186,6 +236,8 @@ class ServerSpec(Model):
                 raise ValueError(f"{key} goes into server.speculative")
             if name in out:
                 raise ValueError(f"{key} is given twice")
+            if v is None and "." not in name:
+                raise ValueError(f"{key} has no value; give one, or leave the key out")
             out[name] = v
         return out
 
@@ -504,6 +556,14 @@ class StudySpec(Model):
         others = {*flags, *self.space, *(config if isinstance(config, dict) else ())}
         if any("cudagraph_capture_size" in name for name in others):
             raise ValueError(f"{where}.{ALIGNED}: the sizes are also set by hand; keep one of both")
+
+    def with_method(self, method: str | None) -> StudySpec:
+        """Return the study with another method of its draft, if it has one."""
+        if self.server.speculative is None:
+            return self
+        draft = self.server.speculative.model_copy(update={"method": method})
+        server = self.server.model_copy(update={"speculative": draft})
+        return self.model_copy(update={"server": server})
 
     def to_space(self) -> Space:
         """Return the searched parameters."""

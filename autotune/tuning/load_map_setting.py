@@ -195,7 +195,7 @@ def _adapted(prepared: Prepared, flags: Mapping[str, FlagValue]) -> Prepared:
     server = prepared.spec.server
     server = server.model_copy(update={"flags": {**server.flags, **flags}})
     if server.speculative is not None:  # a fixed n is fixed
-        extra = {k: v for k, v in server.speculative.model_dump().items() if k != SCHEDULE}
+        extra = {k: v for k, v in server.speculative.given().items() if k != SCHEDULE}
         draft = type(server.speculative).model_validate(extra)
         server = server.model_copy(update={"speculative": draft})
     spec = prepared.spec.model_copy(update={"server": server})

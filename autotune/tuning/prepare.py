@@ -10,10 +10,12 @@ from pathlib import Path
 from autotune.bench.objectives import study_objectives
 from autotune.bench.workload import Workload, build_workload
 from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
+from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
-from autotune.engine.rules import Known, why_infeasible
+from autotune.engine.rule import Known
+from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.serving.resolve import model_resolver
 from autotune.study import sample_size
@@ -125,6 +127,7 @@ def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
             except UserError as e:
                 raise UserError(f"{loaded.path}: {key}: {e}") from e
     check_flags(loaded, info)
+    loaded = with_method(loaded)
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
     _check_ahead(prepared)
     _check_some_feasible(prepared, space)

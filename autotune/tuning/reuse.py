@@ -367,8 +367,8 @@ def _fixed(loaded: LoadedStudy) -> dict[str, object]:
     out: dict[str, object] = {**spec.settings({})}
     if N not in spec.space:
         out.setdefault(N, 0)
-    if spec.server.speculative is not None:
-        out[f"{DRAFT}model"] = _place(spec.server.speculative.model, loaded.base)
+    if (draft := spec.server.speculative) is not None and draft.model is not None:
+        out[f"{DRAFT}model"] = _place(draft.model, loaded.base)
     return out
 
 

@@ -61,7 +61,9 @@ def test_default_command_is_this_interpreter_and_n_0_has_no_speculation():
 
 
 def test_speculation_is_one_json_argument_with_the_draft_resolved():
-    server = spec(speculative={"model": "demo:draft", "attention_backend": "flash_attn"})
+    server = spec(
+        speculative={"method": "dflash", "model": "demo:draft", "attention_backend": "flash_attn"}
+    )
     p = plan(server, {"num_speculative_tokens": 3, "max_num_batched_tokens": 256})
     config = json.loads(p.argv[p.argv.index("--speculative-config") + 1])
     assert config == {
@@ -96,8 +98,9 @@ def test_flag_values_become_arguments():
     p = plan(spec(flags=flags), {})
     assert p.argv[5:-4] == (
         *("--enforce-eager", "--no-enable-prefix-caching", "--max-num-seqs", "2"),
-        *("--gpu-memory-utilization", "0.93", "--compilation-config", '{"mode": 3}'),
-        *("--compilation-config.pass_config.x", "y", "--served-model-name", "a", "b"),
+        *("--gpu-memory-utilization", "0.93"),
+        *("--compilation-config", '{"mode": 3, "pass_config": {"x": "y"}}'),
+        *("--served-model-name", "a", "b"),
         "--chat-template=-x",
     )
     assert p.served_name == "a"

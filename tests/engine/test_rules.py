@@ -13,9 +13,9 @@ import pytest
 from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
 from autotune.engine.entry import hiding
 from autotune.engine.probe import probe
+from autotune.engine.rule import METHOD, Known
 from autotune.engine.rules import (
     RULES,
-    Known,
     infeasible,
     known_of,
     why_doubtful,
@@ -37,7 +37,7 @@ def check(
     known: Known = CUDA,
     words: str = "",
 ) -> None:
-    why = why_infeasible(settings, version, known)
+    why = why_infeasible({METHOD: "dflash", **settings}, version, known)
     assert (why is None) is launches, why
     if why is not None:
         assert words in why
@@ -78,7 +78,8 @@ def test_the_budget_has_room_for_drafts(
 
 
 def test_the_reason_reads_as_the_issue_asks() -> None:
-    why = why_infeasible({N: 15, MNBT: 2048, "max_num_seqs": 256}, "0.26.0")
+    settings = {METHOD: "dflash", N: 15, MNBT: 2048, "max_num_seqs": 256}
+    why = why_infeasible(settings, "0.26.0")
     assert why == (
         "n = 15 with max_num_seqs = 256 needs MNBT of at least 4096 on vLLM 0.26.0; 2048 would fail"
     )
@@ -238,7 +239,8 @@ def test_graph_sizes() -> None:
 
 
 def test_a_budget_between_refused_and_sound_is_doubtful() -> None:
-    settings = {N: 8, MNBT: 2048, "max_num_seqs": 256}  # 7·256 < 2048 < 9·256
+    # 7·256 < 2048 < 9·256
+    settings: dict[str, object] = {METHOD: "dflash", N: 8, MNBT: 2048, "max_num_seqs": 256}
     assert why_infeasible(settings, "0.26.0") is None
     assert why_doubtful(settings, "0.26.0") == (
         "n = 8 with max_num_seqs = 256 drafts up to 2304 tokens at once: "
@@ -273,7 +275,7 @@ def test_every_rule_says_where_it_was_read() -> None:
     for rule in RULES:
         assert ".py: " in rule.source, rule.name
         assert any(rule.holds((0, minor)) for minor in (24, 26, 29, 32))
-    found = infeasible({N: 15, MNBT: 15}, "0.32.0")
+    found = infeasible({METHOD: "dflash", N: 15, MNBT: 15}, "0.32.0")
     assert found is not None
     assert "_set_max_num_scheduled_tokens" in found.rule.source
 
@@ -363,7 +365,12 @@ def _cases() -> list[tuple[str, dict[str, Any], bool]]:
                 args = {"method": method, "parallel": parallel, "n": 5, "mnbt": mnbt}
                 add("slots", args, settings, Known())
     for target, own in ((4, 1), (4, 2), (4, 4), (1, 2)):
-        add("workers", {"target": target, "own": own}, {N: 3, TP: target, DRAFT_TP: own}, CUDA)
+        add(
+            "workers",
+            {"target": target, "own": own},
+            {METHOD: "dflash", N: 3, TP: target, DRAFT_TP: own},
+            CUDA,
+        )
     for schedule in (
         [[1, 4, 7], [5, 64, 3]],
         [[5, 64, 3], [1, 4, 7]],

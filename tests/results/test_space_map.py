@@ -9,7 +9,8 @@ import pytest
 
 from autotune.engine.feasibility import known_for
 from autotune.engine.probe import VllmInfo
-from autotune.engine.rules import Known, why_infeasible
+from autotune.engine.rule import Known
+from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.results.space_map import State, explain, space_map
 from autotune.results.views import TrialView

@@ -45,7 +45,11 @@ RANDOM: dict[str, Any] = {
         "command": "vllm serve",
         "model": "org/target",
         "flags": {"max-num-seqs": 8},
-        "speculative": {"model": "org/draft", "attention_backend": "flash_attn"},
+        "speculative": {
+            "method": "dflash",
+            "model": "org/draft",
+            "attention_backend": "flash_attn",
+        },
         "env": {"VLLM_LOGGING_LEVEL": "INFO"},
     },
     "space": {
@@ -296,7 +300,6 @@ def test_a_file_in_another_place_is_the_same(folder: Path, store: Store) -> None
         ("workload.warmup_prompts", 24),  # what it is without the key
         ("workload.latency_from", "send"),
         ("measure.precision", 0.05),
-        ("server.speculative.method", "dflash"),
     ],
 )
 def test_a_default_that_is_written_down_is_no_difference(

@@ -17,7 +17,7 @@ name: mine
 server:
   model: org/model
   flags: {max-num-seqs: 2, enforce-eager: true}
-  speculative: {model: org/draft, attention_backend: flash_attn}
+  speculative: {method: dflash, model: org/draft, attention_backend: flash_attn}
 space:
   num_speculative_tokens: {type: int, low: 0, high: 15}
   max_num_batched_tokens: {type: pow2, low: 32, high: 2048}
@@ -61,12 +61,18 @@ def test_a_good_study_is_read() -> None:
         ("low: 0, high: 15", "low: 15, high: 0", ["space.num_speculative_tokens", "above high"]),
         ("output_len: 96", "output_len: many", ["workload.output_len", '"many"']),
         ("max-num-seqs: 2", "port: 2", ["server.flags", "port", "free port"]),
-        ("max-num-seqs: 2", "max-num-seqs: null", ["server.flags.max-num-seqs", "a number"]),
+        ("max-num-seqs: 2", "max-num-seqs: null", ["server.flags", "max-num-seqs has no value"]),
         ("max-num-seqs: 2", "max_num_batched_tokens: 2", ["max_num_batched_tokens", "also fixed"]),
         ("max-num-seqs: 2", "max_num_seqs: 1, max-num-seqs: 2", ["max-num-seqs", "twice"]),
         ("max_concurrency: 2", "max_concurrency: 0", ["workload.max_concurrency", "greater than"]),
         (", max_concurrency: 2", "", ["workload", "max_concurrency", "request_rate"]),
-        ("  speculative: {model: org/draft, attention_backend: flash_attn}\n", "", ["draft model"]),
+        ("method: dflash, model: org/draft, ", "method: dflash, ", ["server.speculative", "model"]),
+        ("method: dflash, model: org/draft, ", "", ["model is missing", "ngram"]),
+        (
+            "  speculative: {method: dflash, model: org/draft, attention_backend: flash_attn}\n",
+            "",
+            ["draft"],
+        ),
         ("name: mine", "name: a/b", ["name", "pattern"]),
         ("name: mine", "name: mine\nname: yours", ["line 2", "twice"]),
         ("name: mine", "name: [mine", ["s.yaml, line"]),

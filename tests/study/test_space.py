@@ -159,7 +159,11 @@ def study(**changes: object) -> LoadedStudy:
         "server": {
             "command": [sys.executable, "-c", ""],
             "model": "org/m",
-            "speculative": {"model": "org/d", "attention_backend": "flash_attn"},
+            "speculative": {
+                "method": "dflash",
+                "model": "org/d",
+                "attention_backend": "flash_attn",
+            },
             "flags": {"max-num-seqs": 2},
         },
         "space": {N: {"type": "int", "low": 0, "high": 3}, DRAFT_TP: CHOICE},

@@ -56,7 +56,7 @@ def test_no_weights_have_no_hash(tmp_path: Path) -> None:
 @pytest.mark.double
 def test_a_study_does_not_go_on_with_other_weights(tmp_path: Path) -> None:
     draft = write_model(tmp_path / "draft")
-    study = write_study(tmp_path, server__speculative={"model": "draft"})
+    study = write_study(tmp_path, server__speculative={"method": "dflash", "model": "draft"})
     assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
     kept = query(tmp_path, "select json_extract(quality, '$.weights') from autotune_launches")
     assert kept == [(f'{{"draft":"{weights_id(draft)}"}}',)]  # the target is a hub's

@@ -260,7 +260,9 @@ def _machine(s: Source) -> Iterator[tuple[str, str]]:
     yield "model", plain(f"{s.spec.server.model}{known.get('target', '')}")
     draft = s.spec.server.speculative
     if draft is not None:
-        yield "draft", plain(f"{draft.model} ({draft.method}{known.get('draft', '')})")
+        method = draft.method or "the method that vLLM chose"
+        model = draft.model or "no model of its own"
+        yield "draft", plain(f"{model} ({method}{known.get('draft', '')})")
     flags = [f"{k} {str(v).lower()}" for k, v in s.spec.server.flags.items()]
     yield "flags of every launch", plain(", ".join(flags)) or "none"
     yield "search", f"{s.spec.search.method}, seed {row.seed}"

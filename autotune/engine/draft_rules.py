@@ -1,0 +1,196 @@
+"""Rules for drafts: room in the batch, settings of the draft, synthetic acceptance.
+
+See :mod:`autotune.engine.rules`.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
+from autotune.engine.rule import SEQS, Launch, Rule
+from autotune.study.space import DRAFT, MNBT
+
+# Methods whose draft is a model with a parallel configuration of its own.
+_MODELS = {"dflash", "dspark", "eagle", "eagle3", "draft_model", "mtp", "medusa"}
+_PLAYED = f"{DRAFT}synthetic_acceptance_"
+_OF_READ = "every vLLM that was read"
+_SLOTS = (
+    "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, with "
+    "config/speculative.py: SpeculativeConfig.max_num_new_slots_for_drafting"
+)
+
+
+def _slots_by_request(launch: Launch) -> str | None:
+    """Check 0.24 to 0.26: MNBT - slots·max_num_seqs tokens are left to schedule; 0 are too few."""
+    mnbt, (seqs, words) = launch.number(MNBT), launch.seqs()
+    if launch.n < 1 or mnbt is None or seqs is None or launch.method is None:
+        return None
+    slots = (launch.n - 1 if launch.parallel else 0) + (launch.method == "draft_model")
+    # vLLM's own max_num_seqs never exceeds MNBT
+    if mnbt > slots * (seqs if SEQS in launch.settings else min(seqs, mnbt)):
+        return None
+    # vLLM refuses this many. DFlash needs two more for each request: one that the count forgets
+    # (issue #51256) and the one that is verified; see `why_doubtful`.
+    needed = (launch.n + 1) * seqs if launch.method == "dflash" else slots * seqs + 1
+    return (
+        f"n = {launch.n} with {words} needs MNBT of at least {needed} on {launch.vllm}; "
+        f"{mnbt} would fail"
+    )
+
+
+def _slots_of_one(launch: Launch) -> str | None:
+    """Check 0.32: the drafts of one request and a token must fit."""
+    mnbt, n = launch.number(MNBT), launch.n
+    if n < 1 or mnbt is None:
+        return None
+    if launch.method == "dflash" or (launch.parallel and launch.method == "draft_model"):
+        slots = n
+    elif launch.parallel:
+        slots = n - 1
+    else:
+        slots = int(launch.method == "draft_model")
+    if mnbt > slots:
+        return None
+    return f"n = {n} needs MNBT of at least {slots + 1} on {launch.vllm}; {mnbt} would fail"
+
+
+def _slots_anyway(launch: Launch) -> str | None:
+    """Check what 0.24, 0.26 and 0.32 have in common."""
+    mnbt, n = launch.number(MNBT), launch.n
+    if n < 1 or mnbt is None or not launch.parallel or mnbt > n - 1:
+        return None
+    where = launch.vllm if launch.minor else _OF_READ
+    return f"n = {n} needs MNBT of at least {n + 1} on {where}; {mnbt} would fail"
+
+
+def _draft_workers(launch: Launch) -> str | None:
+    if launch.n < 1 or launch.method not in _MODELS:
+        return None
+    if launch.settings.get(f"{DRAFT}tensor_parallel_size") is not None:
+        return "speculative.tensor_parallel_size must be draft_tensor_parallel_size"
+    own = launch.number(f"{DRAFT}draft_tensor_parallel_size")
+    workers = launch.number("tensor_parallel_size")
+    workers = workers if "tensor_parallel_size" in launch.settings else 1
+    if own is None or workers is None or own in (1, workers):
+        return None
+    return (
+        f"draft_tensor_parallel_size = {own} must be 1 or the target's tensor_parallel_size = "
+        f"{workers}"
+    )
+
+
+def _draft_length(launch: Launch) -> str | None:
+    own, length = launch.number(f"{DRAFT}max_model_len"), launch.number("max_model_len")
+    if launch.n < 1 or own is None or length is None or length < 1 or own <= length:
+        return None
+    return f"the draft's max_model_len = {own} is above the target's {length}"
+
+
+def _schedule(launch: Launch) -> str | None:
+    schedule = launch.settings.get(f"{DRAFT}{SCHEDULE}")
+    replicas = launch.number("data_parallel_size") or 1
+    if launch.n < 1 or schedule is None or replicas > 1:  # since 0.26 it is ignored with replicas
+        return None
+    why = schedule_problem(schedule)
+    return None if why is None else f"num_speculative_tokens_per_batch_size: {why}"
+
+
+def _head(launch: Launch) -> str | None:
+    n, head = launch.n, launch.known.head_tokens
+    if launch.method != "mtp" or head is None or n <= head or n % head == 0:
+        return None
+    return f"n = {n} must be a multiple of the {head} tokens that the draft's head makes at once"
+
+
+def _synthetic(launch: Launch) -> str | None:
+    """Check the acceptance that vLLM is told to play, with the words of its own checks."""
+    n = launch.n
+    rates, length = (launch.settings.get(f"{_PLAYED}{x}") for x in ("rates", "length"))
+    given = [x for x in (rates, length) if x is not None]
+    if n < 1:
+        return None
+    if launch.settings.get(f"{DRAFT}rejection_sample_method") != "synthetic":
+        return f"{_PLAYED}… needs rejection_sample_method: synthetic" if given else None
+    if len(given) != 1:
+        return (
+            "rejection_sample_method: synthetic needs one of synthetic_acceptance_rates and _length"
+        )
+    if isinstance(rates, list):
+        return _rates(n, rates)
+    if isinstance(length, int | float) and not 1 <= length <= n + 1:
+        return f"{_PLAYED}length = {length:g} must be from 1 to n + 1 = {n + 1}"
+    return None
+
+
+def _rates(n: int, rates: list[object]) -> str | None:
+    if len(rates) != n:
+        return f"{_PLAYED}rates has {len(rates)} entries, and n = {n} needs {n}"
+    numbers = [x for x in rates if isinstance(x, int | float)]
+    if any(not 0 <= x <= 1 for x in numbers):
+        return f"{_PLAYED}rates must be between 0 and 1"
+    if any(after > before for before, after in itertools.pairwise(numbers)):
+        return f"{_PLAYED}rates must not increase from one token to the next"
+    return None
+
+
+def _synthetic_on_cpu(launch: Launch) -> str | None:
+    played = launch.settings.get(f"{DRAFT}rejection_sample_method") == "synthetic"
+    if launch.n < 1 or not played or launch.known.platform != "cpu":
+        return None
+    return f"{launch.vllm} has no synthetic acceptance on a CPU: the first request ends the engine"
+
+
+DRAFT_RULES = (
+    Rule(
+        "MNBT with room for every request's drafts",
+        _slots_by_request,
+        _SLOTS,
+        first=(0, 24),
+        last=(0, 26),
+        unknown=False,
+    ),
+    Rule("MNBT with room for one request's drafts", _slots_anyway, _SLOTS, (0, 27), (0, 31)),
+    Rule(
+        "MNBT with room for one request's drafts",
+        _slots_of_one,
+        _SLOTS,
+        first=(0, 32),
+        unknown=False,
+    ),
+    Rule(
+        "draft_tensor_parallel_size 1 or the target's",
+        _draft_workers,
+        "config/speculative.py: SpeculativeConfig._verify_and_get_draft_tp, _verify_args",
+    ),
+    Rule(
+        "the draft's max_model_len within the target's",
+        _draft_length,
+        "config/speculative.py: SpeculativeConfig._maybe_override_draft_max_model_len",
+    ),
+    Rule(
+        "schedule of n by batch size",
+        _schedule,
+        "v1/spec_decode/dynamic/utils.py: validate_and_normalize_dynamic_sd_schedule, from "
+        "v1/core/sched/scheduler.py: Scheduler.__init__",
+    ),
+    Rule(
+        "n of a head for multi-token prediction",
+        _head,
+        "config/speculative.py: SpeculativeConfig.__post_init__ (n_predict)",
+    ),
+    Rule(
+        "synthetic acceptance",
+        _synthetic,
+        "config/speculative.py: SpeculativeConfig._resolve_synthetic_acceptance_rates, "
+        "_verify_args",
+        first=(0, 24),
+    ),
+    Rule(
+        "synthetic acceptance on a CPU",
+        _synthetic_on_cpu,
+        "utils/cpu_triton_utils.py: the samplers, with SYNTHETIC_MODE",
+        first=(0, 27),
+        unknown=False,
+    ),
+)

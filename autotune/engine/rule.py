@@ -1,0 +1,132 @@
+"""What a rule is, and a launch as the rules see it; see :mod:`autotune.engine.rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from autotune.study.space import DRAFT, N, as_int
+
+SEQS = "max_num_seqs"
+METHOD = f"{DRAFT}method"
+
+
+@dataclass(frozen=True)
+class Known:
+    """Facts about machine and target that the rules read; None: unknown, so no rule that needs it.
+
+    Attributes:
+        platform: vLLM's name of the device: ``cpu``, ``cuda``, ….
+        model_max_len: Longest ``max_model_len`` that vLLM derives from the target's config, tokens.
+        plain_attention: Whether the target has neither latent (MLA), state-space nor linear layers.
+        cpu_fp8: Whether the CPU has AVX-512 or AMX.
+        head_tokens: Tokens that a head for multi-token prediction makes at once.
+    """
+
+    platform: str | None = None
+    model_max_len: int | None = None
+    plain_attention: bool | None = None
+    cpu_fp8: bool | None = None
+    head_tokens: int | None = None
+
+
+NOTHING = Known()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch as the rules see it.
+
+    Attributes:
+        settings: Settings as for :func:`why_infeasible`.
+        known: Facts about machine and target.
+        vllm: Version in words.
+        minor: Minor version such as ``(0, 32)``; None: unknown.
+    """
+
+    settings: Mapping[str, object]
+    known: Known
+    vllm: str
+    minor: tuple[int, int] | None
+
+    def number(self, name: str) -> int | None:
+        """Return a whole number among the settings, or None."""
+        return as_int(self.settings.get(name))
+
+    @property
+    def n(self) -> int:
+        """Draft tokens per step; 0 without speculation."""
+        return self.number(N) or 0
+
+    @property
+    def method(self) -> str | None:
+        """Name of the speculative method, as vLLM has it; None: vLLM chooses, so unknown."""
+        given = self.settings.get(METHOD)
+        if not isinstance(given, str):
+            return None
+        return "mtp" if given.endswith("_mtp") else given
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the draft makes all its tokens in one pass, each in a slot of the batch."""
+        one_pass = self.settings.get(f"{DRAFT}parallel_drafting") is True
+        return self.method in {"dflash", "dspark"} or one_pass
+
+    def seqs(self) -> tuple[int | None, str]:
+        """Return a lower bound of max_num_seqs, and its words.
+
+        vLLM's default is 256 or more on a GPU and 128 per worker on a CPU
+        (``engine/arg_utils.py:get_batch_defaults``).
+        """
+        given = self.number(SEQS)
+        if given is not None:
+            return given, f"{SEQS} = {given}"
+        if SEQS in self.settings:
+            return None, SEQS
+        workers = self.number("tensor_parallel_size") or 1
+        default = {"cuda": 256, "cpu": 128 * workers}.get(self.known.platform or "")
+        return default, f"vLLM's own {SEQS} of {default}" + (
+            " or more" if self.known.platform == "cuda" else ""
+        )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition under which a launch fails for certain.
+
+    Attributes:
+        name: Name in a few words, for tables.
+        check: Function that returns why a launch fails, or None.
+        source: File and function of vLLM that says so.
+        first: First minor version that it holds for; None: all that were read, and older ones.
+        last: Last minor version that it holds for; None: the newest that was read, and later ones.
+        unknown: Whether it holds for an unknown version too.
+    """
+
+    name: str
+    check: Callable[[Launch], str | None]
+    source: str
+    first: tuple[int, int] | None = None
+    last: tuple[int, int] | None = None
+    unknown: bool = True
+
+    def holds(self, minor: tuple[int, int] | None) -> bool:
+        """Return whether the rule holds for a version."""
+        if minor is None:
+            return self.unknown
+        return (self.first is None or self.first <= minor) and (
+            self.last is None or minor <= self.last
+        )
+
+
+@dataclass(frozen=True)
+class Infeasible:
+    """A launch that fails.
+
+    Attributes:
+        rule: Rule that it breaks.
+        reason: Reason for this launch, in words.
+    """
+
+    rule: Rule
+    reason: str

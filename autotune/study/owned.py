@@ -1,0 +1,120 @@
+"""What a study must not set, because autotune sets it or because measuring would be impossible.
+
+A server that drafts in the baseline, or whose batch is not the one that is searched, makes every
+figure of a study wrong. So each place where a study can write a flag is checked with the same
+words: ``server.flags``, ``space`` and ``server.command``. A study that a database holds is read
+without, because it was run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autotune.study.options import Clash, merged
+from autotune.study.schema import OWNED_FLAGS, StudySpec
+from autotune.study.space import DRAFT, MNBT, N
+from autotune.study.words import argument_of, is_meant, own_words
+
+_HTTP = "autotune measures over plain HTTP on 127.0.0.1"
+# Flags of vLLM that make measuring impossible, or would store a secret.
+UNUSABLE = {
+    "hf_token": "flags are stored and shown; set HF_TOKEN in your environment",
+    "enable_ssl_refresh": _HTTP,
+    "root_path": "autotune asks the server at its root",
+    "config": "a file of flags could undo what autotune sets; write them in server.flags",
+    "headless": "a server without an API cannot be measured",
+    "grpc": "autotune measures the OpenAI API",
+}
+_DRAFTS = "write it as server.speculative"
+# Flags that a wrapper or a container's program may have under the same name.
+_COMMON = frozenset({"host", "port", "config", "headless", "grpc", "uds"})
+
+
+def why_not_yours(name: str) -> str | None:
+    """Return why a study must not set a flag, and what to write; None: it may.
+
+    Args:
+        name: The flag with underscores, perhaps with a key after a dot.
+    """
+    root = name.partition(".")[0]
+    if root.startswith(("spec_", "speculative")) and root != "speculative":
+        return _DRAFTS
+    if root.startswith("ssl_"):
+        return _HTTP
+    return OWNED_FLAGS.get(root) or UNUSABLE.get(root)
+
+
+def why_refused(spec: StudySpec) -> str | None:
+    """Return what a study sets that is not the user's to set, key first; None: nothing."""
+    return next(_problems(spec), None)
+
+
+def _problems(spec: StudySpec) -> Iterator[str]:
+    for name in spec.server.flags:
+        if why := why_not_yours(name):
+            yield f"server.flags.{name}: is not yours to set: {why}"
+    for name in spec.space:
+        if not name.startswith(DRAFT) and (why := why_not_yours(name)):
+            yield f"space.{name}: cannot be searched: {why}"
+    yield from _in_command(spec)
+    yield from _given_twice(spec)
+
+
+def _given_twice(spec: StudySpec) -> Iterator[str]:
+    """Yield keys of one option that the study says in two places."""
+    searched = dict.fromkeys(spec.space)
+    try:
+        merged({**spec.server.settings(searched)})
+    except Clash as e:
+        first, second = (_place(spec, name) for name in (e.first, e.second))
+        yield f"{second}: also given in {first}; keep it in one of the two"
+
+
+def _place(spec: StudySpec, name: str) -> str:
+    """Return the full key of a setting."""
+    if name in spec.space:
+        return f"space.{name}"
+    return f"server.{name}" if name.startswith(DRAFT) else f"server.flags.{name}"
+
+
+def _in_command(spec: StudySpec) -> Iterator[str]:
+    """Yield the words of ``server.command`` that set what the study sets elsewhere."""
+    if spec.server.command is None:
+        return
+    words, sure = own_words(spec.server.command)
+    if sure and words and not words[0].startswith("-"):
+        yield f"server.command: names the model {words[0]:.60}; write it as server.model"
+    for word in words:
+        name = argument_of(word, short=sure)
+        why = None if name is None else _why_not_in_command(spec, name, sure=sure)
+        if why is not None:
+            yield f"server.command: {word:.60} must not be in it: {why}"
+
+
+def _why_not_in_command(spec: StudySpec, name: str, *, sure: bool) -> str | None:
+    """Return what to do instead of a flag in the command; None: it may be there.
+
+    Args:
+        spec: The study.
+        name: The flag.
+        sure: Whether vLLM reads the word, and not a program in front of it.
+    """
+    for other in (*OWNED_FLAGS, MNBT):
+        if is_meant(name, other) and (sure or other not in _COMMON):
+            return OWNED_FLAGS.get(other) or _move(spec, other)
+    if sure or name not in _COMMON:
+        if why := why_not_yours(name):
+            return why
+        if name in (*spec.space, *spec.server.flags, N):
+            return _move(spec, name)
+    return None
+
+
+def _move(spec: StudySpec, name: str) -> str:
+    if name == N:
+        return _DRAFTS
+    if name in spec.space:
+        return f"it is searched in space.{name}; leave it out of the command"
+    if name in spec.server.flags:
+        return f"server.flags.{name} sets it; leave it out of the command"
+    return f"write it as {name.replace('_', '-')} in server.flags, or search it in space"

@@ -1,0 +1,49 @@
+"""The text of a study as a database keeps it: without secrets, with the method that was found."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from autotune.study.files import LoadedStudy, text_without_secrets
+from autotune.study.schema import SpeculativeSpec
+from autotune.study.yaml import compose, load
+
+
+def text_to_store(loaded: LoadedStudy) -> str:
+    """Return a study's text as a database keeps it.
+
+    ``server.speculative.method`` is in it, also where the file says none. The draft's config.json
+    may be gone, or on another machine, when the database is read.
+
+    Args:
+        loaded: The study with its method, from :mod:`autotune.engine.draft_method`.
+    """
+    draft = loaded.spec.server.speculative
+    text = loaded.text if draft is None else _with_method(loaded.text, draft)
+    return text_without_secrets(loaded.model_copy(update={"text": text}))
+
+
+def _with_method(text: str, draft: SpeculativeSpec) -> str:
+    """Return a text that says the method of the draft; one that says it stays as it is."""
+    raw = load(text)
+    given = raw["server"]["speculative"]
+    if given.get("method") == draft.method and "method" in given:
+        return text
+    raw["server"] = {**raw["server"], "speculative": {**given, "method": draft.method}}
+    node: Any = compose(text)
+    for key in ("server", "speculative"):
+        node = next((v for k, v in node.value if k.value == key), yaml.MappingNode("", []))
+    if node.value and "method" not in given:
+        mark = node.value[0][0].start_mark
+        after = ", " if node.flow_style else "\n" + " " * mark.column
+        line = f"method: {json.dumps(draft.method)}{after}"
+        out = text[: mark.index] + line + text[mark.index :]
+        try:
+            if load(out) == raw:
+                return out
+        except (yaml.YAMLError, ValueError):
+            pass  # an alias, or another form that has no place for a line
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
