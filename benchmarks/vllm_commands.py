@@ -70,6 +70,7 @@ REASONS = {
     r"is not JSON": "no JSON",
     r"needs a value": "a flag without its value",
     r"cannot be split": "a quotation mark without its pair",
+    r"model is missing": "a method that drafts nothing",
     r"--config: (.* cannot be read|needs a file)": "a --config file that is elsewhere",
     r"looks like a Compose or Kubernetes": "a template of Helm",
     r"is no short flag|takes 0 to 3": "a short flag that vLLM lacks",
@@ -77,6 +78,12 @@ REASONS = {
     r"that autotune can own|names no image": "a container that does not start one server",
     r"runs a shell": "a container that runs a script",
 }
+
+
+def _open_quote(text: str) -> bool:
+    """Return whether a quotation mark of a shell text has no pair."""
+    left = re.sub(r"\\.|'[^']*'|\"(?:[^\"\\]|\\.)*\"|(?m:(?<!\S)#.*$)", "", text, flags=re.DOTALL)
+    return "'" in left or '"' in left
 
 
 def logical_lines(text: str, first: int) -> Iterator[tuple[int, str]]:
@@ -89,7 +96,7 @@ def logical_lines(text: str, first: int) -> Iterator[tuple[int, str]]:
         held.append(line)
         whole = "\n".join(held)
         goes_on = re.search(r"\\\s*(#.*)?$", line) is not None or (
-            whole.count("'") % 2 == 1 and not line.lstrip().startswith("#")
+            _open_quote(whole) and not line.lstrip().startswith("#")
         )
         if goes_on and len(held) < 80:
             continue
@@ -145,7 +152,7 @@ def in_markdown(text: str, first: int = 1) -> Iterator[tuple[int, str]]:
 
 def in_python(text: str) -> Iterator[tuple[int, str]]:
     """Yield the starts that comments and docstrings of a Python file hold."""
-    plain = re.sub(r"(?m)^[ \t]*#(?!!)[ \t]?", "", text)
+    plain = re.sub(r'(?m)^[ \t]*#(?!!)[ \t]?|"""|\'\'\'', "", text)
     for number, line in logical_lines(plain, 1):
         if re.match(
             r"\s*(\$ )?([A-Z_]+=\S+ )*(vllm serve|python3? -m vllm\.entrypoints)\S* ?", line

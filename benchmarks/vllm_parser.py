@@ -44,6 +44,10 @@ def main() -> None:
         except Exception as e:  # noqa: BLE001 – whatever it is, the command line is refused
             return " ".join(f"{type(e).__name__}: {e}".split())[:200], {}
 
+    def shown(value: object) -> str:
+        """Return a setting without the id that vLLM draws for each engine."""
+        return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "", repr(value))
+
     out = []
     for words, n0, n3 in json.load(sys.stdin):
         found, before = parsed(words)
@@ -58,7 +62,7 @@ def main() -> None:
                 "drafts": [k for k in _DRAFTS if settings.get(k) is not None],
                 "unknown": sorted({*(spec or {})} - keys),
                 "differ": sorted(
-                    k for k in before if first == "" and repr(before[k]) != repr(settings.get(k))
+                    k for k in before if first == "" and shown(before[k]) != shown(settings.get(k))
                 ),
             }
         )

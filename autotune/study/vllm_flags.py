@@ -103,16 +103,6 @@ def find(spelling: str) -> Flag | None:
     return flags[matches[0]] if matches else None
 
 
-def repeats(name: str) -> bool:
-    """Return whether every occurrence of a flag counts, such as ``middleware``.
-
-    Args:
-        name: The flag without dashes in front.
-    """
-    flag = known().get(f"--{name.replace('_', '-')}")
-    return flag is not None and flag.repeats
-
-
 def was_switch(name: str) -> bool:
     """Return whether an older vLLM had a switch of this name, which the table lacks.
 

@@ -47,7 +47,7 @@ def test_each_gives_a_study_or_the_refusal_that_is_expected() -> None:
 def test_most_are_taken_many_with_a_draft() -> None:
     counts = Counter(c["refused"] for c in commands())
     assert counts[""] > 0.85 * counts.total()
-    assert sum(s.spec.server.speculative is not None for s in studies().values()) > 200
+    assert sum(s.spec.server.speculative is not None for s in studies().values()) > 140
 
 
 @pytest.mark.vllm
