@@ -186,7 +186,7 @@ class _Reader:
             else:
                 before[name[0]] = self._text(word, name, said)
         found = [x for w in words for x in self._expanded(w, said)]
-        self.script.said += [s for s in said if s not in self.script.said]
+        self.script.said = list(dict.fromkeys([*self.script.said, *said]))
         if not found:
             return
         if found[0] in _DECLARE:
@@ -246,7 +246,7 @@ class _Reader:
             old = self.values.get(key, "")
             text = self._text(word, name, said)
             self.values[key] = f"{old}{text}" if name[1] and isinstance(old, str) else text
-        self.script.said += [s for s in said if s not in self.script.said]
+        self.script.said = list(dict.fromkeys([*self.script.said, *said]))
 
     def _text(self, word: Word, name: tuple[str, bool], said: list[str]) -> str:
         """Return the value of an assignment."""

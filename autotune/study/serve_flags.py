@@ -27,7 +27,9 @@ _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 _HUMAN = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)([kmgtKMGT]?)")
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZES |= {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_PLACEHOLDER = re.compile(r"\.{3,}|…|\[[A-Za-z][\w .|-]*\]|\[\.{3}\]|\{[A-Za-z_]\w*\}|<[^<>]+>")
+_PLACEHOLDER = re.compile(
+    r"\.{3,}|…|\[(?:[A-Z][\w .|-]*|options|model|flags|args)\]|\[\.{3}\]|\{[A-Za-z_]\w*\}|<[^<>]+>"
+)
 
 
 _HTTP = "autotune measures over plain HTTP on 127.0.0.1"
@@ -321,7 +323,7 @@ def _typed(flag: Flag, spelling: str, values: list[str]) -> FlagValue:
     if not values:
         return True
     if flag.mapping and values[0].lstrip().startswith("{"):
-        return _mapping(spelling, values[0])
+        return _mapping(f"--{flag.name.replace('_', '-')}", values[0])
     return read[0]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from autotune.errors import UserError
+from autotune.study.secrets import MASK, is_secret
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # of the private use area, which no text in use has
 _BLANK = " \t\u00a0"
@@ -365,7 +366,7 @@ def expand(word: Word, values: Mapping[str, str | tuple[str, ...]], said: list[s
     for part in word.parts:
         found = part.text if part.kind == "text" else _value(part, values, said)
         if isinstance(found, tuple):
-            pieces = list(found)
+            pieces = list(found) if part.quoted else [w for f in found for w in f.split()]
             nothing = nothing or not pieces
         elif part.quoted or part.kind == "text" or _OPEN in found:
             add(found)
@@ -414,8 +415,9 @@ def _value(
             return value
         case ":-" | ":=" | "-" | "=":
             if value is None:
+                shown = MASK if is_secret(part.text, operand) else repr(operand)
                 said.append(
-                    f"{part.source}: {part.text} is not set in the text; {operand!r} is taken"
+                    f"${{{part.text}}} is not set in the text; its default {shown} is taken"
                 )
             unset = empty if part.operator.startswith(":") else value is None
             return operand if unset or value is None else value

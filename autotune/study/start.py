@@ -21,7 +21,8 @@ _MODULES = {API_SERVER, "vllm.entrypoints.launchers.api_server.entry"}
 _CONSOLE = {"vllm.entrypoints.cli.main"}
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _OPERATOR = re.compile(r"&&|\|\|?|;|&|\d*(>>?|<)(&\d+|/dev/\S+)?|&>>?")
-_SHELL_VALUE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\}|\([^)]*\))")
+# A word that is one variable: a shell was to put its value there. Any other `$` is meant as it is.
+_SHELL_VALUE = re.compile(r"(--[\w.-]+=)?(\$(?:[A-Za-z_]\w*|\{[^{}]*\}))")
 _SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}
 _PYTHON_VALUES = {"-X", "-W", "--check-hash-based-pycs"}
 _SHOWN = {"source", ".", "cd", "conda", "module", "ulimit", "pushd"}
@@ -63,7 +64,8 @@ def start_of(argv: Sequence[str]) -> Start:
         text = " ".join(w if _OPERATOR.fullmatch(w) else shlex.quote(w) for w in words)
         return _of_text(text, {}, 0)
     words = [w.rstrip("\r\n") for w in words]
-    words = [_SHELL_VALUE.sub(lambda m: marked(m[0]), w) if w[0] != "{" else w for w in words]
+    whole = [_SHELL_VALUE.fullmatch(w) for w in words]
+    words = [f"{m[1] or ''}{marked(m[2])}" if m else w for m, w in zip(whole, words, strict=True)]
     found = _of_words(words, {}, 0)
     if found is None:
         raise _no_start(words)

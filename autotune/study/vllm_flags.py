@@ -28,7 +28,6 @@ _FORMER_SWITCHES = frozenset(
         "multi-step-stream-outputs",
         "enable-prompt-adapter",
         "speculative-disable-mqa-scorer",
-        "enable-server-load-tracking",
         "disable-mm-preprocessor-cache",
         "enable-multimodal-encoder-data-parallel",
         "guided-decoding-disable-fallback",
