@@ -8,6 +8,7 @@ letters. Sources: vLLM's release notes and ``vllm/engine/arg_utils.py`` of 0.6 t
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -102,9 +103,9 @@ REMOVED: Mapping[str, Removed] = {
     "typical_acceptance_sampler_posterior_alpha": Removed(_V0),
     "disable_logprobs_during_spec_decoding": Removed(_V0),
 }
-# A name is a slip if it is this similar to a known one (difflib's ratio, 0 to 1).
+# A name is a slip if it is this similar (difflib's ratio, 0 to 1), apart from `enable_` and such.
 _SLIP = 0.8
-_OPPOSITE = (("enable_", "disable_"), ("disable_", "enable_"))
+_SWITCH = re.compile(r"no_|(enable|disable)_")
 
 
 def hint(name: str, options: Collection[str]) -> str:
@@ -118,14 +119,23 @@ def hint(name: str, options: Collection[str]) -> str:
     if found is not None:
         there = found.successor is None or found.successor in options
         return f"; {found.what if there else _OUT.what}"
+    if (opposite := _opposite(name)) in options:
+        return f"; it has {opposite}, which says the opposite"
     close = difflib.get_close_matches(name, options, n=3, cutoff=_SLIP)
-    close = [x for x in close if not _says_the_opposite(name, x)]
+    close = [x for x in close if _is_slip(name, x)]
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _says_the_opposite(name: str, other: str) -> bool:
-    """Return whether two names differ in what they turn on or off."""
-    for first, second in _OPPOSITE:
-        if name.startswith(first) and other.startswith(second):
-            return True
-    return name.startswith("no_") != other.startswith("no_")
+def _opposite(name: str) -> str:
+    """Return the name of the switch that turns off what a name turns on, or the reverse."""
+    if name.startswith("disable_"):
+        return name.replace("disable_", "enable_", 1)
+    return name.replace("enable_", "disable_", 1)
+
+
+def _is_slip(name: str, other: str) -> bool:
+    """Return whether two names differ by a few letters of what they are about."""
+    switches = [m[0] if (m := _SWITCH.match(x)) else "" for x in (name, other)]
+    about = [x.removeprefix(s) for x, s in zip((name, other), switches, strict=True)]
+    same = switches[0] == switches[1] or "" in switches
+    return same and difflib.SequenceMatcher(None, *about).ratio() >= _SLIP

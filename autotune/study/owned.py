@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from autotune.study.options import Clash, merged
 from autotune.study.schema import OWNED_FLAGS, StudySpec
+from autotune.study.secrets import argument_secret, command_secret, without_passwords
 from autotune.study.space import DRAFT, MNBT, N
 from autotune.study.words import argument_of, is_meant, own_words
 
@@ -50,8 +51,10 @@ def why_refused(spec: StudySpec) -> str | None:
 
 
 def _problems(spec: StudySpec) -> Iterator[str]:
-    for name in spec.server.flags:
-        if why := why_not_yours(name):
+    for name, value in spec.server.flags.items():
+        secret = name != "hf_token" and argument_secret(name, value)
+        # the launch says what is wrong with a secret: `autotune.engine.flags`
+        if not secret and (why := why_not_yours(name)):
             yield f"server.flags.{name}: is not yours to set: {why}"
     for name in spec.space:
         if not name.startswith(DRAFT) and (why := why_not_yours(name)):
@@ -79,16 +82,18 @@ def _place(spec: StudySpec, name: str) -> str:
 
 def _in_command(spec: StudySpec) -> Iterator[str]:
     """Yield the words of ``server.command`` that set what the study sets elsewhere."""
-    if spec.server.command is None:
+    if spec.server.command is None or command_secret(spec.server.command):
         return
     words, sure = own_words(spec.server.command)
     if sure and words and not words[0].startswith("-"):
-        yield f"server.command: names the model {words[0]:.60}; write it as server.model"
+        model = without_passwords(words[0])
+        yield f"server.command: names the model {model:.60}; write it as server.model"
     for word in words:
         name = argument_of(word, short=sure)
         why = None if name is None else _why_not_in_command(spec, name, sure=sure)
         if why is not None:
-            yield f"server.command: {word:.60} must not be in it: {why}"
+            shown = word.partition("=")[0]  # the value may be a secret
+            yield f"server.command: {shown:.60} must not be in it: {why}"
 
 
 def _why_not_in_command(spec: StudySpec, name: str, *, sure: bool) -> str | None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import PurePath
+
+from autotune.errors import UserError
+from autotune.study.containers import parse
 
 # vLLM's short flags (0.24 to 0.33), by the argument that they set.
 SHORT: Mapping[str, str] = {
@@ -69,9 +73,12 @@ def own_words(command: Sequence[str]) -> tuple[tuple[str, ...], bool]:
         command: Value of ``server.command``.
 
     Returns:
-        The words after ``vllm serve`` or after the module, and True. Where the command shows
-        neither, all words after the program, and False.
+        The words after ``vllm serve``, after the module or after a container's image, and True.
+        Where the command shows none of them, all words after the program, and False.
     """
+    with suppress(UserError):  # said where the command is taken apart to be started
+        if (container := parse(command)) is not None:
+            return container.arguments, True
     words = [part for word in command for part in _split(word)]
     for i, word in enumerate(words[:-1]):
         if word == "-m" and words[i + 1].startswith("vllm."):

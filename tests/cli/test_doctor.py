@@ -159,3 +159,40 @@ def test_the_demo_target_cannot_be_converted(machine: Path) -> None:
 
 def test_no_chromium_is_worth_knowing(machine: Path) -> None:
     assert found(chromium=lambda: None)["Chromium"].ok is None
+
+
+def test_flags_are_checked_without_a_vllm_too(machine: Path) -> None:
+    (machine / "speculator").mkdir()
+    (machine / "speculator" / "config.json").write_text(
+        '{"speculators_model_type": "dflash", "speculators_config": '
+        '{"verifier": {"name_or_path": "org/t"}, "proposal_methods": []}}'
+    )
+    text = (
+        "name: x\n"
+        "server: {model: speculator, speculative: {method: ngram}}\n"
+        "space: {num_speculative_tokens: {type: int, low: 0, high: 3}}\n"
+        "workload: {random: {input_len: 8}, output_len: 8, num_prompts: 8, max_concurrency: 1}\n"
+    )
+    loaded = parse_study(text, machine / "x.yaml")
+    unknown = VllmInfo(None, None, None, None, None, (), ())
+    result = {c.name: c for c in checks(loaded, host=replace(FINE, vllm=lambda _: unknown))}
+    assert result["flags"].ok is False
+    assert "org/t, as server.model" in result["flags"].text
+    assert "draft" not in result  # n-grams have no model
+
+
+def test_the_drafts_method_is_told(machine: Path) -> None:
+    (machine / "small").mkdir()
+    (machine / "small" / "config.json").write_text(
+        '{"architectures": ["DFlashDraftModel"], "block_size": 16}'
+    )
+    text = (
+        "name: x\n"
+        "server: {model: org/t, speculative: {model: small}}\n"
+        "space: {num_speculative_tokens: {type: int, low: 0, high: 3}}\n"
+        "workload: {random: {input_len: 8}, output_len: 8, num_prompts: 8, max_concurrency: 1}\n"
+    )
+    loaded = parse_study(text, machine / "x.yaml")
+    notes = [c.text for c in checks(loaded, host=FINE) if c.name == "note"]
+    assert len(notes) == 1
+    assert "method is dflash" in notes[0]

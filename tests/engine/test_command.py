@@ -6,6 +6,7 @@ import shlex
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import pytest
 from autotune.engine.command import free_port, own_key, plan_launch, serve_command
 from autotune.engine.entry import MODULE
 from autotune.engine.flags import check_flags
-from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.probe import Kind, VllmInfo, probe
 from autotune.errors import UserError
 from autotune.study.files import parse_study
 from autotune.study.schema import ServerSpec
 from autotune.study.secrets import secret_values
+from autotune.study.space import MNBT, N
 from tests.paths import ROOT
 
 OPTIONS = {
@@ -298,10 +300,16 @@ SHOW = (
 )
 
 
-def check(flags: dict[str, object], space: dict[str, object] | None = None) -> None:
+def check(
+    flags: dict[str, object],
+    space: dict[str, object] | None = None,
+    *,
+    model: str = "m",
+    info: VllmInfo = INFO,
+) -> None:
     body = {
         "name": "s",
-        "server": {"model": "m", "flags": flags},
+        "server": {"model": model, "flags": flags},
         "space": space or {"max_num_batched_tokens": {"type": "pow2", "low": 32, "high": 64}},
         "workload": {
             "random": {"input_len": 8},
@@ -310,7 +318,7 @@ def check(flags: dict[str, object], space: dict[str, object] | None = None) -> N
             "max_concurrency": 1,
         },
     }
-    check_flags(parse_study(json.dumps(body), Path("study.yaml")), INFO)
+    check_flags(parse_study(json.dumps(body), Path("study.yaml")), info)
 
 
 def test_known_flags_pass():
@@ -440,3 +448,98 @@ def test_shim_runs_the_next_sitecustomize(tmp_path: Path):
 
 def test_free_port_is_in_range():
     assert 0 < free_port() < 65536
+
+
+KINDS = {
+    "compilation_config": Kind.JSON,
+    "allowed_origins": Kind.JSON,
+    "middleware": Kind.REPEATED,
+    "served_model_name": Kind.TEXT,
+    "max_num_seqs": Kind.NUMBER,
+    "max_num_batched_tokens": Kind.NUMBER,
+}
+KNOWING = replace(
+    INFO,
+    options={**OPTIONS, "allowed_origins": None, "middleware": None, "flag_x": None},
+    kinds=KINDS,
+)
+
+
+def words_of(flags: dict[str, object], point: dict[str, object] | None = None) -> list[str]:
+    words = plan(spec(flags=flags), point or {}, KNOWING).argv
+    return list(words[5:-4])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"allowed-origins": ["a", "b"]}, ["--allowed-origins", '["a", "b"]']),
+        ({"middleware": ["a.b", "c.d"]}, ["--middleware", "a.b", "--middleware", "c.d"]),
+        ({"served-model-name": ["org/a", "b"]}, ["--served-model-name", "org/a", "b"]),
+        # vLLM's parser takes a word with a dash and a point for a key with a dot
+        ({"flag_x": -0.5}, ["--flag-x=-0.5"]),
+        ({"compilation-config.a": False}, ["--compilation-config", '{"a": false}']),
+        ({"compilation-config.a": None}, ["--compilation-config", '{"a": null}']),
+        ({"compilation-config.a+": "x,y"}, ["--compilation-config", '{"a": ["x", "y"]}']),
+    ],
+)
+def test_each_option_takes_its_values_its_own_way(flags: dict[str, object], words: list[str]):
+    assert words_of(flags) == words
+
+
+def test_searched_keys_join_the_fixed_ones():
+    flags = {"compilation-config": {"mode": 3}, "compilation-config.cudagraph_sizes": [1, 2]}
+    assert words_of(flags, {"compilation_config.cudagraph_mode": "FULL", MNBT: 64}) == [
+        "--compilation-config",
+        '{"mode": 3, "cudagraph_sizes": [1, 2], "cudagraph_mode": "FULL"}',
+        *("--max-num-batched-tokens", "64"),
+    ]
+
+
+def test_a_draft_without_a_model_has_none():
+    server = spec(speculative={"method": "ngram", "prompt_lookup_max": 4})
+    for n, config in ((0, None), (3, {"method": "ngram", "prompt_lookup_max": 4, N: 3})):
+        argv = plan(server, {N: n}).argv
+        assert ("--speculative-config" in argv) is (config is not None)
+        if config is not None:
+            assert json.loads(argv[argv.index("--speculative-config") + 1]) == config
+    assert spec(speculative={"model": "[ngram]"}).speculative.given() == {"method": "ngram"}
+    assert spec(speculative={"model": "d"}).draft_settings({N: 1}) == {"model": "d", N: 1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"served-model-name": 1.1}, "in quotes"),
+        ({"served-model-name": ["a", 1e5]}, "in quotes"),
+        ({"max-num-seqs.x": 1}, "has no keys"),
+        ({"served-model-name.x": 1}, "has no keys"),
+        ({"enforce-eager.x": 1}, "has no keys"),
+        ({"dtype.x": 1}, "has no keys"),
+        ({"disable-log-requests": True}, "leave it out"),
+    ],
+)
+def test_a_value_that_vllm_would_read_as_something_else(flags: dict[str, object], words: str):
+    with pytest.raises(UserError, match=words):
+        check(flags, info=KNOWING)
+
+
+def test_what_fits_its_option_passes():
+    check({"served-model-name": "1.10", "max-num-seqs": 8, "compilation-config.x": 1}, info=KNOWING)
+    check({"served-model-name": ["a/b", "c"]}, info=KNOWING)
+
+
+def test_a_target_in_speculators_format_is_refused(tmp_path: Path):
+    body = {
+        "speculators_model_type": "dflash",
+        "speculators_config": {
+            "verifier": {"name_or_path": "org/verifier"},
+            "proposal_methods": [{"speculative_tokens": 7}],
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(body))
+    with pytest.raises(UserError) as e:
+        check({}, model=str(tmp_path))
+    for word in ("server.model", "org/verifier", '"method": "dflash"', "server.speculative"):
+        assert word in str(e.value)
+    check({}, model="org/verifier")

@@ -41,7 +41,7 @@ SPACE = Space(
 
 
 def infeasible(point: Point) -> str | None:
-    return why_infeasible({**point, "max_num_seqs": 4}, "0.26.0")
+    return why_infeasible({"speculative.method": "dflash", **point, "max_num_seqs": 4}, "0.26.0")
 
 
 def test_seeds_begin_with_the_baseline_and_can_launch() -> None:

@@ -444,7 +444,7 @@ def test_objectives_in_another_order(tmp_path: Path) -> None:
         ({"server__flags": {}}, "server.flags.max_num_seqs differs (2 there, not set here)"),
         ({"server__env": {"A": "1"}}, 'server.env.A differs (not set there, "1" here)'),
         (
-            {"server__speculative": {"model": "org/better"}},
+            {"server__speculative": {"method": "dflash", "model": "org/better"}},
             "server.speculative.model differs (org/draft there, org/better here)",
         ),
         ({"server__command": ["other", "serve"]}, "server.command differs"),
