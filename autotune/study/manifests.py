@@ -12,7 +12,7 @@ import yaml
 
 from autotune.errors import UserError
 from autotune.study.shell import joined, marked, word_of
-from autotune.study.yaml import Loader
+from autotune.study.yaml import load_all
 
 _KEYS = re.compile(r"(?m)^(services|kind|apiVersion|version|[\w.-]+):(\s|$)")
 _VARIABLE = re.compile(r"\$\(([A-Za-z_][\w.-]*)\)")
@@ -64,7 +64,7 @@ def contained(text: str) -> Contained:
         UserError: the text is no YAML, or has no such container or several.
     """
     try:
-        documents = [d for d in yaml.load_all(text, Loader=Loader) if d is not None]
+        documents = [d for d in load_all(text) if d is not None]
     except (
         yaml.YAMLError,
         ValueError,

@@ -21,6 +21,7 @@ from autotune.errors import UserError
 from autotune.study.schema import OWNED_FLAGS, FlagValue
 from autotune.study.shell import unknown
 from autotune.study.vllm_flags import Flag, find, known, table_version, was_switch
+from autotune.study.yaml import load
 
 MOST_TEXT = 100_000  # characters of a --config file
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
@@ -403,7 +404,7 @@ def _config_words(name: str, base: Path) -> list[str]:
     path = base / Path(name)
     try:
         with path.open(encoding="utf-8") as f:
-            content = yaml.safe_load(f.read(MOST_TEXT))
+            content = load(f.read(MOST_TEXT))
     except (OSError, ValueError) as e:
         why = getattr(e, "strerror", None) or "it is no text"
         raise UserError(

@@ -11,7 +11,10 @@ from functools import cache
 
 import pytest
 
+from autotune.engine.flags import check_flags
+from autotune.engine.probe import probe
 from autotune.study.files import LoadedStudy
+from autotune.study.schema import ServerSpec
 from autotune.study.serve_flags import LEFT_OUT
 from autotune.study.space import MNBT
 from benchmarks.vllm_commands import DATA, answer, parsed, study_of
@@ -52,6 +55,7 @@ def test_most_are_taken_many_with_a_draft() -> None:
 
 @pytest.mark.vllm
 def test_vllms_parser_takes_what_the_studies_launch() -> None:
+    info = probe(ServerSpec(model="m"))
     refused = {c["text"]: c.get("parser", "") for c in commands()}
     for text, got in parsed(studies()).items():
         assert not got["drafts"], (text, got)  # the baseline speculates with nothing
@@ -62,3 +66,4 @@ def test_vllms_parser_takes_what_the_studies_launch() -> None:
         assert (got["n0"], got["n3"]) == ("", ""), (text, got)
         assert not set(got["differ"]) - _OWN, (text, got)
         assert not got["unknown"], (text, got)
+        check_flags(studies()[text], info)
