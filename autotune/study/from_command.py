@@ -79,6 +79,14 @@ def study_from_command(argv: Sequence[str], name: str) -> str:
     Raises:
         UserError: it is no such command, names no model, or cannot be taken apart for certain.
     """
+    try:
+        return _study_from(argv, name)
+    except UserError as e:
+        raise UserError(" ".join(unmarked(str(e)).split())) from e  # it may quote what was given
+
+
+def _study_from(argv: Sequence[str], name: str) -> str:
+    """Return :func:`study_from_command`."""
     base = Path()
     start = _start(argv)
     found = arguments_of(start.arguments, console=start.console, base=base)
@@ -158,7 +166,7 @@ def _check_known(command: Sequence[str]) -> None:
 
 def _comment(text: str) -> str:
     """Return a text as a comment on one line."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return "".join(c if c.isprintable() else " " for c in " ".join(unmarked(text).split()))
 
 
 def _draft_lines(speculative: Mapping[str, Any]) -> list[str]:
@@ -228,7 +236,7 @@ def _space(
         f"  {mark}{N}: # n, tokens drafted per step; 0 is no speculation{today}",
         f"  {mark}  type: int",
         f"  {mark}  low: 0",
-        f"  {mark}  high: {n_high} # a DFlash draft takes at most its block_size - 1",
+        f"  {mark}  high: {n_high} # a DFlash draft is trained for its block_size - 1",
         f"  # Tokens per step, prompts and drafts together, as powers of two.{was}",
         f"  {MNBT}:",
         "    type: pow2",

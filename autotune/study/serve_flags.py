@@ -19,6 +19,7 @@ import yaml
 
 from autotune.errors import UserError
 from autotune.study.schema import OWNED_FLAGS, FlagValue
+from autotune.study.secrets import argument_secret
 from autotune.study.shell import unknown
 from autotune.study.vllm_flags import Flag, find, known, table_version, was_switch
 from autotune.study.yaml import load
@@ -147,6 +148,8 @@ class _Reader:
     def _flag(self, word: str, words: list[str]) -> None:
         """Take in a flag and its values."""
         head, equals, joined = word.partition("=")
+        if unknown(head) is not None:
+            self._check_known("", word)
         spelling, dot, key = head.partition(".")
         if head.startswith("-O") and len(head) > 2:  # -O3
             spelling, dot, equals, joined = "--optimization-level", "", "=", head[2:]
@@ -195,7 +198,9 @@ class _Reader:
             before = self.out.flags.get(name, [])
             value = [*(before if isinstance(before, list) else []), *values]
         elif name in self.out.flags:
-            kept = "" if name in LEFT_OUT else f", {_shown(self.out.flags[name])}"
+            old = self.out.flags[name]
+            hidden = name in LEFT_OUT or argument_secret(flag.name, old) is not None
+            kept = "" if hidden else f", {_shown(old)}"
             self.out.notes.append(f"--{name} is given twice: vLLM drops the first{kept}")
             del self.out.flags[name]
         self.out.flags[name] = value

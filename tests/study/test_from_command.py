@@ -333,7 +333,7 @@ def test_any_text_gives_a_study_or_one_line(text: str) -> None:
         except UserError as e:
             message = str(e)
         else:
-            message = ""
+            message = written.replace("\n", "")
             with suppress(UserError):  # such as a draft that names no model
                 parse_study(written, Path("mine.yaml"))
         assert "\n" not in message

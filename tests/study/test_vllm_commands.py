@@ -42,11 +42,13 @@ def studies() -> dict[str, LoadedStudy]:
     return {c["text"]: study_of(c["text"]) for c in commands() if not c["refused"]}
 
 
+@pytest.mark.slow
 def test_each_gives_a_study_or_the_refusal_that_is_expected() -> None:
     wrong = [{**c, "now": now} for c in commands() if (now := answer(c["text"])) != c["refused"]]
     assert not wrong
 
 
+@pytest.mark.slow
 def test_most_are_taken_many_with_a_draft() -> None:
     counts = Counter(c["refused"] for c in commands())
     assert counts[""] > 0.85 * counts.total()
