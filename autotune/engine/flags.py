@@ -14,6 +14,7 @@ from autotune.engine.probe import Kind, VllmInfo
 from autotune.engine.removed_flags import hint
 from autotune.errors import UserError
 from autotune.study.checkpoints import config_of, speculators_of
+from autotune.study.containers import refusal
 from autotune.study.files import LoadedStudy
 from autotune.study.owned import why_refused
 from autotune.study.schema import FlagValue
@@ -94,6 +95,8 @@ def _check_texts(loaded: LoadedStudy) -> None:
             f"{loaded.path}: server.command: {why}, and {_SEEN}; set it in your environment, from "
             "where the server has it (a container with `-e NAME` alone)"
         )
+    if why := refusal(server.command or ()):
+        raise UserError(f"{loaded.path}: server.command: {why}")
     words: dict[str, object] = {**arguments, "server.command": server.command}
     for where, value in words.items():
         if UNPRINTABLE.search(" ".join(_texts(value))):

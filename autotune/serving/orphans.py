@@ -2,7 +2,8 @@
 
 They are found by two variables in the environment of every process of a launch: the launch id, and
 pid and start of the autotune that owns it. Processes of other users do not show their environment,
-and are left to them.
+and are left to them. Containers are found by their label, as :mod:`autotune.serving.containers` has
+them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import contextlib
 import shlex
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
 from autotune.engine.command import LAUNCH_VARIABLE, OWNER_VARIABLE
+from autotune.serving.containers import ContainerRecord, forget, records
 from autotune.serving.process_tree import Identity, boot_id, end_orphan, start_ticks
 
 
@@ -30,6 +32,7 @@ class LivingLaunch:
         memory: Bytes that they hold (RSS, with shared memory counted in each).
         seconds: Age of the oldest process, seconds.
         command: Command line of the server's first process.
+        containers: Ids of its containers.
     """
 
     launch_id: str
@@ -38,10 +41,19 @@ class LivingLaunch:
     memory: int
     seconds: float
     command: str
+    containers: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> str:
+        """Number of its processes and containers, in words."""
+        text = f"{len(self.processes)} processes"
+        if not self.containers:
+            return text
+        return f"{text} and container {', '.join(x[:12] for x in self.containers)}"
 
 
 def living_launches() -> list[LivingLaunch]:
-    """Return every launch with a living process, the oldest first."""
+    """Return every launch with a living process or a container, the oldest first."""
     found: dict[str, dict[psutil.Process, str]] = defaultdict(dict)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # gone, or another user's
@@ -49,6 +61,8 @@ def living_launches() -> list[LivingLaunch]:
             if launch_id := environ.get(LAUNCH_VARIABLE):
                 found[launch_id][process] = environ.get(OWNER_VARIABLE, "")
     out = [_living(launch_id, processes) for launch_id, processes in found.items()]
+    for record in records():
+        out = _with_containers(record, out)
     return sorted(out, key=lambda x: -x.seconds)
 
 
@@ -68,6 +82,24 @@ def _living(launch_id: str, found: dict[psutil.Process, str]) -> LivingLaunch:
     return LivingLaunch(launch_id, owner, processes, memory, time.time() - oldest, command)
 
 
+def _with_containers(record: ContainerRecord, found: list[LivingLaunch]) -> list[LivingLaunch]:
+    """Return launches with the containers of one of them, which may have no process any more."""
+    answered = True
+    try:
+        ids = tuple(sorted(record.containers.ids()))
+    except OSError:  # the engine does not answer: what it told last
+        ids, answered = tuple(sorted(record.containers.written_id())), False
+    if any(x.launch_id == record.launch_id for x in found):
+        return [replace(x, containers=ids) if x.launch_id == record.launch_id else x for x in found]
+    owner = _living_owner(record.owner)
+    if ids:
+        command, seconds = shlex.join(record.command), time.time() - record.since
+        return [*found, LivingLaunch(record.launch_id, owner, (), 0, seconds, command, ids)]
+    if owner is None and answered:
+        forget(record.launch_id)
+    return found
+
+
 def _command(process: psutil.Process) -> str:
     words = [w for w in process.cmdline() if w]
     return (
@@ -84,13 +116,13 @@ def _living_owner(mark: str) -> int | None:
 
 
 def end_living(launch: LivingLaunch, *, grace_s: float) -> int:
-    """End an orphaned launch; return the number of its processes.
+    """End an orphaned launch; return the number of its processes and containers.
 
     Args:
         launch: Launch of :func:`living_launches` without an owner.
         grace_s: Wait after SIGTERM before SIGKILL, seconds.
 
     Raises:
-        StopError: a process survives SIGKILL.
+        StopError: a process or a container survives SIGKILL.
     """
     return end_orphan(Identity(launch.launch_id, boot_id()), grace_s=grace_s)

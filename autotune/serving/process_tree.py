@@ -14,6 +14,7 @@ import psutil
 
 from autotune.engine.command import LAUNCH_VARIABLE
 from autotune.errors import StopError
+from autotune.serving.containers import end_containers
 from autotune.serving.supervisor import members, remove_cgroup
 
 KILL_S = 30.0  # for the kernel to end processes after SIGKILL; a driver can delay it
@@ -120,8 +121,10 @@ def remains(identity: Identity) -> list[psutil.Process]:
 def kill_all(identity: Identity) -> set[int]:
     """Send SIGKILL to every process of a launch until none is left; return their pids.
 
+    A container of the launch is killed and removed by its engine; its id is none of the pids.
+
     Raises:
-        StopError: a process survives for :data:`KILL_S` seconds.
+        StopError: a process survives for :data:`KILL_S` seconds, or a container survives.
     """
     killed: set[int] = set()
     deadline = time.monotonic() + KILL_S
@@ -137,6 +140,7 @@ def kill_all(identity: Identity) -> set[int]:
                 killed.add(process.pid)
         time.sleep(0.05)
     remove_cgroup(identity.cgroup)
+    end_containers(identity.launch_id)
     return killed
 
 
@@ -152,27 +156,29 @@ def port_is_free(port: int) -> bool:
 
 
 def end_orphan(identity: Identity, *, grace_s: float) -> int:
-    """End the orphaned processes of a launch; return their number.
+    """End the orphaned processes and containers of a launch; return their number.
 
     Only processes that have the launch id, are in its control group, or have the stored pid and
-    start are touched. After a reboot there are none.
+    start are touched, and containers with the launch id as label. After a reboot there are no
+    processes.
 
     Args:
         identity: Stored identity of the launch.
         grace_s: Wait after SIGTERM before SIGKILL, seconds.
 
     Raises:
-        StopError: a process survives SIGKILL.
+        StopError: a process or a container survives SIGKILL.
     """
     if identity.boot_id != boot_id():
-        return 0
+        return end_containers(identity.launch_id)
     found = remains(identity)
     supervisors = [p for p in found if p.pid == identity.supervisor_pid]
     servers = [p for p in found if p.pid == identity.pid]
     # the supervisor ends the tree as stop() does; without one, the server gets the signal
+    contained = 0 if supervisors else end_containers(identity.launch_id, grace_s=grace_s)
     for process in supervisors or servers or found:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
     psutil.wait_procs(found, timeout=grace_s + (1 if supervisors else 0))
     ended = {p.pid for p in found} | kill_all(identity)
-    return len(ended)
+    return len(ended) + contained

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from autotune.engine.failures import classify
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError, StopError
 from autotune.serving.channel import Channel
+from autotune.serving.containers import marked
 from autotune.serving.gpu_memory import GpuMemory, gpu_memory, held
 from autotune.serving.interrupts import held_back
 from autotune.serving.logs import log_lines, mask_log, open_log
@@ -45,6 +46,7 @@ from autotune.study.schema import ServerSpec
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _POLL_S = 0.25  # between two checks of /health
 _START_S = 30.0  # for the supervisor to start a process; only a broken machine needs that long
+_UP = "Application startup complete"  # what uvicorn says when a server listens
 _GPU_S = 30.0  # for a driver to give back the memory of processes that are gone
 
 
@@ -148,20 +150,21 @@ class Server:
             supervisor_ticks=start_ticks(channel.supervisor_pid),
             warm=forked is not None,
         )
-        pid = self._first_process(channel)
+        pid = self._first_process(channel, env)
         self._identity = replace(
             self._identity, pid=pid, ticks=start_ticks(pid), cgroup=channel.cgroup
         )
         return self._identity
 
-    def _first_process(self, channel: Channel) -> int:
+    def _first_process(self, channel: Channel, env: Mapping[str, str]) -> int:
         """Let the supervisor start the server; return the pid of its first process.
 
         Raises:
             LaunchError: the program cannot be run.
         """
-        request = {"argv": self.plan.argv, "grace_s": self._spec.stop_timeout_s}
-        channel.tell(json.dumps({**request, "launch_id": self.launch_id}))
+        request = {"grace_s": self._spec.stop_timeout_s, "launch_id": self.launch_id}
+        argv, container = marked(self.plan.argv, self.launch_id, env)
+        channel.tell(json.dumps({**request, "argv": argv, "container": container}))
         deadline = time.monotonic() + _START_S
         while channel.pid is None and channel.failed is None and not channel.lost:
             channel.pump(deadline - time.monotonic())
@@ -224,14 +227,22 @@ class Server:
             if not self.alive():
                 raise self.failure(FailureKind.CRASH, "the server died while starting")
             if waited > self._spec.health_timeout_s:
-                raise self.failure(
-                    FailureKind.TIMEOUT,
-                    f"/health did not answer within {self._spec.health_timeout_s:g} s",
-                )
+                raise self.failure(FailureKind.TIMEOUT, self._unanswered())
             with contextlib.suppress(httpx.HTTPError), held_back():
                 if client.get("/health").status_code == 200:
                     return
             self._pump(_POLL_S)
+
+    def _unanswered(self) -> str:
+        """Return why a server did not become healthy, in words."""
+        why = f"/health did not answer within {self._spec.health_timeout_s:g} s"
+        if not any(_UP in line for line in log_lines(self.log_path, self.plan)):
+            return why
+        return (
+            f"{why}, although the server says that it is up: it cannot be reached on "
+            f"127.0.0.1:{self.plan.port}; a container needs --network host or no network at all "
+            "in server.command"
+        )
 
     def _check_identity(self, client: httpx.Client) -> str | None:
         """Return the version of the server that answers.

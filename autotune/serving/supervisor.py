@@ -4,10 +4,12 @@
 own, with the server's environment. It uses the standard library only, so that nothing of the
 environment can break it.
 
-- stdin has lines from the owner. The first is ``{"argv": […], "grace_s": 20, "launch_id": …}``.
+- stdin has lines from the owner. The first is ``{"argv": […], "grace_s": 20, "launch_id": …}``,
+  with ``{"container": {"engine": ["docker"], "cidfile": …}}`` where the server is in one.
   Then comes ``stop`` (SIGTERM, wait, SIGKILL) or ``kill`` (SIGKILL now). The end of stdin means
   that the owner died, by SIGKILL too; it is a ``stop`` with a short grace. SIGTERM, SIGINT and
-  SIGHUP are a ``stop``.
+  SIGHUP are a ``stop``. The SIGTERM is for the first process; when half of the grace is over, or
+  when that process has ended and others have not, it is for all: a wrapper may not pass it on.
 - stdout gets lines of JSON: ``{"started": pid, "cgroup": path}`` or ``{"failed": "why"}``;
   ``{"exited": code}`` when the server's first process has ended; ``{"gone": n}`` when nothing is
   left, where n processes needed SIGKILL.
@@ -19,6 +21,9 @@ Where this user may make one, the server also gets a control group (cgroup v2), 
 leave and which the kernel ends as a whole. If the supervisor is killed, the server gets SIGTERM by
 its parent-death signal, and the owner finds what is left by the control group and by the launch id
 in its environment.
+
+A container is no child of its client: it belongs to the engine. It is found by its label and ended
+by its id, with the engine's own commands (:class:`Containers`), before the client is.
 """
 
 from __future__ import annotations
@@ -41,6 +46,10 @@ LINGER_S = 1.0  # for helpers to end and clean up on their own, once the server 
 LOOK_S = 5.0  # between two checks of the log's size
 LOG_BYTES = 64 << 20  # size of a log above which its middle is cut out
 HEAD_BYTES, TAIL_BYTES = 1 << 20, 8 << 20  # the parts of a log that are kept
+LABEL = "autotune.launch"  # of a container: the launch id
+ENGINE_S = 15.0  # for one answer of a container engine
+CONTAINER_S = 20.0  # for a container to be gone after SIGKILL
+CLIENT_S = 5.0  # for the client of a container to clean up after the container's end
 
 # Start a server from its argv, after running the callable in it, and return its pid.
 Spawn = Callable[[list[str], Callable[[], None]], int]
@@ -126,6 +135,98 @@ def execute(argv: list[str], in_child: Callable[[], None]) -> int:
     return process.pid
 
 
+class Containers:
+    """The containers of one launch, as their engine tells of them.
+
+    Args:
+        engine: Words that call the engine, such as ``["docker"]``.
+        launch_id: Launch id, which each has as label.
+        cidfile: File that has the id of the container; None: the engine wrote none.
+        env: Environment of the calls; None: this process's own.
+    """
+
+    def __init__(
+        self,
+        engine: list[str],
+        launch_id: str,
+        cidfile: str | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.launch_id = launch_id
+        self.cidfile = cidfile
+        self.env = env
+
+    def ids(self) -> set[str]:
+        """Return the ids of every container of the launch, running or not.
+
+        Raises:
+            OSError: the engine does not answer.
+        """
+        by_label = f"label={LABEL}={self.launch_id}"
+        code, out, err = self.call("ps", "-a", "-q", "--no-trunc", "--filter", by_label)
+        if code != 0:
+            last = err.strip().splitlines()[-1:] or [f"exit code {code}"]
+            raise OSError(f"{' '.join(self.engine)} does not answer: {last[0]}")
+        return set(out.split())
+
+    def written_id(self) -> set[str]:
+        """Return the id in the cidfile, which is known even if the engine does not answer."""
+        try:
+            return set(Path(self.cidfile or "").read_text().split())
+        except OSError:  # not made yet, or the engine writes none
+            return set()
+
+    def stopping(self, ids: set[str], grace_s: float) -> subprocess.Popen[bytes]:
+        """Begin to stop containers: SIGTERM, and SIGKILL after a grace."""
+        argv = [*self.engine, "stop", "-t", str(max(1, round(grace_s))), *sorted(ids)]
+        null = subprocess.DEVNULL
+        return subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, env=self.env)
+
+    def remove(self, ids: set[str]) -> None:
+        """Send SIGKILL to containers and remove them; whether they are gone is :meth:`ids`'s."""
+        with contextlib.suppress(OSError):
+            self.call("kill", *sorted(ids))  # `podman rm -f` alone would wait 10 s
+            self.call("rm", "-f", *sorted(ids))
+
+    def end_all(self) -> set[str]:
+        """Kill and remove every container of the launch; return their ids.
+
+        Raises:
+            OSError: the engine does not answer, or one survives for :data:`CONTAINER_S` seconds.
+        """
+        ended: set[str] = set()
+        deadline = time.monotonic() + CONTAINER_S
+        while left := self.ids():
+            if time.monotonic() > deadline:
+                raise OSError(f"container {min(left)[:12]} survives SIGKILL")
+            self.remove(left)
+            ended |= left
+            time.sleep(0.1)
+        return ended
+
+    def call(self, *words: str) -> tuple[int, str, str]:
+        """Return exit code, stdout and stderr of a call of the engine.
+
+        Raises:
+            OSError: it cannot be called, or does not answer in :data:`ENGINE_S` seconds.
+        """
+        try:
+            done = subprocess.run(
+                [*self.engine, *words],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=ENGINE_S,
+                check=False,
+                env=self.env,
+            )
+        except subprocess.TimeoutExpired:
+            raise OSError(f"{' '.join(self.engine)} does not answer in {ENGINE_S:g} s") from None
+        return done.returncode, done.stdout, done.stderr
+
+
 class Supervisor:
     """Watches one server.
 
@@ -136,6 +237,8 @@ class Supervisor:
         server: Pid of the server's first process; None: not started, or reaped.
         cgroup: Folder of the server's control group; None: it has none.
         killed: Pids of the processes that needed SIGKILL.
+        containers: Containers of the launch; None: the server is in none.
+        latest: End of every grace, by the monotonic clock: the owner is in a hurry, or dead.
         own: Files of the supervisor that the server must not have.
     """
 
@@ -144,6 +247,8 @@ class Supervisor:
         self.server: int | None = None
         self.cgroup: str | None = None
         self.killed: set[int] = set()
+        self.containers: Containers | None = None
+        self.latest = float("inf")
         self.inbox = b""
         self.selector = selectors.DefaultSelector()
         self.own: list[int] = []
@@ -231,24 +336,66 @@ class Supervisor:
         Args:
             grace_s: Wait after SIGTERM before SIGKILL, seconds.
         """
-        now = time.monotonic()
-        if self.server is not None:
-            os.kill(self.server, signal.SIGTERM)  # not reaped yet, so the pid is still the server's
-        if self._until(now + grace_s, lambda: self.server is None):
+        if self.containers is not None and self.end_containers(self.containers, grace_s):
+            grace_s = min(grace_s, LINGER_S)  # what is left is the client
+        begun = time.monotonic()
+        self._terminate(set() if self.server is None else {self.server})
+        if self._until(begun + grace_s / 2, lambda: self.server is None):
             self._until(time.monotonic() + LINGER_S, lambda: not descendants())
+        if left := descendants():  # a wrapper did not pass the signal on, such as `sh -c`
+            self._terminate(left)
+            self._until(begun + grace_s, lambda: not descendants())
         while left := descendants() | members(self.cgroup):
             if self.cgroup is not None:
                 with contextlib.suppress(OSError):  # kernels before 5.14: one by one
                     Path(self.cgroup, "cgroup.kill").write_text("1")
             for pid in left:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             self.killed |= left
             time.sleep(0.02)
             self.reap()
         self.reap()
         self.leave_cgroup()
+        if self.containers is not None:  # the client may have made it while it was ended
+            with contextlib.suppress(OSError):  # the owner asks again, and says so
+                self.containers.end_all()
         say(gone=len(self.killed))
+
+    def _terminate(self, pids: set[int]) -> None:
+        """Send SIGTERM to processes of the tree; none is reaped yet, so the pids are theirs."""
+        for pid in pids:
+            # PermissionError: `sudo docker`, which ends with its container
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+
+    def end_containers(self, containers: Containers, grace_s: float) -> bool:
+        """Stop the containers of the launch, then kill them; return whether there was one.
+
+        Args:
+            containers: The containers.
+            grace_s: Wait after SIGTERM before SIGKILL, seconds.
+        """
+        try:
+            found = containers.ids()
+        except OSError:
+            found = containers.written_id()
+        if found and grace_s > 0:
+            stop = containers.stopping(found, grace_s)
+            # the engine sends SIGKILL itself after the grace, and may need a while for it
+            if not self._until(
+                time.monotonic() + grace_s + CLIENT_S, lambda: stop.poll() is not None
+            ):
+                stop.kill()
+                stop.wait()
+        elif found:
+            containers.remove(found)
+        if found:
+            self._until(time.monotonic() + CLIENT_S, lambda: self.server is None)
+            self._until(time.monotonic() + CLIENT_S, lambda: not descendants())
+            with contextlib.suppress(OSError):
+                containers.end_all()
+        return bool(found)
 
     def trim_log(self) -> None:
         """Cut out the middle of a log that grew too large; the server continues to append."""
@@ -268,14 +415,14 @@ class Supervisor:
         """Wait for ``done``; return False at the deadline, or when the owner says ``kill``."""
         self.reap()
         while not done():
-            left = deadline - time.monotonic()
+            left = min(deadline, self.latest) - time.monotonic()
             if left <= 0:
                 return False
             command = self.wait(min(left, 0.05))
             if command == "kill":
-                return False
-            if command == "orphaned":
-                deadline = min(deadline, time.monotonic() + ORPHANED_GRACE_S)
+                self.latest = time.monotonic()
+            elif command == "orphaned":
+                self.latest = min(self.latest, time.monotonic() + ORPHANED_GRACE_S)
             self.reap()
         return True
 
@@ -310,6 +457,8 @@ def watch(*, owner: int | None, spawn: Spawn) -> None:
         return
     request = json.loads(line)
     grace_s = float(request["grace_s"])
+    if box := request.get("container"):
+        supervisor.containers = Containers(box["engine"], request["launch_id"], box["cidfile"])
     if not supervisor.start(request["argv"], request["launch_id"], spawn):
         supervisor.leave_cgroup()
         return

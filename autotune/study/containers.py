@@ -27,6 +27,7 @@ _UNSUPPORTED = {
     "oc": "oc",
 }
 _PREFIXES = ("sudo", "nohup", "exec", "env", "time", "setsid", "command", "doas", "nice")
+_BINDING = ("numactl", "taskset")  # of the engine's client, which is not the server's parent
 _PREFIX_VALUES = {"-u", "--user", "-g", "--group", "-h", "-C", "-p", "-n", "-D", "-R", "-T", "-U"}
 _SHELLS = {"sh", "bash", "dash", "zsh"}
 
@@ -192,6 +193,12 @@ def parse(words: Sequence[str]) -> Container | None:
             f"{_UNSUPPORTED[name]} is not supported: its container is not a child of autotune. Run "
             "autotune inside the allocation or pod, with `vllm serve` as server.command"
         )
+    bound = next((w for w in map(_name, words[:at]) if w in _BINDING), None)
+    if bound is not None and "podman" not in name and name not in _HOST_ENGINES:
+        raise UserError(
+            f"{bound} binds {name}'s client, not the container: write --cpuset-cpus and "
+            f"--cpuset-mems after `{name} run`"
+        )
     verb = _verb_at(words, at + 1, name)
     _refuse_remote(words[at:verb])
     what = tuple(words[verb : verb + 1])
@@ -229,6 +236,9 @@ def _engine_at(words: Sequence[str]) -> int | None:
         word = _name(words[i])
         if word in known:
             return i
+        if word in _BINDING:
+            rest = (k for k, w in enumerate(words) if k > i and _name(w) in known)
+            return next((k for k in rest if words[k + 1 : k + 2] and "vllm" not in words[:k]), None)
         if word in _PREFIXES or re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[i]):
             first = False
         elif words[i].startswith("-") and not first:
@@ -435,7 +445,7 @@ def normalized(container: Container) -> OwnedCommand:
     """
     notes: list[str] = []
     if container.kind == "process":
-        options = tuple(o for old in container.options for o in _written(old, notes))
+        options = tuple(o for old in container.options for o in _written(old, notes, own=False))
         return OwnedCommand(
             replace(container, options=options).head, container.arguments, tuple(notes)
         )
@@ -480,8 +490,14 @@ def _takes_host(container: Container) -> bool:
     return container.network is None and not own and not container.has(*_NEEDS_NETWORK)
 
 
-def _written(option: Option, notes: list[str]) -> Iterator[Option]:
-    """Return an option as an owned server has it: without a secret, with its paths written out."""
+def _written(option: Option, notes: list[str], *, own: bool = True) -> Iterator[Option]:
+    """Return an option as an owned server has it: without a secret, with its paths written out.
+
+    Args:
+        option: The option.
+        notes: Sentences, to which what was changed is added.
+        own: Whether the container has an environment of its own; if not, it has the caller's.
+    """
     value = option.value
     if option.name == "label" and (value or "").startswith("autotune."):
         return
@@ -490,12 +506,12 @@ def _written(option: Option, notes: list[str]) -> Iterator[Option]:
         if name == "VLLM_API_KEY":
             notes.append("left out: VLLM_API_KEY (autotune gives its servers one)")
             return
-        if equals and text in {f"${name}", f"${{{name}}}"}:
-            yield Option("env", name, ("-e", name))
-            return
-        if equals and is_secret(name, text):
-            notes.append(f"left out: the value of {name} (set it in your environment)")
-            yield Option("env", name, ("-e", name))
+        same = text in {f"${name}", f"${{{name}}}"}
+        if equals and (same or is_secret(name, text)):
+            if not same:
+                notes.append(f"left out: the value of {name} (set it in your environment)")
+            if own:
+                yield Option("env", name, ("-e", name))
             return
     if option.name in _PATHS and value is not None and (new := _path(value)) != value:
         words = (f"--{option.name}", new) if len(option.words) == 1 else (option.words[0], new)

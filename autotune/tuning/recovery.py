@@ -97,6 +97,7 @@ def living_json(database: Path) -> list[dict[str, Any]]:
             "of": of,
             "owner": x.owner,
             "pids": [p.pid for p in x.processes],
+            "containers": list(x.containers),
             "memory": x.memory,
             "seconds": x.seconds,
             "command": plain(x.command),
@@ -110,7 +111,7 @@ def living_lines(database: Path) -> list[str]:
     lines = []
     for x, of in living(database):
         owner = f"autotune {x.owner}" if x.owner else "nobody, `autotune reap` ends it"
-        size = f"{len(x.processes)} processes, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
+        size = f"{x.size}, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
         lines.append(f"{x.launch_id[:8]}  {of}; owner: {owner}")
         lines.append(shortened(f"          {size}: {plain(x.command)}"))
     return lines
@@ -129,7 +130,8 @@ def reap(database: Path) -> Iterator[str]:
     """
     for x in living_launches():
         if x.owner is None:
-            yield f"{x.launch_id[:8]}  ended {end_living(x, grace_s=GRACE_S)} processes"
+            ended = end_living(x, grace_s=GRACE_S)
+            yield f"{x.launch_id[:8]}  ended {x.size if x.containers else f'{ended} processes'}"
         else:
             why = f"it belongs to autotune {x.owner}; Ctrl-C there ends it"
             yield f"{x.launch_id[:8]}  left alone: {why}"

@@ -65,6 +65,7 @@ def test_what_lives_as_json(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "of": "not in this --db",
         "owner": None,
         "pids": [],
+        "containers": [],
         "memory": 2**30,
         "seconds": 61.5,
         "command": "python -m vllm",

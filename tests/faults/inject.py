@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from tests.engine_double import HIDDEN, engine
 from tests.faults.plan import EVENTS, HANG_S, HEALTH_S, STOP_S, Fault, Run, Stage, Target
 from tests.faults.start import Started, Starter
 from tests.standin import MODULE, write_vllm
@@ -81,7 +82,8 @@ def marked(mark: str, launch_id: str | None = None) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # it ended, or is another user's
             environ = process.environ()
-            if environ.get(MARK) == mark and launch_id in (None, environ.get("AUTOTUNE_LAUNCH")):
+            launch = environ.get("AUTOTUNE_LAUNCH", environ.get(HIDDEN["AUTOTUNE_LAUNCH"]))
+            if environ.get(MARK) == mark and launch_id in (None, launch):
                 found.append(process)
     return found
 
@@ -109,11 +111,17 @@ class Site:
         wanted: int,
         confirm: int = 0,
         env: dict[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+        container: bool = False,
         warm: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         env = env or {}
-        command = [sys.executable, DOUBLE]
+        command = [*wrapper, sys.executable, DOUBLE]
+        self.ending = contextlib.ExitStack()
+        if container:
+            made = engine(folder.with_name(f"{folder.name}-engine"), double=command)
+            command = [str(self.ending.enter_context(made).client), "run", "--rm", "double"]
         if warm:
             command = [sys.executable, "-m", MODULE]
             env = {**env, "PYTHONPATH": str(write_vllm(folder / "vllm"))}
@@ -430,13 +438,22 @@ def run_stages(
     confirm = CONFIRMED if Stage.CONFIRMING in stages else 0
     # one before the first fault, one for each stage but for the last one, which the rest is for
     wanted = max(3, len(stages) * (1 + fault.spaced) + 1 + confirm // 2)
-    site = Site(folder, starter, wanted=wanted, confirm=confirm, warm=fault.warm)
-    try:
-        if fault.run is Run.GOES_ON:
-            return _going_on(fault, stages, site, special)
-        return _ending(fault, stages, site, special)
-    finally:
-        site.clean_up()
+    site = Site(
+        folder,
+        starter,
+        wanted=wanted,
+        confirm=confirm,
+        wrapper=fault.wrapper,
+        container=fault.container,
+        warm=fault.warm,
+    )
+    with site.ending:
+        try:
+            if fault.run is Run.GOES_ON:
+                return _going_on(fault, stages, site, special)
+            return _ending(fault, stages, site, special)
+        finally:
+            site.clean_up()
 
 
 def _inject(fault: Fault, hit: Hit, special: Special | None) -> Callable[[], None] | None:

@@ -16,6 +16,7 @@ In every case ``tests.faults.inject`` checks all of this:
 from __future__ import annotations
 
 import signal
+import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -77,6 +78,9 @@ class Fault:
         hits: Signals, in order: to whom and which.
         special: Name of the function in ``tests.faults.special`` instead of ``hits``.
         env: Of every server of the study, for the double.
+        wrapper: Words before the server's command.
+        container: Its servers are in containers of a stand-in engine, which the signals for the
+            API process do not reach: they are for the engine's client.
         warm: Its servers are forked from a fork server.
         spaced: A trial more between two stages.
         within_s: Until nothing of the launch is left.
@@ -92,6 +96,8 @@ class Fault:
     hits: tuple[tuple[Target, signal.Signals], ...] = ()
     special: str = ""
     env: dict[str, str] = field(default_factory=dict)
+    wrapper: tuple[str, ...] = ()
+    container: bool = False
     warm: bool = False
     spaced: bool = False
     within_s: float = 10.0
@@ -238,6 +244,106 @@ PROCESSES = (
         (Stage.MEASURING,),
         special="under_timeout",
         quick=(Stage.MEASURING,),
+    ),
+)
+
+# What stands between the supervisor and the server in a user's command. `"$@"` is the server.
+SHELL = ("/bin/sh", "-c", '"$@"; true', "sh")  # ends at SIGTERM and tells nobody
+SWALLOWS = ("/bin/sh", "-c", 'trap "" TERM; "$@"; true', "sh")
+WAITS = (  # as launchers written in Python: it ignores SIGTERM and waits for its child
+    sys.executable,
+    "-c",
+    (
+        "import signal, subprocess, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "sys.exit(subprocess.run(sys.argv[1:]).returncode)"
+    ),
+)
+WRAPPERS = (
+    *(
+        Fault(
+            f"{name}: {hit.name} to the tuner",
+            Run.INTERRUPTED if hit is signal.SIGTERM else Run.DIES,
+            (Stage.LAUNCHING, Stage.MEASURING),
+            hits=((Target.TUNER, hit),),
+            env=PLAIN,
+            wrapper=wrapper,
+            quick=(Stage.MEASURING,) if wrapper is WAITS else (),
+        )
+        for name, wrapper in {
+            'behind `sh -c "…; true"`': SHELL,
+            "behind a shell that ignores SIGTERM": SWALLOWS,
+            "behind a launcher that does not pass SIGTERM on": WAITS,
+            "behind `nohup`": ("nohup",),
+        }.items()
+        for hit in (signal.SIGTERM, signal.SIGKILL)
+    ),
+    Fault(
+        'behind `sh -c "…; true"`: SIGKILL of the shell',
+        Run.GOES_ON,
+        (Stage.LAUNCHING, Stage.MEASURING),
+        hits=((Target.API, signal.SIGKILL),),
+        env=PLAIN,
+        wrapper=SHELL,
+        quick=(Stage.MEASURING,),
+    ),
+)
+
+# Servers in containers, of a stand-in engine; tests/serving/test_podman.py has a real one.
+CONTAINERS = (
+    Fault(
+        "in a container: SIGKILL of the tuner",
+        Run.DIES,
+        SERVING,
+        hits=((Target.TUNER, signal.SIGKILL),),
+        env=STUBBORN,
+        container=True,
+        quick=(Stage.LAUNCHING, Stage.MEASURING),
+    ),
+    Fault(
+        "in a container: SIGTERM to the tuner",
+        Run.INTERRUPTED,
+        SERVING,
+        hits=((Target.TUNER, signal.SIGTERM),),
+        container=True,
+    ),
+    Fault(
+        "in a container that ignores SIGTERM: SIGTERM to the tuner",
+        Run.INTERRUPTED,
+        (Stage.LAUNCHING, Stage.MEASURING),
+        hits=((Target.TUNER, signal.SIGTERM),),
+        env=DEAF,
+        container=True,
+        quick=(Stage.MEASURING,),
+    ),
+    Fault(
+        "in a container: SIGKILL of the engine's client",
+        Run.GOES_ON,
+        SERVING,
+        hits=((Target.API, signal.SIGKILL),),
+        env=STUBBORN,
+        container=True,
+        quick=(Stage.MEASURING,),
+    ),
+    Fault(
+        "in a container: SIGKILL of the supervisor",
+        Run.GOES_ON,
+        SERVING,
+        hits=((Target.SUPERVISOR, signal.SIGKILL),),
+        env=STUBBORN,
+        container=True,
+    ),
+    Fault(
+        "in a container that ignores SIGTERM: SIGKILL of supervisor and tuner together",
+        Run.DIES,
+        (Stage.LAUNCHING, Stage.MEASURING),
+        hits=((Target.SUPERVISOR, signal.SIGKILL), (Target.TUNER, signal.SIGKILL)),
+        env=DEAF,
+        container=True,
+        stays="the container stays until the next run or `autotune reap`",
+        reaped=(Stage.MEASURING,),
+        quick=(Stage.MEASURING,),
+        alone=True,
     ),
 )
 
@@ -395,7 +501,7 @@ STORAGE = (
     ),
 )
 
-FAULTS = (*PROCESSES, *WARM, *STORAGE)
+FAULTS = (*PROCESSES, *WRAPPERS, *CONTAINERS, *WARM, *STORAGE)
 
 
 def named(name: str) -> Fault:

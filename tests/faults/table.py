@@ -50,8 +50,8 @@ _BEYOND = """\
   reap`.
 - **A process that SIGKILL does not end** (the kernel or a driver holds it), or GPU memory that a
   driver keeps: the run ends with one line, because nothing may be launched next to it.
-- **Containers** (`docker run …` as `server.command`): only the client process is autotune's. Its
-  end is passed on by the container's own signal forwarding and proven by the port alone.
+- **A container engine that does not answer** when a container has to be ended: the run ends with
+  one line that names the container ([containers.md](containers.md)).
 - **A database that was damaged, or deleted in mid-run**: said at once or before the next launch;
   what cannot be read of it is lost. Nothing makes copies of it but you.
 - **Power loss**: SQLite's WAL with `synchronous=NORMAL` stays whole, but may lack the last second;
@@ -91,6 +91,17 @@ that has imported vLLM once, the *fork server*. It adds nothing that could be le
   - What a process draws at its start, its hash seed and the layout of its memory, is drawn once for
     all servers of a run, not for each launch. This part is missing in the
     launch-to-launch variance, which may make it a little too small; this was not measured.
+
+## Wrappers and containers
+
+A wrapper in `server.command` may end at SIGTERM without telling the server, or ignore it. So the
+supervisor sends SIGTERM to every process of the tree when the first one has ended and others have
+not, or when half of `stop_timeout_s` is over, and SIGKILL at its end. In the table, `…` stands for
+the server's command.
+
+The rows of containers are over a stand-in engine, whose containers hide their marks from autotune
+as those of another user do. `tests/serving/test_podman.py` does the same with a real podman where
+it runs: 4.3 with runc, as root and rootless, on 2026-11-30. No docker daemon was tried.
 
 ## Prelaunched servers
 
