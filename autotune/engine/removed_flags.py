@@ -136,6 +136,6 @@ def _opposite(name: str) -> str:
 def _is_slip(name: str, other: str) -> bool:
     """Return whether two names differ by a few letters of what they are about."""
     switches = [m[0] if (m := _SWITCH.match(x)) else "" for x in (name, other)]
-    about = [x.removeprefix(s) for x, s in zip((name, other), switches, strict=True)]
     same = switches[0] == switches[1] or "" in switches
-    return same and difflib.SequenceMatcher(None, about[0], about[1]).ratio() >= _SLIP
+    a, b = name.removeprefix(switches[0]), other.removeprefix(switches[1])
+    return same and difflib.SequenceMatcher(None, a, b).ratio() >= _SLIP

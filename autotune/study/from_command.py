@@ -2,57 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from autotune.errors import UserError
-from autotune.study.schema import OWNED_FLAGS, FlagValue, flag_name
+from autotune.study.draft_flags import draft_of, verifier_of
+from autotune.study.manifests import is_manifest
+from autotune.study.schema import FlagValue, flag_name
 from autotune.study.secrets import secret_values
+from autotune.study.serve_flags import LEFT_OUT, arguments_of, human
+from autotune.study.shell import unknown, unmarked
 from autotune.study.space import MNBT, N
+from autotune.study.start import Start, start_of, start_of_manifest
 
-_API_SERVER = "vllm.entrypoints.openai.api_server"
-# vLLM's short options, read from the parser of 0.32
-_SHORT = {
-    "-ac": "attention-config",
-    "-asc": "api-server-count",
-    "-cc": "compilation-config",
-    "-dcp": "decode-context-parallel-size",
-    "-dp": "data-parallel-size",
-    "-dpa": "data-parallel-address",
-    "-dpb": "data-parallel-backend",
-    "-dpe": "data-parallel-external-lb",
-    "-dph": "data-parallel-hybrid-lb",
-    "-dpl": "data-parallel-size-local",
-    "-dpm": "data-parallel-multi-port-external-lb",
-    "-dpn": "data-parallel-rank",
-    "-dpp": "data-parallel-rpc-port",
-    "-dpr": "data-parallel-start-rank",
-    "-ep": "enable-expert-parallel",
-    "-n": "nnodes",
-    "-O": "optimization-level",
-    "-pcp": "prefill-context-parallel-size",
-    "-pp": "pipeline-parallel-size",
-    "-q": "quantization",
-    "-r": "node-rank",
-    "-sc": "speculative-config",
-    "-tp": "tensor-parallel-size",
+# Why a command is refused that starts only a part of a server, or no server of the OpenAI API.
+_PART = "the server is one of several that work together, which autotune does not start; give one "
+_PART += "that serves alone"
+_REFUSED = {
+    "headless": "a server without an API cannot be measured",
+    "grpc": "autotune measures the OpenAI API",
+    "omni": "vLLM-Omni's server is another one",
+    "node-rank": _PART,
+    "data-parallel-rank": _PART,
+    "data-parallel-start-rank": _PART,
+    "data-parallel-external-lb": _PART,
+    "data-parallel-hybrid-lb": _PART,
+    "data-parallel-multi-port-external-lb": _PART,
 }
-_LEFT_OUT = {
-    "host": OWNED_FLAGS["host"],
-    "port": OWNED_FLAGS["port"],
-    "uds": OWNED_FLAGS["uds"],
-    "api_key": OWNED_FLAGS["api_key"],
-    "hf_token": "a study holds no secrets; set HF_TOKEN in your environment",
-}
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
-_HUMAN = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)([kmgKMG]?)")
-_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+_MOST_TEXT = 100_000  # characters of a file that holds the command
+_FILES = {".yaml", ".yml", ".sh", ".bash"}
 
 
 def template(name: str) -> str:
@@ -89,24 +72,36 @@ def study_from_command(argv: Sequence[str], name: str) -> str:
     """Return the text of a study that tunes what a command serves today.
 
     Args:
-        argv: ``vllm serve MODEL --flags…`` or ``python -m vllm.entrypoints.openai.api_server
-            --model MODEL --flags…``, as words or as one word. ``NAME=value`` may come first. A flag
-            counts as a switch if another flag or nothing follows, because only vLLM knows.
+        argv: What starts vLLM, as words, or as one text: a command, a script, a Compose or
+            Kubernetes file, or the path of a file with one of these.
         name: Name of the study.
 
     Raises:
-        UserError: it is no such command, or names no model.
+        UserError: it is no such command, names no model, or cannot be taken apart for certain.
     """
-    env, words = _environment(_words(argv))
-    command, rest = _program(words)
-    positional, given = _flags(rest)
-    model = given.pop("model", positional)
-    if not isinstance(model, str):
-        raise UserError("the command names no model; write `vllm serve MODEL --flags…`")
+    try:
+        return _study_from(argv, name)
+    except UserError as e:
+        raise UserError(" ".join(unmarked(str(e)).split())) from e  # it may quote what was given
 
-    speculative = _speculative(given)
-    n_today = speculative.pop(N, None) if speculative else None
-    settings = {flag_name(k): _human(v) for k, v in given.items()}
+
+def _study_from(argv: Sequence[str], name: str) -> str:
+    """Return :func:`study_from_command`."""
+    base = Path()
+    start = _start(argv)
+    found = arguments_of(start.arguments, console=start.console, base=base)
+    given = found.flags
+    for flag, why in _REFUSED.items():
+        if given.get(flag) not in (None, False) or (flag == "node-rank" and _several(given)):
+            raise UserError(f"--{flag if flag in given else 'nnodes'}: {why}")
+    if found.model is None:
+        raise UserError("the command names no model; write `vllm serve MODEL --flags…`")
+    _check_known(start.command)
+    notes = [*start.notes, *found.notes]
+    speculative = draft_of(given, notes)
+    model, speculative = verifier_of(found.model, speculative, base, notes)
+    n_today = speculative.pop(N, None)
+    settings = {flag_name(k): human(v) for k, v in given.items()}
     mnbt_today = settings.get(MNBT)
     if mnbt_today is not None and not (type(mnbt_today) is int and mnbt_today >= 1):
         raise UserError(
@@ -114,11 +109,12 @@ def study_from_command(argv: Sequence[str], name: str) -> str:
         )
     lines = [
         "server:",
-        f"  command: {_yaml(shlex.join(command))}",
+        f"  command: {_yaml(shlex.join(start.command))}",
         f"  model: {_yaml(model)}",
         *_draft_lines(speculative),
         *_flag_lines(given),
-        *_env_lines(env),
+        *_env_lines(start.env),
+        *(f"  # {_comment(note)}" for note in dict.fromkeys(notes)),
     ]
     return _study(
         name,
@@ -128,15 +124,49 @@ def study_from_command(argv: Sequence[str], name: str) -> str:
     )
 
 
-def _words(argv: Sequence[str]) -> list[str]:
-    """Return the words of a command, which may be one text."""
-    words = list(argv)
-    if len(words) == 1:
-        try:
-            words = shlex.split(words[0].replace("\\\n", " "))
-        except ValueError as e:
-            raise UserError(f"the command cannot be split into words: {e}") from e
-    return [w for w in words if w.strip()]  # the newline of a pasted `\`
+def _start(argv: Sequence[str]) -> Start:
+    """Return the start of vLLM in what was given."""
+    words = [w for w in argv if w.strip()]
+    text = words[0] if len(words) == 1 else ""
+    if Path(text.strip()).suffix in _FILES and len(text.split()) == 1:
+        text = _content(text.strip())
+        words = [text]
+    return start_of_manifest(text) if text and is_manifest(text) else start_of(words)
+
+
+def _content(name: str) -> str:
+    """Return the text of a file with a command.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Path(name).open(encoding="utf-8") as f:
+            return f.read(_MOST_TEXT)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{name:.200}: cannot be read: {getattr(e, 'strerror', e)}") from e
+
+
+def _several(given: Mapping[str, FlagValue]) -> bool:
+    """Return whether a server runs on several machines."""
+    nodes = given.get("nnodes")
+    return isinstance(nodes, int) and nodes > 1
+
+
+def _check_known(command: Sequence[str]) -> None:
+    """Refuse a program whose name only the user's shell knows.
+
+    Raises:
+        UserError: it has such a part.
+    """
+    for word in command:
+        if (what := unknown(word)) is not None:
+            raise UserError(f"only your shell knows what {what:.60} is; write its value")
+
+
+def _comment(text: str) -> str:
+    """Return a text as a comment on one line."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(unmarked(text).split()))
 
 
 def _draft_lines(speculative: Mapping[str, Any]) -> list[str]:
@@ -151,8 +181,7 @@ def _draft_lines(speculative: Mapping[str, Any]) -> list[str]:
         ]
     lines = []
     if "method" not in speculative:
-        lines.append("  # the command leaves the method to vLLM: check that it is dflash")
-        speculative = {"method": "dflash", **speculative}
+        lines.append("  # the command names no method: vLLM chooses it by the draft")
     return [
         *lines,
         "  speculative:",
@@ -162,134 +191,30 @@ def _draft_lines(speculative: Mapping[str, Any]) -> list[str]:
 
 def _flag_lines(given: Mapping[str, FlagValue]) -> list[str]:
     """Return the lines of the fixed flags, and of those that are left out."""
-    left_out = {k: _LEFT_OUT[k] for k in map(flag_name, given) if k in _LEFT_OUT}
-    flags = {
-        k: v for k, v in given.items() if flag_name(k) not in _LEFT_OUT and flag_name(k) != MNBT
-    }
+    flags = {k: v for k, v in given.items() if k not in LEFT_OUT and flag_name(k) != MNBT}
     lines = []
     if flags:
         lines += ["  flags:", *(f"    {_yaml(k)}: {_yaml(v)}" for k, v in flags.items())]
-    for k, why in left_out.items():
-        lines.append(f"  # left out: --{k.replace('_', '-')} ({why})")
+    for k in given:
+        if k in LEFT_OUT:
+            lines.append(f"  # left out: --{k} ({LEFT_OUT[k]})")
     return lines
 
 
 def _env_lines(env: Mapping[str, str]) -> list[str]:
-    """Return the lines of the environment, and of the secrets that are left out."""
-    secrets = [k for k in env if secret_values({k: env[k]})]
-    shown = {k: v for k, v in env.items() if k not in secrets}
+    """Return the lines of the environment, and of what is left out of it."""
+    secrets = [k for k in env if secret_values({k: unmarked(env[k])})]
+    hidden = [k for k in env if k not in secrets and unknown(env[k]) is not None]
+    shown = {k: v for k, v in env.items() if k not in secrets and k not in hidden}
     lines = []
     if shown:
         lines += ["  env:", *(f"    {_yaml(k)}: {_yaml(v)}" for k, v in shown.items())]
     for k in secrets:
         lines.append(f"  # left out: {k} (a study holds no secrets; set it in your environment)")
+    for k in hidden:
+        what = _comment(unmarked(env[k]))
+        lines.append(f"  # left out: {k} (only your shell knows {what:.60}; write it into env)")
     return lines
-
-
-def _environment(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Split leading ``NAME=value`` words (with or without ``env``, ``export``) from the rest."""
-    env: dict[str, str] = {}
-    while words and (
-        words[0] in {"env", "export"} or re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[0])
-    ):
-        key, equals, value = words.pop(0).partition("=")
-        if equals:
-            env[key] = value
-    return env, words
-
-
-def _program(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split the words that start the server from the model and the flags."""
-    if len(words) > 1 and words[0].rpartition("/")[2] == "vllm" and words[1] == "serve":
-        return words[:2], words[2:]
-    if _API_SERVER in words and words[words.index(_API_SERVER) - 1] == "-m":
-        end = words.index(_API_SERVER) + 1
-        return words[:end], words[end:]
-    raise UserError(
-        f"`{shlex.join(words)[:80]}` is no command that starts vLLM; give `vllm serve MODEL "
-        f"--flags…` or `python -m {_API_SERVER} --model MODEL --flags…`; for a container write "
-        "server.command in a study file (`autotune init` alone writes one)"
-    )
-
-
-def _flags(words: list[str]) -> tuple[str | None, dict[str, FlagValue]]:
-    """Return the model, if it comes before the flags, and the flags without their dashes."""
-    positional = words.pop(0) if words and not _is_flag(words[0]) else None
-    flags: dict[str, FlagValue] = {}
-    while words:
-        word, equals, joined = words.pop(0).partition("=")
-        if match := re.fullmatch(r"-O(\d\w*|\w{2,})", word):  # vLLM takes -O3 for -O 3
-            word, equals, joined = "-O", "=", match[1]
-        values = [joined] if equals else []
-        while words and not equals and not _is_flag(words[0]):
-            values.append(words.pop(0))
-        head, dot, rest = word.partition(".")  # --compilation-config.mode 3
-        if not head.startswith("--"):
-            if head not in _SHORT:
-                raise UserError(f"{word:.60}: is no short flag of vLLM; write it in full, with --")
-            head = f"--{_SHORT[head]}"
-        name = head[2:].replace("_", "-") + dot + rest
-        value: FlagValue
-        if not values:
-            value, name = (False, name[3:]) if name.startswith("no-") else (True, name)
-        elif len(values) == 1:
-            value = _value(name, values[0])
-        else:
-            value = [v if isinstance(v, int | float) else str(v) for v in map(_scalar, values)]
-        if name in flags:
-            raise UserError(f"--{name:.60}: is given twice; leave one out")
-        if name == "model":
-            value = values[0] if values else value  # a folder named 135 is no number
-        flags[name] = value
-    return positional, flags
-
-
-def _is_flag(word: str) -> bool:
-    return word.startswith("-") and len(word) > 1 and not _NUMBER.fullmatch(word)
-
-
-def _value(name: str, text: str) -> FlagValue:
-    if text.startswith("{"):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise UserError(f"--{name:.60}: is not JSON: {e}; put it in single quotes") from e
-        return dict(value)
-    return _scalar(text)
-
-
-def _scalar(text: str) -> int | float | str:
-    match = _NUMBER.fullmatch(text)
-    if match is None or len(text) > 30 or math.isinf(float(text)):
-        return text
-    return float(text) if match[2] or match[3] else int(text)
-
-
-def _human(value: FlagValue) -> object:
-    """Return a flag's value, with vLLM's 4k (4000) and 4K (4096) as numbers."""
-    match = _HUMAN.fullmatch(value) if isinstance(value, str) else None
-    return int(float(match[1]) * _SIZES[match[2]]) if match else value
-
-
-def _speculative(flags: dict[str, FlagValue]) -> dict[str, Any]:
-    """Remove ``--speculative-config`` from the flags, in both of its forms, and return it."""
-    config: dict[str, Any] = {}
-    for name in [k for k in flags if k.partition(".")[0] == "speculative-config"]:
-        value = flags.pop(name)
-        key = name.partition(".")[2].replace("-", "_")
-        if key:
-            config[key] = value
-        elif isinstance(value, dict):
-            config |= value
-        else:
-            raise UserError(
-                f"--speculative-config: must be a JSON object in single quotes, not {value!s:.60}"
-            )
-    if config and not isinstance(config.get("model"), str):
-        raise UserError("--speculative-config: names no draft `model`, which is what a study tunes")
-    if config and not (isinstance(config.get(N, 1), int) and config.get(N, 1) >= 1):
-        raise UserError(f"--speculative-config: {N} must be a whole number from 1 up")
-    return config
 
 
 def _space(
@@ -311,7 +236,7 @@ def _space(
         f"  {mark}{N}: # n, tokens drafted per step; 0 is no speculation{today}",
         f"  {mark}  type: int",
         f"  {mark}  low: 0",
-        f"  {mark}  high: {n_high} # a DFlash draft takes at most its block_size - 1",
+        f"  {mark}  high: {n_high} # a DFlash draft is trained for its block_size - 1",
         f"  # Tokens per step, prompts and drafts together, as powers of two.{was}",
         f"  {MNBT}:",
         "    type: pow2",

@@ -114,6 +114,15 @@ def load(text: str) -> Any:
     return yaml.load(text, Loader=Loader)  # noqa: S506 – a SafeLoader
 
 
+def load_all(text: str) -> list[Any]:
+    """Return the values of the documents of a YAML text.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    return list(yaml.load_all(text, Loader=Loader))
+
+
 def compose(text: str) -> Any:
     """Return the root node of a YAML text; nodes have their places in it."""
     return yaml.compose(text, Loader=Loader)

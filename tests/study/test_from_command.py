@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
@@ -114,7 +118,7 @@ def test_dotted_speculative_config() -> None:
     ).spec
     assert spec.server.speculative is not None
     assert spec.server.draft_settings({N: 2}) == {"method": "dflash", "model": "./draft", N: 2}
-    assert spec.server.flags == {"compilation_config.mode": 3}
+    assert spec.server.flags == {"compilation_config": {"mode": 3}}
     assert spec.space[N] == IntParam(type="int", low=0, high=15)
 
 
@@ -163,11 +167,10 @@ def test_the_load_fits_into_a_short_model_length() -> None:
         ("ollama run x", "is no command that starts vLLM"),
         ("vllm serve", "names no model"),
         ("vllm serve --enforce-eager", "names no model"),
-        ("vllm serve m --seed 1 --seed 2", "--seed: is given twice"),
         ("vllm serve m -zz 1", "-zz: is no short flag"),
         ("vllm serve m --speculative-config dflash", "must be a JSON object"),
         ("vllm serve m --speculative-config {method:x}", "is not JSON"),
-        ("""vllm serve m -sc '{"method": "ngram"}'""", "names no draft"),
+        ("""vllm serve m -sc '{"attention_backend": "x"}'""", "names neither a draft"),
         (
             """vllm serve m -sc '{"model": "d", "num_speculative_tokens": 0}'""",
             "must be a whole number",
@@ -184,3 +187,154 @@ def test_mistakes_are_one_line(command: str, told: str) -> None:
 def test_a_quote_that_never_ends() -> None:
     with pytest.raises(UserError, match="cannot be split"):
         study_from_command(["vllm serve 'm"], "mine")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--spec-method dflash --spec-model org/d --spec-tokens 7",
+        """--spec-tokens 7 --speculative-config '{"method": "dflash", "model": "org/d"}'""",
+        "-sc.method dflash -sc.model org/d --spec-tokens=7",
+    ],
+)
+def test_short_forms_of_the_draft_are_owned(flags: str) -> None:
+    text = study_from_command(shlex.split(f"vllm serve org/m --seed 0 {flags}"), "mine")
+    server = parse_study(text, Path("mine.yaml")).spec.server
+    assert server.flags == {"seed": 0}
+    assert server.draft_settings({N: 2}) == {"method": "dflash", "model": "org/d", N: 2}
+    assert "0 is no speculation; the command has 7" in text
+
+
+def test_flags_of_the_draft_that_vllm_no_longer_has() -> None:
+    text = study_from_command(
+        shlex.split(
+            "vllm serve org/m --speculative_model org/d --num_speculative_tokens 16 "
+            "--speculative-draft-tensor-parallel-size 1 --speculative-disable-mqa-scorer"
+        ),
+        "mine",
+    )
+    server = parse_study(text, Path("mine.yaml")).spec.server
+    assert server.flags == {}
+    assert server.draft_settings({N: 2}) == {
+        "model": "org/d",
+        "draft_tensor_parallel_size": 1,
+        N: 2,
+    }
+    assert "high: 16" in text
+    assert "left out: --speculative-disable-mqa-scorer" in text
+    assert "names no method: vLLM chooses it" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "draft"),
+    [
+        ("-sc.method mtp -sc.num_speculative_tokens 3", {"method": "mtp"}),
+        (
+            """-sc '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4}'""",
+            {"method": "ngram", "prompt_lookup_max": 4},
+        ),
+        ("--speculative-model [ngram] --num-speculative-tokens 5", {"method": "ngram"}),
+        ("--spec-method suffix", {"method": "suffix"}),
+    ],
+)
+def test_drafts_without_a_model_are_tuned(flags: str, draft: dict[str, object]) -> None:
+    spec = study(f"vllm serve org/m {flags}").spec
+    assert spec.server.draft_settings({}) == draft
+    assert N in spec.space
+
+
+def test_a_folder_in_speculators_format_is_the_draft_of_its_verifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "speculator"
+    folder.mkdir()
+    config = {
+        "speculators_model_type": "dflash",
+        "speculators_config": {
+            "proposal_methods": [{"speculative_tokens": 7}],
+            "verifier": {"name_or_path": "org/target"},
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    more = "-sc.attention_backend flash_attn -sc.method other"
+    text = study_from_command(shlex.split(f"vllm serve ./speculator {more}"), "mine")
+    server = parse_study(text, Path("mine.yaml")).spec.server
+    assert server.model == "org/target"
+    assert server.draft_settings({}) == {
+        "attention_backend": "flash_attn",
+        "method": "dflash",  # as vLLM: the format decides method and model
+        "model": "./speculator",
+    }
+    assert "the command has 7" in text
+
+
+def test_flags_of_a_server_in_use_are_left_out_and_said() -> None:
+    text = study_from_command(
+        shlex.split(
+            "vllm serve m --ssl-keyfile k.pem --ssl-certfile $CERT --root-path /v --uds /tmp/s "
+            "--disable-log-stats --seed 1"
+        ),
+        "mine",
+    )
+    assert parse_study(text, Path("mine.yaml")).spec.server.flags == {"seed": 1}
+    for flag in ("ssl-keyfile", "ssl-certfile", "root-path", "uds", "disable-log-stats"):
+        assert f"# left out: --{flag} (" in text
+
+
+def test_variables_that_only_the_shell_knows_are_left_out_and_said() -> None:
+    text = study_from_command(["export LD_LIBRARY_PATH=/x:$LD_LIBRARY_PATH A=1\nvllm serve m"], "n")
+    assert parse_study(text, Path("mine.yaml")).spec.server.env == {"A": "1"}
+    assert "left out: LD_LIBRARY_PATH (only your shell knows /x:$LD_LIBRARY_PATH" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("vllm serve m --headless", "--headless: a server without an API"),
+        ("vllm serve m --grpc", "--grpc: autotune measures the OpenAI API"),
+        ("vllm serve m -dpn 1", "--data-parallel-rank: the server is one of several"),
+        ("vllm serve m --nnodes 2 --node-rank 0", "--node-rank: the server is one of several"),
+        ("vllm serve m -n 2", "--nnodes: the server is one of several"),
+        ("vllm serve m --omni", "vLLM-Omni"),
+        (
+            """vllm serve m --spec-method x -sc '{"method": "y"}'""",
+            "--spec-method: vLLM refuses it next to method",
+        ),
+        ("missing.sh", "missing.sh: cannot be read"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(command: str, told: str) -> None:
+    with pytest.raises(UserError) as e:
+        study(command)
+    assert told in str(e.value)
+
+
+def test_a_file_with_the_command(tmp_path: Path) -> None:
+    script = tmp_path / "serve.sh"
+    script.write_text("#!/bin/sh\nexec vllm serve org/m --seed 3\n")
+    spec = parse_study(study_from_command([str(script)], "mine"), Path("mine.yaml")).spec
+    assert (spec.server.command, spec.server.model) == (("vllm", "serve"), "org/m")
+
+
+_PIECES = """vllm serve org/m
+--seed 1 -tp -cc.mode {} '{"a":1}' $X ${Y:-1} " ' ; && | > # ( ) docker
+run -e uv env -i nice -n bash -c <m> `x` --spec-method mtp services: image: - ~ --config a.yaml"""
+
+
+@given(
+    st.lists(st.sampled_from([*_PIECES.split(), "\n", "\\"]), max_size=14).map(" ".join)
+    | st.text(max_size=80)
+)
+def test_any_text_gives_a_study_or_one_line(text: str) -> None:
+    for argv in ([text], text.split(" ")):
+        try:
+            written = study_from_command(argv, "mine")
+        except UserError as e:
+            message = str(e)
+        else:
+            message = written.replace("\n", "")
+            with suppress(UserError):  # such as a draft that names no model
+                parse_study(written, Path("mine.yaml"))
+        assert "\n" not in message
+        assert "\ue000" not in message

@@ -1,0 +1,117 @@
+"""Drafts other than a DFlash folder that is named, on real vLLM servers with the demo pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autotune.study.models import draft_folder
+from autotune.study.space import MNBT, N
+from tests.faults.real import small_demo
+from tests.studies import autotune, query, trials
+
+pytestmark = pytest.mark.real
+
+
+def _run(folder: Path, draft: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    """Run the baseline and n drafts; return the trials."""
+    file = small_demo(folder, "drafts")
+    raw = yaml.safe_load(file.read_text())
+    raw["server"]["speculative"] = draft
+    raw["space"] = {
+        N: {"type": "choice", "choices": [0, n]},
+        MNBT: {"type": "choice", "choices": [512]},
+    }
+    raw["search"] = {"method": "grid"}
+    file.write_text(yaml.safe_dump(raw))
+    done = autotune("run", str(file), "--trials", "2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return trials(folder)
+
+
+def _configs(folder: Path) -> list[dict[str, Any] | None]:
+    """Return ``--speculative-config`` of each measured launch, in order."""
+    out: list[dict[str, Any] | None] = []
+    sql = "select argv from autotune_launches where measured_at is not null order by measured_at"
+    for (argv,) in query(folder, sql):
+        words = json.loads(str(argv))
+        flag = "--speculative-config"
+        out.append(json.loads(words[words.index(flag) + 1]) if flag in words else None)
+    return out
+
+
+def _baseline_does_not_draft(baseline: dict[str, Any], drafted: dict[str, Any]) -> None:
+    assert baseline["state"] == drafted["state"] == "complete"
+    assert baseline["params"][N] == 0
+    assert baseline["acceptance_length"] is None
+    assert drafted["params"][N] > 0
+    assert drafted["tok_s"] > 0
+
+
+def test_n_grams_without_a_model(tmp_path: Path) -> None:
+    draft = {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    baseline, drafted = _run(tmp_path, draft, 4)
+    _baseline_does_not_draft(baseline, drafted)
+    assert _configs(tmp_path) == [None, {**draft, N: 4}]
+
+
+def test_a_folder_in_speculators_format(tmp_path: Path) -> None:
+    """The demo's draft in that format, in a folder whose name says nothing."""
+    folder = tmp_path / "small"
+    shutil.copytree(draft_folder(), folder)
+    path = folder / "config.json"
+    layers = json.loads(path.read_text())
+    inner = layers.pop("dflash_config")
+    body = {
+        "architectures": ["DFlashDraftModel"],
+        "speculators_model_type": "dflash",
+        "speculators_config": {
+            "verifier": {"name_or_path": "demo:target"},
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 7}],
+        },
+        "transformer_layer_config": {k: v for k, v in layers.items() if k != "architectures"},
+        "mask_token_id": inner["mask_token_id"],
+        "aux_hidden_state_layer_ids": [i + 1 for i in inner["target_layer_ids"]],
+        "draft_vocab_size": layers["vocab_size"],
+        "sliding_window_non_causal": True,
+    }
+    path.write_text(json.dumps(body))
+    baseline, drafted = _run(tmp_path, {"model": "small"}, 3)
+    _baseline_does_not_draft(baseline, drafted)
+    none, config = _configs(tmp_path)
+    assert none is None
+    assert config == {"method": "dflash", "model": str(folder), N: 3}
+    assert 1.2 < drafted["acceptance_length"] < 3.5  # as the demo's own folder
+
+
+def test_a_command_with_spec_flags(tmp_path: Path) -> None:
+    words = ["vllm", "serve", "demo:target", "--max-num-seqs", "2", "--max-model-len", "1024"]
+    words += ["--enforce-eager", "--spec-method", "dflash", "--spec-model", "demo:draft"]
+    words += ["--spec-tokens", "7"]
+    written = autotune("init", "--out", "mine.yaml", "--", *words, cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    raw = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    raw["server"].pop("command", None)  # the vLLM of this environment
+    small = yaml.safe_load(small_demo(tmp_path, "drafts").read_text())
+    raw["server"]["env"] = small["server"]["env"]
+    raw |= {"workload": small["workload"], "measure": small["measure"], "budget": small["budget"]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw))
+    done = autotune("run", "mine.yaml", "--trials", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [baseline] = trials(tmp_path)
+    assert baseline["acceptance_length"] is None
+    assert _configs(tmp_path) == [None]
+
+
+def test_suffixes_without_a_model(tmp_path: Path) -> None:
+    if not os.environ.get("AUTOTUNE_TEST_SUFFIX"):
+        pytest.skip("AUTOTUNE_TEST_SUFFIX is not set: it needs arctic-inference, built from source")
+    baseline, drafted = _run(tmp_path, {"method": "suffix"}, 4)
+    _baseline_does_not_draft(baseline, drafted)
+    assert _configs(tmp_path) == [None, {"method": "suffix", N: 4}]
