@@ -40,6 +40,7 @@ class Trial:
         rivals: Finished trials of which one may be better in everything.
         between: By objective, the standard deviation of its logarithm between launches.
         searched: Number of points that the rivals are the best of.
+        ruled_out: Why it cannot launch, by what earlier launches stated; None: it may.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Trial:
     rivals: Sequence[Rival] = ()
     between: Mapping[str, float] = field(default_factory=dict)
     searched: int = 0
+    ruled_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Infeasible:
-    """It was not launched, because the rules forbid its point."""
+    """It was not launched: the rules, or what an earlier launch stated, forbid its point."""
 
     reason: str
 
@@ -254,7 +256,7 @@ class TrialRunner:
             trial: What to run.
             ahead: Returns points to be started together with this one.
         """
-        if (why := self._p.infeasible(trial.point)) is not None:
+        if (why := self._p.infeasible(trial.point) or trial.ruled_out) is not None:
             return Infeasible(why)
         return attempts(_Running(self, trial), self._launcher, self._ledger, self._rests, ahead)
 

@@ -42,6 +42,7 @@ _KINDS = {
     FailureKind.HANG: ("no token for `workload.hang_timeout_s`", "CPU run; double"),
     FailureKind.CLOCK: ("the clocks with and without the time of a suspension", "clocks replaced"),
     FailureKind.DISK: ("log, or our own writing", "CPU run; double on a full tmpfs"),
+    FailureKind.MACHINE: ("log: driver, compiler, installation, /dev/shm", "source; reports"),
 }
 
 _BEYOND = """\
