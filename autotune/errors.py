@@ -90,7 +90,7 @@ class FailureKind(StrEnum):
     PORT = "port"  # somebody else holds the port
     TIMEOUT = "timeout"  # /health did not answer in time
     CRASH = "crash"  # the server died, reason unknown
-    WRONG_SERVER = "wrong_server"  # another model or vLLM version answers on the port
+    WRONG_SERVER = "wrong_server"  # another model, program, version or n answers on the port
     REQUESTS = "requests"  # requests were refused (HTTP 4xx), or gave no usable answer
     SERVER_ERROR = "server_error"  # requests failed inside the server (HTTP 5xx)
     HANG = "hang"  # no token for too long while the server was up

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from autotune.errors import FailureKind
+from autotune.errors import FailureKind, LeastBudget
 
 MAX_EVIDENCE = 8  # lines
 MAX_WIDTH = 400  # characters of each
@@ -59,11 +59,13 @@ class Cause:
         kind: Kind of the failure.
         reason: Reason in one line.
         evidence: Lines of the log that show it, oldest first, at most :data:`MAX_EVIDENCE`.
+        least: Bound of MNBT that vLLM stated; None: it stated none.
     """
 
     kind: FailureKind
     reason: str
     evidence: tuple[str, ...]
+    least: LeastBudget | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+from autotune.bench.drafting import check_drafts
 from autotune.bench.looks import Rival
 from autotune.bench.sample import Sample
 from autotune.bench.session import Result
@@ -21,7 +22,7 @@ from autotune.storage.records import Quality, Role, TrialAttrs
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store
 from autotune.study.schema import ServerSpec
-from autotune.study.space import Point
+from autotune.study.space import N, Point, as_int
 from autotune.tuning.launcher import Launcher, LiveServer, no_prelaunch
 from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
@@ -210,6 +211,19 @@ def quality_of(
     )
 
 
+def drafts_note(
+    result: Result, server: ServerSpec, point: Point, version: str | None
+) -> str | None:
+    """Compare the drafts of a measurement with its launch; see :func:`check_drafts`.
+
+    Raises:
+        MeasureError: the server drafts although n = 0, or does not although n > 0.
+    """
+    keys = server.draft_settings(point)
+    n = 0 if server.speculative is None else as_int(keys.get(N)) or 0
+    return check_drafts(result.stats, result.requests, n, keys, version)
+
+
 class TrialRunner:
     """Runs the trials of one study on one slot, and returns what came of each.
 
@@ -302,6 +316,9 @@ class TrialRunner:
             begin=begin,
         )
         live.clock.mark("measured")
+        note = drafts_note(result, self._p.spec.server, trial.point, live.version)
+        if note is not None:
+            self._progress.message(f"trial {trial.number}: {note}", at)
         self._keep(live, result, weights)
 
     def _keep(self, live: LiveServer, result: Result, weights: Mapping[str, str]) -> None:
