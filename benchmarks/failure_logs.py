@@ -62,16 +62,29 @@ _LOAD = (
     "v1/worker/gpu_worker.py:Worker.load_model:load_model",
     f"{_RUNNER}.load_model:model_loader.load_model",
 )
-_BASE = "model_executor/model_loader/base_loader.py:BaseModelLoader.load_model"
+_BASE = "model_executor/model_loader/base_loader.py:BaseModelLoader"
+_INITIALIZE = "model_executor/model_loader/utils.py:initialize_model:model_class(vllm_config"
+_PROPOSER = "v1/spec_decode/llm_base_proposer.py:SpecDecodeBaseProposer"
+_DRAFT = (
+    "v1/worker/gpu_worker.py:Worker.load_model:load_model",
+    f"{_RUNNER}.load_model:drafter.load_model",
+    f"{_PROPOSER}.load_model:self._get_model",
+    f"{_PROPOSER}._get_model:model = get_model(",
+    "model_executor/model_loader/__init__.py:get_model:loader.load_model",
+)
 _DEFAULT = "model_executor/model_loader/default_loader.py:DefaultModelLoader"
 # frames of a worker, below the executor (one process) or WorkerProc (a process of its own)
 _WORKER: dict[str, tuple[str, ...]] = {
     "init_device": ("v1/worker/worker_base.py:WorkerWrapperBase.init_device:init_device",
                     "v1/worker/gpu_worker.py:Worker.init_device:init_worker_distributed"),
-    "model_init": (*_LOAD, f"{_BASE}:initialize_model|self._load_model",
-                   "model_executor/model_loader/utils.py:initialize_model:return model_class("),
-    "load_weights": (*_LOAD, f"{_BASE}:load_weights",
+    "model_init": (*_LOAD, f"{_BASE}.load_model:self.create_model|initialize_model(",
+                   f"{_BASE}.create_model:initialize_model", _INITIALIZE),
+    "load_weights": (*_LOAD, f"{_BASE}.load_model:self.load_weights",
                      f"{_DEFAULT}.load_weights:model.load_weights"),
+    "draft_init": (*_DRAFT, f"{_BASE}.load_model:self.create_model|initialize_model(",
+                   f"{_BASE}.create_model:initialize_model", _INITIALIZE),
+    "draft_weights": (*_DRAFT, f"{_BASE}.load_model:self.load_weights",
+                      f"{_DEFAULT}.load_weights:model.load_weights"),
     "load_model": ("v1/worker/gpu_worker.py:Worker.load_model:load_model",
                    f"{_RUNNER}.load_model:drafter.load_model"),
     "profile_run": ("v1/worker/gpu_worker.py:Worker.determine_available_memory:profile_run",
@@ -89,6 +102,8 @@ _CALLS: dict[str, tuple[str, ...]] = {
     "model_init": (f"{_UNI}:driver_worker.load_model",),
     "load_weights": (f"{_UNI}:driver_worker.load_model",),
     "load_model": (f"{_UNI}:driver_worker.load_model",),
+    "draft_init": (f"{_UNI}:driver_worker.load_model",),
+    "draft_weights": (f"{_UNI}:driver_worker.load_model",),
     "profile_run": (f"{_INIT_KV}:executor.determine_available_memory",
                     f"{_ABSTRACT}.determine_available_memory:collective_rpc", _CALLED),
     "kv_init": (f"{_INIT_KV}:executor.initialize_from_config",
@@ -142,15 +157,36 @@ _API = {"arguments", "engine_arguments", "engine_config", "model_config", "specu
         "engine_client"}  # fmt: skip
 
 
-def process_of(file: str, functions: Sequence[str], owner: str | None, step: str) -> str:
-    """Return the process in which an entry is raised: api, engine or worker."""
-    step = step_of(file, functions, owner, step)
+def process_of(step: str) -> str:
+    """Return the process that runs a step of the start: api, engine or worker."""
     return "api" if step in _API else "worker" if step in _WORKER else "engine"
 
 
+_PLACES = (
+    (r"config/compilation.py:(resolve_cudagraph|adjust_cudagraph)", "kv_init"),
+    (r"config/compilation.py:init_backend", "profile_run"),
+    (r"config/cache.py:get_resolved", "kv_init"),
+    (r"config/vllm.py:get_current", "model_init"),
+    (r"config/vllm.py:validate_block_size", "kv_cache"),
+    (r"config/(model|multimodal|model_arch).py", "model_config"),
+    (r"v1/kv_cache_interface.py:(create_kv|compute_)", "kv_init"),
+    (r"utils/hashing.py", "scheduler"),
+    (r"utils/ompmultiprocessing.py", "engine"),
+    (r"platforms/interface.py:(_align_het|_preferred_block|_check_aligned)", "engine"),
+    (r"platforms/interface.py:(verify_quantization|validate_environ)", "model_config"),
+)
+"""Steps of functions that do not run where their files do."""
+
+
 def step_of(file: str, functions: Sequence[str], owner: str | None, step: str) -> str:
-    """Return the step of the start that raises an entry, where the file alone does not say it."""
+    """Return the step of the start that raises an entry, where the file alone does not say it.
+
+    Weights that do not fit are shown in a draft: a target's are the same in every trial.
+    """
     last = functions[-1] if functions else ""
+    for places, found in _PLACES:
+        if re.match(places, f"{file}:{'.'.join(functions)}"):
+            return found
     if "quantization/" in file and owner is not None and owner.endswith("Config"):
         built = {"get_quant_method", "_get_method_cls", "get_moe_method", "get_scheme"}
         if not built & set(functions) and not re.match(r"_?(get|check)_", last):
@@ -159,18 +195,26 @@ def step_of(file: str, functions: Sequence[str], owner: str | None, step: str) -
         r"get_(attn|mla|vit|max_threads)|pack_kv|check_runner|check_if_supports|num_compute", last
     ):
         return "model_init" if "dtype" not in last else "init_device"
-    if file.startswith("v1/worker/") or file.startswith("v1/spec_decode/"):
+    if file.startswith(("v1/worker/", "v1/spec_decode/")) and step != "engine_config":
         return _worker_step(last, step)
     if file.startswith("v1/attention/") and re.match(r"_?build", last):
         return "capture"
     if file.startswith("v1/attention/backends/utils.py") or "Builder" in (owner or ""):
         return "kv_init" if "resolve" not in last else "kv_cache"
-    if last in ("process_weights_after_loading", "weight_loader"):
+    if step == "draft_init" and re.match(r"load_|_read|_build_fused|combine", last):
+        return "draft_weights"
+    if step == "draft_weights" and last == "__init__":
+        return "model_init"
+    if last in ("default_weight_loader", "track_weights_loading"):
+        return "draft_weights"
+    if last == "process_weights_after_loading":
         return "load_weights"
     return step
 
 
 def _worker_step(function: str, step: str) -> str:
+    if function == "request_memory":
+        return "init_device"
     if function in ("load_model", "load_draft_model") or "share" in function:
         return "load_model"
     if "profile" in function or "dummy" in function or function == "determine_available_memory":
@@ -182,34 +226,70 @@ def _worker_step(function: str, step: str) -> str:
     return step
 
 
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+_FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 def _calls(function: ast.AST) -> set[str]:
     return {n.attr for n in ast.walk(function) if isinstance(n, ast.Attribute)} | {
         n.id for n in ast.walk(function) if isinstance(n, ast.Name)
     }
 
 
-def validated(tree: ast.Module) -> dict[tuple[str, str], str]:
-    """Return the functions that pydantic's validation of a class runs, with the validated field.
+Validated = dict[tuple[str, str | None, str], str]
+"""Name that pydantic gives what it validates, by file, class and function that its validation runs:
+CLASS, or CLASS.FIELD."""
 
-    The keys are class and function; the field is empty where the whole object is validated.
-    """
-    found: dict[tuple[str, str], str] = {}
-    for owner in (n for n in tree.body if isinstance(n, ast.ClassDef)):
-        methods = {n.name: n for n in owner.body if isinstance(n, ast.FunctionDef)}
-        todo = []
-        for name, method in methods.items():
+
+def validated(root: Path) -> Validated:
+    """Return what the validation of the configuration's classes runs, in a version's source."""
+    found: Validated = {}
+    methods: dict[tuple[str, str], dict[str, _Function]] = {}
+    modules: dict[str, dict[str, _Function]] = {}
+    for path in sorted((root / "config").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        file = f"config/{path.name}"
+        modules[file] = {n.name: n for n in tree.body if isinstance(n, _FUNCTION)}
+        for owner in (n for n in tree.body if isinstance(n, ast.ClassDef)):
+            methods[file, owner.name] = {n.name: n for n in owner.body if isinstance(n, _FUNCTION)}
+    for (file, owner), own in methods.items():
+        for name, method in own.items():
             marks = " ".join(ast.unparse(d) for d in method.decorator_list)
+            field = re.search(r"field_validator\('(\w+)'", marks)
             if name == "__post_init__" or "model_validator" in marks:
-                todo.append((name, ""))
-            elif (field := re.search(r"field_validator\('(\w+)'", marks)) is not None:
-                todo.append((name, field[1]))
-        while todo:
-            name, field = todo.pop()
-            if (owner.name, name) in found:
-                continue
-            found[owner.name, name] = field
-            todo += [(n, field) for n in _calls(methods[name]) & set(methods)]
+                _reach(found, file, owner, name, owner, own, modules[file])
+            elif field is not None:
+                _reach(found, file, owner, name, f"{owner}.{field[1]}", own, modules[file])
+    # what VllmConfig calls of the configurations that it holds
+    top = {k for k, v in found.items() if v.startswith("VllmConfig")}
+    called = {n for f, o, name in top if o for n in _calls(methods[f, o][name])}
+    for (file, owner), own in methods.items():
+        for name in (called & set(own)) - {"compute_hash"}:
+            if not name.startswith("__"):
+                _reach(found, file, owner, name, "VllmConfig", own, modules[file])
     return found
+
+
+def _reach(
+    found: Validated,
+    file: str,
+    owner: str,
+    name: str,
+    label: str,
+    own: dict[str, _Function],
+    module: dict[str, _Function],
+) -> None:
+    """Add a method, and what it calls of its class and module, to what a validation runs."""
+    todo: list[tuple[str | None, str]] = [(owner, name)]
+    while todo:
+        place, function = todo.pop()
+        if (file, place, function) in found:
+            continue
+        found[file, place, function] = label
+        calls = _calls(own[function] if place else module[function])
+        todo += [(None, n) for n in calls & set(module)]
+        if place:
+            todo += [(owner, n) for n in calls & set(own)]
 
 
 def validated_as(
@@ -217,25 +297,27 @@ def validated_as(
     functions: Sequence[str],
     owner: str | None,
     exception: str,
-    found: dict[tuple[str, str], str],
+    step: str,
+    found: Validated,
 ) -> str | None:
     """Return how pydantic names what it validates: CLASS or CLASS.FIELD; None: it wraps nothing."""
-    if exception not in ("ValueError", "AssertionError"):
+    if exception not in ("ValueError", "AssertionError") or step not in _API:
         return None
-    if owner is not None and functions and (owner, functions[0]) in found:
-        return f"{owner}.{found[owner, functions[0]]}".rstrip(".")
-    if file.startswith("config/") and functions and re.match(r"_?(verify|validate)", functions[0]):
-        return "VllmConfig"
-    if file == "model_executor/models/config.py" or (
+    if functions and (file, owner, functions[0]) in found:
+        return found[file, owner, functions[0]]
+    if file in ("model_executor/models/config.py", "v1/spec_decode/dynamic/utils.py") or (
         file.startswith("platforms/") and "check_and_update_config" in functions
     ):
         return "VllmConfig"
+    if "quantization/" in file:
+        return "VllmConfig"
     if file.startswith(("transformers_utils/config.py", "model_executor/models/registry.py")):
         return "ModelConfig"
+    if file.startswith("platforms/") and {"verify_quantization", "verify_model_arch"} & {
+        *functions
+    }:
+        return "ModelConfig"
     return None
-
-
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _functions(tree: ast.AST, around: str = "") -> Iterator[tuple[str, _Function]]:
@@ -282,6 +364,12 @@ _VALUES = (
     (r"max_num_batched_tokens|max_num_scheduled", "2048"),
     (r"num_spec", "7"),
     (r"max_num_seqs|max_num_reqs", "256"),
+    (r"gpu_memory_utilization", "0.92"),
+    (r"format_gib", "3.41"),
+    (r"^(len|max|min|sum|int)\(|_size\b|\bsize\b|_len\b|_count\b|_rank\b", "16"),
+    (r"__class__|type\(|cls\b|class", "Qwen3ForCausalLM"),
+    (r"__name__|\.name\b", "FLASH_ATTN"),
+    (r"sorted|list\(|set\(|valid|supported|choices|options|\.join|all_", "['auto', 'fp8']"),
     (r"max_model_len|seq_len", "8192"),
     (r"memory|bytes|gib", "3.41 GiB"),
     (r"^e$|^err|exception|error|reason|^exc", "unexpected value"),
@@ -298,9 +386,7 @@ _VALUES = (
     (r"quant", "fp8"),
     (r"model|repo", "org/target"),
     (r"layer|prefix|name|key|param", "model.layers.0.self_attn"),
-    (r"port", "8000"),
-    (r"__class__|type\(|cls|class", "Qwen3ForCausalLM"),
-    (r"sorted|list|set\(|valid|supported|choices|options|\.join|all_", "['auto', 'fp8']"),
+    (r"\bport\b|_port\b", "8000"),
     (r"size|num|len|max|min|count|tokens|rank|world|pid|dim|head|index|idx|bits|block", "16"),
 )
 
@@ -309,7 +395,8 @@ def value(expression: str) -> str:
     """Return a plausible value of a placeholder, by the words of its expression."""
     words = expression.lower().removesuffix("!r")
     found = next((v for pattern, v in _VALUES if re.search(pattern, words)), "auto")
-    return repr(found) if expression.endswith("!r") else found
+    quoted = expression.endswith("!r") and not found.isdigit()
+    return repr(found) if quoted else found
 
 
 def message(template: str) -> str:
