@@ -24,6 +24,8 @@ class Rule:
         context: Text that must be somewhere in the log, too.
         warnings: Whether it may also be in a library's warning, since it ends with that.
         every_n: Whether the bound in the group ``least`` holds for every n.
+        anywhere: Whether a line counts that is no part of an exception, where the log has one: a
+            library may print the same words and go on.
     """
 
     kind: FailureKind
@@ -32,6 +34,7 @@ class Rule:
     context: re.Pattern[str] | None = None
     warnings: bool = False
     every_n: bool = False
+    anywhere: bool = True
 
     def bound(self, groups: dict[str, str]) -> LeastBudget | None:
         """Return the bound that the text states; None: none."""
@@ -53,6 +56,11 @@ def _rule(
 ) -> Rule:
     found = None if context is None else re.compile(context)
     return Rule(kind, re.compile(pattern), sentence, found, warnings, every_n)
+
+
+def _raised(pattern: str, sentence: str) -> Rule:
+    """Return a rule for a fault of the machine that only an exception can tell."""
+    return Rule(FailureKind.MACHINE, re.compile(pattern), sentence, anywhere=False)
 
 
 K = FailureKind  # short, because every rule has it
@@ -268,51 +276,44 @@ _MEMORY = (
     ),
 )
 _GPUS = (
-    _rule(
-        K.MACHINE,
+    _raised(
         r"Error 80[34]\b.*|unsupported display driver.*|forward compatibility was attempted.*|"
         r"[Dd]river/library version mismatch|SYSTEM_DRIVER_MISMATCH|COMPAT_NOT_SUPPORTED_ON_DEVICE",
         "the GPU's driver and CUDA do not fit: in a container remove its cuda-compat libraries "
         "from LD_LIBRARY_PATH; elsewhere reboot, or install the driver again",
     ),
-    _rule(
-        K.MACHINE,
+    _raised(
         r"driver on your system is too old|driver version is insufficient|"
         r"PTX was compiled with an unsupported toolchain|UNSUPPORTED_PTX_VERSION|"
         r"driver.* is too old|requires? (?:a )?newer .*driver",
         f"the GPU's driver is too old for this CUDA: {_DRIVER}",
     ),
-    _rule(
-        K.MACHINE,
+    _raised(
         r"no kernel image is available|device kernel image is invalid|invalid device function|"
         r"NO_BINARY_FOR_GPU|sm_\d+\w* is not compatible with the current PyTorch|"
         r"is not supported by the current PyTorch",
         "this build has no code for the GPU's generation: install a torch and a vLLM for it",
     ),
-    _rule(
-        K.MACHINE,
+    _raised(
         r"[Ss]ystem not yet initialized|Error 802\b",
         "the GPUs are not ready: start the fabric manager (nvidia-fabricmanager) of its driver",
     ),
-    _rule(
-        K.MACHINE,
+    _raised(
         r"uncorrectable ECC error|GPU is lost|fallen off the bus|Unable to determine the device "
         r"handle|ECC_UNCORRECTABLE|HARDWARE_ERROR|NVLink error",
         "a GPU is broken or lost: look at nvidia-smi and dmesg; a reboot may help",
     ),
-    _rule(
-        K.MACHINE,
+    _raised(
         r"No (?:CUDA|HIP|XPU) (?:GPUs|devices) are available|no CUDA-capable device|"
         r"ERROR_NO_DEVICE|Found no NVIDIA driver|libcuda\.so\S*: cannot open|"
         r"Failed to infer device type|NVML Shared Library Not Found|NVMLError\w*|"
         r"Failed to initialize NVML|NVML returned no|not compiled with CUDA enabled|"
-        r"could not select device driver|nvidia-container-cli|CUDA unknown error|"
+        r"CUDA unknown error|"
         r"devices are busy or unavailable|has no \S+ available\.|amdsmi did not return|"
         r"GCN arch .*(?:too few|exceeds the known|unknown)|unknown ROCm architecture",
         f"{_NO_GPU} ({{line}})",
     ),
-    _rule(
-        K.MACHINE,
+    _raised(
         r"FlashInfer requires GPUs with sm\d+|FlashInfer requires .*(?:compute capability|SM\d+)",
         "{line}: these GPUs, as FlashInfer sees them, are too old, or nvcc does not know them; "
         "choose another attention backend and sampler (VLLM_USE_FLASHINFER_SAMPLER=0)",
@@ -353,8 +354,7 @@ _BUILDS = (
         "a kernel cannot be compiled here ({line}): the compiler does not know this GPU, or lacks "
         "a part",
     ),
-    _rule(
-        K.MACHINE,
+    _raised(
         r"undefined symbol|cannot open shared object file|DLL load failed|"
         r"version [`'](?:GLIBC\w*|CXXABI|GOMP)\S*' not found|operator torch\w+::\w+ does not exist|"
         r"PackageNotFoundError|numpy\.dtype size changed|numpy\.core\.multiarray failed to import|"
@@ -362,18 +362,15 @@ _BUILDS = (
         r"activated|vllm\._C\b.*(?:not found|cannot)",
         f"the installation is broken ({{line}}): {_INSTALL}",
     ),
-    _rule(
-        K.MACHINE,
+    _raised(
         r"(?:ModuleNotFoundError: )?No module named (?P<module>'[\w.-]+')",
         "the package {module} is missing: install it into vLLM's environment",
     ),
-    _rule(
-        K.MACHINE,
+    _raised(
         r"cannot import name .*",
         f"two packages do not fit ({{line}}): {_INSTALL}",
     ),
-    _rule(
-        K.MACHINE,
+    _raised(
         r"(?i:pip install|Please install|install the package|Install (?:it|a|an|via)\b|"
         r"to be installed|is not installed|\bneeds an? \w+ build\b|Rebuild (?:with|it)|"
         r"packages? (?:is|are|that were) (?:missing|not (?:found|installed))|packages are "
@@ -462,7 +459,7 @@ _TOOLS = (
         r"(?P<what>Cannot connect to the (?:Docker|Podman) daemon.*|permission denied while trying "
         r"to connect to the Docker.*|.*(?:docker|podman|OCI|runc|crun)\S*:? .*(?:unknown or "
         r"invalid "
-        r"runtime|device driver|nvidia|CDI device).*)",
+        r"runtime|device driver|nvidia|CDI device).*|.*nvidia-container-cli.*)",
         "the container cannot be started: {what}",
     ),
     _rule(

@@ -258,6 +258,7 @@ class _Found:
         self.reported = _errors(lines)
         self.errors = [e.text for e in self.reported]
         self.raised = [x for x in raised(lines) if not _WRAPPER.search(lines[x.at].text)]
+        self.exceptions = [text for x in self.raised for text in (lines[x.at].text, *x.more)]
         self.roots = self._roots()
         bereft = (i for i, line in enumerate(self.errors) if _BEREFT.search(line))
         self.bereft = None if self.roots else next(bereft, None)
@@ -304,7 +305,7 @@ def _by_rule(found: _Found, rules: Sequence[Rule]) -> Cause | None:
     """Return the verdict of the first rule that matches; None: none does."""
     whole = "\n".join(line.text for line in found.lines)
     for rule in rules:
-        texts = found.errors
+        texts = found.errors if rule.anywhere else found.exceptions or found.errors
         if rule.warnings:
             texts = [line.text for line in found.lines]
         match = next((m for m in map(rule.pattern.search, texts) if m is not None), None)
