@@ -457,9 +457,8 @@ _TOOLS = (
     _rule(
         K.MACHINE,
         r"(?P<what>Cannot connect to the (?:Docker|Podman) daemon.*|permission denied while trying "
-        r"to connect to the Docker.*|.*(?:docker|podman|OCI|runc|crun)\S*:? .*(?:unknown or "
-        r"invalid "
-        r"runtime|device driver|nvidia|CDI device).*|.*nvidia-container-cli.*)",
+        r"to connect to the Docker.*|.*(?:unknown or invalid runtime|could not select device "
+        r"driver|unresolvable CDI device|nvidia-container-cli).*)",
         "the container cannot be started: {what}",
     ),
     _rule(

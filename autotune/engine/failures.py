@@ -146,6 +146,10 @@ _TELLING = re.compile(
 _EMPTY = re.compile(
     r"(?i)^(?:\w*:? ?build stopped|FAILED|ninja: |make|.*returned non-zero exit status)|stderr:?$"
 )
+_HINTS = {
+    7: ", as when shared memory (/dev/shm) is full: --ipc=host or --shm-size of a container",
+    9: ", as by the kernel or a container's limit where memory ends",
+}
 _EXITS = {125: "Docker's own error", 126: "cannot be run", 127: "not found"}
 _UP = re.compile(r"Application startup complete")
 _ADDRESS = re.compile(r"[Ss]tarting vLLM (?:API )?server.* on http://(?P<address>\S+:\d+)")
@@ -421,8 +425,7 @@ def _ended(exit_code: int | None) -> str:
         return f"exit code {exit_code}" if exit_code >= 0 else f"ended by signal {-exit_code}"
     if exit_code < 0:
         return f"ended by {name}"
-    hint = ", as by the kernel or a container's limit where memory ends" if number == 9 else ""
-    return f"ended by {name}, exit code {exit_code} = 128 + {number}{hint}"
+    return f"ended by {name}, exit code {exit_code} = 128 + {number}{_HINTS.get(number, '')}"
 
 
 def _port(lines: Sequence[Line]) -> str:

@@ -18,6 +18,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PREFIXES = (
     # "(EngineCore_DP0 pid=68)", "(RayWorkerProc pid=773, ip=10.0.0.2)", "(pid=7)"
     re.compile(r"\((?:[\w.:-]+ )?pid=\d+(?:, ip=[\w.:]+)?\) ?"),
+    re.compile(r"\((?:raylet|autoscaler|gcs_server)(?:, ip=[\w.:]+)?\) ?"),
     re.compile(r"\[rank\d+\]: ?(?!\[?[VIWEF]\d{4})"),  # torch, of what a process writes at its end
     re.compile(r"[\w.-]+-\d+ +\| "),  # docker compose
 )

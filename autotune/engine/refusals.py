@@ -24,7 +24,8 @@ _DRAFT_FILE = re.compile(
 _DRAFT_CODE = re.compile(r"\b(?:drafter|speculator|proposer|draft_model)\b.*load_model")
 # Words of a checkpoint that does not fit, at the place of a draft
 _MISFIT = re.compile(
-    r"(?i)config\.json|draft (?:model )?config|checkpoint|weights?\b|vocab|embed|lm_head|"
+    r"(?i)size of tensor|config\.json|"
+    r"draft (?:model )?config|checkpoint|weights?\b|vocab|embed|lm_head|"
     r"hidden[_ ](?:size|feature)|mask_(?:hidden|token|embedding)|layer_types|num_chunks|"
     r"target_layer_ids|n_shared_experts|conv_group_size|window size|MTP layer|stages|Pattern char|"
     r"same (?:RoPE|attn|kv cache group)|uniform|unk_token_id|model_type .* (?:Eagle|PEagle)|"
@@ -121,6 +122,8 @@ _CONFIGURES = re.compile(
     r"model_executor/models/config|platforms/)"
 )
 _VALIDATES = frozenset({"create_engine_config", "create_speculative_config", "create_model_config"})
+# What Python raises where weights or a configuration have not what the code takes from them
+_UNFIT = frozenset({"KeyError", "IndexError", "TypeError"})
 _REFUSES = frozenset({"ValueError", "NotImplementedError", "DeprecationWarning", "ValidationError"})
 _MAY_REFUSE = frozenset(
     {"RuntimeError", "TypeError", "KeyError", "IndexError", "AttributeError", "Exception",
@@ -164,6 +167,11 @@ def kind_of(raised: Raised, text: str) -> FailureKind | None:
     if drafts and loads_weights(raised) and raised.name != "RuntimeError":
         own = _INVARIANT.search(text) is not None and _MISFIT.search(text) is None
         return None if own else FailureKind.DRAFT_MISMATCH
+    if raised.name in _UNFIT and _starts(raised) and not _INVARIANT.search(text):
+        if drafts:
+            return FailureKind.DRAFT_MISMATCH
+        if loads_weights(raised):
+            return FailureKind.BAD_CONFIG
     if drafts and _MISFIT.search(text) and not _INTERNAL.search(text) and not _SETTING.search(text):
         return FailureKind.DRAFT_MISMATCH
     if not _is_refusal(raised, text, place):

@@ -136,6 +136,16 @@ HUB = f"{SITE}/huggingface_hub/utils/_http.py:hf_raise_for_status"
             K.DRAFT_MISMATCH,
         ),
         (
+            (*LOAD, "model_executor/models/qwen3.py:load_weights"),
+            "KeyError: 'model.layers.0.mlp.gate_up_proj.weight_scale_2'",
+            K.BAD_CONFIG,
+        ),
+        (
+            (*DRAFT, "model_executor/model_loader/utils.py:initialize_model"),
+            "TypeError: Eagle3ForCausalLM.__init__() got an unexpected keyword argument 'prefix'",
+            K.DRAFT_MISMATCH,
+        ),
+        (
             (*LOAD, "model_executor/models/qwen3_dspark.py:load_weights"),
             "ValueError: Reduced-vocabulary checkpoints must include a d2t mapping.",
             K.DRAFT_MISMATCH,
@@ -581,6 +591,7 @@ def test_a_fault_of_the_machine_stops_the_study_and_says_what_to_do(error: str, 
 @pytest.mark.parametrize(
     ("exit_code", "words"),
     [
+        (135, "shared memory"),
         (137, "SIGKILL"),
         (139, "SIGSEGV"),
         (134, "SIGABRT"),
@@ -610,6 +621,11 @@ def test_an_exit_code_above_128_is_a_signal(exit_code: int, words: str) -> None:
          "use by container"), 125, K.BAD_CONFIG),
         (("docker: Error response from daemon: driver failed programming external connectivity: "
          "Bind for 127.0.0.1:8000 failed: port is already allocated."), 125, K.PORT),
+        (
+            'docker: Error response from daemon: pull access denied for nvidia/cuda:13.0',
+            125,
+            K.BAD_CONFIG,
+        ),
         ("unknown shorthand flag: 'x' in -x", 125, K.BAD_CONFIG),
         ("Error: short-name \"vllm\" did not resolve to an alias", 125, K.BAD_CONFIG),
         ("FATAL:   could not open image /data/vllm.sif", 255, K.BAD_CONFIG),
