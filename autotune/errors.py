@@ -18,6 +18,7 @@ evidence for it, is stored with the trial, and never becomes a number.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -89,12 +90,13 @@ class FailureKind(StrEnum):
     PORT = "port"  # somebody else holds the port
     TIMEOUT = "timeout"  # /health did not answer in time
     CRASH = "crash"  # the server died, reason unknown
-    WRONG_SERVER = "wrong_server"  # another model or vLLM version answers on the port
+    WRONG_SERVER = "wrong_server"  # another model, program, version or n answers on the port
     REQUESTS = "requests"  # requests were refused (HTTP 4xx), or gave no usable answer
     SERVER_ERROR = "server_error"  # requests failed inside the server (HTTP 5xx)
     HANG = "hang"  # no token for too long while the server was up
     CLOCK = "clock"  # the machine slept while it was measured
     DISK = "disk"  # no space left on the device
+    MACHINE = "machine"  # driver, compiler, installation or shared memory at fault
 
     @property
     def transient(self) -> bool:
@@ -115,7 +117,20 @@ class FailureKind(StrEnum):
     @property
     def of_the_machine(self) -> bool:
         """Whether every other launch would fail too, until somebody repairs the machine."""
-        return self is FailureKind.DISK
+        return self in {FailureKind.DISK, FailureKind.MACHINE}
+
+
+@dataclass(frozen=True)
+class LeastBudget:
+    """A bound that vLLM stated when it refused a batch budget.
+
+    Attributes:
+        mnbt: Smallest max_num_batched_tokens that it accepts.
+        every_n: Whether n has no part in it; False: it holds for the launch's n and larger ones.
+    """
+
+    mnbt: int
+    every_n: bool
 
 
 class TrialFailure(Exception):
@@ -125,13 +140,21 @@ class TrialFailure(Exception):
         kind: Kind of the failure.
         reason: Reason in one line.
         evidence: Lines of the server's log that show it, oldest first; may be empty.
+        least: Bound that it states, of a failure of kind ``budget``; None: it states none.
     """
 
-    def __init__(self, kind: FailureKind, reason: str, evidence: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        kind: FailureKind,
+        reason: str,
+        evidence: tuple[str, ...] = (),
+        least: LeastBudget | None = None,
+    ) -> None:
         super().__init__(f"{kind}: {reason}")
         self.kind = kind
         self.reason = reason
         self.evidence = evidence
+        self.least = least
 
 
 class LaunchError(TrialFailure):

@@ -237,6 +237,8 @@ def extract(source: Path, version: str, carry: Sequence[str] = ()) -> dict[str, 
 def read(version: str) -> dict[str, Any]:
     """Return the entries of a version, as they were written."""
     data: dict[str, Any] = json.loads((DATA / f"{version}.json").read_text(encoding="utf-8"))
+    for entry in data["entries"]:
+        entry.setdefault("also", [])  # the blind ones were labeled with one kind each
     return data
 
 

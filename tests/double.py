@@ -12,6 +12,9 @@ Environment:
     DOUBLE_DELAY_S     seconds before the port opens (0)
     DOUBLE_TTFT_S      seconds added to every request's first token (0)
     DOUBLE_STEP_S      seconds of every step, instead of the model above
+    DOUBLE_N           n of this server, whatever its command line says: something else set it
+    DOUBLE_IDLE        1: the draft never runs, although there is one
+    DOUBLE_OWNER       owned_by of /v1/models (vllm)
     DOUBLE_VERSION     what /version answers (0.32.0)
     DOUBLE_CHILD       `plain` or `stubborn`: fork a child such as EngineCore, which outlives a
                        SIGKILL of this process; `stubborn` ignores SIGTERM. It ends by itself after
@@ -71,6 +74,7 @@ def settings() -> dict[str, str]:
 
 
 ENV = settings()
+OWNER = ENV.get("DOUBLE_OWNER", "vllm")
 SPEED = float(ENV.get("DOUBLE_SPEED", "10"))
 BASE_S, TOKEN_S, PREFILL_S, DRAFT_S = 18e-3, 1.4e-3, 0.5e-3, 6e-3
 # P(position i accepted | those before it): FACTS' acceptance lengths 1.54, 1.77, 1.88, … 1.94
@@ -150,7 +154,7 @@ class Engine:
     """Steps over the running requests with vLLM's rules of batch budget and chunked prefill."""
 
     def __init__(self, args: argparse.Namespace, fail: str) -> None:
-        self.n = n_of(args)
+        self.n = int(ENV.get("DOUBLE_N", n_of(args)))
         self.budget = args.max_num_batched_tokens
         self.seqs = args.max_num_seqs
         self.hangs = fail == "hang"
@@ -209,14 +213,15 @@ class Engine:
         new = 1
         if ready and self.n:
             good = 0
-            while good < self.n:
+            idle = ENV.get("DOUBLE_IDLE") == "1"
+            while not idle and good < self.n:
                 chance = min(0.97, ACCEPT[min(good, len(ACCEPT) - 1)] * r.ease)
                 if r.draws.random() >= chance:
                     break
                 self.per_position[good] += 1
                 good += 1
-            self.drafts += 1
-            self.draft_tokens += self.n
+            self.drafts += not idle
+            self.draft_tokens += 0 if idle else self.n
             self.accepted += good
             new += good
         new = min(new, r.max_tokens - r.produced)
@@ -312,7 +317,7 @@ class Api:
                 version = "0.1.0" if self.fail == "wrong_version" else self.version
                 await reply(writer, 200, {"version": version})
             case ("GET", "/v1/models"):
-                card = {"id": name, "object": "model", "owned_by": "vllm", "root": self.args.model}
+                card = {"id": name, "object": "model", "owned_by": OWNER, "root": self.args.model}
                 await reply(writer, 200, {"object": "list", "data": [card]})
             case ("GET", "/metrics") if self.fail != "no_metrics":
                 text = self.engine.metrics(self.name, self.fail).encode()

@@ -104,3 +104,9 @@ def test_answers_are_counted() -> None:
     assert table["all"] == {"right": 1, "unclear": 1, "wrong": 1}
     assert table["share_right"] == 0.5
     assert table["processes"]["worker"] == {"right": 1, "wrong": 1}
+
+
+@pytest.mark.parametrize(("version", "least"), [("0.27.0", 0.9), ("0.32.0", 0.95), ("0.33.0", 0.9)])
+def test_the_classifier_gets_most_of_them_right(version: str, least: float) -> None:
+    found = failure_messages.answers(failure_messages.read(version))
+    assert failure_messages.counts(found)["share_right"] >= least

@@ -4,14 +4,18 @@ Names are those of vLLM's v1 engine (``vllm/v1/metrics/loggers.py``,
 ``vllm/v1/spec_decode/metrics.py``). The engines of one server are added up. A value is unknown
 (None, never 0) if the server does not report it, reports NaN or two values, or counted backwards
 because it was restarted. So is an impossible acceptance: more tokens accepted than drafted.
+
+Several API servers (``--api-server-count``) write one common page, on which data-parallel engines
+have labels of their own. Two servers behind a proxy do not: their pages do not compare.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import ssl
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,7 +23,25 @@ from autotune.errors import FailureKind, MeasureError
 from autotune.serving.interrupts import held_back
 
 _PREFIX = "vllm:"
+_DRAFTS = "vllm:spec_decode_num_drafts_total"
+_GENERATED = "vllm:generation_tokens_total"
 _PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+_STARTED = "process_start_time_seconds"
+# By the first part of their metrics' names.
+_WHOSE = {
+    "sglang": "SGLang",
+    "llamacpp": "llama.cpp",
+    "tgi": "TGI",
+    "lmdeploy": "LMDeploy",
+    "trtllm": "TensorRT-LLM",
+    "envoy": "a proxy (Envoy)",
+    "istio": "a proxy (Istio)",
+    "nginx": "a proxy (nginx)",
+    "traefik": "a proxy (Traefik)",
+    "haproxy": "a proxy (HAProxy)",
+    "caddy": "a proxy (Caddy)",
+    "litellm": "a proxy (LiteLLM)",
+}
 _TIMEOUT_S = 30.0  # for each read, and for the whole page
 _MOST_PAGE = 2**24  # bytes; a real page has some 100 KiB
 # The server speaks plain HTTP. Without this, httpx loads all root certificates, which takes 0.1 s.
@@ -34,10 +56,15 @@ class Counters:
         values: Counters by sample name, such as ``vllm:num_preemptions_total``.
         accepted_per_position: Numbers of draft tokens that were accepted at position 1, 2, … of
             the draft; empty without speculation.
+        started: When the process that answered was started, unix time in seconds; None: it does not
+            tell, as several API servers of one vLLM do not.
+        others: Whose page it is, if it has no counter of vLLM: the first part of its names.
     """
 
     values: Mapping[str, float]
     accepted_per_position: tuple[float, ...]
+    started: float | None = None
+    others: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +80,9 @@ class ServerStats:
         preemptions: Number of requests that were put back for lack of KV cache.
         prefix_cache_queries: Number of prompt tokens that were looked up in the prefix cache.
         prefix_cache_hits: Number of prompt tokens that were found there.
+        generated: Number of generated tokens.
+        speculates: Whether the server has the counters of speculation, next to vLLM's others.
+        unknown: Why nothing is known, if something else than one vLLM answers ``/metrics``.
     """
 
     drafts: int | None
@@ -63,6 +93,9 @@ class ServerStats:
     preemptions: int | None
     prefix_cache_queries: int | None
     prefix_cache_hits: int | None
+    generated: int | None = None
+    speculates: bool | None = None
+    unknown: str | None = None
 
 
 def scrape(base_url: str, api_key: str) -> Counters:
@@ -122,9 +155,14 @@ def parse(text: str) -> Counters:
     values: dict[str, float] = defaultdict(float)
     positions: dict[str, float] = defaultdict(float)
     seen: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
+    started: float | None = None
+    others: Counter[str] = Counter()
     try:
         for family in text_string_to_metric_families(text):
+            others[_owner(family.name)] += 1
             for sample in family.samples:
+                if sample.name == _STARTED:
+                    started = sample.value
                 if not (sample.name.startswith(_PREFIX) and sample.name.endswith("_total")):
                     continue
                 series = (sample.name, tuple(sorted(sample.labels.items())))
@@ -141,21 +179,43 @@ def parse(text: str) -> Counters:
         raise ValueError(f"not Prometheus' text format ({e})") from e
     names = [str(i) for i in range(len(positions))]
     whole = set(positions) == set(names)
-    return Counters(dict(values), tuple(positions[i] for i in names) if whole else ())
+    del others[""]
+    return Counters(
+        dict(values),
+        tuple(positions[i] for i in names) if whole else (),
+        started,
+        None if values or not others else others.most_common(1)[0][0],
+    )
+
+
+def _owner(name: str) -> str:
+    """Return whose metric it is by the first part of its name; empty: anybody's in Python."""
+    first = re.split("[:_]", name, maxsplit=1)[0]
+    return "" if first in {"python", "process", "http", "go"} else first
 
 
 def difference(before: Counters, after: Counters) -> ServerStats:
-    """Return the changes of the counters from ``before`` to ``after``."""
+    """Return the changes of the counters from ``before`` to ``after``.
+
+    A counter that a page of vLLM did not have yet was 0: one of several API servers writes its own
+    when it has served its first request.
+    """
+    if (unknown := _unknown(before, after)) is not None:
+        return ServerStats(None, None, None, None, (), None, None, None, unknown=unknown)
+    missing = 0.0 if before.values else math.nan
 
     def grown(name: str) -> int | None:
         key = f"{_PREFIX}{name}_total"
-        return _grown(before.values.get(key, math.nan), after.values.get(key, math.nan))
+        return _grown(before.values.get(key, missing), after.values.get(key, math.nan))
 
     drafts = grown("spec_decode_num_drafts")
     accepted = grown("spec_decode_num_accepted_tokens")
     per_position: list[int | None] = []
-    if len(before.accepted_per_position) == len(after.accepted_per_position):
-        pairs = zip(before.accepted_per_position, after.accepted_per_position, strict=True)
+    earlier = before.accepted_per_position
+    if before.values and _DRAFTS not in before.values:
+        earlier = (0.0,) * len(after.accepted_per_position)
+    if len(earlier) == len(after.accepted_per_position):
+        pairs = zip(earlier, after.accepted_per_position, strict=True)
         per_position = [_grown(a, b) for a, b in pairs]
     drafted = grown("spec_decode_num_draft_tokens")
     can_be = accepted is not None and (drafted is None or accepted <= drafted)
@@ -171,7 +231,19 @@ def difference(before: Counters, after: Counters) -> ServerStats:
         preemptions=grown("num_preemptions"),
         prefix_cache_queries=grown("prefix_cache_queries"),
         prefix_cache_hits=grown("prefix_cache_hits"),
+        generated=grown("generation_tokens"),
+        speculates=_DRAFTS in after.values if _GENERATED in after.values else None,
     )
+
+
+def _unknown(before: Counters, after: Counters) -> str | None:
+    """Return why two pages cannot be compared; None: they can."""
+    if after.others is not None:
+        whose = _WHOSE.get(after.others, f"{after.others!r}")
+        return f"/metrics is a page of {whose}, without a counter of vLLM"
+    if None not in {before.started, after.started} and before.started != after.started:
+        return "two processes answered /metrics in turn, such as servers behind one proxy"
+    return None
 
 
 def _grown(before: float, after: float) -> int | None:

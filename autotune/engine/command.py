@@ -79,7 +79,7 @@ class LaunchPlan:
     def masked_failure(self, failure: TrialFailure) -> TrialFailure:
         """Return a failure of the server without secrets."""
         evidence = tuple(map(self.masked, failure.evidence))
-        return type(failure)(failure.kind, self.masked(failure.reason), evidence)
+        return type(failure)(failure.kind, self.masked(failure.reason), evidence, failure.least)
 
 
 @dataclass(frozen=True)

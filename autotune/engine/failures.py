@@ -1,8 +1,9 @@
 """Infer why a server failed from its log and exit code.
 
-The rules are texts of vLLM, torch and Python, read in vLLM 0.24 to 0.32 and in the real logs of
-tests/logs. They are tried in order and the first that finds a line wins, so the specific ones come
-first. Only lines that report an error count, because vLLM warns with the same words.
+Three things tell it, in this order: errors of a model hub (:mod:`hub_errors`), texts that decide by
+themselves (:mod:`failure_rules`), and what vLLM raised, by place and words (:mod:`refusals`). Only
+lines that report an error count, because vLLM and its libraries warn with the same words
+(:mod:`log_lines`).
 
 Memory can run out in any stage. The functions in the traceback say in which one. Without a
 traceback (the kernel ends a process without a message), vLLM's last line that names a stage does.
@@ -15,28 +16,22 @@ import signal
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from autotune.errors import FailureKind
+from autotune.engine.failure_rules import LAST_RULES, RULES, Rule
+from autotune.engine.hub_errors import hub_error
+from autotune.engine.log_lines import RAISED, Line, Raised, raised, read
+from autotune.engine.refusals import in_draft, kind_of
+from autotune.errors import FailureKind, LeastBudget
 
 MAX_EVIDENCE = 8  # lines
 MAX_WIDTH = 400  # characters of each
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-# "(EngineCore pid=10841) ERROR 11-23 21:52:49 [core.py:1510] text"
-_PROCESS = re.compile(r"^\([\w-]+ pid=\d+\) ?")
-_HEADER = re.compile(
-    r"^(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d(?:\d\d)?-)?\d\d-\d\d \d\d:\d\d:\d\d "
-    r"\[[^\]]*\] ?"
-)
-# uvicorn's own form; torch's, in Python ("[rank0]:W1124 …") and in C++ ("[W1124 …")
-_QUIET = re.compile(r"^(?:DEBUG|INFO|WARNING):\s|^(?:\[rank\d+\]:|\[)?[VIW]\d{4} \d\d:\d\d:\d\d")
-_FRAME = re.compile(r'^  File ".+", line \d+, in (\w+)')
-# the last line of a traceback: no indent, a dotted name, a colon
-_RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure|Exit)\b:?")
+_FRAME = re.compile(r'^\s*File ".+", line \d+, in (\w+)')
 # errors that only report that another process had one
 _WRAPPER = re.compile(
     r"See root cause above|See stack trace for root cause|EngineDeadError|EngineCore failed to|"
     r"KeyboardInterrupt|WorkerProc failed to start|RuntimeError: cancelled|SystemExit|"
-    r"See stack trace \(above\) for the root cause"
+    r"See stack trace \(above\) for the root cause|check the stack trace above for the root|"
+    r"Worker proc \S+ died unexpectedly, shutting|ray\.exceptions\.\w*ActorDied"
 )
 # … and those of them that are all there is if the other process was killed
 _BEREFT = re.compile(
@@ -59,27 +54,13 @@ class Cause:
         kind: Kind of the failure.
         reason: Reason in one line.
         evidence: Lines of the log that show it, oldest first, at most :data:`MAX_EVIDENCE`.
+        least: Bound of MNBT that vLLM stated; None: it stated none.
     """
 
     kind: FailureKind
     reason: str
     evidence: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """A text of a log that decides the kind of a failure."""
-
-    kind: FailureKind
-    pattern: re.Pattern[str]
-    sentence: str  # may name the groups of both patterns; `when`: kind and words are the stage's
-    context: re.Pattern[str] | None = None  # must match somewhere in the log too
-
-
-def _rule(kind: FailureKind, pattern: str, sentence: str, context: str | None = None) -> _Rule:
-    return _Rule(
-        kind, re.compile(pattern), sentence, None if context is None else re.compile(context)
-    )
+    least: LeastBudget | None = None
 
 
 @dataclass(frozen=True)
@@ -96,214 +77,51 @@ def _stage(kind: FailureKind, when: str, functions: str, line: str) -> _Stage:
     return _Stage(kind, when, frozenset(functions.split()), re.compile(line))
 
 
-K = FailureKind  # short, because every rule has it
-# matches a log if the draft was being loaded or run
-_DRAFTING = r"self\.(?:drafter|speculator)\.load_model|spec_decode/[\w/]+\.py|qwen3_dflash\.py"
-_TORN = r"SafetensorError: Error while deserializing header: (?P<what>.+)"
 # The functions are those of vLLM's workers and model runners (GPU, GPU V2 and CPU). A traceback can
 # have functions of several stages, for example in the trial capture before the KV cache is sized:
 # the first stage of this table wins.
 _STAGES = (
     _stage(
-        K.OOM_CAPTURE,
+        FailureKind.OOM_CAPTURE,
         "while capturing CUDA graphs",
         "capture_model profile_cudagraph_memory",
         r"Capturing CUDA graphs|Profiling CUDA graph memory",
     ),
-    _stage(K.OOM_LOAD, "before the weights were loaded", "init_device", r"Initializing a V1 LLM"),
     _stage(
-        K.OOM_LOAD,
+        FailureKind.OOM_LOAD,
+        "before the weights were loaded",
+        "init_device",
+        r"Initializing a V1 LLM",
+    ),
+    _stage(
+        FailureKind.OOM_LOAD,
         "while loading the weights",
         "load_model",
         r"Starting to load model|Loading (?:model from scratch|drafter|weights|\w+ checkpoint)",
     ),
     _stage(
-        K.KV_CACHE,
+        FailureKind.KV_CACHE,
         "while trying a full batch, to see what is left for the KV cache",
         "determine_available_memory profile_run",
         r"Model loading took|Warming up model for the compilation",
     ),
     _stage(
-        K.KV_CACHE,
+        FailureKind.KV_CACHE,
         "while allocating the KV cache",
         "initialize_kv_cache initialize_kv_cache_tensors allocate_kv_cache",
         r"Available KV cache memory|\w+ KV cache size|(?:Explicitly|Auto) set .* for KV cache",
     ),
     _stage(
-        K.OOM,
+        FailureKind.OOM,
         "while warming up",
         "compile_or_warm_up_model warmup_kernels",
         r"Compile and warming up model|Graph capturing finished|init engine \(",
     ),
     _stage(
-        K.OOM,
+        FailureKind.OOM,
         "while serving",
         "run_busy_loop execute_model sample_tokens",
         r"INFO:\s+Application startup complete",
-    ),
-)
-_RULES = (
-    _rule(
-        K.DISK,
-        r"(?:No space left on device|Disk quota exceeded): '(?P<path>[^']+)'",
-        "the disk is full: {path} could not be written",
-    ),
-    _rule(
-        K.DISK,
-        r"No space left on device|Disk quota exceeded",
-        "the disk is full, or the one of vLLM's cache (VLLM_CACHE_ROOT) or of TMPDIR",
-    ),
-    _rule(
-        K.PORT,
-        r"Address already in use|address already in use|EADDRINUSE",
-        "somebody else holds the port",
-    ),
-    _rule(
-        K.BUDGET,
-        r"not have enough slots .*max_num_batched_tokens=(?P<mnbt>\d+) and "
-        r"scheduled_token_delta=(?P<n>\d+)",
-        "max_num_batched_tokens = {mnbt} leaves no room for {n} draft tokens",
-    ),
-    _rule(
-        K.BUDGET,
-        r"max_num_scheduled_tokens is set to (?P<left>-?\d+) based on",
-        "max_num_batched_tokens leaves {left} tokens to schedule next to the draft tokens",
-    ),
-    _rule(
-        K.BUDGET,
-        r"max_num_batched_tokens \((?P<mnbt>\d+)\) must be greater than or equal to "
-        r"max_num_seqs \((?P<seqs>\d+)\)",
-        "max_num_batched_tokens = {mnbt} is below max_num_seqs = {seqs}",
-    ),
-    _rule(
-        K.BUDGET,
-        r"max_num_batched_tokens \((?P<mnbt>\d+)\) is smaller than max_model_len \((?P<len>\d+)\)",
-        "max_num_batched_tokens = {mnbt} is below max_model_len = {len} without chunked prefill",
-    ),
-    _rule(
-        K.KV_CACHE,
-        r"No available memory for the cache blocks",
-        "no memory is left for the KV cache",
-    ),
-    _rule(
-        K.KV_CACHE,
-        r"max seq len \((?P<len>\d+)\).*?(?P<needed>[\d.]+) GiB KV cache is needed.*?"
-        r"memory \((?P<there>[\d.]+) GiB\)",
-        "a KV cache of {needed} GiB is needed for max_model_len = {len}, {there} GiB is there",
-    ),
-    _rule(
-        K.KV_CACHE,
-        r"Available memory on node \S+ \((?P<there>[\d.]+)/[\d.]+ GiB\).*requested memory for kv "
-        r"\((?P<needed>[\d.]+) GiB\)",
-        "a KV cache of {needed} GiB is asked for, {there} GiB are free",
-    ),
-    _rule(
-        K.KV_CACHE,
-        r"larger than the maximum number of tokens that can be stored in KV cache",
-        "max_model_len does not fit into the KV cache",
-    ),
-    # This is before loading. It has that kind because it depends on neither n nor the batch budget.
-    _rule(
-        K.OOM_LOAD,
-        r"Free memory on device (?P<device>\S*) ?\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on "
-        r"startup is less than",
-        "only {free} of {total} GiB are free on {device}: something else holds its memory, or "
-        "gpu_memory_utilization is too high",
-    ),
-    _rule(
-        K.OOM,
-        r"CUDA out of memory occurred when warming up \w+ with (?P<n>\d+) dummy requests",
-        "the device is out of memory{when}: it cannot sample for {n} requests at once",
-    ),
-    _rule(
-        K.OOM,
-        r"(?:CUDA|HIP|XPU|NPU) out of memory\. Tried to allocate (?P<size>[\d.]+ \w+)",
-        "the device is out of memory{when}: {size} more could not be allocated",
-    ),
-    _rule(
-        K.OOM,
-        r"(?:CUDA|HIP|XPU|NPU) out of memory|(?:CUDA|HIP) error: out of memory|"
-        r"CUDA_ERROR_OUT_OF_MEMORY|OutOfMemoryError|not enough GPU memory|"
-        r"CUBLAS_STATUS_ALLOC_FAILED",
-        "the device is out of memory{when}",
-    ),
-    _rule(
-        K.OOM,
-        r"can't allocate memory: you tried to allocate (?P<size>\d+) bytes",
-        "the machine is out of memory{when}: {size} bytes more could not be allocated",
-    ),
-    _rule(
-        K.OOM,
-        r"^MemoryError|std::bad_alloc|Cannot allocate memory|unable to mmap .* bytes",
-        "the machine is out of memory{when}",
-    ),
-    # An incomplete file counts as missing, for the user and for every further launch
-    _rule(
-        K.MODEL_MISSING,
-        _TORN,
-        "the weights of the draft {model} cannot be read ({what}): fetch them again",
-        context=r"(?s)SpeculativeConfig\([^)]*?model='(?P<model>[^']+)'.*" + _DRAFTING,
-    ),
-    _rule(
-        K.MODEL_MISSING,
-        _TORN,
-        "the weights in {model} cannot be read ({what}): fetch them again",
-        context=r"LLM engine \(v\S+ with config: model='(?P<model>[^']+)'",
-    ),
-    _rule(K.MODEL_MISSING, _TORN, "the weights cannot be read ({what}): fetch them again"),
-    _rule(
-        K.MODEL_MISSING,
-        r"(?:Repo id must be in the form|Invalid repository ID or local directory specified).*?"
-        r"'(?P<model>/[^']*)'",
-        "there is no model in {model} (no such folder, or it has no config.json)",
-    ),
-    _rule(
-        K.MODEL_MISSING,
-        r"Invalid repository ID or local directory specified: '(?P<model>[^']*)'",
-        "there is no model {model}, as a folder or on the hub",
-    ),
-    _rule(
-        K.MODEL_MISSING,
-        r"RepositoryNotFoundError|LocalEntryNotFoundError|GatedRepoError|"
-        r"is not a local folder and is not a valid model identifier|"
-        r"Cannot find any model weights|No such file or directory: '[^']*\.safetensors",
-        "the model is not there, or not for you",
-    ),
-    _rule(
-        K.DRAFT_MISMATCH,
-        r"(?:Attempted|Tried) to load weights? .*of size .*to a parameter of size|size mismatch|"
-        r"shapes? cannot be multiplied|is not a parameter|There is no module or parameter named",
-        "the draft's weights do not fit its configuration or the target",
-        context=_DRAFTING,
-    ),
-    _rule(
-        K.DRAFT_MISMATCH,
-        r"(?i)draft\w* .*(?:must match|mismatch|does not match|not compatible)|"
-        r"(?:vocab_size|vocabulary).*draft|target_layer_ids|"
-        r"must have the same vocabulary size",
-        "the draft does not fit its target",
-    ),
-    _rule(
-        K.BAD_CONFIG,
-        r"error: unrecognized arguments: (?P<flags>.+)",
-        "vLLM does not know {flags}",
-    ),
-    _rule(
-        K.BAD_CONFIG,
-        r"error: (?P<what>argument .+)",
-        "vLLM rejected its command line: {what}",
-    ),
-    _rule(
-        K.BAD_CONFIG,
-        r"^\s*Value error, (?P<what>.+?)(?: \[type=|$)",
-        "vLLM rejected the configuration: {what}",
-    ),
-    _rule(
-        K.BAD_CONFIG,
-        r"^(?:ValueError|NotImplementedError|AssertionError|TypeError): (?P<what>.+)",
-        "vLLM rejected the configuration: {what}",
-        context=r"create_engine_config|__post_init__|validate_parsed_serve_args|"
-        r"validate_configuration|get_attn_backend",
     ),
 )
 
@@ -313,78 +131,80 @@ class _Error:
     """A line that reports an error."""
 
     text: str  # without process name and header
-    logged: bool  # whether vLLM logged it as an error
+    logged: bool  # whether it was logged as an error
     at: int  # index in the log
 
 
-def _split(line: str) -> tuple[str, str | None, str]:
-    """Return a line's process, its level (None without a header) and its text."""
-    line = _ANSI.sub("", line).rstrip()
-    process = _PROCESS.match(line)
-    text = _PROCESS.sub("", line)
-    header = _HEADER.match(text)
-    return (
-        "" if process is None else process[0],
-        None if header is None else header["level"],
-        _HEADER.sub("", text),
-    )
+# the text within pydantic's own words
+_PYDANTIC = re.compile(r"^\s*(?P<kind>Value error|Assertion failed), (?P<text>.*)$")
+_INPUT = re.compile(r" \[type=\w+, input_value=.*$")
+# lines of a tool's output that say what is wrong, and those that only say that something is
+_TELLING = re.compile(
+    r"(?i)\bfatal\b|\berror\b:|not found|not defined|no such file|undefined|cannot find|"
+    r"unsupported|is not supported|invalid|permission denied"
+)
+_EMPTY = re.compile(
+    r"(?i)^(?:\w*:? ?build stopped|FAILED|ninja: |make|.*returned non-zero exit status)|stderr:?$"
+)
+_HINTS = {
+    7: ", as when shared memory (/dev/shm) is full: --ipc=host or --shm-size of a container",
+    9: ", as by the kernel or a container's limit where memory ends",
+}
+_EXITS = {125: "Docker's own error", 126: "cannot be run", 127: "not found"}
+_UP = re.compile(r"Application startup complete")
+_ADDRESS = re.compile(r"[Ss]tarting vLLM (?:API )?server.* on http://(?P<address>\S+:\d+)")
+_PORT = re.compile(r"'?port'?[:=] ?(?P<port>\d+)")
 
 
-def _errors(log: Sequence[str]) -> list[_Error]:
+def _errors(lines: Sequence[Line]) -> list[_Error]:
     """Return the lines that report errors.
 
     The last words of a process and the output of libraries have no header. Lines of source code in
     a traceback are left out: ``raise SomeError(`` is not what was raised.
     """
-    found = []
-    for at, line in enumerate(log):
-        _, level, text = _split(line)
-        if level in {"DEBUG", "INFO", "WARNING"} or _QUIET.match(text) is not None:
-            continue
-        if not text.startswith(("    ", '  File "')):
-            found.append(_Error(text, level is not None, at))
-    return found
+    return [
+        _Error(line.text, line.level is not None, at)
+        for at, line in enumerate(lines)
+        if not line.warns and not line.text.startswith("    ") and not _FRAME.match(line.text)
+    ]
 
 
-def _stage_at(log: Sequence[str], at: int) -> _Stage | None:
+def _stage_at(lines: Sequence[Line], at: int) -> _Stage | None:
     """Return the stage in which the error in line ``at`` was raised.
 
     The traceback that ends there decides. If it does not, a later one does: the cause's own begins
     only where it was caught, but that of its consequence is complete. Otherwise the last line
     before the error decides.
     """
-    process, _, _ = _split(log[at])
+    process = lines[at].process
     functions: set[str] = set()
-    for line in reversed(log[:at]):
-        whose, _, text = _split(line)
-        if whose == process:  # other processes write in between
-            if not text.startswith("  "):
+    for line in reversed(lines[:at]):
+        if line.process == process:  # other processes write in between
+            if not line.text.startswith("  "):
                 break
-            functions.update(_FRAME.findall(text))
+            functions.update(_FRAME.findall(line.text))
     if (stage := _stage_in(functions)) is not None:
         return stage
     functions = set()
-    for line in log[at + 1 :]:
-        _, _, text = _split(line)
-        if text.startswith("Traceback"):
+    for line in lines[at + 1 :]:
+        if line.text.startswith("Traceback"):
             if (stage := _stage_in(functions)) is not None:
                 return stage
             functions = set()
-        functions.update(_FRAME.findall(text))
-    return _stage_in(functions) or _last_stage(log[:at])
+        functions.update(_FRAME.findall(line.text))
+    return _stage_in(functions) or _last_stage(lines[:at])
 
 
 def _stage_in(functions: Set[str]) -> _Stage | None:
     return next((stage for stage in _STAGES if stage.functions & functions), None)
 
 
-def _last_stage(log: Sequence[str]) -> _Stage | None:
+def _last_stage(lines: Sequence[Line]) -> _Stage | None:
     """Return the last stage that vLLM logged."""
-    for line in reversed(log):
-        _, level, text = _split(line)
-        if level in {None, "INFO"}:
+    for line in reversed(lines):
+        if line.level in {None, "INFO"}:
             for stage in _STAGES:
-                if stage.line.match(text) is not None:
+                if stage.line.match(line.text) is not None:
                     return stage
     return None
 
@@ -402,99 +222,226 @@ def classify(
     Args:
         log: Lines of the server's log, oldest first.
         exit_code: Exit code of the server's first process, negative for a signal; None: it runs.
-        default: Kind if no rule matches.
+        default: Kind if nothing tells it.
         reason: Sentence for ``default``, without the exit code.
         oom_killed: Whether the kernel killed a process for lack of memory while the server ran.
     """
-    reported = _errors(log)
-    errors = [e.text for e in reported]
-    roots = _roots(reported)
-    if (found := _by_rule(log, reported, roots)) is not None:
-        return found
-    bereft = next((i for i, line in enumerate(errors) if _BEREFT.search(line)), None)
-    if roots:
-        bereft = None
-    evidence = _evidence(errors, bereft, roots)
+    lines = read(log)
+    found = _Found(lines)
+    if (cause := _by_rule(found, RULES)) is not None:
+        return cause
+    if (cause := _by_hub(found, log)) is not None:
+        return cause
+    if (cause := _by_refusal(found)) is not None:
+        return cause
+    if exit_code in _EXITS and (cause := _by_rule(found, LAST_RULES)) is not None:
+        return cause
     if oom_killed:
-        stage = _last_stage(log)
+        stage = _last_stage(lines)
         return Cause(
-            K.OOM if stage is None else stage.kind,
+            FailureKind.OOM if stage is None else stage.kind,
             f"the kernel killed it{'' if stage is None else f' {stage.when}'}: "
             "the machine is out of memory",
-            evidence,
+            found.evidence(found.bereft),
         )
-    if roots:
-        said = f": {errors[roots[0]]}"
-    elif bereft is not None:
-        said = ": one of its processes ended without a word, as by SIGKILL"
-    else:
-        said = ""
-    ended = _ended(exit_code)
-    text = f"{reason} ({ended}{said})" if ended else f"{reason}{said}"
-    return Cause(default, _cut(text), evidence)
+    if default is FailureKind.TIMEOUT and any(_UP.search(x.text) for x in lines):
+        return Cause(
+            FailureKind.BAD_CONFIG,
+            f"{reason}, although the log says that the server is up: it is not reachable on "
+            f"127.0.0.1:{_port(lines)}. A container needs --network host, or this port published",
+            (),
+        )
+    return _unexplained(found, exit_code, default, reason)
 
 
-def _roots(reported: Sequence[_Error]) -> list[int]:
-    """Return the indices of the errors that may be the cause: raised ones, else logged ones."""
-    raised = [
-        i for i, e in enumerate(reported) if _RAISED.match(e.text) and not _WRAPPER.search(e.text)
-    ]
-    return raised or [
-        i
-        for i, e in enumerate(reported)
-        if e.logged and not _AROUND.match(e.text) and not _WRAPPER.search(e.text)
-    ]
+class _Found:
+    """What a log shows of errors."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self.lines = lines
+        self.reported = _errors(lines)
+        self.errors = [e.text for e in self.reported]
+        self.raised = [x for x in raised(lines) if not _WRAPPER.search(lines[x.at].text)]
+        self.exceptions = [text for x in self.raised for text in (lines[x.at].text, *x.more)]
+        self.roots = self._roots()
+        bereft = (i for i, line in enumerate(self.errors) if _BEREFT.search(line))
+        self.bereft = None if self.roots else next(bereft, None)
+
+    def _roots(self) -> list[int]:
+        """Return the indices of the errors that may be the cause: raised, else logged ones."""
+        at = {x.at for x in self.raised}
+        return [i for i, e in enumerate(self.reported) if e.at in at] or [
+            i
+            for i, e in enumerate(self.reported)
+            if e.logged and not _AROUND.match(e.text) and not _WRAPPER.search(e.text)
+        ]
+
+    def index(self, at: int) -> int:
+        """Return the index of the error in a line of the log."""
+        return next(i for i, e in enumerate(self.reported) if e.at == at)
+
+    @property
+    def root(self) -> Raised | None:
+        """First exception that is not about another process."""
+        return self.raised[0] if self.raised else None
+
+    def evidence(self, hit: int | None, more: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return the line that decided, the first error that was raised, and what explains it."""
+        if hit is None and not self.roots and self.bereft is None and not more:
+            lines = [x for x in self.errors if not _NOISE.search(x)][-MAX_EVIDENCE:]
+        else:
+            lines = [*self._lines(hit), *more]
+        unique = dict.fromkeys(_cut(line.strip()) for line in lines)
+        return tuple(unique)[:MAX_EVIDENCE]
+
+    def _lines(self, hit: int | None) -> list[str]:
+        wanted: list[int] = []
+        for i in [*([] if hit is None else [hit]), *self.roots[:1]]:
+            wanted.append(i)
+            if self.errors[i].startswith(" ") and i > 0 and RAISED.match(self.errors[i - 1]):
+                wanted.append(i - 1)  # pydantic: the error's name, then an indented line of text
+            if " validation error" in self.errors[i]:
+                wanted.append(i + 1)
+        return [self.errors[i] for i in sorted(set(wanted)) if i < len(self.errors)]
 
 
-def _by_rule(log: Sequence[str], reported: Sequence[_Error], roots: Sequence[int]) -> Cause | None:
+def _by_rule(found: _Found, rules: Sequence[Rule]) -> Cause | None:
     """Return the verdict of the first rule that matches; None: none does."""
-    errors = [e.text for e in reported]
-    whole = "\n".join(log)
-    for rule in _RULES:
-        hit = next((i for i, line in enumerate(errors) if rule.pattern.search(line)), None)
-        if hit is None:
+    whole = "\n".join(line.text for line in found.lines)
+    for rule in rules:
+        texts = found.errors if rule.anywhere else found.exceptions or found.errors
+        if rule.warnings:
+            texts = [line.text for line in found.lines]
+        match = next((m for m in map(rule.pattern.search, texts) if m is not None), None)
+        if match is None:
             continue
         context = None if rule.context is None else rule.context.search(whole)
         if rule.context is not None and context is None:
             continue
-        found = rule.pattern.search(errors[hit])
         groups = {
-            k: v or "?" for m in (found, context) if m is not None for k, v in m.groupdict().items()
+            k: v or "?" for m in (match, context) if m is not None for k, v in m.groupdict().items()
         }
-        stage = _stage_at(log, reported[hit].at) if "{when}" in rule.sentence else None
+        hit = next((i for i, e in enumerate(found.errors) if e == match.string), None)
+        stage = None
+        if "{when}" in rule.sentence and hit is not None:
+            stage = _stage_at(found.lines, found.reported[hit].at)
+        when = "" if stage is None else f" {stage.when}"
+        line = _short(match.string)
         return Cause(
             rule.kind if stage is None else stage.kind,
-            _cut(rule.sentence.format(**groups, when="" if stage is None else f" {stage.when}")),
-            _evidence(errors, hit, roots),
+            _cut(rule.sentence.format(**{**groups, "when": when, "line": line})),
+            found.evidence(hit, () if hit is not None else (match.string,)),
+            rule.bound(groups),
         )
     return None
+
+
+def _by_hub(found: _Found, log: Sequence[str]) -> Cause | None:
+    """Return the verdict of an error of a model hub; None: there is none."""
+    error = hub_error(found.raised, "\n".join(log))
+    if error is None:
+        return None
+    evidence = found.evidence(found.index(error.at), error.more)
+    return Cause(FailureKind.MODEL_MISSING, _cut(error.reason), evidence)
+
+
+def _by_refusal(found: _Found) -> Cause | None:
+    """Return the verdict of what vLLM raised in its own words; None: it refused nothing."""
+    for one in found.raised:
+        one, text = _words(one)
+        if (kind := kind_of(one, text)) is None:
+            continue
+        shown = text or _frame_words(one)
+        if kind is FailureKind.DRAFT_MISMATCH:
+            sentence = f"the draft does not fit its target or this vLLM: {shown}"
+            if in_draft(one) and one.name == "KeyError":
+                sentence = f"the draft's weights do not fit its configuration: it has no {shown}"
+        else:
+            sentence = f"vLLM rejected the configuration: {shown}"
+        more = () if text else (_frame_words(one),)
+        return Cause(kind, _cut(sentence), found.evidence(found.index(one.at), more))
+    return None
+
+
+def _words(one: Raised) -> tuple[Raised, str]:
+    """Return an exception and its text in one line, without pydantic's words around it."""
+    for i, line in enumerate(one.more):
+        if (inner := _PYDANTIC.match(line)) is not None:
+            name = "ValueError" if inner["kind"] == "Value error" else "AssertionError"
+            texts = [inner["text"]]
+            if not _INPUT.search(inner["text"]):
+                texts += one.more[i + 1 : i + 6]
+            words = _INPUT.sub("", " ".join(" ".join(texts).split()))
+            return Raised(one.at, name, words, (), one.frames), words
+    if one.name in {"ValidationError"} and one.more:
+        words = " ".join(_INPUT.sub("", " ".join(one.more[:2])).split())
+        return one, words
+    return one, " ".join(" ".join((one.text, *one.more[:6])).split())
+
+
+def _frame_words(one: Raised) -> str:
+    """Return where an exception without a text was raised: file, line, function, code."""
+    place = one.frames[-1]
+    file = f"vllm/{place.in_vllm}" if place.in_vllm is not None else place.file
+    code = f": {place.code}" if place.code else ""
+    return f"{one.name} in {file}:{place.line}, {place.function}{code}"
+
+
+def _telling(one: Raised) -> tuple[str, ...]:
+    """Return the lines of a tool's output in an exception's text that say what is wrong."""
+    lines = [x for x in one.more if _TELLING.search(x) and not _EMPTY.search(x.strip())]
+    return tuple(lines[:3])
+
+
+def _unexplained(found: _Found, exit_code: int | None, default: FailureKind, reason: str) -> Cause:
+    """Return a failure of which only the last words and the exit code are known."""
+    more: tuple[str, ...] = ()
+    said = ""
+    if found.roots:
+        said = f": {found.errors[found.roots[0]]}"
+        one = found.root
+        if one is not None:
+            more = _telling(one)
+            said += f" {more[0].strip()}" if more else ""
+            if not one.text and not one.more and one.frames:
+                said = f": {_frame_words(one)}"
+                more = (_frame_words(one),)
+    elif found.bereft is not None:
+        said = ": one of its processes ended without a word, as by SIGKILL"
+    ended = _ended(exit_code)
+    text = f"{reason} ({ended}{said})" if ended else f"{reason}{said}"
+    return Cause(default, _cut(text), found.evidence(found.bereft, more))
 
 
 def _ended(exit_code: int | None) -> str:
     if exit_code is None:
         return ""
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
+    if exit_code in _EXITS:
+        return f"exit code {exit_code}, {_EXITS[exit_code]}"
+    number = -exit_code if exit_code < 0 else exit_code - 128
     try:
-        return f"ended by {signal.Signals(-exit_code).name}"
+        name = signal.Signals(number).name
     except ValueError:
-        return f"ended by signal {-exit_code}"
+        return f"exit code {exit_code}" if exit_code >= 0 else f"ended by signal {-exit_code}"
+    if exit_code < 0:
+        return f"ended by {name}"
+    return f"ended by {name}, exit code {exit_code} = 128 + {number}{_HINTS.get(number, '')}"
 
 
-def _evidence(errors: Sequence[str], hit: int | None, roots: Sequence[int]) -> tuple[str, ...]:
-    """Return the line that the rule found, and the first error that was raised."""
-    wanted: list[int] = []
-    for i in [*([] if hit is None else [hit]), *roots[:1]]:
-        wanted.append(i)
-        if errors[i].startswith(" ") and i > 0 and _RAISED.match(errors[i - 1]):
-            wanted.append(i - 1)  # pydantic: the error's name, then an indented line of text
-        if errors[i].endswith(("error for", "errors for")) or " validation error" in errors[i]:
-            wanted.append(i + 1)
-    lines = [errors[i] for i in sorted(set(wanted)) if i < len(errors)]
-    if not lines:  # nothing was raised: the last lines
-        lines = [line for line in errors if not _NOISE.search(line)][-MAX_EVIDENCE:]
-    unique = dict.fromkeys(_cut(line.strip()) for line in lines)
-    return tuple(unique)[:MAX_EVIDENCE]
+def _port(lines: Sequence[Line]) -> str:
+    """Return the port that a server says that it listens on."""
+    for line in reversed(lines):
+        if (found := _ADDRESS.search(line.text)) is not None:
+            return found["address"].rpartition(":")[2]
+    found = next((m for m in (_PORT.search(x.text) for x in lines) if m is not None), None)
+    return "its port" if found is None else found["port"]
+
+
+def _short(line: str) -> str:
+    """Return a line of an error without the name of its class."""
+    line = " ".join(line.split())
+    found = RAISED.match(line)
+    return (found["text"] or line) if found is not None else line
 
 
 def _cut(text: str) -> str:

@@ -132,8 +132,8 @@ class Standing:
             self._last = t.number
             if t.state == State.COMPLETE and not _left_out(t):
                 self._add(t)
-        # one that runs or has failed is the baseline, too
-        self._baseline = next((t.number for t in trials if is_baseline(t)), None)
+        base = baseline_of(trials)
+        self._baseline = None if base is None else base.number
 
     def _add(self, trial: TrialLike) -> None:
         attrs = attrs_of(trial)
@@ -230,6 +230,17 @@ def is_baseline(trial: TrialLike) -> bool:
     """Return whether other trials are compared with this one as soon as it has numbers."""
     attrs = attrs_of(trial)
     return attrs.baseline and attrs.quality.outdated is None
+
+
+def baseline_of(trials: Sequence[TrialLike]) -> TrialLike | None:
+    """Return the trial that others are compared with; None: there is none.
+
+    One that runs or has failed is it, too, unless another one took its place: a baseline moves
+    where vLLM stated that its batch budget is too small.
+    """
+    found = [t for t in trials if is_baseline(t)]
+    measured = (t for t in found if t.state == State.COMPLETE)
+    return next(measured, found[0] if found else None)
 
 
 def _left_out(trial: TrialLike) -> bool:

@@ -14,6 +14,7 @@ from autotune.results.standing import (
     LEAST_DEGREES,
     Launched,
     Standing,
+    baseline_of,
     counts,
     is_baseline,
     is_truncated,
@@ -101,7 +102,7 @@ def trial_view(
         objectives: Objectives with the study's directions.
     """
     found = standing.launched()
-    base = next((t for t in trials if is_baseline(t)), None)
+    base = baseline_of(trials)
     shown = [t for t in trials if t is base or t.number == number]
     views = [_view(t, standing, space, objectives) for t in shown]
     judged = study_verdict(found, objectives) if found.confirmed else None
@@ -170,7 +171,8 @@ def _compared(
     judged: ConfirmationVerdict | None,
 ) -> list[TrialView]:
     """Add values that need several launches: intervals between them, speed-up, confirmation."""
-    base = next((v for v in views if v.baseline), None)
+    own = [v for v in views if v.baseline]
+    base = next((v for v in own if v.values), own[0] if own else None)
     names = [o.name for o in objectives]
     known = {k: v for k, v in found.variance.items() if v.total.degrees >= LEAST_DEGREES}
     out = []

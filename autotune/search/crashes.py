@@ -24,7 +24,7 @@ The possible boxes depend on the kind of failure.
   need memory: n, MNBT, max_num_seqs, ….
 - **Budget**: lower bounds on n and max_num_seqs, an upper bound on MNBT.
 - **Draft does not fit**: all points with n ≥ 1.
-- **Failures of the machine or the moment** (no port, a full disk, a clock that jumped, …): no box.
+- **Failures of the machine or the moment** (no port, a full disk, an old driver, …): no box.
 - **Rejected by vLLM** (`bad_config`): mostly by a choice, seldom by a number.
 - **All others** (`crash`, `timeout`, …): any bounds on any parameter.
 
@@ -80,6 +80,7 @@ _ELSEWHERE = {
     FailureKind.WRONG_SERVER,
     FailureKind.CLOCK,
     FailureKind.DISK,
+    FailureKind.MACHINE,
 }
 # Parameters that need more memory (+1) or less (-1) as they grow.
 _DEMAND: Mapping[str, int] = {

@@ -23,6 +23,7 @@ from autotune.errors import FailureKind
 from autotune.search.crashes import CrashModel
 from autotune.search.front import Direction
 from autotune.search.model import Observed, Proposal, propose, unit
+from autotune.search.stated import StatedBounds
 from autotune.stats.measurement import Floats
 from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
 
@@ -283,7 +284,8 @@ class Proposer:
         tried = tried_points(self._space, trials, running)
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
         rng = np.random.default_rng([self._seed, len(trials) + len(running)])
-        new, chances = self._safe(self._new_points(tried, rng), trials)
+        stated = StatedBounds(self._space, trials)
+        new, chances = self._safe(self._new_points(tried, stated, rng), trials, stated)
         if not new:
             raise SpaceExhausted
         if self._method != "gp" or len(complete) < 2:
@@ -306,7 +308,7 @@ class Proposer:
         return found
 
     def _safe(
-        self, new: Sequence[dict[str, Value]], trials: Sequence[FrozenTrial]
+        self, new: Sequence[dict[str, Value]], trials: Sequence[FrozenTrial], stated: StatedBounds
     ) -> tuple[list[dict[str, Value]], Floats]:
         """Return the points that are not too likely to crash, and their chances to launch.
 
@@ -320,7 +322,7 @@ class Proposer:
             [
                 (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
                 for t in trials
-                if crashed(t) and self._space.has_point(t.params)
+                if crashed(t) and self._space.has_point(t.params) and t.number not in stated.trials
             ],
         )
         safe = ~crashes.all_avoided(new)
@@ -329,17 +331,23 @@ class Proposer:
             safe = (chances > 0.5) & (chances == chances.max())
         return [q for q, s in zip(new, safe, strict=True) if s], chances[safe]
 
-    def _new_points(self, tried: PointSet, rng: np.random.Generator) -> list[dict[str, Value]]:
-        """Return untried points that the rules allow; of a large space a random part."""
+    def _new_points(
+        self, tried: PointSet, stated: StatedBounds, rng: np.random.Generator
+    ) -> list[dict[str, Value]]:
+        """Return untried points that rules and bounds allow; of a large space a random part."""
+
+        def is_new(q: Point) -> bool:
+            return q not in tried and stated.why_not(q) is None
+
         if self._feasible is not None:
-            new = [q for q in self._feasible if q not in tried]
+            new = list(filter(is_new, self._feasible))
             if len(new) > _MOST_CANDIDATES:
                 picks = rng.choice(len(new), _MOST_CANDIDATES, replace=False)
                 new = [new[i] for i in sorted(picks)]
             return new
         points = (canonical(self._space, q) for q in _random_points(self._space, rng))
         draws = itertools.islice(points, _DRAWS)
-        allowed = (q for q in draws if q not in tried and self._infeasible(q) is None)
+        allowed = (q for q in draws if is_new(q) and self._infeasible(q) is None)
         return list(itertools.islice(allowed, _MOST_CANDIDATES))
 
     @cached_property

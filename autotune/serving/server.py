@@ -25,6 +25,7 @@ from autotune.engine.command import OWNER_VARIABLE, LaunchPlan
 from autotune.engine.failures import classify
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError, StopError
+from autotune.serving.answering import engine_behind, engine_of, said
 from autotune.serving.channel import Channel
 from autotune.serving.containers import marked
 from autotune.serving.gpu_memory import GpuMemory, gpu_memory, held
@@ -247,25 +248,34 @@ class Server:
                 FailureKind.PORT, f"somebody else's server answers on port {self.plan.port}"
             )
         try:
-            models = [m["id"] for m in client.get("/v1/models").raise_for_status().json()["data"]]
+            response = client.get("/v1/models").raise_for_status()
+            cards = response.json()["data"]
+            models = [str(m["id"]) for m in cards]
             answer = client.get("/version")
             version = answer.json()["version"] if answer.status_code == 200 else None
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
+            other = engine_behind(client)
             raise self.failure(
-                FailureKind.WRONG_SERVER, f"what answers on the port is no vLLM ({e!r})"
-            ) from e
-        if self.plan.served_name not in models:
-            raise LaunchError(
                 FailureKind.WRONG_SERVER,
-                f"the server on port {self.plan.port} serves {', '.join(models) or 'nothing'}, "
-                f"not {self.plan.served_name}",
+                f"what answers on port {self.plan.port} is no vLLM: {other or said(e)}",
+            ) from e
+        if (other := engine_of(cards, response)) is not None:
+            raise self._wrong_server(f"is {other}, not vLLM")
+        if self.plan.served_name not in models:
+            raise self._wrong_server(
+                f"serves {', '.join(models) or 'nothing'}, not {self.plan.served_name}"
             )
         if self._info.version is not None and not _same_version(version, self._info.version):
-            raise LaunchError(
-                FailureKind.WRONG_SERVER,
-                f"the server on port {self.plan.port} is vLLM {version}, not {self._info.version}",
-            )
+            if version is None:
+                raise self._wrong_server(
+                    f"tells no version (GET /version gave HTTP {answer.status_code}), and "
+                    f"{self._info.version} was expected; a proxy in front must pass it on"
+                )
+            raise self._wrong_server(f"is vLLM {version}, not {self._info.version}")
         return None if version is None else str(version)
+
+    def _wrong_server(self, words: str) -> LaunchError:
+        return LaunchError(FailureKind.WRONG_SERVER, f"the server on port {self.plan.port} {words}")
 
     def failure(self, default: FailureKind, reason: str) -> LaunchError:
         """Return the failure that is inferred from the exit code and the log.
@@ -283,7 +293,7 @@ class Server:
             reason=reason,
             oom_killed=oom_kills() > self._oom_kills,
         )
-        return LaunchError(verdict.kind, verdict.reason, verdict.evidence)
+        return LaunchError(verdict.kind, verdict.reason, verdict.evidence, verdict.least)
 
     def alive(self) -> bool:
         """Return whether the server's first process runs."""

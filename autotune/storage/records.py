@@ -127,6 +127,7 @@ class TrialAttrs:
         failure_kind: Name of an :class:`autotune.errors.FailureKind`.
         failure_reason: Reason of the failure in words.
         failure_evidence: Lines of the server's log that show it.
+        failure_least: Fields of the :class:`autotune.errors.LeastBudget` that the failure stated.
         health_timeout_s: Time limit for the server's first answer, if it did not answer in time.
         reused: Fields of :class:`autotune.results.views.Origin`, which says where it was measured.
     """
@@ -149,6 +150,7 @@ class TrialAttrs:
     failure_kind: str | None = None
     failure_reason: str | None = None
     failure_evidence: Sequence[str] | None = None
+    failure_least: Mapping[str, Any] | None = None
     health_timeout_s: float | None = None
     reused: Mapping[str, Any] | None = None
 

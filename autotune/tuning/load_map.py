@@ -62,7 +62,7 @@ from autotune.tuning.progress import OUTSIDE, Progress
 from autotune.tuning.recovery import end_orphans
 from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools, real
-from autotune.tuning.trial import MachineFailed, attempts, quality_of
+from autotune.tuning.trial import MachineFailed, attempts, drafts_note, quality_of
 
 FIRST_N = 3  # the first n with drafts, where the study knows no winner
 # No n is launched of which less is expected at every load: launches differ by more.
@@ -379,6 +379,10 @@ class _Map:
                 named = [dataclasses.replace(x, phase=_PHASES[x.phase].format(phase)) for x in kept]
                 with held_back():  # a second Ctrl-C must not lose them
                     self.store.requests.add(live.launch_id, named)
+            task = _Point(self, point)
+            server = task.server or self.p.spec.server
+            if note := drafts_note(result, server, task.point, live.version):
+                self.progress.message(f"{self.words(point)}, {phase}: {note}")
             disturbed = self.tools.disturbed(result.machine, self.rests)
             self.store.load_maps.add_load(
                 live.launch_id,

@@ -27,6 +27,7 @@ from autotune.search.proposer import (
     seed_points,
     tried_points,
 )
+from autotune.search.stated import StatedBounds
 from autotune.storage.records import Role, TrialAttrs, attrs_of
 from autotune.study.schema import StudySpec
 from autotune.study.space import Point, Space, Value, canonical
@@ -247,7 +248,7 @@ class Planner:
         """
         tried = tried_points(self.space, _searched(now.trials))
         chosen = PointSet(choice.point for choice in now.pending)
-        baseline, *points = self.fixed_points
+        baseline, *points = self.fixed_points(now.trials)
         if baseline not in tried and baseline not in chosen:
             return Choice(baseline, TrialAttrs(Role.BASELINE, baseline=True))
         if (again := self._to_replicate(now)) is not None:
@@ -259,26 +260,39 @@ class Planner:
             raise SpaceExhausted
         return None if point is None else Choice(point)
 
-    @cached_property
-    def fixed_points(self) -> list[dict[str, Value]]:
-        """The baseline, then the seeds or the whole grid.
+    def fixed_points(self, trials: Sequence[FrozenTrial] = ()) -> list[dict[str, Value]]:
+        """Return the baseline, then the seeds or the whole grid.
+
+        The baseline and the seeds move where a failed launch stated that their MNBT is too small.
+
+        Args:
+            trials: Trials so far.
 
         Raises:
             SpaceExhausted: no point can launch.
         """
+        stated = StatedBounds(self.space, trials)
 
         def feasible(q: Point) -> bool:
-            return self._infeasible(q) is None
+            return stated.why_not(q) is None and self._infeasible(q) is None
 
         start = canonical(self.space, baseline_point(self._spec))
         baseline = nearest(self.space, start, feasible)
         if baseline is None:
             raise SpaceExhausted
         if self._spec.search.method == "grid":
-            return [baseline, *grid_points(self.space)]
+            return [baseline, *self._grid]
         if self._spec.search.method == "gp":
             return seed_points(self.space, baseline, feasible)
         return [baseline]
+
+    @cached_property
+    def _grid(self) -> list[dict[str, Value]]:
+        return grid_points(self.space)
+
+    def ruled_out(self, point: Point, trials: Sequence[FrozenTrial]) -> str | None:
+        """Return why a point cannot launch by what earlier launches stated; None: it may."""
+        return StatedBounds(self.space, trials).why_not(point)
 
     def _to_replicate(self, now: Situation) -> int | None:
         """Return the trial whose point the search launches once more, spread over the search.

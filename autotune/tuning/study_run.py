@@ -167,7 +167,7 @@ class _Driver:
         self.planner = self.make_planner(row.seed)
         self.executor = self.make_executor(weights)
         if earlier:
-            baseline = self.planner.fixed_points[0]
+            baseline = self.planner.fixed_points()[0]
             take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
         self.progress.study(study_view(self.store, self.spec.name), self.store.path)
         self.say_infeasible()
@@ -288,7 +288,12 @@ class _Driver:
         """Return points whose trials come after the running ones, as far as they are known."""
         self.next = deque(self.planner.ahead(self.situation(), most))
         points = [choice.point for choice in self.next][:most]
-        return [q for q in points if self.p.infeasible(q) is None]
+        trials = self.log.trials()
+        return [
+            q
+            for q in points
+            if self.p.infeasible(q) is None and self.planner.ruled_out(q, trials) is None
+        ]
 
     def search_ended(self, reason: StopReason) -> None:
         """Note that what is left is to confirm."""
@@ -329,6 +334,7 @@ class _Driver:
                 for name, v in found.variance.items()
             },
             searched=len(found.searched),
+            ruled_out=self.planner.ruled_out(point, self.log.trials()),
         )
 
     def record(self, done: Trial, outcome: Outcome) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+from autotune.bench.drafting import check_drafts
 from autotune.bench.looks import Rival
 from autotune.bench.sample import Sample
 from autotune.bench.session import Result
@@ -21,7 +22,7 @@ from autotune.storage.records import Quality, Role, TrialAttrs
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store
 from autotune.study.schema import ServerSpec
-from autotune.study.space import Point
+from autotune.study.space import N, Point, as_int
 from autotune.tuning.launcher import Launcher, LiveServer, no_prelaunch
 from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
@@ -40,6 +41,7 @@ class Trial:
         rivals: Finished trials of which one may be better in everything.
         between: By objective, the standard deviation of its logarithm between launches.
         searched: Number of points that the rivals are the best of.
+        ruled_out: Why it cannot launch, by what earlier launches stated; None: it may.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Trial:
     rivals: Sequence[Rival] = ()
     between: Mapping[str, float] = field(default_factory=dict)
     searched: int = 0
+    ruled_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Infeasible:
-    """It was not launched, because the rules forbid its point."""
+    """It was not launched: the rules, or what an earlier launch stated, forbid its point."""
 
     reason: str
 
@@ -208,6 +211,19 @@ def quality_of(
     )
 
 
+def drafts_note(
+    result: Result, server: ServerSpec, point: Point, version: str | None
+) -> str | None:
+    """Compare the drafts of a measurement with its launch; see :func:`check_drafts`.
+
+    Raises:
+        MeasureError: the server drafts although n = 0, or does not although n > 0.
+    """
+    keys = server.draft_settings(point)
+    n = 0 if server.speculative is None else as_int(keys.get(N)) or 0
+    return check_drafts(result.stats, result.requests, n, keys, version)
+
+
 class TrialRunner:
     """Runs the trials of one study on one slot, and returns what came of each.
 
@@ -254,7 +270,7 @@ class TrialRunner:
             trial: What to run.
             ahead: Returns points to be started together with this one.
         """
-        if (why := self._p.infeasible(trial.point)) is not None:
+        if (why := self._p.infeasible(trial.point) or trial.ruled_out) is not None:
             return Infeasible(why)
         return attempts(_Running(self, trial), self._launcher, self._ledger, self._rests, ahead)
 
@@ -300,6 +316,9 @@ class TrialRunner:
             begin=begin,
         )
         live.clock.mark("measured")
+        note = drafts_note(result, self._p.spec.server, trial.point, live.version)
+        if note is not None:
+            self._progress.message(f"trial {trial.number}: {note}", at)
         self._keep(live, result, weights)
 
     def _keep(self, live: LiveServer, result: Result, weights: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -242,6 +242,7 @@ class TrialLog:
             failure_kind=str(failure.kind),
             failure_reason=failure.reason,
             failure_evidence=list(failure.evidence),
+            failure_least=None if failure.least is None else asdict(failure.least),
             health_timeout_s=self._spec.server.health_timeout_s
             if failure.kind is FailureKind.TIMEOUT
             else None,

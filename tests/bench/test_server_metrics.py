@@ -154,3 +154,75 @@ def test_nobody_answers() -> None:
         pass
     with pytest.raises(MeasureError, match="/metrics"):
         scrape(url, "k")
+
+
+# -- several servers, and others ---------------------------------------------------------------
+
+
+def test_what_an_api_server_has_not_written_yet_was_zero() -> None:
+    """One of several API servers has its counters on the common page after its first request."""
+    empty = "# TYPE vllm:num_preemptions_total counter\nvllm:num_preemptions_total 0\n"
+    stats = difference(parse(empty), parse(page()))
+    assert (stats.drafts, stats.accepted_tokens, stats.preemptions) == (100, 90, 2)
+    assert stats.acceptance_per_position == pytest.approx((0.6, 0.2, 0.1))
+    nothing = difference(parse(""), parse(page()))  # that was no page of vLLM
+    assert nothing.drafts is None
+    assert nothing.acceptance_per_position == ()
+
+
+def test_engines_of_one_server_are_added_up_in_the_difference() -> None:
+    stats = difference(parse(page(engines=4)), parse(page(scale=2, engines=4)))
+    assert (stats.drafts, stats.preemptions) == (400, 8)
+    assert stats.acceptance_per_position == pytest.approx((0.6, 0.2, 0.1))
+
+
+def test_names_of_models_may_have_slashes_and_quotes() -> None:
+    for name in ("org/model", "/data/models/a b", "org/model:v1,other", 'a"b'):
+        registry = CollectorRegistry()
+        counter = Counter("vllm:generation_tokens", "x", ["model_name"], registry=registry)
+        counter.labels(name).inc(7)
+        assert (
+            difference(
+                Counters({"vllm:generation_tokens_total": 0}, ()),
+                parse(generate_latest(registry).decode()),
+            ).generated
+            == 7
+        )
+
+
+def test_two_servers_behind_one_proxy_are_not_compared() -> None:
+    def started(at: int) -> Counters:
+        head = f"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {at}\n"
+        return parse(head + page(scale=at))
+
+    assert difference(started(1), started(1)).drafts == 0
+    stats = difference(started(1), started(2))
+    assert stats.drafts is None
+    assert stats.unknown is not None
+    assert "two processes" in stats.unknown
+
+
+@pytest.mark.parametrize(
+    ("names", "whose"),
+    [
+        (("sglang:num_running_reqs", "sglang:token_usage"), "SGLang"),
+        (("llamacpp:prompt_tokens_total",), "llama.cpp"),
+        (("tgi_request_count", "tgi_batch_current_size"), "TGI"),
+        (("envoy_cluster_upstream_rq", "process_open_fds"), "Envoy"),
+        (("litellm_requests_metric_total",), "LiteLLM"),
+        (("mine_up", "mine_requests_total"), "'mine'"),
+    ],
+)
+def test_a_page_of_somebody_else_says_whose(names: tuple[str, ...], whose: str) -> None:
+    text = "".join(f"# TYPE {n} gauge\n{n} 1\n" for n in names)
+    stats = difference(parse(text), parse(text))
+    assert stats.unknown is not None
+    assert whose in stats.unknown
+    assert (stats.drafts, stats.speculates) == (None, None)
+
+
+def test_whether_a_server_speculates() -> None:
+    plain = "# TYPE vllm:generation_tokens_total counter\nvllm:generation_tokens_total 5\n"
+    assert difference(parse(plain), parse(plain)).speculates is False
+    assert difference(parse(plain), parse(page() + plain)).speculates is True
+    assert difference(parse(page()), parse(page())).speculates is None  # no vLLM writes this

@@ -42,6 +42,8 @@ def verdict(name: str, exit_code: int | None = 1, *, oom_killed: bool = False) -
         ("0.32.0-weights_torn", FailureKind.MODEL_MISSING, "/models/torn cannot be", "incomplete"),
         ("0.32.0-worker_killed", FailureKind.CRASH, "ended without a word", "WorkerProc"),
         ("source-budget_0.26", FailureKind.BUDGET, "leaves -6 tokens", "max_num_scheduled_tokens"),
+        ("source-budget_hybrid", FailureKind.BUDGET, "below the block size 2096", "Mamba"),
+        ("source-driver", FailureKind.MACHINE, "driver is too old", "12080"),
         ("source-kv_cache_none", FailureKind.KV_CACHE, "KV cache", "cache blocks"),
         ("source-oom", FailureKind.OOM, "while serving: 2.00 GiB more", "CUDA out of memory"),
         ("source-oom_capture", FailureKind.OOM_CAPTURE, "CUDA graphs: 128.00 MiB", "CUDA out of"),

@@ -31,17 +31,18 @@ _KINDS = {
     FailureKind.OOM: ("log after the start-up; a kill by the kernel", "source (CUDA); CPU run"),
     FailureKind.BUDGET: ("log", "CPU run; source (0.26)"),
     FailureKind.BAD_CONFIG: ("log: vLLM's command line or configuration", "CPU run"),
-    FailureKind.MODEL_MISSING: ("log: no folder, no config, torn weights", "CPU run"),
+    FailureKind.MODEL_MISSING: ("log: no folder, no config, torn weights, hub", "CPU run"),
     FailureKind.DRAFT_MISMATCH: ("log: shapes of the draft", "CPU run"),
     FailureKind.PORT: ("our own look before the launch, log, who listens", "CPU run"),
     FailureKind.TIMEOUT: ("/health did not answer in `server.health_timeout_s`", "double"),
     FailureKind.CRASH: ("exit code, signal, last words", "CPU run"),
-    FailureKind.WRONG_SERVER: ("/v1/models and /version", "double"),
+    FailureKind.WRONG_SERVER: ("/v1/models, /version, drafts in /metrics", "double"),
     FailureKind.REQUESTS: ("HTTP 4xx, a broken stream, tokens that do not add up", "double"),
     FailureKind.SERVER_ERROR: ("HTTP 5xx", "double"),
     FailureKind.HANG: ("no token for `workload.hang_timeout_s`", "CPU run; double"),
     FailureKind.CLOCK: ("the clocks with and without the time of a suspension", "clocks replaced"),
     FailureKind.DISK: ("log, or our own writing", "CPU run; double on a full tmpfs"),
+    FailureKind.MACHINE: ("log: driver, compiler, installation, /dev/shm", "source; reports"),
 }
 
 _BEYOND = """\

@@ -137,7 +137,9 @@ def test_without_a_failure_nothing_is_avoided() -> None:
     assert model.chances([]).shape == (0,)
 
 
-@pytest.mark.parametrize("kind", ["port", "disk", "clock", "model_missing", "infeasible"])
+@pytest.mark.parametrize(
+    "kind", ["port", "disk", "machine", "clock", "model_missing", "infeasible"]
+)
 def test_a_failure_of_the_machine_says_nothing_of_the_point(kind: str) -> None:
     model = CrashModel(SPACE, [], [({N: 7, MNBT: 2048}, kind)])
     assert not model.all_avoided(POINTS).any()

@@ -341,6 +341,7 @@ def test_a_log_that_cannot_be_written_is_one_line(make: Make, tmp_path: Path):
         ({"DOUBLE_FAIL": "crash"}, FailureKind.CRASH, "exit code 1"),
         ({"DOUBLE_FAIL": "segfault"}, FailureKind.CRASH, "SIGSEGV"),
         ({"DOUBLE_FAIL": "wrong_model"}, FailureKind.WRONG_SERVER, "some-other-model"),
+        ({"DOUBLE_OWNER": "sglang"}, FailureKind.WRONG_SERVER, "is SGLang, not vLLM"),
         ({"DOUBLE_FAIL": "wrong_version"}, FailureKind.WRONG_SERVER, "0.1.0, not 0.32.0"),
     ],
 )

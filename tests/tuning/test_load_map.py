@@ -495,9 +495,12 @@ def test_a_failure_at_one_load_takes_the_numbers_of_all(
     assert (failed["n"], failed["failure_kind"], failed["loads"]) == (3, str(kind), {})
 
 
-def test_a_full_disk_is_no_fault_of_an_n(tmp_path: Path, instant: Instant) -> None:
+@pytest.mark.parametrize("kind", [FailureKind.DISK, FailureKind.MACHINE])
+def test_a_fault_of_the_machine_is_none_of_an_n(
+    tmp_path: Path, instant: Instant, kind: FailureKind
+) -> None:
     study = write_study(tmp_path)
-    instant.fails = {(3, 4): FailureKind.DISK}
+    instant.fails = {(3, 4): kind}
     done = autotune("map", str(study), *WIDE, cwd=tmp_path)
     assert done.returncode == 1
     assert "mend that" in done.stderr.strip().splitlines()[-1]

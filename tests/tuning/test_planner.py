@@ -266,7 +266,7 @@ class Bench:
         return attempts(task, task, task, ())
 
 
-CRASH, BUDGET, DISK = FailureKind.CRASH, FailureKind.BUDGET, FailureKind.DISK
+CRASH, BUDGET = FailureKind.CRASH, FailureKind.BUDGET
 
 
 @pytest.mark.parametrize(
@@ -294,8 +294,11 @@ def test_attempts(outcomes: list[Any], found: object, said: list[str]) -> None:
     assert bench.outcomes == []
 
 
-def test_a_full_disk_is_no_attempt_of_the_point_and_an_ended_run_s_count() -> None:
-    bench = Bench([CRASH, DISK])
+@pytest.mark.parametrize("kind", [FailureKind.DISK, FailureKind.MACHINE])
+def test_a_fault_of_the_machine_is_no_attempt_of_the_point_and_an_ended_run_s_count(
+    kind: FailureKind,
+) -> None:
+    bench = Bench([CRASH, kind])
     assert isinstance(bench.outcome(), MachineFailed)
     bench.outcomes = [CRASH]  # the next run: the second crash is final
     assert isinstance(bench.outcome(), Failed)

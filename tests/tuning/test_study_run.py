@@ -233,6 +233,58 @@ def test_a_baseline_that_failed_is_still_named_as_one(tmp_path: Path) -> None:
     assert (drafted["state"], drafted["baseline"], drafted["speedup"]) == ("complete", False, None)
 
 
+@pytest.mark.usefixtures("lives_on")
+def test_a_bound_that_vllm_states_costs_one_launch(tmp_path: Path) -> None:
+    study = write_study(
+        tmp_path,
+        space__max_num_batched_tokens__high=4096,
+        server__env={
+            "DOUBLE_FAIL": "budget_hybrid",
+            "DOUBLE_FAIL_IF": "max_num_batched_tokens<2096",
+        },
+    )
+    assert autotune("run", str(study), "--trials", "5", cwd=tmp_path).returncode == 0
+    first, second, *others = trials(tmp_path)
+    assert (first["failure_kind"], first["baseline"]) == ("budget", True)
+    assert (second["state"], second["baseline"], second["speedup"]) == ("complete", True, 1.0)
+    assert [t["state"] for t in others] == ["complete"] * 3
+    budgets = {t["params"]["max_num_batched_tokens"] for t in (second, *others)}  # type: ignore[index]
+    assert budgets == {4096}
+
+
+@pytest.mark.usefixtures("lives_on")
+def test_a_fault_of_the_machine_ends_the_run_after_one_launch(tmp_path: Path) -> None:
+    study = write_study(tmp_path, server__env={"DOUBLE_FAIL": "driver"})
+    done = autotune("run", str(study), "--trials", "5", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "driver is too old" in done.stderr
+    assert "run the same command again" in done.stderr
+    assert len(done.stderr.strip().splitlines()[-1]) < 400
+    assert query(tmp_path, "select count(*) from autotune_launches") == [(1,)]
+
+
+@pytest.mark.usefixtures("lives_on")
+@pytest.mark.parametrize(
+    ("env", "failed", "words"),
+    [
+        ({"DOUBLE_N": "7"}, 0, "n = 0, but the server counted"),
+        ({"DOUBLE_IDLE": "1"}, 1, "n = 15, but the server counted no draft"),
+        ({"DOUBLE_N": "0"}, 1, "n = 15, but the server has no counters of drafts"),
+    ],
+)
+def test_a_server_that_does_not_draft_as_launched_gives_no_number(
+    tmp_path: Path, env: dict[str, str], failed: int, words: str
+) -> None:
+    study = write_study(tmp_path, server__env=env)
+    assert autotune("run", str(study), "--trials", "2", cwd=tmp_path).returncode == 0
+    found = trials(tmp_path)
+    assert found[failed]["failure_kind"] == "wrong_server"
+    assert words in str(found[failed]["failure_reason"])
+    assert found[failed]["objectives"] == {}
+    assert found[1 - failed]["state"] == "complete"
+    assert query(tmp_path, "select count(*) from autotune_launches") == [(2,)]  # not repeated
+
+
 def test_a_transient_failure_is_tried_once_more(tmp_path: Path) -> None:
     once = tmp_path / "once"
     study = write_study(

@@ -1,0 +1,65 @@
+"""Who answers on a port, where it is not the launch's vLLM.
+
+Other engines speak the same API, so a wrong one would be measured without an error. They name
+themselves in the ``owned_by`` of ``/v1/models``, in the ``Server`` header, or by an endpoint that
+only they have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+import httpx
+
+# owned_by of /v1/models, in lower case; vLLM says "vllm"
+_OWNERS = {
+    "sglang": "SGLang",
+    "llamacpp": "llama.cpp",
+    "lmdeploy": "LMDeploy",
+    "tensorrt_llm": "TensorRT-LLM",
+    "library": "Ollama",
+    "tabbyapi": "TabbyAPI",
+    "pygmalionai": "Aphrodite",
+    "mlc-llm": "MLC LLM",
+    "organization_owner": "LM Studio",
+}
+_HEADERS = {"llama.cpp": "llama.cpp", "ollama": "Ollama", "litellm": "LiteLLM"}
+# an endpoint, a key of its JSON answer, and whose it is
+_ENDPOINTS = (
+    ("/get_model_info", "model_path", "SGLang"),
+    ("/props", "default_generation_settings", "llama.cpp"),
+    ("/info", "max_concurrent_requests", "TGI"),
+    ("/api/tags", "models", "Ollama"),
+)
+
+
+def engine_of(cards: Sequence[Mapping[str, object]], response: httpx.Response) -> str | None:
+    """Return the engine whose list of models that is; None: vLLM, or nobody known."""
+    for card in cards:
+        if (found := _OWNERS.get(str(card.get("owned_by")).lower())) is not None:
+            return found
+    server = response.headers.get("server", "").lower()
+    return next((name for mark, name in _HEADERS.items() if mark in server), None)
+
+
+def engine_behind(client: httpx.Client) -> str | None:
+    """Return the engine that answers endpoints of its own; None: none that is known."""
+    for path, key, name in _ENDPOINTS:
+        with contextlib.suppress(httpx.HTTPError, ValueError):
+            answer = client.get(path)
+            if answer.status_code == 200 and key in answer.json():
+                return name
+    return None
+
+
+def said(error: Exception) -> str:
+    """Return in a few words what was wrong with an answer."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return f"{type(error).__name__}: {error}"[:200]
+    code = error.response.status_code
+    words = f"GET {error.request.url.path} gave HTTP {code}"
+    if code in {401, 403}:
+        words += " for the launch's own key"
+    server = error.response.headers.get("server", "")
+    return f"{words} (server {server})" if server else words
