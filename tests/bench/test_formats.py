@@ -195,7 +195,7 @@ def test_a_json_list_of_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (gzip.compress(b"{}"), "is compressed (gzip); unpack it with gunzip"),
+        (gzip.compress(b"{}", mtime=0), "is compressed (gzip); unpack it with gunzip"),
         (b"\x28\xb5\x2f\xfd\0\0", "is compressed (zstd); unpack it with unzstd"),
         (b"PAR1\x15\x04", "is Parquet, as data sets of the hub are; convert it, such as with"),
         (b"ARROW1\0\0", "is Arrow; convert it"),
