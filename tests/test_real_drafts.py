@@ -29,6 +29,7 @@ def _run(folder: Path, draft: dict[str, Any], n: int) -> list[dict[str, Any]]:
         MNBT: {"type": "choice", "choices": [512]},
     }
     raw["search"] = {"method": "grid"}
+    raw["workload"]["hang_timeout_s"] = 120  # a busy machine hangs for a while
     file.write_text(yaml.safe_dump(raw))
     done = autotune("run", str(file), "--trials", "2", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -99,6 +100,7 @@ def test_a_command_with_spec_flags(tmp_path: Path) -> None:
     raw = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     raw["server"].pop("command", None)  # the vLLM of this environment
     small = yaml.safe_load(small_demo(tmp_path, "drafts").read_text())
+    small["workload"]["hang_timeout_s"] = 120
     raw["server"]["env"] = small["server"]["env"]
     raw |= {"workload": small["workload"], "measure": small["measure"], "budget": small["budget"]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw))
