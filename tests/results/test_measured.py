@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -140,6 +141,24 @@ def test_the_measured_machine_is_known_by_name_boot_and_paths(
     # here, a study's model is looked for as a launch would
     for columns in ({"host": "laptop"}, {"boot_id": "now"}, {"host": None}):
         assert why(argv=everything, **columns) == ""  # type: ignore[arg-type]
+
+
+def test_a_replaced_autotune_hides_modules_from_where_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    database = stored(tmp_path / "db", runs())
+    kept = {"AUTOTUNE_HIDE": "torchvision", "PYTHONPATH": "/gone/shim"}
+    with closing(sqlite3.connect(database)) as c:  # as autotune 0.1, which kept nothing of its vLLM
+        c.execute("DELETE FROM study_system_attributes WHERE key = 'autotune:vllm'")
+        c.execute("UPDATE autotune_launches SET env = ?", [json.dumps(kept)])
+        c.commit()
+    shown = call("best", "--shell", "--db", database)
+    assert shown.stderr == ""
+    [path] = re.findall(r"PYTHONPATH=(\S+)", shown.stdout)
+    assert Path(path, "sitecustomize.py").is_file()
+    assert "AUTOTUNE_HIDE=torchvision" in shown.stdout
+    assert sys.executable in shown.stdout
 
 
 def test_one_of() -> None:

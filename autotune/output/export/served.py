@@ -7,10 +7,12 @@ that all of its paths are those of one machine.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from autotune.engine.command import Production, in_shell, production
+from autotune.engine.entry import hiding
 from autotune.engine.probe import VllmInfo, unasked
 from autotune.output.export.endpoint import LOCAL, Endpoint
 from autotune.results.measured import Measured, measured
@@ -64,7 +66,11 @@ class Served:
         server = self.loaded.spec.server
         own = {} if self.measured is None else self.measured.own
         if self.measured is not None and self.as_launched:
-            return self.measured.words.production(server, self.measured.launch.env, own, place)
+            plan = self.measured.words.production(server, self.measured.launch.env, own, place)
+            if self.elsewhere is not None:
+                return plan
+            # the launch's own may be of an autotune that was replaced since
+            return replace(plan, hiding=hiding(self.info.hidden, {**os.environ, **server.env}))
         return production(
             server,
             self.trial.point,
