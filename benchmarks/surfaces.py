@@ -31,12 +31,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.engine.rule import METHOD
 from autotune.engine.rules import why_infeasible
 from autotune.errors import FailureKind
 from autotune.study.space import MNBT, ChoiceParam, IntParam, N, Point, Pow2Param, Space, Value
 
 Floats = NDArray[np.float64]
 DATA = Path(__file__).resolve().parent / "data"
+# the worlds draft as DFlash does; vLLM's rules differ by method
+DFLASH = {METHOD: "dflash"}
 SEQS, KV = "max_num_seqs", "kv_cache_dtype"
 SIGMA = 0.03  # of the logarithm of a launch's luck
 AROUND_S = 60.0  # of a launch, beside its measured requests, where it is not known
@@ -202,7 +205,7 @@ def measured(path: Path, sigma: float = SIGMA) -> World:
     names = list(grid.launches[0].params)
 
     def forbidden(point: Point) -> str | None:
-        return why_infeasible({**fixed, **point}, grid.vllm_version)
+        return why_infeasible({**DFLASH, **fixed, **point}, grid.vllm_version)
 
     launches = {tuple(x[0].params[k] for k in names): x for x in grid.points()}
     columns = _whole(
@@ -381,7 +384,7 @@ def generated(
         start_s: Until a server is healthy and again gone.
     """
     points = list(space.points() or ())
-    reasons = [why_infeasible({**(fixed or {}), **q}, version) for q in points]
+    reasons = [why_infeasible({**DFLASH, **(fixed or {}), **q}, version) for q in points]
     logs = np.array([physics.logs(q) for q in points])
     acceptance, lengths = [], []
     for q in points:
