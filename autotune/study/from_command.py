@@ -18,7 +18,7 @@ from autotune.study.secrets import secret_values
 from autotune.study.serve_flags import LEFT_OUT, arguments_of, human
 from autotune.study.shell import unknown, unmarked
 from autotune.study.space import MNBT, N
-from autotune.study.start import Start, start_of, start_of_manifest
+from autotune.study.start import Start, meant, start_of, start_of_manifest
 
 # Why a command is refused that starts only a part of a server, or no server of the OpenAI API.
 _PART = "the server is one of several that work together, which autotune does not start; give one "
@@ -126,7 +126,7 @@ def _study_from(argv: Sequence[str], name: str) -> str:
 
 def _start(argv: Sequence[str]) -> Start:
     """Return the start of vLLM in what was given."""
-    words = [w for w in argv if w.strip()]
+    words = meant(argv)
     text = words[0] if len(words) == 1 else ""
     if Path(text.strip()).suffix in _FILES and len(text.split()) == 1:
         text = _content(text.strip())

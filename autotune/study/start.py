@@ -48,6 +48,14 @@ class Start:
     notes: list[str] = field(default_factory=list)
 
 
+def meant(argv: Sequence[str]) -> list[str]:
+    """Return the words of a command without those of a pasted `\\` with a space or newline.
+
+    An empty word is a value, as in ``--entrypoint ""``.
+    """
+    return [w for w in argv if w.strip() or (w == "" and len(argv) > 1)]
+
+
 def start_of(argv: Sequence[str]) -> Start:
     """Return the one start of vLLM in a command.
 
@@ -57,7 +65,7 @@ def start_of(argv: Sequence[str]) -> Start:
     Raises:
         UserError: there is none, there are several, or the one cannot be understood.
     """
-    words = [w for w in argv if w.strip()]  # the newline of a pasted `\`
+    words = meant(argv)
     if len(words) == 1:
         return _of_text(words[0], {}, 0)
     if any(_OPERATOR.fullmatch(w) for w in words):  # a text whose quotes are gone

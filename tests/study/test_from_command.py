@@ -338,3 +338,14 @@ def test_any_text_gives_a_study_or_one_line(text: str) -> None:
                 parse_study(written, Path("mine.yaml"))
         assert "\n" not in message
         assert "\ue000" not in message
+
+
+@pytest.mark.parametrize("as_words", [False, True])
+def test_an_empty_word_is_a_value(as_words: bool) -> None:
+    text = (
+        "docker run --entrypoint '' org/image vllm serve org/m --tool-parser-plugin '' "
+        "--enforce-eager"
+    )
+    study = study_from_command(shlex.split(text) if as_words else [text], "mine")
+    assert "--entrypoint '' --network host org/image vllm serve" in study
+    assert "tool-parser-plugin: ''" in study
