@@ -26,6 +26,9 @@ class Rule:
         every_n: Whether the bound in the group ``least`` holds for every n.
         anywhere: Whether a line counts that is no part of an exception, where the log has one: a
             library may print the same words and go on.
+        after: Text of an exception by which such a line counts all the same; it is the output of
+            what the exception says has failed.
+        begun: Whether it may be the cause once vLLM has logged a line of its own.
     """
 
     kind: FailureKind
@@ -35,6 +38,8 @@ class Rule:
     warnings: bool = False
     every_n: bool = False
     anywhere: bool = True
+    after: re.Pattern[str] | None = None
+    begun: bool = True
 
     def bound(self, groups: dict[str, str]) -> LeastBudget | None:
         """Return the bound that the text states; None: none."""
@@ -61,6 +66,27 @@ def _rule(
 def _raised(pattern: str, sentence: str) -> Rule:
     """Return a rule for a fault of the machine that only an exception can tell."""
     return Rule(FailureKind.MACHINE, re.compile(pattern), sentence, anywhere=False)
+
+
+def _built(pattern: str, sentence: str) -> Rule:
+    """Return a rule for what a compiler or a build tool prints when a kernel is built."""
+    kind, found = FailureKind.MACHINE, re.compile(pattern)
+    return Rule(kind, found, sentence, anywhere=False, after=_BUILD_FAILED)
+
+
+def _start(kind: FailureKind, pattern: str, sentence: str) -> Rule:
+    """Return a rule for what shells, wrappers and container engines say instead of starting vLLM.
+
+    They complain, too, of what they then do without.
+    """
+    return Rule(kind, re.compile(pattern), sentence, begun=False)
+
+
+# an exception that says that a program failed whose output is elsewhere in the log
+_BUILD_FAILED = re.compile(
+    r"(?i)returned non-zero exit status|\bninja\b|\bn(?:v|vr)tc\b|\bnvcc|CUDA_HOME|"
+    r"InductorError|BackendCompilerFailed|Comp\w*Error|\bcompil|\bbuild|\bptxas"
+)
 
 
 K = FailureKind  # short, because every rule has it
@@ -255,6 +281,7 @@ _MEMORY = (
         K.OOM,
         r"(?:CUDA|HIP|XPU|NPU|HPU|MPS|MUSA)[ \w]* out of memory|"
         r"(?:CUDA|HIP|XPU|cuMem\w+|CUDA driver|ROCm) error:? *(?:\d+ )?\(?out of memory|"
+        r"Triton Error \[\w+\]: out of memory|"
         r"CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|hipErrorOutOfMemory|OutOfMemoryError|"
         r"OUT_OF_(?:DEVICE|HOST)_MEMORY|OUT_OF_RESOURCES|not enough GPU memory|"
         r"(?:CUBLAS|HIPBLAS)_STATUS_ALLOC_FAILED|RESOURCE_EXHAUSTED|"
@@ -309,7 +336,8 @@ _GPUS = (
         r"Failed to infer device type|NVML Shared Library Not Found|NVMLError\w*|"
         r"Failed to initialize NVML|NVML returned no|not compiled with CUDA enabled|"
         r"CUDA unknown error|"
-        r"devices are busy or unavailable|has no \S+ available\.|amdsmi did not return|"
+        r"(?:devices are|device\(s\) is/are) busy or unavailable|TPU is already in use|"
+        r"has no \S+ available\.|amdsmi did not return|"
         r"GCN arch .*(?:too few|exceeds the known|unknown)|unknown ROCm architecture",
         f"{_NO_GPU} ({{line}})",
     ),
@@ -320,20 +348,17 @@ _GPUS = (
     ),
 )
 _BUILDS = (
-    _rule(
-        K.MACHINE,
+    _built(
         r"[Ff]ailed to find C compiler|[Nn]o C compiler|(?:\b(?:gcc|g\+\+|cc|c\+\+|clang)\S*: "
         r"(?:command )?not found)|No such file or directory: '(?:\S*/)?(?:gcc|g\+\+|cc|c\+\+|clang)"
         r"\S*'|cannot find (?:a )?C(?:\+\+)? compiler|No working C(?:\+\+)? compiler",
         "there is no C compiler: install gcc, or set CC",
     ),
-    _rule(
-        K.MACHINE,
+    _built(
         r"Python\.h: No such file",
         "Python's headers are missing: install python3-dev for this Python",
     ),
-    _rule(
-        K.MACHINE,
+    _built(
         r"nvcc\S*: (?:command )?not found|[Cc]ould not find (?:nvcc|CUDA)|CUDA_HOME.* (?:is "
         r")?not set|"
         r"nvcc.* (?:is )?not (?:found|installed|available)|No such file or directory: "
@@ -341,18 +366,31 @@ _BUILDS = (
         r"cuda_runtime\S*\.h: No such file",
         "nvcc is missing: install the CUDA toolkit, set CUDA_HOME ({line})",
     ),
-    _rule(
-        K.MACHINE,
+    _built(
         r"(?i)Ninja is required|ninja\S*: (?:command )?not found|"
         r"No such file or directory: '\S*ninja'",
         "ninja is missing: install it into vLLM's environment (pip install ninja)",
     ),
-    _rule(
-        K.MACHINE,
+    _built(
         r"ptxas (?:fatal|error)\b.*|nvcc (?:fatal|error)\b.*|cannot find -l\w+|"
         r"(?:gcc|g\+\+|cc1plus|cc1|ld|collect2)\S*: (?:fatal )?error:.*|: fatal error: .*",
         "a kernel cannot be compiled here ({line}): the compiler does not know this GPU, or lacks "
         "a part",
+    ),
+    _raised(
+        r"Command '\['?\S*(?:gcc|g\+\+|cc|c\+\+|clang\S*)'.*"
+        r"(?:cuda_utils|__triton_launcher|main)\.c\b.*returned non-zero",
+        "Triton's launcher cannot be compiled here: its C compiler lacks python3-dev, libcuda or a "
+        "part of its own",
+    ),
+    Rule(
+        K.BAD_CONFIG,
+        re.compile(
+            r"out of resource: shared memory, Required: (?P<needed>\d+).*limit: (?P<there>\d+)"
+        ),
+        "a kernel needs {needed} bytes of the GPU's own shared memory, it has {there}: choose "
+        "another attention backend or block size",
+        anywhere=False,
     ),
     _raised(
         r"undefined symbol|cannot open shared object file|DLL load failed|"
@@ -363,7 +401,7 @@ _BUILDS = (
         f"the installation is broken ({{line}}): {_INSTALL}",
     ),
     _raised(
-        r"(?:ModuleNotFoundError: )?No module named (?P<module>'[\w.-]+')",
+        r"(?:ModuleNotFoundError: )?No module named (?P<module>'[\w.-]+'|\w+$)",
         "the package {module} is missing: install it into vLLM's environment",
     ),
     _raised(
@@ -437,6 +475,11 @@ _DRAFTS = (
         context=DRAFTING,
     ),
 )
+# A registry that did not answer may answer the next time
+_REGISTRY = (
+    r"net/http|TLS handshake|i/o timeout|[Cc]onnection re(?:set|fused)|toomanyrequests|"
+    r"[Tt]emporary failure|no such host|unexpected EOF|50[0234] "
+)
 _TOOLS = (
     _rule(
         K.BAD_CONFIG,
@@ -454,29 +497,40 @@ _TOOLS = (
         r"^(?:vllm|\S+\.py|python\S*)(?: [\w-]+)*: error: (?P<what>.+)",
         "vLLM rejected its command line: {what}",
     ),
-    _rule(
+    _start(
         K.MACHINE,
         r"(?P<what>Cannot connect to the (?:Docker|Podman) daemon.*|permission denied while trying "
         r"to connect to the Docker.*|.*(?:unknown or invalid runtime|could not select device "
         r"driver|unresolvable CDI device|nvidia-container-cli).*)",
         "the container cannot be started: {what}",
     ),
-    _rule(
+    _start(
         K.BAD_CONFIG,
-        r"^(?:docker|podman|nerdctl|time=\S+ level=fatal msg=\W?)(?: \w+)*: (?P<what>.+)",
+        r"^(?:docker|podman|nerdctl|time=\S+ level=fatal msg=\W?)(?: \w+)*: "
+        rf"(?P<what>(?!.*(?:{_REGISTRY})).+)",
         "the container cannot be started: {what}",
     ),
-    _rule(
+    _start(
         K.BAD_CONFIG,
-        r"(?P<what>^(?:Unable to find image|Error response from daemon|OCI runtime).+|"
+        rf"(?P<what>^(?:Error response from daemon|OCI runtime)(?!.*(?:{_REGISTRY})).+|"
         r"^FATAL: +.+|^unknown (?:shorthand )?flag: .+)",
         "the container cannot be started: {what}",
     ),
-    _rule(
+    _start(
         K.BAD_CONFIG,
         r"(?P<what>^(?:\S*(?:sh|bash|env|nohup|exec|nice|numactl|taskset|timeout|sudo)\b.*: )"
         r"(?:line \d+: |\d+: )?.*(?:not found|No such file or directory|Permission denied|"
         r"cannot execute).*)",
+        "the program cannot be started: {what}",
+    ),
+    _start(
+        K.BAD_CONFIG,
+        r"(?P<what>^error: (?:Failed to (?!run)\w+|No solution found|Querying Python|"
+        r"No virtual ).*|"
+        r"^\w*(?:Environment\w*|Conda)\w*(?:Error|NotFound): .*|"
+        r"^libnuma: Warning: .* out of range|^<\S+> is invalid$|"
+        r"^exec \S+: exec format error|^no such service: .*|^no configuration file provided.*|"
+        r"^(?:taskset|numactl|chrt|ionice|timeout|nsenter|sudo): (?!cannot set).*)",
         "the program cannot be started: {what}",
     ),
     _rule(

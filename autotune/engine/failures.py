@@ -3,7 +3,8 @@
 Three things tell it, in this order: errors of a model hub (:mod:`hub_errors`), texts that decide by
 themselves (:mod:`failure_rules`), and what vLLM raised, by place and words (:mod:`refusals`). Only
 lines that report an error count, because vLLM and its libraries warn with the same words
-(:mod:`log_lines`).
+(:mod:`log_lines`). What was reported before a server was up did not keep it from that, and what its
+API server says of requests after that is not its end.
 
 Memory can run out in any stage. The functions in the traceback say in which one. Without a
 traceback (the kernel ends a process without a message), vLLM's last line that names a stage does.
@@ -151,7 +152,16 @@ _HINTS = {
     9: ", as by the kernel or a container's limit where memory ends",
 }
 _EXITS = {125: "Docker's own error", 126: "cannot be run", 127: "not found"}
+# how a process that does not end by a Python exception says why
+_LAST_WORDS = re.compile(r"\s*what\(\):|terminate called|Fatal |fatal error|FATAL|\S+: error: ")
 _UP = re.compile(r"Application startup complete")
+# Frames of an API server that answers requests, and those of everything else
+_ANSWERS = re.compile(r"^entrypoints/")
+_STARTS = re.compile(r"^(?:v1/(?:engine/core\.py|worker/|executor/)|worker/|executor/|config/)")
+_STARTING = frozenset(
+    {"run_server", "run_server_worker", "build_async_engine_client", "create_engine_config",
+     "run_headless", "run_multi_api_server", "setup_server"}
+)  # fmt: skip
 _ADDRESS = re.compile(r"[Ss]tarting vLLM (?:API )?server.* on http://(?P<address>\S+:\d+)")
 _PORT = re.compile(r"'?port'?[:=] ?(?P<port>\d+)")
 
@@ -216,6 +226,7 @@ def classify(
     default: FailureKind,
     reason: str,
     oom_killed: bool = False,
+    up: bool = False,
 ) -> Cause:
     """Return kind, sentence and evidence of a failure.
 
@@ -225,9 +236,10 @@ def classify(
         default: Kind if nothing tells it.
         reason: Sentence for ``default``, without the exit code.
         oom_killed: Whether the kernel killed a process for lack of memory while the server ran.
+        up: Whether the server was up, for a log whose beginning is not at hand.
     """
     lines = read(log)
-    found = _Found(lines)
+    found = _Found(lines, up)
     if (cause := _by_rule(found, RULES)) is not None:
         return cause
     if (cause := _by_hub(found, log)) is not None:
@@ -257,11 +269,19 @@ def classify(
 class _Found:
     """What a log shows of errors."""
 
-    def __init__(self, lines: Sequence[Line]) -> None:
+    def __init__(self, lines: Sequence[Line], up: bool) -> None:
         self.lines = lines
-        self.reported = _errors(lines)
+        since = next((i for i, line in enumerate(lines) if _UP.search(line.text)), None)
+        since = 0 if since is None and up else since
+        self.reported = [e for e in _errors(lines) if since is None or e.at >= since]
+        self.raised = [
+            x
+            for x in raised(lines)
+            if not _WRAPPER.search(lines[x.at].text)
+            and (since is None or (x.at >= since and not _of_request(x)))
+        ]
         self.errors = [e.text for e in self.reported]
-        self.raised = [x for x in raised(lines) if not _WRAPPER.search(lines[x.at].text)]
+        self.began = any(line.own for line in lines)
         self.exceptions = [text for x in self.raised for text in (lines[x.at].text, *x.more)]
         self.roots = self._roots()
         bereft = (i for i, line in enumerate(self.errors) if _BEREFT.search(line))
@@ -275,6 +295,17 @@ class _Found:
             for i, e in enumerate(self.reported)
             if e.logged and not _AROUND.match(e.text) and not _WRAPPER.search(e.text)
         ]
+
+    def texts(self, rule: Rule) -> list[str]:
+        """Return the texts that a rule is tried on."""
+        if rule.anywhere:
+            return self.errors
+        if self.exceptions:
+            failed = rule.after is not None and any(map(rule.after.search, self.exceptions))
+            return [*self.exceptions, *self.errors] if failed else self.exceptions
+        # vLLM and its libraries report errors that they can do without; last words have no level
+        words = [e.text for e in self.reported if not e.logged]
+        return [x for x in words if _LAST_WORDS.match(x)] if self.began else words
 
     def index(self, at: int) -> int:
         """Return the index of the error in a line of the log."""
@@ -305,11 +336,23 @@ class _Found:
         return [self.errors[i] for i in sorted(set(wanted)) if i < len(self.errors)]
 
 
+def _of_request(one: Raised) -> bool:
+    """Return whether an API server raised an exception while it answered a request."""
+    files = [f.in_vllm for f in one.frames if f.in_vllm is not None]
+    return (
+        any(map(_ANSWERS.match, files))
+        and not any(map(_STARTS.match, files))
+        and not one.functions & _STARTING
+    )
+
+
 def _by_rule(found: _Found, rules: Sequence[Rule]) -> Cause | None:
     """Return the verdict of the first rule that matches; None: none does."""
     whole = "\n".join(line.text for line in found.lines)
     for rule in rules:
-        texts = found.errors if rule.anywhere else found.exceptions or found.errors
+        if found.began and not rule.begun:
+            continue
+        texts = found.texts(rule)
         if rule.warnings:
             texts = [line.text for line in found.lines]
         match = next((m for m in map(rule.pattern.search, texts) if m is not None), None)

@@ -165,5 +165,11 @@ def _sentence(name: str, words: str, who: str, repo: str, revision: str, file: s
             "private"
         )
     code = re.search(r"\b([45]\d\d) (?:Client|Server) Error", words)
+    if code is not None and code[1] in {"408", "429", "500", "502", "503", "504"}:
+        return (
+            f"{who} could not be fetched now: the hub answered HTTP {code[1]} (busy, or too many "
+            "requests from here); try again later, with HF_TOKEN set, or fetch it first "
+            "(`hf download`)"
+        )
     said = "" if code is None else f" (HTTP {code[1]})"
     return f"{who} is not there, or not for you{said}: look at its name and at HF_TOKEN"

@@ -27,6 +27,25 @@ _HEADER = re.compile(
     r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d(?:\d\d)?-)?\d\d-\d\d \d\d:\d\d:\d\d"
     r"(?:[.,]\d+)? (?:\[[^\]]*\]|[\w./]+:\d+\]) ?"
 )
+_OWN = re.compile(
+    r"\((?:[\w.:-]+ )?pid=\d+|(?:INFO|WARNING|ERROR) (?:\d{4}-)?\d\d-\d\d |Traceback \("
+)
+# What collectors of logs write in front of every line: Compose, Kubernetes, journald, …
+_COLLECTED = (
+    re.compile(r"[\w.-]+ +\| ?"),  # "vllm  | "
+    re.compile(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d) (?:std(?:out|err) [FP] )?"
+    ),
+    re.compile(r"\[pod/\S+\] "),  # kubectl logs --prefix
+    # journald: "Nov 30 01:02:03 host vllm[123]: ", also after a time as above
+    re.compile(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)? \S+ [^\s\[:]+(?:\[\d+\])?: "),
+    re.compile(r"[\w.-]+ [\w./-]+\[\d+\]: "),
+    re.compile(r"[\w.-]+-[a-z0-9]{5} [\w.-]+ "),  # stern: pod and container
+    re.compile(r"\[?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?\]? "),  # ts, `moreutils`
+    re.compile(r" ?\d+: "),  # srun --label
+    re.compile(r"\[[\w.-]+\]:? ?"),  # "[vllm] ", torchrun's "[default0]:"
+)
+_COMMON = 0.6  # share of a log's lines that have what a collector writes
 _TIME = r"\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"
 # Headers of other loggers; "level" is a word or its first letter.
 _FOREIGN = (
@@ -40,11 +59,15 @@ _FOREIGN = (
     re.compile(rf"(?P<level>{_LEVEL}):[\w.]+:"),
     re.compile(rf"(?P<level>{_LEVEL})[ :|-]+{_TIME}[\]\s|:,-]*"),
     re.compile(rf"\[(?P<level>{_LEVEL})\][\s:-]*"),
-    re.compile(r"(?P<level>TRACE|DEBUG|INFO|NOTICE|WARNING|WARN):\s+"),
+    re.compile(r"(?P<level>TRACE|DEBUG|INFO|NOTICE|WARNING|WARN)(?::\s+|\s+(?=\S))"),
+    # UCX: "[1732931234.123456] [host:123  :0]  file.c:233  UCX  ERROR text"
+    re.compile(rf"\[\d+\.\d+\] \[\S+:\d+ *:\S+\] +\S+:\d+ +UCX +(?P<level>{_LEVEL}) +"),
     # glog, absl and torch: "W0706 23:18:23.723 12345 file.cc:88] text", also with "[rank0]:" or "["
     re.compile(r"(?:\[rank\d+\]: ?)?\[?(?P<level>[VIWEF])\d{3,4} \d\d:\d\d:\d\d\S*[^\]]*\] ?"),
     # Ray's C++: "[2026-07-06 23:18:23,723 W 123 456] core_worker.cc:88: text"
     re.compile(rf"\[{_TIME} (?P<level>[DIWEF]) \d+ \d+\] (?:\(\w+\) )?"),
+    # TensorFlow: "2026-07-06 23:18:23.723: E external/file.cc:266] text"
+    re.compile(rf"{_TIME}: (?P<level>[VIWEF]) \S+:\d+\] "),
     # JSON
     re.compile(rf'\{{.*"(?:level|levelname|severity)": ?"(?P<level>(?i:{_LEVEL}))"'),
 )
@@ -76,12 +99,14 @@ class Line:
         level: Level of its header, in capitals; None: it has none.
         text: What follows prefixes and header.
         warns: Whether it is less than an error: a warning, information or progress.
+        own: Whether it has vLLM's own header.
     """
 
     process: str
     level: str | None
     text: str
     warns: bool
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +168,7 @@ def read_line(line: str) -> Line:
         else:
             break
         line = line[found.end() :]
+    own = level is not None
     if level is None and not line.startswith((" ", "Traceback")):
         for pattern in _FOREIGN:
             if (found := pattern.match(line)) is not None:
@@ -150,12 +176,35 @@ def read_line(line: str) -> Line:
                 if level not in QUIET and pattern is not _FOREIGN[-1]:
                     line = line[found.end() :]
                 break
-    return Line(process, level, line, level in QUIET or _WARNS.match(line) is not None)
+    return Line(process, level, line, level in QUIET or _WARNS.match(line) is not None, own)
 
 
 def read(log: Sequence[str]) -> list[Line]:
     """Return the parts of each line of a log."""
-    return list(map(read_line, log))
+    return list(map(read_line, _without_collector(log)))
+
+
+def _without_collector(log: Sequence[str]) -> Sequence[str]:
+    """Return the lines without what a collector of logs wrote in front of each.
+
+    Only a form that most lines have, and behind which vLLM's own lines begin, is a collector's:
+    other loggers begin with the time, too.
+    """
+    found: Sequence[str] = [_ANSI.sub("", line) for line in log]
+    for _ in range(3):  # one collector within another
+        filled = [line for line in found if line.strip()]
+        if any(map(_OWN.match, filled)):
+            return found
+        for pattern in _COLLECTED:
+            if sum(pattern.match(x) is not None for x in filled) > _COMMON * len(filled):
+                found = [
+                    pattern.sub("", line, count=1) if pattern.match(line) else line
+                    for line in found
+                ]
+                break
+        else:
+            break
+    return found if any(map(_OWN.match, found)) else log
 
 
 def raised(lines: Sequence[Line]) -> Iterator[Raised]:

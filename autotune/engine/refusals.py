@@ -38,6 +38,8 @@ _SETTING = re.compile(
     r"not supported|unknown (?:speculative|method)|requires? the|custom proposer|pipeline parallel|"
     r"use_\w+ is enabled|adaptive verification"
 )
+# What a device or its communication library reports through vLLM's own wrappers
+_OF_DEVICE = re.compile(r"(?:\w*CCL|CUDA(?:RT)?|HIP|XPU|NPU|HPU|MUSA|ACL|Triton) [Ee]rror\b")
 _ABOUT_DRAFT = re.compile(r"(?i)speculative|dspark|\bMTP\b|draft")
 # A draft that does not fit, in the words of the configuration
 _MISFIT_CONFIG = re.compile(
@@ -66,7 +68,7 @@ _USER = re.compile(
 _INTERNAL = re.compile(
     r"\bby this point\b|must be present for|\b(?:is|are) not a(?:n? class| dataclass| class)\b|"
     r"\bobject was not a class|[Dd]uplicate layer name|not be reached|(?<![\w.-])_[a-z]\w+|"
-    r"\bdied\b|"
+    r"\bdied\b|^Executor failed|[Dd]id not receive (?:a )?response|"
     r"failed during (?:startup|engine)|failed to report|initialization failed|"
     r"\bunexpected (?:data parallel|\w+ message)|\b\w+ message from\b|normalize_value|"
     r"get_hash_factors|[Uu]nsupported type\b|should be checked|"
@@ -118,7 +120,7 @@ _ADVICE = re.compile(
 )
 # Where what the user wrote is read
 _CONFIGURES = re.compile(
-    r"^(?:config/|engine/arg_utils|entrypoints/|utils/argparse|transformers_utils/config|"
+    r"^(?:config/|config\.py|engine/arg_utils|entrypoints/|utils/argparse|transformers_utils/config|"
     r"model_executor/models/config|platforms/)"
 )
 _VALIDATES = frozenset({"create_engine_config", "create_speculative_config", "create_model_config"})
@@ -163,6 +165,8 @@ def kind_of(raised: Raised, text: str) -> FailureKind | None:
         return None
     if not raised.text and not text:
         return _bare(raised, place)
+    if _OF_DEVICE.match(text):
+        return None
     drafts = in_draft(raised)
     if drafts and loads_weights(raised) and raised.name != "RuntimeError":
         own = _INVARIANT.search(text) is not None and _MISFIT.search(text) is None
@@ -221,5 +225,6 @@ def _is_refusal(raised: Raised, text: str, place: Frame | None) -> bool:
     if raised.name in _REFUSES or raised.name == "AssertionError":
         return place is not None or speaks
     if raised.name in _MAY_REFUSE and place is not None:
-        return speaks or place.code.startswith("raise ")
+        own = raised.frames[-1] is place  # else a library raised it
+        return speaks or (own and place.code.startswith("raise "))
     return False

@@ -102,6 +102,7 @@ class Server:
         self._channel: Channel | None = None
         self._identity = Identity(launch_id, boot_id())
         self._oom_kills = 0
+        self._up = False
         self._report: StopReport | None = None
 
     @property
@@ -233,6 +234,7 @@ class Server:
                 raise self.failure(FailureKind.TIMEOUT, why)
             with contextlib.suppress(httpx.HTTPError), held_back():
                 if client.get("/health").status_code == 200:
+                    self._up = True
                     return
             self._pump(_POLL_S)
 
@@ -292,6 +294,7 @@ class Server:
             default=default,
             reason=reason,
             oom_killed=oom_kills() > self._oom_kills,
+            up=self._up,
         )
         return LaunchError(verdict.kind, verdict.reason, verdict.evidence, verdict.least)
 

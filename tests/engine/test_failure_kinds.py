@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from autotune.engine.failures import classify
 from autotune.errors import FailureKind, LeastBudget
 from tests.engine.failed_logs import (
     API,
@@ -739,3 +740,195 @@ def test_the_worker_s_words_count_more_than_what_engine_and_api_server_say_of_it
     ]
     v = verdict(log)
     assert (v.kind, v.evidence) == (K.BAD_CONFIG, (error,))
+
+
+# -- who wrote it in front, and when ------------------------------------------------------------
+
+ILLEGAL = "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
+TOO_LONG = (
+    "ValueError: To serve at least one request with the models's max seq len (4096), 3.10 GiB KV "
+    "cache is needed, which is larger than the available KV cache memory (2.00 GiB)."
+)
+UP = f"{API} INFO:     Application startup complete."
+CAPTURE = (*BOOT, "v1/worker/gpu_model_runner.py:capture_model")
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        "server  | ",
+        "server-1  | 2026-05-04T10:00:00.123456789Z ",
+        "2026-05-04T10:00:00.123456789Z ",
+        "2026-05-04T10:00:00.123456789Z stderr F ",
+        "[pod/server-7c9d4-x2x4z/main] ",
+        "server-7c9d4-x2x4z main ",
+        "May  4 10:00:00 box vllm[91]: ",
+        "2026-05-04T10:00:00+0200 box python3[91]: ",
+        "[2026-05-04 10:00:00] ",
+        "0: ",
+        "[default0]:",
+    ],
+)
+def test_what_a_collector_writes_in_front_of_every_line_is_left_out(front: str) -> None:
+    refused = "ValueError: Model architectures ['NewOne'] are not supported for now."
+    memory = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    warning = "WARNING 05-04 10:00:00 [tuner.py:5] CUDA out of memory. Tried to allocate 9.00 GiB"
+    for lines, kind in (
+        (logged(LOAD, refused), K.BAD_CONFIG),
+        (logged(CAPTURE, memory), K.OOM_CAPTURE),
+        (logged(PROFILE, TOO_LONG), K.KV_CACHE),
+        ([engine_line(), warning, *bare(SERVE, ILLEGAL, process=CORE)], K.CRASH),
+    ):
+        found = verdict([front + line for line in lines])
+        assert found.kind is kind
+        assert not any(front.strip() in line for line in found.evidence)
+
+
+def test_a_logger_that_begins_with_the_time_keeps_its_level() -> None:
+    log = [f"2026-05-04 10:00:0{i} WARNING tuner: CUDA out of memory" for i in range(9)]
+    assert verdict(log).kind is K.CRASH
+
+
+@pytest.mark.parametrize("exit_code", [1, -9, -11])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/bin/sh: 1: gcc: not found",
+        "/entry.sh: line 3: nvidia-smi: command not found",
+        "nice: cannot set niceness: Permission denied",
+        "Unable to find image 'registry/vllm:1' locally",
+        "No module named 'extra'",
+        (
+            "Triton compile failed: out of resource: shared memory, Required: 147456, Hardware "
+            "limit: 101376."
+        ),
+        "[[Forward compatibility was attempted on non supported HW (code 804)]]",
+        (
+            "ERROR 05-04 10:00:00 [kernels.py:34] Failed to import Triton kernels: cannot import "
+            "name 'x' from 'y'"
+        ),
+        "[1777888999.123456] [box:12   :0]  file.c:233  UCX  WARN  No space left on device",
+        "2026-05-04 10:00:00.123456: E external/cuda.cc:266] CUDA_ERROR_NO_DEVICE",
+    ],
+)
+def test_what_a_server_did_without_is_not_its_end(line: str, exit_code: int) -> None:
+    end = bare(SERVE, ILLEGAL, process=CORE) if exit_code == 1 else []
+    assert verdict([engine_line(), line, UP, *end], exit_code).kind is K.CRASH
+    assert verdict([engine_line(), line, *end], exit_code).kind is K.CRASH
+
+
+def test_an_api_servers_words_about_a_request_are_not_its_end() -> None:
+    request = (
+        "entrypoints/openai/serving_chat.py:create_chat_completion",
+        "entrypoints/openai/serving_engine.py:_validate_input",
+    )
+    asked = bare(request, "ValueError: This model's maximum context length is 4096 tokens. Please "
+                 "reduce the length of the messages.")  # fmt: skip
+    died = bare(SERVE, ILLEGAL, process=CORE)
+    found = verdict([engine_line(), UP, *asked, *died])
+    assert found.kind is K.CRASH
+    assert "illegal memory access" in found.reason
+    assert verdict([engine_line(), UP, *asked], -9).kind is K.CRASH
+    memory = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    last = [engine_line(), UP, *asked, *bare(SERVE, memory, process=CORE)]
+    assert verdict(last).kind is K.OOM
+    # the beginning of a long log is not at hand
+    late = classify(asked, exit_code=-9, default=K.CRASH, reason="the server died", up=True)
+    assert late.kind is K.CRASH
+
+
+@pytest.mark.parametrize(
+    ("frames", "error"),
+    [
+        (
+            "distributed/device_communicators/pynccl_wrapper.py:NCCL_CHECK",
+            "RuntimeError: NCCL error: internal error - please report this issue",
+        ),
+        ("v1/worker/gpu_worker.py:init_device", "RuntimeError: CUDA error: operation failed"),
+        ("v1/engine/core.py:startup", "RuntimeError: Did not receive response from front-end"),
+    ],
+)
+def test_what_may_pass_is_no_refusal(frames: str, error: str) -> None:
+    log = logged((*BOOT, frames), error, code="raise RuntimeError(error_str)")
+    assert verdict(log).kind is K.CRASH
+
+
+@pytest.mark.parametrize(
+    ("line", "exit_code", "kind"),
+    [
+        ("error: Failed to spawn: `vllm`", 2, K.BAD_CONFIG),
+        ("libnuma: Warning: cpu argument 0-127 is out of range", 1, K.BAD_CONFIG),
+        ("taskset: failed to set pid 0's affinity: Invalid argument", 1, K.BAD_CONFIG),
+        ("EnvironmentLocationNotFound: Not a conda environment: /opt/none", 1, K.BAD_CONFIG),
+        ("exec /usr/bin/python3: exec format error", 1, K.BAD_CONFIG),
+        ("no such service: vllm", 1, K.BAD_CONFIG),
+        ("/usr/bin/python3: No module named vllm", 1, K.MACHINE),
+        (
+            (
+                'docker: Error response from daemon: Get "https://registry/v2/": net/http: TLS '
+                "handshake timeout"
+            ),
+            125,
+            K.CRASH,
+        ),
+    ],
+)
+def test_programs_in_front_of_vllm_say_why_they_cannot(
+    line: str, exit_code: int, kind: FailureKind
+) -> None:
+    found = verdict([line], exit_code)
+    assert found.kind is kind
+    assert line in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("frames", "error", "kind"),
+    [
+        (CAPTURE, "RuntimeError: Triton Error [CUDA]: out of memory", K.OOM_CAPTURE),
+        (
+            CAPTURE,
+            (
+                "triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: "
+                "147456, Hardware limit: 101376. Reducing block sizes may help."
+            ),
+            K.BAD_CONFIG,
+        ),
+        (
+            PROFILE,
+            (
+                "torch._inductor.exc.InductorError: CalledProcessError: Command '['/usr/bin/gcc', "
+                "'/tmp/a/cuda_utils.c', '-O3']' returned non-zero exit status 1."
+            ),
+            K.MACHINE,
+        ),
+        (
+            LOAD,
+            "torch.AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+            K.MACHINE,
+        ),
+        (
+            ("config.py:_get_and_verify_max_len",),
+            (
+                "ValueError: User-specified max_model_len (131072) is greater than the derived "
+                "max_model_len. This may lead to incorrect model outputs."
+            ),
+            K.BAD_CONFIG,
+        ),
+    ],
+)
+def test_errors_of_compilers_devices_and_older_versions(
+    frames: Sequence[str], error: str, kind: FailureKind
+) -> None:
+    assert verdict(logged(frames, error)).kind is kind
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_busy_hub_is_not_a_missing_model(code: int) -> None:
+    error = (
+        f"huggingface_hub.errors.HfHubHTTPError: {code} Server Error: busy for url: "
+        "https://huggingface.co/api/models/org/big"
+    )
+    found = verdict(bare((HUB,), error))
+    assert found.kind is K.MODEL_MISSING
+    assert f"HTTP {code}" in found.reason
+    assert "look at its name" not in found.reason
