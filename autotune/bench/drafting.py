@@ -19,8 +19,11 @@ from autotune.errors import FailureKind, MeasureError
 if TYPE_CHECKING:
     from autotune.bench.server_metrics import ServerStats
 
-# Methods that draft from earlier text: where nothing repeats, they draft nothing.
-_FROM_TEXT = frozenset({"ngram", "ngram_gpu", "suffix", "[ngram]"})
+# Methods that draft from earlier text, so nothing where nothing repeats, and those whose drafts are
+# the matter of somebody else's code.
+_FROM_TEXT = frozenset(
+    {"ngram", "ngram_gpu", "suffix", "[ngram]", "custom_class", "extract_hidden_states"}
+)
 # Keys of --speculative-config by which vLLM may leave drafts out.
 _MAY_DROP = (
     "num_speculative_tokens_per_batch_size",

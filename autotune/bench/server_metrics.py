@@ -189,9 +189,9 @@ def parse(text: str) -> Counters:
 
 
 def _owner(name: str) -> str:
-    """Return whose metric it is by the first part of its name; empty: anybody's in Python."""
+    """Return whose metric it is by the first part of its name; empty: vLLM's, or Python's own."""
     first = re.split("[:_]", name, maxsplit=1)[0]
-    return "" if first in {"python", "process", "http", "go"} else first
+    return "" if first in {"python", "process", "http", "go", "vllm"} else first
 
 
 def difference(before: Counters, after: Counters) -> ServerStats:

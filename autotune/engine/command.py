@@ -36,6 +36,8 @@ from autotune.study.space import ALIGNED, DRAFT, MNBT, ChoiceParam, N, Point, as
 LAUNCH_VARIABLE = "AUTOTUNE_LAUNCH"  # holds the launch's id
 OWNER_VARIABLE = "AUTOTUNE_OWNER"  # holds pid and start of the autotune that launched it
 _TRUST = "trust_remote_code"
+# Tokens of the hub that the launch does not know, such as of a container's --env-file
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _OWN_KEY = re.compile(r"[A-Za-z0-9_-]{32}")
 
 
@@ -74,7 +76,7 @@ class LaunchPlan:
 
     def masked(self, text: str) -> str:
         """Return a text of the server without secrets."""
-        return masked(text, self.secrets)
+        return _HUB_TOKEN.sub(MASK, masked(text, self.secrets))
 
     def masked_failure(self, failure: TrialFailure) -> TrialFailure:
         """Return a failure of the server without secrets."""

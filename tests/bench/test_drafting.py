@@ -52,6 +52,7 @@ def test_another_server_is_a_final_failure(stats: ServerStats, n: int, words: st
     [
         {"method": "ngram", "model": None},
         {"method": "suffix", "model": None},
+        {"method": "custom_class", "model": "package.Drafter"},
         {"method": None, "model": "ngram"},
         {"enable_adaptive_verification": True},
         {"num_speculative_tokens_per_batch_size": [[1, 4, 3], [5, 64, 0]]},

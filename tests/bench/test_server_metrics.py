@@ -226,3 +226,13 @@ def test_whether_a_server_speculates() -> None:
     assert difference(parse(plain), parse(plain)).speculates is False
     assert difference(parse(plain), parse(page() + plain)).speculates is True
     assert difference(parse(page()), parse(page())).speculates is None  # no vLLM writes this
+
+
+def test_a_server_without_statistics_is_not_somebody_else() -> None:
+    # as with --disable-log-stats
+    text = (
+        "# TYPE python_info gauge\npython_info 1\n# TYPE http_requests_total counter\n"
+        "http_requests_total 5\n# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info 1\n"
+    )
+    stats = difference(parse(text), parse(text))
+    assert (stats.unknown, stats.drafts, stats.speculates) == (None, None, None)

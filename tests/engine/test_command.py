@@ -543,3 +543,12 @@ def test_a_target_in_speculators_format_is_refused(tmp_path: Path):
     for word in ("server.model", "org/verifier", '"method": "dflash"', "server.speculative"):
         assert word in str(e.value)
     check({}, model="org/verifier")
+
+
+def test_a_hub_token_that_the_launch_does_not_know_is_masked():
+    token = "hf_" + "aB3" * 11
+    text = plan(spec(), {}).masked(
+        f"non-default args: {{'hf_token': '{token}', 'hf_overrides': 1}}"
+    )
+    assert token not in text
+    assert text == "non-default args: {'hf_token': '***', 'hf_overrides': 1}"
