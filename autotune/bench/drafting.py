@@ -15,12 +15,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autotune.errors import FailureKind, MeasureError
+from autotune.study.schema import FROM_TEXT, NGRAM
 
 if TYPE_CHECKING:
     from autotune.bench.server_metrics import ServerStats
 
-# Methods that draft from earlier text: where nothing repeats, they draft nothing.
-_FROM_TEXT = frozenset({"ngram", "ngram_gpu", "suffix", "[ngram]"})
 # Keys of --speculative-config by which vLLM may leave drafts out.
 _MAY_DROP = (
     "num_speculative_tokens_per_batch_size",
@@ -95,7 +94,7 @@ def _length(stats: ServerStats) -> str:
 
 def _may_be_idle(speculative: Mapping[str, object]) -> str | None:
     method = speculative.get("method") or speculative.get("model")
-    if method in _FROM_TEXT:
+    if method in (*FROM_TEXT, *NGRAM):  # where nothing repeats, they draft nothing
         return f"the method {method}"
     return next((key for key in _MAY_DROP if speculative.get(key)), None)
 

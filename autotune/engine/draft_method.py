@@ -28,15 +28,13 @@ from autotune.errors import UserError
 from autotune.study.checkpoints import config_of, speculators_of
 from autotune.study.files import LoadedStudy
 from autotune.study.models import resolve_model
-from autotune.study.schema import SpeculativeSpec
+from autotune.study.schema import FROM_TEXT, NGRAM, SpeculativeSpec
 
 # Texts in a path or name that decide, in vLLM's order.
 _IN_NAME = (("eagle-", "eagle"), ("eagle3", "eagle3"), ("dflash", "dflash"), ("dspark", "dspark"))
 # Methods that vLLM leaves as they are given, and those that have no model whose path counts.
 _KEPT = frozenset({"eagle", "eagle3", "dflash", "dspark"})
-_WITHOUT_MODEL = frozenset(
-    {"ngram", "[ngram]", "ngram_gpu", "suffix", "custom_class", "extract_hidden_states"}
-)
+_NO_PATH = frozenset({*FROM_TEXT, *NGRAM, "custom_class", "extract_hidden_states"})
 # Model types that vLLM turns into a multi-token-prediction head (`hf_config_override`), with the
 # key of the number of tokens that the head predicts; None: vLLM takes the number from elsewhere.
 MTP_TYPES: Mapping[str, str | None] = {
@@ -94,7 +92,7 @@ def draft_method(draft: SpeculativeSpec, base: Path) -> DraftMethod:
         draft: The study's draft.
         base: Folder that relative paths start from: the study's.
     """
-    if draft.model is None or draft.method in _WITHOUT_MODEL:
+    if draft.model is None or draft.method in _NO_PATH:
         return DraftMethod(draft.method)
     place = _seen_by_vllm(draft.model, base)
     by_name = _by_name(place)

@@ -22,8 +22,9 @@ from typing import Any
 
 from platformdirs import user_cache_dir
 
-from autotune.engine.entry import INSTALL, MODULE, Entry, entry_of, hiding, server_environment
+from autotune.engine.entry import INSTALL, Entry, entry_of, hiding, server_environment
 from autotune.errors import UserError
+from autotune.study.programs import API_SERVER
 from autotune.study.schema import ServerSpec, StudySpec
 from autotune.study.secrets import masked, secret_values
 
@@ -161,7 +162,7 @@ def _worked_around(
     if entry.console and quick["distribution"] != "vllm":
         notes.append(
             f"the `vllm` command of {quick['distribution']} {full['version']} does not start: "
-            f"`python -m {MODULE}` is used"
+            f"`python -m {API_SERVER}` is used"
         )
     return tuple(notes)
 
