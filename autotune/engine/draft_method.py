@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autotune.engine.rule import method_name
 from autotune.errors import UserError
 from autotune.study.checkpoints import config_of, speculators_of
 from autotune.study.files import LoadedStudy
@@ -97,8 +98,7 @@ def draft_method(draft: SpeculativeSpec, base: Path) -> DraftMethod:
     place = _seen_by_vllm(draft.model, base)
     by_name = _by_name(place)
     if draft.method is not None:
-        name = "mtp" if draft.method.endswith("_mtp") else draft.method
-        return DraftMethod(draft.method, "", _overruled(name, by_name, place))
+        return DraftMethod(draft.method, "", _overruled(method_name(draft.method), by_name, place))
     config = config_of(draft.model, base)
     found, reason = _by_config(config or {})
     if found in _KEPT:

@@ -86,6 +86,9 @@ class VllmInfo:
         return replace(self, options=None if self.options is None else options, kinds=kinds)
 
 
+UNKNOWN = VllmInfo(None, None, None, None, None, (), ())  # it cannot be asked before the launch
+
+
 def probe(server: ServerSpec, *, refresh: bool = False) -> VllmInfo:
     """Ask which vLLM a study would start and what it accepts.
 
@@ -100,7 +103,7 @@ def probe(server: ServerSpec, *, refresh: bool = False) -> VllmInfo:
     if entry.python is None:
         shown = shlex.join(server.command or ())
         note = f"`{shown}` is not a Python that can be asked: flags are not checked before launch"
-        return VllmInfo(None, None, None, None, None, (), (note,))
+        return replace(UNKNOWN, notes=(note,))
     python = entry.python
     env, _ = server_environment(server, python)
     quick = _ask(python, env, "quick")
@@ -137,7 +140,7 @@ def unasked(server: ServerSpec) -> VllmInfo:
         return probe(
             ServerSpec(model=server.model)
         )  # autotune's own Python, the user's environment
-    return VllmInfo(None, None, None, None, None, (), ())
+    return UNKNOWN
 
 
 def _cache_of(server: ServerSpec, python: str, quick: Mapping[str, Any]) -> Path:
