@@ -21,7 +21,7 @@ from autotune.errors import UserError
 from autotune.study.owned import HTTP, UNUSABLE
 from autotune.study.schema import OWNED_FLAGS, FlagValue
 from autotune.study.secrets import argument_secret
-from autotune.study.shell import unknown
+from autotune.study.shell import abridged, unknown
 from autotune.study.vllm_flags import Flag, find, known, table_version, was_switch
 from autotune.study.yaml import load
 
@@ -291,9 +291,7 @@ def _leaves(value: object, at: str = "") -> Iterator[str]:
 
 def _shown(value: object) -> str:
     """Return a value as a note shows it."""
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return abridged(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _is_flag(word: str) -> bool:

@@ -19,8 +19,8 @@ from autotune.study.programs import (
     is_python,
     program_name,
 )
-from autotune.study.script import one_line, script_of
-from autotune.study.shell import marked, unknown, unmarked
+from autotune.study.script import script_of
+from autotune.study.shell import abridged, marked, unknown, unmarked
 from autotune.study.wrappers import WRAPPERS, Fate, unwrap
 
 # Modules that start the server without the word `serve`
@@ -124,7 +124,7 @@ def _of_text(text: str, env: Mapping[str, str], depth: int) -> Start:
         words = list(command.words)
         if found and words[0].startswith("-"):
             raise UserError(
-                f"`{one_line(unmarked(shlex.join(words)))}` is a command of its own: the line "
+                f"`{abridged(shlex.join(words))}` is a command of its own: the line "
                 "above it is a comment or has no \\ at its end"
             )
         start = _of_words(words, command.env, depth)
@@ -135,15 +135,13 @@ def _of_text(text: str, env: Mapping[str, str], depth: int) -> Start:
             lost = UserError(
                 f"vLLM is started in {command.inside}; give the one command that starts it"
             )
-        start.notes += [f"left out: {one_line(d)}" for d in command.dropped]
+        start.notes += [f"left out: {abridged(d)}" for d in command.dropped]
         found.append(start)
     if lost is not None:
         raise lost
     if len(found) > 1:
-        models = ", ".join(one_line(shlex.join(s.arguments[:1])) for s in found[:3])
-        raise UserError(
-            f"the text starts vLLM {len(found)} times ({unmarked(models)}); give one of them"
-        )
+        models = ", ".join(abridged(shlex.join(s.arguments[:1])) for s in found[:3])
+        raise UserError(f"the text starts vLLM {len(found)} times ({models}); give one of them")
     if not found:
         first = next((list(c.words) for c in script.commands if _mentions(c.words)), None)
         first = first or next((list(c.words) for c in script.commands), [])
@@ -166,7 +164,7 @@ def _shown(words: Sequence[str]) -> str:
     if name in {"export", "declare", "set", "unset", "echo", "readonly", "local", "exit", "wait"}:
         return ""
     many = name in _SHOWN and not any("=" in w or "://" in w for w in words)
-    return one_line(unmarked(shlex.join(words) if many else name + (" …" if words[1:] else "")))
+    return abridged(shlex.join(words) if many else name + (" …" if words[1:] else ""))
 
 
 def _no_start(words: Sequence[str]) -> UserError:
@@ -174,7 +172,7 @@ def _no_start(words: Sequence[str]) -> UserError:
     shown = unmarked(shlex.join([unmarked(w) for w in words]))[:80]
     if len(words) > 1 and program_name(words[0]) == "vllm" and not words[1].startswith("-"):
         return UserError(
-            f"`vllm {one_line(words[1])}` is no command that starts vLLM's server; `vllm serve` is"
+            f"`vllm {abridged(words[1])}` is no command that starts vLLM's server; `vllm serve` is"
         )
     return UserError(
         f"`{' '.join(shown.split())}` is no command that starts vLLM; give `vllm serve MODEL "
@@ -249,7 +247,7 @@ def _without_wrapper(
             raise UserError(f"only your shell knows what {what:.60} is; write its value")
         if mentioned and program_name(words[0]) not in {"echo", "printf", "pkill", "pgrep", "grep"}:
             raise UserError(
-                f"`{one_line(unmarked(words[0]))}` in front of vLLM is not understood; leave it out"
+                f"`{abridged(words[0])}` in front of vLLM is not understood; leave it out"
             )
         return words, False
     split = next((i for i, w in enumerate(wrapped.words) if w in ("-S", "--split-string")), None)
