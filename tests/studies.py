@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -198,6 +199,14 @@ def query(cwd: Path, sql: str) -> list[tuple[object, ...]]:
     """Rows of the study's database."""
     with contextlib.closing(sqlite3.connect(cwd / "autotune.db")) as c:
         return c.execute(sql).fetchall()
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not happen within {timeout_s} s"
+        time.sleep(0.02)
 
 
 def wait_for_event(cwd: Path, what: str, count: int, timeout_s: float = 60) -> None:

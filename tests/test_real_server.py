@@ -12,12 +12,12 @@ import psutil
 import pytest
 
 from autotune.engine.command import free_port, plan_launch
-from autotune.engine.entry import MODULE
 from autotune.engine.probe import VllmInfo, probe
 from autotune.serving import warm_start
 from autotune.serving.process_tree import port_is_free, processes_of
 from autotune.serving.server import Server
 from autotune.serving.warm_start import WarmStart
+from autotune.study.programs import API_SERVER
 from autotune.study.schema import ServerSpec
 
 pytestmark = pytest.mark.real
@@ -140,7 +140,7 @@ def test_a_server_behind_a_wrapper_ends_itself(
 ):
     """Also behind one that does not pass SIGTERM on: nothing needs SIGKILL or stays in memory."""
     before = shared_memory()
-    command = (*wrapper, sys.executable, "-m", MODULE)
+    command = (*wrapper, sys.executable, "-m", API_SERVER)
     spec = SERVER.model_copy(update={"command": command, "launch": "cold"})
     server = demo_server(tmp_path / "log", uuid.uuid4().hex, info, spec=spec)
     try:

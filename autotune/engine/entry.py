@@ -16,16 +16,13 @@ from pathlib import Path
 
 from autotune.errors import UserError
 from autotune.study.containers import is_container
+from autotune.study.programs import API_SERVER, ASSIGNMENT, CONSOLE_MODULE, is_python, start_end
 from autotune.study.schema import ServerSpec
-from autotune.study.wrappers import Fate, is_python, unwrap
+from autotune.study.wrappers import Fate, unwrap
 
-MODULE = "vllm.entrypoints.openai.api_server"  # what starts a server without the console script
-CONSOLE_MODULE = "vllm.entrypoints.cli.main"  # the console script as a module
 INSTALL = "install it (`pip install 'dflash-autotune[gpu]'`, or `[cpu]` for machines without a GPU)"
 # Wrappers whose program is no child of autotune, or that are words of a shell.
 _ESCAPES = {"setsid", "systemd-run", "exec", "command", "eval"}
-_OTHER_USER = {"sudo", "doas"}  # with another PATH
-_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _SHIM = Path(__file__).with_name("shim")
 
 
@@ -58,7 +55,7 @@ def entry_of(command: tuple[str, ...] | None) -> Entry:
         UserError: the program does not exist.
     """
     if command is None:
-        return Entry((sys.executable, "-m", MODULE), (), sys.executable, console=False)
+        return Entry((sys.executable, "-m", API_SERVER), (), sys.executable, console=False)
     wrapper, inner, certain = _behind_wrappers(command)
     if not wrapper:
         return _unwrapped(inner)
@@ -90,8 +87,8 @@ def _behind_wrappers(
                 f"server.command: `{found.name}`: {found.wrapper.why}; leave it out of the command"
             )
         wrapper, inner = (*wrapper, *found.words), found.rest
-        certain = certain and found.wrapper.fate is not Fate.BLIND and found.name not in _OTHER_USER
-        while found.name == "env" and inner[1:] and _ASSIGNMENT.match(inner[0]):
+        certain = certain and found.wrapper.fate is not Fate.BLIND and not found.wrapper.other_user
+        while found.name == "env" and inner[1:] and ASSIGNMENT.match(inner[0]):
             certain = certain and not inner[0].startswith(("PATH=", "PYTHON"))
             wrapper, inner = (*wrapper, inner[0]), inner[1:]
     if is_container(inner):
@@ -101,10 +98,8 @@ def _behind_wrappers(
 
 def _console_words(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Split a command behind `vllm serve`, if it has these words."""
-    for i, pair in enumerate(pairwise(words)):
-        if pair[1] == "serve" and (Path(pair[0]).name == "vllm" or pair[0] == CONSOLE_MODULE):
-            return words[: i + 2], words[i + 2 :]
-    return words, ()
+    end = start_end(words)
+    return (words[:end], words[end:]) if words[end - 1 : end] == ("serve",) else (words, ())
 
 
 def _unwrapped(command: tuple[str, ...]) -> Entry:

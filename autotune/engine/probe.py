@@ -22,8 +22,9 @@ from typing import Any
 
 from platformdirs import user_cache_dir
 
-from autotune.engine.entry import INSTALL, MODULE, Entry, entry_of, hiding, server_environment
+from autotune.engine.entry import INSTALL, Entry, entry_of, hiding, server_environment
 from autotune.errors import UserError
+from autotune.study.programs import API_SERVER
 from autotune.study.schema import ServerSpec, StudySpec
 from autotune.study.secrets import masked, secret_values
 
@@ -85,6 +86,9 @@ class VllmInfo:
         return replace(self, options=None if self.options is None else options, kinds=kinds)
 
 
+UNKNOWN = VllmInfo(None, None, None, None, None, (), ())  # it cannot be asked before the launch
+
+
 def probe(server: ServerSpec, *, refresh: bool = False) -> VllmInfo:
     """Ask which vLLM a study would start and what it accepts.
 
@@ -99,7 +103,7 @@ def probe(server: ServerSpec, *, refresh: bool = False) -> VllmInfo:
     if entry.python is None:
         shown = shlex.join(server.command or ())
         note = f"`{shown}` is not a Python that can be asked: flags are not checked before launch"
-        return VllmInfo(None, None, None, None, None, (), (note,))
+        return replace(UNKNOWN, notes=(note,))
     python = entry.python
     env, _ = server_environment(server, python)
     quick = _ask(python, env, "quick")
@@ -136,7 +140,7 @@ def unasked(server: ServerSpec) -> VllmInfo:
         return probe(
             ServerSpec(model=server.model)
         )  # autotune's own Python, the user's environment
-    return VllmInfo(None, None, None, None, None, (), ())
+    return UNKNOWN
 
 
 def _cache_of(server: ServerSpec, python: str, quick: Mapping[str, Any]) -> Path:
@@ -161,7 +165,7 @@ def _worked_around(
     if entry.console and quick["distribution"] != "vllm":
         notes.append(
             f"the `vllm` command of {quick['distribution']} {full['version']} does not start: "
-            f"`python -m {MODULE}` is used"
+            f"`python -m {API_SERVER}` is used"
         )
     return tuple(notes)
 

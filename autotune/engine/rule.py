@@ -33,6 +33,11 @@ class Known:
 NOTHING = Known()
 
 
+def method_name(given: str) -> str:
+    """Return vLLM's name of a method: ``deepseek_mtp`` and the like are ``mtp``."""
+    return "mtp" if given.endswith("_mtp") else given
+
+
 @dataclass(frozen=True)
 class Launch:
     """One launch as the rules see it.
@@ -62,9 +67,7 @@ class Launch:
     def method(self) -> str | None:
         """Name of the speculative method, as vLLM has it; None: vLLM chooses, so unknown."""
         given = self.settings.get(METHOD)
-        if not isinstance(given, str):
-            return None
-        return "mtp" if given.endswith("_mtp") else given
+        return method_name(given) if isinstance(given, str) else None
 
     @property
     def parallel(self) -> bool:

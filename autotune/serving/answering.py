@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import httpx
 
@@ -32,6 +33,64 @@ _ENDPOINTS = (
     ("/info", "max_concurrent_requests", "TGI"),
     ("/api/tags", "models", "Ollama"),
 )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server says of itself.
+
+    Attributes:
+        models: Names of the models that it serves.
+        engine: Engine that it is; None: vLLM, or nobody known.
+        version: vLLM's version; None: it tells none.
+        status: HTTP status of the answer to the question for the version.
+    """
+
+    models: tuple[str, ...]
+    engine: str | None
+    version: str | None
+    status: int
+
+    def why_another(self, served_name: str, version: str | None) -> str | None:
+        """Return why it is not the server that was launched; None: it is.
+
+        Args:
+            served_name: Name of the model that it must serve.
+            version: Version that it must have; None: any.
+        """
+        if self.engine is not None:
+            return f"is {self.engine}, not vLLM"
+        if served_name not in self.models:
+            return f"serves {', '.join(self.models) or 'nothing'}, not {served_name}"
+        if version is None or _same_version(self.version, version):
+            return None
+        if self.version is not None:
+            return f"is vLLM {self.version}, not {version}"
+        return (
+            f"tells no version (GET /version gave HTTP {self.status}), and {version} was expected; "
+            "a proxy in front must pass it on"
+        )
+
+
+def answer_of(models: httpx.Response, version: httpx.Response) -> Answer:
+    """Return what a server says of itself.
+
+    Args:
+        models: Its answer at ``/v1/models``.
+        version: Its answer at ``/version``.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not vLLM's.
+    """
+    cards = models.json()["data"]
+    names = tuple(str(card["id"]) for card in cards)
+    told = version.json()["version"] if version.status_code == 200 else None
+    return Answer(
+        names,
+        engine_of(cards, models),
+        None if told is None else str(told),
+        version.status_code,
+    )
 
 
 def engine_of(cards: Sequence[Mapping[str, object]], response: httpx.Response) -> str | None:
@@ -63,3 +122,11 @@ def said(error: Exception) -> str:
         words += " for the launch's own key"
     server = error.response.headers.get("server", "")
     return f"{words} (server {server})" if server else words
+
+
+def _same_version(answered: object, expected: str) -> bool:
+    """Compare versions without the local part, which metadata and server may give differently.
+
+    For example, a server of ``0.26.0+cu129`` may answer ``0.26.0``.
+    """
+    return str(answered).partition("+")[0] == expected.partition("+")[0]

@@ -25,7 +25,7 @@ from autotune.engine.command import OWNER_VARIABLE, LaunchPlan
 from autotune.engine.failures import classify
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError, StopError
-from autotune.serving.answering import engine_behind, engine_of, said
+from autotune.serving.answering import answer_of, engine_behind, said
 from autotune.serving.channel import Channel
 from autotune.serving.containers import marked
 from autotune.serving.gpu_memory import GpuMemory, gpu_memory, held
@@ -250,34 +250,20 @@ class Server:
                 FailureKind.PORT, f"somebody else's server answers on port {self.plan.port}"
             )
         try:
-            response = client.get("/v1/models").raise_for_status()
-            cards = response.json()["data"]
-            models = [str(m["id"]) for m in cards]
-            answer = client.get("/version")
-            version = answer.json()["version"] if answer.status_code == 200 else None
+            models = client.get("/v1/models").raise_for_status()
+            version = client.get("/version")
+            answer = answer_of(models, version)
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
             other = engine_behind(client)
             raise self.failure(
                 FailureKind.WRONG_SERVER,
                 f"what answers on port {self.plan.port} is no vLLM: {other or said(e)}",
             ) from e
-        if (other := engine_of(cards, response)) is not None:
-            raise self._wrong_server(f"is {other}, not vLLM")
-        if self.plan.served_name not in models:
-            raise self._wrong_server(
-                f"serves {', '.join(models) or 'nothing'}, not {self.plan.served_name}"
+        if (why := answer.why_another(self.plan.served_name, self._info.version)) is not None:
+            raise LaunchError(
+                FailureKind.WRONG_SERVER, f"the server on port {self.plan.port} {why}"
             )
-        if self._info.version is not None and not _same_version(version, self._info.version):
-            if version is None:
-                raise self._wrong_server(
-                    f"tells no version (GET /version gave HTTP {answer.status_code}), and "
-                    f"{self._info.version} was expected; a proxy in front must pass it on"
-                )
-            raise self._wrong_server(f"is vLLM {version}, not {self._info.version}")
-        return None if version is None else str(version)
-
-    def _wrong_server(self, words: str) -> LaunchError:
-        return LaunchError(FailureKind.WRONG_SERVER, f"the server on port {self.plan.port} {words}")
+        return answer.version
 
     def failure(self, default: FailureKind, reason: str) -> LaunchError:
         """Return the failure that is inferred from the exit code and the log.
@@ -435,11 +421,3 @@ def _prove_gpu_memory(
                 "the driver may need a reset"
             )
         time.sleep(0.2)
-
-
-def _same_version(answered: object, expected: str) -> bool:
-    """Compare versions without the local part, which metadata and server may give differently.
-
-    For example, a server of ``0.26.0+cu129`` may answer ``0.26.0``.
-    """
-    return str(answered).partition("+")[0] == expected.partition("+")[0]

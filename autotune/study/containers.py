@@ -10,12 +10,14 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import takewhile
 from pathlib import Path
 
 from autotune.errors import UserError
 from autotune.study import container_options
+from autotune.study.programs import ASSIGNMENT, SHELLS, program_name, start_end
 from autotune.study.secrets import is_secret
+from autotune.study.wrappers import unwrap
 
 _RUNNERS = ("docker", "podman", "nerdctl", "nvidia-docker")
 _COMPOSE = ("docker-compose", "podman-compose")
@@ -26,16 +28,7 @@ _UNSUPPORTED = {
     "kubectl": "kubectl",
     "oc": "oc",
 }
-_PREFIXES = ("sudo", "nohup", "exec", "env", "time", "setsid", "command", "doas", "nice")
 _BINDING = ("numactl", "taskset")  # of the engine's client, which is not the server's parent
-_PREFIX_VALUES = {"-u", "--user", "-g", "--group", "-h", "-C", "-p", "-n", "-D", "-R", "-T", "-U"}
-_SHELLS = {"sh", "bash", "dash", "zsh"}
-
-
-def _name(word: str) -> str:
-    """Return the name of a program without its folder."""
-    return word.rpartition("/")[2]
-
 
 # Options that an owned container cannot have, and why.
 _DROPPED = {
@@ -113,7 +106,7 @@ class Container:
     @property
     def program(self) -> str:
         """Name of the engine's program."""
-        words = [_name(w) for w in self.engine]
+        words = [program_name(w) for w in self.engine]
         return next((w for w in words if w in (*_RUNNERS, *_COMPOSE, *_HOST_ENGINES)), words[-1])
 
     @property
@@ -186,14 +179,14 @@ def parse(words: Sequence[str]) -> Container | None:
     at = _engine_at(words)
     if at is None:
         return None
-    name = _name(words[at])
+    name = program_name(words[at])
     shown = shlex.join(words[at : at + 2])
     if name in _UNSUPPORTED:
         raise UserError(
             f"{_UNSUPPORTED[name]} is not supported: its container is not a child of autotune. Run "
             "autotune inside the allocation or pod, with `vllm serve` as server.command"
         )
-    bound = next((w for w in map(_name, words[:at]) if w in _BINDING), None)
+    bound = next((w for w in map(program_name, words[:at]) if w in _BINDING), None)
     if bound is not None and "podman" not in name and name not in _HOST_ENGINES:
         raise UserError(
             f"{bound} binds {name}'s client, not the container: write --cpuset-cpus and "
@@ -231,23 +224,20 @@ def parse(words: Sequence[str]) -> Container | None:
 def _engine_at(words: Sequence[str]) -> int | None:
     """Return the position of the engine's program, after words such as ``sudo -E``."""
     known = {*_RUNNERS, *_COMPOSE, *_HOST_ENGINES, *_UNSUPPORTED}
-    i, first = 0, True
-    while i < len(words):
-        word = _name(words[i])
-        if word in known:
-            return i
-        if word in _BINDING:
-            rest = (k for k, w in enumerate(words) if k > i and _name(w) in known)
-            return next((k for k in rest if words[k + 1 : k + 2] and "vllm" not in words[:k]), None)
-        if word in _PREFIXES or re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[i]):
-            first = False
-        elif words[i].startswith("-") and not first:
-            # of `sudo`, -n takes no value; of `nice`, it does
-            value = words[i] in _PREFIX_VALUES and (words[i] != "-n" or "nice" in words[:i])
-            i += 1 if value else 0
-        else:
+    at = 0
+    while at < len(words):
+        if program_name(words[at]) in known:
+            return at
+        if ASSIGNMENT.match(words[at]):
+            at += 1
+            continue
+        try:
+            wrapped = unwrap(words[at:])
+        except UserError:  # said where the wrapper is taken off
             return None
-        i += 1
+        if wrapped is None:
+            return None
+        at += len(wrapped.words)
     return None
 
 
@@ -377,9 +367,9 @@ def _value_at(words: Sequence[str], i: int) -> str:
 
 def _split_start(container: Container, words: tuple[str, ...]) -> Container:
     """Split the words after the image into those that start vLLM and its arguments."""
-    entry = _name(container.last("entrypoint") or "")
-    if entry in _SHELLS or (words and _name(words[0]) in _SHELLS):
-        return _from_shell(container, words if entry in _SHELLS else words[1:])
+    entry = program_name(container.last("entrypoint") or "")
+    if entry in SHELLS or (words and program_name(words[0]) in SHELLS):
+        return _from_shell(container, words if entry in SHELLS else words[1:])
     end = 0
     module = words[:1] == ("-m",) and entry.startswith("python")
     if words[:1] == ("serve",):
@@ -391,16 +381,7 @@ def _split_start(container: Container, words: tuple[str, ...]) -> Container:
 
 def _program_end(words: Sequence[str]) -> int:
     """Return the number of words that start vLLM; 0: the image does."""
-    for i, (first, second) in enumerate(pairwise(words)):
-        if _name(first) == "vllm" and second == "serve":
-            return i + 2
-        if first == "-m" and second == "vllm.entrypoints.openai.api_server":
-            return i + 2
-        if first == "-m" and second.startswith("vllm."):
-            return i + 3 if tuple(words[i + 2 : i + 3]) == ("serve",) else i + 2
-        if first.startswith("--"):
-            return 0
-    return 0
+    return start_end([*takewhile(lambda word: not word.startswith("--"), words)])
 
 
 def _from_shell(container: Container, words: tuple[str, ...]) -> Container:

@@ -375,7 +375,11 @@ def why_not_same(old: LoadedStudy, kept: str, new: LoadedStudy) -> str | None:
         new: The study as it is now; its files are read.
     """
     if found := differences(old.spec, new.spec):
-        return f"{found[0].key} {found[0].values('then', 'now')}"
+        first = found[0]
+        # where a study that left the key out was run with another value than it would be now
+        hint = f"; write {first.key}: {first.there} to keep it"
+        was = first.there is not None and first.there == _FORMER_DEFAULTS.get(first.key)
+        return f"{first.key} {first.values('then', 'now')}{hint if was else ''}"
     if kept not in fingerprints(old.spec, contents(new.spec, new.base)):
         return "content of a file that it names"
     return None

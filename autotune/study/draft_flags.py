@@ -11,7 +11,7 @@ from typing import Any
 
 from autotune.errors import UserError
 from autotune.study.checkpoints import config_of, speculators_of
-from autotune.study.schema import FlagValue
+from autotune.study.schema import NGRAM, FlagValue
 from autotune.study.space import N
 
 _SHORT_FORMS = {"spec-method": "method", "spec-model": "model", "spec-tokens": N}
@@ -29,11 +29,10 @@ _FORMER = {
     "spec-decoding-acceptance-method": None,
     "typical-acceptance-sampler-posterior-threshold": None,
     "typical-acceptance-sampler-posterior-alpha": None,
-    "disable-logprobs-during-speculative-decoding": None,
+    "disable-logprobs-during-spec-decoding": None,
     "qlora-adapter-name-or-path": None,
     "speculative-token-tree": None,
 }
-_NGRAM = "[ngram]"  # what older vLLMs took as the draft's model
 
 
 def draft_of(flags: dict[str, FlagValue], notes: list[str]) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def draft_of(flags: dict[str, FlagValue], notes: list[str]) -> dict[str, Any]:
             notes.append(f"left out: --{flag} (vLLM has no such setting any more)")
         else:
             config.setdefault(former, value)
-    if config.get("model") == _NGRAM:
+    if config.get("model") in NGRAM:
         del config["model"]
         config.setdefault("method", "ngram")
     if config and not (type(config.get(N, 1)) is int and config.get(N, 1) >= 1):

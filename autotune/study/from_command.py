@@ -13,6 +13,7 @@ import yaml
 from autotune.errors import UserError
 from autotune.study.draft_flags import draft_of, verifier_of
 from autotune.study.manifests import is_manifest
+from autotune.study.owned import UNUSABLE
 from autotune.study.schema import FlagValue, flag_name
 from autotune.study.secrets import secret_values
 from autotune.study.serve_flags import LEFT_OUT, arguments_of, human
@@ -24,8 +25,7 @@ from autotune.study.start import Start, meant, start_of, start_of_manifest
 _PART = "the server is one of several that work together, which autotune does not start; give one "
 _PART += "that serves alone"
 _REFUSED = {
-    "headless": "a server without an API cannot be measured",
-    "grpc": "autotune measures the OpenAI API",
+    **{flag: UNUSABLE[flag] for flag in ("headless", "grpc")},
     "omni": "vLLM-Omni's server is another one",
     "node-rank": _PART,
     "data-parallel-rank": _PART,

@@ -14,7 +14,6 @@ from autotune.errors import UserError
 from autotune.study.shell import joined, marked, word_of
 from autotune.study.yaml import load_all
 
-_KEYS = re.compile(r"(?m)^(services|kind|apiVersion|version|[\w.-]+):(\s|$)")
 _VARIABLE = re.compile(r"\$\(([A-Za-z_][\w.-]*)\)")
 
 

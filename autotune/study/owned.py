@@ -16,11 +16,11 @@ from autotune.study.secrets import argument_secret, command_secret, without_pass
 from autotune.study.space import DRAFT, MNBT, N
 from autotune.study.words import argument_of, is_meant, own_words
 
-_HTTP = "autotune measures over plain HTTP on 127.0.0.1"
+HTTP = "autotune measures over plain HTTP on 127.0.0.1"
 # Flags of vLLM that make measuring impossible, or would store a secret.
 UNUSABLE = {
     "hf_token": "flags are stored and shown; set HF_TOKEN in your environment",
-    "enable_ssl_refresh": _HTTP,
+    "enable_ssl_refresh": HTTP,
     "root_path": "autotune asks the server at its root",
     "config": "a file of flags could undo what autotune sets; write them in server.flags",
     "headless": "a server without an API cannot be measured",
@@ -41,7 +41,7 @@ def why_not_yours(name: str) -> str | None:
     if root.startswith(("spec_", "speculative")) and root != "speculative":
         return _DRAFTS
     if root.startswith("ssl_"):
-        return _HTTP
+        return HTTP
     return OWNED_FLAGS.get(root) or UNUSABLE.get(root)
 
 

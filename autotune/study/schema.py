@@ -72,8 +72,10 @@ def is_flag(name: str) -> bool:
 
 # Methods that draft without a model of their own: from the text so far, or with layers of the
 # target's checkpoint (vllm/config/speculative.py: SpeculativeConfig.__post_init__).
-_WITHOUT_MODEL = ("ngram", "ngram_gpu", "suffix", "mtp", "dspark")
-_NGRAM = ("ngram", "[ngram]")  # vLLM takes these for the method in the place of a model, too
+FROM_TEXT = ("ngram", "ngram_gpu", "suffix")
+WITHOUT_MODEL = (*FROM_TEXT, "mtp", "dspark")
+FOREIGN = ("custom_class", "extract_hidden_states")  # what drafts is somebody else's code
+NGRAM = ("ngram", "[ngram]")  # vLLM takes these for the method in the place of a model, too
 
 
 class SpeculativeSpec(BaseModel):
@@ -106,7 +108,7 @@ class SpeculativeSpec(BaseModel):
             if name in out:
                 raise ValueError(f"{key} is given twice")
             out[name] = v
-        if out.get("model") in _NGRAM and out.get("method") in (None, *_NGRAM):
+        if out.get("model") in NGRAM and out.get("method") in (None, *NGRAM):
             del out["model"]
             out["method"] = "ngram"
         return out
@@ -114,10 +116,10 @@ class SpeculativeSpec(BaseModel):
     @model_validator(mode="after")
     def _drafts(self) -> SpeculativeSpec:
         method = self.method or ""
-        if self.model is None and not method.endswith("_mtp") and method not in _WITHOUT_MODEL:
+        if self.model is None and not method.endswith("_mtp") and method not in WITHOUT_MODEL:
             raise ValueError(
                 "model is missing: the draft's folder or hub name; or give a method that needs "
-                f"none: {', '.join(_WITHOUT_MODEL)}"
+                f"none: {', '.join(WITHOUT_MODEL)}"
             )
         return self
 

@@ -265,9 +265,3 @@ def _assigned(word: Word) -> tuple[str, bool] | None:
         start += part.text
     match = _ASSIGNMENT.match(start)
     return (match[1], bool(match[2])) if match else None
-
-
-def one_line(text: str) -> str:
-    """Return a text on one line, cut where it is long."""
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else text[:59] + "…"

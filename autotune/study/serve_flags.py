@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 
 from autotune.errors import UserError
+from autotune.study.owned import HTTP, UNUSABLE
 from autotune.study.schema import OWNED_FLAGS, FlagValue
 from autotune.study.secrets import argument_secret
-from autotune.study.shell import unknown
+from autotune.study.shell import abridged, unknown
 from autotune.study.vllm_flags import Flag, find, known, table_version, was_switch
 from autotune.study.yaml import load
 
@@ -34,17 +35,14 @@ _PLACEHOLDER = re.compile(
 )
 
 
-_HTTP = "autotune measures over plain HTTP on 127.0.0.1"
 # Flags of a server in use that a server under measure does not need, and why.
 LEFT_OUT = {
     **{k: OWNED_FLAGS[k.replace("-", "_")] for k in ("host", "port", "uds", "api-key")},
-    "hf-token": "a study holds no secrets; set HF_TOKEN in your environment",
+    **{k: UNUSABLE[k.replace("-", "_")] for k in ("hf-token", "enable-ssl-refresh", "root-path")},
     **dict.fromkeys(
-        ("ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-cert-reqs", "ssl-ciphers"), _HTTP
+        ("ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-cert-reqs", "ssl-ciphers"), HTTP
     ),
-    "enable-ssl-refresh": _HTTP,
-    "root-path": "autotune asks the server at its root",
-    "grpc-port": "autotune measures the OpenAI API",
+    "grpc-port": UNUSABLE["grpc"],
     "disable-log-stats": "autotune reads the counters of /metrics",
 }
 
@@ -162,7 +160,7 @@ class _Reader:
             return
         flag = find(spelling)
         if flag is None and not spelling.startswith("--"):
-            flag, joined = self._attached(spelling, joined)
+            flag, joined = self._attached(spelling)
             equals = "="
         if flag is None:
             self._unknown(spelling, joined if equals else None, words)
@@ -170,7 +168,7 @@ class _Reader:
         values = [joined] if equals else _values(flag, spelling, words)
         self._keep(flag, spelling, values)
 
-    def _attached(self, spelling: str, joined: str) -> tuple[Flag, str]:
+    def _attached(self, spelling: str) -> tuple[Flag, str]:
         """Return the flag of a word such as ``-n2``, and its value."""
         flag = known().get(spelling[:2])
         if flag is not None and flag.takes != "none":
@@ -193,7 +191,7 @@ class _Reader:
             for v in values:
                 if name not in LEFT_OUT:
                     self._check_known(spelling, v)
-            value = _typed(flag, spelling, values)
+            value = _typed(flag, values)
         if flag.repeats:
             before = self.out.flags.get(name, [])
             value = [*(before if isinstance(before, list) else []), *values]
@@ -293,9 +291,7 @@ def _leaves(value: object, at: str = "") -> Iterator[str]:
 
 def _shown(value: object) -> str:
     """Return a value as a note shows it."""
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return abridged(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _is_flag(word: str) -> bool:
@@ -321,7 +317,7 @@ def _values(flag: Flag, spelling: str, words: list[str]) -> list[str]:
     return values
 
 
-def _typed(flag: Flag, spelling: str, values: list[str]) -> FlagValue:
+def _typed(flag: Flag, values: list[str]) -> FlagValue:
     """Return the value of a known flag as a study holds it."""
     read = [_text(v) if flag.text else _scalar(v) for v in values]
     if flag.takes == "some":

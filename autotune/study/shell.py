@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from autotune.errors import UserError
+from autotune.errors import UserError, one_line
 from autotune.study.secrets import MASK, is_secret
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # of the private use area, which no text in use has
@@ -109,6 +109,11 @@ def unknown(text: str) -> str | None:
 def unmarked(text: str) -> str:
     """Return a text without marks."""
     return text.replace(_OPEN, "").replace(_CLOSE, "")
+
+
+def abridged(text: str) -> str:
+    """Return a text as a message shows it: on one line, without marks, cut where it is long."""
+    return one_line(" ".join(unmarked(text).split()), 60)
 
 
 def tokens(text: str) -> list[Token]:

@@ -11,19 +11,23 @@ from itertools import pairwise
 from autotune.errors import UserError
 from autotune.study import containers
 from autotune.study.manifests import contained
-from autotune.study.script import one_line, script_of
-from autotune.study.shell import marked, unknown, unmarked
-from autotune.study.wrappers import WRAPPERS, Fate, is_python, program_name, unwrap
+from autotune.study.programs import (
+    API_SERVER,
+    ASSIGNMENT,
+    CONSOLE_MODULE,
+    SHELLS,
+    is_python,
+    program_name,
+)
+from autotune.study.script import script_of
+from autotune.study.shell import abridged, marked, unknown, unmarked
+from autotune.study.wrappers import WRAPPERS, Fate, unwrap
 
-API_SERVER = "vllm.entrypoints.openai.api_server"
-# Modules that start the server: without a word for `serve`, and with it
+# Modules that start the server without the word `serve`
 _MODULES = {API_SERVER, "vllm.entrypoints.launchers.api_server.entry"}
-_CONSOLE = {"vllm.entrypoints.cli.main"}
-_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _OPERATOR = re.compile(r"&&|\|\|?|;|&|\d*(>>?|<)(&\d+|/dev/\S+)?|&>>?")
 # A word that is one variable: a shell was to put its value there. Any other `$` is meant as it is.
 _SHELL_VALUE = re.compile(r"(--[\w.-]+=)?(\$(?:[A-Za-z_]\w*|\{[^{}]*\}))")
-_SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}
 _PYTHON_VALUES = {"-X", "-W", "--check-hash-based-pycs"}
 _SHOWN = {"source", ".", "cd", "conda", "module", "ulimit", "pushd"}
 _DEEPEST = 5  # of shells in shells
@@ -128,7 +132,7 @@ def _of_text(text: str, env: Mapping[str, str], depth: int) -> Start:
         words = list(command.words)
         if found and words[0].startswith("-"):
             raise UserError(
-                f"`{one_line(unmarked(shlex.join(words)))}` is a command of its own: the line "
+                f"`{abridged(shlex.join(words))}` is a command of its own: the line "
                 "above it is a comment or has no \\ at its end"
             )
         start = _of_words(words, command.env, depth)
@@ -139,15 +143,13 @@ def _of_text(text: str, env: Mapping[str, str], depth: int) -> Start:
             lost = UserError(
                 f"vLLM is started in {command.inside}; give the one command that starts it"
             )
-        start.notes += [f"left out: {one_line(d)}" for d in command.dropped]
+        start.notes += [f"left out: {abridged(d)}" for d in command.dropped]
         found.append(start)
     if lost is not None:
         raise lost
     if len(found) > 1:
-        models = ", ".join(one_line(shlex.join(s.arguments[:1])) for s in found[:3])
-        raise UserError(
-            f"the text starts vLLM {len(found)} times ({unmarked(models)}); give one of them"
-        )
+        models = ", ".join(abridged(shlex.join(s.arguments[:1])) for s in found[:3])
+        raise UserError(f"the text starts vLLM {len(found)} times ({models}); give one of them")
     if not found:
         first = next((list(c.words) for c in script.commands if _mentions(c.words)), None)
         first = first or next((list(c.words) for c in script.commands), [])
@@ -170,7 +172,7 @@ def _shown(words: Sequence[str]) -> str:
     if name in {"export", "declare", "set", "unset", "echo", "readonly", "local", "exit", "wait"}:
         return ""
     many = name in _SHOWN and not any("=" in w or "://" in w for w in words)
-    return one_line(unmarked(shlex.join(words) if many else name + (" …" if words[1:] else "")))
+    return abridged(shlex.join(words) if many else name + (" …" if words[1:] else ""))
 
 
 def _no_start(words: Sequence[str]) -> UserError:
@@ -178,7 +180,7 @@ def _no_start(words: Sequence[str]) -> UserError:
     shown = unmarked(shlex.join([unmarked(w) for w in words]))[:80]
     if len(words) > 1 and program_name(words[0]) == "vllm" and not words[1].startswith("-"):
         return UserError(
-            f"`vllm {one_line(words[1])}` is no command that starts vLLM's server; `vllm serve` is"
+            f"`vllm {abridged(words[1])}` is no command that starts vLLM's server; `vllm serve` is"
         )
     return UserError(
         f"`{' '.join(shown.split())}` is no command that starts vLLM; give `vllm serve MODEL "
@@ -190,7 +192,7 @@ def _no_start(words: Sequence[str]) -> UserError:
 def _mentions(words: Sequence[str]) -> bool:
     """Return whether words speak of a start of vLLM."""
     return any(
-        (b == "serve" and (program_name(a) == "vllm" or a in _CONSOLE))
+        (b == "serve" and (program_name(a) == "vllm" or a == CONSOLE_MODULE))
         or (a == "-m" and b in _MODULES)
         for a, b in pairwise(words)
     )
@@ -204,11 +206,11 @@ def _of_words(words: Sequence[str], env: Mapping[str, str], depth: int) -> Start
     """
     rest, own, kept, notes = list(words), dict(env), list[str](), list[str]()
     while rest:
-        if match := _ASSIGNMENT.fullmatch(rest[0]):
-            own[match[1]] = match[2]
+        if match := ASSIGNMENT.fullmatch(rest[0]):
+            own[match["name"]] = match["value"]
             rest.pop(0)
             continue
-        if containers.is_container(rest):
+        if containers.is_container(rest) and not _is_left_out(rest[0]):
             start = _of_container(rest, notes)
             break
         if inner := _inner_text(rest):
@@ -217,7 +219,7 @@ def _of_words(words: Sequence[str], env: Mapping[str, str], depth: int) -> Start
             break
         if (start := _program(rest)) is not None:
             break
-        rest, more = _without_wrapper(rest, own, kept, notes, mentioned=_mentions(words))
+        rest, more = _without_wrapper(rest, kept, notes, mentioned=_mentions(words))
         if not more:
             return None
     else:
@@ -229,8 +231,14 @@ def _of_words(words: Sequence[str], env: Mapping[str, str], depth: int) -> Start
     )
 
 
+def _is_left_out(word: str) -> bool:
+    """Return whether a word is a wrapper that an engine's client does not need, either."""
+    wrapper = WRAPPERS.get(program_name(word))
+    return wrapper is not None and wrapper.fate is Fate.DROP and not wrapper.other_user
+
+
 def _without_wrapper(
-    words: list[str], env: dict[str, str], kept: list[str], notes: list[str], *, mentioned: bool
+    words: list[str], kept: list[str], notes: list[str], *, mentioned: bool
 ) -> tuple[list[str], bool]:
     """Take the first wrapper off a command, and say whether there was one.
 
@@ -247,7 +255,7 @@ def _without_wrapper(
             raise UserError(f"only your shell knows what {what:.60} is; write its value")
         if mentioned and program_name(words[0]) not in {"echo", "printf", "pkill", "pgrep", "grep"}:
             raise UserError(
-                f"`{one_line(unmarked(words[0]))}` in front of vLLM is not understood; leave it out"
+                f"`{abridged(words[0])}` in front of vLLM is not understood; leave it out"
             )
         return words, False
     split = next((i for i, w in enumerate(wrapped.words) if w in ("-S", "--split-string")), None)
@@ -276,7 +284,7 @@ def _kept(name: str, words: Sequence[str], notes: list[str]) -> Iterator[str]:
 
 def _inner_text(words: Sequence[str]) -> str | None:
     """Return the text of ``bash -c TEXT``; None: it is no such command."""
-    if program_name(words[0]) not in _SHELLS:
+    if program_name(words[0]) not in SHELLS:
         return None
     for i, word in enumerate(words[1:-1], start=1):
         if re.fullmatch(r"-[a-z]*c[a-z]*", word):
@@ -309,7 +317,7 @@ def _module(words: Sequence[str], at: int) -> Start | None:
     module = "".join(words[at + 1 : at + 2])
     if module in _MODULES:
         return Start([*words[: at + 2]], [*words[at + 2 :]], {}, False)
-    if module in _CONSOLE and words[at + 2 : at + 3] == ["serve"]:
+    if module == CONSOLE_MODULE and words[at + 2 : at + 3] == ["serve"]:
         return Start([*words[: at + 3]], [*words[at + 3 :]], {}, True)
     if module in {"vllm", "vllm.entrypoints.cli.serve", "vllm.entrypoints.cli"}:
         raise UserError(f"`python -m {module}` starts no server in vLLM; write `vllm serve`")

@@ -6,10 +6,10 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import PurePath
 
 from autotune.errors import UserError
 from autotune.study.containers import parse
+from autotune.study.programs import start_end
 
 # vLLM's short flags (0.24 to 0.33), by the argument that they set.
 SHORT: Mapping[str, str] = {
@@ -80,13 +80,8 @@ def own_words(command: Sequence[str]) -> tuple[tuple[str, ...], bool]:
         if (container := parse(command)) is not None:
             return container.arguments, True
     words = [part for word in command for part in _split(word)]
-    for i, word in enumerate(words[:-1]):
-        if word == "-m" and words[i + 1].startswith("vllm."):
-            after = words[i + 2 :]
-            cli = words[i + 1].endswith("cli.main") and after[:1] == ["serve"]
-            return tuple(after[1:] if cli else after), True
-        if PurePath(word).name == "vllm" and words[i + 1] == "serve":
-            return tuple(words[i + 2 :]), True
+    if end := start_end(words):
+        return tuple(words[end:]), True
     return tuple(words[1:]), False
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from autotune.errors import UserError
+from autotune.study.programs import program_name
 
 
 class Fate(Enum):
@@ -41,6 +42,7 @@ class Wrapper:
         positional: Number of words before the program, such as the CPU list of ``taskset``.
         verbs: Words one of which must come first, such as ``run``; empty: none.
         ends: Options after which it starts no program, such as ``-p PID``.
+        other_user: Whether the program runs as another user, with another PATH.
     """
 
     fate: Fate
@@ -49,6 +51,7 @@ class Wrapper:
     positional: int = 0
     verbs: frozenset[str] = frozenset()
     ends: frozenset[str] = frozenset()
+    other_user: bool = False
 
 
 def _words(text: str) -> frozenset[str]:
@@ -137,11 +140,13 @@ WRAPPERS = {
         "autotune must be able to end the server; start autotune itself as that user",
         values=_words("-u --user -g --group -h --host -p --prompt -C -D --chdir -R -T -U"),
         ends=_words("-l -v -k -K -e"),
+        other_user=True,
     ),
     "doas": Wrapper(
         Fate.DROP,
         "autotune must be able to end the server; start autotune itself as that user",
         values=_words("-u -C"),
+        other_user=True,
     ),
     "tini": Wrapper(Fate.DROP, _INIT, values=_words("-p -e")),
     "docker-init": Wrapper(Fate.DROP, _INIT, values=_words("-p -e")),
@@ -194,16 +199,6 @@ class Wrapped:
     wrapper: Wrapper
     words: tuple[str, ...]
     rest: tuple[str, ...]
-
-
-def program_name(word: str) -> str:
-    """Return the name of a program without its folder."""
-    return word.rpartition("/")[2]
-
-
-def is_python(word: str) -> bool:
-    """Return whether a word is a Python by its name."""
-    return re.fullmatch(r"(python|pypy)[\d.]*t?", program_name(word)) is not None
 
 
 def unwrap(words: Sequence[str]) -> Wrapped | None:

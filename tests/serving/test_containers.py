@@ -24,6 +24,7 @@ from autotune.serving.server import Server
 from autotune.study.schema import ServerSpec
 from tests.engine_double import Engine, engine
 from tests.paths import ROOT, TESTS
+from tests.studies import wait_until
 
 pytestmark = pytest.mark.double
 
@@ -77,13 +78,6 @@ def up(server: Server) -> Identity:
     identity = server.start()
     server.wait_ready(lambda _: None)
     return identity
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 30 s"
-        time.sleep(0.02)
 
 
 def gone(server: Server, docker: Engine) -> bool:

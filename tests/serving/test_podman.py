@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from autotune.serving.server import Server
 from autotune.study.schema import ServerSpec
 from tests.paths import TESTS
 from tests.podman import IMAGE, Podman, podman_here
+from tests.studies import wait_until
 
 pytestmark = pytest.mark.double
 
@@ -70,13 +70,6 @@ def up(server: Server) -> Identity:
     identity = server.start()
     server.wait_ready(lambda _: None)
     return identity
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 30 s"
-        time.sleep(0.05)
 
 
 def test_from_start_to_proof_of_death(make: Make, podman: Podman) -> None:

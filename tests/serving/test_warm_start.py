@@ -33,16 +33,9 @@ from autotune.study.schema import ServerSpec
 from autotune.tuning import recovery
 from tests.paths import ROOT
 from tests.standin import DUMPS, MODULE, write_vllm
-from tests.studies import autotune, owned, query, write_study
+from tests.studies import autotune, owned, query, wait_until, write_study
 
 double = pytest.mark.double
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 60 s"
-        time.sleep(0.02)
 
 
 class Bench:

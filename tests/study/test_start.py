@@ -155,6 +155,13 @@ def test_what_cannot_be_taken_for_certain_is_one_line(command: str, told: str) -
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("wrapper", ["exec", "nohup", "time -p", "nohup setsid"])
+def test_a_word_of_the_shell_in_front_of_an_engine_is_left_out(wrapper: str) -> None:
+    start = start_of([f"{wrapper} docker run --gpus all vllm/vllm-openai:v0.32.0 --model a"])
+    assert start.command[:2] == ["docker", "run"]
+    assert any(note.startswith(f"left out: {wrapper.split()[0]} ") for note in start.notes)
+
+
 def test_docker_run_becomes_an_owned_container() -> None:
     start = text(
         "docker run -d --name v -p 8000:8000 --gpus all -e HF_TOKEN=$HF_TOKEN \\\n"

@@ -63,8 +63,9 @@ def test_a_study_of_an_older_release_was_run_with_dflash() -> None:
     assert why_not_same(old, fingerprint(old), said) is None
     other = with_method(read(BLOCK), "mtp")
     assert fingerprint(old) != fingerprint(other)
-    assert "server.speculative.method (dflash then, mtp now)" in (
-        why_not_same(old, fingerprint(old), other) or ""
+    assert (
+        "server.speculative.method (dflash then, mtp now); write server.speculative.method: dflash"
+        in (why_not_same(old, fingerprint(old), other) or "")
     )
     unknown = read(BLOCK)
     assert fingerprint(unknown) not in {fingerprint(old), fingerprint(other)}
