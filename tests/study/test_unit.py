@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from autotune.errors import UserError
@@ -31,7 +33,7 @@ Restart=always
 """
 
 
-def test_a_unit_becomes_a_study(tmp_path) -> None:
+def test_a_unit_becomes_a_study(tmp_path: Path) -> None:
     file = tmp_path / "vllm.service"
     file.write_text(UNIT)
     for given in (UNIT, str(file)):
