@@ -102,6 +102,7 @@ def init(command: tuple[str, ...], out: Path, name: str) -> None:
     Examples:
       autotune init --name mine
       autotune init -- vllm serve org/model --max-num-seqs 8
+      autotune init -- serve.sh               a script, or .yaml, .service
     """
     from autotune.study.files import parse_study
     from autotune.study.from_command import study_from_command, template

@@ -172,9 +172,10 @@ def _which(name: str) -> str:
     """Return the full path of a program: on PATH, or next to autotune's own interpreter."""
     found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
     if found is None:
+        ours = Path(name).name == "vllm" or is_python(name)
+        other = f"{INSTALL} and leave server.command out" if ours else "install it"
         raise UserError(
-            f"server.command: there is no program {name!r}; give its full path, or "
-            f"{INSTALL} and leave server.command out"
+            f"server.command: there is no program {name!r}; give its full path, or {other}"
         )
     return str(Path(found).absolute())  # not resolve(): a venv's python is a link
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ _REFUSED = {
     "data-parallel-multi-port-external-lb": _PART,
 }
 _MOST_TEXT = 100_000  # characters of a file that holds the command
-_FILES = {".yaml", ".yml", ".sh", ".bash"}
+_FILES = {".yaml", ".yml", ".sh", ".bash", ".service"}
+_WIDTH = 80  # of a comment
 
 
 def template(name: str) -> str:
@@ -48,22 +50,22 @@ def template(name: str) -> str:
         name,
         [
             "server:",
-            "  # What is launched for every trial. Without `command`: the vLLM of the environment",
-            "  # that autotune is installed in.",
+            "  # What is launched for every trial. Without `command`: the vLLM of the",
+            "  # environment that autotune is installed in.",
             "  # command: /path/to/venv/bin/vllm serve",
-            "  model: demo:target # a folder (from this file's on), a hub name, or the demo target",
+            "  model: demo:target # a folder (from this file's), a hub name, or the demo's",
             "  # The draft; everything in here goes to vLLM's --speculative-config.",
             "  speculative:",
             "    method: dflash",
             "    model: demo:draft",
-            "  # vLLM flags that stay as they are; true for a switch, false for its --no- form.",
+            "  # vLLM flags that stay as they are; true: a switch, false: its --no- form.",
             "  flags:",
             "    max-num-seqs: 4",
             "    max-model-len: 2048",
             "  # env:",
             '  #   VLLM_CPU_KVCACHE_SPACE: "1"',
         ],
-        _space(n_today=None, mnbt_today=None, settings={"max_num_seqs": 4}, speculative=True),
+        _space(None, None, {"max_num_seqs": 4}, {"method": "dflash"}),
         settings={"max_num_seqs": 4, "max_model_len": 2048},
     )
 
@@ -73,7 +75,7 @@ def study_from_command(argv: Sequence[str], name: str) -> str:
 
     Args:
         argv: What starts vLLM, as words, or as one text: a command, a script, a Compose or
-            Kubernetes file, or the path of a file with one of these.
+            Kubernetes file, a systemd unit, or the path of a file with one of these.
         name: Name of the study.
 
     Raises:
@@ -114,12 +116,12 @@ def _study_from(argv: Sequence[str], name: str) -> str:
         *_draft_lines(speculative),
         *_flag_lines(given),
         *_env_lines(start.env),
-        *(f"  # {_comment(note)}" for note in dict.fromkeys(notes)),
+        *(line for note in dict.fromkeys(notes) for line in _note(note)),
     ]
     return _study(
         name,
         lines,
-        _space(n_today, mnbt_today, settings, speculative=bool(speculative)),
+        _space(n_today, mnbt_today, settings, speculative),
         settings=settings,
     )
 
@@ -169,19 +171,31 @@ def _comment(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(unmarked(text).split()))
 
 
+def _note(text: str) -> list[str]:
+    """Return a text as comment lines of the section ``server``."""
+    return textwrap.wrap(
+        _comment(text),
+        _WIDTH,
+        initial_indent="  # ",
+        subsequent_indent="  #   ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def _draft_lines(speculative: Mapping[str, Any]) -> list[str]:
     """Return the lines of the draft in the section ``server``."""
     if not speculative:
         return [
-            "  # Without a draft there is no speculation to tune. To add one, take out the # here",
-            "  # and in `space`:",
+            "  # Without a draft there is no speculation to tune. To add one, take out the #",
+            "  # here and in `space`:",
             "  # speculative:",
             "  #   method: dflash",
             "  #   model: org/draft",
         ]
     lines = []
     if "method" not in speculative:
-        lines.append("  # the command names no method: vLLM chooses it by the draft")
+        lines.append("  # no method is named: the draft's config.json tells it, or vLLM chooses")
     return [
         *lines,
         "  speculative:",
@@ -197,7 +211,7 @@ def _flag_lines(given: Mapping[str, FlagValue]) -> list[str]:
         lines += ["  flags:", *(f"    {_yaml(k)}: {_yaml(v)}" for k, v in flags.items())]
     for k in given:
         if k in LEFT_OUT:
-            lines.append(f"  # left out: --{k} ({LEFT_OUT[k]})")
+            lines += _note(f"left out: --{k} ({LEFT_OUT[k]})")
     return lines
 
 
@@ -210,10 +224,10 @@ def _env_lines(env: Mapping[str, str]) -> list[str]:
     if shown:
         lines += ["  env:", *(f"    {_yaml(k)}: {_yaml(v)}" for k, v in shown.items())]
     for k in secrets:
-        lines.append(f"  # left out: {k} (a study holds no secrets; set it in your environment)")
+        lines += _note(f"left out: {k} (a study holds no secrets; set it in your environment)")
     for k in hidden:
         what = _comment(unmarked(env[k]))
-        lines.append(f"  # left out: {k} (only your shell knows {what:.60}; write it into env)")
+        lines += _note(f"left out: {k} (only your shell knows {what:.60}; write it into env)")
     return lines
 
 
@@ -221,24 +235,25 @@ def _space(
     n_today: int | None,
     mnbt_today: object,
     settings: Mapping[str, object],
-    *,
-    speculative: bool,
+    speculative: Mapping[str, object],
 ) -> list[str]:
     """Return the section ``space``: n if there is a draft, and MNBT around today's."""
     n_high = max(15, n_today or 0)
     low, high = _mnbt_range(mnbt_today, settings, n_high if speculative else 0)
     mark = "" if speculative else "# "
-    today = f"; the command has {n_today}" if n_today else ""
-    was = f" The command has {mnbt_today}." if mnbt_today else ""
+    dflash = speculative.get("method", "dflash") == "dflash"  # or not known yet
+    most = " # a DFlash draft is trained for its block_size - 1" if dflash else ""
+    today = f"; today {n_today}" if n_today else ""
+    was = f" # today {mnbt_today}" if mnbt_today else ""
     return [
-        "# What is searched. Any vLLM flag may stand here, as type int, float, pow2 or choice.",
+        "# What is searched: any vLLM flag, as type int, float, pow2 or choice.",
         "space:",
-        f"  {mark}{N}: # n, tokens drafted per step; 0 is no speculation{today}",
+        f"  {mark}{N}: # n, tokens drafted per step; 0: no drafts{today}",
         f"  {mark}  type: int",
         f"  {mark}  low: 0",
-        f"  {mark}  high: {n_high} # a DFlash draft is trained for its block_size - 1",
-        f"  # Tokens per step, prompts and drafts together, as powers of two.{was}",
-        f"  {MNBT}:",
+        f"  {mark}  high: {n_high}{most}",
+        "  # Tokens per step, prompts and drafts together, as powers of two.",
+        f"  {MNBT}:{was}",
         "    type: pow2",
         f"    low: {low}",
         f"    high: {high}",
@@ -276,9 +291,9 @@ def _study(
     concurrency = min(seqs, 32) if isinstance(seqs, int) and seqs >= 1 else 4
     room = length if isinstance(length, int) and length >= 8 else 1024
     lines = [
-        "# A study: what to serve, what to search, what load to put on it, what to optimize.",
-        "# Run it with `autotune run FILE --trials 40`; the bundled study demo-cpu.yaml has every",
-        "# key explained.",
+        "# A study: what to serve, what to search, what load to put on it, and what to",
+        "# optimize. Run it with `autotune run FILE --trials 40`. docs/study-file.md has",
+        "# a whole study with comments.",
         f"name: {_yaml(name)}",
         "",
         *server,
@@ -286,14 +301,14 @@ def _study(
         *space,
         "",
         "workload:",
-        "  # Random tokens need no data, but say little about acceptance: real prompts are better.",
+        "  # Random tokens need no data, but tell little of acceptance: use your prompts.",
         "  # prompts: my-prompts.jsonl # lines with `messages` (a chat) or `prompt`",
         "  random:",
         f"    input_len: {min(256, room // 4)}",
         f"  output_len: {min(256, room // 4)}",
         f"  num_prompts: {max(140, 8 * concurrency)}",
-        f"  max_concurrency: {concurrency} # requests at a time: as many as you expect in use",
-        "  # request_rate: 2 # arrivals per second, on average; without it, as fast as they end",
+        f"  max_concurrency: {concurrency} # requests in flight, as many as you expect in use",
+        "  # request_rate: 2 # arrivals per second on average; else a closed loop",
         "",
         "objectives:",
         "  - throughput # output tokens per second: more is better",

@@ -508,7 +508,7 @@ class StudySpec(Model):
                 )
         for name in self.space:
             if name.startswith(DRAFT) and self.server.speculative is None:
-                raise ValueError(f"space.{name}: needs server.speculative with the draft model")
+                raise ValueError(f"space.{name}: needs server.speculative")
             if name.removeprefix(DRAFT) in self._fixed_of_draft and name.startswith(DRAFT):
                 raise ValueError(
                     f"space.{name}: also fixed in server.speculative; keep it in one of the two"
@@ -525,7 +525,10 @@ class StudySpec(Model):
             if values is None or not all(type(v) is int and v >= 0 for v in values):
                 raise ValueError(f"space.{N}: must be whole numbers from 0 up; use type: int")
             if self.server.speculative is None and any(v for v in values):
-                raise ValueError(f"space.{N}: needs server.speculative with the draft model")
+                raise ValueError(
+                    f"space.{N}: needs server.speculative: the `model` of a draft, or "
+                    "`method: mtp`, `ngram` or `suffix`"
+                )
         elif N in self.server.flags:
             raise ValueError(f"server.flags.{N}: is no flag of vLLM; search it in space")
 

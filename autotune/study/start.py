@@ -21,6 +21,7 @@ from autotune.study.programs import (
 )
 from autotune.study.script import script_of
 from autotune.study.shell import abridged, marked, unknown, unmarked
+from autotune.study.unit import is_unit, unit_of, without_key
 from autotune.study.wrappers import WRAPPERS, Fate, unwrap
 
 # Modules that start the server without the word `serve`
@@ -64,14 +65,15 @@ def start_of(argv: Sequence[str]) -> Start:
     """Return the one start of vLLM in a command.
 
     Args:
-        argv: The command as words, or a shell text as one word.
+        argv: The command as words, or a shell text or a systemd unit as one word.
 
     Raises:
         UserError: there is none, there are several, or the one cannot be understood.
     """
     words = meant(argv)
     if len(words) == 1:
-        return _of_text(words[0], {}, 0)
+        return _of_unit(words[0]) if is_unit(words[0]) else _of_text(words[0], {}, 0)
+    words = without_key(words)
     if any(_OPERATOR.fullmatch(w) for w in words):  # a text whose quotes are gone
         text = " ".join(w if _OPERATOR.fullmatch(w) else shlex.quote(w) for w in words)
         return _of_text(text, {}, 0)
@@ -114,6 +116,22 @@ def start_of_manifest(text: str) -> Start:
         f"container {found.name}{where}: run autotune where this command runs, in such a pod",
     ]
     return start
+
+
+def _of_unit(text: str) -> Start:
+    """Return the one start of vLLM in a systemd unit.
+
+    Raises:
+        UserError: there is none, there are several, or the one cannot be understood.
+    """
+    unit = unit_of(text)
+    found = [s for words in unit.commands if (s := _of_words(words, unit.env, 0)) is not None]
+    if len(found) > 1:
+        raise UserError(f"the unit starts vLLM {len(found)} times; give one ExecStart= of it")
+    if not found:
+        raise _no_start(next(iter(unit.commands), ["ExecStart="]))
+    found[0].notes += unit.notes
+    return found[0]
 
 
 def _of_text(text: str, env: Mapping[str, str], depth: int) -> Start:
@@ -181,6 +199,13 @@ def _no_start(words: Sequence[str]) -> UserError:
     if len(words) > 1 and program_name(words[0]) == "vllm" and not words[1].startswith("-"):
         return UserError(
             f"`vllm {abridged(words[1])}` is no command that starts vLLM's server; `vllm serve` is"
+        )
+    if {"compose", "docker-compose", "podman-compose"} & {*words[:2]} or (
+        words[:1] == ["kubectl"] and "-f" in words
+    ):
+        return UserError(
+            f"`{' '.join(shown.split())}`: the file says what is started; give it: "
+            "`autotune init -- FILE.yaml`"
         )
     return UserError(
         f"`{' '.join(shown.split())}` is no command that starts vLLM; give `vllm serve MODEL "
@@ -277,8 +302,8 @@ def _kept(name: str, words: Sequence[str], notes: list[str]) -> Iterator[str]:
         yield "--no-capture-output"
         notes.append(f"added: --no-capture-output (else {name} holds the log back)")
     notes.append(
-        f"which Python `{name}` starts is not asked, so flags are not checked before a launch; "
-        "the full path of that environment's vllm as server.command is"
+        f"flags are not checked before a launch, because `{name}` chooses the Python; they are if "
+        "server.command is the full path of that environment's vllm"
     )
 
 
@@ -336,7 +361,7 @@ def _of_container(words: Sequence[str], notes: list[str]) -> Start | None:
     try:
         container = containers.parse(plain)
     except UserError:
-        if not {"run", "exec", "up"} & {*words}:
+        if not {"run", "exec", "up", "start"} & {*words} and program_name(words[0]) != "srun":
             return None  # docker pull, build, …
         raise
     if container is None:

@@ -98,7 +98,8 @@ def test_the_console_script_as_a_module_or_a_script(command: str, rest: tuple[st
         ("exec vllm serve", "`exec`: of the shell"),
         ("env -i vllm serve", "without autotune's variables"),
         ("torchrun vllm serve", "several processes"),
-        ("chrt 1 vllm serve", "there is no program 'chrt'"),
+        ("chrt 1 vllm serve", "there is no program 'chrt'; give its full path, or install it$"),
+        ("/no/vllm serve", "there is no program '/no/vllm'; .*pip install"),
     ],
 )
 def test_wrappers_that_are_refused(command: str, told: str) -> None:

@@ -202,7 +202,7 @@ def test_short_forms_of_the_draft_are_owned(flags: str) -> None:
     server = parse_study(text, Path("mine.yaml")).spec.server
     assert server.flags == {"seed": 0}
     assert server.draft_settings({N: 2}) == {"method": "dflash", "model": "org/d", N: 2}
-    assert "0 is no speculation; the command has 7" in text
+    assert "0: no drafts; today 7" in text
 
 
 def test_flags_of_the_draft_that_vllm_no_longer_has() -> None:
@@ -222,7 +222,7 @@ def test_flags_of_the_draft_that_vllm_no_longer_has() -> None:
     }
     assert "high: 16" in text
     assert "left out: --speculative-disable-mqa-scorer" in text
-    assert "names no method: vLLM chooses it" in text
+    assert "no method is named" in text
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_folder_in_speculators_format_is_the_draft_of_its_verifier(
         "method": "dflash",  # as vLLM: the format decides method and model
         "model": "./speculator",
     }
-    assert "the command has 7" in text
+    assert "; today 7" in text
 
 
 def test_flags_of_a_server_in_use_are_left_out_and_said() -> None:
@@ -349,3 +349,26 @@ def test_an_empty_word_is_a_value(as_words: bool) -> None:
     study = study_from_command(shlex.split(text) if as_words else [text], "mine")
     assert "--entrypoint '' --network host org/image vllm serve" in study
     assert "tool-parser-plugin: ''" in study
+
+
+@pytest.mark.parametrize(
+    ("draft", "hint"),
+    [
+        ("--spec-method ngram --spec-tokens 3", False),
+        ("--spec-method mtp --spec-tokens 1", False),
+        ("--spec-method dflash --spec-model org/d --spec-tokens 3", True),
+        ("--spec-model org/d --spec-tokens 3", True),
+    ],
+)
+def test_the_hint_on_block_size_is_for_drafts_that_have_one(draft: str, hint: bool) -> None:
+    text = study_from_command(shlex.split(f"vllm serve org/m {draft}"), "mine")
+    assert ("block_size" in text) is hint
+
+
+def test_comments_fit_into_80_columns() -> None:
+    command = (
+        "source /opt/venv/bin/activate; export HF_TOKEN=$(cat ~/.hf)\n"
+        "nohup uv run vllm serve ${MODEL:-org/m} --port ${PORT:-8000} --max-num-batched-tokens 4096"
+    )
+    for text in (study_from_command([command], "mine"), template("mine")):
+        assert max(len(line) for line in text.splitlines() if "#" in line) <= 80

@@ -251,6 +251,7 @@ def test_aligned_graphs_are_sizes_that_follow_n() -> None:
         ({"space": {"speculative.model": CHOICE}}, "a study has one draft"),
         ({"space": {"speculative.attention_backend": CHOICE}}, "also fixed in server.speculative"),
         ({"server": {"model": "m"}, "space": {DRAFT_TP: CHOICE}}, "needs server.speculative"),
+        ({"server": {"model": "m"}, "space": {N: {"type": "int", "low": 0, "high": 2}}}, "`ngram`"),
         ({"server": {"model": "m", "flags": {DRAFT_TP: 2}}}, "goes into server.speculative"),
     ],
 )

@@ -72,7 +72,7 @@ def test_what_is_left_out_is_said() -> None:
         "left out: nohup (autotune's supervisor holds the server)",
         "left out: setsid (autotune watches the server in the foreground and ends it)",
     ]
-    assert any("not asked" in note for note in words("uv run vllm serve m").notes)
+    assert any("flags are not checked" in note for note in words("uv run vllm serve m").notes)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,11 @@ def test_operators_that_came_as_words_are_operators() -> None:
         ("echo vllm serve a", "is no command that starts vLLM"),
         ("docker run $OPTS vllm/vllm-openai:v0.32.0 --model a", "only your shell knows"),
         ("docker pull vllm/vllm-openai:v0.32.0", "is no command that starts vLLM"),
+        ("srun --gpus 1 vllm serve m", "Slurm's srun is not supported"),
+        ("enroot start v vllm serve m", "enroot is not supported"),
+        ("docker start vllm", "write `docker run"),
+        ("docker compose up -d", "`autotune init -- FILE.yaml`"),
+        ("kubectl apply -f vllm.yaml", "`autotune init -- FILE.yaml`"),
         ("kubectl run v --image vllm/vllm-openai -- --model a", "kubectl is not supported"),
         ("", "is no command that starts vLLM"),
         ("sh -c " * 9 + "x", "is no command that starts vLLM"),
