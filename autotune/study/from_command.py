@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from autotune.errors import UserError
 from autotune.study.draft_flags import draft_of, verifier_of
 from autotune.study.manifests import is_manifest
 from autotune.study.schema import FlagValue, flag_name
-from autotune.study.secrets import secret_values
+from autotune.study.secrets import argument_secret, command_secret, is_secret, without_passwords
 from autotune.study.serve_flags import LEFT_OUT, arguments_of, human
 from autotune.study.shell import unknown, unmarked
 from autotune.study.space import MNBT, N
@@ -35,7 +36,7 @@ _REFUSED = {
     "data-parallel-multi-port-external-lb": _PART,
 }
 _MOST_TEXT = 100_000  # characters of a file that holds the command
-_FILES = {".yaml", ".yml", ".sh", ".bash"}
+_FILES = {".yaml", ".yml", ".sh", ".bash", ".service"}
 
 
 def template(name: str) -> str:
@@ -97,6 +98,7 @@ def _study_from(argv: Sequence[str], name: str) -> str:
     if found.model is None:
         raise UserError("the command names no model; write `vllm serve MODEL --flags…`")
     _check_known(start.command)
+    _check_secrets(start.command, found.model, given)
     notes = [*start.notes, *found.notes]
     speculative = draft_of(given, notes)
     model, speculative = verifier_of(found.model, speculative, base, notes)
@@ -126,7 +128,7 @@ def _study_from(argv: Sequence[str], name: str) -> str:
 
 def _start(argv: Sequence[str]) -> Start:
     """Return the start of vLLM in what was given."""
-    words = [w for w in argv if w.strip()]
+    words = [w for w in argv if w.strip() or not w]
     text = words[0] if len(words) == 1 else ""
     if Path(text.strip()).suffix in _FILES and len(text.split()) == 1:
         text = _content(text.strip())
@@ -164,9 +166,27 @@ def _check_known(command: Sequence[str]) -> None:
             raise UserError(f"only your shell knows what {what:.60} is; write its value")
 
 
+def _check_secrets(command: Sequence[str], model: str, given: Mapping[str, FlagValue]) -> None:
+    """Refuse a secret that the study would hold.
+
+    Raises:
+        UserError: the program's words, a flag or the model has one.
+    """
+    if why := command_secret(command):
+        raise UserError(f"the words before the model: {why}, and a study holds no secrets")
+    for name, value in {"model": model, **given}.items():
+        why = None if name in LEFT_OUT else argument_secret(flag_name(name), value)
+        if why is not None:
+            raise UserError(
+                f"--{name}: {why}, and a study holds no secrets; leave it out, and set it in your "
+                "environment"
+            )
+
+
 def _comment(text: str) -> str:
     """Return a text as a comment on one line."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(unmarked(text).split()))
+    text = without_passwords(unmarked(text))
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
 
 
 def _draft_lines(speculative: Mapping[str, Any]) -> list[str]:
@@ -203,7 +223,7 @@ def _flag_lines(given: Mapping[str, FlagValue]) -> list[str]:
 
 def _env_lines(env: Mapping[str, str]) -> list[str]:
     """Return the lines of the environment, and of what is left out of it."""
-    secrets = [k for k in env if secret_values({k: unmarked(env[k])})]
+    secrets = [k for k in env if _hides(k, unmarked(env[k]))]
     hidden = [k for k in env if k not in secrets and unknown(env[k]) is not None]
     shown = {k: v for k, v in env.items() if k not in secrets and k not in hidden}
     lines = []
@@ -215,6 +235,14 @@ def _env_lines(env: Mapping[str, str]) -> list[str]:
         what = _comment(unmarked(env[k]))
         lines.append(f"  # left out: {k} (only your shell knows {what:.60}; write it into env)")
     return lines
+
+
+def _hides(name: str, value: str) -> bool:
+    """Return whether a variable may hold a secret: a word such as ``false`` or a count is none."""
+    return (
+        is_secret(name, value)
+        and re.fullmatch(r"\d{0,6}|true|false|yes|no|on|off", value, re.I) is None
+    )
 
 
 def _space(
@@ -310,4 +338,4 @@ def _yaml(value: object) -> str:
     text = yaml.safe_dump(
         value, default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False
     )
-    return text.removesuffix("...\n").strip()
+    return text.removesuffix("...\n").strip(" \n")

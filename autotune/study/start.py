@@ -11,7 +11,9 @@ from itertools import pairwise
 from autotune.errors import UserError
 from autotune.study import containers
 from autotune.study.manifests import contained
+from autotune.study.pasted import shell_of
 from autotune.study.script import one_line, script_of
+from autotune.study.secrets import without_passwords
 from autotune.study.shell import marked, unknown, unmarked
 from autotune.study.wrappers import WRAPPERS, Fate, is_python, program_name, unwrap
 
@@ -57,9 +59,12 @@ def start_of(argv: Sequence[str]) -> Start:
     Raises:
         UserError: there is none, there are several, or the one cannot be understood.
     """
-    words = [w for w in argv if w.strip()]  # the newline of a pasted `\`
+    words = [w for w in argv if w.strip() or not w]  # the newline of a pasted `\`
     if len(words) == 1:
-        return _of_text(words[0], {}, 0)
+        pasted = shell_of(words[0])
+        start = _of_text(pasted.text, {}, 0)
+        start.notes += pasted.notes
+        return start
     if any(_OPERATOR.fullmatch(w) for w in words):  # a text whose quotes are gone
         text = " ".join(w if _OPERATOR.fullmatch(w) else shlex.quote(w) for w in words)
         return _of_text(text, {}, 0)
@@ -158,16 +163,23 @@ def _of_text(text: str, env: Mapping[str, str], depth: int) -> Start:
 
 def _shown(words: Sequence[str]) -> str:
     """Return how a command that is left out is shown: with nothing that may be a secret."""
-    name = words[0]
+    name = re.split(r"[=:]", words[0])[0]  # `X = secret`, or an assignment of another shell
     if name in {"export", "declare", "set", "unset", "echo", "readonly", "local", "exit", "wait"}:
         return ""
     many = name in _SHOWN and not any("=" in w or "://" in w for w in words)
-    return one_line(unmarked(shlex.join(words) if many else name + (" …" if words[1:] else "")))
+    return one_line(
+        unmarked(shlex.join(words) if many else name + (" …" if [name] != [*words] else ""))
+    )
 
 
 def _no_start(words: Sequence[str]) -> UserError:
     """Return why a command is no start of vLLM's server."""
-    shown = unmarked(shlex.join([unmarked(w) for w in words]))[:80]
+    shown = without_passwords(unmarked(shlex.join([unmarked(w) for w in words])))[:80]
+    if any(" " in w and _mentions(w.split()) for w in words[1:]):
+        return UserError(
+            f"`{one_line(unmarked(words[0]))}` starts vLLM where autotune does not own it; give "
+            "the command in the quotes alone"
+        )
     if len(words) > 1 and program_name(words[0]) == "vllm" and not words[1].startswith("-"):
         return UserError(
             f"`vllm {one_line(words[1])}` is no command that starts vLLM's server; `vllm serve` is"
@@ -268,6 +280,8 @@ def _kept(name: str, words: Sequence[str], notes: list[str]) -> Iterator[str]:
 
 def _inner_text(words: Sequence[str]) -> str | None:
     """Return the text of ``bash -c TEXT``; None: it is no such command."""
+    if words[0] == "eval":
+        return " ".join(words[1:])
     if program_name(words[0]) not in _SHELLS:
         return None
     for i, word in enumerate(words[1:-1], start=1):
@@ -320,7 +334,7 @@ def _of_container(words: Sequence[str], notes: list[str]) -> Start | None:
     try:
         container = containers.parse(plain)
     except UserError:
-        if not {"run", "exec", "up"} & {*words}:
+        if not {"run", "exec", "up"} & {*words} and not _mentions(words):
             return None  # docker pull, build, …
         raise
     if container is None:
