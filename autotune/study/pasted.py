@@ -149,8 +149,8 @@ def _of_dockerfile(text: str) -> Pasted:
             case "ENV" if re.match(r"[A-Za-z_]\w*=", value):
                 before.append(f"export {value}")
             case "ENV":
-                name, _, rest = value.partition(" ")
-                before.append(f"export {name}={shlex.quote(rest.strip())}")
+                name, _, setting = value.partition(" ")
+                before.append(f"export {name}={shlex.quote(setting.strip())}")
             case "ARG" if "=" in value:
                 before.append(value)
             case "ENTRYPOINT":

@@ -128,6 +128,8 @@ class _Reader:
                 f"the command names no model, unless it is the word after {self.doubtful[-1]}, "
                 f"which vLLM {table_version()} does not have; write the model first"
             )
+        if model is not None and " -" in model:
+            raise UserError(f"the model is `{model:.60}`, flags included; take the quotes away")
         self.out.model = model
         return self.out
 

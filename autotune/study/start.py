@@ -180,6 +180,9 @@ def _no_start(words: Sequence[str]) -> UserError:
             f"`{one_line(unmarked(words[0]))}` starts vLLM where autotune does not own it; give "
             "the command in the quotes alone"
         )
+    if words and (words[0] == "serve" or words[0].startswith("--")):
+        before = "vllm" if words[0] == "serve" else "vllm serve"
+        return UserError(f"`{one_line(shown)}` names no program; write `{before}` before it")
     if len(words) > 1 and program_name(words[0]) == "vllm" and not words[1].startswith("-"):
         return UserError(
             f"`vllm {one_line(words[1])}` is no command that starts vLLM's server; `vllm serve` is"

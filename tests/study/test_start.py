@@ -255,3 +255,31 @@ def test_manifests_that_are_refused(manifest: str, told: str | None) -> None:
         return
     with pytest.raises(UserError, match=told):
         start_of_manifest(manifest)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ('N="a b"; vllm serve org/m ${N:+--x "$N"}', ["org/m", "--x", "a b"]),
+        ('N=2; vllm serve org/m ${N:+"--x" "$N"}', ["org/m", "--x", "2"]),
+        ("vllm serve org/m ${X:---x 8}", ["org/m", "--x", "8"]),
+        ("vllm serve org/m ${X:-'{\"a\": 1}'}", ["org/m", '{"a": 1}']),
+        ("vllm serve ${X:-a;b}", ["a;b"]),
+        ("vllm serve org/m ${X:-}", ["org/m"]),
+        ("vllm serve org/m 2> >(tee e) > >(cat)", ["org/m"]),
+    ],
+)
+def test_words_of_a_default_are_split_as_a_shell_does(command: str, arguments: list[str]) -> None:
+    assert text(command).arguments == arguments
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("--model org/m --seed 1", "names no program; write `vllm serve` before it"),
+        ("serve org/m", "names no program; write `vllm` before it"),
+    ],
+)
+def test_a_command_without_its_program(command: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        text(command)
