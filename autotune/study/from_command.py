@@ -25,6 +25,7 @@ from autotune.study.start import Start, start_of, start_of_manifest
 _PART = "the server is one of several that work together, which autotune does not start; give one "
 _PART += "that serves alone"
 _REFUSED = {
+    "help": "vLLM prints its help and serves nothing",
     "headless": "a server without an API cannot be measured",
     "grpc": "autotune measures the OpenAI API",
     "omni": "vLLM-Omni's server is another one",
