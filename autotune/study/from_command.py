@@ -93,11 +93,11 @@ def _study_from(argv: Sequence[str], name: str) -> str:
     start = _start(argv)
     found = arguments_of(start.arguments, console=start.console, base=base)
     given = found.flags
+    if found.model is None:
+        raise UserError("the command names no model; write `vllm serve MODEL --flags…`")
     for flag, why in _REFUSED.items():
         if given.get(flag) not in (None, False) or (flag == "node-rank" and _several(given)):
             raise UserError(f"--{flag if flag in given else 'nnodes'}: {why}")
-    if found.model is None:
-        raise UserError("the command names no model; write `vllm serve MODEL --flags…`")
     _check_known(start.command)
     _check_secrets(start.command, found.model, given)
     notes = [*start.notes, *found.notes]

@@ -15,6 +15,8 @@ from typing import NamedTuple
 from autotune.errors import UserError
 
 _FENCE = re.compile(r"(?m)^[ \t>]*(?:```|~~~)[\w. {}-]*$\n?")
+_WHOLE = re.compile(r"\s*([`\"'])((?:(?!\1).)*\s(?:(?!\1).)*)\1\s*", re.DOTALL)  # in quotes
+_NOTEBOOK = re.compile(r"(?m)^[ \t]*!(?=[A-Za-z/])")
 _DOCKER = re.compile(r"(FROM|ENTRYPOINT|CMD|ENV|ARG|RUN|COPY|WORKDIR|EXPOSE|USER)\s", re.IGNORECASE)
 _CONTINUED = re.compile(r"[ \t][`^][ \t]*\n(?=[ \t]*-)")  # PowerShell's and cmd's \
 _POWERSHELL = re.compile(r"(?mi)(^|;)[ \t]*\$env:([A-Za-z_]\w*)[ \t]*=[ \t]*")
@@ -40,7 +42,10 @@ def shell_of(text: str) -> Pasted:
     Raises:
         UserError: it is a Dockerfile or a unit of systemd that starts nothing.
     """
-    text = _FENCE.sub("", text.replace("\r\n", "\n"))
+    text = _FENCE.sub("", text.replace("\r\n", "\n").lstrip("\ufeff"))
+    if whole := _WHOLE.fullmatch(text):
+        text = whole[2]
+    text = _NOTEBOOK.sub("", text)
     if (words := _array(text)) is not None:
         return Pasted(shlex.join(words))
     lines = [line for line in text.splitlines() if line.strip() and line.lstrip()[0] not in "#;"]

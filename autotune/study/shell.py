@@ -18,7 +18,8 @@ from autotune.errors import UserError
 from autotune.study.secrets import MASK, is_secret
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # of the private use area, which no text in use has
-_BLANK = " \t\u00a0"
+_BLANK = " \t\u00a0\u2002\u2003\u2007\u2009\u202f\u3000"  # those of print, too
+_INVISIBLE = "\ufeff\u200b\u2060\u00ad"  # of web pages; no part of a word that has no quotes
 _OPERATORS = ("&&", "||", ";;&", ";;", ";&", "|&", ";", "|", "&", "(", ")")
 _REDIRECT = re.compile(r"\d*(?:<<<|<<-?|<>|<&|<|>>|>\||>&|>)|&>>?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -154,7 +155,7 @@ class _Lexer:
             c = self.text[self.at]
             if self.text.startswith("\\\n", self.at):
                 self.at += 2
-            elif c in _BLANK:
+            elif c in _BLANK or c in _INVISIBLE:
                 self.at += 1
             elif c == "\n":
                 self.at += 1
@@ -236,7 +237,9 @@ class _Lexer:
                 continue
             if c in _BLANK or c in "\n;|&()<>":
                 break
-            if c == "'":
+            if c in _INVISIBLE:
+                self.at += 1
+            elif c == "'":
                 parts.append(self._single())
             elif c == '"':
                 self.at += 1

@@ -26,6 +26,7 @@ _OPERATOR = re.compile(r"&&|\|\|?|;|&|\d*(>>?|<)(&\d+|/dev/\S+)?|&>>?")
 # A word that is one variable: a shell was to put its value there. Any other `$` is meant as it is.
 _SHELL_VALUE = re.compile(r"(--[\w.-]+=)?(\$(?:[A-Za-z_]\w*|\{[^{}]*\}))")
 _SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}
+_ELSEWHERE = {"ssh", "tmux", "screen", "pm2", "su", "runuser", "wsl", "watch", "parallel"}
 _PYTHON_VALUES = {"-X", "-W", "--check-hash-based-pycs"}
 _SHOWN = {"source", ".", "cd", "conda", "module", "ulimit", "pushd"}
 _DEEPEST = 5  # of shells in shells
@@ -174,8 +175,11 @@ def _shown(words: Sequence[str]) -> str:
 
 def _no_start(words: Sequence[str]) -> UserError:
     """Return why a command is no start of vLLM's server."""
+    if not words:
+        return UserError("there is no command that starts vLLM in the text")
     shown = without_passwords(unmarked(shlex.join([unmarked(w) for w in words])))[:80]
-    if any(" " in w and _mentions(w.split()) for w in words[1:]):
+    elsewhere = program_name(words[0]) in _ELSEWHERE
+    if elsewhere and any(" " in w and _mentions(w.split()) for w in words[1:]):
         return UserError(
             f"`{one_line(unmarked(words[0]))}` starts vLLM where autotune does not own it; give "
             "the command in the quotes alone"
@@ -289,7 +293,7 @@ def _inner_text(words: Sequence[str]) -> str | None:
         return None
     for i, word in enumerate(words[1:-1], start=1):
         if re.fullmatch(r"-[a-z]*c[a-z]*", word):
-            return words[i + 1]
+            return next((w for w in words[i + 1 :] if not w.startswith("-")), None)
         if not word.startswith("-"):
             return None
     return None
