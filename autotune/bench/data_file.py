@@ -140,6 +140,10 @@ def _no_json(content: bytes, line: bytes, first: bool, why: str) -> str:
                 f"is one JSON object over several lines (with {keys_text(whole)}); write one "
                 "object a line, or a list of objects"
             )
+        if line.strip() == b"{":
+            return (
+                "begins an object of several lines; write one object a line, or a list of objects"
+            )
         return f"is not JSON: {why}"
     if b"," in line or b"\t" in line:
         return (
@@ -165,14 +169,16 @@ def table(path: Path, content: bytes) -> Table | None:
         UserError: the content is not UTF-8. The iterator raises it as well, for a wrong line.
     """
     begin = content.lstrip()
-    if begin[:1] in (b"", b"{", b"[") or b"," not in begin.partition(b"\n")[0]:
+    head = begin.partition(b"\n")[0]
+    delimiter = max(",;\t", key=lambda d: head.count(d.encode()))  # spreadsheets write `;`
+    if begin[:1] in (b"", b"{", b"[") or delimiter.encode() not in head:
         return None
     shown = one_line(str(path))
     try:
         text = content.decode()
     except UnicodeDecodeError as e:
         raise UserError(f"{shown}: is not UTF-8; save it as UTF-8") from e
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         columns = next((row for row in reader if row), [])
     except csv.Error as e:

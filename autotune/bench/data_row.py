@@ -120,6 +120,8 @@ def _body(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prompt(row: dict[str, Any]) -> tuple[str | None, Messages | None]:
     """Return text or chat of a request."""
+    # a table with both columns, such as one written by pandas, has a null in one of them
+    row = {k: v for k, v in row.items() if v is not None or k not in ("messages", "prompt")}
     if "messages" not in row and "prompt" not in row:
         row = _renamed(row)
     if ("messages" in row) == ("prompt" in row):
@@ -143,7 +145,9 @@ def _renamed(row: dict[str, Any]) -> dict[str, Any]:
         return {"messages": row["chat_messages"]}
     if isinstance(row.get("turns"), list):
         return {"messages": _asked(row["turns"], "turns")}
-    texts = [k for k in (*_QUESTIONS, *_PERHAPS) if isinstance(row.get(k), str)]
+    # Alpaca's `input` and Dolly's `context` are empty where the instruction says all
+    given = [k for k in (*_QUESTIONS, *_PERHAPS) if isinstance(row.get(k), str)]
+    texts = [k for k in given if k in _QUESTIONS or row[k]]
     if len(texts) == 1 and texts[0] in _QUESTIONS:
         return {"messages": _asked([row[texts[0]]], texts[0])}
     raise ValueError(f"needs exactly one of `messages` and `prompt`; {_instead(row, texts)}")

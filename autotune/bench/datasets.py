@@ -33,6 +33,8 @@ _ROLES = {
     "assistant": "assistant",
     "bing": "assistant",
     "bard": "assistant",
+    "model": "assistant",  # Gemma's and Gemini's word
+    "bot": "assistant",
 }
 # Keys of a conversation: ShareGPT's, that of LMSYS-Chat-1M and WildChat, that of OpenAI's chats.
 _TURNS = ("conversations", "conversation", "messages")
@@ -322,9 +324,9 @@ def _turns(where: str, row: object) -> Messages | None:
 def _turn(turn: dict[str, Any]) -> Messages:
     """Return the messages of a turn, none if it is wrong; a role of None cannot be sent."""
     if isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str):
-        return [{"role": _ROLES.get(turn["from"]), "content": turn["value"]}]
+        return [{"role": _ROLES.get(turn["from"].lower()), "content": turn["value"]}]
     if isinstance(turn.get("role"), str):
-        role = {**_ROLES, "developer": "system"}.get(turn["role"])
+        role = {**_ROLES, "developer": "system"}.get(turn["role"].lower())
         text = turn.get("content", turn.get("value"))
         # tool calls have no text, pictures are parts: neither can be counted
         return [{"role": role if isinstance(text, str) else None, "content": text}]

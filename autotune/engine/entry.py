@@ -82,7 +82,7 @@ def _behind_wrappers(
         found = unwrap(inner)
         if found is None or not found.rest:
             break
-        if found.name in _ESCAPES:
+        if found.name in _ESCAPES and found.wrapper.fate is not Fate.KEEP:  # `--scope` keeps it
             raise UserError(
                 f"server.command: `{found.name}`: {found.wrapper.why}; leave it out of the command"
             )

@@ -19,6 +19,7 @@ from autotune.study.files import LoadedStudy
 from autotune.study.owned import why_refused
 from autotune.study.schema import FlagValue
 from autotune.study.secrets import argument_secret, command_secret
+from autotune.study.serve_flags import human
 from autotune.study.space import ALIGNED, DRAFT, ChoiceParam, N
 
 _SEEN = "every user of this machine can read a command line, and a study's is stored and shown"
@@ -173,6 +174,8 @@ def _check(where: str, name: str, value: FlagValue, info: VllmInfo) -> None:
         _check_choice(where, value, choices, vllm)
     elif kind is Kind.TEXT:
         _check_text(where, value)
+    elif kind is Kind.NUMBER:
+        _check_number(where, value, vllm)
 
 
 def _check_switch(where: str, root: str, value: FlagValue, info: VllmInfo) -> None:
@@ -193,6 +196,17 @@ def _check_choice(where: str, value: FlagValue, choices: tuple[str, ...], vllm: 
                 f"{where}: {json.dumps(v)} is not known to {vllm}; {near}"
                 f"allowed are {', '.join(choices)}"
             )
+
+
+def _check_number(where: str, value: FlagValue, vllm: str) -> None:
+    """Refuse a text that no number of vLLM is written as; ``4k``, ``auto`` and ``None`` are."""
+    for v in value if isinstance(value, list) else [value]:
+        if not isinstance(v, str) or v in ("auto", "None", "") or not isinstance(human(v), str):
+            continue
+        try:
+            float(v)
+        except ValueError as e:
+            raise UserError(f"{where}: {vllm} needs a number, not {json.dumps(v)}") from e
 
 
 def _check_text(where: str, value: FlagValue) -> None:

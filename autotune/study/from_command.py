@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from autotune.study.draft_flags import draft_of, verifier_of
 from autotune.study.manifests import is_manifest
 from autotune.study.owned import UNUSABLE
 from autotune.study.schema import FlagValue, flag_name
-from autotune.study.secrets import secret_values
+from autotune.study.secrets import argument_secret, command_secret, is_secret, without_passwords
 from autotune.study.serve_flags import LEFT_OUT, arguments_of, human
 from autotune.study.shell import unknown, unmarked
 from autotune.study.space import MNBT, N
@@ -26,6 +27,7 @@ from autotune.study.start import Start, meant, start_of, start_of_manifest
 _PART = "the server is one of several that work together, which autotune does not start; give one "
 _PART += "that serves alone"
 _REFUSED = {
+    "help": "vLLM prints its help and serves nothing",
     **{flag: UNUSABLE[flag] for flag in ("headless", "grpc")},
     "omni": "vLLM-Omni's server is another one",
     "node-rank": _PART,
@@ -93,12 +95,13 @@ def _study_from(argv: Sequence[str], name: str) -> str:
     start = _start(argv)
     found = arguments_of(start.arguments, console=start.console, base=base)
     given = found.flags
+    if found.model is None:
+        raise UserError("the command names no model; write `vllm serve MODEL --flags…`")
     for flag, why in _REFUSED.items():
         if given.get(flag) not in (None, False) or (flag == "node-rank" and _several(given)):
             raise UserError(f"--{flag if flag in given else 'nnodes'}: {why}")
-    if found.model is None:
-        raise UserError("the command names no model; write `vllm serve MODEL --flags…`")
     _check_known(start.command)
+    _check_secrets(start.command, found.model, given)
     notes = [*start.notes, *found.notes]
     speculative = draft_of(given, notes)
     model, speculative = verifier_of(found.model, speculative, base, notes)
@@ -166,9 +169,27 @@ def _check_known(command: Sequence[str]) -> None:
             raise UserError(f"only your shell knows what {what:.60} is; write its value")
 
 
+def _check_secrets(command: Sequence[str], model: str, given: Mapping[str, FlagValue]) -> None:
+    """Refuse a secret that the study would hold.
+
+    Raises:
+        UserError: the program's words, a flag or the model has one.
+    """
+    if why := command_secret(command):
+        raise UserError(f"the words before the model: {why}, and a study holds no secrets")
+    for name, value in {"model": model, **given}.items():
+        why = None if name in LEFT_OUT else argument_secret(flag_name(name), value)
+        if why is not None:
+            raise UserError(
+                f"--{name}: {why}, and a study holds no secrets; leave it out, and set it in your "
+                "environment"
+            )
+
+
 def _comment(text: str) -> str:
     """Return a text as a comment on one line."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(unmarked(text).split()))
+    text = without_passwords(unmarked(text))
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
 
 
 def _note(text: str) -> list[str]:
@@ -217,7 +238,7 @@ def _flag_lines(given: Mapping[str, FlagValue]) -> list[str]:
 
 def _env_lines(env: Mapping[str, str]) -> list[str]:
     """Return the lines of the environment, and of what is left out of it."""
-    secrets = [k for k in env if secret_values({k: unmarked(env[k])})]
+    secrets = [k for k in env if _hides(k, unmarked(env[k]))]
     hidden = [k for k in env if k not in secrets and unknown(env[k]) is not None]
     shown = {k: v for k, v in env.items() if k not in secrets and k not in hidden}
     lines = []
@@ -229,6 +250,14 @@ def _env_lines(env: Mapping[str, str]) -> list[str]:
         what = _comment(unmarked(env[k]))
         lines += _note(f"left out: {k} (only your shell knows {what:.60}; write it into env)")
     return lines
+
+
+def _hides(name: str, value: str) -> bool:
+    """Return whether a variable may hold a secret: a word such as ``false`` or a count is none."""
+    return (
+        is_secret(name, value)
+        and re.fullmatch(r"\d{0,6}|true|false|yes|no|on|off", value, re.I) is None
+    )
 
 
 def _space(
@@ -325,4 +354,4 @@ def _yaml(value: object) -> str:
     text = yaml.safe_dump(
         value, default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False
     )
-    return text.removesuffix("...\n").strip()
+    return text.removesuffix("...\n").strip(" \n")

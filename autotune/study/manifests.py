@@ -14,6 +14,7 @@ from autotune.errors import UserError
 from autotune.study.shell import joined, marked, word_of
 from autotune.study.yaml import load_all
 
+_CONTAINER = re.compile(r"(?m)(?:^\s*(?:- )?|[{,]\s*)(?:command|args|image|entrypoint)\s*:")
 _VARIABLE = re.compile(r"\$\(([A-Za-z_][\w.-]*)\)")
 
 
@@ -53,7 +54,7 @@ def is_manifest(text: str) -> bool:
     """Return whether a text is YAML of Compose or Kubernetes rather than a command."""
     first = next((s for line in text.splitlines() if (s := line.strip()) and s[0] != "#"), "")
     head = first == "---" or re.fullmatch(r"[\w.-]+:(\s.*)?|- .*", first) is not None
-    return head and re.search(r"(?m)^\s*(- )?(command|args|image|entrypoint)\s*:", text) is not None
+    return head and re.search(_CONTAINER, text) is not None
 
 
 def contained(text: str) -> Contained:
@@ -73,8 +74,10 @@ def contained(text: str) -> Contained:
         TypeError,
     ) as e:
         why = getattr(e, "problem", None) or "it cannot be read"
+        if "{{" in text:
+            why = "it is a template; give what `helm template` makes of it"
         raise UserError(f"the text looks like a Compose or Kubernetes file, but: {why}") from e
-    found = [c for d in documents for c in _containers(d, "", 0) if _has_vllm(c)]
+    found = [c for d in documents for c in _containers(d, "", 0, pod=_is_pod(d)) if _has_vllm(c)]
     if not found:
         raise UserError("the Compose or Kubernetes file has no container that starts vLLM")
     if len(found) > 1:
@@ -82,6 +85,11 @@ def contained(text: str) -> Contained:
             f"several containers start vLLM: {', '.join(c.name for c in found)}; give one of them"
         )
     return found[0]
+
+
+def _is_pod(document: Any) -> bool:
+    """Return whether a document is one of Kubernetes rather than of Compose."""
+    return isinstance(document, dict) and not {"kind", "apiVersion"}.isdisjoint(document)
 
 
 def _has_vllm(container: Contained) -> bool:
@@ -95,26 +103,27 @@ def _says_vllm(container: Contained) -> bool:
     return re.search(r"\bvllm serve\b|vllm\.entrypoints|--model\b|^serve ", words) is not None
 
 
-def _containers(value: Any, name: str, depth: int) -> Iterator[Contained]:
+def _containers(value: Any, name: str, depth: int, *, pod: bool) -> Iterator[Contained]:
     """Yield every mapping that looks like a container."""
     if depth > 30:
         return
     if isinstance(value, list):
         for item in value:
-            yield from _containers(item, name, depth + 1)
+            yield from _containers(item, name, depth + 1, pod=pod)
     if not isinstance(value, dict):
         return
     keys = {"command", "args", "entrypoint", "image"} & value.keys()
     if keys and not isinstance(value.get("image"), dict | list):
-        yield _container(value, str(value.get("name") or name or "container"))
+        yield _container(value, str(value.get("name") or name or "container"), pod=pod)
         return
     for key, inner in value.items():
-        yield from _containers(inner, str(key), depth + 1)
+        if pod or depth or not str(key).startswith("x-"):  # Compose's keys for anchors
+            yield from _containers(inner, str(key), depth + 1, pod=pod)
 
 
-def _container(body: Mapping[str, Any], name: str) -> Contained:
+def _container(body: Mapping[str, Any], name: str, *, pod: bool) -> Contained:
     said: list[str] = []
-    compose = not ("args" in body or isinstance(body.get("env"), list))
+    compose = not (pod or "args" in body or isinstance(body.get("env"), list))
     env = dict(_variables(body.get("environment") if compose else body.get("env"), said))
 
     def words(key: str) -> list[str]:
@@ -203,6 +212,13 @@ def _options(body: Mapping[str, Any], said: list[str]) -> list[str]:
             if isinstance(value, dict):
                 value = f"{value.get('soft', -1)}:{value.get('hard', -1)}"
             out += ["--ulimit", f"{key}={value}"]
+    given = body.get("environment")
+    items = given.items() if isinstance(given, dict) else ()
+    passed = [k for k, v in items if v is None]
+    passed += (
+        [v for v in given if isinstance(v, str) and "=" not in v] if isinstance(given, list) else []
+    )
+    out += [word for name in passed for word in ("-e", str(name))]  # from where Compose is called
     for key in body:
         if key not in {*_OPTIONS, *_LISTS, *_OF_NO_USE}:
             said.append(f"left out: {key!s:.40} (it has no counterpart here)")

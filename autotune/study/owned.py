@@ -25,6 +25,7 @@ UNUSABLE = {
     "config": "a file of flags could undo what autotune sets; write them in server.flags",
     "headless": "a server without an API cannot be measured",
     "grpc": "autotune measures the OpenAI API",
+    "help": "vLLM prints its help and serves nothing",
 }
 _DRAFTS = "write it as server.speculative"
 # Flags that a wrapper or a container's program may have under the same name.

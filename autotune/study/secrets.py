@@ -20,6 +20,11 @@ SECRET_NAME = re.compile(
 )
 # The password of `http://user:password@host`, as in the URLs of proxies and package mirrors.
 _IN_URL = re.compile(r"(?<=://)(?P<user>[^\s/?#@:]*):(?P<password>[^\s/?#@]+)@")
+# Tokens by their form, whatever their name is: of Hugging Face, OpenAI, NVIDIA, GitHub and AWS
+_TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[\w-]{20,}|nvapi-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|"
+    r"AKIA[A-Z0-9]{16})"
+)
 # Names of arguments that are a secret, in vLLM and elsewhere; `max_num_batched_tokens` is none.
 _SECRET_ARGUMENT = re.compile(
     r"(?:^|_)(?:password|passwd|passphrase|secret|credentials?|(?:api|access|private)_?key|"
@@ -33,8 +38,10 @@ _SHORTEST_BEGINNING = 4
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Return whether a variable is never stored or printed, by its name or a password in a URL."""
-    return value == MASK or bool(SECRET_NAME.search(name) or _IN_URL.search(value))
+    """Return whether a variable is never stored or printed, by its name or by its value."""
+    if value == MASK or SECRET_NAME.search(name):
+        return True
+    return _IN_URL.search(value) is not None or _TOKEN.search(value) is not None
 
 
 def secret_values(env: Mapping[str, str]) -> tuple[str, ...]:
@@ -49,6 +56,7 @@ def secret_values(env: Mapping[str, str]) -> tuple[str, ...]:
             found.update(_forms(value))
         for match in _IN_URL.finditer(value):
             found.update(_forms(match["password"]))
+        found.update(_TOKEN.findall(value))
     return tuple(sorted((v for v in found if len(v) >= _SHORTEST), key=len, reverse=True))
 
 
@@ -82,8 +90,8 @@ def masked(text: str, secrets: Sequence[str]) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """Return a text with ``***`` for user and password of every URL in it."""
-    return _IN_URL.sub(f"{MASK}@", text)
+    """Return a text with ``***`` for user and password of every URL in it, and for tokens."""
+    return _TOKEN.sub(MASK, _IN_URL.sub(f"{MASK}@", text))
 
 
 def public(env: Mapping[str, str]) -> dict[str, str]:
@@ -108,6 +116,8 @@ def argument_secret(name: str, value: object) -> str | None:
     else:
         if isinstance(value, str) and _IN_URL.search(value):
             return "it has a URL with a password"
+        if isinstance(value, str) and _TOKEN.search(value):
+            return "it has a token"
         return None
     return next((why for k, v in pairs if (why := argument_secret(k, v))), None)
 

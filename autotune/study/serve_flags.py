@@ -35,6 +35,9 @@ _PLACEHOLDER = re.compile(
 )
 
 
+_DASHES = "‐‑‒–—―−"
+_QUOTES = "“”„‘’‚«»"
+_SPELLING = re.compile(r"--?[A-Za-z0-9][\w-]*", re.ASCII)
 # Flags of a server in use that a server under measure does not need, and why.
 LEFT_OUT = {
     **{k: OWNED_FLAGS[k.replace("-", "_")] for k in ("host", "port", "uds", "api-key")},
@@ -96,7 +99,7 @@ class _Reader:
                 return
             if _is_flag(word):
                 self._flag(word, words)
-            elif word[:1] in ("–", "—"):
+            elif word[0:1] and word[0] in _DASHES:
                 raise UserError(f"{word:.60}: begins with a dash of print; write it with --")
             else:
                 self.positional.append(word)
@@ -126,6 +129,12 @@ class _Reader:
                 f"the command names no model, unless it is the word after {self.doubtful[-1]}, "
                 f"which vLLM {table_version()} does not have; write the model first"
             )
+        if model is not None and " -" in model:
+            raise UserError(f"the model is `{model:.60}`, flags included; take the quotes away")
+        if model is not None and re.search(r"\$[A-Za-z_{(]", model):
+            raise UserError(
+                f"the model is {model:.60}, which no shell replaces here; write its value"
+            )
         self.out.model = model
         return self.out
 
@@ -142,6 +151,8 @@ class _Reader:
             raise UserError(f"{where}only your shell knows what {what:.60} is; write its value")
         if _PLACEHOLDER.fullmatch(word):
             raise UserError(f"{where}{word:.60} is a placeholder; write the value")
+        if word[:1] and word[0] in _QUOTES:
+            raise UserError(f"{where}{word:.60} has quotation marks of print; write ' or \"")
 
     def _flag(self, word: str, words: list[str]) -> None:
         """Take in a flag and its values."""
@@ -149,6 +160,10 @@ class _Reader:
         if unknown(head) is not None:
             self._check_known("", word)
         spelling, dot, key = head.partition(".")
+        if any(c in _DASHES for c in spelling):
+            raise UserError(f"{word:.60}: begins with a dash of print; write it with --")
+        if not _SPELLING.fullmatch(spelling) and spelling != "-":
+            raise UserError(f"{ascii(spelling)[1:-1]:.60}: no flag has such a name; write it again")
         if head.startswith("-O") and len(head) > 2:  # -O3
             spelling, dot, equals, joined = "--optimization-level", "", "=", head[2:]
         elif head == "-O" and (equals or (words and words[0] in "0123")):

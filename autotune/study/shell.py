@@ -18,7 +18,8 @@ from autotune.errors import UserError, one_line
 from autotune.study.secrets import MASK, is_secret
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # of the private use area, which no text in use has
-_BLANK = " \t\u00a0"
+_BLANK = " \t\u00a0\u2002\u2003\u2007\u2009\u202f\u3000"  # those of print, too
+_INVISIBLE = "\ufeff\u200b\u2060\u00ad"  # of web pages; no part of a word that has no quotes
 _OPERATORS = ("&&", "||", ";;&", ";;", ";&", "|&", ";", "|", "&", "(", ")")
 _REDIRECT = re.compile(r"\d*(?:<<<|<<-?|<>|<&|<|>>|>\||>&|>)|&>>?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -60,11 +61,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Word:
-    """A word before its expansions, or an array with its words.
+    """A word before its expansions, or an array or operand with its words.
 
     Attributes:
         parts: Its parts.
-        elements: Words of ``NAME=(…)``; None: it is no array.
+        elements: Words of ``NAME=(…)``, or of an operand; None: it is one word.
     """
 
     parts: tuple[Part, ...]
@@ -76,6 +77,10 @@ class Word:
         if all(p.kind == "text" and not p.quoted for p in self.parts) and self.elements is None:
             return "".join(p.text for p in self.parts)
         return None
+
+
+class _Fields(tuple[str, ...]):
+    """Words that a shell splits no further, such as those of ``${X:-"a b" c}``."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ class _Lexer:
             c = self.text[self.at]
             if self.text.startswith("\\\n", self.at):
                 self.at += 2
-            elif c in _BLANK:
+            elif c in _BLANK or c in _INVISIBLE:
                 self.at += 1
             elif c == "\n":
                 self.at += 1
@@ -166,7 +171,7 @@ class _Lexer:
                 self.at = len(self.text) if end < 0 else end
             elif c == until:
                 return
-            elif _PLACEHOLDER.match(self.text, self.at):
+            elif _PLACEHOLDER.match(self.text, self.at) or self._substitutes():
                 yield self._word()
             elif redirect := _REDIRECT.match(self.text, self.at):
                 yield self._redirection(redirect[0])
@@ -180,6 +185,10 @@ class _Lexer:
 
     def _operator(self) -> str | None:
         return next((o for o in _OPERATORS if self.text.startswith(o, self.at)), None)
+
+    def _substitutes(self) -> bool:
+        """Return whether a process substitution begins here, which is a word."""
+        return self.text.startswith(("<(", ">("), self.at)
 
     def _broken(self, what: str) -> UserError:
         return UserError(f"the command cannot be split into words: no closing {what}")
@@ -226,9 +235,16 @@ class _Lexer:
                 self.at = placeholder.end()
                 parts.append(Part("run", placeholder[0], quoted=True, source=placeholder[0]))
                 continue
+            if not parts and self._substitutes():
+                start, self.at = self.at, self.at + 1
+                self._skip_brackets("(", ")")
+                parts.append(self._source("run", start, quoted=True))
+                continue
             if c in _BLANK or c in "\n;|&()<>":
                 break
-            if c == "'":
+            if c in _INVISIBLE:
+                self.at += 1
+            elif c == "'":
                 parts.append(self._single())
             elif c == '"':
                 self.at += 1
@@ -349,8 +365,12 @@ class _Lexer:
             return Part("var", name[0], quoted, source, operator="?!")
         if not found or found.startswith("["):
             return Part("var", name[0], quoted, source, operator=found)
-        words = [t for t in _Lexer(operand).tokens() if isinstance(t, Word)]
-        whole = words[0] if len(words) == 1 else word_of(operand)
+        found_in = list(_Lexer(operand).tokens())
+        words = tuple(t for t in found_in if isinstance(t, Word))
+        if quoted or len(words) < len(found_in):  # in there, `;` or `>` is a letter
+            whole = words[0] if len(words) == len(found_in) == 1 else word_of(operand)
+        else:
+            whole = Word((), words)
         return Part("var", name[0], quoted, source, operator=found, operand=whole)
 
 
@@ -371,7 +391,8 @@ def expand(word: Word, values: Mapping[str, str | tuple[str, ...]], said: list[s
     for part in word.parts:
         found = part.text if part.kind == "text" else _value(part, values, said)
         if isinstance(found, tuple):
-            pieces = list(found) if part.quoted else [w for f in found for w in f.split()]
+            apart = part.quoted or isinstance(found, _Fields)
+            pieces = list(found) if apart else [w for f in found for w in f.split()]
             nothing = nothing or not pieces
         elif part.quoted or part.kind == "text" or _OPEN in found:
             add(found)
@@ -411,7 +432,12 @@ def _value(
         return ()  # arguments of the script, which gets none
     value = values.get(part.text)
     empty = value is None or value in ("", ())
-    operand = joined(part.operand, values, said) if part.operand is not None else ""
+    operand: str | _Fields = ""
+    if part.operand is not None and part.operand.elements is not None:
+        words = part.operand.elements
+        operand = _Fields(f for w in words for f in expand(w, values, said))
+    elif part.operand is not None:
+        operand = joined(part.operand, values, said)
     match part.operator:
         case "" | "[@]" | "[*]" if value is not None:
             array = isinstance(value, tuple)
@@ -420,7 +446,8 @@ def _value(
             return value
         case ":-" | ":=" | "-" | "=":
             if value is None:
-                shown = MASK if is_secret(part.text, operand) else repr(operand)
+                text = operand if isinstance(operand, str) else " ".join(operand)
+                shown = MASK if is_secret(part.text, text) else repr(text)
                 said.append(
                     f"${{{part.text}}} is not set in the text; its default {shown} is taken"
                 )

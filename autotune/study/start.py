@@ -11,6 +11,7 @@ from itertools import pairwise
 from autotune.errors import UserError
 from autotune.study import containers
 from autotune.study.manifests import contained
+from autotune.study.pasted import bare, shell_of
 from autotune.study.programs import (
     API_SERVER,
     ASSIGNMENT,
@@ -20,6 +21,7 @@ from autotune.study.programs import (
     program_name,
 )
 from autotune.study.script import script_of
+from autotune.study.secrets import without_passwords
 from autotune.study.shell import abridged, marked, unknown, unmarked
 from autotune.study.unit import is_unit, unit_of, without_key
 from autotune.study.wrappers import WRAPPERS, Fate, unwrap
@@ -29,6 +31,7 @@ _MODULES = {API_SERVER, "vllm.entrypoints.launchers.api_server.entry"}
 _OPERATOR = re.compile(r"&&|\|\|?|;|&|\d*(>>?|<)(&\d+|/dev/\S+)?|&>>?")
 # A word that is one variable: a shell was to put its value there. Any other `$` is meant as it is.
 _SHELL_VALUE = re.compile(r"(--[\w.-]+=)?(\$(?:[A-Za-z_]\w*|\{[^{}]*\}))")
+_ELSEWHERE = {"ssh", "tmux", "screen", "pm2", "su", "runuser", "wsl", "watch", "parallel"}
 _PYTHON_VALUES = {"-X", "-W", "--check-hash-based-pycs"}
 _SHOWN = {"source", ".", "cd", "conda", "module", "ulimit", "pushd"}
 _DEEPEST = 5  # of shells in shells
@@ -72,7 +75,8 @@ def start_of(argv: Sequence[str]) -> Start:
     """
     words = meant(argv)
     if len(words) == 1:
-        return _of_unit(words[0]) if is_unit(words[0]) else _of_text(words[0], {}, 0)
+        text = bare(words[0])
+        return _of_unit(text) if is_unit(text) else _of_pasted(text)
     words = without_key(words)
     if any(_OPERATOR.fullmatch(w) for w in words):  # a text whose quotes are gone
         text = " ".join(w if _OPERATOR.fullmatch(w) else shlex.quote(w) for w in words)
@@ -115,6 +119,18 @@ def start_of_manifest(text: str) -> Start:
         *found.notes,
         f"container {found.name}{where}: run autotune where this command runs, in such a pod",
     ]
+    return start
+
+
+def _of_pasted(text: str) -> Start:
+    """Return the one start of vLLM in a shell text, or in a text that stands for one.
+
+    Raises:
+        UserError: as :func:`start_of`.
+    """
+    pasted = shell_of(text)
+    start = _of_text(pasted.text, {}, 0)
+    start.notes += pasted.notes
     return start
 
 
@@ -186,16 +202,27 @@ def _of_text(text: str, env: Mapping[str, str], depth: int) -> Start:
 
 def _shown(words: Sequence[str]) -> str:
     """Return how a command that is left out is shown: with nothing that may be a secret."""
-    name = words[0]
+    name = re.split(r"[=:]", words[0])[0]  # `X = secret`, or an assignment of another shell
     if name in {"export", "declare", "set", "unset", "echo", "readonly", "local", "exit", "wait"}:
         return ""
     many = name in _SHOWN and not any("=" in w or "://" in w for w in words)
-    return abridged(shlex.join(words) if many else name + (" …" if words[1:] else ""))
+    return abridged(shlex.join(words) if many else name + (" …" if [name] != [*words] else ""))
 
 
 def _no_start(words: Sequence[str]) -> UserError:
     """Return why a command is no start of vLLM's server."""
-    shown = unmarked(shlex.join([unmarked(w) for w in words]))[:80]
+    if not words:
+        return UserError("there is no command that starts vLLM in the text")
+    shown = without_passwords(unmarked(shlex.join([unmarked(w) for w in words])))[:80]
+    elsewhere = program_name(words[0]) in _ELSEWHERE
+    if elsewhere and any(" " in w and _mentions(w.split()) for w in words[1:]):
+        return UserError(
+            f"`{abridged(unmarked(words[0]))}` starts vLLM where autotune does not own it; give "
+            "the command in the quotes alone"
+        )
+    if words and (words[0] == "serve" or words[0].startswith("--")):
+        before = "vllm" if words[0] == "serve" else "vllm serve"
+        return UserError(f"`{abridged(shown)}` names no program; write `{before}` before it")
     if len(words) > 1 and program_name(words[0]) == "vllm" and not words[1].startswith("-"):
         return UserError(
             f"`vllm {abridged(words[1])}` is no command that starts vLLM's server; `vllm serve` is"
@@ -309,11 +336,13 @@ def _kept(name: str, words: Sequence[str], notes: list[str]) -> Iterator[str]:
 
 def _inner_text(words: Sequence[str]) -> str | None:
     """Return the text of ``bash -c TEXT``; None: it is no such command."""
+    if words[0] == "eval":
+        return " ".join(words[1:])
     if program_name(words[0]) not in SHELLS:
         return None
     for i, word in enumerate(words[1:-1], start=1):
         if re.fullmatch(r"-[a-z]*c[a-z]*", word):
-            return words[i + 1]
+            return next((w for w in words[i + 1 :] if not w.startswith("-")), None)
         if not word.startswith("-"):
             return None
     return None
@@ -361,7 +390,8 @@ def _of_container(words: Sequence[str], notes: list[str]) -> Start | None:
     try:
         container = containers.parse(plain)
     except UserError:
-        if not {"run", "exec", "up", "start"} & {*words} and program_name(words[0]) != "srun":
+        verbs = {"run", "exec", "up", "start"} & {*words} or program_name(words[0]) == "srun"
+        if not verbs and not _mentions(words):
             return None  # docker pull, build, …
         raise
     if container is None:

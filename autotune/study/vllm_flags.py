@@ -37,6 +37,10 @@ _FORMER_SWITCHES = frozenset(
 )
 
 
+# Flags of older vLLMs that later ones begin with: read as what they were, not as an abbreviation.
+_FORMER = frozenset({"--device"})
+
+
 @dataclass(frozen=True)
 class Flag:
     """A flag of vLLM.
@@ -91,6 +95,8 @@ def find(spelling: str) -> Flag | None:
     flags = known()
     if spelling in flags:
         return flags[spelling]
+    if spelling in _FORMER:
+        return None
     matches = sorted(s for s in flags if s.startswith(spelling)) if len(spelling) > 1 else []
     if spelling.startswith("-") and not spelling.startswith("--"):
         matches = [s for s in matches if not s.startswith("--")]

@@ -176,6 +176,9 @@ def test_lengths_of_answers_have_many_names(tmp_path: Path, counts: Any) -> None
         {"question": "What is 2 + 2?", "answer": "4"},
         {"chat_messages": [user("What is 2 + 2?")]},
         {"prompt": [user("What is 2 + 2?")]},
+        {"prompt": None, "messages": [user("What is 2 + 2?")]},  # one table for both kinds
+        {"instruction": "What is 2 + 2?", "input": "", "output": "4"},
+        {"instruction": "What is 2 + 2?", "context": "", "response": "4"},
     ],
 )
 def test_a_question_is_asked_as_a_chat(tmp_path: Path, row: Any) -> None:
@@ -204,6 +207,7 @@ def test_a_json_list_of_prompts(tmp_path: Path) -> None:
         (b"Write a poem.\nWrite a song.\n", "line 1: is plain text, not JSON; write one object"),
         (b"id,prompt\n1,Hello\n", "line 1: is not JSON: "),
         (b'{\n "data": [],\n "v": 1\n}\n', "is one JSON object over several lines (with `data`"),
+        (b'{\n "prompt": "a"\n}\n{\n "prompt": "b"\n}\n', "begins an object of several lines"),
         (b"Timestamp,Model,Request tokens,Response tokens\n1,m,5,6\n", "give the file as workload"),
     ],
 )
@@ -240,6 +244,12 @@ def test_chats_that_end_with_the_answer_are_noted(tmp_path: Path) -> None:
         {"conversations": [{"role": "user", "value": "Why is it so blue?"}, assistant("b c d")]},
         {"messages": [user("Why is it so blue?"), assistant("b c d"), user("And at night?")]},
         {"conversation": [{"human": "Why is it so blue?", "assistant": "b c d"}]},
+        {
+            "conversations": [
+                {"from": "Human", "value": "Why is it so blue?"},
+                {"from": "model", "value": "b c d"},
+            ]
+        },
     ],
 )
 def test_conversations_have_many_keys(tmp_path: Path, row: Any) -> None:
@@ -384,6 +394,14 @@ def test_azure_is_read_from_its_csv(tmp_path: Path) -> None:
     assert [r.output_len for r in work.measured] == [10, 9, 8]
     fixed = build_workload(replay(file, num_prompts=3, output_len=6), tmp_path)
     assert [r.output_len for r in fixed.measured] == [None] * 3
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_spreadsheets_write_other_delimiters(tmp_path: Path, delimiter: str) -> None:
+    rows = ["TIMESTAMP,ContextTokens,GeneratedTokens", "0.25,48,10", "0.75,30,9"]
+    (tmp_path / "t.csv").write_text("\n".join(r.replace(",", delimiter) for r in rows) + "\n")
+    found = read_log(tmp_path / "t.csv", recorded=True)
+    assert [(r.at, r.entry.output_len) for r in found] == [(0.25, 10), (0.75, 9)]
 
 
 @pytest.mark.parametrize(

@@ -514,6 +514,9 @@ def test_a_draft_without_a_model_has_none():
         ({"enforce-eager.x": 1}, "has no keys"),
         ({"dtype.x": 1}, "has no keys"),
         ({"disable-log-requests": True}, "leave it out"),
+        ({"max-num-seqs": "eight"}, 'needs a number, not "eight"'),
+        ({"max-num-seqs": "1,024"}, "needs a number"),
+        ({"help": True}, "prints its help"),
     ],
 )
 def test_a_value_that_vllm_would_read_as_something_else(flags: dict[str, object], words: str):
@@ -524,6 +527,8 @@ def test_a_value_that_vllm_would_read_as_something_else(flags: dict[str, object]
 def test_what_fits_its_option_passes():
     check({"served-model-name": "1.10", "max-num-seqs": 8, "compilation-config.x": 1}, info=KNOWING)
     check({"served-model-name": ["a/b", "c"]}, info=KNOWING)
+    for number in ("4k", "2K", "1.5k", "auto", "None", "1_000", "0.9"):
+        check({"max-num-seqs": number}, info=KNOWING)
 
 
 def test_a_target_in_speculators_format_is_refused(tmp_path: Path):

@@ -105,3 +105,11 @@ def test_the_console_script_as_a_module_or_a_script(command: str, rest: tuple[st
 def test_wrappers_that_are_refused(command: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         entry(command)
+
+
+def test_a_scope_of_systemd_is_a_child_and_stays(programs: Path) -> None:
+    (programs / "systemd-run").write_text("#!/bin/sh\nexit 9\n")
+    (programs / "systemd-run").chmod(0o755)
+    found = entry("systemd-run --scope -p A=1 vllm serve")
+    assert found.wrapper == (str(programs / "systemd-run"), "--scope", "-p", "A=1")
+    assert found.python == sys.executable

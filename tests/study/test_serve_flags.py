@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import UserError
+from autotune.study.from_command import study_from_command
 from autotune.study.serve_flags import Arguments, arguments_of
 
 
@@ -165,3 +166,17 @@ def test_a_config_file_is_read_as_vllm_reads_it(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("[1, 2]")
     with pytest.raises(UserError, match="must be a mapping"):
         read("org/m --config bad.yaml", tmp_path)
+
+
+def test_a_former_flag_is_no_abbreviation() -> None:
+    assert read("org/m --device cuda").flags == {"device": "cuda"}
+
+
+def test_a_model_in_one_word_with_its_flags() -> None:
+    with pytest.raises(UserError, match="flags included; take the quotes away"):
+        read("'org/m --seed 1'")
+
+
+def test_a_process_substitution_is_no_value() -> None:
+    with pytest.raises(UserError, match="--chat-template: "):
+        study_from_command(["vllm serve org/m --chat-template <(echo x)"], "s")

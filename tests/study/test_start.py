@@ -267,3 +267,69 @@ def test_manifests_that_are_refused(manifest: str, told: str | None) -> None:
         return
     with pytest.raises(UserError, match=told):
         start_of_manifest(manifest)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ('N="a b"; vllm serve org/m ${N:+--x "$N"}', ["org/m", "--x", "a b"]),
+        ('N=2; vllm serve org/m ${N:+"--x" "$N"}', ["org/m", "--x", "2"]),
+        ("vllm serve org/m ${X:---x 8}", ["org/m", "--x", "8"]),
+        ("vllm serve org/m ${X:-'{\"a\": 1}'}", ["org/m", '{"a": 1}']),
+        ("vllm serve ${X:-a;b}", ["a;b"]),
+        ("vllm serve org/m ${X:-}", ["org/m"]),
+        ("vllm serve org/m 2> >(tee e) > >(cat)", ["org/m"]),
+    ],
+)
+def test_words_of_a_default_are_split_as_a_shell_does(command: str, arguments: list[str]) -> None:
+    assert text(command).arguments == arguments
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("--model org/m --seed 1", "names no program; write `vllm serve` before it"),
+        ("serve org/m", "names no program; write `vllm` before it"),
+    ],
+)
+def test_a_command_without_its_program(command: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        text(command)
+
+
+HEAD = "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n"
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        '{name: a, image: vllm/vllm-openai, args: [serve, org/m, --seed, "1"]}',
+        '{name: a, image: vllm/vllm-openai, command: [vllm, serve, org/m, --seed, "1"]}',
+        '{name: a, image: x, command: [bash, -c, --], args: ["vllm serve org/m --seed 1"]}',
+        '{name: a, image: vllm/vllm-openai, command: [sh, -c, "x; vllm serve org/m --seed 1"]}',
+    ],
+)
+def test_a_pod_is_no_service_of_compose(container: str) -> None:
+    found = start_of_manifest(f"{HEAD}  - {container}\n  - {{name: b, image: nginx}}\n")
+    assert (found.command, found.arguments) == (["vllm", "serve"], ["org/m", "--seed", "1"])
+    assert any("in such a pod" in note for note in found.notes)
+
+
+def test_anchors_and_passed_variables_of_compose() -> None:
+    found = start_of_manifest(
+        "x-common: &c\n  image: vllm/vllm-openai\n  ipc: host\n"
+        "services:\n  vllm:\n    <<: *c\n    command: --model org/m\n"
+        "    environment: [PASSED, A=1]\n"
+    )
+    assert found.arguments == ["--model", "org/m"]
+    assert found.command[:9] == shlex.split("docker run --rm --ipc host -e PASSED -e A=1")
+    found = start_of_manifest(
+        "services:\n  v:\n    image: vllm/vllm-openai\n    command: --model org/m\n"
+        "    environment: {PASSED: null}\n"
+    )
+    assert shlex.join(found.command).startswith("docker run --rm -e PASSED --network host")
+
+
+def test_a_template_of_helm_says_so() -> None:
+    with pytest.raises(UserError, match="helm template"):
+        start_of_manifest(HEAD + "  - image: {{ .Values.image }}\n    args: [--model, org/m]\n")
