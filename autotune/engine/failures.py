@@ -260,7 +260,7 @@ def classify(
         return Cause(
             FailureKind.BAD_CONFIG,
             f"{reason}, although the log says that the server is up: it is not reachable on "
-            f"127.0.0.1:{_port(lines)}. A container needs --network host, or this port published",
+            f"127.0.0.1{_port(lines)}. A container needs --network host, or this port published",
             (),
         )
     return _unexplained(found, exit_code, default, reason)
@@ -472,12 +472,12 @@ def _ended(exit_code: int | None) -> str:
 
 
 def _port(lines: Sequence[Line]) -> str:
-    """Return the port that a server says that it listens on."""
+    """Return the port that a server says that it listens on, after a colon; empty: it does not."""
     for line in reversed(lines):
         if (found := _ADDRESS.search(line.text)) is not None:
-            return found["address"].rpartition(":")[2]
+            return ":" + found["address"].rpartition(":")[2]
     found = next((m for m in (_PORT.search(x.text) for x in lines) if m is not None), None)
-    return "its port" if found is None else found["port"]
+    return "" if found is None else f":{found['port']}"
 
 
 def _short(line: str) -> str:

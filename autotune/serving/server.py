@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,7 +47,6 @@ from autotune.study.schema import ServerSpec
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _POLL_S = 0.25  # between two checks of /health
 _START_S = 30.0  # for the supervisor to start a process; only a broken machine needs that long
-_UP = "Application startup complete"  # what uvicorn says when a server listens
 _GPU_S = 30.0  # for a driver to give back the memory of processes that are gone
 
 
@@ -229,8 +228,7 @@ class Server:
             if not self.alive():
                 raise self.failure(FailureKind.CRASH, "the server died while starting")
             if waited > self._spec.health_timeout_s:
-                lines = log_lines(self.log_path, self.plan)
-                why = _unanswered(self._spec.health_timeout_s, lines, self.plan.port)
+                why = f"/health did not answer within {self._spec.health_timeout_s:g} s"
                 raise self.failure(FailureKind.TIMEOUT, why)
             with contextlib.suppress(httpx.HTTPError), held_back():
                 if client.get("/health").status_code == 200:
@@ -372,17 +370,6 @@ def _end_by_supervisor(channel: Channel, command: str, grace_s: float) -> int:
     with contextlib.suppress(subprocess.TimeoutExpired):
         channel.wait(timeout=5 if channel.killed is not None else 0)
     return channel.killed or 0
-
-
-def _unanswered(seconds: float, log: Sequence[str], port: int) -> str:
-    """Return why a server did not become healthy, in words."""
-    why = f"/health did not answer within {seconds:g} s"
-    if not any(_UP in line for line in log):
-        return why
-    return (
-        f"{why}, although the server says that it is up: it cannot be reached on "
-        f"127.0.0.1:{port}; a container needs --network host or no network at all in server.command"
-    )
 
 
 def _owns_port(launch_id: str, port: int) -> bool:

@@ -528,8 +528,13 @@ def counted(text: str, name: str) -> float | None:
     return value if math.isfinite(value) and value >= 0 else None
 
 
+_NO_NUMBERS = {"speculates", "unknown"}  # of a server's statistics
+
+
 def are_numbers(stats: ServerStats) -> None:
     for name, value in dataclasses.asdict(stats).items():
+        if name in _NO_NUMBERS:
+            continue
         numbers = value if isinstance(value, tuple) else [value]
         for number in numbers:
             assert number is None or math.isfinite(number), name
@@ -562,6 +567,8 @@ def test_counters_are_of_the_page_or_unknown(first: str, second: str) -> None:
     ):
         if value is not None:
             before, after = counted(first, name), counted(second, name)
+            if f"vllm:{name}_total{{" not in first:  # not written yet, so nothing was counted
+                before = 0
             assert before is not None, name
             assert after is not None, name
             assert value == round(after - before)
@@ -719,6 +726,7 @@ def test_a_trial_without_the_servers_counters_counts_and_says_nothing_of_accepta
     assert set(t["objectives"]) == {"throughput", "p95_latency"}  # type: ignore[call-overload]
     assert (t["acceptance_length"], t["acceptance_per_position"]) == (None, [])
     [(stats,)] = query(tmp_path, "select stats from autotune_launches")
-    assert {k: v for k, v in json.loads(str(stats)).items() if v} == {}
+    numbers = {k: v for k, v in json.loads(str(stats)).items() if k not in _NO_NUMBERS}
+    assert not any(numbers.values())
     assert "NaN" not in str(stats)
     assert autotune("best", cwd=tmp_path).returncode == 0
