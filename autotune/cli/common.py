@@ -54,8 +54,13 @@ def say_trust(ui: Ui, loaded: LoadedStudy) -> None:
         ui.message("trust-remote-code is set: Python code that comes with the model will run")
 
 
-def draw(view: StudyView, folder: Path) -> list[Path]:
+def draw(view: StudyView, folder: Path, *, chosen: bool = False) -> list[Path]:
     """Write the plots of the Pareto front and return those that could be made here.
+
+    Args:
+        view: The study.
+        folder: Where they go.
+        chosen: Whether the user can choose the folder, as the message then says.
 
     Raises:
         UserError: the folder cannot be written.
@@ -71,4 +76,5 @@ def draw(view: StudyView, folder: Path) -> list[Path]:
         write_html(figure, html, view.name)
         return [html, png] if write_png(figure, png) else [html]
     except OSError as e:
-        raise UserError(f"{folder}: cannot be written: {e.strerror}; give another --out") from e
+        hint = "; give another --out" if chosen else ""
+        raise UserError(f"{folder}: cannot be written: {e.strerror}{hint}") from e

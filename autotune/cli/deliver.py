@@ -170,7 +170,7 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
     best_trial(view)
-    for path in draw(view, out or output_folder(database, view.name)):
+    for path in draw(view, out or output_folder(database, view.name), chosen=True):
         click.echo(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,12 +29,13 @@ Make = Callable[..., Server]
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
+def podman() -> Iterator[Podman]:
     """A podman that runs containers here."""
-    found = podman_here(tmp_path_factory.mktemp("podman"))
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    with tempfile.TemporaryDirectory(prefix="pod") as folder:  # its runroot may have 50 characters
+        found = podman_here(Path(folder))
+        if isinstance(found, str):
+            pytest.skip(found)
+        yield found
 
 
 @pytest.fixture
