@@ -42,22 +42,25 @@ class StatedBounds:
     Args:
         space: Searched parameters.
         trials: Trials of the study.
+
+    Attributes:
+        bounds: The bounds that hold.
     """
 
     def __init__(self, space: Space, trials: Sequence[FrozenTrial]) -> None:
         found = [] if MNBT not in space.params else [b for t in trials if (b := _bound(space, t))]
-        self._bounds: Sequence[_Bound] = ()
+        self.bounds: tuple[_Bound, ...] = ()
         if found:
             ran = [
                 space.decode(t.params)
                 for t in trials
                 if t.values is not None and space.has_point(t.params)
             ]
-            self._bounds = [b for b in found if not any(map(b.rules_out, ran))]
+            self.bounds = tuple(b for b in found if not any(map(b.rules_out, ran)))
 
     def why_not(self, point: Point) -> str | None:
         """Return why a point cannot launch; None: no bound says so."""
-        bound = next((b for b in self._bounds if b.rules_out(point)), None)
+        bound = next((b for b in self.bounds if b.rules_out(point)), None)
         if bound is None:
             return None
         return f"{MNBT} must be at least {bound.mnbt} there, as vLLM said in trial {bound.trial}"
@@ -65,7 +68,7 @@ class StatedBounds:
     @property
     def trials(self) -> frozenset[int]:
         """Numbers of the trials that stated a bound, which says all about their failure."""
-        return frozenset(b.trial for b in self._bounds)
+        return frozenset(b.trial for b in self.bounds)
 
 
 def _bound(space: Space, trial: FrozenTrial) -> _Bound | None:

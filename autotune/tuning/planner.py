@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -135,6 +134,7 @@ class Planner:
         self._objectives = objectives
         self._infeasible = infeasible
         self._proposer = proposer
+        self._fixed: dict[tuple[object, ...], list[dict[str, Value]]] = {}  # by stated bounds
 
     def choose(self, now: Situation) -> Choice | None:
         """Return what follows: to confirm, planned, or the search's proposal.
@@ -272,6 +272,12 @@ class Planner:
             SpaceExhausted: no point can launch.
         """
         stated = StatedBounds(self.space, trials)
+        if stated.bounds not in self._fixed:  # it may walk through the whole space
+            self._fixed[stated.bounds] = self._find_fixed(stated)
+        return self._fixed[stated.bounds]
+
+    def _find_fixed(self, stated: StatedBounds) -> list[dict[str, Value]]:
+        """Return the points of :meth:`fixed_points` under bounds that vLLM stated."""
 
         def feasible(q: Point) -> bool:
             return stated.why_not(q) is None and self._infeasible(q) is None
@@ -281,14 +287,10 @@ class Planner:
         if baseline is None:
             raise SpaceExhausted
         if self._spec.search.method == "grid":
-            return [baseline, *self._grid]
+            return [baseline, *grid_points(self.space)]
         if self._spec.search.method == "gp":
             return seed_points(self.space, baseline, feasible)
         return [baseline]
-
-    @cached_property
-    def _grid(self) -> list[dict[str, Value]]:
-        return grid_points(self.space)
 
     def ruled_out(self, point: Point, trials: Sequence[FrozenTrial]) -> str | None:
         """Return why a point cannot launch by what earlier launches stated; None: it may."""

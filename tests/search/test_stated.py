@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -123,7 +123,15 @@ def test_the_search_never_proposes_below_a_bound_and_is_not_shy_above(method: st
     assert {n for n, mnbt in seen if mnbt == 4096} == {0, 1, 2, 3} or method == "gp"
 
 
-def planner(folder: Path, method: str = "gp") -> Planner:
+def nothing_forbidden(_: Point) -> str | None:
+    return None
+
+
+def planner(
+    folder: Path,
+    method: str = "gp",
+    infeasible: Callable[[Point], str | None] = nothing_forbidden,
+) -> Planner:
     path = write_study(folder, space__max_num_batched_tokens__high=8192, search__method=method)
     spec = load_study(str(path)).spec
     names = ("throughput", "p95_latency")
@@ -133,7 +141,7 @@ def planner(folder: Path, method: str = "gp") -> Planner:
     proposer = Proposer(
         space, lambda _: None, ways, method=spec.search.method, seed=1, stop_below=0.0
     )
-    return Planner(spec, chosen, Budget(9, 0), space, lambda _: None, proposer)
+    return Planner(spec, chosen, Budget(9, 0), space, infeasible, proposer)
 
 
 def replay(planner: Planner, least: int) -> list[tuple[Choice, str | None]]:
@@ -179,3 +187,22 @@ def test_a_failure_keeps_its_bound(tmp_path: Path) -> None:
     assert failure.least == BLOCK
     found = attrs_of(trial(0, {N: 1, MNBT: 256}, BLOCK))
     assert found.failure_least == kept["failure_least"] == {"mnbt": 2096, "every_n": True}
+
+
+def test_the_space_is_walked_through_once_for_each_set_of_bounds(tmp_path: Path) -> None:
+    asked: list[Point] = []
+
+    def infeasible(q: Point) -> str | None:  # the baseline moves, so every point may be asked for
+        asked.append(q)
+        return "too small" if int(q[MNBT]) < 8192 else None
+
+    plan = planner(tmp_path, infeasible=infeasible)
+    first = plan.fixed_points()
+    walked = len(asked)
+    assert walked > 2
+    ran = trial(0, {N: 0, MNBT: 8192}, space=plan.space)
+    assert plan.fixed_points([ran]) == first
+    assert len(asked) == walked
+    stated = trial(1, {N: 0, MNBT: 512}, BLOCK, space=plan.space)
+    plan.fixed_points([ran, stated])
+    assert len(asked) > walked
