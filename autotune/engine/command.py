@@ -31,14 +31,20 @@ from autotune.errors import TrialFailure, UserError
 from autotune.study.options import Clash, draft_config, merged
 from autotune.study.programs import API_SERVER
 from autotune.study.schema import FlagValue, ServerSpec, StudySpec, flag_name
-from autotune.study.secrets import MASK, is_secret, masked, public, secret_values, without_passwords
+from autotune.study.secrets import (
+    MASK,
+    is_secret,
+    masked,
+    public,
+    secret_values,
+    without_passwords,
+    without_tokens,
+)
 from autotune.study.space import ALIGNED, DRAFT, MNBT, ChoiceParam, N, Point, as_int
 
 LAUNCH_VARIABLE = "AUTOTUNE_LAUNCH"  # holds the launch's id
 OWNER_VARIABLE = "AUTOTUNE_OWNER"  # holds pid and start of the autotune that launched it
 _TRUST = "trust_remote_code"
-# Tokens of the hub that the launch does not know, such as of a container's --env-file
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _OWN_KEY = re.compile(r"[A-Za-z0-9_-]{32}")
 
 
@@ -76,8 +82,11 @@ class LaunchPlan:
         return secret_values(self.env)
 
     def masked(self, text: str) -> str:
-        """Return a text of the server without secrets."""
-        return _HUB_TOKEN.sub(MASK, masked(text, self.secrets))
+        """Return a text of the server without secrets.
+
+        A container may have tokens that the launch does not know, as from an ``--env-file``.
+        """
+        return without_tokens(masked(text, self.secrets))
 
     def masked_failure(self, failure: TrialFailure) -> TrialFailure:
         """Return a failure of the server without secrets."""

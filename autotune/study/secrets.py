@@ -22,7 +22,7 @@ SECRET_NAME = re.compile(
 _IN_URL = re.compile(r"(?<=://)(?P<user>[^\s/?#@:]*):(?P<password>[^\s/?#@]+)@")
 # Tokens by their form, whatever their name is: of Hugging Face, OpenAI, NVIDIA, GitHub and AWS
 _TOKEN = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[\w-]{20,}|nvapi-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|"
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|nvapi-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|"
     r"AKIA[A-Z0-9]{16})"
 )
 # Names of arguments that are a secret, in vLLM and elsewhere; `max_num_batched_tokens` is none.
@@ -91,7 +91,12 @@ def masked(text: str, secrets: Sequence[str]) -> str:
 
 def without_passwords(text: str) -> str:
     """Return a text with ``***`` for user and password of every URL in it, and for tokens."""
-    return _TOKEN.sub(MASK, _IN_URL.sub(f"{MASK}@", text))
+    return without_tokens(_IN_URL.sub(f"{MASK}@", text))
+
+
+def without_tokens(text: str) -> str:
+    """Return a text with ``***`` for every token that its form gives away."""
+    return _TOKEN.sub(MASK, text)
 
 
 def public(env: Mapping[str, str]) -> dict[str, str]:
