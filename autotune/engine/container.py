@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from autotune.errors import UserError
 from autotune.study.containers import Container, normalized, parse
+from autotune.study.programs import program_name
 
 # Variables of the engine's client, which are not the server's.
 ENGINE_VARIABLES = frozenset(
@@ -104,7 +105,7 @@ def _arguments(container: Container) -> tuple[str, ...]:
 
 def _kept_by_sudo(words: tuple[str, ...], names: Sequence[str]) -> tuple[str, ...]:
     """Return words in which ``sudo`` asks for no password and keeps some variables."""
-    at = next((i for i, w in enumerate(words) if w.rpartition("/")[2] == "sudo"), None)
+    at = next((i for i, w in enumerate(words) if program_name(w) == "sudo"), None)
     if at is None:
         return words
     kept = f"--preserve-env={','.join(names)}"

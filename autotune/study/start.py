@@ -217,10 +217,10 @@ def _no_start(words: Sequence[str]) -> UserError:
     elsewhere = program_name(words[0]) in _ELSEWHERE
     if elsewhere and any(" " in w and _mentions(w.split()) for w in words[1:]):
         return UserError(
-            f"`{abridged(unmarked(words[0]))}` starts vLLM where autotune does not own it; give "
+            f"`{abridged(words[0])}` starts vLLM where autotune does not own it; give "
             "the command in the quotes alone"
         )
-    if words and (words[0] == "serve" or words[0].startswith("--")):
+    if words[0] == "serve" or words[0].startswith("--"):
         before = "vllm" if words[0] == "serve" else "vllm serve"
         return UserError(f"`{abridged(shown)}` names no program; write `{before}` before it")
     if len(words) > 1 and program_name(words[0]) == "vllm" and not words[1].startswith("-"):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 from autotune.errors import UserError
 
@@ -63,11 +63,17 @@ class Flag:
 
 
 @cache
+def _table() -> dict[str, Any]:
+    text = files("autotune.study").joinpath("vllm_flags.json").read_text("utf-8")
+    table: dict[str, Any] = json.loads(text)
+    return table
+
+
+@cache
 def known() -> Mapping[str, Flag]:
     """Return the flags by each of their spellings, ``--`` or ``-`` in front."""
-    table = json.loads(files("autotune.study").joinpath("vllm_flags.json").read_text("utf-8"))
     found: dict[str, Flag] = {}
-    for row in table["flags"]:
+    for row in _table()["flags"]:
         body = {k: v for k, v in row.items() if k != "names"}
         name = row["names"][0][2:].replace("-", "_")
         for spelling in row["names"]:
@@ -76,11 +82,9 @@ def known() -> Mapping[str, Flag]:
     return found
 
 
-@cache
 def table_version() -> str:
     """Return the version of vLLM that the table was made from."""
-    text = files("autotune.study").joinpath("vllm_flags.json").read_text("utf-8")
-    return str(json.loads(text)["vllm"])
+    return str(_table()["vllm"])
 
 
 def find(spelling: str) -> Flag | None:
