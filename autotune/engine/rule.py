@@ -21,6 +21,8 @@ class Known:
         plain_attention: Whether the target has neither latent (MLA), state-space nor linear layers.
         cpu_fp8: Whether the CPU has AVX-512 or AMX.
         head_tokens: Tokens that a head for multi-token prediction makes at once.
+        from_anchor: Whether a DSpark draft starts from its anchor token, without a bonus token.
+        load: Concurrency of the study's closed loop; None: an open loop, or unknown.
     """
 
     platform: str | None = None
@@ -28,6 +30,8 @@ class Known:
     plain_attention: bool | None = None
     cpu_fp8: bool | None = None
     head_tokens: int | None = None
+    from_anchor: bool | None = None
+    load: int | None = None
 
 
 NOTHING = Known()
