@@ -113,7 +113,7 @@ def fewest_tokens(launch: Launch) -> int | None:
     """Return the least lookahead of one request, in tokens; None: no draft pass counts."""
     if launch.n < 1 or launch.method not in {"dflash", "dspark"}:
         return None
-    fills_in = launch.method == "dflash" or launch.known.from_anchor is False
+    fills_in = launch.method == "dflash" or launch.draft.from_anchor is False
     return launch.n + fills_in
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autotune.engine.active_requests import active_limit, why_throttled
-from autotune.engine.rule import METHOD, Known
+from autotune.engine.rule import METHOD, Draft, Known
 from autotune.study.space import MNBT, N
 
 SEQS, ACTIVE = "max_num_seqs", "max_num_active_seqs"
@@ -45,9 +45,10 @@ def test_the_most_requests_that_run(
 
 
 def test_a_dspark_draft_may_start_from_its_anchor() -> None:
-    assert active_limit(DSPARK, "0.33.0", Known(from_anchor=True)) == 17
-    assert active_limit(DSPARK, "0.33.0", Known(from_anchor=False)) == 16
-    assert active_limit(DFLASH, "0.33.0", Known(from_anchor=True)) == 16  # DFlash never does
+    for anchor, limit in ((True, 17), (False, 16), (None, 17)):
+        known = Known(drafts={None: Draft(from_anchor=anchor)})
+        assert active_limit(DSPARK, "0.33.0", known) == limit
+        assert active_limit(DFLASH, "0.33.0", known) == 16  # DFlash never does
 
 
 def test_the_line_says_what_to_do() -> None:
