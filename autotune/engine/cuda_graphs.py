@@ -11,29 +11,31 @@ piecewise      CUDA graphs between the attention layers, whose kernels are launc
 vLLM captures FULL graphs for some sizes. The other sizes run piecewise graphs, or none. Where a
 step takes a millisecond, the difference can be seen.
 
-Confirmed in the source:
+Confirmed in the source of 0.24.0 to 0.33.0:
 
 - The list of sizes (``config/vllm.py:VllmConfig._set_cudagraph_sizes``): 1, 2, 4, then
   multiples of 8 up to 256 and of 16 above, up to min(2·max_num_seqs·(n + 1), 512, MNBT), and MNBT
-  where it is not above that. 0.32 adds multiples of n + 1, for 1, 2, 4, 8, 16, … requests and
-  max_num_seqs, and goes up to 1024 on Blackwell data-center GPUs.
+  where it is not above that. From 0.28 on it goes up to 1024 on Blackwell data-center GPUs. 0.29
+  adds multiples of n + 1, for 1, 2, 4, 8, 16, … requests and max_num_seqs, and 0.31 adds
+  max_num_seqs at n = 0.
 - FULL graphs have a multiple of n + 1 tokens. Model runner V1 rounds the whole list up to
   multiples, and so does V2 in 0.24 (``config/compilation.py:adjust_cudagraph_sizes_for_spec_
   decode``): FULL and piecewise graphs share their sizes, and any batch up to the largest finds a
-  FULL one. V2 of 0.26 and 0.32 rounds for FULL graphs only, and keeps the list as it is for the
+  FULL one. From 0.25 on V2 rounds for FULL graphs only, and keeps the list as it is for the
   piecewise ones (``v1/worker/gpu/cudagraph_utils.py:CudaGraphManager._init_candidates``).
-- **Holes**: V2 of 0.26 looks for a graph under the next captured size only, FULL and piecewise in
-  one row. With n = 4 four requests verify 20 tokens, a FULL graph; three verify 15, the next size
-  is the piecewise 16, and the FULL graph of 20 is never considered. Where n + 1 divides 8, n = 1,
-  3, 7, every size is both and nothing is missed. 0.32 keeps a row for each kind.
+- **Holes**: V2 of 0.25 to 0.28 looks for a graph under the next captured size only, FULL and
+  piecewise in one row. With n = 4 four requests verify 20 tokens, a FULL graph; three verify 15,
+  the next size is the piecewise 16, and the FULL graph of 20 is never considered. Where n + 1
+  divides 8, n = 1, 3, 7, every size is both and nothing is missed. From 0.29 on there is a row for
+  each kind (0.29.0: 310).
 - **The end**: the list ends at 512 tokens, so that at n = 7 more than 64 requests have no graph.
-- Sizes that are given (``--cudagraph-capture-sizes``, the same flag in the three versions) replace
-  the list, but for those above MNBT.
+- Sizes that are given (``--cudagraph-capture-sizes``, the same flag in all versions) replace the
+  list, but for those above MNBT.
 - For 0.26, V2 and max_num_seqs 32 the number of FULL graphs here is what an H200 captured:
   n = 1: 10, 2: 14, 3: 17, 4: 21, 5: 25, 6: 29, 7: 32.
 - vLLM's own ``_set_cudagraph_sizes``, ``adjust_cudagraph_sizes_for_spec_decode`` and
-  ``_init_candidates`` of the three versions were run on 7826 settings, n = 0 to 15: the FULL graphs
-  and what each batch replays are the same as here.
+  ``_init_candidates`` of each of the ten versions were run on 700 settings, n = 0 to 15, with and
+  without Blackwell: both lists and what each batch replays are the same as here.
 - The DFlash draft's own graphs are FULL ones only, in a row of their own: no bumps from there.
 
 Not confirmed, and not explained by the above: an H200 with 0.26 and max_num_seqs 32 had n = 4, 5, 6
@@ -42,9 +44,9 @@ requests) and n = 5 (5, 9, 13, …), but at n = 6 none up to 8 requests, and at 
 where no bump was reported; and full batches of 8 and 32 have FULL graphs at all of them. So holes
 can be a part of the bumps, and not all. Whether aligned sizes help must be measured.
 
-Not read: versions between those three, of which 0.25 is taken for 0.24 and 0.27 to 0.31 for 0.26;
-sequence parallelism, LoRA, ``performance_mode``, schedules of n, and which runner a model gets,
-which depends on its architecture: V2 is assumed.
+Not covered: sequence parallelism, LoRA, ``performance_mode``, schedules of n, adaptive verification
+(whose FULL graphs take any mix of lengths), and which runner a model gets, which depends on its
+architecture: V2 is assumed. An older version is taken for 0.24, a newer one for 0.33.
 """
 
 from __future__ import annotations
@@ -61,6 +63,11 @@ Runner = Literal["v1", "v2"]
 
 # End of the list, in tokens (VllmConfig._set_cudagraph_sizes).
 _MOST_TOKENS = 512
+# First versions in which: V2 keeps the list for piecewise graphs; the list ends at 1024 tokens on
+# Blackwell; it has multiples of n + 1, and a row for each kind; it has max_num_seqs at n = 0.
+# A release candidate is taken for its release.
+_OWN_LIST, _WIDE = Version("0.25.dev0"), Version("0.28.dev0")
+_BY_REQUESTS, _LAST_REQUEST = Version("0.29.dev0"), Version("0.31.dev0")
 # Up to this many requests, every batch size has an aligned graph.
 _EVERY_BATCH = 32
 
@@ -81,7 +88,7 @@ class Graphs:
         n: Draft tokens per step.
         full: Sizes in tokens of the FULL graphs of uniform batches, ascending.
         piecewise: Sizes in tokens of the piecewise graphs, ascending.
-        one_row: Whether only the next size of either kind is considered (V2 of 0.26).
+        one_row: Whether only the next size of either kind is considered (V2 of 0.25 to 0.28).
     """
 
     n: int
@@ -143,26 +150,26 @@ def graphs(
         version: Version of vLLM, such as ``0.26.0``.
         given: Value of ``--cudagraph-capture-sizes``, if given.
         runner: Model runner of vLLM.
-        most: End of the list in tokens; 1024 for 0.32 on Blackwell data-center GPUs.
+        most: End of the list in tokens; see :func:`most_tokens`.
     """
     v = Version(version)
     query = n + 1
     if given is not None:
         listed = sorted({s for s in given if s <= mnbt})
     else:
-        listed = _default_list(query, max_num_seqs, mnbt, most, new=_is_new(v))
+        listed = _default_list(query, max_num_seqs, mnbt, most, v)
     if not listed:
         return Graphs(n, (), (), one_row=False)
     largest = listed[-1]
     rounded = sorted({_round_up(s, query) for s in listed if _round_up(s, query) <= largest})
     full = tuple(s for s in rounded if s <= max_num_seqs * query)
-    if runner == "v1" or v < Version("0.26"):
+    if runner == "v1" or v < _OWN_LIST:
         both = rounded or ([query] if query <= largest else [])
         if n == 0:
             both = listed
         full = tuple(s for s in both if s <= max_num_seqs * query)
         return Graphs(n, full, tuple(both), one_row=False)
-    return Graphs(n, full, tuple(listed), one_row=not _is_new(v))
+    return Graphs(n, full, tuple(listed), one_row=v < _BY_REQUESTS)
 
 
 def capture_sizes(
@@ -231,23 +238,31 @@ def aligned_sizes(
     return tuple(sorted(s for s in sizes if mnbt is None or s <= mnbt))
 
 
-def _is_new(version: Version) -> bool:
-    """Return whether a version has 0.32's list and rows."""
-    return version >= Version("0.32")
+def most_tokens(version: str, *, data_center_blackwell: bool) -> int:
+    """Return the end of the default list of sizes, in tokens.
+
+    Args:
+        version: Version of vLLM, such as ``0.28.0``.
+        data_center_blackwell: Whether the GPU has compute capability 10.x.
+    """
+    wide = data_center_blackwell and Version(version) >= _WIDE
+    return 2 * _MOST_TOKENS if wide else _MOST_TOKENS
 
 
-def _default_list(query: int, max_num_seqs: int, mnbt: int, most: int, *, new: bool) -> list[int]:
+def _default_list(
+    query: int, max_num_seqs: int, mnbt: int, most: int, version: Version
+) -> list[int]:
     """Return the list of ``VllmConfig._set_cudagraph_sizes``, in tokens, ascending."""
     wanted = min(2 * max_num_seqs * query, most)
     largest = min(wanted, mnbt)
     sizes = set(_strides(largest))
     if mnbt <= largest:
         sizes.add(mnbt)
-    if new and query > 1:
+    if query > 1 and version >= _BY_REQUESTS:
         requests = min(max_num_seqs, most)
         counts = {*_strides(requests), requests}
         sizes |= {c * query for c in counts if c * query <= largest}
-    elif new and max_num_seqs <= largest:
+    elif query == 1 and version >= _LAST_REQUEST and max_num_seqs <= largest:
         sizes.add(max_num_seqs)
     return sorted(sizes)
 

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import itertools
 
+from autotune.engine.active_requests import fewest_tokens
+from autotune.engine.draft_keys import KEY_RULES
 from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
+from autotune.engine.method_rules import METHOD_RULES
 from autotune.engine.rule import SEQS, Launch, Rule
 from autotune.study.space import DRAFT, MNBT
 
 # Methods whose draft is a model with a parallel configuration of its own.
-_MODELS = {"dflash", "dspark", "eagle", "eagle3", "draft_model", "mtp", "medusa"}
+_MODELS = {"dflash", "dspark", "eagle", "eagle3", "draft_model", "mtp", "medusa", "mlp_speculator"}
+# Methods that reserve n tokens for each request from 0.33 on; DFlash reserves one more.
+_LOOK_AHEAD = {"dspark", "eagle", "eagle3", "mtp", "draft_model"}
+# Methods whose schedule model runner V1 keeps in 0.33, and the one that only V2 has.
+_SCHEDULED = {"ngram", "eagle", "eagle3", "mtp", "draft_model", "dflash", "dspark"}
 _PLAYED = f"{DRAFT}synthetic_acceptance_"
-_OF_READ = "every vLLM that was read"
+_SCHEDULABLE = "max_num_scheduled_tokens"  # a flag from 0.26 on
 _SLOTS = (
     "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, with "
     "config/speculative.py: SpeculativeConfig.max_num_new_slots_for_drafting"
@@ -22,16 +29,23 @@ _SLOTS = (
 
 
 def _slots_by_request(launch: Launch) -> str | None:
-    """Check 0.24 to 0.26: MNBT - slots·max_num_seqs tokens are left to schedule; 0 are too few."""
+    """Check 0.24 to 0.27: MNBT - slots·max_num_seqs tokens are left to schedule; 0 are too few."""
     mnbt, (seqs, words) = launch.number(MNBT), launch.seqs()
     if launch.n < 1 or mnbt is None or seqs is None or launch.method is None:
         return None
     slots = (launch.n - 1 if launch.parallel else 0) + (launch.method == "draft_model")
     # vLLM's own max_num_seqs never exceeds MNBT
-    if mnbt > slots * (seqs if SEQS in launch.settings else min(seqs, mnbt)):
+    taken = slots * (seqs if SEQS in launch.settings else min(seqs, mnbt))
+    least = max(launch.number(_SCHEDULABLE) or 1, 1)
+    if mnbt >= taken + least:
         return None
+    if least > 1:
+        return (
+            f"n = {launch.n} with {words} and {_SCHEDULABLE} = {least} needs MNBT of at least "
+            f"{taken + least} on {launch.vllm}; {mnbt} would fail"
+        )
     # vLLM refuses this many. DFlash needs two more for each request: one that the count forgets
-    # (issue #51256) and the one that is verified; see `why_doubtful`.
+    # (issue #51256) and the one that is verified; see `autotune.engine.doubts`.
     needed = (launch.n + 1) * seqs if launch.method == "dflash" else slots * seqs + 1
     return (
         f"n = {launch.n} with {words} needs MNBT of at least {needed} on {launch.vllm}; "
@@ -40,35 +54,45 @@ def _slots_by_request(launch: Launch) -> str | None:
 
 
 def _slots_of_one(launch: Launch) -> str | None:
-    """Check 0.32: the drafts of one request and a token must fit."""
-    mnbt, n = launch.number(MNBT), launch.n
-    if n < 1 or mnbt is None:
-        return None
+    """Check 0.28 to 0.32: the drafts of one request and a token must fit."""
+    n = launch.n
     if launch.method == "dflash" or (launch.parallel and launch.method == "draft_model"):
-        slots = n
-    elif launch.parallel:
-        slots = n - 1
-    else:
-        slots = int(launch.method == "draft_model")
-    if mnbt > slots:
-        return None
-    return f"n = {n} needs MNBT of at least {slots + 1} on {launch.vllm}; {mnbt} would fail"
+        return _above(launch, n)
+    if launch.parallel:
+        return _above(launch, n - 1)
+    return _above(launch, int(launch.method == "draft_model"))
 
 
-def _slots_anyway(launch: Launch) -> str | None:
-    """Check what 0.24, 0.26 and 0.32 have in common."""
-    mnbt, n = launch.number(MNBT), launch.n
-    if n < 1 or mnbt is None or not launch.parallel or mnbt > n - 1:
+def _lookahead(launch: Launch) -> str | None:
+    """Check 0.33: what one request reserves, and a token, must fit."""
+    if launch.method in {"dflash", "dspark"}:
+        return _above(launch, fewest_tokens(launch) or 0)
+    return _above(launch, launch.n) if launch.method in _LOOK_AHEAD else None
+
+
+def _above(launch: Launch, taken: int) -> str | None:
+    """Return that MNBT is not above the tokens that one request takes, or None."""
+    mnbt = launch.number(MNBT)
+    if launch.n < 1 or mnbt is None or mnbt > taken:
         return None
-    where = launch.vllm if launch.minor else _OF_READ
-    return f"n = {n} needs MNBT of at least {n + 1} on {where}; {mnbt} would fail"
+    return f"n = {launch.n} needs MNBT of at least {taken + 1} on {launch.vllm}; {mnbt} would fail"
+
+
+def _nothing_to_schedule(launch: Launch) -> str | None:
+    least = launch.number(_SCHEDULABLE)
+    late = launch.minor is not None and launch.minor >= (0, 32)
+    if least is None or least > 0 or (least == 0 and launch.n < 1 and not late):
+        return None
+    return f"{_SCHEDULABLE} must be at least 1, not {least}"
 
 
 def _draft_workers(launch: Launch) -> str | None:
-    if launch.n < 1 or launch.method not in _MODELS:
+    if launch.n < 1:
         return None
-    if launch.settings.get(f"{DRAFT}tensor_parallel_size") is not None:
+    if launch.of_draft("tensor_parallel_size") is not None:
         return "speculative.tensor_parallel_size must be draft_tensor_parallel_size"
+    if launch.method not in _MODELS:
+        return None
     own = launch.number(f"{DRAFT}draft_tensor_parallel_size")
     workers = launch.number("tensor_parallel_size")
     workers = workers if "tensor_parallel_size" in launch.settings else 1
@@ -84,23 +108,22 @@ def _draft_length(launch: Launch) -> str | None:
     own, length = launch.number(f"{DRAFT}max_model_len"), launch.number("max_model_len")
     if launch.n < 1 or own is None or length is None or length < 1 or own <= length:
         return None
+    if launch.method is not None and launch.method not in _MODELS:
+        return None
     return f"the draft's max_model_len = {own} is above the target's {length}"
 
 
 def _schedule(launch: Launch) -> str | None:
-    schedule = launch.settings.get(f"{DRAFT}{SCHEDULE}")
+    schedule, minor = launch.settings.get(f"{DRAFT}{SCHEDULE}"), launch.minor
+    if launch.n < 1 or schedule is None or minor is None:
+        return None
     replicas = launch.number("data_parallel_size") or 1
-    if launch.n < 1 or schedule is None or replicas > 1:  # since 0.26 it is ignored with replicas
+    if replicas > 1 and minor >= (0, 26):  # it is ignored
+        return None
+    if minor >= (0, 33) and launch.method not in _SCHEDULED:  # model runner V1 ignores it
         return None
     why = schedule_problem(schedule)
     return None if why is None else f"num_speculative_tokens_per_batch_size: {why}"
-
-
-def _head(launch: Launch) -> str | None:
-    n, head = launch.n, launch.known.head_tokens
-    if launch.method != "mtp" or head is None or n <= head or n % head == 0:
-        return None
-    return f"n = {n} must be a multiple of the {head} tokens that the draft's head makes at once"
 
 
 def _synthetic(launch: Launch) -> str | None:
@@ -147,16 +170,27 @@ DRAFT_RULES = (
         _slots_by_request,
         _SLOTS,
         first=(0, 24),
-        last=(0, 26),
-        unknown=False,
+        last=(0, 27),
     ),
-    Rule("MNBT with room for one request's drafts", _slots_anyway, _SLOTS, (0, 27), (0, 31)),
     Rule(
         "MNBT with room for one request's drafts",
         _slots_of_one,
         _SLOTS,
-        first=(0, 32),
-        unknown=False,
+        first=(0, 28),
+        last=(0, 32),
+    ),
+    Rule(
+        "MNBT with room for one request's lookahead",
+        _lookahead,
+        "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, num_lookahead_tokens",
+        first=(0, 33),
+    ),
+    Rule(
+        "tokens to schedule",
+        _nothing_to_schedule,
+        "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, "
+        "config/scheduler.py: SchedulerConfig.max_num_scheduled_tokens",
+        first=(0, 26),
     ),
     Rule(
         "draft_tensor_parallel_size 1 or the target's",
@@ -175,22 +209,16 @@ DRAFT_RULES = (
         "v1/core/sched/scheduler.py: Scheduler.__init__",
     ),
     Rule(
-        "n of a head for multi-token prediction",
-        _head,
-        "config/speculative.py: SpeculativeConfig.__post_init__ (n_predict)",
-    ),
-    Rule(
         "synthetic acceptance",
         _synthetic,
         "config/speculative.py: SpeculativeConfig._resolve_synthetic_acceptance_rates, "
         "_verify_args",
-        first=(0, 24),
     ),
     Rule(
         "synthetic acceptance on a CPU",
         _synthetic_on_cpu,
         "utils/cpu_triton_utils.py: the samplers, with SYNTHETIC_MODE",
-        first=(0, 27),
-        unknown=False,
     ),
+    *KEY_RULES,
+    *METHOD_RULES,
 )

@@ -1,6 +1,6 @@
 """vLLM's schedule of n by batch size: ``num_speculative_tokens_per_batch_size``.
 
-It is the same in 0.24, 0.26 and 0.32 (``vllm/v1/spec_decode/dynamic/utils.py``): inclusive ranges
+It is the same in 0.24 to 0.33 (``vllm/v1/spec_decode/dynamic/utils.py``): inclusive ranges
 ``[first, last, K]`` from batch size 1. K = 0 is allowed. The last K holds beyond the last range.
 ``num_speculative_tokens`` is the largest K. The batch is every request of a step, also those in
 prefill (``Scheduler.schedule``).
@@ -94,7 +94,7 @@ def schedule_problem(schedule: object) -> str | None:
     """Return why vLLM would refuse a schedule; None: it would not.
 
     Source: ``v1/spec_decode/dynamic/utils.py:validate_and_normalize_dynamic_sd_schedule``, the same
-    in 0.24, 0.26 and 0.32. An n of a range above ``num_speculative_tokens`` is lowered to it.
+    in 0.24 to 0.33. An n of a range above ``num_speculative_tokens`` is lowered to it.
 
     Args:
         schedule: Value of ``num_speculative_tokens_per_batch_size``.

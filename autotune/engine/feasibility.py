@@ -1,21 +1,26 @@
-"""Facts about this machine and the target that :mod:`autotune.engine.rules` reads."""
+"""Facts about this machine, the target and its drafts that :mod:`autotune.engine.rules` reads."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from autotune.engine.draft_method import tokens_of_head
+from autotune.engine.draft_facts import draft_facts
 from autotune.engine.probe import VllmInfo
-from autotune.engine.rule import Known
+from autotune.engine.rule import Draft, Known
 from autotune.engine.rules import known_of
 from autotune.study.checkpoints import config_of
 from autotune.study.files import LoadedStudy
+from autotune.study.schema import StudySpec
+from autotune.study.space import DRAFT, ChoiceParam
+
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 
 def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
-    """Return the facts for the rules, from this machine and the target's folder.
+    """Return the facts for the rules, from this machine and the folders of target and drafts.
 
     Nothing is downloaded. With ``VLLM_ALLOW_LONG_MAX_MODEL_LEN``, vLLM does not compare
     ``max_model_len`` with the model's, so the model's is left out.
@@ -24,17 +29,50 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
         loaded: The study.
         info: The study's vLLM.
     """
-    server, draft = loaded.spec.server, loaded.spec.server.speculative
+    spec, server = loaded.spec, loaded.spec.server
     config = config_of(server.model, loaded.base) or {}
     known = known_of(config, info.device, _cpu_has_fp8() if info.device == "cpu" else None)
-    if draft is not None:
-        # without a model of its own, the head is in the target's checkpoint
-        own = config if draft.model is None else config_of(draft.model, loaded.base) or {}
-        known = replace(known, head_tokens=tokens_of_head(own))
+    kind = config.get("model_type")
+    known = replace(
+        known,
+        target=kind if isinstance(kind, str) else None,
+        drafts=_drafts(loaded, config),
+        v2=_chosen_runner({**os.environ, **server.env}),
+        load=spec.workload.places,
+    )
     longer = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
     if longer in server.env or longer in os.environ:
         return replace(known, model_max_len=None)
     return known
+
+
+def _drafts(loaded: LoadedStudy, target: Mapping[str, object]) -> dict[str | None, Draft]:
+    """Return the facts of every draft that a launch of the study may have."""
+    found: dict[str | None, Draft] = {None: draft_facts(target)} if target else {}
+    for name in dict.fromkeys(_names(loaded.spec)):
+        if (config := config_of(name, loaded.base)) is not None:
+            found[name] = draft_facts(config)
+    return found
+
+
+def _names(spec: StudySpec) -> Iterator[str]:
+    """Yield the drafts of a study as it names them."""
+    draft = spec.server.speculative
+    if draft is not None and draft.model is not None:
+        yield draft.model
+    for name, param in spec.space.items():
+        if name == f"{DRAFT}model" and isinstance(param, ChoiceParam):
+            yield from (x for x in param.choices if isinstance(x, str))
+    for arm in (getattr(spec, "arms", None) or {}).values():
+        model = arm.get("model") if isinstance(arm, Mapping) else getattr(arm, "model", None)
+        if isinstance(model, str):
+            yield model
+
+
+def _chosen_runner(env: Mapping[str, str]) -> bool | None:
+    """Return which model runner the environment chooses, as ``envs.py`` reads it."""
+    given = env.get(_RUNNER)
+    return None if given not in ("0", "1") else given == "1"
 
 
 def _cpu_has_fp8() -> bool | None:

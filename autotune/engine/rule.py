@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autotune.study.space import DRAFT, N, as_int
 
 SEQS = "max_num_seqs"
 METHOD = f"{DRAFT}method"
+
+
+Minor = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Facts of a draft's ``config.json`` that the rules read; None: unknown.
+
+    Attributes:
+        kind: Its ``model_type``.
+        architectures: Its ``architectures``.
+        block: Tokens of the block that it was trained for, with the one that it starts from.
+        dspark_block: Its ``dspark_block_size``.
+        head_tokens: Tokens that a head for multi-token prediction makes at once.
+        one_token: Whether it has one trained step only, so that n must be 1.
+        from_anchor: Whether a DSpark draft starts from its anchor token, without a bonus token.
+        length: Longest sequence that it was made for, tokens.
+        mixed: Whether it has sliding and full attention.
+    """
+
+    kind: str | None = None
+    architectures: frozenset[str] = frozenset()
+    block: int | None = None
+    dspark_block: int | None = None
+    head_tokens: int | None = None
+    one_token: bool = False
+    from_anchor: bool | None = None
+    length: int | None = None
+    mixed: bool = False
+
+
+UNREAD_DRAFT = Draft()
 
 
 @dataclass(frozen=True)
@@ -20,14 +53,20 @@ class Known:
         model_max_len: Longest ``max_model_len`` that vLLM derives from the target's config, tokens.
         plain_attention: Whether the target has neither latent (MLA), state-space nor linear layers.
         cpu_fp8: Whether the CPU has AVX-512 or AMX.
-        head_tokens: Tokens that a head for multi-token prediction makes at once.
+        target: ``model_type`` of the target.
+        drafts: Facts of each draft, by its name in the study; None: the target's own checkpoint.
+        v2: Whether ``VLLM_USE_V2_MODEL_RUNNER`` chooses model runner V2; None: vLLM chooses.
+        load: Concurrency of the study's closed loop; None: an open loop, or unknown.
     """
 
     platform: str | None = None
     model_max_len: int | None = None
     plain_attention: bool | None = None
     cpu_fp8: bool | None = None
-    head_tokens: int | None = None
+    target: str | None = None
+    drafts: Mapping[str | None, Draft] = field(default_factory=dict)
+    v2: bool | None = None
+    load: int | None = None
 
 
 NOTHING = Known()
@@ -46,13 +85,13 @@ class Launch:
         settings: Settings as for :func:`why_infeasible`.
         known: Facts about machine and target.
         vllm: Version in words.
-        minor: Minor version such as ``(0, 32)``; None: unknown.
+        minor: Minor version such as ``(0, 32)``, one that was read; None: unknown.
     """
 
     settings: Mapping[str, object]
     known: Known
     vllm: str
-    minor: tuple[int, int] | None
+    minor: Minor | None
 
     def number(self, name: str) -> int | None:
         """Return a whole number among the settings, or None."""
@@ -68,6 +107,17 @@ class Launch:
         """Name of the speculative method, as vLLM has it; None: vLLM chooses, so unknown."""
         given = self.settings.get(METHOD)
         return method_name(given) if isinstance(given, str) else None
+
+    @property
+    def draft(self) -> Draft:
+        """Facts of the draft of this launch."""
+        model = self.settings.get(f"{DRAFT}model")
+        name = model if isinstance(model, str) else None
+        return self.known.drafts.get(name, UNREAD_DRAFT)
+
+    def of_draft(self, key: str) -> object:
+        """Return a key of ``--speculative-config``, or None."""
+        return self.settings.get(f"{DRAFT}{key}")
 
     @property
     def parallel(self) -> bool:
@@ -101,22 +151,20 @@ class Rule:
         name: Name in a few words, for tables.
         check: Function that returns why a launch fails, or None.
         source: File and function of vLLM that says so.
-        first: First minor version that it holds for; None: all that were read, and older ones.
-        last: Last minor version that it holds for; None: the newest that was read, and later ones.
-        unknown: Whether it holds for an unknown version too.
+        first: First minor version that has it; None: all that were read.
+        last: Last minor version that has it; None: all that were read.
+        unread: Whether it may speak for a version that nobody read, next to those that were.
     """
 
     name: str
     check: Callable[[Launch], str | None]
     source: str
-    first: tuple[int, int] | None = None
-    last: tuple[int, int] | None = None
-    unknown: bool = True
+    first: Minor | None = None
+    last: Minor | None = None
+    unread: bool = True
 
-    def holds(self, minor: tuple[int, int] | None) -> bool:
-        """Return whether the rule holds for a version."""
-        if minor is None:
-            return self.unknown
+    def holds(self, minor: Minor) -> bool:
+        """Return whether a version that was read has the rule."""
         return (self.first is None or self.first <= minor) and (
             self.last is None or minor <= self.last
         )

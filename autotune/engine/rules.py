@@ -1,22 +1,28 @@
 """Rules for what a vLLM version cannot launch, applied before the launch.
 
 A launch that fails costs a minute and teaches nothing that the source of vLLM does not say. Each
-rule was read in the source of 0.24.0, 0.26.0 and 0.32.0; its ``source`` names file and function.
-Only what fails **for certain** is a rule, because forbidding a point that launches is worse than a
-failed launch. A rule is not applied where a setting or fact that it needs is None. For versions
-between 0.26 and 0.32, and for unknown ones, a rule must hold on both sides.
+rule was read in the source of 0.24.0 to 0.33.0; its ``source`` names file and function. Only what
+fails **for certain** is a rule, because forbidding a point that launches is worse than a failed
+launch. What may fail is a doubt (:mod:`autotune.engine.doubts`). A rule is not applied where a
+setting or fact that it needs is None.
+
+A version that nobody read is treated by those next to it: a newer one than :data:`READ` as its two
+newest, where both refuse; an older or an unknown one as all of them, where all refuse. Lists of
+words and keys do not speak for such a version, because it may have more.
 
 Not rules, on purpose:
 
-- n above the draft's ``block_size``: nothing in the three versions compares the two for DFlash
-  (``config/speculative.py`` reads ``block_size`` for DSpark only). vLLM launches and drafts beyond
-  what the draft was trained for, badly.
+- n above the draft's ``block_size``: vLLM compares the two for DSpark (0.26, 0.27), for DSpark of
+  Qwen3-Omni (0.29 and later) and for LiLiCorr (0.31 and later). Another DFlash draft is launched,
+  and drafts beyond what it was trained for, badly.
 - FP8 KV cache under a DFlash draft (vLLM issue #41559): FlashAttention 3 on Hopper and FA4 take it
   (``v1/attention/backends/fa_utils.py``), other GPUs have other backends: not certain.
 - block_size on a GPU: FlexAttention takes any (``get_supported_kernel_block_sizes``).
 - vLLM's default MNBT: models with images raise it
   (``engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args``).
-- (n - 1)·max_num_seqs < MNBT < (n + 1)·max_num_seqs: see :func:`why_doubtful`.
+- ``per_request_spec_decode_metrics`` without drafts, which vLLM refuses from 0.29 on
+  (``config/vllm.py:__post_init__``): a launch at n = 0 is started without the flag.
+- 0.24 to 0.30: (n - 1)·max_num_seqs < MNBT < (n + 1)·max_num_seqs for DFlash, a doubt.
 
 The module is pure: settings in, words out.
 """
@@ -28,23 +34,16 @@ from functools import cache
 
 from packaging.version import Version
 
+from autotune.engine.cache_dtypes import cache_dtypes
+from autotune.engine.compilation import compilation
+from autotune.engine.doubts import found_doubts
 from autotune.engine.draft_rules import DRAFT_RULES
-from autotune.engine.rule import NOTHING, SEQS, Infeasible, Known, Launch, Rule
+from autotune.engine.rule import NOTHING, SEQS, Infeasible, Known, Launch, Minor, Rule
 from autotune.study.space import MNBT, as_int
 
-# Values of --kv-cache-dtype by minor version, for the versions that were read
-# (config/cache.py, CacheDType; argparse refuses everything else).
-_DTYPES_024 = [
-    *("auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla"),
-    *("turboquant_k8v4", "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_3bit_nc"),
-    *("int8_per_token_head", "fp8_per_token_head", "nvfp4"),
-]
-_DTYPES_026 = [*_DTYPES_024, "int4_per_token_head"]
-_DTYPES = {
-    (0, 24): _DTYPES_024,
-    (0, 26): _DTYPES_026,
-    (0, 32): [*_DTYPES_026, "nvfp4_ds_mla", "ultraquant_4bit", "nvfp4_4over6"],
-}
+READ: tuple[Minor, ...] = tuple((0, minor) for minor in range(24, 34))
+"""Minor versions whose source was read, the oldest first."""
+
 # Architectures (``model_type``) with plain attention in every layer.
 _PLAIN = {"llama", "mistral", "qwen2", "qwen3"}
 # Sources of several rules.
@@ -93,51 +92,69 @@ def infeasible(
     settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
 ) -> Infeasible | None:
     """Return the rule that settings break, with the reason; see :func:`why_infeasible`."""
-    launch = _launch(settings, vllm_version, known)
-    for rule in _rules_of(launch.minor):
-        if reason := rule.check(launch):
-            return Infeasible(rule, reason)
-    return None
+    minors, found = stand_ins(vllm_version), None
+    unread = len(minors) > 1
+    for minor in minors:
+        vllm = f"vLLM {vllm_version}" if not unread else f"vLLM {minor[0]}.{minor[1]}"
+        found = _first_broken(Launch(settings, known, vllm, minor), unread=unread)
+        if found is None:
+            return None
+        if unread and vllm in found.reason:
+            found = Infeasible(found.rule, f"{found.reason}; {_as_others(vllm_version, minors)}")
+    return found
 
 
 def why_doubtful(
     settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
 ) -> str | None:
-    """Return why a launch that no rule forbids may still crash, in words; None: nothing says so.
+    """Return why a launch that no rule forbids may still fail or be another one, or None.
 
-    A DFlash draft makes (n + 1) tokens for each request in one pass. Before 0.32 model runner V2
-    keeps them in buffers of MNBT tokens, and dummy runs at the start try max_num_seqs requests
-    (``v1/worker/gpu/spec_decode/dflash/speculator.py:propose``, ``v1/worker/gpu/model_runner.py:
-    _dummy_run``; vLLM PRs #53970, #56448, which see the GPU fail with an index out of bounds). That
-    depends on model, GPU and runner: a warning, no rule. 0.32 tries only as many as fit, and its
-    scheduler keeps within the buffers.
-
-    The arguments are those of :func:`why_infeasible`.
+    The doubts of :func:`doubts_of` in one line. The arguments are those of :func:`why_infeasible`.
     """
-    launch = _launch(settings, vllm_version, known)
-    mnbt, (seqs, words) = launch.number(MNBT), launch.seqs()
-    if launch.n < 1 or mnbt is None or seqs is None or launch.method != "dflash":
+    return "; ".join(doubts_of(settings, vllm_version, known)) or None
+
+
+def doubts_of(
+    settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
+) -> tuple[str, ...]:
+    """Return the doubts about a launch that no rule forbids, each in words.
+
+    Of a version that nobody read, only those of the newest one are returned, and only for a newer
+    version. The arguments are those of :func:`why_infeasible`.
+    """
+    minors, minor = stand_ins(vllm_version), _minor(vllm_version)
+    if minor is None or minor < READ[0] or infeasible(settings, vllm_version, known) is not None:
+        return ()
+    return found_doubts(Launch(settings, known, f"vLLM {vllm_version}", minors[-1]))
+
+
+def why_unread(vllm_version: str | None) -> str | None:
+    """Return in one line how a version that nobody read is treated; None: it was read."""
+    minors = stand_ins(vllm_version)
+    if len(minors) == 1:
         return None
-    if launch.minor is None or not (0, 24) <= launch.minor < (0, 32):
-        return None
-    if known.platform == "cpu" or infeasible(settings, vllm_version, known) is not None:
-        return None
-    needed = (launch.n + 1) * (seqs if SEQS in settings else min(seqs, mnbt))
-    if mnbt >= needed:
-        return None
+    which = "vLLM of unknown version" if vllm_version is None else f"vLLM {vllm_version}"
+    if minors == READ:
+        return (
+            f"the source of {which} was not read: a launch is refused only where "
+            f"{_span(minors)} all refuse it"
+        )
     return (
-        f"n = {launch.n} with {words} drafts up to {needed} tokens at once: "
-        f"with MNBT = {mnbt} {launch.vllm} may crash on a GPU"
+        f"the source of {which} was not read: the rules of {_name(minors[-1])} are applied where "
+        f"{_name(minors[0])} has them too"
     )
 
 
-def _launch(settings: Mapping[str, object], vllm_version: str | None, known: Known) -> Launch:
-    vllm = "vLLM" if vllm_version is None else f"vLLM {vllm_version}"
-    return Launch(settings, known, vllm, _minor(vllm_version))
+def stand_ins(vllm_version: str | None) -> tuple[Minor, ...]:
+    """Return the minor versions that were read and speak for a version: itself, if it was read."""
+    minor = _minor(vllm_version)
+    if minor in READ:
+        return (minor,)
+    return READ[-2:] if minor is not None and minor > READ[-1] else READ
 
 
 @cache  # a search asks for each of its points
-def _minor(version: str | None) -> tuple[int, int] | None:
+def _minor(version: str | None) -> Minor | None:
     if version is None:
         return None
     v = Version(version)
@@ -145,8 +162,31 @@ def _minor(version: str | None) -> tuple[int, int] | None:
 
 
 @cache
-def _rules_of(minor: tuple[int, int] | None) -> tuple[Rule, ...]:
-    return tuple(rule for rule in RULES if rule.holds(minor))
+def _rules_of(minor: Minor, unread: bool) -> tuple[Rule, ...]:
+    return tuple(rule for rule in RULES if rule.holds(minor) and (rule.unread or not unread))
+
+
+def _first_broken(launch: Launch, *, unread: bool) -> Infeasible | None:
+    """Return the first rule that a launch breaks; ``launch.minor`` is one that was read."""
+    if launch.minor is None:
+        return None
+    for rule in _rules_of(launch.minor, unread):
+        if reason := rule.check(launch):
+            return Infeasible(rule, reason)
+    return None
+
+
+def _as_others(version: str | None, minors: tuple[Minor, ...]) -> str:
+    who = "the version is unknown" if version is None else f"{version} was not read"
+    return f"{who}, and {_span(minors)} {'both' if len(minors) == 2 else 'all'} refuse it"
+
+
+def _span(minors: tuple[Minor, ...]) -> str:
+    return f"{_name(minors[0])} {'and' if len(minors) == 2 else 'to'} {_name(minors[-1])}"
+
+
+def _name(minor: Minor) -> str:
+    return f"{minor[0]}.{minor[1]}"
 
 
 # -- numbers that cannot be ----------------------------------------------------------------------
@@ -170,9 +210,11 @@ def _memory_share(launch: Launch) -> str | None:
 
 
 def _cache_dtype(launch: Launch) -> str | None:
-    dtype = launch.settings.get("kv_cache_dtype")
-    allowed = _DTYPES.get(launch.minor or (0, 0))
-    if not isinstance(dtype, str) or allowed is None or dtype in allowed:
+    dtype, minor = launch.settings.get("kv_cache_dtype"), launch.minor
+    if not isinstance(dtype, str) or minor is None:
+        return None
+    allowed = cache_dtypes(minor)
+    if dtype in allowed:
         return None
     return f"{launch.vllm} has no kv_cache_dtype {dtype:.40}; it has {', '.join(allowed)}"
 
@@ -200,6 +242,8 @@ def _budget_holds_a_prompt(launch: Launch) -> str | None:
 
 def _active_requests(launch: Launch) -> str | None:
     active, seqs = launch.number("max_num_active_seqs"), launch.number(SEQS)
+    if active is not None and active < 1:
+        return f"max_num_active_seqs must be at least 1, not {active}"
     if active is None or seqs is None or active <= seqs:
         return None
     return f"max_num_active_seqs = {active} is above max_num_seqs = {seqs}"
@@ -208,6 +252,9 @@ def _active_requests(launch: Launch) -> str | None:
 def _long_prefill(launch: Launch) -> str | None:
     long = launch.number("long_prefill_token_threshold")
     length = launch.number("max_model_len")
+    partial = launch.number("max_num_partial_prefills") or 1
+    if launch.minor is not None and launch.minor < (0, 27) and partial <= 1:
+        return None
     if long is None or length is None or length < 1 or long <= length:
         return None
     return f"long_prefill_token_threshold = {long} is above max_model_len = {length}"
@@ -238,7 +285,7 @@ def _cpu_blocks(launch: Launch) -> str | None:
     size, known = launch.number("block_size"), launch.known
     if known.platform != "cpu" or known.plain_attention is not True or size is None:
         return None
-    unit = 32 if launch.minor is not None and launch.minor >= (0, 32) else 16
+    unit = 32 if launch.minor is not None and launch.minor >= (0, 29) else 16
     if size % unit == 0:
         return None
     return f"on a CPU {launch.vllm} needs a block_size that is a multiple of {unit}, not {size}"
@@ -253,17 +300,9 @@ def _cpu_fp8(launch: Launch) -> str | None:
     return f"kv_cache_dtype {dtype} needs a CPU with AVX-512 or AMX, which this one has not"
 
 
-def _compilation(settings: Mapping[str, object], name: str) -> list[object]:
-    """Return every value of a key of the compilation config, given as a flag or inside it."""
-    whole = settings.get("compilation_config")
-    inside = [whole[name]] if isinstance(whole, Mapping) and name in whole else []
-    dotted = f"compilation_config.{name}"
-    return [*inside, *(settings[k] for k in (dotted, name) if k in settings)]
-
-
 def _sizes_twice(launch: Launch) -> str | None:
     for name in ("cudagraph_capture_sizes", "max_cudagraph_capture_size"):
-        if name in launch.settings and len(_compilation(launch.settings, name)) > 1:
+        if name in launch.settings and len(compilation(launch.settings, name)) > 1:
             return f"{name} is given twice, as a flag and in compilation_config"
     return None
 
@@ -272,12 +311,12 @@ def _largest_size(launch: Launch) -> str | None:
     s = launch.settings
     if launch.known.platform != "cuda" or s.get("enforce_eager") is True:
         return None
-    if any(_compilation(s, k) for k in ("cudagraph_mode", "mode", "level")):
+    if any(compilation(s, k) for k in ("cudagraph_mode", "mode", "level")):
         return None  # graphs may be off
     if "optimization_level" in s:
         return None
-    sizes = _compilation(s, "cudagraph_capture_sizes")
-    most = _compilation(s, "max_cudagraph_capture_size")
+    sizes = compilation(s, "cudagraph_capture_sizes")
+    most = compilation(s, "max_cudagraph_capture_size")
     mnbt = launch.number(MNBT)
     if len(sizes) != 1 or len(most) != 1 or mnbt is None:
         return None
@@ -315,25 +354,14 @@ RULES = (
         "kv_cache_dtype that the version has",
         _cache_dtype,
         "config/cache.py: CacheDType, engine/arg_utils.py: EngineArgs.add_cli_args",
-        unknown=False,
+        last=(0, 32),
+        unread=False,
     ),
     Rule("MNBT of at least max_num_seqs", _budget_holds_requests, _BATCH),
     Rule("MNBT of a prompt without chunked prefill", _budget_holds_a_prompt, _BATCH),
-    Rule(
-        "max_num_active_seqs within max_num_seqs",
-        _active_requests,
-        _BATCH,
-        first=(0, 32),
-        unknown=False,
-    ),
-    Rule(
-        "long_prefill_token_threshold within max_model_len",
-        _long_prefill,
-        _BATCH,
-        first=(0, 32),
-        unknown=False,
-    ),
-    Rule("partial prefills", _partial_prefills, _BATCH, last=(0, 26), unknown=False),
+    Rule("max_num_active_seqs within max_num_seqs", _active_requests, _BATCH, first=(0, 31)),
+    Rule("long_prefill_token_threshold within max_model_len", _long_prefill, _BATCH),
+    Rule("partial prefills", _partial_prefills, _BATCH, last=(0, 26)),
     Rule(
         "max_model_len within the model's",
         _model_length,

@@ -71,11 +71,21 @@ def test_what_was_worked_around_is_told_and_does_no_harm(machine: Path) -> None:
     assert found(vllm=lambda _: info)["fixed"] == Check("fixed", None, note)
 
 
+@pytest.mark.parametrize("version", ["0.34.0", "0.23.0"])
+def test_a_vllm_that_nobody_read_is_told(machine: Path, version: str) -> None:
+    info = VllmInfo(version, "vllm", "/p", "cpu", None, (), ())
+    told = found(vllm=lambda _: info)["rules"]
+    assert told.ok is None
+    assert f"vLLM {version} was not read" in told.text
+    assert "rules" not in found(vllm=lambda _: replace(info, version="0.33.1"))
+
+
 def test_a_container_cannot_be_asked(machine: Path) -> None:
     info = VllmInfo(None, None, None, None, None, (), ("`docker run x` cannot be asked",))
     assert found(vllm=lambda _: info)["vLLM"] == Check(
         "vLLM", None, "`docker run x` cannot be asked"
     )
+    assert "unknown version" in found(vllm=lambda _: info)["rules"].text
 
 
 def test_a_flag_that_this_vllm_does_not_have(machine: Path) -> None:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from autotune.engine.cuda_graphs import Mode, aligned_sizes, capture_sizes, coverage, graphs
+from autotune.engine.cuda_graphs import (
+    Mode,
+    aligned_sizes,
+    capture_sizes,
+    coverage,
+    graphs,
+    most_tokens,
+)
 
-READ = ("0.24.0", "0.26.0", "0.32.0")
+READ = tuple(f"0.{minor}.0" for minor in range(24, 34))
+ONE_ROW = ("0.25.0", "0.26.0", "0.27.0", "0.28.0")
+TWO_ROWS = tuple(v for v in READ if v not in ONE_ROW)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +40,10 @@ def test_full_graphs_are_of_whole_requests(version: str, seqs: int, mnbt: int) -
     ("n", "missed_8"), [(1, ()), (2, (4, 5)), (3, ()), (4, (3, 6)), (5, (5,)), (6, ()), (7, ())]
 )
 def test_holes_of_one_row(n: int, missed_8: tuple[int, ...]) -> None:
-    """0.26 looks only under the next size of either kind; the others know no holes."""
-    assert coverage(graphs(n, 32, 8192, "0.26.0"), 8).missed == missed_8
-    for version in ("0.24.0", "0.32.0"):
+    """0.25 to 0.28 look only under the next size of either kind; the others know no holes."""
+    for version in ONE_ROW:
+        assert coverage(graphs(n, 32, 8192, version), 8).missed == missed_8
+    for version in TWO_ROWS:
         assert coverage(graphs(n, 32, 8192, version), 32).missed == ()
     assert coverage(graphs(n, 32, 8192, "0.26.0", runner="v1"), 32).missed == ()
 
@@ -49,11 +59,12 @@ def test_holes_do_not_explain_every_bump() -> None:
 
 
 def test_a_batch_in_a_hole_replays_a_piecewise_graph() -> None:
-    found = graphs(4, 32, 8192, "0.26.0")
-    assert found.replay(3) == (Mode.PIECEWISE, 16)
-    assert found.replay(4) == (Mode.FULL, 20)
-    assert graphs(4, 32, 8192, "0.32.0").replay(3) == (Mode.FULL, 20)
-    assert graphs(4, 32, 8192, "0.24.0").replay(3) == (Mode.FULL, 20)
+    for version in ONE_ROW:
+        found = graphs(4, 32, 8192, version)
+        assert found.replay(3) == (Mode.PIECEWISE, 16)
+        assert found.replay(4) == (Mode.FULL, 20)
+    for version in TWO_ROWS:
+        assert graphs(4, 32, 8192, version).replay(3) == (Mode.FULL, 20)
 
 
 @pytest.mark.parametrize("version", READ)
@@ -95,3 +106,20 @@ def test_many_requests_get_thinned_sizes_up_to_the_last(version: str) -> None:
 
 def test_aligned_sizes_stay_within_the_budget() -> None:
     assert aligned_sizes(15, 32, 256)[-1] == 256
+
+
+@pytest.mark.parametrize("version", READ)
+def test_the_list_has_the_last_request_from_one_version_on(version: str) -> None:
+    minor = int(version.split(".")[1])
+    assert (5 in graphs(0, 5, 8192, version).piecewise) is (minor >= 31)
+    # 5 requests of 3 tokens
+    assert (15 in graphs(2, 5, 8192, version).piecewise) is (minor >= 29)
+
+
+@pytest.mark.parametrize("version", READ)
+def test_the_list_is_longer_on_blackwell(version: str) -> None:
+    wide = int(version.split(".")[1]) >= 28
+    assert most_tokens(version, data_center_blackwell=False) == 512
+    most = most_tokens(version, data_center_blackwell=True)
+    assert most == (1024 if wide else 512)
+    assert graphs(7, 256, 8192, version, most=most).piecewise[-1] == most

@@ -13,18 +13,20 @@ import pytest
 from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
 from autotune.engine.entry import hiding
 from autotune.engine.probe import probe
-from autotune.engine.rule import METHOD, Known
+from autotune.engine.rule import METHOD, Draft, Known
 from autotune.engine.rules import (
+    READ,
     RULES,
     infeasible,
     known_of,
     why_doubtful,
     why_infeasible,
+    why_unread,
 )
 from autotune.study.schema import ServerSpec
 from autotune.study.space import DRAFT, MNBT, N
 
-READ = ("0.24.0", "0.26.0", "0.32.0")
+VERSIONS = [f"0.{minor}.0" for minor in range(24, 34)]
 CPU, CUDA = Known(platform="cpu"), Known(platform="cuda")
 BY_BATCH = f"{DRAFT}{SCHEDULE}"
 TP, DRAFT_TP = "tensor_parallel_size", "speculative.draft_tensor_parallel_size"
@@ -44,37 +46,68 @@ def check(
         assert "\n" not in why
 
 
+OLD, MIDDLE, NEW = VERSIONS[:4], VERSIONS[4:9], VERSIONS[9:]
+
+
 @pytest.mark.parametrize(
-    ("version", "n", "mnbt", "seqs", "launches"),
+    ("versions", "n", "mnbt", "seqs", "launches"),
     [
-        # 0.24 to 0.26: MNBT - (n - 1)·max_num_seqs tokens are left, and none is too few
-        ("0.26.0", 15, 2048, 256, False),
-        ("0.26.0", 15, 14 * 256, 256, False),
-        ("0.26.0", 15, 14 * 256 + 1, 256, True),
-        ("0.26.0", 15, 4096, 256, True),
-        ("0.24.0", 8, 7, 1, False),
-        ("0.24.0", 8, 8, 1, True),
-        ("0.26.0", 1, 256, 256, True),
-        # 0.32: MNBT > n, and never below max_num_seqs
-        ("0.32.0", 15, 2048, 256, True),
-        ("0.32.0", 15, 16, 2, True),
-        ("0.32.0", 15, 15, 2, False),
-        ("0.32.0", 0, 8, 16, False),
-        ("0.32.0", 0, 16, 16, True),
-        ("0.33.1", 15, 15, 2, False),
-        # between, and unknown: only what holds on both sides
-        ("0.29.0", 15, 2048, 256, True),
-        ("0.29.0", 15, 15, 2, True),
-        ("0.29.0", 15, 14, 2, False),
-        (None, 15, 2048, 256, True),
-        (None, 15, 15, 2, True),
-        (None, 15, 14, 2, False),
+        # 0.24 to 0.27: MNBT - (n - 1)·max_num_seqs tokens are left, and none is too few
+        (OLD, 15, 2048, 256, False),
+        (OLD, 15, 14 * 256, 256, False),
+        (OLD, 15, 14 * 256 + 1, 256, True),
+        (OLD, 12, 2048, 192, False),
+        (OLD, 15, 2048, 128, True),
+        (OLD, 8, 7, 1, False),
+        (OLD, 8, 8, 1, True),
+        (OLD, 1, 256, 256, True),
+        # 0.28 to 0.32: MNBT > n
+        (MIDDLE, 15, 2048, 256, True),
+        (MIDDLE, 15, 16, 2, True),
+        (MIDDLE, 15, 15, 2, False),
+        # 0.33: MNBT > n + 1
+        (NEW, 15, 2048, 256, True),
+        (NEW, 15, 17, 2, True),
+        (NEW, 15, 16, 2, False),
+        (NEW, 11, 12, 2, False),
+        (["0.33.1"], 15, 16, 2, False),
+        # and never below max_num_seqs
+        (VERSIONS, 0, 8, 16, False),
+        (VERSIONS, 0, 16, 16, True),
+        # unknown and older: only what all refuse
+        ([None, "0.23.0"], 15, 2048, 256, True),
+        ([None, "0.23.0"], 15, 16, 2, True),
+        ([None, "0.23.0"], 15, 15, 2, False),
+        # newer: what 0.32 and 0.33 refuse
+        (["0.34.0", "1.0.0"], 15, 16, 2, True),
+        (["0.34.0", "1.0.0"], 15, 15, 2, False),
     ],
 )
 def test_the_budget_has_room_for_drafts(
-    version: str | None, n: int, mnbt: int, seqs: int, launches: bool
+    versions: list[str | None], n: int, mnbt: int, seqs: int, launches: bool
 ) -> None:
-    check({N: n, MNBT: mnbt, "max_num_seqs": seqs}, version, launches, words="at least")
+    for version in versions:
+        check({N: n, MNBT: mnbt, "max_num_seqs": seqs}, version, launches, words="at least")
+
+
+def test_a_version_that_nobody_read_is_said_to_be_one() -> None:
+    settings = {METHOD: "dflash", N: 15, MNBT: 15, "max_num_seqs": 2}
+    assert why_infeasible(settings, "0.34.0") == (
+        "n = 15 needs MNBT of at least 17 on vLLM 0.33; 15 would fail; "
+        "0.34.0 was not read, and 0.32 and 0.33 both refuse it"
+    )
+    assert (why_infeasible(settings, None) or "").endswith(
+        "the version is unknown, and 0.24 to 0.33 all refuse it"
+    )
+    for version in VERSIONS:
+        assert why_unread(version) is None
+    assert why_unread("0.34.0rc1") == (
+        "the source of vLLM 0.34.0rc1 was not read: the rules of 0.33 are applied where 0.32 has "
+        "them too"
+    )
+    for version in ("0.23.0", None):
+        said = why_unread(version) or ""
+        assert "only where 0.24 to 0.33 all refuse it" in said
 
 
 def test_the_reason_reads_as_the_issue_asks() -> None:
@@ -92,6 +125,18 @@ def test_the_reason_reads_as_the_issue_asks() -> None:
         ("0.26.0", "draft_model", False, 2, 3),
         ("0.26.0", "draft_model", True, 10, 11),
         ("0.26.0", "eagle3", True, 8, 9),
+        ("0.27.0", "draft_model", False, 2, 3),
+        ("0.27.0", "dspark", False, 8, 9),
+        ("0.28.0", "draft_model", False, 1, 2),
+        ("0.28.0", "dspark", False, 4, 5),
+        ("0.33.0", "dspark", False, 5, 6),  # 6 if it has a bonus token
+        ("0.33.0", "eagle3", False, 5, 6),
+        ("0.33.0", "eagle3", True, 5, 6),
+        ("0.33.0", "mtp", False, 5, 6),
+        ("0.33.0", "draft_model", False, 5, 6),
+        ("0.33.0", "draft_model", True, 5, 6),
+        ("0.33.0", "ngram", False, 1, 2),
+        ("0.33.0", "dflash", False, 6, 7),
         ("0.32.0", "eagle3", True, 4, 5),
         ("0.32.0", "dspark", False, 4, 5),
         ("0.32.0", "draft_model", True, 5, 6),
@@ -119,7 +164,7 @@ def test_a_default_of_max_num_seqs_counts_only_where_the_device_is_known() -> No
     check({**settings, "max_num_seqs": "many"}, "0.26.0", True, CUDA)
 
 
-@pytest.mark.parametrize("version", [*READ, None])
+@pytest.mark.parametrize("version", [*VERSIONS, None])
 def test_numbers_that_cannot_be(version: str | None) -> None:
     for name in (MNBT, "max_num_seqs", "block_size"):
         check({name: 0}, version, False, words="at least 1")
@@ -129,7 +174,7 @@ def test_numbers_that_cannot_be(version: str | None) -> None:
         check({"gpu_memory_utilization": share}, version, launches)
 
 
-@pytest.mark.parametrize("version", [*READ, None])
+@pytest.mark.parametrize("version", [*VERSIONS, None])
 def test_the_budget_holds_every_request_and_a_whole_prompt(version: str | None) -> None:
     check({MNBT: 63, "max_num_seqs": 64}, version, False, words="max_num_seqs = 64")
     check({MNBT: 64, "max_num_seqs": 64}, version, True)
@@ -144,18 +189,26 @@ def test_rules_of_the_scheduler_that_came_or_went() -> None:
     active = {"max_num_active_seqs": 9, "max_num_seqs": 8}
     check(active, "0.32.0", False, words="max_num_active_seqs")
     check({**active, "max_num_seqs": 9}, "0.32.0", True)
-    check(active, "0.26.0", True)
+    check(active, "0.31.0", False)
+    check(active, "0.30.0", True)
+    check({"max_num_active_seqs": 0}, "0.31.0", False, words="at least 1")
     long = {"long_prefill_token_threshold": 65, "max_model_len": 64}
     check(long, "0.32.0", False)
     check({**long, "max_model_len": 65}, "0.32.0", True)
     check(long, "0.26.0", True)
+    several = {**long, "max_num_partial_prefills": 2}
+    for version in VERSIONS[:3]:
+        check(long, version, True)
+        check(several, version, False, words="long_prefill_token_threshold")
+    for version in VERSIONS[3:]:
+        check(long, version, False, words="long_prefill_token_threshold")
     check({"max_long_partial_prefills": 2}, "0.26.0", False)
     check({"max_long_partial_prefills": 2, "max_num_partial_prefills": 2}, "0.26.0", True)
     check({"max_long_partial_prefills": 2}, "0.32.0", True)
     check({"max_num_partial_prefills": 2, "enable_chunked_prefill": False}, "0.24.0", False)
 
 
-@pytest.mark.parametrize("version", [*READ, None])
+@pytest.mark.parametrize("version", [*VERSIONS, None])
 def test_the_draft_has_one_worker_or_the_targets(version: str | None) -> None:
     for own, target, launches in ((1, 4, True), (4, 4, True), (2, 4, False), (2, 1, False)):
         check({N: 3, TP: target, DRAFT_TP: own}, version, launches)
@@ -194,26 +247,45 @@ def test_lengths() -> None:
     ],
 )
 def test_a_schedule_of_n_by_batch_size(schedule: object, words: str | None) -> None:
-    for version in READ:
+    for version in VERSIONS:
         check({N: 7, BY_BATCH: schedule}, version, words is None, words=words or "")
         check({N: 0, BY_BATCH: schedule}, version, True)
     check({N: 7, BY_BATCH: schedule, "data_parallel_size": 2}, "0.32.0", True)
 
+    with_replicas = {N: 7, BY_BATCH: [[2, 4, 7]], "data_parallel_size": 2}
+    check(with_replicas, "0.25.0", False, words="begin at")
+    check(with_replicas, "0.26.0", True)  # it is ignored
+    check({N: 7, BY_BATCH: [[2, 4, 7]], METHOD: "suffix"}, "0.33.0", True)  # so here
+    check({N: 7, BY_BATCH: [[2, 4, 7]], METHOD: "suffix"}, "0.32.0", False)
 
-def test_a_cache_dtype_is_one_of_the_version() -> None:
-    check({"kv_cache_dtype": "int4_per_token_head"}, "0.24.0", False, words="has no kv_cache_dtype")
-    check({"kv_cache_dtype": "int4_per_token_head"}, "0.26.0", True)
-    check({"kv_cache_dtype": "nvfp4_4over6"}, "0.26.0", False)
-    check({"kv_cache_dtype": "nvfp4_4over6"}, "0.32.0", True)
-    check({"kv_cache_dtype": "nvfp4_4over6"}, "0.29.0", True)  # not read
-    check({"kv_cache_dtype": "nvfp4_4over6"}, None, True)
+
+@pytest.mark.parametrize(
+    ("dtype", "since"),
+    [
+        ("nvfp4", 24),
+        ("int4_per_token_head", 25),
+        ("nvfp4_4over6", 28),
+        ("nvfp4_ds_mla", 30),
+        ("ultraquant_4bit", 32),
+        ("octave_k3v4", 33),
+    ],
+)
+def test_a_cache_dtype_is_one_of_the_version(dtype: str, since: int) -> None:
+    for minor in range(24, 33):
+        check({"kv_cache_dtype": dtype}, f"0.{minor}.0", minor >= since, words="has no kv_cache")
+    for version in ("0.33.0", "0.34.0", None):  # a plugin, or a later version, may have it
+        check({"kv_cache_dtype": dtype}, version, True)
+        check({"kv_cache_dtype": "int7"}, version, True)
+    assert "only a plugin" in (why_doubtful({"kv_cache_dtype": "int7"}, "0.33.0") or "")
+    assert why_doubtful({"kv_cache_dtype": dtype}, "0.33.0") is None
 
 
 def test_what_a_cpu_takes() -> None:
     plain = Known(platform="cpu", plain_attention=True)
     check({"block_size": 16}, "0.26.0", True, plain)
     check({"block_size": 24}, "0.26.0", False, plain, "multiple of 16")
-    check({"block_size": 16}, "0.32.0", False, plain, "multiple of 32")
+    check({"block_size": 16}, "0.28.0", True, plain)
+    check({"block_size": 16}, "0.29.0", False, plain, "multiple of 32")
     check({"block_size": 32}, "0.32.0", True, plain)
     check({"block_size": 24}, "0.32.0", True, CPU)  # another size is set for MLA
     check({"block_size": 24}, "0.32.0", True, Known(platform="cuda", plain_attention=True))
@@ -250,13 +322,16 @@ def test_a_budget_between_refused_and_sound_is_doubtful() -> None:
     assert why_doubtful({**settings, N: 15}, "0.26.0") is None  # refused for certain
     assert why_doubtful({**settings, N: 0}, "0.26.0") is None
     assert why_doubtful(settings, "0.26.0", CPU) is None
-    assert why_doubtful(settings, "0.32.0") is None
-    assert why_doubtful(settings, None) is None
+    for version in VERSIONS[4:7]:
+        assert "may crash on a GPU" in (why_doubtful(settings, version) or "")
+    for version in (*VERSIONS[7:], "0.34.0", None):
+        assert why_doubtful(settings, version) is None
 
 
 def test_a_draft_may_guess_beyond_its_block() -> None:
-    for version in READ:
-        check({N: 40, MNBT: 8192, "max_num_seqs": 4, "speculative.block_size": 16}, version, True)
+    for version in VERSIONS:
+        known = Known(drafts={None: Draft(block=16)})
+        check({N: 40, MNBT: 8192, "max_num_seqs": 4}, version, True, known)
 
 
 def test_what_a_models_config_tells() -> None:
@@ -274,7 +349,7 @@ def test_what_a_models_config_tells() -> None:
 def test_every_rule_says_where_it_was_read() -> None:
     for rule in RULES:
         assert ".py: " in rule.source, rule.name
-        assert any(rule.holds((0, minor)) for minor in (24, 26, 29, 32))
+        assert any(rule.holds(minor) for minor in READ)
     found = infeasible({METHOD: "dflash", N: 15, MNBT: 15}, "0.32.0")
     assert found is not None
     assert "_set_max_num_scheduled_tokens" in found.rule.source

