@@ -145,9 +145,9 @@ def ask(source: Source, only: str = "") -> dict[str, Any]:
 
     Args:
         source: Its Python source.
-        only: Leave out groups without this text in method and kind; empty: all.
+        only: Pattern that ``method: kind`` of a group must have; empty: all.
     """
-    chosen = [g for g in groups() if only in f"{g['method']}: {g['kind']}"]
+    chosen = [g for g in groups() if re.search(only, f"{g['method']}: {g['kind']}")]
     answers: dict[int, list[Any]] = {}
     for platform in sorted({g["platform"] for g in chosen}):
         numbers = [i for i, g in enumerate(chosen) if g["platform"] == platform]
@@ -317,7 +317,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", nargs="*", help="folder, source distribution or wheel")
     parser.add_argument("--version", action="append", default=[], help="version to download")
     parser.add_argument("--out", type=Path, default=DATA)
-    parser.add_argument("--only", default="", help="only groups with this text")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="only groups with this pattern; the rest is kept",
+    )
     args = parser.parse_args(argv)
     if not args.source and not args.version:
         parser.error("give a source, or --version")

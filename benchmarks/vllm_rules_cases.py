@@ -53,7 +53,7 @@ def settings_of(group: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     fixed = group.get("fixed", {})
     if "cases" in group:
         for case in group["cases"]:
-            yield {**fixed, **case}
+            yield {**fixed, **{k: v for k, v in case.items() if v is not None}}
         return
     names = list(group["axes"])
     for values in itertools.product(*group["axes"].values()):

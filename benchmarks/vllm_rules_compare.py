@@ -14,26 +14,49 @@ Rules of :data:`LATER` speak of what fails after the configuration, so the table
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.engine.draft_facts import draft_facts
-
 from autotune.engine import rules
+from autotune.engine.draft_facts import draft_facts
 from autotune.engine.rule import Known
 from benchmarks.vllm_rules import DATA, read, shape, unpacked
 from benchmarks.vllm_rules_base import MODELS, D
 from benchmarks.vllm_rules_cases import settings_of
 
+_FLAG = "a flag that has no part in drafting or memory; nothing is said of its values"
+_WORDS = "the size of the vocabulary is not read"
 # Rules about what comes after the configuration, with where vLLM notices.
 LATER = {
     "synthetic acceptance on a CPU": "the first request (utils/cpu_triton_utils.py)",
 }
-# What vLLM refuses and no rule is meant to know: place and words, and why.
-UNCLAIMED: tuple[tuple[str, str], ...] = ()
+# What vLLM refuses and no rule is meant to know: a pattern of place, words and settings, and why.
+UNCLAIMED = (
+    (r"^parser: .*unrecognized arguments", "vLLM's own list of flags is asked before a launch"),
+    (r"^parser: .*(performance-mode|scheduling-policy|per-request-\S+): invalid choice", _FLAG),
+    (r"SchedulerConfig\.(long_prefill_token_threshold|prefill_schedule_interval)", _FLAG),
+    (
+        r"is smaller than max_model_len (?!.*\"max_model_len\": )",
+        "max_model_len is not given: a tokenizer's own length may be below the model's",
+    ),
+    (r"_reject_mismatched_float_kv_cache", "the dtype of the weights is not read"),
+    (r"_validate_cache_dtype: .*Invalid kv_cache_dtype", "a plug-in of vLLM may register more"),
+    (r"xpress_topc is only supported by XPress", "which DFlash draft is XPress is not read"),
+    (r"dspark_draft_topk must be between 1 and the draft voc", _WORDS),
+    (r"should have the same vocabulary size", _WORDS),
+    (
+        r"--per-request-spec-decode-metrics requires speculative decoding",
+        "the flag is left out at n = 0, so no launch has it",
+    ),
+    (
+        r"Unsupported speculative method: 'mtp'",
+        "the target has no head; which have one is not read for certain",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +93,7 @@ def known_of(group: Mapping[str, Any], settings: Mapping[str, Any]) -> Known:
     target = MODELS[settings["model"]]
     platform = str(group["platform"]).partition(" ")[0]
     name = settings.get(f"{D}model")
-    drafts = {name: draft_facts(MODELS[name] if name in MODELS else target)}
+    drafts = {name: draft_facts(MODELS.get(name, target))}
     plain = rules.known_of(target, platform, None)
     runner = group.get("env", {}).get("VLLM_USE_V2_MODEL_RUNNER")
     return Known(
@@ -101,14 +124,14 @@ def disagreements(table: Mapping[str, Any]) -> Iterator[Disagreement]:
             if found is not None and found.rule.name not in LATER:
                 ours = f"{found.reason} [{found.rule.name}]"
                 yield Disagreement(version, group, settings, ours, "")
-            elif message is not None and unclaimed(message) is None:
+            elif message is not None and unclaimed(message, settings) is None:
                 theirs = f"{message['text']} [{message['at']}]"
                 yield Disagreement(version, group, settings, "", theirs)
 
 
-def unclaimed(message: Mapping[str, str]) -> str | None:
+def unclaimed(message: Mapping[str, str], settings: Mapping[str, Any]) -> str | None:
     """Return why no rule is meant to know a refusal; None: one is."""
-    said = f"{message['at']}: {message['text']}"
+    said = f"{message['at']}: {message['text']} {json.dumps(settings)}"
     return next((why for pattern, why in UNCLAIMED if re.search(pattern, said)), None)
 
 

@@ -15,6 +15,7 @@ Nothing of vLLM is compiled here. What stands in for something:
   chooses its platform for CPUs, and ``X`` for a GPU;
 - compiled modules (``vllm._C`` and others): empty modules; what a module asks of their operators
   when it is imported (whether the GPU has FP8 kernels) is answered with yes;
+- the compiler's passes for a GPU, which name such operators: an empty class;
 - the process that vLLM inspects a model's class in: the class is imported here instead;
 - torchvision, torchaudio, torchcodec: hidden, for a build for another torch breaks the import;
   and Ray, which no setting here needs;
@@ -90,6 +91,9 @@ def stand_in(source: str, version: str, platform: str) -> None:
 
         for name in [x for x in vars(_custom_ops) if "_supports_" in x]:
             setattr(_custom_ops, name, lambda *_: True)
+        passes = types.ModuleType("vllm.compilation.passes.pass_manager")
+        passes.__dict__.update(PostGradPassManager=object)
+        sys.modules[passes.__name__] = passes
     from vllm.model_executor.models import registry
 
     lazy, inspected = registry._LazyRegisteredModel, {}
