@@ -45,6 +45,8 @@ def only_v2(launch: Launch) -> str | None:
         return "adaptive verification"
     if launch.method == "dflash" and launch.draft.architectures & _CANDIDATES:
         return "a DFlash draft with a candidate head"
+    if launch.of_draft("draft_lm_head_quantization") is not None:
+        return "draft_lm_head_quantization"
     if launch.method == "dflash" and launch.draft.mixed:
         return "a DFlash draft with sliding and full attention"
     return None
@@ -95,7 +97,7 @@ def _needs_logits(launch: Launch) -> str | None:
 
 def _on_v1(launch: Launch) -> str | None:
     what = only_v2(launch)
-    if what is None:
+    if what is None or "watermark_config" in launch.settings:  # watermarks choose V2
         return None
     if launch.known.v2 is False:
         return f"{what} needs model runner V2, and VLLM_USE_V2_MODEL_RUNNER is 0"
@@ -104,6 +106,14 @@ def _on_v1(launch: Launch) -> str | None:
             f"{what} needs model runner V2, which {launch.vllm} has not for method {launch.method}"
         )
     return None
+
+
+def _async_on_v1(launch: Launch) -> str | None:
+    asked = launch.settings.get("async_scheduling") is True
+    padded = launch.of_draft("disable_padded_drafter_batch") is not True
+    if launch.n < 1 or not asked or padded or not only_v1(launch):
+        return None
+    return f"async_scheduling does not go with disable_padded_drafter_batch on {launch.vllm}"
 
 
 def _whole_block(launch: Launch) -> str | None:
@@ -220,5 +230,11 @@ METHOD_RULES = (
     Rule("adaptive verification with full CUDA graphs", _needs_graphs, _VERIFIED, first=(0, 29)),
     Rule("adaptive verification without LoRA and pipelines", _not_with, _VERIFIED, first=(0, 29)),
     Rule("adaptive verification with the draft's logits", _needs_logits, _SPEC, first=(0, 30)),
+    Rule(
+        "async scheduling on model runner V1",
+        _async_on_v1,
+        "config/vllm.py: VllmConfig.__post_init__",
+        first=(0, 33),
+    ),
     Rule("what only model runner V2 has", _on_v1, _V1, first=(0, 29)),
 )

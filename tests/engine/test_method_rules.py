@@ -119,6 +119,15 @@ def test_drafts_whose_config_tells(
         assert why({METHOD: method, N: 0}, f"0.{minor}.0", known) == ""
 
 
+def test_what_only_runner_v2_has_is_refused_with_drafts_of_v1() -> None:
+    one_pass = {METHOD: "eagle3", f"{DRAFT}parallel_drafting": True}
+    quantized = {**one_pass, f"{DRAFT}draft_lm_head_quantization": "fp8"}
+    assert "V2" in why(quantized, "0.33.0")
+    asynchronous = {**one_pass, "async_scheduling": True}
+    assert why(asynchronous, "0.33.0") == ""
+    assert why({**asynchronous, f"{DRAFT}disable_padded_drafter_batch": True}, "0.33.0") != ""
+
+
 def test_context_parallelism_of_kimi() -> None:
     known = of(Draft(architectures=frozenset({"K3DSparkModel"})))
     settings = {METHOD: "dspark", "decode_context_parallel_size": 2}
