@@ -113,6 +113,8 @@ def _draft_length(launch: Launch) -> str | None:
     most = launch.draft.model_max_len
     if most is not None and own > most:
         return f"speculative.max_model_len = {own} is above the draft's own {most}"
+    if length is None and "hf_overrides" not in launch.settings:
+        length = launch.known.model_max_len  # the target's is not above it
     if length is None or length < 1 or own <= length:
         return None
     return f"the draft's max_model_len = {own} is above the target's {length}"

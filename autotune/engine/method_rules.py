@@ -10,7 +10,10 @@ from autotune.engine.draft_keys import ADAPTIVE
 from autotune.engine.rule import Launch, Rule
 
 _SPEC = "config/speculative.py: SpeculativeConfig.__post_init__"
-_VERIFIED = "config/vllm.py: VllmConfig._validate_adaptive_verification"
+_VERIFIED = (
+    "config/vllm.py: VllmConfig._validate_adaptive_verification, "
+    "in 0.28 _get_v2_model_runner_unsupported_features"
+)
 _V1 = "config/vllm.py: VllmConfig._get_v1_model_runner_unsupported_features"
 # Methods that only model runner V1 has, by the first version in which V2 has the others.
 _ONLY_V1 = {
@@ -227,8 +230,8 @@ METHOD_RULES = (
     Rule(
         "adaptive verification for DSpark only", _other_method, _SPEC, first=(0, 28), last=(0, 29)
     ),
-    Rule("adaptive verification with full CUDA graphs", _needs_graphs, _VERIFIED, first=(0, 29)),
-    Rule("adaptive verification without LoRA and pipelines", _not_with, _VERIFIED, first=(0, 29)),
+    Rule("adaptive verification with full CUDA graphs", _needs_graphs, _VERIFIED, first=(0, 28)),
+    Rule("adaptive verification without LoRA and pipelines", _not_with, _VERIFIED, first=(0, 28)),
     Rule("adaptive verification with the draft's logits", _needs_logits, _SPEC, first=(0, 30)),
     Rule(
         "async scheduling on model runner V1",

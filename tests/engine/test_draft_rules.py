@@ -74,6 +74,7 @@ def test_the_drafts_length_is_within_its_own_and_the_targets() -> None:
         assert (why(settings, known) == "") is launches
         assert why({**settings, METHOD: "ngram"}, known) == ""  # it has no model
         assert why(settings) == ""
+        assert (why(settings, Known(model_max_len=2048)) == "") is launches
         assert bool(why({**settings, "max_model_len": 2048})) is not launches
 
 
