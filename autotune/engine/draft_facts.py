@@ -46,6 +46,7 @@ def draft_facts(config: Mapping[str, Any]) -> Draft:
         length=as_int(layers.get("max_position_embeddings")),
         model_max_len=None if speculators else known_of(config, None, None).model_max_len,
         mixed=len(sliding) == 2,
+        vocabulary=as_int(config.get("vocab_size")) if "text_config" not in config else None,
     )
 
 

@@ -192,6 +192,16 @@ def _head(launch: Launch) -> str | None:
     return f"n = {n} must be a multiple of the {head} tokens that the draft's head makes at once"
 
 
+def _vocabulary(launch: Launch) -> str | None:
+    target = launch.known.drafts.get(None)
+    own, other = launch.draft.vocabulary, target.vocabulary if target is not None else None
+    if launch.n < 1 or launch.method != "draft_model" or own is None or other is None:
+        return None
+    if own == other or launch.of_draft("use_heterogeneous_vocab") is True:
+        return None
+    return f"the draft has a vocabulary of {own} tokens, and the target one of {other}"
+
+
 def _context_parallel(launch: Launch) -> str | None:
     ways = launch.number("decode_context_parallel_size") or 1
     if launch.n < 1 or launch.method != "dspark" or ways <= 1:
@@ -202,6 +212,11 @@ def _context_parallel(launch: Launch) -> str | None:
 
 
 METHOD_RULES = (
+    Rule(
+        "one vocabulary for draft and target",
+        _vocabulary,
+        "config/speculative.py: SpeculativeConfig.verify_equal_vocab_size_if_draft_model",
+    ),
     Rule("n of a head for multi-token prediction", _head, f"{_SPEC} (n_predict)"),
     Rule("one token of Inkling's head", _inkling, _SPEC, first=(0, 26), last=(0, 27)),
     Rule("one token of Parse 3.5", _one_step, _SPEC, first=(0, 33)),

@@ -29,6 +29,7 @@ class Draft:
         length: Longest sequence that it was made for, tokens.
         model_max_len: Longest ``max_model_len`` that vLLM derives from its config, tokens.
         mixed: Whether it has sliding and full attention.
+        vocabulary: Tokens that it knows.
     """
 
     kind: str | None = None
@@ -41,6 +42,7 @@ class Draft:
     length: int | None = None
     model_max_len: int | None = None
     mixed: bool = False
+    vocabulary: int | None = None
 
 
 UNREAD_DRAFT = Draft()

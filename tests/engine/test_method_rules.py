@@ -128,6 +128,17 @@ def test_what_only_runner_v2_has_is_refused_with_drafts_of_v1() -> None:
     assert why({**asynchronous, f"{DRAFT}disable_padded_drafter_batch": True}, "0.33.0") != ""
 
 
+def test_a_draft_model_has_the_targets_vocabulary() -> None:
+    for own, launches in ((1000, True), (500, False), (None, True)):
+        drafts = {None: Draft(vocabulary=1000), "d": Draft(vocabulary=own)}
+        settings = {METHOD: "draft_model", f"{DRAFT}model": "d"}
+        known = Known(platform="cuda", drafts=drafts)
+        assert refused(settings, known) == ([] if launches else list(range(24, 34)))
+        assert refused({**settings, METHOD: "eagle3"}, known) == []
+    two = {**settings, f"{DRAFT}use_heterogeneous_vocab": True}
+    assert refused(two, Known(drafts={**drafts, "d": Draft(vocabulary=500)})) == [24]
+
+
 def test_context_parallelism_of_kimi() -> None:
     known = of(Draft(architectures=frozenset({"K3DSparkModel"})))
     settings = {METHOD: "dspark", "decode_context_parallel_size": 2}
