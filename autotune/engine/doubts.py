@@ -165,6 +165,17 @@ def _v2_on_cpu(launch: Launch) -> str | None:
     return f"{what} needs model runner V2, and so Triton, which vLLM for CPUs is built without"
 
 
+def _async_on_cpu(launch: Launch) -> str | None:
+    """``config/vllm.py: __post_init__``, 0.33.0: 1652, where a CPU has model runner V1."""
+    if launch.n < 1 or launch.known.platform != "cpu":
+        return None
+    if launch.settings.get("async_scheduling") is not True:
+        return None
+    if launch.method == "ngram" or launch.of_draft("disable_padded_drafter_batch") is True:
+        return f"{launch.vllm} refuses async_scheduling here without Triton, as on most CPUs"
+    return None
+
+
 def _anchor(launch: Launch) -> str | None:
     """Doubt where a DSpark draft's layout is unknown; see `autotune.engine.active_requests`."""
     mnbt, load, (seqs, _) = launch.number(MNBT), launch.known.load, launch.seqs()
@@ -195,5 +206,6 @@ _DOUBTS = (
     _Doubt(_replay, (0, 32)),
     _Doubt(_adaptive_backend, (0, 28)),
     _Doubt(_v2_on_cpu, (0, 25)),
+    _Doubt(_async_on_cpu, (0, 33)),
     _Doubt(_arctic, (0, 24)),
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 from autotune.engine.draft_method import tokens_of_head
 from autotune.engine.rule import Draft
+from autotune.engine.rules import known_of
 from autotune.study.checkpoints import speculators_of
 from autotune.study.space import as_int
 
@@ -43,7 +44,9 @@ def draft_facts(config: Mapping[str, Any]) -> Draft:
         one_token=_one_token(config),
         from_anchor=anchor if isinstance(anchor, bool) else None,
         length=as_int(layers.get("max_position_embeddings")),
+        model_max_len=None if speculators else known_of(config, None, None).model_max_len,
         mixed=len(sliding) == 2,
+        vocabulary=as_int(config.get("vocab_size")) if "text_config" not in config else None,
     )
 
 

@@ -107,6 +107,7 @@ _ONLY_FOR = {
 # vLLM compares these two with the method only where the draft is a model.
 _LOOKED_AT_WITH_A_MODEL = {"dspark_draft_topk", "xpress_topc"}
 _WITHOUT_MODEL = {"ngram", "ngram_gpu", "suffix", "custom_class", "extract_hidden_states"}
+_XPRESS = {"Qwen3XPressModel", "DFlashQwen3XPressModel"}
 
 
 def _given(launch: Launch) -> Iterator[tuple[str, object]]:
@@ -196,6 +197,11 @@ def _of_method(launch: Launch) -> str | None:
         if key in _LOOKED_AT_WITH_A_MODEL and launch.method in _WITHOUT_MODEL:
             continue
         return f"{key} is for {_or(methods)}, not for method {launch.method}"
+    names = launch.draft.architectures
+    if launch.method != "dflash" or launch.of_draft("xpress_topc") is None:
+        return None
+    if names and not names & _XPRESS:
+        return "xpress_topc is for an XPress draft, which this one is not"
     return None
 
 

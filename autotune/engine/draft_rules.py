@@ -106,9 +106,16 @@ def _draft_workers(launch: Launch) -> str | None:
 
 def _draft_length(launch: Launch) -> str | None:
     own, length = launch.number(f"{DRAFT}max_model_len"), launch.number("max_model_len")
-    if launch.n < 1 or own is None or length is None or length < 1 or own <= length:
+    if launch.n < 1 or own is None:
         return None
     if launch.method is not None and launch.method not in _MODELS:
+        return None
+    most = launch.draft.model_max_len
+    if most is not None and own > most:
+        return f"speculative.max_model_len = {own} is above the draft's own {most}"
+    if length is None and "hf_overrides" not in launch.settings:
+        length = launch.known.model_max_len  # the target's is not above it
+    if length is None or length < 1 or own <= length:
         return None
     return f"the draft's max_model_len = {own} is above the target's {length}"
 
@@ -198,9 +205,10 @@ DRAFT_RULES = (
         "config/speculative.py: SpeculativeConfig._verify_and_get_draft_tp, _verify_args",
     ),
     Rule(
-        "the draft's max_model_len within the target's",
+        "the draft's max_model_len within its own and the target's",
         _draft_length,
-        "config/speculative.py: SpeculativeConfig._maybe_override_draft_max_model_len",
+        "config/speculative.py: SpeculativeConfig._maybe_override_draft_max_model_len, "
+        "config/model.py: _get_and_verify_max_len",
     ),
     Rule(
         "schedule of n by batch size",

@@ -42,7 +42,8 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
     )
     longer = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
     if longer in server.env or longer in os.environ:
-        return replace(known, model_max_len=None)
+        drafts = {name: replace(d, model_max_len=None) for name, d in known.drafts.items()}
+        return replace(known, model_max_len=None, drafts=drafts)
     return known
 
 

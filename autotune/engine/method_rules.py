@@ -10,7 +10,10 @@ from autotune.engine.draft_keys import ADAPTIVE
 from autotune.engine.rule import Launch, Rule
 
 _SPEC = "config/speculative.py: SpeculativeConfig.__post_init__"
-_VERIFIED = "config/vllm.py: VllmConfig._validate_adaptive_verification"
+_VERIFIED = (
+    "config/vllm.py: VllmConfig._validate_adaptive_verification, "
+    "in 0.28 _get_v2_model_runner_unsupported_features"
+)
 _V1 = "config/vllm.py: VllmConfig._get_v1_model_runner_unsupported_features"
 # Methods that only model runner V1 has, by the first version in which V2 has the others.
 _ONLY_V1 = {
@@ -45,6 +48,8 @@ def only_v2(launch: Launch) -> str | None:
         return "adaptive verification"
     if launch.method == "dflash" and launch.draft.architectures & _CANDIDATES:
         return "a DFlash draft with a candidate head"
+    if launch.of_draft("draft_lm_head_quantization") is not None:
+        return "draft_lm_head_quantization"
     if launch.method == "dflash" and launch.draft.mixed:
         return "a DFlash draft with sliding and full attention"
     return None
@@ -95,7 +100,7 @@ def _needs_logits(launch: Launch) -> str | None:
 
 def _on_v1(launch: Launch) -> str | None:
     what = only_v2(launch)
-    if what is None:
+    if what is None or "watermark_config" in launch.settings:  # watermarks choose V2
         return None
     if launch.known.v2 is False:
         return f"{what} needs model runner V2, and VLLM_USE_V2_MODEL_RUNNER is 0"
@@ -104,6 +109,14 @@ def _on_v1(launch: Launch) -> str | None:
             f"{what} needs model runner V2, which {launch.vllm} has not for method {launch.method}"
         )
     return None
+
+
+def _async_on_v1(launch: Launch) -> str | None:
+    asked = launch.settings.get("async_scheduling") is True
+    padded = launch.of_draft("disable_padded_drafter_batch") is not True
+    if launch.n < 1 or not asked or padded or not only_v1(launch):
+        return None
+    return f"async_scheduling does not go with disable_padded_drafter_batch on {launch.vllm}"
 
 
 def _whole_block(launch: Launch) -> str | None:
@@ -179,6 +192,16 @@ def _head(launch: Launch) -> str | None:
     return f"n = {n} must be a multiple of the {head} tokens that the draft's head makes at once"
 
 
+def _vocabulary(launch: Launch) -> str | None:
+    target = launch.known.drafts.get(None)
+    own, other = launch.draft.vocabulary, target.vocabulary if target is not None else None
+    if launch.n < 1 or launch.method != "draft_model" or own is None or other is None:
+        return None
+    if own == other or launch.of_draft("use_heterogeneous_vocab") is True:
+        return None
+    return f"the draft has a vocabulary of {own} tokens, and the target one of {other}"
+
+
 def _context_parallel(launch: Launch) -> str | None:
     ways = launch.number("decode_context_parallel_size") or 1
     if launch.n < 1 or launch.method != "dspark" or ways <= 1:
@@ -189,6 +212,11 @@ def _context_parallel(launch: Launch) -> str | None:
 
 
 METHOD_RULES = (
+    Rule(
+        "one vocabulary for draft and target",
+        _vocabulary,
+        "config/speculative.py: SpeculativeConfig.verify_equal_vocab_size_if_draft_model",
+    ),
     Rule("n of a head for multi-token prediction", _head, f"{_SPEC} (n_predict)"),
     Rule("one token of Inkling's head", _inkling, _SPEC, first=(0, 26), last=(0, 27)),
     Rule("one token of Parse 3.5", _one_step, _SPEC, first=(0, 33)),
@@ -217,8 +245,14 @@ METHOD_RULES = (
     Rule(
         "adaptive verification for DSpark only", _other_method, _SPEC, first=(0, 28), last=(0, 29)
     ),
-    Rule("adaptive verification with full CUDA graphs", _needs_graphs, _VERIFIED, first=(0, 29)),
-    Rule("adaptive verification without LoRA and pipelines", _not_with, _VERIFIED, first=(0, 29)),
+    Rule("adaptive verification with full CUDA graphs", _needs_graphs, _VERIFIED, first=(0, 28)),
+    Rule("adaptive verification without LoRA and pipelines", _not_with, _VERIFIED, first=(0, 28)),
     Rule("adaptive verification with the draft's logits", _needs_logits, _SPEC, first=(0, 30)),
+    Rule(
+        "async scheduling on model runner V1",
+        _async_on_v1,
+        "config/vllm.py: VllmConfig.__post_init__",
+        first=(0, 33),
+    ),
     Rule("what only model runner V2 has", _on_v1, _V1, first=(0, 29)),
 )

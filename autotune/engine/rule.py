@@ -27,7 +27,9 @@ class Draft:
         one_token: Whether it has one trained step only, so that n must be 1.
         from_anchor: Whether a DSpark draft starts from its anchor token, without a bonus token.
         length: Longest sequence that it was made for, tokens.
+        model_max_len: Longest ``max_model_len`` that vLLM derives from its config, tokens.
         mixed: Whether it has sliding and full attention.
+        vocabulary: Tokens that it knows.
     """
 
     kind: str | None = None
@@ -38,7 +40,9 @@ class Draft:
     one_token: bool = False
     from_anchor: bool | None = None
     length: int | None = None
+    model_max_len: int | None = None
     mixed: bool = False
+    vocabulary: int | None = None
 
 
 UNREAD_DRAFT = Draft()

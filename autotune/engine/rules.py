@@ -231,6 +231,8 @@ def _budget_holds_requests(launch: Launch) -> str | None:
 
 def _budget_holds_a_prompt(launch: Launch) -> str | None:
     mnbt, length = launch.number(MNBT), launch.number("max_model_len")
+    if "max_model_len" not in launch.settings and "hf_overrides" not in launch.settings:
+        length = launch.known.model_max_len
     chunked = launch.settings.get("enable_chunked_prefill", True)
     if chunked is not False or mnbt is None or length is None or mnbt >= length:
         return None
@@ -252,6 +254,8 @@ def _active_requests(launch: Launch) -> str | None:
 def _long_prefill(launch: Launch) -> str | None:
     long = launch.number("long_prefill_token_threshold")
     length = launch.number("max_model_len")
+    if long is not None and long < 0 and launch.minor is not None and launch.minor >= (0, 25):
+        return f"long_prefill_token_threshold must be at least 0, not {long}"
     partial = launch.number("max_num_partial_prefills") or 1
     if launch.minor is not None and launch.minor < (0, 27) and partial <= 1:
         return None

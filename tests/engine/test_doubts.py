@@ -42,6 +42,7 @@ def doubted(settings: dict[str, Any], words: str, known: Known = CUDA) -> list[i
         ({METHOD: "dspark", **ADAPTIVE}, "attention backends", range(28, 34), CUDA),
         ({METHOD: "ngram", **ADAPTIVE}, "logits", [32, 33], CUDA),
         ({METHOD: "dspark"}, "Triton", range(25, 34), CPU),
+        ({METHOD: "ngram", "async_scheduling": True}, "Triton", [33], CPU),
         ({METHOD: "dspark"}, "Triton", [], CUDA),
         ({METHOD: "eagle3", "use_replayssm": True, "replayssm_buffer_len": 4}, "5", [32, 33], CUDA),
         ({METHOD: "eagle3", "use_replayssm": True, "replayssm_buffer_len": 5}, "5", [], CUDA),

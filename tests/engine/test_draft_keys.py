@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autotune.engine.rule import METHOD
+from autotune.engine.rule import METHOD, Draft, Known
 from autotune.engine.rules import why_infeasible
 from autotune.study.space import DRAFT, N
 
@@ -121,6 +121,13 @@ def test_fly_needs_two_drafts_and_a_smaller_window() -> None:
     assert "must be below n = 4" in why({**fly, "fly_window_size": 4})
     assert why({**fly, "fly_window_size": 3}) == ""
     assert why({"fly_window_size": 9}) == ""
+
+
+def test_the_narrowing_of_xpress_is_for_xpress() -> None:
+    settings = {METHOD: "dflash", N: 4, f"{DRAFT}xpress_topc": 4}
+    for name, launches in (("Qwen3XPressModel", True), ("DFlashDraftModel", False)):
+        known = Known(drafts={None: Draft(architectures=frozenset({name}))})
+        assert (why_infeasible(settings, "0.33.0", known) is None) is launches
 
 
 def test_async_scheduling_is_refused_with_some_methods() -> None:

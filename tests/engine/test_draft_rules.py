@@ -66,6 +66,18 @@ def test_a_head_takes_multiples_of_its_tokens() -> None:
     assert why({METHOD: "mtp", N: 3}, Known()) == ""
 
 
+def test_the_drafts_length_is_within_its_own_and_the_targets() -> None:
+    known = Known(drafts={None: Draft(model_max_len=2048)})
+    own = "speculative.max_model_len"
+    for length, launches in ((2048, True), (2049, False)):
+        settings = {METHOD: "eagle3", N: 3, own: length}
+        assert (why(settings, known) == "") is launches
+        assert why({**settings, METHOD: "ngram"}, known) == ""  # it has no model
+        assert why(settings) == ""
+        assert (why(settings, Known(model_max_len=2048)) == "") is launches
+        assert bool(why({**settings, "max_model_len": 2048})) is not launches
+
+
 def test_without_a_method_no_rule_guesses_one() -> None:
     settings = {N: 15, MNBT: 2048, "max_num_seqs": 256}
     for version in (*VERSIONS, None):

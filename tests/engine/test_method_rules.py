@@ -37,11 +37,11 @@ def of(draft: Draft, **more: Any) -> Known:
         ({METHOD: "ngram"}, range(24, 32)),
         ({METHOD: "suffix"}, range(24, 34)),
         ({METHOD: "eagle3", f"{DRAFT}parallel_drafting": True}, range(24, 34)),
-        ({METHOD: "dspark", "enable_lora": True}, [*range(24, 28), *range(29, 34)]),
-        ({METHOD: "dspark", "pipeline_parallel_size": 2}, [*range(24, 28), *range(29, 34)]),
+        ({METHOD: "dspark", "enable_lora": True}, range(24, 34)),
+        ({METHOD: "dspark", "pipeline_parallel_size": 2}, range(24, 34)),
         ({METHOD: "dspark", "pipeline_parallel_size": 1}, range(24, 28)),
-        ({METHOD: "dspark", "enforce_eager": True}, [*range(24, 28), *range(29, 34)]),
-        ({METHOD: "dspark", "optimization_level": 0}, [*range(24, 28), *range(29, 34)]),
+        ({METHOD: "dspark", "enforce_eager": True}, range(24, 34)),
+        ({METHOD: "dspark", "optimization_level": 0}, range(24, 34)),
         ({METHOD: "dspark", "optimization_level": 1}, [*range(24, 28), *range(30, 34)]),
         ({METHOD: "dspark", "optimization_level": 2}, range(24, 28)),
         (
@@ -63,7 +63,7 @@ def test_adaptive_verification(settings: dict[str, Any], versions: Any) -> None:
 
 def test_adaptive_verification_needs_a_gpu_and_runner_v2() -> None:
     settings = {ADAPTIVE: True, METHOD: "dspark"}
-    assert "CPU" in why(settings, "0.29.0", Known(platform="cpu"))
+    assert "CPU" in why(settings, "0.28.0", Known(platform="cpu"))
     v1 = Known(platform="cuda", v2=False)
     for minor in range(29, 34):
         assert "V2" in why(settings, f"0.{minor}.0", v1)
@@ -117,6 +117,26 @@ def test_drafts_whose_config_tells(
         wanted = "123456789" if expected == "all" else expected
         assert "".join(map(str, ns)) == wanted, minor
         assert why({METHOD: method, N: 0}, f"0.{minor}.0", known) == ""
+
+
+def test_what_only_runner_v2_has_is_refused_with_drafts_of_v1() -> None:
+    one_pass = {METHOD: "eagle3", f"{DRAFT}parallel_drafting": True}
+    quantized = {**one_pass, f"{DRAFT}draft_lm_head_quantization": "fp8"}
+    assert "V2" in why(quantized, "0.33.0")
+    asynchronous = {**one_pass, "async_scheduling": True}
+    assert why(asynchronous, "0.33.0") == ""
+    assert why({**asynchronous, f"{DRAFT}disable_padded_drafter_batch": True}, "0.33.0") != ""
+
+
+def test_a_draft_model_has_the_targets_vocabulary() -> None:
+    for own, launches in ((1000, True), (500, False), (None, True)):
+        drafts = {None: Draft(vocabulary=1000), "d": Draft(vocabulary=own)}
+        settings = {METHOD: "draft_model", f"{DRAFT}model": "d"}
+        known = Known(platform="cuda", drafts=drafts)
+        assert refused(settings, known) == ([] if launches else list(range(24, 34)))
+        assert refused({**settings, METHOD: "eagle3"}, known) == []
+    two = {**settings, f"{DRAFT}use_heterogeneous_vocab": True}
+    assert refused(two, Known(drafts={**drafts, "d": Draft(vocabulary=500)})) == [24]
 
 
 def test_context_parallelism_of_kimi() -> None:

@@ -196,6 +196,8 @@ def test_rules_of_the_scheduler_that_came_or_went() -> None:
     check(long, "0.32.0", False)
     check({**long, "max_model_len": 65}, "0.32.0", True)
     check(long, "0.26.0", True)
+    check({"long_prefill_token_threshold": -1}, "0.25.0", False, words="at least 0")
+    check({"long_prefill_token_threshold": -1}, "0.24.0", True)
     several = {**long, "max_num_partial_prefills": 2}
     for version in VERSIONS[:3]:
         check(long, version, True)
@@ -308,6 +310,14 @@ def test_graph_sizes() -> None:
     twice = {sizes: [8], "compilation_config": {sizes: [8]}}
     check(twice, "0.24.0", False, words="given twice")
     check({sizes: [8], "compilation_config": {"mode": 3}}, "0.24.0", True)
+
+
+def test_a_whole_prompt_is_as_long_as_the_models_own() -> None:
+    own = Known(model_max_len=2048)
+    for mnbt, launches in ((2047, False), (2048, True)):
+        whole = {MNBT: mnbt, "enable_chunked_prefill": False, "max_num_seqs": 1}
+        check(whole, "0.33.0", launches, own, "without chunked prefill")
+        check({**whole, "max_model_len": 1024}, "0.33.0", True, own)
 
 
 def test_a_budget_between_refused_and_sound_is_doubtful() -> None:
