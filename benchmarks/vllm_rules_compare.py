@@ -33,6 +33,7 @@ _WORDS = "the size of the vocabulary is not read"
 # Rules about what comes after the configuration, with where vLLM notices.
 LATER = {
     "synthetic acceptance on a CPU": "the first request (utils/cpu_triton_utils.py)",
+    "block of LiLiCorr": "the draft is loaded (model_executor/models/lilicorr.py)",
 }
 # What vLLM refuses and no rule is meant to know: a pattern of place, words and settings, and why.
 UNCLAIMED = (
@@ -40,8 +41,12 @@ UNCLAIMED = (
     (r"^parser: .*(performance-mode|scheduling-policy|per-request-\S+): invalid choice", _FLAG),
     (r"SchedulerConfig\.(long_prefill_token_threshold|prefill_schedule_interval)", _FLAG),
     (
-        r"is smaller than max_model_len (?!.*\"max_model_len\": )",
+        r"(is smaller than|cannot be greater than the) max_model_len (?!.*\"max_model_len\": )",
         "max_model_len is not given: a tokenizer's own length may be below the model's",
+    ),
+    (
+        r"_set_max_num_scheduled_tokens: (?!.*\"max_num_seqs\": )",
+        "vLLM's own max_num_seqs on a GPU depends on its memory: 256, or 1024 from 70 GiB on",
     ),
     (r"_reject_mismatched_float_kv_cache", "the dtype of the weights is not read"),
     (r"_validate_cache_dtype: .*Invalid kv_cache_dtype", "a plug-in of vLLM may register more"),
