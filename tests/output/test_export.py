@@ -234,7 +234,11 @@ def nasty_server(values: tuple[str, ...]) -> dict[str, Any]:
             "quantization": values[-1],
         },
         "env": {**{f"A{i}": v for i, v in enumerate(values)}, "MY_PASSWORD": "***"},
-        "speculative": {"method": "dflash", "model": "org/draft", "note": list(values)},
+        "speculative": {
+            "method": "dflash",
+            "model": "org/draft",
+            "draft_load_config": {"note": list(values)},
+        },
     }
 
 
@@ -259,7 +263,7 @@ def test_values_survive_every_language(
     config = yaml.safe_load(files[Format.VLLM_CONFIG])
     assert config["served-model-name"] == list(values)
     assert config["hf-overrides"] == server["flags"]["hf-overrides"]
-    assert config["speculative-config"]["note"] == list(values)
+    assert config["speculative-config"]["draft_load_config"]["note"] == list(values)
     shell = read_shell(files[Format.SHELL])
     assert (shell.model, shell.words) == ("org/model", wanted)
     assert shell.env == {**env, "MY_PASSWORD": "of the shell"}
