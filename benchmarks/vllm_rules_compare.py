@@ -58,6 +58,10 @@ UNCLAIMED = (
         "the flag is left out at n = 0, so no launch has it",
     ),
     (
+        r"_raise_for_unsupported: .*are not supported for now",
+        "which architectures a version has is not read",
+    ),
+    (
         r"Unsupported speculative method: 'mtp'",
         "the target has no head; which have one is not read for certain",
     ),
