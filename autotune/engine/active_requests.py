@@ -20,9 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from packaging.version import Version
-
-from autotune.engine.rule import NOTHING, SEQS, Known, Launch
+from autotune.engine.rule import NOTHING, SEQS, Known, Launch, Minor, minor_of
 from autotune.study.space import MNBT
 
 ACTIVE = "max_num_active_seqs"
@@ -55,7 +53,7 @@ def active_limit(
     launch = launch_of(settings, vllm_version, known)
     own = launch.number(ACTIVE) if _has(launch, _KEY_SINCE) else None
     found = [x for x in (own, lowered(launch)) if x is not None and x > 0]
-    return min(found) * _replicas(launch) if found else None
+    return min(found) * launch.replicas if found else None
 
 
 def why_throttled(
@@ -82,7 +80,7 @@ def why_throttled(
     most, asked = lowered(launch), _asked(launch, load)
     if load is None or most is None or asked is None or most < 1:
         return None
-    replicas, tokens, mnbt = _replicas(launch), fewest_tokens(launch), launch.number(MNBT)
+    replicas, tokens, mnbt = launch.replicas, fewest_tokens(launch), launch.number(MNBT)
     if most * replicas >= asked:
         return None
     return (
@@ -95,10 +93,7 @@ def why_throttled(
 def launch_of(settings: Mapping[str, object], vllm_version: str | None, known: Known) -> Launch:
     """Return a launch as the rules see it."""
     vllm = "vLLM" if vllm_version is None else f"vLLM {vllm_version}"
-    if vllm_version is None:
-        return Launch(settings, known, vllm, None)
-    v = Version(vllm_version)
-    return Launch(settings, known, vllm, (v.major, v.minor))
+    return Launch(settings, known, vllm, minor_of(vllm_version))
 
 
 def lowered(launch: Launch) -> int | None:
@@ -117,17 +112,13 @@ def fewest_tokens(launch: Launch) -> int | None:
     return launch.n + fills_in
 
 
-def _has(launch: Launch, since: tuple[int, int]) -> bool:
+def _has(launch: Launch, since: Minor) -> bool:
     return launch.minor is not None and launch.minor >= since
-
-
-def _replicas(launch: Launch) -> int:
-    return max(launch.number("data_parallel_size") or 1, 1)
 
 
 def _asked(launch: Launch, load: int | None) -> int | None:
     """Return how many requests would run at once without vLLM's lowering, at least."""
-    replicas, own = _replicas(launch), launch.number(ACTIVE)
+    replicas, own = launch.replicas, launch.number(ACTIVE)
     seqs = launch.number(SEQS)
     if seqs is None:
         if SEQS in launch.settings:

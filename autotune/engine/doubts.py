@@ -14,9 +14,9 @@ from typing import NamedTuple
 from autotune.engine.active_requests import fewest_tokens
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.draft_keys import ADAPTIVE
-from autotune.engine.draft_schedule import SCHEDULE
-from autotune.engine.method_rules import only_v1, only_v2
-from autotune.engine.rule import SEQS, Launch, Minor
+from autotune.engine.draft_schedule import KEPT_ON_V1, SCHEDULE
+from autotune.engine.method_rules import adaptive, only_v2, runs_v1
+from autotune.engine.rule import SEQS, Launch, Minor, within
 from autotune.study.space import MNBT
 
 _OWN_LENGTH = "speculative.max_model_len"
@@ -45,7 +45,7 @@ def found_doubts(launch: Launch) -> tuple[str, ...]:
     minor = launch.minor
     if minor is None:
         return ()
-    checks = (d.check for d in _DOUBTS if d.first <= minor and (d.last is None or minor <= d.last))
+    checks = (d.check for d in _DOUBTS if within(minor, d.first, d.last))
     return tuple(text for check in checks if (text := check(launch)) is not None)
 
 
@@ -79,20 +79,19 @@ def _has_schedule(launch: Launch) -> bool:
 
 def _schedule_of_replicas(launch: Launch) -> str | None:
     """``config/vllm.py: _maybe_disable_dynamic_sd_for_data_parallel``, the same since 0.26."""
-    replicas = launch.number("data_parallel_size") or 1
-    if not _has_schedule(launch) or replicas <= 1:
+    if not _has_schedule(launch) or launch.replicas <= 1:
         return None
     return (
-        f"{launch.vllm} ignores {SCHEDULE} with data_parallel_size = {replicas}: n stays {launch.n}"
+        f"{launch.vllm} ignores {SCHEDULE} with data_parallel_size = {launch.replicas}: "
+        f"n stays {launch.n}"
     )
 
 
 def _schedule_on_v1(launch: Launch) -> str | None:
-    """``config/vllm.py: _maybe_disable_dynamic_sd_for_v1``, 0.33.0: 1088."""
-    kept = {"ngram", "eagle", "eagle3", "mtp", "draft_model", "dflash"}
-    if not _has_schedule(launch) or launch.method is None or launch.method in kept:
+    """See :data:`autotune.engine.draft_schedule.KEPT_ON_V1`."""
+    if not _has_schedule(launch) or launch.method is None or launch.method in KEPT_ON_V1:
         return None
-    if only_v1(launch) or launch.known.v2 is False:
+    if runs_v1(launch):
         return (
             f"{launch.vllm} ignores {SCHEDULE} for method {launch.method} on model runner V1: "
             f"n stays {launch.n}"
@@ -104,7 +103,7 @@ def _schedule_in_pieces(launch: Launch) -> str | None:
     """``config/vllm.py: _maybe_override_dynamic_sd_cudagraph_mode``; 0.24 has it for V2, too."""
     if not _has_schedule(launch) or launch.known.platform == "cpu":
         return None
-    v1 = only_v1(launch) or launch.known.v2 is False or launch.minor == (0, 24)
+    v1 = runs_v1(launch) or launch.minor == (0, 24)
     if not v1 or launch.settings.get("enforce_eager") is True:
         return None
     return f"with {SCHEDULE} {launch.vllm} has no full CUDA graphs here, which may cost time"
@@ -126,7 +125,7 @@ def _shorter(launch: Launch) -> str | None:
     own = launch.number(_OWN_LENGTH) or launch.draft.length
     if launch.n < 1 or launch.method != "draft_model" or length is None or own is None:
         return None
-    if own >= length or only_v1(launch) or launch.known.v2 is False:
+    if own >= length or runs_v1(launch):
         return None
     return f"{launch.vllm} lowers max_model_len = {length} to the draft's {own}"
 
@@ -150,7 +149,7 @@ def _arctic(launch: Launch) -> str | None:
 
 def _adaptive_backend(launch: Launch) -> str | None:
     """``v1/worker/gpu/spec_decode/adaptive_verification.py``, 0.33.0: 513, 539."""
-    if launch.n < 1 or launch.of_draft(ADAPTIVE) is not True:
+    if not adaptive(launch):
         return None
     if launch.method in {"ngram", "ngram_gpu"}:
         return f"{ADAPTIVE} has no draft's logits to go by with method {launch.method}"
@@ -184,9 +183,8 @@ def _anchor(launch: Launch) -> str | None:
         return None
     if mnbt is None or load is None or seqs is None:
         return None
-    replicas = max(launch.number("data_parallel_size") or 1, 1)
-    asked = min(load, seqs * replicas)
-    most, likely = mnbt // least * replicas, mnbt // (least + 1) * replicas
+    asked = min(load, seqs * launch.replicas)
+    most, likely = (mnbt // x * launch.replicas for x in (least, least + 1))
     if most < asked or likely >= asked:  # certain, or enough in any case
         return None
     return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autotune.engine.rule import METHOD, Launch, Minor, Rule
+from autotune.engine.rule import METHOD, Launch, Minor, Rule, minor_text
 from autotune.study.space import DRAFT, as_int
 
 ADAPTIVE = "enable_adaptive_verification"
@@ -126,7 +126,7 @@ def _unknown_key(launch: Launch) -> str | None:
             since is not None and launch.minor is not None and since <= launch.minor
         ):
             continue
-        later = "" if since is None else f"; {_version(since)} and later have"
+        later = "" if since is None else f"; {minor_text(since)} and later have"
         return f"{launch.vllm} has no key {key:.60} in --speculative-config{later}"
     return None
 
@@ -138,8 +138,8 @@ def _unknown_method(launch: Launch) -> str | None:
     first, last = _LATER_METHODS.get(given), _DROPPED_METHODS.get(given)
     if (first is not None and first <= minor) or (last is not None and minor <= last):
         return None
-    when = f"; {_version(first)} and later have" if first is not None else ""
-    when = f"; it went after {_version(last)}" if last is not None else when
+    when = f"; {minor_text(first)} and later have" if first is not None else ""
+    when = f"; it went after {minor_text(last)}" if last is not None else when
     return f"{launch.vllm} has no speculative method {given:.40}{when}"
 
 
@@ -256,10 +256,6 @@ def _fast_prefill(launch: Launch) -> str | None:
     if launch.method not in _EAGLE:
         return None
     return f"kv_sharing_fast_prefill does not go with method {launch.method}"
-
-
-def _version(minor: Minor | None) -> str:
-    return "" if minor is None else f"{minor[0]}.{minor[1]}"
 
 
 def _or(words: set[str]) -> str:

@@ -9,17 +9,17 @@ import itertools
 
 from autotune.engine.active_requests import fewest_tokens
 from autotune.engine.draft_keys import KEY_RULES
-from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
+from autotune.engine.draft_schedule import KEPT_ON_V1, SCHEDULE, schedule_problem
 from autotune.engine.method_rules import METHOD_RULES
 from autotune.engine.rule import SEQS, Launch, Rule
 from autotune.study.space import DRAFT, MNBT
 
 # Methods whose draft is a model with a parallel configuration of its own.
 _MODELS = {"dflash", "dspark", "eagle", "eagle3", "draft_model", "mtp", "medusa", "mlp_speculator"}
-# Methods that reserve n tokens for each request from 0.33 on; DFlash reserves one more.
-_LOOK_AHEAD = {"dspark", "eagle", "eagle3", "mtp", "draft_model"}
-# Methods whose schedule model runner V1 keeps in 0.33, and the one that only V2 has.
-_SCHEDULED = {"ngram", "eagle", "eagle3", "mtp", "draft_model", "dflash", "dspark"}
+# Methods that reserve n tokens for each request from 0.33 on; for DFlash and DSpark see
+# `fewest_tokens`.
+_LOOK_AHEAD = {"eagle", "eagle3", "mtp", "draft_model"}
+_SCHEDULED = KEPT_ON_V1 | {"dspark"}  # which only model runner V2 has
 _PLAYED = f"{DRAFT}synthetic_acceptance_"
 _SCHEDULABLE = "max_num_scheduled_tokens"  # a flag from 0.26 on
 _SLOTS = (
@@ -121,11 +121,10 @@ def _draft_length(launch: Launch) -> str | None:
 
 
 def _schedule(launch: Launch) -> str | None:
-    schedule, minor = launch.settings.get(f"{DRAFT}{SCHEDULE}"), launch.minor
+    schedule, minor = launch.of_draft(SCHEDULE), launch.minor
     if launch.n < 1 or schedule is None or minor is None:
         return None
-    replicas = launch.number("data_parallel_size") or 1
-    if replicas > 1 and minor >= (0, 26):  # it is ignored
+    if launch.replicas > 1 and minor >= (0, 26):  # it is ignored
         return None
     if minor >= (0, 33) and launch.method not in _SCHEDULED:  # model runner V1 ignores it
         return None
@@ -133,14 +132,18 @@ def _schedule(launch: Launch) -> str | None:
     return None if why is None else f"num_speculative_tokens_per_batch_size: {why}"
 
 
+def _plays(launch: Launch) -> bool:
+    return launch.of_draft("rejection_sample_method") == "synthetic"
+
+
 def _synthetic(launch: Launch) -> str | None:
     """Check the acceptance that vLLM is told to play, with the words of its own checks."""
     n = launch.n
-    rates, length = (launch.settings.get(f"{_PLAYED}{x}") for x in ("rates", "length"))
+    rates, length = (launch.of_draft(f"synthetic_acceptance_{x}") for x in ("rates", "length"))
     given = [x for x in (rates, length) if x is not None]
     if n < 1:
         return None
-    if launch.settings.get(f"{DRAFT}rejection_sample_method") != "synthetic":
+    if not _plays(launch):
         return f"{_PLAYED}… needs rejection_sample_method: synthetic" if given else None
     if len(given) != 1:
         return (
@@ -165,8 +168,7 @@ def _rates(n: int, rates: list[object]) -> str | None:
 
 
 def _synthetic_on_cpu(launch: Launch) -> str | None:
-    played = launch.settings.get(f"{DRAFT}rejection_sample_method") == "synthetic"
-    if launch.n < 1 or not played or launch.known.platform != "cpu":
+    if launch.n < 1 or not _plays(launch) or launch.known.platform != "cpu":
         return None
     return f"{launch.vllm} has no synthetic acceptance on a CPU: the first request ends the engine"
 

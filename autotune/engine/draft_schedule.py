@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from autotune.study.schema import ServerSpec
 
 SCHEDULE = "num_speculative_tokens_per_batch_size"  # key of --speculative-config
+# Methods whose schedule model runner V1 keeps in 0.33
+# (config/vllm.py: _maybe_disable_dynamic_sd_for_v1, 0.33.0: 1088).
+KEPT_ON_V1 = frozenset({"ngram", "eagle", "eagle3", "mtp", "draft_model", "dflash"})
 _SCHEDULE_SINCE = Version("0.24")
 
 

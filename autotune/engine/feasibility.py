@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,6 @@ from autotune.engine.rule import Draft, Known
 from autotune.engine.rules import known_of
 from autotune.study.checkpoints import config_of
 from autotune.study.files import LoadedStudy
-from autotune.study.schema import StudySpec
-from autotune.study.space import DRAFT, ChoiceParam
 
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
@@ -50,24 +48,11 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
 def _drafts(loaded: LoadedStudy, target: Mapping[str, object]) -> dict[str | None, Draft]:
     """Return the facts of every draft that a launch of the study may have."""
     found: dict[str | None, Draft] = {None: draft_facts(target)} if target else {}
-    for name in dict.fromkeys(_names(loaded.spec)):
-        if (config := config_of(name, loaded.base)) is not None:
-            found[name] = draft_facts(config)
+    draft = loaded.spec.server.speculative
+    name = None if draft is None else draft.model
+    if name is not None and (config := config_of(name, loaded.base)) is not None:
+        found[name] = draft_facts(config)
     return found
-
-
-def _names(spec: StudySpec) -> Iterator[str]:
-    """Yield the drafts of a study as it names them."""
-    draft = spec.server.speculative
-    if draft is not None and draft.model is not None:
-        yield draft.model
-    for name, param in spec.space.items():
-        if name == f"{DRAFT}model" and isinstance(param, ChoiceParam):
-            yield from (x for x in param.choices if isinstance(x, str))
-    for arm in (getattr(spec, "arms", None) or {}).values():
-        model = arm.get("model") if isinstance(arm, Mapping) else getattr(arm, "model", None)
-        if isinstance(model, str):
-            yield model
 
 
 def _chosen_runner(env: Mapping[str, str]) -> bool | None:

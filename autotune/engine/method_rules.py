@@ -38,13 +38,18 @@ def only_v1(launch: Launch) -> bool:
     return in_one_pass and launch.method not in {"dflash", "dspark"}
 
 
+def runs_v1(launch: Launch) -> bool:
+    """Return whether the launch has model runner V1 for certain, from 0.30 on or by choice."""
+    return only_v1(launch) or launch.known.v2 is False
+
+
 def only_v2(launch: Launch) -> str | None:
     """Return what of the launch only model runner V2 has, in words; None: nothing is known."""
     if launch.n < 1:
         return None
     if launch.method == "dspark":
         return "DSpark"
-    if launch.of_draft(ADAPTIVE) is True:
+    if adaptive(launch):
         return "adaptive verification"
     if launch.method == "dflash" and launch.draft.architectures & _CANDIDATES:
         return "a DFlash draft with a candidate head"
@@ -55,18 +60,19 @@ def only_v2(launch: Launch) -> str | None:
     return None
 
 
-def _adaptive(launch: Launch) -> bool:
+def adaptive(launch: Launch) -> bool:
+    """Return whether the launch has adaptive verification."""
     return launch.n >= 1 and launch.of_draft(ADAPTIVE) is True
 
 
 def _other_method(launch: Launch) -> str | None:
-    if not _adaptive(launch) or launch.method in {None, "dspark"}:
+    if not adaptive(launch) or launch.method in {None, "dspark"}:
         return None
     return f"{launch.vllm} has {ADAPTIVE} for dspark only, not for method {launch.method}"
 
 
 def _needs_graphs(launch: Launch) -> str | None:
-    if not _adaptive(launch):
+    if not adaptive(launch):
         return None
     s, partial = launch.settings, launch.minor is not None and launch.minor >= (0, 30)
     if launch.known.platform == "cpu":
@@ -80,7 +86,7 @@ def _needs_graphs(launch: Launch) -> str | None:
 
 
 def _not_with(launch: Launch) -> str | None:
-    if not _adaptive(launch):
+    if not adaptive(launch):
         return None
     if launch.settings.get("enable_lora") is True:
         return f"{ADAPTIVE} does not go with enable_lora"
@@ -91,7 +97,7 @@ def _not_with(launch: Launch) -> str | None:
 
 
 def _needs_logits(launch: Launch) -> str | None:
-    if not _adaptive(launch) or launch.method in {None, "dspark"}:
+    if not adaptive(launch) or launch.method in {None, "dspark"}:
         return None
     if launch.of_draft("use_local_argmax_reduction") is True:
         return f"{ADAPTIVE} does not go with use_local_argmax_reduction"

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
+
+from packaging.version import Version
 
 from autotune.study.space import DRAFT, N, as_int
 
 SEQS = "max_num_seqs"
 METHOD = f"{DRAFT}method"
 
-
 Minor = tuple[int, int]
+
+
+@cache  # a search asks for each of its points
+def minor_of(version: str | None) -> Minor | None:
+    """Return the minor version of a version such as ``0.32.0``; None: it is unknown."""
+    if version is None:
+        return None
+    v = Version(version)
+    return v.major, v.minor
+
+
+def minor_text(minor: Minor) -> str:
+    """Return a minor version as text, such as ``0.32``."""
+    return f"{minor[0]}.{minor[1]}"
+
+
+def within(minor: Minor, first: Minor | None, last: Minor | None) -> bool:
+    """Return whether a minor version lies between two, both included; None: no bound."""
+    return (first is None or first <= minor) and (last is None or minor <= last)
 
 
 @dataclass(frozen=True)
@@ -101,12 +122,12 @@ class Launch:
         """Return a whole number among the settings, or None."""
         return as_int(self.settings.get(name))
 
-    @property
+    @cached_property  # every rule asks
     def n(self) -> int:
         """Draft tokens per step; 0 without speculation."""
         return self.number(N) or 0
 
-    @property
+    @cached_property  # every rule asks
     def method(self) -> str | None:
         """Name of the speculative method, as vLLM has it; None: vLLM chooses, so unknown."""
         given = self.settings.get(METHOD)
@@ -124,10 +145,14 @@ class Launch:
         return self.settings.get(f"{DRAFT}{key}")
 
     @property
+    def replicas(self) -> int:
+        """Number of data-parallel replicas, at least 1."""
+        return max(self.number("data_parallel_size") or 1, 1)
+
+    @property
     def parallel(self) -> bool:
         """Whether the draft makes all its tokens in one pass, each in a slot of the batch."""
-        one_pass = self.settings.get(f"{DRAFT}parallel_drafting") is True
-        return self.method in {"dflash", "dspark"} or one_pass
+        return self.method in {"dflash", "dspark"} or self.of_draft("parallel_drafting") is True
 
     def seqs(self) -> tuple[int | None, str]:
         """Return a lower bound of max_num_seqs, and its words.
@@ -169,9 +194,7 @@ class Rule:
 
     def holds(self, minor: Minor) -> bool:
         """Return whether a version that was read has the rule."""
-        return (self.first is None or self.first <= minor) and (
-            self.last is None or minor <= self.last
-        )
+        return within(minor, self.first, self.last)
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from packaging.version import Version
-
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.compilation import compilation
 from autotune.engine.doubts import found_doubts
 from autotune.engine.draft_rules import DRAFT_RULES
-from autotune.engine.rule import NOTHING, SEQS, Infeasible, Known, Launch, Minor, Rule
+from autotune.engine.rule import (
+    NOTHING,
+    SEQS,
+    Infeasible,
+    Known,
+    Launch,
+    Minor,
+    Rule,
+    minor_of,
+    minor_text,
+)
 from autotune.study.space import MNBT, as_int
 
 READ: tuple[Minor, ...] = tuple((0, minor) for minor in range(24, 34))
@@ -95,7 +103,7 @@ def infeasible(
     minors, found = stand_ins(vllm_version), None
     unread = len(minors) > 1
     for minor in minors:
-        vllm = f"vLLM {vllm_version}" if not unread else f"vLLM {minor[0]}.{minor[1]}"
+        vllm = f"vLLM {vllm_version}" if not unread else f"vLLM {minor_text(minor)}"
         found = _first_broken(Launch(settings, known, vllm, minor), unread=unread)
         if found is None:
             return None
@@ -122,7 +130,7 @@ def doubts_of(
     Of a version that nobody read, only those of the newest one are returned, and only for a newer
     version. The arguments are those of :func:`why_infeasible`.
     """
-    minors, minor = stand_ins(vllm_version), _minor(vllm_version)
+    minors, minor = stand_ins(vllm_version), minor_of(vllm_version)
     if minor is None or minor < READ[0] or infeasible(settings, vllm_version, known) is not None:
         return ()
     return found_doubts(Launch(settings, known, f"vLLM {vllm_version}", minors[-1]))
@@ -140,25 +148,17 @@ def why_unread(vllm_version: str | None) -> str | None:
             f"{_span(minors)} all refuse it"
         )
     return (
-        f"the source of {which} was not read: the rules of {_name(minors[-1])} are applied where "
-        f"{_name(minors[0])} has them too"
+        f"the source of {which} was not read: the rules of {minor_text(minors[-1])} are applied "
+        f"where {minor_text(minors[0])} has them too"
     )
 
 
 def stand_ins(vllm_version: str | None) -> tuple[Minor, ...]:
     """Return the minor versions that were read and speak for a version: itself, if it was read."""
-    minor = _minor(vllm_version)
+    minor = minor_of(vllm_version)
     if minor in READ:
         return (minor,)
     return READ[-2:] if minor is not None and minor > READ[-1] else READ
-
-
-@cache  # a search asks for each of its points
-def _minor(version: str | None) -> Minor | None:
-    if version is None:
-        return None
-    v = Version(version)
-    return v.major, v.minor
 
 
 @cache
@@ -182,11 +182,7 @@ def _as_others(version: str | None, minors: tuple[Minor, ...]) -> str:
 
 
 def _span(minors: tuple[Minor, ...]) -> str:
-    return f"{_name(minors[0])} {'and' if len(minors) == 2 else 'to'} {_name(minors[-1])}"
-
-
-def _name(minor: Minor) -> str:
-    return f"{minor[0]}.{minor[1]}"
+    return f"{minor_text(minors[0])} {'and' if len(minors) == 2 else 'to'} {minor_text(minors[-1])}"
 
 
 # -- numbers that cannot be ----------------------------------------------------------------------
