@@ -40,8 +40,8 @@ DATA = Path(__file__).parent / "data" / "vllm_rules"
 _WORKER = Path(__file__).with_name("vllm_rules_worker.py")
 # Files whose content decides most answers; their hash says what a table was made of.
 _READ = ("config/*.py", "engine/arg_utils.py", "v1/spec_decode/dynamic/utils.py")
-# Packages that vLLM's configuration is read with.
 _LONG = 300  # most characters of a message
+# Packages that vLLM's configuration is read with.
 _WITH = ("torch", "transformers", "pydantic")
 
 
@@ -196,12 +196,12 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         texts = [None, *((m["at"], m["text"]) for m in table["messages"])]
         for group in table["groups"]:
             answers = [texts[code] for code in unpacked(group["answers"])]
-            rows[_asks(group)] = {**group, "answers": answers}
-    wanted = [_asks(g) for g in groups()]
+            rows[asks(group)] = {**group, "answers": answers}
+    wanted = [asks(g) for g in groups()]
     return {**new, **_numbered([rows[w] for w in wanted if w in rows])}
 
 
-def _asks(group: Mapping[str, Any]) -> str:
+def asks(group: Mapping[str, Any]) -> str:
     """Return what a group asks, as a text that two groups are compared by."""
     names = ("method", "kind", "platform", "env", "fixed", "axes", "cases")
     return json.dumps([group.get(name) for name in names])

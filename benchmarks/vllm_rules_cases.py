@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks import vllm_rules_more as more
-from benchmarks.vllm_rules_base import CPU, CUDA, METHODS, MNBT, MODELS, SEQS, Group, N, draft
-
-__all__ = ["MODELS", "groups", "settings_of"]
+from benchmarks.vllm_rules_base import CPU, CUDA, METHODS, MNBT, SEQS, Group, N, draft
 
 # On a CPU: one method of each count of slots. DSpark needs a model runner that a CPU has not.
 _ON_CPU = ("dflash", "draft_model")

@@ -310,14 +310,10 @@ def _replays(config: Any) -> list[int] | None:
 
 _GETS: dict[str, Callable[[Any], Any]] = {
     "active": lambda c: getattr(c.scheduler_config, "max_num_active_seqs", None),
-    "scheduled": lambda c: c.scheduler_config.max_num_scheduled_tokens,
     "sizes": _sizes,
     "full": _full,
     "replays": _replays,
-    "mode": lambda c: str(c.compilation_config.cudagraph_mode),
     "runner": lambda c: "v2" if getattr(c, "use_v2_model_runner", False) else "v1",
-    "seqs": lambda c: c.scheduler_config.max_num_seqs,
-    "mnbt": lambda c: c.scheduler_config.max_num_batched_tokens,
 }
 
 

@@ -6,19 +6,18 @@ what disagrees, with examples.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 
 import pytest
 
 from autotune.engine.active_requests import active_limit
 from autotune.engine.cuda_graphs import Mode, graphs
-from benchmarks.vllm_rules import DATA, packed, read, unpacked
+from benchmarks.vllm_rules import DATA, asks, packed, read, unpacked
+from benchmarks.vllm_rules_base import MNBT, SEQS, N
 from benchmarks.vllm_rules_cases import groups, settings_of
 from benchmarks.vllm_rules_compare import counts, disagreements, known_of, lines_of
 
 VERSIONS = sorted(p.stem for p in DATA.glob("*.json"))
-N, MNBT, SEQS = "num_speculative_tokens", "max_num_batched_tokens", "max_num_seqs"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -32,13 +31,8 @@ def test_rules_refuse_what_vllm_refuses_and_nothing_else(version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_table_answers_the_settings_of_this_program(version: str) -> None:
     table = read(version)
-    names = ("method", "kind", "platform", "env", "fixed", "axes", "cases")
-
-    def asked(group: dict) -> str:
-        return json.dumps([group.get(name) for name in names])
-
-    wanted = [asked(g) for g in groups()]
-    had = [asked(g) for g in table["groups"]]
+    wanted = [asks(g) for g in groups()]
+    had = [asks(g) for g in table["groups"]]
     assert had == [w for w in wanted if w in had]  # the settings are those of this program
     found: Counter[int] = Counter()
     for group in table["groups"]:
