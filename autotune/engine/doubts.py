@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from autotune.engine.active_requests import fewest_tokens
 from autotune.engine.cache_dtypes import cache_dtypes
-from autotune.engine.draft_keys import ADAPTIVE
-from autotune.engine.draft_schedule import KEPT_ON_V1, SCHEDULE
+from autotune.engine.draft_schedule import KEPT_ON_V1
 from autotune.engine.method_rules import adaptive, only_v2, runs_v1
 from autotune.engine.rule import SEQS, Launch, Minor, within
-from autotune.study.space import MNBT
+from autotune.study.space import ADAPTIVE, MNBT
+from autotune.study.speculative import SCHEDULE
 
 _OWN_LENGTH = "speculative.max_model_len"
 

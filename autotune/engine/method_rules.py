@@ -6,8 +6,8 @@ See :mod:`autotune.engine.rules`.
 from __future__ import annotations
 
 from autotune.engine.compilation import cudagraph_mode
-from autotune.engine.draft_keys import ADAPTIVE
 from autotune.engine.rule import Launch, Rule
+from autotune.study.space import ADAPTIVE
 
 _SPEC = "config/speculative.py: SpeculativeConfig.__post_init__"
 _VERIFIED = (

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from autotune.engine.draft_schedule import SCHEDULE
 from autotune.errors import UserError
 from autotune.results.read_load_map import MAX_NUM_SEQS, Setting
 from autotune.results.text import point_text
 from autotune.results.views import StudyView
 from autotune.study.schema import FlagValue, StudySpec
 from autotune.study.space import MNBT, N, Value
+from autotune.study.speculative import SCHEDULE
 from autotune.tuning.prepare import Prepared, baseline_point
 
 LADDER = (1, 2, 3, 5, 7, 11, 15)
