@@ -16,8 +16,8 @@ from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.draft_schedule import KEPT_ON_V1
 from autotune.engine.method_rules import adaptive, only_v2, runs_v1
 from autotune.engine.rule import SEQS, Launch, Minor, within
-from autotune.study.space import ADAPTIVE, MNBT
-from autotune.study.speculative import SCHEDULE
+from autotune.study.space import MNBT
+from autotune.study.speculative import ADAPTIVE, SCHEDULE
 
 _OWN_LENGTH = "speculative.max_model_len"
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autotune.engine.rule import METHOD, Launch, Minor, Rule, minor_text
-from autotune.study.space import ADAPTIVE, DRAFT, as_int
+from autotune.study.space import DRAFT, as_int
+from autotune.study.speculative import ADAPTIVE
 
 _SPEC = "config/speculative.py: SpeculativeConfig"
 _EAGLE = {"eagle", "eagle3", "mtp", "dflash", "dspark"}

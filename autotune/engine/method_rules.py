@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from autotune.engine.compilation import cudagraph_mode
 from autotune.engine.rule import Launch, Rule
-from autotune.study.space import ADAPTIVE
+from autotune.study.speculative import ADAPTIVE
 
 _SPEC = "config/speculative.py: SpeculativeConfig.__post_init__"
 _VERIFIED = (

@@ -45,7 +45,6 @@ from autotune.results.text import (
     objective_text,
     optional,
     plain,
-    point_text,
     upper,
     value_and_bounds,
     way_text,
@@ -489,7 +488,7 @@ def _front_table(view: StudyView, trials: Iterable[TrialView]) -> Table:
     rows = (
         (
             f"{t.number} (baseline)" if t.baseline else str(t.number),
-            point_text(t.point),
+            t.setting,
             *(
                 value_and_bounds(t.value(o), (t.intervals or {}).get(o.name))
                 for o in view.objectives
@@ -508,7 +507,7 @@ def _failure_note(trial: TrialView) -> str:
         [
             f"# Failed: {markdown(trial.failure_kind or 'unknown')}",
             "",
-            markdown(point_text(trial.point)),
+            markdown(trial.setting),
             "",
             fenced("\n".join(filter(None, lines))),
         ]

@@ -15,7 +15,6 @@ from autotune.results.text import (
     other_parameters,
     percent_change,
     plain,
-    point_text,
     value_text,
     way_text,
 )
@@ -127,7 +126,7 @@ def _bounds(ratio: Estimate) -> str:
 
 def _winners_line(objective: Objective, w: Winners) -> Line:
     d = w.difference
-    one, two = point_text(w.a.point), point_text(w.b.point)
+    one, two = w.a.setting, w.b.setting
     points = f"{one} in both" if one == two else f"{one} in A, {two} in B"
     text = f"Best by {plain(objective.title).lower()}: {points}: {_percent(d.ratio.value)} %"
     if d.finding is None and d.ratio.low is None:
@@ -141,7 +140,7 @@ def _winners_line(objective: Objective, w: Winners) -> Line:
 def _lost(c: Comparison) -> list[Block]:
     if not c.lost:
         return []
-    kinds = "; ".join(f"{point_text(t.point)} ({t.failure_kind})" for t in c.lost[:_MOST_LOST])
+    kinds = "; ".join(f"{t.setting} ({t.failure_kind})" for t in c.lost[:_MOST_LOST])
     more = f" and {len(c.lost) - _MOST_LOST} more" if len(c.lost) > _MOST_LOST else ""
     return [Line(f"Measured in A, failed in B: {plain(kinds)}{more}.", Tone.OPEN)]
 

@@ -15,11 +15,11 @@ from autotune.results.text import (
     value_text,
 )
 from autotune.results.views import StudyView, TrialView, origin_lines
-from autotune.study.space import MNBT, N
+from autotune.study.space import ARM, MNBT, N
 from objectives import Objective
 
 # Columns of parameters, in their order, and their width.
-_PARAMETERS = {N: 2, MNBT: 5}
+_PARAMETERS = {ARM: 8, N: 2, MNBT: 5}
 _INTERVAL_WIDTH = 15  # of a value with its interval
 
 
@@ -71,7 +71,9 @@ def trial_table(
     """
     shown = [name for name in _PARAMETERS if name in parameters]
     rows = (_row(t, objectives, shown, intervals=intervals) for t in trials)
-    gap = 1 if len(objectives) > 2 else 2  # or a terminal of 80 columns has no room for the note
+    gap = (
+        1 if len(objectives) > 2 or ARM in shown else 2
+    )  # or a terminal of 80 columns has no room for the note
     return Table(_columns(objectives, shown, intervals=intervals), tuple(rows), gap)
 
 
@@ -128,6 +130,7 @@ def note(trial: TrialView) -> str:
     words.append("" if trial.replicates is None else f"repeats #{trial.replicates}")
     words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
     words.append("ended early" if trial.truncated else "")
+    words.append("lossy" if trial.lossy else "")
     words += [w.partition(":")[0] for w in trial.warnings]
     if trial.state != "complete":
         words.append(trial.state)

@@ -23,7 +23,7 @@ from autotune.results.text import (
     value_with_interval,
 )
 from autotune.stats import Estimate
-from autotune.study.space import MNBT, N, Point
+from autotune.study.space import ARM, MNBT, N, Point
 
 if TYPE_CHECKING:
     from autotune.search.confirmation import Choice, ConfirmationVerdict
@@ -100,6 +100,10 @@ class TrialView:
         confirmed_intervals: Intervals of ``confirmed``, with launch-to-launch variance.
         confirmed_launches: Number of launches of the confirmation.
         confirmed_speedup: Ratio of the throughput to the confirmed baseline's: value, low, high.
+        curve: Whose acceptance it tells of (:func:`autotune.study.ways.curve_of`); None: of none.
+        lossy: Whether its launch accepts drafts that the target would not have written.
+        skips_steps: Whether it may have steps without drafts, which ``acceptance_length`` leaves
+            out.
     """
 
     number: int
@@ -133,6 +137,14 @@ class TrialView:
     confirmed_intervals: Mapping[str, Bounds] | None = None
     confirmed_launches: int = 0
     confirmed_speedup: tuple[float, float | None, float | None] | None = None
+    curve: str | None = ""
+    lossy: bool = False
+    skips_steps: bool = False
+
+    @property
+    def setting(self) -> str:
+        """Its point in one line, and whether that is lossy."""
+        return f"{point_text(self.point)}{', lossy' if self.lossy else ''}"
 
     @property
     def again(self) -> int | None:
@@ -161,6 +173,7 @@ class StudyView:
             twice.
         variables: Variables of the user's environment that may change figures and had several
             values: their trials by value, None: not set.
+        arms: Names of the study's arms; empty: it has one way to draft.
     """
 
     name: str
@@ -174,6 +187,7 @@ class StudyView:
     verdict: ConfirmationVerdict | None = None
     variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
     variables: Mapping[str, Mapping[str | None, Sequence[int]]] = field(default_factory=dict)
+    arms: Sequence[str] = ()
 
     def front(self) -> list[TrialView]:
         """Return the Pareto front, best by the first objective first."""
@@ -219,9 +233,11 @@ class StudyView:
         return [t for t in self.trials if t.state == "failed"]
 
     def parameters(self) -> list[str]:
-        """Return the names of the searched parameters: n, MNBT, then the others in their order."""
+        """Return the searched parameters: the arm, n, MNBT, then the others in their order."""
         names = dict.fromkeys(name for t in self.trials for name in t.point)
-        return sorted(names, key=lambda name: {N: 0, MNBT: 1}.get(name, 2))
+        if self.arms:
+            names[ARM] = None
+        return sorted(names, key=lambda name: {ARM: 0, N: 1, MNBT: 2}.get(name, 3))
 
 
 def cost(objective: Objective, value: float | None) -> float:
@@ -298,7 +314,7 @@ def _trial(view: StudyView, number: int) -> TrialView:
 
 def _name(view: StudyView, number: int) -> str:
     t = _trial(view, number)
-    return f"{'baseline' if t.baseline else f'trial {number}'} ({point_text(t.point)})"
+    return f"{'baseline' if t.baseline else f'trial {number}'} ({t.setting})"
 
 
 # Of trials that were measured by autotune 0.1 (:mod:`autotune.results.recomputed`).

@@ -18,7 +18,7 @@ from autotune.study.speculative import SCHEDULE, SpeculativeSpec
 
 # Limits as in `keys`: an arm's name is in every table, and each arm needs launches of its own.
 MOST_ARMS = 64
-ArmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)]
+ArmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 
 
 class ArmSpec(SpeculativeSpec):

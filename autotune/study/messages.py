@@ -94,7 +94,7 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
     if e["type"] in {"union_tag_not_found", "union_tag_invalid"}:
         return f"{key}.type", f"must be one of {', '.join(_PARAM_KEYS)}"
     if loc[:2] == ["server", "arms"] and loc[-1] == "[key]":
-        return ".".join(loc[:-1]), "an arm's name has letters, digits, `.`, `_` and `-`, at most 40"
+        return ".".join(loc[:-1]), "an arm's name has letters, digits, `_` and `-`, at most 40"
     message = str(e["msg"]).removeprefix("Value error, ")
     if e["type"] == "value_error":
         return key, message  # the words of a validator

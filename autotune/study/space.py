@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,8 +28,6 @@ MNBT = "max_num_batched_tokens"
 DRAFT = "speculative."
 # Not a flag of vLLM: which of the study's ways to draft a point has, see `autotune.study.arms`.
 ARM = "arm"
-# Key of the draft with which vLLM verifies no more drafts than are worth it.
-ADAPTIVE = "enable_adaptive_verification"
 # Not a flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see `aligned_sizes` of
 # `autotune.engine.cuda_graphs`.
 ALIGNED = "aligned_cudagraphs"
@@ -148,12 +146,11 @@ class Way:
 
     Attributes:
         params: Its parameters of the draft by name; its n, of at least 1, is always one of them.
-        curve: Text that is equal for arms whose drafts are accepted alike; None: the server's
-            count of accepted drafts does not tell how they would be accepted at a fixed n.
+        draft: Its fixed keys of ``--speculative-config``.
     """
 
     params: Mapping[str, AnyParam]
-    curve: str | None
+    draft: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -169,13 +166,13 @@ class Space:
             the draft cover the values of all arms.
         exponents: Whether Optuna keeps powers of two as their exponents, see :meth:`kept_as`.
         ways: What each arm searches, by the arm's name; empty without arms.
-        curve: As :attr:`Way.curve`, without arms.
+        draft: Fixed keys of ``--speculative-config``, without arms.
     """
 
     params: Mapping[str, AnyParam]
     exponents: bool = False
     ways: Mapping[str, Way] = field(default_factory=dict)
-    curve: str | None = ""
+    draft: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -191,11 +188,26 @@ class Space:
         """Return the tokens that a point drafts per step; None: n is not searched."""
         return as_int(canonical(self, point).get(N))
 
-    def draft_of(self, point: Point) -> str | None:
-        """Return which acceptance a point's launch tells of; see :attr:`Way.curve`."""
-        if point.get(f"{DRAFT}{ADAPTIVE}") is True:
-            return None
-        return self.ways[str(point[ARM])].curve if self.ways else self.curve
+    def draft_of(self, point: Point) -> dict[str, Any]:
+        """Return a point's keys of ``--speculative-config``, without n; empty at n = 0."""
+        if point.get(N) == 0:
+            return {}
+        fixed = self.ways[str(point[ARM])].draft if self.ways else self.draft
+        searched = {k: v for k, v in self.shown(point).items() if k.startswith(DRAFT)}
+        whole = {**fixed, **{k.removeprefix(DRAFT): v for k, v in searched.items()}}
+        return {k: v for k, v in whole.items() if k != N}
+
+    def shown(self, point: Point) -> dict[str, Value]:
+        """Return a point with the arms' parameters that its launch has, for people to read.
+
+        At n = 0 there is no arm. :func:`canonical` brings the others back.
+        """
+        if not self.ways:
+            return dict(point)
+        if point.get(N) == 0:
+            return effective(point)
+        own = self.ways[str(point[ARM])].params
+        return {k: v for k, v in point.items() if k in own or not k.startswith(DRAFT)}
 
     def parts(self) -> list[Space]:
         """Return spaces without arms that together have the points of this one, each once.
@@ -204,7 +216,7 @@ class Space:
         """
         if not self.ways:
             return [self]
-        nothing = Way({N: IntParam(type="int", low=0, high=0)}, None)
+        nothing = Way({N: IntParam(type="int", low=0, high=0)}, {})
         ways = [(self.arms[0], nothing), *self.ways.items()]
         return [self._part(name, way.params) for name, way in ways]
 

@@ -11,6 +11,7 @@ from autotune.study.space import N
 
 # Keys of the draft that autotune knows by name.
 SCHEDULE = "num_speculative_tokens_per_batch_size"  # n by the number of requests in a step
+ADAPTIVE = "enable_adaptive_verification"  # verify no more drafts than are worth it
 REJECTION = "rejection_sample_method"
 FLY = "fly"  # a value of REJECTION: accepts drafts that the target would not have written
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from autotune.study.arms import ArmSpec
 from autotune.study.space import (
-    ADAPTIVE,
     ARM,
     DRAFT,
     AnyParam,
@@ -16,13 +15,27 @@ from autotune.study.space import (
     FloatParam,
     IntParam,
     N,
+    Point,
     Pow2Param,
     Space,
     Value,
     Way,
     as_int,
 )
-from autotune.study.speculative import FLY, REJECTION, SCHEDULE, SpeculativeSpec
+from autotune.study.speculative import (
+    ADAPTIVE,
+    FLY,
+    FROM_TEXT,
+    REJECTION,
+    SCHEDULE,
+    SpeculativeSpec,
+)
+
+# What a lossy way to draft does, where a study is explained.
+LOSSY = (
+    f"{REJECTION}: {FLY} is lossy: drafts are accepted that the target would not have written, so "
+    "answers differ from those without speculation"
+)
 
 
 def space_of(
@@ -41,8 +54,7 @@ def space_of(
         ValueError: two arms search one key in ways that do not go together, or an arm has no n.
     """
     if not arms:
-        biased = speculative is not None and is_biased(speculative.given())
-        return Space(params, curve=None if biased else "")
+        return Space(params, draft={} if speculative is None else speculative.given())
     ways = {name: _way(name, arm, params) for name, arm in arms.items()}
     own = dict.fromkeys(key for way in ways.values() for key in way.params if key != N)
     out: dict[str, AnyParam] = {ARM: ChoiceParam(type="choice", choices=tuple(arms)), N: _n(ways)}
@@ -57,9 +69,7 @@ def _way(name: str, arm: ArmSpec, shared: Mapping[str, AnyParam]) -> Way:
         if N not in shared or (n := _from_one(shared[N])) is None:
             raise ValueError(f"server.arms.{name}: space.{N} has no n above 0 for it")
         params[N] = n
-    given = {k: v for k, v in arm.given().items() if k != N}
-    curve = None if is_biased(given) else json.dumps(given, sort_keys=True)
-    return Way(params, curve)
+    return Way(params, {k: v for k, v in arm.given().items() if k != N})
 
 
 def _from_one(param: AnyParam) -> AnyParam | None:
@@ -87,15 +97,16 @@ def _union(key: str, params: list[AnyParam]) -> AnyParam:
         return first
     if all(isinstance(p, ChoiceParam) for p in params):
         return ChoiceParam(type="choice", choices=tuple(dict.fromkeys(_choices(params))))
-    bounds = [(p.low, p.high) for p in params if not isinstance(p, ChoiceParam)]
-    if len(bounds) == len(params) and all(type(p) is type(first) for p in params):
-        low, high = min(a for a, _ in bounds), max(b for _, b in bounds)
+    ranges = [p for p in params if not isinstance(p, ChoiceParam)]
+    if len(ranges) == len(params) and all(type(p) is type(first) for p in params):
+        low, high = min(p.low for p in ranges), max(p.high for p in ranges)
+        logs = {p.log for p in ranges if isinstance(p, FloatParam)}
         if isinstance(first, Pow2Param):
             return Pow2Param(type="pow2", low=int(low), high=int(high))
         if isinstance(first, IntParam):
             return IntParam(type="int", low=int(low), high=int(high))
-        if all(isinstance(p, FloatParam) and p.log == first.log for p in params):
-            return FloatParam(type="float", low=low, high=high, log=first.log)
+        if len(logs) == 1:
+            return FloatParam(type="float", low=low, high=high, log=logs.pop())
     name = key.removeprefix(DRAFT)
     raise ValueError(f"server.arms: two arms search {name} as different types; give both one type")
 
@@ -103,6 +114,23 @@ def _union(key: str, params: list[AnyParam]) -> AnyParam:
 def _choices(params: Iterable[AnyParam]) -> Iterable[Value]:
     for p in params:
         yield from p.choices if isinstance(p, ChoiceParam) else ()
+
+
+def curve_of(space: Space, point: Point) -> str | None:
+    """Return whose acceptance the launch of a point tells of.
+
+    Arms of the same keys have the same text, whatever their n. Without arms there is one text.
+
+    Args:
+        space: Searched parameters.
+        point: A point of it, with n of at least 1.
+
+    Returns:
+        None: the counted acceptance is not that of a fixed n; see :func:`is_biased`.
+    """
+    if is_biased(space.draft_of(point)):
+        return None
+    return json.dumps(space.ways[str(point[ARM])].draft, sort_keys=True) if space.ways else ""
 
 
 def is_biased(draft: Mapping[str, Any]) -> bool:
@@ -125,3 +153,21 @@ def is_lossy(draft: Mapping[str, Any]) -> bool:
         draft: Keys of ``--speculative-config``.
     """
     return draft.get(REJECTION) == FLY
+
+
+def skips_steps(draft: Mapping[str, Any]) -> bool:
+    """Return whether a request may have steps without drafts, which vLLM does not count.
+
+    vLLM counts a draft only where a request has draft tokens (``v1/core/sched/scheduler.py:
+    update_from_output``). Then tokens per step are those of the steps with drafts. A schedule may
+    say n = 0, and n-grams and suffixes draft nothing where nothing repeats.
+
+    Args:
+        draft: Keys of ``--speculative-config``.
+    """
+    schedule = draft.get(SCHEDULE)
+    if isinstance(schedule, list | tuple):
+        entries = [x for x in schedule if isinstance(x, list | tuple) and len(x) == 3]
+        if any(x[2] == 0 for x in entries):
+            return True
+    return draft.get(ADAPTIVE) is True or draft.get("method") in FROM_TEXT

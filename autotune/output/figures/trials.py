@@ -22,7 +22,6 @@ from autotune.results.text import (
     number,
     objective_text,
     plain,
-    point_text,
     value_text,
     value_with_interval,
 )
@@ -145,7 +144,7 @@ def _add_baseline(fig: go.Figure, row: int, value: float, base: TrialView) -> No
             x=[None],
             y=[None],
             mode="lines",
-            name=f"baseline, {point_text(base.point)}",
+            name=f"baseline, {base.setting}",
             line=line,
         )
 
@@ -381,7 +380,7 @@ def _finished(fig: go.Figure, theme: Theme, height: int) -> go.Figure:
 
 
 def _trial_hover(t: TrialView, o: Objective) -> str:
-    lines = [f"<b>trial {t.number}</b>, {escape(point_text(t.point))}"]
+    lines = [f"<b>trial {t.number}</b>, {escape(t.setting)}"]
     if (value := t.value(o)) is not None:
         lines.append(escape(value_with_interval(value, (t.intervals or {}).get(o.name), o)))
     if t.confirmed and o.name in t.confirmed:

@@ -26,7 +26,6 @@ from autotune.results.text import (
     objective_text,
     optional,
     plain,
-    point_text,
     times,
     upper,
     value_text,
@@ -333,7 +332,7 @@ def _latencies(s: Source, role: str, t: TrialView) -> Latencies | None:
     if not found:
         return None
     return Latencies(
-        f"{role}: {point_text(t.point)}",
+        f"{role}: {t.setting}",
         len(found),
         np.concatenate([m.e2el for m in found]),
         np.concatenate([m.first_token for m in found]),

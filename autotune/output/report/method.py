@@ -27,7 +27,6 @@ from autotune.results.text import (
     number,
     objective_text,
     plain,
-    point_text,
     upper,
     value_text,
     way_text,
@@ -100,7 +99,7 @@ def failures(s: Source) -> Iterator[Block]:
             tuple(
                 (
                     str(t.number),
-                    point_text(t.point),
+                    t.setting,
                     plain(t.failure_kind or "unknown").replace("_", " "),
                     plain(t.failure_reason or ""),
                 )
@@ -239,7 +238,7 @@ def _ranges(s: Source) -> Iterator[str]:
 
 def _points(s: Source) -> set[str]:
     """Return the different points that were launched."""
-    return {point_text(t.point) for t in s.view.trials if t.state in {"complete", "failed"}}
+    return {t.setting for t in s.view.trials if t.state in {"complete", "failed"}}
 
 
 def _machine(s: Source) -> Iterator[tuple[str, str]]:
