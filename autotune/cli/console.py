@@ -329,7 +329,8 @@ class Ui:
                 interval = (trial.intervals or {}).get(o.name)
                 words.append(f"{plain(o.title)} {value_with_interval(value, interval, o)}")
         if trial.acceptance_length is not None:
-            words.append(f"acceptance length {trial.acceptance_length:.2f}")
+            of = " in steps with drafts" if trial.skips_steps else ""
+            words.append(f"acceptance length {trial.acceptance_length:.2f}{of}")
         if trial.speedup is not None:
             words.append(f"speed-up {trial.speedup:.2f}×")
         if trial.requests is not None:

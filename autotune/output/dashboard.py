@@ -55,6 +55,7 @@ from autotune.results.views import (
     TrialView,
     confirmation_lines,
     scatter_line,
+    steps_notes,
     verdict_lines,
 )
 from autotune.storage.failures import database_errors
@@ -344,7 +345,8 @@ def _attributes(view: StudyView, t: TrialView, healthy_s: float | None) -> _Attr
         )
     found["speed-up (×)"] = _rounded(t.speedup)
     found["speed-up (×), 95% interval"] = _interval(t.speedup_interval)
-    found["acceptance length (tokens/step)"] = _rounded(t.acceptance_length)
+    per = "tokens/step with drafts" if t.skips_steps else "tokens/step"
+    found[f"acceptance length ({per})"] = _rounded(t.acceptance_length)
     found["accepted by position"] = ", ".join(f"{x:.0%}" for x in t.acceptance_per_position)
     found["requests"] = t.requests
     found["launch to healthy (s)"] = _rounded(healthy_s)
@@ -471,7 +473,7 @@ def _study_note(view: StudyView, *, exponents: bool) -> str:
     else:
         base = [t for t in view.trials if t.baseline and not t.front and t.values]
         lines += markdown_lines(_front_table(view, [*front, *base]), markdown)
-        lines += ["", _FRONT_NOTE]
+        lines += ["", *(f"{markdown(x)}.\n" for x in steps_notes([*front, *base])), _FRONT_NOTE]
         if again := confirmation_lines(view):
             lines += ["", "## Measured again, side by side", ""]
             lines += [f"- {markdown(line)}" for line in again]
@@ -493,7 +495,7 @@ def _front_table(view: StudyView, trials: Iterable[TrialView]) -> Table:
                 value_and_bounds(t.value(o), (t.intervals or {}).get(o.name))
                 for o in view.objectives
             ),
-            optional(t.acceptance_length, ".2f"),
+            t.length_text,
             optional(t.speedup, ".2f"),
         )
         for t in trials

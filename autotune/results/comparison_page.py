@@ -93,7 +93,7 @@ def _pairs_table(c: Comparison) -> Table:
         cells: list[str | Cell] = [value_text(p.point[n]) if n in p.point else "" for n in shown]
         if others:
             cells.append(", ".join(other_parameters(p.point)))
-        cells.append(f"{p.launches[0]} + {p.launches[1]}")
+        cells.append(f"{p.launches[0]} + {p.launches[1]}{', lossy' if p.lossy else ''}")
         rows.append(Row((*cells, *(_cell(p.differences.get(o.name)) for o in c.objectives))))
     if c.together:
         label = ["all"] + [""] * (len(shown) + others)

@@ -14,7 +14,7 @@ from autotune.results.text import (
     value_and_bounds,
     value_text,
 )
-from autotune.results.views import StudyView, TrialView, origin_lines
+from autotune.results.views import StudyView, TrialView, origin_lines, steps_notes
 from autotune.study.space import ARM, MNBT, N
 from objectives import Objective
 
@@ -25,7 +25,7 @@ _INTERVAL_WIDTH = 15  # of a value with its interval
 
 def trials_page(view: StudyView) -> list[Block]:
     """Return every trial with its state; below, where some were measured and why others failed."""
-    below: list[Block] = [Line(text) for text in origin_lines(view)]
+    below: list[Block] = [Line(t) for t in (*steps_notes(view.trials), *origin_lines(view))]
     below += [
         Line(
             f"trial {t.number} failed: {t.failure_kind}: {plain(t.failure_reason or '')}",
@@ -49,7 +49,7 @@ def front_page(view: StudyView) -> list[Block]:
     what += " and baseline" if any(t.baseline for t in trials) else ""
     what += ", with 95% intervals:" if intervals else ":"
     table = trial_table(view.objectives, view.parameters(), trials, intervals=intervals)
-    return [Line(what), table]
+    return [Line(what), table, *map(Line, steps_notes(trials))]
 
 
 def trial_table(
@@ -71,9 +71,8 @@ def trial_table(
     """
     shown = [name for name in _PARAMETERS if name in parameters]
     rows = (_row(t, objectives, shown, intervals=intervals) for t in trials)
-    gap = (
-        1 if len(objectives) > 2 or ARM in shown else 2
-    )  # or a terminal of 80 columns has no room for the note
+    # with more, a terminal of 80 columns has no room for the note
+    gap = 1 if len(objectives) > 2 or ARM in shown else 2
     return Table(_columns(objectives, shown, intervals=intervals), tuple(rows), gap)
 
 
@@ -114,7 +113,7 @@ def _row(
     for o in objectives:
         bounds = (trial.intervals or {}).get(o.name) if intervals else None
         cells.append(value_and_bounds(trial.value(o), bounds, "\n"))
-    cells += [optional(trial.acceptance_length, ".2f"), optional(trial.speedup, ".2f")]
+    cells += [trial.length_text, optional(trial.speedup, ".2f")]
     cells.append(", ".join(filter(None, [note(trial), *other_parameters(trial.point)])))
     tone = Tone.FAILED if trial.state == "failed" else Tone.GOOD if trial.front else Tone.NONE
     return Row(tuple(cells), tone)

@@ -142,6 +142,12 @@ class TrialView:
     skips_steps: bool = False
 
     @property
+    def length_text(self) -> str:
+        """Tokens per step in a cell, marked where they are those of some steps only."""
+        mark = "*" if self.skips_steps else ""
+        return "" if self.acceptance_length is None else f"{self.acceptance_length:.2f}{mark}"
+
+    @property
     def setting(self) -> str:
         """Its point in one line, and whether that is lossy."""
         return f"{point_text(self.point)}{', lossy' if self.lossy else ''}"
@@ -238,6 +244,16 @@ class StudyView:
         if self.arms:
             names[ARM] = None
         return sorted(names, key=lambda name: {ARM: 0, N: 1, MNBT: 2}.get(name, 3))
+
+
+# What the mark of `TrialView.length_text` says.
+STEPS_NOTE = "* tokens in a step that has drafts; vLLM does not count the other steps"
+
+
+def steps_notes(trials: Iterable[TrialView]) -> list[str]:
+    """Return the line below a table that says what its marks mean; none without a mark."""
+    marked = any(t.skips_steps and t.acceptance_length is not None for t in trials)
+    return [STEPS_NOTE] if marked else []
 
 
 def cost(objective: Objective, value: float | None) -> float:

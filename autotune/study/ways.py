@@ -133,6 +133,16 @@ def curve_of(space: Space, point: Point) -> str | None:
     return json.dumps(space.ways[str(point[ARM])].draft, sort_keys=True) if space.ways else ""
 
 
+def arms_by_curve(space: Space) -> dict[str, tuple[str, ...]]:
+    """Return the arms of each acceptance that can be counted; see :func:`curve_of`."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, way in space.ways.items():
+        if not is_biased(way.draft):
+            curve = json.dumps(way.draft, sort_keys=True)
+            found[curve] = (*found.get(curve, ()), name)
+    return found
+
+
 def is_biased(draft: Mapping[str, Any]) -> bool:
     """Return whether a launch's counted acceptance is not that of a fixed n.
 

@@ -63,6 +63,11 @@ def settle(
         UserError: there is nothing to map, or n = 0 cannot be launched.
     """
     spec, path = prepared.spec, prepared.loaded.path
+    if spec.server.arms:
+        raise UserError(
+            f"{path}: server.arms: a map compares values of {N} of one draft; write the arm to map "
+            "as server.speculative, in a study of its own"
+        )
     if spec.server.speculative is None or N not in spec.space:
         missing = "space" if spec.server.speculative else "server.speculative"
         raise UserError(

@@ -72,12 +72,12 @@ class Prepared:
     def weights(self) -> dict[str, str]:
         """Return hashes of the weights that are on this machine, by what they are for.
 
-        These are ``target`` and ``draft``, or with arms ``draft of arm NAME`` for each.
+        These are ``target`` and ``draft``, or with arms ``draft MODEL`` for each model.
         """
         named = {"target": self.spec.server.model}
         for arm, draft in self.spec.server.drafts.items():
             if draft.model is not None:
-                named["draft" if arm is None else f"draft of arm {arm}"] = draft.model
+                named["draft" if arm is None else f"draft {draft.model}"] = draft.model
         places = {role: Path(self.resolve(ref)) for role, ref in named.items()}
         # a name of a hub is no path
         found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
