@@ -76,7 +76,7 @@ def _needs_graphs(launch: Launch) -> str | None:
         return None
     s, partial = launch.settings, launch.minor is not None and launch.minor >= (0, 30)
     if launch.known.platform == "cpu":
-        return f"{ADAPTIVE} needs CUDA graphs, which a CPU has not"
+        return f"{ADAPTIVE} needs model runner V2 and CUDA graphs; vLLM on a CPU has neither"
     mode = cudagraph_mode(s)
     if s.get("enforce_eager") is True:
         return f"{ADAPTIVE} needs CUDA graphs, which enforce_eager turns off"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -175,7 +176,7 @@ class SpaceMap:
             out += _wrapped("only what all versions have in common is said; name one with --vllm")
         if self.sampled:
             out += _wrapped("real-valued parameters are shown at their two ends")
-        table = [line for lines in map(_table, _by_arm(self.cells)) for line in lines]
+        table = _tables(self.cells)
         if table:
             out += ["", *table, "", *_wrapped(self._legend())]
         for r in self.reasons:
@@ -329,17 +330,28 @@ def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tupl
     return out
 
 
-def _by_arm(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Return the points of each arm; those at n = 0, which has no arm, are in every one."""
-    arms = dict.fromkeys(c.point[ARM] for c in cells if ARM in c.point)
+def _tables(cells: Sequence[Cell]) -> list[str]:
+    """Return the table of marks, or one for each arm; those at n = 0, without an arm, are in all.
+
+    An arm that does not fit into a table has a line with the numbers of its points.
+    """
+    arms = dict.fromkeys(str(c.point[ARM]) for c in cells if ARM in c.point)
     if not arms:
-        return [list(cells)]
-    return [[c for c in cells if c.point.get(ARM, arm) == arm] for arm in arms]
+        return list(_table(cells))
+    out: list[str] = []
+    for arm in arms:
+        own = [c for c in cells if c.point.get(ARM, arm) == arm]
+        if lines := list(_table(own)):
+            out += [*([""] if out else []), f"arm {arm}", *lines]
+            continue
+        states = Counter(c.state for c in own if ARM in c.point)
+        words = ", ".join(f"{number} {state}" for state, number in states.items())
+        out += [*([""] if out else []), f"arm {arm}: {words}"]
+    return out
 
 
 def _table(cells: Sequence[Cell]) -> Iterator[str]:
     """Yield two parameters as rows and columns of marks; nothing if they do not fit."""
-    arm = next((c.point[ARM] for c in cells if ARM in c.point), None)
     points = [{k: v for k, v in c.point.items() if k != ARM} for c in cells]
     names = list(points[0]) if points else []
     if len(names) != 2 or any(list(point) != names for point in points):
@@ -353,8 +365,6 @@ def _table(cells: Sequence[Cell]) -> Iterator[str]:
     if left + cell * len(values[across]) > WIDTH or len(values[down]) > 100:
         return
     marks = {tuple(q.values()): _mark(c) for q, c in zip(points, cells, strict=True)}
-    if arm is not None:
-        yield f"arm {arm}"
     yield heads[across].rjust(left) + "".join(str(v).rjust(cell) for v in values[across])
     for i, v in enumerate(values[down]):
         label = f"{heads[down]} {v}" if i == 0 else str(v)
