@@ -57,9 +57,7 @@ def why_no_adaptive(*versions: str | None) -> str | None:
     """
     version = next((v for v in versions if v is not None), None)
     if version is None:
-        return (
-            "vLLM's version is unknown, so it is not known whether it has adaptive verification"
-        )
+        return "vLLM's version is unknown, so it is not known whether it has adaptive verification"
     if Version(version.partition("+")[0]) < _SINCE:
         return (
             f"vLLM {version} has no adaptive verification; 0.28 has it for DSpark, and 0.30 for "

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from autotune.engine.adaptive_verification import verified
+from autotune.engine.draft_schedule import scheduled
 from autotune.stats.crossover import AtLoad, Rate, Schedule, best_fixed, over_loads
 from autotune.storage.schema import MapPointRow
+from autotune.study.schema import ServerSpec
 
 _LONGEST = 26  # characters of a way's name, or a terminal has no room for the row
 
@@ -22,7 +25,7 @@ class WayKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Way:
+class MapWay:
     """One way to speculate: what a launch of a load sweep serves with.
 
     Attributes:
@@ -69,15 +72,30 @@ class Way:
         return self.schedule is not None or self.adaptive
 
 
-def way_of(point: MapPointRow) -> Way:
+def way_of(point: MapPointRow) -> MapWay:
     """Return the way of a stored point."""
     ranges = point.schedule
-    return Way(
+    return MapWay(
         n=point.n,
         schedule=None if ranges is None else tuple((int(a), int(b), int(n)) for a, b, n in ranges),
         adaptive=point.way == WayKind.ADAPTIVE,
         arm=point.arm,
     )
+
+
+def way_server(server: ServerSpec, way: MapWay) -> ServerSpec:
+    """Return the server of a way.
+
+    Args:
+        server: Server of the load sweep's fixed n, whose draft has a fixed n.
+        way: The way.
+
+    Raises:
+        ValueError: the server has no draft, and the way needs one.
+    """
+    if way.schedule is not None:
+        server = scheduled(server, way.schedule)
+    return verified(server) if way.adaptive else server
 
 
 def schedule_text(ranges: Schedule) -> str:
@@ -99,13 +117,13 @@ class Plan:
         left_out: Rivals for which there are too few launches.
     """
 
-    ways: tuple[Way, ...]
-    fixed: Mapping[int, Way]
-    left_out: tuple[Way, ...]
+    ways: tuple[MapWay, ...]
+    fixed: Mapping[int, MapWay]
+    left_out: tuple[MapWay, ...]
 
 
 def confirmation(
-    rates: Mapping[Way, Mapping[int, Rate]], at: Sequence[AtLoad], launches: int
+    rates: Mapping[MapWay, Mapping[int, Rate]], at: Sequence[AtLoad], launches: int
 ) -> Plan | None:
     """Return what a confirmation launches; None: there is nothing to compare.
 
@@ -131,8 +149,8 @@ def confirmation(
             fixed.append(x.best)
     fixed += [n for n in dict.fromkeys(x.best for x in at) if n not in fixed]
     most = max(2, launches // 2)
-    turns: list[Way] = [Way(overall)]
-    others, waiting = [Way(n) for n in fixed[1:]], list(rivals)
+    turns: list[MapWay] = [MapWay(overall)]
+    others, waiting = [MapWay(n) for n in fixed[1:]], list(rivals)
     while len(turns) < most and (others or waiting):
         for queue in (waiting, others):
             if queue and len(turns) < most:
@@ -141,7 +159,7 @@ def confirmation(
     return Plan(tuple(ways), fixed_of(by_n, good, ways), tuple(waiting))
 
 
-def best_rivals(rates: Mapping[Way, Mapping[int, Rate]], loads: Sequence[int]) -> list[Way]:
+def best_rivals(rates: Mapping[MapWay, Mapping[int, Rate]], loads: Sequence[int]) -> list[MapWay]:
     """Return the fastest way of each family of rivals over all loads, the fastest family first.
 
     Args:
@@ -154,15 +172,15 @@ def best_rivals(rates: Mapping[Way, Mapping[int, Rate]], loads: Sequence[int]) -
         if way.kind is not WayKind.FIXED and loads and all(load in row for load in loads)
     ]
     ranked = sorted(whole, key=lambda way: -over_loads(rates[way], loads).value)
-    found: dict[object, Way] = {}
+    found: dict[object, MapWay] = {}
     for way in ranked:
         found.setdefault(way.family, way)
     return list(found.values())
 
 
 def fixed_of(
-    by_n: Mapping[int, Mapping[int, Rate]], good: Mapping[int, set[int]], ways: Sequence[Way]
-) -> dict[int, Way]:
+    by_n: Mapping[int, Mapping[int, Rate]], good: Mapping[int, set[int]], ways: Sequence[MapWay]
+) -> dict[int, MapWay]:
     """Return the fixed n to beat at each load, of those among some ways; the best, or a tie of it.
 
     Args:

@@ -35,6 +35,7 @@ from autotune.results.load_map import (
     load_sweep_json,
     load_sweep_lines,
 )
+from autotune.results.load_map_ways import MapWay
 from autotune.results.read_load_map import PARTS
 from autotune.serving.process_tree import Identity
 from autotune.stats import Interval
@@ -42,7 +43,7 @@ from autotune.stats.crossover import Rate, Schedule
 from autotune.stats.stopping import Stop
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.schema import StudySpec
-from autotune.tuning.load_map import map_requests, order, part_sizes
+from autotune.tuning.load_map_requests import map_requests, order, part_sizes
 from autotune.tuning.prepare import Prepared
 from tests.storage.test_migrations import as_first_release
 from tests.studies import (
@@ -146,7 +147,7 @@ def view(*schedule: PointView, **changes: Any) -> LoadSweepView:
         "schedule": RANGES,
         "why_no_schedule": None,
         "arguments": {1: '{"n": 1}', 3: '{"n": 3}'},
-        "schedule_argument": '{"schedule": 1}',
+        "way_arguments": {MapWay(3, RANGES): '{"schedule": 1}'},
         "same_file": True,
     }
     return LoadSweepView(**given | changes)
