@@ -291,7 +291,7 @@ def load_sweep_lines(view: LoadSweepView) -> list[str]:
         lines += [*referee_lines(view.referee), ""]
     lines += wrapped(crossover_text(view.crossover, view.at, view.crossing))
     lines += ["", *_schedule_lines(view), ""]
-    lines += wrapped(_scatter_text(view.variance))
+    lines += wrapped(_scatter_text(view))
     if view.outdated:
         loads = ", ".join(map(str, view.outdated))
         lines += wrapped(
@@ -452,14 +452,18 @@ def _recommended(view: LoadSweepView) -> str:
     return f"n = {view.fixed}, at {over} of no speculation as the mean over all concurrencies{tie}"
 
 
-def _scatter_text(variance: LaunchVariance | None) -> str:
+def _scatter_text(view: LoadSweepView) -> str:
+    variance, rivals = view.variance, view.referee
+    besides = (
+        "Apart from the confirmation, intervals" if rivals and rivals.confirmed else "Intervals"
+    )
     if variance is None:
         return (
-            "Intervals are within one launch each, without the launch-to-launch variance, which is "
+            f"{besides} are within one launch each, without the launch-to-launch variance, which is "
             "not known. A study that launches a point several times measures it (`autotune run`)."
         )
     return (
-        "Intervals include the launch-to-launch variance of this study: "
+        f"{besides} include the launch-to-launch variance of this study: "
         f"{variance.between:.1%} beyond request noise."
     )
 

@@ -104,9 +104,12 @@ class Chooser:
         Raises:
             UserError: it is one of the ways that were asked for.
         """
-        if self.rivals.asked is not None and (why := self._why_not(self._asked())) is not None:
+        asked = None if self.rivals.asked is None else self._asked()
+        if self.setting.vllm is None:  # its first launch tells, and then what it refuses is said
+            return
+        if asked is not None and (why := self._why_not(asked)) is not None:
             raise UserError(f"--schedule: {why}")
-        if self.rivals.adaptive and self.setting.vllm is not None:
+        if self.rivals.adaptive:
             reasons = [self._why_not(MapWay(n, adaptive=True)) for n in self.candidates]
             if None not in reasons:
                 raise UserError(f"--ways adaptive: {reasons[0] if reasons else 'no n to launch'}")
@@ -292,8 +295,8 @@ class Chooser:
         if way.adaptive:
             self.say(LAUNCH_NOTE)
         kind = None if way.kind is WayKind.FIXED else str(way.kind)
-        if way.kind is WayKind.SCHEDULE and not asked:
-            kind = None
+        if way.kind is WayKind.SCHEDULE and not asked and repeat is None:
+            kind = None  # as the first load sweeps have it
         return self.store.load_maps.add_point(
             self.study,
             self.setting.plain(),

@@ -94,7 +94,7 @@ def _add_passing(fig: go.Figure, view: LoadSweepView, way: MapWay, line: int) ->
     low, high = cross.low or view.loads[0], cross.high or view.loads[-1]
     fig.add_vrect(x0=low, x1=high, fillcolor=GRAY, opacity=0.12, line_width=0, layer="below")
     fig.add_vline(x=cross.load, line={"color": GRAY, "dash": "dot", "width": 1.2})
-    sign = "≥" if cross.wins_above else "≤"
+    side = "above" if cross.wins_above else "below"
     fig.add_annotation(
         x=math.log10(cross.load),
         y=0,
@@ -102,7 +102,7 @@ def _add_passing(fig: go.Figure, view: LoadSweepView, way: MapWay, line: int) ->
         yanchor="bottom",
         yshift=4 + 16 * line,  # several ways may pass at about the same concurrency
         xanchor="left",
-        text=f" {way.name}: {sign} {load_text(cross.load)}",
+        text=f" {way.name}: faster {side} {load_text(cross.load)}",
         showarrow=False,
     )
 
