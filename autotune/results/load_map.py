@@ -460,7 +460,8 @@ def _scatter_text(view: LoadSweepView) -> str:
     if variance is None:
         return (
             f"{besides} are within one launch each, without the launch-to-launch variance, which "
-            "is not known. A study that launches a point several times measures it (`autotune run`)."
+            "is not known. A study that launches a point several times measures it (`autotune "
+            "run`)."
         )
     return (
         f"{besides} include the launch-to-launch variance of this study: "

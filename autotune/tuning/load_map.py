@@ -9,8 +9,8 @@ slower affects all loads equally, and each part is a unit of resuming: it is in 
 it is whole, and never measured again. A launch that failed gives no numbers, of no load.
 
 Then other ways to speculate are launched (:mod:`autotune.tuning.load_map_choice`): a schedule of n
-by batch size, adaptive verification, other arms of the study. A confirmation launches the best of
-them and the best fixed n again, there and back (:mod:`autotune.stats.referee`).
+by batch size, adaptive verification. A confirmation launches the best of them and the best fixed n
+again, there and back (:mod:`autotune.stats.referee`).
 """
 
 from __future__ import annotations

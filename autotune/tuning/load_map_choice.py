@@ -40,15 +40,13 @@ class Rivals:
     Attributes:
         schedule: The schedule of n by batch size that the numbers suggest, or else the study's own.
         adaptive: Adaptive verification.
-        arms: The other arms of the study.
         asked: A schedule that the user gives, as pairs of first batch size and n; None: none.
-        launches: Most n that are launched with adaptive verification, and of each arm.
+        launches: Most n that are launched with adaptive verification.
         confirm: Launches of the confirmation; 0: there is none.
     """
 
     schedule: bool = True
     adaptive: bool = False
-    arms: bool = False
     asked: Sequence[tuple[int, int]] | None = None
     launches: int = 2
     confirm: int = 0

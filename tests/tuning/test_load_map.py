@@ -740,7 +740,7 @@ def test_an_interrupted_confirmation_goes_on(tmp_path: Path, instant: Instant, p
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--ways", "schedule,luck"), "'luck' is none of schedule, adaptive, arms, none"),
+        (("--ways", "schedule,luck"), "'luck' is none of schedule, adaptive, none"),
         (("--ways", "adaptive"), "--ways adaptive: enable_adaptive_verification needs CUDA graphs"),
         (("--schedule", "1:99"), "--schedule: "),
         (("--schedule", "1:7,8"), "is not a schedule such as 1:7,8:3"),
