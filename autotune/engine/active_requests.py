@@ -54,8 +54,8 @@ class Asked:
 def asked_at_once(settings: Mapping[str, object], known: Known) -> Asked | None:
     """Return how many requests a closed loop asks a launch to run at once.
 
-    That is the smaller of its concurrency and ``max_num_seqs`` of all replicas. Where a study leaves
-    ``max_num_seqs`` to vLLM, the smallest of its defaults counts.
+    That is the smaller of its concurrency and ``max_num_seqs`` of all replicas. Where a study
+    leaves ``max_num_seqs`` to vLLM, the smallest of its defaults counts.
 
     Args:
         settings: Settings as for :func:`autotune.engine.rules.why_infeasible`.

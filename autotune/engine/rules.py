@@ -22,8 +22,8 @@ Not rules, on purpose:
   (``engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args``).
 - ``per_request_spec_decode_metrics`` without drafts, which vLLM refuses from 0.29 on
   (``config/vllm.py:__post_init__``): a launch at n = 0 is started without the flag.
-- A launch that is throttled starts all the same. :data:`THROTTLED` refuses it only where the study's
-  load is known and the study does not allow it, because its numbers would be of another load.
+- A launch that is throttled starts all the same. :data:`THROTTLED` refuses it only where the load
+  of the study is known and it does not allow that, because the numbers would be of another load.
 - 0.24 to 0.30: (n - 1)·max_num_seqs < MNBT < (n + 1)·max_num_seqs for DFlash, a doubt.
 
 The module is pure: settings in, words out.

@@ -50,8 +50,8 @@ class Quality:
         prefix_cache_share: Share of the prompt tokens that came from the prefix cache.
         running_peak: Largest number of requests that vLLM was seen to run at once; watching ends
             when it has reached ``running_asked``.
-        running_asked: Number of requests that a closed loop asks for: the smaller of concurrency and
-            ``max_num_seqs``.
+        running_asked: Number of requests that a closed loop asks for: the smaller of concurrency
+            and ``max_num_seqs``.
         throttled: Whether the peak stayed below that; None: unknown.
         machine: :class:`autotune.bench.interference.MachineState` as plain data; only of a launch.
         energy: :class:`autotune.serving.nvml.Energy` as plain data.

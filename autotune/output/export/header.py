@@ -43,9 +43,8 @@ def about(
     yield f"{why[0].upper()}{why[1:]}."
     yield f"{choice.values}."
     if t.throttled:
-        yield (
-            f"Careful: it was throttled: {throttled_text(t.running_peak or 0, t.running_asked or 0)}."
-        )
+        words = throttled_text(t.running_peak or 0, t.running_asked or 0)
+        yield f"Careful: it was throttled: {words}."
     yield _speedup(view, choice)
     yield _measured(view, spec, measured)
     if version != measured:
