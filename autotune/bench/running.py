@@ -34,7 +34,9 @@ from autotune.errors import MeasureError
 FEWEST = 20
 """Fewest samples of which all must be below what was asked for."""
 
-_PACE_S = 0.25  # between the first FEWEST samples
+PACE_S = 0.25
+"""Seconds between the first samples."""
+
 _SHARE = 0.02  # of the time that later ones may take
 _LONGEST_S = 5.0  # between two samples
 _LINE = re.compile(rb"^vllm:num_requests_(running|waiting)(\{.*\})? ([0-9.eE+]+)\s*$", re.MULTILINE)
@@ -132,15 +134,15 @@ class RunningWatch:
     Args:
         asked: Number of requests that should run at once.
         read: Reads the server's gauges.
-        pace_s: Seconds between the first samples.
+        pace_s: Seconds between the first samples; None: :data:`PACE_S`.
     """
 
     def __init__(
-        self, asked: Asked, read: Callable[[], Gauges | None], *, pace_s: float = _PACE_S
+        self, asked: Asked, read: Callable[[], Gauges | None], *, pace_s: float | None = None
     ) -> None:
         self._asked = asked
         self._read = read
-        self._pace_s = pace_s
+        self._pace_s = PACE_S if pace_s is None else pace_s
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._peak: int | None = None
