@@ -194,7 +194,7 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
 def command(s: Source) -> Iterator[Block]:
     """Yield the command that serves the answer."""
     if s.best is None:
-        yield Paragraph(f"There is no command, because {plain(why_no_best(s.view))}.")
+        yield Paragraph(f"{plain(upper(why_no_best(s.view)))}, so there is no command.")
         return
     try:
         found = served(s.store, s.view.name, s.best)
