@@ -82,6 +82,9 @@ class LoadView:
         requests: Number of measured requests.
         acceptance_length: Tokens per verification step; None without drafts.
         warnings: Warnings as of a trial: ``in short: in words``.
+        throttled: Whether vLLM ran fewer requests at once than it should: it never wins.
+        running_peak: Largest number of requests that were seen to run at once, where it was
+            throttled.
     """
 
     rate: Rate
@@ -90,6 +93,8 @@ class LoadView:
     requests: int
     acceptance_length: float | None
     warnings: tuple[str, ...]
+    throttled: bool = False
+    running_peak: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class PointView:
 
     @property
     def way(self) -> MapWay:
-        """MapWay to speculate."""
+        """Way to speculate."""
         return MapWay(self.n, self.schedule, self.adaptive, self.arm)
 
     @property
@@ -116,8 +121,8 @@ class PointView:
         return self.way.kind is WayKind.FIXED
 
     def rates(self) -> dict[int, Rate]:
-        """Return tokens per second, by concurrency."""
-        return {load: x.rate for load, x in self.loads.items()}
+        """Return tokens per second, by concurrency, without those that vLLM throttled."""
+        return {load: x.rate for load, x in self.loads.items() if not x.throttled}
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ class LoadSweepView:
     @cached_property
     def rates(self) -> Rates:
         """Rates of each fixed n, by concurrency."""
-        return {p.n: p.rates() for p in self.points if p.is_fixed and p.loads}
+        return {p.n: row for p in self.points if p.is_fixed and (row := p.rates())}
 
     @cached_property
     def rivals(self) -> tuple[PointView, ...]:
@@ -177,7 +182,7 @@ class LoadSweepView:
     def way_rates(self) -> dict[MapWay, Mapping[int, Rate]]:
         """Rates of each way in the sweep's single launches, by concurrency."""
         rates: dict[MapWay, Mapping[int, Rate]] = {MapWay(n): row for n, row in self.rates.items()}
-        return rates | {p.way: p.rates() for p in self.rivals if p.loads}
+        return rates | {p.way: row for p in self.rivals if (row := p.rates())}
 
     def confirmation_plan(self, launches: int) -> Plan | None:
         """Return what a confirmation of so many launches compares; None: there is no rival."""
@@ -188,8 +193,8 @@ class LoadSweepView:
         """Other ways against the best fixed n; None: none was launched."""
         confirmed: dict[MapWay, list[Mapping[int, Rate]]] = {}
         for p in self.confirmed:
-            if p.loads:
-                confirmed.setdefault(p.way, []).append(p.rates())
+            if rates := p.rates():
+                confirmed.setdefault(p.way, []).append(rates)
         return referee(self.way_rates, confirmed, self.at, self.variance)
 
     @cached_property
@@ -359,8 +364,13 @@ def _points_table(view: LoadSweepView) -> list[str]:
             continue
         if p.way == MapWay(0) or not p.loads or not (p.is_fixed or p is view.checked):
             continue  # the referee's table has the other ways
+        rates = p.rates()
         cells = [
-            f"{p.loads[c].rate.value / none[c].value:.2f}" if c in p.loads and c in none else ""
+            f"{rates[c].value / none[c].value:.2f}"
+            if c in rates and c in none
+            else "throttled"
+            if c in p.loads and p.loads[c].throttled
+            else ""
             for c in view.loads
         ]
         lengths = [x.acceptance_length for x in p.loads.values() if x.acceptance_length]
@@ -546,6 +556,8 @@ def _point_json(p: PointView, variance: LaunchVariance | None) -> dict[str, Any]
                 "requests": x.requests,
                 "acceptance_length": x.acceptance_length,
                 "warnings": list(x.warnings),
+                "throttled": x.throttled,
+                "running_peak": x.running_peak,
             }
             for load, x in p.loads.items()
         },

@@ -163,15 +163,17 @@ def best_rivals(rates: Mapping[MapWay, Mapping[int, Rate]], loads: Sequence[int]
     """Return the fastest way of each family of rivals over all loads, the fastest family first.
 
     Args:
-        rates: Rates by way and load; a way without all loads is left out.
+        rates: Rates by way and load. Loads may be missing, such as throttled ones: a way with more
+            of them is preferred.
         loads: The loads.
     """
-    whole = [
-        way
-        for way, row in rates.items()
-        if way.kind is not WayKind.FIXED and loads and all(load in row for load in loads)
-    ]
-    ranked = sorted(whole, key=lambda way: -over_loads(rates[way], loads).value)
+
+    def rank(way: MapWay) -> tuple[int, float]:
+        here = [load for load in loads if load in rates[way]]
+        return -len(here), -over_loads(rates[way], here).value
+
+    rivals = [way for way in rates if way.kind is not WayKind.FIXED]
+    ranked = sorted((w for w in rivals if not rates[w].keys().isdisjoint(loads)), key=rank)
     found: dict[object, MapWay] = {}
     for way in ranked:
         found.setdefault(way.family, way)

@@ -54,7 +54,7 @@ from autotune.tuning.progress import OUTSIDE, Progress
 from autotune.tuning.recovery import end_orphans
 from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools, real
-from autotune.tuning.trial import MachineFailed, attempts, drafts_note, quality_of
+from autotune.tuning.trial import MachineFailed, attempts, drafts_note, quality_of, throttled_note
 
 DEFAULT_RIVALS = Rivals()
 # What the requests of a part are called in the database, by the client's phase.
@@ -133,7 +133,7 @@ class _Map:
         unused = known is None and self.name in store.study_names()
         settled = settle(
             prepared,
-            max(loads),
+            sorted(loads),
             repeated=self.requests.repeated,
             known=known,
             other=f"{self.name} in {store.path} is of another file: it is not used"
@@ -229,7 +229,11 @@ class _Map:
                     live.event("warm")
                 self.stage(point, f"measuring {load} at a time, part {part + 1}")
                 result = measuring.measure(
-                    self.workload(load, part), live.rest, whole=False, until_steady=False
+                    self.workload(load, part),
+                    live.rest,
+                    whole=False,
+                    until_steady=False,
+                    asked=self.p.asked(self.point(point.n), load),
                 )
             finally:
                 named = [dataclasses.replace(x, phase=_PHASES[x.phase].format(phase)) for x in kept]
@@ -239,6 +243,8 @@ class _Map:
             server = task.server or self.p.spec.server
             if note := drafts_note(result, server, task.point, live.version):
                 self.progress.message(f"{self.words(point)}, {phase}: {note}")
+            if note := throttled_note(result):
+                self.progress.message(f"{self.words(point)}, {phase}, is throttled: {note}")
             disturbed = self.tools.disturbed(result.machine, self.rests)
             self.store.load_maps.add_load(
                 live.launch_id,

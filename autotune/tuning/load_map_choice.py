@@ -136,17 +136,13 @@ class Chooser:
         rows = {n: comparable_loads(self.store, x.id) for n, x in points.items()}
         return rates_of(rows, self.loads)
 
-    def fixed_rates(self) -> dict[int, dict[int, Rate]]:
-        """Return what was measured, by fixed n and load."""
-        return self._rates(self._of(MapWay(0).family))
-
     # -- what comes next ---------------------------------------------------------------------------
 
     def next(self) -> MapPointRow | None:
         """Return the point to launch: a fixed n, then a rival, then of the confirmation.
 
         Raises:
-            NothingUsable: n = 0 failed.
+            NothingUsable: n = 0 gave no numbers.
         """
         for choose in (self._fixed, self._schedule, self._adaptive, self._confirmation):
             if (point := choose()) is not None:
@@ -170,10 +166,15 @@ class Chooser:
                 f"{self.study}: n = 0 gave no numbers, so there is nothing to compare with: "
                 f"{why[1]}"
             )
+        rates = self._rates(begun)
+        if 0 not in rates:
+            raise NothingUsable(
+                f"{self.study}: n = 0 was throttled at every concurrency, so there is nothing to "
+                "compare with: take lower ones"
+            )
         free = [n for n in self.candidates if n not in begun]
         if len(begun) >= self.launches or not free:
             return None
-        rates = self._rates(begun)
         if max(rates) == 0:  # none with drafts yet, or all that were tried failed
             wanted = next((n for n in self.winners if n in free), FIRST_N)
             return self._add(MapWay(min(free, key=lambda n: (abs(n - wanted), n))))
@@ -241,7 +242,7 @@ class Chooser:
             best = [x.draft for x in self._view().at if x.draft is not None]
             wanted = max(best, default=FIRST_N)
             return self._add(make(min(free, key=lambda n: (abs(n - wanted), n))))
-        found = propose({0: self.fixed_rates()[0], **rates}, free)
+        found = propose({0: self._rates(self._of(MapWay(0).family))[0], **rates}, free)
         return None if found is None or found.gain < LEAST_GAIN else self._add(make(found.n))
 
     def _confirmation(self) -> MapPointRow | None:
