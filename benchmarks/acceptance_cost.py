@@ -3,10 +3,11 @@
     python benchmarks/acceptance_cost.py --rounds 4 --out benchmarks/data/acceptance_cost.json
 
 Launches the demo pair (vLLM 0.29 or later on a CPU) at n = 3 with each level, there and back (none,
-summary, detailed, detailed, summary, none), and sends all of them the same requests at concurrency 2.
-Kept of each launch: tok/s, the mean request, CPU seconds of the server's processes for 1000 tokens,
-and the bytes of the last chunk's arrays. The levels are compared as ratios of means over launches,
-with Student's t on the logarithms of paired rounds.
+summary, detailed, detailed, summary, none), and sends all of them the same requests at concurrency
+2. Kept of each launch: tok/s, the mean request, and CPU seconds of the server's processes for 1000
+tokens. A level is compared with none by the logarithms of the rounds' ratios, with Student's t.
+
+Launches that the file has are kept, so the same command goes on with the next.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ def cpu_seconds(server: Server) -> float:
 def ratio(rows: Sequence[dict[str, Any]], key: str, level: str) -> dict[str, float]:
     """Return a level's mean over that of `none`, by pairs of launches, with a 95 % interval."""
     of = {x: [math.log(r[key]) for r in rows if r["level"] == x] for x in (level, "none")}
-    differences = [a - b for a, b in zip(of[level], of["none"], strict=True)]
+    differences = [a - b for a, b in zip(of[level], of["none"], strict=False)]  # of whole rounds
+    if not differences:
+        return {}
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return {"ratio": math.exp(mean)}
@@ -127,7 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="launches of each level")
     parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--most", type=int, default=10**6, help="launches of this call")
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     loaded = load_bundled("demo-cpu")
     load = loaded.spec.workload.model_copy(
@@ -135,13 +139,15 @@ def main() -> None:
     )
     spec = loaded.spec.model_copy(update={"workload": load})
     info = probe(spec.server)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = (
+        json.loads(args.out.read_text())["launches"] if args.out.exists() else []
+    )
+    order = [x for i in range(args.rounds) for x in (LEVELS if i % 2 == 0 else LEVELS[::-1])]
     with tempfile.TemporaryDirectory(prefix="autotune-cost-") as folder:
-        for i in range(args.rounds):
-            for level in LEVELS if i % 2 == 0 else LEVELS[::-1]:
-                log = Path(folder, f"{len(rows)}.log")
-                rows.append(measured(spec, loaded.base, info, level, log))
-                print(json.dumps(rows[-1]), flush=True)
+        for level in order[len(rows) :][: args.most]:
+            log = Path(folder, f"{len(rows)}.log")
+            rows.append(measured(spec, loaded.base, info, level, log))
+            print(json.dumps(rows[-1]), flush=True)
     found = {
         "command": f"python benchmarks/acceptance_cost.py --rounds {args.rounds} "
         f"--requests {args.requests}",
@@ -154,8 +160,7 @@ def main() -> None:
         },
     }
     print(json.dumps(found["over_none"], indent=2))
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

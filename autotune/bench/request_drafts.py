@@ -1,9 +1,9 @@
 """Accepted drafts of one request, as vLLM tells them in the last chunk of a stream.
 
-From 0.29 on, ``--per-request-spec-decode-metrics`` adds ``metrics.speculative_decoding`` to the chunk
-with the usage (``vllm/entrypoints/generate/base/protocol.py: SpeculativeDecodingMetrics``, called
-experimental there; filled from ``vllm/v1/metrics/stats.py: RequestSpecDecodeMetrics``). Of it are
-read:
+From 0.29 on, ``--per-request-spec-decode-metrics`` adds ``metrics.speculative_decoding`` to the
+chunk with the usage (``vllm/entrypoints/generate/base/protocol.py: SpeculativeDecodingMetrics``,
+called experimental there; filled from ``vllm/v1/metrics/stats.py: RequestSpecDecodeMetrics``).
+Of it are read:
 
 - ``acceptance_histogram``: number of verification steps that accepted 0, 1, …, n drafts;
 - ``num_draft_tokens``: number of drafted tokens of all steps;
@@ -28,7 +28,7 @@ class RequestDrafts:
     """Accepted drafts of one request.
 
     Attributes:
-        histogram: Number of steps that accepted exactly j drafts, for j from 0 to n; shape (n + 1,).
+        histogram: Number of steps that accepted exactly j drafts, j from 0 to n; shape (n + 1,).
         drafted: Number of drafted tokens of all steps; None: unknown.
         by_step: Accepted and drafted tokens of each step with a draft, in order; empty if vLLM told
             the histogram only.

@@ -2,9 +2,9 @@
 
 ``--per-request-spec-decode-metrics`` exists since 0.29 (``vllm/config/observability.py``). vLLM
 then adds ``metrics.speculative_decoding`` to the last chunk of a stream, the one with the usage
-(``entrypoints/openai/chat_completion/serving.py``, ``completion/serving.py``); ``detailed`` adds two
-numbers for each verification step to the ``summary``. Without a draft vLLM refuses to start with it
-(``config/vllm.py:__post_init__``), so no launch at n = 0 has it, whoever wrote it.
+(``entrypoints/openai/chat_completion/serving.py``, ``completion/serving.py``); ``detailed`` adds
+two numbers for each verification step to the ``summary``. Without a draft vLLM refuses to start
+with it (``config/vllm.py:__post_init__``), so no launch at n = 0 has it, whoever wrote it.
 """
 
 from __future__ import annotations

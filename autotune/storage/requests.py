@@ -82,11 +82,14 @@ class Requests:
         """Return the accepted drafts of one phase by the request's index, in order of the ends."""
         found: dict[int, deque[RequestAcceptanceRow]] = defaultdict(deque)
         which = "WHERE launch_id = :launch AND phase = :phase ORDER BY id"
-        for row in self._reader.records(
-            RequestAcceptanceRow, which, launch=launch_id, phase=phase
-        ):
+        for row in self._reader.records(RequestAcceptanceRow, which, launch=launch_id, phase=phase):
             found[row.index].append(row)
         return found
+
+    def has_acceptance(self, launch_id: str) -> bool:
+        """Return whether the server of a launch told the accepted drafts of a request."""
+        sql = "SELECT 1 FROM autotune_request_acceptance WHERE launch_id = :launch LIMIT 1"
+        return self._reader.one(sql, launch=launch_id) is not None
 
     def first_end(self, launch_id: str) -> float | None:
         """Return the seconds from the start of the warm-up to the end of its first request."""

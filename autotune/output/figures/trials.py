@@ -17,8 +17,10 @@ from plotly.subplots import make_subplots
 from autotune.output.figures.points import colored, error_bar
 from autotune.output.figures.theme import BLUE, GRAY, GREEN, ORANGE, Theme, template
 from autotune.results.prediction import Outlook
+from autotune.results.request_acceptance import RequestAcceptance, length_text
 from autotune.results.text import (
     bounds_text,
+    count,
     number,
     objective_text,
     plain,
@@ -234,6 +236,40 @@ def acceptance_figure(trials: Mapping[int, TrialView], theme: Theme) -> go.Figur
     most = max(len(t.acceptance_per_position) for t in trials.values())
     fig.update_xaxes(title_text="Position in the draft", **_ticks(range(1, most + 1)))
     fig.update_yaxes(title_text="Accepted  →  better", tickformat=".0%", range=[0, 1])
+    return _finished(fig, theme, 380)
+
+
+def request_acceptance_figure(found: RequestAcceptance, theme: Theme) -> go.Figure:
+    """Return tokens per step of each class of requests, and of each part of the answers."""
+    panels = found.tables
+    fig = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.06)
+    for col, (title, groups) in enumerate(panels, 1):
+        names = [escape(plain(g.name)) for g in groups]
+        bounds = [g.length for g in groups]
+        fig.add_scatter(
+            x=names,
+            y=[e.value for e in bounds],
+            error_y={
+                "array": [0.0 if e.high is None else e.high - e.value for e in bounds],
+                "arrayminus": [0.0 if e.low is None else e.value - e.low for e in bounds],
+                "thickness": 1.4,
+            },
+            mode="markers" if groups is found.classes else "lines+markers",
+            marker={"color": _COLORS[col - 1], "symbol": _SYMBOLS[col - 1], "size": 9},
+            line={"color": _COLORS[col - 1], "width": 1.6},
+            showlegend=False,
+            hovertext=[
+                f"<b>{name}</b><br>{length_text(g)} tokens per step<br>"
+                f"{count(g.requests, 'request')}, {count(g.steps, 'step')}"
+                for name, g in zip(names, groups, strict=True)
+            ],
+            hoverinfo="text",
+            row=1,
+            col=col,
+        )
+        fig.update_xaxes(title_text=title.capitalize(), type="category", row=1, col=col)
+    fig.add_hline(found.whole.length.value, line={"color": GRAY, "dash": "dash", "width": 1.2})
+    fig.update_yaxes(title_text="Tokens per step  →  better", row=1, col=1)
     return _finished(fig, theme, 380)
 
 
