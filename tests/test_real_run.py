@@ -67,7 +67,7 @@ def each_request_told_its_drafts(folder: Path, argv: str) -> None:
     assert told is not None
     assert (told.requests, told.untold, told.biased) == (6, 0, None)
     assert 1.2 < told.whole.length.value < 3.5
-    # each answer has 32 tokens: the prefill's, and those of the steps, of which the last may be more
+    # each answer has 32 tokens: one of the prefill, and those of the steps
     assert told.unseen == 0
     assert [g.name for g in told.parts][:2] == ["1 to 8", "9 to 16"]
     assert sum(g.steps for g in told.parts) == told.whole.steps

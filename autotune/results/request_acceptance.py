@@ -85,8 +85,8 @@ class RequestAcceptance:
     @property
     def tables(self) -> list[tuple[str, tuple[Group, ...]]]:
         """Classes and parts, each with what they are by; those without figures are left out."""
-        by = self.kind if self.kind == CATEGORY else f"{self.kind}, tokens"
-        found = [(by, self.classes), ("position in the answer, tokens", self.parts)]
+        by = self.kind if self.kind == CATEGORY else f"{self.kind} (tokens)"
+        found = [(by, self.classes), ("position in the answer (tokens)", self.parts)]
         return [(title, groups) for title, groups in found if groups]
 
     @property

@@ -141,7 +141,7 @@ def test_in_words_and_as_json() -> None:
     lines = list(acceptance_lines(told))
     assert lines[0].startswith("accepted drafts of 16 requests: 3.83 [3.")
     assert "  by category:" in lines
-    assert "  by position in the answer, tokens:" in lines
+    assert "  by position in the answer (tokens):" in lines
     body = json.loads(json.dumps(told.to_json()))
     assert body["whole"]["length"]["value"] == told.whole.length.value
     assert [g["name"] for g in body["classes"]] == ["a", "b"]

@@ -294,14 +294,13 @@ def _by_request(s: Source, drafting: Sequence[TrialView]) -> Iterator[Block]:
         f"request has {low:.2f} to {high:.2f} (10th to 90th percentile), {middle:.2f} in the "
         "median. Intervals take the request as the unit; they do not hold for other launches."
     )
-    if groups := told.tables:
+    for i, (title, of) in enumerate(told.tables):
         yield Figure(
-            "by-request",
-            f"Tokens per step by {' and by '.join(title for title, _ in groups)}, with 95% "
-            "intervals; the dashed line is that of all requests.",
-            partial(figures.request_acceptance_figure, told),
+            f"by-request-{i}",
+            f"Tokens per step by {title}, with 95% intervals; the dashed line is that of all "
+            "requests.",
+            partial(figures.request_acceptance_figure, told, of),
         )
-    for title, of in groups:
         yield DataTable.of(
             f"Accepted drafts by {title}",
             (title, "tokens per step", "drafts accepted", "steps", "requests"),
@@ -315,6 +314,7 @@ def _by_request(s: Source, drafting: Sequence[TrialView]) -> Iterator[Block]:
                 )
                 for g in of
             ),
+            {0},
             folded=True,
         )
     if told.notes:
