@@ -183,6 +183,8 @@ class Rule:
         first: First minor version that has it; None: all that were read.
         last: Last minor version that has it; None: all that were read.
         unread: Whether it may speak for a version that nobody read, next to those that were.
+        least: Function that returns the smallest MNBT that the rule advises for a launch, in
+            tokens, or None where the rule has nothing to say; None: the rule is not about MNBT.
     """
 
     name: str
@@ -191,6 +193,7 @@ class Rule:
     first: Minor | None = None
     last: Minor | None = None
     unread: bool = True
+    least: Callable[[Launch], int | None] | None = None
 
     def holds(self, minor: Minor) -> bool:
         """Return whether a version that was read has the rule."""
