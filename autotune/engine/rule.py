@@ -82,6 +82,8 @@ class Known:
         drafts: Facts of each draft, by its name in the study; None: the target's own checkpoint.
         v2: Whether ``VLLM_USE_V2_MODEL_RUNNER`` chooses model runner V2; None: vLLM chooses.
         load: Concurrency of the study's closed loop; None: an open loop, or unknown.
+        allow_throttled: Whether the study launches points at which fewer requests can run at once
+            than it asks for.
     """
 
     platform: str | None = None
@@ -92,6 +94,7 @@ class Known:
     drafts: Mapping[str | None, Draft] = field(default_factory=dict)
     v2: bool | None = None
     load: int | None = None
+    allow_throttled: bool = False
 
 
 NOTHING = Known()
