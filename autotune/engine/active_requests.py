@@ -123,6 +123,7 @@ def _asked(launch: Launch, load: int | None) -> int | None:
     if seqs is None:
         if SEQS in launch.settings:
             return None
-        seqs = min(_FEWEST_SEQS, launch.number(MNBT) or _FEWEST_SEQS)
+        default = launch.seqs()[0] or _FEWEST_SEQS
+        seqs = min(default, launch.number(MNBT) or default)
     bounds = [seqs * replicas, *([] if own is None else [own * replicas])]
     return min([*bounds, *([] if load is None else [load])])
