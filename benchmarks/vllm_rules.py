@@ -3,9 +3,9 @@
     python -m benchmarks.vllm_rules [SOURCE …] [--version X …] [--out FOLDER] [--only TEXT]
 
 A SOURCE is an unpacked source distribution, a source distribution or a wheel; ``--version``
-downloads one by pip, from the index that pip has (a minute). The Python source is enough: nothing is compiled,
-and no server is started. `benchmarks/vllm_rules_worker.py` says what stands in for what; torch,
-transformers and the other packages that vLLM imports are those of this environment.
+downloads one by pip, from the index that pip has (a minute). The Python source is enough: nothing
+is compiled, and no server is started. `benchmarks/vllm_rules_worker.py` says what stands in for
+what; torch, transformers and the other packages that vLLM imports are those of this environment.
 
 Each version is asked about the settings of `benchmarks/vllm_rules_cases.py` in processes of its
 own, one for a CPU and one for each GPU that is faked (``platform: cuda (faked)``). The answers go

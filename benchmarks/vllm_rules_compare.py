@@ -2,7 +2,7 @@
 
     python -m benchmarks.vllm_rules_compare [VERSION …] [--examples N]
 
-It prints a line for each version, and settings that are answered wrongly:
+It prints counts for each version, and settings that are answered wrongly:
 
 - a **false refusal**: a rule refuses settings that vLLM starts;
 - a **missed failure**: vLLM refuses settings, and autotune says nothing.
@@ -66,6 +66,9 @@ class Verdict(StrEnum):
     LATER = "later"
 
 
+HEAD = f"""\
+| vLLM | settings | refused by vLLM | {" | ".join(Verdict)} |
+|---|{"---:|" * (2 + len(Verdict))}"""
 WRONG = (Verdict.FALSE_REFUSAL, Verdict.MISSED)
 
 
@@ -151,13 +154,13 @@ def _unrefused(message: Mapping[str, str], doubts: Sequence[str]) -> tuple[Verdi
     return Verdict.MISSED, ""
 
 
-def line_of(table: Mapping[str, Any], found: Sequence[Judged]) -> str:
-    """Return the counts of a table in one line."""
+def row_of(table: Mapping[str, Any], found: Sequence[Judged]) -> str:
+    """Return the counts of a table as a row of :data:`HEAD`."""
     codes = [code for g in table["groups"] for code in unpacked(g["answers"])]
     counted = Counter(x.verdict for x in found)
-    parts = [f"{counted[v]} {v}" for v in Verdict]
     refused = sum(1 for code in codes if code)
-    return f"{table['vllm']}: {len(codes)} settings, {refused} refused by vLLM; {', '.join(parts)}"
+    numbers = [len(codes), refused, *(counted[v] for v in Verdict)]
+    return f"| {table['vllm']} | {' | '.join(f'{x:,}' for x in numbers)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -166,16 +169,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("version", nargs="*")
     parser.add_argument("--examples", type=int, default=1, help="examples for each message")
     args = parser.parse_args(argv)
+    print(HEAD)
+    examples = []
     for version in args.version or sorted(p.stem for p in DATA.glob("*.json")):
         table = read(version)
         found = list(judged(table))
-        print(line_of(table, found))
+        print(row_of(table, found))
         seen: Counter[str] = Counter()
         for wrong in (x for x in found if x.verdict in WRONG):
             key = f"{wrong.verdict} {shape(wrong.said)}"
             seen[key] += 1
             if seen[key] <= args.examples:
-                print(f"    {wrong}")
+                examples.append(str(wrong))
+    print("\n".join(examples))
 
 
 if __name__ == "__main__":

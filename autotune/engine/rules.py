@@ -32,6 +32,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
+from packaging.version import Version
+
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.compilation import compilation
 from autotune.engine.doubts import found_doubts
@@ -73,7 +75,7 @@ def known_of(
     Args:
         config: Content of ``config.json``.
         platform: vLLM's name of the device.
-        cpu_fp8: Whether the CPU has AVX-512 or AMX.
+        cpu_fp8: Whether an x86 CPU has AVX-512 or AMX; None: unknown, or another CPU.
         gpus: GPUs that vLLM sees.
     """
     if config.get("model_type") not in _PLAIN:
@@ -90,18 +92,23 @@ def known_of(
         plain_attention=True,
         cpu_fp8=cpu_fp8,
         gpus=gpus,
-        dtype=_dtype_of(config, platform, gpus),
+        dtype=_dtype_of(config, platform, gpus, x86=cpu_fp8 is not None),
     )
 
 
 def _dtype_of(
-    config: Mapping[str, object], platform: str | None, gpus: tuple[Gpu, ...]
+    config: Mapping[str, object], platform: str | None, gpus: tuple[Gpu, ...], *, x86: bool
 ) -> str | None:
     """Return the data type of weights that vLLM takes from a config (``_resolve_auto_dtype``)."""
     dtype = config.get("dtype") or config.get("torch_dtype")
-    if dtype == "bfloat16" and (platform == "cpu" or (platform == "cuda" and have_bfloat16(gpus))):
-        return "bfloat16"
-    return "float16" if dtype == "float16" and platform == "cuda" and gpus else None
+    # a POWER CPU takes bfloat16 for float16
+    certain = {
+        ("bfloat16", "cpu"): True,
+        ("float16", "cpu"): x86,
+        ("bfloat16", "cuda"): have_bfloat16(gpus),
+        ("float16", "cuda"): bool(gpus),
+    }
+    return str(dtype) if certain.get((str(dtype), platform or ""), False) else None
 
 
 def why_infeasible(
@@ -186,6 +193,16 @@ def why_unread(vllm_version: str | None) -> str | None:
         f"the source of {which} was not read: the rules of {minor_text(minors[-1])} are applied "
         f"where {minor_text(minors[0])} has them too"
     )
+
+
+def how_read(vllm_version: str) -> str:
+    """Return in one line which source the rules of a version are from, for one that was read."""
+    minor, release = minor_of(vllm_version), Version(vllm_version).base_version
+    if minor is None or minor not in READ:
+        raise ValueError(f"nobody read vLLM {vllm_version}")
+    read = f"{minor_text(minor)}.0"
+    same = "" if release == read else f"; {vllm_version} is taken for it"
+    return f"read in the source of vLLM {read} and compared with its own answers{same}"
 
 
 def stand_ins(vllm_version: str | None) -> tuple[Minor, ...]:

