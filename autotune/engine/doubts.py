@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from autotune.engine.active_requests import fewest_tokens
+from autotune.engine.active_requests import fewest_tokens, throttled
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.draft_keys import ADAPTIVE
 from autotune.engine.draft_schedule import KEPT_ON_V1, SCHEDULE
@@ -219,9 +219,15 @@ def _anchor(launch: Launch) -> str | None:
     )
 
 
+def _throttled(launch: Launch) -> str | None:
+    """Tell what `autotune.engine.rules.THROTTLED` refuses, unless the study allows it."""
+    return throttled(launch) if launch.known.allow_throttled else None
+
+
 _DOUBTS = (
     _Doubt(_full_batch, (0, 24), (0, 30)),
     _Doubt(_anchor, (0, 33)),
+    _Doubt(_throttled, (0, 31)),
     _Doubt(_schedule_of_replicas, (0, 26)),
     _Doubt(_schedule_on_v1, (0, 33)),
     _Doubt(_schedule_in_pieces, (0, 24)),

@@ -91,6 +91,8 @@ class Known:
         gpus: GPUs that vLLM sees; empty: none, or unknown.
         dtype: Data type of the target's weights on this device without ``--dtype``, ``float16`` or
             ``bfloat16``.
+        allow_throttled: Whether the study launches points at which fewer requests can run at once
+            than it asks for.
     """
 
     platform: str | None = None
@@ -103,6 +105,7 @@ class Known:
     load: int | None = None
     gpus: tuple[Gpu, ...] = ()
     dtype: str | None = None
+    allow_throttled: bool = False
 
 
 NOTHING = Known()

@@ -22,6 +22,8 @@ Not rules, on purpose:
   (``engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args``).
 - ``per_request_spec_decode_metrics`` without drafts, which vLLM refuses from 0.29 on
   (``config/vllm.py:__post_init__``): a launch at n = 0 is started without the flag.
+- A launch that is throttled starts all the same. :data:`THROTTLED` refuses it only where the load
+  of the study is known and it does not allow that, because the numbers would be of another load.
 - 0.24 to 0.30: (n - 1)·max_num_seqs < MNBT < (n + 1)·max_num_seqs for DFlash, a doubt.
 
 The module is pure: settings in, words out.
@@ -34,6 +36,7 @@ from functools import cache
 
 from packaging.version import Version
 
+from autotune.engine.active_requests import throttled
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.compilation import compilation
 from autotune.engine.doubts import found_doubts
@@ -350,6 +353,12 @@ def _active_requests(launch: Launch) -> str | None:
     return f"max_num_active_seqs = {active} is above max_num_seqs = {seqs}"
 
 
+def _throttled(launch: Launch) -> str | None:
+    """Return why a launch would measure another load than the study's, although it starts."""
+    why = None if launch.known.allow_throttled else throttled(launch)
+    return None if why is None else f"{why}; search.allow_throttled: true launches it all the same"
+
+
 def _long_prefill(launch: Launch) -> str | None:
     long = launch.number("long_prefill_token_threshold")
     length = _length(launch)
@@ -437,6 +446,14 @@ def _word(name: str) -> str:
     return "MNBT" if name == MNBT else name
 
 
+THROTTLED = Rule(
+    "as many requests at once as the study asks for",
+    _throttled,
+    "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, num_lookahead_tokens; "
+    "v1/core/sched/scheduler.py: Scheduler.__init__",
+    first=(0, 31),
+)
+
 RULES = (
     Rule(
         "a number below its least",
@@ -499,4 +516,5 @@ RULES = (
         _largest_size,
         "config/vllm.py: VllmConfig._set_cudagraph_sizes",
     ),
+    THROTTLED,
 )
