@@ -156,8 +156,8 @@ def other_loads(s: Source) -> Iterator[Block]:
             )
         )
     throttled = [
-        f"{plain(p.way.name)} at {load}: throttled, because at most {x.running_peak} requests ran at "
-        "once; it is compared with nothing"
+        f"{plain(p.way.name)} at {load}: throttled, because at most {x.running_peak} requests ran "
+        "at once; it is compared with nothing"
         for p in view.points
         for load, x in p.loads.items()
         if x.throttled
