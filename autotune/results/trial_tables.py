@@ -14,7 +14,13 @@ from autotune.results.text import (
     value_and_bounds,
     value_text,
 )
-from autotune.results.views import StudyView, TrialView, origin_lines, steps_notes
+from autotune.results.views import (
+    StudyView,
+    TrialView,
+    origin_lines,
+    steps_notes,
+    throttled_lines,
+)
 from autotune.study.space import ARM, MNBT, N
 from objectives import Objective
 
@@ -25,7 +31,8 @@ _INTERVAL_WIDTH = 15  # of a value with its interval
 
 def trials_page(view: StudyView) -> list[Block]:
     """Return every trial with its state; below, where some were measured and why others failed."""
-    below: list[Block] = [Line(t) for t in (*steps_notes(view.trials), *origin_lines(view))]
+    notes = (*steps_notes(view.trials), *origin_lines(view), *throttled_lines(view))
+    below: list[Block] = [Line(text) for text in notes]
     below += [
         Line(
             f"trial {t.number} failed: {t.failure_kind}: {plain(t.failure_reason or '')}",
@@ -49,7 +56,8 @@ def front_page(view: StudyView) -> list[Block]:
     what += " and baseline" if any(t.baseline for t in trials) else ""
     what += ", with 95% intervals:" if intervals else ":"
     table = trial_table(view.objectives, view.parameters(), trials, intervals=intervals)
-    return [Line(what), table, *map(Line, steps_notes(trials))]
+    notes = (*steps_notes(trials), *throttled_lines(view))
+    return [Line(what), table, *(Line(text) for text in notes)]
 
 
 def trial_table(

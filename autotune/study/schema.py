@@ -245,6 +245,10 @@ class MeasureSpec(Model):
     repeat_disturbed: Result[bool] = Field(
         default=True, description="launch once more if something else used the machine meanwhile"
     )
+    per_request_acceptance: Nothing[bool] = Field(
+        default=True,
+        description="ask vLLM, from 0.29 on, how many drafts each request accepted, and keep that",
+    )
 
 
 class SearchSpec(Model):
@@ -254,6 +258,11 @@ class SearchSpec(Model):
         default="gp",
         description="Gaussian process that knows speculative decoding, every point in turn, or "
         "blind draws",
+    )
+    allow_throttled: Schedule[bool] = Field(
+        default=False,
+        description="launch also points at which vLLM runs fewer requests at once than the smaller "
+        "of concurrency and `max-num-seqs`; they are marked and never win",
     )
 
 
