@@ -143,7 +143,7 @@ def run(folder: Path, *turns: dict[str, str], **changes: object) -> None:
     assert done.returncode == (0 if turns != (ONE, ONE) else 1), done.stderr
     throttled = [t["trial"] for t in trials(folder) if t["throttled"]]
     for number in throttled:
-        assert f"trial {number} is throttled: vLLM ran at most 1 requests at once" in done.stdout
+        assert f"trial {number} is throttled: vLLM ran at most 1 request at once" in done.stdout
 
 
 SLOW = {"DOUBLE_SPEED": "2", "DOUBLE_AT_ONCE": "2"}
@@ -175,7 +175,7 @@ def test_a_throttled_trial_is_shown_everywhere_and_never_wins(tmp_path: Path) ->
     # what is asked for by its number is written, and says so
     asked = autotune("export", "--trial", "1", "--format", "shell", cwd=tmp_path)
     words = " ".join(asked.stdout.replace("#", " ").split())
-    assert "Careful: it was throttled: vLLM ran at most 1 requests at once, not 2" in words
+    assert "Careful: it was throttled: vLLM ran at most 1 request at once, not 2" in words
 
 
 @pytest.mark.double
