@@ -397,8 +397,8 @@ def test_a_load_sweep_leaves_out_the_loads_that_are_throttled(
     assert (at[2]["4"]["throttled"], at[2]["4"]["running_peak"]) == (False, None)
     shown = autotune("map", "double.yaml", "--show", cwd=tmp_path).stdout
     assert (
-        "n = 1 at 4; n = 1 at 8; n = 2 at 2: throttled: such as vLLM ran at most 3 requests at once, "
-        "not 4, so this is another load"
+        "n = 1 at 4; n = 1 at 8; n = 2 at 2: throttled: such as vLLM ran at most 3 requests at "
+        "once, not 4, so this is another load"
     ) in " ".join(shown.split())
 
 
