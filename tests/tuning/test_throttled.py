@@ -189,6 +189,12 @@ def test_a_throttled_baseline_is_no_measure_of_others(tmp_path: Path) -> None:
     assert (base["throttled"], other["throttled"]) == (True, False)
     assert other["speedup"] is None
     assert [t["trial"] for t in front(tmp_path)] == [1]
+    autotune("report", "--format", "md", "--out", "r.md", cwd=tmp_path)
+    text = (tmp_path / "r.md").read_text()
+    assert "Serve n = 3" in text
+    assert "against no speculation" not in text.partition("## ")[0]
+    shell = autotune("export", "--format", "shell", cwd=tmp_path).stdout
+    assert "speed-up is unknown" in " ".join(shell.replace("#", " ").split())
 
 
 @pytest.mark.double
