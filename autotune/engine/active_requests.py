@@ -194,7 +194,8 @@ def _own(launch: Launch) -> int | None:
 def _asked(launch: Launch) -> Asked | None:
     seqs, load = launch.number(SEQS), launch.known.load
     if seqs is None and SEQS not in launch.settings:
-        seqs = min(_FEWEST_SEQS, launch.number(MNBT) or _FEWEST_SEQS)
+        default = launch.seqs()[0] or _FEWEST_SEQS
+        seqs = min(default, launch.number(MNBT) or default)
     if seqs is None or load is None:
         return None
     return Asked(min(load, seqs * launch.replicas), seqs)
