@@ -30,7 +30,7 @@ from autotune.engine.acceptance import (
     without_acceptance,
 )
 from autotune.engine.container import own_variables, placed
-from autotune.engine.cuda_graphs import aligned_sizes
+from autotune.engine.cuda_graphs import aligned_sizes, most_tokens
 from autotune.engine.entry import entry_of, hiding, server_environment
 from autotune.engine.flags import UNPRINTABLE, VARIABLE, check_model
 from autotune.engine.probe import Kind, VllmInfo
@@ -164,7 +164,8 @@ def _arguments(
         flags.pop(ACCEPTANCE, None)
     if flags.pop(ALIGNED, False) is True:
         seqs, mnbt = as_int(flags["max_num_seqs"]), as_int(flags.get(MNBT))
-        flags["cudagraph_capture_sizes"] = list(aligned_sizes(n, seqs or 1, mnbt))
+        most = most_tokens(info.version, info.gpus)
+        flags["cudagraph_capture_sizes"] = list(aligned_sizes(n, seqs or 1, mnbt, most=most))
     try:
         whole = merged(flags)
     except Clash as e:
