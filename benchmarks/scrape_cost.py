@@ -8,7 +8,8 @@ only; and the same with the whole page of `/metrics`. A trial that is not thrott
 since the first full sample is its last one. Each round measures all three, in turns (A B C, C B A),
 so that what drifts hits all alike. The result has the ratios watched/unwatched of tok/s and p95
 latency with 95 % intervals (Student's t of the logarithms of the rounds' ratios), the pages that
-were read, and the CPU time that the server takes for a page when it has nothing else to do.
+were read, the peak of running requests, and the CPU time that the server takes for a page when it
+has nothing else to do.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,8 @@ class Reader:
         found = self._read()
         self.pages += 1
         self.seconds += time.monotonic() - begun
-        return found
+        # as of a throttled server, or the watch would end
+        return None if found is None else replace(found, waiting=1)
 
     @property
     def url(self) -> str:
@@ -111,9 +114,10 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
                     found[way] = phase(study, server, requests)
                     continue
                 reader = Reader(server, way)
-                with RunningWatch(NEVER_FULL, reader):
+                with RunningWatch(NEVER_FULL, reader) as watch:
                     found[way] = phase(study, server, requests)
                 found[way] |= {"pages": reader.pages, "seconds_of_pages": reader.seconds}
+                found[way]["peak"] = watch.seen.peak
             rounds.append(found)
             print(i + 1, json.dumps(found), flush=True)
     return {
