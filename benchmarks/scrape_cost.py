@@ -95,7 +95,9 @@ def page_cost(server: Server, way: str, pages: int) -> dict[str, float]:
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     study = load_study(args.study)
     info = probe(study.spec.server)
-    load = study.spec.workload.model_copy(update={"num_prompts": args.requests})
+    load = study.spec.workload.model_copy(
+        update={"num_prompts": args.requests, "warmup_prompts": 4}
+    )
     workload = build_workload(load, study.base)
     logs = args.out.parent / f"{args.out.stem}-logs"
     point: Point = {N: args.n, MNBT: args.mnbt}
@@ -103,9 +105,9 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as ends:
         (server,) = Machine(study, info, logs, ends).started(point, 1, ends)
         requests = workload.measured
-        for part in (workload.warmup, requests):
-            send(server, load, part, [0.0] * len(part), "warmup", lambda _: None)
-        pages = {way: page_cost(server, way, 200) for way in WAYS[1:]}
+        warmup = workload.warmup
+        send(server, load, warmup, [0.0] * len(warmup), "warmup", lambda _: None)
+        pages = {way: page_cost(server, way, 100) for way in WAYS[1:]}
         print(json.dumps(pages), flush=True)
         for i in range(args.rounds):
             found: dict[str, Any] = {}
