@@ -189,6 +189,7 @@ def test_a_schedule_is_recommended_only_if_its_launch_won() -> None:
         view(points=()),
         view(points=(point(0, {1: 50, 4: 170, 16: 400}),), schedule=None),
         view(loads=tuple(range(1, 33))),
+        view(lossy=("fly",), arm="fixed"),
         view(points=tuple(point(n, {1: 60, 4: 170, 16: 300}) for n in (0, 1, 2, 3, 5, 7, 11, 15))),
     ],
 )
@@ -212,6 +213,9 @@ def test_a_map_says_what_it_found() -> None:
     assert "concurrency n = 1 n = 3 1 1.14 1.26 4 1.03 0.95 16 0.90 0.68 tok/step 1.50 1.50" in text
     assert "1 to 2: n = 3; 3 to 16: n = 0" in text
     assert "within one launch" in text
+    lossy = " ".join(" ".join(load_sweep_lines(view(lossy=("quick",), arm="plain"))).split())
+    assert "Lossy, quick: rejection_sample_method: fly is lossy" in lossy
+    assert "fixed n of arm plain" in lossy
     uncertain = PointView(
         3,
         None,
