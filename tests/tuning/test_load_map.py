@@ -750,7 +750,7 @@ def test_an_interrupted_confirmation_goes_on(tmp_path: Path, instant: Instant, p
     ("args", "words"),
     [
         (("--ways", "schedule,luck"), "'luck' is none of schedule, adaptive, arms, none"),
-        (("--ways", "adaptive"), "--ways adaptive: enable_adaptive_verification needs CUDA graphs"),
+        (("--ways", "adaptive"), "--ways adaptive: enable_adaptive_verification needs "),
         (("--schedule", "1:99"), "--schedule: "),
         (("--schedule", "1:7,8"), "is not a schedule such as 1:7,8:3"),
         (("--schedule", "2:7"), "--schedule: the first batch size must be 1"),
