@@ -50,10 +50,12 @@ import yaml
 from autotune.bench.sample import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.output.export.write import shell_command
+from autotune.results.read_request_acceptance import read_request_acceptance
+from autotune.results.request_acceptance import RequestAcceptance
 from autotune.results.rows import study_rows
 from autotune.results.text import plain
 from autotune.results.trials import study_view
-from autotune.results.views import StudyView, TrialView
+from autotune.results.views import StudyView, TrialView, why_no_best
 from autotune.storage.store import opened
 from autotune.study.files import LoadedStudy, load_study, parse_study
 from autotune.study.schema import StudySpec
@@ -127,7 +129,7 @@ class Study:
         return self._loaded
 
     def __repr__(self) -> str:
-        count = len(self.spec.space)
+        count = len(self.spec.to_space().params)
         return f"Study({self.name!r}, {count} parameter{'s' if count > 1 else ''})"
 
 
@@ -381,14 +383,14 @@ class Result:
 
         Raises:
             UserError: the study has no such objective.
-            NothingUsable: no trial has numbers.
+            NothingUsable: no trial has numbers that can win.
         """
         named = {o.name: o for o in self.view.objectives}
         if objective is not None and objective not in named:
             raise UserError(f"{objective} is not one of this study: {', '.join(named)}")
         trial = self.view.best(named[objective] if objective else None, balanced=balanced)
         if trial is None:
-            raise NothingUsable(f"{self.view.name}: no trial has numbers")
+            raise NothingUsable(f"{self.view.name}: {why_no_best(self.view)}")
         return trial
 
     def command(self, trial: TrialView | None = None) -> str:
@@ -403,6 +405,14 @@ class Result:
         with _quiet_optuna(), opened(self.database) as store:
             launches = store.launches.of_trial(self.view.name, trial.number)
             return store.requests.samples(launches[-1].launch_id, phase) if launches else []
+
+    def request_acceptance(self, trial: TrialView) -> RequestAcceptance | None:
+        """Return a trial's accepted drafts by kind of request and by position in the answer.
+
+        None: the trial did not draft, or its vLLM, before 0.29, tells nothing of single requests.
+        """
+        with _quiet_optuna(), opened(self.database) as store:
+            return read_request_acceptance(store, self.view.name, trial.number, trial.point)
 
     def __repr__(self) -> str:
         v = self.view

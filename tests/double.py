@@ -13,6 +13,7 @@ Environment:
     DOUBLE_TTFT_S      seconds added to every request's first token (0)
     DOUBLE_STEP_S      seconds of every step, instead of the model above
     DOUBLE_N           n of this server, whatever its command line says: something else set it
+    DOUBLE_AT_ONCE     requests that it runs at once at most, whatever its command line says
     DOUBLE_IDLE        1: the draft never runs, although there is one
     DOUBLE_OWNER       owned_by of /v1/models (vllm)
     DOUBLE_VERSION     what /version answers (0.32.0)
@@ -90,6 +91,8 @@ def parse() -> argparse.Namespace:
     p.add_argument("--speculative-config", type=json.loads)
     p.add_argument("--max-num-batched-tokens", type=int, default=2048)
     p.add_argument("--max-num-seqs", type=int, default=128)
+    p.add_argument("--per-request-spec-decode-metrics", default="none")
+    p.add_argument("--max-num-active-seqs", type=int)
     return p.parse_known_args()[0]
 
 
@@ -147,6 +150,7 @@ class Running:
     draws: random.Random
     prefilled: int = 0
     produced: int = 0
+    accepted: list[int] = field(default_factory=list)  # by step with a draft
     queue: asyncio.Queue[int] = field(default_factory=asyncio.Queue)  # tokens; 0 ends it
 
 
@@ -157,6 +161,7 @@ class Engine:
         self.n = int(ENV.get("DOUBLE_N", n_of(args)))
         self.budget = args.max_num_batched_tokens
         self.seqs = args.max_num_seqs
+        self.at_once = int(ENV.get("DOUBLE_AT_ONCE", args.max_num_active_seqs or self.seqs))
         self.hangs = fail == "hang"
         self.stuck = False
         self.waiting: list[Running] = []
@@ -183,7 +188,7 @@ class Engine:
                 await self.work.wait()
                 clock = time.perf_counter()
                 continue
-            while self.waiting and len(self.running) < self.seqs:
+            while self.waiting and len(self.running) < min(self.seqs, self.at_once):
                 self.running.append(self.waiting.pop(0))
             left, cost, moved = self.budget, BASE_S, []
             for r in self.running:
@@ -223,6 +228,8 @@ class Engine:
             self.drafts += not idle
             self.draft_tokens += 0 if idle else self.n
             self.accepted += good
+            if not idle:
+                r.accepted.append(good)
             new += good
         new = min(new, r.max_tokens - r.produced)
         r.produced += new
@@ -416,9 +423,12 @@ class Api:
             await event(writer, self.chunk(chat, "tok " * new, "length" if last else None))
         options = request.get("stream_options") or {}
         if options.get("include_usage") and fail != "no_usage":
-            await event(
-                writer, self.chunk(chat, "", None) | {"choices": [], "usage": usage(running)}
-            )
+            last_chunk = {"choices": [], "usage": usage(running)}
+            level = self.args.per_request_spec_decode_metrics
+            if self.engine.n and level != "none":
+                told = accepted_drafts(running, self.engine.n, level)
+                last_chunk["metrics"] = {"speculative_decoding": told}
+            await event(writer, self.chunk(chat, "", None) | last_chunk)
         await raw_event(writer, b"data: [DONE]\n\n")
         await end(writer)
 
@@ -446,6 +456,24 @@ class Api:
             "model": self.name,
             "choices": [choice],
         }
+
+
+def accepted_drafts(r: Running, n: int, level: str) -> dict[str, Any]:
+    """As 0.32's ``RequestSpecDecodeMetrics.to_dict`` has it."""
+    histogram = [r.accepted.count(j) for j in range(n + 1)]
+    steps, accepted = len(r.accepted), sum(r.accepted)
+    told: dict[str, Any] = {
+        "mean_acceptance_length": 1.0 + accepted / steps if steps else 1.0,
+        "draft_acceptance_rate": accepted / (n * steps) if steps else 0.0,
+        "acceptance_histogram": histogram,
+        "num_spec_steps": steps,
+        "num_accepted_draft_tokens": accepted,
+        "num_draft_tokens": n * steps,
+        "num_spec_tokens": n,
+    }
+    if level == "detailed" and r.accepted:
+        told |= {"per_step_accepted": r.accepted, "per_step_drafted": [n] * steps}
+    return told
 
 
 def usage(r: Running) -> dict[str, int]:

@@ -21,14 +21,16 @@ def best_trial(
 
     Raises:
         UserError: the study has no such objective.
-        NothingUsable: no trial has results.
+        NothingUsable: no trial has results that can win.
     """
     named = {o.name: o for o in view.objectives}
     if objective is not None and objective not in named:
         raise UserError(f"--objective: this study has no {objective}; it has {', '.join(named)}")
     trial = view.best(named[objective] if objective else None, balanced=balanced)
     if trial is None:
-        raise NothingUsable(f"{view.name}: no trial has results; `autotune status` shows why")
+        from autotune.results.views import why_no_best
+
+        raise NothingUsable(f"{view.name}: {why_no_best(view)}; `autotune status` shows why")
     return trial
 
 
@@ -40,10 +42,12 @@ def serving_command(store: Store, name: str, trial: TrialView) -> str:
 
 
 def serving_note(store: Store, name: str, trial: TrialView) -> str | None:
-    """Return what to know of that command on this machine; None: it is the measured one."""
+    """Return what to know of that command; None: nothing, and it was measured on this machine."""
     from autotune.output.export.served import served
+    from autotune.study.ways import LOSSY
 
-    return served(store, name, trial).note
+    notes = [f"{LOSSY}." if trial.lossy else "", served(store, name, trial).note or ""]
+    return " ".join(filter(None, notes)) or None
 
 
 def say_trust(ui: Ui, loaded: LoadedStudy) -> None:

@@ -18,7 +18,7 @@ from autotune.engine.command import free_port, runs_model_code
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import UNKNOWN, VllmInfo, probe
-from autotune.engine.rules import why_unread
+from autotune.engine.rules import how_read, why_unread
 from autotune.errors import UserError
 from autotune.serving.machine import gpus, has_gpu
 from autotune.study import sample_size
@@ -122,8 +122,9 @@ def checks(
     yield _disk("cache", Path(user_cache_dir("dflash-autotune")), host)
     yield _database(database)
     yield _model("model", server.model, base, host)
-    if server.speculative is not None and server.speculative.model is not None:
-        yield _model("draft", server.speculative.model, base, host)
+    for arm, draft in server.drafts.items():
+        if draft.model is not None:
+            yield _model("draft" if arm is None else f"arm {arm}", draft.model, base, host)
     if loaded is not None:
         yield from (Check("note", None, note) for note in draft_notes(loaded))
         yield from _load(loaded)
@@ -148,6 +149,8 @@ def _vllm(info: VllmInfo) -> Iterator[Check]:
     yield Check("vLLM", True, f"{_title(info)} for {info.device or 'no device'}, {info.python}")
     if (unread := why_unread(info.version)) is not None:
         yield Check("rules", None, unread)
+    else:
+        yield Check("rules", True, how_read(info.version))
     for note in info.notes:
         yield Check("fixed", None, note)
 

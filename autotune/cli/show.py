@@ -21,7 +21,7 @@ REGRESSION = 3
 @click.command()
 @database_option
 @study_option
-@click.option("--json", "as_json", is_flag=True, help="Print all trials as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all trials, or the one, as JSON.")
 @click.option("--trial", type=click.IntRange(0, 10**9), help="Show everything about this trial.")
 @click.option("--time", "times", is_flag=True, help="Show how long each stage of a trial took.")
 def status(
@@ -38,12 +38,15 @@ def status(
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
 
-    if as_json and trial is not None:
-        raise click.UsageError("--json and --trial exclude each other")
     if times and trial is not None:
         raise click.UsageError("--time and --trial exclude each other")
     with opened(database) as store:
         name = store.pick_study(study)
+        if trial is not None and as_json:
+            from autotune.results.trial_story import trial_json
+
+            click.echo(json.dumps(trial_json(store, name, trial), indent=2))
+            return
         if trial is not None:
             from autotune.results.text import plain
             from autotune.results.trial_story import trial_story
@@ -188,7 +191,7 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     """Predict tok/s for every n from the acceptance.
 
     It also predicts tok/s with better drafts. Nothing is launched. For each n that was launched,
-    the prediction error is shown.
+    the prediction error is shown. With arms, each draft has a prediction of its own.
 
     \b
     Example:
@@ -197,17 +200,22 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     from rich.console import Console
 
     from autotune.cli.console import rendered
-    from autotune.results.prediction import outlook, outlook_page
+    from autotune.results.prediction import outlook_page, outlooks
+    from autotune.results.tables import Line
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
-        found = outlook(view, store.load_study(view.name)[0].spec.to_space())
+        space = store.load_study(view.name)[0].spec.to_space()
+        found = outlooks(view, space)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        every = [x.to_json() for x in found]
+        click.echo(json.dumps(every if space.ways else every[0], indent=2))
     else:
-        Console(highlight=False).print(rendered(outlook_page(found)))
+        for i, one in enumerate(found):
+            page = [*([Line()] if i else []), *outlook_page(one)]
+            Console(highlight=False).print(rendered(page))
 
 
 @click.command()

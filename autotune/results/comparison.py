@@ -6,6 +6,7 @@ How their ratios are made and judged is in :mod:`autotune.results.ratios`.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from autotune.results.recomputed import Recomputed
 from autotune.results.standing import LEAST_DEGREES, launched, origin_of, with_points
 from autotune.results.text import plain
 from autotune.results.trials import study_view
-from autotune.results.views import StudyView, TrialView
+from autotune.results.views import StudyView, TrialView, throttled_lines
 from autotune.stats import Estimate, LaunchVariance, Scatter
 from autotune.storage.lease import file_identity
 from autotune.storage.records import attrs_of
@@ -38,7 +39,7 @@ from autotune.study import differences
 from autotune.study.differences import contents, files_of, fingerprints, setting_text
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
-from autotune.study.space import DRAFT, MNBT, N, Value, canonical
+from autotune.study.space import ARM, DRAFT, MNBT, N, Value, canonical
 from objectives import Objective
 
 _PHASE = "measure"
@@ -118,11 +119,13 @@ class Pair:
         point: With every parameter that either study searched.
         launches: Number of launches in A and in B.
         differences: By objective name, for objectives with numbers in both.
+        lossy: Whether its launches in A or B accept drafts that the target would not have written.
     """
 
     point: Mapping[str, Value]
     launches: tuple[int, int]
     differences: Mapping[str, Difference]
+    lossy: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ class Comparison:
         together: All points together, by objective name; empty with fewer than two points.
         winners: Best points, by objective name.
         lost: Trials of A with numbers whose points failed in B.
+        throttled: Lines about trials that vLLM throttled, which are left out; each begins with the
+            study's letter.
     """
 
     a: Side
@@ -167,6 +172,7 @@ class Comparison:
     together: Mapping[str, Difference]
     winners: Mapping[str, Winners]
     lost: Sequence[TrialView]
+    throttled: Sequence[str] = ()
 
     def finding(self, objective: Objective) -> Finding:
         """Return what all figures of an objective show together."""
@@ -207,6 +213,7 @@ class Comparison:
                 {
                     "params": dict(p.point),
                     "launches": list(p.launches),
+                    "lossy": p.lossy,
                     "objectives": {k: _difference_json(d) for k, d in p.differences.items()},
                 }
                 for p in self.pairs
@@ -224,6 +231,14 @@ class Comparison:
                 {"trial": t.number, "params": dict(t.point), "failure_kind": t.failure_kind}
                 for t in self.lost
             ],
+            "throttled": {
+                letter: [
+                    {"trial": t.number, "peak": t.running_peak, "asked": t.running_asked}
+                    for t in side.view.trials
+                    if t.throttled
+                ]
+                for letter, side in (("a", self.a), ("b", self.b))
+            },
             "verdict": {o.name: self.finding(o) for o in self.objectives},
             "regression": self.regression,
         }
@@ -277,7 +292,7 @@ def _side(store: Store, database: Path, name: str) -> Side:
     groups: dict[int, list[TrialLike]] = {}
     for t in own:
         again = shown[t.number].again
-        usable = not (shown[t.number].truncated or shown[t.number].outdated)
+        usable = shown[t.number].may_win
         if t.state == State.COMPLETE and usable:
             groups.setdefault(t.number if again is None else again, []).append(t)
     points = [_point(shown[first], of, view.objectives) for first, of in groups.items()]
@@ -361,7 +376,8 @@ def _common(a: Side, b: Side, wanted: str | None) -> list[Objective]:
 
 def compared(a: Side, b: Side, objectives: Sequence[Objective], threshold: float) -> Comparison:
     """Compare two studies by the given objectives."""
-    names = sorted({*a.spec.space, *b.spec.space}, key=lambda k: (_ORDER.get(k, len(_ORDER)), k))
+    searched = {*a.spec.to_space().params, *b.spec.to_space().params}
+    names = sorted(searched, key=lambda k: (_ORDER.get(k, len(_ORDER)), k))
     in_a = {_key(a, p.trial, names): p for p in a.points}
     in_b = {_key(b, p.trial, names): p for p in b.points}
     both = [k for k in in_a if k in in_b]
@@ -394,6 +410,11 @@ def compared(a: Side, b: Side, objectives: Sequence[Objective], threshold: float
         together=together,
         winners={o.name: w for o in objectives if (w := _winners(a, b, o, judged)) is not None},
         lost=[failed[k] for k in in_a if k in failed and k not in in_b],
+        throttled=[
+            f"{letter}: {line}"
+            for letter, side in (("A", a), ("B", b))
+            for line in throttled_lines(side.view)
+        ],
     )
 
 
@@ -418,20 +439,31 @@ def _pairs(
                 sure = paired_ratio([(p, q)], o.name, scatter[o.name], confidence)
                 differences[o.name] = Difference(ratio, judged(o, sure))
         a, b = (max(map(len, x.values.values()), default=0) for x in (p, q))
-        point = {name: value for name, value in key if value is not None}
-        pairs.append(Pair(point, (a, b), differences))
+        point = {name: value for name, value in key if value is not None and name != ARM}
+        if (arm := p.trial.point.get(ARM, q.trial.point.get(ARM))) is not None:
+            point = {ARM: arm, **point}
+        pairs.append(Pair(point, (a, b), differences, p.trial.lossy or q.trial.lossy))
     return pairs
 
 
-_ORDER = {N: 0, MNBT: 1}
+_ORDER = {ARM: 0, N: 1, MNBT: 2}
 
 
 def _key(side: Side, trial: TrialView, names: Sequence[str]) -> Key:
-    """Return a point with every parameter that either study searched; a fixed value counts, too."""
-    settings = side.spec.settings(canonical(side.spec.to_space(), trial.point))
+    """Return a point with every parameter that either study searched; a fixed value counts, too.
+
+    Two arms are one if they have the same keys of ``--speculative-config``, whatever their names.
+    """
+    space = side.spec.to_space()
+    point = canonical(space, trial.point)
+    settings = side.spec.settings(point)
     draft = settings.get(N, 0) != 0
     found: list[tuple[str, Value | None]] = []
     for name in names:
+        if name == ARM:
+            keys = space.draft_of(point) if draft else None
+            found.append((name, None if keys is None else json.dumps(keys, sort_keys=True)))
+            continue
         value = settings.get(name)
         says = draft or not name.startswith(DRAFT)  # nothing of the draft does at n = 0
         plain_value = value if isinstance(value, bool | int | float | str) else None

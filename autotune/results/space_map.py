@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -10,22 +11,33 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from autotune.engine.cuda_graphs import coverage, graphs
+from autotune.engine.active_requests import why_throttled
+from autotune.engine.cuda_graphs import coverage, graphs, most_tokens
 from autotune.engine.draft_method import with_method
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rule import NOTHING, SEQS, Known
-from autotune.engine.rules import infeasible, why_doubtful
+from autotune.engine.rules import THROTTLED, infeasible, why_doubtful
 from autotune.errors import UserError
 from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
 from autotune.results.views import TrialView
-from autotune.serving.machine import has_gpu
+from autotune.serving.machine import has_gpu, vllms_gpus
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import ServerSpec, StudySpec
-from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
+from autotune.study.space import (
+    ARM,
+    MNBT,
+    FloatParam,
+    N,
+    Point,
+    Space,
+    Value,
+    as_int,
+    canonical,
+)
 
 # Of a larger space JSON has the counts, not each point.
 _MOST_LISTED = 10_000
@@ -37,10 +49,17 @@ class State(StrEnum):
     CAN = "can launch"
     CANNOT = "cannot launch"
     DOUBTFUL = "may crash"
+    THROTTLED = "would be throttled"
     SAME = "same launch as another"
 
 
-_MARKS = {State.CAN: "·", State.CANNOT: "×", State.DOUBTFUL: "?", State.SAME: "="}
+_MARKS = {
+    State.CAN: "·",
+    State.CANNOT: "×",
+    State.DOUBTFUL: "?",
+    State.THROTTLED: "~",
+    State.SAME: "=",
+}
 _OUTCOMES = {"complete": ("●", "measured"), "failed": ("!", "failed")}
 
 
@@ -90,6 +109,7 @@ class SpaceMap:
         study: Name of the study.
         vllm: vLLM's version; None: unknown.
         platform: vLLM's name of the device; None: unknown.
+        allow_throttled: Whether the study launches points that would be throttled.
         sampled: Whether a real-valued parameter is represented by its two ends.
         cells: Every point.
         reasons: Common reasons of the points that cannot launch, the most frequent first.
@@ -106,6 +126,7 @@ class SpaceMap:
     reasons: tuple[Reason, ...]
     holes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    allow_throttled: bool = False
 
     def count(self, state: State) -> int:
         """Return the number of points in a state."""
@@ -114,7 +135,13 @@ class SpaceMap:
     @property
     def saved(self) -> int:
         """Number of launches that these rules save a search of every point."""
-        return self.count(State.CANNOT) + self.count(State.SAME)
+        left_out = 0 if self.allow_throttled else self.count(State.THROTTLED)
+        return self.count(State.CANNOT) + self.count(State.SAME) + left_out
+
+    @property
+    def launched(self) -> int:
+        """Number of points that a search of every point would launch."""
+        return len(self.cells) - self.saved
 
     def to_json(self) -> dict[str, Any]:
         """Return the map as plain data."""
@@ -125,9 +152,11 @@ class SpaceMap:
             "platform": self.platform,
             "points": len(self.cells),
             "real_parameters_at_their_ends": self.sampled,
-            "can_launch": self.count(State.CAN) + self.count(State.DOUBTFUL),
+            "can_launch": self.launched,
             "may_crash": self.count(State.DOUBTFUL),
             "cannot_launch": self.count(State.CANNOT),
+            "throttled": self.count(State.THROTTLED),
+            "allow_throttled": self.allow_throttled,
             "same_launch": self.count(State.SAME),
             "launches_saved": self.saved,
             "reasons": [
@@ -165,12 +194,13 @@ class SpaceMap:
             out += _wrapped("only what all versions have in common is said; name one with --vllm")
         if self.sampled:
             out += _wrapped("real-valued parameters are shown at their two ends")
-        table = list(_table(self.cells))
+        table = _tables(self.cells)
         if table:
             out += ["", *table, "", *_wrapped(self._legend())]
         for r in self.reasons:
             out += ["", *_wrapped(f"{_MARKS[r.state]} {count(r.count, 'point')}: {r.rule}")]
-            words = r.text if table else f"such as {point_text(r.example)}: {r.text}"
+            example = not table or ARM in r.example
+            words = f"such as {point_text(r.example)}: {r.text}" if example else r.text
             if r.text != r.rule:
                 out += _wrapped(words, indent="  ")
         if self.holes:
@@ -182,10 +212,15 @@ class SpaceMap:
         return out
 
     def _counts(self) -> str:
-        words = [f"{self.count(State.CAN) + self.count(State.DOUBTFUL)} can launch"]
-        for state, text in ((State.DOUBTFUL, "may crash"), (State.SAME, "are another's launch")):
+        words = [f"{self.launched} can launch"]
+        allowed = {State.DOUBTFUL} | ({State.THROTTLED} if self.allow_throttled else set())
+        for state, text in (
+            (State.DOUBTFUL, "may crash"),
+            (State.THROTTLED, "would be throttled"),
+            (State.SAME, "are another's launch"),
+        ):
             if n := self.count(state):
-                words.append(f"{n} of them {text}" if state is State.DOUBTFUL else f"{n} {text}")
+                words.append(f"{n} of them {text}" if state in allowed else f"{n} {text}")
         return ", ".join(words)
 
     def _legend(self) -> str:
@@ -198,6 +233,8 @@ class SpaceMap:
         cannot, same = self.count(State.CANNOT), self.count(State.SAME)
         parts = [f"{cannot} would fail"] if cannot else []
         parts += [f"{same} would start a server that another point starts"] if same else []
+        throttled = 0 if self.allow_throttled else self.count(State.THROTTLED)
+        parts += [f"{throttled} would measure another load"] if throttled else []
         words = f"launches saved: {self.saved}"
         return f"{words} ({', '.join(parts)})" if parts else words
 
@@ -229,7 +266,8 @@ def explain(
         Version(version)
     except InvalidVersion:
         raise UserError(f"--vllm: {version[:40]} is no version; such as 0.32.0") from None
-    info = VllmInfo(version, None, None, "cuda" if has_gpu() else None, None, (), ())
+    device = "cuda" if has_gpu() else None
+    info = VllmInfo(version, None, None, device, None, (), (), gpus=vllms_gpus())
     return _explained(loaded, info, trials)
 
 
@@ -255,17 +293,20 @@ def space_map(
         outcome = tried.get(_key(point))
         state, text = State.CAN, None
         if found := infeasible(settings, version, known):
-            state, text = State.CANNOT, found.reason
-            rule, source = found.rule.name, found.rule.source
+            state = State.THROTTLED if found.rule is THROTTLED else State.CANNOT
+            text, rule, source = found.reason, found.rule.name, found.rule.source
         elif canonical(space, point) != point:
             state, text = State.SAME, "at n = 0 nothing of the draft matters"
             rule, source = text, "no --speculative-config at n = 0"
+        elif text := why_throttled(settings, version, known):
+            state, rule, source = State.THROTTLED, THROTTLED.name, THROTTLED.source
         elif text := why_doubtful(settings, version, known):
             state, rule, source = (
                 State.DOUBTFUL,
                 "drafts of a full batch above MNBT",
                 "vLLM PR #53970",
             )
+        point = space.shown(point)
         cells.append(Cell(point, state, text, outcome))
         if text is not None:
             key = (state, rule)
@@ -279,17 +320,19 @@ def space_map(
         reasons=tuple(sorted(reasons.values(), key=lambda r: -r.count)),
         holes=_holes(spec, version, known),
         notes=tuple(sample_size.notes(spec)),
+        allow_throttled=known.allow_throttled,
     )
 
 
 def _points_of(space: Space) -> Iterator[dict[str, Value]]:
     """Yield every point; a real-valued parameter has its two ends only."""
-    columns: list[Sequence[Value]] = []
-    for p in space.params.values():
-        ends = dict.fromkeys((p.low, p.high)) if isinstance(p, FloatParam) else {}
-        columns.append(p.values() or tuple(ends))
-    for row in product(*columns):
-        yield dict(zip(space.params, row, strict=True))
+    for part in space.parts():
+        columns: list[Sequence[Value]] = []
+        for p in part.params.values():
+            ends = dict.fromkeys((p.low, p.high)) if isinstance(p, FloatParam) else {}
+            columns.append(p.values() or tuple(ends))
+        for row in product(*columns):
+            yield dict(zip(part.params, row, strict=True))
 
 
 def _key(point: Point) -> frozenset[tuple[str, Value]]:
@@ -298,7 +341,7 @@ def _key(point: Point) -> frozenset[tuple[str, Value]]:
 
 def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tuple[int, ...]]:
     """Return, by n, the numbers of requests without a full CUDA graph; empty if unknown."""
-    flags, searched = spec.server.flags, spec.space.get(N)
+    flags, searched = spec.server.flags, spec.to_space().params.get(N)
     seqs, mnbt = as_int(flags.get(SEQS)), as_int(flags.get(MNBT))
     if MNBT in spec.space:
         mnbt = max((int(v) for v in spec.space[MNBT].values() or ()), default=None)
@@ -310,18 +353,40 @@ def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tupl
         return {}
     out: dict[int, tuple[int, ...]] = {}
     for n in (int(v) for v in searched.values() or ()):
-        missed = coverage(graphs(n, seqs, mnbt, version), min(load, seqs)).missed
+        found = graphs(n, seqs, mnbt, version, most=most_tokens(version, known.gpus))
+        missed = coverage(found, min(load, seqs)).missed
         if missed:
             out[n] = missed
     return out
 
 
+def _tables(cells: Sequence[Cell]) -> list[str]:
+    """Return the table of marks, or one for each arm; those at n = 0, without an arm, are in all.
+
+    An arm that does not fit into a table has a line with the numbers of its points.
+    """
+    arms = dict.fromkeys(str(c.point[ARM]) for c in cells if ARM in c.point)
+    if not arms:
+        return list(_table(cells))
+    out: list[str] = []
+    for arm in arms:
+        own = [c for c in cells if c.point.get(ARM, arm) == arm]
+        if lines := list(_table(own)):
+            out += [*([""] if out else []), f"arm {arm}", *lines]
+            continue
+        states = Counter(c.state for c in own if ARM in c.point)
+        words = ", ".join(f"{number} {state}" for state, number in states.items())
+        out += [*([""] if out else []), f"arm {arm}: {words}"]
+    return out
+
+
 def _table(cells: Sequence[Cell]) -> Iterator[str]:
     """Yield two parameters as rows and columns of marks; nothing if they do not fit."""
-    names = list(cells[0].point) if cells else []
-    if len(names) != 2:
+    points = [{k: v for k, v in c.point.items() if k != ARM} for c in cells]
+    names = list(points[0]) if points else []
+    if len(names) != 2 or any(list(point) != names for point in points):
         return
-    values = [list(dict.fromkeys(c.point[name] for c in cells)) for name in names]
+    values = [list(dict.fromkeys(point[name] for point in points)) for name in names]
     across, down = (0, 1) if len(values[0]) >= len(values[1]) else (1, 0)
     heads = [HEADINGS.get(name, name) for name in names]
     left = max(len(f"{heads[down]} {v}") for v in values[down])
@@ -329,12 +394,12 @@ def _table(cells: Sequence[Cell]) -> Iterator[str]:
     cell = max(len(str(v)) for v in values[across]) + 1
     if left + cell * len(values[across]) > WIDTH or len(values[down]) > 100:
         return
-    marks = {tuple(c.point.values()): _mark(c) for c in cells}
+    marks = {tuple(q.values()): _mark(c) for q, c in zip(points, cells, strict=True)}
     yield heads[across].rjust(left) + "".join(str(v).rjust(cell) for v in values[across])
     for i, v in enumerate(values[down]):
         label = f"{heads[down]} {v}" if i == 0 else str(v)
         row = ((w, v) if across == 0 else (v, w) for w in values[across])
-        yield label.rjust(left) + "".join(marks[pair].rjust(cell) for pair in row)
+        yield label.rjust(left) + "".join(marks.get(pair, "").rjust(cell) for pair in row)
 
 
 def _mark(c: Cell) -> str:

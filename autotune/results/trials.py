@@ -17,12 +17,12 @@ from autotune.results.standing import (
     baseline_of,
     counts,
     is_baseline,
-    is_truncated,
     origin_of,
     single_launch,
     study_verdict,
     with_points,
 )
+from autotune.results.text import count
 from autotune.results.views import StudyView, TrialView
 from autotune.search.confirmation import ConfirmationVerdict
 from autotune.search.front import baseline_speedup
@@ -33,6 +33,7 @@ from autotune.storage.store import Store
 from autotune.storage.trials import State, TrialLike
 from autotune.study.schema import StudySpec
 from autotune.study.space import Space
+from autotune.study.ways import curve_of, is_lossy, skips_steps
 from objectives import Objective
 
 # A chat template's own words are equal in every prompt; a larger share means a repeated prompt.
@@ -69,6 +70,7 @@ def study_view(store: Store, name: str) -> StudyView:
         verdict=judged,
         variance=found.variance,
         variables=mixed(environments(store, name, study.trials, spec.server.env)),
+        arms=tuple(spec.server.arms),
     )
 
 
@@ -132,11 +134,13 @@ def _view(
     """Return one trial alone; :func:`_compared` adds the rest."""
     attrs = attrs_of(t)
     quality = attrs.quality
+    point = space.decode(t.params)
+    draft = space.draft_of(point)
     values = (standing.means(t.number) or t.values) if t.state == State.COMPLETE else None
     return TrialView(
         number=t.number,
         state=_STATES[t.state],
-        point=space.decode(t.params),
+        point=space.shown(point),
         values=None
         if values is None
         else {o.name: v for o, v in zip(objectives, values, strict=True)},
@@ -153,7 +157,10 @@ def _view(
         launches=standing.launches(t.number),
         requests=quality.requests,
         stop=quality.stop,
-        truncated=is_truncated(quality),
+        truncated=quality.truncated,
+        throttled=bool(quality.throttled),
+        running_peak=quality.running_peak,
+        running_asked=quality.running_asked,
         outdated=quality.outdated is not None,
         recomputed=quality.recomputed is not None,
         warnings=quality_warnings(quality),
@@ -161,6 +168,9 @@ def _view(
         confirms=attrs.confirms,
         reused=origin_of(t),
         seconds=t.duration.total_seconds() if t.duration else None,
+        curve=curve_of(space, point) if draft else "",
+        lossy=is_lossy(draft),
+        skips_steps=skips_steps(draft),
     )
 
 
@@ -179,10 +189,10 @@ def _compared(
     for v in views:
         changes: dict[str, Any] = {"intervals": dict(v.within or {})}
         for name, variance in known.items():
-            if not v.outdated and (one := as_single(v, name)) is not None:
+            if v.comparable and (one := as_single(v, name)) is not None:
                 e = variance.point(one, v.launches)
                 changes["intervals"][name] = (e.low, e.high)
-        if base is not None and not (v.outdated or base.outdated):
+        if base is not None and base.comparable and v.comparable:
             changes["speedup"] = baseline_speedup(
                 (v.values or {}).get("throughput"), (base.values or {}).get("throughput")
             )
@@ -208,9 +218,23 @@ def as_single(view: TrialView, name: str) -> SingleLaunch | None:
     return single_launch((view.values or {}).get(name), (view.errors or {}).get(name))
 
 
+def throttled_text(peak: int, asked: int) -> str:
+    """Return how far a load was throttled, in words.
+
+    Args:
+        peak: Largest number of requests that ran at once.
+        asked: Number of requests that the load and ``max_num_seqs`` ask for.
+    """
+    return (
+        f"vLLM ran at most {count(peak, 'request')} at once, not {asked}, so this is another load"
+    )
+
+
 def quality_warnings(quality: Quality) -> tuple[str, ...]:
     """Return the warnings of a measurement: ``in short: in words``."""
     found = []
+    if quality.throttled and quality.running_peak is not None and quality.running_asked:
+        found.append(f"throttled: {throttled_text(quality.running_peak, quality.running_asked)}")
     if disturbed := quality.disturbed:
         found.append(f"disturbed: {disturbed}")
     if quality.steady is False:

@@ -23,7 +23,8 @@ from autotune.results.text import (
     value_with_interval,
 )
 from autotune.stats import Estimate
-from autotune.study.space import MNBT, N, Point
+from autotune.storage.records import may_win
+from autotune.study.space import ARM, MNBT, N, Point
 
 if TYPE_CHECKING:
     from autotune.search.confirmation import Choice, ConfirmationVerdict
@@ -89,6 +90,10 @@ class TrialView:
         stop: Reason for the end of measuring, a name of :class:`autotune.stats.stopping.Stop`.
         truncated: Whether it was ended early, because another trial is better in everything: its
             numbers are rough and never win.
+        throttled: Whether vLLM ran fewer requests at once than the load and ``max_num_seqs`` ask
+            for: its numbers are of another load, are compared with nothing, and never win.
+        running_peak: Largest number of requests that were seen to run at once; None: unknown.
+        running_asked: Number of requests that the load and ``max_num_seqs`` ask for.
         outdated: Whether its numbers are of an earlier estimator and could not be computed again:
             they are shown, and compared with nothing.
         recomputed: Whether its numbers were computed again from an earlier autotune's requests.
@@ -100,6 +105,10 @@ class TrialView:
         confirmed_intervals: Intervals of ``confirmed``, with launch-to-launch variance.
         confirmed_launches: Number of launches of the confirmation.
         confirmed_speedup: Ratio of the throughput to the confirmed baseline's: value, low, high.
+        curve: Whose acceptance it tells of (:func:`autotune.study.ways.curve_of`); None: of none.
+        lossy: Whether its launch accepts drafts that the target would not have written.
+        skips_steps: Whether it may have steps without drafts, which ``acceptance_length`` leaves
+            out.
     """
 
     number: int
@@ -123,6 +132,9 @@ class TrialView:
     requests: int | None = None
     stop: str | None = None
     truncated: bool = False
+    throttled: bool = False
+    running_peak: int | None = None
+    running_asked: int | None = None
     outdated: bool = False
     recomputed: bool = False
     warnings: tuple[str, ...] = ()
@@ -133,11 +145,35 @@ class TrialView:
     confirmed_intervals: Mapping[str, Bounds] | None = None
     confirmed_launches: int = 0
     confirmed_speedup: tuple[float, float | None, float | None] | None = None
+    curve: str | None = ""
+    lossy: bool = False
+    skips_steps: bool = False
+
+    @property
+    def length_text(self) -> str:
+        """Tokens per step in a cell, marked where they are those of some steps only."""
+        mark = "*" if self.skips_steps else ""
+        return "" if self.acceptance_length is None else f"{self.acceptance_length:.2f}{mark}"
+
+    @property
+    def setting(self) -> str:
+        """Its point in one line, and whether that is lossy."""
+        return f"{point_text(self.point)}{', lossy' if self.lossy else ''}"
 
     @property
     def again(self) -> int | None:
         """Number of the trial whose point this one repeats, in the search or a confirmation."""
         return self.replicates if self.confirms is None else self.confirms
+
+    @property
+    def may_win(self) -> bool:
+        """Whether its numbers can be the best; see :attr:`autotune.storage.records.Quality`."""
+        return may_win(truncated=self.truncated, outdated=self.outdated, throttled=self.throttled)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its numbers are of the study's load and of the present estimator."""
+        return not (self.outdated or self.throttled)
 
     def value(self, objective: Objective) -> float | None:
         """Return the finite value of an objective, or None."""
@@ -161,6 +197,7 @@ class StudyView:
             twice.
         variables: Variables of the user's environment that may change figures and had several
             values: their trials by value, None: not set.
+        arms: Names of the study's arms; empty: it has one way to draft.
     """
 
     name: str
@@ -174,6 +211,7 @@ class StudyView:
     verdict: ConfirmationVerdict | None = None
     variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
     variables: Mapping[str, Mapping[str | None, Sequence[int]]] = field(default_factory=dict)
+    arms: Sequence[str] = ()
 
     def front(self) -> list[TrialView]:
         """Return the Pareto front, best by the first objective first."""
@@ -219,9 +257,21 @@ class StudyView:
         return [t for t in self.trials if t.state == "failed"]
 
     def parameters(self) -> list[str]:
-        """Return the names of the searched parameters: n, MNBT, then the others in their order."""
+        """Return the searched parameters: the arm, n, MNBT, then the others in their order."""
         names = dict.fromkeys(name for t in self.trials for name in t.point)
-        return sorted(names, key=lambda name: {N: 0, MNBT: 1}.get(name, 2))
+        if self.arms:
+            names[ARM] = None
+        return sorted(names, key=lambda name: {ARM: 0, N: 1, MNBT: 2}.get(name, 3))
+
+
+# What the mark of `TrialView.length_text` says.
+STEPS_NOTE = "* tokens in a step that has drafts; vLLM does not count the other steps"
+
+
+def steps_notes(trials: Iterable[TrialView]) -> list[str]:
+    """Return the line below a table that says what its marks mean; none without a mark."""
+    marked = any(t.skips_steps and t.acceptance_length is not None for t in trials)
+    return [STEPS_NOTE] if marked else []
 
 
 def cost(objective: Objective, value: float | None) -> float:
@@ -298,7 +348,7 @@ def _trial(view: StudyView, number: int) -> TrialView:
 
 def _name(view: StudyView, number: int) -> str:
     t = _trial(view, number)
-    return f"{'baseline' if t.baseline else f'trial {number}'} ({point_text(t.point)})"
+    return f"{'baseline' if t.baseline else f'trial {number}'} ({t.setting})"
 
 
 # Of trials that were measured by autotune 0.1 (:mod:`autotune.results.recomputed`).
@@ -337,6 +387,26 @@ def variable_lines(view: StudyView) -> list[str]:
 
 def _trials(numbers: Sequence[int]) -> str:
     return f"{plural(len(numbers), 'trial')} {ranges(numbers)}"
+
+
+def throttled_lines(view: StudyView) -> list[str]:
+    """Return which trials vLLM throttled and how far, a line for each peak of running requests."""
+    found: dict[tuple[int | None, int | None], list[int]] = {}
+    for t in view.trials:
+        if t.throttled:
+            found.setdefault((t.running_peak, t.running_asked), []).append(t.number)
+    return [
+        f"throttled, so never the best: {_trials(numbers)}: at most {peak} of {asked} requests ran "
+        "at once"
+        for (peak, asked), numbers in found.items()
+    ]
+
+
+def why_no_best(view: StudyView) -> str:
+    """Return why a study without a best trial has none: no trial has results, or they never win."""
+    if lines := throttled_lines(view):
+        return f"no trial can be recommended; {'; '.join(lines)}"
+    return "no trial has results"
 
 
 def scatter_line(view: StudyView) -> str | None:

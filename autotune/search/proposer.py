@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +25,18 @@ from autotune.search.front import Direction
 from autotune.search.model import Observed, Proposal, propose, unit
 from autotune.search.stated import StatedBounds
 from autotune.stats.measurement import Floats
-from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
+from autotune.study.space import (
+    ARM,
+    ChoiceParam,
+    FloatParam,
+    N,
+    Point,
+    Space,
+    Value,
+    canonical,
+    first_value,
+)
+from autotune.study.ways import curve_of
 
 # Seeds after the baseline: n, and the level of every other parameter from 0 to 1; None: the
 # baseline's value, so that only n differs.
@@ -79,6 +90,9 @@ def seed_points(
 ) -> list[dict[str, Value]]:
     """Return the baseline, then up to two points that show the space to the model.
 
+    With arms, these two have the baseline's arm, and every other arm has a point: its largest n up
+    to that of the first seed, since a draft's acceptance is known from its own launches only.
+
     Args:
         space: Searched parameters.
         baseline: Point of the first trial, usually with n = 0.
@@ -89,7 +103,9 @@ def seed_points(
         point: dict[str, Value] = {}
         for name, p in space.params.items():
             values = p.values()
-            if name == N:
+            if name == ARM:
+                point[name] = baseline[name]
+            elif name == N:
                 point[name] = space.clip(N, n)
             elif level is None:
                 point[name] = baseline[name]
@@ -99,10 +115,32 @@ def seed_points(
                 point[name] = p.low + level * (p.high - p.low)
             elif values:
                 point[name] = values[round(level * (len(values) - 1))]
-        moved = nearest(space, canonical(space, point), lambda q: feasible(q) and q not in seeds)
+        point = canonical(space, point)
+        if space.ways and point in seeds:
+            continue  # the arm has one n
+        moved = nearest(space, point, lambda q: feasible(q) and q not in seeds)
         if moved is not None:
             seeds.append(moved)
+    for arm in space.arms:
+        if not any(q[ARM] == arm and q[N] for q in seeds):
+            moved = _seed_of(space, arm, baseline, feasible)
+            seeds += [] if moved is None else [moved]
     return seeds
+
+
+def _seed_of(
+    space: Space, arm: str, baseline: Point, feasible: Callable[[Point], bool]
+) -> dict[str, Value] | None:
+    """Return the seed of an arm; None: none of its points is allowed."""
+    values = space.ways[arm].params[N].values() or ()
+    n = min(_SEEDS[0][0], max(v for v in values if isinstance(v, int)))
+    point = canonical(space, {**baseline, **_first_of(space, arm), ARM: arm, N: n})
+    return nearest(space, point, lambda q: q[ARM] == arm and q[N] != 0 and feasible(q))
+
+
+def _first_of(space: Space, arm: str) -> dict[str, Value]:
+    """Return an arm's own parameters with their first values."""
+    return {name: first_value(p) for name, p in space.ways[arm].params.items()}
 
 
 def nearest(
@@ -112,7 +150,7 @@ def nearest(
 
     If a parameter is real-valued, it is the nearest of the given point and random ones.
     """
-    if allowed(point):
+    if space.contains(point) and allowed(point):
         return dict(point)
     candidates: Iterator[dict[str, Value]] = space.points() or itertools.islice(
         _random_points(space, np.random.default_rng(0)), _DRAWS
@@ -177,9 +215,11 @@ def tried_points(
 
 
 def _random_points(space: Space, rng: np.random.Generator) -> Iterator[dict[str, Value]]:
+    parts = space.parts()
     while True:
+        part = parts[int(rng.integers(len(parts)))] if len(parts) > 1 else space
         point: dict[str, Value] = {}
-        for name, p in space.params.items():
+        for name, p in part.params.items():
             values = p.values()
             if values is not None:
                 point[name] = values[int(rng.integers(len(values)))]
@@ -214,9 +254,10 @@ def launched_of(
         rate = None
         if positive[0]:
             rate = float(own[0] if directions[0] == "maximize" else 1 / own[0])
+        point = space.decode(t.params)
         out.append(
             Observed(
-                space.decode(t.params),
+                point,
                 tuple(float(c) for c in row),
                 tuple(
                     float(v) if known and v is not None and p else math.nan
@@ -225,6 +266,7 @@ def launched_of(
                 rate,
                 tuple(t.user_attrs.get("acceptance_per_position") or ()),
                 t.user_attrs.get("acceptance_length"),
+                curve_of(space, point) if point.get(N) != 0 else "",
             )
         )
     return out
@@ -268,13 +310,21 @@ class Proposer:
         self._fixed_n = fixed_n
         self._known = known
 
-    def propose(self, trials: Sequence[FrozenTrial], running: Sequence[Point] = ()) -> Proposal:
+    def propose(
+        self,
+        trials: Sequence[FrozenTrial],
+        running: Sequence[Point] = (),
+        throttled: Collection[int] = (),
+    ) -> Proposal:
         """Return the next launch after ``trials`` and ``running``.
 
         Args:
             trials: Trials that have ended; trials in another state count as tried only.
             running: Points of launches before this one whose outcomes are not known yet. A batch is
                 proposed one by one, each with those before it as running.
+            throttled: Numbers of the trials whose load vLLM throttled. They never win, so to the
+                search they are launches that failed: their numbers are not learned from, and the
+                points around them are avoided.
 
         Raises:
             SpaceExhausted: every point that can launch has been tried or is running.
@@ -282,10 +332,12 @@ class Proposer:
                 ones.
         """
         tried = tried_points(self._space, trials, running)
-        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        done = [t for t in trials if t.state == TrialState.COMPLETE]
+        complete = [t for t in done if t.number not in throttled]
         rng = np.random.default_rng([self._seed, len(trials) + len(running)])
         stated = StatedBounds(self._space, trials)
-        new, chances = self._safe(self._new_points(tried, stated, rng), trials, stated)
+        points = self._new_points(tried, stated, rng)
+        new, chances = self._safe(points, trials, stated, throttled)
         if not new:
             raise SpaceExhausted
         if self._method != "gp" or len(complete) < 2:
@@ -302,13 +354,17 @@ class Proposer:
             self._known,
             pending=running,
         )
-        doubtful = found.challenge and _challenges(complete) >= CHALLENGES
+        doubtful = found.challenge and _challenges(done) >= CHALLENGES
         if doubtful and self._stop_below and found.gain is not None:
             raise Converged(found.gain)
         return found
 
     def _safe(
-        self, new: Sequence[dict[str, Value]], trials: Sequence[FrozenTrial], stated: StatedBounds
+        self,
+        new: Sequence[dict[str, Value]],
+        trials: Sequence[FrozenTrial],
+        stated: StatedBounds,
+        throttled: Collection[int],
     ) -> tuple[list[dict[str, Value]], Floats]:
         """Return the points that are not too likely to crash, and their chances to launch.
 
@@ -316,14 +372,17 @@ class Proposer:
         """
         if not new:
             return [], np.empty(0)
+        placed = [t for t in trials if self._space.has_point(t.params)]
+        done = [t for t in placed if t.state == TrialState.COMPLETE]
         crashes = CrashModel(
             self._space,
-            [self._space.decode(t.params) for t in trials if t.state == TrialState.COMPLETE],
+            [self._space.decode(t.params) for t in done if t.number not in throttled],
             [
                 (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
-                for t in trials
-                if crashed(t) and self._space.has_point(t.params) and t.number not in stated.trials
-            ],
+                for t in placed
+                if crashed(t) and t.number not in stated.trials
+            ]
+            + [(self._space.decode(t.params), "throttled") for t in done if t.number in throttled],
         )
         safe = ~crashes.all_avoided(new)
         chances = crashes.chances(new)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from autotune.bench.objectives import study_objectives
 from autotune.bench.workload import Workload, build_workload
-from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
+from autotune.engine.active_requests import Asked, asked_at_once
+from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs, most_tokens
 from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
@@ -21,7 +22,19 @@ from autotune.serving.resolve import model_resolver
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
-from autotune.study.space import ALIGNED, MNBT, FloatParam, N, Point, Space, Value, as_int, describe
+from autotune.study.space import (
+    ALIGNED,
+    ARM,
+    MNBT,
+    FloatParam,
+    N,
+    Point,
+    Space,
+    Value,
+    as_int,
+    canonical,
+    describe,
+)
 from autotune.study.weights import weights_id
 from autotune.tuning.progress import Progress
 from objectives import Objective
@@ -34,7 +47,17 @@ DEFAULT_UTILIZATION = 0.92
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study that was checked against the machine: nothing was launched yet."""
+    """A study that was checked against the machine: nothing was launched yet.
+
+    Attributes:
+        loaded: The study.
+        info: Its vLLM.
+        workload: Requests of a trial.
+        confirmation: Requests of a launch of the confirmation.
+        objectives: With the study's directions.
+        resolve: Turns a model reference into a path or a name for vLLM.
+        load: Concurrency that the rules go by; None: the study's own.
+    """
 
     loaded: LoadedStudy
     info: VllmInfo
@@ -42,6 +65,7 @@ class Prepared:
     confirmation: Workload
     objectives: tuple[Objective, ...]
     resolve: Callable[[str], str]
+    load: int | None = None
 
     @property
     def spec(self) -> StudySpec:
@@ -51,17 +75,33 @@ class Prepared:
     @cached_property
     def known(self) -> Known:
         """What the machine and the target tell the rules."""
-        return known_for(self.loaded, self.info)
+        known = known_for(self.loaded, self.info)
+        return known if self.load is None else replace(known, load=self.load)
 
     def infeasible(self, point: Point) -> str | None:
         """Return why this vLLM version cannot launch the point, or None."""
         return why_infeasible(self.spec.settings(point), self.info.version, self.known)
 
+    def asked(self, point: Point, load: int | None = None) -> Asked | None:
+        """Return how many requests a launch of the point should run at once.
+
+        Args:
+            point: What is launched.
+            load: Concurrency of a closed loop; None: the study's own load.
+        """
+        known = self.known if load is None else replace(self.known, load=load)
+        return asked_at_once(self.spec.settings(point), known)
+
     def weights(self) -> dict[str, str]:
-        """Return hashes of the weights of ``target`` and ``draft`` that are on this machine."""
-        server = self.spec.server
-        named = {"target": server.model, "draft": server.speculative and server.speculative.model}
-        places = {role: Path(self.resolve(ref)) for role, ref in named.items() if ref}
+        """Return hashes of the weights that are on this machine, by what they are for.
+
+        These are ``target`` and ``draft``, or with arms ``draft MODEL`` for each model.
+        """
+        named = {"target": self.spec.server.model}
+        for arm, draft in self.spec.server.drafts.items():
+            if draft.model is not None:
+                named["draft" if arm is None else f"draft {draft.model}"] = draft.model
+        places = {role: Path(self.resolve(ref)) for role, ref in named.items()}
         # a name of a hub is no path
         found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
         return {role: x for role, x in found.items() if x is not None}
@@ -82,9 +122,11 @@ def baseline_point(spec: StudySpec) -> dict[str, Value]:
             point[name] = space.clip(MNBT, DEFAULT_MNBT)
         elif isinstance(p, FloatParam):
             point[name] = (p.low + p.high) / 2
+        elif name == ARM:
+            point[name] = space.arms[0]
         elif values is not None:
             point[name] = values[len(values) // 2]
-    return point
+    return canonical(space, point) if space.ways else point
 
 
 def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
@@ -117,15 +159,16 @@ def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
         except UserError as e:
             raise UserError(f"{loaded.path}: {e}") from e
     resolve = model_resolver(loaded, info, progress.download)
-    for key, model in (
-        ("server.model", spec.server.model),
-        ("server.speculative.model", spec.server.speculative and spec.server.speculative.model),
-    ):
-        if model:
-            try:
-                resolve(model)
-            except UserError as e:
-                raise UserError(f"{loaded.path}: {key}: {e}") from e
+    models = {"server.model": spec.server.model}
+    for arm, draft in spec.server.drafts.items():
+        if draft.model is not None:
+            place = "server.speculative" if arm is None else f"server.arms.{arm}"
+            models[f"{place}.model"] = draft.model
+    for key, model in models.items():
+        try:
+            resolve(model)
+        except UserError as e:
+            raise UserError(f"{loaded.path}: {key}: {e}") from e
     check_flags(loaded, info)
     loaded = with_method(loaded)
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
@@ -184,6 +227,7 @@ def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
     if info.device != "cuda" or info.version is None:
         return None
     version, load = info.version, spec.workload.max_concurrency
+    most = most_tokens(version, info.gpus)
 
     def misfit(point: Point) -> float:
         settings = spec.settings(point)
@@ -191,8 +235,10 @@ def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
         if settings.get("enforce_eager") is True or seqs is None or mnbt is None:
             return 0.0
         n = as_int(settings.get(N)) or 0
-        given = aligned_sizes(n, seqs, mnbt) if settings.get(ALIGNED) is True else None
-        fit = coverage(graphs(n, seqs, mnbt, version, given), min(load or seqs, seqs))
+        aligned = settings.get(ALIGNED) is True
+        given = aligned_sizes(n, seqs, mnbt, most=most) if aligned else None
+        found = graphs(n, seqs, mnbt, version, given, most=most)
+        fit = coverage(found, min(load or seqs, seqs))
         return 1 - fit.full + fit.padding
 
     return misfit

@@ -8,7 +8,8 @@ from datetime import date
 
 from autotune._version import __version__
 from autotune.output.export.choice import Chosen
-from autotune.results.text import WIDTH, plain, point_text, times, wrapped
+from autotune.results.text import WIDTH, plain, times, wrapped
+from autotune.results.trials import throttled_text
 from autotune.results.views import StudyView
 from autotune.stats import Estimate
 from autotune.study.schema import StudySpec
@@ -35,12 +36,15 @@ def about(
     measured, version = versions
     t = choice.trial
     yield (
-        f"Trial {t.number} of the study {view.name}: {point_text(t.point)}. Written by autotune "
+        f"Trial {t.number} of the study {view.name}: {t.setting}. Written by autotune "
         f"{__version__} on {today:%Y-%m-%d}."
     )
     why = plain(choice.why)
     yield f"{why[0].upper()}{why[1:]}."
     yield f"{choice.values}."
+    if t.throttled:
+        words = throttled_text(t.running_peak or 0, t.running_asked or 0)
+        yield f"Careful: it was throttled: {words}."
     yield _speedup(view, choice)
     yield _measured(view, spec, measured)
     if version != measured:
@@ -55,11 +59,11 @@ def _speedup(view: StudyView, choice: Chosen) -> str:
     if t.baseline:
         return "It is the baseline itself" + (": no speculation." if t.point.get(N) == 0 else ".")
     if choice.speedup is None:
-        return "Its speed-up is unknown: the baseline has no numbers."
+        return "Its speed-up is unknown: the baseline has no numbers that compare."
     base = next(x for x in view.trials if x.baseline)
     return (
         f"Speed-up {times(Estimate(*choice.speedup))} (95 % interval) over the baseline "
-        f"({point_text(base.point)})."
+        f"({base.setting})."
     )
 
 

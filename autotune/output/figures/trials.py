@@ -17,18 +17,20 @@ from plotly.subplots import make_subplots
 from autotune.output.figures.points import colored, error_bar
 from autotune.output.figures.theme import BLUE, GRAY, GREEN, ORANGE, Theme, template
 from autotune.results.prediction import Outlook
+from autotune.results.request_acceptance import Group, RequestAcceptance, length_text
 from autotune.results.text import (
     bounds_text,
+    count,
     number,
     objective_text,
     plain,
-    point_text,
+    shortened,
     value_text,
     value_with_interval,
 )
 from autotune.results.views import StudyView, TrialView, cost
 from autotune.stats.measurement import Floats
-from autotune.study.space import MNBT, N, Value
+from autotune.study.space import ARM, MNBT, N, Value
 from objectives import Objective
 
 _COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GRAY)
@@ -46,8 +48,7 @@ def searched(view: StudyView) -> list[TrialView]:
         for t in view.trials
         if t.state == "complete"
         and t.again is None
-        and not t.truncated
-        and not t.outdated
+        and t.may_win
         and all(t.value(o) is not None for o in view.objectives)
     ]
 
@@ -58,26 +59,34 @@ def n_of(trial: TrialView) -> int | None:
     return n if isinstance(n, int) else None
 
 
-def best_by_n(trials: Sequence[TrialView], objective: Objective) -> dict[int, TrialView]:
-    """Return for each n, ascending, the trial that is best by an objective."""
-    found: dict[int, TrialView] = {}
+def best_by_way(
+    trials: Sequence[TrialView], objective: Objective
+) -> dict[tuple[str, int], TrialView]:
+    """Return for each arm and n, ascending, the trial that is best by an objective.
+
+    The arm is an empty text at n = 0, and in a study without arms.
+    """
+    found: dict[tuple[str, int], TrialView] = {}
     for t in sorted(trials, key=lambda t: cost(objective, t.value(objective))):
         if (n := n_of(t)) is not None:
-            found.setdefault(n, t)
+            found.setdefault((plain(str(t.point.get(ARM, ""))), n), t)
     return dict(sorted(found.items()))
 
 
 def by_n_figure(view: StudyView, theme: Theme) -> go.Figure:
     """Return each objective by n, one above the other, with the baseline as a line."""
     trials = [t for t in searched(view) if n_of(t) is not None]
-    base = next((t for t in view.trials if t.baseline), None)
+    base = next((t for t in view.trials if t.baseline and t.comparable), None)
     fig = make_subplots(rows=len(view.objectives), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for row, o in enumerate(view.objectives, 1):
-        best = best_by_n(trials, o)
-        rest = [t for t in trials if t is not best[n_of(t) or 0]]
+        best = best_by_way(trials, o)
+        rest = [t for t in trials if all(t is not b for b in best.values())]
         again = [t for t in trials if t.confirmed and o.name in t.confirmed]
         _add_by_n(fig, row, o, rest, _OTHERS)
-        _add_by_n(fig, row, o, list(best.values()), _BEST)
+        arms = dict.fromkeys(arm for arm, _ in best)
+        for i, arm in enumerate(arms):
+            of_arm = [t for (name, _), t in best.items() if name == arm]
+            _add_by_n(fig, row, o, of_arm, _best_of(arm, i) if len(arms) > 1 else _BEST)
         _add_by_n(fig, row, o, again, _CONFIRMED)
         if base is not None and (value := base.value(o)) is not None:
             _add_baseline(fig, row, value, base)
@@ -103,6 +112,14 @@ class _Group(NamedTuple):
 _OTHERS = _Group("other trials", GRAY, "circle-open", 7, "markers", bars=False)
 _BEST = _Group("best trial of an n", BLUE, "circle", 10, "lines+markers", bars=True)
 _CONFIRMED = _Group("confirmed", GREEN, "diamond-open", 12, "markers", bars=True, confirmed=True)
+
+
+def _best_of(arm: str, place: int) -> _Group:
+    """Return how the best trials of an arm are drawn."""
+    name = f"best of an n, arm {arm}" if arm else "no speculation"
+    symbol = _SYMBOLS[place % len(_SYMBOLS)]
+    color = _COLORS[place % len(_COLORS)]
+    return _BEST._replace(name=escape(name), color=color, symbol=symbol)
 
 
 def _add_by_n(
@@ -145,7 +162,7 @@ def _add_baseline(fig: go.Figure, row: int, value: float, base: TrialView) -> No
             x=[None],
             y=[None],
             mode="lines",
-            name=f"baseline, {point_text(base.point)}",
+            name=f"baseline, {base.setting}",
             line=line,
         )
 
@@ -211,10 +228,11 @@ def _heatmap(
     )
 
 
-def acceptance_figure(trials: Mapping[int, TrialView], theme: Theme) -> go.Figure:
+def acceptance_figure(trials: Mapping[tuple[str, int], TrialView], theme: Theme) -> go.Figure:
     """Return the share of drafted tokens that were accepted, by position, a line for each n."""
     fig = go.Figure()
-    for i, (n, t) in enumerate(trials.items()):
+    for i, ((arm, n), t) in enumerate(trials.items()):
+        name = escape(f"{arm}, n = {n}" if arm else f"n = {n}")
         again = i // len(_COLORS)  # the same color has another symbol and dash then
         color, symbol = _COLORS[i % 7], _SYMBOLS[(i + again) % 7]
         shares = t.acceptance_per_position
@@ -222,12 +240,11 @@ def acceptance_figure(trials: Mapping[int, TrialView], theme: Theme) -> go.Figur
             x=list(range(1, len(shares) + 1)),
             y=list(shares),
             mode="lines+markers",
-            name=f"n = {n}",
+            name=name,
             line={"color": color, "width": 1.6, "dash": _DASHES[again % 4]},
             marker={"symbol": symbol, "size": 8},
             hovertext=[
-                f"<b>n = {n}</b>, position {k}<br>accepted: {s:.0%}"
-                for k, s in enumerate(shares, 1)
+                f"<b>{name}</b>, position {k}<br>accepted: {s:.0%}" for k, s in enumerate(shares, 1)
             ],
             hoverinfo="text",
         )
@@ -235,6 +252,54 @@ def acceptance_figure(trials: Mapping[int, TrialView], theme: Theme) -> go.Figur
     fig.update_xaxes(title_text="Position in the draft", **_ticks(range(1, most + 1)))
     fig.update_yaxes(title_text="Accepted  →  better", tickformat=".0%", range=[0, 1])
     return _finished(fig, theme, 380)
+
+
+def request_acceptance_figure(
+    found: RequestAcceptance, groups: Sequence[Group], theme: Theme
+) -> go.Figure:
+    """Return tokens per step of each group, and of all requests together.
+
+    Args:
+        found: Accepted drafts of a launch's requests.
+        groups: Its classes, which get a row each, or its parts, which are drawn from left to right.
+        theme: Theme of the figure.
+    """
+    rows = groups is found.classes
+    names = [escape(shortened(plain(g.name), 24)) for g in groups]
+    values = [g.length.value for g in groups]
+    error = {
+        "array": [0.0 if e.high is None else e.high - e.value for e in (g.length for g in groups)],
+        "arrayminus": [
+            0.0 if e.low is None else e.value - e.low for e in (g.length for g in groups)
+        ],
+        "thickness": 1.4,
+    }
+    fig = go.Figure()
+    fig.add_scatter(
+        **({"x": values, "y": names} if rows else {"x": names, "y": values}),
+        **{"error_x" if rows else "error_y": error},
+        mode="markers" if rows else "lines+markers",
+        marker={"color": BLUE if rows else ORANGE, "symbol": _SYMBOLS[not rows], "size": 9},
+        line={"color": ORANGE, "width": 1.6},
+        showlegend=False,
+        hovertext=[
+            f"<b>{escape(plain(g.name))}</b><br>{length_text(g)} tokens per step<br>"
+            f"{count(g.requests, 'request')}, {count(g.steps, 'step')}"
+            for g in groups
+        ],
+        hoverinfo="text",
+    )
+    dashed = {"color": GRAY, "dash": "dash", "width": 1.2}
+    whole, title = found.whole.length.value, "Tokens per step  →  better"
+    if rows:
+        fig.add_vline(whole, line=dashed)
+        fig.update_xaxes(title_text=title)
+        fig.update_yaxes(type="category", autorange="reversed", automargin=True)
+    else:
+        fig.add_hline(whole, line=dashed)
+        fig.update_yaxes(title_text=title)
+        fig.update_xaxes(type="category", title_text="Position in the answer (tokens)")
+    return _finished(fig, theme, 130 + 26 * len(names) if rows else 320)
 
 
 def prediction_figure(found: Outlook, theme: Theme) -> go.Figure:
@@ -381,7 +446,7 @@ def _finished(fig: go.Figure, theme: Theme, height: int) -> go.Figure:
 
 
 def _trial_hover(t: TrialView, o: Objective) -> str:
-    lines = [f"<b>trial {t.number}</b>, {escape(point_text(t.point))}"]
+    lines = [f"<b>trial {t.number}</b>, {escape(t.setting)}"]
     if (value := t.value(o)) is not None:
         lines.append(escape(value_with_interval(value, (t.intervals or {}).get(o.name), o)))
     if t.confirmed and o.name in t.confirmed:

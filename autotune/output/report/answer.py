@@ -25,11 +25,18 @@ from autotune.results.text import (
     lower,
     number,
     plain,
-    point_text,
+    upper,
     value_with_interval,
 )
 from autotune.results.trials import as_single
-from autotune.results.views import TrialView, cost, kinds_text, variable_lines
+from autotune.results.views import (
+    TrialView,
+    cost,
+    kinds_text,
+    throttled_lines,
+    variable_lines,
+    why_no_best,
+)
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N
 
@@ -40,7 +47,7 @@ def answer(s: Source) -> Answer:
     if t is None:
         return Answer(
             "Nothing can be recommended",
-            f"{progress(s)} No trial has results.",
+            f"{progress(s)} {plain(upper(why_no_best(view)))}.",
             certain=False,
             notes=(f"Failed trials: {plain(kinds_text(view.failures()))}.",)
             if view.failures()
@@ -49,7 +56,7 @@ def answer(s: Source) -> Answer:
     without = " without speculation:" if t.point.get(N) == 0 else ""
     sure, certain = _sure(s, t)
     return Answer(
-        f"Serve{without} {point_text(t.point)}",
+        f"Serve{without} {t.setting}",
         sure,
         certain,
         (*_facts(s, t), _evidence(s, t)),
@@ -98,7 +105,12 @@ def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:
     if verdict is not None:
         ratios = verdict.winners[0].over_baseline
         return None if ratios is None else ratios[i]
-    if base is None or not (value := t.value(o)) or not (other := base.value(o)):
+    if (
+        base is None
+        or not base.comparable
+        or not (value := t.value(o))
+        or not (other := base.value(o))
+    ):
         return None
     variance = s.view.variance.get(o.name)
     a, b = (as_single(x, o.name) for x in (t, base))
@@ -175,6 +187,8 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
         )
     for w in dict.fromkeys(w for x in s.measured(t) for w in x.warnings):
         yield f"Warning: {plain(w)}."
+    for line in throttled_lines(view):
+        yield f"{plain(upper(line))}."
     for line in variable_lines(view):
         yield f"Warning: trials were {line}."
     if view.finished < view.wanted or any(x.state in {"running", "waiting"} for x in view.trials):
@@ -184,7 +198,7 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
 def command(s: Source) -> Iterator[Block]:
     """Yield the command that serves the answer."""
     if s.best is None:
-        yield Paragraph("No trial has results, so there is no command.")
+        yield Paragraph(f"{plain(upper(why_no_best(s.view)))}, so there is no command.")
         return
     try:
         found = served(s.store, s.view.name, s.best)
@@ -194,7 +208,7 @@ def command(s: Source) -> Iterator[Block]:
         return
     known = found.measured is not None and found.measured.launch.host is not None
     host = f", {found.measured.host}" if found.measured is not None and known else ""
-    yield Code(f"Serves {point_text(s.best.point)}", text)
+    yield Code(f"Serves {s.best.setting}", text)
     yield Paragraph(
         f"Paths are those of the measured machine{host}; a variable that holds a secret appears by "
         "its name only. autotune export writes the same for vLLM's --config, Compose, Kubernetes "
