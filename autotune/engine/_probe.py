@@ -20,7 +20,11 @@ from typing import Any
 
 EXTRAS = ("torchvision", "torchaudio", "torchcodec")
 # Where `make_arg_parser` is: from 0.33 on, in 0.29 to 0.32, and before.
-PARSERS = tuple(f"vllm.entrypoints.{x}.cli_args" for x in ("common", "launchers", "openai"))
+PARSERS = (
+    "vllm.entrypoints.common.cli_args",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.entrypoints.openai.cli_args",
+)
 
 
 def version_of(name: str) -> str | None:
