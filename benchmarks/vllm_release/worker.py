@@ -1,6 +1,6 @@
 """Ask one vLLM's own code what its server accepts. A script, run in its own process.
 
-It reads a JSON object from stdin: ``source``, ``version``, ``platform`` and ``models``, as
+It reads a JSON object from stdin: ``source``, ``version``, ``platform``, ``gpu``, ``models``, as
 `benchmarks/vllm_rules_worker.py` does, whose stand-ins it uses. It answers with JSON on stdout:
 
 - ``flags``: the table of flags, as `benchmarks/vllm_flags.py` writes it;
@@ -59,14 +59,17 @@ def speculative() -> dict[str, Any]:
     return {"keys": keys, "words": words, "methods": words.pop("method", [])}
 
 
-def defaults(asker: Any, platform: str) -> dict[str, Any]:
-    """Return MNBT, max_num_seqs and the most requests at once, by case."""
-    from benchmarks import vllm_rules_worker as rules_worker
+def defaults(asker: Any, platform: str, gpu: dict[str, Any]) -> dict[str, Any]:
+    """Return MNBT, max_num_seqs and the most requests at once, by case.
 
+    Args:
+        asker: One vLLM that is asked.
+        platform: ``cpu`` or ``cuda``.
+        gpu: The GPU that vLLM sees, whose memory is changed here.
+    """
     out: dict[str, Any] = {}
     for gib in (24, 80, 180) if platform == "cuda" else (0,):
-        if gib:
-            rules_worker._GPU["memory"] = gib * _GIB
+        gpu["memory"] = gib * _GIB
         for name, settings in _CASES.items():
             case = f"GPU of {gib} GiB, {name}" if gib else f"CPU, {name}"
             try:
@@ -103,7 +106,7 @@ def parts(asked: Mapping[str, Any], folder: Path) -> dict[str, Callable[[], Any]
         models[name] = str(folder / f"m{i}")
     platform = asked["platform"]
     found: dict[str, Callable[[], Any]] = {
-        "defaults": lambda: defaults(Asker(models), platform),
+        "defaults": lambda: defaults(Asker(models), platform, asked["gpu"]),
     }
     if platform == "cpu":
         found |= {
@@ -123,7 +126,7 @@ def main() -> None:
     from benchmarks.vllm_rules_worker import stand_in
 
     asked = json.load(sys.stdin)
-    stand_in(asked["source"], asked["version"], asked["platform"])
+    stand_in(asked["source"], asked["version"], asked["platform"], asked["gpu"])
     folder = Path(tempfile.mkdtemp(prefix="configs-"))
     out: dict[str, Any] = {}
     for name, part in parts(asked, folder).items():
