@@ -68,7 +68,9 @@ class Page:
         for level, words in LEVELS.items():
             chosen = [(title, t) for title, t in todo if t.level == level]
             lines += [f"**{words}** ({len(chosen)}):", ""]
-            lines += [f"- [ ] {t.text.rstrip('.')}. ({title})" for title, t in chosen] or ["Nothing."]
+            lines += [f"- [ ] {t.text.rstrip('.')}. ({title})" for title, t in chosen] or [
+                "Nothing."
+            ]
             lines.append("")
         for section in self.sections:
             lines += [f"## {section.title}", ""]

@@ -15,10 +15,10 @@ from typing import Any
 from autotune.engine import rules
 from autotune.engine.cuda_graphs import Mode, graphs, most_tokens
 from benchmarks.vllm_release.page import Section, Todo, cell, code, table
-from benchmarks.vllm_rules import DATA, Source, ask, asks, merged, shape, unpacked, written
+from benchmarks.vllm_rules import DATA, Source, ask, asks, shape, unpacked, written
 from benchmarks.vllm_rules_base import MNBT, SEQS, N
 from benchmarks.vllm_rules_cases import groups, settings_of
-from benchmarks.vllm_rules_compare import WRONG, Judged, Verdict, judged, known_of, line_of
+from benchmarks.vllm_rules_compare import WRONG, Judged, Verdict, known_of, line_of
 
 _EACH_S = 30.0  # between two lines of progress
 _SIGNS = {Mode.FULL: 1, Mode.PIECEWISE: -1, Mode.NONE: 0}
@@ -53,20 +53,15 @@ def heard(what: str, say: Callable[[str], None]) -> Iterator[None]:
         thread.join()
 
 
-def table_of(
-    source: Source, folder: Path, say: Callable[[str], None], *, asked: bool = True
-) -> dict[str, Any]:
+def table_of(source: Source, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Return the table of a vLLM: a kept one of this very source, or vLLM's answers of now.
 
-    What is asked is written into the folder. A kept table may lack groups of settings, which are
-    then not asked.
+    A kept table may lack groups of settings, which are then not asked.
 
     Args:
         source: Source of the vLLM.
         folder: Folder for tables that are asked; it is looked at before the committed ones.
         say: Takes lines of progress.
-        asked: Whether vLLM may be asked, which takes minutes; without, a version without a table
-            has an empty one.
     """
     for place in (folder, DATA):
         path = place / f"{source.version}.json"
@@ -75,14 +70,11 @@ def table_of(
             if kept.get("sha256") == source.sha256:
                 return kept
             say(f"{path} was made of another source: its answers are not used")
-    if not asked:
-        return {"vllm": source.version, "messages": [], "groups": []}
     number = sum(1 for g in groups() for _ in settings_of(g))
     with heard(f"vLLM {source.version} answers {number} settings", say):
         answers = ask(source)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{source.version}.json"
-    path.write_text(written(merged(answers, answers)), encoding="utf-8")
+    (folder / f"{source.version}.json").write_text(written(answers), encoding="utf-8")
     return answers
 
 
