@@ -169,11 +169,10 @@ def page_of(old: Source, new: Source, folder: Path, parts: Sequence[str]) -> Pag
     """
     only = "".join(f" --only {p}" for p in PARTS if p in parts) if len(parts) < len(PARTS) else ""
     within = ", ".join(f"{name} {version}" for name, version in packages().items())
+    command = f"python -m benchmarks.vllm_release {new.version} --against {old.version}{only}"
     head = [
-        f"`python -m benchmarks.vllm_release {new.version} --against {old.version}{only}` writes this "
-        "page.",
-        "It reads the Python source of both, and asks their parsers and configuration code, with "
-        f"{within}.",
+        f"Written by `{command}`, which reads the Python source of both versions and asks",
+        f"their parsers and configuration code, with {within}.",
         "No server was started, and the GPU is faked.",
     ]
     title = f"vLLM {new.version} against {old.version}"

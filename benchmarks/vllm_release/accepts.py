@@ -18,7 +18,7 @@ from autotune.engine.rule import METHOD, NOTHING, Launch, minor_of
 from autotune.engine.rules import READ
 from autotune.study.space import DRAFT, N
 from autotune.study.vllm_flags import table_version
-from benchmarks.vllm_release.page import Section, Todo, cell, code, listed, table
+from benchmarks.vllm_release.page import Section, Todo, code, listed, table
 from benchmarks.vllm_release.source import Read, named
 from benchmarks.vllm_release.tables import minor
 
@@ -61,9 +61,9 @@ def flags_section(
     if why := unasked("flags", (old, before), (new, now)) or unasked(
         "options", (old, before), (new, now)
     ):
-        todo = [Todo("now", f"autotune's own probe does not read the flags of {new}: {cell(why)}: "
-                     "mend `autotune/engine/_probe.py`")] if unasked("options", (new, now)) else []  # fmt: skip
-        return Section(title, [], todo, why)
+        words = f"autotune's own probe does not read the flags of {new}: mend `autotune/engine/_probe.py`"
+        lost = unasked("options", (new, now)) and not unasked("options", (old, before))
+        return Section(title, [], [Todo("now", words)] if lost else [], why)
     a, b = ({f["names"][0]: f for f in x["flags"]["flags"]} for x in (before, now))
     todo = []
     lines = [f"{len(a)} flags in {old}, {len(b)} in {new}.", "", "### New", ""]
@@ -77,8 +77,8 @@ def flags_section(
         todo.append(
             Todo(
                 "look",
-                f"New flags that may decide what is searched or measured: {listed(near)}. What does "
-                "each do to n, MNBT, batches and counters? A rule, a doubt "
+                f"New flags that may decide what is searched or measured: {listed(near)}. What "
+                "does each do to n, MNBT, batches and counters? A rule, a doubt "
                 "(`autotune/engine/doubts.py`), a word in docs/study-file.md, or nothing",
             )
         )
@@ -94,8 +94,8 @@ def flags_section(
             todo.append(
                 Todo(
                     "then",
-                    f"{code(flag)} is gone: say in `autotune/engine/removed_flags.py` what took its "
-                    "place",
+                    f"{code(flag)} is gone: say in `autotune/engine/removed_flags.py` what took "
+                    "its place",
                 )
             )
     changed = list(_changed(a, b, before["options"], now["options"]))
@@ -146,7 +146,8 @@ def _changed(
             if x and y:
                 yield code(flag), "choices", f"without {listed(more)}", f"without {listed(less)}"
             else:
-                yield code(flag), "choices", listed(x or (), 30) or "any", listed(y or (), 30) or "any"  # fmt: skip
+                shown = [listed(each or (), 30) or "any" for each in (x, y)]
+                yield code(flag), "choices", shown[0], shown[1]
 
 
 def speculative_section(
@@ -207,20 +208,20 @@ def wrong_of_draft(version: str, old: Answers, new: Answers) -> Iterator[str]:
     since = minor(version)
     for key in sorted(new["keys"]):
         if key != N and _unknown_key(launch(**{key: 1})):
-            yield f"The key {code(key)} is new: `_LATER_KEYS` of {_KEYS_FILE}, from {since} on"
+            yield f"The key {code(key)} is new: `_LATER_KEYS` of {_KEYS_FILE}, {since}"
     for key in sorted(set(old["keys"]) - set(new["keys"])):
         if not _unknown_key(launch(**{key: 1})):
             yield f"The key {code(key)} is gone, and the rules take it: {_KEYS_FILE}"
     for method in sorted(new["methods"]):
         if _unknown_method(Launch({N: 3, METHOD: method}, NOTHING, "vLLM", minor_of(version))):
-            yield f"The method {code(method)} is new: `_LATER_METHODS` of {_KEYS_FILE}, from {since} on"  # fmt: skip
+            yield f"The method {code(method)} is new: `_LATER_METHODS` of {_KEYS_FILE}, {since}"
     for method in sorted(set(old["methods"]) - set(new["methods"])):
         if not _unknown_method(Launch({N: 3, METHOD: method}, NOTHING, "vLLM", minor_of(version))):
             yield f"The method {code(method)} is gone: `_DROPPED_METHODS` of {_KEYS_FILE}"
     for key, words in sorted(new["words"].items()):
         for word in words:
             if _unknown_word(launch(**{key: word})):
-                yield f"{code(key)} has the new word {code(word)}: `_WORDS` of {_KEYS_FILE}, from {since} on"  # fmt: skip
+                yield f"{code(key)} has the new word {code(word)}: `_WORDS` of {_KEYS_FILE}, {since}"
         for word in sorted(set(old["words"].get(key, ())) - set(words)):
             if key in ("rejection_sample_method", "draft_sample_method") and not _unknown_word(
                 launch(**{key: word})
@@ -268,6 +269,6 @@ def defaults_section(
 
 def _batch(found: Any) -> str:
     if not isinstance(found, list):
-        return cell(found or "not asked")
+        return code(found or "not asked")
     mnbt, seqs, active = found
     return f"{mnbt} / {seqs}" + ("" if active in (None, seqs) else f", at most {active} at once")

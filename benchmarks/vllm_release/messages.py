@@ -12,7 +12,7 @@ from autotune.study.vllm_flags import known
 from benchmarks import failure_messages, vllm_commands
 from benchmarks.failure_messages import Answer, answers
 from benchmarks.failure_scope import scope_of
-from benchmarks.vllm_release.page import Section, Todo, cell, code, listed, table
+from benchmarks.vllm_release.page import Section, Todo, code, listed, table
 
 _CRASH = "crash"
 _ALIKE = 0.55  # least likeness of a message in other words
@@ -104,7 +104,7 @@ def _listing(found: Sequence[Answer], *, with_kind: bool) -> Iterator[str]:
         entry = answer.entry
         place = code(f"{entry['file']}:{entry['line']}")
         said = f"{entry['exception'].rpartition('.')[2]}: {entry['template']}"
-        rows.append((*([answer.kind] if with_kind else []), place, cell(said)))
+        rows.append((*([answer.kind] if with_kind else []), place, code(said)))
     yield from table((*(["kind"] if with_kind else []), "place", "message"), rows)
     yield ""
     yield "</details>"
@@ -136,7 +136,7 @@ def _reworded(
         left.remove(best)
         moved += 1
         if best.kind != before.kind:
-            texts = (cell(e["template"], 200) for e in (entry, best.entry))
+            texts = (code(e["template"]) for e in (entry, best.entry))
             rows.append((next(texts), before.kind, next(texts), best.kind))
     return rows, moved
 
@@ -183,18 +183,19 @@ def commands_section(old: Path, new: Path, version: str) -> Section:
     added = [c for c in found if " ".join(c["text"].split()) not in had]
     refused = {c["at"]: (c, why) for c in added if (why := vllm_commands.answer(c["text"]))}
     counts = Counter(why for _, why in refused.values())
+    taken = len(added) - len(refused)
     lines = [
-        f"{len(found)} commands start a server, {len(added)} of them are new; `init` makes a study "
-        f"of {len(added) - len(refused)}.",
+        f"{len(found)} commands start a server, {len(added)} are new; `init` takes {taken} of those.",
     ]
     if refused:
-        lines += ["", *table(("new, refused", "why"), [(str(k), cell(w)) for w, k in counts.most_common()])]  # fmt: skip
+        rows = [(str(k), code(why)) for why, k in counts.most_common()]
+        lines += ["", *table(("new, refused", "why"), rows)]
     todo = []
     expected = set(vllm_commands.REASONS.values())
     for place, (command, why) in refused.items():
         if why not in expected:
             text = code(command["text"], 120)
-            todo.append(Todo("look", f"`init` refuses {text} ({place}): {cell(why)}"))
+            todo.append(Todo("look", f"`init` refuses {text} ({place}): {code(why)}"))
     lacks: dict[str, None] = {}
     for command in added:
         for word in command["text"].split():
@@ -206,8 +207,8 @@ def commands_section(old: Path, new: Path, version: str) -> Section:
     todo.append(
         Todo(
             "then",
-            f"When the `cpu` extra moves to {version}: `python -m benchmarks.vllm_commands --source "
-            "FOLDER`",
+            f"When the `cpu` extra of pyproject.toml moves to {version}: "
+            "`python -m benchmarks.vllm_commands --source FOLDER`",
         )
     )
     return Section(title, lines, todo)

@@ -75,7 +75,7 @@ class Page:
         for section in self.sections:
             lines += [f"## {section.title}", ""]
             if section.unasked:
-                lines += [f"**Not known**: {cell(section.unasked, 300)}", ""]
+                lines += [f"**Not known**: {code(section.unasked, 300)}", ""]
             lines += [*section.lines, ""]
         text = "\n".join(lines)
         while "\n\n\n" in text:
@@ -83,16 +83,7 @@ class Page:
         return text.rstrip() + "\n"
 
 
-def cell(text: str, most: int = 160) -> str:
-    """Return a text for a cell of a table: one line, escaped, shortened."""
-    line = " ".join(str(text).split())
-    line = line if len(line) <= most else f"{line[: most - 1]}…"
-    for mark in "\\|<*_`[":
-        line = line.replace(mark, f"\\{mark}")
-    return line
-
-
-def code(text: str, most: int = 200) -> str:
+def code(text: str, most: int = 240) -> str:
     """Return a text as code, which may stand in a cell."""
     line = " ".join(str(text).split()).replace("`", "'")
     line = line if len(line) <= most else f"{line[: most - 1]}…"

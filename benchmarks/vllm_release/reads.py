@@ -10,7 +10,7 @@ from autotune.bench.server_metrics import Counters, ServerStats, difference, par
 from autotune.engine import compile_cache, failures, launch_stages
 from autotune.engine.variables import is_kept, matters
 from benchmarks.vllm_release.accepts import Answers, unasked
-from benchmarks.vllm_release.page import Section, Todo, cell, code, listed, table
+from benchmarks.vllm_release.page import Section, Todo, code, listed, table
 from benchmarks.vllm_release.source import CLASSES, Read, has, imported, named
 
 _METRICS_FILE = "autotune/bench/server_metrics.py"
@@ -126,9 +126,8 @@ def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
         for name, value in vars(module).items():
             if isinstance(value, re.Pattern):
                 yield f"{file}.{name}", value
-            elif isinstance(value, str) and name.startswith("_") and " " in value.strip():
-                if not name.startswith("__"):
-                    yield f"{file}.{name}", re.compile(re.escape(value.strip()))
+            elif isinstance(value, str) and re.match("_[A-Z]", name) and " " in value.strip():
+                yield f"{file}.{name}", re.compile(re.escape(value.strip()))
     for stage in failures._STAGES:
         yield f"failures._STAGES: {stage.when}", re.compile(f"^(?:{stage.line.pattern})")
 
@@ -159,14 +158,14 @@ def logs_section(
         if not gone:
             same += 1
             continue
-        rows.append((code(name), "; ".join(cell(t) for t in gone), "; ".join(cell(t) for t in b)))
+        rows.append((code(name), "; ".join(code(t) for t in gone), "; ".join(code(t) for t in b)))
         what = f"`autotune/engine/{name.partition('.')[0]}.py` ({code(name)})"
         if b:
-            words = f"{what} still finds {cell(b[0])}; {old} also wrote {cell(gone[0])}"
+            words = f"{what} still finds {code(b[0])}; {old} also wrote {code(gone[0])}"
             todo.append(Todo("look", words))
         else:
-            todo.append(Todo("now", f"{what} looks for a line that {new} does not write: "
-                             f"{cell(gone[0])}"))  # fmt: skip
+            words = f"{what} looks for a line that {new} does not write: {code(gone[0])}"
+            todo.append(Todo("now", words))
     lines = [f"{same} of {same + len(rows)} texts are written as before."]
     if rows:
         lines += ["", *table(("looked for by", f"only in {old}", f"found in {new}"), rows)]
@@ -224,7 +223,7 @@ def environment_section(old: Read, new: Read, version: str) -> Section:
     lines = [f"Dropped: {listed(gone) or 'none'}.", ""]
     lines += table((f"new in {version}", "in two launches"), rows)
     changed = [
-        (name, cell(old.needs.get(name, "–")), cell(new.needs.get(name, "–")))
+        (name, code(old.needs.get(name, "–")), code(new.needs.get(name, "–")))
         for name in sorted({*old.needs, *new.needs})
         if old.needs.get(name) != new.needs.get(name)
     ]

@@ -79,10 +79,13 @@ def read_source(root: Path) -> Read:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             _take(found, node, file)
-            if isinstance(node, ast.ClassDef) and file.startswith("entrypoints/"):
+            if (
+                isinstance(node, ast.ClassDef)
+                and file.startswith("entrypoints/")
                 # of two classes of one name that of the OpenAI API counts
-                if node.name not in classes or "/openai/" in f"/{file}":
-                    classes[node.name] = (file, node)
+                and (node.name not in classes or "/openai/" in f"/{file}")
+            ):
+                classes[node.name] = (file, node)
     found.fields = {name: tuple(_fields(name, classes)) for name in CLASSES if name in classes}
     for info in (root / "PKG-INFO", *sorted(root.glob("vllm*.dist-info/METADATA"))):
         if info.is_file():
@@ -121,10 +124,9 @@ def _take(found: Read, node: ast.AST, file: str) -> None:
                     if isinstance(k, ast.Constant)
                 }
     if isinstance(node, ast.Call) and node.args and file.startswith("entrypoints/"):
-        first = node.args[0]
-        if isinstance(first, ast.Constant) and isinstance(first.value, str):
-            if _ADDRESS.match(first.value):
-                found.addresses.setdefault(first.value, file)
+        address = getattr(node.args[0], "value", None)
+        if isinstance(address, str) and _ADDRESS.match(address):
+            found.addresses.setdefault(address, file)
 
 
 def _logged(node: ast.expr) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from autotune.engine import rules
 from autotune.engine.cuda_graphs import Mode, graphs, most_tokens
-from benchmarks.vllm_release.page import Section, Todo, cell, code, table
+from benchmarks.vllm_release.page import Section, Todo, code, table
 from benchmarks.vllm_rules import DATA, Source, ask, asks, shape, unpacked, written
 from benchmarks.vllm_rules_base import MNBT, SEQS, N
 from benchmarks.vllm_rules_cases import groups, settings_of
@@ -210,7 +210,7 @@ def settings_changed(
                     str(r.methods.total()),
                     "; ".join(f"{m} ({k})" for m, k in r.methods.most_common()),
                     "; ".join(r.kinds),
-                    f"{cell(r.message['text'], 220)} [{code(r.message['at'])}]",
+                    f"{code(r.message['text'], 240)} in {code(r.message['at'])}",
                     "; ".join(f"{ours} ({k})" for ours, k in r.ours.most_common()),
                     code(_shown(r.example)),
                 )
@@ -225,7 +225,7 @@ def settings_changed(
     )
     lines += [f"### {others.total()} settings refused in other words", ""]
     if others:
-        rows_ = [(str(k), cell(a, 200), cell(b, 200)) for (a, b), k in others.most_common(20)]
+        rows_ = [(str(k), code(a), code(b)) for (a, b), k in others.most_common(20)]
         lines += table(("settings", old["vllm"], new["vllm"]), rows_)
         if len(others) > 20:
             lines.append(f"\n… and {len(others) - 20} more pairs of messages.")
@@ -235,7 +235,9 @@ def settings_changed(
 
 
 def _shown(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} = {json.dumps(v)}" for k, v in settings.items())
+    """Return settings in one line, without the models that the table of cases names."""
+    shown = {k: v for k, v in settings.items() if (k, v) != ("model", "target")}
+    return ", ".join(f"{k} = {json.dumps(v)}" for k, v in shown.items())
 
 
 def _scope(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -294,7 +296,7 @@ def rules_that_disagree(new: Mapping[str, Any], judgments: Sequence[Judged]) -> 
     rows = []
     for number, wrong in sorted(found.values(), key=lambda x: -x[0]):
         what = "false refusal" if wrong.verdict is Verdict.FALSE_REFUSAL else "missed failure"
-        said = cell(wrong.said, 260)
+        said = code(wrong.said, 260)
         rows.append((str(number), what, wrong.group["method"], said, code(_shown(wrong.settings))))
         todo.append(Todo("now", f"{number} × {what}: {said}. {_where(wrong, version)}"))
     head = ("settings", "what", "method", "message", "such as")

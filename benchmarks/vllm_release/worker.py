@@ -94,10 +94,9 @@ def metrics(asker: Any) -> str:
 
 def parts(asked: Mapping[str, Any], folder: Path) -> dict[str, Callable[[], Any]]:
     """Return what is asked, by name."""
-    from benchmarks.vllm_rules_worker import Asker
-
     from autotune.engine import _probe
     from benchmarks import vllm_flags
+    from benchmarks.vllm_rules_worker import Asker
 
     models = {}
     for i, (name, config) in enumerate(asked["models"].items()):
