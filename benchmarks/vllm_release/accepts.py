@@ -61,7 +61,7 @@ def flags_section(
     if why := unasked("flags", (old, before), (new, now)) or unasked(
         "options", (old, before), (new, now)
     ):
-        words = f"autotune's own probe does not read the flags of {new}: mend `autotune/engine/_probe.py`"
+        words = f"autotune's probe does not read the flags of {new}: `autotune/engine/_probe.py`"
         lost = unasked("options", (new, now)) and not unasked("options", (old, before))
         return Section(title, [], [Todo("now", words)] if lost else [], why)
     a, b = ({f["names"][0]: f for f in x["flags"]["flags"]} for x in (before, now))
@@ -221,7 +221,7 @@ def wrong_of_draft(version: str, old: Answers, new: Answers) -> Iterator[str]:
     for key, words in sorted(new["words"].items()):
         for word in words:
             if _unknown_word(launch(**{key: word})):
-                yield f"{code(key)} has the new word {code(word)}: `_WORDS` of {_KEYS_FILE}, {since}"
+                yield f"{code(key)} may now be {code(word)}: `_WORDS` of {_KEYS_FILE}, {since}"
         for word in sorted(set(old["words"].get(key, ())) - set(words)):
             if key in ("rejection_sample_method", "draft_sample_method") and not _unknown_word(
                 launch(**{key: word})

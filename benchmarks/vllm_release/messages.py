@@ -185,7 +185,7 @@ def commands_section(old: Path, new: Path, version: str) -> Section:
     counts = Counter(why for _, why in refused.values())
     taken = len(added) - len(refused)
     lines = [
-        f"{len(found)} commands start a server, {len(added)} are new; `init` takes {taken} of those.",
+        f"{len(found)} commands start a server, {len(added)} are new; `init` takes {taken}.",
     ]
     if refused:
         rows = [(str(k), code(why)) for why, k in counts.most_common()]
