@@ -154,8 +154,11 @@ class Comparison:
         ]
 
     def _commands(self) -> list[Section]:
+        options = self._asked(self.new, "cpu")["options"]
+        known = options if isinstance(options, dict) else None
+        roots = self.old.root, self.new.root
         with tables.heard("documented commands are given to `autotune init`", say):
-            return [messages.commands_section(self.old.root, self.new.root, self.new.version)]
+            return [messages.commands_section(*roots, self.new.version, known)]
 
 
 def page_of(old: Source, new: Source, folder: Path, parts: Sequence[str]) -> Page:

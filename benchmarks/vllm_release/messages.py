@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.study.vllm_flags import known
+from autotune.study.vllm_flags import find
 from benchmarks import failure_messages, vllm_commands
-from benchmarks.failure_messages import Answer, answers
+from benchmarks.failure_messages import Answer, answers, counts
 from benchmarks.failure_scope import scope_of
 from benchmarks.vllm_release.page import Section, Todo, code, listed, table
 
@@ -20,13 +20,12 @@ _ALIKE = 0.55  # least likeness of a message in other words
 _STARTS = ("config/", "engine/", "entrypoints/", "platforms/", "v1/", "transformers_utils/")
 
 
-def failures_section(old: Mapping[str, Any], new: Mapping[str, Any], root: Path) -> Section:
+def failures_section(old: Mapping[str, Any], new: Mapping[str, Any]) -> Section:
     """Return the messages that only the newer version has, those that nothing classifies first.
 
     Args:
         old: What `failure_messages.extract` gives for the older version.
         new: The same of the newer one.
-        root: Folder that has the newer package ``vllm``.
     """
     had = {e["id"]: e for e in old["entries"]}
     has = {e["id"] for e in new["entries"]}
@@ -41,6 +40,13 @@ def failures_section(old: Mapping[str, Any], new: Mapping[str, Any], root: Path)
         + ". A crash is also what no rule knows.",
         "",
     ]
+    if labeled := counts(found)["all"].get("right", 0) + counts(found)["all"].get("wrong", 0):
+        lines += [
+            f"{labeled} of them have a label that counts, {counts(found)['share_right']:.0%} of "
+            "those are right. The labels were made without a look at the rules: they measure the "
+            "rules, so no rule is written after them.",
+            "",
+        ]
     for title, crash in (("Nothing classifies these", True), ("Classified", False)):
         chosen = [a for a in found if (a.kind == _CRASH) is crash]
         lines += [f"### {title} ({len(chosen)})", ""]
@@ -59,7 +65,7 @@ def failures_section(old: Mapping[str, Any], new: Mapping[str, Any], root: Path)
                 "`autotune/engine/refusals.py`, `failure_rules.py`",
             )
         )
-    if outside := list(_outside(old["files"], new["files"], root)):
+    if outside := list(_outside(old["files"], new["files"])):
         lines += ["", "### New files that no scope names", ""]
         lines += table(("file", "raised with a text"), [(code(f), str(k)) for f, k in outside])
         todo.append(
@@ -141,11 +147,9 @@ def _reworded(
     return rows, moved
 
 
-def _outside(
-    before: Mapping[str, int], now: Mapping[str, int], root: Path
-) -> Iterator[tuple[str, int]]:
+def _outside(before: Mapping[str, int], now: Mapping[str, int]) -> Iterator[tuple[str, int]]:
     """Yield new files of a start that raise errors with a text, and that no scope names."""
-    for file, number in now.items():
+    for file, number in sorted(now.items()):
         if file not in before and number and file.startswith(_STARTS) and scope_of(file) is None:
             yield file, number
 
@@ -167,13 +171,16 @@ def extracted(root: Path, version: str) -> dict[str, Any]:
     return {**found, "files": files}
 
 
-def commands_section(old: Path, new: Path, version: str) -> Section:
+def commands_section(
+    old: Path, new: Path, version: str, options: Collection[str] | None = None
+) -> Section:
     """Return what `autotune init` makes of the documented commands that are new.
 
     Args:
         old: Unpacked source distribution of the older version.
         new: That of the newer one.
         version: The newer version.
+        options: Flags that the newer version's parser takes, with underscores; None: unknown.
     """
     title = "Documented commands"
     if not all((root / "docs").is_dir() for root in (old, new)):
@@ -182,13 +189,13 @@ def commands_section(old: Path, new: Path, version: str) -> Section:
     found = list(vllm_commands.found_in(new))
     added = [c for c in found if " ".join(c["text"].split()) not in had]
     refused = {c["at"]: (c, why) for c in added if (why := vllm_commands.answer(c["text"]))}
-    counts = Counter(why for _, why in refused.values())
+    reasons = Counter(why for _, why in refused.values())
     taken = len(added) - len(refused)
     lines = [
         f"{len(found)} commands start a server, {len(added)} are new; `init` takes {taken}.",
     ]
     if refused:
-        rows = [(str(k), code(why)) for why, k in counts.most_common()]
+        rows = [(str(k), code(why)) for why, k in reasons.most_common()]
         lines += ["", *table(("new, refused", "why"), rows)]
     todo = []
     expected = set(vllm_commands.REASONS.values())
@@ -196,14 +203,15 @@ def commands_section(old: Path, new: Path, version: str) -> Section:
         if why not in expected:
             text = code(command["text"], 120)
             todo.append(Todo("look", f"`init` refuses {text} ({place}): {code(why)}"))
-    lacks: dict[str, None] = {}
-    for command in added:
-        for word in command["text"].split():
-            flag = word.partition("=")[0].partition(".")[0]
-            if flag.startswith("--") and flag[2:3].isalpha() and flag not in known():
-                lacks[flag] = None
+    used = {
+        word.partition("=")[0].partition(".")[0].replace("_", "-")
+        for command in added
+        for word in command["text"].split()
+        if word.startswith("--")
+    }
+    lacks = [f for f in sorted(used) if f[2:].replace("-", "_") in (options or ()) and not find(f)]
     if lacks:
-        lines += ["", f"Flags in them that autotune's table lacks: {listed(sorted(lacks))}."]
+        lines += ["", f"Flags in them that autotune's table lacks: {listed(lacks)}."]
     todo.append(
         Todo(
             "then",

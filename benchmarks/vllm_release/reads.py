@@ -185,18 +185,26 @@ def modules_section(old: tuple[str, Read], new: tuple[str, Read]) -> Section:
             same += 1
             continue
         text = module if name is None else f"{module}: {name}"
-        rows.append((code(text), listed(places, 4)))
-        todo.append(
-            Todo(
-                "look",
-                f"{code(text)} of {a_version} is gone; is there another that {listed(places, 4)} "
-                "tries?",
+        others = [m for m in _tried(places) if has(b.root, m) and not has(a.root, m)]
+        rows.append((code(text), listed(places, 4), listed(others)))
+        if not others:
+            todo.append(
+                Todo("now", f"{code(text)} is gone, which {listed(places, 4)} imports or names")
             )
-        )
     lines = [f"{same} of {same + len(rows)} modules and names that {a_version} has are there."]
     if rows:
-        lines += ["", *table(("gone", "named in"), rows)]
+        lines += ["", *table(("gone", "named in", f"there, too, and in {b_version}"), rows)]
     return Section(f"Modules of vLLM that autotune imports ({b_version})", lines, todo)
+
+
+def _tried(places: Sequence[str]) -> list[str]:
+    """Return the modules of vLLM that are named in the same files."""
+    files = {place.partition(":")[0] for place in places}
+    return [
+        module
+        for (module, name), where in imported().items()
+        if name is None and files & {place.partition(":")[0] for place in where}
+    ]
 
 
 def environment_section(old: Read, new: Read, version: str) -> Section:
@@ -207,17 +215,18 @@ def environment_section(old: Read, new: Read, version: str) -> Section:
         for name in added
         if is_kept(name)
     ]
+    compared = [name for name in added if is_kept(name) and matters(name)]
     todo = [
         Todo("now", f"autotune names {code(name)}, which is gone: {listed(named(name), 4)}")
         for name in gone
         if named(name)
     ]
-    if rows:
+    if compared:
         todo.append(
             Todo(
                 "look",
-                "Do the new variables change figures? Those that do not (logs, places, addresses, "
-                "waiting) belong into `VLLM_NO_MATTER` of `autotune/engine/variables.py`",
+                f"Do the new variables {listed(compared)} change figures? Those that do not (logs, places, addresses, "
+                "waiting) belong into `VLLM_NO_MATTER_LATER` of `autotune/engine/variables.py`",
             )
         )
     lines = [f"Dropped: {listed(gone) or 'none'}.", ""]

@@ -194,12 +194,12 @@ def settings_changed(
     wrong = {_key(x.group, x.settings): x for x in found_wrong}
     found = list(changes(old, new))
     parts = (
-        ("newly refused", True, [c for c in found if c.before is None]),
-        ("newly started", False, [c for c in found if c.now is None]),
+        ("Newly refused", True, [c for c in found if c.before is None]),
+        ("Newly started", False, [c for c in found if c.now is None]),
     )
     for title, refused, chosen in parts:
         rows = _rows(chosen, wrong, refused=refused)
-        lines += [f"### {len(chosen)} settings {title}", ""]
+        lines += [f"### {title}: {len(chosen)} settings", ""]
         if not rows:
             lines += ["None.", ""]
             continue
@@ -223,7 +223,7 @@ def settings_changed(
         for c in found
         if c.before is not None and c.now is not None
     )
-    lines += [f"### {others.total()} settings refused in other words", ""]
+    lines += [f"### Refused in other words: {others.total()} settings", ""]
     if others:
         rows_ = [(str(k), code(a), code(b)) for (a, b), k in others.most_common(20)]
         lines += table(("settings", old["vllm"], new["vllm"]), rows_)

@@ -126,6 +126,10 @@ def main() -> None:
 
     asked = json.load(sys.stdin)
     stand_in(asked["source"], asked["version"], asked["platform"], asked["gpu"])
+    import vllm
+
+    if not Path(str(vllm.__file__)).is_relative_to(asked["source"]):
+        sys.exit(f"{asked['source']} has no package vllm that Python imports")
     folder = Path(tempfile.mkdtemp(prefix="configs-"))
     out: dict[str, Any] = {}
     for name, part in parts(asked, folder).items():
