@@ -143,10 +143,8 @@ def _spellings(
             words = "does a launch, an export or `init` write them (`autotune/engine/command.py`)?"
             todo.append(Todo("look", f"Spellings that are gone: {listed(names, 8)}; {words}"))
         else:
-            file = "`autotune/study/vllm_flags.py`"
-            todo.append(
-                Todo("look", f"Does `init` read the new spellings ({file}): {listed(names, 4)}?")
-            )
+            words = "does `init` read them (`autotune/study/vllm_flags.py`)?"
+            todo.append(Todo("look", f"New spellings: {listed(names, 4)}; {words}"))
 
 
 def _changed(

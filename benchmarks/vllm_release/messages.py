@@ -40,11 +40,11 @@ def failures_section(old: Mapping[str, Any], new: Mapping[str, Any]) -> Section:
         + ". A crash is also what no rule knows.",
         "",
     ]
-    if labeled := counts(found)["all"].get("right", 0) + counts(found)["all"].get("wrong", 0):
+    scored = counts(found)
+    if labeled := sum(scored["all"].get(word, 0) for word in ("right", "wrong")):
         lines += [
-            f"{labeled} of them have a label that counts, {counts(found)['share_right']:.0%} of "
-            "those are right. The labels were made without a look at the rules: they measure the "
-            "rules, so no rule is written after them.",
+            f"{labeled} of them have a label that counts; {scored['share_right']:.0%} are right.",
+            "The labels measure the rules, so no rule is written after them.",
             "",
         ]
     for title, crash in (("Nothing classifies these", True), ("Classified", False)):

@@ -225,8 +225,8 @@ def environment_section(old: Read, new: Read, version: str) -> Section:
         todo.append(
             Todo(
                 "look",
-                f"Do the new variables {listed(compared)} change figures? Those that do not (logs, places, addresses, "
-                "waiting) belong into `VLLM_NO_MATTER_LATER` of `autotune/engine/variables.py`",
+                f"Do the new variables {listed(compared)} change figures? Those that do not (logs, "
+                "places, addresses, waiting) belong into `VLLM_NO_MATTER_LATER` of `autotune/engine/variables.py`",
             )
         )
     lines = [f"Dropped: {listed(gone) or 'none'}.", ""]
