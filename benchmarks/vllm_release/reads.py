@@ -226,7 +226,8 @@ def environment_section(old: Read, new: Read, version: str) -> Section:
             Todo(
                 "look",
                 f"Do the new variables {listed(compared)} change figures? Those that do not (logs, "
-                "places, addresses, waiting) belong into `VLLM_NO_MATTER_LATER` of `autotune/engine/variables.py`",
+                "places, addresses, waiting) belong into `VLLM_NO_MATTER_LATER` of "
+                "`autotune/engine/variables.py`",
             )
         )
     lines = [f"Dropped: {listed(gone) or 'none'}.", ""]
