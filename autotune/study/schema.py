@@ -210,6 +210,11 @@ class SearchSpec(Model):
         description="Gaussian process that knows speculative decoding, every point in turn, or "
         "blind draws",
     )
+    allow_throttled: Schedule[bool] = Field(
+        default=False,
+        description="launch also points at which vLLM runs fewer requests at once than the smaller "
+        "of concurrency and `max-num-seqs`; they are marked and never win",
+    )
 
 
 class BudgetSpec(Model):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from autotune.bench.objectives import study_objectives
 from autotune.bench.workload import Workload, build_workload
-from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
+from autotune.engine.active_requests import Asked, asked_at_once
+from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs, most_tokens
 from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
@@ -34,7 +35,17 @@ DEFAULT_UTILIZATION = 0.92
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study that was checked against the machine: nothing was launched yet."""
+    """A study that was checked against the machine: nothing was launched yet.
+
+    Attributes:
+        loaded: The study.
+        info: Its vLLM.
+        workload: Requests of a trial.
+        confirmation: Requests of a launch of the confirmation.
+        objectives: With the study's directions.
+        resolve: Turns a model reference into a path or a name for vLLM.
+        load: Concurrency that the rules go by; None: the study's own.
+    """
 
     loaded: LoadedStudy
     info: VllmInfo
@@ -42,6 +53,7 @@ class Prepared:
     confirmation: Workload
     objectives: tuple[Objective, ...]
     resolve: Callable[[str], str]
+    load: int | None = None
 
     @property
     def spec(self) -> StudySpec:
@@ -51,11 +63,22 @@ class Prepared:
     @cached_property
     def known(self) -> Known:
         """What the machine and the target tell the rules."""
-        return known_for(self.loaded, self.info)
+        known = known_for(self.loaded, self.info)
+        return known if self.load is None else replace(known, load=self.load)
 
     def infeasible(self, point: Point) -> str | None:
         """Return why this vLLM version cannot launch the point, or None."""
         return why_infeasible(self.spec.settings(point), self.info.version, self.known)
+
+    def asked(self, point: Point, load: int | None = None) -> Asked | None:
+        """Return how many requests a launch of the point should run at once.
+
+        Args:
+            point: What is launched.
+            load: Concurrency of a closed loop; None: the study's own load.
+        """
+        known = self.known if load is None else replace(self.known, load=load)
+        return asked_at_once(self.spec.settings(point), known)
 
     def weights(self) -> dict[str, str]:
         """Return hashes of the weights of ``target`` and ``draft`` that are on this machine."""
@@ -184,6 +207,7 @@ def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
     if info.device != "cuda" or info.version is None:
         return None
     version, load = info.version, spec.workload.max_concurrency
+    most = most_tokens(version, info.gpus)
 
     def misfit(point: Point) -> float:
         settings = spec.settings(point)
@@ -191,8 +215,10 @@ def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
         if settings.get("enforce_eager") is True or seqs is None or mnbt is None:
             return 0.0
         n = as_int(settings.get(N)) or 0
-        given = aligned_sizes(n, seqs, mnbt) if settings.get(ALIGNED) is True else None
-        fit = coverage(graphs(n, seqs, mnbt, version, given), min(load or seqs, seqs))
+        aligned = settings.get(ALIGNED) is True
+        given = aligned_sizes(n, seqs, mnbt, most=most) if aligned else None
+        found = graphs(n, seqs, mnbt, version, given, most=most)
+        fit = coverage(found, min(load or seqs, seqs))
         return 1 - fit.full + fit.padding
 
     return misfit
