@@ -41,6 +41,11 @@ class UsageInfo(OpenAIBaseModel):
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
 """
+_ENGINE = """
+class EngineCoreProc:
+    def run_engine_core():
+        engine_core = EngineCoreProc()
+"""
 _CACHE = """
 class CacheConfig:
     def __post_init__(self):
@@ -53,6 +58,7 @@ FILES = {
     "config/cache.py": _CACHE,
     "envs.py": "environment_variables: dict = {'VLLM_HOST_IP': None, 'VLLM_OLD': None}\n",
     "v1/spec_decode/metrics.py": _METRICS,
+    "v1/engine/core.py": _ENGINE,
     "v1/worker/runner.py": 'logger.info("Model loading took %s GiB and %.6f seconds", a, b)\n',
     "entrypoints/serve/api.py": _ROUTES,
     "entrypoints/openai/protocol.py": _PROTOCOL,
@@ -397,16 +403,17 @@ def test_new_messages_those_without_a_kind_first(
     more = _CACHE + (
         "        if self.bad:\n"
         "            raise ValueError('the cache must be one of the supported kinds')\n"
-        "        raise RuntimeError('something went sideways')\n"
     )
+    scheduler = "def plan():\n    assert done, 'the groups of layers overlap somewhere'\n"
     wheel = "def serve():\n    raise ValueError('nobody looks here')\n"
-    new = tree(tmp_path / "b", config__cache=more, entrypoints__nowhere__x=wheel)
+    changed = {"config__cache": more, "entrypoints__nowhere__x": wheel, "v1__core__x": scheduler}
+    new = tree(tmp_path / "b", **changed)
     found = [messages.extracted(x, v) for x, v in ((old, "0.90.0"), (new, "0.91.0"))]
     section = messages.failures_section(*found)
     text = "\n".join(section.lines)
     assert text.startswith("2 messages are new, 0 are gone, 1 are as they were.")
     first, _, second = text.partition("### Classified")
-    assert "something went sideways" in first
+    assert "groups of layers overlap" in first
     assert "supported kinds" in second
     assert "bad_config" in second
     assert "| `entrypoints/nowhere/x.py` | 1 |" in text

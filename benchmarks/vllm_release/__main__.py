@@ -140,7 +140,7 @@ class Comparison:
     def _failures(self) -> list[Section]:
         with tables.heard("the error messages of both are read and classified", say):
             old, new = (messages.extracted(x.root, x.version) for x in (self.old, self.new))
-            return [messages.failures_section(old, new, self.new.root)]
+            return [messages.failures_section(old, new)]
 
     def _reads(self) -> list[Section]:
         a, b = self._source(self.old), self._source(self.new)

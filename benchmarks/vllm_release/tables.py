@@ -18,7 +18,7 @@ from benchmarks.vllm_release.page import Section, Todo, code, table
 from benchmarks.vllm_rules import DATA, Source, ask, asks, shape, unpacked, written
 from benchmarks.vllm_rules_base import MNBT, SEQS, N
 from benchmarks.vllm_rules_cases import groups, settings_of
-from benchmarks.vllm_rules_compare import WRONG, Judged, Verdict, known_of, line_of
+from benchmarks.vllm_rules_compare import HEAD, WRONG, Judged, Verdict, known_of, row_of
 
 _EACH_S = 30.0  # between two lines of progress
 _SIGNS = {Mode.FULL: 1, Mode.PIECEWISE: -1, Mode.NONE: 0}
@@ -275,7 +275,8 @@ def rules_that_disagree(new: Mapping[str, Any], judgments: Sequence[Judged]) -> 
         new: Table of the newer version.
         judgments: What :func:`judged` yields of it.
     """
-    version, line = new["vllm"], line_of(new, judgments)
+    version = new["vllm"]
+    lines = [*HEAD.splitlines(), row_of(new, judgments), ""]
     todo = []
     if why := rules.why_unread(version):
         todo.append(
@@ -292,7 +293,7 @@ def rules_that_disagree(new: Mapping[str, Any], judgments: Sequence[Judged]) -> 
             number, first = found.get(key, (0, wrong))
             found[key] = (number + 1, first)
     if not found:
-        return Section("Rules that disagree", [f"None. {line}."], todo)
+        return Section("Rules that disagree", [*lines, "None."], todo)
     rows = []
     for number, wrong in sorted(found.values(), key=lambda x: -x[0]):
         what = "false refusal" if wrong.verdict is Verdict.FALSE_REFUSAL else "missed failure"
@@ -300,10 +301,8 @@ def rules_that_disagree(new: Mapping[str, Any], judgments: Sequence[Judged]) -> 
         rows.append((str(number), what, wrong.group["method"], said, code(_shown(wrong.settings))))
         todo.append(Todo("now", f"{number} × {what}: {said}. {_where(wrong, version)}"))
     head = ("settings", "what", "method", "message", "such as")
-    command = f"python -m benchmarks.vllm_rules_compare {version}"
-    return Section(
-        "Rules that disagree", [f"{line}; examples: `{command}`.", "", *table(head, rows)], todo
-    )
+    lines += [f"Examples: `python -m benchmarks.vllm_rules_compare {version}`.", ""]
+    return Section("Rules that disagree", [*lines, *table(head, rows)], todo)
 
 
 def _where(wrong: Judged, version: str) -> str:
