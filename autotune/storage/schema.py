@@ -98,6 +98,21 @@ class RequestRow:
 
 
 @dataclass(kw_only=True, eq=False)
+class RequestAcceptanceRow:
+    """Accepted drafts of one request: :class:`autotune.bench.request_drafts.RequestDrafts`."""
+
+    __tablename__: ClassVar[str] = "autotune_request_acceptance"
+    id: int = field(init=False, metadata=KEY)
+    launch_id: str = field(metadata={"foreign_key": "autotune_launches.launch_id", **INDEX})
+    phase: str  # of the request, as is `index`
+    index: int
+    category: str | None = None  # of the request in its dataset
+    histogram: list[int]
+    drafted: int | None = None
+    by_step: bytes  # uint16, accepted and drafted of each step in turn, native order; may be empty
+
+
+@dataclass(kw_only=True, eq=False)
 class MapPointRow:
     """One point of a load sweep (`autotune map`): one n, or a schedule of n, under one setting."""
 
@@ -196,6 +211,7 @@ KINDS = (
     StudyRow,
     LaunchRow,
     RequestRow,
+    RequestAcceptanceRow,
     MapPointRow,
     LoadRow,
     StagesRow,
