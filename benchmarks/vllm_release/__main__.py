@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as e:
             if not isinstance(e.code, str):
                 raise
-            print(f"error: {e.code}", file=sys.stderr)
+            print(f"error: {'; '.join(e.code.splitlines())}", file=sys.stderr)
             return 2
         kept = stack.enter_context(tempfile.TemporaryDirectory(prefix="tables-"))
         page = page_of(old, new, args.tables or Path(kept), args.only or list(PARTS))
