@@ -72,7 +72,7 @@ def best_by_n(trials: Sequence[TrialView], objective: Objective) -> dict[int, Tr
 def by_n_figure(view: StudyView, theme: Theme) -> go.Figure:
     """Return each objective by n, one above the other, with the baseline as a line."""
     trials = [t for t in searched(view) if n_of(t) is not None]
-    base = next((t for t in view.trials if t.baseline), None)
+    base = next((t for t in view.trials if t.baseline and t.comparable), None)
     fig = make_subplots(rows=len(view.objectives), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for row, o in enumerate(view.objectives, 1):
         best = best_by_n(trials, o)

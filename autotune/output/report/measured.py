@@ -364,7 +364,7 @@ def _compared(s: Source) -> dict[str, TrialView]:
     if s.view.verdict is not None:
         others = [*(s.trial(k) for k in s.view.verdict.winners[0].chances), *others]
     found = {"winner": s.best}
-    if base is not None and base is not s.best and base.values:
+    if base is not None and base is not s.best and base.values and base.comparable:
         found["baseline"] = base
     for t in others:
         if t is not s.best and t is not base:
