@@ -227,7 +227,7 @@ def test_flags_that_came_went_and_changed() -> None:
     text = "\n".join(section.lines)
     assert "1 spellings more of flags that both have: `--disable-y`." in text
     assert "| `--spec-more` | a value | `a` |" in text
-    assert "| `--dtype` | choices | without `bfloat16` | without `half` |" in text
+    assert "| `--dtype` | choices | also `half` | also `bfloat16` |" in text
     assert '| `--x` | takes | `"one"` | `"none"` |' in text
     assert any("`--spec-more`" in t for t in todo(section, "look"))
     assert any("starts servers with `--port`" in t for t in todo(section, "now"))

@@ -163,7 +163,8 @@ def _changed(
             more = [c for c in y or () if c not in (x or ())]
             less = [c for c in x or () if c not in (y or ())]
             if x and y:
-                yield code(flag), "choices", f"without {listed(more)}", f"without {listed(less)}"
+                shown = [f"also {listed(each)}" if each else "" for each in (less, more)]
+                yield code(flag), "choices", shown[0], shown[1]
             else:
                 shown = [listed(each or (), 30) or "any" for each in (x, y)]
                 yield code(flag), "choices", shown[0], shown[1]

@@ -68,9 +68,7 @@ class Page:
         for level, words in LEVELS.items():
             chosen = [(title, t) for title, t in todo if t.level == level]
             lines += [f"**{words}** ({len(chosen)}):", ""]
-            lines += [f"- [ ] {t.text.rstrip('.')}. ({title})" for title, t in chosen] or [
-                "Nothing."
-            ]
+            lines += [f"- [ ] {_ended(t.text)} ({title})" for title, t in chosen] or ["Nothing."]
             lines.append("")
         for section in self.sections:
             lines += [f"## {section.title}", ""]
@@ -81,6 +79,10 @@ class Page:
         while "\n\n\n" in text:
             text = text.replace("\n\n\n", "\n\n")
         return text.rstrip() + "\n"
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def code(text: str, most: int = 240) -> str:

@@ -104,13 +104,13 @@ def _api(
                 Todo("look", f"The class {code(name)} of {a_version} has moved out of entrypoints")
             )
         gone = [f for f in x if f not in y]
-        ours = [f for f in x if names(f, within="autotune/bench/client.py")]
+        ours = [f for f in x if names(f, within="autotune/bench/")]
         lost = [f for f in gone if f in ours] if y else []
         if lost:
             todo.append(
                 Todo(
                     "now",
-                    f"{code(name)} has no {listed(lost)} any more: `autotune/bench/client.py`",
+                    f"{code(name)} has no {listed(lost)} any more: `autotune/bench/`",
                 )
             )
         rows.append(

@@ -369,7 +369,12 @@ def columns(old: Mapping[str, Any], new: Mapping[str, Any]) -> Section:
             )
         )
     elif any("replays" in g for g in new["groups"]):
-        lines += ["", f"`autotune/engine/cuda_graphs.py` computes the graphs of {new['vllm']}."]
+        lines += [
+            "",
+            f"`autotune/engine/cuda_graphs.py` computes the graphs of {new['vllm']}. The other two",
+            "numbers are compared with autotune's by `tests/engine/test_rules_table.py`, when the",
+            "table is committed.",
+        ]
     return Section("CUDA graphs, requests at once, model runner", lines, todo)
 
 
