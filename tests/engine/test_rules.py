@@ -189,6 +189,26 @@ def test_a_default_of_max_num_seqs_counts_only_where_the_device_is_known() -> No
 
 
 @pytest.mark.parametrize("version", [*VERSIONS, None])
+def test_adapters_need_room_for_all_drafts(version: str | None) -> None:
+    settings = {N: 7, "max_num_seqs": 16, "enable_lora": True, METHOD: "eagle3"}
+    check({**settings, MNBT: 127}, version, False, words="128")
+    check({**settings, MNBT: 128}, version, True)
+    check({**settings, MNBT: 127, N: 0}, version, True)
+    check({**settings, MNBT: 127, "enable_lora": False}, version, True)
+
+
+def test_a_draft_in_pipeline_stages() -> None:
+    for version in VERSIONS:
+        old = version in VERSIONS[:6]
+        for method in ("dflash", "eagle", "eagle3"):
+            stages = {METHOD: method, N: 3, MNBT: 2048, "max_num_seqs": 4}
+            check({**stages, "pipeline_parallel_size": 2}, version, not old, words="stages")
+            check({**stages, "pipeline_parallel_size": 1}, version, True)
+            check({**stages, "pipeline_parallel_size": 2, N: 0}, version, True)
+        check({**stages, "pipeline_parallel_size": 2, METHOD: "ngram"}, version, True)
+
+
+@pytest.mark.parametrize("version", [*VERSIONS, None])
 def test_numbers_that_cannot_be(version: str | None) -> None:
     for name in (MNBT, "max_num_seqs", "block_size"):
         check({name: 0}, version, False, words="at least 1")
@@ -434,6 +454,7 @@ def test_what_a_models_config_tells() -> None:
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
         {"rope_parameters": {"rope_type": "yarn"}},
         {"model_max_length": 9000},
+        {"seq_length": 4096},
     ):
         assert known_of({**llama, **scaled}, "cpu", None).model_max_len is None
     assert known_of({"model_type": "deepseek_v3"}, "cuda", None) == CUDA
