@@ -140,7 +140,7 @@ def judged(table: Mapping[str, Any]) -> Iterator[Judged]:
                 message = table["messages"][code - 1]
                 said = f"{message['text']} [{message['at']}]"
                 doubts = rules.doubts_of(asked, version, known[models])
-                verdict, why = _unrefused(message, doubts)
+                verdict, why = _unrefused(message, [x.text for x in doubts])
             yield Judged(version, group, settings, verdict, said, why)
 
 

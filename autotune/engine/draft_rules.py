@@ -19,8 +19,12 @@ _MODELS = {"dflash", "dspark", "eagle", "eagle3", "draft_model", "mtp", "medusa"
 # Methods that reserve n tokens for each request from 0.33 on; for DFlash and DSpark see
 # `fewest_tokens`.
 _LOOK_AHEAD = {"eagle", "eagle3", "mtp", "draft_model"}
-# Methods none of whose drafts has the interface `SupportsPP`.
+# Methods none of whose drafts has the interface `SupportsPP`, and targets whose head has it not.
 _WITHOUT_PIPELINES = {"dflash", "dspark", "eagle", "eagle3", "medusa"}
+_HEADS_WITHOUT_PIPELINES = {
+    *("deepseek_v3", "ernie4_5_moe", "exaone_moe", "glm4_moe", "longcat_flash"),
+    *("qwen3_next", "qwen3_5", "qwen3_5_moe"),
+}
 _SCHEDULED = KEPT_ON_V1 | {"dspark"}  # which only model runner V2 has
 _PLAYED = f"{DRAFT}synthetic_acceptance_"
 _SCHEDULABLE = "max_num_scheduled_tokens"  # a flag from 0.26 on
@@ -142,7 +146,8 @@ def _least_with_lora(launch: Launch) -> int | None:
 def _pipelines(launch: Launch) -> str | None:
     """Check 0.24 to 0.29: the draft runs in as many pipeline stages as the target."""
     stages = launch.number("pipeline_parallel_size") or 1
-    if launch.n < 1 or stages <= 1 or launch.method not in _WITHOUT_PIPELINES:
+    head = launch.method == "mtp" and launch.draft.kind in _HEADS_WITHOUT_PIPELINES
+    if launch.n < 1 or stages <= 1 or not (head or launch.method in _WITHOUT_PIPELINES):
         return None
     return (
         f"{launch.vllm} runs the draft in pipeline_parallel_size = {stages} stages, too, which "

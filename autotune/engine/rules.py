@@ -39,7 +39,7 @@ from packaging.version import Version
 from autotune.engine.active_requests import throttled
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.compilation import compilation
-from autotune.engine.doubts import found_doubts
+from autotune.engine.doubts import Doubt, found_doubts
 from autotune.engine.draft_rules import DRAFT_RULES
 from autotune.engine.gpus import Gpu, have_bfloat16
 from autotune.engine.rule import (
@@ -174,13 +174,13 @@ def why_doubtful(
 
     The doubts of :func:`doubts_of` in one line. The arguments are those of :func:`why_infeasible`.
     """
-    return "; ".join(doubts_of(settings, vllm_version, known)) or None
+    return "; ".join(x.text for x in doubts_of(settings, vllm_version, known)) or None
 
 
 def doubts_of(
     settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
-) -> tuple[str, ...]:
-    """Return the doubts about a launch that no rule forbids, each in words.
+) -> tuple[Doubt, ...]:
+    """Return the doubts about a launch that no rule forbids.
 
     Of a version that nobody read, only those of the newest one are returned, and only for a newer
     version. The arguments are those of :func:`why_infeasible`.

@@ -206,6 +206,10 @@ def test_a_draft_in_pipeline_stages() -> None:
             check({**stages, "pipeline_parallel_size": 1}, version, True)
             check({**stages, "pipeline_parallel_size": 2, N: 0}, version, True)
         check({**stages, "pipeline_parallel_size": 2, METHOD: "ngram"}, version, True)
+        for kind, without in (("glm4_moe", True), ("nemotron_h", False)):
+            known = Known(drafts={None: Draft(kind=kind)})
+            staged = {**stages, "pipeline_parallel_size": 2, METHOD: "mtp"}
+            check(staged, version, not (old and without), known)
 
 
 @pytest.mark.parametrize("version", [*VERSIONS, None])
