@@ -92,8 +92,7 @@ def _scheduler() -> list[dict[str, Any]]:
     return [
         *(
             {SEQS: seqs, "max_num_active_seqs": active}
-            for seqs, active in itertools.product((None, 1, 16), (0, 1, 16, 17, 2000))
-            if seqs is not None or active < 100
+            for seqs, active in itertools.product((None, 1, 16), (0, 1, 16, 17, 1024, 1025))
         ),
         *(
             {"max_model_len": length, "long_prefill_token_threshold": long}

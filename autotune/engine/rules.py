@@ -355,12 +355,13 @@ def _length(launch: Launch) -> int | None:
 
 
 def _active_requests(launch: Launch) -> str | None:
-    active, seqs = launch.number("max_num_active_seqs"), launch.number(SEQS)
+    active, seqs = launch.number("max_num_active_seqs"), launch.most_seqs()
     if active is not None and active < 1:
         return f"max_num_active_seqs must be at least 1, not {active}"
     if active is None or seqs is None or active <= seqs:
         return None
-    return f"max_num_active_seqs = {active} is above max_num_seqs = {seqs}"
+    own = "" if SEQS in launch.settings else "vLLM's own "
+    return f"max_num_active_seqs = {active} is above {own}max_num_seqs = {seqs}"
 
 
 def _throttled(launch: Launch) -> str | None:

@@ -240,6 +240,10 @@ def test_rules_of_the_scheduler_that_came_or_went() -> None:
     check(active, "0.31.0", False)
     check(active, "0.30.0", True)
     check({"max_num_active_seqs": 0}, "0.31.0", False, words="at least 1")
+    for most, launches in ((129, False), (128, True)):
+        check({"max_num_active_seqs": most}, "0.33.0", launches, CPU, "vLLM's own max_num_seqs")
+    check({"max_num_active_seqs": 65, MNBT: 64}, "0.33.0", False, CPU, "max_num_seqs = 64")
+    check({"max_num_active_seqs": 2000}, "0.33.0", True, CUDA)  # 256 or 1024
     long = {"long_prefill_token_threshold": 65, "max_model_len": 64}
     check(long, "0.32.0", False)
     check({**long, "max_model_len": 65}, "0.32.0", True)
