@@ -144,13 +144,13 @@ def throttled(launch: Launch) -> str | None:
     if most is not None and tokens is not None and 1 <= most < needed:
         return (
             f"n = {launch.n} with MNBT = {launch.number(MNBT)}: {launch.vllm} lets "
-            f"{most * replicas} requests run at once (MNBT // {tokens}{each}), not "
+            f"{_requests(most * replicas)} run at once (MNBT // {tokens}{each}), not "
             f"{asked.requests}; they need MNBT of at least {needed * tokens}"
         )
     own = _own(launch)
     if own is not None and 1 <= own < needed:
         return (
-            f"{ACTIVE} = {own}: {launch.vllm} lets {own * replicas} requests run at once{each}, "
+            f"{ACTIVE} = {own}: {launch.vllm} lets {_requests(own * replicas)} run at once{each}, "
             f"not {asked.requests}"
         )
     return None
@@ -180,6 +180,10 @@ def fewest_tokens(launch: Launch) -> int | None:
 
 def _has(launch: Launch, since: Minor) -> bool:
     return launch.minor is not None and launch.minor >= since
+
+
+def _requests(count: int) -> str:
+    return f"{count} request{'' if count == 1 else 's'}"
 
 
 def _own(launch: Launch) -> int | None:

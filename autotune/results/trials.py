@@ -22,6 +22,7 @@ from autotune.results.standing import (
     study_verdict,
     with_points,
 )
+from autotune.results.text import count
 from autotune.results.views import StudyView, TrialView
 from autotune.search.confirmation import ConfirmationVerdict
 from autotune.search.front import baseline_speedup
@@ -32,6 +33,7 @@ from autotune.storage.store import Store
 from autotune.storage.trials import State, TrialLike
 from autotune.study.schema import StudySpec
 from autotune.study.space import Space
+from autotune.study.ways import curve_of, is_lossy, skips_steps
 from objectives import Objective
 
 # A chat template's own words are equal in every prompt; a larger share means a repeated prompt.
@@ -68,6 +70,7 @@ def study_view(store: Store, name: str) -> StudyView:
         verdict=judged,
         variance=found.variance,
         variables=mixed(environments(store, name, study.trials, spec.server.env)),
+        arms=tuple(spec.server.arms),
     )
 
 
@@ -131,11 +134,13 @@ def _view(
     """Return one trial alone; :func:`_compared` adds the rest."""
     attrs = attrs_of(t)
     quality = attrs.quality
+    point = space.decode(t.params)
+    draft = space.draft_of(point)
     values = (standing.means(t.number) or t.values) if t.state == State.COMPLETE else None
     return TrialView(
         number=t.number,
         state=_STATES[t.state],
-        point=space.decode(t.params),
+        point=space.shown(point),
         values=None
         if values is None
         else {o.name: v for o, v in zip(objectives, values, strict=True)},
@@ -163,6 +168,9 @@ def _view(
         confirms=attrs.confirms,
         reused=origin_of(t),
         seconds=t.duration.total_seconds() if t.duration else None,
+        curve=curve_of(space, point) if draft else "",
+        lossy=is_lossy(draft),
+        skips_steps=skips_steps(draft),
     )
 
 
@@ -217,7 +225,9 @@ def throttled_text(peak: int, asked: int) -> str:
         peak: Largest number of requests that ran at once.
         asked: Number of requests that the load and ``max_num_seqs`` ask for.
     """
-    return f"vLLM ran at most {peak} requests at once, not {asked}, so this is another load"
+    return (
+        f"vLLM ran at most {count(peak, 'request')} at once, not {asked}, so this is another load"
+    )
 
 
 def quality_warnings(quality: Quality) -> tuple[str, ...]:

@@ -114,7 +114,7 @@ class RequestAcceptanceRow:
 
 @dataclass(kw_only=True, eq=False)
 class MapPointRow:
-    """One point of a load sweep (`autotune map`): one n, or a schedule of n, under one setting."""
+    """One point of a load sweep (`autotune map`): one way to speculate under one setting."""
 
     __tablename__: ClassVar[str] = "autotune_map_points"
     id: int = field(init=False, metadata=KEY)  # the `trial` of its launches
@@ -123,6 +123,10 @@ class MapPointRow:
     n: int  # the largest one of a schedule
     schedule: list[Any] | None = None  # [[first, last, n], …]
     created_at: float  # unix time, s
+    # A name of WayKind; None: a fixed n, or a schedule that the sweep's own numbers suggested.
+    way: str | None = None
+    arm: str | None = None  # of the study, where it is not that of the fixed n
+    repeat: int | None = None  # launch of the confirmation, from 1; None: of the sweep
 
 
 @dataclass(kw_only=True, eq=False)

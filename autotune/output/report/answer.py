@@ -25,7 +25,6 @@ from autotune.results.text import (
     lower,
     number,
     plain,
-    point_text,
     upper,
     value_with_interval,
 )
@@ -57,7 +56,7 @@ def answer(s: Source) -> Answer:
     without = " without speculation:" if t.point.get(N) == 0 else ""
     sure, certain = _sure(s, t)
     return Answer(
-        f"Serve{without} {point_text(t.point)}",
+        f"Serve{without} {t.setting}",
         sure,
         certain,
         (*_facts(s, t), _evidence(s, t)),
@@ -106,7 +105,12 @@ def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:
     if verdict is not None:
         ratios = verdict.winners[0].over_baseline
         return None if ratios is None else ratios[i]
-    if base is None or not (value := t.value(o)) or not (other := base.value(o)):
+    if (
+        base is None
+        or not base.comparable
+        or not (value := t.value(o))
+        or not (other := base.value(o))
+    ):
         return None
     variance = s.view.variance.get(o.name)
     a, b = (as_single(x, o.name) for x in (t, base))
@@ -204,7 +208,7 @@ def command(s: Source) -> Iterator[Block]:
         return
     known = found.measured is not None and found.measured.launch.host is not None
     host = f", {found.measured.host}" if found.measured is not None and known else ""
-    yield Code(f"Serves {point_text(s.best.point)}", text)
+    yield Code(f"Serves {s.best.setting}", text)
     yield Paragraph(
         f"Paths are those of the measured machine{host}; a variable that holds a secret appears by "
         "its name only. autotune export writes the same for vLLM's --config, Compose, Kubernetes "
