@@ -41,12 +41,12 @@ def why_biased(draft: Mapping[str, object]) -> str | None:
     """
     if draft.get(ADAPTIVE):
         return (
-            "adaptive verification leaves out drafts that it expects to be rejected: the figures "
-            "are biased, and those of other launches do not compare"
+            "adaptive verification verifies some drafts only, and the others count as not "
+            "accepted: the figures are biased low, and are no measure of another n"
         )
     if draft.get(SCHEDULE):
         return (
             "a schedule changes n with the batch size: the figures are of the steps that drafted, "
-            "with the n that each of them had"
+            "each with its own n, and are no measure of another n"
         )
     return None
