@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autotune.engine.draft_keys import ADAPTIVE
-from autotune.engine.draft_schedule import SCHEDULE
 from autotune.results.request_acceptance import RequestAcceptance, request_acceptance
 from autotune.storage.store import Store
 from autotune.study.space import Point
+from autotune.study.speculative import ADAPTIVE, SCHEDULE
 
 
 def read_request_acceptance(
