@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from autotune.results.request_acceptance import RequestAcceptance, request_acceptance
 from autotune.storage.store import Store
 from autotune.study.space import Point
+from autotune.study.ways import is_biased
 from autotune.study.speculative import ADAPTIVE, SCHEDULE
 
 
@@ -38,14 +39,14 @@ def why_biased(draft: Mapping[str, object]) -> str | None:
     Args:
         draft: Keys of ``--speculative-config``.
     """
-    if draft.get(ADAPTIVE):
+    if not is_biased(draft):
+        return None
+    if draft.get(ADAPTIVE) is True:
         return (
             "adaptive verification verifies some drafts only, and the others count as not "
             "accepted: the figures are biased low, and are no measure of another n"
         )
-    if draft.get(SCHEDULE):
-        return (
-            "a schedule changes n with the batch size: the figures are of the steps that drafted, "
-            "each with its own n, and are no measure of another n"
-        )
-    return None
+    return (
+        "a schedule changes n with the batch size: the figures are of the steps that drafted, "
+        "each with its own n, and are no measure of another n"
+    )
