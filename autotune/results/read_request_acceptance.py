@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from autotune.results.request_acceptance import RequestAcceptance, request_acceptance
 from autotune.storage.store import Store
 from autotune.study.space import Point
+from autotune.study.speculative import ADAPTIVE
 from autotune.study.ways import is_biased
-from autotune.study.speculative import ADAPTIVE, SCHEDULE
 
 
 def read_request_acceptance(
