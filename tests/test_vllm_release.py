@@ -14,7 +14,7 @@ from benchmarks import failure_messages
 from benchmarks.vllm_release import accepts, messages, reads, tables
 from benchmarks.vllm_release.__main__ import main
 from benchmarks.vllm_release.page import Page, Section, Todo, code
-from benchmarks.vllm_release.source import Read, has, imported, named, read_source
+from benchmarks.vllm_release.source import Read, has, imported, mentioned, named, read_source
 from benchmarks.vllm_rules import Source, packed, written
 from benchmarks.vllm_rules_base import MNBT, SEQS, D, N
 from benchmarks.vllm_rules_compare import judged
@@ -118,6 +118,8 @@ def test_what_autotune_names_is_found_in_its_code() -> None:
     assert any("server_metrics" in place for place in named("vllm:generation_tokens_total"))
     assert named("/health", within="autotune/serving/")
     assert not named("/no_such_address")
+    assert any("bench/running.py" in place for place in mentioned("vllm:num_requests_running"))
+    assert not mentioned("vllm:num_requests")
     assert ("vllm.platforms", "current_platform") in imported()
     assert ("vllm.entrypoints.common.cli_args", None) in imported()
 

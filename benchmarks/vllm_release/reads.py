@@ -11,7 +11,7 @@ from autotune.engine import compile_cache, failures, launch_stages
 from autotune.engine.variables import is_kept, matters
 from benchmarks.vllm_release.accepts import Answers, unasked
 from benchmarks.vllm_release.page import Section, Todo, code, listed, table
-from benchmarks.vllm_release.source import CLASSES, Read, has, imported, named
+from benchmarks.vllm_release.source import CLASSES, Read, has, imported, mentioned, named
 
 _METRICS_FILE = "autotune/bench/server_metrics.py"
 _NEEDS = ("torch", "transformers", "prometheus-client", "pydantic", "fastapi", "triton")
@@ -51,6 +51,7 @@ def metrics_section(
     for name in sorted({*a.metrics, *b.metrics}):
         short = name.removeprefix("vllm:")
         where = names(name, f"{name}_total") or names(short, within=_METRICS_FILE)
+        where = where or mentioned(name)
         if not where:
             continue
         rows.append(
