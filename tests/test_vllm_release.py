@@ -138,6 +138,12 @@ def _page(*left_out: str) -> str:
         for name in names
         if name not in left_out
     ]
+    gauges = [f"num_requests_{x}" for x in ("running", "waiting")]
+    lines += [
+        f'# TYPE vllm:{name} gauge\nvllm:{name}{{engine="0"}} 0.0\n'
+        for name in gauges
+        if name not in left_out
+    ]
     each = "spec_decode_num_accepted_tokens_per_pos"
     lines.append(f"# TYPE vllm:{each}_total counter\n")
     lines += [f'vllm:{each}_total{{engine="0",position="{i}"}} 0.0\n' for i in range(3)]
@@ -147,6 +153,7 @@ def _page(*left_out: str) -> str:
 def test_a_page_is_asked_for_every_figure() -> None:
     assert reads.unknown_of(_page()) == []
     assert reads.unknown_of(_page("num_preemptions")) == ["preemptions"]
+    assert reads.unknown_of(_page("num_requests_waiting")) == ["requests waiting"]
     assert "acceptance_length" in reads.unknown_of(_page("spec_decode_num_drafts"))
     gauges = _page().replace("counter", "gauge")
     assert "drafts" in reads.unknown_of(gauges)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 
+from autotune.bench.running import parse_gauges
 from autotune.bench.server_metrics import Counters, ServerStats, difference, parse
 from autotune.engine import compile_cache, failures, launch_stages
 from autotune.engine.variables import is_kept, matters
@@ -29,9 +30,10 @@ def unknown_of(page: str) -> list[str]:
     positions = tuple(value + 1 for value in first.accepted_per_position)
     found = difference(first, Counters(grown, positions, first.started, first.others))
     empty = [f.name for f in fields(ServerStats) if getattr(found, f.name) in (None, ())]
-    return [name for name in empty if name != "unknown"] + (
-        [f"all: {found.unknown}"] if found.unknown else []
-    )
+    empty = [name for name in empty if name != "unknown"]
+    gauges = parse_gauges(page.encode())
+    empty += [f"requests {x}" for x in ("running", "waiting") if getattr(gauges, x, None) is None]
+    return empty + ([f"all: {found.unknown}"] if found.unknown else [])
 
 
 def metrics_section(
