@@ -145,6 +145,15 @@ def test_blackwell_has_graphs_of_more_tokens(
         assert explain(loaded, "0.27.0").holes[15] == tuple(range(33, 66))
 
 
+def test_a_doubt_is_told_with_its_own_name_and_source(tmp_path: Path) -> None:
+    loaded = wide(tmp_path, server__speculative={"method": "suffix"})
+    found = space_map(loaded.spec, "0.32.0", Known(platform="cuda"))
+    doubtful = [r for r in found.reasons if r.state is State.DOUBTFUL]
+    assert [(r.rule, r.count) for r in doubtful] == [("package for suffix decoding", 15 * 6)]
+    assert doubtful[0].source.startswith("config/speculative.py: ")
+    assert "arctic-inference" in doubtful[0].text
+
+
 def test_what_the_targets_folder_tells(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
