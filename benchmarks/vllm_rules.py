@@ -155,14 +155,14 @@ def _unpack(path: Path, folder: Path) -> None:
 # -- asking ----------------------------------------------------------------------------------------
 
 
-def ask(source: Source, only: str = "") -> dict[str, Any]:
+def ask(source: Source, chosen: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """Return the table of a version.
 
     Args:
         source: Its Python source.
-        only: Pattern that ``method: kind`` of a group must have; empty: all.
+        chosen: Groups of settings, as of `benchmarks/vllm_rules_base.py`; None: all.
     """
-    chosen = [g for g in groups() if re.search(only, f"{g['method']}: {g['kind']}")]
+    chosen = groups() if chosen is None else chosen
     answers: dict[int, list[Any]] = {}
     for device in sorted(set(map(_device, chosen))):
         numbers = [i for i, g in enumerate(chosen) if _device(g) == device]
@@ -178,7 +178,7 @@ def ask(source: Source, only: str = "") -> dict[str, Any]:
     return {
         "vllm": source.version,
         "sha256": source.sha256,
-        "with": {name: _installed(name) for name in _WITH},
+        "with": packages(),
         "made_by": f"python -m benchmarks.vllm_rules --version {source.version}",
         **_numbered(rows),
     }
@@ -251,6 +251,21 @@ def _asked(
             for g in chosen
         ],
     }
+    answers: list[Any] = asked_of(_WORKER, request, f"vLLM {source.version} on {platform}")
+    return answers
+
+
+def asked_of(worker: Path, request: Mapping[str, Any], who: str) -> Any:
+    """Return what a script answers that asks one vLLM, run in a process of its own.
+
+    Args:
+        worker: The script; it reads the request as JSON on stdin and answers so on stdout.
+        request: What is asked.
+        who: Who is asked, in words.
+
+    Raises:
+        SystemExit: there is no answer.
+    """
     with tempfile.TemporaryDirectory(prefix="asked-") as home:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTHON"))}
         env = {
@@ -263,7 +278,7 @@ def _asked(
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         done = subprocess.run(
-            [sys.executable, str(_WORKER)],
+            [sys.executable, str(worker)],
             input=json.dumps(request),
             env=env,
             capture_output=True,
@@ -272,9 +287,13 @@ def _asked(
         )
     if not done.stdout:
         last = "\n".join(done.stderr.splitlines()[-20:])
-        raise SystemExit(f"vLLM {source.version} on {platform} did not answer:\n{last}")
-    answers: list[Any] = json.loads(done.stdout)
-    return answers
+        raise SystemExit(f"{who} did not answer:\n{last}")
+    return json.loads(done.stdout)
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of the packages that vLLM's configuration is read with."""
+    return {name: _installed(name) for name in _WITH}
 
 
 def _installed(name: str) -> str:
@@ -343,16 +362,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only",
         default="",
-        help="only groups with this pattern; the rest is kept",
+        help="only groups with this pattern in `method: kind`; the rest is kept",
     )
     args = parser.parse_args(argv)
     if not args.source and not args.version:
         parser.error("give a source, or --version")
     given = [(s, False) for s in args.source] + [(v, True) for v in args.version]
+    chosen = [g for g in groups() if re.search(args.only, f"{g['method']}: {g['kind']}")]
     args.out.mkdir(parents=True, exist_ok=True)
     for text, download in given:
         with source_of(text, download=download) as source:
-            table = ask(source, args.only)
+            table = ask(source, chosen)
         path = args.out / f"{source.version}.json"
         if args.only and path.is_file():
             table = merged(json.loads(path.read_text(encoding="utf-8")), table)

@@ -186,12 +186,16 @@ def _by_config(config: Mapping[str, Any]) -> tuple[str | None, str]:
     return None, ""
 
 
+# DFlash drafts whose architecture does not begin so.
+_DFLASH = frozenset({"MuseGlimmerAssistantModel", "LiLiCorrDraftModel", "Qwen3XPressModel"})
+
+
 def _by_architecture(name: str) -> str | None:
     """Return the method of a draft's architecture; the names are those of vLLM's registry."""
     low = name.lower()
     if "dspark" in low:
         return "dspark"
-    if low.startswith("dflash") or name in {"MuseGlimmerAssistantModel", "LiLiCorrDraftModel"}:
+    if low.startswith("dflash") or name in _DFLASH:
         return "dflash"
     if "eagle3" in low or low.startswith("peagle"):
         return "eagle3"

@@ -29,6 +29,7 @@ OPTIONS = {
     "max_num_batched_tokens": None,
     "enforce_eager": (),
     "no_enforce_eager": (),
+    **dict.fromkeys(("enable_lora", "no_enable_lora", "disable_lora"), ()),  # as 0.33 has them
     "enable_prefix_caching": (),
     "no_enable_prefix_caching": (),
     "disable_log_stats": (),
@@ -330,6 +331,7 @@ def test_known_flags_pass():
         ({"dtype": True}, ["server.flags.dtype", "needs a value"]),
         ({"enforce_eager": 1}, ["server.flags.enforce_eager", "true or false"]),
         ({"no_enforce_eager": True}, ["write enforce_eager: false"]),
+        ({"disable_lora": True}, ["server.flags.disable_lora", "write enable_lora: false"]),
         ({"no_max_num_seqs": True}, ["write max_num_seqs: false"]),
         ({"hf_token": "x"}, ["HF_TOKEN", "environment"]),
         ({"speculative_config.model": "x"}, ["server.speculative"]),
@@ -411,6 +413,23 @@ def test_probe_asks_the_servers_own_python(tmp_path: Path, monkeypatch: pytest.M
     parser.write_text(parser.read_text().replace("--seed", "--seeds"))
     assert probe(server) == info
     assert "seeds" in (probe(server, refresh=True).options or {})
+
+
+def test_a_spelling_that_vllm_does_not_show_turns_a_switch_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM 0.33 takes --no-enable-x, and shows --disable-x instead."""
+    for name, text in FAKE_VLLM.items():
+        file = tmp_path / "site" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        hides = "    p._actions[-1].option_strings = ['--enable-x', '--disable-x']\n"
+        added = "    p.add_argument('--enable-x', action=argparse.BooleanOptionalAction)\n"
+        file.write_text(text.replace("    return p\n", f"{added}{hides}    return p\n"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server = spec(env={"PYTHONPATH": str(tmp_path / "site")}, flags={"enable-x": False})
+    info = probe(server)
+    plan = plan_launch(server, {N: 0}, info, port=1, launch_id="x", resolve=lambda ref: ref)
+    assert "--no-enable-x" in plan.argv
 
 
 @pytest.mark.parametrize("place", ["common", "launchers", "openai"])  # 0.33, 0.29, 0.24
