@@ -21,6 +21,7 @@ Both are tables in the end, so that a replayed launch costs microseconds.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from autotune.engine.rule import METHOD
 from autotune.engine.rules import why_infeasible
 from autotune.errors import FailureKind
+from autotune.search.alike import Alike
 from autotune.study.space import MNBT, ChoiceParam, IntParam, N, Point, Pow2Param, Space, Value
 
 Floats = NDArray[np.float64]
@@ -102,6 +104,7 @@ class World:
         seconds: Of a launch, for each point.
         failed_seconds: Of a launch that fails.
         sigma: Of the logarithm of a launch's luck.
+        alike: Which points are one for the objectives, as a study would know it; None: none.
     """
 
     name: str
@@ -118,6 +121,7 @@ class World:
     seconds: Floats = field(repr=False)
     failed_seconds: float = 60.0
     sigma: float = SIGMA
+    alike: Alike | None = field(default=None, repr=False)
     _places: dict[tuple[Value, ...], int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -538,6 +542,62 @@ def _adversary() -> World:
     return generated("gen-adversary", words, physics, _space(512, 8192))
 
 
+# Launches on an H200 with 0.26 of Gemma 4 26B A4B's shape (synthetic acceptance, concurrency 1, 256
+# tokens in, 1024 out): n, tok/s and p95 of E2EL in ms. The budget was 4096 or 8192.
+_GEMMA = (
+    *((0, 243, 4239), (0, 253, 4263), (0, 251, 4626), (1, 277, 4083), (3, 412, 2998)),
+    *((7, 626, 1952), (11, 679, 1685), (11, 641, 1760), (13, 678, 1679), (14, 650, 1723)),
+    *((15, 719, 1682), (15, 650, 1831)),
+)
+_GEMMA_RATES = (
+    *(0.75, 0.58, 0.46, 0.37, 0.30, 0.24, 0.19, 0.15),
+    *(0.12, 0.095, 0.075, 0.06, 0.05, 0.04, 0.03),
+)
+
+
+def _gemma(name: str, words: str, peak: float | None = None, bound: Callable[[int], int] = lambda n: 0, loss=0.0, kind="certain") -> World:
+    """A study like the bundled one of Gemma 4 26B."""
+    space = _space(2048, 16384)
+    points = list(space.points() or ())
+    tokens = 1 + np.concatenate([[0.0], np.cumsum(_GEMMA_RATES)])
+    table = np.array(_GEMMA)
+    drafted = table[table[:, 0] > 0]
+    ns = drafted[:, 0].astype(int)
+    slope, step0 = np.polyfit(ns, 1000 * tokens[ns] / drafted[:, 1], 1)
+    tail = np.exp(np.mean(np.log(table[:, 2] * table[:, 1] / 1024_000)))
+    alone = 1000 / np.exp(np.log(table[table[:, 0] == 0, 1]).mean())
+    print(slope, step0, tail, alone) if os.environ.get("SHOW") else 0
+    logs, acceptance, lengths = [], [], []
+    for q in points:
+        n, mnbt = int(q[N]), int(q[MNBT])
+        if peak is None:
+            at = [np.exp(np.log(table[table[:, 0] == m, 1:]).mean(axis=0)) for m in sorted(set(table[:, 0]))]
+            xs = np.array(sorted(set(table[:, 0])))
+            own = np.log(tokens[xs.astype(int)])
+            v = np.log(np.array(at))
+            rate = float(np.interp(n, xs, own - v[:, 0]) * -1 + np.log(tokens[n])) if n else v[0, 0]
+            p95 = float(np.interp(n, xs, own + v[:, 1]) - np.log(tokens[n])) if n else v[0, 1]
+        else:
+            t = step0 + peak * n if n else alone
+            rate = np.log(1000 * tokens[n] / t)
+            p95 = np.log(tail * 1024 * t / tokens[n])
+        if n and mnbt < bound(n):
+            rate, p95 = rate - loss, p95 + loss
+        logs.append((rate, p95))
+        acceptance.append(_GEMMA_RATES[:n])
+        lengths.append(float(tokens[n]) if n else None)
+    logs = np.array(logs)
+
+    def certain(q):
+        n, mnbt = int(q[N]), int(q[MNBT])
+        return {**q, MNBT: mnbt if mnbt < bound(n) else max(2048, 1 << (bound(n) - 1).bit_length())}
+    def likely(q): return certain(q) if kind == "certain" else {**q, MNBT: 2048}
+    alike = Alike(MNBT, certain if kind == "certain" else (lambda q: q if bound(0) == 0 else certain(q)), likely)
+    return World(name, words, space, points, [None]*len(points), (), logs,
+        np.broadcast_to([0.015, 0.03], logs.shape), None, acceptance, lengths,
+        70.0 + 20 * 1024 / np.exp(logs[:, 0]), 70.0, alike=alike)
+
+
 GENERATED: Mapping[str, Callable[[], World]] = {
     "gen-1": cache(_one),
     "gen-8": cache(_bumps),
@@ -547,6 +607,12 @@ GENERATED: Mapping[str, Callable[[], World]] = {
     "gen-kernel": cache(_local),
     "gen-4d": cache(_four),
     "gen-adversary": cache(_adversary),
+    "gemma-c1": lambda: _gemma("gemma-c1", "certain"),
+    "gemma-c1-likely": lambda: _gemma("gemma-c1", "likely", kind="likely"),
+    "gemma-mid": lambda: _gemma("gemma-mid", "certain", 0.12),
+    "gemma-mid-likely": lambda: _gemma("gemma-mid", "likely", 0.12, kind="likely"),
+    "gemma-12": lambda: _gemma("gemma-12", "binds from 12", 0.03, bound=lambda n: 4096 if n>=12 else 0, loss=0.15),
+    "gemma-wrong": lambda: _gemma("gemma-wrong", "likely and wrong", 0.06, bound=lambda n: 0 if n<1 else 8192, loss=0.15, kind="likely"),
 }
 
 
