@@ -45,8 +45,8 @@ from enum import StrEnum
 from autotune.engine.active_requests import ACTIVE
 from autotune.engine.compilation import compilation, cudagraph_mode
 from autotune.engine.cuda_graphs import aligned_sizes
-from autotune.engine.rule import NOTHING, SEQS, Known, Launch
-from autotune.engine.rules import stand_ins, why_unread
+from autotune.engine.rule import NOTHING, SEQS, Known, Launch, minor_text
+from autotune.engine.rules import stand_ins
 from autotune.study.space import ALIGNED, MNBT, as_int
 
 _LENGTH = "max_model_len"
@@ -159,8 +159,11 @@ def batch_budget(
     conditions = tuple(
         dict.fromkeys(text for x in launches for text in _open(x, load, length, mnbt))
     )
-    if (unread := why_unread(vllm_version)) is not None:
-        conditions = (unread, *conditions)
+    if len(launches) > 1:
+        read = [minor_text(x.minor) for x in launches if x.minor is not None]
+        span = f"{read[0]} {'and' if len(read) == 2 else 'to'} {read[-1]}"
+        of = "of unknown version" if vllm_version is None else vllm_version
+        conditions = (f"that vLLM {of} schedules as {span} do", *conditions)
     verdict = Verdict.LIKELY if conditions else Verdict.SAME
     fills = "never fill" if step.requests > 1 else "never fills"
     return Budget(verdict, least, f"{_words(step, longest, load)} {fills} it", conditions)
@@ -267,18 +270,18 @@ def _open(launch: Launch, load: Load, length: int | None, mnbt: int) -> Iterator
     if load.images is not False:
         yield "that no prompt has images, whose encoder has MNBT for its budget"
     if SEQS not in s and mnbt < (_most_seqs(launch) or 0):
-        yield "vLLM's own max_num_seqs, which is never above MNBT"
+        yield "that MNBT does not cap vLLM's own max_num_seqs"
     if not _without_graphs(launch):
         yield from _open_graphs(launch, mnbt)
     if (launch.number("long_prefill_token_threshold") or 0) > 0:
-        yield "what long_prefill_token_threshold makes of a step"
+        yield "that long_prefill_token_threshold does not depend on MNBT"
     elif (launch.number("max_num_partial_prefills") or 1) > 1:
-        yield "what max_num_partial_prefills makes of a step"
+        yield "that max_num_partial_prefills cuts prompts in the same way"
     for key in ("max_num_scheduled_tokens", "kv_transfer_config", "scheduler_cls"):
         if key in s:
-            yield f"what {key} makes of a step"
+            yield f"that {key} leaves steps as they are"
     if s.get("mamba_cache_mode") == "align":
-        yield "how a Mamba cache is aligned"
+        yield "that a Mamba cache is aligned in the same way"
 
 
 def _never_preempts_less(launch: Launch, load: Load, length: int | None) -> bool:
@@ -298,15 +301,15 @@ def _open_graphs(launch: Launch, mnbt: int) -> Iterator[str]:
     s, seqs = launch.settings, launch.number(SEQS)
     if s.get(ALIGNED) is True or any(_numbers(compilation(s, key)) for key in _GRAPHS):
         if s.get(ALIGNED) is True and seqs is None:
-            yield "the sizes of its CUDA graphs"
+            yield "that its CUDA graphs have the same sizes"
         return
     if any(compilation(s, key) for key in _GRAPHS):
-        yield "the sizes of its CUDA graphs"
+        yield "that its CUDA graphs have the same sizes"
         return
     most = _MOST_TOKENS_WIDE if _since(launch, _WIDE) else _MOST_TOKENS
     end = most if seqs is None else min(2 * seqs * (launch.n + 1), most)
     if mnbt < _next(end):
-        yield f"the sizes of its CUDA graphs, which may go up to {end} tokens"
+        yield f"that its CUDA graphs, which may go up to {end} tokens, have the same sizes"
 
 
 def _since(launch: Launch, minor: tuple[int, int]) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from autotune.engine.batch_budget import Budget, Load, Verdict, batch_budget
 from autotune.engine.rule import NOTHING, Known
-from autotune.search.alike import Alike, key_of
+from autotune.search.alike import Alike, Key, key_of
 from autotune.study.schema import StudySpec
-from autotune.study.space import MNBT, Point, Value, as_int
+from autotune.study.space import MNBT, Point, Space, Value, as_int
 from autotune.study.workload import WorkloadSpec
 
 # Of a larger space classes are not looked for.
@@ -65,29 +65,21 @@ class Family:
         if own.verdict is Verdict.BINDS or not others:
             return None
         text = f"MNBT from {least} up is {own.verdict} here: {own.why}"
-        return f"{text}, given {_listed(own.conditions)}" if own.conditions else text
-
-
-def _listed(words: tuple[str, ...]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+        return f"{text} (not proven: {'; '.join(own.conditions)})" if own.conditions else text
 
 
 class Families:
-    """The families of a study's points.
+    """The families of points.
 
     Args:
-        spec: The study.
-        vllm: vLLM's version; None: unknown.
-        known: Facts about machine and target.
+        values: Values of MNBT.
+        budget: Returns what is known of a point's MNBT.
     """
 
-    def __init__(self, spec: StudySpec, vllm: str | None, known: Known = NOTHING) -> None:
-        self._spec, self._vllm, self._known = spec, vllm, known
-        self._load = load_of(spec.workload)
-        searched = spec.space.get(MNBT)
-        values = () if searched is None else searched.values() or ()
-        self._values = sorted(x for x in values if type(x) is int)
-        self._found: dict[frozenset[tuple[str, Value]], Family] = {}
+    def __init__(self, values: Iterable[int], budget: Callable[[Point], Budget]) -> None:
+        self._values = sorted(values)
+        self._budget = budget
+        self._found: dict[Key, Family] = {}
 
     def of(self, point: Point) -> Family | None:
         """Return the family of a point; None: MNBT is not searched among several values."""
@@ -95,12 +87,9 @@ class Families:
             return None
         key = key_of({k: v for k, v in point.items() if k != MNBT})
         if key not in self._found:
-            self._found[key] = Family({x: self._budget(point, x) for x in self._values})
+            budgets = {x: self._budget({**point, MNBT: x}) for x in self._values}
+            self._found[key] = Family(budgets)
         return self._found[key]
-
-    def _budget(self, point: Point, mnbt: int) -> Budget:
-        settings = self._spec.settings({**point, MNBT: mnbt})
-        return batch_budget(settings, self._vllm, self._load, self._known)
 
     def stands_for(self, point: Point, *, certain: bool) -> dict[str, Value]:
         """Return the point with the smallest MNBT that is one with a point's.
@@ -114,23 +103,31 @@ class Families:
             return dict(point)
         return {**point, MNBT: family.smallest(int(point[MNBT]), certain=certain)}
 
+    def alike(self, space: Space) -> Alike | None:
+        """Return the classes of a space; None: no two points are one, or it is too large."""
+        size = space.size()
+        if size is None or size > _MOST_POINTS:
+            return None
+        if all(self.stands_for(q, certain=False) == q for q in space.points() or ()):
+            return None
+        return Alike(
+            MNBT,
+            lambda q: self.stands_for(q, certain=True),
+            lambda q: self.stands_for(q, certain=False),
+        )
 
-def alike(spec: StudySpec, vllm: str | None, known: Known = NOTHING) -> Alike | None:
-    """Return the classes of a study's points; None: no two points are one, or it is too large.
+
+def families_of(spec: StudySpec, vllm: str | None, known: Known = NOTHING) -> Families:
+    """Return the families of a study's points.
 
     Args:
         spec: The study.
         vllm: vLLM's version; None: unknown.
         known: Facts about machine and target.
     """
-    space, families = spec.to_space(), Families(spec, vllm, known)
-    size = space.size()
-    if size is None or size > _MOST_POINTS:
-        return None
-    if all(families.stands_for(q, certain=False) == q for q in space.points() or ()):
-        return None
-    return Alike(
-        MNBT,
-        lambda q: families.stands_for(q, certain=True),
-        lambda q: families.stands_for(q, certain=False),
+    load, searched = load_of(spec.workload), spec.space.get(MNBT)
+    values = () if searched is None else searched.values() or ()
+    return Families(
+        [x for x in values if type(x) is int],
+        lambda q: batch_budget(spec.settings(q), vllm, load, known),
     )

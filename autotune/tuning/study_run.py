@@ -15,7 +15,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure, UserError
-from autotune.results.batch_budget import alike
+from autotune.results.batch_budget import families_of
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
 from autotune.search.proposer import CHALLENGES, Converged, Proposer, SearchEnds
@@ -179,7 +179,8 @@ class _Driver:
 
     def make_planner(self, seed: int) -> Planner:
         """Return what chooses the trials."""
-        same = alike(self.spec, self.p.info.version, self.p.known)
+        families = families_of(self.spec, self.p.info.version, self.p.known)
+        same = families.alike(self.spec.to_space())
         proposer = Proposer(
             self.spec.to_space(),
             self.p.infeasible,
