@@ -53,7 +53,7 @@ from autotune.output.export.write import shell_command
 from autotune.results.rows import study_rows
 from autotune.results.text import plain
 from autotune.results.trials import study_view
-from autotune.results.views import StudyView, TrialView
+from autotune.results.views import StudyView, TrialView, why_no_best
 from autotune.storage.store import opened
 from autotune.study.files import LoadedStudy, load_study, parse_study
 from autotune.study.schema import StudySpec
@@ -381,14 +381,14 @@ class Result:
 
         Raises:
             UserError: the study has no such objective.
-            NothingUsable: no trial has numbers.
+            NothingUsable: no trial has numbers that can win.
         """
         named = {o.name: o for o in self.view.objectives}
         if objective is not None and objective not in named:
             raise UserError(f"{objective} is not one of this study: {', '.join(named)}")
         trial = self.view.best(named[objective] if objective else None, balanced=balanced)
         if trial is None:
-            raise NothingUsable(f"{self.view.name}: no trial has numbers")
+            raise NothingUsable(f"{self.view.name}: {why_no_best(self.view)}")
         return trial
 
     def command(self, trial: TrialView | None = None) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autotune.engine._probe import server_parser
 from autotune.engine.entry import hiding, server_environment
 from autotune.engine.probe import probe
 from autotune.study.schema import ServerSpec
@@ -50,10 +51,8 @@ def entry(action: argparse.Action) -> dict[str, Any]:
 def flags() -> dict[str, Any]:
     """Return version and flags of the vLLM that runs this."""
     import vllm
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    actions = make_arg_parser(FlexibleArgumentParser())._actions
+    actions = server_parser()._actions
     found = [entry(a) for a in actions if a.option_strings and a.dest != "help"]
     return {"vllm": vllm.__version__, "flags": sorted(found, key=lambda f: f["names"])}
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 _DRAFTS = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
@@ -23,12 +24,13 @@ def main() -> None:
     """Answer with a JSON list on stdout; what vLLM prints goes to stderr."""
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    sys.path.append(str(Path(__file__).parents[1]))  # vLLM's Python may not have autotune
     from vllm.config import SpeculativeConfig
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from autotune.engine._probe import server_parser
 
     keys = {f.name for f in dataclasses.fields(SpeculativeConfig)}
-    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+    parser = server_parser(prog="vllm serve")
 
     def parsed(words: list[str] | None) -> tuple[str, dict[str, Any]]:
         """Return the parser's error (empty: none) and the settings."""

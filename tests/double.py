@@ -13,6 +13,7 @@ Environment:
     DOUBLE_TTFT_S      seconds added to every request's first token (0)
     DOUBLE_STEP_S      seconds of every step, instead of the model above
     DOUBLE_N           n of this server, whatever its command line says: something else set it
+    DOUBLE_AT_ONCE     requests that it runs at once at most, whatever its command line says
     DOUBLE_IDLE        1: the draft never runs, although there is one
     DOUBLE_OWNER       owned_by of /v1/models (vllm)
     DOUBLE_VERSION     what /version answers (0.32.0)
@@ -90,6 +91,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--speculative-config", type=json.loads)
     p.add_argument("--max-num-batched-tokens", type=int, default=2048)
     p.add_argument("--max-num-seqs", type=int, default=128)
+    p.add_argument("--max-num-active-seqs", type=int)
     return p.parse_known_args()[0]
 
 
@@ -157,6 +159,7 @@ class Engine:
         self.n = int(ENV.get("DOUBLE_N", n_of(args)))
         self.budget = args.max_num_batched_tokens
         self.seqs = args.max_num_seqs
+        self.at_once = int(ENV.get("DOUBLE_AT_ONCE", args.max_num_active_seqs or self.seqs))
         self.hangs = fail == "hang"
         self.stuck = False
         self.waiting: list[Running] = []
@@ -183,7 +186,7 @@ class Engine:
                 await self.work.wait()
                 clock = time.perf_counter()
                 continue
-            while self.waiting and len(self.running) < self.seqs:
+            while self.waiting and len(self.running) < min(self.seqs, self.at_once):
                 self.running.append(self.waiting.pop(0))
             left, cost, moved = self.budget, BASE_S, []
             for r in self.running:

@@ -25,7 +25,7 @@ from autotune.errors import UserError
 from autotune.serving.nvml import EnergyMeter, why_no_energy
 from autotune.stats import Bounded, Domination, Interval, Measurement
 from autotune.study.files import load_study
-from autotune.study.schema import ObjectiveSpec
+from autotune.study.objective_spec import ObjectiveSpec
 from objectives import Objective, WithEnergy
 from objectives.__main__ import table
 from tests.paths import ROOT

@@ -104,16 +104,13 @@ def test_the_scripts_are_shell(setup: Any, cost: Any, tmp_path: Path) -> None:
 
 PARSE = """
 import json, shlex, sys
+from autotune.engine._probe import server_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.benchmarks import serve
 from vllm.benchmarks.sweep.serve import SweepServeArgs
-try:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-except ImportError:  # older
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
 servers, client, sweep = json.load(sys.stdin)
 for argv in servers:
-    got = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
+    got = server_parser().parse_args(argv)
 parser = FlexibleArgumentParser()
 serve.add_cli_args(parser)
 got_client = parser.parse_args(client)

@@ -15,6 +15,7 @@ from autotune.bench.interference import (
     MachineState,
     read_gpus,
 )
+from autotune.bench.running import AtOnce, RunningWatch
 from autotune.bench.server_metrics import Counters
 from autotune.serving.nvml import Energy, EnergyMeter
 
@@ -27,6 +28,7 @@ class Counting:
         watch: Counts who uses the machine.
         meter: Measures the energy.
         gpus: Numbers of the server's GPUs.
+        running: Watches the running requests; None: nothing does.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Counting:
         watch: LoadWatch,
         meter: EnergyMeter,
         gpus: set[int],
+        running: RunningWatch | None = None,
     ) -> None:
         self._scrape, self._watch, self._meter, self._gpus = scrape, watch, meter, gpus
+        self._running = running
         self._stack = ExitStack()
         self._lock = threading.Lock()
         self._ended = False
@@ -73,6 +77,8 @@ class Counting:
                 if not self._ended:
                     self._stack.enter_context(self._watch)
                     self._stack.enter_context(self._meter)
+                    if self._running is not None:
+                        self._stack.enter_context(self._running)
             self._counters.set_result(found)
         except BaseException as e:  # noqa: BLE001 – it is raised where the result is asked for
             self._counters.set_exception(e)
@@ -103,6 +109,11 @@ class Counting:
             TrialFailure: they could not be read.
         """
         return self._counters.result()
+
+    @property
+    def at_once(self) -> AtOnce | None:
+        """Requests that ran at once; None: nothing watched them."""
+        return None if self._running is None else self._running.seen
 
     @property
     def machine(self) -> MachineState:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autotune.errors import FailureKind, MeasureError
-from autotune.study.schema import FOREIGN, FROM_TEXT, NGRAM
+from autotune.study.speculative import FOREIGN, FROM_TEXT, NGRAM
 
 if TYPE_CHECKING:
     from autotune.bench.server_metrics import ServerStats

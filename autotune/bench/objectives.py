@@ -9,7 +9,7 @@ import objectives as objective_registry
 from autotune.errors import UserError
 from autotune.serving.nvml import why_no_energy
 from autotune.study.files import LoadedStudy
-from autotune.study.schema import ObjectiveSpec
+from autotune.study.objective_spec import ObjectiveSpec
 from objectives import Objective
 from objectives import _own as own_objectives
 

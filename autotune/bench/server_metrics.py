@@ -108,9 +108,27 @@ def scrape(base_url: str, api_key: str) -> Counters:
     Raises:
         MeasureError: there was no answer, or it is not Prometheus' text format.
     """
+    page = read_page(f"{base_url}/metrics", api_key)
+    if page is None:
+        return Counters({}, ())
+    try:
+        return parse(page.decode(errors="replace"))
+    except ValueError as e:
+        raise _no_page(f"{base_url}/metrics", e) from e
+
+
+def read_page(url: str, api_key: str) -> bytes | None:
+    """Return a page of a server; None: there is none (404).
+
+    Args:
+        url: Address of the page.
+        api_key: API key, sent as bearer token.
+
+    Raises:
+        MeasureError: there was no answer, or an error.
+    """
     import httpx
 
-    url = f"{base_url}/metrics"
     page = bytearray()
     end = time.monotonic() + _TIMEOUT_S
     try:
@@ -126,7 +144,7 @@ def scrape(base_url: str, api_key: str) -> Counters:
             ) as response,
         ):
             if response.status_code == 404:
-                return Counters({}, ())
+                return None
             response.raise_for_status()
             for piece in response.iter_bytes():
                 page += piece
@@ -134,14 +152,18 @@ def scrape(base_url: str, api_key: str) -> Counters:
                     raise ValueError(f"a page of more than {_MOST_PAGE >> 20} MiB")
                 if time.monotonic() > end:
                     raise ValueError(f"a page without an end for {_TIMEOUT_S:g} s")
-        return parse(page.decode(errors="replace"))
+        return bytes(page)
     except httpx.TimeoutException as e:
         words = f"GET {url}: no answer within {_TIMEOUT_S:g} s"
         raise MeasureError(FailureKind.HANG, words) from e
     except (httpx.HTTPError, ValueError) as e:
-        words = " ".join((str(e) or type(e).__name__)[:1000].split())[:300]
-        words = "".join(c if c.isprintable() else "\ufffd" for c in words)
-        raise MeasureError(FailureKind.REQUESTS, f"GET {url}: {words}") from e
+        raise _no_page(url, e) from e
+
+
+def _no_page(url: str, error: Exception) -> MeasureError:
+    words = " ".join((str(error) or type(error).__name__)[:1000].split())[:300]
+    words = "".join(c if c.isprintable() else "\ufffd" for c in words)
+    return MeasureError(FailureKind.REQUESTS, f"GET {url}: {words}")
 
 
 def parse(text: str) -> Counters:

@@ -25,10 +25,12 @@ from autotune.bench.energy import with_energy
 from autotune.bench.interference import IdleBaseline, LoadWatch, MachineState
 from autotune.bench.looks import EarlyEnd, Look, Rival
 from autotune.bench.measured_loop import MeasuredLoop, Warmup
+from autotune.bench.running import AtOnce, GaugeReader, RunningWatch
 from autotune.bench.sample import Sample
 from autotune.bench.sending import blamed, send
 from autotune.bench.server_metrics import Counters, ServerStats, difference, scrape
 from autotune.bench.workload import Request, Workload
+from autotune.engine.active_requests import Asked
 from autotune.errors import FailureKind, MeasureError
 from autotune.serving.nvml import Energy, EnergyMeter
 from autotune.stats import (
@@ -77,6 +79,7 @@ class Result:
             than chance explains; None: it is not.
         machine: State of the machine during the measurement.
         energy: Energy of the server's GPUs meanwhile; None: there are none, or none reports it.
+        at_once: Requests that ran at once meanwhile; None: an open loop, or they were not watched.
     """
 
     values: dict[str, float]
@@ -93,6 +96,7 @@ class Result:
     drift: float | None
     machine: MachineState
     energy: Energy | None = None
+    at_once: AtOnce | None = None
 
 
 class Measuring:
@@ -163,6 +167,7 @@ class Measuring:
         until_steady: bool = True,
         begin: Callable[[], None] = lambda: None,
         shadow: Callable[[Look], None] | None = None,
+        asked: Asked | None = None,
     ) -> Result:
         """Warm a closed loop up, and send the measured requests.
 
@@ -178,6 +183,8 @@ class Measuring:
                 sent.
             begin: Called when the first measured request is sent.
             shadow: Called with every look, and no look ends the measuring.
+            asked: Number of requests that should run at once in a closed loop; None: they are not
+                watched.
 
         Raises:
             TrialFailure: the server died, a request failed, or an objective cannot be computed.
@@ -187,8 +194,9 @@ class Measuring:
         start = first_look(self._spec.measure.min_prompts, load.places)
         sizes = [most] if whole else look_sizes(start, most)
         judge = self._judge(sizes, rivals, between or {}, finished)
-        counting = self._counting(idle)
         busy = load.keeps_busy(len(workload.warmup))
+        fills = load.places is not None and (busy or most >= load.places)
+        counting = self._counting(idle, asked if fills else None)
         earlier = self._warmup.requests
 
         def ask(size: int) -> EarlyEnd | None:
@@ -229,6 +237,7 @@ class Measuring:
             stats=stats,
             machine=counting.machine,
             energy=energy,
+            at_once=counting.at_once,
         )
 
     def _counted(
@@ -256,10 +265,14 @@ class Measuring:
             raise self._server.failure(FailureKind.CRASH, "the server died after the last request")
         return energy, stats
 
-    def _counting(self, idle: IdleBaseline) -> Counting:
+    def _counting(self, idle: IdleBaseline, asked: Asked | None) -> Counting:
         owned = self._server.processes if self._server.known_processes else None
         meter = EnergyMeter(sample=self._metered)
-        return Counting(self._scrape, LoadWatch(idle, owned), meter, gpus_of_server(idle))
+        plan = self._server.plan
+        running = (
+            None if asked is None else RunningWatch(asked, GaugeReader(plan.base_url, plan.api_key))
+        )
+        return Counting(self._scrape, LoadWatch(idle, owned), meter, gpus_of_server(idle), running)
 
     @property
     def _metered(self) -> bool:
@@ -316,6 +329,7 @@ class Measuring:
         stats: ServerStats,
         machine: MachineState,
         energy: Energy | None,
+        at_once: AtOnce | None,
     ) -> Result:
         measurement = self._measurement(samples, busy, energy)
         bounded = self._bounded(measurement)
@@ -345,6 +359,7 @@ class Measuring:
             drift=drift(rates.tolist()),
             machine=machine,
             energy=energy,
+            at_once=at_once,
         )
 
     def _scrape(self) -> Counters:

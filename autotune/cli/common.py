@@ -21,14 +21,16 @@ def best_trial(
 
     Raises:
         UserError: the study has no such objective.
-        NothingUsable: no trial has results.
+        NothingUsable: no trial has results that can win.
     """
     named = {o.name: o for o in view.objectives}
     if objective is not None and objective not in named:
         raise UserError(f"--objective: this study has no {objective}; it has {', '.join(named)}")
     trial = view.best(named[objective] if objective else None, balanced=balanced)
     if trial is None:
-        raise NothingUsable(f"{view.name}: no trial has results; `autotune status` shows why")
+        from autotune.results.views import why_no_best
+
+        raise NothingUsable(f"{view.name}: {why_no_best(view)}; `autotune status` shows why")
     return trial
 
 

@@ -169,7 +169,8 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
-    best_trial(view)
+    if not any(t.throttled for t in view.trials):  # these are drawn, although none is the best
+        best_trial(view)
     for path in draw(view, out or output_folder(database, view.name), chosen=True):
         click.echo(path)
 

@@ -24,7 +24,8 @@ from autotune.serving.machine import gpus, has_gpu
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.models import is_whole, resolve_model, target_folder
-from autotune.study.schema import ServerSpec, SpeculativeSpec
+from autotune.study.schema import ServerSpec
+from autotune.study.speculative import SpeculativeSpec
 
 # Estimate for the smallest case, the demo pair: 0.3 GiB of weights, 1 GiB of KV cache, and three
 # Python processes that have loaded torch.

@@ -19,6 +19,8 @@ from importlib import metadata
 from typing import Any
 
 EXTRAS = ("torchvision", "torchaudio", "torchcodec")
+# Where `make_arg_parser` is: from 0.33 on, in 0.29 to 0.32, and before.
+PARSERS = tuple(f"vllm.entrypoints.{x}.cli_args" for x in ("common", "launchers", "openai"))
 
 
 def version_of(name: str) -> str | None:
@@ -71,28 +73,49 @@ def kind_of(action: Any) -> str:
     return "other" if answers[0] is None or isinstance(answers[0], (str, list)) else "json"
 
 
-def full() -> dict[str, Any]:
-    """Return version, device, and every long option of vLLM's server.
+def parser_module() -> Any:
+    """Return the module of vLLM that makes the parser of its server's arguments.
 
-    The value of an option is its list of choices, ``[]`` for a switch, None for any value; its kind
-    is that of :func:`kind_of`. Source:
-    ``make_arg_parser`` of ``vllm/entrypoints/launchers/cli_args.py``; up to 0.26
-    ``vllm/entrypoints/openai/cli_args.py``.
+    Raises:
+        ImportError: this vLLM has none of :data:`PARSERS`, or cannot be imported.
     """
-    import vllm
-    from vllm.platforms import current_platform
+    for name in PARSERS:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as e:
+            if e.name is None or not name.startswith(e.name):
+                raise  # something that the module imports is missing
+    raise ImportError(f"this vLLM has the parser of its server in none of {', '.join(PARSERS)}")
 
+
+def server_parser(**words: Any) -> Any:
+    """Return the parser of the arguments of vLLM's server.
+
+    Args:
+        words: Arguments of the parser, such as ``prog``.
+
+    Raises:
+        ImportError: as :func:`parser_module`.
+    """
     try:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
     except ImportError:  # older
         from vllm.utils import FlexibleArgumentParser
-    try:
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    except ImportError:  # 0.26 and older
-        from vllm.entrypoints.openai.cli_args import make_arg_parser
+    return parser_module().make_arg_parser(FlexibleArgumentParser(**words))
+
+
+def full() -> dict[str, Any]:
+    """Return version, device, and every long option of vLLM's server.
+
+    The value of an option is its list of choices, ``[]`` for a switch, None for any value; its kind
+    is that of :func:`kind_of`.
+    """
+    import vllm
+    from vllm.platforms import current_platform
+
     options: dict[str, list[str] | None] = {}
     kinds: dict[str, str] = {}
-    for action in make_arg_parser(FlexibleArgumentParser())._actions:
+    for action in server_parser()._actions:
         if action.nargs == 0:
             choices: list[str] | None = []
         elif action.choices is not None:

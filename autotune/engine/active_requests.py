@@ -11,7 +11,12 @@ From 0.33 on, vLLM lowers ``max_num_active_seqs`` to MNBT // lookahead for DFlas
 nothing but a line in its log (``config/vllm.py: VllmConfig._set_max_num_scheduled_tokens,
 num_lookahead_tokens``, 0.33.0: 2378-2396, 626-652). The scheduler admits no more requests than
 that (``v1/core/sched/scheduler.py``, 0.33.0: 134, 1073). A study at concurrency 32 with n = 15 and
-MNBT 256 would measure 16 requests, and 16 that wait.
+MNBT 256 would measure 16 requests, and 16 that wait: numbers of another load. Since 0.31 a study
+can also set ``max_num_active_seqs`` itself.
+
+Such a launch is *throttled*: fewer requests can run at once than the smaller of concurrency and
+``max_num_seqs``. Whether a measured one was is seen while it runs, for every version and cause
+(:mod:`autotune.bench.running`).
 
 The module is pure: settings in, numbers and words out.
 """
@@ -19,6 +24,7 @@ The module is pure: settings in, numbers and words out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from autotune.engine.rule import NOTHING, SEQS, Known, Launch, Minor, minor_of
 from autotune.study.space import MNBT
@@ -30,6 +36,60 @@ _KEY_SINCE = (0, 31)
 # vLLM's smallest default of max_num_seqs (engine/arg_utils.py: get_batch_defaults, and
 # config/scheduler.py: SchedulerConfig.DEFAULT_MAX_NUM_SEQS).
 _FEWEST_SEQS = 128
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Requests that run at once where nothing but concurrency and ``max_num_seqs`` bounds them.
+
+    Attributes:
+        requests: Number of requests of all replicas together, a lower bound of it.
+        of_replica: ``max_num_seqs`` of one replica, a lower bound of it.
+    """
+
+    requests: int
+    of_replica: int
+
+
+def asked_at_once(settings: Mapping[str, object], known: Known) -> Asked | None:
+    """Return how many requests a closed loop asks a launch to run at once.
+
+    That is the smaller of its concurrency and ``max_num_seqs`` of all replicas. Where a study
+    leaves ``max_num_seqs`` to vLLM, the smallest of its defaults counts.
+
+    Args:
+        settings: Settings as for :func:`autotune.engine.rules.why_infeasible`.
+        known: Facts about machine and load.
+
+    Returns:
+        The numbers; None: an open loop, or they are unknown.
+    """
+    return _asked(launch_of(settings, None, known))
+
+
+def most_at_once(
+    settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
+) -> int | None:
+    """Return an upper bound of the requests that a launch can run at once.
+
+    It is the smallest of concurrency, ``max_num_seqs`` and :func:`active_limit`.
+
+    Args:
+        settings: Settings as for :func:`autotune.engine.rules.why_infeasible`.
+        vllm_version: Version such as ``0.33.0``; None: unknown.
+        known: Facts about machine, target and load.
+
+    Returns:
+        A number of requests; None: an open loop whose ``max_num_seqs`` is unknown.
+    """
+    launch = launch_of(settings, vllm_version, known)
+    seqs = launch.number(SEQS)
+    bounds = (
+        known.load,
+        None if seqs is None else seqs * launch.replicas,
+        active_limit(settings, vllm_version, known),
+    )
+    return min((x for x in bounds if x is not None), default=None)
 
 
 def active_limit(
@@ -51,43 +111,49 @@ def active_limit(
         unknown.
     """
     launch = launch_of(settings, vllm_version, known)
-    own = launch.number(ACTIVE) if _has(launch, _KEY_SINCE) else None
-    found = [x for x in (own, lowered(launch)) if x is not None and x > 0]
+    found = [x for x in (_own(launch), lowered(launch)) if x is not None and x > 0]
     return min(found) * launch.replicas if found else None
 
 
 def why_throttled(
-    settings: Mapping[str, object],
-    vllm_version: str | None,
-    load: int | None,
-    known: Known = NOTHING,
+    settings: Mapping[str, object], vllm_version: str | None, known: Known
 ) -> str | None:
-    """Return why vLLM would run fewer requests at once than the study sends, in one line.
+    """Return why vLLM would run fewer requests at once than the study asks for, in one line.
 
-    It speaks only of what is certain, and only where ``max_num_seqs`` and the study's own
-    ``max_num_active_seqs`` would allow more.
+    It speaks only of what is certain.
 
     Args:
         settings: Settings as for :func:`autotune.engine.rules.why_infeasible`.
         vllm_version: Version such as ``0.33.0``; None: unknown.
-        load: Concurrency of the study's closed loop; None: an open loop, of which nothing is said.
-        known: Facts about machine and target.
+        known: Facts about machine, target and load.
 
     Returns:
-        The line; None: as many run as are sent, or it is unknown.
+        The line; None: as many run as are asked for, it is an open loop, or it is unknown.
     """
-    launch = launch_of(settings, vllm_version, known)
-    most, asked = lowered(launch), _asked(launch, load)
-    if load is None or most is None or asked is None or most < 1:
+    return throttled(launch_of(settings, vllm_version, known))
+
+
+def throttled(launch: Launch) -> str | None:
+    """Return the line of :func:`why_throttled` for a launch."""
+    asked, replicas = _asked(launch), launch.replicas
+    if asked is None:
         return None
-    replicas, tokens, mnbt = launch.replicas, fewest_tokens(launch), launch.number(MNBT)
-    if most * replicas >= asked:
-        return None
-    return (
-        f"n = {launch.n} with MNBT = {mnbt}: {launch.vllm} lets {most * replicas} requests run at "
-        f"once (MNBT // {tokens}{f' in each of {replicas} replicas' if replicas > 1 else ''}), not "
-        f"{asked}; they need MNBT of at least {-(-asked // replicas) * (tokens or 0)}"
-    )
+    needed = -(-asked.requests // replicas)
+    each = f" in each of {replicas} replicas" if replicas > 1 else ""
+    most, tokens = lowered(launch), fewest_tokens(launch)
+    if most is not None and tokens is not None and 1 <= most < needed:
+        return (
+            f"n = {launch.n} with MNBT = {launch.number(MNBT)}: {launch.vllm} lets "
+            f"{most * replicas} requests run at once (MNBT // {tokens}{each}), not "
+            f"{asked.requests}; they need MNBT of at least {needed * tokens}"
+        )
+    own = _own(launch)
+    if own is not None and 1 <= own < needed:
+        return (
+            f"{ACTIVE} = {own}: {launch.vllm} lets {own * replicas} requests run at once{each}, "
+            f"not {asked.requests}"
+        )
+    return None
 
 
 def launch_of(settings: Mapping[str, object], vllm_version: str | None, known: Known) -> Launch:
@@ -116,13 +182,15 @@ def _has(launch: Launch, since: Minor) -> bool:
     return launch.minor is not None and launch.minor >= since
 
 
-def _asked(launch: Launch, load: int | None) -> int | None:
-    """Return how many requests would run at once without vLLM's lowering, at least."""
-    replicas, own = launch.replicas, launch.number(ACTIVE)
-    seqs = launch.number(SEQS)
-    if seqs is None:
-        if SEQS in launch.settings:
-            return None
+def _own(launch: Launch) -> int | None:
+    """Return the study's own ``max_num_active_seqs`` of one replica, or None."""
+    return launch.number(ACTIVE) if _has(launch, _KEY_SINCE) else None
+
+
+def _asked(launch: Launch) -> Asked | None:
+    seqs, load = launch.number(SEQS), launch.known.load
+    if seqs is None and SEQS not in launch.settings:
         seqs = min(_FEWEST_SEQS, launch.number(MNBT) or _FEWEST_SEQS)
-    bounds = [seqs * replicas, *([] if own is None else [own * replicas])]
-    return min([*bounds, *([] if load is None else [load])])
+    if seqs is None or load is None:
+        return None
+    return Asked(min(load, seqs * launch.replicas), seqs)

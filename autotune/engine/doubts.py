@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from autotune.engine.active_requests import fewest_tokens
+from autotune.engine.active_requests import fewest_tokens, throttled
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.draft_keys import ADAPTIVE
 from autotune.engine.draft_schedule import KEPT_ON_V1, SCHEDULE
@@ -22,22 +22,40 @@ from autotune.study.space import MNBT
 _OWN_LENGTH = "speculative.max_model_len"
 
 
+class Doubt(NamedTuple):
+    """A doubt about one launch.
+
+    Attributes:
+        name: The doubt in a few words, the same for all launches.
+        text: The doubt in words, for this launch.
+        source: Place in vLLM that it is from.
+    """
+
+    name: str
+    text: str
+    source: str
+
+
 class _Doubt(NamedTuple):
     """A doubt.
 
     Attributes:
+        name: The doubt in a few words, for tables.
+        source: Place in vLLM that it is from.
         check: Function that returns it in words, or None.
         first: First minor version that it holds for.
         last: Last minor version that it holds for; None: the newest that was read.
     """
 
+    name: str
+    source: str
     check: Callable[[Launch], str | None]
     first: Minor
     last: Minor | None = None
 
 
-def found_doubts(launch: Launch) -> tuple[str, ...]:
-    """Return the doubts about a launch, each in words.
+def found_doubts(launch: Launch) -> tuple[Doubt, ...]:
+    """Return the doubts about a launch.
 
     Args:
         launch: A launch that no rule forbids, with a minor version that was read.
@@ -45,8 +63,10 @@ def found_doubts(launch: Launch) -> tuple[str, ...]:
     minor = launch.minor
     if minor is None:
         return ()
-    checks = (d.check for d in _DOUBTS if within(minor, d.first, d.last))
-    return tuple(text for check in checks if (text := check(launch)) is not None)
+    held = (d for d in _DOUBTS if within(minor, d.first, d.last))
+    return tuple(
+        Doubt(d.name, text, d.source) for d in held if (text := d.check(launch)) is not None
+    )
 
 
 def _full_batch(launch: Launch) -> str | None:
@@ -193,17 +213,70 @@ def _anchor(launch: Launch) -> str | None:
     )
 
 
+def _throttled(launch: Launch) -> str | None:
+    """Tell what `autotune.engine.rules.THROTTLED` refuses, unless the study allows it."""
+    return throttled(launch) if launch.known.allow_throttled else None
+
+
 _DOUBTS = (
-    _Doubt(_full_batch, (0, 24), (0, 30)),
-    _Doubt(_anchor, (0, 33)),
-    _Doubt(_schedule_of_replicas, (0, 26)),
-    _Doubt(_schedule_on_v1, (0, 33)),
-    _Doubt(_schedule_in_pieces, (0, 24)),
-    _Doubt(_shorter, (0, 33)),
-    _Doubt(_dtype_of_plugin, (0, 33)),
-    _Doubt(_replay, (0, 32)),
-    _Doubt(_adaptive_backend, (0, 28)),
-    _Doubt(_v2_on_cpu, (0, 25)),
-    _Doubt(_async_on_cpu, (0, 33)),
-    _Doubt(_arctic, (0, 24)),
+    _Doubt("drafts of a full batch above MNBT", "vLLM PR #53970", _full_batch, (0, 24), (0, 30)),
+    _Doubt(
+        "requests at once, by the layout of a DSpark draft",
+        "config/vllm.py: VllmConfig.num_lookahead_tokens",
+        _anchor,
+        (0, 33),
+    ),
+    _Doubt(
+        "fewer requests at once than the study asks for",
+        "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens",
+        _throttled,
+        (0, 31),
+    ),
+    _Doubt(
+        "a schedule of n with data-parallel replicas",
+        "config/vllm.py: _maybe_disable_dynamic_sd_for_data_parallel",
+        _schedule_of_replicas,
+        (0, 26),
+    ),
+    _Doubt(
+        "a schedule of n on model runner V1", "config/vllm.py: VllmConfig", _schedule_on_v1, (0, 33)
+    ),
+    _Doubt(
+        "a schedule of n without full CUDA graphs",
+        "config/vllm.py: _maybe_override_dynamic_sd_cudagraph_mode",
+        _schedule_in_pieces,
+        (0, 24),
+    ),
+    _Doubt(
+        "max_model_len above the draft's",
+        "config/vllm.py: _limit_max_model_len_to_draft",
+        _shorter,
+        (0, 33),
+    ),
+    _Doubt(
+        "kv_cache_dtype of a plugin",
+        "config/cache.py: CacheConfig._validate_cache_dtype",
+        _dtype_of_plugin,
+        (0, 33),
+    ),
+    _Doubt(
+        "replayssm_buffer_len below n + 1",
+        "config/vllm.py: validate_mamba_cached_kernel",
+        _replay,
+        (0, 32),
+    ),
+    _Doubt(
+        "adaptive verification and the attention backend",
+        "v1/worker/gpu/spec_decode/adaptive_verification.py",
+        _adaptive_backend,
+        (0, 28),
+    ),
+    _Doubt("model runner V2 on a CPU", "config/vllm.py: use_v2_model_runner", _v2_on_cpu, (0, 25)),
+    _Doubt("async_scheduling on a CPU", "config/vllm.py: __post_init__", _async_on_cpu, (0, 33)),
+    _Doubt(
+        "the package of method suffix",
+        "config/speculative.py: SpeculativeConfig._validate_suffix_decoding",
+        _arctic,
+        (0, 24),
+    ),
 )

@@ -29,7 +29,7 @@ from autotune.errors import UserError
 from autotune.study.checkpoints import config_of, speculators_of
 from autotune.study.files import LoadedStudy
 from autotune.study.models import resolve_model
-from autotune.study.schema import FOREIGN, FROM_TEXT, NGRAM, SpeculativeSpec
+from autotune.study.speculative import FOREIGN, FROM_TEXT, NGRAM, SpeculativeSpec
 
 # Texts in a path or name that decide, in vLLM's order.
 _IN_NAME = (("eagle-", "eagle"), ("eagle3", "eagle3"), ("dflash", "dflash"), ("dspark", "dspark"))

@@ -8,8 +8,8 @@ from typing import Any
 from autotune.engine.draft_method import draft_method
 from autotune.study.checkpoints import config_of, speculators_of
 from autotune.study.files import LoadedStudy
-from autotune.study.schema import SpeculativeSpec
 from autotune.study.space import N, as_int
+from autotune.study.speculative import SpeculativeSpec
 
 _DFLASH = frozenset({"dflash", "dflash2"})
 

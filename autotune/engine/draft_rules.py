@@ -30,52 +30,81 @@ _SLOTS = (
 
 def _slots_by_request(launch: Launch) -> str | None:
     """Check 0.24 to 0.27: MNBT - slots·max_num_seqs tokens are left to schedule; 0 are too few."""
-    mnbt, (seqs, words) = launch.number(MNBT), launch.seqs()
-    if launch.n < 1 or mnbt is None or seqs is None or launch.method is None:
+    mnbt, (_, words) = launch.number(MNBT), launch.seqs()
+    taken, needed = _taken_by_requests(launch), _least_of_requests(launch)
+    if mnbt is None or taken is None or mnbt >= taken + _schedulable(launch):
         return None
-    slots = (launch.n - 1 if launch.parallel else 0) + (launch.method == "draft_model")
-    # vLLM's own max_num_seqs never exceeds MNBT
-    taken = slots * (seqs if SEQS in launch.settings else min(seqs, mnbt))
-    least = max(launch.number(_SCHEDULABLE) or 1, 1)
-    if mnbt >= taken + least:
-        return None
-    if least > 1:
-        return (
-            f"n = {launch.n} with {words} and {_SCHEDULABLE} = {least} needs MNBT of at least "
-            f"{taken + least} on {launch.vllm}; {mnbt} would fail"
-        )
-    # vLLM refuses this many. DFlash needs two more for each request: one that the count forgets
-    # (issue #51256) and the one that is verified; see `autotune.engine.doubts`.
-    needed = (launch.n + 1) * seqs if launch.method == "dflash" else slots * seqs + 1
+    more = _schedulable(launch)
+    also = f" and {_SCHEDULABLE} = {more}" if more > 1 else ""
     return (
-        f"n = {launch.n} with {words} needs MNBT of at least {needed} on {launch.vllm}; "
+        f"n = {launch.n} with {words}{also} needs MNBT of at least {needed} on {launch.vllm}; "
         f"{mnbt} would fail"
     )
 
 
+def _taken_by_requests(launch: Launch) -> int | None:
+    """Return the tokens that vLLM sets aside for the drafts of all requests."""
+    mnbt, (seqs, _) = launch.number(MNBT), launch.seqs()
+    if launch.n < 1 or mnbt is None or seqs is None or launch.method is None:
+        return None
+    # vLLM's own max_num_seqs never exceeds MNBT
+    return _slots(launch) * (seqs if SEQS in launch.settings else min(seqs, mnbt))
+
+
+def _least_of_requests(launch: Launch) -> int | None:
+    """Return the smallest MNBT that is safe, which may be more than what vLLM refuses.
+
+    DFlash needs two more for each request: one that the count forgets (issue #51256) and the one
+    that is verified; see :mod:`autotune.engine.doubts`.
+    """
+    taken, seqs = _taken_by_requests(launch), launch.seqs()[0]
+    if taken is None or seqs is None:
+        return None
+    if _schedulable(launch) > 1:
+        return taken + _schedulable(launch)
+    return (launch.n + 1) * seqs if launch.method == "dflash" else _slots(launch) * seqs + 1
+
+
+def _slots(launch: Launch) -> int:
+    return (launch.n - 1 if launch.parallel else 0) + (launch.method == "draft_model")
+
+
+def _schedulable(launch: Launch) -> int:
+    return max(launch.number(_SCHEDULABLE) or 1, 1)
+
+
 def _slots_of_one(launch: Launch) -> str | None:
     """Check 0.28 to 0.32: the drafts of one request and a token must fit."""
-    n = launch.n
+    return _below(launch, _least_of_one(launch))
+
+
+def _least_of_one(launch: Launch) -> int | None:
+    if launch.n < 1:
+        return None
     if launch.method == "dflash" or (launch.parallel and launch.method == "draft_model"):
-        return _above(launch, n)
-    if launch.parallel:
-        return _above(launch, n - 1)
-    return _above(launch, int(launch.method == "draft_model"))
+        return launch.n + 1
+    return launch.n if launch.parallel else 1 + (launch.method == "draft_model")
 
 
 def _lookahead(launch: Launch) -> str | None:
     """Check 0.33: what one request reserves, and a token, must fit."""
-    if launch.method in {"dflash", "dspark"}:
-        return _above(launch, fewest_tokens(launch) or 0)
-    return _above(launch, launch.n) if launch.method in _LOOK_AHEAD else None
+    return _below(launch, _least_of_lookahead(launch))
 
 
-def _above(launch: Launch, taken: int) -> str | None:
-    """Return that MNBT is not above the tokens that one request takes, or None."""
-    mnbt = launch.number(MNBT)
-    if launch.n < 1 or mnbt is None or mnbt > taken:
+def _least_of_lookahead(launch: Launch) -> int | None:
+    if launch.n < 1:
         return None
-    return f"n = {launch.n} needs MNBT of at least {taken + 1} on {launch.vllm}; {mnbt} would fail"
+    if launch.method in {"dflash", "dspark"}:
+        return (fewest_tokens(launch) or 0) + 1
+    return launch.n + 1 if launch.method in _LOOK_AHEAD else None
+
+
+def _below(launch: Launch, least: int | None) -> str | None:
+    """Return that MNBT is below the least that one request needs, or None."""
+    mnbt = launch.number(MNBT)
+    if least is None or mnbt is None or mnbt >= least:
+        return None
+    return f"n = {launch.n} needs MNBT of at least {least} on {launch.vllm}; {mnbt} would fail"
 
 
 def _nothing_to_schedule(launch: Launch) -> str | None:
@@ -180,6 +209,7 @@ DRAFT_RULES = (
         _SLOTS,
         first=(0, 24),
         last=(0, 27),
+        least=_least_of_requests,
     ),
     Rule(
         "MNBT with room for one request's drafts",
@@ -187,12 +217,14 @@ DRAFT_RULES = (
         _SLOTS,
         first=(0, 28),
         last=(0, 32),
+        least=_least_of_one,
     ),
     Rule(
         "MNBT with room for one request's lookahead",
         _lookahead,
         "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, num_lookahead_tokens",
         first=(0, 33),
+        least=_least_of_lookahead,
     ),
     Rule(
         "tokens to schedule",

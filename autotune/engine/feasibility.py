@@ -37,6 +37,7 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
         drafts=_drafts(loaded, config),
         v2=_chosen_runner({**os.environ, **server.env}),
         load=spec.workload.places,
+        allow_throttled=spec.search.allow_throttled,
     )
     longer = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
     if longer in server.env or longer in os.environ:

@@ -82,6 +82,8 @@ class Known:
         drafts: Facts of each draft, by its name in the study; None: the target's own checkpoint.
         v2: Whether ``VLLM_USE_V2_MODEL_RUNNER`` chooses model runner V2; None: vLLM chooses.
         load: Concurrency of the study's closed loop; None: an open loop, or unknown.
+        allow_throttled: Whether the study launches points at which fewer requests can run at once
+            than it asks for.
     """
 
     platform: str | None = None
@@ -92,6 +94,7 @@ class Known:
     drafts: Mapping[str | None, Draft] = field(default_factory=dict)
     v2: bool | None = None
     load: int | None = None
+    allow_throttled: bool = False
 
 
 NOTHING = Known()
@@ -183,6 +186,8 @@ class Rule:
         first: First minor version that has it; None: all that were read.
         last: Last minor version that has it; None: all that were read.
         unread: Whether it may speak for a version that nobody read, next to those that were.
+        least: Function that returns the smallest MNBT that the rule advises for a launch, in
+            tokens, or None where the rule has nothing to say; None: the rule is not about MNBT.
     """
 
     name: str
@@ -191,6 +196,7 @@ class Rule:
     first: Minor | None = None
     last: Minor | None = None
     unread: bool = True
+    least: Callable[[Launch], int | None] | None = None
 
     def holds(self, minor: Minor) -> bool:
         """Return whether a version that was read has the rule."""

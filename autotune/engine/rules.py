@@ -22,6 +22,8 @@ Not rules, on purpose:
   (``engine/arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args``).
 - ``per_request_spec_decode_metrics`` without drafts, which vLLM refuses from 0.29 on
   (``config/vllm.py:__post_init__``): a launch at n = 0 is started without the flag.
+- A launch that is throttled starts all the same. :data:`THROTTLED` refuses it only where the load
+  of the study is known and it does not allow that, because the numbers would be of another load.
 - 0.24 to 0.30: (n - 1)·max_num_seqs < MNBT < (n + 1)·max_num_seqs for DFlash, a doubt.
 
 The module is pure: settings in, words out.
@@ -32,9 +34,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
+from autotune.engine.active_requests import throttled
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.compilation import compilation
-from autotune.engine.doubts import found_doubts
+from autotune.engine.doubts import Doubt, found_doubts
 from autotune.engine.draft_rules import DRAFT_RULES
 from autotune.engine.rule import (
     NOTHING,
@@ -100,16 +103,26 @@ def infeasible(
     settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
 ) -> Infeasible | None:
     """Return the rule that settings break, with the reason; see :func:`why_infeasible`."""
-    minors, found = stand_ins(vllm_version), None
+    minors = stand_ins(vllm_version)
     unread = len(minors) > 1
+    broken = []
     for minor in minors:
         vllm = f"vLLM {vllm_version}" if not unread else f"vLLM {minor_text(minor)}"
-        found = _first_broken(Launch(settings, known, vllm, minor), unread=unread)
+        launch = Launch(settings, known, vllm, minor)
+        found = _first_broken(launch, unread=unread)
         if found is None:
             return None
-        if unread and vllm in found.reason:
-            found = Infeasible(found.rule, f"{found.reason}; {_as_others(vllm_version, minors)}")
-    return found
+        broken.append((launch, found))
+    launch, found = broken[-1]
+    if not unread:
+        return found
+    if all(each.rule.least is not None for _, each in broken):
+        reason = _too_small([launch for launch, _ in broken])
+    elif launch.vllm not in found.reason:
+        return found
+    else:
+        reason = f"{found.reason}; {_span(minors)} {_all(minors)} refuse it"
+    return Infeasible(found.rule, f"{reason}; {_unread(vllm_version)}")
 
 
 def why_doubtful(
@@ -126,6 +139,16 @@ def doubts_of(
     settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
 ) -> tuple[str, ...]:
     """Return the doubts about a launch that no rule forbids, each in words.
+
+    They are those of :func:`named_doubts`.
+    """
+    return tuple(d.text for d in named_doubts(settings, vllm_version, known))
+
+
+def named_doubts(
+    settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
+) -> tuple[Doubt, ...]:
+    """Return the doubts about a launch that no rule forbids.
 
     Of a version that nobody read, only those of the newest one are returned, and only for a newer
     version. The arguments are those of :func:`why_infeasible`.
@@ -176,12 +199,43 @@ def _first_broken(launch: Launch, *, unread: bool) -> Infeasible | None:
     return None
 
 
-def _as_others(version: str | None, minors: tuple[Minor, ...]) -> str:
-    who = "the version is unknown" if version is None else f"{version} was not read"
-    return f"{who}, and {_span(minors)} {'both' if len(minors) == 2 else 'all'} refuse it"
+def _too_small(launches: list[Launch]) -> str:
+    """Return in words that MNBT is too small on every one of some versions, and what each needs."""
+    first = launches[0]
+    least = [(x.minor or READ[0], _least_mnbt(x)) for x in launches]
+    most, fewest = max(x for _, x in least), min(x for _, x in least)
+    where = [minor for minor, x in least if x == fewest]
+    minors = tuple(minor for minor, _ in least)
+    if most == fewest:
+        needs = f"{most} on vLLM {_span(minors)}"
+    else:
+        every = "both" if len(minors) == 2 else "all of"
+        needs = f"{fewest} on vLLM {_span(tuple(where))}, {most} to run on {every} {_span(minors)}"
+    (seqs, words), mnbt = first.seqs(), first.number(MNBT)
+    with_seqs = f" with {words}" if seqs is not None else ""
+    return (
+        f"n = {first.n}{with_seqs} needs MNBT of at least {needs}; "
+        f"{mnbt} would fail on {_all(minors)}"
+    )
+
+
+def _least_mnbt(launch: Launch) -> int:
+    """Return the smallest MNBT with which no rule about it refuses a launch, in tokens."""
+    rules_ = _rules_of(launch.minor, unread=True) if launch.minor is not None else ()
+    return max((r.least(launch) or 1 for r in rules_ if r.least is not None), default=1)
+
+
+def _unread(version: str | None) -> str:
+    return "the version is unknown" if version is None else f"{version} was not read"
+
+
+def _all(minors: tuple[Minor, ...]) -> str:
+    return "both" if len(minors) == 2 else "all"
 
 
 def _span(minors: tuple[Minor, ...]) -> str:
+    if len(minors) == 1:
+        return minor_text(minors[0])
     return f"{minor_text(minors[0])} {'and' if len(minors) == 2 else 'to'} {minor_text(minors[-1])}"
 
 
@@ -218,6 +272,10 @@ def _cache_dtype(launch: Launch) -> str | None:
 # -- the batch -----------------------------------------------------------------------------------
 
 
+def _given_seqs(launch: Launch) -> int | None:
+    return launch.number(SEQS)
+
+
 def _budget_holds_requests(launch: Launch) -> str | None:
     mnbt, seqs = launch.number(MNBT), launch.number(SEQS)
     if mnbt is None or seqs is None or mnbt >= seqs:
@@ -245,6 +303,12 @@ def _active_requests(launch: Launch) -> str | None:
     if active is None or seqs is None or active <= seqs:
         return None
     return f"max_num_active_seqs = {active} is above max_num_seqs = {seqs}"
+
+
+def _throttled(launch: Launch) -> str | None:
+    """Return why a launch would measure another load than the study's, although it starts."""
+    why = None if launch.known.allow_throttled else throttled(launch)
+    return None if why is None else f"{why}; search.allow_throttled: true launches it all the same"
 
 
 def _long_prefill(launch: Launch) -> str | None:
@@ -338,6 +402,14 @@ def _word(name: str) -> str:
     return "MNBT" if name == MNBT else name
 
 
+THROTTLED = Rule(
+    "as many requests at once as the study asks for",
+    _throttled,
+    "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, num_lookahead_tokens; "
+    "v1/core/sched/scheduler.py: Scheduler.__init__",
+    first=(0, 31),
+)
+
 RULES = (
     Rule(
         "a number below its least",
@@ -357,7 +429,7 @@ RULES = (
         last=(0, 32),
         unread=False,
     ),
-    Rule("MNBT of at least max_num_seqs", _budget_holds_requests, _BATCH),
+    Rule("MNBT of at least max_num_seqs", _budget_holds_requests, _BATCH, least=_given_seqs),
     Rule("MNBT of a prompt without chunked prefill", _budget_holds_a_prompt, _BATCH),
     Rule("max_num_active_seqs within max_num_seqs", _active_requests, _BATCH, first=(0, 31)),
     Rule("long_prefill_token_threshold within max_model_len", _long_prefill, _BATCH),
@@ -389,4 +461,5 @@ RULES = (
         _largest_size,
         "config/vllm.py: VllmConfig._set_cudagraph_sizes",
     ),
+    THROTTLED,
 )

@@ -56,7 +56,9 @@ from autotune.results.views import (
     TrialView,
     confirmation_lines,
     scatter_line,
+    throttled_lines,
     verdict_lines,
+    why_no_best,
 )
 from autotune.storage.failures import database_errors
 from autotune.storage.records import TRIAL_KEYS
@@ -468,7 +470,7 @@ def _study_note(view: StudyView, *, exponents: bool) -> str:
     lines += ["", "## The Pareto front", ""]
     front = view.front()
     if not front:
-        lines.append("No trial has given numbers yet.")
+        lines.append(markdown(upper(why_no_best(view))) + ".")
     else:
         base = [t for t in view.trials if t.baseline and not t.front and t.values]
         lines += markdown_lines(_front_table(view, [*front, *base]), markdown)
@@ -479,6 +481,8 @@ def _study_note(view: StudyView, *, exponents: bool) -> str:
             lines += ["", *(f"- {markdown(line)}" for line in verdict_lines(view))]
         if scatter := scatter_line(view):
             lines += ["", markdown(upper(scatter)) + "."]
+    if throttled := throttled_lines(view):
+        lines += ["", *(f"- {markdown(upper(line))}." for line in throttled)]
     lines += ["", _READING_NOTE.format(exponents=_EXPONENTS_NOTE if exponents else "")]
     return "\n".join(lines)
 

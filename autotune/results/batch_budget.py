@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from autotune.engine.batch_budget import Budget, Load, Verdict, batch_budget
 from autotune.engine.rule import NOTHING, Known
+from autotune.engine.rules import infeasible
 from autotune.search.alike import Alike, Key, key_of
 from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, Point, Space, Value, as_int
@@ -36,7 +37,7 @@ class Family:
     """The budgets of points that differ in MNBT only.
 
     Attributes:
-        budgets: What is known of each MNBT, ascending.
+        budgets: What is known of each MNBT that can launch, ascending.
     """
 
     budgets: Mapping[int, Budget]
@@ -61,8 +62,7 @@ class Family:
         """
         least = self.smallest(mnbt, certain=False)
         own = self.budgets[least]
-        others = [b for x, b in self.budgets.items() if x > least]
-        if own.verdict is Verdict.BINDS or not others:
+        if own.verdict is Verdict.BINDS or least == max(self.budgets):
             return None
         text = f"MNBT from {least} up is {own.verdict} here: {own.why}"
         return f"{text} (not proven: {'; '.join(own.conditions)})" if own.conditions else text
@@ -73,23 +73,29 @@ class Families:
 
     Args:
         values: Values of MNBT.
-        budget: Returns what is known of a point's MNBT.
+        budget: Returns what is known of a point's MNBT; None: the point cannot launch.
     """
 
-    def __init__(self, values: Iterable[int], budget: Callable[[Point], Budget]) -> None:
+    def __init__(self, values: Iterable[int], budget: Callable[[Point], Budget | None]) -> None:
         self._values = sorted(values)
         self._budget = budget
         self._found: dict[Key, Family] = {}
 
     def of(self, point: Point) -> Family | None:
-        """Return the family of a point; None: MNBT is not searched among several values."""
-        if len(self._values) < 2 or point.get(MNBT) not in self._values:
+        """Return the family of a point; None: the point is in none."""
+        if point.get(MNBT) not in self._values:
             return None
         key = key_of({k: v for k, v in point.items() if k != MNBT})
         if key not in self._found:
             budgets = {x: self._budget({**point, MNBT: x}) for x in self._values}
-            self._found[key] = Family(budgets)
-        return self._found[key]
+            self._found[key] = Family({x: b for x, b in budgets.items() if b is not None})
+        family = self._found[key]
+        return family if point[MNBT] in family.budgets else None
+
+    def sentence(self, point: Point) -> str | None:
+        """Return why a point's MNBT does not matter from some value up; None: it may."""
+        family = self.of(point)
+        return None if family is None else family.sentence(int(point[MNBT]))
 
     def stands_for(self, point: Point, *, certain: bool) -> dict[str, Value]:
         """Return the point with the smallest MNBT that is one with a point's.
@@ -127,7 +133,11 @@ def families_of(spec: StudySpec, vllm: str | None, known: Known = NOTHING) -> Fa
     """
     load, searched = load_of(spec.workload), spec.space.get(MNBT)
     values = () if searched is None else searched.values() or ()
-    return Families(
-        [x for x in values if type(x) is int],
-        lambda q: batch_budget(spec.settings(q), vllm, load, known),
-    )
+
+    def budget(point: Point) -> Budget | None:
+        settings = spec.settings(point)
+        if infeasible(settings, vllm, known) is not None:
+            return None
+        return batch_budget(settings, vllm, load, known)
+
+    return Families([x for x in values if type(x) is int], budget)

@@ -28,7 +28,7 @@ from autotune.results.recomputed import Recomputed
 from autotune.results.standing import LEAST_DEGREES, launched, origin_of, with_points
 from autotune.results.text import plain
 from autotune.results.trials import study_view
-from autotune.results.views import StudyView, TrialView
+from autotune.results.views import StudyView, TrialView, throttled_lines
 from autotune.stats import Estimate, LaunchVariance, Scatter
 from autotune.storage.lease import file_identity
 from autotune.storage.records import attrs_of
@@ -155,6 +155,8 @@ class Comparison:
         together: All points together, by objective name; empty with fewer than two points.
         winners: Best points, by objective name.
         lost: Trials of A with numbers whose points failed in B.
+        throttled: Lines about trials that vLLM throttled, which are left out; each begins with the
+            study's letter.
     """
 
     a: Side
@@ -167,6 +169,7 @@ class Comparison:
     together: Mapping[str, Difference]
     winners: Mapping[str, Winners]
     lost: Sequence[TrialView]
+    throttled: Sequence[str] = ()
 
     def finding(self, objective: Objective) -> Finding:
         """Return what all figures of an objective show together."""
@@ -224,6 +227,14 @@ class Comparison:
                 {"trial": t.number, "params": dict(t.point), "failure_kind": t.failure_kind}
                 for t in self.lost
             ],
+            "throttled": {
+                letter: [
+                    {"trial": t.number, "peak": t.running_peak, "asked": t.running_asked}
+                    for t in side.view.trials
+                    if t.throttled
+                ]
+                for letter, side in (("a", self.a), ("b", self.b))
+            },
             "verdict": {o.name: self.finding(o) for o in self.objectives},
             "regression": self.regression,
         }
@@ -277,7 +288,7 @@ def _side(store: Store, database: Path, name: str) -> Side:
     groups: dict[int, list[TrialLike]] = {}
     for t in own:
         again = shown[t.number].again
-        usable = not (shown[t.number].truncated or shown[t.number].outdated)
+        usable = shown[t.number].may_win
         if t.state == State.COMPLETE and usable:
             groups.setdefault(t.number if again is None else again, []).append(t)
     points = [_point(shown[first], of, view.objectives) for first, of in groups.items()]
@@ -394,6 +405,11 @@ def compared(a: Side, b: Side, objectives: Sequence[Objective], threshold: float
         together=together,
         winners={o.name: w for o in objectives if (w := _winners(a, b, o, judged)) is not None},
         lost=[failed[k] for k in in_a if k in failed and k not in in_b],
+        throttled=[
+            f"{letter}: {line}"
+            for letter, side in (("A", a), ("B", b))
+            for line in throttled_lines(side.view)
+        ],
     )
 
 

@@ -39,6 +39,7 @@ def comparison_page(c: Comparison) -> list[Block]:
         Line(),
         *(_winners_line(o, w) for o in c.objectives if (w := c.winners.get(o.name)) is not None),
         *_lost(c),
+        *(Line(plain(text), Tone.OPEN) for text in c.throttled),
         Line(),
         *(Line(text, _TONES.get(found, Tone.NONE)) for found, text in verdict_lines(c)),
     ]

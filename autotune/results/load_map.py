@@ -63,6 +63,9 @@ class LoadView:
         requests: Number of measured requests.
         acceptance_length: Tokens per verification step; None without drafts.
         warnings: Warnings as of a trial: ``in short: in words``.
+        throttled: Whether vLLM ran fewer requests at once than it should: it never wins.
+        running_peak: Largest number of requests that were seen to run at once, where it was
+            throttled.
     """
 
     rate: Rate
@@ -71,6 +74,8 @@ class LoadView:
     requests: int
     acceptance_length: float | None
     warnings: tuple[str, ...]
+    throttled: bool = False
+    running_peak: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,8 @@ class PointView:
     loads: Mapping[int, LoadView]
 
     def rates(self) -> dict[int, Rate]:
-        """Return tokens per second, by concurrency."""
-        return {load: x.rate for load, x in self.loads.items()}
+        """Return tokens per second, by concurrency, without those that vLLM throttled."""
+        return {load: x.rate for load, x in self.loads.items() if not x.throttled}
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class LoadSweepView:
     @cached_property
     def rates(self) -> Rates:
         """Rates of each fixed n, by concurrency."""
-        return {p.n: p.rates() for p in self.points if p.schedule is None and p.loads}
+        return {p.n: row for p in self.points if p.schedule is None and (row := p.rates())}
 
     @cached_property
     def at(self) -> list[AtLoad]:
@@ -283,8 +288,13 @@ def _points_table(view: LoadSweepView) -> list[str]:
             continue
         if name == "n = 0" or not p.loads:
             continue
+        rates = p.rates()
         cells = [
-            f"{p.loads[c].rate.value / none[c].value:.2f}" if c in p.loads and c in none else ""
+            f"{rates[c].value / none[c].value:.2f}"
+            if c in rates and c in none
+            else "throttled"
+            if c in p.loads and p.loads[c].throttled
+            else ""
             for c in view.loads
         ]
         lengths = [x.acceptance_length for x in p.loads.values() if x.acceptance_length]
@@ -445,6 +455,8 @@ def _point_json(p: PointView, variance: LaunchVariance | None) -> dict[str, Any]
                 "requests": x.requests,
                 "acceptance_length": x.acceptance_length,
                 "warnings": list(x.warnings),
+                "throttled": x.throttled,
+                "running_peak": x.running_peak,
             }
             for load, x in p.loads.items()
         },

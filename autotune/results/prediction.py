@@ -145,7 +145,7 @@ def _fastest(view: StudyView) -> dict[int, tuple[TrialView, SpeculationLaunch]]:
     found: dict[int, tuple[TrialView, SpeculationLaunch]] = {}
     for t in view.trials:
         n, rate = t.point.get(N), t.value(speed)
-        left_out = t.again is not None or t.truncated or t.outdated
+        left_out = t.again is not None or not t.may_win
         if left_out or rate is None or not isinstance(n, int):
             continue
         if n not in found or rate > found[n][1].rate:

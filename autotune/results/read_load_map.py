@@ -78,13 +78,23 @@ def schedule_of(
 def rates_of(
     rows: Mapping[int, Sequence[LoadRow]], loads: Sequence[int]
 ) -> dict[int, dict[int, Rate]]:
-    """Return, for each key, the rate at each concurrency whose parts were all measured."""
+    """Return, for each key, the rate at each concurrency whose parts were all measured.
+
+    A concurrency that vLLM throttled is left out.
+    """
     out: dict[int, dict[int, Rate]] = {}
     for key, found in rows.items():
-        row = {x: rate for x in loads if (rate := _rate(found, x)) is not None}
+        at = [x for x in loads if _throttled(found, x) is None]
+        row = {x: rate for x in at if (rate := _rate(found, x)) is not None}
         if row:
             out[key] = row
     return out
+
+
+def _throttled(rows: Sequence[LoadRow], load: int) -> Quality | None:
+    """Return the quality of a part that vLLM throttled at a concurrency; None: of none."""
+    found = (Quality.read(x.quality) for x in rows if x.concurrency == load)
+    return next((x for x in found if x.throttled), None)
 
 
 def _rate(rows: Sequence[LoadRow], load: int) -> Rate | None:
@@ -226,7 +236,7 @@ def load_sweep_view(
     ]
     launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
-    rates = {p.n: p.rates() for p in points if p.schedule is None and p.loads}
+    rates = {p.n: row for p in points if p.schedule is None and (row := p.rates())}
     lost = {
         x.concurrency
         for p in rows
@@ -282,7 +292,7 @@ def _point_view(
     for load in loads:
         if (rate := _rate(rows, load)) is not None:
             parts = sorted((x for x in rows if x.concurrency == load), key=lambda x: x.part)
-            found[load] = _load_view(store, parts, rate, spec)
+            found[load] = _load_view(store, parts, rate, spec, _throttled(rows, load))
     return PointView(
         n=point.n,
         schedule=None
@@ -294,7 +304,13 @@ def _point_view(
     )
 
 
-def _load_view(store: Store, parts: Sequence[LoadRow], rate: Rate, spec: StudySpec) -> LoadView:
+def _load_view(
+    store: Store,
+    parts: Sequence[LoadRow],
+    rate: Rate,
+    spec: StudySpec,
+    throttled: Quality | None,
+) -> LoadView:
     e2el = np.concatenate([_measured(store, x).e2el for x in parts])
     p95 = percentile_interval(e2el, 95).scaled(1000)
     drafts = [x.stats.get("drafts") for x in parts]
@@ -312,4 +328,6 @@ def _load_view(store: Store, parts: Sequence[LoadRow], rate: Rate, spec: StudySp
         requests=sum(x.requests for x in parts),
         acceptance_length=length,
         warnings=tuple(warnings),
+        throttled=throttled is not None,
+        running_peak=None if throttled is None else throttled.running_peak,
     )

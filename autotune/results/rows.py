@@ -33,8 +33,9 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
     - ``speedup``, ``speedup_interval``: ratio of output throughput to the baseline's.
     - ``launches``, ``requests``, ``stop``, ``seconds``: launches of which the values are the mean,
       measured requests of the last one, why there were no more, duration of the trial in seconds.
-    - ``truncated``, ``outdated``, ``recomputed``, ``warnings``, ``baseline``, ``front``,
-      ``replicates``, ``confirms``, ``reused``: as in :class:`TrialView`.
+    - ``throttled``, ``running_peak``, ``running_asked``, ``truncated``, ``outdated``,
+      ``recomputed``, ``warnings``, ``baseline``, ``front``, ``replicates``, ``confirms``,
+      ``reused``: as in :class:`TrialView`.
     - ``confirmed``: null, or ``launches``, ``values``, ``intervals``, ``speedup`` (value, low,
       high) and ``chosen`` (:func:`chosen_by`) of the confirmation.
     - ``failure_kind``, ``failure_reason``: null unless the trial failed.
@@ -58,6 +59,9 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
         "launches": t.launches,
         "requests": t.requests,
         "stop": t.stop,
+        "throttled": t.throttled,
+        "running_peak": t.running_peak,
+        "running_asked": t.running_asked,
         "truncated": t.truncated,
         "outdated": t.outdated,
         "recomputed": t.recomputed,

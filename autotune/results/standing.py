@@ -12,8 +12,7 @@ from autotune.results.views import Origin
 from autotune.search.confirmation import ConfirmationVerdict, Launches, verdict
 from autotune.search.front import front_numbers
 from autotune.stats import LaunchVariance, SingleLaunch
-from autotune.stats.stopping import Stop
-from autotune.storage.records import Quality, attrs_of
+from autotune.storage.records import attrs_of
 from autotune.storage.trials import FINISHED, State, T, TrialLike
 from autotune.study.space import Space
 from objectives import Objective
@@ -111,6 +110,7 @@ class Standing:
         self._within: dict[int, list[list[SingleLaunch | None]]] = {}  # the same: what they gave
         self._repeated: set[int] = set()  # points of several launches
         self._empty: set[int] = set()  # points with a launch that gave nothing
+        self._throttled: set[int] = set()  # trials
         self._means: dict[int, list[float]] = {}
         self._front: set[int] = set()
         self._baseline: int | None = None
@@ -130,10 +130,19 @@ class Standing:
         for t in new:
             self._seen.add(t.number)
             self._last = t.number
-            if t.state == State.COMPLETE and not _left_out(t):
-                self._add(t)
+            if t.state == State.COMPLETE:
+                self._take(t)
         base = baseline_of(trials)
         self._baseline = None if base is None else base.number
+
+    def _take(self, trial: TrialLike) -> None:
+        """Add a measured trial, unless it takes no part in any comparison."""
+        attrs = attrs_of(trial)
+        if attrs.quality.throttled:
+            self._throttled.add(trial.number)
+        # a point is named after its first trial, which must never win if it was throttled
+        if attrs.quality.may_win and attrs.first not in self._throttled:
+            self._add(trial)
 
     def _add(self, trial: TrialLike) -> None:
         attrs = attrs_of(trial)
@@ -210,7 +219,7 @@ class Standing:
 
 
 def launched(trials: Sequence[TrialLike], objectives: Sequence[Objective]) -> Launched:
-    """Return what was measured, without trials that were ended early."""
+    """Return what was measured, without trials that never win."""
     standing = Standing(objectives)
     standing.update(trials)
     return standing.launched()
@@ -241,17 +250,6 @@ def baseline_of(trials: Sequence[TrialLike]) -> TrialLike | None:
     found = [t for t in trials if is_baseline(t)]
     measured = (t for t in found if t.state == State.COMPLETE)
     return next(measured, found[0] if found else None)
-
-
-def _left_out(trial: TrialLike) -> bool:
-    """Return whether a measured trial takes no part in any comparison."""
-    quality = attrs_of(trial).quality
-    return is_truncated(quality) or quality.outdated is not None
-
-
-def is_truncated(quality: Quality) -> bool:
-    """Return whether a measurement ended early because another trial is better in everything."""
-    return quality.stop == Stop.DOMINATED.name.lower()
 
 
 def single_launch(value: float | None, error: float | None) -> SingleLaunch | None:

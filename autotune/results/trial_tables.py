@@ -14,7 +14,7 @@ from autotune.results.text import (
     value_and_bounds,
     value_text,
 )
-from autotune.results.views import StudyView, TrialView, origin_lines
+from autotune.results.views import StudyView, TrialView, origin_lines, throttled_lines
 from autotune.study.space import MNBT, N
 from objectives import Objective
 
@@ -25,7 +25,7 @@ _INTERVAL_WIDTH = 15  # of a value with its interval
 
 def trials_page(view: StudyView) -> list[Block]:
     """Return every trial with its state; below, where some were measured and why others failed."""
-    below: list[Block] = [Line(text) for text in origin_lines(view)]
+    below: list[Block] = [Line(text) for text in (*origin_lines(view), *throttled_lines(view))]
     below += [
         Line(
             f"trial {t.number} failed: {t.failure_kind}: {plain(t.failure_reason or '')}",
@@ -49,7 +49,7 @@ def front_page(view: StudyView) -> list[Block]:
     what += " and baseline" if any(t.baseline for t in trials) else ""
     what += ", with 95% intervals:" if intervals else ":"
     table = trial_table(view.objectives, view.parameters(), trials, intervals=intervals)
-    return [Line(what), table]
+    return [Line(what), table, *(Line(text) for text in throttled_lines(view))]
 
 
 def trial_table(

@@ -17,7 +17,6 @@ from autotune.results.standing import (
     baseline_of,
     counts,
     is_baseline,
-    is_truncated,
     origin_of,
     single_launch,
     study_verdict,
@@ -153,7 +152,10 @@ def _view(
         launches=standing.launches(t.number),
         requests=quality.requests,
         stop=quality.stop,
-        truncated=is_truncated(quality),
+        truncated=quality.truncated,
+        throttled=bool(quality.throttled),
+        running_peak=quality.running_peak,
+        running_asked=quality.running_asked,
         outdated=quality.outdated is not None,
         recomputed=quality.recomputed is not None,
         warnings=quality_warnings(quality),
@@ -179,10 +181,10 @@ def _compared(
     for v in views:
         changes: dict[str, Any] = {"intervals": dict(v.within or {})}
         for name, variance in known.items():
-            if not v.outdated and (one := as_single(v, name)) is not None:
+            if v.comparable and (one := as_single(v, name)) is not None:
                 e = variance.point(one, v.launches)
                 changes["intervals"][name] = (e.low, e.high)
-        if base is not None and not (v.outdated or base.outdated):
+        if base is not None and base.comparable and v.comparable:
             changes["speedup"] = baseline_speedup(
                 (v.values or {}).get("throughput"), (base.values or {}).get("throughput")
             )
@@ -208,9 +210,21 @@ def as_single(view: TrialView, name: str) -> SingleLaunch | None:
     return single_launch((view.values or {}).get(name), (view.errors or {}).get(name))
 
 
+def throttled_text(peak: int, asked: int) -> str:
+    """Return how far a load was throttled, in words.
+
+    Args:
+        peak: Largest number of requests that ran at once.
+        asked: Number of requests that the load and ``max_num_seqs`` ask for.
+    """
+    return f"vLLM ran at most {peak} requests at once, not {asked}, so this is another load"
+
+
 def quality_warnings(quality: Quality) -> tuple[str, ...]:
     """Return the warnings of a measurement: ``in short: in words``."""
     found = []
+    if quality.throttled and quality.running_peak is not None and quality.running_asked:
+        found.append(f"throttled: {throttled_text(quality.running_peak, quality.running_asked)}")
     if disturbed := quality.disturbed:
         found.append(f"disturbed: {disturbed}")
     if quality.steady is False:

@@ -23,6 +23,7 @@ from autotune.results.text import (
     value_with_interval,
 )
 from autotune.stats import Estimate
+from autotune.storage.records import may_win
 from autotune.study.space import MNBT, N, Point
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ class TrialView:
         stop: Reason for the end of measuring, a name of :class:`autotune.stats.stopping.Stop`.
         truncated: Whether it was ended early, because another trial is better in everything: its
             numbers are rough and never win.
+        throttled: Whether vLLM ran fewer requests at once than the load and ``max_num_seqs`` ask
+            for: its numbers are of another load, are compared with nothing, and never win.
+        running_peak: Largest number of requests that were seen to run at once; None: unknown.
+        running_asked: Number of requests that the load and ``max_num_seqs`` ask for.
         outdated: Whether its numbers are of an earlier estimator and could not be computed again:
             they are shown, and compared with nothing.
         recomputed: Whether its numbers were computed again from an earlier autotune's requests.
@@ -123,6 +128,9 @@ class TrialView:
     requests: int | None = None
     stop: str | None = None
     truncated: bool = False
+    throttled: bool = False
+    running_peak: int | None = None
+    running_asked: int | None = None
     outdated: bool = False
     recomputed: bool = False
     warnings: tuple[str, ...] = ()
@@ -138,6 +146,16 @@ class TrialView:
     def again(self) -> int | None:
         """Number of the trial whose point this one repeats, in the search or a confirmation."""
         return self.replicates if self.confirms is None else self.confirms
+
+    @property
+    def may_win(self) -> bool:
+        """Whether its numbers can be the best; see :attr:`autotune.storage.records.Quality`."""
+        return may_win(truncated=self.truncated, outdated=self.outdated, throttled=self.throttled)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its numbers are of the study's load and of the present estimator."""
+        return not (self.outdated or self.throttled)
 
     def value(self, objective: Objective) -> float | None:
         """Return the finite value of an objective, or None."""
@@ -337,6 +355,26 @@ def variable_lines(view: StudyView) -> list[str]:
 
 def _trials(numbers: Sequence[int]) -> str:
     return f"{plural(len(numbers), 'trial')} {ranges(numbers)}"
+
+
+def throttled_lines(view: StudyView) -> list[str]:
+    """Return which trials vLLM throttled and how far, a line for each peak of running requests."""
+    found: dict[tuple[int | None, int | None], list[int]] = {}
+    for t in view.trials:
+        if t.throttled:
+            found.setdefault((t.running_peak, t.running_asked), []).append(t.number)
+    return [
+        f"throttled, so never the best: {_trials(numbers)}: at most {peak} of {asked} requests ran "
+        "at once"
+        for (peak, asked), numbers in found.items()
+    ]
+
+
+def why_no_best(view: StudyView) -> str:
+    """Return why a study without a best trial has none: no trial has results, or they never win."""
+    if lines := throttled_lines(view):
+        return f"no trial can be recommended; {'; '.join(lines)}"
+    return "no trial has results"
 
 
 def scatter_line(view: StudyView) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -278,41 +278,60 @@ class Proposer:
         self._fixed_n = fixed_n
         self._known = known
 
-    def propose(self, trials: Sequence[FrozenTrial], running: Sequence[Point] = ()) -> Proposal:
+    def propose(
+        self,
+        trials: Sequence[FrozenTrial],
+        running: Sequence[Point] = (),
+        throttled: Collection[int] = (),
+    ) -> Proposal:
         """Return the next launch after ``trials`` and ``running``.
 
         Args:
             trials: Trials that have ended; trials in another state count as tried only.
             running: Points of launches before this one whose outcomes are not known yet. A batch is
                 proposed one by one, each with those before it as running.
+            throttled: Numbers of the trials whose load vLLM throttled. They never win, so to the
+                search they are launches that failed: their numbers are not learned from, and the
+                points around them are avoided.
 
         Raises:
             SpaceExhausted: every point that can launch has been tried or is running.
             Converged: no launch is expected to gain ``stop_below``, in addition to the running
                 ones.
         """
-        complete = [t for t in trials if t.state == TrialState.COMPLETE]
-        launched = self._launched(trials) if self._method == "gp" else []
+        done = [t for t in trials if t.state == TrialState.COMPLETE]
+        complete = [t for t in done if t.number not in throttled]
+        launched = self._launched(complete) if self._method == "gp" else []
         classes = Classes(self._alike, launched)
         tried = tried_points(self._space, trials, running)
         rng = np.random.default_rng([self._seed, len(trials) + len(running)])
         stated = StatedBounds(self._space, trials)
         own = [*(self._space.decode(t.params) for t in complete), *running]
-        new = self._new_points(tried, stated, rng)
-        new, chances = self._safe(self._alone(new, own, classes), trials, stated)
+        points = self._alone(self._new_points(tried, stated, rng), own, classes)
+        new, chances = self._safe(points, trials, stated, throttled)
         if not new and (self._alike is None or len(complete) < 2):
             raise SpaceExhausted
         if self._method != "gp" or len(complete) < 2:
             return Proposal(new[int(rng.integers(len(new)))])
         found = self._ask(launched, new, chances, running, classes)
         if not new:
-            again = self._again(found, own, classes)
+            again = self._again(
+                found,
+                own,
+                classes,
+                [q for q in self._feasible or () if q not in tried and stated.why_not(q) is None],
+            )
             if again is None:
                 raise SpaceExhausted
             return replace(found, point=again)
-        doubtful = found.challenge and _challenges(complete) >= CHALLENGES
+        doubtful = found.challenge and _challenges(done) >= CHALLENGES
         if doubtful and self._stop_below and found.gain is not None:
-            again = self._again(found, own, classes)
+            again = self._again(
+                found,
+                own,
+                classes,
+                [q for q in self._feasible or () if q not in tried and stated.why_not(q) is None],
+            )
             if again is None:
                 raise Converged(found.gain)
             return replace(found, point=again)
@@ -379,7 +398,11 @@ class Proposer:
         )
 
     def _again(
-        self, found: Proposal, own: Sequence[Point], classes: Classes
+        self,
+        found: Proposal,
+        own: Sequence[Point],
+        classes: Classes,
+        untried: Sequence[Point],
     ) -> dict[str, Value] | None:
         """Return the point whose launch the end of the search waits for; None: it may end.
 
@@ -387,15 +410,16 @@ class Proposer:
             found: The model's last proposal.
             own: Points of the measured launches, then of the running ones.
             classes: Classes of points.
+            untried: Points that can launch and were not launched.
         """
-        if self._alike is None or self._feasible is None:
+        if self._alike is None:
             return None
         launches: dict[Key, list[Point]] = {}
         for q in own:
             launches.setdefault(key_of(classes.of(q)), []).append(q)
         leaders = [launches[key_of(q)] for q in found.leaders[:_LEADERS]]
         for points in leaders:
-            if (check := classes.to_check(points[0], own, self._feasible)) is not None:
+            if (check := classes.to_check(points[0], own, untried)) is not None:
                 return check
         if len(own) >= LEAST_WITH_CLASSES:
             return None
@@ -411,7 +435,11 @@ class Proposer:
         return [q for key, q in classes.smallest(new).items() if key not in launched]
 
     def _safe(
-        self, new: Sequence[dict[str, Value]], trials: Sequence[FrozenTrial], stated: StatedBounds
+        self,
+        new: Sequence[dict[str, Value]],
+        trials: Sequence[FrozenTrial],
+        stated: StatedBounds,
+        throttled: Collection[int],
     ) -> tuple[list[dict[str, Value]], Floats]:
         """Return the points that are not too likely to crash, and their chances to launch.
 
@@ -419,14 +447,17 @@ class Proposer:
         """
         if not new:
             return [], np.empty(0)
+        placed = [t for t in trials if self._space.has_point(t.params)]
+        done = [t for t in placed if t.state == TrialState.COMPLETE]
         crashes = CrashModel(
             self._space,
-            [self._space.decode(t.params) for t in trials if t.state == TrialState.COMPLETE],
+            [self._space.decode(t.params) for t in done if t.number not in throttled],
             [
                 (self._space.decode(t.params), str(t.user_attrs.get("failure_kind")))
-                for t in trials
-                if crashed(t) and self._space.has_point(t.params) and t.number not in stated.trials
-            ],
+                for t in placed
+                if crashed(t) and t.number not in stated.trials
+            ]
+            + [(self._space.decode(t.params), "throttled") for t in done if t.number in throttled],
         )
         safe = ~crashes.all_avoided(new)
         chances = crashes.chances(new)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from autotune.stats.stopping import Stop
+
 if TYPE_CHECKING:
     from autotune.storage.trials import TrialLike
     from autotune.study.space import Point
@@ -46,6 +48,11 @@ class Quality:
         unanswered: Number of warm-up requests that ran until the measurement had ended.
         drift: How much faster the last requests were than the first, as a share.
         prefix_cache_share: Share of the prompt tokens that came from the prefix cache.
+        running_peak: Largest number of requests that vLLM was seen to run at once; watching ends
+            when it has reached ``running_asked``.
+        running_asked: Number of requests that a closed loop asks for: the smaller of concurrency
+            and ``max_num_seqs``.
+        throttled: Whether the peak stayed below that; None: unknown.
         machine: :class:`autotune.bench.interference.MachineState` as plain data; only of a launch.
         energy: :class:`autotune.serving.nvml.Energy` as plain data.
         disturbed: Reason to think that other programs loaded the machine.
@@ -66,6 +73,9 @@ class Quality:
     unanswered: int | None = None
     drift: float | None = None
     prefix_cache_share: float | None = None
+    running_peak: int | None = None
+    running_asked: int | None = None
+    throttled: bool | None = None
     machine: Mapping[str, Any] | None = None
     energy: Mapping[str, Any] | None = None
     disturbed: str | None = None
@@ -93,14 +103,40 @@ class Quality:
         return {k: v for k, v in found.items() if k not in _OPTIONAL or v not in (None, {})}
 
     @property
+    def may_win(self) -> bool:
+        """Whether the numbers take part in comparisons, so that they can be the best.
+
+        They do not if measuring ended early for a better trial, if they are of an estimator that
+        does not compare, or if vLLM throttled the load, so that they are of another one.
+        """
+        return may_win(
+            truncated=self.truncated,
+            outdated=self.outdated is not None,
+            throttled=bool(self.throttled),
+        )
+
+    @property
+    def truncated(self) -> bool:
+        """Whether measuring ended early because another trial is better in everything."""
+        return self.stop == Stop.DOMINATED.name.lower()
+
+    @property
     def of_trial(self) -> Quality:
         """Part that a trial keeps; only the launch keeps the other fields."""
         return replace(self, machine=None)
 
 
+def may_win(*, truncated: bool, outdated: bool, throttled: bool) -> bool:
+    """Return whether a measurement can be the best; see :attr:`Quality.may_win`."""
+    return not (truncated or outdated or throttled)
+
+
 _QUALITY = tuple(f.name for f in fields(Quality))
 _QUALITY_KEYS = frozenset(_QUALITY)
-_OPTIONAL = {"machine", "beside", "weights", "recomputed", "outdated"}
+_OPTIONAL = {
+    *("machine", "beside", "weights", "recomputed", "outdated"),
+    *("running_peak", "running_asked", "throttled"),
+}
 _NO_QUALITY = Quality()
 
 

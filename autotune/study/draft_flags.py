@@ -11,8 +11,9 @@ from typing import Any
 
 from autotune.errors import UserError
 from autotune.study.checkpoints import config_of, speculators_of
-from autotune.study.schema import NGRAM, FlagValue
+from autotune.study.schema import FlagValue
 from autotune.study.space import N
+from autotune.study.speculative import NGRAM
 
 _SHORT_FORMS = {"spec-method": "method", "spec-model": "model", "spec-tokens": N}
 # Flags of vLLM before 0.9, and the key that took their place; None: there is none any more.

@@ -11,15 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from autotune.errors import UserError, one_line
-from autotune.study.schema import (
-    BudgetSpec,
-    MeasureSpec,
-    ObjectiveSpec,
-    SearchSpec,
-    ServerSpec,
-    SloSpec,
-    StudySpec,
-)
+from autotune.study.objective_spec import ObjectiveSpec, SloSpec
+from autotune.study.schema import BudgetSpec, MeasureSpec, SearchSpec, ServerSpec, StudySpec
 from autotune.study.workload import RandomPrompts, ReplayPrompts, ShareGptPrompts, WorkloadSpec
 
 MOST_LINE = 500  # characters of a message

@@ -8,31 +8,27 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from autotune.study.keys import (
     MOST_REQUESTS,
     MOST_SECONDS,
-    Affects,
     Model,
     Nothing,
     Result,
     Schedule,
 )
+from autotune.study.objective_spec import NamedObjective, ObjectiveSpec
 from autotune.study.secrets import MASK, is_secret
 from autotune.study.space import ALIGNED, DRAFT, MNBT, N, Param, Space, Value
+from autotune.study.speculative import SpeculativeSpec
 from autotune.study.workload import WorkloadSpec, prompts_file
 
 FlagValue = bool | int | float | str | list[str | int | float] | dict[str, Any] | None
@@ -68,72 +64,6 @@ def is_flag(name: str) -> bool:
     A dotted name may end with ``+``, by which vLLM adds to a list.
     """
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*(\.[A-Za-z0-9_.]+\+?)?", name) is not None
-
-
-# Methods that draft without a model of their own: from the text so far, or with layers of the
-# target's checkpoint (vllm/config/speculative.py: SpeculativeConfig.__post_init__).
-FROM_TEXT = ("ngram", "ngram_gpu", "suffix")
-WITHOUT_MODEL = (*FROM_TEXT, "mtp", "dspark")
-FOREIGN = ("custom_class", "extract_hidden_states")  # what drafts is somebody else's code
-NGRAM = ("ngram", "[ngram]")  # vLLM takes these for the method in the place of a model, too
-
-
-class SpeculativeSpec(BaseModel):
-    """The draft; every other key goes to vLLM's ``--speculative-config`` as it is."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    other_keys: ClassVar[Affects] = Affects.RESULT
-
-    method: Result[str | None] = Field(
-        default=None,
-        description="vLLM's name of the method; without it, the one that the draft's name and its "
-        "`config.json` tell",
-    )
-    model: Result[str | None] = Field(
-        default=None,
-        description="the draft: a folder, a hub name or `demo:draft`; `mtp`, `ngram` and `suffix` "
-        "need none",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        """Write keys with underscores, as vLLM does, and n-grams without a model."""
-        if not isinstance(value, dict):
-            return value
-        out = {}
-        for key, v in value.items():
-            root, dot, rest = str(key).partition(".")
-            name = f"{root.replace('-', '_')}{dot}{rest}"
-            if name in out:
-                raise ValueError(f"{key} is given twice")
-            out[name] = v
-        if out.get("model") in NGRAM and out.get("method") in (None, *NGRAM):
-            del out["model"]
-            out["method"] = "ngram"
-        return out
-
-    @model_validator(mode="after")
-    def _drafts(self) -> SpeculativeSpec:
-        method = self.method or ""
-        if self.model is None and not method.endswith("_mtp") and method not in WITHOUT_MODEL:
-            raise ValueError(
-                "model is missing: the draft's folder or hub name; or give a method that needs "
-                f"none: {', '.join(WITHOUT_MODEL)}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _fixed_n(self) -> SpeculativeSpec:
-        n = (self.model_extra or {}).get(N, 0)
-        if type(n) is not int or n < 0:
-            raise ValueError(f"{N} must be a whole number from 0 up")
-        return self
-
-    def given(self) -> dict[str, Any]:
-        """Return the keys for ``--speculative-config``, without a method or model that is None."""
-        body = self.model_dump()
-        return {k: v for k, v in body.items() if v is not None or k not in ("method", "model")}
 
 
 def _argv(value: object) -> object:
@@ -272,65 +202,6 @@ class MeasureSpec(Model):
     )
 
 
-class SloSpec(Model):
-    """Limits that a good request keeps, all of them, as `vllm bench serve --goodput`."""
-
-    ttft_ms: Result[float | None] = Field(default=None, gt=0, description="most TTFT, ms")
-    tpot_ms: Result[float | None] = Field(default=None, gt=0, description="most TPOT, ms")
-    e2el_ms: Result[float | None] = Field(default=None, gt=0, description="most E2EL, ms")
-
-    @model_validator(mode="after")
-    def _some_limit(self) -> SloSpec:
-        if not self.limits():
-            raise ValueError(f"needs a limit: {', '.join(SloSpec.model_fields)}")
-        return self
-
-    def limits(self) -> dict[str, float]:
-        """Return the limits that were given, ms by key."""
-        return self.model_dump(exclude_none=True)
-
-
-class ObjectiveSpec(Model):
-    """One objective: a built-in one, or one of your own."""
-
-    name: Result[str] = Field(
-        description="of a built-in objective, or of an entry point of the group "
-        "`autotune.objectives`; with `file`, the file's name without .py"
-    )
-    direction: Result[Literal["maximize", "minimize"] | None] = Field(
-        default=None, description="without it, the objective's own"
-    )
-    file: Result[Path | None] = Field(
-        default=None,
-        description="a Python file with an OBJECTIVE of your own, relative to the study file",
-    )
-    slo: SloSpec | None = Field(default=None, description="limits of a good request, for goodput")
-    usd_per_hour: Result[float | None] = Field(
-        default=None, gt=0, description="price of the machine, for cost"
-    )
-
-    @model_validator(mode="after")
-    def _named_as_its_file(self) -> ObjectiveSpec:
-        if self.file is not None and self.name != self.file.stem:
-            raise ValueError(f"name must be {self.file.stem}, as the file; or leave it out")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_what_it_lacks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the keys that the first studies did not know, where they are not set."""
-        body: dict[str, Any] = handler(self)
-        return {k: v for k, v in body.items() if v is not None or k == "direction"}
-
-
-def _objective(value: object) -> object:
-    """Return an objective as a mapping, with its name."""
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, dict) and isinstance(value.get("file"), str):
-        return {"name": Path(value["file"]).stem, **value}
-    return value
-
-
 class SearchSpec(Model):
     """How the next point is chosen."""
 
@@ -338,6 +209,11 @@ class SearchSpec(Model):
         default="gp",
         description="Gaussian process that knows speculative decoding, every point in turn, or "
         "blind draws",
+    )
+    allow_throttled: Schedule[bool] = Field(
+        default=False,
+        description="launch also points at which vLLM runs fewer requests at once than the smaller "
+        "of concurrency and `max-num-seqs`; they are marked and never win",
     )
 
 
@@ -418,7 +294,7 @@ class StudySpec(Model):
     measure: MeasureSpec = Field(
         default_factory=MeasureSpec, description="how long a trial is measured"
     )
-    objectives: list[Annotated[ObjectiveSpec, BeforeValidator(_objective)]] = Field(
+    objectives: list[NamedObjective] = Field(
         default_factory=lambda: [
             ObjectiveSpec(name="throughput"),
             ObjectiveSpec(name="p95_latency"),

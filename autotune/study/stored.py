@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from autotune.study.files import LoadedStudy, text_without_secrets
-from autotune.study.schema import SpeculativeSpec
+from autotune.study.speculative import SpeculativeSpec
 from autotune.study.yaml import compose, load
 
 

@@ -62,7 +62,7 @@ from autotune.tuning.progress import OUTSIDE, Progress
 from autotune.tuning.recovery import end_orphans
 from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools, real
-from autotune.tuning.trial import MachineFailed, attempts, drafts_note, quality_of
+from autotune.tuning.trial import MachineFailed, attempts, drafts_note, quality_of, throttled_note
 
 FIRST_N = 3  # the first n with drafts, where the study knows no winner
 # No n is launched of which less is expected at every load: launches differ by more.
@@ -215,7 +215,7 @@ class _Map:
         unused = known is None and self.name in store.study_names()
         settled = settle(
             prepared,
-            max(loads),
+            sorted(loads),
             repeated=self.requests.repeated,
             known=known,
             other=f"{self.name} in {store.path} is of another file: it is not used"
@@ -288,6 +288,11 @@ class _Map:
         if (why := failure_of_point(self.store, self.launched_as, none)) is not None:
             raise NothingUsable(
                 f"{self.name}: n = 0 gave no numbers, so there is nothing to compare with: {why[1]}"
+            )
+        if 0 not in self.rates():
+            raise NothingUsable(
+                f"{self.name}: n = 0 was throttled at every concurrency, so there is nothing to "
+                "compare with: take lower ones"
             )
         free = [n for n in self.candidates if n not in begun]
         if len(begun) >= self.launches or not free:
@@ -373,7 +378,11 @@ class _Map:
                     live.event("warm")
                 self.stage(point, f"measuring {load} at a time, part {part + 1}")
                 result = measuring.measure(
-                    self.workload(load, part), live.rest, whole=False, until_steady=False
+                    self.workload(load, part),
+                    live.rest,
+                    whole=False,
+                    until_steady=False,
+                    asked=self.p.asked(_Point(self, point).point, load),
                 )
             finally:
                 named = [dataclasses.replace(x, phase=_PHASES[x.phase].format(phase)) for x in kept]
@@ -383,6 +392,8 @@ class _Map:
             server = task.server or self.p.spec.server
             if note := drafts_note(result, server, task.point, live.version):
                 self.progress.message(f"{self.words(point)}, {phase}: {note}")
+            if note := throttled_note(result):
+                self.progress.message(f"{self.words(point)}, {phase}, is throttled: {note}")
             disturbed = self.tools.disturbed(result.machine, self.rests)
             self.store.load_maps.add_load(
                 live.launch_id,

@@ -40,7 +40,7 @@ class Settled:
 
 def settle(
     prepared: Prepared,
-    most: int,
+    loads: Sequence[int],
     *,
     repeated: bool,
     known: StudyView | None,
@@ -52,7 +52,7 @@ def settle(
 
     Args:
         prepared: The study, checked.
-        most: The highest concurrency.
+        loads: The concurrencies, ascending.
         repeated: Whether some prompts are sent several times.
         known: The study's trials; None: it has none that can be used.
         other: Why they cannot be used, where it has some.
@@ -62,7 +62,7 @@ def settle(
     Raises:
         UserError: there is nothing to map, or n = 0 cannot be launched.
     """
-    spec, path = prepared.spec, prepared.loaded.path
+    spec, path, most = prepared.spec, prepared.loaded.path, loads[-1]
     if spec.server.speculative is None or N not in spec.space:
         missing = "space" if spec.server.speculative else "server.speculative"
         raise UserError(
@@ -81,7 +81,8 @@ def settle(
     flags = _changed(spec, params, most, repeated=repeated, say=say)
     if SCHEDULE in (spec.server.speculative.model_extra or {}):
         say(f"the study's own {SCHEDULE} is left out in this map")
-    adapted = _adapted(prepared, flags)
+    # a point is refused that is throttled at every concurrency; at the others its parts say it
+    adapted = dataclasses.replace(_adapted(prepared, flags), load=loads[0])
     _raise_mnbt(adapted, params, most, say)
     version = prepared.info.version
     setting = Setting(

@@ -216,6 +216,7 @@ class Planner:
         points = {
             t.number: self.space.decode(t.params) for t in trials if t.number in found.searched
         }
+        trials = [t for t in trials if not attrs_of(t).quality.throttled]
         of = self._proposer.classes(trials).of
         numbers: dict[Key, list[int]] = {}
         for number in sorted(found.searched, key=lambda k: (k != found.baseline, k)):
@@ -353,7 +354,7 @@ class Planner:
             return None
         views = trial_views(now.trials, self._spec, self._objectives)
         found = [v for v in views if v.values and v.again is None]
-        base = next((v.number for v in found if v.baseline), None)
+        base = next((v.number for v in found if v.baseline and v.may_win), None)
         if done % 2 == 0 and base is not None:
             return base
         first = self._objectives[0]
@@ -369,7 +370,8 @@ class Planner:
         """
         pending: list[Point] = [self.space.decode(t.params) for t in now.running]
         pending += [choice.point for choice in now.pending]
-        found = self._proposer.propose(now.trials, pending)
+        throttled = {t.number for t in now.trials if attrs_of(t).quality.throttled}
+        found = self._proposer.propose(now.trials, pending, throttled)
         attrs = TrialAttrs(expected_gain=found.gain, challenge=found.challenge)
         return Choice(found.point, attrs)
 

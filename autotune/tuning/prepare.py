@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from autotune.bench.objectives import study_objectives
 from autotune.bench.workload import Workload, build_workload
+from autotune.engine.active_requests import Asked, asked_at_once
 from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
 from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
@@ -34,7 +35,17 @@ DEFAULT_UTILIZATION = 0.92
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study that was checked against the machine: nothing was launched yet."""
+    """A study that was checked against the machine: nothing was launched yet.
+
+    Attributes:
+        loaded: The study.
+        info: Its vLLM.
+        workload: Requests of a trial.
+        confirmation: Requests of a launch of the confirmation.
+        objectives: With the study's directions.
+        resolve: Turns a model reference into a path or a name for vLLM.
+        load: Concurrency that the rules go by; None: the study's own.
+    """
 
     loaded: LoadedStudy
     info: VllmInfo
@@ -42,6 +53,7 @@ class Prepared:
     confirmation: Workload
     objectives: tuple[Objective, ...]
     resolve: Callable[[str], str]
+    load: int | None = None
 
     @property
     def spec(self) -> StudySpec:
@@ -51,11 +63,22 @@ class Prepared:
     @cached_property
     def known(self) -> Known:
         """What the machine and the target tell the rules."""
-        return known_for(self.loaded, self.info)
+        known = known_for(self.loaded, self.info)
+        return known if self.load is None else replace(known, load=self.load)
 
     def infeasible(self, point: Point) -> str | None:
         """Return why this vLLM version cannot launch the point, or None."""
         return why_infeasible(self.spec.settings(point), self.info.version, self.known)
+
+    def asked(self, point: Point, load: int | None = None) -> Asked | None:
+        """Return how many requests a launch of the point should run at once.
+
+        Args:
+            point: What is launched.
+            load: Concurrency of a closed loop; None: the study's own load.
+        """
+        known = self.known if load is None else replace(self.known, load=load)
+        return asked_at_once(self.spec.settings(point), known)
 
     def weights(self) -> dict[str, str]:
         """Return hashes of the weights of ``target`` and ``draft`` that are on this machine."""

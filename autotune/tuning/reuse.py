@@ -235,7 +235,8 @@ def _take(
             params = space.encode(c.point)
             valid = [t for t in recomputed.trials(trials) if not is_outdated(t)]
             same = (t for t in valid if t.state == TrialState.COMPLETE and t.params == params)
-            first = next(same, None)
+            # a launch of a throttled one's point must not count for it
+            first = next((t for t in same if not attrs_of(t).quality.throttled), None)
             attrs = replace(
                 _attributes(c, source, trials, prepared),
                 point=c.point,

@@ -16,6 +16,7 @@ from autotune.bench.looks import Rival
 from autotune.bench.sample import Sample
 from autotune.bench.session import Result
 from autotune.errors import FailureKind, TrialFailure
+from autotune.results.trials import throttled_text
 from autotune.serving.interrupts import held_back
 from autotune.stats import ESTIMATOR
 from autotune.storage.records import Quality, Role, TrialAttrs
@@ -191,6 +192,7 @@ def quality_of(
         weights: Hashes of the weights that the server was started with.
     """
     looked_up, hits = result.stats.prefix_cache_queries, result.stats.prefix_cache_hits
+    seen = result.at_once
     return Quality(
         estimator=ESTIMATOR,
         errors=result.errors,
@@ -203,6 +205,9 @@ def quality_of(
         unanswered=result.unanswered,
         drift=result.drift,
         prefix_cache_share=hits / looked_up if looked_up and hits is not None else None,
+        running_peak=None if seen is None else seen.peak,
+        running_asked=None if seen is None else seen.asked,
+        throttled=None if seen is None else seen.throttled,
         machine=asdict(result.machine),
         energy=None if result.energy is None else asdict(result.energy),
         disturbed=disturbed,
@@ -222,6 +227,17 @@ def drafts_note(
     keys = server.draft_settings(point)
     n = 0 if server.speculative is None else as_int(keys.get(N)) or 0
     return check_drafts(result.stats, result.requests, n, keys, version)
+
+
+def throttled_note(result: Result) -> str | None:
+    """Return what to know of a load that vLLM throttled, in one line; None: it did not."""
+    seen = result.at_once
+    if seen is None or seen.peak is None or not seen.throttled:
+        return None
+    return (
+        f"{throttled_text(seen.peak, seen.asked)}. It never wins. A larger MNBT or KV cache "
+        "may let more run; or measure at a lower workload.max_concurrency"
+    )
 
 
 class TrialRunner:
@@ -314,11 +330,14 @@ class TrialRunner:
             between=trial.between,
             finished=trial.searched,
             begin=begin,
+            asked=self._p.asked(trial.point),
         )
         live.clock.mark("measured")
         note = drafts_note(result, self._p.spec.server, trial.point, live.version)
         if note is not None:
             self._progress.message(f"trial {trial.number}: {note}", at)
+        if (note := throttled_note(result)) is not None:
+            self._progress.message(f"trial {trial.number} is throttled: {note}", at)
         self._keep(live, result, weights)
 
     def _keep(self, live: LiveServer, result: Result, weights: Mapping[str, str]) -> None:

@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
-from autotune.engine.active_requests import active_limit, why_throttled
-from autotune.engine.rule import METHOD, Draft, Known
+from autotune.engine.active_requests import (
+    Asked,
+    active_limit,
+    asked_at_once,
+    most_at_once,
+    why_throttled,
+)
+from autotune.engine.rule import METHOD, NOTHING, Draft, Known
+from autotune.engine.rules import THROTTLED, doubts_of, infeasible
 from autotune.study.space import MNBT, N
 
 SEQS, ACTIVE = "max_num_seqs", "max_num_active_seqs"
@@ -52,12 +59,15 @@ def test_a_dspark_draft_may_start_from_its_anchor() -> None:
 
 
 def test_the_line_says_what_to_do() -> None:
-    assert why_throttled(DFLASH, "0.33.0", 32) == (
+    assert why_throttled(DFLASH, "0.33.0", Known(load=32)) == (
         "n = 15 with MNBT = 256: vLLM 0.33.0 lets 16 requests run at once (MNBT // 16), not 32; "
         "they need MNBT of at least 512"
     )
-    assert why_throttled({**DFLASH, MNBT: 512}, "0.33.0", 32) is None
-    assert why_throttled({**DFLASH, MNBT: 511}, "0.33.0", 32) is not None
+    assert why_throttled({**DFLASH, MNBT: 512}, "0.33.0", Known(load=32)) is None
+    assert why_throttled({**DFLASH, MNBT: 511}, "0.33.0", Known(load=32)) is not None
+    assert why_throttled({**DFLASH, ACTIVE: 8}, "0.32.0", Known(load=32)) == (
+        "max_num_active_seqs = 8: vLLM 0.32.0 lets 8 requests run at once, not 32"
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,8 +78,8 @@ def test_the_line_says_what_to_do() -> None:
         ({}, None, False),  # an open loop sends what it sends
         ({SEQS: 16}, 64, False),  # max_num_seqs is what binds
         ({SEQS: 17}, 64, True),
-        ({ACTIVE: 16}, 64, False),  # asked for by the study
-        ({ACTIVE: 17}, 64, True),
+        ({ACTIVE: 16}, 16, False),
+        ({ACTIVE: 16, MNBT: 512}, 17, True),  # the study's own bound is one, too
         ({"data_parallel_size": 2, SEQS: 64}, 32, False),
         ({"data_parallel_size": 2, SEQS: 64}, 33, True),
         ({SEQS: "many"}, 64, False),
@@ -78,13 +88,60 @@ def test_the_line_says_what_to_do() -> None:
 def test_throttling_counts_only_below_what_the_study_asks(
     change: dict[str, Any], load: int | None, throttled: bool
 ) -> None:
-    said = why_throttled({**DFLASH, **change}, "0.33.0", load)
+    known = Known(load=load)
+    said = why_throttled({**DFLASH, **change}, "0.33.0", known)
     assert (said is not None) is throttled, said
-    assert why_throttled({**DFLASH, **change}, "0.32.0", load) is None
+    by_vllm = {k: v for k, v in change.items() if k != ACTIVE}
+    assert why_throttled({**DFLASH, **by_vllm}, "0.32.0", known) is None
 
 
 def test_vllms_own_max_num_seqs_is_never_below_128() -> None:
     settings = {k: v for k, v in DFLASH.items() if k != SEQS}
-    assert why_throttled({**settings, MNBT: 1600}, "0.33.0", 100) is None
-    assert "not 128;" in (why_throttled({**settings, MNBT: 1600}, "0.33.0", 128) or "")
-    assert "not 128;" in (why_throttled({**settings, MNBT: 1600}, "0.33.0", 256) or "")
+    settings[MNBT] = 1600
+    assert why_throttled(settings, "0.33.0", Known(load=100)) is None
+    for load in (128, 256):
+        assert "not 128;" in (why_throttled(settings, "0.33.0", Known(load=load)) or "")
+
+
+def test_a_study_that_does_not_allow_it_is_refused_before_a_launch() -> None:
+    found = infeasible(DFLASH, "0.33.0", Known(load=32))
+    assert found is not None
+    assert found.rule is THROTTLED
+    assert found.reason.endswith("; search.allow_throttled: true launches it all the same")
+    for version, known in (
+        ("0.33.0", Known(load=16)),
+        ("0.33.0", NOTHING),
+        ("0.33.0", Known(load=32, allow_throttled=True)),
+        ("0.32.0", Known(load=32)),
+        ("0.34.0", Known(load=32)),  # not read: 0.32 does not throttle
+        (None, Known(load=32)),
+    ):
+        assert infeasible(DFLASH, version, known) is None, (version, known)
+    allowed = Known(load=32, allow_throttled=True)
+    assert doubts_of(DFLASH, "0.33.0", allowed) == (why_throttled(DFLASH, "0.33.0", allowed),)
+
+
+@pytest.mark.parametrize(
+    ("change", "load", "asked", "most"),
+    [
+        ({}, 32, Asked(32, 32), 16),
+        ({}, 8, Asked(8, 32), 8),
+        ({}, 100, Asked(32, 32), 16),
+        ({"data_parallel_size": 2}, 100, Asked(64, 32), 32),
+        ({MNBT: 4096}, 100, Asked(32, 32), 32),
+        ({}, None, None, 16),
+        ({SEQS: "many"}, 32, None, 16),
+    ],
+)
+def test_how_many_are_asked_for_and_how_many_can_run(
+    change: dict[str, Any], load: int | None, asked: Asked | None, most: int
+) -> None:
+    settings, known = {**DFLASH, **change}, Known(load=load)
+    assert asked_at_once(settings, known) == asked
+    assert most_at_once(settings, "0.33.0", known) == most
+
+
+def test_nothing_bounds_an_open_loop_of_unknown_max_num_seqs() -> None:
+    settings = {k: v for k, v in DFLASH.items() if k != SEQS}
+    assert most_at_once(settings, "0.32.0", Known()) is None
+    assert most_at_once(settings, "0.32.0", Known(load=7)) == 7

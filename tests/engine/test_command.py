@@ -413,6 +413,20 @@ def test_probe_asks_the_servers_own_python(tmp_path: Path, monkeypatch: pytest.M
     assert "seeds" in (probe(server, refresh=True).options or {})
 
 
+@pytest.mark.parametrize("place", ["common", "launchers", "openai"])  # 0.33, 0.29, 0.24
+def test_probe_finds_the_parser_where_a_version_has_it(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in FAKE_VLLM.items():
+        file = tmp_path / "site" / name.replace("entrypoints/openai", f"entrypoints/{place}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    info = probe(spec(env={"PYTHONPATH": str(tmp_path / "site")}))
+    assert info.options is not None
+    assert info.options["dtype"] == ("auto", "half")
+
+
 def test_probe_says_in_one_line_that_vllm_does_not_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -10,7 +10,7 @@ import pytest
 
 from autotune.engine.draft_method import draft_method, tokens_of_head, with_method
 from autotune.study.files import LoadedStudy, parse_study
-from autotune.study.schema import SpeculativeSpec
+from autotune.study.speculative import SpeculativeSpec
 from tests.studies import write_study
 
 

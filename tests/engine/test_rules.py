@@ -92,12 +92,28 @@ def test_the_budget_has_room_for_drafts(
 
 def test_a_version_that_nobody_read_is_said_to_be_one() -> None:
     settings = {METHOD: "dflash", N: 15, MNBT: 15, "max_num_seqs": 2}
-    assert why_infeasible(settings, "0.34.0") == (
-        "n = 15 needs MNBT of at least 17 on vLLM 0.33; 15 would fail; "
-        "0.34.0 was not read, and 0.32 and 0.33 both refuse it"
+    newer = (
+        "n = 15 with max_num_seqs = 2 needs MNBT of at least 16 on vLLM 0.32, "
+        "17 to run on both 0.32 and 0.33; 15 would fail on both; 0.34.0 was not read"
     )
-    assert (why_infeasible(settings, None) or "").endswith(
-        "the version is unknown, and 0.24 to 0.33 all refuse it"
+    unknown = (
+        "n = 15 with max_num_seqs = 2 needs MNBT of at least 16 on vLLM 0.28 to 0.32, "
+        "32 to run on all of 0.24 to 0.33; 15 would fail on all; the version is unknown"
+    )
+    for version, words in (("0.34.0", newer), (None, unknown)):
+        assert why_infeasible(settings, version) == words
+        assert why_infeasible({**settings, MNBT: 32}, version) is None
+    # what they say is what each version says
+    for version in VERSIONS:
+        assert why_infeasible({**settings, MNBT: 32}, version) is None
+        launches = why_infeasible({**settings, MNBT: 16}, version) is None
+        assert launches is (version in MIDDLE)
+    assert why_infeasible({**settings, N: 0, MNBT: 1}, None) == (
+        "n = 0 with max_num_seqs = 2 needs MNBT of at least 2 on vLLM 0.24 to 0.33; "
+        "1 would fail on all; the version is unknown"
+    )
+    assert (why_infeasible({N: 3, f"{DRAFT}synthetic_acceptance_length": 2}, None) or "").endswith(
+        "needs rejection_sample_method: synthetic"
     )
     for version in VERSIONS:
         assert why_unread(version) is None

@@ -547,16 +547,12 @@ def test_names_are_what_kubernetes_takes() -> None:
 _PARSE = """
 import json, sys
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-try:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-except ImportError:
-    from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
-parser = make_arg_parser(FlexibleArgumentParser())
+from autotune.engine._probe import parser_module, server_parser
+parser = server_parser()
 out = []
 for args in json.load(sys.stdin):
     parsed = parser.parse_args(args)
-    validate_parsed_serve_args(parsed)
+    parser_module().validate_parsed_serve_args(parsed)
     e = AsyncEngineArgs.from_cli_args(parsed)
     found = {k: getattr(e, k) for k in (
         "model", "max_num_seqs", "max_num_batched_tokens", "speculative_config", "dtype",

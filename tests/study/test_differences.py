@@ -156,6 +156,7 @@ CHANGES: dict[str, tuple[str, str, object]] = {
     "objectives.slo.e2el_ms": ("random", "objectives.1.slo.e2el_ms", 800),
     "objectives.usd_per_hour": ("random", "objectives.2.usd_per_hour", 3),
     "search.method": ("random", "search.method", "random"),
+    "search.allow_throttled": ("random", "search.allow_throttled", True),
     "budget.trials": ("random", "budget.trials", 80),
     "budget.confirm": ("random", "budget.confirm", 4),
     "budget.replicates": ("random", "budget.replicates", 1),

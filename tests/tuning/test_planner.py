@@ -351,6 +351,7 @@ def test_a_second_ctrl_c_does_not_lose_the_requests_of_a_trial() -> None:
         spec=SimpleNamespace(workload=SimpleNamespace(open_loop=False)),
         objectives=OBJECTIVES,
         workload=None,
+        asked=lambda point: None,
     )
     store: Any = SimpleNamespace(requests=SimpleNamespace(add=add))
     none: Any = mock.Mock()

@@ -9,6 +9,7 @@ from datetime import date
 from autotune._version import __version__
 from autotune.output.export.choice import Chosen
 from autotune.results.text import WIDTH, plain, point_text, times, wrapped
+from autotune.results.trials import throttled_text
 from autotune.results.views import StudyView
 from autotune.stats import Estimate
 from autotune.study.schema import StudySpec
@@ -41,6 +42,9 @@ def about(
     why = plain(choice.why)
     yield f"{why[0].upper()}{why[1:]}."
     yield f"{choice.values}."
+    if t.throttled:
+        words = throttled_text(t.running_peak or 0, t.running_asked or 0)
+        yield f"Careful: it was throttled: {words}."
     yield _speedup(view, choice)
     yield _measured(view, spec, measured)
     if version != measured:

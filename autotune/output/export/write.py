@@ -111,6 +111,8 @@ def _doubt(found: Served, device: str | None, version: str | None) -> str | None
     info = replace(found.info, device=device)
     # what this machine and its folders tell is of no use for another one
     known = known_for(found.loaded, info) if found.elsewhere is None else Known(platform=device)
+    # what throttles the study's load is to be known, and does not keep a point from being served
+    known = replace(known, load=found.loaded.spec.workload.places, allow_throttled=True)
     if why := why_infeasible(settings, version, known):
         raise UserError(
             f"trial {found.trial.number} ({point_text(point)}) cannot be served: {why}; name "

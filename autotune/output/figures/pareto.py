@@ -45,10 +45,12 @@ def pareto_figure(view: StudyView, height: int = 640, theme: Theme = LIGHT) -> g
         _add_front_line(fig, [t for t in points if t.front], x, y)
     again = [t for t in points if t.again is not None]
     rest = [t for t in points if not t.front and not t.baseline and t.again is None]
+    early = (GRAY, "circle-open", 9)
     groups = (
         ("launched again", again, GRAY, "diamond-open", 7),
-        ("dominated", [t for t in rest if not t.truncated], GRAY, "circle", 9),
-        ("ended early", [t for t in rest if t.truncated], GRAY, "circle-open", 9),
+        ("dominated", [t for t in rest if t.may_win], GRAY, "circle", 9),
+        ("ended early", [t for t in rest if t.truncated and not t.throttled], *early),
+        ("throttled", [t for t in rest if t.throttled], GRAY, "x-open", 9),
         ("Pareto front", [t for t in points if t.front and not t.baseline], BLUE, "circle", 12),
         ("baseline", [t for t in points if t.baseline], ORANGE, "star", 17),
     )

@@ -83,10 +83,12 @@ def _add_space(fig: go.Figure, view: StudyView, heights: tuple[float, float], th
     points = shown(view)
     axes = [Axis(_way(o), o) for o in view.objectives]
     rest = [t for t in points if not t.front and not t.baseline and t.again is None]
+    early = (GRAY, "circle-open", 4)
     groups = (
         ("launched again", [t for t in points if t.again is not None], GRAY, "diamond-open", 4),
-        ("dominated", [t for t in rest if not t.truncated], GRAY, "circle", 4),
-        ("ended early", [t for t in rest if t.truncated], GRAY, "circle-open", 4),
+        ("dominated", [t for t in rest if t.may_win], GRAY, "circle", 4),
+        ("ended early", [t for t in rest if t.truncated and not t.throttled], *early),
+        ("throttled", [t for t in rest if t.throttled], GRAY, "x", 3),
         ("Pareto front", [t for t in points if t.front and not t.baseline], BLUE, "circle", 6),
         ("baseline", [t for t in points if t.baseline], ORANGE, "square", 6),
     )

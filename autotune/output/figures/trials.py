@@ -46,8 +46,7 @@ def searched(view: StudyView) -> list[TrialView]:
         for t in view.trials
         if t.state == "complete"
         and t.again is None
-        and not t.truncated
-        and not t.outdated
+        and t.may_win
         and all(t.value(o) is not None for o in view.objectives)
     ]
 

@@ -26,10 +26,18 @@ from autotune.results.text import (
     number,
     plain,
     point_text,
+    upper,
     value_with_interval,
 )
 from autotune.results.trials import as_single
-from autotune.results.views import TrialView, cost, kinds_text, variable_lines
+from autotune.results.views import (
+    TrialView,
+    cost,
+    kinds_text,
+    throttled_lines,
+    variable_lines,
+    why_no_best,
+)
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N
 
@@ -40,7 +48,7 @@ def answer(s: Source) -> Answer:
     if t is None:
         return Answer(
             "Nothing can be recommended",
-            f"{progress(s)} No trial has results.",
+            f"{progress(s)} {plain(upper(why_no_best(view)))}.",
             certain=False,
             notes=(f"Failed trials: {plain(kinds_text(view.failures()))}.",)
             if view.failures()
@@ -175,6 +183,8 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
         )
     for w in dict.fromkeys(w for x in s.measured(t) for w in x.warnings):
         yield f"Warning: {plain(w)}."
+    for line in throttled_lines(view):
+        yield f"{plain(upper(line))}."
     for line in variable_lines(view):
         yield f"Warning: trials were {line}."
     if view.finished < view.wanted or any(x.state in {"running", "waiting"} for x in view.trials):
@@ -184,7 +194,7 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
 def command(s: Source) -> Iterator[Block]:
     """Yield the command that serves the answer."""
     if s.best is None:
-        yield Paragraph("No trial has results, so there is no command.")
+        yield Paragraph(f"{plain(upper(why_no_best(s.view)))}, so there is no command.")
         return
     try:
         found = served(s.store, s.view.name, s.best)

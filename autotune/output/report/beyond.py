@@ -146,6 +146,15 @@ def other_loads(s: Source) -> Iterator[Block]:
                 for p in failed
             )
         )
+    throttled = [
+        f"n = {p.n} at {load}: throttled, because at most {x.running_peak} requests ran at once; "
+        "it is compared with nothing"
+        for p in view.points
+        for load, x in p.loads.items()
+        if x.throttled
+    ]
+    if throttled:
+        yield Points(tuple(throttled))
 
 
 def _loads_table(view: LoadSweepView) -> DataTable:
