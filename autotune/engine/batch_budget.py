@@ -267,7 +267,7 @@ def _open(launch: Launch, load: Load, length: int | None, mnbt: int) -> Iterator
     step = _step(launch, load, load.prompt or length or 0)
     if step is not None and step.requests > 1 and not _never_preempts_less(launch, load, length):
         yield "that no request is preempted for want of KV cache"
-    if load.images is not False:
+    if load.images is not False and launch.known.plain_attention is not True:
         yield "that no prompt has images, whose encoder has MNBT for its budget"
     if SEQS not in s and mnbt < (_most_seqs(launch) or 0):
         yield "that MNBT does not cap vLLM's own max_num_seqs"

@@ -25,11 +25,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from autotune.search.model import UNKNOWN, Observed
-from autotune.search.surrogate import BETWEEN
+from autotune.search.noise import BETWEEN, UNKNOWN
 from autotune.study.space import Point, Value
 
 # Standard deviations beyond which two launches are of two servers.
@@ -41,6 +41,22 @@ Key = frozenset[tuple[str, Value]]
 def key_of(point: Point) -> Key:
     """Return a point as a key of sets and mappings."""
     return frozenset(point.items())
+
+
+class Launched(Protocol):
+    """A measured launch."""
+
+    @property
+    def point(self) -> Point:
+        """Launched point."""
+
+    @property
+    def costs(self) -> Sequence[float]:
+        """Logarithm of each objective, with the sign that makes less better."""
+
+    @property
+    def variances(self) -> Sequence[float]:
+        """Variances of the costs within the launch; NaN: unknown."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ class Classes:
         launched: Measured launches.
     """
 
-    def __init__(self, alike: Alike | None, launched: Sequence[Observed]) -> None:
+    def __init__(self, alike: Alike | None, launched: Sequence[Launched]) -> None:
         self._alike = alike
         checks = [] if alike is None else _checks(alike, launched)
         self.checked = bool(checks)
@@ -109,26 +125,27 @@ class Classes:
         if len(of_own) > len({likely for likely, _ in of_own}):
             return None  # two launches of one likely class: the check runs
         others = [q for q in points if f(q) == f(point) and g(q) != g(point)]
-        return dict(max(others, key=self._budget)) if others else None
+        largest = max(others, key=lambda q: self._budget(q), default=None)
+        return None if largest is None else dict(largest)
 
     def _budget(self, point: Point) -> float:
         value = 0 if self._alike is None else point[self._alike.param]
         return float(value)
 
 
-def _checks(alike: Alike, launched: Sequence[Observed]) -> list[tuple[list[Observed], ...]]:
+def _checks(alike: Alike, launched: Sequence[Launched]) -> list[tuple[list[Launched], ...]]:
     """Return the launches of each two points that are likely, but not certainly, one."""
-    groups: dict[Key, dict[Key, list[Observed]]] = {}
+    groups: dict[Key, dict[Key, list[Launched]]] = {}
     for item in launched:
         likely, certain = (key_of(f(item.point)) for f in (alike.likely, alike.certain))
         groups.setdefault(likely, {}).setdefault(certain, []).append(item)
     return [pair for parts in groups.values() for pair in itertools.combinations(parts.values(), 2)]
 
 
-def _differ(a: Sequence[Observed], b: Sequence[Observed]) -> bool:
+def _differ(a: Sequence[Launched], b: Sequence[Launched]) -> bool:
     """Return whether launches of two points differ by more than chance in one objective."""
 
-    def mean(items: Sequence[Observed]) -> tuple[np.ndarray, np.ndarray]:
+    def mean(items: Sequence[Launched]) -> tuple[np.ndarray, np.ndarray]:
         costs = np.array([x.costs for x in items])
         within = np.array([x.variances for x in items])
         each = np.where(np.isfinite(within), within, UNKNOWN) + BETWEEN[0] ** 2

@@ -25,12 +25,11 @@ import numpy as np
 
 from autotune.search.acceptance import Prediction, SpeculationLaunch
 from autotune.search.gain import Belief, gains, potential, reference_point
+from autotune.search.noise import UNKNOWN
 from autotune.search.surrogate import Trend, fit
 from autotune.stats.measurement import Floats, Ints
 from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space
 
-# Variance of a logarithm where that of the launch is unknown: 5 %.
-UNKNOWN = 0.05**2
 # Expected standard deviation of the part of an objective that the trend does not explain, without
 # and with a prediction in the trend; without one the trend is a constant.
 _SCALE, _SCALE_PREDICTED = 0.3, 0.1

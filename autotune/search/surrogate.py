@@ -38,11 +38,11 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
+from autotune.search.noise import BETWEEN
 from autotune.stats.measurement import Floats
 
 # Log-normal priors: the median, and the standard deviation of the logarithm.
 _LENGTH = (0.4, 0.8)  # length scale of a feature from 0 to 1
-BETWEEN = (0.03, 0.4)  # between launches; 10 to 20 % were seen (vLLM issue #53436), 3 % often
 _BOUNDS = 4.0  # largest distance of a hyperparameter from its median, in standard deviations
 _JITTER = 1e-8
 _SQRT5 = math.sqrt(5)
