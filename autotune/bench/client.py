@@ -27,7 +27,7 @@ which has no measured number:
             ``workload.request_timeout_s``
 =========== ================================================================================
 
-A request keeps a limited part of any answer: one event of at most 1 MiB, 64 KiB of HTTP around the
+A request keeps a limited part of any answer: one event of at most 8 MiB, 64 KiB of HTTP around the
 text or of an error's text, and the times of a million chunks. A longer answer is a failure. Data
 after ``[DONE]`` is not read.
 """
@@ -47,6 +47,7 @@ from urllib.parse import urlsplit
 import httptools
 import orjson
 
+from autotune.bench.request_drafts import RequestDrafts, request_drafts
 from autotune.bench.sample import Phase, Sample
 from autotune.bench.workload import Request
 from autotune.study.workload import WorkloadSpec
@@ -54,7 +55,7 @@ from autotune.study.workload import WorkloadSpec
 # vLLM closes connections that were idle for 5 s; no request may be sent at that moment
 _KEEPALIVE_S = 2.0
 # a valid answer stays far below all of these limits
-_MOST_LINE = 2**20  # bytes of one line of the stream
+_MOST_LINE = 2**23  # bytes of one line of the stream; the last one may have two numbers a step
 _MOST_CHUNKS = 10**6  # with text
 _MOST_HTTP = 2**16  # bytes of headers, chunk sizes and the like between two pieces of a body
 _MOST_ERROR = 2**16  # bytes kept of an answer that is no stream
@@ -159,6 +160,8 @@ async def run_phase(
                     status=answer.status,
                     error=answer.error,
                     chunks=tuple(at - start for at in answer.stamps) if ok else (),
+                    drafts=answer.drafts if ok else None,
+                    category=requests[i].category,
                 )
                 samples.append((i, sample))
                 on_done(sample)
@@ -437,6 +440,7 @@ class Answer:
         end: Clock reading of the last chunk with a choice, or of giving up.
         prompt_tokens: Number of prompt tokens, by usage; None: unknown.
         output_tokens: Number of output tokens, by usage; None: unknown.
+        drafts: Accepted drafts; None: the server does not tell them.
     """
 
     def __init__(self) -> None:
@@ -446,6 +450,7 @@ class Answer:
         self.end = 0.0
         self.prompt_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.drafts: RequestDrafts | None = None
         self._rest = bytearray()  # beginning of a line that has not ended
         self._done = False
         self._finish: str | None = None
@@ -500,6 +505,7 @@ class Answer:
         if usage := event.get("usage"):
             self.prompt_tokens = _count(usage.get("prompt_tokens"))
             self.output_tokens = _count(usage.get("completion_tokens"))
+            self.drafts = request_drafts(event.get("metrics"))
         if error := event.get("error"):
             words, code = error, None
             if isinstance(error, dict):

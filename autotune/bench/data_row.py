@@ -30,6 +30,8 @@ _LENGTHS = (
 )
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _MOST_LEN = 10**9
+_CATEGORIES = ("category", "dataset")
+_MOST_CATEGORY = 40  # characters
 # Paths of OpenAI's API whose requests can be sent.
 _PATHS = ("/chat/completions", "/completions")
 # Keys of one question that is asked as a chat, as GuideLLM asks it.
@@ -66,6 +68,7 @@ class Entry(NamedTuple):
         tools: Tools that the file has with the chat; they are sent if the study says so.
         answered: Whether the chat ends with a message of the assistant.
         shape: Lengths of a prompt that is yet to be drawn.
+        category: Category that the file has for the request; None: it has none.
     """
 
     prompt: str | list[int] | None
@@ -74,6 +77,7 @@ class Entry(NamedTuple):
     tools: list[Any] | None = None
     answered: bool = False
     shape: Shape | None = None
+    category: str | None = None
 
 
 def entry_of(where: str, row: Any, recorded: bool) -> tuple[Entry, bytes]:
@@ -101,7 +105,16 @@ def entry_of(where: str, row: Any, recorded: bool) -> tuple[Entry, bytes]:
     tools = body.get("tools")
     given = tools if messages and isinstance(tools, list) and tools else None
     answered = messages is not None and messages[-1].get("role") == "assistant"
-    return Entry(prompt, messages, length, given, answered), key
+    return Entry(prompt, messages, length, given, answered, category=category_of(row)), key
+
+
+def category_of(row: Mapping[str, Any]) -> str | None:
+    """Return the category of a row, under the keys of MT-Bench, Spec-Bench and SPEED-Bench.
+
+    A long text is no category, and may be private: it is left out.
+    """
+    found = next((row[k] for k in _CATEGORIES if isinstance(row.get(k), str)), "").strip()
+    return found if 0 < len(found) <= _MOST_CATEGORY and found.isprintable() else None
 
 
 def _body(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import orjson
 from numpy.typing import NDArray
 
 from autotune.bench import data_file, data_trace
-from autotune.bench.data_row import Entry, Messages, entry_of
+from autotune.bench.data_row import Entry, Messages, category_of, entry_of
 from autotune.bench.data_time import KEY, Times, Unit
 from autotune.errors import UserError, one_line
 from autotune.study.workload import ShareGptPrompts
@@ -227,7 +227,7 @@ class Conversations:
         self._spec = spec
         self._output_len = output_len
         self._count = count
-        self._found: list[tuple[Messages, str | None]] = []
+        self._found: list[tuple[Messages, str | None, str | None]] = []
         self.left_out: Counter[str] = Counter()
         seen: set[bytes] = set()
         for where, row in data_file.rows(path, data_file.read(path, "workload.sharegpt.file")):
@@ -242,7 +242,7 @@ class Conversations:
                 self.left_out["the prompt of another one"] += 1
             else:
                 seen.add(key)
-                self._found.append(sent)
+                self._found.append((*sent, category_of(row)))
 
     def __len__(self) -> int:
         return len(self._found)
@@ -252,7 +252,7 @@ class Conversations:
 
         The test is vLLM's: a fixed length of the answers is not compared with ``min_len``.
         """
-        messages, answer = self._found[i]
+        messages, answer, category = self._found[i]
         asked = sum(self._count(m["content"]) for m in messages)
         if not self._spec.min_len <= asked <= self._spec.max_input_len:
             return None
@@ -263,7 +263,8 @@ class Conversations:
                 return None
         if asked + length > self._spec.max_total_len:
             return None
-        return Entry(None, messages, length if self._output_len is None else None)
+        given = length if self._output_len is None else None
+        return Entry(None, messages, given, category=category)
 
 
 def token_counter(tokenizer: str, base: Path) -> Callable[[str], int]:

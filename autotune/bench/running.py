@@ -11,11 +11,13 @@ make_stats``, ``v1/metrics/loggers.py: record``, the same in 0.24 to 0.33). Wher
 short as a step, it may never be full. Therefore a load counts as throttled only if
 
 - no sample reached what was asked for, of at least :data:`FEWEST`, and
-- requests waited in the server in at least half of them.
+- requests waited in the server in at least half of them. A request that takes the place of one that
+  ended is not seen to wait: it comes while a step runs, and is scheduled before the next one.
 
 A page of ``/metrics`` takes time from the server that is measured (``benchmarks/scrape_cost.py``).
-Therefore the first full sample is the last one, the two gauges are asked for by name where the
-server can do that, and later samples wait in proportion to what one takes.
+Therefore the first full sample is the last one, and so is the one from which on it is known that
+nothing waits; the two gauges are asked for by name where the server can do that, and later samples
+wait in proportion to what one takes.
 """
 
 from __future__ import annotations
@@ -175,6 +177,8 @@ class RunningWatch:
                 return
             took = time.monotonic() - began
             many = self._samples >= FEWEST
+            if many and not self._waits:
+                return
             self._over.wait(min(max(self._pace_s, took / _SHARE if many else 0.0), _LONGEST_S))
 
     def _is_full(self, now: Gauges) -> bool:
@@ -194,9 +198,13 @@ class RunningWatch:
             return self._full
 
     @property
+    def _waits(self) -> bool:
+        return 2 * self._waited >= self._samples
+
+    @property
     def seen(self) -> AtOnce:
         """What was seen so far."""
         with self._lock:
-            enough = self._samples >= FEWEST and 2 * self._waited >= self._samples
+            enough = self._samples >= FEWEST and self._waits
             throttled = False if self._full else True if enough else None
             return AtOnce(self._asked.requests, self._peak, self._samples, throttled)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autotune.bench.request_drafts import RequestDrafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,9 @@ class Sample:
         status: ``ok``, or the kind of failure (see :mod:`autotune.bench.client`).
         error: Error in one line; None if ok.
         chunks: Seconds from ``start`` to each chunk with text; empty unless ok.
+        drafts: Accepted drafts of the request, where the server told them.
+        category: Category of the request in its dataset; None: it has none. It is kept with
+            ``drafts`` only.
     """
 
     index: int
@@ -34,6 +41,8 @@ class Sample:
     status: str
     error: str | None
     chunks: tuple[float, ...]
+    drafts: RequestDrafts | None = None
+    category: str | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Request:
         messages: Messages of a chat, for ``/v1/chat/completions``.
         output_len: ``max_tokens`` of this request; None: ``workload.output_len``, for all requests.
         tools: Tools that are part of a chat's prompt; None: it has none.
+        category: Category of the request in its dataset; None: it has none.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Request:
     messages: list[dict[str, Any]] | None
     output_len: int | None = None
     tools: list[Any] | None = None
+    category: str | None = None
 
     @property
     def tool_keys(self) -> dict[str, Any]:
@@ -108,7 +110,9 @@ def _workload(
 ) -> Workload:
     def requests(entries: Sequence[Entry]) -> tuple[Request, ...]:
         return tuple(
-            Request(i, e.prompt, e.messages, e.output_len, e.tools if spec.tools else None)
+            Request(
+                i, e.prompt, e.messages, e.output_len, e.tools if spec.tools else None, e.category
+            )
             for i, e in enumerate(entries)
         )
 

@@ -18,7 +18,7 @@ from autotune.engine.command import free_port, runs_model_code
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import UNKNOWN, VllmInfo, probe
-from autotune.engine.rules import why_unread
+from autotune.engine.rules import how_read, why_unread
 from autotune.errors import UserError
 from autotune.serving.machine import gpus, has_gpu
 from autotune.study import sample_size
@@ -148,6 +148,8 @@ def _vllm(info: VllmInfo) -> Iterator[Check]:
     yield Check("vLLM", True, f"{_title(info)} for {info.device or 'no device'}, {info.python}")
     if (unread := why_unread(info.version)) is not None:
         yield Check("rules", None, unread)
+    else:
+        yield Check("rules", True, how_read(info.version))
     for note in info.notes:
         yield Check("fixed", None, note)
 

@@ -117,3 +117,42 @@ def concurrencies(_ctx: click.Context, _param: click.Parameter, value: str) -> t
     if not 1 <= loads[0] <= loads[-1] <= 10**4:
         raise click.BadParameter("a concurrency must be from 1 to 10000")
     return tuple(loads)
+
+
+WAYS = ("schedule", "adaptive")
+
+
+def ways(_ctx: click.Context, _param: click.Parameter, value: str) -> frozenset[str]:
+    """Parse ways to speculate such as ``schedule,adaptive``, or ``none``."""
+    words = {word.strip() for word in value.split(",")}
+    if words == {"none"}:
+        return frozenset()
+    if unknown := sorted(words - {*WAYS}):
+        raise click.BadParameter(f"{unknown[0][:60]!r} is none of {', '.join(WAYS)}, none")
+    return frozenset(words)
+
+
+def schedule_starts(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> tuple[tuple[int, int], ...] | None:
+    """Parse a schedule such as ``1:7,8:3`` into first batch sizes, each with its n."""
+    if value is None:
+        return None
+    found = []
+    for part in value.split(","):
+        first, _, n = part.partition(":")
+        try:
+            found.append((int(first), int(n)))
+        except ValueError:
+            raise click.BadParameter(
+                f"{value[:60]!r} is not a schedule such as 1:7,8:3, which is n = 7 from a batch "
+                "size of 1 and n = 3 from 8"
+            ) from None
+    return tuple(found)
+
+
+def confirmation_launches(_ctx: click.Context, _param: click.Parameter, value: int) -> int:
+    """Refuse too few launches for a comparison: two ways, there and back, take four."""
+    if 0 < value < 4:
+        raise click.BadParameter("a confirmation takes at least 4 launches: two ways, each twice")
+    return value

@@ -14,8 +14,11 @@ from autotune.cli.common import best_trial, draw, say_trust, serving_command
 from autotune.cli.options import (
     PathType,
     concurrencies,
+    confirmation_launches,
     database_option,
+    schedule_starts,
     timeout_option,
+    ways,
 )
 from autotune.errors import NothingUsable, UserError, in_short
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     from autotune.cli.console import Ui
     from autotune.results.load_map import LoadSweepView
     from autotune.study.files import LoadedStudy
+    from autotune.tuning.load_map_choice import Rivals
     from autotune.tuning.reuse import Source
 
 
@@ -210,7 +214,39 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
     type=click.IntRange(2, 10**6),
     default=6,
     show_default=True,
-    help="Most values of n to launch, n = 0 included. Checking a schedule takes one more.",
+    help="Most values of n to launch, n = 0 included. Other ways to speculate come on top.",
+)
+@click.option(
+    "--ways",
+    default="schedule",
+    show_default=True,
+    callback=ways,
+    metavar="WAYS",
+    help="Other ways to launch, separated by commas: schedule (n by batch size), adaptive "
+    "(adaptive verification); or none.",
+)
+@click.option(
+    "--schedule",
+    callback=schedule_starts,
+    metavar="RANGES",
+    help="Schedule to launch, also if the numbers suggest none. 1:7,8:3 is n = 7 below a batch of "
+    "8 requests, then 3.",
+)
+@click.option(
+    "--way-launches",
+    type=click.IntRange(1, 10**6),
+    default=2,
+    show_default=True,
+    help="Most values of n to launch with adaptive verification.",
+)
+@click.option(
+    "--confirm",
+    type=click.IntRange(0, 10**6),
+    default=0,
+    show_default=True,
+    callback=confirmation_launches,
+    metavar="LAUNCHES",
+    help="Further launches of the best fixed n and the best other ways, interleaved (A B B A).",
 )
 @timeout_option
 @click.option("--show", is_flag=True, help="Show the latest load sweep; launch nothing.")
@@ -225,6 +261,10 @@ def load_map(
     loads: tuple[int, ...],
     database: Path,
     launches: int,
+    ways: frozenset[str],
+    schedule: tuple[tuple[int, int], ...] | None,
+    way_launches: int,
+    confirm: int,
     timeout: float | None,
     show: bool,
     as_json: bool,
@@ -232,13 +272,15 @@ def load_map(
 ) -> None:
     """Run a load sweep: the best n at each concurrency.
 
-    It also shows the concurrency above which drafting stops paying. STUDY need not have been run.
-    If it has, its best trial sets the other parameters. Run the same command again to resume; a
-    finished load sweep is only shown.
+    It also shows the concurrency above which drafting stops paying, and whether another way to
+    speculate beats the best fixed n. STUDY need not have been run. If it has, its best trial sets
+    the other parameters. Run the same command again to resume; a finished load sweep is only shown.
 
     \b
-    Example:
+    Examples:
       autotune map demo-cpu --concurrency 1,2,4,8 --plot map.html
+      autotune map STUDY --ways schedule,adaptive --confirm 8
+      autotune map STUDY --schedule 1:7,8:3 --confirm 8
     """
     from rich.console import Console
 
@@ -253,8 +295,17 @@ def load_map(
     if show:
         view = _stored_map(study, database)
     else:
+        from autotune.tuning.load_map_choice import Rivals
+
         loaded = with_method(load_study(study))
-        view = _measured_map(ui, loaded, database, loads, launches, timeout)
+        rivals = Rivals(
+            schedule="schedule" in ways,
+            adaptive="adaptive" in ways,
+            asked=schedule,
+            launches=way_launches,
+            confirm=confirm,
+        )
+        view = _measured_map(ui, loaded, database, loads, launches, rivals, timeout)
     click.echo(
         json.dumps(load_sweep_json(view), indent=2)
         if as_json
@@ -290,6 +341,7 @@ def _measured_map(
     database: Path,
     loads: tuple[int, ...],
     launches: int,
+    rivals: Rivals,
     minutes: float | None,
 ) -> LoadSweepView:
     from autotune.tuning.load_map import map_study
@@ -304,6 +356,7 @@ def _measured_map(
             database=database,
             loads=loads,
             launches=launches,
+            rivals=rivals,
             timeout_s=minutes * 60 if minutes else None,
             progress=ui,
         )

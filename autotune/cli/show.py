@@ -21,7 +21,7 @@ REGRESSION = 3
 @click.command()
 @database_option
 @study_option
-@click.option("--json", "as_json", is_flag=True, help="Print all trials as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all trials, or the one, as JSON.")
 @click.option("--trial", type=click.IntRange(0, 10**9), help="Show everything about this trial.")
 @click.option("--time", "times", is_flag=True, help="Show how long each stage of a trial took.")
 def status(
@@ -38,12 +38,15 @@ def status(
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
 
-    if as_json and trial is not None:
-        raise click.UsageError("--json and --trial exclude each other")
     if times and trial is not None:
         raise click.UsageError("--time and --trial exclude each other")
     with opened(database) as store:
         name = store.pick_study(study)
+        if trial is not None and as_json:
+            from autotune.results.trial_story import trial_json
+
+            click.echo(json.dumps(trial_json(store, name, trial), indent=2))
+            return
         if trial is not None:
             from autotune.results.text import plain
             from autotune.results.trial_story import trial_story

@@ -73,6 +73,24 @@ def kind_of(action: Any) -> str:
     return "other" if answers[0] is None or isinstance(answers[0], (str, list)) else "json"
 
 
+def gpus_of(platform: Any) -> list[dict[str, Any]]:
+    """Return name, memory in bytes and compute capability of NVIDIA's GPUs, as vLLM sees them."""
+    found = []
+    try:
+        for i in range(platform.device_count() if platform.is_cuda() else 0):
+            capability = platform.get_device_capability(i)
+            found.append(
+                {
+                    "name": platform.get_device_name(i),
+                    "memory": platform.get_device_total_memory(i),
+                    "capability": capability and [capability.major, capability.minor],
+                }
+            )
+    except Exception:  # noqa: BLE001 – a driver that does not answer tells nothing
+        return []
+    return found
+
+
 def parser_module() -> Any:
     """Return the module of vLLM that makes the parser of its server's arguments.
 
@@ -105,7 +123,7 @@ def server_parser(**words: Any) -> Any:
 
 
 def full() -> dict[str, Any]:
-    """Return version, device, and every long option of vLLM's server.
+    """Return version, device, GPUs, and every long option of vLLM's server.
 
     The value of an option is its list of choices, ``[]`` for a switch, None for any value; its kind
     is that of :func:`kind_of`.
@@ -131,6 +149,7 @@ def full() -> dict[str, Any]:
     return {
         "version": vllm.__version__,
         "device": current_platform.device_type,
+        "gpus": gpus_of(current_platform),
         "options": options,
         "kinds": kinds,
     }

@@ -144,13 +144,13 @@ def throttled(launch: Launch) -> str | None:
     if most is not None and tokens is not None and 1 <= most < needed:
         return (
             f"n = {launch.n} with MNBT = {launch.number(MNBT)}: {launch.vllm} lets "
-            f"{most * replicas} requests run at once (MNBT // {tokens}{each}), not "
+            f"{_requests(most * replicas)} run at once (MNBT // {tokens}{each}), not "
             f"{asked.requests}; they need MNBT of at least {needed * tokens}"
         )
     own = _own(launch)
     if own is not None and 1 <= own < needed:
         return (
-            f"{ACTIVE} = {own}: {launch.vllm} lets {own * replicas} requests run at once{each}, "
+            f"{ACTIVE} = {own}: {launch.vllm} lets {_requests(own * replicas)} run at once{each}, "
             f"not {asked.requests}"
         )
     return None
@@ -182,6 +182,10 @@ def _has(launch: Launch, since: Minor) -> bool:
     return launch.minor is not None and launch.minor >= since
 
 
+def _requests(count: int) -> str:
+    return f"{count} request{'' if count == 1 else 's'}"
+
+
 def _own(launch: Launch) -> int | None:
     """Return the study's own ``max_num_active_seqs`` of one replica, or None."""
     return launch.number(ACTIVE) if _has(launch, _KEY_SINCE) else None
@@ -190,7 +194,8 @@ def _own(launch: Launch) -> int | None:
 def _asked(launch: Launch) -> Asked | None:
     seqs, load = launch.number(SEQS), launch.known.load
     if seqs is None and SEQS not in launch.settings:
-        seqs = min(_FEWEST_SEQS, launch.number(MNBT) or _FEWEST_SEQS)
+        default = launch.seqs()[0] or _FEWEST_SEQS
+        seqs = min(default, launch.number(MNBT) or default)
     if seqs is None or load is None:
         return None
     return Asked(min(load, seqs * launch.replicas), seqs)

@@ -45,6 +45,7 @@ from enum import StrEnum
 from autotune.engine.active_requests import ACTIVE
 from autotune.engine.compilation import compilation, cudagraph_mode
 from autotune.engine.cuda_graphs import aligned_sizes
+from autotune.engine.gpus import data_center_blackwell, default_seqs
 from autotune.engine.rule import NOTHING, SEQS, Known, Launch, minor_text
 from autotune.engine.rules import stand_ins
 from autotune.study.space import ALIGNED, MNBT, as_int
@@ -54,8 +55,8 @@ _LENGTH = "max_model_len"
 # DFlash and DSpark draft in a pass of their own; the list of graphs may end at 1024 tokens.
 _BY_REQUEST, _ACTIVE, _OWN_PASS, _WIDE = (0, 28), (0, 31), (0, 33), (0, 28)
 # Most sequences that vLLM's default of max_num_seqs may be on a GPU (engine/arg_utils.py:
-# get_batch_defaults), twice that with --performance-mode throughput; for each worker of a CPU.
-_MOST_SEQS, _MOST_SEQS_CPU = 1024, 128
+# get_batch_defaults), twice that with --performance-mode throughput.
+_MOST_SEQS = 1024
 _MOST_TOKENS, _MOST_TOKENS_WIDE = 512, 1024  # end of the default list of CUDA graphs
 
 
@@ -217,9 +218,9 @@ def _most_seqs(launch: Launch) -> int | None:
     """Return an upper bound of max_num_seqs, which is exact where it is given; None: unknown."""
     if SEQS in launch.settings:
         return launch.number(SEQS)
-    if launch.known.platform == "cpu":
-        workers = [launch.number(f"{x}_parallel_size") or 1 for x in ("tensor", "pipeline")]
-        return _MOST_SEQS_CPU * workers[0] * workers[1]
+    exact = default_seqs(launch.known.gpus, launch.minor)
+    if launch.known.platform == "cpu" or exact is not None:
+        return launch.seqs()[0]
     fast = launch.settings.get("performance_mode") == "throughput"
     return _MOST_SEQS * (2 if fast else 1)
 
@@ -234,7 +235,17 @@ def _graph_end(launch: Launch) -> int:
     given = [x for key in _GRAPHS for x in _numbers(compilation(s, key))]
     if given:
         return _next(max(given))
-    return _next(min(2 * seqs * (n + 1), _MOST_TOKENS)) if seqs is not None else 0
+    return _next(min(2 * seqs * (n + 1), _list_ends(launch)[0])) if seqs is not None else 0
+
+
+def _list_ends(launch: Launch) -> tuple[int, int]:
+    """Return the least and the most at which the default list of graphs ends, in tokens."""
+    if not _since(launch, _WIDE):
+        return _MOST_TOKENS, _MOST_TOKENS
+    if not launch.known.gpus:
+        return _MOST_TOKENS, _MOST_TOKENS_WIDE
+    end = _MOST_TOKENS_WIDE if data_center_blackwell(launch.known.gpus) else _MOST_TOKENS
+    return end, end
 
 
 def _next(end: int) -> int:
@@ -306,7 +317,7 @@ def _open_graphs(launch: Launch, mnbt: int) -> Iterator[str]:
     if any(compilation(s, key) for key in _GRAPHS):
         yield "that its CUDA graphs have the same sizes"
         return
-    most = _MOST_TOKENS_WIDE if _since(launch, _WIDE) else _MOST_TOKENS
+    most = _list_ends(launch)[1]
     end = most if seqs is None else min(2 * seqs * (launch.n + 1), most)
     if mnbt < _next(end):
         yield f"that its CUDA graphs, which may go up to {end} tokens, have the same sizes"

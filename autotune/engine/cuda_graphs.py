@@ -59,6 +59,8 @@ from typing import Literal
 
 from packaging.version import Version
 
+from autotune.engine.gpus import Gpu, data_center_blackwell
+
 Runner = Literal["v1", "v2"]
 
 # End of the list, in tokens (VllmConfig._set_cudagraph_sizes).
@@ -238,14 +240,14 @@ def aligned_sizes(
     return tuple(sorted(s for s in sizes if mnbt is None or s <= mnbt))
 
 
-def most_tokens(version: str, *, data_center_blackwell: bool) -> int:
+def most_tokens(version: str | None, gpus: Sequence[Gpu]) -> int:
     """Return the end of the default list of sizes, in tokens.
 
     Args:
-        version: Version of vLLM, such as ``0.28.0``.
-        data_center_blackwell: Whether the GPU has compute capability 10.x.
+        version: Version of vLLM, such as ``0.28.0``; None: unknown.
+        gpus: GPUs that vLLM sees.
     """
-    wide = data_center_blackwell and Version(version) >= _WIDE
+    wide = version is not None and Version(version) >= _WIDE and data_center_blackwell(gpus)
     return 2 * _MOST_TOKENS if wide else _MOST_TOKENS
 
 

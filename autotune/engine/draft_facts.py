@@ -17,6 +17,14 @@ from autotune.engine.rules import known_of
 from autotune.study.checkpoints import speculators_of
 from autotune.study.space import as_int
 
+# Models for which no version has a head (config/speculative.py: hf_config_override), unless
+# Transformers' own implementation of them has one.
+_HEADLESS = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 _INKLING = frozenset({"inkling_mm_model", "inkling_model", "inkling_mtp"})
 
 
@@ -41,13 +49,21 @@ def draft_facts(config: Mapping[str, Any]) -> Draft:
         block=_block(config),
         dspark_block=as_int(config.get("dspark_block_size")),
         head_tokens=_head_tokens(config),
+        headless=isinstance(kind, str)
+        and names == [_HEADLESS.get(kind)]
+        and config.get("num_mtp_layers") is None,
         one_token=_one_token(config),
         from_anchor=anchor if isinstance(anchor, bool) else None,
         length=as_int(layers.get("max_position_embeddings")),
         model_max_len=None if speculators else known_of(config, None, None).model_max_len,
         mixed=len(sliding) == 2,
         vocabulary=as_int(config.get("vocab_size")) if "text_config" not in config else None,
+        drafted_vocabulary=_drafted(config) if speculators is None else None,
     )
+
+
+def _drafted(config: Mapping[str, Any]) -> int | None:
+    return as_int(config.get("draft_vocab_size")) or as_int(config.get("vocab_size"))
 
 
 def _block(config: Mapping[str, Any]) -> int | None:

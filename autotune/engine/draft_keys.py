@@ -205,6 +205,13 @@ def _of_method(launch: Launch) -> str | None:
     return None
 
 
+def _candidates(launch: Launch) -> str | None:
+    top, known = as_int(launch.of_draft("dspark_draft_topk")), launch.draft.drafted_vocabulary
+    if launch.n < 1 or launch.method != "dspark" or top is None or known is None or top <= known:
+        return None
+    return f"dspark_draft_topk = {top} is above the {known} tokens of the draft's vocabulary"
+
+
 def _two_vocabularies(launch: Launch) -> str | None:
     if launch.n < 1 or launch.of_draft("use_heterogeneous_vocab") is not True:
         return None
@@ -275,6 +282,12 @@ KEY_RULES = (
         "key of --speculative-config for its method",
         _of_method,
         f"{_SPEC}.__post_init__, _verify_args",
+    ),
+    Rule(
+        "dspark_draft_topk within the draft's vocabulary",
+        _candidates,
+        f"{_SPEC}.__post_init__",
+        first=(0, 28),
     ),
     Rule("two vocabularies", _two_vocabularies, f"{_SPEC}._verify_args", first=(0, 25)),
     Rule(

@@ -50,6 +50,36 @@ def scheduled(server: ServerSpec, ranges: Sequence[Sequence[int]]) -> ServerSpec
     return server.model_copy(update={"speculative": draft})
 
 
+def ranges_of(starts: Sequence[tuple[int, int]], most: int) -> Schedule:
+    """Return a schedule's ranges of batch sizes, without gaps from 1 on.
+
+    Args:
+        starts: First batch size and n of each range.
+        most: Last batch size of the last range.
+
+    Raises:
+        ValueError: it is no schedule.
+
+    >>> ranges_of([(1, 7), (8, 3)], 16)
+    ((1, 7, 7), (8, 16, 3))
+    """
+    firsts = [first for first, _ in starts]
+    if not starts or firsts[0] != 1:
+        raise ValueError("the first batch size must be 1")
+    if any(b <= a for a, b in itertools.pairwise(firsts)):
+        raise ValueError("the batch sizes must ascend")
+    if any(n < 0 for _, n in starts):
+        raise ValueError("n must be 0 or more")
+    if not any(n for _, n in starts):
+        raise ValueError("one n must be at least 1, or nothing is drafted")
+    if firsts[-1] > most:
+        raise ValueError(
+            f"batch size {firsts[-1]} is never reached: at most {most} requests run at a time"
+        )
+    lasts = [*(first - 1 for first in firsts[1:]), most]
+    return tuple((a, b, n) for (a, n), b in zip(starts, lasts, strict=True))
+
+
 def speculative_argument(
     server: ServerSpec,
     n: int,

@@ -29,7 +29,8 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
     """
     spec, server = loaded.spec, loaded.spec.server
     config = config_of(server.model, loaded.base) or {}
-    known = known_of(config, info.device, _cpu_has_fp8() if info.device == "cpu" else None)
+    fp8 = _cpu_has_fp8() if info.device == "cpu" else None
+    known = known_of(config, info.device, fp8, info.gpus)
     kind = config.get("model_type")
     known = replace(
         known,

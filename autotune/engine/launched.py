@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from autotune.engine.acceptance import ACCEPTANCE, ACCEPTANCE_OPTION
 from autotune.engine.command import Production, checked, served_env
 from autotune.study.schema import ServerSpec
 
@@ -73,7 +74,9 @@ class Launched:
             UserError: a text of the launch must not reach a shell or terminal.
         """
         model = place(self.model)
-        flags = tuple(_placed(flag, place) for flag in self.flags)
+        # what only measuring needs, unless the study has it
+        ours = ACCEPTANCE_OPTION if ACCEPTANCE not in server.flags else None
+        flags = tuple(_placed(flag, place) for flag in self.flags if flag[0] != ours)
         p = Production(
             head=(*self.head, model),
             rest=self.rest,

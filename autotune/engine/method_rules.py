@@ -191,6 +191,15 @@ def _no_head(launch: Launch) -> str | None:
     return "DeepSeek V4.1 has no head for method mtp; its draft is method dspark"
 
 
+def _headless(launch: Launch) -> str | None:
+    if launch.n < 1 or launch.method != "mtp" or "hf_overrides" in launch.settings:
+        return None
+    if not launch.draft.headless:
+        return None
+    whose = "the draft" if launch.of_draft("model") is not None else "the target"
+    return f"{whose} ({launch.draft.kind}) has no head for method mtp"
+
+
 def _head(launch: Launch) -> str | None:
     n, head = launch.n, launch.draft.head_tokens
     if launch.method != "mtp" or head is None or n <= head or n % head == 0:
@@ -223,6 +232,7 @@ METHOD_RULES = (
         _vocabulary,
         "config/speculative.py: SpeculativeConfig.verify_equal_vocab_size_if_draft_model",
     ),
+    Rule("a head for multi-token prediction", _headless, f"{_SPEC} (hf_config_override)"),
     Rule("n of a head for multi-token prediction", _head, f"{_SPEC} (n_predict)"),
     Rule("one token of Inkling's head", _inkling, _SPEC, first=(0, 26), last=(0, 27)),
     Rule("one token of Parse 3.5", _one_step, _SPEC, first=(0, 33)),

@@ -23,6 +23,7 @@ from typing import Any
 from platformdirs import user_cache_dir
 
 from autotune.engine.entry import INSTALL, Entry, entry_of, hiding, server_environment
+from autotune.engine.gpus import Gpu
 from autotune.errors import UserError
 from autotune.study.programs import API_SERVER
 from autotune.study.schema import ServerSpec, StudySpec
@@ -63,6 +64,7 @@ class VllmInfo:
         hidden: Extras of torch that were built for another torch and are hidden from the server.
         notes: Sentences about what was worked around.
         kinds: How each option takes its value, by name with underscores; empty if unknown.
+        gpus: NVIDIA GPUs that it sees; empty: none, or unknown.
     """
 
     version: str | None
@@ -73,6 +75,7 @@ class VllmInfo:
     hidden: tuple[str, ...]
     notes: tuple[str, ...]
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    gpus: tuple[Gpu, ...] = ()
 
     def kind(self, name: str) -> Kind:
         """Return how an option takes its value."""
@@ -127,7 +130,13 @@ def probe(server: ServerSpec, *, refresh: bool = False) -> VllmInfo:
         hidden=tuple(full["broken"]),
         notes=_worked_around(entry, quick, full),
         kinds={k: Kind(v) for k, v in full["kinds"].items()},
+        gpus=tuple(map(_gpu, full["gpus"])),
     )
+
+
+def _gpu(told: Mapping[str, Any]) -> Gpu:
+    pair = told["capability"]
+    return Gpu(told["name"], told["memory"], None if pair is None else (pair[0], pair[1]))
 
 
 def unasked(server: ServerSpec) -> VllmInfo:
@@ -148,7 +157,15 @@ def _cache_of(server: ServerSpec, python: str, quick: Mapping[str, Any]) -> Path
     # the same installation gives other answers on a machine whose GPU came or went
     names = re.compile(r"nvidia\d+|kfd|dri|accel.*")
     devices = sorted(p.name for p in Path("/dev").iterdir() if names.fullmatch(p.name))
-    asked = [python, quick, devices, sorted(server.env.items()), _PROBE.read_text()]
+    models = sorted(
+        line
+        for path in Path("/proc/driver/nvidia/gpus").glob("*/information")
+        for line in path.read_text(errors="replace").splitlines()
+        if line.startswith("Model:")
+    )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    here = [devices, models, visible]
+    asked = [python, quick, here, sorted(server.env.items()), _PROBE.read_text()]
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:20]
     return Path(user_cache_dir("dflash-autotune"), f"vllm-{key}.json")
 

@@ -8,6 +8,7 @@ from functools import cache, cached_property
 
 from packaging.version import Version
 
+from autotune.engine.gpus import Gpu, default_seqs
 from autotune.study.space import DRAFT, N, as_int
 
 SEQS = "max_num_seqs"
@@ -45,12 +46,14 @@ class Draft:
         block: Tokens of the block that it was trained for, with the one that it starts from.
         dspark_block: Its ``dspark_block_size``.
         head_tokens: Tokens that a head for multi-token prediction makes at once.
+        headless: Whether it has no head for multi-token prediction, in any version.
         one_token: Whether it has one trained step only, so that n must be 1.
         from_anchor: Whether a DSpark draft starts from its anchor token, without a bonus token.
         length: Longest sequence that it was made for, tokens.
         model_max_len: Longest ``max_model_len`` that vLLM derives from its config, tokens.
         mixed: Whether it has sliding and full attention.
         vocabulary: Tokens that it knows.
+        drafted_vocabulary: Tokens that it can draft: its ``draft_vocab_size``, or all it knows.
     """
 
     kind: str | None = None
@@ -58,12 +61,14 @@ class Draft:
     block: int | None = None
     dspark_block: int | None = None
     head_tokens: int | None = None
+    headless: bool = False
     one_token: bool = False
     from_anchor: bool | None = None
     length: int | None = None
     model_max_len: int | None = None
     mixed: bool = False
     vocabulary: int | None = None
+    drafted_vocabulary: int | None = None
 
 
 UNREAD_DRAFT = Draft()
@@ -75,13 +80,17 @@ class Known:
 
     Attributes:
         platform: vLLM's name of the device: ``cpu``, ``cuda``, ….
-        model_max_len: Longest ``max_model_len`` that vLLM derives from the target's config, tokens.
+        model_max_len: Longest ``max_model_len`` that vLLM derives from the target's config, tokens;
+            the one that a launch has without the flag.
         plain_attention: Whether the target has neither latent (MLA), state-space nor linear layers.
         cpu_fp8: Whether the CPU has AVX-512 or AMX.
         target: ``model_type`` of the target.
         drafts: Facts of each draft, by its name in the study; None: the target's own checkpoint.
         v2: Whether ``VLLM_USE_V2_MODEL_RUNNER`` chooses model runner V2; None: vLLM chooses.
         load: Concurrency of the study's closed loop; None: an open loop, or unknown.
+        gpus: GPUs that vLLM sees; empty: none, or unknown.
+        dtype: Data type of the target's weights on this device without ``--dtype``, ``float16`` or
+            ``bfloat16``.
         allow_throttled: Whether the study launches points at which fewer requests can run at once
             than it asks for.
     """
@@ -94,6 +103,8 @@ class Known:
     drafts: Mapping[str | None, Draft] = field(default_factory=dict)
     v2: bool | None = None
     load: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    dtype: str | None = None
     allow_throttled: bool = False
 
 
@@ -158,21 +169,28 @@ class Launch:
         return self.method in {"dflash", "dspark"} or self.of_draft("parallel_drafting") is True
 
     def seqs(self) -> tuple[int | None, str]:
-        """Return a lower bound of max_num_seqs, and its words.
+        """Return max_num_seqs or a lower bound of it, before MNBT limits a default, and its words.
 
-        vLLM's default is 256 or more on a GPU and 128 per worker on a CPU
-        (``engine/arg_utils.py:get_batch_defaults``).
+        vLLM's default is 256 or more on a GPU, see :func:`autotune.engine.gpus.default_seqs`, and
+        128 per worker on a CPU (``engine/arg_utils.py:get_batch_defaults``). ``performance_mode:
+        throughput`` doubles it.
         """
         given = self.number(SEQS)
         if given is not None:
             return given, f"{SEQS} = {given}"
         if SEQS in self.settings:
             return None, SEQS
-        workers = self.number("tensor_parallel_size") or 1
-        default = {"cuda": 256, "cpu": 128 * workers}.get(self.known.platform or "")
-        return default, f"vLLM's own {SEQS} of {default}" + (
-            " or more" if self.known.platform == "cuda" else ""
-        )
+        exact = default_seqs(self.known.gpus, self.minor)
+        workers = 1
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            workers *= max(self.number(name) or 1, 1)
+        default = {"cuda": exact or 256, "cpu": 128 * workers}.get(self.known.platform or "")
+        if default is None:
+            return None, SEQS
+        if self.settings.get("performance_mode") == "throughput":
+            default *= 2
+        more = " or more" if self.known.platform == "cuda" and exact is None else ""
+        return default, f"vLLM's own {SEQS} of {default}{more}"
 
 
 @dataclass(frozen=True)

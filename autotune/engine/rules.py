@@ -34,11 +34,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
+from packaging.version import Version
+
 from autotune.engine.active_requests import throttled
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.compilation import compilation
 from autotune.engine.doubts import Doubt, found_doubts
 from autotune.engine.draft_rules import DRAFT_RULES
+from autotune.engine.gpus import Gpu, have_bfloat16
 from autotune.engine.rule import (
     NOTHING,
     SEQS,
@@ -57,11 +60,17 @@ READ: tuple[Minor, ...] = tuple((0, minor) for minor in range(24, 34))
 
 # Architectures (``model_type``) with plain attention in every layer.
 _PLAIN = {"llama", "mistral", "qwen2", "qwen3"}
+_HALVES = ("float16", "bfloat16")
 # Sources of several rules.
 _BATCH = "config/scheduler.py: SchedulerConfig.verify_max_model_len"
 
 
-def known_of(config: Mapping[str, object], platform: str | None, cpu_fp8: bool | None) -> Known:
+def known_of(
+    config: Mapping[str, object],
+    platform: str | None,
+    cpu_fp8: bool | None,
+    gpus: tuple[Gpu, ...] = (),
+) -> Known:
     """Return what the target's ``config.json`` says about the facts that the rules read.
 
     Only some architectures are known; for the others all is unknown.
@@ -69,17 +78,40 @@ def known_of(config: Mapping[str, object], platform: str | None, cpu_fp8: bool |
     Args:
         config: Content of ``config.json``.
         platform: vLLM's name of the device.
-        cpu_fp8: Whether the CPU has AVX-512 or AMX.
+        cpu_fp8: Whether an x86 CPU has AVX-512 or AMX; None: unknown, or another CPU.
+        gpus: GPUs that vLLM sees.
     """
     if config.get("model_type") not in _PLAIN:
-        return Known(platform=platform, cpu_fp8=cpu_fp8)
+        return Known(platform=platform, cpu_fp8=cpu_fp8, gpus=gpus)
     length = config.get("max_position_embeddings")
     scaled = any(config.get(k) for k in ("rope_scaling", "model_max_length", "sliding_window"))
     rope = config.get("rope_parameters")
     if isinstance(rope, Mapping) and rope.get("rope_type", "default") != "default":
         scaled = True
     known_length = length if isinstance(length, int) and not scaled else None
-    return Known(platform, known_length, plain_attention=True, cpu_fp8=cpu_fp8)
+    return Known(
+        platform,
+        known_length,
+        plain_attention=True,
+        cpu_fp8=cpu_fp8,
+        gpus=gpus,
+        dtype=_dtype_of(config, platform, gpus, x86=cpu_fp8 is not None),
+    )
+
+
+def _dtype_of(
+    config: Mapping[str, object], platform: str | None, gpus: tuple[Gpu, ...], *, x86: bool
+) -> str | None:
+    """Return the data type of weights that vLLM takes from a config (``_resolve_auto_dtype``)."""
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    # a POWER CPU takes bfloat16 for float16
+    certain = {
+        ("bfloat16", "cpu"): True,
+        ("float16", "cpu"): x86,
+        ("bfloat16", "cuda"): have_bfloat16(gpus),
+        ("float16", "cuda"): bool(gpus),
+    }
+    return str(dtype) if certain.get((str(dtype), platform or ""), False) else None
 
 
 def why_infeasible(
@@ -176,6 +208,16 @@ def why_unread(vllm_version: str | None) -> str | None:
     )
 
 
+def how_read(vllm_version: str) -> str:
+    """Return in one line which source the rules of a version are from, for one that was read."""
+    minor, release = minor_of(vllm_version), Version(vllm_version).base_version
+    if minor is None or minor not in READ:
+        raise ValueError(f"nobody read vLLM {vllm_version}")
+    read = f"{minor_text(minor)}.0"
+    same = "" if release == read else f"; {vllm_version} is taken for it"
+    return f"read in the source of vLLM {read} and compared with its own answers{same}"
+
+
 def stand_ins(vllm_version: str | None) -> tuple[Minor, ...]:
     """Return the minor versions that were read and speak for a version: itself, if it was read."""
     minor = minor_of(vllm_version)
@@ -245,7 +287,7 @@ def _span(minors: tuple[Minor, ...]) -> str:
 def _below_least(launch: Launch) -> str | None:
     if launch.n < 0:
         return f"n = {launch.n} is below 0"
-    for name in (MNBT, SEQS, "block_size"):
+    for name in (MNBT, SEQS, "block_size", "prefill_schedule_interval"):
         value = launch.number(name)
         if value is not None and value < 1:
             return f"{_word(name)} must be at least 1, not {value}"
@@ -269,6 +311,17 @@ def _cache_dtype(launch: Launch) -> str | None:
     return f"{launch.vllm} has no kv_cache_dtype {dtype:.40}; it has {', '.join(allowed)}"
 
 
+def _cache_of_weights(launch: Launch) -> str | None:
+    """Check 0.33: a 16-bit KV cache has the data type of the weights."""
+    cache = launch.settings.get("kv_cache_dtype")
+    weights = launch.settings.get("dtype", "auto")
+    weights = launch.known.dtype if weights == "auto" else weights
+    weights = {"half": "float16", "float": "float32"}.get(str(weights), weights)
+    if cache not in _HALVES or weights not in (*_HALVES, "float32") or cache == weights:
+        return None
+    return f"{launch.vllm} has no kv_cache_dtype {cache} with weights in {weights}; write auto"
+
+
 # -- the batch -----------------------------------------------------------------------------------
 
 
@@ -284,9 +337,7 @@ def _budget_holds_requests(launch: Launch) -> str | None:
 
 
 def _budget_holds_a_prompt(launch: Launch) -> str | None:
-    mnbt, length = launch.number(MNBT), launch.number("max_model_len")
-    if "max_model_len" not in launch.settings and "hf_overrides" not in launch.settings:
-        length = launch.known.model_max_len
+    mnbt, length = launch.number(MNBT), _length(launch)
     chunked = launch.settings.get("enable_chunked_prefill", True)
     if chunked is not False or mnbt is None or length is None or mnbt >= length:
         return None
@@ -294,6 +345,13 @@ def _budget_holds_a_prompt(launch: Launch) -> str | None:
         f"without chunked prefill {launch.vllm} needs MNBT of at least max_model_len = {length}; "
         f"{mnbt} would fail"
     )
+
+
+def _length(launch: Launch) -> int | None:
+    """Return max_model_len, which without the flag is the model's own; None: unknown."""
+    if "max_model_len" in launch.settings or "hf_overrides" in launch.settings:
+        return launch.number("max_model_len")
+    return launch.known.model_max_len
 
 
 def _active_requests(launch: Launch) -> str | None:
@@ -313,11 +371,10 @@ def _throttled(launch: Launch) -> str | None:
 
 def _long_prefill(launch: Launch) -> str | None:
     long = launch.number("long_prefill_token_threshold")
-    length = launch.number("max_model_len")
+    length = _length(launch)
     if long is not None and long < 0 and launch.minor is not None and launch.minor >= (0, 25):
         return f"long_prefill_token_threshold must be at least 0, not {long}"
-    partial = launch.number("max_num_partial_prefills") or 1
-    if launch.minor is not None and launch.minor < (0, 27) and partial <= 1:
+    if launch.minor is not None and launch.minor < (0, 27):
         return None
     if long is None or length is None or length < 1 or long <= length:
         return None
@@ -325,13 +382,10 @@ def _long_prefill(launch: Launch) -> str | None:
 
 
 def _partial_prefills(launch: Launch) -> str | None:
-    partial = launch.number("max_num_partial_prefills")
-    long = launch.number("max_long_partial_prefills")
-    partial = 1 if partial is None else partial
-    if partial > 1 and launch.settings.get("enable_chunked_prefill") is False:
-        return f"max_num_partial_prefills = {partial} needs chunked prefill"
-    if long is not None and long > partial:
-        return f"max_long_partial_prefills = {long} is above max_num_partial_prefills = {partial}"
+    for name in ("max_num_partial_prefills", "max_long_partial_prefills"):
+        value = launch.number(name)
+        if value is not None and value != 1:
+            return f"{launch.vllm} prefills one prompt at a time: {name} must be 1, not {value}"
     return None
 
 
@@ -429,11 +483,22 @@ RULES = (
         last=(0, 32),
         unread=False,
     ),
+    Rule(
+        "16-bit KV cache as the weights",
+        _cache_of_weights,
+        "config/vllm.py: VllmConfig._reject_mismatched_float_kv_cache",
+        first=(0, 33),
+    ),
     Rule("MNBT of at least max_num_seqs", _budget_holds_requests, _BATCH, least=_given_seqs),
     Rule("MNBT of a prompt without chunked prefill", _budget_holds_a_prompt, _BATCH),
     Rule("max_num_active_seqs within max_num_seqs", _active_requests, _BATCH, first=(0, 31)),
     Rule("long_prefill_token_threshold within max_model_len", _long_prefill, _BATCH),
-    Rule("partial prefills", _partial_prefills, _BATCH, last=(0, 26)),
+    Rule(
+        "partial prefills",
+        _partial_prefills,
+        "engine/arg_utils.py: EngineArgs._check_feature_supported",
+        last=(0, 26),
+    ),
     Rule(
         "max_model_len within the model's",
         _model_length,

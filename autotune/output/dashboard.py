@@ -20,7 +20,7 @@ import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -223,15 +223,27 @@ def _is_local(url: str) -> bool:
         return False
 
 
+class _Known(NamedTuple):
+    """What is known of a study's trials.
+
+    Attributes:
+        words: Attributes of each trial, by number.
+        front: Numbers of the Pareto front; None: Optuna's own is the same.
+    """
+
+    words: Mapping[int, _Attributes]
+    front: frozenset[int] | None
+
+
 class _Words:
     """What is known of the trials of each study, with readable names and units."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[int, tuple[set[_State], Mapping[int, _Attributes] | None]] = {}
+        self._known: dict[int, tuple[set[_State], _Known | None]] = {}
 
-    def of(self, study: int, seen: set[_State]) -> Mapping[int, _Attributes] | None:
-        """Return the attributes of each trial, by number; None: autotune did not make the study.
+    def of(self, study: int, seen: set[_State]) -> _Known | None:
+        """Return what is known of the trials; None: autotune did not make the study.
 
         The page asks every few seconds, also while a server is measured: they are read again only
         when a trial has begun or ended.
@@ -247,7 +259,7 @@ class _Words:
             with database_errors(self._store.path):
                 name = self._store.storage.get_study_name_from_id(study)
                 known = name in self._store.study_names()  # or made by hand, in the dashboard
-                words = _all_attributes(self._store, name) if known else None
+                words = _known_of(self._store, name) if known else None
         except AutotuneError as e:
             _log.warning("user attributes are shown as they are stored: %s", e)
             words = None
@@ -263,6 +275,9 @@ def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
         asked = _STUDY.fullmatch(environ.get("PATH_INFO", ""))
         if asked is None or environ["REQUEST_METHOD"] != "GET":
             return app(environ, start)
+        # bottle keeps what it read of a request in it
+        asked_for_all = {k: v for k, v in environ.items() if not k.startswith("bottle.")}
+        asked_for_all["QUERY_STRING"] = ""
         begun: list[Any] = []
 
         def hold(status: str, headers: list[tuple[str, str]], _error: Any = None) -> Any:
@@ -274,7 +289,13 @@ def _in_words(app: WSGIApplication, store: Store) -> WSGIApplication:
             study = json.loads(body)
             seen = {(t["number"], t["state"]) for t in study["trials"]}
             if (found := words.of(int(asked[1]), seen)) is not None:
-                _put(found, study)
+                if found.front is not None:
+                    whole = study
+                    if not found.front <= {t["number"] for t in study["trials"]}:  # later ones only
+                        whole = json.loads(b"".join(app(asked_for_all, hold)))
+                    best = (t for t in whole["trials"] if t["number"] in found.front)
+                    study["best_trials"] = [dict(t) for t in best]
+                _put(found.words, study)
                 body = json.dumps(study).encode()
         headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
         start(status, [*headers, ("Content-Length", str(len(body)))])
@@ -314,15 +335,22 @@ def _study_key(key: str) -> str:
     return key
 
 
-def _all_attributes(store: Store, name: str) -> dict[int, _Attributes]:
-    """Return the attributes of each trial of a study, by number."""
+def _known_of(store: Store, name: str) -> _Known:
+    """Return what is known of a study's trials.
+
+    Optuna compares all numbers that it is told, also those of a load that vLLM throttled.
+    """
     view = study_view(store, name)
+    throttled = any(t.throttled for t in view.trials)
     healthy = {  # seconds; of several launches the latest one counts, as everywhere
         x.trial: x.ready_at - x.planned_at
         for x in store.launches.of_study(name)
         if x.ready_at is not None
     }
-    return {t.number: _attributes(view, t, healthy.get(t.number)) for t in view.trials}
+    return _Known(
+        {t.number: _attributes(view, t, healthy.get(t.number)) for t in view.trials},
+        frozenset(t.number for t in view.trials if t.front) if throttled else None,
+    )
 
 
 def _attributes(view: StudyView, t: TrialView, healthy_s: float | None) -> _Attributes:

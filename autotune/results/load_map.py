@@ -10,6 +10,16 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from autotune.results.load_map_ways import MapWay, Plan, WayKind, confirmation
+from autotune.results.referee import (
+    RefereeView,
+    crossing_text,
+    load_text,
+    referee,
+    referee_json,
+    referee_lines,
+    way_json,
+)
 from autotune.results.tables import Column, Row, Table, text_lines
 from autotune.results.text import (
     Bounds,
@@ -35,9 +45,15 @@ from autotune.stats.crossover import (
     over_loads,
     ratio,
 )
+from autotune.stats.referee import Crossing, crossing
 from autotune.study.schema import FlagValue
 from autotune.study.space import Value
 
+# Of acceptance under a schedule or adaptive verification.
+BIASED = (
+    "of the steps that drafted, and with drafts that were left out; no measure of another n, so "
+    "predictions do not use it"
+)
 _MOST_TIES = 4  # that are shown of one concurrency
 
 
@@ -45,7 +61,10 @@ class Advice(StrEnum):
     """Reason for a recommendation."""
 
     SCHEDULE = "launched, it is better than the best fixed n"
+    ADAPTIVE = "launched, adaptive verification is better than the best fixed n"
+    ARM = "launched, this arm is better than the best fixed n"
     FIXED = "launched, the schedule is not certainly better"
+    FIXED_RIVALS = "launched, no other way to speculate is certainly better"
     FIXED_FAILED = "the schedule failed"
     FIXED_UNCHECKED = "the schedule was not launched yet; the same command goes on with it"
     FIXED_ENOUGH = "a schedule has no certain gain: one n is near the best at every concurrency"
@@ -80,13 +99,26 @@ class LoadView:
 
 @dataclass(frozen=True)
 class PointView:
-    """One n, or a schedule of n, at all concurrencies; a failed point has no numbers."""
+    """One way to speculate at all concurrencies; a failed point has no numbers."""
 
     n: int
     schedule: Schedule | None
     failure_kind: str | None
     failure_reason: str | None
     loads: Mapping[int, LoadView]
+    adaptive: bool = False
+    arm: str | None = None
+    asked: bool = False  # a schedule that the user gave
+
+    @property
+    def way(self) -> MapWay:
+        """Way to speculate."""
+        return MapWay(self.n, self.schedule, self.adaptive, self.arm)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it is a fixed n of the study's own draft."""
+        return self.way.kind is WayKind.FIXED
 
     def rates(self) -> dict[int, Rate]:
         """Return tokens per second, by concurrency, without those that vLLM throttled."""
@@ -109,8 +141,9 @@ class LoadSweepView:
         schedule: Schedule of n by batch size that the numbers suggest; None: one n is enough.
         why_no_schedule: Reason why this vLLM gets no schedule; None: it accepts one.
         arguments: ``--speculative-config`` of each measured n of at least 1.
-        schedule_argument: ``--speculative-config`` of the schedule.
         same_file: Whether the study file is the one that this was measured with.
+        way_arguments: ``--speculative-config`` of the ways that are no fixed n.
+        confirmed: Launches of the confirmation, oldest first.
         outdated: Concurrencies of which a part was measured by autotune 0.1 and has too few
             requests to be computed again.
     """
@@ -126,14 +159,43 @@ class LoadSweepView:
     schedule: Schedule | None
     why_no_schedule: str | None
     arguments: Mapping[int, str]
-    schedule_argument: str | None
     same_file: bool
     outdated: tuple[int, ...] = ()
+    way_arguments: Mapping[MapWay, str] = dataclasses.field(default_factory=dict)
+    confirmed: tuple[PointView, ...] = ()
 
     @cached_property
     def rates(self) -> Rates:
         """Rates of each fixed n, by concurrency."""
-        return {p.n: row for p in self.points if p.schedule is None and (row := p.rates())}
+        return {p.n: row for p in self.points if p.is_fixed and (row := p.rates())}
+
+    @cached_property
+    def rivals(self) -> tuple[PointView, ...]:
+        """Points that are no fixed n, without schedules that fewer numbers had suggested."""
+        return tuple(p for p in self.points if not p.is_fixed and not self._is_earlier(p))
+
+    def _is_earlier(self, point: PointView) -> bool:
+        derived = point.way.kind is WayKind.SCHEDULE and not point.asked
+        return derived and point is not self.checked
+
+    @cached_property
+    def way_rates(self) -> dict[MapWay, Mapping[int, Rate]]:
+        """Rates of each way in the sweep's single launches, by concurrency."""
+        rates: dict[MapWay, Mapping[int, Rate]] = {MapWay(n): row for n, row in self.rates.items()}
+        return rates | {p.way: row for p in self.rivals if (row := p.rates())}
+
+    def confirmation_plan(self, launches: int) -> Plan | None:
+        """Return what a confirmation of so many launches compares; None: there is no rival."""
+        return confirmation(self.way_rates, self.at, launches)
+
+    @cached_property
+    def referee(self) -> RefereeView | None:
+        """Other ways against the best fixed n; None: none was launched."""
+        confirmed: dict[MapWay, list[Mapping[int, Rate]]] = {}
+        for p in self.confirmed:
+            if rates := p.rates():
+                confirmed.setdefault(p.way, []).append(rates)
+        return referee(self.way_rates, confirmed, self.at, self.variance)
 
     @cached_property
     def at(self) -> list[AtLoad]:
@@ -144,6 +206,12 @@ class LoadSweepView:
     def crossover(self) -> Crossover | None:
         """Concurrency above which speculation stops paying."""
         return crossover(self.at)
+
+    @cached_property
+    def crossing(self) -> Crossing | None:
+        """The crossover with its interval; None: no n of at least 1 was measured."""
+        speedups = {x.load: x.draft_speedup for x in self.at if x.draft_speedup is not None}
+        return crossing(speedups)
 
     @cached_property
     def fixed(self) -> int | None:
@@ -161,8 +229,9 @@ class LoadSweepView:
 
     @cached_property
     def checked(self) -> PointView | None:
-        """Schedule that was launched; None: none was."""
-        of = [p for p in self.points if p.schedule is not None and p.schedule == self.schedule]
+        """Schedule that the numbers suggest, as it was launched; None: it was not."""
+        of = [p for p in self.points if p.schedule is not None and p.way.arm is None]
+        of = [p for p in of if p.schedule == self.schedule]
         return of[-1] if of else None
 
     @cached_property
@@ -179,22 +248,30 @@ class LoadSweepView:
     @cached_property
     def advice(self) -> Advice:
         """Recommendation with its reason."""
+        if self.referee is not None:
+            if (best := self.referee.best) is not None:
+                return Advice[best.rival.kind.name]
+            if any(x.rival.schedule != self.schedule for x in self.referee.overall):
+                return Advice.FIXED_RIVALS
         if self.schedule is None:
             return Advice.FIXED_ENOUGH
         if self.why_no_schedule is not None:
             return Advice.FIXED_ONLY
         if self.checked is not None and self.checked.failure_kind is not None:
             return Advice.FIXED_FAILED
-        e = self.over_fixed
-        if e is None:
-            return Advice.FIXED_UNCHECKED
-        return Advice.SCHEDULE if e.low is not None and e.low > 1 else Advice.FIXED
+        return Advice.FIXED_UNCHECKED if self.over_fixed is None else Advice.FIXED
+
+    @property
+    def recommended_rival(self) -> MapWay | None:
+        """Recommended way, where it is no fixed n."""
+        best = None if self.referee is None else self.referee.best
+        return None if best is None else best.rival
 
     @property
     def argument(self) -> str | None:
         """Recommended ``--speculative-config``; None: serve without one."""
-        if self.advice is Advice.SCHEDULE:
-            return self.schedule_argument
+        if self.recommended_rival is not None:
+            return self.way_arguments.get(self.recommended_rival)
         return None if self.fixed is None else self.arguments.get(self.fixed)
 
 
@@ -215,9 +292,11 @@ def load_sweep_lines(view: LoadSweepView) -> list[str]:
     lines = [*wrapped(f"{view.study}: {about}"), ""]
     for table in (_loads_table(view), _points_table(view)):
         lines += [*table, ""] if table else []
-    lines += wrapped(crossover_text(view.crossover, view.at))
+    if view.referee is not None:
+        lines += [*referee_lines(view.referee), ""]
+    lines += wrapped(crossover_text(view.crossover, view.at, view.crossing))
     lines += ["", *_schedule_lines(view), ""]
-    lines += wrapped(_scatter_text(view.variance))
+    lines += wrapped(_scatter_text(view))
     if view.outdated:
         loads = ", ".join(map(str, view.outdated))
         lines += wrapped(
@@ -234,7 +313,7 @@ def _warnings(view: LoadSweepView) -> list[str]:
     where: dict[str, dict[str, None]] = {}
     words: dict[str, dict[str, None]] = {}
     for p in view.points:
-        name = f"n = {p.n}" if p.schedule is None else "the schedule"
+        name = p.way.name
         for load, x in p.loads.items():
             for w in x.warnings:
                 kind, _, text = w.partition(": ")
@@ -258,7 +337,7 @@ def _loads_table(view: LoadSweepView) -> list[str]:
         p95 = next(
             p.loads[x.load].p95_ms
             for p in view.points
-            if p.n == x.best and p.schedule is None and x.load in p.loads
+            if p.n == x.best and p.is_fixed and x.load in p.loads
         )
         rows.append(
             [
@@ -278,16 +357,13 @@ def _points_table(view: LoadSweepView) -> list[str]:
     none = view.rates.get(0, {})
     columns = [["concurrency", *map(str, view.loads), "tok/step"]]
     notes = []
-    for p in sorted(view.points, key=lambda p: (p.schedule is not None, p.n)):
-        if p.schedule is not None and p is not view.checked:
-            continue  # an earlier schedule, made from fewer numbers
-        name = "schedule" if p.schedule is not None else f"n = {p.n}"
+    fixed = sorted((p for p in view.points if p.is_fixed), key=lambda p: p.n)
+    for p in (*fixed, *view.rivals):
         if p.failure_kind is not None:
-            the = "" if p.schedule is None else "the "
-            notes += wrapped(f"{the}{name} failed: {p.failure_kind}: {p.failure_reason}")
+            notes += wrapped(f"{p.way.name} failed: {p.failure_kind}: {p.failure_reason}")
             continue
-        if name == "n = 0" or not p.loads:
-            continue
+        if p.way == MapWay(0) or not p.loads or not (p.is_fixed or p is view.checked):
+            continue  # the referee's table has the other ways
         rates = p.rates()
         cells = [
             f"{rates[c].value / none[c].value:.2f}"
@@ -299,15 +375,26 @@ def _points_table(view: LoadSweepView) -> list[str]:
         ]
         lengths = [x.acceptance_length for x in p.loads.values() if x.acceptance_length]
         mean = sum(lengths) / len(lengths) if lengths else None
+        name = p.way.name if p.is_fixed else "schedule"
         columns.append([name, *cells, "" if mean is None else f"{mean:.2f}"])
     if len(columns) == 1:
         return notes
     header, *rows = zip(*columns, strict=True)
+    if view.checked is not None and view.checked.loads:
+        notes += wrapped(f"Tokens per step of the schedule: {BIASED}.")
     return ["Speed-up over n = 0, and tokens per step:", *_aligned(header, rows), *notes]
 
 
-def crossover_text(found: Crossover | None, at: Sequence[AtLoad]) -> str:
-    """Return where speculation stops paying, in a sentence or two."""
+def crossover_text(
+    found: Crossover | None, at: Sequence[AtLoad], interval: Crossing | None = None
+) -> str:
+    """Return where speculation stops paying, in a sentence or two.
+
+    Args:
+        found: The crossover.
+        at: Best n at each load.
+        interval: The same crossover with its interval, where that is known.
+    """
     if found is None:
         return "No n of at least 1 gave numbers: whether speculation pays is not known."
     by = {x.load: x for x in at}
@@ -325,7 +412,9 @@ def crossover_text(found: Crossover | None, at: Sequence[AtLoad]) -> str:
         text = f"Speculation loses at every concurrency measured: {shown(found.loses)}. "
         text += "The crossover lies below."
     elif found.wins is not None and found.loses is not None and found.load is not None:
-        text = f"Speculation pays up to a concurrency of about {load_text(found.load)}: "
+        bounded = interval is not None and interval.load is not None and not interval.wins_above
+        load = crossing_text(interval) if interval and bounded else load_text(found.load)
+        text = f"Speculation pays up to a concurrency of about {load}: "
         text += f"{shown(found.wins)}, {shown(found.loses)}."
     else:
         raise ValueError("a crossover between two concurrencies has a win and a loss")
@@ -339,11 +428,6 @@ def crossover_text(found: Crossover | None, at: Sequence[AtLoad]) -> str:
     if found.also_loses:
         text += f" It also loses at {', '.join(map(str, found.also_loses))}, below that."
     return text
-
-
-def load_text(load: float) -> str:
-    """Return an interpolated concurrency, in the digits that are known."""
-    return f"{load:.1f}" if load < 10 else f"{load:.0f}"
 
 
 def _schedule_lines(view: LoadSweepView) -> list[str]:
@@ -368,8 +452,8 @@ def _schedule_lines(view: LoadSweepView) -> list[str]:
 
 
 def _recommended(view: LoadSweepView) -> str:
-    if view.advice is Advice.SCHEDULE:
-        return "the schedule"
+    if view.recommended_rival is not None:
+        return view.recommended_rival.name
     e = view.fixed_over_none
     if not view.fixed or e is None:
         return "no speculation"
@@ -378,14 +462,19 @@ def _recommended(view: LoadSweepView) -> str:
     return f"n = {view.fixed}, at {over} of no speculation as the mean over all concurrencies{tie}"
 
 
-def _scatter_text(variance: LaunchVariance | None) -> str:
+def _scatter_text(view: LoadSweepView) -> str:
+    variance, rivals = view.variance, view.referee
+    besides = (
+        "Apart from the confirmation, intervals" if rivals and rivals.confirmed else "Intervals"
+    )
     if variance is None:
         return (
-            "Intervals are within one launch each, without the launch-to-launch variance, which is "
-            "not known. A study that launches a point several times measures it (`autotune run`)."
+            f"{besides} are within one launch each, without the launch-to-launch variance, which "
+            "is not known. A study that launches a point several times measures it (`autotune "
+            "run`)."
         )
     return (
-        "Intervals include the launch-to-launch variance of this study: "
+        f"{besides} include the launch-to-launch variance of this study: "
         f"{variance.between:.1%} beyond request noise."
     )
 
@@ -406,8 +495,10 @@ def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
         "flags": dict(view.flags),
         "intervals": "within one launch" if view.variance is None else "with launches' scatter",
         "loads": [_load_json(x) for x in view.at],
-        "crossover": None if view.crossover is None else dataclasses.asdict(view.crossover),
+        "crossover": _crossover_json(view),
+        "referee": referee_json(view.referee),
         "points": [_point_json(p, view.variance) for p in view.points],
+        "confirmation": [_point_json(p, view.variance) for p in view.confirmed],
         "best_fixed_n": view.fixed,
         "best_fixed_over_none": _estimate_json(view.fixed_over_none),
         "schedule": view.schedule and [list(x) for x in view.schedule],
@@ -416,11 +507,19 @@ def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
         "recommended": None
         if view.fixed is None
         else {
-            "what": "schedule" if view.advice is Advice.SCHEDULE else "fixed",
+            "what": "fixed" if view.recommended_rival is None else str(view.recommended_rival.kind),
             "why": view.advice.name.lower(),
             "speculative_config": view.argument,
         },
     }
+
+
+def _crossover_json(view: LoadSweepView) -> dict[str, Any] | None:
+    if view.crossover is None:
+        return None
+    found, cross = dataclasses.asdict(view.crossover), view.crossing
+    known = cross is not None and view.crossover.load is not None and not cross.wins_above
+    return {**found, "interval": [cross.low, cross.high] if cross and known else None}
 
 
 def _estimate_json(e: Estimate | None) -> dict[str, float | None] | None:
@@ -444,6 +543,8 @@ def _point_json(p: PointView, variance: LaunchVariance | None) -> dict[str, Any]
     return {
         "n": p.n,
         "schedule": p.schedule and [list(x) for x in p.schedule],
+        "way": way_json(p.way),
+        "acceptance_biased": p.way.biased,
         "failure_kind": p.failure_kind,
         "failure_reason": p.failure_reason,
         "loads": {

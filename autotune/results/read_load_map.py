@@ -15,6 +15,7 @@ from autotune.engine import rule
 from autotune.engine.draft_schedule import speculative_argument, why_no_schedule
 from autotune.errors import FailureKind, UserError
 from autotune.results.load_map import LoadSweepView, LoadView, PointView
+from autotune.results.load_map_ways import MapWay, WayKind, way_of, way_server
 from autotune.results.measured import resolver_of
 from autotune.results.recomputed import figures_again
 from autotune.results.standing import LEAST_DEGREES
@@ -68,11 +69,16 @@ def schedule_of(
     """Return the schedule that the numbers suggest; None: one n is enough."""
     if not rates.get(0):
         return None
-    seqs = spec.settings({**setting.params, **setting.flags}).get(MAX_NUM_SEQS)
-    most = seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else max(loads)
+    most = largest_batch(loads, spec, setting)
     # n are compared within their launches: their launch-to-launch error is the same at every load
     ranges = schedule(rates, by_load(rates, None), most)
     return ranges if len(ranges) > 1 else None
+
+
+def largest_batch(loads: Sequence[int], spec: StudySpec, setting: Setting) -> int:
+    """Return the most requests of one step: max_num_seqs, or the highest load."""
+    seqs = spec.settings({**setting.params, **setting.flags}).get(MAX_NUM_SEQS)
+    return seqs if isinstance(seqs, int) and not isinstance(seqs, bool) else max(loads)
 
 
 def rates_of(
@@ -236,7 +242,8 @@ def load_sweep_view(
     ]
     launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
-    rates = {p.n: row for p in points if p.schedule is None and (row := p.rates())}
+    sweep = [p for p, row in zip(points, rows, strict=True) if row.repeat is None]
+    rates = {p.n: row for p in sweep if p.is_fixed and (row := p.rates())}
     lost = {
         x.concurrency
         for p in rows
@@ -245,8 +252,9 @@ def load_sweep_view(
     }
     ranges = schedule_of(rates, loads, spec, setting)
 
-    def argument(n: int, by_size: Schedule | None) -> str:
-        return speculative_argument(spec.server, n, setting.params, by_size, resolve)
+    def argument(way: MapWay) -> str:
+        server = way_server(spec.server, way)
+        return speculative_argument(server, way.n, setting.params, way.schedule, resolve)
 
     return LoadSweepView(
         study=spec.name,
@@ -255,15 +263,14 @@ def load_sweep_view(
         point=dict(setting.params),
         flags=dict(setting.flags),
         loads=tuple(loads),
-        points=tuple(points),
+        points=tuple(sweep),
+        confirmed=tuple(p for p, row in zip(points, rows, strict=True) if row.repeat is not None),
         variance=_variance(store, spec.name, known, setting),
         schedule=ranges,
         why_no_schedule=why_no_schedule(version),
-        arguments={n: argument(n, None) for n in sorted(rates) if n > 0},
-        schedule_argument=None
-        if ranges is None
-        else argument(max(n for _, _, n in ranges), ranges),
+        arguments={n: argument(MapWay(n)) for n in sorted(rates) if n > 0},
         same_file=setting.fingerprint in known,
+        way_arguments={p.way: argument(p.way) for p in sweep if not p.is_fixed},
         outdated=tuple(sorted(lost.intersection(loads))),
     )
 
@@ -293,14 +300,16 @@ def _point_view(
         if (rate := _rate(rows, load)) is not None:
             parts = sorted((x for x in rows if x.concurrency == load), key=lambda x: x.part)
             found[load] = _load_view(store, parts, rate, spec, _throttled(rows, load))
+    way = way_of(point)
     return PointView(
-        n=point.n,
-        schedule=None
-        if point.schedule is None
-        else tuple((int(a), int(b), int(n)) for a, b, n in point.schedule),
+        n=way.n,
+        schedule=way.schedule,
         failure_kind=None if failure is None else failure[0],
         failure_reason=None if failure is None else failure[1],
         loads={} if failure is not None else found,
+        adaptive=way.adaptive,
+        arm=way.arm,
+        asked=point.way == WayKind.SCHEDULE,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from autotune.engine.active_requests import why_throttled
-from autotune.engine.cuda_graphs import coverage, graphs
+from autotune.engine.cuda_graphs import coverage, graphs, most_tokens
 from autotune.engine.draft_method import with_method
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.feasibility import known_for
@@ -24,7 +24,7 @@ from autotune.results.batch_budget import families_of
 from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
 from autotune.results.views import TrialView
 from autotune.search.alike import key_of
-from autotune.serving.machine import has_gpu
+from autotune.serving.machine import has_gpu, vllms_gpus
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import ServerSpec, StudySpec
@@ -277,7 +277,8 @@ def explain(
         Version(version)
     except InvalidVersion:
         raise UserError(f"--vllm: {version[:40]} is no version; such as 0.32.0") from None
-    info = VllmInfo(version, None, None, "cuda" if has_gpu() else None, None, (), ())
+    device = "cuda" if has_gpu() else None
+    info = VllmInfo(version, None, None, device, None, (), (), gpus=vllms_gpus())
     return _explained(loaded, info, trials)
 
 
@@ -384,7 +385,8 @@ def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tupl
         return {}
     out: dict[int, tuple[int, ...]] = {}
     for n in (int(v) for v in searched.values() or ()):
-        missed = coverage(graphs(n, seqs, mnbt, version), min(load, seqs)).missed
+        found = graphs(n, seqs, mnbt, version, most=most_tokens(version, known.gpus))
+        missed = coverage(found, min(load, seqs)).missed
         if missed:
             out[n] = missed
     return out

@@ -5,8 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from autotune.errors import UserError, one_line
+from autotune.results.read_request_acceptance import read_request_acceptance
+from autotune.results.request_acceptance import acceptance_lines
+from autotune.results.rows import trial_row
 from autotune.results.text import plain, point_text, value_with_interval
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import COMPUTED_AGAIN, StudyView, TrialView
@@ -29,14 +33,13 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
     Raises:
         UserError: the study has no such trial.
     """
-    view = study_view(store, name)
-    trial = next((t for t in view.trials if t.number == number), None)
-    if trial is None:
-        raise UserError(f"{name} has no trial {number}; `autotune status` lists them")
+    view, trial = _found(store, name, number)
     attrs = attrs_of(store.stored_study(name).trials[number])
     lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
     lines += _why(trial, attrs)
     lines += _measured(view, trial)
+    told = read_request_acceptance(store, name, number, trial.point)
+    lines += [] if told is None else acceptance_lines(told)
     events = store.launches.events(name)
     caches = store.launches.compile_caches(name)
     for launch in store.launches.of_trial(name, number):
@@ -49,6 +52,27 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
         cache = caches.get(launch.launch_id)
         lines += _ended(launch, None if cache is None else cache.text)
     return lines
+
+
+def trial_json(store: Store, name: str, number: int) -> dict[str, Any]:
+    """Return a trial's row (:func:`autotune.results.rows.trial_row`) with ``request_acceptance``.
+
+    That is null, or what :meth:`RequestAcceptance.to_json` returns.
+
+    Raises:
+        UserError: the study has no such trial.
+    """
+    view, trial = _found(store, name, number)
+    told = read_request_acceptance(store, name, number, trial.point)
+    return {**trial_row(view, trial), "request_acceptance": told and told.to_json()}
+
+
+def _found(store: Store, name: str, number: int) -> tuple[StudyView, TrialView]:
+    view = study_view(store, name)
+    trial = next((t for t in view.trials if t.number == number), None)
+    if trial is None:
+        raise UserError(f"{name} has no trial {number}; `autotune status` lists them")
+    return view, trial
 
 
 def _why(trial: TrialView, attrs: TrialAttrs) -> Iterator[str]:

@@ -22,6 +22,7 @@ from autotune.results.standing import (
     study_verdict,
     with_points,
 )
+from autotune.results.text import count
 from autotune.results.views import StudyView, TrialView
 from autotune.search.confirmation import ConfirmationVerdict
 from autotune.search.front import baseline_speedup
@@ -217,7 +218,9 @@ def throttled_text(peak: int, asked: int) -> str:
         peak: Largest number of requests that ran at once.
         asked: Number of requests that the load and ``max_num_seqs`` ask for.
     """
-    return f"vLLM ran at most {peak} requests at once, not {asked}, so this is another load"
+    return (
+        f"vLLM ran at most {count(peak, 'request')} at once, not {asked}, so this is another load"
+    )
 
 
 def quality_warnings(quality: Quality) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from autotune.engine.gpus import Gpu
 from autotune.serving.nvml import nvml, visible_gpus
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -29,6 +30,21 @@ def gpus() -> list[dict[str, Any]]:
             }
             for h in visible_gpus(library)
         ]
+
+
+def vllms_gpus() -> tuple[Gpu, ...]:
+    """Return the NVIDIA GPUs of this machine as vLLM would see them, by NVML; empty: none."""
+    with nvml() as library:
+        if library is None:
+            return ()
+        return tuple(
+            Gpu(
+                library.nvmlDeviceGetName(h),
+                library.nvmlDeviceGetMemoryInfo(h).total,
+                tuple(library.nvmlDeviceGetCudaComputeCapability(h)),
+            )
+            for h in visible_gpus(library)
+        )
 
 
 def has_gpu() -> bool:

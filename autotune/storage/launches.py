@@ -18,6 +18,7 @@ from autotune.storage.schema import (
     CompileCacheRow,
     EventRow,
     LaunchRow,
+    RequestAcceptanceRow,
     RequestRow,
     StagesRow,
 )
@@ -260,10 +261,11 @@ class Launches:
         launch = _columns(other.get(launch_id))
         which = "WHERE launch_id = :launch ORDER BY id"
         found = other._reader.records(RequestRow, which, launch=launch_id)
-        requests = [_columns(r) for r in found]
+        told = other._reader.records(RequestAcceptanceRow, which, launch=launch_id)
+        requests, acceptance = [_columns(r) for r in found], [_columns(r) for r in told]
         launch |= {"launch_id": new_id, "study": study, "trial": NO_TRIAL}
         launch |= {"worker": None, "lease_epoch": None}  # those of the other database
-        for r in requests:
+        for r in (*requests, *acceptance):
             r["launch_id"] = new_id
             del r["id"]
         with self._sessions() as s:
@@ -271,6 +273,8 @@ class Launches:
             s.flush()
             if requests:
                 s.execute(insert(RequestRow), requests)
+            if acceptance:
+                s.execute(insert(RequestAcceptanceRow), acceptance)
             s.commit()
 
     def give(self, launch_id: str, trial: int, attempt: int | None = None) -> None:
@@ -310,6 +314,6 @@ class Launches:
         return {row.launch_id: CompileCache(CacheUse[row.use], row.folder) for row in rows}
 
 
-def _columns(row: LaunchRow | RequestRow) -> dict[str, Any]:
+def _columns(row: LaunchRow | RequestRow | RequestAcceptanceRow) -> dict[str, Any]:
     """Return a row as plain data."""
     return {f.name: getattr(row, f.name) for f in fields(row)}

@@ -28,9 +28,17 @@ class LoadMaps:
         self._reader, self._sessions = reader, sessions
 
     def add_point(
-        self, study: str, setting: Mapping[str, Any], n: int, schedule: Sequence[Any] | None
+        self,
+        study: str,
+        setting: Mapping[str, Any],
+        n: int,
+        schedule: Sequence[Any] | None,
+        *,
+        way: str | None = None,
+        arm: str | None = None,
+        repeat: int | None = None,
     ) -> MapPointRow:
-        """Store a point before its first launch."""
+        """Store a point before its first launch; arguments as the columns of the row."""
         with self._sessions() as s:
             row = MapPointRow(
                 study=study,
@@ -38,6 +46,9 @@ class LoadMaps:
                 n=n,
                 schedule=None if schedule is None else [list(x) for x in schedule],
                 created_at=time.time(),
+                way=way,
+                arm=arm,
+                repeat=repeat,
             )
             s.add(row)
             s.commit()

@@ -98,8 +98,23 @@ class RequestRow:
 
 
 @dataclass(kw_only=True, eq=False)
+class RequestAcceptanceRow:
+    """Accepted drafts of one request: :class:`autotune.bench.request_drafts.RequestDrafts`."""
+
+    __tablename__: ClassVar[str] = "autotune_request_acceptance"
+    id: int = field(init=False, metadata=KEY)
+    launch_id: str = field(metadata={"foreign_key": "autotune_launches.launch_id", **INDEX})
+    phase: str  # of the request, as is `index`
+    index: int
+    category: str | None = None  # of the request in its dataset
+    histogram: list[int]
+    drafted: int | None = None
+    by_step: bytes  # uint16, accepted and drafted of each step in turn, native order; may be empty
+
+
+@dataclass(kw_only=True, eq=False)
 class MapPointRow:
-    """One point of a load sweep (`autotune map`): one n, or a schedule of n, under one setting."""
+    """One point of a load sweep (`autotune map`): one way to speculate under one setting."""
 
     __tablename__: ClassVar[str] = "autotune_map_points"
     id: int = field(init=False, metadata=KEY)  # the `trial` of its launches
@@ -108,6 +123,10 @@ class MapPointRow:
     n: int  # the largest one of a schedule
     schedule: list[Any] | None = None  # [[first, last, n], …]
     created_at: float  # unix time, s
+    # A name of WayKind; None: a fixed n, or a schedule that the sweep's own numbers suggested.
+    way: str | None = None
+    arm: str | None = None  # of the study, where it is not that of the fixed n
+    repeat: int | None = None  # launch of the confirmation, from 1; None: of the sweep
 
 
 @dataclass(kw_only=True, eq=False)
@@ -196,6 +215,7 @@ KINDS = (
     StudyRow,
     LaunchRow,
     RequestRow,
+    RequestAcceptanceRow,
     MapPointRow,
     LoadRow,
     StagesRow,

@@ -323,6 +323,7 @@ def fingerprint_of_0_1(spec: StudySpec, found: Mapping[str, str]) -> str:
         {
             **{"name": True, "description": True, "budget": True},
             **{"workload": {"hang_timeout_s"}, "server": {"launch", "ahead"}},
+            "measure": {"per_request_acceptance"},
             "search": {"allow_throttled"},
         }
     )

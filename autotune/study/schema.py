@@ -200,6 +200,10 @@ class MeasureSpec(Model):
     repeat_disturbed: Result[bool] = Field(
         default=True, description="launch once more if something else used the machine meanwhile"
     )
+    per_request_acceptance: Nothing[bool] = Field(
+        default=True,
+        description="ask vLLM, from 0.29 on, how many drafts each request accepted, and keep that",
+    )
 
 
 class SearchSpec(Model):

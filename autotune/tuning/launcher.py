@@ -270,6 +270,7 @@ class Launcher:
             port=next(port for port in iter(free_port, None) if port not in taken),
             launch_id=launch_id,
             resolve=self._p.resolve,
+            acceptance=self._p.spec.measure.per_request_acceptance,
         )
         log_path = self.logs.path(log)
         self._ledger.plan(launch_id, trial, attempt, plan, self.machine, log_path)

@@ -6,56 +6,48 @@ loop: a fixed concurrency, independent of the rate of the study's own workload.
 
 One launch serves all loads, each in two parts: 1 2 4 8 8 4 2 1. So a machine that grows faster or
 slower affects all loads equally, and each part is a unit of resuming: it is in the database when
-it is whole, and never measured again. A launch that failed gives no numbers, of no load. In the end
-a schedule of n by batch size is launched, where the numbers ask for one
-(:mod:`autotune.results.read_load_map`).
+it is whole, and never measured again. A launch that failed gives no numbers, of no load.
+
+Then other ways to speculate are launched (:mod:`autotune.tuning.load_map_choice`): a schedule of n
+by batch size, adaptive verification. A confirmation launches the best of them and the best fixed n
+again, there and back (:mod:`autotune.stats.referee`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.bench.sample import Sample
-from autotune.bench.workload import Request, Workload, build_workload
-from autotune.engine.draft_schedule import scheduled, why_no_schedule
-from autotune.errors import (
-    MachineError,
-    NothingUsable,
-    TrialFailure,
-    UserError,
-)
+from autotune.bench.workload import Workload
+from autotune.errors import MachineError, TrialFailure
 from autotune.results.load_map import LoadSweepView
+from autotune.results.load_map_ways import WayKind, way_of, way_server
 from autotune.results.read_load_map import (
     PARTS,
     THROUGHPUT,
     comparable_loads,
     failure_of_point,
-    launched_version,
     load_sweep_view,
     rates_of,
-    schedule_of,
     study_in,
 )
 from autotune.results.text import number
 from autotune.serving.interrupts import held_back
 from autotune.serving.machine import machine_line
-from autotune.stats.crossover import Rate, Schedule, propose
-from autotune.stats.intervals import MIN_REQUESTS
 from autotune.storage.names import load_sweep_name, output_folder
 from autotune.storage.schema import LaunchRow, MapPointRow
 from autotune.storage.store import Store
 from autotune.study.differences import fingerprint
 from autotune.study.schema import ServerSpec, StudySpec
 from autotune.study.space import N, Value
-from autotune.study.workload import WorkloadSpec
 from autotune.tuning.comparable import warn_of_variables
 from autotune.tuning.launcher import Launcher, LiveServer
 from autotune.tuning.ledger import StoredLedger
+from autotune.tuning.load_map_choice import Chooser, Rivals
+from autotune.tuning.load_map_requests import closed_loop, map_requests, part_sizes
 from autotune.tuning.load_map_setting import settle
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import OUTSIDE, Progress
@@ -64,85 +56,9 @@ from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools, real
 from autotune.tuning.trial import MachineFailed, attempts, drafts_note, quality_of, throttled_note
 
-FIRST_N = 3  # the first n with drafts, where the study knows no winner
-# No n is launched of which less is expected at every load: launches differ by more.
-LEAST_GAIN = 0.01
-_MOST_SCALE = 4  # times the study's num_prompts, at high loads
+DEFAULT_RIVALS = Rivals()
 # What the requests of a part are called in the database, by the client's phase.
 _PHASES = {"measure": "{}", "warmup": "warm-up, {}", "fill": "fill, {}"}
-
-
-@dataclass(frozen=True)
-class Requests:
-    """What a launch is sent.
-
-    Attributes:
-        warmup: Before the first part.
-        lead: Keep the places busy before and after each part, by load and part.
-        measured: By load and part.
-        repeated: The prompts are too few, so some are sent several times.
-    """
-
-    warmup: Sequence[Request]
-    lead: Mapping[tuple[int, int], Sequence[Request]]
-    measured: Mapping[tuple[int, int], Sequence[Request]]
-    repeated: bool
-
-
-def part_sizes(spec: StudySpec, load: int) -> tuple[int, int]:
-    """Return the fewest and the most requests of one part at a load.
-
-    At a higher load more requests take the same time.
-    """
-    workload, measure = spec.workload, spec.measure
-    scale = min(_MOST_SCALE, load / (workload.max_concurrency or load))
-    most = max(math.ceil(workload.num_prompts * scale), measure.min_prompts, 4 * load)
-    most = max(MIN_REQUESTS, math.ceil(most / PARTS))
-    return min(most, max(MIN_REQUESTS, math.ceil(measure.min_prompts / PARTS), 2 * load)), most
-
-
-def order(loads: Sequence[int]) -> list[tuple[int, int]]:
-    """Return load and part, in the order in which they are measured."""
-    up = sorted(loads)
-    return [(x, part) for part in range(PARTS) for x in (up if part % 2 == 0 else up[::-1])]
-
-
-def closed_loop(workload: WorkloadSpec, load: int) -> WorkloadSpec:
-    """Return the study's workload at a concurrency."""
-    return workload.model_copy(
-        update={"max_concurrency": load, "request_rate": math.inf, "latency_from": "send"}
-    )
-
-
-def map_requests(prepared: Prepared, loads: Sequence[int]) -> Requests:
-    """Return the requests of a map: other prompts in each part, as long as there are enough."""
-    spec = prepared.spec
-    sizes = {(x, part): part_sizes(spec, x)[1] for x, part in order(loads)}
-    first = spec.workload.most_warmup
-    wanted = closed_loop(spec.workload, min(loads)).model_copy(
-        update={
-            "num_prompts": sum(sizes.values()),
-            "warmup_prompts": first or max(loads),  # the places are kept busy in any case
-        }
-    )
-    try:
-        found = build_workload(wanted, prepared.loaded.base)
-        repeated = False
-    except UserError:  # the study's own requests can be built: there are too few for this
-        found, repeated = prepared.workload, True
-    measured = itertools.cycle(found.measured) if repeated else iter(found.measured)
-    lead = itertools.cycle(found.warmup or (found.measured if repeated else ()))
-    return Requests(
-        warmup=_take(lead, first),
-        lead={(x, part): _take(lead, x) for x, part in sizes},
-        measured={key: _take(measured, count) for key, count in sizes.items()},
-        repeated=repeated,
-    )
-
-
-def _take(requests: Iterable[Request], count: int) -> list[Request]:
-    taken = itertools.islice(requests, count)
-    return [dataclasses.replace(r, index=i) for i, r in enumerate(taken)]
 
 
 def map_study(
@@ -153,6 +69,7 @@ def map_study(
     launches: int,
     timeout_s: float | None,
     progress: Progress,
+    rivals: Rivals = DEFAULT_RIVALS,
     tools: Tools | None = None,
 ) -> tuple[LoadSweepView, StopReason]:
     """Bring the map of a study to ``launches`` points, from wherever it is.
@@ -161,9 +78,10 @@ def map_study(
         prepared: The study, checked.
         database: The SQLite file; made if missing. It need not have the study.
         loads: Requests at a time, different ones.
-        launches: Most n that are launched, n = 0 included; that of a schedule comes on top.
+        launches: Most fixed n that are launched, n = 0 included; other ways come on top.
         timeout_s: Seconds after which no launch begins.
         progress: Told of what happens.
+        rivals: The other ways, and how often they are launched.
         tools: What servers are made and measured with; None: this machine's.
 
     Raises:
@@ -176,7 +94,7 @@ def map_study(
     deadline = None if timeout_s is None else used.clock() + timeout_s
 
     def go(store: Store) -> tuple[LoadSweepView, StopReason]:
-        run = _Map(prepared, store, sorted(loads), launches, deadline, progress, used)
+        run = _Map(prepared, store, sorted(loads), launches, rivals, deadline, progress, used)
         with run.launcher:
             reason = run.go()
         return run.view(), reason
@@ -193,13 +111,13 @@ class _Map:
         store: Store,
         loads: Sequence[int],
         launches: int,
+        rivals: Rivals,
         deadline: float | None,
         progress: Progress,
         tools: Tools,
     ) -> None:
         self.store = store
         self.loads = loads
-        self.launches = launches
         self.deadline = deadline
         self.progress = progress
         self.tools = tools
@@ -225,7 +143,17 @@ class _Map:
             say=progress.message,
         )
         self.p, self.setting = settled.prepared, settled.setting
-        self.winners, self.candidates = settled.winners, settled.candidates
+        self.chooser = Chooser(
+            store,
+            self.name,
+            self.launched_as,
+            settled,
+            loads,
+            launches,
+            rivals,
+            self.view,
+            progress.message,
+        )
         logs = output_folder(store.path, self.name) / "logs"
         self.launcher = Launcher(self.p, self.ledger, logs, tools=tools)
         self.machine = self.launcher.machine
@@ -242,11 +170,7 @@ class _Map:
         self.say_what_differs()
         if self.launcher.untested is not None:
             self.progress.message(self.launcher.untested)
-        while (point := self.next_point()) is not None:
-            if self.late():
-                return StopReason.TIMEOUT
-            self.run_point(point)
-        if (point := self.schedule_point()) is not None:
+        while (point := self.chooser.next()) is not None:
             if self.late():
                 return StopReason.TIMEOUT
             self.run_point(point)
@@ -257,80 +181,6 @@ class _Map:
 
     def point(self, n: int) -> dict[str, Value]:
         return {N: n, **self.setting.params}
-
-    # -- choosing --------------------------------------------------------------------------------
-
-    def points(self) -> list[MapPointRow]:
-        """Return the points of this setting, oldest first."""
-        setting = self.setting.plain()
-        return [x for x in self.store.load_maps.points(self.name) if x.setting == setting]
-
-    def missing(self, point: MapPointRow) -> list[tuple[int, int]]:
-        """Return load and part that were not measured, in their order; none of a failed point."""
-        if failure_of_point(self.store, self.launched_as, point) is not None:
-            return []
-        done = {(x.concurrency, x.part) for x in comparable_loads(self.store, point.id)}
-        return [x for x in order(self.loads) if x not in done]
-
-    def next_point(self) -> MapPointRow | None:
-        """Return the next fixed n: one that is begun, n = 0, the first guess, the most promising.
-
-        Raises:
-            NothingUsable: n = 0 failed.
-        """
-        points = [x for x in self.points() if x.schedule is None]
-        for point in points:
-            if self.missing(point):
-                return point
-        begun = {x.n: x for x in points}
-        if (none := begun.get(0)) is None:
-            return self.add(0)
-        if (why := failure_of_point(self.store, self.launched_as, none)) is not None:
-            raise NothingUsable(
-                f"{self.name}: n = 0 gave no numbers, so there is nothing to compare with: {why[1]}"
-            )
-        if 0 not in self.rates():
-            raise NothingUsable(
-                f"{self.name}: n = 0 was throttled at every concurrency, so there is nothing to "
-                "compare with: take lower ones"
-            )
-        free = [n for n in self.candidates if n not in begun]
-        if len(begun) >= self.launches or not free:
-            return None
-        rates = self.rates()
-        if max(rates) == 0:  # none with drafts yet, or all that were tried failed
-            wanted = next((n for n in self.winners if n in free), FIRST_N)
-            return self.add(min(free, key=lambda n: (abs(n - wanted), n)))
-        found = propose(rates, free)
-        if found is None or found.gain < LEAST_GAIN:
-            self.progress.message(
-                f"no further n is launched: none promises {LEAST_GAIN:.0%} more at any load"
-            )
-            return None
-        return self.add(found.n)
-
-    def add(self, n: int, schedule: Schedule | None = None) -> MapPointRow:
-        return self.store.load_maps.add_point(self.name, self.setting.plain(), n, schedule)
-
-    def rates(self) -> dict[int, dict[int, Rate]]:
-        """Return what was measured, by fixed n and load."""
-        points = [x for x in self.points() if x.schedule is None]
-        return rates_of({x.n: comparable_loads(self.store, x.id) for x in points}, self.loads)
-
-    def schedule_point(self) -> MapPointRow | None:
-        """Return the schedule to check; None: there is none, or it is done."""
-        found = schedule_of(self.rates(), self.loads, self.p.spec, self.setting)
-        if found is None or why_no_schedule(self.setting.vllm, self.ledger_version()) is not None:
-            return None
-        plain = [list(x) for x in found]
-        largest = max(n for _, _, n in found)
-        point = next((x for x in self.points() if x.schedule == plain), None)
-        if point is None:
-            return self.add(largest, found)
-        return point if self.missing(point) else None
-
-    def ledger_version(self) -> str | None:
-        return launched_version(self.store, self.launched_as)
 
     # -- one point -------------------------------------------------------------------------------
 
@@ -353,14 +203,15 @@ class _Map:
             self.progress.message(f"{self.words(point)}: tok/s {shown}")
 
     def words(self, point: MapPointRow) -> str:
-        return "the schedule" if point.schedule is not None else f"n = {point.n}"
+        name = way_of(point).name
+        return name if point.repeat is None else f"{name}, launch {point.repeat} to confirm"
 
     def stage(self, point: MapPointRow, text: str) -> None:
         self.progress.stage(OUTSIDE, f"{self.words(point)}: {text}")
 
     def measure(self, live: LiveServer, point: MapPointRow) -> None:
         """Warm a server up and measure the parts that are missing; keep each when it is whole."""
-        for i, (load, part) in enumerate(self.missing(point)):
+        for i, (load, part) in enumerate(self.chooser.missing(point)):
             kept: list[Sample] = []
             measuring = self.tools.measuring(
                 live.server,
@@ -382,7 +233,7 @@ class _Map:
                     live.rest,
                     whole=False,
                     until_steady=False,
-                    asked=self.p.asked(_Point(self, point).point, load),
+                    asked=self.p.asked(self.point(point.n), load),
                 )
             finally:
                 named = [dataclasses.replace(x, phase=_PHASES[x.phase].format(phase)) for x in kept]
@@ -430,7 +281,9 @@ class _Map:
 
     def say_what_differs(self) -> None:
         earlier = [
-            x for p in self.points() for x in self.store.launches.of_trial(self.launched_as, p.id)
+            x
+            for p in self.chooser.points()
+            for x in self.store.launches.of_trial(self.launched_as, p.id)
         ]
         if earlier and machine_line(earlier[-1].machine) != machine_line(self.machine):
             self.progress.message(
@@ -451,8 +304,9 @@ class _Point:
 
     @property
     def server(self) -> ServerSpec | None:
-        server = self._run.p.spec.server
-        return None if self._row.schedule is None else scheduled(server, self._row.schedule)
+        way = way_of(self._row)
+        fixed = way.kind is WayKind.FIXED
+        return None if fixed else way_server(self._run.p.spec.server, way)
 
     def log(self, attempt: int) -> str:
         return f"map-{self.number:04d}-{attempt}.log"

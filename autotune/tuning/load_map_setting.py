@@ -6,16 +6,20 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from autotune.engine.draft_schedule import SCHEDULE
+from autotune.engine.draft_keys import ADAPTIVE
+from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
 from autotune.errors import UserError
 from autotune.results.read_load_map import MAX_NUM_SEQS, Setting
 from autotune.results.text import point_text
 from autotune.results.views import StudyView
+from autotune.stats.crossover import Schedule
 from autotune.study.schema import FlagValue, StudySpec
-from autotune.study.space import MNBT, N, Value
+from autotune.study.space import DRAFT, MNBT, N, Value
 from autotune.tuning.prepare import Prepared, baseline_point
 
 LADDER = (1, 2, 3, 5, 7, 11, 15)
+# What a load sweep decides for each launch.
+_OF_A_WAY = (N, f"{DRAFT}{SCHEDULE}", f"{DRAFT}{ADAPTIVE}")
 _PREFIX_CACHING = "enable_prefix_caching"
 # vLLM's smallest default of max_num_seqs: a study that does not set it has at least this
 _DEFAULT_SEQS = 128
@@ -30,12 +34,14 @@ class Settled:
         setting: What all points of the map have in common.
         winners: The n that the study found good, the balanced choice first.
         candidates: The n of at least 1 that can be launched, ascending.
+        schedule: The study's own schedule of n by batch size; None: it has none that vLLM takes.
     """
 
     prepared: Prepared
     setting: Setting
     winners: tuple[int, ...]
     candidates: tuple[int, ...]
+    schedule: Schedule | None
 
 
 def settle(
@@ -73,14 +79,20 @@ def settle(
         say(other)
     best = None if known is None else known.best(balanced=True)
     point = baseline_point(spec) if best is None else best.point
-    params = {k: v for k, v in point.items() if k != N}
+    params = {k: v for k, v in point.items() if k not in _OF_A_WAY}
     say(
         f"the other parameters are those of the {'baseline' if best is None else 'best trial'}"
         f": {point_text(params) or 'none'}"
     )
     flags = _changed(spec, params, most, repeated=repeated, say=say)
-    if SCHEDULE in (spec.server.speculative.model_extra or {}):
-        say(f"the study's own {SCHEDULE} is left out in this map")
+    own = _own_schedule(spec)
+    if own is not None:
+        say(
+            f"the study's own {SCHEDULE} is left out of the launches with a fixed n; with `--ways "
+            "schedule` it is launched where the numbers suggest no other one"
+        )
+    if spec.server.speculative.given().get(ADAPTIVE):
+        say(f"the study's own {ADAPTIVE} is left out; `--ways adaptive` launches with it")
     # a point is refused that is throttled at every concurrency; at the others its parts say it
     adapted = dataclasses.replace(_adapted(prepared, flags), load=loads[0])
     _raise_mnbt(adapted, params, most, say)
@@ -93,7 +105,16 @@ def settle(
         weights=prepared.weights(),
     )
     good = _winners(known)
-    return Settled(adapted, setting, good, _feasible(adapted, params, good, say))
+    return Settled(adapted, setting, good, _feasible(adapted, params, good, say), own)
+
+
+def _own_schedule(spec: StudySpec) -> Schedule | None:
+    """Return the study's own schedule, or None."""
+    given = spec.server.speculative.given().get(SCHEDULE) if spec.server.speculative else None
+    if not given or schedule_problem(given) is not None:
+        return None
+    ranges = tuple(sorted((int(a), int(b), int(n)) for a, b, n in given))
+    return ranges if any(n for _, _, n in ranges) else None
 
 
 def _changed(
@@ -192,11 +213,13 @@ def _drafts(spec: StudySpec) -> list[int]:
 
 
 def _adapted(prepared: Prepared, flags: Mapping[str, FlagValue]) -> Prepared:
-    """Return the study with other flags, and a fixed n where it has a schedule."""
+    """Return the study with other flags, and a plain fixed n."""
     server = prepared.spec.server
     server = server.model_copy(update={"flags": {**server.flags, **flags}})
     if server.speculative is not None:  # a fixed n is fixed
-        extra = {k: v for k, v in server.speculative.given().items() if k != SCHEDULE}
+        extra = {
+            k: v for k, v in server.speculative.given().items() if k not in (SCHEDULE, ADAPTIVE)
+        }
         draft = type(server.speculative).model_validate(extra)
         server = server.model_copy(update={"speculative": draft})
     spec = prepared.spec.model_copy(update={"server": server})

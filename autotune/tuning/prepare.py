@@ -10,7 +10,7 @@ from pathlib import Path
 from autotune.bench.objectives import study_objectives
 from autotune.bench.workload import Workload, build_workload
 from autotune.engine.active_requests import Asked, asked_at_once
-from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs
+from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs, most_tokens
 from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
@@ -207,6 +207,7 @@ def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
     if info.device != "cuda" or info.version is None:
         return None
     version, load = info.version, spec.workload.max_concurrency
+    most = most_tokens(version, info.gpus)
 
     def misfit(point: Point) -> float:
         settings = spec.settings(point)
@@ -214,8 +215,10 @@ def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
         if settings.get("enforce_eager") is True or seqs is None or mnbt is None:
             return 0.0
         n = as_int(settings.get(N)) or 0
-        given = aligned_sizes(n, seqs, mnbt) if settings.get(ALIGNED) is True else None
-        fit = coverage(graphs(n, seqs, mnbt, version, given), min(load or seqs, seqs))
+        aligned = settings.get(ALIGNED) is True
+        given = aligned_sizes(n, seqs, mnbt, most=most) if aligned else None
+        found = graphs(n, seqs, mnbt, version, given, most=most)
+        fit = coverage(found, min(load or seqs, seqs))
         return 1 - fit.full + fit.padding
 
     return misfit

@@ -77,7 +77,14 @@ def test_a_vllm_that_nobody_read_is_told(machine: Path, version: str) -> None:
     told = found(vllm=lambda _: info)["rules"]
     assert told.ok is None
     assert f"vLLM {version} was not read" in told.text
-    assert "rules" not in found(vllm=lambda _: replace(info, version="0.33.1"))
+    for read, more in (("0.33.0", ""), ("0.33.1", "; 0.33.1 is taken for it"), ("0.32.0+cpu", "")):
+        told = found(vllm=lambda _, read=read: replace(info, version=read))["rules"]
+        minor = read[:4]
+        assert told == Check(
+            "rules",
+            True,
+            f"read in the source of vLLM {minor}.0 and compared with its own answers{more}",
+        )
 
 
 def test_a_container_cannot_be_asked(machine: Path) -> None:

@@ -170,6 +170,7 @@ WHOLE: dict[str, Any] = {
         "min_prompts": 32,
         "dominated_error": 0.05,
         "repeat_disturbed": True,
+        "per_request_acceptance": True,
     },
     "objectives": ["throughput", {"name": "p95_latency", "direction": "minimize"}],
     "search": {"method": "gp"},

@@ -6,6 +6,7 @@ import pytest
 
 from autotune.engine.batch_budget import Budget, Load, Verdict, batch_budget
 from autotune.engine.cuda_graphs import graphs
+from autotune.engine.gpus import Gpu
 from autotune.engine.rule import NOTHING, Draft, Known
 from autotune.study.space import MNBT, N
 
@@ -123,6 +124,9 @@ def test_what_cannot_be_proven_is_said() -> None:
         budget("0.33.0", Load(1, 256, 16), Known("cuda", plain_attention=True)).conditions
     )
     assert "up to 1024 tokens" in open_in(max_num_seqs=64, **{MNBT: 512})
+    for capability, verdict in (((9, 0), Verdict.SAME), ((10, 0), Verdict.BINDS)):
+        seen = Known("cuda", gpus=(Gpu("x", 80 * 2**30, capability),))
+        assert budget(known=seen, max_num_seqs=64, **{MNBT: 512}).verdict is verdict
     assert "long_prefill_token_threshold" in open_in(long_prefill_token_threshold=64)
     assert "max_num_partial_prefills" in open_in(version="0.24.0", max_num_partial_prefills=2)
     assert "Mamba" in open_in(mamba_cache_mode="align")

@@ -12,6 +12,7 @@ from autotune.engine.cuda_graphs import (
     graphs,
     most_tokens,
 )
+from autotune.engine.gpus import Gpu
 
 READ = tuple(f"0.{minor}.0" for minor in range(24, 34))
 ONE_ROW = ("0.25.0", "0.26.0", "0.27.0", "0.28.0")
@@ -119,7 +120,10 @@ def test_the_list_has_the_last_request_from_one_version_on(version: str) -> None
 @pytest.mark.parametrize("version", READ)
 def test_the_list_is_longer_on_blackwell(version: str) -> None:
     wide = int(version.split(".")[1]) >= 28
-    assert most_tokens(version, data_center_blackwell=False) == 512
-    most = most_tokens(version, data_center_blackwell=True)
+    b200, h100 = (Gpu(name, 1 << 37, (major, 0)) for name, major in (("B200", 10), ("H100", 9)))
+    for gpus in ((), (h100,), (b200, h100)):
+        assert most_tokens(version, gpus) == 512
+    assert most_tokens(None, (b200,)) == 512
+    most = most_tokens(version, (b200,))
     assert most == (1024 if wide else 512)
     assert graphs(7, 256, 8192, version, most=most).piecewise[-1] == most

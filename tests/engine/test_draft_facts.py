@@ -66,6 +66,30 @@ SPECULATORS = {
             },
             Draft(mixed=True, length=2048, from_anchor=False),
         ),
+        (
+            {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 9},
+            Draft(
+                kind="qwen3",
+                architectures=frozenset({"Qwen3ForCausalLM"}),
+                headless=True,
+                vocabulary=9,
+                drafted_vocabulary=9,
+                from_anchor=True,
+            ),
+        ),
+        (
+            {"model_type": "qwen2", "architectures": ["MiMoForCausalLM"], "draft_vocab_size": 5},
+            Draft(
+                kind="qwen2",
+                architectures=frozenset({"MiMoForCausalLM"}),
+                drafted_vocabulary=5,
+                from_anchor=True,
+            ),
+        ),
+        (
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_mtp_layers": 1},
+            Draft(kind="llama", architectures=frozenset({"LlamaForCausalLM"}), from_anchor=True),
+        ),
         ({"layer_types": ["sliding_attention"], "architectures": None}, Draft(from_anchor=True)),
     ],
 )

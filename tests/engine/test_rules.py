@@ -12,6 +12,7 @@ import pytest
 
 from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
 from autotune.engine.entry import hiding
+from autotune.engine.gpus import Gpu
 from autotune.engine.probe import probe
 from autotune.engine.rule import METHOD, Draft, Known
 from autotune.engine.rules import (
@@ -178,6 +179,13 @@ def test_a_default_of_max_num_seqs_counts_only_where_the_device_is_known() -> No
     check({N: 2, MNBT: 64}, "0.26.0", False, CUDA)  # it is lowered to MNBT, and still too many
     check({N: 1, MNBT: 64}, "0.26.0", True, CUDA)
     check({**settings, "max_num_seqs": "many"}, "0.26.0", True, CUDA)
+    check({**settings, "pipeline_parallel_size": 2}, "0.26.0", False, CPU, "of 256 needs")
+    check({**settings, "performance_mode": "throughput"}, "0.26.0", False, CPU, "of 256 needs")
+    h100 = Known(platform="cuda", gpus=(Gpu("NVIDIA H100", 80 << 30, (9, 0)),))
+    check({N: 4, MNBT: 3073}, "0.26.0", True, CUDA)
+    check({N: 4, MNBT: 3073}, "0.26.0", True, h100)
+    check({N: 4, MNBT: 3072}, "0.26.0", False, h100, "vLLM's own max_num_seqs of 1024 needs")
+    check({N: 4, MNBT: 3072}, "0.26.0", True, CUDA)
 
 
 @pytest.mark.parametrize("version", [*VERSIONS, None])
@@ -214,16 +222,19 @@ def test_rules_of_the_scheduler_that_came_or_went() -> None:
     check(long, "0.26.0", True)
     check({"long_prefill_token_threshold": -1}, "0.25.0", False, words="at least 0")
     check({"long_prefill_token_threshold": -1}, "0.24.0", True)
-    several = {**long, "max_num_partial_prefills": 2}
+    own = Known(model_max_len=64)
     for version in VERSIONS[:3]:
         check(long, version, True)
-        check(several, version, False, words="long_prefill_token_threshold")
+        for name in ("max_num_partial_prefills", "max_long_partial_prefills"):
+            check({name: 2}, version, False, words="one prompt at a time")
+            check({name: 1}, version, True)
     for version in VERSIONS[3:]:
         check(long, version, False, words="long_prefill_token_threshold")
-    check({"max_long_partial_prefills": 2}, "0.26.0", False)
-    check({"max_long_partial_prefills": 2, "max_num_partial_prefills": 2}, "0.26.0", True)
-    check({"max_long_partial_prefills": 2}, "0.32.0", True)
-    check({"max_num_partial_prefills": 2, "enable_chunked_prefill": False}, "0.24.0", False)
+        check({"long_prefill_token_threshold": 65}, version, False, own, "max_model_len = 64")
+        check({"long_prefill_token_threshold": 64}, version, True, own)
+        check({"max_long_partial_prefills": 2}, version, True)  # it has no such flag
+    for version in VERSIONS:
+        check({"prefill_schedule_interval": 0}, version, False, words="at least 1")
 
 
 @pytest.mark.parametrize("version", [*VERSIONS, None])
@@ -298,6 +309,32 @@ def test_a_cache_dtype_is_one_of_the_version(dtype: str, since: int) -> None:
     assert why_doubtful({"kv_cache_dtype": dtype}, "0.33.0") is None
 
 
+def test_a_16_bit_cache_is_as_the_weights() -> None:
+    weights = Known(platform="cuda", dtype="bfloat16")
+    check({"kv_cache_dtype": "float16"}, "0.33.0", False, weights, "with weights in bfloat16")
+    check({"kv_cache_dtype": "float16"}, "0.32.0", True, weights)
+    check({"kv_cache_dtype": "bfloat16"}, "0.33.0", True, weights)
+    check({"kv_cache_dtype": "float16", "dtype": "half"}, "0.33.0", True, weights)
+    check({"kv_cache_dtype": "bfloat16", "dtype": "half"}, "0.33.0", False, weights)
+    check({"kv_cache_dtype": "bfloat16", "dtype": "float32"}, "0.33.0", False, CUDA)
+    check({"kv_cache_dtype": "fp8"}, "0.33.0", True, weights)
+    check({"kv_cache_dtype": "float16"}, "0.33.0", True, CUDA)  # weights unknown
+
+
+def test_the_weights_are_as_the_device_takes_them() -> None:
+    llama = {"model_type": "llama", "dtype": "bfloat16"}
+    new, old = Gpu("L4", 24 << 30, (8, 9)), Gpu("T4", 15 << 30, (7, 5))
+    assert known_of(llama, "cuda", None, (new,)).dtype == "bfloat16"
+    assert known_of(llama, "cuda", None, (old,)).dtype is None  # it takes float16 instead
+    assert known_of(llama, "cuda", None).dtype is None
+    assert known_of(llama, "cpu", None).dtype == "bfloat16"
+    half = {"model_type": "llama", "torch_dtype": "float16"}
+    assert known_of(half, "cuda", None, (old,)).dtype == "float16"
+    assert known_of(half, "cpu", False).dtype == "float16"
+    assert known_of(half, "cpu", None).dtype is None  # POWER takes bfloat16 instead
+    assert known_of({**half, "model_type": "gemma3"}, "cuda", None, (old,)).dtype is None
+
+
 def test_what_a_cpu_takes() -> None:
     plain = Known(platform="cpu", plain_attention=True)
     check({"block_size": 16}, "0.26.0", True, plain)
@@ -358,6 +395,36 @@ def test_a_draft_may_guess_beyond_its_block() -> None:
     for version in VERSIONS:
         known = Known(drafts={None: Draft(block=16)})
         check({N: 40, MNBT: 8192, "max_num_seqs": 4}, version, True, known)
+
+
+def test_a_draft_that_a_version_does_not_have_is_doubted() -> None:
+    """A plugin may add the architecture, so no rule forbids it."""
+    since = {"LiLiCorrDraftModel": 31, "DFlash2DraftModel": 28, "DFlashDraftModel": 24}
+    for name, first in since.items():
+        known = Known(drafts={None: Draft(architectures=frozenset({name}))})
+        for version in VERSIONS:
+            settings = {METHOD: "dflash", N: 3, MNBT: 2048, "max_num_seqs": 16}
+            has = int(version.split(".")[1]) >= first
+            assert (f"no draft {name}" in (why_doubtful(settings, version, known) or "")) is not has
+            assert why_infeasible(settings, version, known) is None
+
+
+@pytest.mark.parametrize("version", [*VERSIONS, None])
+def test_mtp_needs_a_head(version: str | None) -> None:
+    mtp = {METHOD: "mtp", N: 1}
+    without = Known(drafts={None: Draft(kind="qwen3", headless=True)})
+    check(mtp, version, False, without, "the target (qwen3) has no head")
+    check({**mtp, N: 0}, version, True, without)
+    check({**mtp, "hf_overrides": {}}, version, True, without)
+    check(mtp, version, True, Known(drafts={None: Draft(kind="glm4_moe")}))
+
+
+def test_dspark_has_no_more_candidates_than_words() -> None:
+    known = Known(drafts={None: Draft(drafted_vocabulary=1000)})
+    top = {METHOD: "dspark", N: 3, MNBT: 64, f"{DRAFT}dspark_draft_topk": 1001}
+    check(top, "0.28.0", False, known, "above the 1000 tokens")
+    check({**top, f"{DRAFT}dspark_draft_topk": 1000}, "0.28.0", True, known)
+    check(top, "0.28.0", True)  # the vocabulary is unknown
 
 
 def test_what_a_models_config_tells() -> None:

@@ -503,3 +503,33 @@ def test_a_browser_shows_front_and_figures(tmp_path: Path) -> None:
         assert "acceptance length (tokens/step)" in dom_of(f"{url}/trials?numbers=1")
 
     visit(stored(tmp_path), look=look)
+
+
+def test_a_throttled_trial_is_no_best_one(tmp_path: Path) -> None:
+    database = test_report.make(tmp_path, CONFIRMED[:3])
+    with opened(database) as store:
+        study = store.optuna_study("double")
+        again = study.get_trials()[1]
+        again.values = [10_000.0, 1.0]  # better than all others, of another load
+        quality = {**again.user_attrs.get("quality", {}), "throttled": True}
+        again.user_attrs["quality"] = {**quality, "running_peak": 16, "running_asked": 32}
+        study.add_trial(again)
+        front = {t.number for t in study_view(store, "double").front()}
+        optuna = {t.number for t in study.best_trials}
+    assert optuna == {3}
+    assert front
+    assert 3 not in front
+
+    def look(url: str) -> None:
+        for page in ("/api/studies/1", "/api/studies/1?after=3"):
+            shown = get(url, page)
+            best = {t["number"]: attributes(t) for t in shown["best_trials"]}
+            assert best.keys() == front
+            assert all("remarks" in told or "requests" in told for told in best.values())
+            [told] = [attributes(t) for t in shown["trials"] if t["number"] == 3]
+            assert "throttled" in told["remarks"]
+            assert "at most 16 requests at once, not 32" in told["warnings"]
+        notes = str(get(url, "/api/studies/1")["note"])
+        assert "at most 16 of 32 requests ran at once" in notes
+
+    visit(database, look=look)

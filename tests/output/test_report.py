@@ -29,6 +29,7 @@ from optuna.trial import TrialState, create_trial
 
 from autotune.bench.interference import IdleBaseline
 from autotune.bench.objectives import study_objectives
+from autotune.bench.request_drafts import RequestDrafts
 from autotune.bench.sample import Sample
 from autotune.bench.server_metrics import ServerStats
 from autotune.cli.main import main
@@ -502,6 +503,40 @@ def test_few_trials_have_no_importance(stored: Report) -> None:
 
 
 # -- as HTML, Markdown and PDF ------------------------------------------------------------------
+
+
+def test_accepted_drafts_by_kind_of_request(tmp_path: Path) -> None:
+    database = make(tmp_path, ROWS)
+    before = words(report_of(database), "acceptance")
+    assert "vLLM told the accepted drafts" not in before
+    with opened(database, write=True) as store:
+        name = store.pick_study(None)
+        drafts = RequestDrafts((3, 3, 3, 3), 36, tuple((k % 4, 3) for k in range(12)))
+        for trial in (0, 2, 4):  # the best that drafts, trial 1, has none
+            told = [
+                replace(
+                    _sample(i, 2000.0),
+                    index=i + 10,
+                    output_tokens=31,
+                    drafts=drafts,
+                    category=("code", "<b>chat")[i % 2],
+                )
+                for i in range(6)
+            ]
+            store.requests.add(f"{name}-{trial}", told)
+    report = report_of(database)
+    text = words(report, "acceptance")
+    assert (
+        "Of trial 4 (n = 1, MNBT 128) vLLM told the accepted drafts of each of 6 requests" in text
+    )
+    assert "2.50 tokens per step" in text
+    assert "the server told nothing of 6 requests" in text.lower()
+    for table in ("Accepted drafts by category", "position in the answer (tokens)"):
+        assert table in text
+    page, text = html(report), markdown(report)
+    assert "<b>chat" not in page
+    assert "by-request" in page
+    assert "2.50" in text
 
 
 def test_the_page_is_one_file_that_may_load_nothing(stored: Report) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autotune.engine.feasibility import known_for
+from autotune.engine.gpus import Gpu
 from autotune.engine.probe import VllmInfo
 from autotune.engine.rule import Known
 from autotune.engine.rules import why_infeasible
@@ -121,6 +122,26 @@ def test_holes_of_the_graphs_are_told_on_a_gpu(tmp_path: Path) -> None:
     assert space_map(loaded.spec, "0.32.0", Known(platform="cuda")).holes == {}
     eager = wide(tmp_path, server__flags={"max-num-seqs": 32, "enforce-eager": True})
     assert space_map(eager.spec, "0.26.0", Known(platform="cuda")).holes == {}
+
+
+def test_blackwell_has_graphs_of_more_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 0.28 on the list ends at 1024 tokens there: at n = 15 that is 64 requests, not 32."""
+    loaded = wide(
+        tmp_path,
+        server__flags={"max-num-seqs": 128},
+        workload__max_concurrency=65,
+        space__num_speculative_tokens={"type": "choice", "choices": [0, 15]},
+    )
+    monkeypatch.setattr("autotune.results.space_map.has_gpu", lambda: True)
+    for major, missed in ((10, (65,)), (9, tuple(range(33, 66)))):
+        gpus = (Gpu("a GPU", 180 << 30, (major, 0)),)
+        info = VllmInfo("0.33.0", "vllm", "/p", "cuda", None, (), (), gpus=gpus)
+        assert explain(loaded, ask=lambda server, info=info: info).holes[15] == missed
+        monkeypatch.setattr("autotune.results.space_map.vllms_gpus", lambda gpus=gpus: gpus)
+        assert explain(loaded, "0.33.0").holes[15] == missed
+        assert explain(loaded, "0.27.0").holes[15] == tuple(range(33, 66))
 
 
 def test_what_the_targets_folder_tells(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tests.paths import ROOT
 
 COMMITTED = sorted((ROOT / "studies" / "results").rglob("*.db"))
 LATER = ("autotune_map_points", "autotune_loads", "autotune_stages", "autotune_compile_cache")
+LATEST = ("autotune_lease", "autotune_workers", "autotune_request_acceptance")
 
 
 @pytest.fixture(params=COMMITTED, ids=lambda p: f"{p.parent.name}-{p.stem}")
@@ -138,7 +139,7 @@ def test_every_revision_is_named() -> None:
 def as_first_release(database: Path) -> None:
     """Take away what the later revisions added, and the table that knows of revisions."""
     with closing(sqlite3.connect(database)) as c:
-        for table in (*LATER, "autotune_lease", "autotune_workers", VERSION_TABLE):
+        for table in (*LATER, *LATEST, VERSION_TABLE):
             c.execute(f'DROP TABLE "{table}"')
         for column in ("host", "worker", "lease_epoch"):
             c.execute(f"ALTER TABLE autotune_launches DROP COLUMN {column}")

@@ -8,6 +8,7 @@ import optuna
 import pytest
 from sqlalchemy import URL, select
 
+from autotune.bench.request_drafts import RequestDrafts
 from autotune.bench.sample import Sample
 from autotune.bench.server_metrics import ServerStats
 from autotune.engine.command import LaunchPlan
@@ -28,7 +29,11 @@ MACHINE = {"cpu": "a", "gpus": []}
 STATS = ServerStats(3, 30, 20, 7.5, (0.9, 0.5), 0, None, None)
 SAMPLES = [
     Sample(0, "warmup", 0.0, 0.0, 0.25, 0.5, 16, 2, "ok", None, (0.25, 0.5)),
-    Sample(0, "measure", 0.5, 0.5, 0.25, 1.5, 16, 3, "ok", None, (0.25, 0.5, 1.0)),
+    Sample(
+        *(0, "measure", 0.5, 0.5, 0.25, 1.5, 16, 3, "ok", None, (0.25, 0.5, 1.0)),
+        RequestDrafts((1, 0, 0, 1), 6, ((3, 3), (0, 3))),
+        "code",
+    ),
     Sample(1, "measure", 0.5, 0.75, None, 2.0, None, None, "error", "reset", ()),
 ]
 
@@ -124,6 +129,19 @@ def test_requests_come_back_as_they_were(store: Store) -> None:
     assert [r.phase for r in store.requests.of_launch("a")] == ["warmup", "measure", "measure"]
     assert store.requests.first_end("a") == 0.5
     assert store.requests.first_end("b") is None
+    assert store.requests.has_acceptance("a")
+    assert not store.requests.has_acceptance("b")
+
+
+def test_a_request_that_came_again_has_its_own_drafts(store: Store) -> None:
+    plan(store, "a")
+    fill = [
+        Sample(*(0, "fill", 0.0, at, 0.1, at + 1, 16, 3, "ok", None, ()), RequestDrafts((k, 1), 9))
+        for at, k in ((0.0, 5), (2.0, 6))
+    ]
+    broken = Sample(0, "fill", 0.0, 1.0, None, 2.0, None, None, "stream", "reset", ())
+    store.requests.add("a", [fill[0], broken, fill[1]])
+    assert store.requests.samples("a", "fill") == [fill[0], broken, fill[1]]
 
 
 def test_time_and_events_of_a_study(store: Store) -> None:

@@ -148,6 +148,7 @@ CHANGES: dict[str, tuple[str, str, object]] = {
     "measure.min_prompts": ("random", "measure.min_prompts", 48),
     "measure.dominated_error": ("random", "measure.dominated_error", 0),
     "measure.repeat_disturbed": ("random", "measure.repeat_disturbed", False),
+    "measure.per_request_acceptance": ("random", "measure.per_request_acceptance", False),
     "objectives.name": ("random", "objectives.0", "p95_latency"),
     "objectives.direction": ("random", "objectives.1.direction", "minimize"),
     "objectives.file": ("mine", "objectives.1", {"file": "b/mine.py"}),

@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from autotune.engine.command import plan_launch
 from autotune.engine.flags import check_flags
+from autotune.engine.gpus import Gpu
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.storage.store import opened
@@ -227,6 +229,13 @@ def test_aligned_graphs_are_sizes_that_follow_n() -> None:
     assert sizes(**{N: 4, ALIGNED: True}) == ["5", "10", "20"]
     assert sizes(**{N: 0, ALIGNED: True}) == ["1", "2", "4"]
     assert sizes(**{N: 4, ALIGNED: False}) == []
+    # as long as vLLM's own list: up to 1024 tokens on Blackwell, from 0.28 on
+    server = loaded.spec.server.model_copy(update={"flags": {"max_num_seqs": 200}})
+    for version, last in (("0.27.0", 200 * 5), ("0.28.0", 1020)):
+        b200 = replace(info, version=version, gpus=(Gpu("B200", 180 << 30, (10, 0)),))
+        found = plan_launch(server, {N: 4, ALIGNED: True}, b200, port=1, launch_id="x", resolve=str)
+        at = found.argv.index("--cudagraph-capture-sizes") + 1
+        assert [*itertools.takewhile(str.isdigit, found.argv[at:])][-1] == str(last)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,7 @@ from autotune.results.load_map import (
     load_sweep_json,
     load_sweep_lines,
 )
+from autotune.results.load_map_ways import MapWay
 from autotune.results.read_load_map import PARTS
 from autotune.serving.process_tree import Identity
 from autotune.stats import Interval
@@ -42,8 +44,9 @@ from autotune.stats.crossover import Rate, Schedule
 from autotune.stats.stopping import Stop
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.schema import StudySpec
-from autotune.tuning.load_map import map_requests, order, part_sizes
+from autotune.tuning.load_map_requests import map_requests, order, part_sizes
 from autotune.tuning.prepare import Prepared
+from tests.stats.test_referee import TABLE
 from tests.storage.test_migrations import as_first_release
 from tests.studies import (
     DOUBLE,
@@ -146,7 +149,7 @@ def view(*schedule: PointView, **changes: Any) -> LoadSweepView:
         "schedule": RANGES,
         "why_no_schedule": None,
         "arguments": {1: '{"n": 1}', 3: '{"n": 3}'},
-        "schedule_argument": '{"schedule": 1}',
+        "way_arguments": {MapWay(3, RANGES): '{"schedule": 1}'},
         "same_file": True,
     }
     return LoadSweepView(**given | changes)
@@ -204,7 +207,7 @@ def test_a_map_says_what_it_found() -> None:
     text = " ".join(" ".join(load_sweep_lines(view())).split())
     # a standard error of 1 % by eight batches: 63 and 63/50 times exp(± 2.365 · 0.01 [· √2])
     assert "1 3 63.0 [61.5, 64.5] 1.26 [1.22, 1.30] 15.9" in text
-    assert "Speculation pays up to a concurrency of about 5.4: 1.03 [1.00, 1.06] × at 4" in text
+    assert "pays up to a concurrency of about 5.4 [3.9, 7.6]: 1.03 [1.00, 1.06] × at 4" in text
     assert "0.90 [0.87, 0.93] × at 16 with n = 1." in text
     assert "concurrency n = 1 n = 3 1 1.14 1.26 4 1.03 0.95 16 0.90 0.68 tok/step 1.50 1.50" in text
     assert "1 to 2: n = 3; 3 to 16: n = 0" in text
@@ -237,6 +240,24 @@ def test_the_picture_has_a_line_for_each_n_and_the_crossover() -> None:
     assert all(e > 0 for e in figure.data[0].error_y.array)
     texts = [a.text for a in figure.layout.annotations]
     assert texts == [" no speculation", " crossover 5.4"]
+
+
+def test_the_picture_has_the_other_ways_and_where_they_pass() -> None:
+    loads = tuple(TABLE["0"])
+    fixed = (point(0, TABLE["0"]), point(7, TABLE["7"]))
+    other = dataclasses.replace(point(7, TABLE["adaptive"]), adaptive=True)
+    shown = view(points=(*fixed, other), loads=loads, schedule=None)
+    figure = load_sweep_figure(shown)
+    assert [t.name for t in figure.data] == ["n = 7", "adaptive n = 7"]
+    assert figure.data[1].line.dash != figure.data[0].line.dash
+    texts = [a.text for a in figure.layout.annotations]
+    assert " adaptive n = 7: faster above 44" in texts
+    [band] = [s for s in figure.layout.shapes if s.type == "rect"]
+    assert 32 < band.x0 < 44.3 < band.x1 < 64
+    # the first point has not been confirmed, and it says so
+    assert "Not confirmed: each way was launched once" in " ".join(
+        " ".join(load_sweep_lines(shown)).split()
+    )
 
 
 def test_the_argument_is_what_vllm_takes(tmp_path: Path) -> None:
@@ -334,6 +355,8 @@ class Instant:
         fails: Kind of failure of a part, by n and load.
         interrupts: The parts, counted from 1, that are interrupted.
         schedule_factor: How many times as fast as its n a schedule is.
+        speed: Returns tok/s by n, load, whether it is adaptive, and number of the launch.
+        adaptive: Of each launch, whether it has adaptive verification.
         version: Of its servers.
     """
 
@@ -344,6 +367,8 @@ class Instant:
         self.version = "0.32.0"
         self.parts = 0
         self.launched: list[tuple[int, list[list[int]] | None]] = []
+        self.adaptive: list[bool] = []
+        self.speed: Callable[[int, int, bool, int], float] = lambda n, load, *_: demo_speed(n, load)
         self.alive = 0
 
     def server(self, plan: LaunchPlan, *, launch_id: str, **_: object) -> Any:
@@ -354,6 +379,7 @@ class Instant:
 
         def start(_gpus: object) -> Identity:
             self.launched.append((n, ranges))
+            self.adaptive.append(config.get("enable_adaptive_verification") is True)
             self.alive += 1
             return Identity(launch_id, "boot", 1, 1, 1, 1, None)
 
@@ -384,7 +410,7 @@ class Instant:
             if server.ranges is not None:
                 n = next(k for a, b, k in server.ranges if a <= load <= b)
                 factor = self.schedule_factor
-            value = factor * demo_speed(n, load)
+            value = factor * self.speed(n, load, self.adaptive[-1], len(self.launched))
             kw["keep"]([sample(i) for i in range(len(workload.measured))])
             return Result(
                 values={"throughput": value},
@@ -585,6 +611,196 @@ def test_the_time_may_be_up_at_once(tmp_path: Path, instant: Instant) -> None:
     assert "the time limit was reached" in done.stderr
     assert "nothing can be recommended" in done.stdout
     assert instant.launched == []
+
+
+# -- other ways to speculate ---------------------------------------------------------------------
+
+
+def with_vllm(monkeypatch: pytest.MonkeyPatch, version: str, device: str = "cuda") -> None:
+    """The study's vLLM is known, as that of the double is not."""
+    info = VllmInfo(version, "vllm", sys.executable, device, None, (), ())
+    monkeypatch.setattr("autotune.tuning.prepare.probe", lambda _server: info)
+
+
+def published(n: int, load: int, adaptive: bool, launch: int) -> float:
+    """tok/s of vllm#52362 by concurrency; launches differ by 0.4 %."""
+    value = TABLE["adaptive" if adaptive else str(n)][load]
+    return value * (1 + 0.004 * (-1) ** (launch // 2))
+
+
+def test_the_published_table_is_refereed(
+    tmp_path: Path, instant: Instant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_vllm(monkeypatch, "0.32.0")
+    instant.speed = published
+    study = write_study(
+        tmp_path,
+        space__num_speculative_tokens={"type": "choice", "choices": [0, 7]},
+        space__max_num_batched_tokens__high=8192,
+        baseline={"max_num_batched_tokens": 8192},
+    )
+    loads = ",".join(map(str, TABLE["0"]))
+    args = ("map", str(study), "--concurrency", loads, "--ways", "adaptive", "--confirm", "8")
+    done = autotune(*args, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "that launch takes longer" in done.stderr
+    found = json.loads(done.stdout)
+    # the sweep, then there and back: the best fixed n over all loads and at 256, and the rival
+    sweep = [(0, False), (7, False), (7, True)]
+    launched = [(n, a) for (n, _), a in zip(instant.launched, instant.adaptive, strict=True)]
+    assert launched[:3] == sweep
+    assert launched[3:] == launched[:2:-1]  # there and back
+    assert sorted(set(launched[3:])) == [(0, False), (7, False), (7, True)]
+    served = {int(load): way["name"] for load, way in found["referee"]["serve"].items()}
+    assert served == {load: "adaptive n = 7" if load >= 64 else "n = 7" for load in TABLE["0"]}
+    [cross] = found["referee"]["crossovers"]
+    assert 32 < cross["low"] < 44 < cross["high"] < 64
+    assert cross["wins_above"]
+    assert found["recommended"]["what"] == "adaptive"
+    assert json.loads(found["recommended"]["speculative_config"])["enable_adaptive_verification"]
+    assert [p["acceptance_biased"] for p in found["points"]] == [False, False, True]
+    assert found["referee"]["only_fixed_draft_n"] == 7
+    text = " ".join(autotune("map", str(study), "--show", cwd=tmp_path).stdout.split())
+    assert "To serve, by concurrency: 4 to 32: n = 7; 64 to 256: adaptive n = 7." in text
+    assert "n = 7 is the only n of at least 1 that was measured" in text
+    assert "Adaptive n = 7 is faster above a concurrency of about 4" in text
+    # finished: nothing is launched again
+    count = len(instant.launched)
+    assert json.loads(autotune(*args, "--json", cwd=tmp_path).stdout) == found
+    assert len(instant.launched) == count
+
+
+def test_a_schedule_is_launched_though_no_n_differs(tmp_path: Path, instant: Instant) -> None:
+    instant.speed = lambda n, load, *_: 100.0 * load * (2 if n else 1)  # every n is as good
+    study = write_study(tmp_path)
+    plain_map = autotune("map", str(study), *WIDE, cwd=tmp_path)
+    assert "the numbers suggest no schedule" in plain_map.stderr
+    assert json.loads(plain_map.stdout)["referee"] is None
+    done = autotune(
+        "map", str(study), *WIDE, "--schedule", "1:7,4:3", "--confirm", "4", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    scheduled_at = [i for i, (_, ranges) in enumerate(instant.launched) if ranges is not None]
+    assert [instant.launched[i] for i in scheduled_at] == [(7, [[1, 3, 7], [4, 16, 3]])] * 3
+    confirming = instant.launched[scheduled_at[0] + 1 :]
+    assert confirming == confirming[::-1]
+    assert [ranges is None for _, ranges in confirming] == [True, False, False, True]
+    assert found["referee"]["confirmed_loads"] == [1, 2, 4, 8, 16]
+    assert {x["verdict"] for x in found["referee"]["loads"]} == {"tie"}
+    assert found["recommended"]["what"] == "fixed"
+    assert found["recommended"]["why"] == "fixed_rivals"
+    # what `--show` and a smaller request show is the same
+    shown = autotune("map", str(study), "--show", "--json", cwd=tmp_path)
+    assert json.loads(shown.stdout) == found
+
+
+def test_the_schedule_of_the_study_is_a_rival(tmp_path: Path, instant: Instant) -> None:
+    instant.speed = lambda n, load, *_: 100.0 * load * (2 if n else 1)
+    ranges = [[1, 3, 7], [4, 16, 3]]
+    draft = {**DRAFT, SCHEDULE: ranges}
+    study = write_study(tmp_path, server__speculative=draft)
+    done = autotune("map", str(study), *WIDE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the study's own num_speculative_tokens_per_batch_size" in done.stderr
+    assert instant.launched[-1] == (7, ranges)
+    assert all(x is None for _, x in instant.launched[:-1])
+    [rival] = {x["rival"]["name"] for x in json.loads(done.stdout)["referee"]["loads"]}
+    assert rival == "schedule 1:7,4:3"
+    none = autotune("map", str(study), *WIDE, "--ways", "none", "--launches", "9", cwd=tmp_path)
+    assert none.returncode == 0
+    assert instant.launched[-1] == (7, ranges)
+
+
+@pytest.mark.parametrize("part", [5, 10, 13, 36])
+def test_an_interrupted_confirmation_goes_on(tmp_path: Path, instant: Instant, part: int) -> None:
+    study = write_study(
+        tmp_path, space__num_speculative_tokens={"type": "choice", "choices": [0, 3]}
+    )
+    args = ("map", str(study), "--concurrency", "1,8", "--ways", "none")
+    args = (*args, "--schedule", "1:3,4:0", "--confirm", "6")
+    instant.interrupts = {part}
+    first = autotune(*args, cwd=tmp_path)
+    assert first.returncode == 130
+    done = autotune(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = query(tmp_path, PARTS_DONE)
+    assert len(set(rows)) == len(rows) == 4 * (3 + 6)
+    repeats = query(tmp_path, "select way, repeat from autotune_map_points order by id")
+    assert repeats[:3] == [(None, None), (None, None), ("schedule", None)]
+    assert sorted(repeats[3:], key=str) == sorted(
+        [*[(None, 1), (None, 2)] * 2, ("schedule", 1), ("schedule", 2)], key=str
+    )
+    # more launches add to it
+    more = autotune(*args[:-1], "12", cwd=tmp_path)
+    assert more.returncode == 0
+    assert len(query(tmp_path, PARTS_DONE)) == 4 * (3 + 12)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--ways", "schedule,luck"), "'luck' is none of schedule, adaptive, none"),
+        (("--ways", "adaptive"), "--ways adaptive: enable_adaptive_verification needs CUDA graphs"),
+        (("--schedule", "1:99"), "--schedule: "),
+        (("--schedule", "1:7,8"), "is not a schedule such as 1:7,8:3"),
+        (("--schedule", "2:7"), "--schedule: the first batch size must be 1"),
+        (("--schedule", "1:7,8:3,4:1"), "--schedule: the batch sizes must ascend"),
+        (("--schedule", "1:0"), "--schedule: one n must be at least 1"),
+        (("--schedule", "1:7,99:3"), "--schedule: batch size 99 is never reached"),
+        (("--confirm", "3"), "takes at least 4 launches"),
+        (("--way-launches", "0"), "--way-launches"),
+    ],
+)
+def test_ways_that_cannot_be_are_refused(
+    tmp_path: Path,
+    instant: Instant,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    words: str,
+) -> None:
+    with_vllm(monkeypatch, "0.32.0", "cpu")
+    study = write_study(tmp_path, space__max_num_batched_tokens__high=64)
+    done = autotune("map", str(study), *WIDE, *args, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert words in last
+    assert "Traceback" not in done.stderr
+    assert instant.launched == []
+
+
+def test_a_vllm_without_adaptive_verification(
+    tmp_path: Path, instant: Instant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_vllm(monkeypatch, "0.26.0")
+    args = (*WIDE, "--ways", "adaptive")
+    done = autotune("map", str(write_study(tmp_path)), *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "vLLM 0.26.0 has no adaptive verification; 0.28 has it for DSpark" in done.stderr
+    assert instant.launched == []
+
+
+def test_adaptive_verification_has_its_own_n(
+    tmp_path: Path, instant: Instant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_vllm(monkeypatch, "0.32.0")
+
+    def speed(n: int, load: int, adaptive: bool, _launch: int) -> float:
+        return demo_speed(n, load) if not adaptive else load * (60 + n)
+
+    instant.speed = speed
+    study = write_study(
+        tmp_path, space__max_num_batched_tokens={"type": "int", "low": 64, "high": 64}
+    )
+    done = autotune("map", str(study), *WIDE, "--ways", "adaptive", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ns = [n for (n, _), a in zip(instant.launched, instant.adaptive, strict=True) if a]
+    assert len(ns) == 2  # --way-launches
+    assert ns[0] == 3  # the largest best n at any load
+    assert ns[1] > 3
+    found = json.loads(done.stdout)
+    # the faster one stands for both
+    assert {x["rival"]["n"] for x in found["referee"]["loads"]} == {ns[1]}
 
 
 # -- whole maps over the double ----------------------------------------------------------------

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +19,13 @@ from autotune.errors import NothingUsable, UserError
 from autotune.results.standing import Standing
 from autotune.storage.records import Quality, Role, TrialAttrs, may_win
 from autotune.study.files import load_study
+from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, N
 from autotune.tuning import prepare as preparing
 from autotune.tuning.prepare import Prepared, prepare
 from autotune.tuning.progress import Progress
-from tests.studies import autotune, front, trials, write_study
+from tests.studies import autotune, front, trials, use_tools, write_study
+from tests.tuning.test_load_map import Instant, no_wait
 from tests.tuning.test_planner import OBJECTIVES, World
 
 GRID = {
@@ -143,7 +146,7 @@ def run(folder: Path, *turns: dict[str, str], **changes: object) -> None:
     assert done.returncode == (0 if turns != (ONE, ONE) else 1), done.stderr
     throttled = [t["trial"] for t in trials(folder) if t["throttled"]]
     for number in throttled:
-        assert f"trial {number} is throttled: vLLM ran at most 1 requests at once" in done.stdout
+        assert f"trial {number} is throttled: vLLM ran at most 1 request at once" in done.stdout
 
 
 SLOW = {"DOUBLE_SPEED": "2", "DOUBLE_AT_ONCE": "2"}
@@ -175,7 +178,7 @@ def test_a_throttled_trial_is_shown_everywhere_and_never_wins(tmp_path: Path) ->
     # what is asked for by its number is written, and says so
     asked = autotune("export", "--trial", "1", "--format", "shell", cwd=tmp_path)
     words = " ".join(asked.stdout.replace("#", " ").split())
-    assert "Careful: it was throttled: vLLM ran at most 1 requests at once, not 2" in words
+    assert "Careful: it was throttled: vLLM ran at most 1 request at once, not 2" in words
 
 
 @pytest.mark.double
@@ -186,6 +189,12 @@ def test_a_throttled_baseline_is_no_measure_of_others(tmp_path: Path) -> None:
     assert (base["throttled"], other["throttled"]) == (True, False)
     assert other["speedup"] is None
     assert [t["trial"] for t in front(tmp_path)] == [1]
+    autotune("report", "--format", "md", "--out", "r.md", cwd=tmp_path)
+    text = (tmp_path / "r.md").read_text()
+    assert "Serve n = 3" in text
+    assert "against no speculation" not in text.partition("## ")[0]
+    shell = autotune("export", "--format", "shell", cwd=tmp_path).stdout
+    assert "speed-up is unknown" in " ".join(shell.replace("#", " ").split())
 
 
 @pytest.mark.double
@@ -335,3 +344,73 @@ def test_a_search_of_nothing_but_throttled_launches_ends(tmp_path: Path) -> None
     world.run(1)
     assert len(world.trials) <= 16
     assert not world.order
+
+
+# -- a load sweep --------------------------------------------------------------------------------
+
+
+class Throttling(Instant):
+    """Stands in for servers that run fewer requests at once than they are sent.
+
+    Attributes:
+        peaks: The most that ran at once, by n and load.
+    """
+
+    def __init__(self, peaks: dict[tuple[int, int], int]) -> None:
+        super().__init__()
+        self.peaks = peaks
+
+    def measuring(self, server: Any, spec: StudySpec, objectives: object, **kw: Any) -> Any:
+        given = super().measuring(server, spec, objectives, **kw)
+        load = spec.workload.max_concurrency or 0
+
+        def measure(*args: Any, asked: running.Asked, **more: Any) -> Any:
+            assert asked.requests == load
+            peak = self.peaks.get((server.n, load), load)
+            seen = running.AtOnce(load, peak, running.FEWEST, throttled=peak < load)
+            return dataclasses.replace(given.measure(*args, **more), at_once=seen)
+
+        return SimpleNamespace(warm=given.warm, measure=measure)
+
+
+def sweep(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, peaks: dict[tuple[int, int], int], *args: str
+) -> Any:
+    servers = Throttling(peaks)
+    use_tools(
+        monkeypatch,
+        server=servers.server,
+        measuring=servers.measuring,
+        take_idle_baseline=no_wait,
+    )
+    study = write_study(folder)
+    return autotune("map", str(study), "--concurrency", "1,2,4,8,16", *args, cwd=folder)
+
+
+def test_a_load_sweep_leaves_out_the_loads_that_are_throttled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # n = 3 and 2 are the best of 1 and 2 here, 1 of 4
+    done = sweep(tmp_path, monkeypatch, {(2, 2): 1, (1, 4): 3, (1, 8): 3}, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "n = 2, load 2 part 1, is throttled: vLLM ran at most 1 request at once" in done.stderr
+    found = json.loads(done.stdout)
+    best = {x["load"]: x["best_n"] for x in found["loads"]}
+    assert best[2] != 2
+    assert best[4] != 1
+    at = {p["n"]: p["loads"] for p in found["points"] if p["schedule"] is None}
+    assert (at[2]["2"]["throttled"], at[2]["2"]["running_peak"]) == (True, 1)
+    assert (at[2]["4"]["throttled"], at[2]["4"]["running_peak"]) == (False, None)
+    shown = autotune("map", "double.yaml", "--show", cwd=tmp_path).stdout
+    assert (
+        "n = 1 at 4; n = 1 at 8; n = 2 at 2: throttled: such as vLLM ran at most 3 requests at "
+        "once, not 4, so this is another load"
+    ) in " ".join(shown.split())
+
+
+def test_a_load_sweep_without_a_full_load_of_n_0_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = sweep(tmp_path, monkeypatch, {(0, load): 0 for load in (1, 2, 4, 8, 16)})
+    assert done.returncode == 1
+    assert "n = 0 was throttled at every concurrency" in done.stderr

@@ -59,7 +59,7 @@ def _speedup(view: StudyView, choice: Chosen) -> str:
     if t.baseline:
         return "It is the baseline itself" + (": no speculation." if t.point.get(N) == 0 else ".")
     if choice.speedup is None:
-        return "Its speed-up is unknown: the baseline has no numbers."
+        return "Its speed-up is unknown: the baseline has no numbers that compare."
     base = next(x for x in view.trials if x.baseline)
     return (
         f"Speed-up {times(Estimate(*choice.speedup))} (95 % interval) over the baseline "

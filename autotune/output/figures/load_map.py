@@ -11,7 +11,9 @@ from autotune.errors import UserError
 from autotune.output.figures.browser import write_html
 from autotune.output.figures.points import colored, error_bar, title_text
 from autotune.output.figures.theme import BLUE, GRAY, GREEN, LIGHT, ORANGE, Theme, template
-from autotune.results.load_map import LoadSweepView, PointView, load_text
+from autotune.results.load_map import LoadSweepView, PointView
+from autotune.results.load_map_ways import MapWay
+from autotune.results.referee import load_text
 from autotune.results.text import Bounds, bounds_text, number, point_text
 from autotune.stats import Estimate
 from autotune.stats.crossover import ratio
@@ -19,10 +21,15 @@ from autotune.stats.crossover import ratio
 # Okabe and Ito's, as in the other plots, and symbols that say the same once more; then the ink
 _COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", None)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
+# Ways that are no fixed n: other lines and symbols, from the other end of the colors.
+_DASHES = ("dot", "dash", "dashdot", "longdash")
+_STARS = ("star", "hexagram", "star-diamond", "hourglass")
 
 
 def load_sweep_figure(view: LoadSweepView, height: int = 560, theme: Theme = LIGHT) -> go.Figure:
-    """Return speed-up over n = 0 by concurrency with 95 % intervals, a line for each n.
+    """Return speed-up over n = 0 by concurrency with 95 % intervals, a line for each way.
+
+    A gray band is the interval of the concurrency at which a way passes the best fixed n.
 
     Args:
         view: The load sweep.
@@ -36,11 +43,16 @@ def load_sweep_figure(view: LoadSweepView, height: int = 560, theme: Theme = LIG
         # right of the lines, which it cannot cover there
         annotation={"text": " no speculation", "xanchor": "left", "yanchor": "middle"},
     )
-    drafts = sorted((p for p in view.points if p.schedule is None and p.n > 0), key=lambda p: p.n)
+    drafts = sorted((p for p in view.points if p.is_fixed and p.n > 0), key=lambda p: p.n)
     for i, p in enumerate(drafts):
         _add_line(fig, view, p, f"n = {p.n}", _COLORS[i % 7] or theme.ink, _SYMBOLS[i % 7])
-    if view.checked is not None:
-        _add_line(fig, view, view.checked, "schedule", theme.ink, "star", dash="dot")
+    for i, p in enumerate(view.rivals):
+        name = "schedule" if p is view.checked else p.way.name
+        color = theme.ink if i == 0 else _COLORS[-1 - i % 6] or theme.ink
+        _add_line(fig, view, p, name, color, _STARS[i % 4], dash=_DASHES[i % 4])
+    if view.referee is not None:
+        for i, way in enumerate(view.referee.crossings):
+            _add_passing(fig, view, way, i)
     if view.crossover is not None and view.crossover.load is not None:
         _add_crossover(fig, view.crossover.load)
     about = [f"vLLM {view.vllm}" if view.vllm else "", point_text(view.point), view.machine]
@@ -71,6 +83,26 @@ def _add_crossover(fig: go.Figure, load: float) -> None:
         yanchor="top",
         xanchor="left",
         text=f" crossover {load_text(load)}",
+        showarrow=False,
+    )
+
+
+def _add_passing(fig: go.Figure, view: LoadSweepView, way: MapWay, line: int) -> None:
+    """Add the concurrency at which a way passes the best fixed n, and its interval."""
+    if view.referee is None or (cross := view.referee.crossings[way]).load is None:
+        return
+    low, high = cross.low or view.loads[0], cross.high or view.loads[-1]
+    fig.add_vrect(x0=low, x1=high, fillcolor=GRAY, opacity=0.12, line_width=0, layer="below")
+    fig.add_vline(x=cross.load, line={"color": GRAY, "dash": "dot", "width": 1.2})
+    side = "above" if cross.wins_above else "below"
+    fig.add_annotation(
+        x=math.log10(cross.load),
+        y=0,
+        yref="paper",
+        yanchor="bottom",
+        yshift=4 + 16 * line,  # several ways may pass at about the same concurrency
+        xanchor="left",
+        text=f" {way.name}: faster {side} {load_text(cross.load)}",
         showarrow=False,
     )
 

@@ -17,12 +17,15 @@ from plotly.subplots import make_subplots
 from autotune.output.figures.points import colored, error_bar
 from autotune.output.figures.theme import BLUE, GRAY, GREEN, ORANGE, Theme, template
 from autotune.results.prediction import Outlook
+from autotune.results.request_acceptance import Group, RequestAcceptance, length_text
 from autotune.results.text import (
     bounds_text,
+    count,
     number,
     objective_text,
     plain,
     point_text,
+    shortened,
     value_text,
     value_with_interval,
 )
@@ -69,7 +72,7 @@ def best_by_n(trials: Sequence[TrialView], objective: Objective) -> dict[int, Tr
 def by_n_figure(view: StudyView, theme: Theme) -> go.Figure:
     """Return each objective by n, one above the other, with the baseline as a line."""
     trials = [t for t in searched(view) if n_of(t) is not None]
-    base = next((t for t in view.trials if t.baseline), None)
+    base = next((t for t in view.trials if t.baseline and t.comparable), None)
     fig = make_subplots(rows=len(view.objectives), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for row, o in enumerate(view.objectives, 1):
         best = best_by_n(trials, o)
@@ -234,6 +237,54 @@ def acceptance_figure(trials: Mapping[int, TrialView], theme: Theme) -> go.Figur
     fig.update_xaxes(title_text="Position in the draft", **_ticks(range(1, most + 1)))
     fig.update_yaxes(title_text="Accepted  →  better", tickformat=".0%", range=[0, 1])
     return _finished(fig, theme, 380)
+
+
+def request_acceptance_figure(
+    found: RequestAcceptance, groups: Sequence[Group], theme: Theme
+) -> go.Figure:
+    """Return tokens per step of each group, and of all requests together.
+
+    Args:
+        found: Accepted drafts of a launch's requests.
+        groups: Its classes, which get a row each, or its parts, which are drawn from left to right.
+        theme: Theme of the figure.
+    """
+    rows = groups is found.classes
+    names = [escape(shortened(plain(g.name), 24)) for g in groups]
+    values = [g.length.value for g in groups]
+    error = {
+        "array": [0.0 if e.high is None else e.high - e.value for e in (g.length for g in groups)],
+        "arrayminus": [
+            0.0 if e.low is None else e.value - e.low for e in (g.length for g in groups)
+        ],
+        "thickness": 1.4,
+    }
+    fig = go.Figure()
+    fig.add_scatter(
+        **({"x": values, "y": names} if rows else {"x": names, "y": values}),
+        **{"error_x" if rows else "error_y": error},
+        mode="markers" if rows else "lines+markers",
+        marker={"color": BLUE if rows else ORANGE, "symbol": _SYMBOLS[not rows], "size": 9},
+        line={"color": ORANGE, "width": 1.6},
+        showlegend=False,
+        hovertext=[
+            f"<b>{escape(plain(g.name))}</b><br>{length_text(g)} tokens per step<br>"
+            f"{count(g.requests, 'request')}, {count(g.steps, 'step')}"
+            for g in groups
+        ],
+        hoverinfo="text",
+    )
+    dashed = {"color": GRAY, "dash": "dash", "width": 1.2}
+    whole, title = found.whole.length.value, "Tokens per step  →  better"
+    if rows:
+        fig.add_vline(whole, line=dashed)
+        fig.update_xaxes(title_text=title)
+        fig.update_yaxes(type="category", autorange="reversed", automargin=True)
+    else:
+        fig.add_hline(whole, line=dashed)
+        fig.update_yaxes(title_text=title)
+        fig.update_xaxes(type="category", title_text="Position in the answer (tokens)")
+    return _finished(fig, theme, 130 + 26 * len(names) if rows else 320)
 
 
 def prediction_figure(found: Outlook, theme: Theme) -> go.Figure:

@@ -107,7 +107,12 @@ def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:
     if verdict is not None:
         ratios = verdict.winners[0].over_baseline
         return None if ratios is None else ratios[i]
-    if base is None or not (value := t.value(o)) or not (other := base.value(o)):
+    if (
+        base is None
+        or not base.comparable
+        or not (value := t.value(o))
+        or not (other := base.value(o))
+    ):
         return None
     variance = s.view.variance.get(o.name)
     a, b = (as_single(x, o.name) for x in (t, base))

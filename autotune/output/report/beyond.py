@@ -22,9 +22,10 @@ from autotune.output.report.content import (
 )
 from autotune.output.report.importance import LEAST_TRIALS, importances
 from autotune.output.report.source import Source, load_text, with_bounds
-from autotune.results.load_map import Advice, LoadSweepView, crossover_text
+from autotune.results.load_map import LoadSweepView, crossover_text
 from autotune.results.prediction import NOTE, Outlook, outlook
 from autotune.results.read_load_map import stored_view
+from autotune.results.referee import RefereeView, referee_texts
 from autotune.results.text import (
     count,
     number,
@@ -128,27 +129,35 @@ def other_loads(s: Source) -> Iterator[Block]:
             "with."
         )
     else:
-        text = crossover_text(view.crossover, view.at)
+        text = crossover_text(view.crossover, view.at, view.crossing)
+        lines = "a line for each n, with 95% intervals."
+        if view.referee is not None:
+            lines = (
+                "a line for each way to speculate, with 95% intervals. Gray bands are where "
+                "another way passes the best fixed n."
+            )
         yield Figure(
             "load",
-            "Speed-up over no speculation by concurrency, a line for each n, with 95% intervals. "
-            f"{text}",
+            f"Speed-up over no speculation by concurrency, {lines} {text}",
             lambda theme: figures.untitled(load_sweep_figure(view, 440, theme)),
         )
         yield _loads_table(view)
         yield _speedups_table(view)
+        if view.referee is not None:
+            yield _referee_table(view.referee)
+            yield Points(tuple(plain(text) for text in referee_texts(view.referee)))
         yield from _recommended(view)
     failed = [p for p in view.points if p.failure_kind is not None]
     if failed:
         yield Points(
             tuple(
-                f"n = {p.n} failed: {plain(p.failure_kind or '')}: {plain(p.failure_reason or '')}"
+                plain(f"{p.way.name} failed: {p.failure_kind or ''}: {p.failure_reason or ''}")
                 for p in failed
             )
         )
     throttled = [
-        f"n = {p.n} at {load}: throttled, because at most {x.running_peak} requests ran at once; "
-        "it is compared with nothing"
+        f"{plain(p.way.name)} at {load}: throttled, because at most {x.running_peak} requests ran "
+        "at once; it is compared with nothing"
         for p in view.points
         for load, x in p.loads.items()
         if x.throttled
@@ -158,12 +167,7 @@ def other_loads(s: Source) -> Iterator[Block]:
 
 
 def _loads_table(view: LoadSweepView) -> DataTable:
-    p95 = {
-        (p.n, load): x.p95_ms
-        for p in view.points
-        if p.schedule is None
-        for load, x in p.loads.items()
-    }
+    p95 = {(p.n, load): x.p95_ms for p in view.points if p.is_fixed for load, x in p.loads.items()}
     return DataTable.of(
         "The best n at each concurrency; ties are n that are not certainly worse",
         ("concurrency", "best n", "ties", "tok/s", "over no speculation", "p95 (ms)"),
@@ -203,6 +207,24 @@ def _speedups_table(view: LoadSweepView) -> DataTable:
     )
 
 
+def _referee_table(view: RefereeView) -> DataTable:
+    return DataTable.of(
+        "Other ways to speculate against the best fixed n",
+        ("concurrency", "best fixed", "against it", "ratio", "verdict", "launches"),
+        tuple(
+            (
+                str(x.load),
+                x.fixed.name,
+                plain(x.rival.name),
+                times(x.ratio),
+                str(x.verdict),
+                f"{x.launches[0]} and {x.launches[1]}",
+            )
+            for x in view.compared
+        ),
+    )
+
+
 def _recommended(view: LoadSweepView) -> Iterator[Block]:
     about = [
         f"vLLM {view.vllm}" if view.vllm else "",
@@ -211,8 +233,8 @@ def _recommended(view: LoadSweepView) -> Iterator[Block]:
         view.machine,
     ]
     what = f"n = {view.fixed}" if view.fixed else "no speculation"
-    if view.advice is Advice.SCHEDULE:
-        what = "a schedule of n by batch size"
+    if view.recommended_rival is not None:
+        what = plain(view.recommended_rival.name)
     yield Paragraph(
         f"Recommended for these concurrencies: {what} ({view.advice}). Measured with "
         f"{plain(', '.join(filter(None, about)))}."

@@ -19,7 +19,10 @@ from autotune.output.report.content import (
     Points,
 )
 from autotune.output.report.source import Source, with_bounds
+from autotune.results.read_request_acceptance import read_request_acceptance
+from autotune.results.request_acceptance import length_text
 from autotune.results.text import (
+    count,
     heading,
     lower,
     number,
@@ -271,6 +274,51 @@ def acceptance(s: Source) -> Iterator[Block]:
         tuple(rows),
         folded=True,
     )
+    yield from _by_request(s, list(best.values()))
+
+
+def _by_request(s: Source, drafting: Sequence[TrialView]) -> Iterator[Block]:
+    """Yield the accepted drafts by kind of request, of the best trial that drafts."""
+    first = s.view.objectives[0]
+    ordered = sorted(drafting, key=lambda t: (t is not s.best, cost(first, t.value(first))))
+    for t in ordered:
+        told = read_request_acceptance(s.store, s.view.name, t.number, t.point)
+        if told is not None:
+            break
+    else:
+        return
+    low, middle, high = told.spread
+    yield Paragraph(
+        f"Of {plain(s.name(t))} vLLM told the accepted drafts of each of "
+        f"{count(told.requests, 'request')}: {length_text(told.whole)} tokens per step. A single "
+        f"request has {low:.2f} to {high:.2f} (10th to 90th percentile), {middle:.2f} in the "
+        "median. Intervals take the request as the unit; they do not hold for other launches."
+    )
+    for i, (title, of) in enumerate(told.tables):
+        yield Figure(
+            f"by-request-{i}",
+            f"Tokens per step by {title}, with 95% intervals; the dashed line is that of all "
+            "requests.",
+            partial(figures.request_acceptance_figure, told, of),
+        )
+        yield DataTable.of(
+            f"Accepted drafts by {title}",
+            (title, "tokens per step", "drafts accepted", "steps", "requests"),
+            tuple(
+                (
+                    plain(g.name),
+                    length_text(g).replace(", ", ",\xa0"),
+                    "" if g.share is None else f"{g.share:.0%}",
+                    str(g.steps),
+                    str(g.requests),
+                )
+                for g in of
+            ),
+            {0},
+            folded=True,
+        )
+    if told.notes:
+        yield Points(tuple(f"{upper(note)}." for note in told.notes))
 
 
 def latency(s: Source) -> Iterator[Block]:
@@ -316,7 +364,7 @@ def _compared(s: Source) -> dict[str, TrialView]:
     if s.view.verdict is not None:
         others = [*(s.trial(k) for k in s.view.verdict.winners[0].chances), *others]
     found = {"winner": s.best}
-    if base is not None and base is not s.best and base.values:
+    if base is not None and base is not s.best and base.values and base.comparable:
         found["baseline"] = base
     for t in others:
         if t is not s.best and t is not base:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a database is read without it
 
 # A name of its own: Optuna's `alembic_version` is in the same database.
 VERSION_TABLE = "autotune_alembic_version"
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 # What autotune 0.1 and the first 0.2, which knew no revisions, wrote into `autotune_meta`.
 _BEFORE_REVISIONS = 2
 

@@ -1,0 +1,198 @@
+"""The ways to speculate that a load sweep compares, and which of them a confirmation launches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from autotune.engine.adaptive_verification import verified
+from autotune.engine.draft_schedule import scheduled
+from autotune.stats.crossover import AtLoad, Rate, Schedule, best_fixed, over_loads
+from autotune.storage.schema import MapPointRow
+from autotune.study.schema import ServerSpec
+
+_LONGEST = 26  # characters of a way's name, or a terminal has no room for the row
+
+
+class WayKind(StrEnum):
+    """What makes a way different from the others."""
+
+    FIXED = "fixed"
+    SCHEDULE = "schedule"
+    ADAPTIVE = "adaptive"
+    ARM = "arm"
+
+
+@dataclass(frozen=True)
+class MapWay:
+    """One way to speculate: what a launch of a load sweep serves with.
+
+    Attributes:
+        n: Draft tokens per step; the largest n of a schedule.
+        schedule: Ranges of batch sizes with their n, or None.
+        adaptive: Whether vLLM decides how many drafts it verifies.
+        arm: Arm of the study, where it is not that of the fixed n.
+    """
+
+    n: int
+    schedule: Schedule | None = None
+    adaptive: bool = False
+    arm: str | None = None
+
+    @property
+    def kind(self) -> WayKind:
+        """What makes it different from a fixed n."""
+        if self.arm is not None:
+            return WayKind.ARM
+        if self.schedule is not None:
+            return WayKind.SCHEDULE
+        return WayKind.ADAPTIVE if self.adaptive else WayKind.FIXED
+
+    @property
+    def name(self) -> str:
+        """Name in tables and messages."""
+        if self.schedule is not None:
+            text = f"schedule {schedule_text(self.schedule)}"
+        elif self.adaptive:
+            text = f"adaptive n = {self.n}"
+        else:
+            text = f"n = {self.n}"
+        text = text if self.arm is None else f"{self.arm} {text}"
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+    @property
+    def family(self) -> tuple[WayKind, object]:
+        """What the ways that differ in n alone have in common; each schedule is its own."""
+        return self.kind, self.arm if self.kind is WayKind.ARM else self.schedule
+
+    @property
+    def biased(self) -> bool:
+        """Whether its acceptance is no measure of another n: some drafts are left out."""
+        return self.schedule is not None or self.adaptive
+
+
+def way_of(point: MapPointRow) -> MapWay:
+    """Return the way of a stored point."""
+    ranges = point.schedule
+    return MapWay(
+        n=point.n,
+        schedule=None if ranges is None else tuple((int(a), int(b), int(n)) for a, b, n in ranges),
+        adaptive=point.way == WayKind.ADAPTIVE,
+        arm=point.arm,
+    )
+
+
+def way_server(server: ServerSpec, way: MapWay) -> ServerSpec:
+    """Return the server of a way.
+
+    Args:
+        server: Server of the load sweep's fixed n, whose draft has a fixed n.
+        way: The way.
+
+    Raises:
+        ValueError: the server has no draft, and the way needs one.
+    """
+    if way.schedule is not None:
+        server = scheduled(server, way.schedule)
+    return verified(server) if way.adaptive else server
+
+
+def schedule_text(ranges: Schedule) -> str:
+    """Return a schedule as `--schedule` takes it.
+
+    >>> schedule_text(((1, 7, 7), (8, 16, 3)))
+    '1:7,8:3'
+    """
+    return ",".join(f"{first}:{n}" for first, _, n in ranges)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a confirmation launches.
+
+    Attributes:
+        ways: Ways in the order of their launches: fixed n first, then rivals.
+        fixed: The best fixed n by load, where one of ``ways`` is the best or a tie.
+        left_out: Rivals for which there are too few launches.
+    """
+
+    ways: tuple[MapWay, ...]
+    fixed: Mapping[int, MapWay]
+    left_out: tuple[MapWay, ...]
+
+
+def confirmation(
+    rates: Mapping[MapWay, Mapping[int, Rate]], at: Sequence[AtLoad], launches: int
+) -> Plan | None:
+    """Return what a confirmation launches; None: there is nothing to compare.
+
+    One rival stands for the ways that differ in n alone: the fastest as the mean over all loads. As
+    many ways are launched as can be launched twice. The best fixed n over all loads comes first,
+    then the best rival, then the best fixed n of each load and the other rivals in turn.
+
+    Args:
+        rates: Rates of the launches so far, by way and load.
+        at: Best fixed n at each load.
+        launches: Launches that the confirmation may have.
+    """
+    by_n = {way.n: row for way, row in rates.items() if way.kind is WayKind.FIXED}
+    loads = [x.load for x in at]
+    rivals = best_rivals(rates, loads)
+    if not by_n.get(0) or not rivals:
+        return None
+    overall = best_fixed(by_n)
+    good = {x.load: {x.best, *x.ties} for x in at}
+    fixed = [overall]
+    for x in at:  # the best at the loads of which none is launched yet
+        if x.best not in fixed and not good[x.load].intersection(fixed):
+            fixed.append(x.best)
+    fixed += [n for n in dict.fromkeys(x.best for x in at) if n not in fixed]
+    most = max(2, launches // 2)
+    turns: list[MapWay] = [MapWay(overall)]
+    others, waiting = [MapWay(n) for n in fixed[1:]], list(rivals)
+    while len(turns) < most and (others or waiting):
+        for queue in (waiting, others):
+            if queue and len(turns) < most:
+                turns.append(queue.pop(0))
+    ways = sorted(turns, key=lambda w: w.kind is not WayKind.FIXED)
+    return Plan(tuple(ways), fixed_of(by_n, good, ways), tuple(waiting))
+
+
+def best_rivals(rates: Mapping[MapWay, Mapping[int, Rate]], loads: Sequence[int]) -> list[MapWay]:
+    """Return the fastest way of each family of rivals over all loads, the fastest family first.
+
+    Args:
+        rates: Rates by way and load. Loads may be missing, such as throttled ones: a way with more
+            of them is preferred.
+        loads: The loads.
+    """
+
+    def rank(way: MapWay) -> tuple[int, float]:
+        here = [load for load in loads if load in rates[way]]
+        return -len(here), -over_loads(rates[way], here).value
+
+    rivals = [way for way in rates if way.kind is not WayKind.FIXED]
+    ranked = sorted((w for w in rivals if not rates[w].keys().isdisjoint(loads)), key=rank)
+    found: dict[object, MapWay] = {}
+    for way in ranked:
+        found.setdefault(way.family, way)
+    return list(found.values())
+
+
+def fixed_of(
+    by_n: Mapping[int, Mapping[int, Rate]], good: Mapping[int, set[int]], ways: Sequence[MapWay]
+) -> dict[int, MapWay]:
+    """Return the fixed n to beat at each load, of those among some ways; the best, or a tie of it.
+
+    Args:
+        by_n: Rates by fixed n and load.
+        good: The best n and its ties, by load.
+        ways: The ways that are launched.
+    """
+    out = {}
+    for load, ns in good.items():
+        known = [w for w in ways if w.kind is WayKind.FIXED and w.n in ns]
+        if known:
+            out[load] = max(known, key=lambda w: by_n[w.n][load].value)
+    return out
