@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autotune.engine.rule import Known
+from autotune.results import budget_note
 from autotune.results.batch_budget import Families, families_of, load_of
+from autotune.results.measured import Measured
+from autotune.results.measured import measured as measured_launch
 from autotune.results.space_map import State, space_map
+from autotune.results.trials import study_view
+from autotune.storage.store import opened
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, N
+from tests.paths import ROOT
 from tests.studies import autotune, write_study
 
 ONE = {
@@ -77,20 +87,60 @@ def test_explain_and_search_have_the_same_classes(tmp_path: Path, version: str) 
             assert alike.certain(cell.point) == stands
 
 
-def test_best_and_the_report_say_which_budget_is_enough(tmp_path: Path) -> None:
-    study = write_study(
-        tmp_path,
-        **ONE,
-        space={
-            "num_speculative_tokens": {"type": "choice", "choices": [0, 3]},
-            "max_num_batched_tokens": {"type": "choice", "choices": [512, 2048]},
-        },
-    )
-    assert autotune("run", str(study), "--trials", "3", cwd=tmp_path).returncode == 0
-    said = " ".join(autotune("best", cwd=tmp_path).stdout.split())
-    # the double has no version, so that nothing is certain, and the third launch checks it
-    assert "MNBT from 512 up is likely the same here: one request of 16 tokens" in said
-    assert "A launch with a larger one was no different." in said
-    assert "smallest that does not bind" in said
-    assert autotune("report", "--out", "page.md", cwd=tmp_path).returncode == 0
-    assert "smallest that does not bind" in " ".join((tmp_path / "page.md").read_text().split())
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    """A folder with the database of a study at concurrency 1 whose winner has MNBT 16384."""
+    shutil.copy(ROOT / "studies/results/smollm2-h200/autotune.db", tmp_path)
+    return tmp_path
+
+
+def test_best_and_the_report_say_which_budget_is_enough(measured: Path) -> None:
+    why = "MNBT from 4096 up is the same here: one request of up to 2048 tokens and 224 for"
+    said = " ".join(autotune("best", cwd=measured).stdout.split())
+    assert why in said
+    assert "Serve MNBT 4096, the smallest that does not bind: it needs less memory." in said
+    assert autotune("report", "--out", "page.md", cwd=measured).returncode == 0
+    assert why in " ".join((measured / "page.md").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ((), "MNBT 4096 likely serves as well"),
+        ((900.0, 930.0), "A launch with a larger one was no different. Serve MNBT 4096"),
+        ((900.0, 1200.0), None),
+    ],
+)
+def test_a_check_settles_what_was_likely(
+    measured: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rates: tuple[float, ...],
+    words: str | None,
+) -> None:
+    launches = [
+        budget_note._Launch({N: 8, MNBT: mnbt}, (-math.log(rate), 0.0), (1e-4, 1e-4))
+        for mnbt, rate in zip((4096, 16384), rates, strict=False)
+    ]
+    monkeypatch.setattr(budget_note, "_launches", lambda *_: launches)
+
+    def unread(*args: Any) -> Measured | None:
+        found = measured_launch(*args)
+        return found and replace(found, info=replace(found.info, version="0.40.0"))
+
+    monkeypatch.setattr(budget_note, "measured", unread)
+    with opened(measured / "autotune.db") as store:
+        view = study_view(store, "smollm2-h200")
+        trial = view.best()
+        assert trial is not None
+        note = budget_note.budget_note(store, view, trial)
+    assert (note is None) if words is None else (note is not None and words in note)
+
+
+def test_launches_are_as_the_search_sees_them(measured: Path) -> None:
+    with opened(measured / "autotune.db") as store:
+        view, spec = study_view(store, "smollm2-h200"), store.load_study("smollm2-h200")[0].spec
+        found = list(budget_note._launches(store, spec, "smollm2-h200", view.objectives))
+    own = [t for t in view.trials if t.values]
+    assert [x.point for x in found] == [t.point for t in own]
+    assert all(x.costs[0] < 0 < x.costs[1] for x in found)
+    assert all(0 < v < 0.02 for x in found for v in x.variances)
