@@ -129,7 +129,7 @@ class Study:
         return self._loaded
 
     def __repr__(self) -> str:
-        count = len(self.spec.space)
+        count = len(self.spec.to_space().params)
         return f"Study({self.name!r}, {count} parameter{'s' if count > 1 else ''})"
 
 

@@ -11,7 +11,7 @@ Launches that the file has are kept, so the same command goes on with the next.
 
 A busy machine hides such small costs, so what vLLM and the client do more is timed on its own, too
 (``alone``): vLLM's counting of a step, its payload of a request of 400 steps as JSON, and the
-client's reading of that, in microseconds.
+client's reading of that, in microseconds of CPU time.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def alone(steps: int = 400) -> dict[str, float]:
         return request_drafts({"speculative_decoding": orjson.loads(text)})
 
     def timed(what: Callable[[], object], each: int) -> float:
-        turns = [timeit.timeit(what, number=each) / each for _ in range(7)]
+        turns = [timeit.timeit(what, timer=time.process_time, number=each) / each for _ in range(7)]
         return 1e6 * statistics.median(turns)
 
     out: dict[str, float] = {}

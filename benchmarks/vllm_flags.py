@@ -35,10 +35,15 @@ def _reads(convert: Any, text: str) -> Any:
     return None
 
 
-def entry(action: argparse.Action) -> dict[str, Any]:
-    """Return what the table says of one flag."""
+def entry(action: argparse.Action, names: Sequence[str]) -> dict[str, Any]:
+    """Return what the table says of one flag.
+
+    Args:
+        action: The flag.
+        names: Its spellings, also those that the action does not show.
+    """
     takes = {0: "none", None: "one", "?": "maybe"}.get(action.nargs, "some")
-    out: dict[str, Any] = {"names": list(action.option_strings), "takes": takes}
+    out: dict[str, Any] = {"names": list(names), "takes": takes}
     if takes != "none":
         # a text stays as it is written: 1.10 is a name, not the number 1.1
         out["text"] = _reads(action.type, "1.10") == "1.10"
@@ -52,8 +57,12 @@ def flags() -> dict[str, Any]:
     """Return version and flags of the vLLM that runs this."""
     import vllm
 
-    actions = server_parser()._actions
-    found = [entry(a) for a in actions if a.option_strings and a.dest != "help"]
+    parser = server_parser()
+    names: dict[int, list[str]] = {}
+    for name, action in parser._option_string_actions.items():
+        names.setdefault(id(action), []).append(name)
+    actions = [a for a in parser._actions if a.option_strings and a.dest != "help"]
+    found = [entry(a, names[id(a)]) for a in actions]
     return {"vllm": vllm.__version__, "flags": sorted(found, key=lambda f: f["names"])}
 
 

@@ -178,7 +178,7 @@ def ask(source: Source, only: str = "") -> dict[str, Any]:
     return {
         "vllm": source.version,
         "sha256": source.sha256,
-        "with": {name: _installed(name) for name in _WITH},
+        "with": packages(),
         "made_by": f"python -m benchmarks.vllm_rules --version {source.version}",
         **_numbered(rows),
     }
@@ -251,6 +251,21 @@ def _asked(
             for g in chosen
         ],
     }
+    answers: list[Any] = asked_of(_WORKER, request, f"vLLM {source.version} on {platform}")
+    return answers
+
+
+def asked_of(worker: Path, request: Mapping[str, Any], who: str) -> Any:
+    """Return what a script answers that asks one vLLM, run in a process of its own.
+
+    Args:
+        worker: The script; it reads the request as JSON on stdin and answers so on stdout.
+        request: What is asked.
+        who: Who is asked, in words.
+
+    Raises:
+        SystemExit: there is no answer.
+    """
     with tempfile.TemporaryDirectory(prefix="asked-") as home:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTHON"))}
         env = {
@@ -263,7 +278,7 @@ def _asked(
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         done = subprocess.run(
-            [sys.executable, str(_WORKER)],
+            [sys.executable, str(worker)],
             input=json.dumps(request),
             env=env,
             capture_output=True,
@@ -272,9 +287,13 @@ def _asked(
         )
     if not done.stdout:
         last = "\n".join(done.stderr.splitlines()[-20:])
-        raise SystemExit(f"vLLM {source.version} on {platform} did not answer:\n{last}")
-    answers: list[Any] = json.loads(done.stdout)
-    return answers
+        raise SystemExit(f"{who} did not answer:\n{last}")
+    return json.loads(done.stdout)
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of the packages that vLLM's configuration is read with."""
+    return {name: _installed(name) for name in _WITH}
 
 
 def _installed(name: str) -> str:

@@ -42,10 +42,12 @@ def serving_command(store: Store, name: str, trial: TrialView) -> str:
 
 
 def serving_note(store: Store, name: str, trial: TrialView) -> str | None:
-    """Return what to know of that command on this machine; None: it is the measured one."""
+    """Return what to know of that command; None: nothing, and it was measured on this machine."""
     from autotune.output.export.served import served
+    from autotune.study.ways import LOSSY
 
-    return served(store, name, trial).note
+    notes = [f"{LOSSY}." if trial.lossy else "", served(store, name, trial).note or ""]
+    return " ".join(filter(None, notes)) or None
 
 
 def say_budget(ui: Ui, store: Store, view: StudyView, trial: TrialView) -> None:

@@ -48,7 +48,7 @@ from autotune.results.views import (
     scatter_line,
     verdict_lines,
 )
-from autotune.study.space import Point
+from autotune.study.space import ARM, Point
 from autotune.tuning.progress import OUTSIDE, At
 
 _GAP = "  "
@@ -246,7 +246,7 @@ class Ui:
             self.prose(upper(scatter))
             self._print("")
         if command is not None:
-            self._print(f"To serve trial {trial.number} ({point_text(trial.point)}):")
+            self._print(f"To serve trial {trial.number} ({trial.setting}):")
             self._print("")
             self._print(command)
             self._print("")
@@ -312,7 +312,8 @@ class Ui:
         view = self._view
         if view is None:
             raise RuntimeError("study() comes first")
-        table = trial_table(view.objectives, list(trial.point), [trial])
+        names = [*([ARM] if view.arms else []), *trial.point]
+        table = trial_table(view.objectives, names, [trial])
         self.console.print(rendered([table], header=not self._header_shown))
         self._header_shown = True
         if trial.failure_reason:
@@ -321,14 +322,15 @@ class Ui:
 
     def _words(self, trial: TrialView) -> str:
         objectives = self._view.objectives if self._view else ()
-        words = [point_text(trial.point)]
+        words = [trial.setting]
         for o in objectives:
             value = trial.value(o)
             if value is not None:
                 interval = (trial.intervals or {}).get(o.name)
                 words.append(f"{plain(o.title)} {value_with_interval(value, interval, o)}")
         if trial.acceptance_length is not None:
-            words.append(f"acceptance length {trial.acceptance_length:.2f}")
+            of = " in steps with drafts" if trial.skips_steps else ""
+            words.append(f"acceptance length {trial.acceptance_length:.2f}{of}")
         if trial.speedup is not None:
             words.append(f"speed-up {trial.speedup:.2f}×")
         if trial.requests is not None:

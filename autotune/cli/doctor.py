@@ -122,8 +122,9 @@ def checks(
     yield _disk("cache", Path(user_cache_dir("dflash-autotune")), host)
     yield _database(database)
     yield _model("model", server.model, base, host)
-    if server.speculative is not None and server.speculative.model is not None:
-        yield _model("draft", server.speculative.model, base, host)
+    for arm, draft in server.drafts.items():
+        if draft.model is not None:
+            yield _model("draft" if arm is None else f"arm {arm}", draft.model, base, host)
     if loaded is not None:
         yield from (Check("note", None, note) for note in draft_notes(loaded))
         yield from _load(loaded)

@@ -192,7 +192,7 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     """Predict tok/s for every n from the acceptance.
 
     It also predicts tok/s with better drafts. Nothing is launched. For each n that was launched,
-    the prediction error is shown.
+    the prediction error is shown. With arms, each draft has a prediction of its own.
 
     \b
     Example:
@@ -201,17 +201,22 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
     from rich.console import Console
 
     from autotune.cli.console import rendered
-    from autotune.results.prediction import outlook, outlook_page
+    from autotune.results.prediction import outlook_page, outlooks
+    from autotune.results.tables import Line
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
-        found = outlook(view, store.load_study(view.name)[0].spec.to_space())
+        space = store.load_study(view.name)[0].spec.to_space()
+        found = outlooks(view, space)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        every = [x.to_json() for x in found]
+        click.echo(json.dumps(every if space.ways else every[0], indent=2))
     else:
-        Console(highlight=False).print(rendered(outlook_page(found)))
+        for i, one in enumerate(found):
+            page = [*([Line()] if i else []), *outlook_page(one)]
+            Console(highlight=False).print(rendered(page))
 
 
 @click.command()

@@ -20,7 +20,11 @@ from typing import Any
 
 EXTRAS = ("torchvision", "torchaudio", "torchcodec")
 # Where `make_arg_parser` is: from 0.33 on, in 0.29 to 0.32, and before.
-PARSERS = tuple(f"vllm.entrypoints.{x}.cli_args" for x in ("common", "launchers", "openai"))
+PARSERS = (
+    "vllm.entrypoints.common.cli_args",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.entrypoints.openai.cli_args",
+)
 
 
 def version_of(name: str) -> str | None:
@@ -133,19 +137,20 @@ def full() -> dict[str, Any]:
 
     options: dict[str, list[str] | None] = {}
     kinds: dict[str, str] = {}
-    for action in server_parser()._actions:
+    # vLLM 0.33 takes `--no-enable-x` and does not show it among an action's own spellings
+    for option, action in server_parser()._option_string_actions.items():
+        if not option.startswith("--"):
+            continue
         if action.nargs == 0:
             choices: list[str] | None = []
         elif action.choices is not None:
             choices = [str(c) for c in action.choices]
         else:
             choices = None
-        for option in action.option_strings:
-            if option.startswith("--"):
-                name = option[2:].replace("-", "_")
-                options[name] = choices
-                if choices is None:
-                    kinds[name] = kind_of(action)
+        name = option[2:].replace("-", "_")
+        options[name] = choices
+        if choices is None:
+            kinds[name] = kind_of(action)
     return {
         "version": vllm.__version__,
         "device": current_platform.device_type,

@@ -27,8 +27,8 @@ from __future__ import annotations
 
 from packaging.version import Version
 
-from autotune.engine.draft_keys import ADAPTIVE
 from autotune.study.schema import ServerSpec
+from autotune.study.speculative import ADAPTIVE
 
 _SINCE = Version("0.28")
 LAUNCH_NOTE = (

@@ -172,7 +172,7 @@ def _arguments(
         raise UserError(f"server.flags: {e}; keep it in one of the two") from e
     out = [words for name, value in whole.items() for words in _flag(name, value, info)]
     if n > 0:
-        if server.speculative is None:
+        if server.draft_at(point) is None:
             raise UserError("server.speculative is missing: n > 0 needs a draft")
         out.append(["--speculative-config", json.dumps(draft_config(draft, resolve))])
     return out

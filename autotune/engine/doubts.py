@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from autotune.engine.active_requests import fewest_tokens, throttled
 from autotune.engine.cache_dtypes import cache_dtypes
-from autotune.engine.draft_keys import ADAPTIVE
-from autotune.engine.draft_schedule import KEPT_ON_V1, SCHEDULE
+from autotune.engine.draft_schedule import KEPT_ON_V1
 from autotune.engine.method_rules import adaptive, only_v2, runs_v1
 from autotune.engine.rule import SEQS, Launch, Minor, minor_text, within
 from autotune.study.space import MNBT
+from autotune.study.speculative import ADAPTIVE, SCHEDULE
 
 # First versions that have a draft's architecture (model_executor/models/registry.py).
 _ARCHITECTURES: dict[str, Minor] = {

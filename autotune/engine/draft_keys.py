@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from autotune.engine.rule import METHOD, Launch, Minor, Rule, minor_text
 from autotune.study.space import DRAFT, as_int
+from autotune.study.speculative import ADAPTIVE
 
-ADAPTIVE = "enable_adaptive_verification"
 _SPEC = "config/speculative.py: SpeculativeConfig"
 _EAGLE = {"eagle", "eagle3", "mtp", "dflash", "dspark"}
 _DRAFT_MODEL = "draft_model"

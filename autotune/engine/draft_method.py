@@ -113,14 +113,13 @@ def draft_method(draft: SpeculativeSpec, base: Path) -> DraftMethod:
 
 
 def with_method(loaded: LoadedStudy) -> LoadedStudy:
-    """Return a study with the method of its draft written out."""
-    draft = loaded.spec.server.speculative
-    if draft is None:
-        return loaded
-    name = draft_method(draft, loaded.base).name
-    if name == draft.method:
-        return loaded
-    return loaded.model_copy(update={"spec": loaded.spec.with_method(name)})
+    """Return a study with the method of each draft written out."""
+    spec = loaded.spec
+    for arm, draft in spec.server.drafts.items():
+        name = draft_method(draft, loaded.base).name
+        if name != draft.method:
+            spec = spec.with_method(name, arm)
+    return loaded if spec is loaded.spec else loaded.model_copy(update={"spec": spec})
 
 
 def tokens_of_head(config: Mapping[str, Any]) -> int | None:
@@ -187,12 +186,16 @@ def _by_config(config: Mapping[str, Any]) -> tuple[str | None, str]:
     return None, ""
 
 
+# DFlash drafts whose architecture does not begin so.
+_DFLASH = frozenset({"MuseGlimmerAssistantModel", "LiLiCorrDraftModel", "Qwen3XPressModel"})
+
+
 def _by_architecture(name: str) -> str | None:
     """Return the method of a draft's architecture; the names are those of vLLM's registry."""
     low = name.lower()
     if "dspark" in low:
         return "dspark"
-    if low.startswith("dflash") or name in {"MuseGlimmerAssistantModel", "LiLiCorrDraftModel"}:
+    if low.startswith("dflash") or name in _DFLASH:
         return "dflash"
     if "eagle3" in low or low.startswith("peagle"):
         return "eagle3"

@@ -10,6 +10,7 @@ from autotune.study.checkpoints import config_of, speculators_of
 from autotune.study.files import LoadedStudy
 from autotune.study.space import N, as_int
 from autotune.study.speculative import SpeculativeSpec
+from autotune.study.ways import LOSSY, is_lossy
 
 _DFLASH = frozenset({"dflash", "dflash2"})
 
@@ -20,9 +21,15 @@ def draft_notes(loaded: LoadedStudy) -> Iterator[str]:
     Args:
         loaded: The study as the user wrote it.
     """
-    draft = loaded.spec.server.speculative
-    if draft is None:
-        return
+    for arm, draft in loaded.spec.server.drafts.items():
+        where = "" if arm is None else f"arm {arm}: "
+        yield from (f"{where}{note}" for note in _notes(loaded, arm, draft))
+
+
+def _notes(loaded: LoadedStudy, arm: str | None, draft: SpeculativeSpec) -> Iterator[str]:
+    """Yield the remarks on one way to draft."""
+    if is_lossy(draft.given()):
+        yield LOSSY
     found = draft_method(draft, loaded.base)
     if draft.method is None and found.name is not None:
         yield f"the draft's method is {found.name}: {found.reason}; it is written into each launch"
@@ -35,7 +42,7 @@ def draft_notes(loaded: LoadedStudy) -> Iterator[str]:
     config = config_of(draft.model, loaded.base) or {}
     if why := causal_by_mistake(config):
         yield f"{draft.model:.80}: {why}"
-    yield from _beyond_training(loaded, draft, config)
+    yield from _beyond_training(_most_n(loaded, arm, draft), config)
 
 
 def causal_by_mistake(config: Mapping[str, Any]) -> str | None:
@@ -81,15 +88,17 @@ def trained_for(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _beyond_training(
-    loaded: LoadedStudy, draft: SpeculativeSpec, config: Mapping[str, Any]
-) -> Iterator[str]:
+def _most_n(loaded: LoadedStudy, arm: str | None, draft: SpeculativeSpec) -> int:
+    """Return the largest n of a way to draft."""
+    space = loaded.spec.to_space()
+    param = space.params.get(N) if arm is None else space.ways[arm].params.get(N)
+    values = [as_int(v) or 0 for v in param.values() or ()] if param else []
+    return max([*values, as_int((draft.model_extra or {}).get(N)) or 0])
+
+
+def _beyond_training(most: int, config: Mapping[str, Any]) -> Iterator[str]:
     """Yield that the space has more draft tokens than the draft was trained for."""
     size = trained_for(config)
-    param = loaded.spec.space.get(N)
-    values = [as_int(v) or 0 for v in param.values() or ()] if param else []
-    fixed = as_int((draft.model_extra or {}).get(N))
-    most = max([*values, fixed or 0])
     if size is not None and most >= size:
         yield (
             f"n goes up to {most}, but the draft was trained for blocks of {size}, that is "

@@ -9,10 +9,11 @@ import itertools
 
 from autotune.engine.active_requests import fewest_tokens
 from autotune.engine.draft_keys import KEY_RULES
-from autotune.engine.draft_schedule import KEPT_ON_V1, SCHEDULE, schedule_problem
+from autotune.engine.draft_schedule import KEPT_ON_V1, schedule_problem
 from autotune.engine.method_rules import METHOD_RULES
 from autotune.engine.rule import SEQS, Launch, Rule
 from autotune.study.space import DRAFT, MNBT
+from autotune.study.speculative import SCHEDULE
 
 # Methods whose draft is a model with a parallel configuration of its own.
 _MODELS = {"dflash", "dspark", "eagle", "eagle3", "draft_model", "mtp", "medusa", "mlp_speculator"}

@@ -22,12 +22,12 @@ from packaging.version import Version
 
 from autotune.study.options import draft_config
 from autotune.study.space import N, Value
+from autotune.study.speculative import SCHEDULE
 
 if TYPE_CHECKING:
     from autotune.stats.crossover import Schedule
     from autotune.study.schema import ServerSpec
 
-SCHEDULE = "num_speculative_tokens_per_batch_size"  # key of --speculative-config
 # Methods whose schedule model runner V1 keeps in 0.33
 # (config/vllm.py: _maybe_disable_dynamic_sd_for_v1, 0.33.0: 1088).
 KEPT_ON_V1 = frozenset({"ngram", "eagle", "eagle3", "mtp", "draft_model", "dflash"})

@@ -50,10 +50,10 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
 def _drafts(loaded: LoadedStudy, target: Mapping[str, object]) -> dict[str | None, Draft]:
     """Return the facts of every draft that a launch of the study may have."""
     found: dict[str | None, Draft] = {None: draft_facts(target)} if target else {}
-    draft = loaded.spec.server.speculative
-    name = None if draft is None else draft.model
-    if name is not None and (config := config_of(name, loaded.base)) is not None:
-        found[name] = draft_facts(config)
+    names = {draft.model for draft in loaded.spec.server.drafts.values()} - {None}
+    for name in names:
+        if name is not None and (config := config_of(name, loaded.base)) is not None:
+            found[name] = draft_facts(config)
     return found
 
 

@@ -17,7 +17,7 @@ from autotune.study.checkpoints import config_of, speculators_of
 from autotune.study.containers import refusal
 from autotune.study.files import LoadedStudy
 from autotune.study.owned import why_refused
-from autotune.study.schema import FlagValue
+from autotune.study.schema import FlagValue, ServerSpec
 from autotune.study.secrets import argument_secret, command_secret
 from autotune.study.serve_flags import human
 from autotune.study.space import ALIGNED, DRAFT, ChoiceParam, N
@@ -79,15 +79,14 @@ def _check_texts(loaded: LoadedStudy) -> None:
         UserError: a text has a secret, a control character, or a word that would be read as a flag.
     """
     spec, server = loaded.spec, loaded.spec.server
-    draft = server.speculative.given() if server.speculative is not None else {}
     arguments: dict[str, object] = {
         **{f"server.flags.{k}": v for k, v in server.flags.items()},
-        **{f"server.speculative.{k}": v for k, v in draft.items()},
+        **_of_drafts(server),
         **{f"space.{k}": p.choices for k, p in spec.space.items() if isinstance(p, ChoiceParam)},
         "server.model": server.model,
     }
     for where, value in arguments.items():
-        if why := argument_secret(where.split(".", 2)[-1], value):
+        if why := argument_secret(_key_of(where), value):
             raise UserError(
                 f"{loaded.path}: {where}: {why}, and {_SEEN}; give it in the environment"
             )
@@ -109,6 +108,26 @@ def _check_texts(loaded: LoadedStudy) -> None:
             )
     _check_environment(loaded)
     check_model(f"{loaded.path}: server.model", server.model)
+
+
+def _of_drafts(server: ServerSpec) -> dict[str, object]:
+    """Return the values of every way to draft, fixed and searched, by their full key."""
+    out: dict[str, object] = {}
+    for arm, draft in server.drafts.items():
+        place = "server.speculative" if arm is None else f"server.arms.{arm}"
+        out |= {f"{place}.{k}": v for k, v in draft.given().items()}
+    for name, own in server.arms.items():
+        for key, param in own.space.items():
+            if isinstance(param, ChoiceParam):
+                out[f"server.arms.{name}.space.{key}"] = param.choices
+    return out
+
+
+def _key_of(where: str) -> str:
+    """Return the name of a setting without its place in the file."""
+    if where.startswith("server.arms."):
+        return where.split(".", 3)[-1].removeprefix("space.")
+    return where.split(".", 2)[-1]
 
 
 def _check_environment(loaded: LoadedStudy) -> None:

@@ -6,8 +6,8 @@ See :mod:`autotune.engine.rules`.
 from __future__ import annotations
 
 from autotune.engine.compilation import cudagraph_mode
-from autotune.engine.draft_keys import ADAPTIVE
 from autotune.engine.rule import Launch, Rule
+from autotune.study.speculative import ADAPTIVE
 
 _SPEC = "config/speculative.py: SpeculativeConfig.__post_init__"
 _VERIFIED = (
@@ -76,7 +76,7 @@ def _needs_graphs(launch: Launch) -> str | None:
         return None
     s, partial = launch.settings, launch.minor is not None and launch.minor >= (0, 30)
     if launch.known.platform == "cpu":
-        return f"{ADAPTIVE} needs CUDA graphs, which a CPU has not"
+        return f"{ADAPTIVE} needs model runner V2 and CUDA graphs; vLLM on a CPU has neither"
     mode = cudagraph_mode(s)
     if s.get("enforce_eager") is True:
         return f"{ADAPTIVE} needs CUDA graphs, which enforce_eager turns off"

@@ -97,7 +97,7 @@ VLLM_NO_MATTER: Mapping[str, Sequence[str]] = {
         "VLLM_MEDIA_*",
         "VLLM_MAX_AUDIO_*",
         "VLLM_MAX_IMAGE_PIXELS",
-        "VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB",
+        "VLLM_MAX_MEDIA_*",
     ),
     "how vLLM was built": (
         "VLLM_BUILD_*",  # 686 on
@@ -115,10 +115,16 @@ VLLM_NO_MATTER: Mapping[str, Sequence[str]] = {
         "VLLM_SKIP_MODEL_NAME_VALIDATION",  # 2436
     ),
 }
+# The same of later versions, with the line in 0.33.
+VLLM_NO_MATTER_LATER = (
+    "VLLM_REQUEST_BODY_LOG_LEVEL",  # 2283
+    "VLLM_HTTP_MAX_REQUEST_BODY_SIZE",  # 1141: a longer request is refused
+    "VLLM_CHAT_TEMPLATE_FUEL",  # 825: for templates that a request brings
+)
 _NO_MATTER = re.compile(
     "|".join(
         re.escape(name).replace(r"\*", r"\w*") + "$"
-        for names in VLLM_NO_MATTER.values()
+        for names in (*VLLM_NO_MATTER.values(), VLLM_NO_MATTER_LATER)
         for name in names
     )
 )

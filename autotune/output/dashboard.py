@@ -45,7 +45,6 @@ from autotune.results.text import (
     objective_text,
     optional,
     plain,
-    point_text,
     upper,
     value_and_bounds,
     way_text,
@@ -56,6 +55,7 @@ from autotune.results.views import (
     TrialView,
     confirmation_lines,
     scatter_line,
+    steps_notes,
     throttled_lines,
     verdict_lines,
     why_no_best,
@@ -375,7 +375,8 @@ def _attributes(view: StudyView, t: TrialView, healthy_s: float | None) -> _Attr
         )
     found["speed-up (×)"] = _rounded(t.speedup)
     found["speed-up (×), 95% interval"] = _interval(t.speedup_interval)
-    found["acceptance length (tokens/step)"] = _rounded(t.acceptance_length)
+    per = "tokens/step with drafts" if t.skips_steps else "tokens/step"
+    found[f"acceptance length ({per})"] = _rounded(t.acceptance_length)
     found["accepted by position"] = ", ".join(f"{x:.0%}" for x in t.acceptance_per_position)
     found["requests"] = t.requests
     found["launch to healthy (s)"] = _rounded(healthy_s)
@@ -502,7 +503,7 @@ def _study_note(view: StudyView, *, exponents: bool) -> str:
     else:
         base = [t for t in view.trials if t.baseline and not t.front and t.values]
         lines += markdown_lines(_front_table(view, [*front, *base]), markdown)
-        lines += ["", _FRONT_NOTE]
+        lines += ["", *(f"{markdown(x)}.\n" for x in steps_notes([*front, *base])), _FRONT_NOTE]
         if again := confirmation_lines(view):
             lines += ["", "## Measured again, side by side", ""]
             lines += [f"- {markdown(line)}" for line in again]
@@ -521,12 +522,12 @@ def _front_table(view: StudyView, trials: Iterable[TrialView]) -> Table:
     rows = (
         (
             f"{t.number} (baseline)" if t.baseline else str(t.number),
-            point_text(t.point),
+            t.setting,
             *(
                 value_and_bounds(t.value(o), (t.intervals or {}).get(o.name))
                 for o in view.objectives
             ),
-            optional(t.acceptance_length, ".2f"),
+            t.length_text,
             optional(t.speedup, ".2f"),
         )
         for t in trials
@@ -540,7 +541,7 @@ def _failure_note(trial: TrialView) -> str:
         [
             f"# Failed: {markdown(trial.failure_kind or 'unknown')}",
             "",
-            markdown(point_text(trial.point)),
+            markdown(trial.setting),
             "",
             fenced("\n".join(filter(None, lines))),
         ]

@@ -131,7 +131,7 @@ def families_of(spec: StudySpec, vllm: str | None, known: Known = NOTHING) -> Fa
         vllm: vLLM's version; None: unknown.
         known: Facts about machine and target.
     """
-    load, searched = load_of(spec.workload), spec.space.get(MNBT)
+    load, searched = load_of(spec.workload), spec.to_space().params.get(MNBT)
     values = () if searched is None else searched.values() or ()
 
     def budget(point: Point) -> Budget | None:

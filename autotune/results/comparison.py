@@ -6,6 +6,7 @@ How their ratios are made and judged is in :mod:`autotune.results.ratios`.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,7 +39,7 @@ from autotune.study import differences
 from autotune.study.differences import contents, files_of, fingerprints, setting_text
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
-from autotune.study.space import DRAFT, MNBT, N, Value, canonical
+from autotune.study.space import ARM, DRAFT, MNBT, N, Value, canonical
 from objectives import Objective
 
 _PHASE = "measure"
@@ -118,11 +119,13 @@ class Pair:
         point: With every parameter that either study searched.
         launches: Number of launches in A and in B.
         differences: By objective name, for objectives with numbers in both.
+        lossy: Whether its launches in A or B accept drafts that the target would not have written.
     """
 
     point: Mapping[str, Value]
     launches: tuple[int, int]
     differences: Mapping[str, Difference]
+    lossy: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ class Comparison:
                 {
                     "params": dict(p.point),
                     "launches": list(p.launches),
+                    "lossy": p.lossy,
                     "objectives": {k: _difference_json(d) for k, d in p.differences.items()},
                 }
                 for p in self.pairs
@@ -372,7 +376,8 @@ def _common(a: Side, b: Side, wanted: str | None) -> list[Objective]:
 
 def compared(a: Side, b: Side, objectives: Sequence[Objective], threshold: float) -> Comparison:
     """Compare two studies by the given objectives."""
-    names = sorted({*a.spec.space, *b.spec.space}, key=lambda k: (_ORDER.get(k, len(_ORDER)), k))
+    searched = {*a.spec.to_space().params, *b.spec.to_space().params}
+    names = sorted(searched, key=lambda k: (_ORDER.get(k, len(_ORDER)), k))
     in_a = {_key(a, p.trial, names): p for p in a.points}
     in_b = {_key(b, p.trial, names): p for p in b.points}
     both = [k for k in in_a if k in in_b]
@@ -434,20 +439,31 @@ def _pairs(
                 sure = paired_ratio([(p, q)], o.name, scatter[o.name], confidence)
                 differences[o.name] = Difference(ratio, judged(o, sure))
         a, b = (max(map(len, x.values.values()), default=0) for x in (p, q))
-        point = {name: value for name, value in key if value is not None}
-        pairs.append(Pair(point, (a, b), differences))
+        point = {name: value for name, value in key if value is not None and name != ARM}
+        if (arm := p.trial.point.get(ARM, q.trial.point.get(ARM))) is not None:
+            point = {ARM: arm, **point}
+        pairs.append(Pair(point, (a, b), differences, p.trial.lossy or q.trial.lossy))
     return pairs
 
 
-_ORDER = {N: 0, MNBT: 1}
+_ORDER = {ARM: 0, N: 1, MNBT: 2}
 
 
 def _key(side: Side, trial: TrialView, names: Sequence[str]) -> Key:
-    """Return a point with every parameter that either study searched; a fixed value counts, too."""
-    settings = side.spec.settings(canonical(side.spec.to_space(), trial.point))
+    """Return a point with every parameter that either study searched; a fixed value counts, too.
+
+    Two arms are one if they have the same keys of ``--speculative-config``, whatever their names.
+    """
+    space = side.spec.to_space()
+    point = canonical(space, trial.point)
+    settings = side.spec.settings(point)
     draft = settings.get(N, 0) != 0
     found: list[tuple[str, Value | None]] = []
     for name in names:
+        if name == ARM:
+            keys = space.draft_of(point) if draft else None
+            found.append((name, None if keys is None else json.dumps(keys, sort_keys=True)))
+            continue
         value = settings.get(name)
         says = draft or not name.startswith(DRAFT)  # nothing of the draft does at n = 0
         plain_value = value if isinstance(value, bool | int | float | str) else None

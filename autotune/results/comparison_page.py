@@ -15,7 +15,6 @@ from autotune.results.text import (
     other_parameters,
     percent_change,
     plain,
-    point_text,
     value_text,
     way_text,
 )
@@ -95,7 +94,7 @@ def _pairs_table(c: Comparison) -> Table:
         cells: list[str | Cell] = [value_text(p.point[n]) if n in p.point else "" for n in shown]
         if others:
             cells.append(", ".join(other_parameters(p.point)))
-        cells.append(f"{p.launches[0]} + {p.launches[1]}")
+        cells.append(f"{p.launches[0]} + {p.launches[1]}{', lossy' if p.lossy else ''}")
         rows.append(Row((*cells, *(_cell(p.differences.get(o.name)) for o in c.objectives))))
     if c.together:
         label = ["all"] + [""] * (len(shown) + others)
@@ -128,7 +127,7 @@ def _bounds(ratio: Estimate) -> str:
 
 def _winners_line(objective: Objective, w: Winners) -> Line:
     d = w.difference
-    one, two = point_text(w.a.point), point_text(w.b.point)
+    one, two = w.a.setting, w.b.setting
     points = f"{one} in both" if one == two else f"{one} in A, {two} in B"
     text = f"Best by {plain(objective.title).lower()}: {points}: {_percent(d.ratio.value)} %"
     if d.finding is None and d.ratio.low is None:
@@ -142,7 +141,7 @@ def _winners_line(objective: Objective, w: Winners) -> Line:
 def _lost(c: Comparison) -> list[Block]:
     if not c.lost:
         return []
-    kinds = "; ".join(f"{point_text(t.point)} ({t.failure_kind})" for t in c.lost[:_MOST_LOST])
+    kinds = "; ".join(f"{t.setting} ({t.failure_kind})" for t in c.lost[:_MOST_LOST])
     more = f" and {len(c.lost) - _MOST_LOST} more" if len(c.lost) > _MOST_LOST else ""
     return [Line(f"Measured in A, failed in B: {plain(kinds)}{more}.", Tone.OPEN)]
 

@@ -82,8 +82,8 @@ class Measured:
         server = self.loaded.spec.server
         if ref == server.model:
             return self.words.model
-        draft = server.speculative and server.speculative.model
-        return self.words.draft if ref == draft and self.words.draft is not None else ref
+        drafts = {draft.model for draft in server.drafts.values()}
+        return self.words.draft if ref in drafts and self.words.draft is not None else ref
 
 
 def one_of(names: Sequence[str]) -> str:
@@ -141,6 +141,7 @@ def resolver_of(loaded: LoadedStudy, launches: Sequence[LaunchRow]) -> Callable[
         if words is None:
             continue
         found[server.model] = words.model
-        if server.speculative is not None and server.speculative.model and words.draft is not None:
-            found[server.speculative.model] = words.draft
+        models = {draft.model for draft in server.drafts.values() if draft.model is not None}
+        if len(models) == 1 and words.draft is not None:
+            found[models.pop()] = words.draft
     return lambda ref: found.get(ref, ref)

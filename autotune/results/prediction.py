@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.errors import NothingUsable
 from autotune.results.tables import Block, Column, Line, Table, Tone
 from autotune.results.tables import Row as TableRow
-from autotune.results.text import number, optional, plain
+from autotune.results.text import number, optional, plain, plural
 from autotune.results.views import StudyView, TrialView
 from autotune.search.acceptance import (
     MOST_N,
@@ -23,7 +23,8 @@ from autotune.search.acceptance import (
     what_if,
     without,
 )
-from autotune.study.space import N, Space
+from autotune.study.space import ChoiceParam, N, Space
+from autotune.study.ways import arms_by_curve
 
 GAINS = (-0.1, 0.0, 0.1, 0.25, 0.5)
 NOTE = "predicted, never a result: launch what looks good"
@@ -67,6 +68,7 @@ class Outlook:
 
     Attributes:
         study: Name of the study.
+        arms: Names of the arms that it holds for; empty: the study has none.
         rows: A row for each n, ascending.
         drafts: A prediction for each gain, ascending.
     """
@@ -74,11 +76,13 @@ class Outlook:
     study: str
     rows: Sequence[Row]
     drafts: Sequence[WhatIf]
+    arms: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; errors and gains are relative."""
         return {
             "study": self.study,
+            **({"arms": list(self.arms)} if self.arms else {}),
             "note": NOTE,
             "predictions": [
                 {
@@ -106,14 +110,54 @@ class Outlook:
         }
 
 
+def outlooks(view: StudyView, space: Space) -> list[Outlook]:
+    """Predict every n, for each acceptance of the study: one, or with arms several.
+
+    Arms of other drafts have another acceptance. A schedule and adaptive verification bias what is
+    counted, so nothing is predicted for them.
+
+    Args:
+        view: The study.
+        space: Its space.
+
+    Raises:
+        NothingUsable: as :func:`outlook`, if it is raised for every arm.
+    """
+    if not space.ways:
+        return [outlook(view, space)]
+    found: list[Outlook] = []
+    missing: NothingUsable | None = None
+    for curve, arms in arms_by_curve(space).items():
+        own = Space({N: _n_of_arms(space, arms)})
+        trials = [t for t in view.trials if t.point.get(N) == 0 or t.curve == curve]
+        try:
+            found.append(replace(outlook(replace(view, trials=trials), own), arms=arms))
+        except NothingUsable as e:
+            missing = e
+    if not found:
+        raise missing or NothingUsable(
+            f"{view.name}: nothing to predict: every arm has a schedule or adaptive verification, "
+            "which bias the counted acceptance"
+        )
+    return found
+
+
+def _n_of_arms(space: Space, arms: Sequence[str]) -> ChoiceParam:
+    """Return n of some arms, and 0."""
+    values = {v for arm in arms for v in space.ways[arm].params[N].values() or ()}
+    ns = sorted(v for v in values if isinstance(v, int))
+    return ChoiceParam(type="choice", choices=(0, *ns))
+
+
 def outlook(view: StudyView, space: Space) -> Outlook:
     """Predict every n of the space.
 
     The fastest trial of each n represents it, because the question is what an n can give; its other
-    parameters may have any values. Trials that were ended early do not count.
+    parameters may have any values. Trials that were ended early do not count, nor those whose
+    acceptance is biased.
 
     Args:
-        view: The study.
+        view: The study; its trials with drafts have one acceptance.
         space: Its space.
 
     Raises:
@@ -145,7 +189,7 @@ def _fastest(view: StudyView) -> dict[int, tuple[TrialView, SpeculationLaunch]]:
     found: dict[int, tuple[TrialView, SpeculationLaunch]] = {}
     for t in view.trials:
         n, rate = t.point.get(N), t.value(speed)
-        left_out = t.again is not None or not t.may_win
+        left_out = t.again is not None or not t.may_win or t.curve is None
         if left_out or rate is None or not isinstance(n, int):
             continue
         if n not in found or rate > found[n][1].rate:
@@ -183,7 +227,7 @@ def _row(
 def outlook_page(found: Outlook) -> list[Block]:
     """Return both tables with their explanation, in 80 columns."""
     return [
-        Line(f"{plain(found.study)}: tok/s by n, {NOTE}."),
+        Line(f"{plain(found.study)}{_of_arms(found.arms)}: tok/s by n, {NOTE}."),
         Line("The fastest trial of each n represents it. A launched n is predicted from the"),
         Line("launches at other n only."),
         Line(),
@@ -194,6 +238,10 @@ def outlook_page(found: Outlook) -> list[Block]:
         Line(),
         _drafts_table(found.drafts),
     ]
+
+
+def _of_arms(arms: Sequence[str]) -> str:
+    return f", {plural(len(arms), 'arm')} {', '.join(map(plain, arms))}" if arms else ""
 
 
 def _accuracy(rows: Sequence[Row]) -> list[str]:

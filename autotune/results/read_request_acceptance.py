@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autotune.engine.draft_schedule import SCHEDULE
 from autotune.results.request_acceptance import RequestAcceptance, request_acceptance
 from autotune.storage.store import Store
 from autotune.study.space import Point
-
-_ADAPTIVE = "enable_adaptive_verification"
+from autotune.study.speculative import ADAPTIVE, SCHEDULE
 
 
 def read_request_acceptance(
@@ -40,7 +38,7 @@ def why_biased(draft: Mapping[str, object]) -> str | None:
     Args:
         draft: Keys of ``--speculative-config``.
     """
-    if draft.get(_ADAPTIVE):
+    if draft.get(ADAPTIVE):
         return (
             "adaptive verification leaves out drafts that it expects to be rejected: the figures "
             "are biased, and those of other launches do not compare"

@@ -29,7 +29,9 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
       known), ``interval_within_launch``, ``unit`` and ``direction``. An interval is ``[low, high]``
       with 95 % confidence, in the objective's unit; null is a bound that is not known.
     - ``acceptance_length``: tokens per verification step; ``acceptance_per_position``: accepted
-      share of the drafts at each position, 0 to 1.
+      share of the drafts at each position, 0 to 1. With ``skips_steps`` there may be steps without
+      drafts, and the length is that of the others.
+    - ``lossy``: whether drafts are accepted that the target would not have written.
     - ``speedup``, ``speedup_interval``: ratio of output throughput to the baseline's.
     - ``launches``, ``requests``, ``stop``, ``seconds``: launches of which the values are the mean,
       measured requests of the last one, why there were no more, duration of the trial in seconds.
@@ -54,6 +56,8 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
         "objectives": _objectives(view, t, values),
         "acceptance_length": t.acceptance_length,
         "acceptance_per_position": list(t.acceptance_per_position),
+        "skips_steps": t.skips_steps,
+        "lossy": t.lossy,
         "speedup": t.speedup,
         "speedup_interval": t.speedup_interval,
         "launches": t.launches,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -28,7 +29,17 @@ from autotune.serving.machine import has_gpu, vllms_gpus
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import ServerSpec, StudySpec
-from autotune.study.space import MNBT, FloatParam, N, Point, Space, Value, as_int, canonical
+from autotune.study.space import (
+    ARM,
+    MNBT,
+    FloatParam,
+    N,
+    Point,
+    Space,
+    Value,
+    as_int,
+    canonical,
+)
 
 # Of a larger space JSON has the counts, not each point.
 _MOST_LISTED = 10_000
@@ -203,12 +214,13 @@ class SpaceMap:
             out += _wrapped("only what all versions have in common is said; name one with --vllm")
         if self.sampled:
             out += _wrapped("real-valued parameters are shown at their two ends")
-        table = list(_table(self.cells))
+        table = _tables(self.cells)
         if table:
             out += ["", *table, "", *_wrapped(self._legend())]
         for r in self.reasons:
             out += ["", *_wrapped(f"{_MARKS[r.state]} {count(r.count, 'point')}: {r.rule}")]
-            words = r.text if table else f"such as {point_text(r.example)}: {r.text}"
+            example = not table or ARM in r.example
+            words = f"such as {point_text(r.example)}: {r.text}" if example else r.text
             if r.text != r.rule:
                 out += _wrapped(words, indent="  ")
         if self.holes:
@@ -304,8 +316,9 @@ def space_map(
         found = judge.reasons(point)
         state = found[0].state if found else State.CAN
         words = "; ".join(r.text for r in found) or None
-        cells.append(Cell(point, state, words, tried.get(key_of(point))))
+        cells.append(Cell(space.shown(point), state, words, tried.get(key_of(point))))
         for r in found:
+            r.example = space.shown(r.example)
             reasons.setdefault((r.state, r.rule), r).count += 1
     return SpaceMap(
         study=spec.name,
@@ -363,17 +376,18 @@ class _Judge:
 
 def _points_of(space: Space) -> Iterator[dict[str, Value]]:
     """Yield every point; a real-valued parameter has its two ends only."""
-    columns: list[Sequence[Value]] = []
-    for p in space.params.values():
-        ends = dict.fromkeys((p.low, p.high)) if isinstance(p, FloatParam) else {}
-        columns.append(p.values() or tuple(ends))
-    for row in product(*columns):
-        yield dict(zip(space.params, row, strict=True))
+    for part in space.parts():
+        columns: list[Sequence[Value]] = []
+        for p in part.params.values():
+            ends = dict.fromkeys((p.low, p.high)) if isinstance(p, FloatParam) else {}
+            columns.append(p.values() or tuple(ends))
+        for row in product(*columns):
+            yield dict(zip(part.params, row, strict=True))
 
 
 def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tuple[int, ...]]:
     """Return, by n, the numbers of requests without a full CUDA graph; empty if unknown."""
-    flags, searched = spec.server.flags, spec.space.get(N)
+    flags, searched = spec.server.flags, spec.to_space().params.get(N)
     seqs, mnbt = as_int(flags.get(SEQS)), as_int(flags.get(MNBT))
     if MNBT in spec.space:
         mnbt = max((int(v) for v in spec.space[MNBT].values() or ()), default=None)
@@ -392,12 +406,33 @@ def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tupl
     return out
 
 
+def _tables(cells: Sequence[Cell]) -> list[str]:
+    """Return the table of marks, or one for each arm; those at n = 0, without an arm, are in all.
+
+    An arm that does not fit into a table has a line with the numbers of its points.
+    """
+    arms = dict.fromkeys(str(c.point[ARM]) for c in cells if ARM in c.point)
+    if not arms:
+        return list(_table(cells))
+    out: list[str] = []
+    for arm in arms:
+        own = [c for c in cells if c.point.get(ARM, arm) == arm]
+        if lines := list(_table(own)):
+            out += [*([""] if out else []), f"arm {arm}", *lines]
+            continue
+        states = Counter(c.state for c in own if ARM in c.point)
+        words = ", ".join(f"{number} {state}" for state, number in states.items())
+        out += [*([""] if out else []), f"arm {arm}: {words}"]
+    return out
+
+
 def _table(cells: Sequence[Cell]) -> Iterator[str]:
     """Yield two parameters as rows and columns of marks; nothing if they do not fit."""
-    names = list(cells[0].point) if cells else []
-    if len(names) != 2:
+    points = [{k: v for k, v in c.point.items() if k != ARM} for c in cells]
+    names = list(points[0]) if points else []
+    if len(names) != 2 or any(list(point) != names for point in points):
         return
-    values = [list(dict.fromkeys(c.point[name] for c in cells)) for name in names]
+    values = [list(dict.fromkeys(point[name] for point in points)) for name in names]
     across, down = (0, 1) if len(values[0]) >= len(values[1]) else (1, 0)
     heads = [HEADINGS.get(name, name) for name in names]
     left = max(len(f"{heads[down]} {v}") for v in values[down])
@@ -405,12 +440,12 @@ def _table(cells: Sequence[Cell]) -> Iterator[str]:
     cell = max(len(str(v)) for v in values[across]) + 1
     if left + cell * len(values[across]) > WIDTH or len(values[down]) > 100:
         return
-    marks = {tuple(c.point.values()): _mark(c) for c in cells}
+    marks = {tuple(q.values()): _mark(c) for q, c in zip(points, cells, strict=True)}
     yield heads[across].rjust(left) + "".join(str(v).rjust(cell) for v in values[across])
     for i, v in enumerate(values[down]):
         label = f"{heads[down]} {v}" if i == 0 else str(v)
         row = ((w, v) if across == 0 else (v, w) for w in values[across])
-        yield label.rjust(left) + "".join(marks[pair].rjust(cell) for pair in row)
+        yield label.rjust(left) + "".join(marks.get(pair, "").rjust(cell) for pair in row)
 
 
 def _mark(c: Cell) -> str:

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from autotune.study.space import MNBT, N, Point, Value
+from autotune.study.space import ARM, MNBT, N, Point, Value
 
 if TYPE_CHECKING:
     from autotune.stats import Estimate
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # Columns of a terminal, and of comments in files.
 WIDTH = 80
 
-# Headings of the two parameters that every study has; any other parameter keeps its name.
-HEADINGS = {N: "n", MNBT: "MNBT"}
+# Headings of the parameters that have a column; any other parameter keeps its name.
+HEADINGS = {ARM: "arm", N: "n", MNBT: "MNBT"}
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -242,8 +242,8 @@ def point_text(point: Point) -> str:
     return ", ".join(
         f"n = {value_text(value)}"
         if name == N
-        else f"MNBT {value_text(value)}"
-        if name == MNBT
+        else f"{'MNBT' if name == MNBT else 'arm'} {value_text(value)}"
+        if name in {ARM, MNBT}
         else f"{plain(name)} = {value_text(value)}"
         for name, value in point.items()
     )

@@ -11,7 +11,7 @@ from autotune.errors import UserError, one_line
 from autotune.results.read_request_acceptance import read_request_acceptance
 from autotune.results.request_acceptance import acceptance_lines
 from autotune.results.rows import trial_row
-from autotune.results.text import plain, point_text, value_with_interval
+from autotune.results.text import plain, value_with_interval
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import COMPUTED_AGAIN, StudyView, TrialView
 from autotune.serving.machine import machine_line
@@ -35,7 +35,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
     """
     view, trial = _found(store, name, number)
     attrs = attrs_of(store.stored_study(name).trials[number])
-    lines = [f"trial {number} of {name}: {point_text(trial.point)}, {trial.state}"]
+    lines = [f"trial {number} of {name}: {trial.setting}, {trial.state}"]
     lines += _why(trial, attrs)
     lines += _measured(view, trial)
     told = read_request_acceptance(store, name, number, trial.point)
@@ -105,7 +105,8 @@ def _measured(view: StudyView, trial: TrialView) -> Iterator[str]:
     yield from (f"warning: {plain(w)}" for w in trial.warnings)
     if trial.acceptance_length is not None:
         shares = ", ".join(f"{p:.2f}" for p in trial.acceptance_per_position)
-        yield f"acceptance length {trial.acceptance_length:.2f}, by position {shares}"
+        of = " in the steps that have drafts" if trial.skips_steps else ""
+        yield f"acceptance length {trial.acceptance_length:.2f}{of}, by position {shares}"
     if trial.failure_kind is not None:
         yield f"failed: {trial.failure_kind}: {trial.failure_reason}"
 

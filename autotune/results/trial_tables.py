@@ -14,18 +14,25 @@ from autotune.results.text import (
     value_and_bounds,
     value_text,
 )
-from autotune.results.views import StudyView, TrialView, origin_lines, throttled_lines
-from autotune.study.space import MNBT, N
+from autotune.results.views import (
+    StudyView,
+    TrialView,
+    origin_lines,
+    steps_notes,
+    throttled_lines,
+)
+from autotune.study.space import ARM, MNBT, N
 from objectives import Objective
 
 # Columns of parameters, in their order, and their width.
-_PARAMETERS = {N: 2, MNBT: 5}
+_PARAMETERS = {ARM: 8, N: 2, MNBT: 5}
 _INTERVAL_WIDTH = 15  # of a value with its interval
 
 
 def trials_page(view: StudyView) -> list[Block]:
     """Return every trial with its state; below, where some were measured and why others failed."""
-    below: list[Block] = [Line(text) for text in (*origin_lines(view), *throttled_lines(view))]
+    notes = (*steps_notes(view.trials), *origin_lines(view), *throttled_lines(view))
+    below: list[Block] = [Line(text) for text in notes]
     below += [
         Line(
             f"trial {t.number} failed: {t.failure_kind}: {plain(t.failure_reason or '')}",
@@ -49,7 +56,8 @@ def front_page(view: StudyView) -> list[Block]:
     what += " and baseline" if any(t.baseline for t in trials) else ""
     what += ", with 95% intervals:" if intervals else ":"
     table = trial_table(view.objectives, view.parameters(), trials, intervals=intervals)
-    return [Line(what), table, *(Line(text) for text in throttled_lines(view))]
+    notes = (*steps_notes(trials), *throttled_lines(view))
+    return [Line(what), table, *(Line(text) for text in notes)]
 
 
 def trial_table(
@@ -71,7 +79,8 @@ def trial_table(
     """
     shown = [name for name in _PARAMETERS if name in parameters]
     rows = (_row(t, objectives, shown, intervals=intervals) for t in trials)
-    gap = 1 if len(objectives) > 2 else 2  # or a terminal of 80 columns has no room for the note
+    # with more, a terminal of 80 columns has no room for the note
+    gap = 1 if len(objectives) > 2 or ARM in shown else 2
     return Table(_columns(objectives, shown, intervals=intervals), tuple(rows), gap)
 
 
@@ -112,7 +121,7 @@ def _row(
     for o in objectives:
         bounds = (trial.intervals or {}).get(o.name) if intervals else None
         cells.append(value_and_bounds(trial.value(o), bounds, "\n"))
-    cells += [optional(trial.acceptance_length, ".2f"), optional(trial.speedup, ".2f")]
+    cells += [trial.length_text, optional(trial.speedup, ".2f")]
     cells.append(", ".join(filter(None, [note(trial), *other_parameters(trial.point)])))
     tone = Tone.FAILED if trial.state == "failed" else Tone.GOOD if trial.front else Tone.NONE
     return Row(tuple(cells), tone)
@@ -128,6 +137,7 @@ def note(trial: TrialView) -> str:
     words.append("" if trial.replicates is None else f"repeats #{trial.replicates}")
     words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
     words.append("ended early" if trial.truncated else "")
+    words.append("lossy" if trial.lossy else "")
     words += [w.partition(":")[0] for w in trial.warnings]
     if trial.state != "complete":
         words.append(trial.state)

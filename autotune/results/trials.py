@@ -33,6 +33,7 @@ from autotune.storage.store import Store
 from autotune.storage.trials import State, TrialLike
 from autotune.study.schema import StudySpec
 from autotune.study.space import Space
+from autotune.study.ways import curve_of, is_lossy, skips_steps
 from objectives import Objective
 
 # A chat template's own words are equal in every prompt; a larger share means a repeated prompt.
@@ -69,6 +70,7 @@ def study_view(store: Store, name: str) -> StudyView:
         verdict=judged,
         variance=found.variance,
         variables=mixed(environments(store, name, study.trials, spec.server.env)),
+        arms=tuple(spec.server.arms),
     )
 
 
@@ -132,11 +134,13 @@ def _view(
     """Return one trial alone; :func:`_compared` adds the rest."""
     attrs = attrs_of(t)
     quality = attrs.quality
+    point = space.decode(t.params)
+    draft = space.draft_of(point)
     values = (standing.means(t.number) or t.values) if t.state == State.COMPLETE else None
     return TrialView(
         number=t.number,
         state=_STATES[t.state],
-        point=space.decode(t.params),
+        point=space.shown(point),
         values=None
         if values is None
         else {o.name: v for o, v in zip(objectives, values, strict=True)},
@@ -164,6 +168,9 @@ def _view(
         confirms=attrs.confirms,
         reused=origin_of(t),
         seconds=t.duration.total_seconds() if t.duration else None,
+        curve=curve_of(space, point) if draft else "",
+        lossy=is_lossy(draft),
+        skips_steps=skips_steps(draft),
     )
 
 

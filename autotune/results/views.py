@@ -24,7 +24,7 @@ from autotune.results.text import (
 )
 from autotune.stats import Estimate
 from autotune.storage.records import may_win
-from autotune.study.space import MNBT, N, Point
+from autotune.study.space import ARM, MNBT, N, Point
 
 if TYPE_CHECKING:
     from autotune.search.confirmation import Choice, ConfirmationVerdict
@@ -105,6 +105,10 @@ class TrialView:
         confirmed_intervals: Intervals of ``confirmed``, with launch-to-launch variance.
         confirmed_launches: Number of launches of the confirmation.
         confirmed_speedup: Ratio of the throughput to the confirmed baseline's: value, low, high.
+        curve: Whose acceptance it tells of (:func:`autotune.study.ways.curve_of`); None: of none.
+        lossy: Whether its launch accepts drafts that the target would not have written.
+        skips_steps: Whether it may have steps without drafts, which ``acceptance_length`` leaves
+            out.
     """
 
     number: int
@@ -141,6 +145,20 @@ class TrialView:
     confirmed_intervals: Mapping[str, Bounds] | None = None
     confirmed_launches: int = 0
     confirmed_speedup: tuple[float, float | None, float | None] | None = None
+    curve: str | None = ""
+    lossy: bool = False
+    skips_steps: bool = False
+
+    @property
+    def length_text(self) -> str:
+        """Tokens per step in a cell, marked where they are those of some steps only."""
+        mark = "*" if self.skips_steps else ""
+        return "" if self.acceptance_length is None else f"{self.acceptance_length:.2f}{mark}"
+
+    @property
+    def setting(self) -> str:
+        """Its point in one line, and whether that is lossy."""
+        return f"{point_text(self.point)}{', lossy' if self.lossy else ''}"
 
     @property
     def again(self) -> int | None:
@@ -179,6 +197,7 @@ class StudyView:
             twice.
         variables: Variables of the user's environment that may change figures and had several
             values: their trials by value, None: not set.
+        arms: Names of the study's arms; empty: it has one way to draft.
     """
 
     name: str
@@ -192,6 +211,7 @@ class StudyView:
     verdict: ConfirmationVerdict | None = None
     variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
     variables: Mapping[str, Mapping[str | None, Sequence[int]]] = field(default_factory=dict)
+    arms: Sequence[str] = ()
 
     def front(self) -> list[TrialView]:
         """Return the Pareto front, best by the first objective first."""
@@ -237,9 +257,21 @@ class StudyView:
         return [t for t in self.trials if t.state == "failed"]
 
     def parameters(self) -> list[str]:
-        """Return the names of the searched parameters: n, MNBT, then the others in their order."""
+        """Return the searched parameters: the arm, n, MNBT, then the others in their order."""
         names = dict.fromkeys(name for t in self.trials for name in t.point)
-        return sorted(names, key=lambda name: {N: 0, MNBT: 1}.get(name, 2))
+        if self.arms:
+            names[ARM] = None
+        return sorted(names, key=lambda name: {ARM: 0, N: 1, MNBT: 2}.get(name, 3))
+
+
+# What the mark of `TrialView.length_text` says.
+STEPS_NOTE = "* tokens in a step that has drafts; vLLM does not count the other steps"
+
+
+def steps_notes(trials: Iterable[TrialView]) -> list[str]:
+    """Return the line below a table that says what its marks mean; none without a mark."""
+    marked = any(t.skips_steps and t.acceptance_length is not None for t in trials)
+    return [STEPS_NOTE] if marked else []
 
 
 def cost(objective: Objective, value: float | None) -> float:
@@ -316,7 +348,7 @@ def _trial(view: StudyView, number: int) -> TrialView:
 
 def _name(view: StudyView, number: int) -> str:
     t = _trial(view, number)
-    return f"{'baseline' if t.baseline else f'trial {number}'} ({point_text(t.point)})"
+    return f"{'baseline' if t.baseline else f'trial {number}'} ({t.setting})"
 
 
 # Of trials that were measured by autotune 0.1 (:mod:`autotune.results.recomputed`).

@@ -51,7 +51,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.errors import FailureKind
-from autotune.study.space import MNBT, ChoiceParam, FloatParam, N, Point, Space, Value
+from autotune.study.space import ARM, MNBT, ChoiceParam, FloatParam, N, Point, Space, Value
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -94,7 +94,7 @@ _DEMAND: Mapping[str, int] = {
     "pipeline_parallel_size": -1,
     "draft_tensor_parallel_size": -1,
 }
-_OF_THE_DRAFT = {N, "draft_tensor_parallel_size"}
+_OF_THE_DRAFT = {ARM, N, "draft_tensor_parallel_size"}
 
 
 class CrashModel:

@@ -18,7 +18,7 @@ While launches are pending, the next launch is chosen as if they had their expec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,8 @@ from autotune.search.gain import Belief, gains, potential, reference_point
 from autotune.search.noise import UNKNOWN
 from autotune.search.surrogate import Trend, fit
 from autotune.stats.measurement import Floats, Ints
-from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space
+from autotune.study.space import ARM, ChoiceParam, FloatParam, N, Point, Space
+from autotune.study.ways import curve_of
 
 # Expected standard deviation of the part of an objective that the trend does not explain, without
 # and with a prediction in the trend; without one the trend is a constant.
@@ -46,6 +47,8 @@ class Observed:
         rate: Output tok/s, or another speed that is proportional to it; None: unknown.
         per_position: Shares of the drafts whose token at position 1, 2, … was accepted.
         acceptance_length: Tokens per verification step; None: unknown.
+        curve: Whose acceptance it is (:func:`autotune.study.ways.curve_of`); None: of no fixed n.
+            It has no meaning at n = 0.
     """
 
     point: Point
@@ -54,6 +57,7 @@ class Observed:
     rate: float | None = None
     per_position: tuple[float, ...] = ()
     acceptance_length: float | None = None
+    curve: str | None = ""
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,9 @@ def propose(
     variances = np.where(np.isfinite(variances), variances, UNKNOWN)
 
     ns = np.array([int(q.get(N, fixed_n or 0)) for q in points])
-    prediction = _prediction(ns[at], launched)
-    basis = _basis(points, ns, at, prediction, known)
+    curves = [curve_of(space, q) if n else None for q, n in zip(points, ns, strict=True)]
+    predictions = _predictions(ns[at], launched)
+    basis = _basis(points, ns, at, curves, predictions, known)
 
     def beliefs(basis: Sequence[_Basis], scale: float) -> list[Belief]:
         out = []
@@ -158,7 +163,7 @@ def propose(
             out.append(expecting(Belief(mean + level, variance, covariance, noise), ahead))
         return out
 
-    found = beliefs(basis, _SCALE if prediction is None else _SCALE_PREDICTED)
+    found = beliefs(basis, _SCALE_PREDICTED if predictions else _SCALE)
     reference = reference_point(np.stack([b.mean[:recommendable] for b in found], axis=-1))
     value = gains(found, reference) * chances
     best = int(value.argmax())
@@ -172,15 +177,24 @@ def propose(
     return Proposal(new[int(hopes.argmax())], float(value[best]), challenge=True, leaders=leaders)
 
 
-def _prediction(ns: Ints, launched: Sequence[Observed]) -> Prediction | None:
-    """Return the prediction from acceptance by launches with these n; None: they do not suffice."""
-    return Prediction.fit(
-        [
-            SpeculationLaunch(int(n), item.rate, item.per_position, item.acceptance_length)
-            for n, item in zip(ns, launched, strict=True)
-            if item.rate is not None
-        ]
-    )
+def _predictions(ns: Ints, launched: Sequence[Observed]) -> dict[str, Prediction]:
+    """Return the prediction from acceptance for each draft, by launches with these n.
+
+    Launches at n = 0 belong to all. A draft whose launches do not suffice has none.
+    """
+    curves = {item.curve for n, item in zip(ns, launched, strict=True) if n}
+    out: dict[str, Prediction] = {}
+    for curve in curves - {None}:
+        prediction = Prediction.fit(
+            [
+                SpeculationLaunch(int(n), item.rate, item.per_position, item.acceptance_length)
+                for n, item in zip(ns, launched, strict=True)
+                if item.rate is not None and (not n or item.curve == curve)
+            ]
+        )
+        if prediction is not None and curve is not None:
+            out[curve] = prediction
+    return out
 
 
 # Trend function at all points, expected coefficient and its standard deviation.
@@ -191,27 +205,45 @@ def _basis(
     points: Sequence[Point],
     ns: Ints,
     at: Ints,
-    prediction: Prediction | None,
+    curves: Sequence[str | None],
+    predictions: Mapping[str, Prediction],
     known: Callable[[Point], float] | None,
 ) -> list[_Basis]:
     """Return the trend: a constant, the prediction and the known number, where there are such.
+
+    Points of a draft without a prediction have that of no speculation; where other drafts have one,
+    each arm of such points has a level of its own, about which nothing is known.
 
     Args:
         points: All points.
         ns: n of each point.
         at: Index of each launch's point.
-        prediction: Prediction from acceptance.
+        curves: Whose acceptance each point has; None: of no fixed n, or n = 0.
+        predictions: Predictions from acceptance, by whose it is.
         known: As in :func:`propose`.
     """
     basis: list[_Basis] = [(np.ones(len(points)), 0.0, 1.0)]
-    if prediction is not None:
-        rates = {int(n): prediction.rate(int(n)) for n in np.unique(ns)}
-        slow = -np.log([rates[int(n)] for n in ns])
+    if predictions:
+        told = [_told(predictions, c, int(n)) for c, n in zip(curves, ns, strict=True)]
+        none = next(iter(predictions.values())).rate(0)
+        rates = [none if p is None else p.rate(int(n)) for p, n in zip(told, ns, strict=True)]
+        slow = -np.log(rates)
         basis.append((slow - slow[at].mean(), 1.0, 0.4))
+        untold = [q.get(ARM) if p is None else None for p, q in zip(told, points, strict=True)]
+        for arm in dict.fromkeys(x for x in untold if x is not None):
+            own = np.array([float(x == arm) for x in untold])
+            basis.append((own - own[at].mean(), 0.0, _SCALE))
     if known is not None:
         given = np.array([known(q) for q in points])
         basis.append((given - given[at].mean(), 0.0, 0.3))
     return basis
+
+
+def _told(predictions: Mapping[str, Prediction], curve: str | None, n: int) -> Prediction | None:
+    """Return the prediction that tells the speed of a point; None: there is none."""
+    if n == 0:
+        return next(iter(predictions.values()))
+    return None if curve is None else predictions.get(curve)
 
 
 def expecting(belief: Belief, pending: Ints) -> Belief:

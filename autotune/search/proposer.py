@@ -27,7 +27,18 @@ from autotune.search.front import Direction
 from autotune.search.model import Observed, Proposal, propose, unit
 from autotune.search.stated import StatedBounds
 from autotune.stats.measurement import Floats
-from autotune.study.space import ChoiceParam, FloatParam, N, Point, Space, Value, canonical
+from autotune.study.space import (
+    ARM,
+    ChoiceParam,
+    FloatParam,
+    N,
+    Point,
+    Space,
+    Value,
+    canonical,
+    first_value,
+)
+from autotune.study.ways import curve_of
 
 # Seeds after the baseline: n, and the level of every other parameter from 0 to 1; None: the
 # baseline's value, so that only n differs.
@@ -86,6 +97,9 @@ def seed_points(
 ) -> list[dict[str, Value]]:
     """Return the baseline, then up to two points that show the space to the model.
 
+    With arms, these two have the baseline's arm, and every other arm has a point: its largest n up
+    to that of the first seed, since a draft's acceptance is known from its own launches only.
+
     Args:
         space: Searched parameters.
         baseline: Point of the first trial, usually with n = 0.
@@ -96,7 +110,9 @@ def seed_points(
         point: dict[str, Value] = {}
         for name, p in space.params.items():
             values = p.values()
-            if name == N:
+            if name == ARM:
+                point[name] = baseline[name]
+            elif name == N:
                 point[name] = space.clip(N, n)
             elif level is None:
                 point[name] = baseline[name]
@@ -106,10 +122,32 @@ def seed_points(
                 point[name] = p.low + level * (p.high - p.low)
             elif values:
                 point[name] = values[round(level * (len(values) - 1))]
-        moved = nearest(space, canonical(space, point), lambda q: feasible(q) and q not in seeds)
+        point = canonical(space, point)
+        if space.ways and point in seeds:
+            continue  # the arm has one n
+        moved = nearest(space, point, lambda q: feasible(q) and q not in seeds)
         if moved is not None:
             seeds.append(moved)
+    for arm in space.arms:
+        if not any(q[ARM] == arm and q[N] for q in seeds):
+            moved = _seed_of(space, arm, baseline, feasible)
+            seeds += [] if moved is None else [moved]
     return seeds
+
+
+def _seed_of(
+    space: Space, arm: str, baseline: Point, feasible: Callable[[Point], bool]
+) -> dict[str, Value] | None:
+    """Return the seed of an arm; None: none of its points is allowed."""
+    values = space.ways[arm].params[N].values() or ()
+    n = min(_SEEDS[0][0], max(v for v in values if isinstance(v, int)))
+    point = canonical(space, {**baseline, **_first_of(space, arm), ARM: arm, N: n})
+    return nearest(space, point, lambda q: q[ARM] == arm and q[N] != 0 and feasible(q))
+
+
+def _first_of(space: Space, arm: str) -> dict[str, Value]:
+    """Return an arm's own parameters with their first values."""
+    return {name: first_value(p) for name, p in space.ways[arm].params.items()}
 
 
 def nearest(
@@ -119,7 +157,7 @@ def nearest(
 
     If a parameter is real-valued, it is the nearest of the given point and random ones.
     """
-    if allowed(point):
+    if space.contains(point) and allowed(point):
         return dict(point)
     candidates: Iterator[dict[str, Value]] = space.points() or itertools.islice(
         _random_points(space, np.random.default_rng(0)), _DRAWS
@@ -184,9 +222,11 @@ def tried_points(
 
 
 def _random_points(space: Space, rng: np.random.Generator) -> Iterator[dict[str, Value]]:
+    parts = space.parts()
     while True:
+        part = parts[int(rng.integers(len(parts)))] if len(parts) > 1 else space
         point: dict[str, Value] = {}
-        for name, p in space.params.items():
+        for name, p in part.params.items():
             values = p.values()
             if values is not None:
                 point[name] = values[int(rng.integers(len(values)))]
@@ -221,9 +261,10 @@ def launched_of(
         rate = None
         if positive[0]:
             rate = float(own[0] if directions[0] == "maximize" else 1 / own[0])
+        point = space.decode(t.params)
         out.append(
             Observed(
-                space.decode(t.params),
+                point,
                 tuple(float(c) for c in row),
                 tuple(
                     float(v) if known and v is not None and p else math.nan
@@ -232,6 +273,7 @@ def launched_of(
                 rate,
                 tuple(t.user_attrs.get("acceptance_per_position") or ()),
                 t.user_attrs.get("acceptance_length"),
+                curve_of(space, point) if point.get(N) != 0 else "",
             )
         )
     return out

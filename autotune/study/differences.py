@@ -74,7 +74,7 @@ def section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    if get_origin(annotation) in (Annotated, Union, UnionType, list):
+    if get_origin(annotation) in (Annotated, Union, UnionType, list, dict):
         for arg in get_args(annotation):
             yield from _members(arg)
     else:
@@ -223,7 +223,7 @@ def _of_model(
         if affects(field) is not None or inner is None:
             default = None if field.is_required() else _default(field)
             yield from _flat(_Leaf(here, there, value, default))
-        elif get_origin(field.annotation) is list:
+        elif get_origin(field.annotation) in (list, dict):
             for item, one in (value or {}).items():
                 yield from _of_model(inner, one, f"{here}.{item}.", f"{there}.")
         else:
@@ -331,6 +331,8 @@ def fingerprint_of_0_1(spec: StudySpec, found: Mapping[str, str]) -> str:
     for key in ("sharegpt", "replay", "repeat", "tools"):  # unknown to the first studies
         if not load[key]:
             del load[key]
+    if not body["server"]["arms"]:
+        del body["server"]["arms"]
     if spec.workload.replay is not None:  # keys of 0.2 with their defaults
         for key in {
             "timestamp_unit",

@@ -68,6 +68,13 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
     kind = None
     if loc[:1] == ["space"] and len(loc) > 2 and loc[2] in _PARAM_KEYS:
         kind = loc.pop(2)  # pydantic puts the union's tag into the path
+    if (
+        loc[:2] == ["server", "arms"]
+        and loc[3:4] == ["space"]
+        and loc[5:6]
+        and loc[5] in _PARAM_KEYS
+    ):
+        kind = loc.pop(5)
     if loc[:2] == ["server", "flags"]:
         loc = loc[:3]  # … and the union's member types
     if loc[:1] == ["baseline"]:
@@ -86,6 +93,8 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
         return key, "is missing"
     if e["type"] in {"union_tag_not_found", "union_tag_invalid"}:
         return f"{key}.type", f"must be one of {', '.join(_PARAM_KEYS)}"
+    if loc[:2] == ["server", "arms"] and loc[-1] == "[key]":
+        return ".".join(loc[:-1]), "an arm's name has letters, digits, `_` and `-`, at most 40"
     message = str(e["msg"]).removeprefix("Value error, ")
     if e["type"] == "value_error":
         return key, message  # the words of a validator

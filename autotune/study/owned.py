@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from autotune.study.options import Clash, merged
 from autotune.study.schema import OWNED_FLAGS, StudySpec
 from autotune.study.secrets import argument_secret, command_secret, without_passwords
-from autotune.study.space import DRAFT, MNBT, N
+from autotune.study.space import ARM, DRAFT, MNBT, N
 from autotune.study.words import argument_of, is_meant, own_words
 
 HTTP = "autotune measures over plain HTTP on 127.0.0.1"
@@ -66,19 +66,26 @@ def _problems(spec: StudySpec) -> Iterator[str]:
 
 def _given_twice(spec: StudySpec) -> Iterator[str]:
     """Yield keys of one option that the study says in two places."""
-    searched = dict.fromkeys(spec.space)
-    try:
-        merged({**spec.server.settings(searched)})
-    except Clash as e:
-        first, second = (_place(spec, name) for name in (e.first, e.second))
-        yield f"{second}: also given in {first}; keep it in one of the two"
+    searched = dict.fromkeys(spec.to_space().params)
+    for arm in spec.server.arms or (None,):
+        try:
+            merged({**spec.server.settings({**searched, **({} if arm is None else {ARM: arm})})})
+        except Clash as e:
+            first, second = (_place(spec, name, arm) for name in (e.first, e.second))
+            yield f"{second}: also given in {first}; keep it in one of the two"
+            return
 
 
-def _place(spec: StudySpec, name: str) -> str:
-    """Return the full key of a setting."""
+def _place(spec: StudySpec, name: str, arm: str | None) -> str:
+    """Return the full key of a setting, for launches of an arm."""
     if name in spec.space:
         return f"space.{name}"
-    return f"server.{name}" if name.startswith(DRAFT) else f"server.flags.{name}"
+    if not name.startswith(DRAFT):
+        return f"server.flags.{name}"
+    if arm is None:
+        return f"server.{name}"
+    key = name.removeprefix(DRAFT)
+    return f"server.arms.{arm}.{f'space.{key}' if key in spec.server.arms[arm].space else key}"
 
 
 def _in_command(spec: StudySpec) -> Iterator[str]:

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from autotune.study.arms import MOST_ARMS, ArmName, ArmSpec, why_clash
 from autotune.study.keys import (
     MOST_REQUESTS,
     MOST_SECONDS,
@@ -27,8 +28,9 @@ from autotune.study.keys import (
 )
 from autotune.study.objective_spec import NamedObjective, ObjectiveSpec
 from autotune.study.secrets import MASK, is_secret
-from autotune.study.space import ALIGNED, DRAFT, MNBT, N, Param, Space, Value
+from autotune.study.space import ALIGNED, ARM, DRAFT, MNBT, N, Param, Space, Value
 from autotune.study.speculative import SpeculativeSpec
+from autotune.study.ways import space_of
 from autotune.study.workload import WorkloadSpec, prompts_file
 
 FlagValue = bool | int | float | str | list[str | int | float] | dict[str, Any] | None
@@ -45,8 +47,9 @@ OWNED_FLAGS = {
 # Keys of the draft's configuration that cannot be searched under these names.
 _NOT_OF_DRAFT = {
     f"{DRAFT}{N}": f"write it as {N}",
-    f"{DRAFT}method": "a study has one method",
-    f"{DRAFT}model": "a study has one draft",
+    f"{DRAFT}method": "write several methods as server.arms",
+    f"{DRAFT}model": "write several drafts as server.arms",
+    ARM: "server.arms has the arms",
 }
 # Limits as in `keys`.
 MOST_AHEAD = 64
@@ -89,6 +92,11 @@ class ServerSpec(Model):
     )
     env: Result[dict[str, str]] = Field(default_factory=dict, description="environment variables")
     speculative: SpeculativeSpec | None = Field(default=None, description="the draft")
+    arms: dict[ArmName, ArmSpec] = Field(
+        default_factory=dict,
+        max_length=MOST_ARMS,
+        description="several ways to draft by name, instead of `speculative`; each trial has one",
+    )
     launch: Nothing[Literal["warm", "cold"]] = Field(
         default="warm",
         description="warm: servers are forked from a process that has imported vLLM, where that is "
@@ -120,9 +128,46 @@ class ServerSpec(Model):
         Args:
             point: Values that are searched, or that a load sweep changes, by name.
         """
-        draft = self.speculative.given() if self.speculative else {}
+        way = self.arms.get(str(point.get(ARM))) or self.speculative
+        draft = way.given() if way is not None else {}
         fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
-        return {**self.flags, **fixed, **point}
+        return {**self.flags, **fixed, **self._reaching(point)}
+
+    def _reaching(self, point: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
+        """Return the values of a point that its launch has: those of other arms are left out."""
+        if not self.arms:
+            return dict(point)
+        arm = self.arms.get(str(point.get(ARM)))
+        own = {f"{DRAFT}{key}" for key in arm.space} if arm is not None else set()
+        return {
+            k: v for k, v in point.items() if k != ARM and (k in own or not k.startswith(DRAFT))
+        }
+
+    @property
+    def drafts(self) -> dict[str | None, SpeculativeSpec]:
+        """Every way to draft, by the name of its arm; None: the only one; empty: there is none."""
+        if self.arms:
+            return {name: arm.alone() for name, arm in self.arms.items()}
+        return {} if self.speculative is None else {None: self.speculative}
+
+    def draft_at(self, point: Mapping[str, FlagValue]) -> SpeculativeSpec | None:
+        """Return the way to draft of a point; None: it has none, or with arms no arm."""
+        arm = self.arms.get(str(point.get(ARM)))
+        return arm.alone() if arm is not None else self.speculative
+
+    def of_arm(self, name: str) -> ServerSpec:
+        """Return the server with an arm as its only way to draft.
+
+        Raises:
+            KeyError: there is no such arm.
+        """
+        return self.model_copy(update={"speculative": self.arms[name].alone(), "arms": {}})
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ServerSpec:
+        if self.arms and self.speculative is not None:
+            raise ValueError("speculative: write it as one of the arms; server.arms has all drafts")
+        return self
 
     def draft_settings(self, point: Mapping[str, FlagValue]) -> dict[str, Any]:
         """Return what goes into ``--speculative-config`` at a point, n included where it is set."""
@@ -353,6 +398,8 @@ class StudySpec(Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
+        if why := why_clash(self.server.arms, self.space):
+            raise ValueError(why)
         self._check_fixed()
         self._check_aligned()
         self._check_n()
@@ -360,10 +407,11 @@ class StudySpec(Model):
             type(v) is int for v in self.space[MNBT].values() or [0.5]
         ):
             raise ValueError(f"space.{MNBT}: must be whole numbers; use type: pow2 or int")
+        searched = self.to_space()
         for key in self.baseline:
-            if key not in self.space:
+            if key not in searched.params:
                 raise ValueError(f"baseline.{key}: is not a parameter of space")
-        if (size := self.to_space().size() or 0) > MOST_POINTS:
+        if (size := searched.size() or 0) > MOST_POINTS:
             raise ValueError(
                 f"space: has {size} points, more than {MOST_POINTS}; take fewer or larger steps"
             )
@@ -404,7 +452,7 @@ class StudySpec(Model):
             values = self.space[N].values()
             if values is None or not all(type(v) is int and v >= 0 for v in values):
                 raise ValueError(f"space.{N}: must be whole numbers from 0 up; use type: int")
-            if self.server.speculative is None and any(v for v in values):
+            if not self.server.drafts and any(v for v in values):
                 raise ValueError(
                     f"space.{N}: needs server.speculative: the `model` of a draft, or "
                     "`method: mtp`, `ngram` or `suffix`"
@@ -442,17 +490,25 @@ class StudySpec(Model):
         if any("cudagraph_capture_size" in name for name in others):
             raise ValueError(f"{where}.{ALIGNED}: the sizes are also set by hand; keep one of both")
 
-    def with_method(self, method: str | None) -> StudySpec:
-        """Return the study with another method of its draft, if it has one."""
-        if self.server.speculative is None:
-            return self
-        draft = self.server.speculative.model_copy(update={"method": method})
-        server = self.server.model_copy(update={"speculative": draft})
+    def with_method(self, method: str | None, arm: str | None = None) -> StudySpec:
+        """Return the study with another method of a draft, if it has that draft.
+
+        Args:
+            method: vLLM's name of the method; None: vLLM chooses.
+            arm: Name of the arm; None: the only draft of a study without arms.
+        """
+        server, change = self.server, {"method": method}
+        if arm is not None:
+            arms = {**server.arms, arm: server.arms[arm].model_copy(update=change)}
+            server = server.model_copy(update={"arms": arms})
+        elif server.speculative is not None:
+            draft = server.speculative.model_copy(update=change)
+            server = server.model_copy(update={"speculative": draft})
         return self.model_copy(update={"server": server})
 
     def to_space(self) -> Space:
-        """Return the searched parameters."""
-        return Space(self.space)
+        """Return the searched parameters, with the arm where there are several."""
+        return space_of(self.space, self.server.speculative, self.server.arms)
 
     def settings(self, point: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
         """Return every launch setting of a point: :meth:`ServerSpec.settings`."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,6 +26,8 @@ N = "num_speculative_tokens"
 MNBT = "max_num_batched_tokens"
 # Prefix of the parameters that go into --speculative-config; they have no effect at n = 0.
 DRAFT = "speculative."
+# Not a flag of vLLM: which of the study's ways to draft a point has, see `autotune.study.arms`.
+ARM = "arm"
 # Not a flag of vLLM: CUDA graphs for multiples of n + 1 tokens, see `aligned_sizes` of
 # `autotune.engine.cuda_graphs`.
 ALIGNED = "aligned_cudagraphs"
@@ -135,19 +137,99 @@ class ChoiceParam(_Param):
 
 
 Param = Annotated[IntParam | Pow2Param | FloatParam | ChoiceParam, Field(discriminator="type")]
+AnyParam = IntParam | Pow2Param | FloatParam | ChoiceParam
+
+
+@dataclass(frozen=True)
+class Way:
+    """What one arm of a space searches.
+
+    Attributes:
+        params: Its parameters of the draft by name; its n, of at least 1, is always one of them.
+        draft: Its fixed keys of ``--speculative-config``.
+    """
+
+    params: Mapping[str, AnyParam]
+    draft: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Space:
     """The searched parameters.
 
+    A study with arms searches the parameter :data:`ARM`, too. Its points have a value for each
+    parameter of each arm; those of other arms have their first value. At n = 0 there is no draft,
+    so there is one baseline, which has the first arm.
+
     Attributes:
-        params: Parameters by name, in the order of the study file.
+        params: Parameters by name, in the order of the study file. With arms, the parameters of
+            the draft cover the values of all arms.
         exponents: Whether Optuna keeps powers of two as their exponents, see :meth:`kept_as`.
+        ways: What each arm searches, by the arm's name; empty without arms.
+        draft: Fixed keys of ``--speculative-config``, without arms.
     """
 
-    params: Mapping[str, IntParam | Pow2Param | FloatParam | ChoiceParam]
+    params: Mapping[str, AnyParam]
     exponents: bool = False
+    ways: Mapping[str, Way] = field(default_factory=dict)
+    draft: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of the arms, in the order of the study file."""
+        return tuple(self.ways)
+
+    def fixed_n(self, arm: str) -> int | None:
+        """Return the only n of an arm; None: it searches n."""
+        values = self.ways[arm].params[N].values() or ()
+        return as_int(values[0]) if len(values) == 1 else None
+
+    def n_of(self, point: Point) -> int | None:
+        """Return the tokens that a point drafts per step; None: n is not searched."""
+        return as_int(canonical(self, point).get(N))
+
+    def draft_of(self, point: Point) -> dict[str, Any]:
+        """Return a point's keys of ``--speculative-config``, without n; empty at n = 0."""
+        if point.get(N) == 0:
+            return {}
+        fixed = self.ways[str(point[ARM])].draft if self.ways else self.draft
+        searched = {k: v for k, v in self.shown(point).items() if k.startswith(DRAFT)}
+        whole = {**fixed, **{k.removeprefix(DRAFT): v for k, v in searched.items()}}
+        return {k: v for k, v in whole.items() if k != N}
+
+    def shown(self, point: Point) -> dict[str, Value]:
+        """Return a point with the arms' parameters that its launch has, for people to read.
+
+        At n = 0 there is no arm. :func:`canonical` brings the others back.
+        """
+        if not self.ways:
+            return dict(point)
+        if point.get(N) == 0:
+            return effective(point)
+        own = self.ways[str(point[ARM])].params
+        return {k: v for k, v in point.items() if k in own or not k.startswith(DRAFT)}
+
+    def parts(self) -> list[Space]:
+        """Return spaces without arms that together have the points of this one, each once.
+
+        With arms, these are the baseline's and one for each arm, with the arm's own parameters.
+        """
+        if not self.ways:
+            return [self]
+        nothing = Way({N: IntParam(type="int", low=0, high=0)}, {})
+        ways = [(self.arms[0], nothing), *self.ways.items()]
+        return [self._part(name, way.params) for name, way in ways]
+
+    def _part(self, arm: str, own: Mapping[str, AnyParam]) -> Space:
+        params: dict[str, AnyParam] = {}
+        for name, p in self.params.items():
+            if name == ARM:
+                params[name] = _only(arm)
+            elif name == N or name.startswith(DRAFT):
+                params[name] = own.get(name) or _only(first_value(p))
+            else:
+                params[name] = p
+        return replace(self, params=params, ways={})
 
     def kept_as(self, trials: Iterable[Mapping[str, object]]) -> Space:
         """Return the same space with the encoding of a study that has trials already.
@@ -194,12 +276,17 @@ class Space:
             ValueError: the point is not in the space.
         """
         out: dict[str, Value] = {}
+        way = self.ways.get(str(point.get(ARM))) if point.get(N) != 0 else None
         for name, p in self.params.items():
             if name not in point:
                 raise ValueError(f"{name} is missing")
             value = point[name]
             if not self._contains(p, value):
                 raise ValueError(f"{name} = {value!s:.60} is outside the space ({describe(p)})")
+            own = None if way is None else way.params.get(name)
+            if own is not None and not self._contains(own, value):
+                what = f"{name} = {value!s:.60}"
+                raise ValueError(f"{what} is outside arm {point[ARM]} ({describe(own)})")
             if self.exponents and isinstance(p, Pow2Param):
                 out[EXPONENT + name] = _exponent(int(value))
             else:
@@ -208,6 +295,14 @@ class Space:
         if extra:
             raise ValueError(f"{sorted(extra)[0]} is not a parameter of the space")
         return out
+
+    def contains(self, point: Point) -> bool:
+        """Return whether a point is one of the space."""
+        try:
+            self.encode(point)
+        except ValueError:
+            return False
+        return True
 
     def decode(self, encoded: Mapping[str, Value]) -> dict[str, Value]:
         """Return Optuna's parameters as a point; the inverse of :meth:`encode`.
@@ -224,7 +319,7 @@ class Space:
         }
 
     @staticmethod
-    def _contains(p: IntParam | Pow2Param | FloatParam | ChoiceParam, value: Value) -> bool:
+    def _contains(p: AnyParam, value: Value) -> bool:
         match p:
             case FloatParam():
                 return isinstance(value, int | float) and p.low <= value <= p.high
@@ -235,19 +330,19 @@ class Space:
 
     def points(self) -> Iterator[dict[str, Value]] | None:
         """Return every point in the order of the study file; None where one parameter is real."""
-        columns: list[tuple[Value, ...]] = []
-        for p in self.params.values():
-            values = p.values()
-            if values is None:
-                return None
-            columns.append(values)
+        columns = [[p.values() for p in part.params.values()] for part in self.parts()]
+        if any(values is None for column in columns for values in column):
+            return None
+        rows = (itertools.product(*(v for v in column if v)) for column in columns)
         names = list(self.params)
-        return (dict(zip(names, row, strict=True)) for row in itertools.product(*columns))
+        return (dict(zip(names, row, strict=True)) for row in itertools.chain(*rows))
 
     def size(self) -> int | None:
         """Return the number of points; None where one parameter is real."""
-        counts = [p.values() for p in self.params.values()]
-        return None if any(c is None for c in counts) else math.prod(len(c) for c in counts if c)
+        counts = [[p.values() for p in part.params.values()] for part in self.parts()]
+        if any(values is None for column in counts for values in column):
+            return None
+        return sum(math.prod(len(v) for v in column if v) for column in counts)
 
     def clip(self, name: str, wanted: int) -> Value:
         """Return the value of a whole-number parameter that is nearest to a wanted one.
@@ -270,7 +365,7 @@ def keeps_exponents(trials: Iterable[Mapping[str, object]]) -> bool:
     return any(name.startswith(EXPONENT) for params in trials for name in params)
 
 
-def describe(p: IntParam | Pow2Param | FloatParam | ChoiceParam) -> str:
+def describe(p: AnyParam) -> str:
     """Return the values of a parameter in a few words, for messages."""
     match p:
         case IntParam():
@@ -293,7 +388,7 @@ def effective(point: Point) -> dict[str, Value]:
     """
     if point.get(N) != 0:
         return dict(point)
-    return {k: v for k, v in point.items() if not k.startswith(DRAFT)}
+    return {k: v for k, v in point.items() if k != ARM and not k.startswith(DRAFT)}
 
 
 def same_launch(a: Point, b: Point) -> bool:
@@ -305,15 +400,31 @@ def canonical(space: Space, point: Point) -> dict[str, Value]:
     """Return the point that stands for all points that start the same server.
 
     It is the one that is launched, shown and stored. At n = 0 the draft's parameters have their
-    first value.
+    first value, and the arm is the first one. With n above 0 an arm has its n, if it has only one,
+    and parameters of other arms have their first value.
     """
     out = dict(point)
-    if point.get(N) == 0:
-        for name, p in space.params.items():
-            if name.startswith(DRAFT):
-                values = p.values()
-                out[name] = p.low if isinstance(p, FloatParam) else (values or ())[0]
+    drafts = point.get(N) != 0
+    if not drafts and space.ways:
+        out[ARM] = space.arms[0]
+    way = space.ways.get(str(point.get(ARM))) if drafts else None
+    for name, p in space.params.items():
+        if not name.startswith(DRAFT):
+            continue
+        if not drafts or (way is not None and name not in way.params):
+            out[name] = first_value(p)
+    if way is not None and (n := space.fixed_n(str(point[ARM]))) is not None:
+        out[N] = n
     return out
+
+
+def first_value(p: AnyParam) -> Value:
+    """Return the first value of a parameter."""
+    return p.choices[0] if isinstance(p, ChoiceParam) else p.low
+
+
+def _only(value: Value) -> ChoiceParam:
+    return ChoiceParam(type="choice", choices=(value,))
 
 
 def as_int(value: object) -> int | None:

@@ -9,6 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from autotune.study.keys import Affects, Result
 from autotune.study.space import N
 
+# Keys of the draft that autotune knows by name.
+SCHEDULE = "num_speculative_tokens_per_batch_size"  # n by the number of requests in a step
+ADAPTIVE = "enable_adaptive_verification"  # verify no more drafts than are worth it
+REJECTION = "rejection_sample_method"
+FLY = "fly"  # a value of REJECTION: accepts drafts that the target would not have written
+
 # Methods that draft without a model of their own: from the text so far, or with layers of the
 # target's checkpoint (vllm/config/speculative.py: SpeculativeConfig.__post_init__).
 FROM_TEXT = ("ngram", "ngram_gpu", "suffix")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -15,26 +16,37 @@ from autotune.study.yaml import compose, load
 def text_to_store(loaded: LoadedStudy) -> str:
     """Return a study's text as a database keeps it.
 
-    ``server.speculative.method`` is in it, also where the file says none. The draft's config.json
-    may be gone, or on another machine, when the database is read.
+    The method of each draft is in it, also where the file says none. The draft's config.json may be
+    gone, or on another machine, when the database is read.
 
     Args:
         loaded: The study with its method, from :mod:`autotune.engine.draft_method`.
     """
-    draft = loaded.spec.server.speculative
-    text = loaded.text if draft is None else _with_method(loaded.text, draft)
+    text = loaded.text
+    for arm, draft in loaded.spec.server.drafts.items():
+        place = ("server", "speculative") if arm is None else ("server", "arms", arm)
+        text = _with_method(text, place, draft)
     return text_without_secrets(loaded.model_copy(update={"text": text}))
 
 
-def _with_method(text: str, draft: SpeculativeSpec) -> str:
-    """Return a text that says the method of the draft; one that says it stays as it is."""
+def _with_method(text: str, place: tuple[str, ...], draft: SpeculativeSpec) -> str:
+    """Return a text that says the method of a draft; one that says it stays as it is.
+
+    Args:
+        text: The study.
+        place: Keys that lead to the draft.
+        draft: The draft.
+    """
     raw = load(text)
-    given = raw["server"]["speculative"]
+    given: dict[str, Any] = raw
+    for key in place:
+        given = given[key]
     if given.get("method") == draft.method and "method" in given:
         return text
-    raw["server"] = {**raw["server"], "speculative": {**given, "method": draft.method}}
+    # an alias may be in two places: only this one changes
+    raw = _changed(raw, place, {**given, "method": draft.method})
     node: Any = compose(text)
-    for key in ("server", "speculative"):
+    for key in place:
         node = next((v for k, v in node.value if k.value == key), yaml.MappingNode("", []))
     if node.value and "method" not in given:
         mark = node.value[0][0].start_mark
@@ -47,3 +59,10 @@ def _with_method(text: str, draft: SpeculativeSpec) -> str:
         except (yaml.YAMLError, ValueError):
             pass  # an alias, or another form that has no place for a line
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+
+
+def _changed(raw: Mapping[str, Any], place: tuple[str, ...], value: object) -> dict[str, Any]:
+    """Return a mapping with another value at a place inside it."""
+    first, *rest = place
+    inner = _changed(raw[first], tuple(rest), value) if rest else value
+    return {**raw, first: inner}

@@ -48,7 +48,8 @@ class Flag:
     Attributes:
         name: Its first long name, without dashes in front and with underscores.
         takes: Number of values: ``none`` (a switch), ``one``, ``maybe`` one, or ``some``.
-        negated: Whether this spelling of a switch is its ``--no-`` form.
+        negated: Whether this spelling of a switch turns it off: its ``--no-`` form, or
+            ``--disable-x`` of ``--enable-x`` and the other way round, which vLLM has from 0.33 on.
         text: Whether vLLM keeps a value as it is written.
         mapping: Whether it takes a JSON object.
         repeats: Whether every occurrence counts; of any other flag the last one does.
@@ -77,9 +78,19 @@ def known() -> Mapping[str, Flag]:
         body = {k: v for k, v in row.items() if k != "names"}
         name = row["names"][0][2:].replace("-", "_")
         for spelling in row["names"]:
-            negated = body["takes"] == "none" and spelling == f"--no-{row['names'][0][2:]}"
+            first = row["names"][0]
+            off = (f"--no-{first[2:]}", _inverse(first))
+            negated = body["takes"] == "none" and spelling in off
             found[spelling] = Flag(name=name, negated=negated, **body)
     return found
+
+
+def _inverse(spelling: str) -> str | None:
+    """Return ``--disable-x`` for ``--enable-x`` and the other way round; None: it is neither."""
+    for on, off in (("--enable-", "--disable-"), ("--disable-", "--enable-")):
+        if spelling.startswith(on):
+            return off + spelling.removeprefix(on)
+    return None
 
 
 def table_version() -> str:
@@ -101,6 +112,11 @@ def find(spelling: str) -> Flag | None:
         return flags[spelling]
     if spelling in _FORMER:
         return None
+    switch = flags.get(_inverse(spelling) or "")
+    if switch is not None and switch.takes == "none" and not was_switch(spelling[2:]):
+        off = flags.get(f"--no-{switch.name.replace('_', '-')}")
+        if off is not None:  # 0.33 and later have this spelling of it
+            return off
     matches = sorted(s for s in flags if s.startswith(spelling)) if len(spelling) > 1 else []
     if spelling.startswith("-") and not spelling.startswith("--"):
         matches = [s for s in matches if not s.startswith("--")]

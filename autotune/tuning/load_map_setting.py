@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from autotune.engine.draft_keys import ADAPTIVE
-from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
+from autotune.engine.draft_schedule import schedule_problem
 from autotune.errors import UserError
 from autotune.results.read_load_map import MAX_NUM_SEQS, Setting
 from autotune.results.text import point_text
@@ -15,6 +14,7 @@ from autotune.results.views import StudyView
 from autotune.stats.crossover import Schedule
 from autotune.study.schema import FlagValue, StudySpec
 from autotune.study.space import DRAFT, MNBT, N, Value
+from autotune.study.speculative import ADAPTIVE, SCHEDULE
 from autotune.tuning.prepare import Prepared, baseline_point
 
 LADDER = (1, 2, 3, 5, 7, 11, 15)
@@ -69,6 +69,11 @@ def settle(
         UserError: there is nothing to map, or n = 0 cannot be launched.
     """
     spec, path, most = prepared.spec, prepared.loaded.path, loads[-1]
+    if spec.server.arms:
+        raise UserError(
+            f"{path}: server.arms: a map compares values of {N} of one draft; write the arm to map "
+            "as server.speculative, in a study of its own"
+        )
     if spec.server.speculative is None or N not in spec.space:
         missing = "space" if spec.server.speculative else "server.speculative"
         raise UserError(

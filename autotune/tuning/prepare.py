@@ -22,7 +22,19 @@ from autotune.serving.resolve import model_resolver
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
-from autotune.study.space import ALIGNED, MNBT, FloatParam, N, Point, Space, Value, as_int, describe
+from autotune.study.space import (
+    ALIGNED,
+    ARM,
+    MNBT,
+    FloatParam,
+    N,
+    Point,
+    Space,
+    Value,
+    as_int,
+    canonical,
+    describe,
+)
 from autotune.study.weights import weights_id
 from autotune.tuning.progress import Progress
 from objectives import Objective
@@ -81,10 +93,15 @@ class Prepared:
         return asked_at_once(self.spec.settings(point), known)
 
     def weights(self) -> dict[str, str]:
-        """Return hashes of the weights of ``target`` and ``draft`` that are on this machine."""
-        server = self.spec.server
-        named = {"target": server.model, "draft": server.speculative and server.speculative.model}
-        places = {role: Path(self.resolve(ref)) for role, ref in named.items() if ref}
+        """Return hashes of the weights that are on this machine, by what they are for.
+
+        These are ``target`` and ``draft``, or with arms ``draft MODEL`` for each model.
+        """
+        named = {"target": self.spec.server.model}
+        for arm, draft in self.spec.server.drafts.items():
+            if draft.model is not None:
+                named["draft" if arm is None else f"draft {draft.model}"] = draft.model
+        places = {role: Path(self.resolve(ref)) for role, ref in named.items()}
         # a name of a hub is no path
         found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
         return {role: x for role, x in found.items() if x is not None}
@@ -105,9 +122,11 @@ def baseline_point(spec: StudySpec) -> dict[str, Value]:
             point[name] = space.clip(MNBT, DEFAULT_MNBT)
         elif isinstance(p, FloatParam):
             point[name] = (p.low + p.high) / 2
+        elif name == ARM:
+            point[name] = space.arms[0]
         elif values is not None:
             point[name] = values[len(values) // 2]
-    return point
+    return canonical(space, point) if space.ways else point
 
 
 def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
@@ -140,15 +159,16 @@ def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
         except UserError as e:
             raise UserError(f"{loaded.path}: {e}") from e
     resolve = model_resolver(loaded, info, progress.download)
-    for key, model in (
-        ("server.model", spec.server.model),
-        ("server.speculative.model", spec.server.speculative and spec.server.speculative.model),
-    ):
-        if model:
-            try:
-                resolve(model)
-            except UserError as e:
-                raise UserError(f"{loaded.path}: {key}: {e}") from e
+    models = {"server.model": spec.server.model}
+    for arm, draft in spec.server.drafts.items():
+        if draft.model is not None:
+            place = "server.speculative" if arm is None else f"server.arms.{arm}"
+            models[f"{place}.model"] = draft.model
+    for key, model in models.items():
+        try:
+            resolve(model)
+        except UserError as e:
+            raise UserError(f"{loaded.path}: {key}: {e}") from e
     check_flags(loaded, info)
     loaded = with_method(loaded)
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)

@@ -59,12 +59,12 @@ from autotune.study.differences import (
 )
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
-from autotune.study.space import DRAFT, N, Point, Value, canonical
+from autotune.study.space import ARM, DRAFT, N, Point, Value, canonical, first_value
 from autotune.tuning.comparable import environment_of
 from autotune.tuning.prepare import Prepared
 
 # Compared by what a trial was launched with.
-_BY_TRIAL = ("server.model", "server.flags.", "server.speculative.", *POINTS)
+_BY_TRIAL = ("server.model", "server.flags.", "server.speculative.", "server.arms.", *POINTS)
 # Requests are kept with the times of their chunks in single precision.
 _SAME = 1e-3
 
@@ -361,7 +361,7 @@ def _fixed(loaded: LoadedStudy) -> dict[str, object]:
     """Return the launch settings that all trials of a study share."""
     spec = loaded.spec
     out: dict[str, object] = {**spec.settings({})}
-    if N not in spec.space:
+    if N not in spec.to_space().params:
         out.setdefault(N, 0)
     if (draft := spec.server.speculative) is not None and draft.model is not None:
         out[f"{DRAFT}model"] = _place(draft.model, loaded.base)
@@ -371,7 +371,10 @@ def _fixed(loaded: LoadedStudy) -> dict[str, object]:
 def _settings(old: LoadedStudy, new: LoadedStudy) -> Iterator[str]:
     """Launch settings that differ, but for those that one of the studies searches."""
     a, b = _fixed(old), _fixed(new)
+    arms = _have_arms(old, new)
     for name in dict.fromkeys([*a, *old.spec.space, *b, *new.spec.space]):
+        if arms and (name == N or name.startswith(DRAFT)):
+            continue  # told trial by trial
         searched = (name in old.spec.space, name in new.spec.space)
         there, here = a.get(name), b.get(name)
         if all(searched) or (any(searched) and (name in a or name in b)):
@@ -382,6 +385,10 @@ def _settings(old: LoadedStudy, new: LoadedStudy) -> Iterator[str]:
         elif there != here or type(there) is not type(here):
             key = f"server.{name}" if name.startswith(DRAFT) else f"server.flags.{name}"
             yield _both(N if name == N else key, there, here)
+
+
+def _have_arms(*studies: LoadedStudy) -> bool:
+    return any(study.spec.server.arms for study in studies)
 
 
 def _requests(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterator[str]:
@@ -422,7 +429,7 @@ def _candidates(
         if not attrs.searches:
             left["of a confirmation"] += 1
             continue
-        point = _point(old.spec, space.decode(trial.params), prepared)
+        point = _point(old, space.decode(trial.params), prepared)
         if point is None:
             left["outside the present space"] += 1
             continue
@@ -453,21 +460,38 @@ def _candidates(
     return out, left
 
 
-def _point(old: StudySpec, there: Point, prepared: Prepared) -> dict[str, Value] | None:
-    """Return a trial's point in the present space; None if it lies outside."""
-    settings = old.settings(there)
-    settings.setdefault(N, 0)
-    space = prepared.spec.to_space()
-    fixed = prepared.spec.settings({})
-    for name in old.space:
+def _point(old: LoadedStudy, there: Point, prepared: Prepared) -> dict[str, Value] | None:
+    """Return a trial's point in the present space; None if it lies outside.
+
+    With arms in one of the studies, its draft must have the same keys as one of the present arms.
+    """
+    settings: dict[str, Any] = {N: 0, **old.spec.settings(there)}
+    new, arms = prepared.loaded, _have_arms(old, prepared.loaded)
+    space = new.spec.to_space()
+    fixed = new.spec.settings({})
+    for name in old.spec.space:
+        if arms and (name == N or name.startswith(DRAFT)):
+            continue
         if name not in space.params and settings[name] != fixed.get(name, 0 if name == N else None):
             return None
-    point = canonical(space, {name: settings[name] for name in space.params})  # type: ignore[misc]
-    try:
-        space.encode(point)
-    except ValueError:
-        return None
-    return point if prepared.infeasible(point) is None else None
+    for arm in space.arms or (None,):
+        point = {k: settings.get(k, first_value(p)) for k, p in space.params.items()}
+        if arm is not None:
+            point[ARM] = arm
+        point = canonical(space, point)
+        if not space.contains(point) or (arms and _draft(old, there) != _draft(new, point)):
+            continue
+        return point if prepared.infeasible(point) is None else None
+    return None
+
+
+def _draft(loaded: LoadedStudy, point: Point) -> dict[str, Any]:
+    """Return what a launch has as ``--speculative-config``; empty at n = 0."""
+    keys = loaded.spec.server.draft_settings(point)
+    if not keys.get(N, 0):
+        return {}
+    model = keys.get("model")
+    return keys if model is None else {**keys, "model": _place(model, loaded.base)}
 
 
 def _other_launch(

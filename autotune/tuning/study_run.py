@@ -323,7 +323,7 @@ class _Driver:
         attrs = attrs_of(trial)
         point = self.planner.space.decode(trial.params)
         position = min(self.log.finished() + 1, self.budget.wanted)
-        self.progress.begin(At(trial.number), position, point)
+        self.progress.begin(At(trial.number), position, self.planner.space.shown(point))
         again = attrs.role is Role.CONFIRMATION or attrs.replicates is not None
         rivals = [] if again or attrs.baseline else self.log.rivals()
         self.log.placed()

@@ -225,7 +225,7 @@ def drafts_note(
         MeasureError: the server drafts although n = 0, or does not although n > 0.
     """
     keys = server.draft_settings(point)
-    n = 0 if server.speculative is None else as_int(keys.get(N)) or 0
+    n = as_int(keys.get(N)) or 0 if server.drafts else 0
     return check_drafts(result.stats, result.requests, n, keys, version)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from autotune.bench.client import Answer, run_phase
+from autotune.bench.request_drafts import RequestDrafts
 from autotune.bench.sample import Phase, Sample
 from autotune.bench.workload import Request
 from autotune.study.workload import WorkloadSpec
@@ -163,6 +164,36 @@ def test_a_good_answer_counts_by_usage_and_times_by_text() -> None:
     assert sample.ttft >= 0.05
     assert sample.chunks[1] - sample.chunks[0] >= 0.04
     assert sample.start + sample.chunks[-1] == pytest.approx(sample.end)
+
+
+TOLD = {"acceptance_histogram": [0, 1], "num_draft_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "drafts"),
+    [
+        ({"speculative_decoding": TOLD}, RequestDrafts((0, 1), 1)),
+        ({"speculative_decoding": {"acceptance_histogram": {"0": 1}}}, None),
+        ({"queue_time_ms": 1.0}, None),
+        ("none", None),
+        ([TOLD], None),
+    ],
+)
+def test_accepted_drafts_come_with_the_usage_and_never_fail_a_request(
+    metrics: object, drafts: RequestDrafts | None
+) -> None:
+    counts = {"prompt_tokens": 3, "completion_tokens": 4}
+    last = event(choices=[], usage=counts, metrics=metrics)
+    request = Request(0, [1, 2, 3], None, category="code")
+    sample = one(stream(*GOOD[:3], last, DONE), requests=[request])
+    assert (sample.status, sample.output_tokens) == ("ok", 4)
+    assert (sample.drafts, sample.category) == (drafts, "code")
+
+
+def test_a_failed_request_has_no_drafts() -> None:
+    counts = {"prompt_tokens": 3, "completion_tokens": 0}
+    last = event(choices=[], usage=counts, metrics={"speculative_decoding": TOLD})
+    assert one(stream(*GOOD[:3], last, DONE)).drafts is None
 
 
 def test_the_end_is_the_last_choice_not_the_usage_or_done_after_it() -> None:

@@ -59,6 +59,34 @@ def conversation(*turns: str, first: str = "human") -> dict[str, Any]:
     }
 
 
+def test_a_category_is_kept_with_its_request_where_it_is_one(tmp_path: Path, model: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"turns": ["a"], "category": "math", "dataset": "gsm8k"},
+        {"prompt": "b", "dataset": "mbpp"},
+        {"prompt": "c", "category": 7},
+        {"prompt": "d", "category": "x" * 41},
+        {"prompt": "e", "category": "two\nlines"},
+        {"prompt": "f", "category": " "},
+        {"body": {"prompt": "g"}, "category": "batch"},
+    ]
+    lines(tmp_path / "p.jsonl", rows)
+    work = build_workload(spec(prompts="p.jsonl", num_prompts=6), tmp_path)
+    found = {r.prompt or "a": r.category for r in (*work.measured, *work.warmup)}
+    assert found == {
+        **{"a": "math", "b": "mbpp", "c": None, "d": None, "e": None, "f": None},
+        "g": "batch",
+    }
+    chats = [{**conversation(words(5, f"{i}-"), words(5)), "category": f"c{i}"} for i in range(4)]
+    lines(tmp_path / "c.json", chats)
+    sent = build_workload(spec(sharegpt={"file": "c.json", "tokenizer": str(model)}), tmp_path)
+    assert sorted(str(r.category) for r in (*sent.measured, *sent.warmup)) == [
+        "c0",
+        "c1",
+        "c2",
+        "c3",
+    ]
+
+
 def sharegpt(model: Path, **changes: Any) -> dict[str, Any]:
     return {"sharegpt": {"file": "s.json", "tokenizer": str(model), **changes}}
 

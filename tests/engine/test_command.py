@@ -413,6 +413,23 @@ def test_probe_asks_the_servers_own_python(tmp_path: Path, monkeypatch: pytest.M
     assert "seeds" in (probe(server, refresh=True).options or {})
 
 
+def test_a_spelling_that_vllm_does_not_show_turns_a_switch_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM 0.33 takes --no-enable-x, and shows --disable-x instead."""
+    for name, text in FAKE_VLLM.items():
+        file = tmp_path / "site" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        hides = "    p._actions[-1].option_strings = ['--enable-x', '--disable-x']\n"
+        added = "    p.add_argument('--enable-x', action=argparse.BooleanOptionalAction)\n"
+        file.write_text(text.replace("    return p\n", f"{added}{hides}    return p\n"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server = spec(env={"PYTHONPATH": str(tmp_path / "site")}, flags={"enable-x": False})
+    info = probe(server)
+    plan = plan_launch(server, {N: 0}, info, port=1, launch_id="x", resolve=lambda ref: ref)
+    assert "--no-enable-x" in plan.argv
+
+
 @pytest.mark.parametrize("place", ["common", "launchers", "openai"])  # 0.33, 0.29, 0.24
 def test_probe_finds_the_parser_where_a_version_has_it(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from autotune.engine.draft_schedule import SCHEDULE
 from autotune.engine.rule import METHOD, Draft, Known
 from autotune.engine.rules import doubts_of, why_doubtful
 from autotune.study.space import DRAFT, MNBT, N
+from autotune.study.speculative import SCHEDULE
 
 CPU, CUDA = Known(platform="cpu"), Known(platform="cuda")
 BY_BATCH = {f"{DRAFT}{SCHEDULE}": [[1, 4, 4], [5, 8, 1]]}

@@ -58,6 +58,7 @@ def test_a_hub_name_decides_only_by_the_texts_that_vllm_looks_for(
         ({"architectures": ["DFlashDraftModel"], "model_type": "qwen3"}, "dflash"),
         ({"architectures": ["DFlash2DraftModel"]}, "dflash"),
         ({"architectures": ["LiLiCorrDraftModel"]}, "dflash"),
+        ({"architectures": ["Qwen3XPressModel"]}, "dflash"),
         ({"architectures": ["Qwen3DSparkModel"]}, "dspark"),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "eagle3"),
         ({"architectures": ["PeagleQwen3ForCausalLM"]}, "eagle3"),

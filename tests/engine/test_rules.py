@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from autotune.engine.draft_schedule import SCHEDULE, schedule_problem
+from autotune.engine.draft_schedule import schedule_problem
 from autotune.engine.entry import hiding
 from autotune.engine.gpus import Gpu
 from autotune.engine.probe import probe
@@ -26,6 +26,7 @@ from autotune.engine.rules import (
 )
 from autotune.study.schema import ServerSpec
 from autotune.study.space import DRAFT, MNBT, N
+from autotune.study.speculative import SCHEDULE
 
 VERSIONS = [f"0.{minor}.0" for minor in range(24, 34)]
 CPU, CUDA = Known(platform="cpu"), Known(platform="cuda")

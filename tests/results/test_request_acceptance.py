@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from autotune import Result
 from autotune.bench.request_drafts import RequestDrafts, counted
 from autotune.bench.sample import Sample
+from autotune.engine.acceptance import ACCEPTANCE_OPTION
 from autotune.engine.draft_schedule import SCHEDULE
 from autotune.results.read_request_acceptance import why_biased
 from autotune.results.request_acceptance import (
@@ -18,6 +21,8 @@ from autotune.results.request_acceptance import (
     acceptance_lines,
     request_acceptance,
 )
+from autotune.study.space import MNBT, N
+from tests.studies import autotune, query, trials, write_study
 
 N_DRAFTS = 3
 
@@ -154,3 +159,52 @@ def test_where_the_figures_are_biased() -> None:
     told = request_acceptance([request(0, [1])], "biased")
     assert told is not None
     assert told.notes == ["biased"]
+
+
+@pytest.mark.double
+def test_a_run_keeps_and_shows_them(tmp_path: Path) -> None:
+    """The study's own flag is in the launch that drafts, and not in the baseline."""
+    rows = [{"prompt": f"word {i} " * (3 + i % 9), "category": f"c{i % 2}"} for i in range(40)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    study = write_study(
+        tmp_path,
+        server__flags={"max-num-seqs": 2, "per-request-spec-decode-metrics": "detailed"},
+        workload={
+            **{"prompts": "p.jsonl", "output_len": 24, "num_prompts": 24, "warmup_prompts": 2},
+            "max_concurrency": 2,
+        },
+        space={
+            N: {"type": "choice", "choices": [0, 3]},
+            MNBT: {"type": "choice", "choices": [2048]},
+        },
+        search={"method": "grid"},
+        budget={"confirm": 0},
+    )
+    assert autotune("run", str(study), "--trials", "2", cwd=tmp_path).returncode == 0
+    argvs = [
+        str(a) for (a,) in query(tmp_path, "select argv from autotune_launches order by trial")
+    ]
+    assert [ACCEPTANCE_OPTION in a for a in argvs] == [False, True]
+
+    baseline, drafted = (
+        json.loads(autotune("status", "--trial", k, "--json", cwd=tmp_path).stdout) for k in "01"
+    )
+    assert baseline["request_acceptance"] is None
+    told = drafted["request_acceptance"]
+    assert {k: drafted[k] for k in ("trial", "acceptance_length")} == {
+        k: trials(tmp_path)[1][k] for k in ("trial", "acceptance_length")
+    }
+    assert (told["requests"], told["untold"], told["kind"]) == (24, 0, CATEGORY)
+    assert {g["name"] for g in told["classes"]} == {"c0", "c1"}
+    assert sum(g["requests"] for g in told["classes"]) == 24
+    assert told["unseen"] == 0
+    # the server's own counters are of the same requests, and of those that kept the load full
+    assert told["whole"]["length"]["value"] == pytest.approx(drafted["acceptance_length"], rel=0.2)
+    story = autotune("status", "--trial", "1", cwd=tmp_path).stdout
+    assert "  by category:\n    c" in story
+    assert "  by position in the answer (tokens):\n    1 to 8: " in story
+    result = Result.from_database(tmp_path / "autotune.db")
+    found = result.request_acceptance(result.trials[1])
+    assert found is not None
+    assert json.loads(json.dumps(found.to_json())) == told
+    assert result.request_acceptance(result.trials[0]) is None

@@ -97,6 +97,9 @@ BASES: dict[str, dict[str, Any]] = {
     "rate": changed(RANDOM, "workload.request_rate", 2.5),
     "mine": changed(RANDOM, "objectives.1", {"file": "a/mine.py"}),
 }
+_ONE = {k: v for k, v in RANDOM["server"].items() if k != "speculative"}
+_NGRAM = {"method": "ngram", "space": {"prompt_lookup_max": {"type": "int", "low": 2, "high": 4}}}
+BASES["arms"] = {**RANDOM, "server": {**_ONE, "arms": {"a": {"model": "org/d"}, "b": _NGRAM}}}
 # Of each key a study, where in it, and another value.
 CHANGES: dict[str, tuple[str, str, object]] = {
     "name": ("random", "name", "another"),
@@ -108,6 +111,10 @@ CHANGES: dict[str, tuple[str, str, object]] = {
     "server.speculative.method": ("random", "server.speculative.method", "eagle3"),
     "server.speculative.model": ("random", "server.speculative.model", "org/better"),
     "server.speculative.*": ("random", "server.speculative.attention_backend", "triton"),
+    "server.arms.method": ("arms", "server.arms.a.method", "eagle3"),
+    "server.arms.model": ("arms", "server.arms.a.model", "org/better"),
+    "server.arms.space": ("arms", "server.arms.b.space.prompt_lookup_max.high", 5),
+    "server.arms.*": ("arms", "server.arms.a.attention_backend", "triton"),
     "server.launch": ("random", "server.launch", "cold"),
     "server.ahead": ("random", "server.ahead", 3),
     "server.health_timeout_s": ("random", "server.health_timeout_s", 1800),
@@ -216,8 +223,10 @@ def entry_of(key: str) -> str:
         key = key.replace(f"objectives.{name}.", "objectives.")
     if key == "objectives":
         return "objectives.name"
-    if key == "server.speculative.attention_backend":
-        return "server.speculative.*"
+    for name in ("a", "b"):
+        key = key.replace(f"server.arms.{name}.", "server.arms.")
+    if key.endswith(".attention_backend"):
+        return key.replace("attention_backend", "*")
     return next((k for k in TABLE if key == k or key.startswith(f"{k}.")), key)
 
 
@@ -260,7 +269,8 @@ def test_every_key_is_seen_by_all(folder: Path, store: Store, entry: str) -> Non
 
     # --reuse
     why = next(_differences(old, fingerprint(old), new), None)
-    if entry in ("baseline", "objectives.file"):  # by the points, by the numbers
+    if entry in ("baseline", "objectives.file") or entry.startswith("server.arms."):
+        # by the points, by the numbers
         assert why is None
     else:
         assert (why is not None) == matters

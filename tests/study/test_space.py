@@ -257,7 +257,7 @@ def test_aligned_graphs_are_sizes_that_follow_n() -> None:
             "also set by hand",
         ),
         ({"space": {"speculative.num-speculative-tokens": CHOICE}}, "write it as num_spec"),
-        ({"space": {"speculative.model": CHOICE}}, "a study has one draft"),
+        ({"space": {"speculative.model": CHOICE}}, "write several drafts as server.arms"),
         ({"space": {"speculative.attention_backend": CHOICE}}, "also fixed in server.speculative"),
         ({"server": {"model": "m"}, "space": {DRAFT_TP: CHOICE}}, "needs server.speculative"),
         ({"server": {"model": "m"}, "space": {N: {"type": "int", "low": 0, "high": 2}}}, "`ngram`"),

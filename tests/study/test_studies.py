@@ -13,11 +13,12 @@ from autotune.study.space import MNBT, IntParam, N, Pow2Param
 
 DEMO = ("demo-cpu", "demo-cpu-random")
 GEMMA = ("gemma-4-26b-rtx5090", "gemma-4-26b-rtx5090-sweep")
+ARMS = "demo-cpu-arms"
 H200 = ("smollm2-h200", "smollm2-h200-c32")
 
 
 def test_exactly_the_documented_studies_are_bundled() -> None:
-    assert set(bundled_studies()) == {*DEMO, *GEMMA, *H200}
+    assert set(bundled_studies()) == {*DEMO, ARMS, *GEMMA, *H200}
 
 
 @pytest.mark.parametrize("name", DEMO + GEMMA + H200)
@@ -57,7 +58,16 @@ def test_demo_studies(name: str) -> None:
     assert (w.prompts is None) == (name == "demo-cpu-random")
 
 
-@pytest.mark.parametrize("name", DEMO)
+def test_the_demo_with_arms_differs_from_the_demo_in_how_it_drafts() -> None:
+    spec, demo = load_study(ARMS).spec, load_study("demo-cpu").spec
+    assert spec.server.of_arm("fixed") == demo.server
+    assert list(spec.server.drafts) == ["fixed", "by-load", "ngram"]
+    assert spec.workload == demo.workload
+    space = spec.to_space()
+    assert (space.fixed_n("by-load"), space.fixed_n("ngram")) == (3, None)
+
+
+@pytest.mark.parametrize("name", [*DEMO, ARMS])
 def test_every_point_of_the_demo_can_be_launched(name: str) -> None:
     spec = load_study(name).spec
     points = spec.to_space().points()

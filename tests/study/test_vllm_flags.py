@@ -19,6 +19,9 @@ def test_names_and_abbreviations() -> None:
     assert find("--no-enforce-eager") != find("--enforce-eager")
     assert find("--enforce-e") == find("--enforce-eager")
     assert find("--nothing-like-it") is None
+    # as 0.33 writes it; the former switch is none of them
+    assert find("--disable-prefix-caching") == find("--no-enable-prefix-caching")
+    assert find("--disable-log-requests") is None
     with pytest.raises(UserError, match="short for: --max-num-active-seqs, --max-num-batched"):
         find("--max-num-")
 

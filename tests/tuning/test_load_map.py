@@ -20,7 +20,6 @@ from autotune.bench.session import Result
 from autotune.bench.workload import Request, Workload, build_workload
 from autotune.engine.command import LaunchPlan, plan_launch
 from autotune.engine.draft_schedule import (
-    SCHEDULE,
     scheduled,
     speculative_argument,
     why_no_schedule,
@@ -44,6 +43,7 @@ from autotune.stats.crossover import Rate, Schedule
 from autotune.stats.stopping import Stop
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.schema import StudySpec
+from autotune.study.speculative import SCHEDULE
 from autotune.tuning.load_map_requests import map_requests, order, part_sizes
 from autotune.tuning.prepare import Prepared
 from tests.stats.test_referee import TABLE

@@ -8,7 +8,7 @@ from datetime import date
 
 from autotune._version import __version__
 from autotune.output.export.choice import Chosen
-from autotune.results.text import WIDTH, plain, point_text, times, wrapped
+from autotune.results.text import WIDTH, plain, times, wrapped
 from autotune.results.trials import throttled_text
 from autotune.results.views import StudyView
 from autotune.stats import Estimate
@@ -36,7 +36,7 @@ def about(
     measured, version = versions
     t = choice.trial
     yield (
-        f"Trial {t.number} of the study {view.name}: {point_text(t.point)}. Written by autotune "
+        f"Trial {t.number} of the study {view.name}: {t.setting}. Written by autotune "
         f"{__version__} on {today:%Y-%m-%d}."
     )
     why = plain(choice.why)
@@ -63,7 +63,7 @@ def _speedup(view: StudyView, choice: Chosen) -> str:
     base = next(x for x in view.trials if x.baseline)
     return (
         f"Speed-up {times(Estimate(*choice.speedup))} (95 % interval) over the baseline "
-        f"({point_text(base.point)})."
+        f"({base.setting})."
     )
 
 

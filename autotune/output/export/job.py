@@ -112,7 +112,8 @@ class Job:
         """Return the launch; ``place`` returns the path of a model's folder for the server."""
         plan = self.served.plan(place)
         server = self.spec.server
-        draft = server.speculative and server.speculative.model
+        way = server.draft_at(self.served.trial.point)
+        draft = way and way.model
         drafted = any(flag[0] == "--speculative-config" for flag in plan.flags)
         refs = [server.model, *([draft] if draft and drafted else [])]
         found = {ref: self.served.resolve(ref) for ref in refs}

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from autotune.output.figures.points import Axis
 from autotune.output.figures.theme import GRAY, Theme
-from autotune.results.text import Bounds, point_text
+from autotune.results.text import Bounds
 from autotune.results.views import TrialView
 
 _Pixel = tuple[float, float]
@@ -113,7 +113,7 @@ def add_labels(
 
     # the baseline first, then from the free corner inwards
     for t in sorted(named, key=lambda t: (not t.baseline, -fall * place(t)[1])):
-        text = f"baseline, {point_text(t.point)}" if t.baseline else point_text(t.point)
+        text = f"baseline, {t.setting}" if t.baseline else t.setting
         text = textwrap.shorten(text, 44, placeholder=" …")
         spot = _spot(text, place(t), (side, fall), frame, taken)
         if spot is not None:

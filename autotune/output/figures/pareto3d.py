@@ -29,6 +29,7 @@ _SCENE, _LINES = (0.44, 1.0), (0.09, 0.34)  # shares of the height, from below
 _LINES_ALONE = (0.22, 0.93)  # below them, each axis has its name
 _NOTE_ABOVE = 0.03  # of the lines, where both pictures are one
 _MOST_LEVELS = 12  # of a parameter whose values get a tick each
+_MISSING = "–"  # value of a parameter that a trial's arm does not have
 _MARGIN = 0.06  # around the points, as a share of an axis
 
 
@@ -216,7 +217,7 @@ def _add_lines(
         return
     objectives = [_objective_axis(o, trials) for o in view.objectives]
     parameters = [
-        _dimension(name, [t.point[name] for t in trials if name in t.point])
+        _dimension(name, [t.point.get(name, _MISSING) for t in trials])
         for name in view.parameters()
     ]
     fig.add_parcoords(
@@ -265,9 +266,12 @@ def _dimension(name: str, values: Sequence[Value]) -> dict[str, Any]:
     """Return a parameter's axis: its values in turn, or a scale where they are many."""
     short = {N: "n", MNBT: "MNBT"}.get(name, plain(name).replace("_", " "))
     label = _broken(short, 18)
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    levels = list(dict.fromkeys(values))
+    given = [v for v in values if v != _MISSING]
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in given)
+    levels = list(dict.fromkeys(given))
     levels = sorted(levels) if numbers else sorted(levels, key=str)
+    if len(given) < len(values):  # an axis of places, with one for these
+        numbers, levels = False, [*levels, _MISSING]
     if numbers and len(levels) > _MOST_LEVELS:
         return {"label": label, "values": values}
     return {

@@ -93,6 +93,7 @@ def hover_text(view: StudyView, trial: TrialView) -> str:
     name = f"trial {trial.number}" + (", baseline" if trial.baseline else "")
     lines = [f"<b>{name}</b>{', on the Pareto front' if trial.front else ''}"]
     lines += [f"{plain(k)} = {value_text(v)}" for k, v in trial.point.items()]
+    lines += ["lossy"] if trial.lossy else []
     for o in view.objectives:
         value = trial.value(o)
         if value is not None:
@@ -106,7 +107,8 @@ def hover_text(view: StudyView, trial: TrialView) -> str:
         speedup = Estimate(trial.speedup, *(trial.speedup_interval or (None, None)))
         lines.append(f"speed-up over the baseline: {times(speedup)}")
     if trial.acceptance_length is not None:
-        lines.append(f"acceptance length: {trial.acceptance_length:.2f} tokens a step")
+        which = "a step with drafts" if trial.skips_steps else "a step"
+        lines.append(f"acceptance length: {trial.acceptance_length:.2f} tokens {which}")
     if trial.acceptance_per_position:
         rates = " ".join(f"{r:.2f}" for r in trial.acceptance_per_position)
         lines += textwrap.wrap(f"accepted by position: {rates}", 60)

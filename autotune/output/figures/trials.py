@@ -24,14 +24,13 @@ from autotune.results.text import (
     number,
     objective_text,
     plain,
-    point_text,
     shortened,
     value_text,
     value_with_interval,
 )
 from autotune.results.views import StudyView, TrialView, cost
 from autotune.stats.measurement import Floats
-from autotune.study.space import MNBT, N, Value
+from autotune.study.space import ARM, MNBT, N, Value
 from objectives import Objective
 
 _COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GRAY)
@@ -60,12 +59,17 @@ def n_of(trial: TrialView) -> int | None:
     return n if isinstance(n, int) else None
 
 
-def best_by_n(trials: Sequence[TrialView], objective: Objective) -> dict[int, TrialView]:
-    """Return for each n, ascending, the trial that is best by an objective."""
-    found: dict[int, TrialView] = {}
+def best_by_way(
+    trials: Sequence[TrialView], objective: Objective
+) -> dict[tuple[str, int], TrialView]:
+    """Return for each arm and n, ascending, the trial that is best by an objective.
+
+    The arm is an empty text at n = 0, and in a study without arms.
+    """
+    found: dict[tuple[str, int], TrialView] = {}
     for t in sorted(trials, key=lambda t: cost(objective, t.value(objective))):
         if (n := n_of(t)) is not None:
-            found.setdefault(n, t)
+            found.setdefault((plain(str(t.point.get(ARM, ""))), n), t)
     return dict(sorted(found.items()))
 
 
@@ -75,11 +79,14 @@ def by_n_figure(view: StudyView, theme: Theme) -> go.Figure:
     base = next((t for t in view.trials if t.baseline and t.comparable), None)
     fig = make_subplots(rows=len(view.objectives), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for row, o in enumerate(view.objectives, 1):
-        best = best_by_n(trials, o)
-        rest = [t for t in trials if t is not best[n_of(t) or 0]]
+        best = best_by_way(trials, o)
+        rest = [t for t in trials if all(t is not b for b in best.values())]
         again = [t for t in trials if t.confirmed and o.name in t.confirmed]
         _add_by_n(fig, row, o, rest, _OTHERS)
-        _add_by_n(fig, row, o, list(best.values()), _BEST)
+        arms = dict.fromkeys(arm for arm, _ in best)
+        for i, arm in enumerate(arms):
+            of_arm = [t for (name, _), t in best.items() if name == arm]
+            _add_by_n(fig, row, o, of_arm, _best_of(arm, i) if len(arms) > 1 else _BEST)
         _add_by_n(fig, row, o, again, _CONFIRMED)
         if base is not None and (value := base.value(o)) is not None:
             _add_baseline(fig, row, value, base)
@@ -105,6 +112,14 @@ class _Group(NamedTuple):
 _OTHERS = _Group("other trials", GRAY, "circle-open", 7, "markers", bars=False)
 _BEST = _Group("best trial of an n", BLUE, "circle", 10, "lines+markers", bars=True)
 _CONFIRMED = _Group("confirmed", GREEN, "diamond-open", 12, "markers", bars=True, confirmed=True)
+
+
+def _best_of(arm: str, place: int) -> _Group:
+    """Return how the best trials of an arm are drawn."""
+    name = f"best of an n, arm {arm}" if arm else "no speculation"
+    symbol = _SYMBOLS[place % len(_SYMBOLS)]
+    color = _COLORS[place % len(_COLORS)]
+    return _BEST._replace(name=escape(name), color=color, symbol=symbol)
 
 
 def _add_by_n(
@@ -147,7 +162,7 @@ def _add_baseline(fig: go.Figure, row: int, value: float, base: TrialView) -> No
             x=[None],
             y=[None],
             mode="lines",
-            name=f"baseline, {point_text(base.point)}",
+            name=f"baseline, {base.setting}",
             line=line,
         )
 
@@ -213,10 +228,11 @@ def _heatmap(
     )
 
 
-def acceptance_figure(trials: Mapping[int, TrialView], theme: Theme) -> go.Figure:
+def acceptance_figure(trials: Mapping[tuple[str, int], TrialView], theme: Theme) -> go.Figure:
     """Return the share of drafted tokens that were accepted, by position, a line for each n."""
     fig = go.Figure()
-    for i, (n, t) in enumerate(trials.items()):
+    for i, ((arm, n), t) in enumerate(trials.items()):
+        name = escape(f"{arm}, n = {n}" if arm else f"n = {n}")
         again = i // len(_COLORS)  # the same color has another symbol and dash then
         color, symbol = _COLORS[i % 7], _SYMBOLS[(i + again) % 7]
         shares = t.acceptance_per_position
@@ -224,12 +240,11 @@ def acceptance_figure(trials: Mapping[int, TrialView], theme: Theme) -> go.Figur
             x=list(range(1, len(shares) + 1)),
             y=list(shares),
             mode="lines+markers",
-            name=f"n = {n}",
+            name=name,
             line={"color": color, "width": 1.6, "dash": _DASHES[again % 4]},
             marker={"symbol": symbol, "size": 8},
             hovertext=[
-                f"<b>n = {n}</b>, position {k}<br>accepted: {s:.0%}"
-                for k, s in enumerate(shares, 1)
+                f"<b>{name}</b>, position {k}<br>accepted: {s:.0%}" for k, s in enumerate(shares, 1)
             ],
             hoverinfo="text",
         )
@@ -431,7 +446,7 @@ def _finished(fig: go.Figure, theme: Theme, height: int) -> go.Figure:
 
 
 def _trial_hover(t: TrialView, o: Objective) -> str:
-    lines = [f"<b>trial {t.number}</b>, {escape(point_text(t.point))}"]
+    lines = [f"<b>trial {t.number}</b>, {escape(t.setting)}"]
     if (value := t.value(o)) is not None:
         lines.append(escape(value_with_interval(value, (t.intervals or {}).get(o.name), o)))
     if t.confirmed and o.name in t.confirmed:

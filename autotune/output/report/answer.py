@@ -26,7 +26,6 @@ from autotune.results.text import (
     lower,
     number,
     plain,
-    point_text,
     upper,
     value_with_interval,
 )
@@ -58,7 +57,7 @@ def answer(s: Source) -> Answer:
     without = " without speculation:" if t.point.get(N) == 0 else ""
     sure, certain = _sure(s, t)
     return Answer(
-        f"Serve{without} {point_text(t.point)}",
+        f"Serve{without} {t.setting}",
         sure,
         certain,
         (*_facts(s, t), _evidence(s, t)),
@@ -212,7 +211,7 @@ def command(s: Source) -> Iterator[Block]:
         return
     known = found.measured is not None and found.measured.launch.host is not None
     host = f", {found.measured.host}" if found.measured is not None and known else ""
-    yield Code(f"Serves {point_text(s.best.point)}", text)
+    yield Code(f"Serves {s.best.setting}", text)
     yield Paragraph(
         f"Paths are those of the measured machine{host}; a variable that holds a secret appears by "
         "its name only. autotune export writes the same for vLLM's --config, Compose, Kubernetes "

@@ -23,7 +23,7 @@ from autotune.output.report.content import (
 from autotune.output.report.importance import LEAST_TRIALS, importances
 from autotune.output.report.source import Source, load_text, with_bounds
 from autotune.results.load_map import LoadSweepView, crossover_text
-from autotune.results.prediction import NOTE, Outlook, outlook
+from autotune.results.prediction import NOTE, Outlook, outlooks
 from autotune.results.read_load_map import stored_view
 from autotune.results.referee import RefereeView, referee_texts
 from autotune.results.text import (
@@ -32,6 +32,7 @@ from autotune.results.text import (
     optional,
     percent_change,
     plain,
+    plural,
     point_text,
     times,
     value_and_bounds,
@@ -42,16 +43,23 @@ from autotune.study.space import EXPONENT
 def prediction(s: Source) -> Iterator[Block]:
     """Yield what `autotune predict` shows."""
     try:
-        found = outlook(s.view, s.spec.to_space())
+        every = outlooks(s.view, s.spec.to_space())
     except NothingUsable as e:
         yield Paragraph(f"{plain(str(e)).removeprefix(f'{s.view.name}: ').capitalize()}.")
         return
+    for i, found in enumerate(every):
+        yield from _predicted(found, f"-{i}" if i else "")
+
+
+def _predicted(found: Outlook, suffix: str) -> Iterator[Block]:
+    arms = plain(", ".join(found.arms))
+    of = f"{plural(len(found.arms), 'Arm')} {arms}: from" if arms else "From"
     yield Paragraph(
-        f"From acceptance alone, {NOTE}. The fastest trial of each n represents it. A launched n "
+        f"{of} acceptance alone, {NOTE}. The fastest trial of each n represents it. A launched n "
         "is predicted from the launches at other n only, so the error shows how far to trust it."
     )
     yield Figure(
-        "prediction",
+        f"prediction{suffix}",
         f"tok/s by n, predicted and measured.{_error_text(found)} Open squares are extrapolated: "
         "their n is outside of the range of the other launches.",
         partial(figures.prediction_figure, found),

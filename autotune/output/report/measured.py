@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from autotune.output.figures import trials as figures
 from autotune.output.figures.pareto import pareto_figure
 from autotune.output.figures.pareto3d import lines_figure, space_figure
-from autotune.output.figures.trials import Latencies, best_by_n, n_of, searched
+from autotune.output.figures.trials import Latencies, best_by_way, n_of, searched
 from autotune.output.report.content import (
     Block,
     DataTable,
@@ -27,14 +27,12 @@ from autotune.results.text import (
     lower,
     number,
     objective_text,
-    optional,
     plain,
-    point_text,
     times,
     upper,
     value_text,
 )
-from autotune.results.views import StudyView, TrialView, cost, verdict_lines
+from autotune.results.views import StudyView, TrialView, cost, steps_notes, verdict_lines
 from autotune.stats import Estimate, quantile
 from autotune.study.space import MNBT, N
 from objectives import Objective
@@ -113,12 +111,13 @@ def _trials_table(
                     for o in view.objectives
                 ),
                 _speedup(t),
-                optional(t.acceptance_length, ".2f"),
+                t.length_text,
                 "" if t.requests is None else str(t.requests),
                 str(t.launches) if t.values else "",
                 remarks(t),
             )
         )
+    caption = "; ".join([caption, *steps_notes(trials)])
     return DataTable.of(caption, tuple(head), tuple(rows), {len(head) - 1}, folded=folded)
 
 
@@ -137,6 +136,8 @@ def remarks(t: TrialView) -> str:
         words.append("reused")
     if t.truncated:
         words.append("ended early, rough")
+    if t.lossy:
+        words.append("lossy")
     if t.state != "complete":
         words.append(f"failed: {plain(t.failure_kind or 'unknown')}" if t.failure_kind else t.state)
     words += [plain(w.partition(":")[0]) for w in t.warnings]
@@ -191,15 +192,15 @@ def by_n(s: Source) -> Iterator[Block]:
         partial(figures.by_n_figure, view),
     )
     first, *others = view.objectives
-    best = best_by_n(searched(view), first)
+    best = best_by_way(searched(view), first)
     rows = []
-    for n, t in best.items():
+    for way, t in best.items():
         values = [with_bounds(t.value(first), (t.intervals or {}).get(first.name))]
         for o in others:  # another trial may be the best by it
-            b = best_by_n(searched(view), o)[n]
+            b = best_by_way(searched(view), o)[way]
             values.append(with_bounds(b.value(o), (b.intervals or {}).get(o.name)))
-        rows.append((str(n), *values, _speedup(t), str(t.number)))
-    head = ("n", *(objective_text(o) for o in view.objectives), "speed-up", "trial")
+        rows.append((*_way_cells(view, way), *values, _speedup(t), str(t.number)))
+    head = (*_way_heads(view), *(objective_text(o) for o in view.objectives), "speed-up", "trial")
     about = "" if not others else f"; speed-up and trial are of the best by {lower(first.title)}"
     yield DataTable.of(
         f"The best of each n, by each objective{plain(about)}", head, tuple(rows), folded=True
@@ -230,7 +231,7 @@ def grid(s: Source) -> Iterator[Block]:
         yield Figure(
             f"grid-{i}",
             f"{plain(o.title)} by n and MNBT (max_num_batched_tokens), the best trial of each "
-            f"pair; the brighter, the better.{cross}",
+            f"pair{' of all arms' if view.arms else ''}; the brighter, the better.{cross}",
             partial(figures.grid_figure, view, o),
         )
         yield _grid_table(trials, o)
@@ -250,7 +251,7 @@ def acceptance(s: Source) -> Iterator[Block]:
     """Yield the accepted drafts by position."""
     first = s.view.objectives[0]
     drafting = [t for t in searched(s.view) if t.acceptance_per_position]
-    best = best_by_n(drafting, first)
+    best = best_by_way(drafting, first)
     if not best:
         yield Paragraph("No trial with drafts has counters of what was accepted.")
         return
@@ -258,18 +259,23 @@ def acceptance(s: Source) -> Iterator[Block]:
         "acceptance",
         "Share of the drafted tokens that were accepted, by position in the draft, from the "
         "server's own counters; one line for each n, of its best trial. Where a line is low, "
-        "longer drafts are wasted work.",
+        f"longer drafts are wasted work.{_biased(best.values())}",
         partial(figures.acceptance_figure, best),
     )
     most = max(len(t.acceptance_per_position) for t in best.values())
     rows = []
-    for n, t in best.items():
+    for way, t in best.items():
         shares = [f"{x:.0%}" for x in t.acceptance_per_position]
-        length = optional(t.acceptance_length, ".2f")
-        rows.append((str(n), length, *shares, *[""] * (most - len(shares))))
-    head = ("n", "tokens per step", *(str(k) for k in range(1, most + 1)))
+        cells = (*_way_cells(s.view, way), t.length_text, *shares)
+        rows.append((*cells, *[""] * (most - len(shares))))
+    head = (*_way_heads(s.view), "tokens per step", *(str(k) for k in range(1, most + 1)))
     yield DataTable.of(
-        "Tokens per step (1 + accepted drafts), and share accepted by position",
+        "; ".join(
+            [
+                "Tokens per step (1 + accepted drafts), and share accepted by position",
+                *steps_notes(best.values()),
+            ]
+        ),
         head,
         tuple(rows),
         folded=True,
@@ -319,6 +325,25 @@ def _by_request(s: Source, drafting: Sequence[TrialView]) -> Iterator[Block]:
         )
     if told.notes:
         yield Points(tuple(f"{upper(note)}." for note in told.notes))
+
+
+def _way_heads(view: StudyView) -> tuple[str, ...]:
+    return ("arm", "n") if view.arms else ("n",)
+
+
+def _way_cells(view: StudyView, way: tuple[str, int]) -> tuple[str, ...]:
+    arm, n = way
+    return (arm, str(n)) if view.arms else (str(n),)
+
+
+def _biased(trials: Iterable[TrialView]) -> str:
+    """Return that some shares are biased, if they are."""
+    if all(t.curve is not None for t in trials):
+        return ""
+    return (
+        " With a schedule or adaptive verification the shares are biased: fewer drafts are "
+        "verified where they would fail or where many requests run."
+    )
 
 
 def latency(s: Source) -> Iterator[Block]:
@@ -381,7 +406,7 @@ def _latencies(s: Source, role: str, t: TrialView) -> Latencies | None:
     if not found:
         return None
     return Latencies(
-        f"{role}: {point_text(t.point)}",
+        f"{role}: {t.setting}",
         len(found),
         np.concatenate([m.e2el for m in found]),
         np.concatenate([m.first_token for m in found]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,7 +28,6 @@ from autotune.results.text import (
     number,
     objective_text,
     plain,
-    point_text,
     upper,
     value_text,
     way_text,
@@ -42,7 +42,8 @@ from autotune.storage.schema import LaunchRow
 from autotune.study.differences import contents, differences, fingerprints
 from autotune.study.files import LoadedStudy, bundled_studies, load_bundled, text_without_secrets
 from autotune.study.keys import Affects
-from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
+from autotune.study.space import ARM, AnyParam, ChoiceParam, FloatParam, IntParam, Pow2Param
+from autotune.study.ways import is_lossy
 
 _MOST_SHOWN = 20  # failed trials; more are folded
 
@@ -100,7 +101,7 @@ def failures(s: Source) -> Iterator[Block]:
             tuple(
                 (
                     str(t.number),
-                    point_text(t.point),
+                    t.setting,
                     plain(t.failure_kind or "unknown").replace("_", " "),
                     plain(t.failure_reason or ""),
                 )
@@ -227,7 +228,15 @@ def _servers(s: Source) -> Iterator[str]:
 
 def _ranges(s: Source) -> Iterator[str]:
     """Yield the range of each searched parameter."""
-    for name, p in s.spec.to_space().params.items():
+    space = s.spec.to_space()
+    for arm, way in space.ways.items():
+        yield f"arm {arm}: {'; '.join(_ranges_of(way.params))}"
+    drafts = {name for way in space.ways.values() for name in way.params}
+    yield from _ranges_of({k: p for k, p in space.params.items() if k not in {ARM, *drafts}})
+
+
+def _ranges_of(params: Mapping[str, AnyParam]) -> Iterator[str]:
+    for name, p in params.items():
         match p:
             case ChoiceParam():
                 yield f"{plain(name)} {', '.join(map(value_text, p.choices))}"
@@ -239,7 +248,7 @@ def _ranges(s: Source) -> Iterator[str]:
 
 def _points(s: Source) -> set[str]:
     """Return the different points that were launched."""
-    return {point_text(t.point) for t in s.view.trials if t.state in {"complete", "failed"}}
+    return {t.setting for t in s.view.trials if t.state in {"complete", "failed"}}
 
 
 def _machine(s: Source) -> Iterator[tuple[str, str]]:
@@ -258,11 +267,15 @@ def _machine(s: Source) -> Iterator[tuple[str, str]]:
     weights = s.store.launches.weights(s.view.name)
     known = {role: f", weights {x}" for role, x in weights.items()}
     yield "model", plain(f"{s.spec.server.model}{known.get('target', '')}")
-    draft = s.spec.server.speculative
-    if draft is not None:
+    for arm, draft in s.spec.server.drafts.items():
         method = draft.method or "the method that vLLM chose"
         model = draft.model or "no model of its own"
-        yield "draft", plain(f"{model} ({method}{known.get('draft', '')})")
+        weights_of = known.get("draft" if arm is None else f"draft {draft.model}", "")
+        keys = {k: v for k, v in draft.given().items() if k not in ("method", "model")}
+        more = f", {json.dumps(keys)}" if keys and arm is not None else ""
+        lossy = ", lossy" if is_lossy(draft.given()) else ""
+        role = "draft" if arm is None else f"arm {arm}"
+        yield plain(role), plain(f"{model} ({method}{weights_of}){more}{lossy}")
     flags = [f"{k} {str(v).lower()}" for k, v in s.spec.server.flags.items()]
     yield "flags of every launch", plain(", ".join(flags)) or "none"
     yield "search", f"{s.spec.search.method}, seed {row.seed}"

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from autotune.results.recomputed import measurement_of
-from autotune.results.text import Bounds, plain, point_text, value_and_bounds
+from autotune.results.text import Bounds, plain, value_and_bounds
 from autotune.results.views import StudyView, TrialView
 from autotune.stats import Measurement
 from autotune.storage.records import Quality
@@ -54,7 +54,7 @@ class Source:
 
     def name(self, t: TrialView) -> str:
         """Return a trial's name within a sentence."""
-        return f"{'baseline' if t.baseline else f'trial {t.number}'} ({point_text(t.point)})"
+        return f"{'baseline' if t.baseline else f'trial {t.number}'} ({t.setting})"
 
     def measured(self, t: TrialView) -> list[TrialView]:
         """Return the trials that measured a trial's point: those that confirm it, else its own."""
@@ -110,8 +110,8 @@ def against(s: Source) -> str:
     """Return what a change is relative to."""
     base = s.baseline
     if base is not None and base.point.get(N) == 0:
-        return f"against no speculation ({point_text(base.point)})"
-    return "against the baseline" + ("" if base is None else f" ({point_text(base.point)})")
+        return f"against no speculation ({base.setting})"
+    return "against the baseline" + ("" if base is None else f" ({base.setting})")
 
 
 def with_bounds(value: float | None, bounds: Bounds | None) -> str:
