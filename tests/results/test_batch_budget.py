@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from autotune.engine.rule import Known
 from autotune.results import budget_note
@@ -144,3 +145,24 @@ def test_launches_are_as_the_search_sees_them(measured: Path) -> None:
     assert [x.point for x in found] == [t.point for t in own]
     assert all(x.costs[0] < 0 < x.costs[1] for x in found)
     assert all(0 < v < 0.02 for x in found for v in x.variances)
+
+
+def test_classes_are_of_one_arm(tmp_path: Path) -> None:
+    arms = {
+        "parallel": {"method": "dflash", "model": "org/draft"},
+        "text": {"method": "ngram", "prompt_lookup_max": 4},
+    }
+    file = write_study(tmp_path, **ONE, workload__random={"input_len": 50}, server__arms=arms)
+    raw = yaml.safe_load(file.read_text())
+    del raw["server"]["speculative"]
+    file.write_text(yaml.safe_dump(raw))
+    spec = load_study(str(file)).spec
+    alike = families_of(spec, "0.28.0", Known(platform="cpu")).alike(spec.to_space())
+    assert alike is not None
+    found = {
+        (q["arm"], alike.certain(q)[MNBT])
+        for q in spec.to_space().points() or ()
+        if q[N] == 15 and int(q[MNBT]) >= 64
+    }
+    # the drafts of DFlash take 15 tokens more, and those of n-gram none
+    assert found == {("parallel", 64), ("parallel", 128), ("text", 64)}
