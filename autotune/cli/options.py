@@ -119,7 +119,7 @@ def concurrencies(_ctx: click.Context, _param: click.Parameter, value: str) -> t
     return tuple(loads)
 
 
-WAYS = ("schedule", "adaptive")
+WAYS = ("schedule", "adaptive", "arms")
 
 
 def ways(_ctx: click.Context, _param: click.Parameter, value: str) -> frozenset[str]:

@@ -223,7 +223,7 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
     callback=ways,
     metavar="WAYS",
     help="Other ways to launch, separated by commas: schedule (n by batch size), adaptive "
-    "(adaptive verification); or none.",
+    "(adaptive verification), arms (the study's other arms); or none.",
 )
 @click.option(
     "--schedule",
@@ -237,7 +237,7 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
     type=click.IntRange(1, 10**6),
     default=2,
     show_default=True,
-    help="Most values of n to launch with adaptive verification.",
+    help="Most values of n to launch with adaptive verification, and of each arm.",
 )
 @click.option(
     "--confirm",
@@ -301,6 +301,7 @@ def load_map(
         rivals = Rivals(
             schedule="schedule" in ways,
             adaptive="adaptive" in ways,
+            arms="arms" in ways,
             asked=schedule,
             launches=way_launches,
             confirm=confirm,

@@ -48,6 +48,7 @@ from autotune.stats.crossover import (
 from autotune.stats.referee import Crossing, crossing
 from autotune.study.schema import FlagValue
 from autotune.study.space import Value
+from autotune.study.ways import LOSSY
 
 # Of acceptance under a schedule or adaptive verification.
 BIASED = (
@@ -144,6 +145,8 @@ class LoadSweepView:
         same_file: Whether the study file is the one that this was measured with.
         way_arguments: ``--speculative-config`` of the ways that are no fixed n.
         confirmed: Launches of the confirmation, oldest first.
+        arm: Arm of the fixed n; None: the study has no arms.
+        lossy: Names of the launched arms that are lossy.
         outdated: Concurrencies of which a part was measured by autotune 0.1 and has too few
             requests to be computed again.
     """
@@ -163,6 +166,8 @@ class LoadSweepView:
     outdated: tuple[int, ...] = ()
     way_arguments: Mapping[MapWay, str] = dataclasses.field(default_factory=dict)
     confirmed: tuple[PointView, ...] = ()
+    arm: str | None = None
+    lossy: tuple[str, ...] = ()
 
     @cached_property
     def rates(self) -> Rates:
@@ -283,6 +288,7 @@ def load_sweep_lines(view: LoadSweepView) -> list[str]:
             None,
             [
                 f"vLLM {view.vllm}" if view.vllm else "",
+                f"fixed n of arm {view.arm}" if view.arm is not None else "",
                 point_text(view.point),
                 ", ".join(flags),
                 view.machine,
@@ -297,6 +303,8 @@ def load_sweep_lines(view: LoadSweepView) -> list[str]:
     lines += wrapped(crossover_text(view.crossover, view.at, view.crossing))
     lines += ["", *_schedule_lines(view), ""]
     lines += wrapped(_scatter_text(view))
+    for name in view.lossy:
+        lines += wrapped(f"Lossy, {name}: {LOSSY}.")
     if view.outdated:
         loads = ", ".join(map(str, view.outdated))
         lines += wrapped(
@@ -491,6 +499,8 @@ def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
         "study": view.study,
         "vllm": view.vllm,
         "machine": view.machine,
+        "arm": view.arm,
+        "lossy": list(view.lossy),
         "params": dict(view.point),
         "flags": dict(view.flags),
         "intervals": "within one launch" if view.variance is None else "with launches' scatter",

@@ -11,6 +11,8 @@ from autotune.engine.draft_schedule import scheduled
 from autotune.stats.crossover import AtLoad, Rate, Schedule, best_fixed, over_loads
 from autotune.storage.schema import MapPointRow
 from autotune.study.schema import ServerSpec
+from autotune.study.space import DRAFT, Value
+from autotune.study.speculative import ADAPTIVE, SCHEDULE
 
 _LONGEST = 26  # characters of a way's name, or a terminal has no room for the row
 
@@ -30,7 +32,7 @@ class MapWay:
 
     Attributes:
         n: Draft tokens per step; the largest n of a schedule.
-        schedule: Ranges of batch sizes with their n, or None.
+        schedule: Ranges of batch sizes with their n, also those of an arm; None: none.
         adaptive: Whether vLLM decides how many drafts it verifies.
         arm: Arm of the study, where it is not that of the fixed n.
     """
@@ -63,7 +65,7 @@ class MapWay:
 
     @property
     def family(self) -> tuple[WayKind, object]:
-        """What the ways that differ in n alone have in common; each schedule is its own."""
+        """What ways that differ in n alone have in common; each schedule and arm is its own."""
         return self.kind, self.arm if self.kind is WayKind.ARM else self.schedule
 
     @property
@@ -83,11 +85,47 @@ def way_of(point: MapPointRow) -> MapWay:
     )
 
 
+def draft_server(server: ServerSpec, arm: str | None, *, plain: bool) -> ServerSpec:
+    """Return the server with one way to draft.
+
+    Args:
+        server: The study's server.
+        arm: Name of its arm; None: it has none.
+        plain: Whether its draft has a fixed n, also where the study gives it a schedule or adaptive
+            verification.
+
+    Raises:
+        KeyError: there is no such arm.
+    """
+    server = server if arm is None else server.of_arm(arm)
+    if server.speculative is None or not plain:
+        return server
+    given = {k: v for k, v in server.speculative.given().items() if k not in (SCHEDULE, ADAPTIVE)}
+    draft = type(server.speculative).model_validate(given)
+    return server.model_copy(update={"speculative": draft})
+
+
+def way_params(
+    way: MapWay, params: Mapping[str, Value], arms: Mapping[str, Mapping[str, Value]]
+) -> dict[str, Value]:
+    """Return the parameters of a way, without n.
+
+    Args:
+        way: The way.
+        params: Parameters of the fixed n.
+        arms: Parameters of the draft of the other arms, by the arm.
+    """
+    if way.arm is None:
+        return dict(params)
+    shared = {k: v for k, v in params.items() if not k.startswith(DRAFT)}
+    return {**shared, **arms.get(way.arm, {})}
+
+
 def way_server(server: ServerSpec, way: MapWay) -> ServerSpec:
     """Return the server of a way.
 
     Args:
-        server: Server of the load sweep's fixed n, whose draft has a fixed n.
+        server: Server with the draft of the way: :func:`draft_server`.
         way: The way.
 
     Raises:

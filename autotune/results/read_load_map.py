@@ -15,7 +15,14 @@ from autotune.engine import rule
 from autotune.engine.draft_schedule import speculative_argument, why_no_schedule
 from autotune.errors import FailureKind, UserError
 from autotune.results.load_map import LoadSweepView, LoadView, PointView
-from autotune.results.load_map_ways import MapWay, WayKind, way_of, way_server
+from autotune.results.load_map_ways import (
+    MapWay,
+    WayKind,
+    draft_server,
+    way_of,
+    way_params,
+    way_server,
+)
 from autotune.results.measured import resolver_of
 from autotune.results.recomputed import figures_again
 from autotune.results.standing import LEAST_DEGREES
@@ -31,6 +38,7 @@ from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import FlagValue, StudySpec
 from autotune.study.space import Value
+from autotune.study.ways import is_lossy
 
 PARTS = 2
 MAX_NUM_SEQS = rule.SEQS
@@ -47,6 +55,8 @@ class Setting:
         params: The study's other parameters.
         flags: Flags that differ from the study's.
         weights: Hashes of the weights, by role (:mod:`autotune.study.weights`).
+        arm: Arm of the fixed n; None: the study has no arms.
+        arms: Parameters of the draft of each other arm, by the arm.
     """
 
     fingerprint: str
@@ -54,12 +64,16 @@ class Setting:
     params: Mapping[str, Value]
     flags: Mapping[str, FlagValue]
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    arm: str | None = None
+    arms: Mapping[str, Mapping[str, Value]] = dataclasses.field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Return the setting as the database has it."""
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         if not self.weights:  # the first load sweeps have none
             del found["weights"]
+        if self.arm is None:
+            del found["arm"], found["arms"]
         return found
 
 
@@ -253,8 +267,13 @@ def load_sweep_view(
     ranges = schedule_of(rates, loads, spec, setting)
 
     def argument(way: MapWay) -> str:
-        server = way_server(spec.server, way)
-        return speculative_argument(server, way.n, setting.params, way.schedule, resolve)
+        draft = draft_server(spec.server, way.arm or setting.arm, plain=way.arm is None)
+        params = way_params(way, setting.params, setting.arms)
+        return speculative_argument(way_server(draft, way), way.n, params, way.schedule, resolve)
+
+    def is_there(way: MapWay) -> bool:
+        """Return whether the study file still has the arm of a way."""
+        return (way.arm or setting.arm) in (spec.server.arms or {None})
 
     return LoadSweepView(
         study=spec.name,
@@ -268,9 +287,15 @@ def load_sweep_view(
         variance=_variance(store, spec.name, known, setting),
         schedule=ranges,
         why_no_schedule=why_no_schedule(version),
-        arguments={n: argument(MapWay(n)) for n in sorted(rates) if n > 0},
+        arguments={n: argument(MapWay(n)) for n in sorted(rates) if n > 0 and is_there(MapWay(n))},
         same_file=setting.fingerprint in known,
-        way_arguments={p.way: argument(p.way) for p in sweep if not p.is_fixed},
+        way_arguments={p.way: argument(p.way) for p in sweep if not p.is_fixed and is_there(p.way)},
+        arm=setting.arm,
+        lossy=tuple(
+            name or "the draft"
+            for name, draft in spec.server.drafts.items()
+            if is_lossy(draft.given()) and name in {setting.arm, *(p.arm for p in sweep)}
+        ),
         outdated=tuple(sorted(lost.intersection(loads))),
     )
 

@@ -19,7 +19,7 @@ from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rule import NOTHING, SEQS, Known
-from autotune.engine.rules import THROTTLED, infeasible, named_doubts
+from autotune.engine.rules import THROTTLED, doubts_of, infeasible
 from autotune.errors import UserError
 from autotune.results.batch_budget import families_of
 from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
@@ -360,8 +360,7 @@ class _Judge:
         if (one := self._one(point)) is not None:
             return [one]
         return [
-            Reason(State.DOUBTFUL, d.name, d.source, d.text, dict(point))
-            for d in named_doubts(*about)
+            Reason(State.DOUBTFUL, d.name, d.source, d.text, dict(point)) for d in doubts_of(*about)
         ]
 
     def _one(self, point: Point) -> Reason | None:

@@ -9,8 +9,8 @@ slower affects all loads equally, and each part is a unit of resuming: it is in 
 it is whole, and never measured again. A launch that failed gives no numbers, of no load.
 
 Then other ways to speculate are launched (:mod:`autotune.tuning.load_map_choice`): a schedule of n
-by batch size, adaptive verification. A confirmation launches the best of them and the best fixed n
-again, there and back (:mod:`autotune.stats.referee`).
+by batch size, adaptive verification, other arms of the study. A confirmation launches the best of
+them and the best fixed n again, there and back (:mod:`autotune.stats.referee`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from autotune.bench.sample import Sample
 from autotune.bench.workload import Workload
 from autotune.errors import MachineError, TrialFailure
 from autotune.results.load_map import LoadSweepView
-from autotune.results.load_map_ways import WayKind, way_of, way_server
+from autotune.results.load_map_ways import WayKind, way_of
 from autotune.results.read_load_map import (
     PARTS,
     THROUGHPUT,
@@ -42,7 +42,6 @@ from autotune.storage.schema import LaunchRow, MapPointRow
 from autotune.storage.store import Store
 from autotune.study.differences import fingerprint
 from autotune.study.schema import ServerSpec, StudySpec
-from autotune.study.space import N, Value
 from autotune.tuning.comparable import warn_of_variables
 from autotune.tuning.launcher import Launcher, LiveServer
 from autotune.tuning.ledger import StoredLedger
@@ -179,9 +178,6 @@ class _Map:
     def late(self) -> bool:
         return self.deadline is not None and self.tools.clock() >= self.deadline
 
-    def point(self, n: int) -> dict[str, Value]:
-        return {N: n, **self.setting.params}
-
     # -- one point -------------------------------------------------------------------------------
 
     def run_point(self, point: MapPointRow) -> None:
@@ -211,6 +207,7 @@ class _Map:
 
     def measure(self, live: LiveServer, point: MapPointRow) -> None:
         """Warm a server up and measure the parts that are missing; keep each when it is whole."""
+        way = way_of(point)
         for i, (load, part) in enumerate(self.chooser.missing(point)):
             kept: list[Sample] = []
             measuring = self.tools.measuring(
@@ -233,7 +230,7 @@ class _Map:
                     live.rest,
                     whole=False,
                     until_steady=False,
-                    asked=self.p.asked(self.point(point.n), load),
+                    asked=self.chooser.prepared_of(way).asked(self.chooser.point_of(way), load),
                 )
             finally:
                 named = [dataclasses.replace(x, phase=_PHASES[x.phase].format(phase)) for x in kept]
@@ -300,13 +297,13 @@ class _Point:
         self._run = run
         self._row = row
         self.number = row.id
-        self.point = run.point(row.n)
+        self.point = run.chooser.point_of(way_of(row))
 
     @property
     def server(self) -> ServerSpec | None:
         way = way_of(self._row)
         fixed = way.kind is WayKind.FIXED
-        return None if fixed else way_server(self._run.p.spec.server, way)
+        return None if fixed else self._run.chooser.prepared_of(way).spec.server
 
     def log(self, attempt: int) -> str:
         return f"map-{self.number:04d}-{attempt}.log"

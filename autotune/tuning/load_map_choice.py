@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from autotune.engine.adaptive_verification import LAUNCH_NOTE, why_no_adaptive
 from autotune.engine.draft_schedule import ranges_of, why_no_schedule
 from autotune.errors import NothingUsable, UserError
 from autotune.results.load_map import LoadSweepView
-from autotune.results.load_map_ways import MapWay, WayKind, way_of, way_server
+from autotune.results.load_map_ways import MapWay, WayKind, way_of, way_params, way_server
 from autotune.results.read_load_map import (
     comparable_loads,
     failure_of_point,
@@ -22,9 +23,9 @@ from autotune.stats.crossover import Rate, Schedule, propose
 from autotune.stats.referee import there_and_back
 from autotune.storage.schema import MapPointRow
 from autotune.storage.store import Store
-from autotune.study.space import N
+from autotune.study.space import N, Value
 from autotune.tuning.load_map_requests import order
-from autotune.tuning.load_map_setting import Settled
+from autotune.tuning.load_map_setting import ArmRival, Settled
 from autotune.tuning.prepare import Prepared
 
 FIRST_N = 3  # the first n with drafts, where the study knows no winner
@@ -41,12 +42,14 @@ class Rivals:
         schedule: The schedule of n by batch size that the numbers suggest, or else the study's own.
         adaptive: Adaptive verification.
         asked: A schedule that the user gives, as pairs of first batch size and n; None: none.
-        launches: Most n that are launched with adaptive verification.
+        arms: The other arms of the study.
+        launches: Most n that are launched with adaptive verification, and of each arm.
         confirm: Launches of the confirmation; 0: there is none.
     """
 
     schedule: bool = True
     adaptive: bool = False
+    arms: bool = False
     asked: Sequence[tuple[int, int]] | None = None
     launches: int = 2
     confirm: int = 0
@@ -85,7 +88,7 @@ class Chooser:
         self.store, self.study, self.launched_as = store, study, launched_as
         self.setting, self.p = settled.setting, settled.prepared
         self.winners, self.candidates = settled.winners, settled.candidates
-        self.own_schedule = settled.schedule
+        self.own_schedule, self.arms = settled.schedule, settled.arms
         self.loads, self.launches, self.rivals = loads, launches, rivals
         self._view, self._say = view, say
         self._said: set[str] = set()
@@ -102,6 +105,10 @@ class Chooser:
         Raises:
             UserError: it is one of the ways that were asked for.
         """
+        if self.rivals.arms and not self.arms:
+            raise UserError(
+                f"--ways arms: {self.p.loaded.path} has no other arm; server.arms has several"
+            )
         asked = None if self.rivals.asked is None else self._asked()
         if self.setting.vllm is None:  # its first launch tells, and then what it refuses is said
             return
@@ -144,7 +151,7 @@ class Chooser:
         Raises:
             NothingUsable: n = 0 gave no numbers.
         """
-        for choose in (self._fixed, self._schedule, self._adaptive, self._confirmation):
+        for choose in (self._fixed, self._schedule, self._adaptive, self._arm, self._confirmation):
             if (point := choose()) is not None:
                 return point
         return None
@@ -219,6 +226,13 @@ class Chooser:
             return None
         return self._one_of(lambda n: MapWay(n, adaptive=True), self.candidates)
 
+    def _arm(self) -> MapPointRow | None:
+        for name, arm in self.arms.items() if self.rivals.arms else ():
+            point = self._one_of(partial(_way_of_arm, name, arm), arm.candidates)
+            if point is not None:
+                return point
+        return None
+
     def _one_of(
         self, make: Callable[[int], MapWay], candidates: Sequence[int]
     ) -> MapPointRow | None:
@@ -234,7 +248,8 @@ class Chooser:
         reasons = {n: self._why_not(make(n)) for n in candidates if n not in begun}
         free = [n for n, why in reasons.items() if why is None]
         if not free and not begun:
-            self.say(f"{make(1).kind} is not launched: {next(iter(reasons.values()), 'no n')}")
+            what = make(1).arm or make(1).kind
+            self.say(f"{what} is not launched: {next(iter(reasons.values()), 'no n')}")
         if not free or len(begun) >= self.rivals.launches:
             return None
         rates = self._rates(begun)
@@ -273,10 +288,10 @@ class Chooser:
             self.say(f"{way.name} is not launched: {why}")
             return None
         same = [x for x in self.points() if x.repeat is None and way_of(x) == way]
-        # an earlier suggestion that is asked for now is launched as what is asked for
-        known = next((x for x in same if (x.way is not None) == asked), None) or (
-            same[0] if same and not asked else None
-        )
+        known = next((x for x in same if (x.way is not None) == asked), None)
+        # of a suggestion that no longer is one, the numbers are shown only if it is asked for
+        if known is None and same and (not asked or way.schedule == self._view().schedule):
+            known = same[0]
         if known is None:
             return self._add(way, asked=asked)
         return known if self.missing(known) else None
@@ -288,12 +303,24 @@ class Chooser:
             return why
         if way.adaptive and (why := why_no_adaptive(*versions)) is not None:
             return why
-        return with_way(self.p, way).infeasible({N: way.n, **self.setting.params})
+        return self.prepared_of(way).infeasible(self.point_of(way))
+
+    def prepared_of(self, way: MapWay) -> Prepared:
+        """Return the study as a way launches it."""
+        base = self.p if way.arm is None else self.arms[way.arm].prepared
+        spec = base.spec.model_copy(update={"server": way_server(base.spec.server, way)})
+        return dataclasses.replace(base, loaded=base.loaded.model_copy(update={"spec": spec}))
+
+    def point_of(self, way: MapWay) -> dict[str, Value]:
+        """Return the parameters of a way."""
+        return {N: way.n, **way_params(way, self.setting.params, self.setting.arms)}
 
     def _add(self, way: MapWay, *, asked: bool = False, repeat: int | None = None) -> MapPointRow:
         if way.adaptive:
             self.say(LAUNCH_NOTE)
         kind = None if way.kind is WayKind.FIXED else str(way.kind)
+        if way.adaptive:  # also of an arm
+            kind = str(WayKind.ADAPTIVE)
         if way.kind is WayKind.SCHEDULE and not asked and repeat is None:
             kind = None  # as the first load sweeps have it
         return self.store.load_maps.add_point(
@@ -307,11 +334,8 @@ class Chooser:
         )
 
 
-def with_way(prepared: Prepared, way: MapWay) -> Prepared:
-    """Return the study as a way launches it."""
-    server = way_server(prepared.spec.server, way)
-    spec = prepared.spec.model_copy(update={"server": server})
-    return dataclasses.replace(prepared, loaded=prepared.loaded.model_copy(update={"spec": spec}))
+def _way_of_arm(name: str, arm: ArmRival, n: int) -> MapWay:
+    return MapWay(n, schedule=arm.schedule, adaptive=arm.adaptive, arm=name)
 
 
 def _scheduled_way(ranges: Schedule) -> MapWay:

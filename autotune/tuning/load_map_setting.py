@@ -5,24 +5,46 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from autotune.engine.draft_schedule import schedule_problem
 from autotune.errors import UserError
+from autotune.results.load_map_ways import draft_server
 from autotune.results.read_load_map import MAX_NUM_SEQS, Setting
 from autotune.results.text import point_text
 from autotune.results.views import StudyView
 from autotune.stats.crossover import Schedule
-from autotune.study.schema import FlagValue, StudySpec
-from autotune.study.space import DRAFT, MNBT, N, Value
+from autotune.study.schema import FlagValue, ServerSpec, StudySpec
+from autotune.study.space import ARM, DRAFT, MNBT, N, Value
 from autotune.study.speculative import ADAPTIVE, SCHEDULE
+from autotune.study.ways import is_biased
 from autotune.tuning.prepare import Prepared, baseline_point
 
 LADDER = (1, 2, 3, 5, 7, 11, 15)
 # What a load sweep decides for each launch.
-_OF_A_WAY = (N, f"{DRAFT}{SCHEDULE}", f"{DRAFT}{ADAPTIVE}")
+_OF_A_WAY = (N, ARM, f"{DRAFT}{SCHEDULE}", f"{DRAFT}{ADAPTIVE}")
 _PREFIX_CACHING = "enable_prefix_caching"
 # vLLM's smallest default of max_num_seqs: a study that does not set it has at least this
 _DEFAULT_SEQS = 128
+
+
+@dataclass(frozen=True)
+class ArmRival:
+    """Another arm of the study than that of the fixed n.
+
+    Attributes:
+        prepared: The study with this arm as its only way to draft.
+        params: Parameters of its draft.
+        candidates: Its n, ascending.
+        schedule: Its schedule of n by batch size; None: its n is fixed.
+        adaptive: Whether it has adaptive verification.
+    """
+
+    prepared: Prepared
+    params: Mapping[str, Value]
+    candidates: tuple[int, ...]
+    schedule: Schedule | None
+    adaptive: bool
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,7 @@ class Settled:
         winners: The n that the study found good, the balanced choice first.
         candidates: The n of at least 1 that can be launched, ascending.
         schedule: The study's own schedule of n by batch size; None: it has none that vLLM takes.
+        arms: The other arms of the study, by name.
     """
 
     prepared: Prepared
@@ -42,6 +65,7 @@ class Settled:
     winners: tuple[int, ...]
     candidates: tuple[int, ...]
     schedule: Schedule | None
+    arms: Mapping[str, ArmRival]
 
 
 def settle(
@@ -69,11 +93,11 @@ def settle(
         UserError: there is nothing to map, or n = 0 cannot be launched.
     """
     spec, path, most = prepared.spec, prepared.loaded.path, loads[-1]
-    if spec.server.arms:
-        raise UserError(
-            f"{path}: server.arms: a map compares values of {N} of one draft; write the arm to map "
-            "as server.speculative, in a study of its own"
-        )
+    whole, arm = prepared, _base_arm(spec, path, known)
+    if arm is not None:
+        prepared = _of_arm(whole, arm)
+        spec = prepared.spec
+        say(f"the fixed n are those of arm {arm}")
     if spec.server.speculative is None or N not in spec.space:
         missing = "space" if spec.server.speculative else "server.speculative"
         raise UserError(
@@ -83,14 +107,15 @@ def settle(
     if other is not None:
         say(other)
     best = None if known is None else known.best(balanced=True)
-    point = baseline_point(spec) if best is None else best.point
-    params = {k: v for k, v in point.items() if k not in _OF_A_WAY}
+    point = baseline_point(spec) if best is None else {**baseline_point(spec), **best.point}
+    own_keys = spec.to_space().params if arm is not None else point
+    params = {k: v for k, v in point.items() if k not in _OF_A_WAY and k in own_keys}
     say(
         f"the other parameters are those of the {'baseline' if best is None else 'best trial'}"
         f": {point_text(params) or 'none'}"
     )
     flags = _changed(spec, params, most, repeated=repeated, say=say)
-    own = _own_schedule(spec)
+    own = _own_schedule(spec.server)
     if own is not None:
         say(
             f"the study's own {SCHEDULE} is left out of the launches with a fixed n; with `--ways "
@@ -100,6 +125,7 @@ def settle(
         say(f"the study's own {ADAPTIVE} is left out; `--ways adaptive` launches with it")
     # a point is refused that is throttled at every concurrency; at the others its parts say it
     adapted = dataclasses.replace(_adapted(prepared, flags), load=loads[0])
+    rivals = _rivals(whole, arm, known, flags, loads[0])
     _raise_mnbt(adapted, params, most, say)
     version = prepared.info.version
     setting = Setting(
@@ -107,15 +133,82 @@ def settle(
         vllm=None if version is None else version.partition("+")[0],
         params=params,
         flags=flags,
-        weights=prepared.weights(),
+        weights=whole.weights(),
+        arm=arm,
+        arms={name: x.params for name, x in rivals.items()},
     )
-    good = _winners(known)
-    return Settled(adapted, setting, good, _feasible(adapted, params, good, say), own)
+    good = _winners(known, arm)
+    candidates = _feasible(adapted, params, good, say)
+    return Settled(adapted, setting, good, candidates, own, rivals)
 
 
-def _own_schedule(spec: StudySpec) -> Schedule | None:
-    """Return the study's own schedule, or None."""
-    given = spec.server.speculative.given().get(SCHEDULE) if spec.server.speculative else None
+def _base_arm(spec: StudySpec, path: Path, known: StudyView | None) -> str | None:
+    """Return the arm whose fixed n are launched: the best one that has a fixed n.
+
+    Raises:
+        UserError: each arm has a schedule or adaptive verification.
+    """
+    if not spec.server.arms:
+        return None
+    plain = [name for name, arm in spec.server.arms.items() if not is_biased(arm.given())]
+    if not plain:
+        raise UserError(
+            f"{path}: server.arms: each has a schedule or adaptive verification, so there is no "
+            "fixed n to compare with; add an arm without both"
+        )
+    best = [] if known is None else [known.best(balanced=True), *known.front()]
+    good = [str(t.point[ARM]) for t in best if t is not None and t.point.get(N) and ARM in t.point]
+    return next((name for name in good if name in plain), plain[0])
+
+
+def _of_arm(prepared: Prepared, arm: str) -> Prepared:
+    """Return the study with an arm as its only way to draft, and the arm's own parameters."""
+    spec = prepared.spec
+    space = {**spec.space, **dict(spec.to_space().ways[arm].params)}
+    changed = {"server": spec.server.of_arm(arm), "space": space, "baseline": {}}
+    loaded = prepared.loaded.model_copy(update={"spec": spec.model_copy(update=changed)})
+    return dataclasses.replace(prepared, loaded=loaded)
+
+
+def _rivals(
+    whole: Prepared,
+    base: str | None,
+    known: StudyView | None,
+    flags: Mapping[str, FlagValue],
+    load: int,
+) -> dict[str, ArmRival]:
+    """Return the other arms of a study, by name.
+
+    Args:
+        whole: The study with all its arms.
+        base: The arm of the fixed n; None: the study has no arms.
+        known: The study's trials, or None.
+        flags: Flags that the load sweep launches otherwise.
+        load: The lowest concurrency.
+    """
+    out = {}
+    for name in whole.spec.server.arms if base is not None else ():
+        if name == base:
+            continue
+        prepared = _of_arm(whole, name)
+        server = prepared.spec.server
+        point = baseline_point(prepared.spec)
+        trials = [] if known is None else [known.best(balanced=True), *known.front()]
+        mine = [t.point for t in trials if t and t.point.get(ARM) == name and t.point.get(N)]
+        own = {k: v for k, v in {**point, **(mine[0] if mine else {})}.items() if k in point}
+        out[name] = ArmRival(
+            prepared=dataclasses.replace(_with_flags(prepared, server, flags), load=load),
+            params={k: v for k, v in own.items() if k.startswith(DRAFT)},
+            candidates=tuple(_drafts(prepared.spec)),
+            schedule=_own_schedule(server),
+            adaptive=bool(server.speculative and server.speculative.given().get(ADAPTIVE)),
+        )
+    return out
+
+
+def _own_schedule(server: ServerSpec) -> Schedule | None:
+    """Return the server's own schedule, or None."""
+    given = server.speculative.given().get(SCHEDULE) if server.speculative else None
     if not given or schedule_problem(given) is not None:
         return None
     ranges = tuple(sorted((int(a), int(b), int(n)) for a, b, n in given))
@@ -200,12 +293,12 @@ def _feasible(
     return tuple(n for n, why in reasons.items() if why is None)
 
 
-def _winners(known: StudyView | None) -> tuple[int, ...]:
-    """Return the n that the study found good, the balanced choice first."""
+def _winners(known: StudyView | None, arm: str | None) -> tuple[int, ...]:
+    """Return the n that the study found good with an arm, the balanced choice first."""
     if known is None:
         return ()
     found = [known.best(balanced=True), *known.front()]
-    ns = [t.point[N] for t in found if t is not None]
+    ns = [t.point[N] for t in found if t is not None and t.point.get(ARM) == arm]
     return tuple(dict.fromkeys(n for n in ns if isinstance(n, int) and n > 0))
 
 
@@ -219,13 +312,10 @@ def _drafts(spec: StudySpec) -> list[int]:
 
 def _adapted(prepared: Prepared, flags: Mapping[str, FlagValue]) -> Prepared:
     """Return the study with other flags, and a plain fixed n."""
-    server = prepared.spec.server
+    return _with_flags(prepared, draft_server(prepared.spec.server, None, plain=True), flags)
+
+
+def _with_flags(prepared: Prepared, server: ServerSpec, flags: Mapping[str, FlagValue]) -> Prepared:
     server = server.model_copy(update={"flags": {**server.flags, **flags}})
-    if server.speculative is not None:  # a fixed n is fixed
-        extra = {
-            k: v for k, v in server.speculative.given().items() if k not in (SCHEDULE, ADAPTIVE)
-        }
-        draft = type(server.speculative).model_validate(extra)
-        server = server.model_copy(update={"speculative": draft})
     spec = prepared.spec.model_copy(update={"server": server})
     return dataclasses.replace(prepared, loaded=prepared.loaded.model_copy(update={"spec": spec}))

@@ -144,6 +144,15 @@ def test_blackwell_has_graphs_of_more_tokens(
         assert explain(loaded, "0.27.0").holes[15] == tuple(range(33, 66))
 
 
+def test_a_doubt_is_told_with_its_own_name_and_source(tmp_path: Path) -> None:
+    loaded = wide(tmp_path, server__speculative={"method": "suffix"})
+    found = space_map(loaded.spec, "0.32.0", Known(platform="cuda"))
+    doubtful = [r for r in found.reasons if r.state is State.DOUBTFUL]
+    assert [(r.rule, r.count) for r in doubtful] == [("package for suffix decoding", 15 * 6)]
+    assert doubtful[0].source.startswith("config/speculative.py: ")
+    assert "arctic-inference" in doubtful[0].text
+
+
 def test_what_the_targets_folder_tells(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
@@ -226,16 +235,3 @@ def test_a_grid_launches_every_budget(tmp_path: Path) -> None:
     assert space_map(wide(tmp_path, **one).spec, "0.32.0").alike == 0
     searched = wide(tmp_path, **one, search={"method": "gp"})
     assert space_map(searched.spec, "0.32.0").alike > 0
-
-
-def test_each_doubt_has_its_own_name(tmp_path: Path) -> None:
-    loaded = wide(
-        tmp_path,
-        server__flags={"max-num-seqs": 8},
-        server__speculative={"method": "suffix"},
-    )
-    found = space_map(loaded.spec, "0.32.0", Known(platform="cuda"))
-    named = [r for r in found.reasons if r.state is State.DOUBTFUL]
-    assert [r.rule for r in named] == ["the package of method suffix"]
-    assert "arctic-inference" in named[0].text
-    assert "SpeculativeConfig._validate_suffix_decoding" in named[0].source

@@ -165,12 +165,3 @@ def test_a_lossy_arm_is_called_lossy_wherever_it_is_shown(tmp_path: Path) -> Non
     made = autotune("report", "--format", "md", "--out", str(report), cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert "lossy" in report.read_text()
-
-
-def test_a_map_of_arms_is_refused_in_one_line(tmp_path: Path) -> None:
-    study = write(tmp_path)
-    done = autotune("map", str(study), cwd=tmp_path)
-    assert done.returncode == 2
-    assert (
-        "server.arms: a map compares values of num_speculative_tokens of one draft" in done.stderr
-    )

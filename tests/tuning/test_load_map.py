@@ -189,6 +189,7 @@ def test_a_schedule_is_recommended_only_if_its_launch_won() -> None:
         view(points=()),
         view(points=(point(0, {1: 50, 4: 170, 16: 400}),), schedule=None),
         view(loads=tuple(range(1, 33))),
+        view(lossy=("fly",), arm="fixed"),
         view(points=tuple(point(n, {1: 60, 4: 170, 16: 300}) for n in (0, 1, 2, 3, 5, 7, 11, 15))),
     ],
 )
@@ -212,6 +213,9 @@ def test_a_map_says_what_it_found() -> None:
     assert "concurrency n = 1 n = 3 1 1.14 1.26 4 1.03 0.95 16 0.90 0.68 tok/step 1.50 1.50" in text
     assert "1 to 2: n = 3; 3 to 16: n = 0" in text
     assert "within one launch" in text
+    lossy = " ".join(" ".join(load_sweep_lines(view(lossy=("quick",), arm="plain"))).split())
+    assert "Lossy, quick: rejection_sample_method: fly is lossy" in lossy
+    assert "fixed n of arm plain" in lossy
     uncertain = PointView(
         3,
         None,
@@ -357,6 +361,8 @@ class Instant:
         schedule_factor: How many times as fast as its n a schedule is.
         speed: Returns tok/s by n, load, whether it is adaptive, and number of the launch.
         adaptive: Of each launch, whether it has adaptive verification.
+        methods: Of each launch, how it drafts.
+        faster: How many times as fast a method is.
         version: Of its servers.
     """
 
@@ -368,6 +374,8 @@ class Instant:
         self.parts = 0
         self.launched: list[tuple[int, list[list[int]] | None]] = []
         self.adaptive: list[bool] = []
+        self.methods: list[str | None] = []
+        self.faster: dict[str, float] = {}
         self.speed: Callable[[int, int, bool, int], float] = lambda n, load, *_: demo_speed(n, load)
         self.alive = 0
 
@@ -379,6 +387,7 @@ class Instant:
 
         def start(_gpus: object) -> Identity:
             self.launched.append((n, ranges))
+            self.methods.append(config.get("method"))
             self.adaptive.append(config.get("enable_adaptive_verification") is True)
             self.alive += 1
             return Identity(launch_id, "boot", 1, 1, 1, 1, None)
@@ -406,7 +415,7 @@ class Instant:
                 raise KeyboardInterrupt
             if (kind := self.fails.get((server.n, load))) is not None:
                 raise MeasureError(kind, "it went")
-            n, factor = server.n, 1.0
+            n, factor = server.n, self.faster.get(str(self.methods[-1]), 1.0)
             if server.ranges is not None:
                 n = next(k for a, b, k in server.ranges if a <= load <= b)
                 factor = self.schedule_factor
@@ -486,6 +495,18 @@ def test_a_schedule_that_does_not_win_is_not_recommended(
     assert instant.launched[-1] == (2, [[1, 5, 2], [6, 16, 0]])
     assert found["recommended"]["what"] == what
     assert (SCHEDULE in found["recommended"]["speculative_config"]) == (what == "schedule")
+
+
+def test_a_suggested_schedule_that_is_asked_for_is_launched_once(
+    tmp_path: Path, instant: Instant
+) -> None:
+    study = write_study(tmp_path)
+    first = json.loads(autotune("map", str(study), *WIDE, cwd=tmp_path).stdout)
+    assert first["schedule"] == [[1, 5, 2], [6, 16, 0]]
+    launched = len(instant.launched)
+    asked = autotune("map", str(study), *WIDE, "--schedule", "1:2,6:0", cwd=tmp_path)
+    assert json.loads(asked.stdout) == first
+    assert len(instant.launched) == launched
 
 
 @pytest.mark.parametrize("part", [1, 10, 11, 17, 55])
@@ -740,8 +761,8 @@ def test_an_interrupted_confirmation_goes_on(tmp_path: Path, instant: Instant, p
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--ways", "schedule,luck"), "'luck' is none of schedule, adaptive, none"),
-        (("--ways", "adaptive"), "--ways adaptive: enable_adaptive_verification needs CUDA graphs"),
+        (("--ways", "schedule,luck"), "'luck' is none of schedule, adaptive, arms, none"),
+        (("--ways", "adaptive"), "--ways adaptive: enable_adaptive_verification needs "),
         (("--schedule", "1:99"), "--schedule: "),
         (("--schedule", "1:7,8"), "is not a schedule such as 1:7,8:3"),
         (("--schedule", "2:7"), "--schedule: the first batch size must be 1"),
@@ -801,6 +822,69 @@ def test_adaptive_verification_has_its_own_n(
     found = json.loads(done.stdout)
     # the faster one stands for both
     assert {x["rival"]["n"] for x in found["referee"]["loads"]} == {ns[1]}
+
+
+ARMS: dict[str, object] = {
+    "by-load": {**DRAFT, SCHEDULE: [[1, 3, 3], [4, 16, 1]]},
+    "fixed": DRAFT,
+    "ngram": {
+        "method": "ngram",
+        "prompt_lookup_max": 4,
+        "space": {"num_speculative_tokens": {"type": "int", "low": 1, "high": 4}},
+    },
+}
+
+
+def test_the_arms_of_a_study_are_rivals(tmp_path: Path, instant: Instant) -> None:
+    instant.faster = {"ngram": 1.2}
+    study = write_study(tmp_path, server__speculative=None, server__arms=ARMS)
+    args = ("map", str(study), *WIDE, "--ways", "arms", "--confirm", "12")
+    done = autotune(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the fixed n are those of arm fixed" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["arm"] == "fixed"
+    sweep = [(p["way"]["name"], p["acceptance_biased"]) for p in found["points"]]
+    assert sweep[:2] == [("n = 0", False), ("n = 3", False)]
+    assert ("by-load schedule 1:3,4:1", True) in sweep
+    ngrams = [
+        n for (n, _), m in zip(instant.launched, instant.methods, strict=True) if m == "ngram"
+    ]
+    assert ngrams[:2] == [3, 2]  # the nearest to the best fixed n, and the most promising
+    assert all(1 <= n <= 4 for n in ngrams)
+    assert found["recommended"]["what"] == "arm"
+    config = json.loads(found["recommended"]["speculative_config"])
+    assert (config["method"], config["prompt_lookup_max"]) == ("ngram", 4)
+    # the schedule of the arm stays with it
+    assert [ranges for _, ranges in instant.launched if ranges] == [[[1, 3, 3], [4, 16, 1]]] * (
+        len([p for p in found["confirmation"] if p["way"]["arm"] == "by-load"]) + 1
+    )
+    assert {x["rival"]["arm"] for x in found["referee"]["loads"]} == {"ngram", "by-load"}
+    assert json.loads(autotune(*args, cwd=tmp_path).stdout) == found
+    assert "ngram n = " in autotune("map", str(study), "--show", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "--ways arms: "),
+        (
+            {"server__speculative": None, "server__arms": {"by-load": ARMS["by-load"]}},
+            "server.arms: each has a schedule or adaptive verification",
+        ),
+    ],
+)
+def test_arms_that_are_no_rivals(
+    tmp_path: Path, instant: Instant, changes: dict[str, object], words: str
+) -> None:
+    if "server__arms" in changes:  # an n in space is for the arms that have none
+        space = {"max_num_batched_tokens": {"type": "pow2", "low": 32, "high": 2048}}
+        changes = {**changes, "space": space}
+    study = write_study(tmp_path, **changes)
+    done = autotune("map", str(study), *WIDE, "--ways", "arms", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr.strip().splitlines()[-1]
+    assert instant.launched == []
 
 
 # -- whole maps over the double ----------------------------------------------------------------

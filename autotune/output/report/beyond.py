@@ -38,6 +38,7 @@ from autotune.results.text import (
     value_and_bounds,
 )
 from autotune.study.space import EXPONENT
+from autotune.study.ways import LOSSY
 
 
 def prediction(s: Source) -> Iterator[Block]:
@@ -154,6 +155,8 @@ def other_loads(s: Source) -> Iterator[Block]:
         if view.referee is not None:
             yield _referee_table(view.referee)
             yield Points(tuple(plain(text) for text in referee_texts(view.referee)))
+        if view.lossy:
+            yield Points(tuple(f"{plain(name)}: {LOSSY}." for name in view.lossy))
         yield from _recommended(view)
     failed = [p for p in view.points if p.failure_kind is not None]
     if failed:
