@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.standing import Standing, counts, is_finished
+from autotune.results.standing import Standing, counts, is_finished, with_points
 from autotune.results.trials import trial_views
 from autotune.results.views import cost
 from autotune.search.alike import Alike, Key, key_of
@@ -281,7 +281,8 @@ class Planner:
             return Choice(
                 now.point(again, self.space), TrialAttrs(Role.REPLICATE, replicates=again)
             )
-        known = PointSet(self._one(self.space.decode(t.params)) for t in searched)
+        placed = with_points(searched, self.space)
+        known = PointSet(self._one(self.space.decode(t.params)) for t in placed)
         left = (q for q in points if q not in tried and q not in chosen)
         point = next((q for q in left if self._alike is None or self._one(q) not in known), None)
         if point is None and self._spec.search.method == "grid":
