@@ -155,14 +155,14 @@ def _unpack(path: Path, folder: Path) -> None:
 # -- asking ----------------------------------------------------------------------------------------
 
 
-def ask(source: Source, only: str = "") -> dict[str, Any]:
+def ask(source: Source, chosen: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """Return the table of a version.
 
     Args:
         source: Its Python source.
-        only: Pattern that ``method: kind`` of a group must have; empty: all.
+        chosen: Groups of settings, as of `benchmarks/vllm_rules_base.py`; None: all.
     """
-    chosen = [g for g in groups() if re.search(only, f"{g['method']}: {g['kind']}")]
+    chosen = groups() if chosen is None else chosen
     answers: dict[int, list[Any]] = {}
     for device in sorted(set(map(_device, chosen))):
         numbers = [i for i, g in enumerate(chosen) if _device(g) == device]
@@ -362,16 +362,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only",
         default="",
-        help="only groups with this pattern; the rest is kept",
+        help="only groups with this pattern in `method: kind`; the rest is kept",
     )
     args = parser.parse_args(argv)
     if not args.source and not args.version:
         parser.error("give a source, or --version")
     given = [(s, False) for s in args.source] + [(v, True) for v in args.version]
+    chosen = [g for g in groups() if re.search(args.only, f"{g['method']}: {g['kind']}")]
     args.out.mkdir(parents=True, exist_ok=True)
     for text, download in given:
         with source_of(text, download=download) as source:
-            table = ask(source, args.only)
+            table = ask(source, chosen)
         path = args.out / f"{source.version}.json"
         if args.only and path.is_file():
             table = merged(json.loads(path.read_text(encoding="utf-8")), table)

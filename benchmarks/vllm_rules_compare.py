@@ -9,8 +9,8 @@ It prints counts for each version, and settings that are answered wrongly:
 
 Three kinds of settings are counted apart, with the reason:
 
-- **doubted**: vLLM refuses for want of something that a plugin may add, so no rule can be certain;
-  the doubt that :data:`DOUBTED` names must be shown instead, else the failure is missed;
+- **doubted**: vLLM refuses for want of something that a plugin or a package may add, so no rule is
+  certain; the doubt that :data:`DOUBTED` names must be shown instead, else the failure is missed;
 - **asked elsewhere** (:data:`ELSEWHERE`): something before the rules keeps vLLM from being asked;
 - **later** (:data:`LATER`): a rule speaks of what vLLM notices after its configuration is made, so
   the table cannot judge the rule.
@@ -37,6 +37,9 @@ from benchmarks.vllm_rules_cases import settings_of
 DOUBTED = (
     (r"_raise_for_unsupported: .*are not supported for now", "no draft .*only a plugin may have"),
     (r"_validate_cache_dtype: .*Invalid kv_cache_dtype", "no kv_cache_dtype .*only a plugin may"),
+    (r"Model Runner V2 requires Triton", "needs model runner V2, and so Triton"),
+    (r"Model Runner V1 does not support: (?!.*, )", "needs model runner V2, and so Triton"),
+    (r"Async scheduling is not supported by the V1", "async_scheduling here without Triton"),
 )
 # What vLLM says, as place and words, and why no launch asks for it.
 ELSEWHERE = (
@@ -137,7 +140,7 @@ def judged(table: Mapping[str, Any]) -> Iterator[Judged]:
                 message = table["messages"][code - 1]
                 said = f"{message['text']} [{message['at']}]"
                 doubts = rules.doubts_of(asked, version, known[models])
-                verdict, why = _unrefused(message, doubts)
+                verdict, why = _unrefused(message, [x.text for x in doubts])
             yield Judged(version, group, settings, verdict, said, why)
 
 

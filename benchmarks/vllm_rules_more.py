@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.vllm_rules_base import (
     CPU,
     CUDA,
+    METHODS,
     MNBT,
     SEQS,
     D,
@@ -91,8 +92,7 @@ def _scheduler() -> list[dict[str, Any]]:
     return [
         *(
             {SEQS: seqs, "max_num_active_seqs": active}
-            for seqs, active in itertools.product((None, 1, 16), (0, 1, 16, 17, 2000))
-            if seqs is not None or active < 100
+            for seqs, active in itertools.product((None, 1, 16), (0, 1, 16, 17, 1024, 1025))
         ),
         *(
             {"max_model_len": length, "long_prefill_token_threshold": long}
@@ -320,6 +320,7 @@ def of_method() -> Iterator[Group]:
             {"model": f"mtp-{heads}", f"{D}method": "mtp", MNBT: 2048, SEQS: 16},
             axes={N: ns},
         )
+    yield from _with_others()
     for model in ("target", "eagle"):
         yield group(
             "mtp",
@@ -380,6 +381,56 @@ def of_method() -> Iterator[Group]:
         axes={N: [3, 7, 15], SEQS: [8, 32, 64], "max_num_active_seqs": [None, 4, 16, 32]},
         gets=["active"],
     )
+
+
+def _with_others() -> Iterator[Group]:
+    """What drafting does not go with, or only with more room: LoRA, pipelines, a CPU's runner."""
+    for method in ("dflash", "eagle3", "draft_model", "ngram"):
+        yield group(
+            method,
+            "LoRA and drafts",
+            CUDA,
+            {**draft(method), "enable_lora": True},
+            axes={N: [0, 1, 3, 7], MNBT: [64, 127, 128, 256, 2048], SEQS: [None, 16, 32]},
+        )
+    for method in METHODS:
+        yield group(
+            method,
+            "pipelines and drafts",
+            CUDA,
+            {**draft(method), MNBT: 2048, SEQS: 16},
+            axes={N: [0, 1], "pipeline_parallel_size": [1, 2]},
+        )
+    for model in ("mtp-1", "eagle"):
+        yield group(
+            "none",
+            f"lengths and data types, {model}",
+            CUDA,
+            {"model": model, SEQS: 16},
+            cases=[
+                *({MNBT: x, "enable_chunked_prefill": False} for x in (4095, 4096)),
+                *({"long_prefill_token_threshold": x} for x in (4096, 4097)),
+                *({"kv_cache_dtype": x} for x in ("float16", "bfloat16")),
+                *({"max_model_len": x} for x in (4096, 4097)),
+            ],
+        )
+    batch = {MNBT: 2048, SEQS: 16}
+    for method in ("dflash", "dspark", "draft_model", "ngram"):
+        yield group(
+            method,
+            "model runner of a CPU",
+            CPU,
+            {**draft(method), **batch, N: 3},
+            cases=[
+                {},
+                {"async_scheduling": True},
+                {f"{D}enable_adaptive_verification": True},
+                {f"{D}draft_lm_head_quantization": "fp8"},
+            ],
+        )
+    for model in ("dflash-mixed", "dflash2", "lilicorr"):
+        fixed = {"model": "target", f"{D}method": "dflash", f"{D}model": model, **batch, N: 3}
+        yield group("dflash", f"model runner of a CPU, {model}", CPU, fixed, cases=[{}])
 
 
 def graphs() -> Iterator[Group]:

@@ -14,7 +14,7 @@ from benchmarks import failure_messages
 from benchmarks.vllm_release import accepts, messages, reads, tables
 from benchmarks.vllm_release.__main__ import main
 from benchmarks.vllm_release.page import Page, Section, Todo, code
-from benchmarks.vllm_release.source import Read, has, imported, named, read_source
+from benchmarks.vllm_release.source import Read, has, imported, mentioned, named, read_source
 from benchmarks.vllm_rules import Source, packed, written
 from benchmarks.vllm_rules_base import MNBT, SEQS, D, N
 from benchmarks.vllm_rules_compare import judged
@@ -118,6 +118,8 @@ def test_what_autotune_names_is_found_in_its_code() -> None:
     assert any("server_metrics" in place for place in named("vllm:generation_tokens_total"))
     assert named("/health", within="autotune/serving/")
     assert not named("/no_such_address")
+    assert any("bench/running.py" in place for place in mentioned("vllm:num_requests_running"))
+    assert not mentioned("vllm:num_requests")
     assert ("vllm.platforms", "current_platform") in imported()
     assert ("vllm.entrypoints.common.cli_args", None) in imported()
 
@@ -136,6 +138,12 @@ def _page(*left_out: str) -> str:
         for name in names
         if name not in left_out
     ]
+    gauges = [f"num_requests_{x}" for x in ("running", "waiting")]
+    lines += [
+        f'# TYPE vllm:{name} gauge\nvllm:{name}{{engine="0"}} 0.0\n'
+        for name in gauges
+        if name not in left_out
+    ]
     each = "spec_decode_num_accepted_tokens_per_pos"
     lines.append(f"# TYPE vllm:{each}_total counter\n")
     lines += [f'vllm:{each}_total{{engine="0",position="{i}"}} 0.0\n' for i in range(3)]
@@ -145,6 +153,7 @@ def _page(*left_out: str) -> str:
 def test_a_page_is_asked_for_every_figure() -> None:
     assert reads.unknown_of(_page()) == []
     assert reads.unknown_of(_page("num_preemptions")) == ["preemptions"]
+    assert reads.unknown_of(_page("num_requests_waiting")) == ["requests waiting"]
     assert "acceptance_length" in reads.unknown_of(_page("spec_decode_num_drafts"))
     gauges = _page().replace("counter", "gauge")
     assert "drafts" in reads.unknown_of(gauges)

@@ -34,22 +34,40 @@ _ARCHITECTURES: dict[str, Minor] = {
 _OWN_LENGTH = "speculative.max_model_len"
 
 
-class _Doubt(NamedTuple):
-    """A doubt.
+class Doubt(NamedTuple):
+    """What may go wrong with a launch.
 
     Attributes:
-        check: Function that returns it in words, or None.
+        text: The doubt in words.
+        name: Its kind in a few words, for tables.
+        source: File and function of vLLM, or its report, that it was read in.
+    """
+
+    text: str
+    name: str
+    source: str
+
+
+class _Doubt(NamedTuple):
+    """A kind of doubts.
+
+    Attributes:
+        name: Name in a few words.
+        check: Function that returns the doubt about a launch in words, or None.
+        source: File and function of vLLM, or its report.
         first: First minor version that it holds for.
         last: Last minor version that it holds for; None: the newest that was read.
     """
 
+    name: str
     check: Callable[[Launch], str | None]
+    source: str
     first: Minor
     last: Minor | None = None
 
 
-def found_doubts(launch: Launch) -> tuple[str, ...]:
-    """Return the doubts about a launch, each in words.
+def found_doubts(launch: Launch) -> tuple[Doubt, ...]:
+    """Return the doubts about a launch.
 
     Args:
         launch: A launch that no rule forbids, with a minor version that was read.
@@ -57,8 +75,9 @@ def found_doubts(launch: Launch) -> tuple[str, ...]:
     minor = launch.minor
     if minor is None:
         return ()
-    checks = (d.check for d in _DOUBTS if within(minor, d.first, d.last))
-    return tuple(text for check in checks if (text := check(launch)) is not None)
+    kinds = (d for d in _DOUBTS if within(minor, d.first, d.last))
+    found = ((d, d.check(launch)) for d in kinds)
+    return tuple(Doubt(text, d.name, d.source) for d, text in found if text is not None)
 
 
 def _full_batch(launch: Launch) -> str | None:
@@ -224,19 +243,91 @@ def _throttled(launch: Launch) -> str | None:
     return throttled(launch) if launch.known.allow_throttled else None
 
 
+_SCHEDULED = "config/vllm.py: VllmConfig._maybe_"
 _DOUBTS = (
-    _Doubt(_full_batch, (0, 24), (0, 30)),
-    _Doubt(_anchor, (0, 33)),
-    _Doubt(_throttled, (0, 31)),
-    _Doubt(_schedule_of_replicas, (0, 26)),
-    _Doubt(_schedule_on_v1, (0, 33)),
-    _Doubt(_schedule_in_pieces, (0, 24)),
-    _Doubt(_shorter, (0, 33)),
-    _Doubt(_dtype_of_plugin, (0, 33)),
-    _Doubt(_architecture, (0, 24)),
-    _Doubt(_replay, (0, 32)),
-    _Doubt(_adaptive_backend, (0, 28)),
-    _Doubt(_v2_on_cpu, (0, 25)),
-    _Doubt(_async_on_cpu, (0, 33)),
-    _Doubt(_arctic, (0, 24)),
+    _Doubt(
+        "drafts of a full batch above MNBT",
+        _full_batch,
+        "vLLM PRs #53970, #56448",
+        (0, 24),
+        (0, 30),
+    ),
+    _Doubt(
+        "requests at once with a draft of unknown layout",
+        _anchor,
+        "config/vllm.py: VllmConfig.num_lookahead_tokens",
+        (0, 33),
+    ),
+    _Doubt(
+        "requests at once below the study's",
+        _throttled,
+        "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens",
+        (0, 31),
+    ),
+    _Doubt(
+        "schedule of n ignored with replicas",
+        _schedule_of_replicas,
+        f"{_SCHEDULED}disable_dynamic_sd_for_data_parallel",
+        (0, 26),
+    ),
+    _Doubt(
+        "schedule of n ignored on model runner V1",
+        _schedule_on_v1,
+        f"{_SCHEDULED}disable_dynamic_sd_for_v1",
+        (0, 33),
+    ),
+    _Doubt(
+        "schedule of n without full CUDA graphs",
+        _schedule_in_pieces,
+        f"{_SCHEDULED}override_dynamic_sd_cudagraph_mode",
+        (0, 24),
+    ),
+    _Doubt(
+        "max_model_len lowered to the draft's",
+        _shorter,
+        "config/vllm.py: VllmConfig._limit_max_model_len_to_draft",
+        (0, 33),
+    ),
+    _Doubt(
+        "kv_cache_dtype of a plugin",
+        _dtype_of_plugin,
+        "config/cache.py: CacheConfig._validate_cache_dtype",
+        (0, 33),
+    ),
+    _Doubt(
+        "draft of a later version",
+        _architecture,
+        "model_executor/models/registry.py: _ModelRegistry._raise_for_unsupported",
+        (0, 24),
+    ),
+    _Doubt(
+        "replayssm_buffer_len for the drafts",
+        _replay,
+        "config/vllm.py: VllmConfig.validate_mamba_cached_kernel",
+        (0, 32),
+    ),
+    _Doubt(
+        "adaptive verification with the attention backend",
+        _adaptive_backend,
+        "v1/worker/gpu/spec_decode/adaptive_verification.py",
+        (0, 28),
+    ),
+    _Doubt(
+        "model runner V2 on a CPU",
+        _v2_on_cpu,
+        "config/vllm.py: VllmConfig.use_v2_model_runner",
+        (0, 25),
+    ),
+    _Doubt(
+        "async scheduling on a CPU",
+        _async_on_cpu,
+        "config/vllm.py: VllmConfig.__post_init__",
+        (0, 33),
+    ),
+    _Doubt(
+        "package for suffix decoding",
+        _arctic,
+        "config/speculative.py: SpeculativeConfig._validate_suffix_decoding",
+        (0, 24),
+    ),
 )

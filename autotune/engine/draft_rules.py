@@ -20,6 +20,12 @@ _MODELS = {"dflash", "dspark", "eagle", "eagle3", "draft_model", "mtp", "medusa"
 # Methods that reserve n tokens for each request from 0.33 on; for DFlash and DSpark see
 # `fewest_tokens`.
 _LOOK_AHEAD = {"eagle", "eagle3", "mtp", "draft_model"}
+# Methods none of whose drafts has the interface `SupportsPP`, and targets whose head has it not.
+_WITHOUT_PIPELINES = {"dflash", "dspark", "eagle", "eagle3", "medusa"}
+_HEADS_WITHOUT_PIPELINES = {
+    *("deepseek_v3", "ernie4_5_moe", "exaone_moe", "glm4_moe", "longcat_flash"),
+    *("qwen3_next", "qwen3_5", "qwen3_5_moe"),
+}
 _SCHEDULED = KEPT_ON_V1 | {"dspark"}  # which only model runner V2 has
 _PLAYED = f"{DRAFT}synthetic_acceptance_"
 _SCHEDULABLE = "max_num_scheduled_tokens"  # a flag from 0.26 on
@@ -114,6 +120,40 @@ def _nothing_to_schedule(launch: Launch) -> str | None:
     if least is None or least > 0 or (least == 0 and launch.n < 1 and not late):
         return None
     return f"{_SCHEDULABLE} must be at least 1, not {least}"
+
+
+def _lora(launch: Launch) -> str | None:
+    """Check that a batch of all requests with their drafts fits where there are LoRA adapters."""
+    mnbt, (seqs, words), needed = launch.number(MNBT), launch.seqs(), _least_with_lora(launch)
+    if mnbt is None or seqs is None or needed is None:
+        return None
+    # vLLM's own max_num_seqs never exceeds MNBT
+    taken = needed if SEQS in launch.settings else min(seqs, mnbt) * (launch.n + 1)
+    if mnbt >= taken:
+        return None
+    return (
+        f"with enable_lora, n = {launch.n} and {words} {launch.vllm} needs MNBT of at least "
+        f"{needed}; {mnbt} would fail"
+    )
+
+
+def _least_with_lora(launch: Launch) -> int | None:
+    seqs, _ = launch.seqs()
+    if launch.n < 1 or seqs is None or launch.settings.get("enable_lora") is not True:
+        return None
+    return seqs * (launch.n + 1)
+
+
+def _pipelines(launch: Launch) -> str | None:
+    """Check 0.24 to 0.29: the draft runs in as many pipeline stages as the target."""
+    stages = launch.number("pipeline_parallel_size") or 1
+    head = launch.method == "mtp" and launch.draft.kind in _HEADS_WITHOUT_PIPELINES
+    if launch.n < 1 or stages <= 1 or not (head or launch.method in _WITHOUT_PIPELINES):
+        return None
+    return (
+        f"{launch.vllm} runs the draft in pipeline_parallel_size = {stages} stages, too, which "
+        f"drafts of method {launch.method} cannot"
+    )
 
 
 def _draft_workers(launch: Launch) -> str | None:
@@ -226,6 +266,19 @@ DRAFT_RULES = (
         "config/vllm.py: VllmConfig._set_max_num_scheduled_tokens, num_lookahead_tokens",
         first=(0, 33),
         least=_least_of_lookahead,
+    ),
+    Rule(
+        "MNBT with room for every request's drafts and LoRA",
+        _lora,
+        "engine/arg_utils.py: EngineArgs.create_engine_config",
+        least=_least_with_lora,
+    ),
+    Rule(
+        "pipelines with a draft",
+        _pipelines,
+        "config/model.py: ModelConfig.verify_with_parallel_config, "
+        "config/speculative.py: SpeculativeConfig.create_draft_parallel_config",
+        last=(0, 29),
     ),
     Rule(
         "tokens to schedule",

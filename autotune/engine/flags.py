@@ -21,6 +21,7 @@ from autotune.study.schema import FlagValue, ServerSpec
 from autotune.study.secrets import argument_secret, command_secret
 from autotune.study.serve_flags import human
 from autotune.study.space import ALIGNED, DRAFT, ChoiceParam, N
+from autotune.study.vllm_flags import inverse
 
 _SEEN = "every user of this machine can read a command line, and a study's is stored and shown"
 
@@ -201,6 +202,10 @@ def _check_switch(where: str, root: str, value: FlagValue, info: VllmInfo) -> No
     """Check the value of a flag that has none on vLLM's command line."""
     if root.startswith("no_") and root[3:] in (info.options or ()):
         raise UserError(f"{where}: write {root[3:]}: {'false' if value is True else 'true'}")
+    other, options = (inverse(root) or "").replace("-", "_"), info.options or ()
+    if f"no_{other}" in options and f"no_{root}" not in options:
+        # from 0.33 on: the rules, and the parts of a study, ask for one of the two names
+        raise UserError(f"{where}: write {other}: {'false' if value is True else 'true'}")
     if not isinstance(value, bool):
         raise UserError(f"{where}: is a switch; write true or false, not {json.dumps(value)}")
 

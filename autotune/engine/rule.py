@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from packaging.version import Version
 
 from autotune.engine.gpus import Gpu, default_seqs
-from autotune.study.space import DRAFT, N, as_int
+from autotune.study.space import DRAFT, MNBT, N, as_int
 
 SEQS = "max_num_seqs"
 METHOD = f"{DRAFT}method"
@@ -191,6 +191,15 @@ class Launch:
             default *= 2
         more = " or more" if self.known.platform == "cuda" and exact is None else ""
         return default, f"vLLM's own {SEQS} of {default}{more}"
+
+    def most_seqs(self) -> int | None:
+        """Return max_num_seqs, or an upper bound of vLLM's own; None: it is unknown."""
+        seqs, _ = self.seqs()
+        if SEQS in self.settings or seqs is None:
+            return seqs
+        if self.known.platform == "cuda" and default_seqs(self.known.gpus, self.minor) is None:
+            return None
+        return min(seqs, self.number(MNBT) or seqs)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from packaging.version import Version
 from autotune.engine.active_requests import throttled
 from autotune.engine.cache_dtypes import cache_dtypes
 from autotune.engine.compilation import compilation
-from autotune.engine.doubts import found_doubts
+from autotune.engine.doubts import Doubt, found_doubts
 from autotune.engine.draft_rules import DRAFT_RULES
 from autotune.engine.gpus import Gpu, have_bfloat16
 from autotune.engine.rule import (
@@ -59,7 +59,17 @@ READ: tuple[Minor, ...] = tuple((0, minor) for minor in range(24, 34))
 """Minor versions whose source was read, the oldest first."""
 
 # Architectures (``model_type``) with plain attention in every layer.
-_PLAIN = {"llama", "mistral", "qwen2", "qwen3"}
+_PLAIN = {
+    *("llama", "mistral", "qwen2", "qwen3"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe"),
+}
+# Keys next to max_position_embeddings that change the length that vLLM derives
+# (transformers_utils/model_arch_config_convertor.py: derive_max_model_len_and_key).
+_OTHER_LENGTHS = (
+    *("rope_scaling", "sliding_window", "n_positions", "max_seq_len", "seq_length"),
+    *("model_max_length", "max_target_positions", "max_sequence_length", "max_seq_length"),
+    "seq_len",
+)
 _HALVES = ("float16", "bfloat16")
 # Sources of several rules.
 _BATCH = "config/scheduler.py: SchedulerConfig.verify_max_model_len"
@@ -84,7 +94,7 @@ def known_of(
     if config.get("model_type") not in _PLAIN:
         return Known(platform=platform, cpu_fp8=cpu_fp8, gpus=gpus)
     length = config.get("max_position_embeddings")
-    scaled = any(config.get(k) for k in ("rope_scaling", "model_max_length", "sliding_window"))
+    scaled = any(config.get(k) for k in _OTHER_LENGTHS)
     rope = config.get("rope_parameters")
     if isinstance(rope, Mapping) and rope.get("rope_type", "default") != "default":
         scaled = True
@@ -164,13 +174,13 @@ def why_doubtful(
 
     The doubts of :func:`doubts_of` in one line. The arguments are those of :func:`why_infeasible`.
     """
-    return "; ".join(doubts_of(settings, vllm_version, known)) or None
+    return "; ".join(x.text for x in doubts_of(settings, vllm_version, known)) or None
 
 
 def doubts_of(
     settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
-) -> tuple[str, ...]:
-    """Return the doubts about a launch that no rule forbids, each in words.
+) -> tuple[Doubt, ...]:
+    """Return the doubts about a launch that no rule forbids.
 
     Of a version that nobody read, only those of the newest one are returned, and only for a newer
     version. The arguments are those of :func:`why_infeasible`.
@@ -345,12 +355,13 @@ def _length(launch: Launch) -> int | None:
 
 
 def _active_requests(launch: Launch) -> str | None:
-    active, seqs = launch.number("max_num_active_seqs"), launch.number(SEQS)
+    active, seqs = launch.number("max_num_active_seqs"), launch.most_seqs()
     if active is not None and active < 1:
         return f"max_num_active_seqs must be at least 1, not {active}"
     if active is None or seqs is None or active <= seqs:
         return None
-    return f"max_num_active_seqs = {active} is above max_num_seqs = {seqs}"
+    own = "" if SEQS in launch.settings else "vLLM's own "
+    return f"max_num_active_seqs = {active} is above {own}max_num_seqs = {seqs}"
 
 
 def _throttled(launch: Launch) -> str | None:

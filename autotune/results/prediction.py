@@ -14,7 +14,7 @@ from autotune.errors import NothingUsable
 from autotune.results.tables import Block, Column, Line, Table, Tone
 from autotune.results.tables import Row as TableRow
 from autotune.results.text import number, optional, plain, plural
-from autotune.results.views import StudyView, TrialView
+from autotune.results.views import STEPS_NOTE, StudyView, TrialView
 from autotune.search.acceptance import (
     MOST_N,
     Prediction,
@@ -69,6 +69,7 @@ class Outlook:
     Attributes:
         study: Name of the study.
         arms: Names of the arms that it holds for; empty: the study has none.
+        skips_steps: Whether tokens per step are those of the steps that have drafts.
         rows: A row for each n, ascending.
         drafts: A prediction for each gain, ascending.
     """
@@ -77,12 +78,14 @@ class Outlook:
     rows: Sequence[Row]
     drafts: Sequence[WhatIf]
     arms: tuple[str, ...] = ()
+    skips_steps: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; errors and gains are relative."""
         return {
             "study": self.study,
             **({"arms": list(self.arms)} if self.arms else {}),
+            **({"skips_steps": True} if self.skips_steps else {}),
             "note": NOTE,
             "predictions": [
                 {
@@ -175,7 +178,8 @@ def outlook(view: StudyView, space: Space) -> Outlook:
     rows = [_row(n, trials, launches, prediction) for n in ns]
     choice = [n for n in ns if n or prediction.baseline_launched]
     drafts = [what_if(prediction, gain, choice) for gain in GAINS]
-    return Outlook(view.name, rows, drafts)
+    skips = any(t.skips_steps for t, _ in trials.values())
+    return Outlook(view.name, rows, drafts, skips_steps=skips)
 
 
 def _fastest(view: StudyView) -> dict[int, tuple[TrialView, SpeculationLaunch]]:
@@ -232,6 +236,7 @@ def outlook_page(found: Outlook) -> list[Block]:
         Line("launches at other n only."),
         Line(),
         _rows_table(found.rows),
+        *([Line(STEPS_NOTE.replace("*", "tok/step:", 1))] if found.skips_steps else []),
         *(Line(text) for text in _accuracy(found.rows)),
         Line(),
         Line("If each drafted token were accepted more often, where those before it were:"),

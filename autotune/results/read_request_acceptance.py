@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from autotune.results.request_acceptance import RequestAcceptance, request_acceptance
 from autotune.storage.store import Store
 from autotune.study.space import Point
-from autotune.study.speculative import ADAPTIVE, SCHEDULE
+from autotune.study.speculative import ADAPTIVE
+from autotune.study.ways import is_biased
 
 
 def read_request_acceptance(
@@ -38,14 +39,14 @@ def why_biased(draft: Mapping[str, object]) -> str | None:
     Args:
         draft: Keys of ``--speculative-config``.
     """
-    if draft.get(ADAPTIVE):
+    if not is_biased(draft):
+        return None
+    if draft.get(ADAPTIVE) is True:
         return (
-            "adaptive verification leaves out drafts that it expects to be rejected: the figures "
-            "are biased, and those of other launches do not compare"
+            "adaptive verification verifies some drafts only, and the others count as not "
+            "accepted: the figures are biased low, and are no measure of another n"
         )
-    if draft.get(SCHEDULE):
-        return (
-            "a schedule changes n with the batch size: the figures are of the steps that drafted, "
-            "with the n that each of them had"
-        )
-    return None
+    return (
+        "a schedule changes n with the batch size: the figures are of the steps that drafted, "
+        "each with its own n, and are no measure of another n"
+    )

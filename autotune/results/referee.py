@@ -47,6 +47,12 @@ class RefereeView:
         return tuple(dict.fromkeys(x.rival for x in self.compared))
 
     @property
+    def passing(self) -> dict[MapWay, Crossing]:
+        """Crossovers of the rivals that are certainly faster at some load."""
+        sure = {x.rival for x in self.compared if x.verdict is Verdict.RIVAL}
+        return {way: x for way, x in self.crossings.items() if x.load is not None and way in sure}
+
+    @property
     def serve(self) -> dict[int, MapWay]:
         """What to serve at each load."""
         return winners(self.compared)
@@ -182,21 +188,20 @@ def ranges_text(serve: Mapping[int, MapWay]) -> str:
 
 
 def _crossing_text(way: MapWay, view: RefereeView) -> str:
+    """Return where a rival is faster than the best fixed n, and where that is certain."""
     of = [x for x in view.compared if x.rival == way]
-    cross = view.crossings[way]
     name = f"{way.name[0].upper()}{way.name[1:]}"
-    if cross.load is None:
-        side = "at least as fast as" if cross.wins_above else "slower than"
-        text = f"{name} is {side} the best fixed n at every concurrency compared"
-    else:
-        side = "above" if cross.wins_above else "below"
-        text = f"{name} is faster {side} a concurrency of about {crossing_text(cross)}"
-    sure = {
-        word: [str(x.load) for x in of if _WORDS[x.verdict] == word]
-        for word in ("faster", "slower")
-    }
-    said = [f"{word} at {', '.join(loads)}" for word, loads in sure.items() if loads]
-    return f"{text}; certainly {' and '.join(said)}." if said else f"{text}; none of it is certain."
+    faster, slower = (
+        ", ".join(str(x.load) for x in of if x.verdict is verdict)
+        for verdict in (Verdict.RIVAL, Verdict.FIXED)
+    )
+    sure = f"certainly faster at {faster}" if faster else "certainly faster at no concurrency"
+    sure += f", certainly slower at {slower}" if slower else ""
+    if way not in view.passing:
+        return f"{name} is {sure}."
+    cross = view.passing[way]
+    side = "above" if cross.wins_above else "below"
+    return f"{name} is faster {side} a concurrency of about {crossing_text(cross)}; {sure}."
 
 
 def crossing_text(cross: Crossing) -> str:

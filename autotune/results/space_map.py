@@ -19,7 +19,7 @@ from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rule import NOTHING, SEQS, Known
-from autotune.engine.rules import THROTTLED, infeasible, why_doubtful
+from autotune.engine.rules import THROTTLED, doubts_of, infeasible
 from autotune.errors import UserError
 from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
 from autotune.results.views import TrialView
@@ -300,12 +300,9 @@ def space_map(
             rule, source = text, "no --speculative-config at n = 0"
         elif text := why_throttled(settings, version, known):
             state, rule, source = State.THROTTLED, THROTTLED.name, THROTTLED.source
-        elif text := why_doubtful(settings, version, known):
-            state, rule, source = (
-                State.DOUBTFUL,
-                "drafts of a full batch above MNBT",
-                "vLLM PR #53970",
-            )
+        elif doubts := doubts_of(settings, version, known):
+            state, text = State.DOUBTFUL, "; ".join(x.text for x in doubts)
+            rule, source = doubts[0].name, doubts[0].source
         point = space.shown(point)
         cells.append(Cell(point, state, text, outcome))
         if text is not None:

@@ -57,6 +57,7 @@ def template(name: str) -> str:
             "  # command: /path/to/venv/bin/vllm serve",
             "  model: demo:target # a folder (from this file's), a hub name, or the demo's",
             "  # The draft; everything in here goes to vLLM's --speculative-config.",
+            "  # `arms` in place of it compares several ways to draft: docs/study-file.md.",
             "  speculative:",
             "    method: dflash",
             "    model: demo:draft",

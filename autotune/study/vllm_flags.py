@@ -79,17 +79,23 @@ def known() -> Mapping[str, Flag]:
         name = row["names"][0][2:].replace("-", "_")
         for spelling in row["names"]:
             first = row["names"][0]
-            off = (f"--no-{first[2:]}", _inverse(first))
+            off = (f"--no-{first[2:]}", f"--{inverse(first[2:])}")
             negated = body["takes"] == "none" and spelling in off
             found[spelling] = Flag(name=name, negated=negated, **body)
     return found
 
 
-def _inverse(spelling: str) -> str | None:
-    """Return ``--disable-x`` for ``--enable-x`` and the other way round; None: it is neither."""
-    for on, off in (("--enable-", "--disable-"), ("--disable-", "--enable-")):
-        if spelling.startswith(on):
-            return off + spelling.removeprefix(on)
+def inverse(name: str) -> str | None:
+    """Return ``disable-x`` for ``enable-x`` and the other way round; None: it is neither.
+
+    Args:
+        name: The flag without dashes in front.
+    """
+    match name.replace("_", "-").partition("-"):
+        case ("enable", _, rest):
+            return f"disable-{rest}"
+        case ("disable", _, rest):
+            return f"enable-{rest}"
     return None
 
 
@@ -112,7 +118,7 @@ def find(spelling: str) -> Flag | None:
         return flags[spelling]
     if spelling in _FORMER:
         return None
-    switch = flags.get(_inverse(spelling) or "")
+    switch = flags.get(f"--{inverse(spelling[2:])}")
     if switch is not None and switch.takes == "none" and not was_switch(spelling[2:]):
         off = flags.get(f"--no-{switch.name.replace('_', '-')}")
         if off is not None:  # 0.33 and later have this spelling of it

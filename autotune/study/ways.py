@@ -169,8 +169,9 @@ def skips_steps(draft: Mapping[str, Any]) -> bool:
     """Return whether a request may have steps without drafts, which vLLM does not count.
 
     vLLM counts a draft only where a request has draft tokens (``v1/core/sched/scheduler.py:
-    update_from_output``). Then tokens per step are those of the steps with drafts. A schedule may
-    say n = 0, and n-grams and suffixes draft nothing where nothing repeats.
+    update_from_output``, 0.32.0: 2129, 2969). Then tokens per step are those of the steps with
+    drafts. A schedule may say n = 0, and n-grams and suffixes draft nothing where nothing repeats.
+    Adaptive verification counts a draft that it does not verify as not accepted.
 
     Args:
         draft: Keys of ``--speculative-config``.
@@ -180,4 +181,4 @@ def skips_steps(draft: Mapping[str, Any]) -> bool:
         entries = [x for x in schedule if isinstance(x, list | tuple) and len(x) == 3]
         if any(x[2] == 0 for x in entries):
             return True
-    return draft.get(ADAPTIVE) is True or draft.get("method") in FROM_TEXT
+    return draft.get("method") in FROM_TEXT

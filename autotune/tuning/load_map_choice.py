@@ -288,10 +288,10 @@ class Chooser:
             self.say(f"{way.name} is not launched: {why}")
             return None
         same = [x for x in self.points() if x.repeat is None and way_of(x) == way]
-        # an earlier suggestion that is asked for now is launched as what is asked for
-        known = next((x for x in same if (x.way is not None) == asked), None) or (
-            same[0] if same and not asked else None
-        )
+        known = next((x for x in same if (x.way is not None) == asked), None)
+        # of a suggestion that no longer is one, the numbers are shown only if it is asked for
+        if known is None and same and (not asked or way.schedule == self._view().schedule):
+            known = same[0]
         if known is None:
             return self._add(way, asked=asked)
         return known if self.missing(known) else None

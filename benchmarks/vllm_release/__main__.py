@@ -194,7 +194,7 @@ def opened(stack: ExitStack, given: str) -> Source:
     try:
         return stack.enter_context(source_of(given, download=download))
     except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as e:
-        why = " ".join(str(e).split())[:200]
+        why = " ".join(str(e).partition(": - method")[0].split())[:200]
         raise SystemExit(f"{given}: cannot be read as wheel or source distribution: {why}") from e
 
 

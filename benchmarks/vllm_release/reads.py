@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 
+from autotune.bench.running import parse_gauges
 from autotune.bench.server_metrics import Counters, ServerStats, difference, parse
 from autotune.engine import compile_cache, failures, launch_stages
 from autotune.engine.variables import is_kept, matters
 from benchmarks.vllm_release.accepts import Answers, unasked
 from benchmarks.vllm_release.page import Section, Todo, code, listed, table
-from benchmarks.vllm_release.source import CLASSES, Read, has, imported, named
+from benchmarks.vllm_release.source import CLASSES, Read, has, imported, mentioned, named
 
 _METRICS_FILE = "autotune/bench/server_metrics.py"
 _NEEDS = ("torch", "transformers", "prometheus-client", "pydantic", "fastapi", "triton")
@@ -29,9 +30,10 @@ def unknown_of(page: str) -> list[str]:
     positions = tuple(value + 1 for value in first.accepted_per_position)
     found = difference(first, Counters(grown, positions, first.started, first.others))
     empty = [f.name for f in fields(ServerStats) if getattr(found, f.name) in (None, ())]
-    return [name for name in empty if name != "unknown"] + (
-        [f"all: {found.unknown}"] if found.unknown else []
-    )
+    empty = [name for name in empty if name != "unknown"]
+    gauges = parse_gauges(page.encode())
+    empty += [f"requests {x}" for x in ("running", "waiting") if getattr(gauges, x, None) is None]
+    return empty + ([f"all: {found.unknown}"] if found.unknown else [])
 
 
 def metrics_section(
@@ -51,6 +53,7 @@ def metrics_section(
     for name in sorted({*a.metrics, *b.metrics}):
         short = name.removeprefix("vllm:")
         where = names(name, f"{name}_total") or names(short, within=_METRICS_FILE)
+        where = where or mentioned(name)
         if not where:
             continue
         rows.append(

@@ -237,6 +237,17 @@ def named(*texts: str, within: str = "autotune/") -> list[str]:
     return [p for p in places if p.startswith(within)]
 
 
+def mentioned(name: str) -> list[str]:
+    """Return where a text of autotune's code holds a name, as FILE:LINE; docstrings are too long.
+
+    Args:
+        name: Whole name, such as that of a metric.
+    """
+    _read_ours()
+    whole = re.compile(rf"{re.escape(name)}(?![a-z0-9_])")
+    return [p for text, places in _TEXTS.items() if whole.search(text) for p in places]
+
+
 def imported() -> dict[tuple[str, str | None], list[str]]:
     """Return what autotune imports of vLLM, or names as a module: (module, name), and where."""
     _read_ours()

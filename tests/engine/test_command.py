@@ -29,6 +29,7 @@ OPTIONS = {
     "max_num_batched_tokens": None,
     "enforce_eager": (),
     "no_enforce_eager": (),
+    **dict.fromkeys(("enable_lora", "no_enable_lora", "disable_lora"), ()),  # as 0.33 has them
     "enable_prefix_caching": (),
     "no_enable_prefix_caching": (),
     "disable_log_stats": (),
@@ -330,6 +331,7 @@ def test_known_flags_pass():
         ({"dtype": True}, ["server.flags.dtype", "needs a value"]),
         ({"enforce_eager": 1}, ["server.flags.enforce_eager", "true or false"]),
         ({"no_enforce_eager": True}, ["write enforce_eager: false"]),
+        ({"disable_lora": True}, ["server.flags.disable_lora", "write enable_lora: false"]),
         ({"no_max_num_seqs": True}, ["write max_num_seqs: false"]),
         ({"hf_token": "x"}, ["HF_TOKEN", "environment"]),
         ({"speculative_config.model": "x"}, ["server.speculative"]),

@@ -21,7 +21,7 @@ def doubted(settings: dict[str, Any], words: str, known: Known = CUDA) -> list[i
     return [
         minor
         for minor in range(24, 34)
-        if any(words in text for text in doubts_of({N: 4, **settings}, f"0.{minor}.0", known))
+        if any(words in x.text for x in doubts_of({N: 4, **settings}, f"0.{minor}.0", known))
     ]
 
 

@@ -190,6 +190,30 @@ def test_a_default_of_max_num_seqs_counts_only_where_the_device_is_known() -> No
 
 
 @pytest.mark.parametrize("version", [*VERSIONS, None])
+def test_adapters_need_room_for_all_drafts(version: str | None) -> None:
+    settings = {N: 7, "max_num_seqs": 16, "enable_lora": True, METHOD: "eagle3"}
+    check({**settings, MNBT: 127}, version, False, words="128")
+    check({**settings, MNBT: 128}, version, True)
+    check({**settings, MNBT: 127, N: 0}, version, True)
+    check({**settings, MNBT: 127, "enable_lora": False}, version, True)
+
+
+def test_a_draft_in_pipeline_stages() -> None:
+    for version in VERSIONS:
+        old = version in VERSIONS[:6]
+        for method in ("dflash", "eagle", "eagle3"):
+            stages = {METHOD: method, N: 3, MNBT: 2048, "max_num_seqs": 4}
+            check({**stages, "pipeline_parallel_size": 2}, version, not old, words="stages")
+            check({**stages, "pipeline_parallel_size": 1}, version, True)
+            check({**stages, "pipeline_parallel_size": 2, N: 0}, version, True)
+        check({**stages, "pipeline_parallel_size": 2, METHOD: "ngram"}, version, True)
+        for kind, without in (("glm4_moe", True), ("nemotron_h", False)):
+            known = Known(drafts={None: Draft(kind=kind)})
+            staged = {**stages, "pipeline_parallel_size": 2, METHOD: "mtp"}
+            check(staged, version, not (old and without), known)
+
+
+@pytest.mark.parametrize("version", [*VERSIONS, None])
 def test_numbers_that_cannot_be(version: str | None) -> None:
     for name in (MNBT, "max_num_seqs", "block_size"):
         check({name: 0}, version, False, words="at least 1")
@@ -217,6 +241,10 @@ def test_rules_of_the_scheduler_that_came_or_went() -> None:
     check(active, "0.31.0", False)
     check(active, "0.30.0", True)
     check({"max_num_active_seqs": 0}, "0.31.0", False, words="at least 1")
+    for most, launches in ((129, False), (128, True)):
+        check({"max_num_active_seqs": most}, "0.33.0", launches, CPU, "vLLM's own max_num_seqs")
+    check({"max_num_active_seqs": 65, MNBT: 64}, "0.33.0", False, CPU, "max_num_seqs = 64")
+    check({"max_num_active_seqs": 2000}, "0.33.0", True, CUDA)  # 256 or 1024
     long = {"long_prefill_token_threshold": 65, "max_model_len": 64}
     check(long, "0.32.0", False)
     check({**long, "max_model_len": 65}, "0.32.0", True)
@@ -435,6 +463,7 @@ def test_what_a_models_config_tells() -> None:
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
         {"rope_parameters": {"rope_type": "yarn"}},
         {"model_max_length": 9000},
+        {"seq_length": 4096},
     ):
         assert known_of({**llama, **scaled}, "cpu", None).model_max_len is None
     assert known_of({"model_type": "deepseek_v3"}, "cuda", None) == CUDA

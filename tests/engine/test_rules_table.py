@@ -78,10 +78,10 @@ def test_a_table_answers_every_setting_of_this_program(version: str) -> None:
 def _started(version: str, name: str) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Return group, settings and what was asked besides of the settings that start, by a column."""
     out = []
-    for group in table_of(version)["groups"]:
-        if name not in group:
+    for group, asked in zip(table_of(version)["groups"], groups(), strict=True):
+        wanted = asked.get("gets", ())
+        if name not in wanted:
             continue
-        wanted = next(g for g in groups() if asks(g) == asks(group))["gets"]
         columns = [unpacked(group[x]) for x in ("answers", *wanted)]
         rows = zip(settings_of(group), zip(*columns, strict=True), strict=True)
         for settings, (code, *told) in rows:

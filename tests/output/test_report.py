@@ -372,11 +372,16 @@ def test_a_map_is_shown_with_its_crossover(tmp_path: Path, monkeypatch: pytest.M
         take_idle_baseline=lambda _: IdleBaseline(0.1, None, ()),
     )
     database = make(tmp_path, ROWS)
-    done = autotune("map", "double.yaml", "--concurrency", "1,4,16", cwd=tmp_path)
+    given = ("--schedule", "1:3,4:0", "--ways", "none", "--confirm", "8")
+    done = autotune("map", "double.yaml", "--concurrency", "1,4,16", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = report_of(database)
     text = words(report, "load")
     assert "Speculation pays up to a concurrency of about" in text
+    assert "Other ways to speculate against the best fixed n" in text
+    assert "('16', 'n = 0', 'schedule 1:3,4:0', '1.00×" in text
+    assert "Confirmed by 2 further launches of each way" in text
+    assert "a line for each way to speculate" in text
     assert "load" in figure_names(report)
     argument = next(line for line in done.stdout.splitlines() if "--speculative-config" in line)
     codes = [b.text for x in report.sections for b in x.blocks if isinstance(b, Code)]

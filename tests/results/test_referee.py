@@ -136,6 +136,8 @@ def test_only_the_confirmation_counts_where_there_is_one() -> None:
     assert "Confirmed by 2 further launches" in text
     assert "By single launches only: concurrency 1, 16." in text
     assert "Not confirmed, and left out here: schedule 1:7,8:0." in text
+    assert found.passing == {}
+    assert "Adaptive n = 7 is certainly faster at no concurrency, certainly slower at 1" in text
     single = referee(RATES, {}, AT, None)
     assert single is not None
     assert single.confirmed == ()
@@ -158,7 +160,7 @@ def test_the_verdicts_fit_a_terminal_and_are_plain_data() -> None:
     lines = referee_lines(found)
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
-    assert "certainly faster at 64, 128, 256 and slower at 4, 8, 16, 32." in text
+    assert "certainly faster at 64, 128, 256, certainly slower at 4, 8, 16, 32." in text
     assert "4 to 32: n = 7; 64 to 256: adaptive n = 7." in text
     plain = json.loads(json.dumps(referee_json(found)))
     assert plain["serve"]["256"]["kind"] == "adaptive"

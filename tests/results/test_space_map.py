@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from autotune.engine.feasibility import known_for
 from autotune.engine.gpus import Gpu
@@ -15,7 +17,7 @@ from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.results.space_map import State, explain, space_map
 from autotune.results.views import TrialView
-from autotune.study.files import LoadedStudy, load_study
+from autotune.study.files import LoadedStudy, load_study, parse_study
 from autotune.study.space import MNBT, N
 from tests.studies import autotune, write_study
 
@@ -143,6 +145,15 @@ def test_blackwell_has_graphs_of_more_tokens(
         assert explain(loaded, "0.27.0").holes[15] == tuple(range(33, 66))
 
 
+def test_a_doubt_is_told_with_its_own_name_and_source(tmp_path: Path) -> None:
+    loaded = wide(tmp_path, server__speculative={"method": "suffix"})
+    found = space_map(loaded.spec, "0.32.0", Known(platform="cuda"))
+    doubtful = [r for r in found.reasons if r.state is State.DOUBTFUL]
+    assert [(r.rule, r.count) for r in doubtful] == [("package for suffix decoding", 15 * 6)]
+    assert doubtful[0].source.startswith("config/speculative.py: ")
+    assert "arctic-inference" in doubtful[0].text
+
+
 def test_what_the_targets_folder_tells(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
@@ -200,3 +211,69 @@ def test_the_command(tmp_path: Path) -> None:
     done = autotune("explain", "double.yaml", "--vllm", "newest", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "autotune: --vllm: newest is no version; such as 0.32.0\n"
+
+
+def with_arms(folder: Path, arms: dict[str, Any]) -> LoadedStudy:
+    raw = yaml.safe_load(write_study(folder).read_text())
+    del raw["server"]["speculative"]
+    raw["server"]["arms"] = arms
+    raw["space"] = {
+        N: {"type": "int", "low": 0, "high": 2},
+        MNBT: {"type": "choice", "choices": [512, 1024]},
+    }
+    return parse_study(yaml.safe_dump(raw, sort_keys=False), folder / "arms.yaml")
+
+
+def test_each_arm_has_a_map_and_is_asked_by_its_own_rules(tmp_path: Path) -> None:
+    draft = {"method": "dflash", "model": "org/draft"}
+    loaded = with_arms(
+        tmp_path,
+        {
+            "fixed": draft,
+            "adaptive": {**draft, "enable_adaptive_verification": True},
+            "fly": {**draft, "rejection_sample_method": "fly"},
+            "ngram": {
+                "method": "ngram",
+                "space": {
+                    N: {"type": "int", "low": 1, "high": 4},
+                    "prompt_lookup_max": {"type": "choice", "choices": [2, 4]},
+                },
+            },
+        },
+    )
+    reasons = {
+        version: {str(r.example["arm"]): r.text for r in space_map(loaded.spec, version).reasons}
+        for version in ("0.27.0", "0.29.0", "0.33.0")
+    }
+    old = reasons["0.27.0"]
+    assert "has no key enable_adaptive_verification in --speculative-config" in old["adaptive"]
+    assert "has no rejection_sample_method fly" in old["fly"]
+    assert "for dspark only, not for method dflash" in reasons["0.29.0"]["adaptive"]
+    assert reasons["0.33.0"]["fly"].endswith("fly needs n of at least 2, not 1")
+    on_cpu = space_map(loaded.spec, "0.32.0", Known(platform="cpu"))
+    told = {r.example["arm"]: r.text for r in on_cpu.reasons}
+    assert "needs model runner V2 and CUDA graphs; vLLM on a CPU has neither" in told["adaptive"]
+
+    found = space_map(loaded.spec, "0.33.0")
+    assert len(found.cells) == 2 * (1 + 2 + 2 + 2 + 4 * 2)
+    assert [c.point for c in found.cells if c.point[N] == 0] == [
+        {N: 0, MNBT: 512},
+        {N: 0, MNBT: 1024},
+    ]
+    lines = found.lines()
+    for name in ("fixed", "adaptive", "fly"):
+        at = lines.index(f"arm {name}")
+        assert lines[at + 1].split() == ["n", "0", "1", "2"]
+    assert "arm ngram: 16 can launch" in lines
+    assert max(map(len, lines)) <= 80
+    # what is measured is marked in every map that has the point
+    seen = [trial(0, "complete", 0, 512)]
+    again = space_map(loaded.spec, "0.33.0", trials=seen)
+    assert [c.point for c in again.cells if c.outcome] == [{N: 0, MNBT: 512}]
+
+
+def test_a_lossy_arm_is_told_before_a_launch(tmp_path: Path) -> None:
+    lossy = {"method": "dflash", "model": "org/draft", "rejection_sample_method": "fly"}
+    found = explain(with_arms(tmp_path, {"risky": lossy}), "0.33.0")
+    words = "arm risky: rejection_sample_method: fly is lossy"
+    assert any(note.startswith(words) for note in found.notes)

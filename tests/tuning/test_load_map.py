@@ -497,6 +497,18 @@ def test_a_schedule_that_does_not_win_is_not_recommended(
     assert (SCHEDULE in found["recommended"]["speculative_config"]) == (what == "schedule")
 
 
+def test_a_suggested_schedule_that_is_asked_for_is_launched_once(
+    tmp_path: Path, instant: Instant
+) -> None:
+    study = write_study(tmp_path)
+    first = json.loads(autotune("map", str(study), *WIDE, cwd=tmp_path).stdout)
+    assert first["schedule"] == [[1, 5, 2], [6, 16, 0]]
+    launched = len(instant.launched)
+    asked = autotune("map", str(study), *WIDE, "--schedule", "1:2,6:0", cwd=tmp_path)
+    assert json.loads(asked.stdout) == first
+    assert len(instant.launched) == launched
+
+
 @pytest.mark.parametrize("part", [1, 10, 11, 17, 55])
 def test_an_interrupted_map_goes_on_at_the_same_part(
     tmp_path: Path, instant: Instant, part: int

@@ -17,6 +17,7 @@ from autotune.results.referee import load_text
 from autotune.results.text import Bounds, bounds_text, number, point_text
 from autotune.stats import Estimate
 from autotune.stats.crossover import ratio
+from autotune.stats.referee import Crossing
 
 # Okabe and Ito's, as in the other plots, and symbols that say the same once more; then the ink
 _COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", None)
@@ -51,8 +52,8 @@ def load_sweep_figure(view: LoadSweepView, height: int = 560, theme: Theme = LIG
         color = theme.ink if i == 0 else _COLORS[-1 - i % 6] or theme.ink
         _add_line(fig, view, p, name, color, _STARS[i % 4], dash=_DASHES[i % 4])
     if view.referee is not None:
-        for i, way in enumerate(view.referee.crossings):
-            _add_passing(fig, view, way, i)
+        for i, (way, cross) in enumerate(view.referee.passing.items()):
+            _add_passing(fig, view, way, cross, i)
     if view.crossover is not None and view.crossover.load is not None:
         _add_crossover(fig, view.crossover.load)
     about = [f"vLLM {view.vllm}" if view.vllm else "", point_text(view.point), view.machine]
@@ -87,9 +88,11 @@ def _add_crossover(fig: go.Figure, load: float) -> None:
     )
 
 
-def _add_passing(fig: go.Figure, view: LoadSweepView, way: MapWay, line: int) -> None:
+def _add_passing(
+    fig: go.Figure, view: LoadSweepView, way: MapWay, cross: Crossing, line: int
+) -> None:
     """Add the concurrency at which a way passes the best fixed n, and its interval."""
-    if view.referee is None or (cross := view.referee.crossings[way]).load is None:
+    if cross.load is None:
         return
     low, high = cross.low or view.loads[0], cross.high or view.loads[-1]
     fig.add_vrect(x0=low, x1=high, fillcolor=GRAY, opacity=0.12, line_width=0, layer="below")

@@ -240,6 +240,8 @@ def _ranges_of(params: Mapping[str, AnyParam]) -> Iterator[str]:
         match p:
             case ChoiceParam():
                 yield f"{plain(name)} {', '.join(map(value_text, p.choices))}"
+            case IntParam() if p.low == p.high:
+                yield f"{plain(name)} {p.low}"
             case Pow2Param():
                 yield f"{plain(name)} {p.low} to {p.high}, powers of two"
             case IntParam() | FloatParam():
