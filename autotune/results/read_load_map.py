@@ -37,7 +37,7 @@ from autotune.storage.schema import LoadRow, MapPointRow
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import FlagValue, StudySpec
-from autotune.study.space import Value
+from autotune.study.space import DRAFT, Value
 from autotune.study.ways import is_lossy
 
 PARTS = 2
@@ -275,6 +275,11 @@ def load_sweep_view(
         """Return whether the study file still has the arm of a way."""
         return (way.arm or setting.arm) in (spec.server.arms or {None})
 
+    def searched(arm: str | None) -> dict[str, Value]:
+        """Return the searched keys of a draft that the sweep launches with."""
+        params = setting.params if arm == setting.arm else setting.arms.get(arm or "", {})
+        return {k.removeprefix(DRAFT): v for k, v in params.items() if k.startswith(DRAFT)}
+
     return LoadSweepView(
         study=spec.name,
         vllm=version,
@@ -294,7 +299,8 @@ def load_sweep_view(
         lossy=tuple(
             name or "the draft"
             for name, draft in spec.server.drafts.items()
-            if is_lossy(draft.given()) and name in {setting.arm, *(p.arm for p in sweep)}
+            if name in {setting.arm, *(p.arm for p in sweep)}
+            and is_lossy({**draft.given(), **searched(name)})
         ),
         outdated=tuple(sorted(lost.intersection(loads))),
     )
