@@ -512,7 +512,7 @@ def _weights_of(
     """
     found = {k: v for k, v in weights.items() if k == "target"}
     here, then = (_draft_role(study, at) for study, at in ((new, point), (old, there)))
-    if here in weights and then is not None:
+    if here is not None and then is not None and here in weights:
         found[then] = weights[here]
     return found
 
