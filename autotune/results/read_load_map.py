@@ -222,8 +222,11 @@ def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> Lo
             f"{store.path}: the load sweep of {loaded.spec.name} has no numbers yet; "
             "`autotune map` continues it"
         )
+    ledger = load_sweep_name(loaded.spec.name)
     launches = [
-        x for p in points for x in store.launches.of_trial(load_sweep_name(loaded.spec.name), p.id)
+        (x, p.arm or p.setting.get("arm"))
+        for p in points
+        for x in store.launches.of_trial(ledger, p.id)
     ]
     resolve = resolver_of(loaded, launches)
     return load_sweep_view(store, loaded, known, loads, setting, resolve)

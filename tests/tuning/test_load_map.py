@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -37,6 +38,7 @@ from autotune.results.load_map import (
     load_sweep_lines,
 )
 from autotune.results.load_map_ways import MapWay
+from autotune.results.measured import resolver_of
 from autotune.results.read_load_map import PARTS
 from autotune.serving.process_tree import Identity
 from autotune.stats import Interval
@@ -866,6 +868,24 @@ def test_the_arms_of_a_study_are_rivals(tmp_path: Path, instant: Instant) -> Non
     assert {x["rival"]["arm"] for x in found["referee"]["loads"]} == {"ngram", "by-load"}
     assert json.loads(autotune(*args, cwd=tmp_path).stdout) == found
     assert "ngram n = " in autotune("map", str(study), "--show", cwd=tmp_path).stdout
+
+
+def test_each_arm_has_the_draft_that_its_launches_had(tmp_path: Path) -> None:
+    arms = {"fixed": DRAFT, "other": {**DRAFT, "model": "other"}}
+    loaded = load_study(str(write_study(tmp_path, server__speculative=None, server__arms=arms)))
+    launches = []
+    for n, arm in ((0, "fixed"), (3, "other"), (3, "fixed")):
+        point = {"num_speculative_tokens": n, "arm": arm}
+        plan = plan_launch(
+            loaded.spec.server, point, INFO, port=1, launch_id="x", resolve=lambda ref: f"/at/{ref}"
+        )
+        launches.append((mock.Mock(argv=list(plan.argv)), arm))
+    resolve = resolver_of(loaded, launches)
+    assert [resolve(x) for x in (str(DRAFT["model"]), "other", "unknown")] == [
+        f"/at/{DRAFT['model']}",
+        "/at/other",
+        "unknown",
+    ]
 
 
 def test_a_lossy_value_that_is_searched_is_told(tmp_path: Path, instant: Instant) -> None:
