@@ -21,9 +21,13 @@ def draft_notes(loaded: LoadedStudy) -> Iterator[str]:
     Args:
         loaded: The study as the user wrote it.
     """
+    arms: dict[str, list[str]] = {}
     for arm, draft in loaded.spec.server.drafts.items():
-        where = "" if arm is None else f"arm {arm}: "
-        yield from (f"{where}{note}" for note in _notes(loaded, arm, draft))
+        for note in _notes(loaded, arm, draft):
+            arms.setdefault(note, []).extend([] if arm is None else [arm])
+    for note, names in arms.items():
+        where = f"arm{'s' if len(names) > 1 else ''} {', '.join(names)}: " if names else ""
+        yield f"{where}{note}"
 
 
 def _notes(loaded: LoadedStudy, arm: str | None, draft: SpeculativeSpec) -> Iterator[str]:
@@ -34,7 +38,7 @@ def _notes(loaded: LoadedStudy, arm: str | None, draft: SpeculativeSpec) -> Iter
     if draft.method is None and found.name is not None:
         yield f"the draft's method is {found.name}: {found.reason}; it is written into each launch"
     elif found.name is None:
-        yield f"the draft's method: {found.reason}. Rules that need it do not apply"
+        yield f"the draft's method is unknown: {found.reason}. Rules that need it do not apply"
     if found.warning is not None:
         yield found.warning
     if draft.model is None:

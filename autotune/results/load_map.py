@@ -69,6 +69,7 @@ class Advice(StrEnum):
     FIXED_FAILED = "the schedule failed"
     FIXED_UNCHECKED = "the schedule was not launched yet; the same command goes on with it"
     FIXED_ENOUGH = "a schedule has no certain gain: one n is near the best at every concurrency"
+    FIXED_ONE_LOAD = "a schedule needs numbers at two or more concurrencies"
     FIXED_ONLY = "this vLLM is given no schedule"
 
 
@@ -223,13 +224,17 @@ class LoadSweepView:
         """Best n over all concurrencies; None: n = 0 has no numbers."""
         return best_fixed(self.rates) if self.rates.get(0) else None
 
+    @property
+    def compared(self) -> list[int]:
+        """Concurrencies that the means are over: those at which n = 0 has numbers."""
+        return sorted(self.rates.get(0, {}))
+
     @cached_property
     def fixed_over_none(self) -> Estimate | None:
         """Geometric mean of the best fixed n's rates, as a ratio to that of n = 0."""
         if self.fixed is None:
             return None
-        loads = list(self.rates[0])
-        a, b = (over_loads(self.rates[n], loads) for n in (self.fixed, 0))
+        a, b = (over_loads(self.rates[n], self.compared) for n in (self.fixed, 0))
         return ratio(a, b, self.variance)
 
     @cached_property
@@ -244,7 +249,7 @@ class LoadSweepView:
         """Mean rate of the schedule as a ratio to the best fixed n's; None: it was not launched."""
         if self.fixed is None or self.checked is None:
             return None
-        loads, rates = list(self.rates[0]), self.checked.rates()
+        loads, rates = self.compared, self.checked.rates()
         if not all(load in rates for load in loads):
             return None
         fixed = over_loads(self.rates[self.fixed], loads)
@@ -259,7 +264,7 @@ class LoadSweepView:
             if any(x.rival.schedule != self.schedule for x in self.referee.overall):
                 return Advice.FIXED_RIVALS
         if self.schedule is None:
-            return Advice.FIXED_ENOUGH
+            return Advice.FIXED_ENOUGH if len(self.compared) > 1 else Advice.FIXED_ONE_LOAD
         if self.why_no_schedule is not None:
             return Advice.FIXED_ONLY
         if self.checked is not None and self.checked.failure_kind is not None:
@@ -449,7 +454,7 @@ def _schedule_lines(view: LoadSweepView) -> list[str]:
         elif view.checked is not None and view.over_fixed is not None:
             lines += wrapped(
                 f"Launched, it is at {estimate_text(view.over_fixed, '{:.3f}'.format)} of the best "
-                f"fixed n, n = {view.fixed}, as the mean over all concurrencies."
+                f"fixed n, n = {view.fixed}, {_over(view)}."
             )
     if view.fixed is None:
         return [*lines, "There are no numbers of n = 0: nothing can be recommended."]
@@ -467,7 +472,18 @@ def _recommended(view: LoadSweepView) -> str:
         return "no speculation"
     tie = "" if e.low is not None and e.low > 1 else ", a tie"
     over = estimate_text(e, "{:.3f}".format)
-    return f"n = {view.fixed}, at {over} of no speculation as the mean over all concurrencies{tie}"
+    return f"n = {view.fixed}, at {over} of no speculation {_over(view)}{tie}"
+
+
+def _over(view: LoadSweepView) -> str:
+    """Return which concurrencies a mean is over."""
+    loads = view.compared
+    if len(loads) == 1:
+        only = ", the only one with numbers" if len(view.loads) > 1 else ""
+        return f"at concurrency {loads[0]}{only}"
+    if len(loads) < len(view.loads):
+        return f"as the mean over concurrencies {', '.join(map(str, loads))}"
+    return "as the mean over all concurrencies"
 
 
 def _scatter_text(view: LoadSweepView) -> str:

@@ -240,7 +240,7 @@ def test_the_method_of_each_arm_is_found_told_and_stored(tmp_path: Path) -> None
     arms = {"a": {"model": "d"}, "b": {"model": "d", SCHEDULE: [[1, 8, 2]]}, "ngram": NGRAM}
     loaded = parse_study(study(arms).text, tmp_path / "study.yaml")
     notes = list(draft_notes(loaded))
-    assert [x.split(":")[0] for x in notes if "method is dflash" in x] == ["arm a", "arm b"]
+    assert [x.split(":")[0] for x in notes if "method is dflash" in x] == ["arms a, b"], "said once"
     found = with_method(loaded)
     assert {k: v.method for k, v in found.spec.server.drafts.items()} == {
         "a": "dflash",

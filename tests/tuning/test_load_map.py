@@ -182,6 +182,19 @@ def test_a_schedule_is_recommended_only_if_its_launch_won() -> None:
     assert view(point(3, {1: 99, 4: 999, 16: 999}, ((1, 9, 3),))).advice is Advice.FIXED_UNCHECKED
 
 
+def test_a_recommendation_says_which_concurrencies_it_is_for() -> None:
+    every = "\n".join(load_sweep_lines(view(schedule=None)))
+    assert "over all concurrencies" in " ".join(every.split())
+    some = (point(0, {1: 50, 4: 170}), point(1, {1: 57, 4: 175, 16: 360}))
+    two = " ".join(load_sweep_lines(view(points=some, schedule=None)))
+    assert "as the mean over concurrencies 1, 4" in " ".join(two.split())
+    lone = view(points=(point(0, {1: 50}), point(1, {1: 57, 4: 175, 16: 360})), schedule=None)
+    assert lone.advice is Advice.FIXED_ONE_LOAD
+    text = " ".join(" ".join(load_sweep_lines(lone)).split())
+    assert "at concurrency 1, the only one with numbers" in text
+    assert "every concurrency" not in text
+
+
 @pytest.mark.parametrize(
     "shown",
     [
