@@ -47,7 +47,8 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
         lines += ["", *_launched(launch)]
         for e in events:
             if e.launch_id == launch.launch_id:
-                lines.append(f"  {e.at - launch.planned_at:6.1f} s  {plain(_EVENTS.get(e.what, e.what))}")
+                what = plain(_EVENTS.get(e.what, e.what))
+                lines.append(f"  {e.at - launch.planned_at:6.1f} s  {what}")
         lines += _requests(store.requests.of_launch(launch.launch_id))
         lines += [f"  warning: {plain(w)}" for w in quality_warnings(Quality.read(launch.quality))]
         cache = caches.get(launch.launch_id)
