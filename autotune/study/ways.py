@@ -122,7 +122,7 @@ def _choices(params: Iterable[AnyParam]) -> Iterable[Value]:
 def curve_of(space: Space, point: Point) -> str | None:
     """Return whose acceptance the launch of a point tells of.
 
-    Arms of the same keys have the same text, whatever their n. Without arms there is one text.
+    Arms of the same keys have the same text, for any n. Without arms there is one text.
 
     Args:
         space: Searched parameters.
