@@ -106,7 +106,7 @@ def _largest(schedule: object) -> int:
         return max(n for _, _, n in schedule if type(n) is int)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         raise ValueError(
-            f"{SCHEDULE}: must be a list of [first batch size, last batch size, n], in whole numbers"
+            f"{SCHEDULE}: must be a list of [first batch size, last batch size, n], whole numbers"
         ) from None
 
 

@@ -145,7 +145,9 @@ def why_no_baseline(space: Space, baseline: Mapping[str, Value]) -> str | None:
         why = f"n = 0 has no arm; leave it out, or give baseline.{N}"
         return None if lost is None else f"baseline.{lost}: {why}"
     if not any(type(v) is type(n) and v == n for v in own[N].values() or ()):
-        return f"baseline.{N}: arm {arm} has n of {describe(own[N])}, not {n!s:.60}"
+        fixed = space.fixed_n(str(arm))
+        has = f"n of {describe(own[N])}" if fixed is None else f"n = {fixed}"
+        return f"baseline.{N}: arm {arm} has {has}, not {n!s:.60}"
     lost = next((k for k in baseline if k.startswith(DRAFT) and k not in own), None)
     return None if lost is None else f"baseline.{lost}: arm {arm} does not search it"
 

@@ -207,8 +207,8 @@ def _check_some_feasible(prepared: Prepared, space: Space) -> None:
     """Refuse a study of which no point can launch."""
     dead = never_launched(space, prepared.infeasible)
     if dead and len(dead) == len(space.arms):
-        arm, why = next(iter(dead.items()))
-        raise UserError(f"{prepared.loaded.path}: server.arms: no arm can launch; {arm}: {why}")
+        arm, first = next(iter(dead.items()))
+        raise UserError(f"{prepared.loaded.path}: server.arms: no arm can launch; {arm}: {first}")
     points = space.points()
     if points is None:
         return

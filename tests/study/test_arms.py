@@ -34,6 +34,7 @@ NGRAM: dict[str, Any] = {
     },
 }
 ARMS = {"fixed": FIXED, "by-load": BY_LOAD, "ngram": NGRAM}
+WIDE = {"type": "int", "low": 1, "high": 10**6}
 SHARED = {
     N: {"type": "int", "low": 0, "high": 15},
     MNBT: {"type": "pow2", "low": 512, "high": 2048},
@@ -257,7 +258,7 @@ def test_a_key_of_an_arm_that_is_said_twice_is_named() -> None:
                 "a": {**FIXED, "space": {"x": {"type": "int", "low": 1, "high": 9}}},
                 "b": {
                     **FIXED,
-                    "space": {"x": {"type": "int", "low": 1, "high": 10**6, "step": 99}},
+                    "space": {"x": {**WIDE, "step": 99}},
                 },
             },
             SHARED,
@@ -266,7 +267,7 @@ def test_a_key_of_an_arm_that_is_said_twice_is_named() -> None:
         ),
         # a schedule that drafts nothing is not told as a wrong n
         ({"a": {**FIXED, SCHEDULE: [[1, 8, 0]]}}, {MNBT: SHARED[MNBT]}, {}, f"{SCHEDULE}: one n"),
-        ({"a": {**FIXED, SCHEDULE: [[1, 8, 2.5]]}}, {MNBT: SHARED[MNBT]}, {}, "in whole numbers"),
+        ({"a": {**FIXED, SCHEDULE: [[1, 8, 2.5]]}}, {MNBT: SHARED[MNBT]}, {}, "n], whole numbers"),
         # vLLM would convert these, and autotune reads them as they are
         (
             {"a": {**FIXED, ADAPTIVE: "true"}},
@@ -294,7 +295,7 @@ def test_a_key_of_an_arm_that_is_said_twice_is_named() -> None:
             ARMS,
             SHARED,
             {"baseline": {ARM: "by-load", N: 9}},
-            f"baseline.{N}: arm by-load has n of 3 to 3, not 9",
+            f"baseline.{N}: arm by-load has n = 3, not 9",
         ),
         (
             ARMS,
