@@ -6,9 +6,10 @@ One server is measured all the time with the same requests: unwatched; watched a
 is, all the time (:class:`autotune.bench.running.RunningWatch`), with a page that has the two gauges
 only; and the same with the whole page of `/metrics`. A trial that is not throttled costs less,
 since the first full sample is its last one. Each round measures all three, in turns (A B C, C B A),
-so that what drifts hits all alike. The result has the ratios watched/unwatched of tok/s and p95
+so that drift affects all equally. The result has the ratios watched/unwatched of tok/s and p95
 latency with 95 % intervals (Student's t of the logarithms of the rounds' ratios), the pages that
-were read, and the CPU time that the server takes for a page when it has nothing else to do.
+were read, the peak of running requests, and the CPU time that the server takes for a page when it
+has nothing else to do.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,8 @@ class Reader:
         found = self._read()
         self.pages += 1
         self.seconds += time.monotonic() - begun
-        return found
+        # as of a throttled server, or the watch would end
+        return None if found is None else replace(found, waiting=1)
 
     @property
     def url(self) -> str:
@@ -92,7 +95,9 @@ def page_cost(server: Server, way: str, pages: int) -> dict[str, float]:
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     study = load_study(args.study)
     info = probe(study.spec.server)
-    load = study.spec.workload.model_copy(update={"num_prompts": args.requests})
+    load = study.spec.workload.model_copy(
+        update={"num_prompts": args.requests, "warmup_prompts": 4}
+    )
     workload = build_workload(load, study.base)
     logs = args.out.parent / f"{args.out.stem}-logs"
     point: Point = {N: args.n, MNBT: args.mnbt}
@@ -100,9 +105,9 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as ends:
         (server,) = Machine(study, info, logs, ends).started(point, 1, ends)
         requests = workload.measured
-        for part in (workload.warmup, requests):
-            send(server, load, part, [0.0] * len(part), "warmup", lambda _: None)
-        pages = {way: page_cost(server, way, 200) for way in WAYS[1:]}
+        warmup = workload.warmup
+        send(server, load, warmup, [0.0] * len(warmup), "warmup", lambda _: None)
+        pages = {way: page_cost(server, way, 100) for way in WAYS[1:]}
         print(json.dumps(pages), flush=True)
         for i in range(args.rounds):
             found: dict[str, Any] = {}
@@ -111,9 +116,10 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
                     found[way] = phase(study, server, requests)
                     continue
                 reader = Reader(server, way)
-                with RunningWatch(NEVER_FULL, reader):
+                with RunningWatch(NEVER_FULL, reader) as watch:
                     found[way] = phase(study, server, requests)
                 found[way] |= {"pages": reader.pages, "seconds_of_pages": reader.seconds}
+                found[way]["peak"] = watch.seen.peak
             rounds.append(found)
             print(i + 1, json.dumps(found), flush=True)
     return {

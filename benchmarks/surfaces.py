@@ -21,7 +21,7 @@ Both are tables in the end, so that a replayed launch costs microseconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise, product
@@ -31,9 +31,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.engine.rule import METHOD
+from autotune.engine.batch_budget import Load, batch_budget
+from autotune.engine.rule import METHOD, Known
 from autotune.engine.rules import why_infeasible
 from autotune.errors import FailureKind
+from autotune.results.batch_budget import Families
+from autotune.search.alike import Alike
 from autotune.study.space import MNBT, ChoiceParam, IntParam, N, Point, Pow2Param, Space, Value
 
 Floats = NDArray[np.float64]
@@ -102,6 +105,7 @@ class World:
         seconds: Of a launch, for each point.
         failed_seconds: Of a launch that fails.
         sigma: Of the logarithm of a launch's luck.
+        alike: Which points are one for the objectives, as a study would know it; None: none.
     """
 
     name: str
@@ -118,6 +122,7 @@ class World:
     seconds: Floats = field(repr=False)
     failed_seconds: float = 60.0
     sigma: float = SIGMA
+    alike: Alike | None = field(default=None, repr=False)
     _places: dict[tuple[Value, ...], int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -410,6 +415,12 @@ def generated(
         lengths,
         start_s + lasts,
         failed_seconds=start_s,
+        alike=_alike(
+            space,
+            {**DFLASH, **(fixed or {})},
+            version,
+            Load(physics.places, physics.prompt, physics.output, images=False),
+        ),
     )
 
 
@@ -538,6 +549,113 @@ def _adversary() -> World:
     return generated("gen-adversary", words, physics, _space(512, 8192))
 
 
+# Launches on an H200 with 0.26 of Gemma 4 26B A4B's shape: synthetic acceptance, concurrency 1, 256
+# tokens in, 1024 out; n, tok/s and p95 of E2EL in ms. MNBT was 4096 or 8192.
+_GEMMA = (
+    *((0, 243, 4239), (0, 253, 4263), (0, 251, 4626), (1, 277, 4083), (3, 412, 2998)),
+    *((7, 626, 1952), (11, 679, 1685), (11, 641, 1760), (13, 678, 1679), (14, 650, 1723)),
+    *((15, 719, 1682), (15, 650, 1831)),
+)
+_GEMMA_TOKENS = 1 + np.cumsum(
+    [0, 0.75, 0.58, 0.46, 0.37, 0.3, 0.24, 0.19, 0.15, 0.12, 0.095, 0.075, 0.06, 0.05, 0.04, 0.03]
+)
+
+
+def _gemma_table() -> Floats:
+    """log tok/s and log p95 by n: means of the launches, and between them the step's cost."""
+    table = np.array(_GEMMA, dtype=np.float64)
+    ns = np.unique(table[:, 0])
+    means = np.array([np.log(table[table[:, 0] == n, 1:]).mean(axis=0) for n in ns])
+    per_step = means + SIGNS * np.log(_GEMMA_TOKENS[ns.astype(int)])[:, None]
+    each = [np.interp(np.arange(16), ns, column) for column in per_step.T]
+    out = np.column_stack(each) - SIGNS * np.log(_GEMMA_TOKENS)[:, None]
+    out[0] = means[0]
+    return np.asarray(out)
+
+
+def _slow_draft() -> Floats:
+    """The same with a draft whose every token costs 0.12 ms: the best n is 11."""
+    ms = np.array([4.0, *(6.4 + 0.12 * n for n in range(1, 16))])
+    rates = 1000 * _GEMMA_TOKENS / ms
+    return np.log(np.column_stack([rates, 1.12 * 1024_000 / rates]))
+
+
+def _gemma(
+    name: str,
+    words: str,
+    by_n: Floats,
+    *,
+    version: str = "0.26.0",
+    seqs: int = 1,
+    loss: Callable[[Point], float] = lambda q: 0.0,
+) -> World:
+    """The bundled study of Gemma 4 26B: 64 points, of which 16 differ where MNBT cannot bind.
+
+    Args:
+        by_n: log tok/s and log p95, n × 2.
+        version: Of vLLM.
+        seqs: ``max_num_seqs``.
+        loss: What a point loses, in logarithms.
+    """
+    space = _space(2048, 16384)
+    points = list(space.points() or ())
+    fixed = {**DFLASH, SEQS: seqs, "max_model_len": 2048}
+    logs = np.array([by_n[int(q[N])] + SIGNS * loss(q) for q in points])
+    rates = np.diff(_GEMMA_TOKENS)
+    return World(
+        name=name,
+        words=words,
+        space=space,
+        points=points,
+        reasons=[None] * len(points),
+        regions=(),
+        logs=logs,
+        noise=np.broadcast_to([0.015, 0.03], logs.shape),
+        pool=None,
+        acceptance=[tuple(map(float, rates[: int(q[N])])) for q in points],
+        lengths=[float(_GEMMA_TOKENS[int(q[N])]) if q[N] else None for q in points],
+        seconds=110.0 + 20 * 1024 / np.exp(logs[:, 0]),
+        alike=_alike(space, fixed, version, Load(1, 256, 1024, images=False)),
+    )
+
+
+def _alike(
+    space: Space, fixed: Mapping[str, Value], version: str | None, load: Load
+) -> Alike | None:
+    """Which points of a world are one, as a study on a GPU would know it."""
+    values = space.params[MNBT].values() if MNBT in space.params else ()
+    known = Known("cuda")
+    return Families(
+        [int(x) for x in values or ()],
+        lambda q: batch_budget({**fixed, **q}, version, load, known),
+    ).alike(space)
+
+
+# Versions that nobody read: of them nothing is certain.
+_UNREAD = "0.40.0"
+
+
+def _gemma_worlds() -> Iterator[World]:
+    """MNBT without effect, proven or likely; with one at n ≥ 12; with one that is not foreseen."""
+    for name, by_n in (("gemma-c1", _gemma_table()), ("gemma-slow", _slow_draft())):
+        yield _gemma(name, "Gemma 4 26B, one user: MNBT cannot bind", by_n)
+        yield _gemma(f"{name}-likely", "the same, but likely only", by_n, version=_UNREAD)
+    yield _gemma(
+        "gemma-12",
+        "MNBT 2048 binds at n ≥ 12 only, and costs 15 % there: the best n is 15",
+        _gemma_table(),
+        seqs=165,
+        loss=lambda q: 0.15 * (int(q[N]) >= 12 and q[MNBT] == 2048),
+    )
+    yield _gemma(
+        "gemma-split",
+        "likely without effect, but MNBT below 8192 costs 20 % at n ≥ 1",
+        _gemma_table(),
+        version=_UNREAD,
+        loss=lambda q: 0.2 * (int(q[N]) >= 1 and int(q[MNBT]) < 8192),
+    )
+
+
 GENERATED: Mapping[str, Callable[[], World]] = {
     "gen-1": cache(_one),
     "gen-8": cache(_bumps),
@@ -547,6 +665,7 @@ GENERATED: Mapping[str, Callable[[], World]] = {
     "gen-kernel": cache(_local),
     "gen-4d": cache(_four),
     "gen-adversary": cache(_adversary),
+    **{w.name: lambda w=w: w for w in _gemma_worlds()},
 }
 
 

@@ -50,6 +50,14 @@ def serving_note(store: Store, name: str, trial: TrialView) -> str | None:
     return " ".join(filter(None, notes)) or None
 
 
+def say_budget(ui: Ui, store: Store, view: StudyView, trial: TrialView) -> None:
+    """Print from which MNBT on the trial's point is the same, if there is such a one."""
+    from autotune.results.budget_note import budget_note
+
+    if note := budget_note(store, view, trial):
+        ui.prose(note)
+
+
 def say_trust(ui: Ui, loaded: LoadedStudy) -> None:
     """Print that a model's own code will run, if that is so."""
     from autotune.engine.command import runs_model_code

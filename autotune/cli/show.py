@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autotune.cli.common import best_trial, say_trust, serving_command, serving_note
+from autotune.cli.common import best_trial, say_budget, say_trust, serving_command, serving_note
 from autotune.cli.options import database_option, share, study_option
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
@@ -124,6 +124,7 @@ def best(
             ui.best(view, trial, serving_command(store, view.name, trial))
             if note := serving_note(store, view.name, trial):
                 ui.prose(note)
+            say_budget(ui, store, view, trial)
             say_trust(ui, store.load_study(view.name)[0])
 
 

@@ -190,7 +190,7 @@ class LoadSweepView:
         return rates | {p.way: row for p in self.rivals if (row := p.rates())}
 
     def confirmation_plan(self, launches: int) -> Plan | None:
-        """Return what a confirmation of so many launches compares; None: there is no rival."""
+        """Return what a confirmation of that many launches compares; None: there is no rival."""
         return confirmation(self.way_rates, self.at, launches)
 
     @cached_property

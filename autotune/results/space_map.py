@@ -18,11 +18,13 @@ from autotune.engine.draft_notes import draft_notes
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
-from autotune.engine.rule import NOTHING, SEQS, Known
+from autotune.engine.rule import NOTHING, SEQS, Known, minor_of
 from autotune.engine.rules import THROTTLED, doubts_of, infeasible
 from autotune.errors import UserError
+from autotune.results.batch_budget import families_of
 from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
 from autotune.results.views import TrialView
+from autotune.search.alike import key_of
 from autotune.serving.machine import has_gpu, vllms_gpus
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
@@ -48,8 +50,10 @@ class State(StrEnum):
 
     CAN = "can launch"
     CANNOT = "cannot launch"
-    DOUBTFUL = "may crash"
+    DOUBTFUL = "doubtful"
     THROTTLED = "would be throttled"
+    ALIKE = "one with a smaller MNBT"
+    LIKELY = "likely one with a smaller MNBT"
     SAME = "same launch as another"
 
 
@@ -58,8 +62,13 @@ _MARKS = {
     State.CANNOT: "×",
     State.DOUBTFUL: "?",
     State.THROTTLED: "~",
+    State.ALIKE: "≡",
+    State.LIKELY: "≈",
     State.SAME: "=",
 }
+# States of points that a search leaves to another point, though they can launch.
+_ONE = (State.ALIKE, State.LIKELY)
+_SCHEDULER = "v1/core/sched/scheduler.py: Scheduler.schedule"
 _OUTCOMES = {"complete": ("●", "measured"), "failed": ("!", "failed")}
 
 
@@ -136,7 +145,17 @@ class SpaceMap:
     def saved(self) -> int:
         """Number of launches that these rules save a search of every point."""
         left_out = 0 if self.allow_throttled else self.count(State.THROTTLED)
-        return self.count(State.CANNOT) + self.count(State.SAME) + left_out
+        return self.count(State.CANNOT) + self.count(State.SAME) + left_out + self.alike
+
+    @property
+    def alike(self) -> int:
+        """Number of points that are one with another for the objectives, proven or likely."""
+        return sum(map(self.count, _ONE))
+
+    @property
+    def can_launch(self) -> int:
+        """Number of points that can launch, those that are one with another included."""
+        return self.launched + self.alike
 
     @property
     def launched(self) -> int:
@@ -152,7 +171,8 @@ class SpaceMap:
             "platform": self.platform,
             "points": len(self.cells),
             "real_parameters_at_their_ends": self.sampled,
-            "can_launch": self.launched,
+            "can_launch": self.can_launch,
+            "differ": self.launched,
             "may_crash": self.count(State.DOUBTFUL),
             "cannot_launch": self.count(State.CANNOT),
             "throttled": self.count(State.THROTTLED),
@@ -212,10 +232,12 @@ class SpaceMap:
         return out
 
     def _counts(self) -> str:
-        words = [f"{self.launched} can launch"]
+        words = [f"{self.can_launch} can launch"]
+        if self.alike:
+            words.append(f"{self.launched} of them differ")
         allowed = {State.DOUBTFUL} | ({State.THROTTLED} if self.allow_throttled else set())
         for state, text in (
-            (State.DOUBTFUL, "may crash"),
+            (State.DOUBTFUL, "are doubtful"),
             (State.THROTTLED, "would be throttled"),
             (State.SAME, "are another's launch"),
         ):
@@ -235,6 +257,7 @@ class SpaceMap:
         parts += [f"{same} would start a server that another point starts"] if same else []
         throttled = 0 if self.allow_throttled else self.count(State.THROTTLED)
         parts += [f"{throttled} would measure another load"] if throttled else []
+        parts += [f"{self.alike} are one with a smaller MNBT"] if self.alike else []
         words = f"launches saved: {self.saved}"
         return f"{words} ({', '.join(parts)})" if parts else words
 
@@ -285,29 +308,18 @@ def space_map(
 ) -> SpaceMap:
     """Return the map of a space for a vLLM version and a machine."""
     space = spec.to_space()
-    tried = {_key(canonical(space, t.point)): t.state for t in trials if t.state in _OUTCOMES}
+    tried = {key_of(canonical(space, t.point)): t.state for t in trials if t.state in _OUTCOMES}
+    judge = _Judge(spec, space, version, known)
     cells: list[Cell] = []
     reasons: dict[tuple[State, str], Reason] = {}
     for point in _points_of(space):
-        settings = spec.settings(point)
-        outcome = tried.get(_key(point))
-        state, text = State.CAN, None
-        if found := infeasible(settings, version, known):
-            state = State.THROTTLED if found.rule is THROTTLED else State.CANNOT
-            text, rule, source = found.reason, found.rule.name, found.rule.source
-        elif canonical(space, point) != point:
-            state, text = State.SAME, "at n = 0 nothing of the draft matters"
-            rule, source = text, "no --speculative-config at n = 0"
-        elif text := why_throttled(settings, version, known):
-            state, rule, source = State.THROTTLED, THROTTLED.name, THROTTLED.source
-        elif doubts := doubts_of(settings, version, known):
-            state, text = State.DOUBTFUL, "; ".join(x.text for x in doubts)
-            rule, source = doubts[0].name, doubts[0].source
-        point = space.shown(point)
-        cells.append(Cell(point, state, text, outcome))
-        if text is not None:
-            key = (state, rule)
-            reasons.setdefault(key, Reason(state, rule, source, text, point)).count += 1
+        found = judge.reasons(point)
+        state = found[0].state if found else State.CAN
+        words = "; ".join(r.text for r in found) or None
+        cells.append(Cell(space.shown(point), state, words, tried.get(key_of(point))))
+        for r in found:
+            r.example = space.shown(r.example)
+            reasons.setdefault((r.state, r.rule), r).count += 1
     return SpaceMap(
         study=spec.name,
         vllm=version,
@@ -321,6 +333,46 @@ def space_map(
     )
 
 
+class _Judge:
+    """Says what becomes of a point, without a launch."""
+
+    def __init__(self, spec: StudySpec, space: Space, version: str | None, known: Known) -> None:
+        self._spec, self._space = spec, space
+        self._version, self._known = version, known
+        searched = spec.search.method == "gp" and space.size() is not None
+        self._families = families_of(spec, version, known) if searched else None
+
+    def reasons(self, point: Point) -> list[Reason]:
+        """Return why a point cannot be launched, or need not be, or is in doubt."""
+        settings = self._spec.settings(point)
+        about = (settings, self._version, self._known)
+        if broken := infeasible(*about):
+            state = State.THROTTLED if broken.rule is THROTTLED else State.CANNOT
+            return [Reason(state, broken.rule.name, broken.rule.source, broken.reason, dict(point))]
+        if canonical(self._space, point) != point:
+            words, source = (
+                "at n = 0 nothing of the draft matters",
+                "no --speculative-config at n = 0",
+            )
+            return [Reason(State.SAME, words, source, words, dict(point))]
+        if text := why_throttled(*about):
+            return [Reason(State.THROTTLED, THROTTLED.name, THROTTLED.source, text, dict(point))]
+        if (one := self._one(point)) is not None:
+            return [one]
+        return [
+            Reason(State.DOUBTFUL, d.name, d.source, d.text, dict(point)) for d in doubts_of(*about)
+        ]
+
+    def _one(self, point: Point) -> Reason | None:
+        """Return that a smaller MNBT is one with a point's; None: it is the smallest, or binds."""
+        if self._families is None or self._families.stands_for(point, certain=False) == point:
+            return None
+        certain = self._families.stands_for(point, certain=True) != point
+        state, text = State.ALIKE if certain else State.LIKELY, self._families.sentence(point)
+        rule = "MNBT that cannot bind" if certain else "MNBT that likely cannot bind"
+        return Reason(state, rule, _SCHEDULER, text or rule, dict(point))
+
+
 def _points_of(space: Space) -> Iterator[dict[str, Value]]:
     """Yield every point; a real-valued parameter has its two ends only."""
     for part in space.parts():
@@ -332,10 +384,6 @@ def _points_of(space: Space) -> Iterator[dict[str, Value]]:
             yield dict(zip(part.params, row, strict=True))
 
 
-def _key(point: Point) -> frozenset[tuple[str, Value]]:
-    return frozenset(point.items())
-
-
 def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tuple[int, ...]]:
     """Return, by n, the numbers of requests without a full CUDA graph; empty if unknown."""
     flags, searched = spec.server.flags, spec.to_space().params.get(N)
@@ -344,7 +392,9 @@ def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tupl
         mnbt = max((int(v) for v in spec.space[MNBT].values() or ()), default=None)
     load = spec.workload.max_concurrency
     chosen = any("cudagraph" in k or k.startswith("compilation_config") for k in flags)
-    if known.platform != "cuda" or version is None or flags.get("enforce_eager") or chosen:
+    if known.platform != "cuda" or flags.get("enforce_eager") or chosen:
+        return {}
+    if version is None or minor_of(version) is None:
         return {}
     if searched is None or seqs is None or mnbt is None or load is None or seqs < 1:
         return {}

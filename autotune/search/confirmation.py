@@ -66,18 +66,20 @@ def plan(
     baseline: int | None,
     held: int,
     *,
+    leader: int | None = None,
     most: int | None = None,
 ) -> list[int]:
     """Return the trial numbers of the ``held`` launches of the confirmation, in their order.
 
-    Candidates are the baseline, the best by each objective, the balanced choice, and then the next
-    best by its rule.
+    Candidates are the baseline, the leader, the best by each objective, the balanced choice, and
+    then the next best by its rule.
 
     Args:
         searched: Launches of every point of the search; a point is named by one of its trials.
         directions: Better direction of each objective.
         baseline: Trial that all are compared with; None: there is none with values.
         held: Number of launches.
+        leader: Trial of the point that the search's model takes for the best; None: it has none.
         most: Largest number of candidates. None: 2 for 4 launches, 3 for 6 to 8, 4 for more; with
             three objectives also 4 for 8, for the baseline and the best by each.
 
@@ -89,6 +91,7 @@ def plan(
     numbers = np.array(list(searched))
     gains = np.array([_gains(x, directions).mean(axis=0) for x in searched.values()])
     order = [baseline] if baseline is not None and baseline in searched else []
+    order += [leader] if leader is not None and leader in searched else []
     order += [int(n) for n in numbers[gains.argmax(axis=0)]]
     order += [int(n) for n in numbers[np.argsort(-gains[:, -1], kind="stable")]]
     if most is None:

@@ -25,13 +25,12 @@ import numpy as np
 
 from autotune.search.acceptance import Prediction, SpeculationLaunch
 from autotune.search.gain import Belief, gains, potential, reference_point
+from autotune.search.noise import UNKNOWN
 from autotune.search.surrogate import Trend, fit
 from autotune.stats.measurement import Floats, Ints
 from autotune.study.space import ARM, ChoiceParam, FloatParam, N, Point, Space
 from autotune.study.ways import curve_of
 
-# Variance of a logarithm where that of the launch is unknown: 5 %.
-_UNKNOWN = 0.05**2
 # Expected standard deviation of the part of an objective that the trend does not explain, without
 # and with a prediction in the trend; without one the trend is a constant.
 _SCALE, _SCALE_PREDICTED = 0.3, 0.1
@@ -71,11 +70,14 @@ class Proposal:
             was drawn at random.
         challenge: Whether that gain is too small and this is another launch: the one with the best
             optimistic case in a model without knowledge of speculative decoding.
+        leaders: Launched points, the best mean of the first objective by the model first; empty if
+            the point was drawn at random.
     """
 
     point: Point
     gain: float | None = None
     challenge: bool = False
+    leaders: tuple[Point, ...] = ()
 
 
 def unit(space: Space, point: Point) -> list[float]:
@@ -143,7 +145,7 @@ def propose(
     at = np.array([place[frozenset(item.point.items())] for item in launched])
     costs = np.array([item.costs for item in launched])
     variances = np.array([item.variances for item in launched])
-    variances = np.where(np.isfinite(variances), variances, _UNKNOWN)
+    variances = np.where(np.isfinite(variances), variances, UNKNOWN)
 
     ns = np.array([int(q.get(N, fixed_n or 0)) for q in points])
     curves = [curve_of(space, q) if n else None for q, n in zip(points, ns, strict=True)]
@@ -165,12 +167,14 @@ def propose(
     reference = reference_point(np.stack([b.mean[:recommendable] for b in found], axis=-1))
     value = gains(found, reference) * chances
     best = int(value.argmax())
+    own_means = found[0].mean[: recommendable - len(set(ahead.tolist()) - set(at.tolist()))]
+    leaders = tuple(points[i] for i in np.argsort(own_means, kind="stable"))
     if value[best] >= doubt_below or not new:
-        return Proposal(points[best], float(value[best]))
+        return Proposal(points[best], float(value[best]), leaders=leaders)
     # the challenge: the best optimistic case of the new points, without prior knowledge
     plain = beliefs(basis[:1], _SCALE)
     hopes = (potential(plain, reference) * chances)[recommendable:]
-    return Proposal(new[int(hopes.argmax())], float(value[best]), challenge=True)
+    return Proposal(new[int(hopes.argmax())], float(value[best]), challenge=True, leaders=leaders)
 
 
 def _predictions(ns: Ints, launched: Sequence[Observed]) -> dict[str, Prediction]:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import FailureKind
+from autotune.search.alike import Alike, Classes, Key, key_of
 from autotune.search.crashes import CrashModel
 from autotune.search.front import Direction
 from autotune.search.model import Observed, Proposal, propose, unit
@@ -51,6 +53,11 @@ _MOST_CANDIDATES = 1500
 _DOUBT = 0.005
 # … and number of challenges in a row that end the search.
 CHALLENGES = 3
+# Launches that a search has at least, where classes of points saved some: the leaders are launched
+# again, because the best of few single launches is often the luckiest one.
+LEAST_WITH_CLASSES = 8
+# Number of classes that may lead.
+_LEADERS = 3
 
 
 class SearchEnds(Exception):
@@ -200,10 +207,10 @@ class PointSet:
     """A set of points."""
 
     def __init__(self, points: Iterable[Point]) -> None:
-        self._keys = {frozenset(q.items()) for q in points}
+        self._keys = set(map(key_of, points))
 
     def __contains__(self, point: Point) -> bool:
-        return frozenset(point.items()) in self._keys
+        return key_of(point) in self._keys
 
 
 def tried_points(
@@ -287,6 +294,7 @@ class Proposer:
         fixed_n: n of all points, where it is not searched.
         known: Returns a number on which objectives may depend, or None; see
             :func:`autotune.search.model.propose`.
+        alike: Points that are one for the objectives; None: there are none. Only ``gp`` uses them.
     """
 
     def __init__(
@@ -300,8 +308,10 @@ class Proposer:
         stop_below: float = 0.0,
         fixed_n: int | None = None,
         known: Callable[[Point], float] | None = None,
+        alike: Alike | None = None,
     ) -> None:
         self._space = space
+        self._alike = alike if method == "gp" else None
         self._infeasible = infeasible
         self._directions = directions
         self._method = method
@@ -331,33 +341,128 @@ class Proposer:
             Converged: no launch is expected to gain ``stop_below``, in addition to the running
                 ones.
         """
-        tried = tried_points(self._space, trials, running)
         done = [t for t in trials if t.state == TrialState.COMPLETE]
         complete = [t for t in done if t.number not in throttled]
+        launched = self._launched(complete) if self._method == "gp" else []
+        classes = Classes(self._alike, launched)
+        tried = tried_points(self._space, trials, running)
         rng = np.random.default_rng([self._seed, len(trials) + len(running)])
         stated = StatedBounds(self._space, trials)
-        points = self._new_points(tried, stated, rng)
+        own = [*(self._space.decode(t.params) for t in complete), *running]
+        points = self._alone(self._new_points(tried, stated, rng), own, classes)
         new, chances = self._safe(points, trials, stated, throttled)
-        if not new:
+        if not new and (self._alike is None or len(complete) < 2):
             raise SpaceExhausted
         if self._method != "gp" or len(complete) < 2:
             return Proposal(new[int(rng.integers(len(new)))])
+        found = self._ask(launched, new, chances, running, classes)
+        doubtful = found.challenge and _challenges(done) >= CHALLENGES
+        if not new or (doubtful and self._stop_below and found.gain is not None):
+            untried = (q for q in self._feasible or () if q not in tried)
+            left = [q for q in untried if stated.why_not(q) is None]
+            if (again := self._again(found, own, classes, left)) is not None:
+                return replace(found, point=again)
+            if new and found.gain is not None:
+                raise Converged(found.gain)
+            raise SpaceExhausted
+        members = classes.smallest(new)
+        for q in reversed(own):  # a class that was launched is launched again at its first point
+            members[key_of(classes.of(q))] = dict(q)
+        return replace(found, point=members[key_of(found.point)])
+
+    def classes(self, trials: Sequence[FrozenTrial]) -> Classes:
+        """Return the classes of points, after what the trials say about the likely ones.
+
+        Args:
+            trials: Trials that have ended; only measured ones count.
+        """
+        return Classes(self._alike, self._launched(trials) if self._alike is not None else ())
+
+    def _launched(self, trials: Sequence[FrozenTrial]) -> list[Observed]:
+        """Return the measured trials that the model is fitted to, as it sees them."""
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        if not complete:
+            return []
         seen = informative(complete, self._directions, MODEL_TRIALS)
-        launched = launched_of(self._space, seen, self._directions)
-        found = propose(
+        return launched_of(self._space, seen, self._directions)
+
+    def leader(self, trials: Sequence[FrozenTrial]) -> Point | None:
+        """Return a launched point of the class with the best mean of the first objective by belief.
+
+        The model's mean of a class is drawn towards its neighbors, so that a lucky launch leads
+        less often than by its own mean.
+
+        Args:
+            trials: Trials that have ended.
+
+        Returns:
+            The point that was launched first; None: there are no classes, or fewer than two
+            measured launches.
+        """
+        launched = [] if self._alike is None else self._launched(trials)
+        if len(launched) < 2:
+            return None
+        classes = Classes(self._alike, launched)
+        found = self._ask(launched, [], np.empty(0), (), classes)
+        best = key_of(found.leaders[0])
+        return next(x.point for x in launched if key_of(classes.of(x.point)) == best)
+
+    def _ask(
+        self,
+        launched: Sequence[Observed],
+        new: Sequence[Point],
+        chances: Floats,
+        running: Sequence[Point],
+        classes: Classes,
+    ) -> Proposal:
+        """Return the model's proposal, of points that stand for their classes."""
+        return propose(
             self._space,
-            launched,
-            new,
+            [replace(item, point=classes.of(item.point)) for item in launched],
+            [classes.of(q) for q in new],
             chances,
             self._stop_below or _DOUBT,
             self._fixed_n,
             self._known,
-            pending=running,
+            pending=[classes.of(q) for q in running],
         )
-        doubtful = found.challenge and _challenges(done) >= CHALLENGES
-        if doubtful and self._stop_below and found.gain is not None:
-            raise Converged(found.gain)
-        return found
+
+    def _again(
+        self,
+        found: Proposal,
+        own: Sequence[Point],
+        classes: Classes,
+        untried: Sequence[Point],
+    ) -> dict[str, Value] | None:
+        """Return the point whose launch the end of the search waits for; None: it may end.
+
+        Args:
+            found: The model's last proposal.
+            own: Points of the measured launches, then of the running ones.
+            classes: Classes of points.
+            untried: Points that can launch and were not launched.
+        """
+        if self._alike is None:
+            return None
+        launches: dict[Key, list[Point]] = {}
+        for q in own:
+            launches.setdefault(key_of(classes.of(q)), []).append(q)
+        leaders = [launches[key_of(q)] for q in found.leaders[:_LEADERS]]
+        for points in leaders:
+            if (check := classes.to_check(points[0], own, untried)) is not None:
+                return check
+        if len(own) >= LEAST_WITH_CLASSES:
+            return None
+        return dict(min(leaders, key=len)[0])
+
+    def _alone(
+        self, new: Sequence[dict[str, Value]], own: Sequence[Point], classes: Classes
+    ) -> list[dict[str, Value]]:
+        """Return one point of each class of which none was launched."""
+        if self._alike is None:
+            return list(new)
+        launched = {key_of(classes.of(q)) for q in own}
+        return [q for key, q in classes.smallest(new).items() if key not in launched]
 
     def _safe(
         self,

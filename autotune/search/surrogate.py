@@ -38,11 +38,11 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
+from autotune.search.noise import BETWEEN
 from autotune.stats.measurement import Floats
 
 # Log-normal priors: the median, and the standard deviation of the logarithm.
 _LENGTH = (0.4, 0.8)  # length scale of a feature from 0 to 1
-_BETWEEN = (0.03, 0.4)  # between launches; 10 to 20 % were seen (vLLM issue #53436), 3 % often
 _BOUNDS = 4.0  # largest distance of a hyperparameter from its median, in standard deviations
 _JITTER = 1e-8
 _SQRT5 = math.sqrt(5)
@@ -135,8 +135,8 @@ def fit(
     if not len(x) or not all(np.isfinite(a).all() for a in (x, y, variances)):
         raise ValueError("a surrogate needs finite numbers of at least one launch")
     features = x.shape[1]
-    medians = np.log([*[_LENGTH[0]] * features, scale, _BETWEEN[0]])
-    spreads = np.array([*[_LENGTH[1]] * features, 1.0, _BETWEEN[1]])
+    medians = np.log([*[_LENGTH[0]] * features, scale, BETWEEN[0]])
+    spreads = np.array([*[_LENGTH[1]] * features, 1.0, BETWEEN[1]])
     rest = y - _trend_mean(trends, [t.values for t in trends])
     fixed = np.diag(variances + _JITTER)
     for t in trends:

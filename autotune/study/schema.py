@@ -128,16 +128,20 @@ class ServerSpec(Model):
         Args:
             point: Values that are searched, or that a load sweep changes, by name.
         """
-        way = self.arms.get(str(point.get(ARM))) or self.speculative
+        way = self._arm_at(point) or self.speculative
         draft = way.given() if way is not None else {}
         fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
         return {**self.flags, **fixed, **self._reaching(point)}
+
+    def _arm_at(self, point: Mapping[str, FlagValue]) -> ArmSpec | None:
+        name = point.get(ARM)
+        return self.arms.get(name) if isinstance(name, str) else None
 
     def _reaching(self, point: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
         """Return the values of a point that its launch has: those of other arms are left out."""
         if not self.arms:
             return dict(point)
-        arm = self.arms.get(str(point.get(ARM)))
+        arm = self._arm_at(point)
         own = {f"{DRAFT}{key}" for key in arm.space} if arm is not None else set()
         return {
             k: v for k, v in point.items() if k != ARM and (k in own or not k.startswith(DRAFT))
@@ -152,7 +156,7 @@ class ServerSpec(Model):
 
     def draft_at(self, point: Mapping[str, FlagValue]) -> SpeculativeSpec | None:
         """Return the way to draft of a point; None: it has none, or with arms no arm."""
-        arm = self.arms.get(str(point.get(ARM)))
+        arm = self._arm_at(point)
         return arm.alone() if arm is not None else self.speculative
 
     def of_arm(self, name: str) -> ServerSpec:

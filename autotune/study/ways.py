@@ -102,7 +102,10 @@ def _union(key: str, params: list[AnyParam]) -> AnyParam:
     if all(p == first for p in params):
         return first
     if all(isinstance(p, ChoiceParam) for p in params):
-        return ChoiceParam(type="choice", choices=tuple(dict.fromkeys(_choices(params))))
+        choices = list(_choices(params))
+        types = {(v, type(v)) for v in choices}
+        if len(types) == len(set(choices)):  # Optuna would mix up 1, 1.0 and true
+            return ChoiceParam(type="choice", choices=tuple(dict.fromkeys(choices)))
     ranges = [p for p in params if not isinstance(p, ChoiceParam)]
     if len(ranges) == len(params) and all(type(p) is type(first) for p in params):
         low, high = min(p.low for p in ranges), max(p.high for p in ranges)
@@ -155,7 +158,7 @@ def why_no_baseline(space: Space, baseline: Mapping[str, Value]) -> str | None:
 def curve_of(space: Space, point: Point) -> str | None:
     """Return whose acceptance the launch of a point tells of.
 
-    Arms of the same keys have the same text, whatever their n. Without arms there is one text.
+    Arms of the same keys have the same text, for any n. Without arms there is one text.
 
     Args:
         space: Searched parameters.

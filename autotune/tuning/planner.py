@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.standing import Standing, counts, is_finished
+from autotune.results.standing import Standing, counts, is_finished, with_points
 from autotune.results.trials import trial_views
 from autotune.results.views import cost
+from autotune.search.alike import Alike, Key, key_of
 from autotune.search.confirmation import plan
 from autotune.search.proposer import (
     PointSet,
@@ -117,6 +118,7 @@ class Planner:
         space: The searched parameters, as the study keeps them.
         infeasible: Why the rules forbid a point; None: they do not.
         proposer: Proposes the points of the search.
+        alike: Points that are one for the objectives; None: there are none.
     """
 
     def __init__(
@@ -127,7 +129,9 @@ class Planner:
         space: Space,
         infeasible: Callable[[Point], str | None],
         proposer: Proposer,
+        alike: Alike | None = None,
     ) -> None:
+        self._alike = alike if spec.search.method == "gp" else None
         self.budget = budget
         self.space = space
         self._spec = spec
@@ -192,18 +196,39 @@ class Planner:
             return False
         return not now.searching or self._searched(now) >= self.budget.search
 
-    def candidates(self, standing: Standing) -> list[int]:
+    def candidates(self, standing: Standing, trials: Sequence[FrozenTrial] = ()) -> list[int]:
         """Return the trials to confirm, in the order of their launches.
+
+        Points that are one for the objectives are one candidate, with the launches of all of them,
+        and the one that the search's model takes for the best is among the candidates.
 
         Args:
             standing: Of all trials.
+            trials: All trials that compare.
 
         Raises:
             ValueError: an objective can be zero or negative.
         """
         found = standing.launched()
         directions = [o.direction for o in self._objectives]
-        return plan(found.searched, directions, found.baseline, self.budget.held)
+        if self._alike is None:
+            return plan(found.searched, directions, found.baseline, self.budget.held)
+        points = {
+            t.number: self.space.decode(t.params) for t in trials if t.number in found.searched
+        }
+        trials = [t for t in trials if not attrs_of(t).quality.throttled]
+        of = self._proposer.classes(trials).of
+        numbers: dict[Key, list[int]] = {}
+        for number in sorted(found.searched, key=lambda k: (k != found.baseline, k)):
+            numbers.setdefault(key_of(of(points[number])), []).append(number)
+        merged = {
+            same[0]: [launch for k in same for launch in found.searched[k]]
+            for same in numbers.values()
+        }
+        leader = self._proposer.leader(trials)
+        leading = None if leader is None else numbers.get(key_of(of(leader)))
+        first = None if leading is None else leading[0]
+        return plan(merged, directions, found.baseline, self.budget.held, leader=first)
 
     def _to_confirm(self, now: Situation) -> Choice | None:
         """Return the next launch that measures a candidate again; None: there is no candidate."""
@@ -246,7 +271,8 @@ class Planner:
         Raises:
             SpaceExhausted: the whole grid is done.
         """
-        tried = tried_points(self.space, _searched(now.trials))
+        searched = _searched(now.trials)
+        tried = tried_points(self.space, searched)
         chosen = PointSet(choice.point for choice in now.pending)
         baseline, *points = self.fixed_points(now.trials)
         if baseline not in tried and baseline not in chosen:
@@ -255,7 +281,10 @@ class Planner:
             return Choice(
                 now.point(again, self.space), TrialAttrs(Role.REPLICATE, replicates=again)
             )
-        point = next((q for q in points if q not in tried and q not in chosen), None)
+        placed = with_points(searched, self.space)
+        known = PointSet(self._one(self.space.decode(t.params)) for t in placed)
+        left = (q for q in points if q not in tried and q not in chosen)
+        point = next((q for q in left if self._alike is None or self._one(q) not in known), None)
         if point is None and self._spec.search.method == "grid":
             raise SpaceExhausted
         return None if point is None else Choice(point)
@@ -289,8 +318,20 @@ class Planner:
         if self._spec.search.method == "grid":
             return [baseline, *grid_points(self.space)]
         if self._spec.search.method == "gp":
-            return seed_points(self.space, baseline, feasible)
+            seeds = seed_points(self.space, baseline, feasible)
+            return [baseline, *(self._smallest(q, feasible) for q in seeds[1:])]
         return [baseline]
+
+    def _one(self, point: Point) -> Point:
+        """Return the point that stands for a point's class, as far as it is likely."""
+        return point if self._alike is None else self._alike.likely(point)
+
+    def _smallest(
+        self, point: dict[str, Value], feasible: Callable[[Point], bool]
+    ) -> dict[str, Value]:
+        """Return the point of a seed's class with the smallest budget, if it can launch."""
+        smallest = dict(self._one(point))
+        return smallest if feasible(smallest) else point
 
     def ruled_out(self, point: Point, trials: Sequence[FrozenTrial]) -> str | None:
         """Return why a point cannot launch by what earlier launches stated; None: it may."""

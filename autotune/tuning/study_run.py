@@ -15,6 +15,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure, UserError
+from autotune.results.batch_budget import families_of
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
 from autotune.search.proposer import CHALLENGES, Converged, Proposer, SearchEnds
@@ -178,6 +179,8 @@ class _Driver:
 
     def make_planner(self, seed: int) -> Planner:
         """Return what chooses the trials."""
+        families = families_of(self.spec, self.p.info.version, self.p.known)
+        same = families.alike(self.spec.to_space())
         proposer = Proposer(
             self.spec.to_space(),
             self.p.infeasible,
@@ -187,9 +190,10 @@ class _Driver:
             stop_below=self.stop_below,
             fixed_n=as_int(self.spec.settings({}).get(N)),
             known=graph_misfit(self.p),
+            alike=same,
         )
-        space, budget = self.log.space, self.budget
-        return Planner(self.spec, self.p.objectives, budget, space, self.p.infeasible, proposer)
+        space, budget, forbidden = self.log.space, self.budget, self.p.infeasible
+        return Planner(self.spec, self.p.objectives, budget, space, forbidden, proposer, same)
 
     def make_executor(self, weights: WeightsCheck) -> Executor:
         """Return what runs the trials: one slot, in this thread."""
@@ -281,7 +285,7 @@ class _Driver:
         if order is None:
             self.log.placed()
             try:
-                order = self.planner.candidates(self.log.standing)
+                order = self.planner.candidates(self.log.standing, self.log.trials())
             except ValueError as e:  # an objective that can be zero or negative
                 self.progress.message(f"no confirmation: {e}")
                 order = []

@@ -25,8 +25,10 @@ ROOMS_TO_RUN = ("autotune.search", "autotune.tuning")
 PURE = {
     "autotune.search",
     "autotune.search.acceptance",
+    "autotune.search.alike",
     "autotune.search.confirmation",
     "autotune.search.front",
+    "autotune.search.noise",
     "autotune.tuning",
     "autotune.tuning.progress",
 }

@@ -25,8 +25,9 @@ DRAFT_TP = "speculative.draft_tensor_parallel_size"
 
 
 def wide(folder: Path, **changes: object) -> LoadedStudy:
-    """The issue's study: max_num_seqs 256, n = 0 to 15, MNBT from 256 to 8192."""
+    """A grid with max_num_seqs 256, n = 0 to 15 and MNBT from 256 to 8192."""
     values = {
+        "search": {"method": "grid"},
         "server__flags": {"max-num-seqs": 256},
         "space__max_num_batched_tokens": {"type": "pow2", "low": 256, "high": 8192},
         **changes,
@@ -71,14 +72,14 @@ def test_two_parameters_make_a_table_of_80_columns(tmp_path: Path) -> None:
     ]
     lines = space_map(wide(tmp_path).spec, "0.26.0", trials=trials).lines()
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "double on vLLM 0.26.0: 96 points, 51 can launch, 4 of them may crash"
+    assert lines[0] == "double on vLLM 0.26.0: 96 points, 51 can launch, 4 of them are doubtful"
     assert lines[2].split() == ["n", *map(str, range(16))]
     rows = {x.split()[-17]: x.split()[-16:] for x in lines[3:9]}
     assert rows["256"] == ["·", "?", *"×" * 14]
     assert rows["2048"] == ["●", *"·" * 6, "!", "?", *"×" * 7]
     assert rows["8192"] == ["·"] * 16
     text = "\n".join(lines)
-    assert "· can launch   × cannot launch   ? may crash   ● measured   ! failed" in text
+    assert "· can launch   × cannot launch   ? doubtful   ● measured   ! failed" in text
     assert "45 points: MNBT with room for every request's drafts" in text
     assert "needs MNBT of at least 768 on vLLM 0.26.0; 256" in text
     assert lines[-1] == "launches saved: 45 (45 would fail)"
@@ -213,10 +214,36 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.stderr == "autotune: --vllm: newest is no version; such as 0.32.0\n"
 
 
+def test_budgets_that_cannot_bind_are_drawn_as_one() -> None:
+    loaded = load_study("gemma-4-26b-rtx5090")
+    for version in ("0.26.0", "0.32.0", "0.33.0"):
+        found = explain(loaded, version)
+        assert found.launched == 16
+        assert found.count(State.ALIKE) == found.saved == 48
+        assert found.to_json()["can_launch"] == 64
+        assert found.to_json()["differ"] == 16
+        text = " ".join("\n".join(found.lines()).split())
+        assert "64 points, 64 can launch, 16 of them differ" in text
+        assert "MNBT from 2048 up is the same here: one request of 256 tokens" in text
+    likely = explain(loaded, "0.40.0")
+    assert (likely.launched, likely.count(State.LIKELY)) == (16, 48)
+    assert "that vLLM 0.40.0 schedules as 0.32 and 0.33 do" in " ".join(
+        " ".join(likely.lines()).split()
+    )
+
+
+def test_a_grid_launches_every_budget(tmp_path: Path) -> None:
+    one = {"server__flags": {"max-num-seqs": 1}, "workload__max_concurrency": 1}
+    assert space_map(wide(tmp_path, **one).spec, "0.32.0").alike == 0
+    searched = wide(tmp_path, **one, search={"method": "gp"})
+    assert space_map(searched.spec, "0.32.0").alike > 0
+
+
 def with_arms(folder: Path, arms: dict[str, Any]) -> LoadedStudy:
     raw = yaml.safe_load(write_study(folder).read_text())
     del raw["server"]["speculative"]
     raw["server"]["arms"] = arms
+    raw["search"] = {"method": "grid"}
     raw["space"] = {
         N: {"type": "int", "low": 0, "high": 2},
         MNBT: {"type": "choice", "choices": [512, 1024]},

@@ -186,6 +186,14 @@ def test_a_study_without_arms_is_as_before() -> None:
             "server.arms: two arms search x as different types",
         ),
         (
+            {
+                "a": {**FIXED, "space": {"x": {"type": "choice", "choices": [True, False]}}},
+                "b": {**FIXED, "space": {"x": {"type": "choice", "choices": [1, 2]}}},
+            },
+            SHARED,
+            "server.arms: two arms search x as different types",
+        ),
+        (
             ARMS,
             {**SHARED, LOOKUP: {"type": "int", "low": 1, "high": 2}},
             "a study with arms has it per arm: server.arms.NAME.space.prompt_lookup_max",
@@ -376,3 +384,17 @@ def test_the_method_of_each_arm_is_found_told_and_stored(tmp_path: Path) -> None
     assert any(
         x.startswith("arm a: rejection_sample_method: fly is lossy") for x in draft_notes(lossy)
     )
+
+
+def test_an_arm_may_have_any_name() -> None:
+    server = study({"None": FIXED}).spec.server
+    assert server.draft_settings({N: 0}) == {N: 0}
+    assert server.draft_settings({ARM: "None", N: 2}) == {**FIXED, N: 2}
+    assert server.draft_at({N: 0}) is None
+
+
+def test_a_lossy_value_that_is_searched_is_told() -> None:
+    ways = {"type": "choice", "choices": ["standard", "fly"]}
+    loaded = study({"a": {**FIXED, "space": {"rejection_sample_method": ways}}, "b": FIXED})
+    told = [note for note in draft_notes(loaded) if "is lossy" in note]
+    assert [note.partition(":")[0] for note in told] == ["arm a"]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -18,6 +19,7 @@ from autotune.bench.sample import Sample
 from autotune.bench.server_metrics import ServerStats
 from autotune.bench.session import Result
 from autotune.bench.workload import Request, Workload, build_workload
+from autotune.engine.adaptive_verification import why_no_adaptive
 from autotune.engine.command import LaunchPlan, plan_launch
 from autotune.engine.draft_schedule import (
     scheduled,
@@ -36,6 +38,7 @@ from autotune.results.load_map import (
     load_sweep_lines,
 )
 from autotune.results.load_map_ways import MapWay
+from autotune.results.measured import resolver_of
 from autotune.results.read_load_map import PARTS
 from autotune.serving.process_tree import Identity
 from autotune.stats import Interval
@@ -294,6 +297,9 @@ def test_which_versions_take_a_schedule() -> None:
     assert "0.23.0" in str(why_no_schedule("0.23.0"))
     assert "unknown" in str(why_no_schedule(None))
     assert why_no_schedule(None, "0.32.0") is None
+    assert why_no_schedule("dev", "0.32.0+cpu") is None
+    assert "unknown" in str(why_no_adaptive("dev"))
+    assert "0.27.0" in str(why_no_adaptive("dev", "0.27.0"))
 
 
 # -- mistakes ----------------------------------------------------------------------------------
@@ -862,6 +868,43 @@ def test_the_arms_of_a_study_are_rivals(tmp_path: Path, instant: Instant) -> Non
     assert {x["rival"]["arm"] for x in found["referee"]["loads"]} == {"ngram", "by-load"}
     assert json.loads(autotune(*args, cwd=tmp_path).stdout) == found
     assert "ngram n = " in autotune("map", str(study), "--show", cwd=tmp_path).stdout
+
+
+def test_each_arm_has_the_draft_that_its_launches_had(tmp_path: Path) -> None:
+    arms = {"fixed": DRAFT, "other": {**DRAFT, "model": "other"}}
+    loaded = load_study(str(write_study(tmp_path, server__speculative=None, server__arms=arms)))
+    launches = []
+    for n, arm in ((0, "fixed"), (3, "other"), (3, "fixed")):
+        point = {"num_speculative_tokens": n, "arm": arm}
+        plan = plan_launch(
+            loaded.spec.server, point, INFO, port=1, launch_id="x", resolve=lambda ref: f"/at/{ref}"
+        )
+        launches.append((mock.Mock(argv=list(plan.argv)), arm))
+    resolve = resolver_of(loaded, launches)
+    assert [resolve(x) for x in (str(DRAFT["model"]), "other", "unknown")] == [
+        f"/at/{DRAFT['model']}",
+        "/at/other",
+        "unknown",
+    ]
+
+
+def test_a_lossy_value_that_is_searched_is_told(tmp_path: Path, instant: Instant) -> None:
+    fly = {"type": "choice", "choices": ["fly"]}
+    space = {"num_speculative_tokens": {"type": "int", "low": 0, "high": 3}}
+    study = write_study(tmp_path, space={**space, "speculative.rejection_sample_method": fly})
+    done = autotune("map", str(study), *WIDE, "--launches", "2", "--ways", "none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["lossy"] == ["the draft"]
+
+
+def test_the_baseline_of_a_study_with_arms_sets_the_other_parameters(
+    tmp_path: Path, instant: Instant
+) -> None:
+    baseline = {"arm": "by-load", "num-speculative-tokens": 3, "max-num-batched-tokens": 512}
+    study = write_study(tmp_path, server__speculative=None, server__arms=ARMS, baseline=baseline)
+    done = autotune("map", str(study), *WIDE, "--launches", "2", "--ways", "none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["params"] == {"max_num_batched_tokens": 512}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from autotune.output.report.content import (
     Paragraph,
 )
 from autotune.output.report.source import Source, against, load_text, progress
+from autotune.results.budget_note import budget_note
 from autotune.results.standing import LEAST_DEGREES
 from autotune.results.text import (
     bounds_text,
@@ -185,6 +186,8 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
             "n is num_speculative_tokens, the number of tokens drafted per step (0: no "
             "speculation). MNBT is max_num_batched_tokens, the most tokens processed per step."
         )
+    if (note := budget_note(s.store, view, t)) is not None:
+        yield note
     for w in dict.fromkeys(w for x in s.measured(t) for w in x.warnings):
         yield f"Warning: {plain(w)}."
     for line in throttled_lines(view):

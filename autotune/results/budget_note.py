@@ -1,0 +1,101 @@
+"""From which MNBT on a recommended point is the same, and which of them to serve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from autotune.engine.batch_budget import Verdict
+from autotune.engine.draft_method import with_method
+from autotune.engine.feasibility import known_for
+from autotune.errors import UserError
+from autotune.results.batch_budget import Families, families_of
+from autotune.results.measured import measured
+from autotune.results.recomputed import Recomputed
+from autotune.results.standing import is_outdated
+from autotune.results.views import StudyView, TrialView
+from autotune.search.alike import Classes
+from autotune.storage.records import attrs_of
+from autotune.storage.store import Store
+from autotune.storage.trials import State
+from autotune.study.schema import StudySpec
+from autotune.study.space import MNBT, Point
+from objectives import Objective
+
+
+class _Launch(NamedTuple):
+    """A measured launch, as :class:`autotune.search.alike.Launched` describes it."""
+
+    point: Point
+    costs: tuple[float, ...]
+    variances: tuple[float, ...]
+
+
+def budget_note(store: Store, view: StudyView, trial: TrialView) -> str | None:
+    """Return from which MNBT on a trial's point is the same, why, and what to serve.
+
+    Args:
+        store: Database of the study.
+        view: The study.
+        trial: Trial that is recommended.
+
+    Returns:
+        One or two sentences; None: MNBT may bind at this point, or is not searched.
+    """
+    if MNBT not in trial.point:
+        return None
+    found = measured(store, view.name, trial.number)
+    if found is None:
+        return None
+    try:
+        loaded = with_method(found.loaded)
+    except UserError:  # the draft is not on this machine
+        loaded = found.loaded
+    families = families_of(loaded.spec, found.info.version, known_for(loaded, found.info))
+    family = families.of(trial.point)
+    mnbt = int(trial.point[MNBT])
+    if family is None or (why := family.sentence(mnbt)) is None:
+        return None
+    least = family.smallest(mnbt, certain=False)
+    proven, checked = family.budgets[least].verdict is Verdict.SAME, ""
+    if not proven:
+        classes = _classes(store, loaded.spec, families, view)
+        if classes.split:
+            return None
+        proven = classes.checked
+        checked = "A launch with a larger one was no different. " if proven else ""
+    if mnbt == least:
+        serve = f"{least} is the smallest that does not bind"
+    elif proven:
+        serve = f"Serve MNBT {least}, the smallest that does not bind: it needs less memory"
+    else:
+        serve = f"MNBT {least} likely serves as well, with less memory"
+    return f"{why}. {checked}{serve}."
+
+
+def _classes(store: Store, spec: StudySpec, families: Families, view: StudyView) -> Classes:
+    """Return the classes of points, after what the study's launches say."""
+    return Classes(
+        families.alike(spec.to_space()), list(_launches(store, spec, view.name, view.objectives))
+    )
+
+
+def _launches(
+    store: Store, spec: StudySpec, name: str, objectives: Sequence[Objective]
+) -> Iterator[_Launch]:
+    """Yield the measured launches of a study that have positive values."""
+    space = spec.to_space()
+    signs = [-1.0 if o.direction == "maximize" else 1.0 for o in objectives]
+    trials = Recomputed(store, spec, objectives).trials(store.stored_study(name).trials)
+    for t in trials:
+        if t.state != State.COMPLETE or not space.has_point(t.params) or is_outdated(t):
+            continue
+        if t.values is None or min(t.values) <= 0 or attrs_of(t).quality.throttled:
+            continue
+        within = attrs_of(t).log_variances or [None] * len(signs)
+        yield _Launch(
+            space.decode(t.params),
+            tuple(s * math.log(v) for s, v in zip(signs, t.values, strict=True)),
+            tuple(math.nan if v is None else v for v in within),
+        )
