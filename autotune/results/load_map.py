@@ -66,6 +66,7 @@ class Advice(StrEnum):
     ARM = "launched, this arm is better than the best fixed n"
     FIXED = "launched, the schedule is not certainly better"
     FIXED_RIVALS = "launched, no other way to speculate is certainly better"
+    FIXED_AGAIN = "a way that was faster in one launch failed when it was launched again"
     FIXED_FAILED = "the schedule failed"
     FIXED_UNCHECKED = "the schedule was not launched yet; the same command goes on with it"
     FIXED_ENOUGH = "a schedule has no certain gain: one n is near the best at every concurrency"
@@ -197,15 +198,24 @@ class LoadSweepView:
     def referee(self) -> RefereeView | None:
         """Other ways against the best fixed n; None: none was launched."""
         confirmed: dict[MapWay, list[Mapping[int, Rate]]] = {}
+        failed: dict[MapWay, list[str]] = {}
         for p in self.confirmed:
             if rates := p.rates():
                 confirmed.setdefault(p.way, []).append(rates)
-        return referee(self.way_rates, confirmed, self.at, self.variance)
+            elif p.failure_kind is not None:
+                failed.setdefault(p.way, []).append(f"{p.failure_kind}: {p.failure_reason}")
+        return referee(self.way_rates, confirmed, self.at, self.variance, failed)
 
     @cached_property
     def at(self) -> list[AtLoad]:
         """Best n at each concurrency."""
         return by_load(self.rates, self.variance)
+
+    @cached_property
+    def not_compared(self) -> tuple[int, ...]:
+        """Concurrencies at which vLLM throttled n = 0: nothing is compared with it there."""
+        none = next((p.loads for p in self.points if p.way == MapWay(0)), {})
+        return tuple(load for load, x in none.items() if x.throttled)
 
     @cached_property
     def crossover(self) -> Crossover | None:
@@ -256,6 +266,8 @@ class LoadSweepView:
         if self.referee is not None:
             if (best := self.referee.best) is not None:
                 return Advice[best.rival.kind.name]
+            if self.referee.overall_faster:
+                return Advice.FIXED_AGAIN
             if any(x.rival.schedule != self.schedule for x in self.referee.overall):
                 return Advice.FIXED_RIVALS
         if self.schedule is None:
@@ -300,6 +312,11 @@ def load_sweep_lines(view: LoadSweepView) -> list[str]:
         lines += [*table, ""] if table else []
     if view.referee is not None:
         lines += [*referee_lines(view.referee), ""]
+    if view.not_compared:
+        loads = ", ".join(map(str, view.not_compared))
+        lines += wrapped(
+            f"Concurrency {loads} is left out of all comparisons: vLLM throttled n = 0 there."
+        )
     lines += wrapped(crossover_text(view.crossover, view.at, view.crossing))
     lines += ["", *_schedule_lines(view), ""]
     lines += wrapped(_scatter_text(view))
@@ -505,6 +522,7 @@ def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
         "flags": dict(view.flags),
         "intervals": "within one launch" if view.variance is None else "with launches' scatter",
         "loads": [_load_json(x) for x in view.at],
+        "loads_not_compared": list(view.not_compared),
         "crossover": _crossover_json(view),
         "referee": referee_json(view.referee),
         "points": [_point_json(p, view.variance) for p in view.points],

@@ -368,7 +368,8 @@ class _Judge:
         if self._families is None or self._families.stands_for(point, certain=False) == point:
             return None
         certain = self._families.stands_for(point, certain=True) != point
-        state, text = State.ALIKE if certain else State.LIKELY, self._families.sentence(point)
+        state = State.ALIKE if certain else State.LIKELY
+        text = self._families.sentence(point, certain=certain)
         rule = "MNBT that cannot bind" if certain else "MNBT that likely cannot bind"
         return Reason(state, rule, _SCHEDULER, text or rule, dict(point))
 

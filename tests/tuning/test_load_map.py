@@ -27,7 +27,7 @@ from autotune.engine.draft_schedule import (
     why_no_schedule,
 )
 from autotune.engine.probe import VllmInfo
-from autotune.errors import FailureKind, MeasureError
+from autotune.errors import FailureKind, LaunchError, MeasureError
 from autotune.output.figures.load_map import load_sweep_figure
 from autotune.results.load_map import (
     Advice,
@@ -762,6 +762,60 @@ def test_an_interrupted_confirmation_goes_on(tmp_path: Path, instant: Instant, p
     more = autotune(*args[:-1], "12", cwd=tmp_path)
     assert more.returncode == 0
     assert len(query(tmp_path, PARTS_DONE)) == 4 * (3 + 12)
+
+
+class FailsLater(Instant):
+    """Stands in for servers of which some do not start again.
+
+    Attributes:
+        good: Number of launches that start, whatever they are.
+    """
+
+    good = 4
+
+    def server(self, plan: LaunchPlan, *, launch_id: str, **_: object) -> Any:
+        found = super().server(plan, launch_id=launch_id)
+
+        def wait_ready(_: object) -> str:
+            if found.ranges is not None and len(self.launched) > self.good:
+                raise LaunchError(FailureKind.CRASH, "it went away")
+            return self.version
+
+        found.wait_ready = wait_ready
+        return found
+
+
+def test_a_rival_that_does_not_start_again_is_not_recommended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = FailsLater()
+    use_tools(
+        monkeypatch,
+        server=servers.server,
+        measuring=servers.measuring,
+        take_idle_baseline=no_wait,
+    )
+    study = write_study(tmp_path)
+    args = ("map", str(study), "--concurrency", "1,8", "--launches", "3")
+    # one launch of it is 11 % faster than the best fixed n, its mean over both loads
+    args = (*args, "--schedule", "1:3,4:0", "--confirm", "4")
+    done = autotune(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "Not confirmed, because launches of the confirmation failed" in text
+    assert (
+        "Launched to confirm, schedule 1:3,4:0 failed 2 times: crash: it went away. It is not "
+        "recommended."
+    ) in text
+    assert "launches them again" not in text
+    assert "Recommended: no speculation; a way that was faster in one launch failed" in text
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    count = len(servers.launched)
+    found = json.loads(autotune(*args, "--json", cwd=tmp_path).stdout)
+    assert len(servers.launched) == count  # what failed twice is not launched again
+    [failed] = found["referee"]["failed_to_confirm"]
+    assert (failed["way"]["name"], len(failed["reasons"])) == ("schedule 1:3,4:0", 2)
+    assert found["recommended"]["why"] == "fixed_again"
 
 
 @pytest.mark.parametrize(
