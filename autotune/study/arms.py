@@ -63,7 +63,12 @@ class ArmSpec(SpeculativeSpec):
                     f"space.{N}: must be whole numbers from 1 up; n = 0 is the baseline of all arms"
                 )
             return self
-        n = self.fixed_n
+        n, given = self.fixed_n, self.given()
+        if n is not None and n < 1 and N not in given:
+            raise ValueError(
+                f"{SCHEDULE}: one n must be from 1 up, or nothing is drafted; n = 0 is the "
+                "baseline of all arms"
+            )
         if n is not None and n < 1:
             raise ValueError(f"{N} must be from 1 up; n = 0 is the baseline of all arms")
         return self
@@ -101,7 +106,7 @@ def _largest(schedule: object) -> int:
         return max(n for _, _, n in schedule if type(n) is int)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         raise ValueError(
-            f"{SCHEDULE}: must be a list of [first batch size, last batch size, n]"
+            f"{SCHEDULE}: must be a list of [first batch size, last batch size, n], whole numbers"
         ) from None
 
 

@@ -30,7 +30,7 @@ from autotune.study.objective_spec import NamedObjective, ObjectiveSpec
 from autotune.study.secrets import MASK, is_secret
 from autotune.study.space import ALIGNED, ARM, DRAFT, MNBT, N, Param, Space, Value
 from autotune.study.speculative import SpeculativeSpec
-from autotune.study.ways import space_of
+from autotune.study.ways import space_of, why_no_baseline
 from autotune.study.workload import WorkloadSpec, prompts_file
 
 FlagValue = bool | int | float | str | list[str | int | float] | dict[str, Any] | None
@@ -415,6 +415,8 @@ class StudySpec(Model):
         for key in self.baseline:
             if key not in searched.params:
                 raise ValueError(f"baseline.{key}: is not a parameter of space")
+        if why := why_no_baseline(searched, self.baseline):
+            raise ValueError(why)
         if (size := searched.size() or 0) > MOST_POINTS:
             raise ValueError(
                 f"space: has {size} points, more than {MOST_POINTS}; take fewer or larger steps"

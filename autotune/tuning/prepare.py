@@ -205,6 +205,10 @@ def _check_ahead(prepared: Prepared) -> None:
 
 def _check_some_feasible(prepared: Prepared, space: Space) -> None:
     """Refuse a study of which no point can launch."""
+    dead = never_launched(space, prepared.infeasible)
+    if dead and len(dead) == len(space.arms):
+        arm, first = next(iter(dead.items()))
+        raise UserError(f"{prepared.loaded.path}: server.arms: no arm can launch; {arm}: {first}")
     points = space.points()
     if points is None:
         return
@@ -216,6 +220,27 @@ def _check_some_feasible(prepared: Prepared, space: Space) -> None:
         reason = reason or why
     axes = "; ".join(f"{name}: {describe(p)}" for name, p in space.params.items())
     raise UserError(f"{prepared.loaded.path}: space: no point of it can launch ({axes}): {reason}")
+
+
+def never_launched(space: Space, infeasible: Callable[[Point], str | None]) -> dict[str, str]:
+    """Return the arms of which no point can launch, with a reason for each.
+
+    Args:
+        space: Space of the study.
+        infeasible: Returns why a point cannot launch, or None.
+    """
+    out: dict[str, str] = {}
+    for arm, part in zip(space.arms, space.parts()[1:], strict=False):
+        reason: str | None = None
+        for point in part.points() or ():
+            why = infeasible(point)
+            if why is None:
+                break
+            reason = reason or why
+        else:
+            if reason is not None:
+                out[arm] = reason
+    return out
 
 
 def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
