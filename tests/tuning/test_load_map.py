@@ -30,14 +30,13 @@ from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError, MeasureError
 from autotune.output.figures.load_map import load_sweep_figure
 from autotune.results.load_map import (
-    Advice,
     LoadSweepView,
     LoadView,
     PointView,
     load_sweep_json,
     load_sweep_lines,
 )
-from autotune.results.load_map_ways import MapWay
+from autotune.results.load_map_ways import Advice, MapWay
 from autotune.results.measured import resolver_of
 from autotune.results.read_load_map import PARTS
 from autotune.serving.process_tree import Identity
