@@ -81,7 +81,7 @@ class ArmSpec(SpeculativeSpec):
         given = self.given()
         n = given.get(N)
         if n is None and SCHEDULE in given:
-            return _largest(given[SCHEDULE])
+            return largest_n(given[SCHEDULE])
         return n if isinstance(n, int) else None
 
     def own_params(self) -> dict[str, Param]:
@@ -100,8 +100,12 @@ class ArmSpec(SpeculativeSpec):
         return SpeculativeSpec.model_validate(self.given())
 
 
-def _largest(schedule: object) -> int:
-    """Return the largest n of a schedule by batch size."""
+def largest_n(schedule: object) -> int:
+    """Return the largest n of a schedule by batch size.
+
+    Raises:
+        ValueError: It is no list of whole numbers, three each.
+    """
     try:
         return max(n for _, _, n in schedule if type(n) is int)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
