@@ -6,7 +6,7 @@ One server is measured all the time with the same requests: unwatched; watched a
 is, all the time (:class:`autotune.bench.running.RunningWatch`), with a page that has the two gauges
 only; and the same with the whole page of `/metrics`. A trial that is not throttled costs less,
 since the first full sample is its last one. Each round measures all three, in turns (A B C, C B A),
-so that what drifts hits all alike. The result has the ratios watched/unwatched of tok/s and p95
+so that drift affects all equally. The result has the ratios watched/unwatched of tok/s and p95
 latency with 95 % intervals (Student's t of the logarithms of the rounds' ratios), the pages that
 were read, the peak of running requests, and the CPU time that the server takes for a page when it
 has nothing else to do.

@@ -211,7 +211,7 @@ class Asker:
         raise Refused(message)
 
     def config(self, settings: Mapping[str, Any]) -> Any:
-        """Return vLLM's configuration of settings; whatever it raises is its refusal."""
+        """Return vLLM's configuration of settings; anything that it raises is its refusal."""
         parsed = self._parser.parse_args(flags(settings, self._models))
         usage = self._usage.OPENAI_API_SERVER  # its defaults are those of `vllm serve`
         return self._args.from_cli_args(parsed).create_engine_config(usage_context=usage)

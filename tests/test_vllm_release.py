@@ -536,6 +536,7 @@ def test_bad_input_is_one_line(
     assert said.startswith("error: ")
     assert words in said
     assert said.count("\n") == 1
+    assert "ReadError" not in said
 
 
 def test_bad_words_end_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -545,6 +546,15 @@ def test_bad_words_end_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     words = [str(good), "--against", str(other), "--out", str(tmp_path / "no" / "page.md")]
     assert main(words) == 2
     assert "there is no folder" in capsys.readouterr().err
+    # what would fail after minutes is said at once
+    words[-1] = str(tmp_path)
+    assert main(words) == 2
+    assert "is a folder; give a file" in capsys.readouterr().err
+    words[-2:] = ["--tables", str(good / "PKG-INFO")]
+    assert main(words) == 2
+    assert "PKG-INFO is no folder" in capsys.readouterr().err
+    assert main(["", "--against", str(good)]) == 2
+    assert "is empty" in capsys.readouterr().err
     with pytest.raises(SystemExit) as e:
         main([str(good), "--against", str(other), "--only", "everything"])
     assert e.value.code == 2

@@ -1,7 +1,7 @@
 """Whether vLLM throttles a measured load: how many requests its scheduler runs at once.
 
 A closed loop keeps its concurrency in the server. vLLM may run fewer of them and let the others
-wait: for ``max_num_active_seqs``, which 0.33 lowers by itself, for lack of KV cache, or because a
+wait: for ``max_num_active_seqs``, which 0.33 lowers on its own, for lack of KV cache, or because a
 step's batch budget is used up. The numbers are then those of another load. A thread reads vLLM's
 gauges while the measured requests run, and keeps the peak.
 
@@ -164,7 +164,7 @@ class RunningWatch:
         traceback: TracebackType | None,
     ) -> None:
         self._over.set()
-        self._thread.join(self._pace_s)  # one that waits for an answer ends by itself
+        self._thread.join(self._pace_s)  # one that waits for an answer ends on its own
 
     def _watch(self) -> None:
         while not self._over.is_set():

@@ -120,6 +120,7 @@ def concurrencies(_ctx: click.Context, _param: click.Parameter, value: str) -> t
 
 
 WAYS = ("schedule", "adaptive", "arms")
+LEAST_CONFIRM = 4
 
 
 def ways(_ctx: click.Context, _param: click.Parameter, value: str) -> frozenset[str]:
@@ -153,6 +154,8 @@ def schedule_starts(
 
 def confirmation_launches(_ctx: click.Context, _param: click.Parameter, value: int) -> int:
     """Refuse too few launches for a comparison: two ways, there and back, take four."""
-    if 0 < value < 4:
-        raise click.BadParameter("a confirmation takes at least 4 launches: two ways, each twice")
+    if 0 < value < LEAST_CONFIRM:
+        raise click.BadParameter(
+            f"a confirmation takes at least {LEAST_CONFIRM} launches: two ways, each twice"
+        )
     return value

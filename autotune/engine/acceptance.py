@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autotune.engine.probe import VllmInfo
+from autotune.study.owned import ACCEPTANCE
 from autotune.study.schema import ServerSpec
 from autotune.study.space import N, Point, as_int
 from autotune.study.words import argument_of, is_meant
 
-ACCEPTANCE = "per_request_spec_decode_metrics"
 ACCEPTANCE_OPTION = "--per-request-spec-decode-metrics"
 DETAILED = "detailed"
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autotune.engine.rule import NOTHING, SEQS, Known, Launch, Minor, minor_of
+from autotune.engine.rule import SEQS, Known, Launch, Minor, minor_of
 from autotune.study.space import MNBT
 
 ACTIVE = "max_num_active_seqs"
@@ -65,54 +65,6 @@ def asked_at_once(settings: Mapping[str, object], known: Known) -> Asked | None:
         The numbers; None: an open loop, or they are unknown.
     """
     return _asked(launch_of(settings, None, known))
-
-
-def most_at_once(
-    settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
-) -> int | None:
-    """Return an upper bound of the requests that a launch can run at once.
-
-    It is the smallest of concurrency, ``max_num_seqs`` and :func:`active_limit`.
-
-    Args:
-        settings: Settings as for :func:`autotune.engine.rules.why_infeasible`.
-        vllm_version: Version such as ``0.33.0``; None: unknown.
-        known: Facts about machine, target and load.
-
-    Returns:
-        A number of requests; None: an open loop whose ``max_num_seqs`` is unknown.
-    """
-    launch = launch_of(settings, vllm_version, known)
-    seqs = launch.number(SEQS)
-    bounds = (
-        known.load,
-        None if seqs is None else seqs * launch.replicas,
-        active_limit(settings, vllm_version, known),
-    )
-    return min((x for x in bounds if x is not None), default=None)
-
-
-def active_limit(
-    settings: Mapping[str, object], vllm_version: str | None, known: Known = NOTHING
-) -> int | None:
-    """Return an upper bound of the requests that vLLM lets run at once, for all its replicas.
-
-    It is the smaller of the study's own ``max_num_active_seqs`` and of what vLLM lowers it to. The
-    bound is certain: where it is unknown whether a DSpark draft starts from its anchor, the larger
-    of the two counts. ``max_num_seqs`` is not part of it.
-
-    Args:
-        settings: Settings as for :func:`autotune.engine.rules.why_infeasible`.
-        vllm_version: Version such as ``0.33.0``; None: unknown.
-        known: Facts about machine and target.
-
-    Returns:
-        A number of requests of at least 1; None: nothing but ``max_num_seqs`` bounds them, or it is
-        unknown.
-    """
-    launch = launch_of(settings, vllm_version, known)
-    found = [x for x in (_own(launch), lowered(launch)) if x is not None and x > 0]
-    return min(found) * launch.replicas if found else None
 
 
 def why_throttled(

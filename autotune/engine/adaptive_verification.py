@@ -25,12 +25,11 @@ counts as not accepted. Such a launch tells nothing of what another n would give
 
 from __future__ import annotations
 
-from packaging.version import Version
-
+from autotune.engine.rule import minor_of
 from autotune.study.schema import ServerSpec
 from autotune.study.speculative import ADAPTIVE
 
-_SINCE = Version("0.28")
+_SINCE = (0, 28)
 LAUNCH_NOTE = (
     "adaptive verification profiles a step of every CUDA graph at its start: that launch takes "
     "longer"
@@ -55,10 +54,10 @@ def why_no_adaptive(*versions: str | None) -> str | None:
     Args:
         versions: Versions from several sources, or None; the first that is known counts.
     """
-    version = next((v for v in versions if v is not None), None)
-    if version is None:
+    version, minor = next(((v, m) for v in versions if (m := minor_of(v))), (None, None))
+    if minor is None:
         return "vLLM's version is unknown, so it is not known whether it has adaptive verification"
-    if Version(version.partition("+")[0]) < _SINCE:
+    if minor < _SINCE:
         return (
             f"vLLM {version} has no adaptive verification; 0.28 has it for DSpark, and 0.30 for "
             "every draft that is a model"

@@ -137,6 +137,8 @@ def batch_budget(
     length = launches[0].number(_LENGTH)
     if _LENGTH not in settings:
         length = known.model_max_len
+    elif length is not None and length < 1:  # -1 and 0: vLLM chooses
+        length = None
     longest = min((x for x in (load.prompt, length) if x is not None), default=None)
     if longest is None:
         return Budget(Verdict.BINDS, None, "how long prompts may be is unknown: set max-model-len")

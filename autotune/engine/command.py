@@ -22,7 +22,6 @@ from typing import TextIO
 from platformdirs import user_cache_dir
 
 from autotune.engine.acceptance import (
-    ACCEPTANCE,
     ACCEPTANCE_OPTION,
     DETAILED,
     asks_acceptance,
@@ -37,6 +36,7 @@ from autotune.engine.probe import Kind, VllmInfo
 from autotune.engine.variables import is_kept
 from autotune.errors import TrialFailure, UserError
 from autotune.study.options import Clash, draft_config, merged
+from autotune.study.owned import ACCEPTANCE
 from autotune.study.programs import API_SERVER
 from autotune.study.schema import FlagValue, ServerSpec, StudySpec, flag_name
 from autotune.study.secrets import (

@@ -60,6 +60,7 @@ from typing import Literal
 from packaging.version import Version
 
 from autotune.engine.gpus import Gpu, data_center_blackwell
+from autotune.engine.rule import minor_of
 
 Runner = Literal["v1", "v2"]
 
@@ -68,7 +69,7 @@ _MOST_TOKENS = 512
 # First versions in which: V2 keeps the list for piecewise graphs; the list ends at 1024 tokens on
 # Blackwell; it has multiples of n + 1, and a row for each kind; it has max_num_seqs at n = 0.
 # A release candidate is taken for its release.
-_OWN_LIST, _WIDE = Version("0.25.dev0"), Version("0.28.dev0")
+_OWN_LIST, _WIDE = Version("0.25.dev0"), (0, 28)
 _BY_REQUESTS, _LAST_REQUEST = Version("0.29.dev0"), Version("0.31.dev0")
 # Up to this many requests, every batch size has an aligned graph.
 _EVERY_BATCH = 32
@@ -244,10 +245,10 @@ def most_tokens(version: str | None, gpus: Sequence[Gpu]) -> int:
     """Return the end of the default list of sizes, in tokens.
 
     Args:
-        version: Version of vLLM, such as ``0.28.0``; None: unknown.
+        version: Version of vLLM, such as ``0.28.0``; None, or no version: unknown.
         gpus: GPUs that vLLM sees.
     """
-    wide = version is not None and Version(version) >= _WIDE and data_center_blackwell(gpus)
+    wide = (minor_of(version) or (0, 0)) >= _WIDE and data_center_blackwell(gpus)
     return 2 * _MOST_TOKENS if wide else _MOST_TOKENS
 
 

@@ -274,7 +274,7 @@ KEY_RULES = (
         "speculative method that the version has", _unknown_method, f"{_SPEC}.method", unread=False
     ),
     Rule("key of --speculative-config that the version has", _unknown_key, _SPEC, unread=False),
-    Rule("word that a key of --speculative-config has", _unknown_word, _SPEC, unread=False),
+    Rule("value of a key of --speculative-config", _unknown_word, _SPEC, unread=False),
     Rule("number of --speculative-config below its least", _too_small, _SPEC),
     Rule("prompt_lookup_min within prompt_lookup_max", _lookup, f"{_SPEC}.__post_init__"),
     Rule("suffix decoding", _suffix, f"{_SPEC}._validate_suffix_decoding"),

@@ -109,7 +109,7 @@ def draft_method(draft: SpeculativeSpec, base: Path) -> DraftMethod:
         return DraftMethod(found, reason)
     if config is not None and "speculators_config" not in config:
         return DraftMethod("draft_model", "its config.json is that of an ordinary model")
-    return DraftMethod(None, "nothing here tells, so vLLM chooses")
+    return DraftMethod(None, "no name and no config.json on this disk shows it, so vLLM chooses")
 
 
 def with_method(loaded: LoadedStudy) -> LoadedStudy:

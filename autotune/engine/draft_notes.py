@@ -8,8 +8,8 @@ from typing import Any
 from autotune.engine.draft_method import draft_method
 from autotune.study.checkpoints import config_of, speculators_of
 from autotune.study.files import LoadedStudy
-from autotune.study.space import N, as_int
-from autotune.study.speculative import SpeculativeSpec
+from autotune.study.space import DRAFT, N, as_int
+from autotune.study.speculative import REJECTION, SpeculativeSpec
 from autotune.study.ways import LOSSY, is_lossy
 
 _DFLASH = frozenset({"dflash", "dflash2"})
@@ -21,20 +21,24 @@ def draft_notes(loaded: LoadedStudy) -> Iterator[str]:
     Args:
         loaded: The study as the user wrote it.
     """
+    arms: dict[str, list[str]] = {}
     for arm, draft in loaded.spec.server.drafts.items():
-        where = "" if arm is None else f"arm {arm}: "
-        yield from (f"{where}{note}" for note in _notes(loaded, arm, draft))
+        for note in _notes(loaded, arm, draft):
+            arms.setdefault(note, []).extend([] if arm is None else [arm])
+    for note, names in arms.items():
+        where = f"arm{'s' if len(names) > 1 else ''} {', '.join(names)}: " if names else ""
+        yield f"{where}{note}"
 
 
 def _notes(loaded: LoadedStudy, arm: str | None, draft: SpeculativeSpec) -> Iterator[str]:
     """Yield the remarks on one way to draft."""
-    if is_lossy(draft.given()):
+    if _may_be_lossy(loaded, arm, draft):
         yield LOSSY
     found = draft_method(draft, loaded.base)
     if draft.method is None and found.name is not None:
         yield f"the draft's method is {found.name}: {found.reason}; it is written into each launch"
     elif found.name is None:
-        yield f"the draft's method: {found.reason}. Rules that need it do not apply"
+        yield f"the draft's method is unknown: {found.reason}. Rules that need it do not apply"
     if found.warning is not None:
         yield found.warning
     if draft.model is None:
@@ -43,6 +47,14 @@ def _notes(loaded: LoadedStudy, arm: str | None, draft: SpeculativeSpec) -> Iter
     if why := causal_by_mistake(config):
         yield f"{draft.model:.80}: {why}"
     yield from _beyond_training(_most_n(loaded, arm, draft), config)
+
+
+def _may_be_lossy(loaded: LoadedStudy, arm: str | None, draft: SpeculativeSpec) -> bool:
+    """Return whether a way to draft is lossy, or the study searches a value with which it is."""
+    space = loaded.spec.to_space()
+    param = (space.params if arm is None else space.ways[arm].params).get(f"{DRAFT}{REJECTION}")
+    searched = (param.values() if param is not None else None) or ()
+    return is_lossy(draft.given()) or any(is_lossy({REJECTION: v}) for v in searched)
 
 
 def causal_by_mistake(config: Mapping[str, Any]) -> str | None:

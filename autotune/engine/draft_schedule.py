@@ -18,8 +18,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from packaging.version import Version
-
+from autotune.engine.rule import minor_of
 from autotune.study.options import draft_config
 from autotune.study.space import N, Value
 from autotune.study.speculative import SCHEDULE
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 # Methods whose schedule model runner V1 keeps in 0.33
 # (config/vllm.py: _maybe_disable_dynamic_sd_for_v1, 0.33.0: 1088).
 KEPT_ON_V1 = frozenset({"ngram", "eagle", "eagle3", "mtp", "draft_model", "dflash"})
-_SCHEDULE_SINCE = Version("0.24")
+_SCHEDULE_SINCE = (0, 24)
 
 
 def scheduled(server: ServerSpec, ranges: Sequence[Sequence[int]]) -> ServerSpec:
@@ -115,10 +114,10 @@ def why_no_schedule(*versions: str | None) -> str | None:
     Args:
         versions: Versions from several sources, or None; the first that is known counts.
     """
-    version = next((v for v in versions if v is not None), None)
-    if version is None:
+    version, minor = next(((v, m) for v in versions if (m := minor_of(v))), (None, None))
+    if minor is None:
         return "vLLM's version is unknown, so it is not known whether it takes a schedule of n"
-    if Version(version.partition("+")[0]) < _SCHEDULE_SINCE:
+    if minor < _SCHEDULE_SINCE:
         return f"vLLM {version} has no schedule of n by batch size; 0.24 and later have"
     return None
 

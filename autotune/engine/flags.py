@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
+from autotune.engine.draft_schedule import schedule_problem
 from autotune.engine.probe import Kind, VllmInfo
 from autotune.engine.removed_flags import hint
 from autotune.errors import UserError
@@ -21,6 +22,7 @@ from autotune.study.schema import FlagValue, ServerSpec
 from autotune.study.secrets import argument_secret, command_secret
 from autotune.study.serve_flags import human
 from autotune.study.space import ALIGNED, DRAFT, ChoiceParam, N
+from autotune.study.speculative import SCHEDULE
 from autotune.study.vllm_flags import inverse
 
 _SEEN = "every user of this machine can read a command line, and a study's is stored and shown"
@@ -48,6 +50,7 @@ def check_flags(loaded: LoadedStudy, info: VllmInfo) -> None:
     if why := why_refused(spec):  # a study from a database was read without
         raise UserError(f"{loaded.path}: {why}")
     _check_target(loaded)
+    _check_schedules(loaded)
     for name, value in spec.server.flags.items():
         if name != ALIGNED:
             _check(f"{loaded.path}: server.flags.{name}", name, value, info)
@@ -71,6 +74,15 @@ def _check_target(loaded: LoadedStudy) -> None:
         f"vLLM drafts at n = 0, too; write its target, {found.verifier:.80}, as server.model, and "
         f"{keys} as server.speculative"
     )
+
+
+def _check_schedules(loaded: LoadedStudy) -> None:
+    """Refuse a schedule of n by batch size that every version of vLLM refuses."""
+    for arm, draft in loaded.spec.server.drafts.items():
+        schedule = draft.given().get(SCHEDULE)
+        if schedule is not None and (why := schedule_problem(schedule)):
+            place = "server.speculative" if arm is None else f"server.arms.{arm}"
+            raise UserError(f"{loaded.path}: {place}.{SCHEDULE}: {why}")
 
 
 def _check_texts(loaded: LoadedStudy) -> None:

@@ -11,8 +11,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from autotune.engine.acceptance import ACCEPTANCE, ACCEPTANCE_OPTION
+from autotune.engine.acceptance import ACCEPTANCE_OPTION
 from autotune.engine.command import Production, checked, served_env
+from autotune.study.owned import ACCEPTANCE
 from autotune.study.schema import ServerSpec
 
 _DRAFT = "--speculative-config"

@@ -19,11 +19,15 @@ Minor = tuple[int, int]
 
 @cache  # a search asks for each of its points
 def minor_of(version: str | None) -> Minor | None:
-    """Return the minor version of a version such as ``0.32.0``; None: it is unknown."""
-    if version is None:
-        return None
-    v = Version(version)
-    return v.major, v.minor
+    """Return the minor version of a version such as ``0.32.0``; None: it is unknown.
+
+    It is unknown also for ``dev``, which a vLLM says that was built without its version.
+    """
+    try:
+        v = None if version is None else Version(version)
+    except ValueError:
+        v = None
+    return None if v is None else (v.major, v.minor)
 
 
 def minor_text(minor: Minor) -> str:

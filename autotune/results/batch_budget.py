@@ -13,8 +13,8 @@ from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, Point, Space, Value, as_int
 from autotune.study.workload import WorkloadSpec
 
-# Of a larger space classes are not looked for.
-_MOST_POINTS = 20_000
+# Of a larger space, or of more budgets, classes are not looked for: that would take seconds.
+_MOST_POINTS, _MOST_BUDGETS = 20_000, 2_000
 
 
 def load_of(workload: WorkloadSpec) -> Load:
@@ -54,15 +54,17 @@ class Family:
             return mnbt
         return next(x for x, b in self.budgets.items() if b.verdict in allowed)
 
-    def sentence(self, mnbt: int) -> str | None:
+    def sentence(self, mnbt: int, *, certain: bool) -> str | None:
         """Return why MNBT does not matter from some value up; None: it may, or it is alone.
 
         Args:
             mnbt: One of the budgets.
+            certain: Go by what is proven only.
         """
-        least = self.smallest(mnbt, certain=False)
+        least = self.smallest(mnbt, certain=certain)
         own = self.budgets[least]
-        if own.verdict is Verdict.BINDS or least == max(self.budgets):
+        unproven = certain and own.verdict is not Verdict.SAME
+        if own.verdict is Verdict.BINDS or unproven or least == max(self.budgets):
             return None
         text = f"MNBT from {least} up is {own.verdict} here: {own.why}"
         return f"{text} (not proven: {'; '.join(own.conditions)})" if own.conditions else text
@@ -72,12 +74,13 @@ class Families:
     """The families of points.
 
     Args:
-        values: Values of MNBT.
+        values: Values of MNBT; of more than :data:`_MOST_BUDGETS` none is in a family.
         budget: Returns what is known of a point's MNBT; None: the point cannot launch.
     """
 
     def __init__(self, values: Iterable[int], budget: Callable[[Point], Budget | None]) -> None:
-        self._values = sorted(values)
+        found = sorted(set(values))
+        self._values = dict.fromkeys(found if len(found) <= _MOST_BUDGETS else ())
         self._budget = budget
         self._found: dict[Key, Family] = {}
 
@@ -92,10 +95,15 @@ class Families:
         family = self._found[key]
         return family if point[MNBT] in family.budgets else None
 
-    def sentence(self, point: Point) -> str | None:
-        """Return why a point's MNBT does not matter from some value up; None: it may."""
+    def sentence(self, point: Point, *, certain: bool = False) -> str | None:
+        """Return why a point's MNBT does not matter from some value up; None: it may.
+
+        Args:
+            point: A point of the space.
+            certain: Go by what is proven only.
+        """
         family = self.of(point)
-        return None if family is None else family.sentence(int(point[MNBT]))
+        return None if family is None else family.sentence(int(point[MNBT]), certain=certain)
 
     def stands_for(self, point: Point, *, certain: bool) -> dict[str, Value]:
         """Return the point with the smallest MNBT that is one with a point's.

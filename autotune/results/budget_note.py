@@ -55,16 +55,17 @@ def budget_note(store: Store, view: StudyView, trial: TrialView) -> str | None:
     families = families_of(loaded.spec, found.info.version, known_for(loaded, found.info))
     family = families.of(trial.point)
     mnbt = int(trial.point[MNBT])
-    if family is None or (why := family.sentence(mnbt)) is None:
+    if family is None or family.sentence(mnbt, certain=False) is None:
         return None
     least = family.smallest(mnbt, certain=False)
-    proven, checked = family.budgets[least].verdict is Verdict.SAME, ""
+    proven, checked, split = family.budgets[least].verdict is Verdict.SAME, "", False
     if not proven:
         classes = _classes(store, loaded.spec, families, view)
-        if classes.split:
-            return None
-        proven = classes.checked
-        checked = "A launch with a larger one was no different. " if proven else ""
+        proven, split = classes.checked, classes.split
+        checked = "A launch with a larger one was no different. " if proven and not split else ""
+    least = family.smallest(mnbt, certain=split)
+    if (why := family.sentence(mnbt, certain=split)) is None:
+        return None
     if mnbt == least:
         serve = f"{least} is the smallest that does not bind"
     elif proven:

@@ -452,7 +452,7 @@ _ORDER = {ARM: 0, N: 1, MNBT: 2}
 def _key(side: Side, trial: TrialView, names: Sequence[str]) -> Key:
     """Return a point with every parameter that either study searched; a fixed value counts, too.
 
-    Two arms are one if they have the same keys of ``--speculative-config``, whatever their names.
+    Two arms are one if they have the same keys of ``--speculative-config``, under any name.
     """
     space = side.spec.to_space()
     point = canonical(space, trial.point)

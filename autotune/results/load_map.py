@@ -6,11 +6,10 @@ import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from autotune.results.load_map_ways import MapWay, Plan, WayKind, confirmation
+from autotune.results.load_map_ways import Advice, MapWay, Plan, WayKind, confirmation
 from autotune.results.referee import (
     RefereeView,
     crossing_text,
@@ -56,20 +55,6 @@ BIASED = (
     "predictions do not use it"
 )
 _MOST_TIES = 4  # that are shown of one concurrency
-
-
-class Advice(StrEnum):
-    """Reason for a recommendation."""
-
-    SCHEDULE = "launched, it is better than the best fixed n"
-    ADAPTIVE = "launched, adaptive verification is better than the best fixed n"
-    ARM = "launched, this arm is better than the best fixed n"
-    FIXED = "launched, the schedule is not certainly better"
-    FIXED_RIVALS = "launched, no other way to speculate is certainly better"
-    FIXED_FAILED = "the schedule failed"
-    FIXED_UNCHECKED = "the schedule was not launched yet; the same command goes on with it"
-    FIXED_ENOUGH = "a schedule has no certain gain: one n is near the best at every concurrency"
-    FIXED_ONLY = "this vLLM is given no schedule"
 
 
 @dataclass(frozen=True)
@@ -190,22 +175,31 @@ class LoadSweepView:
         return rates | {p.way: row for p in self.rivals if (row := p.rates())}
 
     def confirmation_plan(self, launches: int) -> Plan | None:
-        """Return what a confirmation of so many launches compares; None: there is no rival."""
+        """Return what a confirmation of that many launches compares; None: there is no rival."""
         return confirmation(self.way_rates, self.at, launches)
 
     @cached_property
     def referee(self) -> RefereeView | None:
         """Other ways against the best fixed n; None: none was launched."""
         confirmed: dict[MapWay, list[Mapping[int, Rate]]] = {}
+        failed: dict[MapWay, list[str]] = {}
         for p in self.confirmed:
             if rates := p.rates():
                 confirmed.setdefault(p.way, []).append(rates)
-        return referee(self.way_rates, confirmed, self.at, self.variance)
+            elif p.failure_kind is not None:
+                failed.setdefault(p.way, []).append(f"{p.failure_kind}: {p.failure_reason}")
+        return referee(self.way_rates, confirmed, self.at, self.variance, failed)
 
     @cached_property
     def at(self) -> list[AtLoad]:
         """Best n at each concurrency."""
         return by_load(self.rates, self.variance)
+
+    @cached_property
+    def not_compared(self) -> tuple[int, ...]:
+        """Concurrencies at which vLLM throttled n = 0: nothing is compared with it there."""
+        none = next((p.loads for p in self.points if p.way == MapWay(0)), {})
+        return tuple(load for load, x in none.items() if x.throttled)
 
     @cached_property
     def crossover(self) -> Crossover | None:
@@ -223,13 +217,17 @@ class LoadSweepView:
         """Best n over all concurrencies; None: n = 0 has no numbers."""
         return best_fixed(self.rates) if self.rates.get(0) else None
 
+    @property
+    def compared(self) -> list[int]:
+        """Concurrencies that the means are over: those at which n = 0 has numbers."""
+        return sorted(self.rates.get(0, {}))
+
     @cached_property
     def fixed_over_none(self) -> Estimate | None:
         """Geometric mean of the best fixed n's rates, as a ratio to that of n = 0."""
         if self.fixed is None:
             return None
-        loads = list(self.rates[0])
-        a, b = (over_loads(self.rates[n], loads) for n in (self.fixed, 0))
+        a, b = (over_loads(self.rates[n], self.compared) for n in (self.fixed, 0))
         return ratio(a, b, self.variance)
 
     @cached_property
@@ -244,7 +242,7 @@ class LoadSweepView:
         """Mean rate of the schedule as a ratio to the best fixed n's; None: it was not launched."""
         if self.fixed is None or self.checked is None:
             return None
-        loads, rates = list(self.rates[0]), self.checked.rates()
+        loads, rates = self.compared, self.checked.rates()
         if not all(load in rates for load in loads):
             return None
         fixed = over_loads(self.rates[self.fixed], loads)
@@ -256,10 +254,12 @@ class LoadSweepView:
         if self.referee is not None:
             if (best := self.referee.best) is not None:
                 return Advice[best.rival.kind.name]
+            if self.referee.overall_faster:
+                return Advice.FIXED_AGAIN
             if any(x.rival.schedule != self.schedule for x in self.referee.overall):
                 return Advice.FIXED_RIVALS
         if self.schedule is None:
-            return Advice.FIXED_ENOUGH
+            return Advice.FIXED_ENOUGH if len(self.compared) > 1 else Advice.FIXED_ONE_LOAD
         if self.why_no_schedule is not None:
             return Advice.FIXED_ONLY
         if self.checked is not None and self.checked.failure_kind is not None:
@@ -300,6 +300,11 @@ def load_sweep_lines(view: LoadSweepView) -> list[str]:
         lines += [*table, ""] if table else []
     if view.referee is not None:
         lines += [*referee_lines(view.referee), ""]
+    if view.not_compared:
+        loads = ", ".join(map(str, view.not_compared))
+        lines += wrapped(
+            f"Concurrency {loads} is left out of all comparisons: vLLM throttled n = 0 there."
+        )
     lines += wrapped(crossover_text(view.crossover, view.at, view.crossing))
     lines += ["", *_schedule_lines(view), ""]
     lines += wrapped(_scatter_text(view))
@@ -449,7 +454,7 @@ def _schedule_lines(view: LoadSweepView) -> list[str]:
         elif view.checked is not None and view.over_fixed is not None:
             lines += wrapped(
                 f"Launched, it is at {estimate_text(view.over_fixed, '{:.3f}'.format)} of the best "
-                f"fixed n, n = {view.fixed}, as the mean over all concurrencies."
+                f"fixed n, n = {view.fixed}, {_over(view)}."
             )
     if view.fixed is None:
         return [*lines, "There are no numbers of n = 0: nothing can be recommended."]
@@ -467,7 +472,18 @@ def _recommended(view: LoadSweepView) -> str:
         return "no speculation"
     tie = "" if e.low is not None and e.low > 1 else ", a tie"
     over = estimate_text(e, "{:.3f}".format)
-    return f"n = {view.fixed}, at {over} of no speculation as the mean over all concurrencies{tie}"
+    return f"n = {view.fixed}, at {over} of no speculation {_over(view)}{tie}"
+
+
+def _over(view: LoadSweepView) -> str:
+    """Return which concurrencies a mean is over."""
+    loads = view.compared
+    if len(loads) == 1:
+        only = ", the only one with numbers" if len(view.loads) > 1 else ""
+        return f"at concurrency {loads[0]}{only}"
+    if len(loads) < len(view.loads):
+        return f"as the mean over concurrencies {', '.join(map(str, loads))}"
+    return "as the mean over all concurrencies"
 
 
 def _scatter_text(view: LoadSweepView) -> str:
@@ -505,6 +521,7 @@ def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
         "flags": dict(view.flags),
         "intervals": "within one launch" if view.variance is None else "with launches' scatter",
         "loads": [_load_json(x) for x in view.at],
+        "loads_not_compared": list(view.not_compared),
         "crossover": _crossover_json(view),
         "referee": referee_json(view.referee),
         "points": [_point_json(p, view.variance) for p in view.points],

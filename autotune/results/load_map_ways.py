@@ -26,6 +26,22 @@ class WayKind(StrEnum):
     ARM = "arm"
 
 
+class Advice(StrEnum):
+    """Reason for a recommendation."""
+
+    SCHEDULE = "launched, it is better than the best fixed n"
+    ADAPTIVE = "launched, adaptive verification is better than the best fixed n"
+    ARM = "launched, this arm is better than the best fixed n"
+    FIXED = "launched, the schedule is not certainly better"
+    FIXED_RIVALS = "launched, no other way to speculate is certainly better"
+    FIXED_AGAIN = "a way that was faster in one launch failed when it was launched again"
+    FIXED_FAILED = "the schedule failed"
+    FIXED_UNCHECKED = "the schedule was not launched yet; the same command goes on with it"
+    FIXED_ENOUGH = "a schedule has no certain gain: one n is near the best at every concurrency"
+    FIXED_ONE_LOAD = "a schedule needs numbers at two or more concurrencies"
+    FIXED_ONLY = "this vLLM is given no schedule"
+
+
 @dataclass(frozen=True)
 class MapWay:
     """One way to speculate: what a launch of a load sweep serves with.

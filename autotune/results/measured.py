@@ -127,21 +127,24 @@ def _info(launch: LaunchRow, words: Launched) -> VllmInfo:
     return VllmInfo(launch.vllm_version, None, words.python, device, None, hidden, ())
 
 
-def resolver_of(loaded: LoadedStudy, launches: Sequence[LaunchRow]) -> Callable[[str], str]:
+def resolver_of(
+    loaded: LoadedStudy, launches: Sequence[tuple[LaunchRow, str | None]]
+) -> Callable[[str], str]:
     """Return a function that turns a model reference into what launches of a study were given.
 
     Args:
         loaded: The study.
-        launches: Its launches, oldest first; the latest one that has the model counts.
+        launches: Its launches, oldest first, each with the name of its arm, or None; the latest one
+            that has the model counts.
     """
     found: dict[str, str] = {}
     server = loaded.spec.server
-    for launch in launches:
+    for launch, arm in launches:
         words = launched(launch.argv, server.command)
         if words is None:
             continue
         found[server.model] = words.model
-        models = {draft.model for draft in server.drafts.values() if draft.model is not None}
-        if len(models) == 1 and words.draft is not None:
-            found[models.pop()] = words.draft
+        draft = server.drafts.get(arm)
+        if draft is not None and draft.model is not None and words.draft is not None:
+            found[draft.model] = words.draft
     return lambda ref: found.get(ref, ref)

@@ -259,7 +259,10 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
     if errors:
         worst = max(errors, key=lambda n: errors[n])
         typical = statistics.median(errors.values())
-        lines.append(f"off by {typical:.0%} in the median, {errors[worst]:.0%} at n = {worst}")
+        lines.append(
+            f"Predictions are off by {typical:.0%} in the median, at most by {errors[worst]:.0%} "
+            f"(n = {worst})"
+        )
     return lines
 
 

@@ -37,7 +37,7 @@ from autotune.storage.schema import LoadRow, MapPointRow
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import FlagValue, StudySpec
-from autotune.study.space import Value
+from autotune.study.space import DRAFT, Value
 from autotune.study.ways import is_lossy
 
 PARTS = 2
@@ -222,8 +222,11 @@ def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> Lo
             f"{store.path}: the load sweep of {loaded.spec.name} has no numbers yet; "
             "`autotune map` continues it"
         )
+    ledger = load_sweep_name(loaded.spec.name)
     launches = [
-        x for p in points for x in store.launches.of_trial(load_sweep_name(loaded.spec.name), p.id)
+        (x, p.arm or p.setting.get("arm"))
+        for p in points
+        for x in store.launches.of_trial(ledger, p.id)
     ]
     resolve = resolver_of(loaded, launches)
     return load_sweep_view(store, loaded, known, loads, setting, resolve)
@@ -275,6 +278,11 @@ def load_sweep_view(
         """Return whether the study file still has the arm of a way."""
         return (way.arm or setting.arm) in (spec.server.arms or {None})
 
+    def searched(arm: str | None) -> dict[str, Value]:
+        """Return the searched keys of a draft that the sweep launches with."""
+        params = setting.params if arm == setting.arm else setting.arms.get(arm or "", {})
+        return {k.removeprefix(DRAFT): v for k, v in params.items() if k.startswith(DRAFT)}
+
     return LoadSweepView(
         study=spec.name,
         vllm=version,
@@ -294,7 +302,8 @@ def load_sweep_view(
         lossy=tuple(
             name or "the draft"
             for name, draft in spec.server.drafts.items()
-            if is_lossy(draft.given()) and name in {setting.arm, *(p.arm for p in sweep)}
+            if name in {setting.arm, *(p.arm for p in sweep)}
+            and is_lossy({**draft.given(), **searched(name)})
         ),
         outdated=tuple(sorted(lost.intersection(loads))),
     )

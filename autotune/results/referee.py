@@ -31,6 +31,9 @@ class RefereeView:
         overall_confirmed: Whether only launches of the confirmation count in that.
         only: The fixed n of at least 1 if a single one was launched, else None.
         left_out: Rivals that the confirmation did not launch.
+        failed: Reasons of the confirmation's launches that failed, by way.
+        unfit: Rivals of which no launch of the confirmation gave numbers, because each failed: they
+            are neither served nor recommended.
     """
 
     compared: tuple[Compared[MapWay], ...]
@@ -40,6 +43,8 @@ class RefereeView:
     overall_confirmed: bool
     only: int | None
     left_out: tuple[MapWay, ...]
+    failed: Mapping[MapWay, Sequence[str]] = dataclasses.field(default_factory=dict)
+    unfit: frozenset[MapWay] = frozenset()
 
     @property
     def rivals(self) -> tuple[MapWay, ...]:
@@ -55,12 +60,18 @@ class RefereeView:
     @property
     def serve(self) -> dict[int, MapWay]:
         """What to serve at each load."""
-        return winners(self.compared)
+        fit = [x for x in self.compared if x.rival not in self.unfit]
+        return {x.load: x.fixed for x in self.compared} | winners(fit)
+
+    @property
+    def overall_faster(self) -> list[Compared[MapWay]]:
+        """Rivals that are certainly better as the mean over all loads."""
+        return [x for x in self.overall if x.verdict is Verdict.RIVAL]
 
     @property
     def best(self) -> Compared[MapWay] | None:
         """The fastest rival that is certainly better as the mean over all loads; None: none is."""
-        sure = [x for x in self.overall if x.verdict is Verdict.RIVAL]
+        sure = [x for x in self.overall_faster if x.rival not in self.unfit]
         return max(sure, key=lambda x: x.ratio.value, default=None)
 
 
@@ -69,6 +80,7 @@ def referee(
     confirmed: Runs[MapWay],
     at: Sequence[AtLoad],
     variance: LaunchVariance | None,
+    failed: Mapping[MapWay, Sequence[str]] | None = None,
 ) -> RefereeView | None:
     """Return what the launches of a load sweep say of its rivals; None: it has none.
 
@@ -77,6 +89,7 @@ def referee(
         confirmed: Launches of the confirmation, by way.
         at: Best fixed n at each load.
         variance: Launch-to-launch variance, or None.
+        failed: Reasons of the confirmation's launches that failed, by way.
     """
     by_n = {way.n: row for way, row in rates.items() if way.kind is WayKind.FIXED}
     loads = [x.load for x in at]
@@ -114,6 +127,8 @@ def referee(
         overall_confirmed=is_confirmed,
         only=drafts[0] if len(drafts) == 1 else None,
         left_out=tuple(x for x in rivals if again and x.family not in {y.family for y in again}),
+        failed=failed or {},
+        unfit=frozenset(way for way in failed or () if way not in again),
     )
 
 
@@ -154,8 +169,8 @@ def referee_texts(view: RefereeView) -> list[str]:
         counts = sorted({min(x.launches) for x in view.compared if x.load in view.confirmed})
         each = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         texts.append(
-            f"Confirmed by {each} further launches of each way, there and back; those that chose "
-            "the ways do not count."
+            f"Confirmed by {each} further {'launch' if each == '1' else 'launches'} of each way, "
+            "there and back; those that chose the ways do not count."
         )
         loads = dict.fromkeys(x.load for x in view.compared)
         missing = [str(x) for x in loads if x not in view.confirmed]
@@ -164,11 +179,20 @@ def referee_texts(view: RefereeView) -> list[str]:
         if view.left_out:
             names = ", ".join(x.name for x in view.left_out)
             texts.append(f"Not confirmed, and left out here: {names}.")
+    elif view.failed:
+        texts.append(
+            "Not confirmed, because launches of the confirmation failed: each way counts with one "
+            "launch, and the best of several single launches is flattered."
+        )
     else:
         texts.append(
             "Not confirmed: each way was launched once, and the best of several single launches is "
             f"flattered. `--confirm {CONFIRM}` launches them again, interleaved."
         )
+    for way, reasons in view.failed.items():
+        times = "once" if len(reasons) == 1 else f"{len(reasons)} times"
+        unfit = " It is not recommended." if way in view.unfit and way in view.rivals else ""
+        texts.append(f"Launched to confirm, {way.name} failed {times}: {reasons[-1]}.{unfit}")
     if view.only is not None:
         texts.append(
             f"n = {view.only} is the only n of at least 1 that was measured: another fixed n may "
@@ -238,6 +262,9 @@ def referee_json(view: RefereeView | None) -> dict[str, Any] | None:
             for way, cross in view.crossings.items()
         ],
         "overall_confirmed": view.overall_confirmed,
+        "failed_to_confirm": [
+            {"way": way_json(way), "reasons": list(reasons)} for way, reasons in view.failed.items()
+        ],
         "overall": [
             {k: v for k, v in row.items() if k != "load"} for row in _compared_json(view.overall)
         ],

@@ -18,7 +18,7 @@ from autotune.engine.draft_notes import draft_notes
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
-from autotune.engine.rule import NOTHING, SEQS, Known
+from autotune.engine.rule import NOTHING, SEQS, Known, minor_of
 from autotune.engine.rules import THROTTLED, doubts_of, infeasible
 from autotune.errors import UserError
 from autotune.results.batch_budget import families_of
@@ -368,7 +368,8 @@ class _Judge:
         if self._families is None or self._families.stands_for(point, certain=False) == point:
             return None
         certain = self._families.stands_for(point, certain=True) != point
-        state, text = State.ALIKE if certain else State.LIKELY, self._families.sentence(point)
+        state = State.ALIKE if certain else State.LIKELY
+        text = self._families.sentence(point, certain=certain)
         rule = "MNBT that cannot bind" if certain else "MNBT that likely cannot bind"
         return Reason(state, rule, _SCHEDULER, text or rule, dict(point))
 
@@ -392,7 +393,9 @@ def _holes(spec: StudySpec, version: str | None, known: Known) -> dict[int, tupl
         mnbt = max((int(v) for v in spec.space[MNBT].values() or ()), default=None)
     load = spec.workload.max_concurrency
     chosen = any("cudagraph" in k or k.startswith("compilation_config") for k in flags)
-    if known.platform != "cuda" or version is None or flags.get("enforce_eager") or chosen:
+    if known.platform != "cuda" or flags.get("enforce_eager") or chosen:
+        return {}
+    if version is None or minor_of(version) is None:
         return {}
     if searched is None or seqs is None or mnbt is None or load is None or seqs < 1:
         return {}

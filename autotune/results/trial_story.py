@@ -23,6 +23,7 @@ from autotune.storage.store import Store
 # Most characters of a variable's value: NVIDIA's images have one of 2000. The database has all.
 _MOST_SHOWN = 100
 _MOST_ERRORS = 5  # of the requests of a phase
+_EVENTS = {"told": "result recorded"}  # stored names that do not explain themselves
 
 
 def trial_story(store: Store, name: str, number: int) -> list[str]:
@@ -46,7 +47,8 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
         lines += ["", *_launched(launch)]
         for e in events:
             if e.launch_id == launch.launch_id:
-                lines.append(f"  {e.at - launch.planned_at:6.1f} s  {plain(e.what)}")
+                what = plain(_EVENTS.get(e.what, e.what))
+                lines.append(f"  {e.at - launch.planned_at:6.1f} s  {what}")
         lines += _requests(store.requests.of_launch(launch.launch_id))
         lines += [f"  warning: {plain(w)}" for w in quality_warnings(Quality.read(launch.quality))]
         cache = caches.get(launch.launch_id)

@@ -356,27 +356,15 @@ class Proposer:
         if self._method != "gp" or len(complete) < 2:
             return Proposal(new[int(rng.integers(len(new)))])
         found = self._ask(launched, new, chances, running, classes)
-        if not new:
-            again = self._again(
-                found,
-                own,
-                classes,
-                [q for q in self._feasible or () if q not in tried and stated.why_not(q) is None],
-            )
-            if again is None:
-                raise SpaceExhausted
-            return replace(found, point=again)
         doubtful = found.challenge and _challenges(done) >= CHALLENGES
-        if doubtful and self._stop_below and found.gain is not None:
-            again = self._again(
-                found,
-                own,
-                classes,
-                [q for q in self._feasible or () if q not in tried and stated.why_not(q) is None],
-            )
-            if again is None:
+        if not new or (doubtful and self._stop_below and found.gain is not None):
+            untried = (q for q in self._feasible or () if q not in tried)
+            left = [q for q in untried if stated.why_not(q) is None]
+            if (again := self._again(found, own, classes, left)) is not None:
+                return replace(found, point=again)
+            if new and found.gain is not None:
                 raise Converged(found.gain)
-            return replace(found, point=again)
+            raise SpaceExhausted
         members = classes.smallest(new)
         for q in reversed(own):  # a class that was launched is launched again at its first point
             members[key_of(classes.of(q))] = dict(q)

@@ -9,9 +9,9 @@ s_i      what it has of the lower sum, such as its verification steps
 R        Σa_i / Σs_i
 =======  ==========================================================================================
 
-Steps of one request are alike, because its text is easy or hard to draft as a whole. So a thousand
-steps of ten requests say about as much as ten numbers, and an interval over steps would be far too
-narrow. The variance of R is that of a ratio estimator, linearized over requests
+Steps of one request are similar, because its text is easy or hard to draft as a whole. So a
+thousand steps of ten requests say about as much as ten numbers, and an interval over steps would be
+far too narrow. The variance of R is that of a ratio estimator, linearized over requests
 (W. G. Cochran, "Sampling Techniques", 3rd ed. 1977, 2.11 and 6.4):
 
     var R = G/(G-1) Σ(a_i - R s_i)² / (Σs_i)²

@@ -63,7 +63,12 @@ class ArmSpec(SpeculativeSpec):
                     f"space.{N}: must be whole numbers from 1 up; n = 0 is the baseline of all arms"
                 )
             return self
-        n = self.fixed_n
+        n, given = self.fixed_n, self.given()
+        if n is not None and n < 1 and N not in given:
+            raise ValueError(
+                f"{SCHEDULE}: one n must be from 1 up, or nothing is drafted; n = 0 is the "
+                "baseline of all arms"
+            )
         if n is not None and n < 1:
             raise ValueError(f"{N} must be from 1 up; n = 0 is the baseline of all arms")
         return self
@@ -76,7 +81,7 @@ class ArmSpec(SpeculativeSpec):
         given = self.given()
         n = given.get(N)
         if n is None and SCHEDULE in given:
-            return _largest(given[SCHEDULE])
+            return largest_n(given[SCHEDULE])
         return n if isinstance(n, int) else None
 
     def own_params(self) -> dict[str, Param]:
@@ -95,13 +100,17 @@ class ArmSpec(SpeculativeSpec):
         return SpeculativeSpec.model_validate(self.given())
 
 
-def _largest(schedule: object) -> int:
-    """Return the largest n of a schedule by batch size."""
+def largest_n(schedule: object) -> int:
+    """Return the largest n of a schedule by batch size.
+
+    Raises:
+        ValueError: It is no list of whole numbers, three each.
+    """
     try:
         return max(n for _, _, n in schedule if type(n) is int)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         raise ValueError(
-            f"{SCHEDULE}: must be a list of [first batch size, last batch size, n]"
+            f"{SCHEDULE}: must be a list of [first batch size, last batch size, n], whole numbers"
         ) from None
 
 

@@ -384,6 +384,9 @@ def why_not_same(old: LoadedStudy, kept: str, new: LoadedStudy) -> str | None:
         hint = f"; write {first.key}: {first.there} to keep it"
         was = first.there is not None and first.there == _FORMER_DEFAULTS.get(first.key)
         return f"{first.key} {first.values('then', 'now')}{hint if was else ''}"
+    then, now = (", ".join(x.spec.server.arms) for x in (old, new))
+    if then != now:  # Optuna keeps the arms in the order of the first run
+        return f"order of server.arms ({then} then, {now} now; the first order continues it)"
     if kept not in fingerprints(old.spec, contents(new.spec, new.base)):
         return "content of a file that it names"
     return None

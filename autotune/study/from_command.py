@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from autotune.errors import UserError
+from autotune.study.arms import largest_n
 from autotune.study.draft_flags import draft_of, verifier_of
 from autotune.study.manifests import is_manifest
 from autotune.study.owned import UNUSABLE
@@ -21,6 +22,7 @@ from autotune.study.secrets import argument_secret, command_secret, is_secret, w
 from autotune.study.serve_flags import LEFT_OUT, arguments_of, human
 from autotune.study.shell import unknown, unmarked
 from autotune.study.space import MNBT, N
+from autotune.study.speculative import SCHEDULE
 from autotune.study.start import Start, meant, start_of, start_of_manifest
 
 # Why a command is refused that starts only a part of a server, or no server of the OpenAI API.
@@ -268,11 +270,12 @@ def _space(
     speculative: Mapping[str, object],
 ) -> list[str]:
     """Return the section ``space``: n if there is a draft, and MNBT around today's."""
-    n_high = max(15, n_today or 0)
+    n_high = _n_high(n_today, speculative)
     low, high = _mnbt_range(mnbt_today, settings, n_high if speculative else 0)
     mark = "" if speculative else "# "
     dflash = speculative.get("method", "dflash") == "dflash"  # or not known yet
     most = " # a DFlash draft is trained for its block_size - 1" if dflash else ""
+    most = " # the largest n of the schedule" if SCHEDULE in speculative else most
     today = f"; today {n_today}" if n_today else ""
     was = f" # today {mnbt_today}" if mnbt_today else ""
     return [
@@ -288,6 +291,20 @@ def _space(
         f"    low: {low}",
         f"    high: {high}",
     ]
+
+
+def _n_high(n_today: int | None, speculative: Mapping[str, object]) -> int:
+    """Return the largest n to search: 15, today's, or the largest of a schedule, which n cuts.
+
+    Raises:
+        UserError: The schedule is none.
+    """
+    if SCHEDULE not in speculative:
+        return max(15, n_today or 0)
+    try:
+        return largest_n(speculative[SCHEDULE])
+    except ValueError as e:
+        raise UserError(f"--speculative-config: {e}") from None
 
 
 def _mnbt_range(today: object, settings: Mapping[str, object], n_high: int) -> tuple[int, int]:

@@ -81,6 +81,8 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
         loc = loc[:2]
     if loc[:2] in (["server", "command"], ["workload", "output_len"]):
         loc = loc[:2]
+    if "choices" in loc[2:]:
+        loc = loc[: loc.index("choices", 2) + 2]  # … and those of a choice
     hide = loc[:2] == ["server", "env"]  # it may be a secret
     key = ".".join(loc)
     if e["type"] == "extra_forbidden":
@@ -100,6 +102,14 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
         return key, message  # the words of a validator
     if loc[:2] == ["server", "flags"]:
         message = "must be true, false, a number, a word, a list or a mapping"
+    if e["type"] in {"dict_type", "model_type", "model_attributes_type"}:
+        message = "must be a mapping"
+    if e["type"] in {"too_long", "too_short"} and isinstance(e.get("input"), dict):
+        long, most = e["type"] == "too_long", e["ctx"]
+        bound = f"most {most['max_length']}" if long else f"least {most['min_length']}"
+        return key, f"must have at {bound} entries"
+    if "choices" in loc[-2:-1]:
+        message = "must be a number, a word, true or false"
     if loc == ["workload", "output_len"]:
         message = "must be a whole number from 1 up, or recorded"
     message = message[0].lower() + message[1:]

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from autotune.study.options import Clash, merged
 from autotune.study.schema import OWNED_FLAGS, StudySpec
 from autotune.study.secrets import argument_secret, command_secret, without_passwords
-from autotune.study.space import ARM, DRAFT, MNBT, N
+from autotune.study.space import ARM, DRAFT, MNBT, ChoiceParam, N
+from autotune.study.speculative import ADAPTIVE, REJECTION
 from autotune.study.words import argument_of, is_meant, own_words
+from autotune.study.yaml import shown
 
 HTTP = "autotune measures over plain HTTP on 127.0.0.1"
 # Flags of vLLM that make measuring impossible, or would store a secret.
@@ -27,6 +29,8 @@ UNUSABLE = {
     "grpc": "autotune measures the OpenAI API",
     "help": "vLLM prints its help and serves nothing",
 }
+ACCEPTANCE = "per_request_spec_decode_metrics"  # vLLM refuses it without a draft
+_ONE_LEVEL = "write one level in server.flags, or none and measure.per_request_acceptance"
 _DRAFTS = "write it as server.speculative"
 # Flags that a wrapper or a container's program may have under the same name.
 _COMMON = frozenset({"host", "port", "config", "headless", "grpc", "uds"})
@@ -60,8 +64,38 @@ def _problems(spec: StudySpec) -> Iterator[str]:
     for name in spec.space:
         if not name.startswith(DRAFT) and (why := why_not_yours(name)):
             yield f"space.{name}: cannot be searched: {why}"
+        if name == ACCEPTANCE:
+            yield f"space.{name}: cannot be searched: no launch at n = 0 has it; {_ONE_LEVEL}"
+    yield from _of_wrong_type(spec)
     yield from _in_command(spec)
     yield from _given_twice(spec)
+
+
+def _of_wrong_type(spec: StudySpec) -> Iterator[str]:
+    """Yield keys of a draft that vLLM converts or refuses, and that autotune reads as they are."""
+    places: dict[str, object] = {}
+    for arm, draft in spec.server.drafts.items():
+        place = "server.speculative" if arm is None else f"server.arms.{arm}"
+        places |= {f"{place}.{k}": v for k, v in draft.given().items()}
+    searched = {f"space.{k}": p for k, p in spec.space.items() if k.startswith(DRAFT)}
+    for arm, own in spec.server.arms.items():
+        searched |= {f"server.arms.{arm}.space.{k}": p for k, p in own.space.items()}
+    for key, value in places.items():
+        if value is not None and (why := _why_wrong(key, value)):
+            yield f"{key}: {why}"
+    for key, param in searched.items():
+        for value in param.choices if isinstance(param, ChoiceParam) else (param.low,):
+            if why := _why_wrong(key, value):
+                yield f"{key}: {why}"
+
+
+def _why_wrong(key: str, value: object) -> str | None:
+    name = key.rpartition(".")[2]
+    if name == ADAPTIVE and not isinstance(value, bool):
+        return f"must be true or false, not {shown(value)}"
+    if name == REJECTION and not isinstance(value, str):
+        return f"must be a word such as standard, not {shown(value)}"
+    return None
 
 
 def _given_twice(spec: StudySpec) -> Iterator[str]:

@@ -59,9 +59,10 @@ def _early_ends(spec: StudySpec, percents: list[int]) -> Iterator[str]:
     if sent <= start and few:
         return
     if sent <= start:
+        tail = (rivals_need(many, alpha) or precise_needs()) if percents else 0
         yield (
             f"workload.num_prompts: {sent} requests are too few for a trial to end early, so each "
-            f"is measured whole. From {start + 1} on one can"
+            f"is measured whole. Give {max(start + 1, tail)} or more to save that time"
         )
     elif percents and alpha and sent < (needed := rivals_need(many, alpha)):
         k = next(k for k in range(1, many + 1) if rivals_need(k, alpha) > sent)

@@ -30,7 +30,7 @@ from autotune.study.objective_spec import NamedObjective, ObjectiveSpec
 from autotune.study.secrets import MASK, is_secret
 from autotune.study.space import ALIGNED, ARM, DRAFT, MNBT, N, Param, Space, Value
 from autotune.study.speculative import SpeculativeSpec
-from autotune.study.ways import space_of
+from autotune.study.ways import space_of, why_no_baseline
 from autotune.study.workload import WorkloadSpec, prompts_file
 
 FlagValue = bool | int | float | str | list[str | int | float] | dict[str, Any] | None
@@ -128,16 +128,20 @@ class ServerSpec(Model):
         Args:
             point: Values that are searched, or that a load sweep changes, by name.
         """
-        way = self.arms.get(str(point.get(ARM))) or self.speculative
+        way = self._arm_at(point) or self.speculative
         draft = way.given() if way is not None else {}
         fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
         return {**self.flags, **fixed, **self._reaching(point)}
+
+    def _arm_at(self, point: Mapping[str, FlagValue]) -> ArmSpec | None:
+        name = point.get(ARM)
+        return self.arms.get(name) if isinstance(name, str) else None
 
     def _reaching(self, point: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
         """Return the values of a point that its launch has: those of other arms are left out."""
         if not self.arms:
             return dict(point)
-        arm = self.arms.get(str(point.get(ARM)))
+        arm = self._arm_at(point)
         own = {f"{DRAFT}{key}" for key in arm.space} if arm is not None else set()
         return {
             k: v for k, v in point.items() if k != ARM and (k in own or not k.startswith(DRAFT))
@@ -152,7 +156,7 @@ class ServerSpec(Model):
 
     def draft_at(self, point: Mapping[str, FlagValue]) -> SpeculativeSpec | None:
         """Return the way to draft of a point; None: it has none, or with arms no arm."""
-        arm = self.arms.get(str(point.get(ARM)))
+        arm = self._arm_at(point)
         return arm.alone() if arm is not None else self.speculative
 
     def of_arm(self, name: str) -> ServerSpec:
@@ -411,6 +415,8 @@ class StudySpec(Model):
         for key in self.baseline:
             if key not in searched.params:
                 raise ValueError(f"baseline.{key}: is not a parameter of space")
+        if why := why_no_baseline(searched, self.baseline):
+            raise ValueError(why)
         if (size := searched.size() or 0) > MOST_POINTS:
             raise ValueError(
                 f"space: has {size} points, more than {MOST_POINTS}; take fewer or larger steps"

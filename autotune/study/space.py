@@ -37,6 +37,7 @@ EXPONENT = "log2_"
 
 # Limit of the values of one parameter that can be counted: a grid visits and shows each value.
 _MOST_VALUES = 100_000
+MOST_N = _MOST_VALUES - 1  # n counts from 0
 _MOST_CHOICES = 1000
 _MOST = 2**53  # floats and JSON know all whole numbers up to it
 

@@ -61,7 +61,9 @@ class SpeculativeSpec(BaseModel):
     @model_validator(mode="after")
     def _drafts(self) -> SpeculativeSpec:
         method = self.method or ""
-        if self.model is None and not method.endswith("_mtp") and method not in WITHOUT_MODEL:
+        if self.method == "":
+            raise ValueError("method is empty; name one, or leave the key out")
+        if not self.model and not method.endswith("_mtp") and method not in WITHOUT_MODEL:
             raise ValueError(
                 "model is missing: the draft's folder or hub name; or give a method that needs "
                 f"none: {', '.join(WITHOUT_MODEL)}"

@@ -10,6 +10,7 @@ from autotune.study.arms import ArmSpec
 from autotune.study.space import (
     ARM,
     DRAFT,
+    MOST_N,
     AnyParam,
     ChoiceParam,
     FloatParam,
@@ -21,6 +22,7 @@ from autotune.study.space import (
     Value,
     Way,
     as_int,
+    describe,
 )
 from autotune.study.speculative import (
     ADAPTIVE,
@@ -86,7 +88,11 @@ def _from_one(param: AnyParam) -> AnyParam | None:
 
 def _n(ways: Mapping[str, Way]) -> IntParam:
     """Return n of all arms and of the baseline."""
-    most = max(as_int(v) or 0 for way in ways.values() for v in way.params[N].values() or ())
+    most = 0
+    for name, way in ways.items():
+        most = max(most, *(as_int(v) or 0 for v in way.params[N].values() or ()))
+        if most > MOST_N:
+            raise ValueError(f"server.arms.{name}: {N} must be at most {MOST_N}, not {most}")
     return IntParam(type="int", low=0, high=most)
 
 
@@ -96,13 +102,21 @@ def _union(key: str, params: list[AnyParam]) -> AnyParam:
     if all(p == first for p in params):
         return first
     if all(isinstance(p, ChoiceParam) for p in params):
-        return ChoiceParam(type="choice", choices=tuple(dict.fromkeys(_choices(params))))
+        choices = list(_choices(params))
+        types = {(v, type(v)) for v in choices}
+        if len(types) == len(set(choices)):  # Optuna would mix up 1, 1.0 and true
+            return ChoiceParam(type="choice", choices=tuple(dict.fromkeys(choices)))
     ranges = [p for p in params if not isinstance(p, ChoiceParam)]
     if len(ranges) == len(params) and all(type(p) is type(first) for p in params):
         low, high = min(p.low for p in ranges), max(p.high for p in ranges)
         logs = {p.log for p in ranges if isinstance(p, FloatParam)}
         if isinstance(first, Pow2Param):
             return Pow2Param(type="pow2", low=int(low), high=int(high))
+        if isinstance(first, IntParam) and high - low > MOST_N:
+            raise ValueError(
+                f"server.arms: {key.removeprefix(DRAFT)} has more than {MOST_N} values from "
+                f"{low} to {high}, the ranges of all arms together; give choices"
+            )
         if isinstance(first, IntParam):
             return IntParam(type="int", low=int(low), high=int(high))
         if len(logs) == 1:
@@ -116,10 +130,35 @@ def _choices(params: Iterable[AnyParam]) -> Iterable[Value]:
         yield from p.choices if isinstance(p, ChoiceParam) else ()
 
 
+def why_no_baseline(space: Space, baseline: Mapping[str, Value]) -> str | None:
+    """Return which key of the baseline its launch would not have, key first; None: all are in it.
+
+    Args:
+        space: Space of a study; without arms there is nothing to check.
+        baseline: Values of the study's ``baseline``, which are parameters of the space.
+    """
+    if not space.ways:
+        return None
+    n, arm = baseline.get(N, 0), baseline.get(ARM, space.arms[0])
+    if arm not in space.arms:
+        return f"baseline.{ARM}: must be one of server.arms: {', '.join(space.arms)}"
+    own = space.ways[str(arm)].params
+    if n == 0:
+        lost = next((k for k in baseline if k == ARM or k.startswith(DRAFT)), None)
+        why = f"n = 0 has no arm; leave it out, or give baseline.{N}"
+        return None if lost is None else f"baseline.{lost}: {why}"
+    if not any(type(v) is type(n) and v == n for v in own[N].values() or ()):
+        fixed = space.fixed_n(str(arm))
+        has = f"n of {describe(own[N])}" if fixed is None else f"n = {fixed}"
+        return f"baseline.{N}: arm {arm} has {has}, not {n!s:.60}"
+    lost = next((k for k in baseline if k.startswith(DRAFT) and k not in own), None)
+    return None if lost is None else f"baseline.{lost}: arm {arm} does not search it"
+
+
 def curve_of(space: Space, point: Point) -> str | None:
     """Return whose acceptance the launch of a point tells of.
 
-    Arms of the same keys have the same text, whatever their n. Without arms there is one text.
+    Arms of the same keys have the same text, for any n. Without arms there is one text.
 
     Args:
         space: Searched parameters.

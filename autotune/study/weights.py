@@ -19,6 +19,16 @@ SUFFIXES = {".safetensors", ".gguf", ".bin", ".pt", ".pth"}
 _SHOWN = 12  # hexadecimal digits of the hash
 
 
+def draft_role(arm: str | None, model: str) -> str:
+    """Return what the weights of a draft are for, next to those of the ``target``.
+
+    Args:
+        arm: Name of its arm; None: the study has no arms.
+        model: Name of the draft in the study.
+    """
+    return "draft" if arm is None else f"draft {model}"
+
+
 def weights_id(path: Path) -> str | None:
     """Return the hash of the weights in a folder or file; None: there are none to read."""
     try:

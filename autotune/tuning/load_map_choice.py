@@ -31,7 +31,6 @@ from autotune.tuning.prepare import Prepared
 FIRST_N = 3  # the first n with drafts, where the study knows no winner
 # No n is launched of which less is expected at every load: launches differ by more.
 LEAST_GAIN = 0.01
-LEAST_CONFIRM = 4  # two ways, there and back
 
 
 @dataclass(frozen=True)

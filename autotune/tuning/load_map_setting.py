@@ -165,7 +165,11 @@ def _of_arm(prepared: Prepared, arm: str) -> Prepared:
     """Return the study with an arm as its only way to draft, and the arm's own parameters."""
     spec = prepared.spec
     space = {**spec.space, **dict(spec.to_space().ways[arm].params)}
-    changed = {"server": spec.server.of_arm(arm), "space": space, "baseline": {}}
+    # what the baseline says of a draft may be of another arm
+    baseline = {
+        k: v for k, v in spec.baseline.items() if k not in (N, ARM) and not k.startswith(DRAFT)
+    }
+    changed = {"server": spec.server.of_arm(arm), "space": space, "baseline": baseline}
     loaded = prepared.loaded.model_copy(update={"spec": spec.model_copy(update=changed)})
     return dataclasses.replace(prepared, loaded=loaded)
 

@@ -15,7 +15,7 @@ from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
-from autotune.engine.rule import Known
+from autotune.engine.rule import Known, minor_of
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
 from autotune.serving.resolve import model_resolver
@@ -35,7 +35,7 @@ from autotune.study.space import (
     canonical,
     describe,
 )
-from autotune.study.weights import weights_id
+from autotune.study.weights import draft_role, weights_id
 from autotune.tuning.progress import Progress
 from objectives import Objective
 
@@ -100,7 +100,7 @@ class Prepared:
         named = {"target": self.spec.server.model}
         for arm, draft in self.spec.server.drafts.items():
             if draft.model is not None:
-                named["draft" if arm is None else f"draft {draft.model}"] = draft.model
+                named[draft_role(arm, draft.model)] = draft.model
         places = {role: Path(self.resolve(ref)) for role, ref in named.items()}
         # a name of a hub is no path
         found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
@@ -205,6 +205,10 @@ def _check_ahead(prepared: Prepared) -> None:
 
 def _check_some_feasible(prepared: Prepared, space: Space) -> None:
     """Refuse a study of which no point can launch."""
+    dead = never_launched(space, prepared.infeasible)
+    if dead and len(dead) == len(space.arms):
+        arm, first = next(iter(dead.items()))
+        raise UserError(f"{prepared.loaded.path}: server.arms: no arm can launch; {arm}: {first}")
     points = space.points()
     if points is None:
         return
@@ -218,13 +222,34 @@ def _check_some_feasible(prepared: Prepared, space: Space) -> None:
     raise UserError(f"{prepared.loaded.path}: space: no point of it can launch ({axes}): {reason}")
 
 
+def never_launched(space: Space, infeasible: Callable[[Point], str | None]) -> dict[str, str]:
+    """Return the arms of which no point can launch, with a reason for each.
+
+    Args:
+        space: Space of the study.
+        infeasible: Returns why a point cannot launch, or None.
+    """
+    out: dict[str, str] = {}
+    for arm, part in zip(space.arms, space.parts()[1:], strict=False):
+        reason: str | None = None
+        for point in part.points() or ():
+            why = infeasible(point)
+            if why is None:
+                break
+            reason = reason or why
+        else:
+            if reason is not None:
+                out[arm] = reason
+    return out
+
+
 def graph_misfit(prepared: Prepared) -> Callable[[Point], float] | None:
     """Return how badly the CUDA graphs of a point fit the study's batches; None: there are none.
 
     The share of the batch sizes that replay no FULL graph, plus the mean share of padding.
     """
     spec, info = prepared.spec, prepared.info
-    if info.device != "cuda" or info.version is None:
+    if info.device != "cuda" or info.version is None or minor_of(info.version) is None:
         return None
     version, load = info.version, spec.workload.max_concurrency
     most = most_tokens(version, info.gpus)

@@ -60,6 +60,7 @@ from autotune.study.differences import (
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
 from autotune.study.space import ARM, DRAFT, N, Point, Value, canonical, first_value
+from autotune.study.weights import draft_role
 from autotune.tuning.comparable import environment_of
 from autotune.tuning.prepare import Prepared
 
@@ -442,7 +443,10 @@ def _candidates(
         if launch is None or launch.values is None:
             left["without its launch"] += 1
             continue
-        why = _other_launch(launch, prepared, machine, environment, weights)
+        here = weights
+        if _have_arms(old, prepared.loaded):
+            here = _weights_of(weights, prepared.loaded, point, old, space.decode(trial.params))
+        why = _other_launch(launch, prepared, machine, environment, here)
         why = why or _other_definition(other, launch, prepared)
         if why is not None:
             left[why] += 1
@@ -492,6 +496,34 @@ def _draft(loaded: LoadedStudy, point: Point) -> dict[str, Any]:
         return {}
     model = keys.get("model")
     return keys if model is None else {**keys, "model": _place(model, loaded.base)}
+
+
+def _weights_of(
+    weights: Mapping[str, str], new: LoadedStudy, point: Point, old: LoadedStudy, there: Point
+) -> dict[str, str]:
+    """Return the weights of target and draft of a point, by the names of the old study.
+
+    Args:
+        weights: Hashes that are here, by the names of the new study.
+        new: The new study.
+        point: A point of it.
+        old: The old study.
+        there: The same point in it.
+    """
+    found = {k: v for k, v in weights.items() if k == "target"}
+    here, then = (_draft_role(study, at) for study, at in ((new, point), (old, there)))
+    if here is not None and then is not None and here in weights:
+        found[then] = weights[here]
+    return found
+
+
+def _draft_role(loaded: LoadedStudy, point: Point) -> str | None:
+    """Return what the weights of a launch's draft are for; None: it has no draft with weights."""
+    server = loaded.spec.server
+    draft = server.draft_at(point) if _draft(loaded, point) else None
+    if draft is None or draft.model is None:
+        return None
+    return draft_role(str(point[ARM]) if server.arms else None, draft.model)
 
 
 def _other_launch(

@@ -24,13 +24,13 @@ from autotune.storage.names import output_folder
 from autotune.storage.records import Role, attrs_of
 from autotune.storage.store import Store
 from autotune.study import sample_size
-from autotune.study.space import N, Point, as_int
+from autotune.study.space import ARM, N, Point, as_int
 from autotune.tuning.comparable import WeightsCheck, check_comparable
 from autotune.tuning.executor import Executor, OneSlot
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import StoredLedger
 from autotune.tuning.planner import Budget, Choice, Planner, Situation
-from autotune.tuning.prepare import Prepared, graph_misfit
+from autotune.tuning.prepare import Prepared, graph_misfit, never_launched
 from autotune.tuning.progress import At, Progress
 from autotune.tuning.recovery import end_orphans
 from autotune.tuning.reuse import Source, find, take
@@ -210,7 +210,11 @@ class _Driver:
 
     def say_infeasible(self) -> None:
         """Say how much of the space the rules forbid, with one reason."""
-        points = list(self.planner.space.points() or ())
+        space = self.planner.space
+        dead = never_launched(space, self.p.infeasible)
+        for arm, why in dead.items():
+            self.progress.message(f"arm {arm} is never launched: {why}")
+        points = [x for x in space.points() or () if x.get(N) == 0 or str(x.get(ARM)) not in dead]
         reasons = [why for why in map(self.p.infeasible, points) if why is not None]
         if reasons:
             self.progress.message(

@@ -188,13 +188,15 @@ def opened(stack: ExitStack, given: str) -> Source:
     Raises:
         SystemExit: there is none, in one line.
     """
+    if not given:
+        raise SystemExit("a version or a path is empty: give one such as 0.34.0")
     download = _VERSION.fullmatch(given) is not None and not Path(given).exists()
     if not download and not Path(given).exists():
         raise SystemExit(f"{given}: no such file or folder, and no version such as 0.34.0")
     try:
         return stack.enter_context(source_of(given, download=download))
     except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as e:
-        why = " ".join(str(e).partition(": - method")[0].split())[:200]
+        why = " ".join(str(e).split()).partition(": - method")[0][:200]
         raise SystemExit(f"{given}: cannot be read as wheel or source distribution: {why}") from e
 
 
@@ -223,6 +225,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise SystemExit(f"both are vLLM {old.version}: give another version to --against")
             if args.out is not None and not args.out.parent.is_dir():
                 raise SystemExit(f"--out: there is no folder {args.out.parent}")
+            if args.out is not None and args.out.is_dir():
+                raise SystemExit(f"--out: {args.out} is a folder; give a file such as 0.34.0.md")
+            if args.tables is not None and args.tables.exists() and not args.tables.is_dir():
+                raise SystemExit(f"--tables: {args.tables} is no folder")
         except SystemExit as e:
             if not isinstance(e.code, str):
                 raise

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from autotune.engine.active_requests import (
     Asked,
-    active_limit,
     asked_at_once,
-    most_at_once,
     why_throttled,
 )
 from autotune.engine.rule import METHOD, NOTHING, Draft, Known
@@ -20,6 +19,15 @@ from autotune.study.space import MNBT, N
 SEQS, ACTIVE = "max_num_seqs", "max_num_active_seqs"
 DFLASH: dict[str, Any] = {METHOD: "dflash", N: 15, MNBT: 256, SEQS: 32}
 DSPARK: dict[str, Any] = {**DFLASH, METHOD: "dspark"}
+
+
+def most_at_once(settings: dict[str, Any], version: str | None, known: Known) -> int | None:
+    """The largest load that is not throttled; None: none is."""
+    told = (
+        (load, why_throttled({**settings, SEQS: 64}, version, replace(known, load=load)))
+        for load in range(1, 65)
+    )
+    return next((load - 1 for load, why in told if why is not None), None)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +56,14 @@ DSPARK: dict[str, Any] = {**DFLASH, METHOD: "dspark"}
 def test_the_most_requests_that_run(
     settings: dict[str, Any], version: str | None, limit: int | None
 ) -> None:
-    assert active_limit(settings, version) == limit
+    assert most_at_once(settings, version, NOTHING) == limit
 
 
 def test_a_dspark_draft_may_start_from_its_anchor() -> None:
     for anchor, limit in ((True, 17), (False, 16), (None, 17)):
         known = Known(drafts={None: Draft(from_anchor=anchor)})
-        assert active_limit(DSPARK, "0.33.0", known) == limit
-        assert active_limit(DFLASH, "0.33.0", known) == 16  # DFlash never does
+        assert most_at_once(DSPARK, "0.33.0", known) == limit
+        assert most_at_once(DFLASH, "0.33.0", known) == 16  # DFlash never does
 
 
 def test_the_line_says_what_to_do() -> None:
@@ -123,26 +131,17 @@ def test_a_study_that_does_not_allow_it_is_refused_before_a_launch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "load", "asked", "most"),
+    ("change", "load", "asked"),
     [
-        ({}, 32, Asked(32, 32), 16),
-        ({}, 8, Asked(8, 32), 8),
-        ({}, 100, Asked(32, 32), 16),
-        ({"data_parallel_size": 2}, 100, Asked(64, 32), 32),
-        ({MNBT: 4096}, 100, Asked(32, 32), 32),
-        ({}, None, None, 16),
-        ({SEQS: "many"}, 32, None, 16),
+        ({}, 32, Asked(32, 32)),
+        ({}, 8, Asked(8, 32)),
+        ({}, 100, Asked(32, 32)),
+        ({"data_parallel_size": 2}, 100, Asked(64, 32)),
+        ({}, None, None),
+        ({SEQS: "many"}, 32, None),
     ],
 )
-def test_how_many_are_asked_for_and_how_many_can_run(
-    change: dict[str, Any], load: int | None, asked: Asked | None, most: int
+def test_how_many_are_asked_for(
+    change: dict[str, Any], load: int | None, asked: Asked | None
 ) -> None:
-    settings, known = {**DFLASH, **change}, Known(load=load)
-    assert asked_at_once(settings, known) == asked
-    assert most_at_once(settings, "0.33.0", known) == most
-
-
-def test_nothing_bounds_an_open_loop_of_unknown_max_num_seqs() -> None:
-    settings = {k: v for k, v in DFLASH.items() if k != SEQS}
-    assert most_at_once(settings, "0.32.0", Known()) is None
-    assert most_at_once(settings, "0.32.0", Known(load=7)) == 7
+    assert asked_at_once({**DFLASH, **change}, Known(load=load)) == asked

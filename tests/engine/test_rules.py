@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from autotune.engine.cuda_graphs import most_tokens
 from autotune.engine.draft_schedule import schedule_problem
 from autotune.engine.entry import hiding
 from autotune.engine.gpus import Gpu
@@ -18,6 +19,7 @@ from autotune.engine.rule import METHOD, Draft, Known
 from autotune.engine.rules import (
     READ,
     RULES,
+    doubts_of,
     infeasible,
     known_of,
     why_doubtful,
@@ -119,6 +121,11 @@ def test_a_version_that_nobody_read_is_said_to_be_one() -> None:
     )
     for version in VERSIONS:
         assert why_unread(version) is None
+    # of a vLLM that was built without its version
+    assert str(why_unread("dev")).startswith("the source of vLLM dev was not read")
+    assert why_infeasible({MNBT: 0}, "dev") is not None
+    assert doubts_of({MNBT: 64}, "dev") == ()
+    assert most_tokens("dev", ()) == most_tokens(None, ())
     assert why_unread("0.34.0rc1") == (
         "the source of vLLM 0.34.0rc1 was not read: the rules of 0.33 are applied where 0.32 has "
         "them too"

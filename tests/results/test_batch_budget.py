@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -166,3 +167,37 @@ def test_classes_are_of_one_arm(tmp_path: Path) -> None:
     }
     # the drafts of DFlash take 15 tokens more, and those of n-gram none
     assert found == {("parallel", 64), ("parallel", 128), ("text", 64)}
+
+
+@pytest.mark.parametrize("length", [-1, 0, "auto"])
+def test_a_length_that_vllm_chooses_bounds_no_prompt(tmp_path: Path, length: object) -> None:
+    flags = {"server__flags": {"max-num-seqs": 1, "max-model-len": length}}
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "text {i}"}}\n' for i in range(40)))
+    unknown = {"workload__random": None, "workload__prompts": str(prompts)}
+    found = families(tmp_path, **flags, **unknown)
+    assert found.alike(load_study(str(tmp_path / "double.yaml")).spec.to_space()) is None
+    drawn = families(tmp_path, **flags, workload__random={"input_len": 100})
+    assert drawn.stands_for({N: 3, MNBT: 64}, certain=False) == {N: 3, MNBT: 64}
+    assert drawn.sentence({N: 3, MNBT: 2048}) == (
+        "MNBT from 128 up is the same here: one request of 100 tokens never fills it"
+    )
+
+
+def test_what_is_proven_is_told_apart_from_what_is_likely(tmp_path: Path) -> None:
+    # preempted requests read 16 + 12 tokens again: 2 of them fit into 64
+    flags = {"max-num-seqs": 2, "max-model-len": 64, "num-gpu-blocks-override": 1000}
+    write_study(tmp_path, server__flags=flags, workload__max_concurrency=2)
+    done = autotune("explain", "double.yaml", "--vllm", "0.32.0", "--json", cwd=tmp_path)
+    reasons = {r["state"]: r for r in json.loads(done.stdout)["reasons"]}
+    same, likely = (reasons[s]["reason"] for s in (State.ALIKE, State.LIKELY))
+    assert same.startswith("MNBT from 64 up is the same here")
+    assert likely.startswith("MNBT from 32 up is likely the same here")
+
+
+def test_a_search_of_very_many_budgets_has_no_families(tmp_path: Path) -> None:
+    many = families(
+        tmp_path, space__max_num_batched_tokens={"type": "int", "low": 32, "high": 50000}
+    )
+    assert many.of({N: 3, MNBT: 2048}) is None  # at once
+    assert many.sentence({N: 3, MNBT: 2048}) is None

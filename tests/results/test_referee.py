@@ -146,6 +146,33 @@ def test_only_the_confirmation_counts_where_there_is_one() -> None:
     assert referee_json(None) is None
 
 
+def test_a_rival_whose_launches_to_confirm_failed_is_not_served() -> None:
+    fast = {**RATES, ADAPTIVE: row(500, 1600, 3300)}
+    single = referee(fast, {}, AT, None)
+    assert single is not None
+    assert single.best is not None
+    assert set(single.serve.values()) == {ADAPTIVE}
+    fixed = {MapWay(1): [row(57, 175, 360)]}
+    found = referee(fast, fixed, AT, None, {ADAPTIVE: ["oom: no memory"]})
+    assert found is not None
+    assert found.best is not None
+    assert found.best.rival == SCHEDULED
+    assert ADAPTIVE in {x.rival for x in found.overall_faster}
+    assert ADAPTIVE not in found.serve.values()
+    assert set(found.serve) == {x.load for x in AT}
+    text = " ".join(referee_texts(found))
+    assert "adaptive n = 7 failed once: oom: no memory. It is not recommended." in text
+    # one that failed once and ran once is judged by the launch that ran
+    ran = {**fixed, ADAPTIVE: [row(500, 1600, 3300)]}
+    partly = referee(fast, ran, AT, None, {ADAPTIVE: ["oom: no memory"]})
+    assert partly is not None
+    assert partly.best is not None
+    text = " ".join(referee_texts(partly))
+    assert "Confirmed by 1 further launch of each way" in text
+    assert "failed once: oom: no memory." in text
+    assert "not recommended" not in text
+
+
 def test_the_verdicts_fit_a_terminal_and_are_plain_data() -> None:
     runs = {
         MapWay(0): launches(TABLE["0"], 3, 0.004, 0),

@@ -16,10 +16,12 @@ from autotune.engine.probe import UNKNOWN
 from autotune.errors import UserError
 from autotune.study.differences import fingerprint_of_0_1
 from autotune.study.files import LoadedStudy, parse_study
+from autotune.study.owned import ACCEPTANCE
 from autotune.study.space import ARM, DRAFT, MNBT, N, canonical, effective
-from autotune.study.speculative import SCHEDULE
+from autotune.study.speculative import ADAPTIVE, REJECTION, SCHEDULE
 from autotune.study.stored import text_to_store
 from autotune.study.ways import arms_by_curve, curve_of, is_lossy, skips_steps
+from autotune.tuning.prepare import baseline_point, never_launched
 
 LOOKUP = f"{DRAFT}prompt_lookup_max"
 FIXED: dict[str, Any] = {"method": "dflash", "model": "org/d"}
@@ -32,6 +34,7 @@ NGRAM: dict[str, Any] = {
     },
 }
 ARMS = {"fixed": FIXED, "by-load": BY_LOAD, "ngram": NGRAM}
+WIDE = {"type": "int", "low": 1, "high": 10**6}
 SHARED = {
     N: {"type": "int", "low": 0, "high": 15},
     MNBT: {"type": "pow2", "low": 512, "high": 2048},
@@ -183,6 +186,14 @@ def test_a_study_without_arms_is_as_before() -> None:
             "server.arms: two arms search x as different types",
         ),
         (
+            {
+                "a": {**FIXED, "space": {"x": {"type": "choice", "choices": [True, False]}}},
+                "b": {**FIXED, "space": {"x": {"type": "choice", "choices": [1, 2]}}},
+            },
+            SHARED,
+            "server.arms: two arms search x as different types",
+        ),
+        (
             ARMS,
             {**SHARED, LOOKUP: {"type": "int", "low": 1, "high": 2}},
             "a study with arms has it per arm: server.arms.NAME.space.prompt_lookup_max",
@@ -221,6 +232,134 @@ def test_a_key_of_an_arm_that_is_said_twice_is_named() -> None:
     assert str(e.value) == f"study.yaml: {words}"
 
 
+@pytest.mark.parametrize(
+    ("arms", "space", "changes", "words"),
+    [
+        ({"a": 3}, SHARED, {}, "server.arms.a: must be a mapping, not 3"),
+        ([FIXED], SHARED, {}, "server.arms: must be a mapping, not ["),
+        ({f"a{i}": FIXED for i in range(65)}, SHARED, {}, "server.arms: must have at most 64"),
+        ({"a": {**NGRAM, "space": {"x": 3}}}, SHARED, {}, "server.arms.a.space.x: must be a mapp"),
+        (
+            {"a": {**FIXED, "space": {SCHEDULE: {"type": "choice", "choices": [[[1, 2, 5]]]}}}},
+            SHARED,
+            {},
+            f"server.arms.a.space.{SCHEDULE}.choices.0: must be a number, a word, true or false",
+        ),
+        ({"a": {**FIXED, "model": ""}}, SHARED, {}, "server.arms.a: model is missing"),
+        ({"a": {**FIXED, "method": ""}}, SHARED, {}, "server.arms.a: method is empty"),
+        # an n that no list of values can have, wherever it is written
+        ({"a": {**FIXED, N: 10**15}}, {MNBT: SHARED[MNBT]}, {}, f"server.arms.a: {N} must be at"),
+        (
+            {"a": {**FIXED, SCHEDULE: [[1, 8, 10**9]]}},
+            {MNBT: SHARED[MNBT]},
+            {},
+            f"server.arms.a: {N} must be at most 99999, not 1000000000",
+        ),
+        (
+            {"a": FIXED},
+            {N: {"type": "pow2", "low": 1, "high": 2**30}},
+            {},
+            f"server.arms.a: {N} must be at most 99999",
+        ),
+        (
+            {
+                "a": {**FIXED, "space": {"x": {"type": "int", "low": 1, "high": 9}}},
+                "b": {
+                    **FIXED,
+                    "space": {"x": {**WIDE, "step": 99}},
+                },
+            },
+            SHARED,
+            {},
+            "server.arms: x has more than 99999 values from 1 to 1000000",
+        ),
+        # a schedule that drafts nothing is not told as a wrong n
+        ({"a": {**FIXED, SCHEDULE: [[1, 8, 0]]}}, {MNBT: SHARED[MNBT]}, {}, f"{SCHEDULE}: one n"),
+        ({"a": {**FIXED, SCHEDULE: [[1, 8, 2.5]]}}, {MNBT: SHARED[MNBT]}, {}, "n], whole numbers"),
+        # vLLM would convert these, and autotune reads them as they are
+        (
+            {"a": {**FIXED, ADAPTIVE: "true"}},
+            SHARED,
+            {},
+            f'server.arms.a.{ADAPTIVE}: must be true or false, not "true"',
+        ),
+        (
+            {"a": {**FIXED, "space": {ADAPTIVE: {"type": "choice", "choices": [0, 1]}}}},
+            SHARED,
+            {},
+            f"server.arms.a.space.{ADAPTIVE}: must be true or false, not 0",
+        ),
+        (
+            {"a": {**FIXED, REJECTION: True}},
+            SHARED,
+            {},
+            f"server.arms.a.{REJECTION}: must be a word such as standard, not True",
+        ),
+        # the baseline has what its launch has
+        (ARMS, SHARED, {"baseline": {ARM: "z"}}, "baseline.arm: must be one of server.arms: fixed"),
+        (ARMS, SHARED, {"baseline": {ARM: 1}}, "baseline.arm: must be one of server.arms: fixed"),
+        (ARMS, SHARED, {"baseline": {ARM: "ngram"}}, "baseline.arm: n = 0 has no arm"),
+        (
+            ARMS,
+            SHARED,
+            {"baseline": {ARM: "by-load", N: 9}},
+            f"baseline.{N}: arm by-load has n = 3, not 9",
+        ),
+        (
+            ARMS,
+            SHARED,
+            {"baseline": {N: 3, LOOKUP: 4}},
+            f"baseline.{LOOKUP}: arm fixed does not search it",
+        ),
+        (
+            ARMS,
+            {**SHARED, ACCEPTANCE: {"type": "choice", "choices": ["none", "detailed"]}},
+            {},
+            f"space.{ACCEPTANCE}: cannot be searched: no launch at n = 0 has it",
+        ),
+    ],
+)
+def test_a_contradiction_is_refused_with_its_key(
+    arms: object, space: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError) as e:
+        study(arms, space, **changes)
+    assert words in str(e.value)
+    assert str(e.value).startswith("study.yaml: ")
+    assert "\n" not in str(e.value)
+
+
+def test_a_baseline_may_draft_with_an_arm() -> None:
+    point = {ARM: "ngram", N: 3, LOOKUP: 4}
+    assert baseline_point(study(baseline=point).spec) == {**point, MNBT: 2048}
+    assert baseline_point(study(baseline={N: 0}).spec)[N] == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "why"),
+    [
+        ([[1, 4, 3], [3, 8, 1]], "two ranges have batch size 3"),
+        ([[2, 4, 3]], "the first range must begin at batch size 1, not 2"),
+        ([[0, 8, 3]], "batch sizes 0 to 8 are no range from 1 up"),
+    ],
+)
+def test_a_schedule_that_every_vllm_refuses_is_refused(schedule: object, why: str) -> None:
+    loaded = study({"a": {**FIXED, SCHEDULE: schedule}, "b": FIXED})
+    with pytest.raises(UserError) as e:
+        check_flags(loaded, UNKNOWN)
+    assert str(e.value) == f"study.yaml: server.arms.a.{SCHEDULE}: {why}"
+
+
+def test_arms_of_which_no_point_can_launch_are_known() -> None:
+    space = study().spec.to_space()
+    refused = {"ngram": "no n-grams here"}
+    found = never_launched(space, lambda point: refused.get(str(point[ARM])))
+    assert found == refused
+    assert never_launched(space, lambda point: "odd" if point[N] == 3 else None) == {
+        "by-load": "odd"
+    }
+
+
 def test_a_secret_in_an_arm_is_refused() -> None:
     with pytest.raises(UserError, match=r"server\.arms\.a\.hf_token: "):
         check_flags(study({"a": {**FIXED, "hf_token": "hf_" + "a" * 30}}), UNKNOWN)
@@ -232,7 +371,7 @@ def test_the_method_of_each_arm_is_found_told_and_stored(tmp_path: Path) -> None
     arms = {"a": {"model": "d"}, "b": {"model": "d", SCHEDULE: [[1, 8, 2]]}, "ngram": NGRAM}
     loaded = parse_study(study(arms).text, tmp_path / "study.yaml")
     notes = list(draft_notes(loaded))
-    assert [x.split(":")[0] for x in notes if "method is dflash" in x] == ["arm a", "arm b"]
+    assert [x.split(":")[0] for x in notes if "method is dflash" in x] == ["arms a, b"], "said once"
     found = with_method(loaded)
     assert {k: v.method for k, v in found.spec.server.drafts.items()} == {
         "a": "dflash",
@@ -245,3 +384,17 @@ def test_the_method_of_each_arm_is_found_told_and_stored(tmp_path: Path) -> None
     assert any(
         x.startswith("arm a: rejection_sample_method: fly is lossy") for x in draft_notes(lossy)
     )
+
+
+def test_an_arm_may_have_any_name() -> None:
+    server = study({"None": FIXED}).spec.server
+    assert server.draft_settings({N: 0}) == {N: 0}
+    assert server.draft_settings({ARM: "None", N: 2}) == {**FIXED, N: 2}
+    assert server.draft_at({N: 0}) is None
+
+
+def test_a_lossy_value_that_is_searched_is_told() -> None:
+    ways = {"type": "choice", "choices": ["standard", "fly"]}
+    loaded = study({"a": {**FIXED, "space": {"rejection_sample_method": ways}}, "b": FIXED})
+    told = [note for note in draft_notes(loaded) if "is lossy" in note]
+    assert [note.partition(":")[0] for note in told] == ["arm a"]

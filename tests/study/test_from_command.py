@@ -69,6 +69,18 @@ def test_a_command_with_everything() -> None:
     assert spec.workload.max_concurrency == 8
 
 
+def test_with_a_schedule_n_ends_at_its_largest() -> None:
+    command = (
+        "vllm serve org/target --speculative-config "
+        """'{"method": "eagle3", "model": "org/draft", "num_speculative_tokens": 5, """
+        """"num_speculative_tokens_per_batch_size": SCHEDULE}'"""
+    )
+    spec = study(command.replace("SCHEDULE", "[[1, 4, 7], [5, 32, 3]]")).spec
+    assert spec.space[N] == IntParam(type="int", low=0, high=7)
+    with pytest.raises(UserError, match=r"^--speculative-config: num_spec.* must be a list of"):
+        study(command.replace("SCHEDULE", "[7, 3]"))
+
+
 def test_what_is_left_out_is_said_and_secrets_are_nowhere() -> None:
     text = study_from_command(
         shlex.split(

@@ -30,7 +30,7 @@ def test_enough_requests_need_no_words(tmp_path: Path) -> None:
         (1023, 128, "Give 1024 or more (8 × max_concurrency)"),
         (12, 1, "give no interval of tok/s. Give 16 or more"),
         (71, 1, "leave p95 without an upper bound. Give 72 or more"),
-        (32, 1, "too few for a trial to end early, so each is measured whole. From 33 on one can"),
+        (32, 1, "too few for a trial to end early, so each is measured whole. Give 139 or more"),
         (512, 128, "few at concurrency 128, only 4.0 for each. Give 1024 or more"),
         (
             80,
@@ -51,6 +51,15 @@ def test_too_few_requests_are_said_with_how_many_would_do(
     )
     assert any(words in note for note in notes), notes
     assert all(note.startswith(f"workload.num_prompts: {requests} ") for note in notes)
+
+
+def test_one_who_follows_an_advice_gets_no_higher_one(tmp_path: Path) -> None:
+    notes = said(tmp_path, workload__num_prompts=20, workload__max_concurrency=1)
+    wanted = max(int(n.rpartition("Give ")[2].split()[0]) for n in notes)
+    assert said(tmp_path, workload__num_prompts=wanted, workload__max_concurrency=1) == []
+    means = {"workload__num_prompts": 20, "objectives": ["throughput", "mean_ttft"]}
+    (note,) = said(tmp_path, **means, workload__max_concurrency=1)
+    assert "Give 33 or more" in note, "a mean needs no tail"
 
 
 def test_p99_needs_more_than_p95(tmp_path: Path) -> None:

@@ -142,6 +142,48 @@ def test_trials_are_reused_and_compared_by_what_an_arm_is(tmp_path: Path) -> Non
     assert [p["params"].get("arm") for p in pairs] == [None, "same"]
 
 
+def test_arms_in_another_order_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    grid = {
+        N: {"type": "choice", "choices": [0, 3]},
+        "max_num_batched_tokens": {"type": "choice", "choices": [2048]},
+    }
+    arms = {"a": ARMS["fixed"], "b": {**ARMS["fixed"], N: 4}}
+    study = write(tmp_path, arms, space=grid, search={"method": "grid"})
+    assert autotune("run", str(study), "--trials", "2", cwd=tmp_path).returncode == 0
+    turned = dict(reversed(arms.items()))
+    write(tmp_path, turned, space=grid, search={"method": "grid"})
+    refused = autotune("run", str(study), "--trials", "3", cwd=tmp_path)
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
+    assert "another order of server.arms (a, b then, b, a now" in line
+    write(tmp_path, arms, space=grid, search={"method": "grid"})
+    assert autotune("run", str(study), "--trials", "3", cwd=tmp_path).returncode == 0
+    assert [t["state"] for t in trials(tmp_path)] == ["complete"] * 3
+
+
+def test_arms_that_no_point_can_launch_are_named(tmp_path: Path) -> None:
+    grid = {
+        N: {"type": "choice", "choices": [0, 3]},
+        "max_num_batched_tokens": {"type": "choice", "choices": [2048]},
+    }
+    typo = {"method": "ngram", "prompt_lookup_min": 5, "prompt_lookup_max": 2}
+    study = write(tmp_path, {"typo": typo}, space=grid, search={"method": "grid"})
+    refused = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    assert refused.returncode == 2
+    last = refused.stderr.splitlines()[-1]
+    assert "double.yaml: server.arms: no arm can launch; typo: " in last
+    assert "prompt_lookup_min = 5 is above prompt_lookup_max = 2" in last
+    arms = {"typo": typo, "good": ARMS["fixed"]}
+    write(tmp_path, arms, space=grid, search={"method": "grid"})
+    done = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "arm typo is never launched: " in done.stdout
+    assert "points are never launched" not in done.stdout
+    found = trials(tmp_path)
+    done_with = [t["params"] for t in found if t["state"] == "complete"]
+    assert [p.get("arm") for p in done_with] == [None, "good"]  # type: ignore[attr-defined]
+
+
 def test_a_lossy_arm_is_called_lossy_wherever_it_is_shown(tmp_path: Path) -> None:
     lossy = {"method": "dflash", "model": "org/draft", "rejection_sample_method": "fly"}
     grid = {

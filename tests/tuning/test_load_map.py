@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -18,6 +19,7 @@ from autotune.bench.sample import Sample
 from autotune.bench.server_metrics import ServerStats
 from autotune.bench.session import Result
 from autotune.bench.workload import Request, Workload, build_workload
+from autotune.engine.adaptive_verification import why_no_adaptive
 from autotune.engine.command import LaunchPlan, plan_launch
 from autotune.engine.draft_schedule import (
     scheduled,
@@ -25,17 +27,17 @@ from autotune.engine.draft_schedule import (
     why_no_schedule,
 )
 from autotune.engine.probe import VllmInfo
-from autotune.errors import FailureKind, MeasureError
+from autotune.errors import FailureKind, LaunchError, MeasureError
 from autotune.output.figures.load_map import load_sweep_figure
 from autotune.results.load_map import (
-    Advice,
     LoadSweepView,
     LoadView,
     PointView,
     load_sweep_json,
     load_sweep_lines,
 )
-from autotune.results.load_map_ways import MapWay
+from autotune.results.load_map_ways import Advice, MapWay
+from autotune.results.measured import resolver_of
 from autotune.results.read_load_map import PARTS
 from autotune.serving.process_tree import Identity
 from autotune.stats import Interval
@@ -179,6 +181,19 @@ def test_a_schedule_is_recommended_only_if_its_launch_won() -> None:
     assert view(point(3, {1: 99, 4: 999, 16: 999}, ((1, 9, 3),))).advice is Advice.FIXED_UNCHECKED
 
 
+def test_a_recommendation_says_which_concurrencies_it_is_for() -> None:
+    every = "\n".join(load_sweep_lines(view(schedule=None)))
+    assert "over all concurrencies" in " ".join(every.split())
+    some = (point(0, {1: 50, 4: 170}), point(1, {1: 57, 4: 175, 16: 360}))
+    two = " ".join(load_sweep_lines(view(points=some, schedule=None)))
+    assert "as the mean over concurrencies 1, 4" in " ".join(two.split())
+    lone = view(points=(point(0, {1: 50}), point(1, {1: 57, 4: 175, 16: 360})), schedule=None)
+    assert lone.advice is Advice.FIXED_ONE_LOAD
+    text = " ".join(" ".join(load_sweep_lines(lone)).split())
+    assert "at concurrency 1, the only one with numbers" in text
+    assert "every concurrency" not in text
+
+
 @pytest.mark.parametrize(
     "shown",
     [
@@ -294,6 +309,9 @@ def test_which_versions_take_a_schedule() -> None:
     assert "0.23.0" in str(why_no_schedule("0.23.0"))
     assert "unknown" in str(why_no_schedule(None))
     assert why_no_schedule(None, "0.32.0") is None
+    assert why_no_schedule("dev", "0.32.0+cpu") is None
+    assert "unknown" in str(why_no_adaptive("dev"))
+    assert "0.27.0" in str(why_no_adaptive("dev", "0.27.0"))
 
 
 # -- mistakes ----------------------------------------------------------------------------------
@@ -758,6 +776,60 @@ def test_an_interrupted_confirmation_goes_on(tmp_path: Path, instant: Instant, p
     assert len(query(tmp_path, PARTS_DONE)) == 4 * (3 + 12)
 
 
+class FailsLater(Instant):
+    """Stands in for servers of which some do not start again.
+
+    Attributes:
+        good: Number of launches that start, whatever they are.
+    """
+
+    good = 4
+
+    def server(self, plan: LaunchPlan, *, launch_id: str, **_: object) -> Any:
+        found = super().server(plan, launch_id=launch_id)
+
+        def wait_ready(_: object) -> str:
+            if found.ranges is not None and len(self.launched) > self.good:
+                raise LaunchError(FailureKind.CRASH, "it went away")
+            return self.version
+
+        found.wait_ready = wait_ready
+        return found
+
+
+def test_a_rival_that_does_not_start_again_is_not_recommended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = FailsLater()
+    use_tools(
+        monkeypatch,
+        server=servers.server,
+        measuring=servers.measuring,
+        take_idle_baseline=no_wait,
+    )
+    study = write_study(tmp_path)
+    args = ("map", str(study), "--concurrency", "1,8", "--launches", "3")
+    # one launch of it is 11 % faster than the best fixed n, its mean over both loads
+    args = (*args, "--schedule", "1:3,4:0", "--confirm", "4")
+    done = autotune(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "Not confirmed, because launches of the confirmation failed" in text
+    assert (
+        "Launched to confirm, schedule 1:3,4:0 failed 2 times: crash: it went away. It is not "
+        "recommended."
+    ) in text
+    assert "launches them again" not in text
+    assert "Recommended: no speculation; a way that was faster in one launch failed" in text
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    count = len(servers.launched)
+    found = json.loads(autotune(*args, "--json", cwd=tmp_path).stdout)
+    assert len(servers.launched) == count  # what failed twice is not launched again
+    [failed] = found["referee"]["failed_to_confirm"]
+    assert (failed["way"]["name"], len(failed["reasons"])) == ("schedule 1:3,4:0", 2)
+    assert found["recommended"]["why"] == "fixed_again"
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -862,6 +934,43 @@ def test_the_arms_of_a_study_are_rivals(tmp_path: Path, instant: Instant) -> Non
     assert {x["rival"]["arm"] for x in found["referee"]["loads"]} == {"ngram", "by-load"}
     assert json.loads(autotune(*args, cwd=tmp_path).stdout) == found
     assert "ngram n = " in autotune("map", str(study), "--show", cwd=tmp_path).stdout
+
+
+def test_each_arm_has_the_draft_that_its_launches_had(tmp_path: Path) -> None:
+    arms = {"fixed": DRAFT, "other": {**DRAFT, "model": "other"}}
+    loaded = load_study(str(write_study(tmp_path, server__speculative=None, server__arms=arms)))
+    launches = []
+    for n, arm in ((0, "fixed"), (3, "other"), (3, "fixed")):
+        point = {"num_speculative_tokens": n, "arm": arm}
+        plan = plan_launch(
+            loaded.spec.server, point, INFO, port=1, launch_id="x", resolve=lambda ref: f"/at/{ref}"
+        )
+        launches.append((mock.Mock(argv=list(plan.argv)), arm))
+    resolve = resolver_of(loaded, launches)
+    assert [resolve(x) for x in (str(DRAFT["model"]), "other", "unknown")] == [
+        f"/at/{DRAFT['model']}",
+        "/at/other",
+        "unknown",
+    ]
+
+
+def test_a_lossy_value_that_is_searched_is_told(tmp_path: Path, instant: Instant) -> None:
+    fly = {"type": "choice", "choices": ["fly"]}
+    space = {"num_speculative_tokens": {"type": "int", "low": 0, "high": 3}}
+    study = write_study(tmp_path, space={**space, "speculative.rejection_sample_method": fly})
+    done = autotune("map", str(study), *WIDE, "--launches", "2", "--ways", "none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["lossy"] == ["the draft"]
+
+
+def test_the_baseline_of_a_study_with_arms_sets_the_other_parameters(
+    tmp_path: Path, instant: Instant
+) -> None:
+    baseline = {"arm": "by-load", "num-speculative-tokens": 3, "max-num-batched-tokens": 512}
+    study = write_study(tmp_path, server__speculative=None, server__arms=ARMS, baseline=baseline)
+    done = autotune("map", str(study), *WIDE, "--launches", "2", "--ways", "none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["params"] == {"max_num_batched_tokens": 512}
 
 
 @pytest.mark.parametrize(

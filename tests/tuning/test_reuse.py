@@ -557,6 +557,24 @@ def test_other_weights_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert new.launches.weights("new") == {"draft": "second"}
 
 
+def test_weights_of_an_arm_are_those_of_its_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, old = old_study(tmp_path / "a")
+    store = Store(database)
+    add_trial(store, old, {N: 1, MNBT: 64}, quality={"weights": {"draft": "first"}})
+    add_trial(store, old, {N: 2, MNBT: 64}, quality={"weights": {"draft": "second"}})
+    store.close()
+    draft = {"method": "dflash", "model": "org/draft"}
+    arms = {"other": {**draft, "model": "org/other"}, "same": draft}
+    new = prepared_study(tmp_path / "b", server__speculative=None, server__arms=arms)
+    weights = {"target": "x", "draft org/other": "first", "draft org/draft": "second"}
+    monkeypatch.setattr(Prepared, "weights", lambda _: weights)
+    [line], _ = reuse([str(database)], new, tmp_path / "new.db")
+    assert line.startswith("took 4 trials")
+    assert "; not taken: 1 with other weights of the draft (first there, second here)" in line
+
+
 def test_another_machine_version_or_environment_is_refused(tmp_path: Path) -> None:
     database, old = old_study(tmp_path / "a")
     new = prepared_study(tmp_path / "b")

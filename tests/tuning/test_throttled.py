@@ -408,6 +408,19 @@ def test_a_load_sweep_leaves_out_the_loads_that_are_throttled(
     ) in " ".join(shown.split())
 
 
+def test_a_load_sweep_says_which_loads_it_cannot_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = {(n, load): 6 for n in range(16) for load in (8, 16)}
+    done = sweep(tmp_path, monkeypatch, peaks)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "Concurrency 8, 16 is left out of all comparisons: vLLM throttled n = 0 there." in text
+    found = json.loads(autotune("map", "double.yaml", "--show", "--json", cwd=tmp_path).stdout)
+    assert found["loads_not_compared"] == [8, 16]
+    assert [x["load"] for x in found["loads"]] == [1, 2, 4]
+
+
 def test_a_load_sweep_without_a_full_load_of_n_0_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

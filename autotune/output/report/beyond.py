@@ -118,7 +118,10 @@ def _error_text(found: Outlook) -> str:
         return ""
     worst = max(errors, key=lambda n: errors[n])
     typical = float(np.median(list(errors.values())))
-    return f" Off by {typical:.0%} in the median, {errors[worst]:.0%} at n = {worst}."
+    return (
+        f" Predictions are off by {typical:.0%} in the median, at most by {errors[worst]:.0%} "
+        f"(n = {worst})."
+    )
 
 
 def other_loads(s: Source) -> Iterator[Block]:

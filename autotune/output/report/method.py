@@ -44,6 +44,7 @@ from autotune.study.files import LoadedStudy, bundled_studies, load_bundled, tex
 from autotune.study.keys import Affects
 from autotune.study.space import ARM, AnyParam, ChoiceParam, FloatParam, IntParam, Pow2Param
 from autotune.study.ways import is_lossy
+from autotune.study.weights import draft_role
 
 _MOST_SHOWN = 20  # failed trials; more are folded
 
@@ -272,7 +273,7 @@ def _machine(s: Source) -> Iterator[tuple[str, str]]:
     for arm, draft in s.spec.server.drafts.items():
         method = draft.method or "the method that vLLM chose"
         model = draft.model or "no model of its own"
-        weights_of = known.get("draft" if arm is None else f"draft {draft.model}", "")
+        weights_of = known.get(draft_role(arm, draft.model or ""), "")
         keys = {k: v for k, v in draft.given().items() if k not in ("method", "model")}
         more = f", {json.dumps(keys)}" if keys and arm is not None else ""
         lossy = ", lossy" if is_lossy(draft.given()) else ""
