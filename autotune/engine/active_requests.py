@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autotune.engine.rule import SEQS, Known, Launch, Minor, minor_of
+from autotune.engine.rule import SEQS, Known, Launch, minor_of
 from autotune.study.space import MNBT
 
 ACTIVE = "max_num_active_seqs"
@@ -117,7 +117,7 @@ def launch_of(settings: Mapping[str, object], vllm_version: str | None, known: K
 def lowered(launch: Launch) -> int | None:
     """Return the most that vLLM lowers ``max_num_active_seqs`` to in one replica, or None."""
     tokens, mnbt = fewest_tokens(launch), launch.number(MNBT)
-    if tokens is None or mnbt is None or not _has(launch, _LOWERED_SINCE):
+    if tokens is None or mnbt is None or not launch.since(_LOWERED_SINCE):
         return None
     return mnbt // tokens
 
@@ -130,17 +130,13 @@ def fewest_tokens(launch: Launch) -> int | None:
     return launch.n + fills_in
 
 
-def _has(launch: Launch, since: Minor) -> bool:
-    return launch.minor is not None and launch.minor >= since
-
-
 def _requests(count: int) -> str:
     return f"{count} request{'' if count == 1 else 's'}"
 
 
 def _own(launch: Launch) -> int | None:
     """Return the study's own ``max_num_active_seqs`` of one replica, or None."""
-    return launch.number(ACTIVE) if _has(launch, _KEY_SINCE) else None
+    return launch.number(ACTIVE) if launch.since(_KEY_SINCE) else None
 
 
 def _asked(launch: Launch) -> Asked | None:

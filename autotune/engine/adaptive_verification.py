@@ -25,7 +25,7 @@ counts as not accepted. Such a launch tells nothing of what another n would give
 
 from __future__ import annotations
 
-from autotune.engine.rule import minor_of
+from autotune.engine.rule import first_known
 from autotune.study.schema import ServerSpec
 from autotune.study.speculative import ADAPTIVE
 
@@ -54,12 +54,12 @@ def why_no_adaptive(*versions: str | None) -> str | None:
     Args:
         versions: Versions from several sources, or None; the first that is known counts.
     """
-    version, minor = next(((v, m) for v in versions if (m := minor_of(v))), (None, None))
-    if minor is None:
+    found = first_known(*versions)
+    if found is None:
         return "vLLM's version is unknown, so it is not known whether it has adaptive verification"
-    if minor < _SINCE:
+    if found[1] < _SINCE:
         return (
-            f"vLLM {version} has no adaptive verification; 0.28 has it for DSpark, and 0.30 for "
+            f"vLLM {found[0]} has no adaptive verification; 0.28 has it for DSpark, and 0.30 for "
             "every draft that is a model"
         )
     return None

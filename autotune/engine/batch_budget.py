@@ -44,20 +44,19 @@ from enum import StrEnum
 
 from autotune.engine.active_requests import ACTIVE
 from autotune.engine.compilation import compilation, cudagraph_mode
-from autotune.engine.cuda_graphs import aligned_sizes
-from autotune.engine.gpus import data_center_blackwell, default_seqs
+from autotune.engine.cuda_graphs import MOST_TOKENS_WIDE, WIDE_SINCE, aligned_sizes, most_tokens
+from autotune.engine.gpus import default_seqs
 from autotune.engine.rule import NOTHING, SEQS, Known, Launch, minor_text
 from autotune.engine.rules import stand_ins
 from autotune.study.space import ALIGNED, MNBT, as_int
 
 _LENGTH = "max_model_len"
 # First versions in which: slots are taken by the scheduled requests; max_num_active_seqs is a flag;
-# DFlash and DSpark draft in a pass of their own; the list of graphs may end at 1024 tokens.
-_BY_REQUEST, _ACTIVE, _OWN_PASS, _WIDE = (0, 28), (0, 31), (0, 33), (0, 28)
+# DFlash and DSpark draft in a pass of their own.
+_BY_REQUEST, _ACTIVE, _OWN_PASS = (0, 28), (0, 31), (0, 33)
 # Most sequences that vLLM's default of max_num_seqs may be on a GPU (engine/arg_utils.py:
 # get_batch_defaults), twice that with --performance-mode throughput.
 _MOST_SEQS = 1024
-_MOST_TOKENS, _MOST_TOKENS_WIDE = 512, 1024  # end of the default list of CUDA graphs
 
 
 class Verdict(StrEnum):
@@ -183,15 +182,15 @@ def _words(step: _Step, longest: int, load: Load) -> str:
 def _step(launch: Launch, load: Load, longest: int) -> _Step | None:
     """Return the largest step of a load; None: the number of requests is unknown."""
     seqs = _most_seqs(launch)
-    active = launch.number(ACTIVE) if _since(launch, _ACTIVE) else None
+    active = launch.number(ACTIVE) if launch.since(_ACTIVE) else None
     bounds = [x for x in (load.concurrency, seqs, active) if x is not None and x > 0]
     slots = _slots(launch)
-    if not bounds or (slots and seqs is None and not _since(launch, _BY_REQUEST)):
+    if not bounds or (slots and seqs is None and not launch.since(_BY_REQUEST)):
         return None
     requests = min(bounds)
-    taken = requests if _since(launch, _BY_REQUEST) else (seqs or 0)
+    taken = requests if launch.since(_BY_REQUEST) else (seqs or 0)
     lookahead = 0
-    if launch.n > 0 and _since(launch, _OWN_PASS) and launch.method in {"dflash", "dspark"}:
+    if launch.n > 0 and launch.since(_OWN_PASS) and launch.method in {"dflash", "dspark"}:
         anchor = launch.method == "dspark" and launch.draft.from_anchor is True
         lookahead = launch.n if anchor else launch.n + 1
     return _Step(requests, max(longest, launch.n + 1), slots * taken, requests * lookahead)
@@ -207,9 +206,9 @@ def _slots(launch: Launch) -> int:
         return 0
     if launch.method is None:  # vLLM chooses
         return n
-    if not _since(launch, _BY_REQUEST):
+    if not launch.since(_BY_REQUEST):
         return (n - 1 if launch.parallel else 0) + draft_model
-    if launch.method in {"dflash", "dspark"} and _since(launch, _OWN_PASS):
+    if launch.method in {"dflash", "dspark"} and launch.since(_OWN_PASS):
         return 0
     if launch.method == "dflash" or (draft_model and launch.parallel):
         return n
@@ -242,12 +241,10 @@ def _graph_end(launch: Launch) -> int:
 
 def _list_ends(launch: Launch) -> tuple[int, int]:
     """Return the least and the most at which the default list of graphs ends, in tokens."""
-    if not _since(launch, _WIDE):
-        return _MOST_TOKENS, _MOST_TOKENS
-    if not launch.known.gpus:
-        return _MOST_TOKENS, _MOST_TOKENS_WIDE
-    end = _MOST_TOKENS_WIDE if data_center_blackwell(launch.known.gpus) else _MOST_TOKENS
-    return end, end
+    version = None if launch.minor is None else minor_text(launch.minor)
+    least = most_tokens(version, launch.known.gpus)
+    unknown = launch.since(WIDE_SINCE) and not launch.known.gpus
+    return least, MOST_TOKENS_WIDE if unknown else least
 
 
 def _next(end: int) -> int:
@@ -323,7 +320,3 @@ def _open_graphs(launch: Launch, mnbt: int) -> Iterator[str]:
     end = most if seqs is None else min(2 * seqs * (launch.n + 1), most)
     if mnbt < _next(end):
         yield f"that its CUDA graphs, which may go up to {end} tokens, have the same sizes"
-
-
-def _since(launch: Launch, minor: tuple[int, int]) -> bool:
-    return launch.minor is not None and launch.minor >= minor

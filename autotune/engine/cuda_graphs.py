@@ -64,12 +64,12 @@ from autotune.engine.rule import minor_of
 
 Runner = Literal["v1", "v2"]
 
-# End of the list, in tokens (VllmConfig._set_cudagraph_sizes).
-_MOST_TOKENS = 512
-# First versions in which: V2 keeps the list for piecewise graphs; the list ends at 1024 tokens on
+# End of the list, in tokens (VllmConfig._set_cudagraph_sizes), and on data-center Blackwell.
+_MOST_TOKENS, MOST_TOKENS_WIDE = 512, 1024
+# First versions in which: V2 keeps the list for piecewise graphs; the list is a wide one on
 # Blackwell; it has multiples of n + 1, and a row for each kind; it has max_num_seqs at n = 0.
 # A release candidate is taken for its release.
-_OWN_LIST, _WIDE = Version("0.25.dev0"), (0, 28)
+_OWN_LIST, WIDE_SINCE = Version("0.25.dev0"), (0, 28)
 _BY_REQUESTS, _LAST_REQUEST = Version("0.29.dev0"), Version("0.31.dev0")
 # Up to this many requests, every batch size has an aligned graph.
 _EVERY_BATCH = 32
@@ -248,8 +248,8 @@ def most_tokens(version: str | None, gpus: Sequence[Gpu]) -> int:
         version: Version of vLLM, such as ``0.28.0``; None, or no version: unknown.
         gpus: GPUs that vLLM sees.
     """
-    wide = (minor_of(version) or (0, 0)) >= _WIDE and data_center_blackwell(gpus)
-    return 2 * _MOST_TOKENS if wide else _MOST_TOKENS
+    wide = (minor_of(version) or (0, 0)) >= WIDE_SINCE and data_center_blackwell(gpus)
+    return MOST_TOKENS_WIDE if wide else _MOST_TOKENS
 
 
 def _default_list(

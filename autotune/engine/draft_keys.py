@@ -245,7 +245,7 @@ def _fly(launch: Launch) -> str | None:
 def _async(launch: Launch) -> str | None:
     if launch.n < 1 or launch.settings.get("async_scheduling") is not True:
         return None
-    late = launch.minor is not None and launch.minor >= (0, 33)
+    late = launch.since((0, 33))
     # from 0.33 on only model runner V1 refuses, which these two always have
     without = {"suffix", "custom_class"}
     if not late:

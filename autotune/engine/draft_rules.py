@@ -116,7 +116,7 @@ def _below(launch: Launch, least: int | None) -> str | None:
 
 def _nothing_to_schedule(launch: Launch) -> str | None:
     least = launch.number(_SCHEDULABLE)
-    late = launch.minor is not None and launch.minor >= (0, 32)
+    late = launch.since((0, 32))
     if least is None or least > 0 or (least == 0 and launch.n < 1 and not late):
         return None
     return f"{_SCHEDULABLE} must be at least 1, not {least}"

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from autotune.engine.rule import minor_of
+from autotune.engine.rule import first_known
 from autotune.study.options import draft_config
 from autotune.study.space import N, Value
 from autotune.study.speculative import SCHEDULE
@@ -114,11 +114,11 @@ def why_no_schedule(*versions: str | None) -> str | None:
     Args:
         versions: Versions from several sources, or None; the first that is known counts.
     """
-    version, minor = next(((v, m) for v in versions if (m := minor_of(v))), (None, None))
-    if minor is None:
+    found = first_known(*versions)
+    if found is None:
         return "vLLM's version is unknown, so it is not known whether it takes a schedule of n"
-    if minor < _SCHEDULE_SINCE:
-        return f"vLLM {version} has no schedule of n by batch size; 0.24 and later have"
+    if found[1] < _SCHEDULE_SINCE:
+        return f"vLLM {found[0]} has no schedule of n by batch size; 0.24 and later have"
     return None
 
 

@@ -74,7 +74,7 @@ def _other_method(launch: Launch) -> str | None:
 def _needs_graphs(launch: Launch) -> str | None:
     if not adaptive(launch):
         return None
-    s, partial = launch.settings, launch.minor is not None and launch.minor >= (0, 30)
+    s, partial = launch.settings, launch.since((0, 30))
     if launch.known.platform == "cpu":
         return f"{ADAPTIVE} needs model runner V2 and CUDA graphs; vLLM on a CPU has neither"
     mode = cudagraph_mode(s)

@@ -35,6 +35,11 @@ def minor_text(minor: Minor) -> str:
     return f"{minor[0]}.{minor[1]}"
 
 
+def first_known(*versions: str | None) -> tuple[str, Minor] | None:
+    """Return the first of several versions that is known, with its minor version; None: none is."""
+    return next(((v, m) for v in versions if v is not None and (m := minor_of(v))), None)
+
+
 def within(minor: Minor, first: Minor | None, last: Minor | None) -> bool:
     """Return whether a minor version lies between two, both included; None: no bound."""
     return (first is None or first <= minor) and (last is None or minor <= last)
@@ -166,6 +171,10 @@ class Launch:
     def replicas(self) -> int:
         """Number of data-parallel replicas, at least 1."""
         return max(self.number("data_parallel_size") or 1, 1)
+
+    def since(self, minor: Minor) -> bool:
+        """Return whether its version is known, and is this one or a later one."""
+        return self.minor is not None and self.minor >= minor
 
     @property
     def parallel(self) -> bool:

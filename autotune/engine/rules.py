@@ -373,7 +373,7 @@ def _throttled(launch: Launch) -> str | None:
 def _long_prefill(launch: Launch) -> str | None:
     long = launch.number("long_prefill_token_threshold")
     length = _length(launch)
-    if long is not None and long < 0 and launch.minor is not None and launch.minor >= (0, 25):
+    if long is not None and long < 0 and launch.since((0, 25)):
         return f"long_prefill_token_threshold must be at least 0, not {long}"
     if launch.minor is not None and launch.minor < (0, 27):
         return None
@@ -404,7 +404,7 @@ def _cpu_blocks(launch: Launch) -> str | None:
     size, known = launch.number("block_size"), launch.known
     if known.platform != "cpu" or known.plain_attention is not True or size is None:
         return None
-    unit = 32 if launch.minor is not None and launch.minor >= (0, 29) else 16
+    unit = 32 if launch.since((0, 29)) else 16
     if size % unit == 0:
         return None
     return f"on a CPU {launch.vllm} needs a block_size that is a multiple of {unit}, not {size}"

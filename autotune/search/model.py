@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.search.acceptance import Prediction, SpeculationLaunch
+from autotune.search.alike import key_of
 from autotune.search.gain import Belief, gains, potential, reference_point
 from autotune.search.noise import UNKNOWN
 from autotune.search.surrogate import Trend, fit
@@ -135,14 +136,14 @@ def propose(
         ValueError: nothing was launched, or a cost is not finite.
     """
     own = [*(item.point for item in launched), *pending]
-    points: list[Point] = list({frozenset(q.items()): q for q in own}.values())
-    place = {frozenset(q.items()): i for i, q in enumerate(points)}
-    ahead = np.array([place[frozenset(q.items())] for q in pending], dtype=np.int64)
+    points: list[Point] = list({key_of(q): q for q in own}.values())
+    place = {key_of(q): i for i, q in enumerate(points)}
+    ahead = np.array([place[key_of(q)] for q in pending], dtype=np.int64)
     recommendable = len(points)
     points += new
     chances = np.concatenate([np.ones(recommendable), chances])
     x = np.array([unit(space, q) for q in points])
-    at = np.array([place[frozenset(item.point.items())] for item in launched])
+    at = np.array([place[key_of(item.point)] for item in launched])
     costs = np.array([item.costs for item in launched])
     variances = np.array([item.variances for item in launched])
     variances = np.where(np.isfinite(variances), variances, UNKNOWN)
