@@ -27,12 +27,14 @@ from enum import StrEnum
 from typing import Any
 
 from autotune.engine import rules
+from autotune.engine.cuda_graphs import Graphs, Mode, graphs, most_tokens
 from autotune.engine.draft_facts import draft_facts
 from autotune.engine.rule import Known
 from benchmarks.vllm_rules import DATA, read, shape, unpacked
-from benchmarks.vllm_rules_base import CUDA, GPUS, H100, MODELS, D
+from benchmarks.vllm_rules_base import CUDA, GPUS, H100, MNBT, MODELS, SEQS, D, N
 from benchmarks.vllm_rules_cases import settings_of
 
+_SIGNS = {Mode.FULL: 1, Mode.PIECEWISE: -1, Mode.NONE: 0}
 # What vLLM says, as place and words, and what the doubt must say.
 DOUBTED = (
     (r"_raise_for_unsupported: .*are not supported for now", "no draft .*only a plugin may have"),
@@ -116,6 +118,22 @@ def known_of(group: Mapping[str, Any], settings: Mapping[str, Any]) -> Known:
         | ({} if name is None else {name: draft_facts(MODELS[name])}),
         v2=None if runner is None else runner == "1",
     )
+
+
+def graphs_of(version: str, group: Mapping[str, Any], settings: Mapping[str, Any]) -> Graphs:
+    """Return autotune's CUDA graphs of settings that give max_num_seqs and MNBT."""
+    most = most_tokens(version, known_of(group, settings).gpus)
+    given = settings.get("cudagraph_capture_sizes")
+    return graphs(settings.get(N, 0), settings[SEQS], settings[MNBT], version, given, most=most)
+
+
+def replays_of(found: Graphs, batches: int) -> list[int]:
+    """Return what batches of 1 to ``batches`` requests replay, as the tables write it.
+
+    That is a graph's size in tokens, negative for a piecewise graph, and 0 for none.
+    """
+    runs = [found.replay(b) for b in range(1, batches + 1)]
+    return [_SIGNS[mode] * size for mode, size in runs]
 
 
 def judged(table: Mapping[str, Any]) -> Iterator[Judged]:

@@ -13,15 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from autotune.engine import rules
-from autotune.engine.cuda_graphs import Mode, graphs, most_tokens
 from benchmarks.vllm_release.page import Section, Todo, code, table
 from benchmarks.vllm_rules import DATA, Source, ask, asks, shape, unpacked, written
-from benchmarks.vllm_rules_base import MNBT, SEQS, N
 from benchmarks.vllm_rules_cases import groups, settings_of
-from benchmarks.vllm_rules_compare import HEAD, WRONG, Judged, Verdict, known_of, row_of
+from benchmarks.vllm_rules_compare import (
+    HEAD,
+    WRONG,
+    Judged,
+    Verdict,
+    graphs_of,
+    replays_of,
+    row_of,
+)
 
 _EACH_S = 30.0  # between two lines of progress
-_SIGNS = {Mode.FULL: 1, Mode.PIECEWISE: -1, Mode.NONE: 0}
 # What a table tells of settings that start, in words.
 COLUMNS = {
     "seqs": "vLLM's own max_num_seqs",
@@ -397,12 +402,8 @@ def other_graphs(
         ):
             if refused or runner != "v2":
                 continue
-            given = settings.get("cudagraph_capture_sizes")
-            most = most_tokens(version, known_of(group, settings).gpus)
-            batch = settings.get(N, 0), settings[SEQS], settings[MNBT]
-            ours = graphs(*batch, version, given, most=most)
-            runs = [ours.replay(b) for b in range(1, len(replays) + 1)]
-            batches = [_SIGNS[mode] * size for mode, size in runs]
+            ours = graphs_of(version, group, settings)
+            batches = replays_of(ours, len(replays))
             if list(ours.full) != full:
                 yield settings, full, list(ours.full)
             elif batches != replays:

@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 
 from autotune.engine.active_requests import ACTIVE, launch_of, lowered
-from autotune.engine.cuda_graphs import Mode, graphs, most_tokens
 from autotune.engine.rules import READ
 from benchmarks import vllm_rules_compare as compare
 from benchmarks.vllm_rules import DATA, asks, packed, read, source_of, unpacked
-from benchmarks.vllm_rules_base import MNBT, SEQS, N
+from benchmarks.vllm_rules_base import MNBT, SEQS
 from benchmarks.vllm_rules_cases import groups, settings_of
 from tests.paths import ROOT
 
@@ -113,18 +112,14 @@ def test_as_many_requests_run_at_once_as_vllm_says(version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_graphs_are_those_of_vllm(version: str) -> None:
     """The sizes of runner V2's graphs, and what each batch of up to 32 requests replays."""
-    signs = {Mode.FULL: 1, Mode.PIECEWISE: -1, Mode.NONE: 0}
     ends = Counter[int]()
     for group, settings, told in _started(version, "replays"):
         assert told["runner"] == "v2"
-        n, given = settings.get(N, 0), settings.get("cudagraph_capture_sizes")
-        most = most_tokens(version, compare.known_of(group, settings).gpus)
-        found = graphs(n, settings[SEQS], settings[MNBT], version, given, most=most)
+        found = compare.graphs_of(version, group, settings)
         assert list(found.full) == told["full"], settings
         if version != "0.24.0":  # it rounds the list of its piecewise graphs later
             assert list(found.piecewise) == told["sizes"], settings
-        runs = [found.replay(b) for b in range(1, len(told["replays"]) + 1)]
-        assert [signs[mode] * size for mode, size in runs] == told["replays"], settings
+        assert compare.replays_of(found, len(told["replays"])) == told["replays"], settings
         ends[max(told["sizes"])] += 1
     assert ends.total() > 100
     assert ends[512] > 0
