@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,8 +41,13 @@ from autotune.search.confirmation import Launches, gains_of, sign_of
 from autotune.search.front import Direction
 from autotune.stats import Estimate, Scatter
 from autotune.stats.measurement import Floats
+from autotune.stats.quantiles import normal_probability
+from autotune.stats.superiority import Known, chances
+from autotune.stats.two_pools import TwoPools
 
 SURE = 0.95  # probability below which a choice and its rival are a tie
+_WIDTH = 0.5  # standard deviation of the kernel, in units of the lead's standard error
+_ONE_SIDED = 0.8  # weight of the density at a tie with the baseline
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def verdict(
 
     Args:
         confirmed: Launches of the candidates, by the trial that was measured again. The
-            confirmation may be unfinished; candidates without a launch are left out.
+            confirmation may be unfinished, and candidates may have different numbers of launches;
+            those without one are left out.
         searched: As in :func:`autotune.search.confirmation.plan`; points with several launches add
             to the known scatter.
         directions: Better direction of each objective.
@@ -141,68 +148,169 @@ def verdict(
         return None
     before = {k: gains_of(x, directions) for k, x in searched.items()}
     covariance, degrees = _scatter([*gains.values(), *before.values()])
-    scatters = tuple(Scatter(math.sqrt(v), degrees) for v in np.diag(covariance))
-    numbers = list(gains)
-    rounds = _rounds(list(gains.values()))
-    search = np.array([before[k].mean(axis=0) for k in numbers])
-    points = _Points(gains, baseline if baseline in gains else None, directions, scatters)
-
-    def choice(rule: int) -> Choice:
-        by = rounds[:, :, rule]
-        total = by.sum(axis=1) + search[:, rule]
-        ranked = np.argsort(-total, kind="stable")
-        best, launches = ranked[0], by.shape[1] + 1
-        left_out = [by[(total - now).argmax(), r] for r, now in enumerate(by.T)]
-        variance = covariance[rule, rule]
-        share = covariance[rule] / variance if variance > 0 else np.zeros(len(covariance))
-        optimism = (by[best].mean() - np.mean(left_out)) * share
-        gaps = (total[best] - total) / launches
-        return Choice(
-            numbers[best],
-            points.values(numbers[best], optimism),
-            points.over_baseline(numbers[best], optimism),
-            {numbers[i]: scatters[rule].chance(float(gaps[i]), 2 / launches) for i in ranked[1:]},
-        )
-
-    none = np.zeros(len(directions) + 1)
+    points = _Points(gains, before, baseline, directions, covariance)
     return ConfirmationVerdict(
-        {
-            k: Confirmed(len(x), points.values(k, none), points.over_baseline(k, none))
-            for k, x in gains.items()
-        },
-        tuple(choice(rule) for rule in range(len(directions))),
-        choice(len(directions)),
-        scatters[:-1],
+        {k: Confirmed(len(x), points.values(k), points.over_baseline(k)) for k, x in gains.items()},
+        tuple(points.choice(rule) for rule in range(len(directions))),
+        points.choice(len(directions)),
+        tuple(Scatter(math.sqrt(v), degrees) for v in np.diag(covariance)[:-1]),
     )
 
 
 @dataclass(frozen=True)
 class _Points:
-    """Estimates of candidates by their ``gains``; see :func:`gains_of`."""
+    """Candidates by their gains; see :func:`autotune.search.confirmation.gains_of`.
 
-    gains: Mapping[int, Floats]
+    Attributes:
+        confirmed: Gains of each candidate's launches in the confirmation.
+        searched: Gains of every point's launches in the search.
+        baseline: Number of the baseline's trial; None: there is none.
+        directions: Better direction of each objective.
+        covariance: Covariance of the gains between launches of a point, pooled over all points.
+    """
+
+    confirmed: Mapping[int, Floats]
+    searched: Mapping[int, Floats]
     baseline: int | None
     directions: Sequence[Direction]
-    scatters: Sequence[Scatter]
+    covariance: Floats
 
-    def values(self, number: int, optimism: Floats) -> tuple[Estimate, ...]:
-        x = self.gains[number]
-        return self._estimates(x.mean(axis=0) - optimism, 1 / len(x))
+    @cached_property
+    def pools(self) -> tuple[TwoPools, ...]:
+        """Scatter between launches, for each gain."""
+        kinds = [self._squares(baseline=False), self._squares(baseline=True)]
+        (a, d), (b, e) = kinds
+        return tuple(TwoPools((float(x), float(y)), (d, e)) for x, y in zip(a, b, strict=True))
 
-    def over_baseline(self, number: int, optimism: Floats) -> tuple[Estimate, ...] | None:
-        if self.baseline is None:
+    def _squares(self, *, baseline: bool) -> tuple[Floats, int]:
+        """Return the sum of squares of each gain within points, and its degrees of freedom."""
+        groups = [
+            x
+            for of in (self.confirmed, self.searched)
+            for k, x in of.items()
+            if (k == self.baseline) == baseline
+        ]
+        squares = np.zeros(len(self.covariance))
+        for x in groups:
+            squares = squares + ((x - x.mean(axis=0)) ** 2).sum(axis=0)
+        return squares, sum(len(x) - 1 for x in groups)
+
+    def choice(self, rule: int) -> Choice:
+        """Return the best candidate by a rule."""
+        known = {
+            k: Known(
+                float(np.concatenate([x, self.confirmed.get(k, x[:0])])[:, rule].mean()),
+                len(x) + len(self.confirmed.get(k, ())),
+                k == self.baseline,
+            )
+            for k, x in self.searched.items()
+        }
+        ranked = sorted(self.confirmed, key=lambda k: -known[k].mean)
+        best, rivals = ranked[0], ranked[1:]
+        places = list(known)
+        found = chances(
+            list(known.values()),
+            places.index(best),
+            list(map(places.index, rivals)),
+            self.pools[rule],
+        )
+        own, lead = self._optimism(rule, {k: known[k] for k in ranked})
+        return Choice(
+            best,
+            self.values(best, own),
+            self.over_baseline(best, lead),
+            dict(zip(rivals, found, strict=True)),
+        )
+
+    def _optimism(self, rule: int, known: Mapping[int, Known]) -> tuple[Floats, Floats]:
+        """Return the optimism of the choice's gains, and that of its lead over the baseline.
+
+        Args:
+            rule: What was chosen by.
+            known: Candidates by all of their launches, the choice first.
+        """
+        best, *rivals = known
+        variance = self.covariance[rule, rule]
+        if variance <= 0:
+            none = np.zeros(len(self.covariance))
+            return none, none
+        # parts of the means that the confirmation's launches moved
+        part = {k: len(self.confirmed[k]) / known[k].launches for k in known}
+        moved = {k: part[k] * self._variance(rule, k) for k in known}
+        error = {k: _WIDTH**2 * part[k] * moved[k] for k in known}
+        own = lead = 0.0
+        for rival in rivals:
+            others = [k for k in rivals if k != rival]
+            density = 2 * _density_of_tie(known, error, best, rival, others)
+            own += moved[best] * density
+            if rival == self.baseline:
+                lead += _ONE_SIDED * (moved[best] + moved[rival]) * density
+            else:
+                lead += moved[best] * density
+        share = self.covariance[rule] / variance
+        return own * share, lead * share
+
+    def _variance(self, gain: int, number: int) -> float:
+        """Return the variance of the mean of a candidate's launches in the confirmation."""
+        return self.pools[gain].variance(*self._shares(number))
+
+    def _shares(self, number: int) -> tuple[float, float]:
+        share = 1 / len(self.confirmed[number])
+        return (0.0, share) if number == self.baseline else (share, 0.0)
+
+    def values(self, number: int, optimism: Floats | None = None) -> tuple[Estimate, ...]:
+        """Return a candidate's values."""
+        gain = self.confirmed[number].mean(axis=0)
+        return self._estimates(gain, optimism, *self._shares(number))
+
+    def over_baseline(
+        self, number: int, optimism: Floats | None = None
+    ) -> tuple[Estimate, ...] | None:
+        """Return a candidate's ratios to the baseline; None: it was not confirmed."""
+        if self.baseline is None or self.baseline not in self.confirmed:
             return None
         if number == self.baseline:
             return tuple(Estimate(1.0, 1.0, 1.0) for _ in self.directions)
-        x, base = self.gains[number], self.gains[self.baseline]
-        gain = x.mean(axis=0) - base.mean(axis=0) - optimism
-        return self._estimates(gain, 1 / len(x) + 1 / len(base))
+        x, base = self.confirmed[number], self.confirmed[self.baseline]
+        gain = x.mean(axis=0) - base.mean(axis=0)
+        return self._estimates(gain, optimism, 1 / len(x), 1 / len(base))
 
-    def _estimates(self, gain: Floats, share: float) -> tuple[Estimate, ...]:
+    def _estimates(
+        self, gain: Floats, optimism: Floats | None, share: float, baseline_share: float
+    ) -> tuple[Estimate, ...]:
+        gain = gain if optimism is None else gain - optimism
         return tuple(
-            scatter.around(sign_of(d) * float(g), share)
-            for scatter, d, g in zip(self.scatters, self.directions, gain, strict=False)
+            pool.around(sign_of(d) * float(g), share, baseline_share)
+            for pool, d, g in zip(self.pools, self.directions, gain, strict=False)
         )
+
+
+def _density_of_tie(
+    known: Mapping[int, Known],
+    error: Mapping[int, float],
+    a: int,
+    b: int,
+    others: Sequence[int],
+) -> float:
+    """Return the probability density that two candidates tie above all others.
+
+    Args:
+        known: Candidates by all of their launches.
+        error: Variance of the normal kernel around each one's mean.
+        a: The one.
+        b: The other.
+        others: All others.
+    """
+    both = error[a] + error[b]
+    if both <= 0:
+        return 0.0
+    at = (known[a].mean * error[b] + known[b].mean * error[a]) / both
+    around = error[a] * error[b] / both
+    z = (known[a].mean - known[b].mean) / math.sqrt(both)
+    density = math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi * both)
+    for k in others:
+        density *= normal_probability((at - known[k].mean) / math.sqrt(error[k] + around))
+    return density
 
 
 def _scatter(groups: Sequence[Floats]) -> tuple[Floats, int]:
@@ -217,13 +325,3 @@ def _scatter(groups: Sequence[Floats]) -> tuple[Floats, int]:
     degrees = sum(len(x) - 1 for x in groups)
     rest = np.concatenate([x - x.mean(axis=0) for x in groups])
     return rest.T @ rest / max(degrees, 1), degrees
-
-
-def _rounds(gains: Sequence[Floats]) -> Floats:
-    """Return the gains of shape (candidates, rounds, rules).
-
-    There are as many rounds as the candidate with the fewest launches has. Further launches of a
-    candidate are spread over the rounds, in their order, and averaged.
-    """
-    count = min(map(len, gains))
-    return np.array([[part.mean(axis=0) for part in np.array_split(x, count)] for x in gains])

@@ -56,7 +56,7 @@ _CAUCHY = 0.707 * np.tan(np.pi * ((np.arange(1000) + 0.5) / 1000 - 0.5))
 
 # An interval that reaches further than this factor is left out: that of two launches of one point
 # that happen to differ much reaches 10^30.
-_SAYS_NOTHING = 10.0
+SAYS_NOTHING = 10.0
 
 
 @dataclass(frozen=True)
@@ -231,6 +231,6 @@ class LaunchVariance:
 
 def _student(log: float, variance: float, degrees: float, confidence: float) -> Estimate:
     half = quantiles.student_t(degrees, (1 + confidence) / 2) * math.sqrt(variance)
-    if half > math.log(_SAYS_NOTHING):
+    if half > math.log(SAYS_NOTHING):
         return Estimate(round(math.exp(log), 12), None, None)
     return Estimate(round(math.exp(log), 12), math.exp(log - half), math.exp(log + half))
