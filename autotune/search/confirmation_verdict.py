@@ -5,27 +5,46 @@ term       meaning
 =========  ========================================================================================
 gain       logarithm of an objective with the sign that makes more better; the last one is their sum
 rule       what is chosen by: one objective's gain, or the sum
-round      one launch of each candidate, in order; the search's launches count as one more round
+T, x       mean gain by the rule of all of a candidate's launches; of those of the confirmation
+θ          true mean gain
+v          variance of x between launches
+a          part of T that the confirmation's launches moved: their share of all launches
 optimism   estimate of a choice's selection bias
 =========  ========================================================================================
 
-The best point is chosen by all launches of the candidates, including the search's; its
-numbers come from the confirmation only. Selection bias (the winner's curse) remains, because the
-best of several measurements is better than its true value. Therefore the choice is cross-fitted:
-each round is left out in turn, the choice is made by the others, and the left-out round measures
-that choice. The mean difference to the rounds' values of the final choice is its optimism. It is
-subtracted from each objective in proportion to the objective's covariance with the rule. If every
-round would have left the choice unchanged, it is 0. (R. J. Tibshirani, R. Tibshirani, "A bias
-correction for the minimum error rate in cross-validation", Annals of Applied Statistics 3, 2009;
-for two stages A. Cohen, H. B. Sackrowitz, "Two stage conditionally unbiased estimators of the
-selected mean", Statistics & Probability Letters 8, 1989.) A parametric bootstrap left half of the
-bias, and shrinking towards the search's mean left all of it. ``benchmarks/selection_bias.py``
-replays the method that is used.
+The best point is chosen by T; its numbers come from the confirmation only. Selection bias (the
+winner's curse) remains, because the confirmation took part in the choice. For a candidate k that is
+told only where it is the choice, and normal deviations, integration by parts gives (C. Stein,
+"Estimation of the mean of a multivariate normal distribution", Annals of Statistics 9, 1981)
+
+    E[(x_k - θ_k); k is the choice] = a_k v_k Σ_i f_ki,
+
+with the density f_ki that k and i tie above all others. A tie's density is estimated by a normal
+kernel at the observed leads, with half of their standard error: that is the mean over repetitions
+of the choice with a part of the noise, as cross-fitting leaves out a round, without depending on
+which launch came in which round or on equal numbers of launches (N. L. Oliveira, J. Lei, R. J.
+Tibshirani, "Unbiased risk estimation in the normal means problem via coupled bootstrap techniques",
+arXiv 2111.09447, 2021). A choice has a lead ≥ 0, so it gets twice the kernel:
+
+    optimism of its gain = Σ_i 2 a v φ(T - T_i; h_i²) P(all others are below the tie),
+    h_i² = (a² v + a_i² v_i)/4.
+
+A speed-up is told only where the baseline lost, so the baseline's launches are as much too bad as
+the choice's are too good; a tie with the baseline therefore counts with the v of both. On the other
+side of such a tie nothing is told, so a slope of the density does not cancel. The search launched
+the choice because it was good, hence the density rises with the lead: the kernel's value is taken
+times 0.8, which was least biased over all simulated worlds. Another objective's optimism is in
+proportion to its covariance with the rule. A clear choice has none.
+
+The launches of the baseline and of the other points scatter by two amounts, pooled as far as they
+agree: :mod:`autotune.stats.two_pools`. The chance that the choice is truly better than another
+candidate learns from all points of the study how far points differ:
+:mod:`autotune.stats.superiority`. ``benchmarks/confirmed_worlds.py`` and
+``benchmarks/selection_bias.py`` count how often all of this is right, also where the number of a
+candidate's launches depends on what they gave.
 
 The balanced choice maximizes the sum over the objectives of the logarithm of the improvement, so
 one percent of each objective has the same weight. For the usual two it has the largest tok/s ÷ p95.
-Intervals and probabilities are those of :class:`autotune.stats.Scatter`, over all points that were
-launched several times.
 """
 
 from __future__ import annotations
@@ -178,22 +197,27 @@ class _Points:
     @cached_property
     def pools(self) -> tuple[TwoPools, ...]:
         """Scatter between launches, for each gain."""
-        kinds = [self._squares(baseline=False), self._squares(baseline=True)]
-        (a, d), (b, e) = kinds
-        return tuple(TwoPools((float(x), float(y)), (d, e)) for x, y in zip(a, b, strict=True))
+        return self._pools(self.searched)
 
-    def _squares(self, *, baseline: bool) -> tuple[Floats, int]:
-        """Return the sum of squares of each gain within points, and its degrees of freedom."""
-        groups = [
-            x
-            for of in (self.confirmed, self.searched)
-            for k, x in of.items()
-            if (k == self.baseline) == baseline
-        ]
-        squares = np.zeros(len(self.covariance))
-        for x in groups:
-            squares = squares + ((x - x.mean(axis=0)) ** 2).sum(axis=0)
-        return squares, sum(len(x) - 1 for x in groups)
+    @cached_property
+    def unselected(self) -> tuple[TwoPools, ...]:
+        """The same without points that the search repeated because a launch was good.
+
+        Their first launch is too good, so their launches scatter by too much. Intervals may be
+        too wide, but a selection bias may not be overrated.
+        """
+        base = self.searched.get(self.baseline) if self.baseline is not None else None
+        found = self._pools({} if base is None or self.baseline is None else {self.baseline: base})
+        return found if found[0].known else self.pools
+
+    def _pools(self, searched: Mapping[int, Floats]) -> tuple[TwoPools, ...]:
+        squares = np.zeros((2, len(self.covariance)))
+        degrees = [0, 0]
+        for of in (self.confirmed, searched):
+            for k, x in of.items():
+                squares[int(k == self.baseline)] += ((x - x.mean(axis=0)) ** 2).sum(axis=0)
+                degrees[int(k == self.baseline)] += len(x) - 1
+        return tuple(TwoPools((float(a), float(b)), (degrees[0], degrees[1])) for a, b in squares.T)
 
     def choice(self, rule: int) -> Choice:
         """Return the best candidate by a rule."""
@@ -248,11 +272,12 @@ class _Points:
             else:
                 lead += moved[best] * density
         share = self.covariance[rule] / variance
+        share = self.covariance[rule] / variance
         return own * share, lead * share
 
     def _variance(self, gain: int, number: int) -> float:
         """Return the variance of the mean of a candidate's launches in the confirmation."""
-        return self.pools[gain].variance(*self._shares(number))
+        return self.unselected[gain].variance(*self._shares(number))
 
     def _shares(self, number: int) -> tuple[float, float]:
         share = 1 / len(self.confirmed[number])
