@@ -14,7 +14,7 @@ from autotune.study.space import MNBT, IntParam, N, Pow2Param
 DEMO = ("demo-cpu", "demo-cpu-random")
 GEMMA = ("gemma-4-26b-rtx5090", "gemma-4-26b-rtx5090-sweep")
 ARMS = "demo-cpu-arms"
-H200 = ("smollm2-h200", "smollm2-h200-c32")
+H200 = ("smollm2-h200", "smollm2-h200-c8", "smollm2-h200-c32")
 
 
 def test_exactly_the_documented_studies_are_bundled() -> None:
