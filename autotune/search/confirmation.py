@@ -45,8 +45,9 @@ def plan(
     leader: int | None = None,
     most: int | None = None,
 ) -> list[int]:
-    """Return the trial numbers of the ``held`` launches of the confirmation, in their order.
+    """Return the trial numbers of the first launches of a confirmation, in their order.
 
+    They are its first step; :func:`autotune.search.confirmation_steps.next_step` plans the others.
     Candidates are the baseline, the leader, the best by each objective, the balanced choice, and
     then the next best by its rule.
 
@@ -74,10 +75,27 @@ def plan(
         enough = max(math.ceil(held / 4) + 1, len(directions) + 1)
         most = max(2, min(held // 2, enough, 4))
     chosen = list(dict.fromkeys(order))[:most]
-    if held < 3:
-        return chosen[:held]
-    there = list(islice(cycle(chosen), math.ceil(held / 2)))
-    return [*there, *reversed(there[: held // 2])]
+    return step_of(chosen, held)
+
+
+def step_of(candidates: Sequence[int], left: int) -> list[int]:
+    """Return the launches of the next step, there and back.
+
+    Args:
+        candidates: The most important ones first, if there are too few launches for all.
+        left: Number of launches that are left. Where one would remain, it belongs to this step.
+    """
+    count = len(candidates)
+    length = min(left, 2 * count)
+    if left < 2 * count:
+        count = max(min(count, left // 2), min(count, 2))
+    elif left == 2 * count + 1:
+        length = left
+    chosen = candidates[:count]
+    if length < 3:
+        return list(islice(cycle(chosen), length))
+    there = list(islice(cycle(chosen), math.ceil(length / 2)))
+    return [*there, *reversed(there[: length // 2])]
 
 
 def sign_of(direction: Direction) -> int:
