@@ -92,13 +92,13 @@ class Replay:
 
     Attributes:
         shares: Hypervolume after each launch.
-        seconds: Until the end of each launch, proposals included.
+        seconds: Until the end of each launch, with the CPU seconds of all proposals.
         forbidden: After each launch, how many were forbidden by a rule.
         crashed: … failed unforeseen.
         repeated: … had been launched before.
         regions: Crashes by region.
         close: Whether the named winners after `WINNER_AT` launches are close to the best.
-        proposing: Seconds of all proposals.
+        proposing: CPU seconds of all proposals.
         end: Launches when the search ended itself; None: it has no end of its own.
         short: Of the points with the best mean tok/s and the best mean p95 at that end, how much
             less tok/s and more p95 they truly have than the best, as shares.
@@ -145,7 +145,7 @@ class Launcher:
         self._most, self._enough, self._ends = most, enough, ends
         self._rng = np.random.default_rng([seed, 1])
         self._seen: dict[int, list[Floats]] = {}
-        self._since, self._clock = time.perf_counter(), 0.0
+        self._since, self._clock = time.process_time(), 0.0
 
     def __call__(self, point: Point) -> Outcome:
         """One launch.
@@ -154,7 +154,7 @@ class Launcher:
             Enough: it was the last one.
         """
         w, found = self._w, self.found
-        proposing = time.perf_counter() - self._since
+        proposing = time.process_time() - self._since
         found.proposing += proposing
         outcome, place = w.launch(point, self._rng), w.place(point)
         self._clock += proposing + outcome.seconds
@@ -175,7 +175,7 @@ class Launcher:
         found.seconds.append(self._clock)
         if len(found.shares) == WINNER_AT:
             self.name_winners()
-        self._since = time.perf_counter()
+        self._since = time.process_time()
         if len(found.shares) >= self._most or (self._done() and not self._ends):
             raise Enough
         return outcome
