@@ -18,6 +18,7 @@ from autotune.api import _Listener
 from autotune.errors import FailureKind, MeasureError, TrialFailure
 from autotune.results.standing import Standing, counts
 from autotune.search.proposer import Proposer, SearchEnds, SpaceExhausted
+from autotune.search.spending import Spending
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.store import opened
 from autotune.study.files import load_study
@@ -66,14 +67,18 @@ class World:
         self.planner = Planner(*args)
         self.trials: list[FrozenTrial] = []
         self.begun: list[Choice] = []
-        self.order: list[int] | None = None
+        self.planned: Spending | None = None
+
+    @property
+    def order(self) -> list[int] | None:
+        return None if self.planned is None else list(self.planned.order)
 
     def situation(self, pending: Sequence[Choice] = (), *, searching: bool = True) -> Situation:
         now = Situation(self.trials, pending, searching, self.order)
-        if self.order is None and self.planner.confirms(now):
+        if self.planner.awaits_step(now):
             standing = Standing(OBJECTIVES)
             standing.update(self.trials)
-            self.order = self.planner.candidates(standing)
+            self.planned = self.planner.next_step(standing, self.trials, self.planned)
             now = replace(now, confirmation=self.order)
         return now
 
