@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from confirmation_power import spend
 from coverage import serve, shapes
 from grid import MEASURED, POOL, describe, load, resampled
 from scipy import special

@@ -86,8 +86,8 @@ def test_all_held_launches_are_spent_and_the_baseline_is_in_each_step(held: int)
     found = spent(held)
     assert 0 in found.order
     counts = {k: list(found.order).count(k) for k in found.order}
-    assert held < 8 or counts[1] >= counts[3]
-    assert held < 8 or counts[0] >= counts[2]
+    others = max((n for k, n in counts.items() if k > 1), default=0)
+    assert held < 8 or min(counts[0], counts[1]) > others
     assert 0 not in found.dropped
     assert 1 not in found.dropped
 
