@@ -57,8 +57,8 @@ def plan(
         baseline: Trial that all are compared with; None: there is none with values.
         held: Number of launches.
         leader: Trial of the point that the search's model takes for the best; None: it has none.
-        most: Largest number of candidates. None: 2 for 4 launches, 3 for 6 to 8, 4 for more; with
-            three objectives also 4 for 8, for the baseline and the best by each.
+        most: Largest number of candidates. None: 2 for 4 launches, 3 for 6 to 11, 4 for more; with
+            three objectives 4 from 8 on, for the baseline and the best by each.
 
     Raises:
         ValueError: a value is not positive.
@@ -72,7 +72,7 @@ def plan(
     order += [int(n) for n in numbers[gains.argmax(axis=0)]]
     order += [int(n) for n in numbers[np.argsort(-gains[:, -1], kind="stable")]]
     if most is None:
-        enough = max(math.ceil(held / 4) + 1, len(directions) + 1)
+        enough = max(held // 4 + 1, 3, len(directions) + 1)
         most = max(2, min(held // 2, enough, 4))
     chosen = list(dict.fromkeys(order))[:most]
     return step_of(chosen, held)

@@ -112,8 +112,9 @@ def test_a_candidate_whose_launches_failed_is_dropped() -> None:
     found = next_step(Spending(first, 10), launches, SEARCHED, BOTH, 0)
     assert found.dropped == {2: Dropped(0)}
     assert set(found.order[6:]) == {0, 1}
-    # one of its two launches gave numbers: it is in question, or beaten by them
-    found = next_step(Spending(first, 12), {**launches, 2: [(149.0, 701.0)]}, SEARCHED, BOTH, 0)
+    # one of its two launches gave numbers: it is in question
+    searched = {**SEARCHED, 2: [(150.0, 700.0)]}
+    found = next_step(Spending(first, 12), {**launches, 2: [(149.5, 702.0)]}, searched, BOTH, 0)
     assert found.dropped == {}
     assert 2 in found.order[6:]
     # nothing worked: everything is tried again
@@ -178,14 +179,14 @@ class TestWholeConfirmations:
     def test_a_winner_is_found_where_launches_differ_by_3_percent(self) -> None:
         from confirmation_power import World, run
 
-        found = run(World(8, 0.03, 0.1), 60, seed=3)
+        found = run(World(8, 0.03, 0.1), 30, seed=3)
         assert max(found.tie) <= 0.3
         assert max(found.false) <= 0.03
         assert max(found.behind) < 0.01
 
-    @pytest.mark.parametrize("drift", ["none", "steady", "step"])
+    @pytest.mark.parametrize("drift", ["steady", "step"])
     def test_equals_are_ties_on_a_machine_that_gets_slower(self, drift: str) -> None:
         from confirmation_power import World, run
 
-        found = run(World(8, 0.03, 0.0, "both", drift), 40, seed=4)
+        found = run(World(8, 0.03, 0.0, "both", drift), 15, seed=4)
         assert max(found.false) <= 0.03

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from autotune.search.spending import Spending
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.store import opened
 from autotune.study.files import load_study
-from autotune.study.space import N, Point
+from autotune.study.space import MNBT, N, Point
 from autotune.tuning import study_run
 from autotune.tuning.executor import OneSlot
 from autotune.tuning.launcher import no_prelaunch
@@ -188,6 +189,13 @@ class Confirms(World):
             assert choice is not None
             self.begin(choice)
             self.end(len(self.trials) - 1)
+
+    def end(self, number: int) -> None:
+        """No two points are equal."""
+        super().end(number)
+        less = 0.5 * math.log2(int(self.begun[number].point[MNBT]))
+        done = self.trials[number]
+        done.values = [done.values[0] - less, done.values[1] * (1 + less / 100)]
 
     def resume(self) -> None:
         """A new process has what the database keeps, and nothing else."""
