@@ -1,7 +1,9 @@
 """Where trials run: an executor takes them and returns what came of each.
 
-The driver (:mod:`autotune.tuning.study_run`) submits as many trials as there is capacity for, and
-waits for outcomes. An executor writes nothing that a trial amounts to and tells Optuna nothing.
+The driver (:mod:`autotune.tuning.study_run`) submits as many trials as there is capacity for, each
+for a slot, and waits for outcomes. An executor writes nothing that a trial amounts to and tells
+Optuna nothing. :class:`OneSlot` has one slot, :class:`autotune.tuning.local_slots.LocalSlots`
+several on this host.
 """
 
 from __future__ import annotations
