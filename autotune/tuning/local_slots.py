@@ -336,7 +336,7 @@ def slots_of(
             prepared.info,
             prepared.workload,
             prepared.confirmation,
-            logs.folder.absolute(),
+            logs.folder,
             own if slot.gpus else {},
         )
 
