@@ -172,7 +172,7 @@ def _written(command: Sequence[str]) -> dict[str, int]:
     """Return the sizes among the words that a study wrote after ``vllm serve``."""
     words, certain = own_words(command)
     found: dict[str, int] = {}
-    for word, after in zip(words, (*words[1:], ""), strict=True):
+    for word, after in zip(words, [*words, ""][1:], strict=True):
         name = argument_of(word, short=certain)
         value = word.partition("=")[2] or after
         found |= {size: int(value) for size in SIZES if size == name and value.isdecimal()}
