@@ -50,6 +50,12 @@ def no_prelaunch(_most: int) -> Sequence[Point]:
     return ()
 
 
+def _port(slot: Slot | None, taken: Container[int]) -> int:
+    """Return a free port that no other server takes, not of another slot either."""
+    free = (port for port in iter(free_port, None) if port not in taken)
+    return next(port for port in free if slot is None or slot.owns_port(port))
+
+
 def _fork_server_log(slot: Slot | None) -> str:
     """Return the name of the log of what warm starts are forked from."""
     return "fork-server.log" if slot is None else f"fork-server-{slot.number}.log"
@@ -278,7 +284,7 @@ class Launcher:
             spec,
             point,
             self._p.info,
-            port=self._port(taken),
+            port=_port(self._slot, taken),
             launch_id=launch_id,
             resolve=self._p.resolve,
             acceptance=self._p.spec.measure.per_request_acceptance,
@@ -296,12 +302,6 @@ class Launcher:
         life = _Life(launch_id, spec, point, plan, log_path, process, clock, rest, trial)
         self._living.append(life)
         return life
-
-    def _port(self, taken: Container[int]) -> int:
-        """Return a free port that no other server takes, not of another slot either."""
-        mine = self._slot.owns_port if self._slot is not None else lambda _port: True
-        free = (port for port in iter(free_port, None) if port not in taken)
-        return next(port for port in free if mine(port))
 
     def _start(self, life: _Life) -> None:
         """Start the processes; raise a LaunchError where they do not exist."""

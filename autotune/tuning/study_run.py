@@ -7,7 +7,6 @@ before its process exists, and a trial is told only after its server is gone.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from autotune.storage.store import Store
 from autotune.study import sample_size
 from autotune.study.space import ARM, N, Point, as_int
 from autotune.tuning.comparable import WeightsCheck, check_comparable
-from autotune.tuning.executor import Executor, OneSlot
+from autotune.tuning.executor import Executor, OneSlot, slot_for
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import StoredLedger
 from autotune.tuning.local_slots import served_by, slots_of
@@ -342,7 +341,7 @@ class _Driver:
         """Return a trial as a value, with what it is compared with; says that it begins."""
         attrs = attrs_of(trial)
         point = self.planner.space.decode(trial.params)
-        slot = self.take_slot(trial.number, attrs.role)
+        slot = self.taken[trial.number] = slot_for(attrs.role, self.taken.values())
         position = min(self.log.finished() + len(self.taken), self.budget.wanted)
         self.progress.begin(At(trial.number, slot), position, self.planner.space.shown(point))
         again = attrs.role is Role.CONFIRMATION or attrs.replicates is not None
@@ -362,15 +361,6 @@ class _Driver:
             ruled_out=self.planner.ruled_out(point, self.log.trials()),
             slot=slot,
         )
-
-    def take_slot(self, trial: int, role: Role) -> int:
-        """Return the slot of a trial: one that is free, or for a confirmation the first one.
-
-        Launches of a confirmation are compared with each other, so all of them are on one slot.
-        """
-        free = (x for x in itertools.count() if x not in self.taken.values())
-        self.taken[trial] = 0 if role is Role.CONFIRMATION else next(free)
-        return self.taken[trial]
 
     def record(self, done: Trial, outcome: Outcome) -> None:
         """Tell what came of a trial.

@@ -22,7 +22,7 @@ from autotune.serving.logs import LogFolder
 from autotune.serving.slots import Slot, SlotGpu, cores_of_slots, ranges, slot_details, slot_gpus
 from autotune.storage.records import Role, TrialAttrs
 from autotune.study.files import load_study
-from autotune.tuning.executor import Executor, OneSlot
+from autotune.tuning.executor import Executor, OneSlot, slot_for
 from autotune.tuning.launcher import no_prelaunch
 from autotune.tuning.local_slots import LocalSlots
 from autotune.tuning.slots import slot_environment, slots_of_host
@@ -172,6 +172,12 @@ def test_a_confirmation_is_alone_and_on_the_first_slot(executor: LocalSlots) -> 
     assert executor.capacity == 0
     assert results(executor, 2)[1] == Measured(f"[{CORES[0]}]")
     assert executor.capacity == 2
+
+
+def test_slots_of_trials() -> None:
+    assert slot_for(Role.SEARCH, {}) == 0
+    assert slot_for(Role.REPLICATE, {0: "", 2: ""}) == 1
+    assert slot_for(Role.CONFIRMATION, {0: "", 2: ""}) == 0
 
 
 def test_one_whose_slot_is_busy_waits_for_it(executor: LocalSlots) -> None:
