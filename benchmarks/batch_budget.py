@@ -40,7 +40,8 @@ from surfaces import World, names, world
 
 from autotune.results.tables import Column, Row, Table, text_lines
 from autotune.search.alike import Key, key_of
-from autotune.search.confirmation import plan, verdict
+from autotune.search.confirmation import plan
+from autotune.search.confirmation_verdict import verdict
 from autotune.search.proposer import Proposer, SearchEnds, nearest, seed_points
 from autotune.study.space import MNBT, Point, Value
 

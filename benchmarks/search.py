@@ -21,6 +21,7 @@ one.
 
 **Hypervolume** is that of the true values of all points that a search launched, over that of the
 true front; its reference is the worst value of each objective over all points that can launch.
+Where all points are within 0.5 %, nothing can be missing.
 *Launches to 99 %* counts launches until it first is that large. *Winner*: after 14 launches, how
 often the point with the best mean of its launches is within 2 % of the true best, by tok/s and by
 tok/s over p95 (4 %: it is two objectives). *Wasted* are launches until 99 %: forbidden, crashed,
@@ -69,6 +70,7 @@ Strategy = Callable[[World, Launch, int], None]
 DIRECTIONS: list[Direction] = ["maximize", "minimize"]
 COSTS = np.array([-1.0, 1.0])  # less is better
 REACHED, ENOUGH = 0.99, 0.999
+NEARLY_FLAT = 0.005  # largest difference of a logarithm where nothing matters
 WINNER_AT = 14
 MOST = 40  # launches of a model's replay; of four parameters half as many more
 CHUNK = 5  # replays of a task
@@ -93,24 +95,36 @@ def hypervolume(costs: Floats, reference: Floats) -> float:
 
 
 class Judge:
-    """What is true of a world."""
+    """What is true of a world.
+
+    Where the true values of all points are within `NEARLY_FLAT` of each other, any point is as good
+    as the front: nothing is missing as soon as one was measured.
+    """
 
     def __init__(self, w: World) -> None:
         places = w.launchable()
+        self.logs = w.logs * COSTS
         self.costs = np.exp(w.logs) * COSTS
         self.reference = self.costs[places].max(axis=0)
         self.whole = hypervolume(self.costs[places], self.reference)
+        self.flat = bool(np.ptp(w.logs[places], axis=0).max() < NEARLY_FLAT)
         self.gains = np.column_stack([w.logs[:, 0], w.logs[:, 0] - w.logs[:, 1]])
         self.best = self.gains[places].max(axis=0)
+        self.least = self.logs[places].min(axis=0)
         self.points = len(places)
 
     def share(self, places: Sequence[int]) -> float:
         """Hypervolume of points, over the front's."""
         if not places:
             return 0.0
-        if self.whole <= 0:  # one point is worst and best
+        if self.flat or self.whole <= 0:  # one point is worst and best
             return 1.0
         return hypervolume(self.costs[sorted(set(places))], self.reference) / self.whole
+
+    def shortfall(self, place: int) -> tuple[float, float]:
+        """How far one point is from the best of each objective: shares of tok/s and of p95."""
+        off = self.logs[place] - self.least
+        return float(1 - np.exp(-off[0])), float(np.exp(off[1]) - 1)
 
 
 @dataclass

@@ -12,7 +12,7 @@ with 2 candidates in 4 launches, with 3 in 8.
 
     luckiest        the best single launch of the search, as most tuners report it
     means           the best mean of the confirmation's launches
-    confirmed       `autotune.search.confirmation.verdict`, as `autotune` reports it
+    confirmed       `autotune.search.confirmation_verdict.verdict`, as `autotune` reports it
 
 For the choices by tok/s, by p95 and the balanced one: bias (promised over true, geometric mean,
 minus 1) of tok/s, p95 and the speed-up over the baseline; how often the speed-up's 95 % interval
@@ -43,7 +43,8 @@ from coverage import serve, shapes
 from grid import MEASURED, Launch, describe, load
 from scipy import special
 
-from autotune.search.confirmation import plan, verdict
+from autotune.search.confirmation import plan
+from autotune.search.confirmation_verdict import verdict
 from autotune.search.front import Direction
 from autotune.stats import Estimate
 from autotune.stats.measurement import Floats, Ints
