@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import webbrowser
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -426,11 +426,16 @@ def publish(store: Store, view: StudyView, report: Report) -> None:
     """
     study = store.optuna_study(view.name)
     cards = dict(_cards(view, report))
-    section = next(x for x in report.sections if x.name == _IMPORTANCE)
-    importance = [b.text for b in section.blocks if isinstance(b, Paragraph)]
-    if _IMPORTANCE not in cards and _has_card(store, view.name, _IMPORTANCE):
+    importance = [
+        b.text
+        for section in report.sections
+        if section.name == _IMPORTANCE
+        for b in section.blocks
+        if isinstance(b, Paragraph)
+    ]
+    if importance and _IMPORTANCE not in cards and _has_card(store, view.name, _IMPORTANCE):
         # the dashboard cannot take a card away, and this one would show an earlier state
-        cards[_IMPORTANCE] = _as_card(_headed(message_figure(importance[0], _CARD), section.title))
+        cards[_IMPORTANCE] = _as_card(message_figure(importance[0], _CARD))
     for key, figure in cards.items():
         optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
     params = (t.params for t in study.get_trials(deepcopy=False))
@@ -497,7 +502,7 @@ def _save(target: optuna.Study | optuna.Trial, body: str) -> None:
         optuna_dashboard.save_note(target, body)
 
 
-def _study_note(view: StudyView, importance: Iterable[str], *, exponents: bool) -> str:
+def _study_note(view: StudyView, importance: Sequence[str], *, exponents: bool) -> str:
     failed = view.failures()
     about = [f"{view.finished} of {view.wanted} trials finished"]
     about += [f"{len(failed)} failed"] if failed else []
@@ -529,7 +534,9 @@ def _study_note(view: StudyView, importance: Iterable[str], *, exponents: bool) 
             lines += ["", markdown(upper(scatter)) + "."]
     if throttled := throttled_lines(view):
         lines += ["", *(f"- {markdown(upper(line))}." for line in throttled)]
-    lines += ["", "## Which parameter matters", "", *(f"{markdown(x)}\n" for x in importance)]
+    if importance:
+        lines += ["", "## Which parameter matters", "", *(f"{markdown(x)}\n" for x in importance)]
+        lines += [_IMPORTANCE_NOTE]
     lines += [
         _IMPORTANCE_NOTE,
         "",

@@ -25,7 +25,7 @@ from autotune.output.report.importance import (
     LEAST_POINTS,
     Importance,
     importances,
-    no_parameter_text,
+    nothing_seen_text,
 )
 from autotune.output.report.source import Source, load_text, with_bounds
 from autotune.results.load_map import LoadSweepView, crossover_text
@@ -283,7 +283,7 @@ def importance(s: Source) -> Iterator[Block]:
         )
         return
     if not any(x.shares for x in found.values()):
-        yield Paragraph(f"{no_parameter_text(len(trials))} {_SHUFFLED}")
+        yield Paragraph(f"{nothing_seen_text(len(trials))} {_SHUFFLED}")
         return
     yield Figure(
         "importance",
