@@ -1,7 +1,7 @@
 """Worlds that a search is replayed in: what every point of a space gives, and what fails.
 
 **Measured** (`measured`): a grid file of `benchmarks/grid.py`. A launch is a block bootstrap of the
-point's requests times the luck of the launch, as in `benchmarks/selection_bias.py`; a point's truth
+point's requests (`grid.resampled`) times the luck of the launch; a point's truth
 is the geometric mean over such launches. What lies in the space and was not measured is left out:
 parameter values are dropped until the grid is whole, but for the points that the rules forbid.
 
@@ -50,8 +50,7 @@ def measured(path: Path, sigma: float = SIGMA) -> World:
         ValueError: it is no grid, or one of fewer than two points.
     """
     import yaml
-    from grid import describe, load
-    from selection_bias import resampled
+    from grid import describe, load, resampled
 
     grid = load(path)
     server = yaml.safe_load(grid.yaml)["server"]
