@@ -8,17 +8,14 @@ rule  what is chosen by: one objective's gain, or the sum
 ====  =============================================================================================
 
 The best of many single launches is also the one with the best chance deviation. Therefore
-candidates are launched again, forwards and backwards (A B C A A C B A). A machine that becomes
+candidates are launched again, forwards and backwards (A B C C B A). A machine that becomes
 slower or faster then affects all of them equally, and the mean of the paired differences is the
 difference of the means. Removing the rounds from the scatter as well was tried: at 4 to 8 launches
 the lost degrees of freedom widen the interval by 7 to 30 % on a steady machine, and the gain is at
-most 10 % on a drifting one. Eight launches have three candidates. With 2, 3 and 4 candidates the
+most 10 % on a drifting one. Eight launches begin with three candidates. With 2, 3 and 4 candidates the
 choice was within 2 % of the best in 95, 91 and 88 % of the replays on one measured grid, and in 83,
 91 and 95 % on another. Each further candidate widens the speed-up's interval by a fifth to a
-quarter. Remaining launches go to the baseline, because every speed-up refers to it (C. W. Dunnett,
-"A multiple comparison procedure for comparing several treatments with a control", Journal of the
-American Statistical Association 50, 1955: with k others, √k times as many launches as each of them
-are best).
+quarter. Remaining launches are planned later, by :mod:`autotune.search.confirmation_steps`.
 """
 
 from __future__ import annotations
