@@ -82,7 +82,7 @@ def test_where_drafts_only_hurt_the_baseline_is_nearly_the_best() -> None:
 
 def test_launches_that_are_too_few_or_points_that_are_too_many_say_nothing() -> None:
     points = list(PLANE.points() or ())
-    own = [Launch(q, (0.0,), (1e-4,)) for q in [BASELINE, *points[1:9]]]
+    own = [Launch(q, (0.0,), (1e-4,)) for q in [BASELINE, *points[3:11]]]
     assert flatness(PLANE, own, points, BASELINE) is not None
     assert flatness(PLANE, own[: LEAST_LAUNCHES - 1], points, BASELINE) is None
     assert flatness(PLANE, [own[0]] * 9, points, BASELINE) is None  # a single point
@@ -96,10 +96,10 @@ def test_launches_that_are_too_few_or_points_that_are_too_many_say_nothing() -> 
 
 def test_a_cost_that_is_not_finite_is_refused_and_unknown_variances_are_not() -> None:
     points = list(PLANE.points() or ())
-    own = [Launch(q, (0.0,), (float("nan"),)) for q in [BASELINE, *points[1:9]]]
+    own = [Launch(q, (0.0,), (float("nan"),)) for q in [BASELINE, *points[3:11]]]
     assert flatness(PLANE, own, points, BASELINE) is not None
     with pytest.raises(ValueError, match="finite"):
-        flatness(PLANE, [*own, Launch(points[9], (float("inf"),), (1e-4,))], points, BASELINE)
+        flatness(PLANE, [*own, Launch(points[11], (float("inf"),), (1e-4,))], points, BASELINE)
 
 
 def test_the_same_launches_say_the_same() -> None:
