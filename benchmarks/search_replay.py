@@ -488,7 +488,7 @@ def _says_nothing_differs(w: World, trials: Sequence[FrozenTrial]) -> bool:
         w.space,
         launched,
         points,
-        first_points(w)[0],
+        next(iter(first_points(w))),
         Classes(w.alike, launched),
         [objectives.get("throughput"), objectives.get("p95_latency")],
     )
