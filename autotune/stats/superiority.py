@@ -44,9 +44,9 @@ _MIX = _TAIL ** np.arange(4) / (_TAIL ** np.arange(4)).sum()
 _TAUS = np.geomspace(0.03, 30, 11)  # τ in units of σ
 _BELOW_CENTER, _ABOVE_CENTER = 2.5, 3.5  # range of log σ², in units of its standard deviation
 _STEP = 0.8  # of log σ², likewise
-_MUS = np.linspace(-2.2, 2.2, 5)  # μ around the median, in units of its standard error
+_MUS = np.linspace(-2.2, 2.2, 9)  # μ around the median, in units of its standard error
 _SKIP = 1e-3  # λ below this probability are left out
-_RARE = 1e-4  # nodes below this probability are left out
+_RARE = 1e-5  # nodes below this probability are left out
 _Z = np.linspace(-8, 8, 801)
 _BELOW = np.array([math.erfc(-z / math.sqrt(2)) / 2 for z in _Z])
 
