@@ -60,8 +60,8 @@ class Statement:
         most = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
         of = f"{count(self.settings, 'setting')}, of which {self.launched} were launched"
         return [
-            f"No setting {what} the baseline by more than {most}, with {LEVEL:.0%} probability",
-            f"This is about {of}, and takes settings next to each other to be alike",
+            f"No setting {what} the baseline by more than {most}, with {LEVEL:.0%} probability.",
+            f"This is about {of}, and takes settings next to each other to be alike.",
         ]
 
     def to_json(self) -> dict[str, object]:
