@@ -18,6 +18,7 @@ from autotune.output.report import build, html
 from autotune.results import flatness as results_flatness
 from autotune.results.budget_note import ComparedLaunch
 from autotune.results.flatness import WORTH, Statement, stated, statement_of
+from autotune.results.text import ranges
 from autotune.results.trials import study_view
 from autotune.search.alike import Alike, Classes
 from autotune.storage.store import Store, opened
@@ -65,6 +66,8 @@ def test_a_flat_study_says_that_nothing_differs() -> None:
     assert set(found.differs) == {"throughput", "p95_latency"}
     assert all(0 < share < 0.12 for share in found.differs.values())
     assert (found.settings, found.launched) == (80, 13)
+    own = {int(x.point[N]) for x in launches(lambda _q: 0.0)}
+    assert set(found.unlaunched) == set(range(16)) - own
     percent = [math.ceil(100 * x) for x in found.differs.values()]
     assert found.lines((THROUGHPUT, P95)) == [
         (
@@ -72,8 +75,9 @@ def test_a_flat_study_says_that_nothing_differs() -> None:
             f"{percent[1]}% in p95 latency, with 95% probability."
         ),
         (
-            "This is about 80 settings, of which 13 were launched, and takes settings next to each "
-            "other to be alike."
+            "This is about 80 settings, of which 13 were launched, and takes neighbors to be "
+            f"alike: a jump at n = {ranges(found.unlaunched)}, where none was launched, would not "
+            "be seen."
         ),
     ]
 
@@ -111,6 +115,13 @@ def test_points_that_are_one_count_once_and_say_more() -> None:
     classes = told(own, Classes(Alike(MNBT, smallest, smallest), own))
     assert (classes.settings, alone.settings) == (16, 80)
     assert classes.differs["throughput"] < alone.differs["throughput"]
+
+
+def test_where_every_n_was_launched_none_is_named() -> None:
+    own = [ComparedLaunch({N: n, MNBT: 2048}, (0.0, 0.0), (1e-4, 1e-4)) for n in range(16)]
+    found = told(own)
+    assert found.unlaunched == ()
+    assert "a jump between launched ones would not be seen" in found.lines((THROUGHPUT, P95))[1]
 
 
 def test_shares_are_rounded_up() -> None:
