@@ -307,42 +307,28 @@ def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             rows.append(Row((_name(cell), f"{cell['noise']:.1%}", seen, *shares)))
     heads = ["world", "noise", "seen", *(f"{k} launches" for k in ASKED_AT)]
     yield from text_lines(Table(tuple(map(Column, heads)), tuple(rows)))
-    rows = []
+    yield ""
+    yield "Bounds held (said), of both objectives together; median bound of tok/s / p95"
+    heads = ["noise", "truth", "launches", "differs", "", "better", ""]
+    yield from text_lines(Table(tuple(map(Column, heads)), tuple(_bounds_rows(found))))
+
+
+def _bounds_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Yield a row for each noise, largest difference and number of launches, over the shapes."""
+    groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
     for cell in (c for c in found if c["part"] == "bounds"):
-        for kind in ("differs", "better"):
-            of = cell[kind]
-            parts = [
-                f"{_share(held, asked)}, {_share(said, asked)}, {_sizes(median)}"
-                for held, said, median, asked in zip(
-                    of["held"], of["said"], of["median"], cell["asked"], strict=True
-                )
-            ]
-            rows.append(Row((_name(cell), f"{cell['noise']:.1%}", kind, *parts)))
-    yield ""
-    yield "held, said, median bound of tok/s / p95"
-    heads = ["world", "noise", "bound", *(f"{k} launches" for k in BOUNDS_AT)]
-    yield from text_lines(Table(tuple(map(Column, heads)), tuple(rows)))
-    yield ""
-    yield from summary(found)
-
-
-def summary(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield how often the bounds hold, by noise, with and without the bumps."""
-    for bumps in (False, True):
-        some = [c for c in found if c["part"] == "bounds" and (c["world"] == "bump") == bumps]
-        for sigma in sorted({c["noise"] for c in some}):
-            own = [c for c in some if c["noise"] == sigma]
+        where = " at three n" if cell["world"] == "bump" else ""
+        groups.setdefault((cell["noise"], f"{cell['difference']:.0%}{where}"), []).append(cell)
+    for (noise, truth), own in groups.items():
+        for i, count in enumerate(BOUNDS_AT):
+            asked = sum(c["asked"][i] for c in own)
+            parts = []
             for kind in ("differs", "better"):
-                for i, count in enumerate(BOUNDS_AT):
-                    asked, held, said, both = (
-                        sum(c[kind][k][i] if k != "asked" else c["asked"][i] for c in own)
-                        for k in ("asked", "held", "said", "said_and_held")
-                    )
-                    yield (
-                        f"{'bumps' if bumps else 'others'}, {sigma:.1%}, {kind}, {count} launches: "
-                        f"holds in {held} of {asked} ({_share(held, asked)}), said in {said}, "
-                        f"rightly in {both} ({_share(both, said)})"
-                    )
+                held, said = (sum(c[kind][k][i] for c in own) for k in ("held", "said"))
+                medians = [c[kind]["median"][i] for c in own if c[kind]["median"][i] is not None]
+                typical = np.median(medians, axis=0).tolist() if medians else None
+                parts += [f"{_share(held, asked)} ({_share(said, asked)})", _sizes(typical)]
+            yield Row((f"{noise:.1%}", truth, f"{count}, {asked} studies", *parts))
 
 
 def _name(cell: Mapping[str, Any]) -> str:
