@@ -1,6 +1,6 @@
 """How often a confirmation calls a winner a tie, and how often it names a wrong one.
 
-    python benchmarks/confirmation_power.py [--runs 400] [--json FILE]
+    python benchmarks/confirmation_power.py [--runs 400] [--processes 16] [--json FILE]
     python benchmarks/confirmation_power.py --at-once …    # all launches planned at once, as before
 
 Whole confirmations are simulated. A study has a baseline and 16 points, one launch of each, and a
@@ -23,8 +23,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -199,7 +201,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-once", action="store_true", help="plan all launches at once")
-    parser.add_argument("--only", help="like 8,0.03,0.1,both: held, between, better, way")
+    parser.add_argument(
+        "--only", help="like 8,0.03,0.1,both,steady: held, between, better, way, drift"
+    )
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     chosen = worlds()
@@ -211,9 +216,16 @@ def main() -> None:
         f"{'launches differ':>15}{'better by':>10} {'in':<6}{'drift':<7}{'held':>5}{'points':>7}"
         f"{'tie':>19}{'false':>20}{'behind':>22}{'holds':>8}{'±':>7}"
     )
+    one = partial(run, runs=args.runs, seed=args.seed, at_once=args.at_once)
+    with ProcessPoolExecutor(args.processes) as pool:
+        _show(pool.map(one, chosen), args)
+
+
+def _show(found: Iterable[Row], args: argparse.Namespace) -> None:
+    """Print the rows as they come, and write them."""
     rows = []
-    for world in chosen:
-        row = run(world, args.runs, args.seed, at_once=args.at_once)
+    for row in found:
+        world = row.world
         rows.append(asdict(row))
         cells = "".join(f"{x:>7.1%}" for x in (*row.tie, *row.false))
         cells += "".join(f"{x:>7.2%}" for x in row.behind)
@@ -224,8 +236,8 @@ def main() -> None:
             flush=True,
         )
         if args.json:
-            found = {"runs": args.runs, "at_once": args.at_once, "rows": rows}
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
+            out = {"runs": args.runs, "at_once": args.at_once, "rows": rows}
+            args.json.write_text(json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":
