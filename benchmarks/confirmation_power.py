@@ -33,11 +33,15 @@ from pathlib import Path
 import numpy as np
 
 from autotune.search.confirmation import Launches, plan
-from autotune.search.confirmation_steps import next_step
 from autotune.search.confirmation_verdict import verdict
 from autotune.search.front import Direction
-from autotune.search.spending import Spending
 from autotune.stats.measurement import Floats
+
+try:
+    from autotune.search.confirmation_steps import next_step
+    from autotune.search.spending import Spending
+except ImportError:  # an earlier autotune, which plans all launches at once
+    pass
 
 DIRECTIONS: tuple[Direction, Direction] = ("maximize", "minimize")
 RULES = ("tok/s", "p95", "balanced")
@@ -63,8 +67,8 @@ def spend(
     *,
     leader: int | None = None,
     most: int | None = None,
-) -> tuple[Spending, dict[int, list[Sequence[float]]]]:
-    """Return a whole confirmation and its launches by point; ``launch`` measures a point."""
+) -> tuple[list[int], dict[int, list[Sequence[float]]]]:
+    """Return the order of a whole confirmation, and what ``launch`` gave for each point."""
     first = plan(searched, directions, baseline, held, leader=leader, most=most)
     spent = Spending(first, held)
     confirmed: dict[int, list[Sequence[float]]] = {k: [] for k in first}
@@ -74,7 +78,7 @@ def spend(
             confirmed.setdefault(k, []).append(launch(k))
         begun = len(spent.order)
         if begun >= held:
-            return spent, confirmed
+            return list(spent.order), confirmed
         spent = next_step(spent, confirmed, searched, directions, baseline)
 
 
@@ -84,15 +88,15 @@ def spend_at_once(
     baseline: int | None,
     held: int,
     launch: Launch,
-) -> tuple[Spending, dict[int, list[Sequence[float]]]]:
-    """Return a confirmation of which all launches are planned before the first, as in 0.2."""
+) -> tuple[list[int], dict[int, list[Sequence[float]]]]:
+    """Return the same of a confirmation of which all launches are planned before the first."""
     first = plan(searched, directions, baseline, held)
     there = list(islice(cycle(dict.fromkeys(first)), math.ceil(held / 2)))
-    spent = Spending([*there, *reversed(there[: held // 2])], held)
+    order = [*there, *reversed(there[: held // 2])]
     confirmed: dict[int, list[Sequence[float]]] = {}
-    for k in spent.order:
+    for k in order:
         confirmed.setdefault(k, []).append(launch(k))
-    return spent, confirmed
+    return order, confirmed
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def run(world: World, runs: int, seed: int, *, at_once: bool = False) -> Row:
         ahead = max(range(1, POINTS + 1), key=lambda k: searched[k][0][0])
         for k in (0, ahead):
             searched[k].append(launch(k))
-        spent, confirmed = way(searched, DIRECTIONS, 0, world.held, again)
+        order, confirmed = way(searched, DIRECTIONS, 0, world.held, again)
         found = verdict({k: x for k, x in confirmed.items() if x}, searched, DIRECTIONS, 0)
         assert found is not None
         choices = (*found.winners, found.balanced)
@@ -164,7 +168,7 @@ def run(world: World, runs: int, seed: int, *, at_once: bool = False) -> Row:
         right = [bool(only[i]) and gains[c.number, i] >= best[i] for i, c in enumerate(choices)]
         wrong.append([not c.tie and not ok for c, ok in zip(choices, right, strict=True)])
         behind.append([best[i] - gains[c.number, i] for i, c in enumerate(choices)])
-        launched.append(len(set(spent.order)))
+        launched.append(len(set(order)))
         fastest = found.winners[0]
         over = fastest.over_baseline
         if over is not None and fastest.number != 0 and over[0].low and over[0].high:
@@ -204,10 +208,14 @@ def main() -> None:
     parser.add_argument(
         "--only", help="like 8,0.03,0.1,both,steady: held, between, better, way, drift"
     )
+    parser.add_argument("--between", type=float, help="only worlds with this between launches")
+    parser.add_argument("--way", choices=WAYS, help="only worlds whose winner is better in this")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    chosen = worlds()
+    chosen = [
+        w for w in worlds() if args.between in {None, w.between} and args.way in {None, w.way}
+    ]
     if args.only:
         held, between, better, *way = args.only.split(",")
         chosen = [World(int(held), float(between), float(better), *way)]
