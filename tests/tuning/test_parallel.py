@@ -1,4 +1,4 @@
-"""Whole studies on two slots over the server double, and what ends them; the executor: test_slots."""
+"""Whole studies on two slots over the server double, and what ends them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from autotune.api import Event, StopTuning, Study, tune
+from autotune.errors import UserError
 from tests.studies import (
     UNENDED,
     Forked,
@@ -268,12 +270,13 @@ def test_a_slots_process_that_dies_ends_the_run_and_nothing_is_lost(tmp_path: Pa
 def test_a_fault_of_the_machine_ends_both(tmp_path: Path) -> None:
     env = {**SLOW, "DOUBLE_FAIL": "driver", "DOUBLE_FAIL_IF": "num_speculative_tokens>=15"}
     study = write(tmp_path, server__env=env)
+    before = psutil.Process().children()
     done = autotune("run", study, "--trials", "4", "--parallel", "2", cwd=tmp_path)
     assert done.returncode == 1
     assert "driver is too old" in done.stderr
     assert processes_of(tmp_path) == []
     assert query(tmp_path, UNENDED) == [(0,)]
-    assert psutil.Process().children() == []
+    assert psutil.Process().children() == before
 
 
 def test_ps_says_the_slot_and_reap_leaves_both_alone(tmp_path: Path) -> None:
@@ -288,3 +291,28 @@ def test_ps_says_the_slot_and_reap_leaves_both_alone(tmp_path: Path) -> None:
         assert f"trial {slot} of double, slot {slot}; owner: autotune {run.pid}" in said
     assert left.count(f"left alone: it belongs to autotune {run.pid}") == 2
     assert processes_of(tmp_path) == []
+
+
+def test_from_python_each_event_has_its_slot_and_a_callback_ends_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = Study.from_file(write(tmp_path, server__env=SLOW))
+    with pytest.raises(UserError, match="parallel must be at least 1, not 0"):
+        tune(study, trials=4, parallel=0)
+    seen: dict[int, set[str]] = {0: set(), 1: set()}
+
+    def on_event(event: Event) -> None:
+        if event.trial is not None:
+            assert event.slot == event.trial  # the first two
+            seen[event.slot].add(event.text if event.what == "stage" else event.what)
+        if all("measuring" in whats for whats in seen.values()):
+            raise StopTuning
+
+    result = tune(study, trials=4, parallel=2, on_event=on_event)
+    assert result.reason == "a callback ended it"
+    assert all({"begin", "launching", "warming", "measuring"} <= whats for whats in seen.values())
+    assert processes_of(tmp_path) == []
+    assert query(tmp_path, UNENDED) == [(0,)]
+    again = tune(study, trials=2, parallel=2)
+    assert [t.slot["number"] for t in again.trials if t.slot] == [0, 1]
