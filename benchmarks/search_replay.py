@@ -18,9 +18,18 @@ from optuna.trial import FrozenTrial, TrialState
 from surfaces import Outcome, World
 from surfaces_base import Floats
 
-from autotune.search.alike import key_of
+import objectives
+from autotune.results.flatness import stated
+from autotune.search.alike import Classes, key_of
 from autotune.search.front import Direction
-from autotune.search.proposer import Proposal, Proposer, SearchEnds, nearest, seed_points
+from autotune.search.proposer import (
+    Proposal,
+    Proposer,
+    SearchEnds,
+    launched_of,
+    nearest,
+    seed_points,
+)
 from autotune.study.space import MNBT, ChoiceParam, N, Point, Value
 
 DIRECTIONS: list[Direction] = ["maximize", "minimize"]
@@ -469,9 +478,21 @@ def _search(
             tell(study, w, x.point, launch, x)
 
 
-def _says_nothing_differs(w: World, trials: Sequence[FrozenTrial]) -> bool | None:
-    """Whether the end of a search says that nothing differs; None: this autotune cannot say it."""
-    return None
+def _says_nothing_differs(w: World, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether the end of a search says that nothing differs by more than a stated share."""
+    launched = launched_of(
+        w.space, [t for t in trials if t.state == TrialState.COMPLETE], DIRECTIONS
+    )
+    points = [q for q, why in zip(w.points, w.reasons, strict=True) if why is None]
+    found = stated(
+        w.space,
+        launched,
+        points,
+        next(iter(first_points(w))),
+        Classes(w.alike, launched),
+        [objectives.get("throughput"), objectives.get("p95_latency")],
+    )
+    return found is not None and bool(found.differs)
 
 
 OURS: Mapping[str, int] = {"ours": 1, "ours-4": 4, "ours-8": 8}
