@@ -100,7 +100,7 @@ def record(w: World, strategy: str, seed: int, most: int, found: Replay) -> Reco
         "crashed": found.crashed[end - 1] if end else None,
         "missing": None if found.missing is None else round(found.missing, 5),
         "short": None if found.short is None else [round(x, 5) for x in found.short],
-        "says": found.says,
+        "says": None if found.says is None else [round(x, 4) for x in found.says],
         "proposal_s": round(found.proposing / len(found.shares), 4),
         "shares": [round(x, 4) for x in found.shares],
     }
