@@ -64,7 +64,7 @@ from autotune.storage.location import Database, Server
 from autotune.storage.names import artifact_folder
 from autotune.storage.records import TRIAL_KEYS
 from autotune.storage.sqlite import writable
-from autotune.storage.store import Store, is_there
+from autotune.storage.store import Store, is_there, no_such
 from autotune.study.space import keeps_exponents
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def serve(
         UserError: no such database or study, or the port is taken.
     """
     if not is_there(database):
-        raise UserError(f"{database}: no such database; `autotune run` makes one, --db names it")
+        raise UserError(no_such(database))
     if isinstance(database, Server):
         _serve(database, study, port, open_browser, ready)
         return

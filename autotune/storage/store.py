@@ -79,6 +79,15 @@ def is_there(database: Database) -> bool:
             backend.close()
 
 
+def no_such(database: Database) -> str:
+    """Return the line that says that :func:`is_there` finds nothing."""
+    if isinstance(database, Path):
+        return f"{database}: no such database; `autotune run` makes one, --db names it"
+    return (
+        f"{database}: has no tables of autotune; `autotune run` makes them, --db names a database"
+    )
+
+
 class _Sessions:
     """Sessions to write, and the patience for it."""
 
@@ -126,9 +135,7 @@ class Store:
         try:
             with database_errors(database, UserError, NOTHING_CHANGED):
                 if not create and not backend.is_there():
-                    raise UserError(
-                        f"{database}: no such database; `autotune run` makes one, --db names it"
-                    )
+                    raise UserError(no_such(database))
                 if create and not backend.has_tables():
                     with backend.new() as (storage, reader):
                         self._upgrade(storage, reader)

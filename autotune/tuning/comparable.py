@@ -117,9 +117,9 @@ class WeightsCheck:
             if now.get(role, then) != then:
                 raise UserError(
                     f"{self._store.database}: the trials of {self._prepared.spec.name} were "
-                    f"measured with other weights of the {role} ({plain(then)}, now {now[role]}): they are "
-                    "not comparable. Restore those weights, change the study's name or use another "
-                    "--db"
+                    f"measured with other weights of the {role} ({plain(then)}, now {now[role]}): "
+                    "they are not comparable. Restore those weights, change the study's name or "
+                    "use another --db"
                 )
         return now
 

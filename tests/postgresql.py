@@ -1,0 +1,190 @@
+"""A PostgreSQL server of the tests' own: in a temporary folder, on a socket and 127.0.0.1.
+
+PostgreSQL refuses to run as root, so that root starts it as the user that Debian's package makes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from autotune.storage.location import Server, parse_database
+
+PASSWORD = "a secret: %@/"  # noqa: S105 – of a server that lives as long as the tests
+_names = itertools.count()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def program(name: str) -> str | None:
+    """A program of PostgreSQL; Debian keeps those of the server outside of PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(found[-1]) if found else shutil.which(name)
+
+
+def why_not() -> str | None:
+    """Why no server can be started here; None: it can."""
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        return "psycopg is not installed: pip install 'dflash-autotune[postgresql]'"
+    if program("postgres") is None or program("initdb") is None:
+        return "PostgreSQL is not installed: apt-get install postgresql"
+    if os.geteuid() == 0 and _user() is None:
+        return "PostgreSQL does not run as root, and there is no user `postgres`"
+    return None
+
+
+def _user() -> str | None:
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError:
+        return None
+
+
+class Cluster:
+    """A server that is started, killed and started again.
+
+    Attributes:
+        folder: Has its data, its socket and its log.
+        port: On 127.0.0.1, and in the name of its socket.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self._as = {"user": _user(), "group": _user()} if os.geteuid() == 0 else {}
+        self._process: subprocess.Popen[bytes] | None = None
+        if self._as:
+            shutil.chown(folder, _user(), _user())
+        (folder / "password").write_text(PASSWORD)
+        os.chmod(folder / "password", 0o644)  # noqa: PTH101 – in a folder that nobody else reads
+        self._run(
+            *("initdb", "-D", str(folder / "data"), "-U", "autotune", "-E", "UTF8"),
+            *("--locale=C", "--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync"),
+            f"--pwfile={folder / 'password'}",
+        )
+        self.start()
+
+    def _run(self, name: str, *arguments: str) -> None:
+        subprocess.run(  # type: ignore[call-overload]
+            [str(program(name)), *arguments],
+            check=True,
+            capture_output=True,
+            cwd=self.folder,
+            timeout=60,
+            **self._as,
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        import psycopg
+
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(  # type: ignore[call-overload]
+                [
+                    *(str(program("postgres")), "-D", str(self.folder / "data")),
+                    *("-k", str(self.folder), "-p", str(self.port), "-h", "127.0.0.1"),
+                    *(
+                        "-c",
+                        "fsync=off",
+                        "-c",
+                        "max_connections=40",
+                        "-c",
+                        "restart_after_crash=off",
+                    ),
+                ],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.folder,
+                **self._as,
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(psycopg.OperationalError):
+                self.execute("SELECT 1")
+                return
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()[-2000:]
+            assert self._process.poll() is None, (self.folder / "log").read_text()[-2000:]
+            time.sleep(0.05)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it: SIGINT ends its connections first, SIGQUIT is as if it had crashed."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(30)
+            self._process = None
+
+    def execute(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
+        """Execute a statement as the owner of everything; return its rows."""
+        import psycopg
+
+        with psycopg.connect(self.conninfo(database), autocommit=True, connect_timeout=2) as c:
+            cursor = c.execute(sql)  # type: ignore[call-overload]
+            return list(cursor) if cursor.description else []
+
+    def conninfo(self, database: str) -> str:
+        return f"host={self.folder} port={self.port} user=autotune dbname={database}"
+
+    def new(self, options: str = "") -> Server:
+        """A new database, which is asked for no password: it is reached through the socket."""
+        name = f"d{next(_names)}"
+        self.execute(f"CREATE DATABASE {name} {options}")
+        return self.server(name)
+
+    def server(self, name: str) -> Server:
+        return _server(
+            f"postgresql+psycopg:///{name}?host={self.folder}&port={self.port}&user=autotune"
+        )
+
+    def by_network(self, name: str, more: str = "") -> Server:
+        """The same database by 127.0.0.1, where a password is asked for."""
+        return _server(f"postgresql+psycopg://autotune@127.0.0.1:{self.port}/{name}{more}")
+
+
+def _server(url: str) -> Server:
+    found = parse_database(url)
+    assert isinstance(found, Server)
+    return found
+
+
+@contextmanager
+def a_cluster() -> Iterator[Cluster]:
+    """A server for some tests; they are skipped where there can be none."""
+    if reason := why_not():
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="autotune-pg-"))
+    cluster = None
+    try:
+        cluster = Cluster(folder)
+        yield cluster
+    finally:
+        if cluster is not None:
+            cluster.stop()
+        shutil.rmtree(folder)
+
+
+def major(cluster: Cluster) -> int:
+    """The version of a server."""
+    [(text,)] = cluster.execute("SHOW server_version")
+    found = re.match(r"\d+", str(text))
+    assert found is not None
+    return int(found[0])
