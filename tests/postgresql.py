@@ -9,12 +9,12 @@ import contextlib
 import itertools
 import os
 import pwd
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,13 +66,14 @@ class Cluster:
     Attributes:
         folder: Has its data, its socket and its log.
         port: On 127.0.0.1, and in the name of its socket.
+        as_user: Options of a process that may run it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
-        self._as = {"user": _user(), "group": _user()} if os.geteuid() == 0 else {}
+        self.as_user = {"user": _user(), "group": _user()} if os.geteuid() == 0 else {}
         self._process: subprocess.Popen[bytes] | None = None
-        if self._as:
+        if self.as_user:
             shutil.chown(folder, _user(), _user())
         (folder / "password").write_text(PASSWORD)
         os.chmod(folder / "password", 0o644)  # noqa: PTH101 – in a folder that nobody else reads
@@ -90,7 +91,7 @@ class Cluster:
             capture_output=True,
             cwd=self.folder,
             timeout=60,
-            **self._as,
+            **self.as_user,
         )
 
     def start(self) -> None:
@@ -115,7 +116,7 @@ class Cluster:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd=self.folder,
-                **self._as,
+                **self.as_user,
             )
         deadline = time.monotonic() + 60
         while True:
@@ -155,9 +156,9 @@ class Cluster:
             f"postgresql+psycopg:///{name}?host={self.folder}&port={self.port}&user=autotune"
         )
 
-    def by_network(self, name: str, more: str = "") -> Server:
+    def by_network(self, name: str, more: str = "", port: int | None = None) -> Server:
         """The same database by 127.0.0.1, where a password is asked for."""
-        return _server(f"postgresql+psycopg://autotune@127.0.0.1:{self.port}/{name}{more}")
+        return _server(f"postgresql+psycopg://autotune@127.0.0.1:{port or self.port}/{name}{more}")
 
 
 def _server(url: str) -> Server:
@@ -182,9 +183,88 @@ def a_cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder)
 
 
-def major(cluster: Cluster) -> int:
-    """The version of a server."""
-    [(text,)] = cluster.execute("SHOW server_version")
-    found = re.match(r"\d+", str(text))
-    assert found is not None
-    return int(found[0])
+class Proxy:
+    """A network between clients and a server, which a test can cut.
+
+    Attributes:
+        port: Where it listens, on 127.0.0.1.
+        silent: Whether it passes nothing on, while its connections stay open.
+        cut_at: Bytes of a client, at which the answer never comes: the connection is cut after
+            they were passed on. It is forgotten then.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self.silent, self.cut_at = False, b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._to))
+                self._open += [client, server]
+                for pair in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._pass, args=pair, daemon=True).start()
+
+    def _pass(self, source: socket.socket, to: socket.socket, of_client: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if self.silent:
+                    continue
+                cut = of_client and bool(self.cut_at) and self.cut_at in data
+                if cut:
+                    self.cut_at = b""
+                    source.shutdown(socket.SHUT_RDWR)  # before any answer can be passed on
+                to.sendall(data)
+                if cut:
+                    time.sleep(0.2)  # let the server do what it was told
+        for s in (source, to):
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for s in (self._listener, *self._open):
+            s.close()
+
+
+@contextmanager
+def a_pgbouncer(cluster: Cluster) -> Iterator[int]:
+    """pgbouncer in front of a cluster, which gives each transaction any connection; its port."""
+    found = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if found is None:
+        pytest.skip("pgbouncer is not installed: apt-get install pgbouncer")
+    port, config = free_port(), cluster.folder / "pgbouncer.ini"
+    users = cluster.folder / "users.txt"
+    users.write_text(f'"autotune" "{PASSWORD}"\n')
+    config.write_text(
+        f"[databases]\n* = host={cluster.folder} port={cluster.port}\n[pgbouncer]\n"
+        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\n"
+        "default_pool_size = 3\n"
+    )
+    for file in (users, config):
+        file.chmod(0o644)
+    with (cluster.folder / "pgbouncer.log").open("ab") as log:
+        process = subprocess.Popen(  # type: ignore[call-overload]
+            [found, str(config)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            **cluster.as_user,
+        )
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            assert time.monotonic() < deadline, (cluster.folder / "pgbouncer.log").read_text()
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)

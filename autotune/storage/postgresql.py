@@ -68,8 +68,12 @@ class Watched(psycopg.Connection[Any]):
     def rollback(self) -> None:
         """Roll back; a server does so itself when a connection ends."""
         self._wrote = False
-        if not self.closed:
-            super().rollback()
+        try:
+            if not self.closed:
+                super().rollback()
+        except psycopg.Error:
+            if not self.closed:
+                raise
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
         """Run an operation to its end, or close the connection when it stays without an answer."""

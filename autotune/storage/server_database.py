@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autotune.storage.backend import Backend, Sessions
@@ -105,9 +106,10 @@ def _storage(
 ) -> RDBStorage:
     """Return Optuna's storage, each of whose calls waits for a server that is away.
 
-    Each of these calls writes in one transaction.
+    Each of these calls writes in one transaction. Optuna's cache in front of it uses private ones,
+    too; one that another one calls waits for nothing.
     """
-    from optuna.storages import BaseStorage, RDBStorage
+    from optuna.storages import RDBStorage
 
     def waiting(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
@@ -117,9 +119,9 @@ def _storage(
         return call
 
     calls = {
-        name: waiting(getattr(RDBStorage, name))
-        for name, value in vars(BaseStorage).items()
-        if callable(value) and not name.startswith("_")
+        name: waiting(method)
+        for name, method in vars(RDBStorage).items()
+        if isinstance(method, FunctionType) and not name.startswith("__")
     }
     patient: type[RDBStorage] = type("PatientStorage", (RDBStorage,), calls)
     return patient(

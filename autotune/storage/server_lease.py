@@ -199,7 +199,7 @@ class ServerLease:
             self._written = number
             try:
                 commit()
-            except psycopg.OperationalError as e:
+            except psycopg.Error as e:
                 if not is_lost(e) or not self._repeat(lambda: self._was_written(number)):
                     raise
 
