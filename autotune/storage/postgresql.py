@@ -61,7 +61,11 @@ class Watched(psycopg.Connection[Any]):
         """Commit; see ``on_commit``."""
         wrote, self._wrote = self._wrote, False
         if wrote and self.on_commit is not None:
-            self.on_commit(self, super().commit)
+            try:
+                self.on_commit(self, super().commit)
+            except BaseException:
+                self.rollback()  # SQLAlchemy takes a commit that raises for one that ended
+                raise
         else:
             super().commit()
 

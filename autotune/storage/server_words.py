@@ -103,7 +103,7 @@ _KINDS = (
         r"[Cc]onnection refused|could not connect|No such file or directory|timeout expired|"
         r"unreachable|No route to host|timed out|[Tt]ry again|getaddrinfo|resolve|"
         r"Name or service not known|could not translate|failure in name resolution",
-        "the server cannot be reached ({said}); is it running, and are host and port right?",
+        "the server cannot be reached ({said}): look whether it runs, and at host and port",
         passes=True,
     ),
     _Words(

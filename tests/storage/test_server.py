@@ -96,7 +96,7 @@ def test_a_server_that_is_not_there() -> None:
     for place in (f"127.0.0.1:{free_port()}", "no.such.host.invalid"):
         line = refused("status", "--db", f"postgresql://{place}/db")
         assert "the server cannot be reached" in line
-        assert "is it running" in line
+        assert "look whether it runs" in line
     assert "cannot be reached" in refused("status", "--db", "postgresql:///db?host=/nonexistent")
 
 

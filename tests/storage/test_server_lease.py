@@ -30,6 +30,8 @@ from tests.postgresql import PASSWORD, Cluster, Proxy, a_cluster, a_pgbouncer
 from tests.storage.test_repositories import SAMPLES, plan
 from tests.studies import wait_until, write_study
 
+pytestmark = pytest.mark.slow  # leases end by the clock of a real server
+
 EVENTS = "SELECT count(*) FROM autotune_events"
 
 
