@@ -1,4 +1,4 @@
-"""Commands that hand something out: export, report, pareto, dashboard."""
+"""Commands that hand something out: export, report, pareto, dashboard, copy."""
 
 from __future__ import annotations
 
@@ -197,3 +197,32 @@ def dashboard(database: Database, study: str | None, port: int, open_browser: bo
     from autotune.output.dashboard import serve
 
     serve(database, study, port, open_browser, click.echo)
+
+
+@click.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+def copy(source: str, target: str) -> None:
+    """Copy a study to another database, with every launch and request.
+
+    FROM is a database, or DB:STUDY if it holds several. Both are SQLite files or URLs of
+    PostgreSQL. TO is made if missing, and must not have the study. A copy that breaks leaves
+    nothing of it.
+
+    \b
+    Examples:
+      autotune copy autotune.db postgresql+psycopg://host/tuning
+      autotune copy postgresql+psycopg://host/tuning:my-study my-study.db
+    """
+    from autotune.errors import UserError
+    from autotune.storage.copying import copy_study
+    from autotune.storage.location import parse_database, parse_named
+
+    named = parse_named(source)
+    if named is None:
+        raise UserError(f"{source[:200]}: no such database; give FILE.db, FILE.db:STUDY or a URL")
+    done = copy_study(*named, parse_database(target))
+    click.echo(
+        f"copied {done.study}: {done.trials} trials, {done.launches} launches and "
+        f"{done.requests} requests"
+    )

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autotune.errors import UserError
 from autotune.storage import trials
@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # a database is read without them
     from sqlalchemy.orm import Session
 
     from autotune.engine.probe import VllmInfo
+
+T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 20
 _VLLM = "autotune:vllm"
@@ -195,6 +197,10 @@ class Store:
         """
         self._backend.say = say
         self.launches.holder = self._backend.take_lease(self._sessions)
+
+    def again(self, work: Callable[[], T]) -> T:
+        """Do what writes in one transaction; again when the connection to a server was lost."""
+        return self._backend.again(work)
 
     def check_lease(self) -> None:
         """Check that this process may still write.
