@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,10 +67,14 @@ class Cluster:
         folder: Has its data, its socket and its log.
         port: On 127.0.0.1, and in the name of its socket.
         as_user: Options of a process that may run it.
+
+    Args:
+        folder: Empty; it is given to the server's user.
+        settings: Lines of postgresql.conf.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, settings: Sequence[str] = ("fsync=off",)) -> None:
+        self.folder, self.port, self._settings = folder, free_port(), settings
         self.as_user = {"user": _user(), "group": _user()} if os.geteuid() == 0 else {}
         self._process: subprocess.Popen[bytes] | None = None
         if self.as_user:
@@ -103,14 +107,8 @@ class Cluster:
                 [
                     *(str(program("postgres")), "-D", str(self.folder / "data")),
                     *("-k", str(self.folder), "-p", str(self.port), "-h", "127.0.0.1"),
-                    *(
-                        "-c",
-                        "fsync=off",
-                        "-c",
-                        "max_connections=40",
-                        "-c",
-                        "restart_after_crash=off",
-                    ),
+                    *("-c", "max_connections=40", "-c", "restart_after_crash=off"),
+                    *(word for setting in self._settings for word in ("-c", setting)),
                 ],
                 stdout=log,
                 stderr=log,
@@ -168,14 +166,14 @@ def _server(url: str) -> Server:
 
 
 @contextmanager
-def a_cluster() -> Iterator[Cluster]:
-    """A server for some tests; they are skipped where there can be none."""
+def a_cluster(settings: Sequence[str] = ("fsync=off",)) -> Iterator[Cluster]:
+    """A server with these settings; a test is skipped where there can be none."""
     if reason := why_not():
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="autotune-pg-"))
     cluster = None
     try:
-        cluster = Cluster(folder)
+        cluster = Cluster(folder, settings)
         yield cluster
     finally:
         if cluster is not None:

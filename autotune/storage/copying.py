@@ -222,8 +222,8 @@ class _Work:
         """Insert a row; return the number that the database gives it."""
         from sqlalchemy import insert
 
-        [made] = self._c.execute(insert(table), next(_typed([row], table))).inserted_primary_key
-        return int(made)
+        made = self._c.execute(insert(table), next(_typed([row], table))).inserted_primary_key
+        return int(next(iter(made or ())))
 
     def _insert_all(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         from sqlalchemy import insert

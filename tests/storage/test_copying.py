@@ -18,8 +18,8 @@ from autotune.cli.main import main
 from autotune.engine.compile_cache import CacheUse, CompileCache
 from autotune.engine.launch_stages import Stages
 from autotune.errors import UserError
-from autotune.output.report import build
 from autotune.results.rows import study_rows
+from autotune.results.trial_story import trial_story
 from autotune.results.trials import study_view
 from autotune.storage import copying
 from autotune.storage.copying import copy_study
@@ -104,7 +104,7 @@ def contents(store: Store, name: str) -> dict[str, Any]:
         "events": columns(store.launches.events(name) + store.launches.events(sweep), "id"),
         "vllm": store.vllm(name),
         "attrs": store.optuna_study(name).user_attrs,
-        "report": [section.title for section in build(store, view).sections],
+        "story": list(trial_story(store, name, view.trials[0].number)),
     }
 
 
