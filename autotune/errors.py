@@ -161,6 +161,9 @@ class TrialFailure(Exception):
         self.evidence = evidence
         self.least = least
 
+    def __reduce__(self) -> tuple[type[TrialFailure], tuple[object, ...]]:
+        return type(self), (self.kind, self.reason, self.evidence, self.least)
+
 
 class LaunchError(TrialFailure):
     """The server did not come up, or another server answers."""

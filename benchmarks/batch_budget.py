@@ -28,23 +28,25 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from search import DIRECTIONS, Judge
-from surfaces import World, names, world
+from search_replay import CONVERGED, DIRECTIONS, ENDS_AT, Judge, first_points, tell
+from surfaces import Outcome, World, names, world
+from surfaces_held_out import HELD_OUT
 
 from autotune.results.tables import Column, Row, Table, text_lines
 from autotune.search.alike import Key, key_of
-from autotune.search.confirmation import plan, verdict
-from autotune.search.proposer import Proposer, SearchEnds, nearest, seed_points
-from autotune.study.space import MNBT, Point, Value
+from autotune.search.confirmation import plan
+from autotune.search.confirmation_verdict import verdict
+from autotune.search.proposer import Proposer, SearchEnds
+from autotune.study.space import MNBT, Point
 
-MOST, CONFIRM, CONVERGED = 32, 8, 0.005
+CONFIRM = 8
 WAYS = ("old", "new")
 
 
@@ -61,7 +63,7 @@ class Replay:
 def replay(w: World, seed: int, *, new: bool) -> Replay:
     """Return what one study came to."""
     rng = np.random.default_rng([seed, 1])
-    alike = w.alike if new else None
+    w = w if new else replace(w, alike=None)
     proposer = Proposer(
         w.space,
         w.infeasible,
@@ -69,15 +71,19 @@ def replay(w: World, seed: int, *, new: bool) -> Replay:
         method="gp",
         seed=seed,
         stop_below=CONVERGED,
-        alike=alike,
+        alike=w.alike,
     )
     study = optuna.create_study(directions=DIRECTIONS)
-    for point in _seeds(w, new=new):
-        _launch(study, w, point, rng, challenge=False)
+
+    def launch(point: Point) -> Outcome:
+        return w.launch(point, rng)
+
+    for point in first_points(w):
+        tell(study, w, point, launch)
     with contextlib.suppress(SearchEnds):
-        while len(study.trials) < MOST:
+        while len(study.trials) < ENDS_AT:
             found = proposer.propose(study.get_trials(deepcopy=False))
-            _launch(study, w, found.point, rng, challenge=found.challenge)
+            tell(study, w, found.point, launch, found)
     trials = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
     of = proposer.classes(trials).of
     groups: dict[Key, list[FrozenTrial]] = {}
@@ -106,38 +112,6 @@ def replay(w: World, seed: int, *, new: bool) -> Replay:
             for k in (best, final.winners[0].number)
         ),
     )
-
-
-def _seeds(w: World, *, new: bool) -> list[dict[str, Value]]:
-    """Return the first points, as `autotune.tuning.planner` has them."""
-
-    def feasible(point: Point) -> bool:
-        return w.infeasible(point) is None
-
-    baseline = nearest(w.space, w.baseline(), feasible)
-    assert baseline is not None
-    first, *others = seed_points(w.space, baseline, feasible)
-    if not new or w.alike is None:
-        return [first, *others]
-    smallest = [dict(w.alike.likely(q)) for q in others]
-    return [first, *(a if feasible(a) else b for a, b in zip(smallest, others, strict=True))]
-
-
-def _launch(
-    study: optuna.Study, w: World, point: Point, rng: np.random.Generator, *, challenge: bool
-) -> None:
-    """Launch a point, and tell Optuna as a study does."""
-    study.enqueue_trial(w.space.encode(point))
-    trial, outcome = study.ask(w.space.distributions()), w.launch(point, rng)
-    trial.set_user_attr("challenge", challenge)
-    if outcome.values is None:
-        trial.set_user_attr("failure_kind", str(outcome.failure))
-        study.tell(trial, state=TrialState.FAIL)
-        return
-    trial.set_user_attr("log_variances", list(outcome.log_variances or ()))
-    trial.set_user_attr("acceptance_per_position", list(outcome.acceptance_per_position))
-    trial.set_user_attr("acceptance_length", outcome.acceptance_length)
-    study.tell(trial, outcome.values)
 
 
 # -- what came out ---------------------------------------------------------------------------------
@@ -222,9 +196,16 @@ def main() -> None:
         return
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    chosen = args.worlds or [name for name in names() if MNBT in world(name).space.params]
+    chosen = args.worlds or [
+        n for n in names() if n not in HELD_OUT and MNBT in world(n).space.params
+    ]
     seeds = {n: args.seeds if n.startswith("gemma") else args.others for n in chosen}
-    found = {"most": MOST, "confirm": CONFIRM, "converged": CONVERGED, "worlds": run(seeds, True)}
+    found = {
+        "most": ENDS_AT,
+        "confirm": CONFIRM,
+        "converged": CONVERGED,
+        "worlds": run(seeds, True),
+    }
     if args.out is not None:
         args.out.write_text(json.dumps(found, separators=(",", ":")) + "\n")
     else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -28,6 +29,7 @@ from autotune.stats.measurement import Floats, Ints
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks" / "data" / "demo-cpu-grid.npz"
+POOL, BLOCK = 2000, 4  # resampled launches of a point, and requests that stay together
 _TIMES = ("start", "ttft", "e2el")
 _COUNTS = ("index", "prompt_tokens", "output_tokens", "chunks")
 
@@ -221,6 +223,28 @@ def load(path: Path) -> Grid:
 
 def _columns_of(parts: Sequence[Any]) -> list[Any]:
     return _columns([np.asarray(p, dtype=np.float64) for p in parts])
+
+
+def resampled(points: Sequence[Sequence[Launch]], rng: np.random.Generator) -> Floats:
+    """Launches without luck: points × POOL × (log tok/s, log p95 in ms)."""
+    return np.array([_resampled_point(launches, rng) for launches in points])
+
+
+def _resampled_point(launches: Sequence[Launch], rng: np.random.Generator) -> Floats:
+    """Requests of all launches of the point, each launch brought to the point's mean."""
+    logs = np.log([[x.values["throughput"], x.values["p95_latency"]] for x in launches])
+    out = []
+    for launch, log in zip(launches, logs, strict=True):
+        n = len(launch.e2el)
+        starts = rng.integers(n, size=(math.ceil(POOL / len(launches)), math.ceil(n / BLOCK)))
+        picks = ((starts[..., None] + np.arange(BLOCK)) % n).reshape(len(starts), -1)[:, :n]
+        seconds, tokens = launch.e2el[picks], launch.output_tokens[picks]
+        pace = np.log(tokens.sum(axis=1) / seconds.sum(axis=1))
+        pace -= np.log(launch.output_tokens.sum() / launch.e2el.sum())
+        p95 = np.percentile(seconds, 95, axis=1, method="median_unbiased")
+        p95 = np.log(1000 * p95) - log[1]
+        out.append(np.column_stack([pace, p95]) + logs.mean(axis=0))
+    return rng.permutation(np.concatenate(out))[:POOL]
 
 
 def describe(grid: Grid) -> str:

@@ -12,7 +12,7 @@ with 2 candidates in 4 launches, with 3 in 8.
 
     luckiest        the best single launch of the search, as most tuners report it
     means           the best mean of the confirmation's launches
-    confirmed       `autotune.search.confirmation.verdict`, as `autotune` reports it
+    confirmed       `autotune.search.confirmation_verdict.verdict`, as `autotune` reports it
 
 For the choices by tok/s, by p95 and the balanced one: bias (promised over true, geometric mean,
 minus 1) of tok/s, p95 and the speed-up over the baseline; how often the speed-up's 95 % interval
@@ -40,10 +40,11 @@ from typing import Any
 
 import numpy as np
 from coverage import serve, shapes
-from grid import MEASURED, Launch, describe, load
+from grid import MEASURED, POOL, describe, load, resampled
 from scipy import special
 
-from autotune.search.confirmation import plan, verdict
+from autotune.search.confirmation import plan
+from autotune.search.confirmation_verdict import verdict
 from autotune.search.front import Direction
 from autotune.stats import Estimate
 from autotune.stats.measurement import Floats, Ints
@@ -53,34 +54,10 @@ RULES = ("tok/s", "p95", "balanced")
 WEIGHTS = np.array([[1, 0], [0, -1], [1, -1]])  # what each rule maximises, of the logarithms
 CLOSE = np.array([0.02, 0.02, 0.04])
 SEARCHED = 28
-POOL = 2000
-BLOCK = 4
 PLANS = ((4, 2), (8, 2), (8, 3), (8, 4))  # launches and candidates; 4, 2 and 8, 3 are the default
 SIMULATED, SPREAD = 16, 0.1  # points beside the baseline, and how far they differ
 LUCKS = (0.03, 0.1)
 BINS = (0.5, 0.7, 0.9, 0.95, 1.0)
-
-
-def resampled(points: Sequence[Sequence[Launch]], rng: np.random.Generator) -> Floats:
-    """Launches without luck: points × POOL × (log tok/s, log p95 in ms)."""
-    return np.array([_resampled_point(launches, rng) for launches in points])
-
-
-def _resampled_point(launches: Sequence[Launch], rng: np.random.Generator) -> Floats:
-    """Requests of all launches of the point, each launch brought to the point's mean."""
-    logs = np.log([[x.values["throughput"], x.values["p95_latency"]] for x in launches])
-    out = []
-    for launch, log in zip(launches, logs, strict=True):
-        n = len(launch.e2el)
-        starts = rng.integers(n, size=(math.ceil(POOL / len(launches)), math.ceil(n / BLOCK)))
-        picks = ((starts[..., None] + np.arange(BLOCK)) % n).reshape(len(starts), -1)[:, :n]
-        seconds, tokens = launch.e2el[picks], launch.output_tokens[picks]
-        pace = np.log(tokens.sum(axis=1) / seconds.sum(axis=1))
-        pace -= np.log(launch.output_tokens.sum() / launch.e2el.sum())
-        p95 = np.percentile(seconds, 95, axis=1, method="median_unbiased")
-        p95 = np.log(1000 * p95) - log[1]
-        out.append(np.column_stack([pace, p95]) + logs.mean(axis=0))
-    return rng.permutation(np.concatenate(out))[:POOL]
 
 
 def simulated(name: str, places: int, size: int, rng: np.random.Generator) -> Floats:

@@ -185,6 +185,7 @@ class LoadWatch:
         idle: Idle baseline taken before the launch.
         server: Returns the server's processes; called at both ends. None: they cannot be
             distinguished from others, as in a container, so foreign load stays unknown.
+        known: Other processes of this run, whose load is not foreign.
 
     Attributes:
         state: The machine during the block, after it.
@@ -193,10 +194,14 @@ class LoadWatch:
     state: MachineState
 
     def __init__(
-        self, idle: IdleBaseline, server: Callable[[], Iterable[psutil.Process]] | None
+        self,
+        idle: IdleBaseline,
+        server: Callable[[], Iterable[psutil.Process]] | None,
+        known: Iterable[psutil.Process] = (),
     ) -> None:
         self._idle = idle
         self._server = server
+        self._known = {psutil.Process(), *known}
 
     def __enter__(self) -> LoadWatch:
         self._gpus = read_gpus()
@@ -231,7 +236,7 @@ class LoadWatch:
         )
 
     def _processes(self) -> set[psutil.Process] | None:
-        return None if self._server is None else {psutil.Process(), *self._server()}
+        return None if self._server is None else {*self._known, *self._server()}
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ from autotune.study.schema import StudySpec
 from objectives import Objective, WithEnergy
 
 if TYPE_CHECKING:
+    import psutil
+
     from autotune.serving.server import Server
 
 
@@ -109,6 +111,7 @@ class Measuring:
         keep: Stores the requests of each phase, also those of a phase that was interrupted.
         progress: Called after each request with the number of requests that are done, and the
             largest number that there may be.
+        known: Processes of this run besides this one and the server's: their load is not foreign.
     """
 
     def __init__(
@@ -119,8 +122,10 @@ class Measuring:
         *,
         keep: Callable[[Sequence[Sample]], None],
         progress: Callable[[int, int], None],
+        known: Sequence[psutil.Process] = (),
     ) -> None:
         self._server = server
+        self._known = known
         self._spec = spec
         self._objectives = objectives
         self._keep = keep
@@ -272,7 +277,9 @@ class Measuring:
         running = (
             None if asked is None else RunningWatch(asked, GaugeReader(plan.base_url, plan.api_key))
         )
-        return Counting(self._scrape, LoadWatch(idle, owned), meter, gpus_of_server(idle), running)
+        return Counting(
+            self._scrape, LoadWatch(idle, owned, self._known), meter, gpus_of_server(idle), running
+        )
 
     @property
     def _metered(self) -> bool:

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import webbrowser
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -32,8 +32,9 @@ from autotune.errors import AutotuneError, UserError, in_short
 from autotune.output.figures.pareto import pareto_figure
 from autotune.output.figures.pareto3d import space_figure
 from autotune.output.figures.theme import Theme
+from autotune.output.figures.trials import message_figure
 from autotune.output.report import build
-from autotune.output.report.content import Figure, Report
+from autotune.output.report.content import Figure, Paragraph, Report
 from autotune.output.report.measured import remarks
 from autotune.results.tables import Column, Row, Table, markdown_lines
 from autotune.results.text import (
@@ -96,6 +97,7 @@ _ORDER = (
     *("latency", "load", "importance", "time"),
 )
 _HOVER = {"bgcolor": "#22272C", "font_color": "#E3E6EA"}  # over a plot, so never seen through
+_IMPORTANCE = "importance"  # card and section
 # Plotly's buttons that would lie over a title; the mouse does what they do.
 _NO_BUTTONS = (
     *("zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale", "resetscale"),
@@ -399,6 +401,9 @@ def _rounded(value: float | None) -> float | None:
 _FRONT_NOTE = """\
 No other trial beats one on the front in one objective without losing in another. A plot further
 down on the study's first page shows it with the dominated and the failed trials."""
+_IMPORTANCE_NOTE = """\
+optuna-dashboard's own plot of importances is not autotune's: it shares out 100 % also where nothing
+but noise differs."""
 _READING_NOTE = """\
 ## How to read the parameters
 
@@ -424,10 +429,21 @@ def publish(store: Store, view: StudyView, report: Report) -> None:
         report: Its report, whose figures are shown.
     """
     study = store.optuna_study(view.name)
-    for key, figure in _cards(view, report):
+    cards = dict(_cards(view, report))
+    importance = [
+        b.text
+        for section in report.sections
+        if section.name == _IMPORTANCE
+        for b in section.blocks
+        if isinstance(b, Paragraph)
+    ]
+    if importance and _IMPORTANCE not in cards and _has_card(store, view.name, _IMPORTANCE):
+        # the dashboard cannot take a card away, and this one would show an earlier state
+        cards[_IMPORTANCE] = _as_card(message_figure(importance[0], _CARD))
+    for key, figure in cards.items():
         optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
     params = (t.params for t in study.get_trials(deepcopy=False))
-    _save(study, _study_note(view, exponents=keeps_exponents(params)))
+    _save(study, _study_note(view, importance, exponents=keeps_exponents(params)))
     for trial in view.failures():
         target = optuna.Trial(study, store.trial_id(view.name, trial.number))
         if not optuna_dashboard.get_note(target):
@@ -442,6 +458,12 @@ def _cards(view: StudyView, report: Report) -> Iterator[tuple[str, go.Figure]]:
         for block in section.blocks:
             if isinstance(block, Figure) and block.name != "front":
                 yield block.name, _as_card(_headed(block.draw(_CARD), section.title))
+
+
+def _has_card(store: Store, study: str, name: str) -> bool:
+    """Return whether a card of this id was saved in the study before."""
+    kept = store.storage.get_study_system_attrs(store.storage.get_study_id_from_name(study))
+    return any(key.startswith(f"dashboard:plot_data:{name}:") for key in kept)
 
 
 def _headed(figure: go.Figure, title: str) -> go.Figure:
@@ -484,7 +506,7 @@ def _save(target: optuna.Study | optuna.Trial, body: str) -> None:
         optuna_dashboard.save_note(target, body)
 
 
-def _study_note(view: StudyView, *, exponents: bool) -> str:
+def _study_note(view: StudyView, importance: Sequence[str], *, exponents: bool) -> str:
     failed = view.failures()
     about = [f"{view.finished} of {view.wanted} trials finished"]
     about += [f"{len(failed)} failed"] if failed else []
@@ -516,7 +538,14 @@ def _study_note(view: StudyView, *, exponents: bool) -> str:
             lines += ["", markdown(upper(scatter)) + "."]
     if throttled := throttled_lines(view):
         lines += ["", *(f"- {markdown(upper(line))}." for line in throttled)]
-    lines += ["", _READING_NOTE.format(exponents=_EXPONENTS_NOTE if exponents else "")]
+    if importance:
+        lines += ["", "## Which parameter matters", "", *(f"{markdown(x)}\n" for x in importance)]
+        lines += [_IMPORTANCE_NOTE]
+    lines += [
+        _IMPORTANCE_NOTE,
+        "",
+        _READING_NOTE.format(exponents=_EXPONENTS_NOTE if exponents else ""),
+    ]
     return "\n".join(lines)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from autotune.errors import FailureKind
 from autotune.results.views import Origin
-from autotune.search.confirmation import ConfirmationVerdict, Launches, verdict
+from autotune.search.confirmation import Launches
+from autotune.search.confirmation_verdict import ConfirmationVerdict, verdict
 from autotune.search.front import front_numbers
 from autotune.stats import LaunchVariance, SingleLaunch
 from autotune.storage.records import attrs_of

@@ -24,7 +24,7 @@ from autotune.results.standing import (
 )
 from autotune.results.text import count
 from autotune.results.views import StudyView, TrialView
-from autotune.search.confirmation import ConfirmationVerdict
+from autotune.search.confirmation_verdict import ConfirmationVerdict
 from autotune.search.front import baseline_speedup
 from autotune.serving.machine import machine_line
 from autotune.stats import SingleLaunch

@@ -27,7 +27,7 @@ from autotune.storage.records import may_win
 from autotune.study.space import ARM, MNBT, N, Point
 
 if TYPE_CHECKING:
-    from autotune.search.confirmation import Choice, ConfirmationVerdict
+    from autotune.search.confirmation_verdict import Choice, ConfirmationVerdict
     from autotune.stats import LaunchVariance
     from objectives import Objective
 

@@ -142,40 +142,80 @@ def propose(
     recommendable = len(points)
     points += new
     chances = np.concatenate([np.ones(recommendable), chances])
-    x = np.array([unit(space, q) for q in points])
-    at = np.array([place[key_of(item.point)] for item in launched])
-    costs = np.array([item.costs for item in launched])
-    variances = np.array([item.variances for item in launched])
-    variances = np.where(np.isfinite(variances), variances, UNKNOWN)
+    surrogates = Surrogates(space, launched, points, fixed_n, known)
 
-    ns = np.array([int(q.get(N, fixed_n or 0)) for q in points])
-    curves = [curve_of(space, q) if n else None for q, n in zip(points, ns, strict=True)]
-    predictions = _predictions(ns[at], launched)
-    basis = _basis(points, ns, at, curves, predictions, known)
+    def beliefs(*, plain: bool = False) -> list[Belief]:
+        return [expecting(b, ahead) for b in surrogates.beliefs(recommendable, plain=plain)]
 
-    def beliefs(basis: Sequence[_Basis], scale: float) -> list[Belief]:
-        out = []
-        for y, v in zip(costs.T, variances.T, strict=True):
-            level = float(y.mean())
-            trends = [Trend(h[at], mean, sd) for h, mean, sd in basis]
-            model = fit(x[at], y - level, v, trends, scale)
-            mean, variance, covariance = model.posterior(x, [h for h, _, _ in basis], recommendable)
-            noise = float(np.median(v)) + model.between**2
-            out.append(expecting(Belief(mean + level, variance, covariance, noise), ahead))
-        return out
-
-    found = beliefs(basis, _SCALE_PREDICTED if predictions else _SCALE)
+    found = beliefs()
     reference = reference_point(np.stack([b.mean[:recommendable] for b in found], axis=-1))
     value = gains(found, reference) * chances
     best = int(value.argmax())
-    own_means = found[0].mean[: recommendable - len(set(ahead.tolist()) - set(at.tolist()))]
+    measured = {key_of(item.point) for item in launched}
+    own_means = found[0].mean[: recommendable - len({key_of(q) for q in pending} - measured)]
     leaders = tuple(points[i] for i in np.argsort(own_means, kind="stable"))
     if value[best] >= doubt_below or not new:
         return Proposal(points[best], float(value[best]), leaders=leaders)
     # the challenge: the best optimistic case of the new points, without prior knowledge
-    plain = beliefs(basis[:1], _SCALE)
-    hopes = (potential(plain, reference) * chances)[recommendable:]
+    hopes = (potential(beliefs(plain=True), reference) * chances)[recommendable:]
     return Proposal(new[int(hopes.argmax())], float(value[best]), challenge=True, leaders=leaders)
+
+
+class Surrogates:
+    """What the launches of a study say about points: one surrogate for each objective.
+
+    Args:
+        space: Searched parameters.
+        launched: Launches so far, at least one; the point of each is among ``points``.
+        points: Different points.
+        fixed_n: As in :func:`propose`.
+        known: As in :func:`propose`.
+
+    Raises:
+        ValueError: nothing was launched, or a cost is not finite.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        launched: Sequence[Observed],
+        points: Sequence[Point],
+        fixed_n: int | None = None,
+        known: Callable[[Point], float] | None = None,
+    ) -> None:
+        if not launched:
+            raise ValueError("a surrogate needs at least one launch")
+        place = {key_of(q): i for i, q in enumerate(points)}
+        self._x = np.array([unit(space, q) for q in points])
+        self._at = np.array([place[key_of(item.point)] for item in launched])
+        self._costs = np.array([item.costs for item in launched])
+        variances = np.array([item.variances for item in launched])
+        self._variances = np.where(np.isfinite(variances), variances, UNKNOWN)
+        ns = np.array([int(q.get(N, fixed_n or 0)) for q in points])
+        curves = [curve_of(space, q) if n else None for q, n in zip(points, ns, strict=True)]
+        predictions = _predictions(ns[self._at], launched)
+        self._basis = _basis(points, ns, self._at, curves, predictions, known)
+        self._scale = _SCALE_PREDICTED if predictions else _SCALE
+
+    def beliefs(self, first: int, *, plain: bool = False) -> list[Belief]:
+        """Return the posterior of each objective.
+
+        Args:
+            first: Number of the first points whose covariance with all points is wanted.
+            plain: Whether to leave out all prior knowledge of speculative decoding.
+        """
+        basis = self._basis[:1] if plain else self._basis
+        scale = _SCALE if plain else self._scale
+        out = []
+        for y, v in zip(self._costs.T, self._variances.T, strict=True):
+            level = float(y.mean())
+            trends = [Trend(h[self._at], mean, sd) for h, mean, sd in basis]
+            model = fit(self._x[self._at], y - level, v, trends, scale)
+            functions = [h for h, _, _ in basis]
+            mean, variance, covariance = model.posterior(self._x, functions, first)
+            noise = float(np.median(v)) + model.between**2
+            out.append(Belief(mean + level, variance, covariance, noise))
+        return out
 
 
 def _predictions(ns: Ints, launched: Sequence[Observed]) -> dict[str, Prediction]:

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def held_back(*, all_of_them: bool = False) -> Iterator[None]:
     """Raise a SIGINT that comes inside at the end of the block, which should be short.
 
     A second SIGINT is raised at once. The delay is needed because an exception between taking a
     lock and the ``try`` that frees it leaves the lock taken. httpcore has such a moment, and
     closing its connections then waited forever.
+
+    Args:
+        all_of_them: Whether a second SIGINT is held back, too.
     """
     if threading.current_thread() is not threading.main_thread():  # other threads get no signals
         yield
@@ -23,7 +26,7 @@ def held_back() -> Iterator[None]:
 
     def note(*_: object) -> None:
         nonlocal came
-        if came:  # asked twice: at once
+        if came and not all_of_them:  # asked twice: at once
             raise KeyboardInterrupt
         came = True
 

@@ -76,6 +76,7 @@ class Server:
         server: The study's server, for its time-outs.
         info: The study's vLLM, which the running server must agree with.
         warm: Warm starts, which fork the server where that is possible.
+        owner: Pid of the autotune that the server belongs to, where it is not this process.
 
     Attributes:
         gpus_before: Memory of each GPU before the start; empty for a server that uses none.
@@ -90,6 +91,7 @@ class Server:
         server: ServerSpec,
         info: VllmInfo,
         warm: WarmStart | None = None,
+        owner: int | None = None,
     ) -> None:
         self.plan = plan
         self.launch_id = launch_id
@@ -98,6 +100,7 @@ class Server:
         self._spec = server
         self._info = info
         self._warm = warm
+        self._owner = os.getpid() if owner is None else owner
         self._channel: Channel | None = None
         self._identity = Identity(launch_id, boot_id())
         self._oom_kills = 0
@@ -122,7 +125,7 @@ class Server:
         """
         if not port_is_free(self.plan.port):
             raise LaunchError(FailureKind.PORT, f"somebody else holds port {self.plan.port}")
-        env = {**self.plan.env, OWNER_VARIABLE: f"{os.getpid()}:{start_ticks(os.getpid())}"}
+        env = {**self.plan.env, OWNER_VARIABLE: f"{self._owner}:{start_ticks(self._owner)}"}
         log = open_log(self.log_path)
         try:
             if self._warm is not None:

@@ -231,13 +231,18 @@ class Launches:
 
     @patient
     def event(
-        self, study: str, what: str, *, trial: int | None = None, launch_id: str | None = None
+        self,
+        study: str,
+        what: str,
+        *,
+        trial: int | None = None,
+        launch_id: str | None = None,
+        at: float | None = None,
     ) -> None:
-        """Note what happened, now."""
+        """Note what happened, now or at a Unix time."""
+        at = time.time() if at is None else at
         with self._sessions() as s:
-            s.add(
-                EventRow(at=time.time(), study=study, trial=trial, launch_id=launch_id, what=what)
-            )
+            s.add(EventRow(at=at, study=study, trial=trial, launch_id=launch_id, what=what))
             s.commit()
 
     def events(self, study: str) -> list[EventRow]:

@@ -1,14 +1,18 @@
 """Where trials run: an executor takes them and returns what came of each.
 
-The driver (:mod:`autotune.tuning.study_run`) submits as many trials as there is capacity for, and
-waits for outcomes. An executor writes nothing that a trial amounts to and tells Optuna nothing.
+The driver (:mod:`autotune.tuning.study_run`) submits as many trials as there is capacity for, each
+for a slot, and waits for outcomes. An executor writes nothing that a trial amounts to and tells
+Optuna nothing. :class:`OneSlot` has one slot, :class:`autotune.tuning.local_slots.LocalSlots`
+several on this host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from autotune.storage.records import Role
 from autotune.study.space import Point
 from autotune.tuning.trial import Outcome, Trial, TrialRunner
 
@@ -39,6 +43,20 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End everything that the executor started; it takes nothing afterwards."""
+
+
+def slot_for(role: Role, taken: Collection[int]) -> int:
+    """Return the slot of a trial: one that is free, or for a confirmation the first one.
+
+    Launches of a confirmation are compared with each other, so all of them are on one slot.
+
+    Args:
+        role: Purpose of the trial.
+        taken: Slots of the trials that were submitted and have not ended.
+    """
+    if role is Role.CONFIRMATION:
+        return 0
+    return next(slot for slot in itertools.count() if slot not in taken)
 
 
 class OneSlot:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,7 @@ from autotune.serving.gpu_memory import gpu_memory
 from autotune.serving.logs import LogFolder
 from autotune.serving.machine import available_memory, describe_machine
 from autotune.serving.server import Server
+from autotune.serving.slots import Slot
 from autotune.serving.warm_start import WarmStart
 from autotune.storage.schema import NO_TRIAL
 from autotune.study.schema import ServerSpec
@@ -47,6 +48,17 @@ _SHARE = 0.8
 def no_prelaunch(_most: int) -> Sequence[Point]:
     """Return nothing: no point after this one is known."""
     return ()
+
+
+def _port(slot: Slot | None, taken: Container[int]) -> int:
+    """Return a free port that no other server takes, not of another slot either."""
+    free = (port for port in iter(free_port, None) if port not in taken)
+    return next(port for port in free if slot is None or slot.owns_port(port))
+
+
+def _fork_server_log(slot: Slot | None) -> str:
+    """Return the name of the log of what warm starts are forked from."""
+    return "fork-server.log" if slot is None else f"fork-server-{slot.number}.log"
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,7 @@ class Launcher:
         logs: Folder of the servers' logs.
         warm: Whether servers may be forked from one that has imported vLLM.
         tools: What servers are made with; None: this machine's.
+        slot: Slot of the servers, whose cores and GPUs this process has; None: the whole host.
 
     Attributes:
         machine: This machine, as it is written down.
@@ -143,15 +156,19 @@ class Launcher:
         *,
         warm: bool = True,
         tools: Tools | None = None,
+        slot: Slot | None = None,
     ) -> None:
         self.machine: dict[str, Any] = describe_machine()
+        if slot is not None:
+            self.machine["slot"] = slot.stored()
         self.logs = LogFolder(logs)
         self._p = prepared
         self._ledger = ledger
         self._tools = real(tools)
+        self._slot = slot
         self._free_since = time.monotonic()  # the begin of the run, or the end of a launch
         self._warm = (
-            WarmStart(prepared.spec.server, prepared.info, self.logs.path("fork-server.log"))
+            WarmStart(prepared.spec.server, prepared.info, self.logs.path(_fork_server_log(slot)))
             if warm
             else None
         )
@@ -267,7 +284,7 @@ class Launcher:
             spec,
             point,
             self._p.info,
-            port=next(port for port in iter(free_port, None) if port not in taken),
+            port=_port(self._slot, taken),
             launch_id=launch_id,
             resolve=self._p.resolve,
             acceptance=self._p.spec.measure.per_request_acceptance,

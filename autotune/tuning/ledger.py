@@ -56,8 +56,8 @@ class Ledger:
     def ended(self, launch_id: str, exit_code: int | None, killed: int) -> None:
         """Write down that nothing of a server is left."""
 
-    def event(self, launch_id: str, trial: int, what: str) -> None:
-        """Write down what happened, now."""
+    def event(self, launch_id: str, trial: int, what: str, at: float | None = None) -> None:
+        """Write down what happened, now or at a Unix time."""
 
     def give(self, launch_id: str, trial: int, attempt: int) -> None:
         """Write down which trial a prelaunched server belongs to."""
@@ -141,10 +141,10 @@ class StoredLedger(Ledger):
         """Write down that nothing of a server is left."""
         self._store.launches.ended(launch_id, exit_code, killed)
 
-    def event(self, launch_id: str, trial: int, what: str) -> None:
-        """Write down what happened, now."""
+    def event(self, launch_id: str, trial: int, what: str, at: float | None = None) -> None:
+        """Write down what happened, now or at a Unix time."""
         number = None if trial == NO_TRIAL else trial
-        self._store.launches.event(self._name, what, trial=number, launch_id=launch_id)
+        self._store.launches.event(self._name, what, trial=number, launch_id=launch_id, at=at)
 
     def give(self, launch_id: str, trial: int, attempt: int) -> None:
         """Write down which trial a prelaunched server belongs to."""

@@ -18,6 +18,7 @@ from autotune.results.batch_budget import families_of
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
 from autotune.search.proposer import CHALLENGES, Converged, Proposer, SearchEnds
+from autotune.serving.slots import Slot
 from autotune.stats import expected_between
 from autotune.storage.location import Database
 from autotune.storage.names import output_folder
@@ -26,14 +27,16 @@ from autotune.storage.store import Store
 from autotune.study import sample_size
 from autotune.study.space import ARM, N, Point, as_int
 from autotune.tuning.comparable import WeightsCheck, check_comparable
-from autotune.tuning.executor import Executor, OneSlot
+from autotune.tuning.executor import Executor, OneSlot, slot_for
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import StoredLedger
+from autotune.tuning.local_slots import served_by, slots_of
 from autotune.tuning.planner import Budget, Choice, Planner, Situation
 from autotune.tuning.prepare import Prepared, graph_misfit, never_launched
 from autotune.tuning.progress import At, Progress
 from autotune.tuning.recovery import end_orphans
 from autotune.tuning.reuse import Source, find, take
+from autotune.tuning.slots import check_slots, slot_notes
 from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools, real
 from autotune.tuning.trial import Failed, Infeasible, Measured, Outcome, Trial, TrialRunner
@@ -55,6 +58,7 @@ def run_study(
     stop_below: float | None = None,
     reuse: Sequence[Source] = (),
     tools: Tools | None = None,
+    slots: Sequence[Slot] = (),
 ) -> StopReason:
     """Bring a study to ``trials`` finished trials, from wherever it is.
 
@@ -71,6 +75,8 @@ def run_study(
             hypervolume; 0: never. None: as the study says.
         reuse: Earlier studies; their trials are taken, and do not count as ``trials``.
         tools: What servers are made and measured with; None: this machine's.
+        slots: Slots that launch at the same time (:func:`autotune.tuning.slots.slots_of_host`);
+            empty: one server at a time, which may use the whole host.
 
     Raises:
         UserError: the database cannot be used, or belongs to another study; or no trial of
@@ -84,7 +90,7 @@ def run_study(
     deadline = None if timeout_s is None else used.clock() + timeout_s
 
     def go(store: Store) -> StopReason:
-        driver = _Driver(prepared, store, deadline, progress, used)
+        driver = _Driver(prepared, store, deadline, progress, used, slots)
         driver.end_orphans()
         if confirm:
             budget = driver.confirmation_only(trials)
@@ -107,6 +113,7 @@ class _Driver:
         deadline: float | None,
         progress: Progress,
         tools: Tools,
+        slots: Sequence[Slot],
     ) -> None:
         self.p = prepared
         self.spec = prepared.spec
@@ -114,6 +121,8 @@ class _Driver:
         self.deadline = deadline
         self.progress = progress
         self.tools = tools
+        self.slots = tuple(slots)
+        self.taken: dict[int, int] = {}  # slots of submitted trials, by trial
         self.ledger = StoredLedger(store, self.spec.name)
         logs = output_folder(store.database, self.spec.name) / "logs"
         self.launcher = Launcher(prepared, self.ledger, logs, tools=tools)
@@ -160,6 +169,9 @@ class _Driver:
         self.budget = budget
         self.stop_below = self.spec.budget.converged if stop_below is None else stop_below
         machine = self.launcher.machine
+        if self.slots:
+            machine = self.slots[0].machine(machine)
+            check_slots(self.p, self.store, machine)
         earlier = find(reuse, self.p, machine, self.store)
         row = self.store.begin_study(self.p.loaded, seed=seed, wanted=budget.wanted)
         weights = WeightsCheck(self.p, self.store)
@@ -176,6 +188,8 @@ class _Driver:
             self.progress.message(note)
         if self.launcher.untested is not None:
             self.progress.message(self.launcher.untested)
+        for note in slot_notes(self.spec, self.slots):
+            self.progress.message(note)
 
     def make_planner(self, seed: int) -> Planner:
         """Return what chooses the trials."""
@@ -196,7 +210,10 @@ class _Driver:
         return Planner(self.spec, self.p.objectives, budget, space, forbidden, proposer, same)
 
     def make_executor(self, weights: WeightsCheck) -> Executor:
-        """Return what runs the trials: one slot, in this thread."""
+        """Return what runs the trials: one slot in this thread, or a process for each slot."""
+        if self.slots:
+            served = served_by(self.store, self.ledger, self.progress, weights.of_launch)
+            return slots_of(self.p, self.slots, served, self.launcher.logs)
         runner = TrialRunner(
             self.p,
             self.store,
@@ -228,7 +245,6 @@ class _Driver:
         if self.stop_below > 0 and self.budget.wanted in self.log.converged():
             self.search_ended(StopReason.CONVERGED)  # an earlier run found it
         unfinished = deque(self.log.unfinished())
-        submitted = 0
         try:
             while True:
                 stopped: StopReason | None = None
@@ -237,11 +253,10 @@ class _Driver:
                     if trial is None:
                         break
                     self.executor.submit(self.begun(trial))
-                    submitted += 1
-                if not submitted:
+                if not self.taken:
                     return self.reason if stopped is None else stopped
                 for done, outcome in self.executor.completed():
-                    submitted -= 1
+                    del self.taken[done.number]
                     self.record(done, outcome)
         finally:
             self.executor.close()
@@ -326,8 +341,9 @@ class _Driver:
         """Return a trial as a value, with what it is compared with; says that it begins."""
         attrs = attrs_of(trial)
         point = self.planner.space.decode(trial.params)
-        position = min(self.log.finished() + 1, self.budget.wanted)
-        self.progress.begin(At(trial.number), position, self.planner.space.shown(point))
+        slot = self.taken[trial.number] = slot_for(attrs.role, self.taken.values())
+        position = min(self.log.finished() + len(self.taken), self.budget.wanted)
+        self.progress.begin(At(trial.number, slot), position, self.planner.space.shown(point))
         again = attrs.role is Role.CONFIRMATION or attrs.replicates is not None
         rivals = [] if again or attrs.baseline else self.log.rivals()
         self.log.placed()
@@ -343,6 +359,7 @@ class _Driver:
             },
             searched=len(found.searched),
             ruled_out=self.planner.ruled_out(point, self.log.trials()),
+            slot=slot,
         )
 
     def record(self, done: Trial, outcome: Outcome) -> None:
@@ -356,11 +373,12 @@ class _Driver:
         match outcome:
             case Measured(launch_id):
                 self.failures.clear()
-                self.log.tell(trial, launch_id)
+                self.log.tell(trial, launch_id, done.slot)
             case Infeasible(reason):
-                self.log.tell_failure(trial, TrialFailure(FailureKind.INFEASIBLE, reason))
+                never = TrialFailure(FailureKind.INFEASIBLE, reason)
+                self.log.tell_failure(trial, never, done.slot)
             case Failed(failure):
-                self.log.tell_failure(trial, failure)
+                self.log.tell_failure(trial, failure, done.slot)
                 self.check_hope(failure)
             case _:
                 raise MachineError(

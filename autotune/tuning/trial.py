@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from autotune.bench.drafting import check_drafts
 from autotune.bench.looks import Rival
 from autotune.bench.sample import Sample
+from autotune.bench.server_metrics import ServerStats
 from autotune.bench.session import Result
 from autotune.errors import FailureKind, TrialFailure
 from autotune.results.trials import throttled_text
@@ -21,13 +22,12 @@ from autotune.serving.interrupts import held_back
 from autotune.stats import ESTIMATOR
 from autotune.storage.records import Quality, Role, TrialAttrs
 from autotune.storage.schema import LaunchRow
-from autotune.storage.store import Store
 from autotune.study.schema import ServerSpec
 from autotune.study.space import N, Point, as_int
 from autotune.tuning.launcher import Launcher, LiveServer, no_prelaunch
 from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
-from autotune.tuning.progress import At, Progress
+from autotune.tuning.progress import OUTSIDE, At
 from autotune.tuning.tools import Tools, real
 
 
@@ -43,6 +43,7 @@ class Trial:
         between: By objective, the standard deviation of its logarithm between launches.
         searched: Number of points that the rivals are the best of.
         ruled_out: Why it cannot launch, by what earlier launches stated; None: it may.
+        slot: Number of the slot that runs it.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Trial:
     between: Mapping[str, float] = field(default_factory=dict)
     searched: int = 0
     ruled_out: str | None = None
+    slot: int = 0
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,55 @@ def throttled_note(result: Result) -> str | None:
     )
 
 
+class TrialRequests(Protocol):
+    """Where the requests of a launch are kept."""
+
+    def add(self, launch_id: str, samples: Sequence[Sample]) -> None:
+        """Store every request of one phase."""
+
+
+class TrialLaunches(Protocol):
+    """Where the measurements of launches are kept."""
+
+    def measured(
+        self,
+        launch_id: str,
+        stats: ServerStats,
+        values: Mapping[str, float],
+        intervals: Mapping[str, tuple[float | None, float | None]],
+        quality: Mapping[str, Any],
+    ) -> None:
+        """Keep a complete measurement."""
+
+    def idle_baselines(self, study: str, machine: Mapping[str, Any]) -> list[float]:
+        """Return the idle baselines of a study on a machine, oldest first."""
+
+
+class TrialStore(Protocol):
+    """The part of :class:`autotune.storage.store.Store` that a trial writes to."""
+
+    @property
+    def requests(self) -> TrialRequests:
+        """Requests of all launches."""
+
+    @property
+    def launches(self) -> TrialLaunches:
+        """Launches of all studies."""
+
+
+class TrialProgress(Protocol):
+    """The part of :class:`autotune.tuning.progress.Progress` that a trial tells."""
+
+    def stage(self, at: At, text: str) -> None:
+        """Receive the begin of a stage."""
+
+    def progress(self, at: At, done: int, total: int) -> None:
+        """Receive how many requests of a stage are done, of how many at most."""
+
+    def message(self, text: str, at: At = OUTSIDE) -> None:
+        """Receive one line that is neither a stage nor a trial."""
+
+
 class TrialRunner:
     """Runs the trials of one study on one slot, and returns what came of each.
 
@@ -261,10 +312,10 @@ class TrialRunner:
     def __init__(
         self,
         prepared: Prepared,
-        store: Store,
+        store: TrialStore,
         ledger: Ledger,
         launcher: Launcher,
-        progress: Progress,
+        progress: TrialProgress,
         weights: Callable[[], dict[str, str]],
         *,
         slot: int = 0,

@@ -228,6 +228,7 @@ class TrialLog:
             intervals=launch.intervals,
             log_variances=[None if e is None else e**2 for e in errors],
             quality=quality.of_trial,
+            slot=launch.machine.get("slot"),
         )
         self._set(trial, attrs)
         self.study.tell(trial.number, [values[o.name] for o in self._objectives])
@@ -236,6 +237,7 @@ class TrialLog:
 
     def tell_failure(self, trial: FrozenTrial, failure: TrialFailure, slot: int = 0) -> None:
         """Tell Optuna why a trial has no numbers, and show it."""
+        launches = self._store.launches.of_trial(self._spec.name, trial.number)
         attrs = replace(
             attrs_of(trial),
             point=dict(self.space.decode(trial.params)),
@@ -246,6 +248,7 @@ class TrialLog:
             health_timeout_s=self._spec.server.health_timeout_s
             if failure.kind is FailureKind.TIMEOUT
             else None,
+            slot=launches[-1].machine.get("slot") if launches else None,
         )
         self._set(trial, attrs)
         self.study.tell(trial.number, state=TrialState.FAIL)

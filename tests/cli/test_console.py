@@ -14,7 +14,7 @@ import objectives
 from autotune.cli.console import Ui, rendered
 from autotune.results.trial_tables import front_page, trials_page
 from autotune.results.views import verdict_lines
-from autotune.search.confirmation import Choice, ConfirmationVerdict
+from autotune.search.confirmation_verdict import Choice, ConfirmationVerdict
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N
 from autotune.tuning.progress import At

@@ -27,6 +27,7 @@ PURE = {
     "autotune.search.acceptance",
     "autotune.search.alike",
     "autotune.search.confirmation",
+    "autotune.search.confirmation_verdict",
     "autotune.search.front",
     "autotune.search.noise",
     "autotune.tuning",

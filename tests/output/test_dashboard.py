@@ -369,6 +369,26 @@ def test_many_trials_stay_small(tmp_path: Path) -> None:
     assert sum(plots.values()) < 5_000 * len(rows)  # a launch with its requests takes more
 
 
+def test_a_card_of_importance_is_replaced_once_nothing_is_seen_to_matter(tmp_path: Path) -> None:
+    rows = [Row(i % 16, 32 << i % 7, 80 + 3.0 * (i % 16), 2000 + 10 * (i % 5)) for i in range(24)]
+    flat = [replace(r, rate=100.0 + (7 * i) % 5, p95=2000.0) for i, r in enumerate(rows)]
+    (tmp_path / "flat").mkdir()
+    with (
+        opened(test_report.make(tmp_path, rows)) as store,
+        opened(test_report.make(tmp_path / "flat", flat)) as other,
+    ):
+        view, nothing = study_view(store, "double"), study_view(other, "double")
+        study_id = store.storage.get_study_id_from_name("double")
+        publish(store, view, build(store, view))
+        publish(store, view, build(other, nothing))
+        saved = store.storage.get_study_system_attrs(study_id)
+        note = optuna_dashboard.get_note(store.optuna_study("double"))
+    card = "".join(v for k, v in sorted(saved.items()) if ":importance:" in k)
+    assert "No parameter is seen to matter" in card
+    assert '"bar"' not in card
+    assert "## Which parameter matters\n\nNo parameter is seen to matter by 24 points." in note
+
+
 def test_three_objectives_have_their_lines_too(tmp_path: Path) -> None:
     names = ["throughput", "p95_latency", "p95_ttft"]
     database = test_report.make(tmp_path, CONFIRMED, objectives=names)

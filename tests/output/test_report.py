@@ -15,16 +15,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from choreographer import Browser, Tab
 from click.testing import CliRunner
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    IntDistribution,
-    distribution_to_json,
-)
 from optuna.trial import TrialState, create_trial
 
 from autotune.bench.interference import IdleBaseline
@@ -40,12 +35,11 @@ from autotune.output.figures.browser import find_chromium, print_page
 from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report import Format, build, html, markdown, place, write
 from autotune.output.report.content import Code, DataTable, Figure, Report
-from autotune.output.report.importance import LEAST_TRIALS, importances
+from autotune.output.report.importance import LEAST_POINTS, Importance, importances
 from autotune.results.text import number as shown
 from autotune.results.trials import study_view
 from autotune.stats import ESTIMATOR, Interval, standard_error
 from autotune.storage.store import Store, opened
-from autotune.storage.trials import State, Trial
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, IntParam, N, Pow2Param, Space
 from tests.paths import ROOT
@@ -447,64 +441,99 @@ def test_a_launch_that_does_not_count_says_why(stored: Report) -> None:
 # -- importance ---------------------------------------------------------------------------------
 
 
-def complete(
-    number: int,
-    values: list[float],
-    params: Mapping[str, object],
-    of: Mapping[str, BaseDistribution],
-) -> Trial:
-    kept = {name: distribution_to_json(x) for name, x in of.items()}
-    return Trial(number, State.COMPLETE, values, dict(params), kept)
+PLANE = Space(
+    {N: IntParam(type="int", low=0, high=15), MNBT: Pow2Param(type="pow2", low=256, high=8192)}
+)
 
 
-def searched(count: int, value: Callable[[int, int], float]) -> list[Trial]:
-    a, b = IntDistribution(0, 15), CategoricalDistribution([False, True])
-    return [
-        complete(
-            i,
-            [value(i % 16, i % 2), value(i % 16, i % 2)],
-            {"a": i % 16, "b": bool(i // 16 % 2)},
-            {"a": a, "b": b},
-        )
-        for i in range(count)
-    ]
+def measured(
+    gain: Callable[[int, int], float], points: int, noise: float, seed: int, space: Space = PLANE
+) -> dict[str, Importance]:
+    """Importance where a point's tok/s is e^gain times 100, and p95 the inverse, with noise."""
+    rng = np.random.default_rng(seed)
+    every = list(space.points() or ())
+    chosen = [every[i] for i in rng.permutation(len(every))[:points]]
+    logs = np.array([gain(int(q[N]), int(q[MNBT])) for q in chosen])
+    off = rng.normal(0, noise, (points, 2))
+    values = np.exp(np.column_stack([logs, -logs]) + off) * [100.0, 2000.0]
+    return importances(space, chosen, values, (THROUGHPUT, P95))
 
 
-def test_importance_is_right_for_both_directions() -> None:
-    """The best quarter by throughput is `a` ≥ 12, by latency `a` ≤ 3: what is spread differs."""
-    trials = searched(64, lambda a, _b: float(a))
-    found = importances(trials, (THROUGHPUT, P95))
-    assert found["throughput"]["a"] > 0.9
-    assert found["p95_latency"]["a"] > 0.9
-    skewed = [t for t in trials if t.params["a"] < 12 or t.params["b"]]
-    fast, slow = (importances(skewed, (o,))[o.name] for o in (THROUGHPUT, P95))
-    assert fast["b"] > slow["b"]  # only among the fastest is `b` always true
+def test_what_matters_is_seen_and_has_its_share() -> None:
+    by_n = measured(lambda n, _: 0.02 * n, 20, 0.01, 1)
+    for found in by_n.values():
+        assert list(found.shares) == [N]
+        assert found.shares[N] == 1.0
+        assert found.chances[N] < 0.05 < found.chances[MNBT]
+    both = measured(lambda n, m: 0.02 * n + 0.01 * np.log2(m), 40, 0.002, 1)
+    for found in both.values():
+        assert list(found.shares) == [N, MNBT]
+        assert 0.8 < found.shares[N] < 1
+        assert sum(found.shares.values()) == pytest.approx(1.0)
+
+
+def test_noise_is_not_said_to_matter() -> None:
+    """Of 100 studies in which nothing matters, at most 5 are expected to say that something does.
+
+    More than 11 have a probability of 0.4 %.
+    """
+    said = [measured(lambda _n, _m: 0.0, 10 + i % 20, 0.03, i) for i in range(100)]
+    assert sum(any(x.shares for x in found.values()) for found in said) <= 11
+
+
+def test_a_parameter_that_was_varied_with_another_is_not_said_to_matter() -> None:
+    """MNBT grows with n in all but a few points; only n matters."""
+    ladder = [256 << k for k in range(6)]
+    chosen = [{N: n, MNBT: ladder[min(5, n // 3)]} for n in range(16)]
+    chosen += [{N: n, MNBT: ladder[5 - n // 3]} for n in (0, 6, 12, 15)]
+    wrong = 0
+    for seed in range(20):
+        off = np.random.default_rng(seed).normal(0, 0.01, (len(chosen), 2))
+        logs = 0.03 * np.array([int(q[N]) for q in chosen])
+        values = np.exp(np.column_stack([logs, -logs]) + off) * [100.0, 2000.0]
+        found = importances(PLANE, chosen, values, (THROUGHPUT, P95))
+        assert all(N in x.shares for x in found.values())
+        wrong += any(MNBT in x.shares for x in found.values())
+    assert wrong <= 4
 
 
 def test_importance_does_not_depend_on_how_powers_of_two_are_kept() -> None:
-    space = Space(
-        {N: IntParam(type="int", low=0, high=15), MNBT: Pow2Param(type="pow2", low=32, high=2048)}
+    plain = measured(lambda n, m: 0.02 * n + 0.02 * np.log2(m), 30, 0.01, 3)
+    earlier = measured(
+        lambda n, m: 0.02 * n + 0.02 * np.log2(m), 30, 0.01, 3, replace(PLANE, exponents=True)
     )
-
-    def trials(kept: Space) -> list[Trial]:
-        points = [{N: i % 16, MNBT: 32 << i * i % 7} for i in range(64)]
-        return [
-            complete(i, [q[N] + 0.1 * q[MNBT], 1.0 * q[MNBT]], kept.encode(q), kept.distributions())
-            for i, q in enumerate(points)
-        ]
-
-    plain = importances(trials(space), (THROUGHPUT, P95))
-    earlier = importances(trials(replace(space, exponents=True)), (THROUGHPUT, P95))
-    for name, shares in earlier.items():
-        assert plain[name] == {k.removeprefix("log2_"): v for k, v in shares.items()}
-        assert set(plain[name]) == {N, MNBT}
+    assert plain == earlier
 
 
-def test_few_trials_have_no_importance(stored: Report) -> None:
-    assert importances(searched(LEAST_TRIALS - 1, lambda a, _b: float(a)), (THROUGHPUT, P95)) == {}
-    assert f"with fewer than {LEAST_TRIALS}, the shares would be chance" in words(
-        stored, "importance"
-    )
+def test_an_objective_that_can_be_zero_has_an_importance() -> None:
+    points = [{N: n, MNBT: 256} for n in range(16)] + [{N: n, MNBT: 512} for n in range(16)]
+    values = np.array([[max(0, 8 - int(q[N])), 2000.0] for q in points])
+    found = importances(PLANE, points, values, (THROUGHPUT, P95))
+    assert list(found["throughput"].shares) == [N]
+    assert not found["p95_latency"].shares  # a constant
+
+
+def test_few_points_and_a_single_parameter_have_no_importance(stored: Report) -> None:
+    points = [{N: n, MNBT: 256 << n % 2} for n in range(LEAST_POINTS)]
+    values = np.ones((LEAST_POINTS, 2))
+    assert importances(PLANE, points[:-1], values[:-1], (THROUGHPUT, P95)) == {}
+    alone = [{N: n, MNBT: 256} for n in range(LEAST_POINTS)]
+    assert importances(PLANE, alone, values, (THROUGHPUT, P95)) == {}
+    assert f"too few, below {LEAST_POINTS}" in words(stored, "importance")
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [(14, "Not known: no parameter is seen to matter by 14 points"), (24, "No parameter is seen")],
+)
+def test_a_report_says_that_no_parameter_is_seen_to_matter(
+    tmp_path: Path, points: int, said: str
+) -> None:
+    off = np.exp(np.random.default_rng(5).normal(0, 0.03, (points, 2)))
+    rows = [Row(i % 16, 32 << i % 7, 100 * x, 2000 * y) for i, (x, y) in enumerate(off)]
+    report = report_of(make(tmp_path, rows))
+    assert "importance" not in figure_names(report)
+    assert said in words(report, "importance")
 
 
 # -- as HTML, Markdown and PDF ------------------------------------------------------------------

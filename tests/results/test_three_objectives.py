@@ -18,7 +18,8 @@ from autotune.output.figures.browser import find_chromium, write_html
 from autotune.output.figures.pareto3d import front_figure, lines_figure, space_figure
 from autotune.results.standing import Standing
 from autotune.results.views import StudyView
-from autotune.search.confirmation import Launches, plan, verdict
+from autotune.search.confirmation import Launches, plan
+from autotune.search.confirmation_verdict import verdict
 from autotune.search.front import Direction, front_numbers
 from autotune.search.gain import Belief, gains, reference_point
 from tests import study_views

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autotune.search.confirmation import ConfirmationVerdict, Launches, plan, verdict
+from autotune.search.confirmation import Launches, plan
+from autotune.search.confirmation_verdict import ConfirmationVerdict, verdict
 from autotune.search.front import Direction
 from tests.paths import ROOT
 

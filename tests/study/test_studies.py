@@ -14,7 +14,7 @@ from autotune.study.space import MNBT, IntParam, N, Pow2Param
 DEMO = ("demo-cpu", "demo-cpu-random")
 GEMMA = ("gemma-4-26b-rtx5090", "gemma-4-26b-rtx5090-sweep")
 ARMS = "demo-cpu-arms"
-H200 = ("smollm2-h200", "smollm2-h200-c32")
+H200 = ("smollm2-h200", "smollm2-h200-c8", "smollm2-h200-c32")
 
 
 def test_exactly_the_documented_studies_are_bundled() -> None:
@@ -75,7 +75,7 @@ def test_every_point_of_the_demo_can_be_launched(name: str) -> None:
     assert not [p for p in points if why_infeasible(spec.settings(p), "0.32.0")]
 
 
-@pytest.mark.parametrize(("name", "load"), list(zip(H200, (1, 32), strict=True)))
+@pytest.mark.parametrize(("name", "load"), list(zip(H200, (1, 8, 32), strict=True)))
 def test_h200_studies(name: str, load: int) -> None:
     spec = load_study(name).spec
     assert (spec.server.model, spec.server.command) == ("demo:target", None)

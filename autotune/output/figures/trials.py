@@ -5,6 +5,7 @@ Colors are Okabe and Ito's; a symbol, a dash or a place says the same once more.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -426,6 +427,16 @@ def importance_figure(
     fig.update_xaxes(title_text="Share of the importance", tickformat=".0%", rangemode="tozero")
     fig.update_yaxes(autorange="reversed")
     return _finished(fig, theme, 130 + 26 * len(names) * (len(found) + 1))
+
+
+def message_figure(text: str, theme: Theme) -> go.Figure:
+    """Return a figure without axes that has one sentence."""
+    fig = go.Figure()
+    words = "<br>".join(textwrap.wrap(escape(plain(text)), 60))
+    fig.add_annotation(text=words, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper")
+    fig.update_xaxes(visible=False)
+    fig.update_yaxes(visible=False)
+    return _finished(fig, theme, 200)
 
 
 def untitled(fig: go.Figure) -> go.Figure:

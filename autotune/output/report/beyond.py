@@ -20,7 +20,13 @@ from autotune.output.report.content import (
     Paragraph,
     Points,
 )
-from autotune.output.report.importance import LEAST_TRIALS, importances
+from autotune.output.report.importance import (
+    ERROR,
+    LEAST_POINTS,
+    Importance,
+    importances,
+    nothing_seen_text,
+)
 from autotune.output.report.source import Source, load_text, with_bounds
 from autotune.results.load_map import LoadSweepView, crossover_text
 from autotune.results.prediction import NOTE, Outlook, outlooks
@@ -37,7 +43,7 @@ from autotune.results.text import (
     times,
     value_and_bounds,
 )
-from autotune.study.space import EXPONENT
+from autotune.study.space import canonical
 from autotune.study.ways import LOSSY
 
 
@@ -261,36 +267,49 @@ def _recommended(view: LoadSweepView) -> Iterator[Block]:
 
 
 def importance(s: Source) -> Iterator[Block]:
-    """Yield the importance of each parameter for each objective."""
+    """Yield the importance of each parameter for each objective, where one is seen to matter."""
     objectives = s.view.objectives
-    counted = {t.number for t in searched(s.view)}
-    trials = [t for t in s.trials if t.number in counted]
-    found = importances(trials, objectives)
+    trials = searched(s.view)
+    values = np.array([[t.value(o) or 0.0 for o in objectives] for t in trials])
+    space = s.spec.to_space()
+    found = importances(space, [canonical(space, t.point) for t in trials], values, objectives)
     if not found:
-        few = len(trials) < LEAST_TRIALS
+        few = len(trials) < LEAST_POINTS
         yield Paragraph(
-            f"Not known: {count(len(trials), 'point')} with numbers are too few; with fewer than "
-            f"{LEAST_TRIALS}, the shares would be chance."
+            f"Not known: {count(len(trials), 'point')} with numbers are too few, below "
+            f"{LEAST_POINTS}."
             if few
             else "A single parameter was searched, so it is the one."
         )
         return
-    found = {
-        o: {k.removeprefix(EXPONENT): v for k, v in shares.items()} for o, shares in found.items()
-    }
+    if not any(x.shares for x in found.values()):
+        yield Paragraph(f"{nothing_seen_text(len(trials))} {_SHUFFLED}")
+        return
     yield Figure(
         "importance",
-        "How differently each parameter is spread over the best quarter of the trials and over "
-        "all of them (PED-ANOVA), for each objective in its own direction; shares of one.",
-        partial(figures.importance_figure, found, objectives),
+        "Variance over the launched points that each parameter explains, for each objective: "
+        "shares of the parameters that are seen to matter.",
+        partial(figures.importance_figure, {o: x.shares for o, x in found.items()}, objectives),
     )
-    names = list(dict.fromkeys(name for shares in found.values() for name in shares))
+    names = sorted({name for x in found.values() for name in x.chances})
+    names.sort(key=lambda name: -max(x.shares.get(name, 0.0) for x in found.values()))
     yield DataTable.of(
-        f"Importance by {len(trials)} trials",
+        f"Importance by {len(trials)} points",
         ("parameter", *(plain(o.title) for o in objectives)),
-        tuple(
-            (plain(name), *(f"{found[o.name].get(name, 0.0):.0%}" for o in objectives))
-            for name in names
-        ),
+        tuple((plain(name), *(_share(found[o.name], name) for o in objectives)) for name in names),
         folded=True,
     )
+    yield Paragraph(_SHUFFLED)
+
+
+_SHUFFLED = (
+    "A parameter is seen to matter if it explains more than with shuffled values; an error of "
+    f"{ERROR:.0%} is shared by all parameters and objectives. A parameter that is not seen to "
+    "matter may still do so, by less than these points show."
+)
+
+
+def _share(found: Importance, name: str) -> str:
+    if name in found.shares:
+        return f"{found.shares[name]:.0%}"
+    return "not seen to matter"

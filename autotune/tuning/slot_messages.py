@@ -1,0 +1,88 @@
+"""What a driver and the processes of its slots say to each other, pickled over a socket of theirs.
+
+The driver sends a :class:`Setup`, then a trial at a time, then None; and an :class:`Answer` to each
+:class:`Call` that waits for one. The process of a slot sends calls, and :class:`Done` or
+:class:`Raised`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autotune.bench.workload import Workload
+from autotune.engine.probe import VllmInfo
+from autotune.serving.slots import Slot
+from autotune.study.files import LoadedStudy
+from autotune.tuning.trial import Outcome
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that the process of a slot needs to run trials of a study.
+
+    Attributes:
+        slot: Its slot.
+        loaded: The study.
+        info: Its vLLM.
+        workload: Requests of a trial.
+        confirmation: Requests of a launch of the confirmation.
+        logs: Folder of the servers' logs.
+        variables: Variables that the slot sets, as the user's own environment has them; None: not
+            set there.
+    """
+
+    slot: Slot
+    loaded: LoadedStudy
+    info: VllmInfo
+    workload: Workload
+    confirmation: Workload
+    logs: Path
+    variables: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of something that only the driver does, such as to write a launch down.
+
+    Attributes:
+        name: Name of what is called.
+        args: Its arguments.
+        number: Number of the answer that is waited for; None: nothing waits.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call returned.
+
+    Attributes:
+        number: Number of the call.
+        value: What it returned.
+        refused: Whether it raised; the driver then ends the run.
+    """
+
+    number: int
+    value: Any = None
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Done:
+    """A trial has ended."""
+
+    number: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Raised:
+    """What ends the whole run was raised; the slot's server is gone."""
+
+    error: Exception

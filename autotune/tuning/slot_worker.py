@@ -1,0 +1,304 @@
+"""The process of one slot: launches and measures the trials that it is given, one at a time.
+
+It is bound to the slot's cores and sees the slot's GPUs only. A process of its own, since the
+clients of several servers in one Python would wait for each other. It plans nothing and writes
+nothing: what is to be written goes to the driver, which alone has the database, and a launch goes
+on when the driver has written it down. It ends with the driver, and its servers with it.
+
+SIGTERM ends its server, as Ctrl-C ends that of a run with one slot.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from autotune.bench.interference import IdleBaseline, MachineState, disturbed, take_idle_baseline
+from autotune.bench.objectives import study_objectives
+from autotune.bench.sample import Sample
+from autotune.bench.server_metrics import ServerStats
+from autotune.bench.session import Measuring
+from autotune.engine.command import LaunchPlan
+from autotune.engine.compile_cache import CompileCache
+from autotune.engine.launch_stages import Stages
+from autotune.errors import AutotuneError, TrialFailure
+from autotune.serving.interrupts import held_back
+from autotune.serving.process_tree import Identity
+from autotune.serving.resolve import model_resolver
+from autotune.serving.server import Server
+from autotune.serving.supervisor import PR_SET_PDEATHSIG
+from autotune.storage.schema import LaunchRow
+from autotune.tuning.launcher import Launcher
+from autotune.tuning.ledger import Ledger
+from autotune.tuning.prepare import Prepared
+from autotune.tuning.progress import OUTSIDE, At
+from autotune.tuning.slot_messages import Answer, Call, Done, Raised, Setup
+from autotune.tuning.supervise import signals
+from autotune.tuning.tools import Tools
+from autotune.tuning.trial import Trial, TrialRunner
+
+# Between two reports of how many requests are done: each takes time from the client.
+_REPORT_S = 0.2
+
+
+class Refused(Exception):
+    """The driver could not do what was asked, and ends the run."""
+
+
+class Driver:
+    """The driver, as the process of a slot sees it.
+
+    Args:
+        connection: To the driver.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._calls = 0
+
+    def receive(self) -> Any:
+        """Wait for what the driver sends next.
+
+        Raises:
+            EOFError: the driver is gone.
+        """
+        return self._connection.recv()
+
+    def send(self, message: Call | Done | Raised) -> None:
+        """Send a message as a whole: an interrupt waits until it is sent."""
+        with held_back(all_of_them=True):
+            self._connection.send(message)
+
+    def tell(self, name: str, *args: Any) -> None:
+        """Call something without waiting for it."""
+        self.send(Call(name, args))
+
+    def ask(self, name: str, *args: Any) -> Any:
+        """Call something, and return what it returns; an interrupt waits for that.
+
+        Raises:
+            Refused: it raised an error there.
+            EOFError: the driver is gone.
+        """
+        with held_back(all_of_them=True):
+            self._calls += 1
+            self._connection.send(Call(name, args, self._calls))
+            answer = self._connection.recv()
+        if not isinstance(answer, Answer) or answer.refused:
+            raise Refused(name)
+        return answer.value
+
+
+class RemoteLedger(Ledger):
+    """A ledger that the driver keeps.
+
+    Args:
+        driver: The driver.
+        variables: Variables that the slot sets, as :attr:`Setup.variables` has them: a launch is
+            written down with those of the user's own environment.
+    """
+
+    def __init__(self, driver: Driver, variables: Mapping[str, str | None]) -> None:
+        self._driver = driver
+        self._variables = variables
+
+    def check(self) -> None:
+        """Check that what is written is kept."""
+        self._driver.ask("check")
+
+    def plan(
+        self,
+        launch_id: str,
+        trial: int,
+        attempt: int,
+        plan: LaunchPlan,
+        machine: Mapping[str, Any],
+        log_path: Path,
+    ) -> None:
+        """Write a launch down; nothing of it is started yet."""
+        public = {k: v for k, v in plan.public_env.items() if k not in self._variables}
+        public |= {k: v for k, v in self._variables.items() if v is not None}
+        kept = replace(plan, env={}, public_env=dict(sorted(public.items())), api_key="")
+        self._driver.ask("plan", launch_id, trial, attempt, kept, dict(machine), log_path)
+
+    def started(self, identity: Identity) -> None:
+        """Write down which processes a launch has."""
+        self._driver.ask("started", identity)
+
+    def ready(self, launch_id: str, version: str | None) -> None:
+        """Write down that a server answers ``/health``, and its version."""
+        self._driver.ask("ready", launch_id, version)
+
+    def failed(self, launch_id: str, failure: TrialFailure, log_tail: Sequence[str]) -> None:
+        """Write down why a launch has no numbers."""
+        self._driver.ask("failed", launch_id, failure, list(log_tail))
+
+    def ended(self, launch_id: str, exit_code: int | None, killed: int) -> None:
+        """Write down that nothing of a server is left."""
+        self._driver.ask("ended", launch_id, exit_code, killed)
+
+    def event(self, launch_id: str, trial: int, what: str, at: float | None = None) -> None:
+        """Write down what happened; nothing waits for it, since requests may be under way."""
+        self._driver.tell("event", launch_id, trial, what, time.time() if at is None else at)
+
+    def first_request(self, launch_id: str) -> float | None:
+        """Return the seconds from the begin of the warm-up to the end of its first request."""
+        found: float | None = self._driver.ask("first_request", launch_id)
+        return found
+
+    def time(self, launch_id: str, stages: Stages, cache: CompileCache | None) -> None:
+        """Write down where the time of a launch went, and what was compiled in it."""
+        self._driver.ask("time", launch_id, stages, cache)
+
+    def launches(self, trial: int) -> list[LaunchRow]:
+        """Return the launches of a trial, oldest first."""
+        return [LaunchRow(**columns) for columns in self._driver.ask("launches", trial)]
+
+
+class RemoteStore:
+    """The part of a store that a trial needs (:class:`autotune.tuning.trial.TrialStore`)."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self.requests = self
+        self.launches = self
+
+    def add(self, launch_id: str, samples: Sequence[Sample]) -> None:
+        """Store the requests of one phase."""
+        self._driver.ask("keep", launch_id, list(samples))
+
+    def measured(
+        self,
+        launch_id: str,
+        stats: ServerStats,
+        values: Mapping[str, float],
+        intervals: Mapping[str, tuple[float | None, float | None]],
+        quality: Mapping[str, Any],
+    ) -> None:
+        """Keep a complete measurement."""
+        self._driver.ask("measured", launch_id, stats, values, intervals, quality)
+
+    def idle_baselines(self, study: str, machine: Mapping[str, Any]) -> list[float]:
+        """Return none: see :func:`tools_of_slot`."""
+        return []
+
+
+class RemoteProgress:
+    """The part of :class:`autotune.tuning.progress.Progress` that a trial needs."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._reported = 0.0
+
+    def stage(self, at: At, text: str) -> None:
+        """Report the begin of a stage."""
+        self._reported = 0.0
+        self._driver.tell("stage", at, text)
+
+    def progress(self, at: At, done: int, total: int) -> None:
+        """Report how many requests are done, not too often."""
+        now = time.monotonic()
+        if now - self._reported >= _REPORT_S or done == total:
+            self._reported = now
+            self._driver.tell("progress", at, done, total)
+
+    def message(self, text: str, at: At = OUTSIDE) -> None:
+        """Report one line."""
+        self._driver.tell("message", text, at)
+
+
+def tools_of_slot(driver_pid: int) -> Tools:
+    """Return what a slot measures with.
+
+    Servers of other slots have cores and GPUs of their own, so their load is not counted. The
+    driver's may be, and is known. The fixed computation of the interference check is done, but
+    compared with no earlier one: the servers of other slots use the same memory and caches, which
+    makes it slower.
+
+    Args:
+        driver_pid: Pid of the driver, which owns the servers.
+    """
+
+    def baseline(_earlier: Sequence[float]) -> IdleBaseline:
+        return take_idle_baseline()
+
+    def why_disturbed(state: MachineState, _earlier: Sequence[float]) -> str | None:
+        return disturbed(state, ())
+
+    return Tools(
+        server=partial(Server, owner=driver_pid),
+        take_idle_baseline=baseline,
+        disturbed=why_disturbed,
+        measuring=partial(Measuring, known=(psutil.Process(driver_pid),)),
+    )
+
+
+def trial_runner(setup: Setup, driver: Driver) -> tuple[Launcher, TrialRunner]:
+    """Return what runs the trials of a slot; the launcher is to be entered."""
+    prepared = Prepared(
+        setup.loaded,
+        setup.info,
+        setup.workload,
+        setup.confirmation,
+        study_objectives(setup.loaded),
+        model_resolver(setup.loaded, setup.info),
+    )
+    tools = tools_of_slot(os.getppid())
+    ledger = RemoteLedger(driver, setup.variables)
+    launcher = Launcher(prepared, ledger, setup.logs, tools=tools, slot=setup.slot)
+    weights: Callable[[], dict[str, str]] = partial(driver.ask, "weights")
+    runner = TrialRunner(
+        prepared,
+        RemoteStore(driver),
+        ledger,
+        launcher,
+        RemoteProgress(driver),
+        weights,
+        slot=setup.slot.number,
+        tools=tools,
+    )
+    return launcher, runner
+
+
+def serve(driver: Driver) -> None:
+    """Run trials until the driver sends None."""
+    launcher, runner = trial_runner(driver.receive(), driver)
+    with launcher:
+        while isinstance(trial := driver.receive(), Trial):
+            driver.send(Done(trial.number, runner.run(trial)))
+
+
+def main(fd: int, owner: int, serve: Callable[[Driver], None] = serve) -> None:
+    """Be the process of a slot.
+
+    Args:
+        fd: Number of the file of the socket to the driver.
+        owner: Pid of the driver.
+        serve: What is done; tests do something else.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != owner:
+        return  # it died before the line above
+    os.set_inheritable(fd, False)  # or a server would keep it open
+    driver = Driver(Connection(fd))
+    try:
+        with signals():
+            serve(driver)
+    except (KeyboardInterrupt, Refused, EOFError, BrokenPipeError):
+        sys.exit(1)
+    except AutotuneError as e:
+        driver.send(Raised(e))
+    except Exception:  # noqa: BLE001 – the driver says it
+        driver.send(Raised(RuntimeError(traceback.format_exc())))
