@@ -49,25 +49,28 @@ class Watched(psycopg.Connection[Any]):
     """A connection whose commits may be guarded by a lease.
 
     Attributes:
+        on_write: Called before the first statement of a transaction that may lock rows.
         on_commit: Commits instead, if the transaction wrote anything; None: nobody guards it.
         silent_s: Longest time without an answer; None: as long as the network lets it wait.
     """
 
+    on_write: Callable[[Watched], None] | None = None
     on_commit: Callable[[Watched, Callable[[], None]], None] | None = None
     silent_s: float | None = None
     _wrote = False
 
     def commit(self) -> None:
         """Commit; see ``on_commit``."""
-        wrote, self._wrote = self._wrote, False
-        if wrote and self.on_commit is not None:
-            try:
+        try:
+            if self._wrote and self.on_commit is not None:
                 self.on_commit(self, super().commit)
-            except BaseException:
-                self.rollback()  # SQLAlchemy takes a commit that raises for one that ended
-                raise
-        else:
-            super().commit()
+            else:
+                super().commit()
+        except BaseException:
+            self.rollback()  # SQLAlchemy takes a commit that raises for one that ended
+            raise
+        finally:
+            self._wrote = False
 
     def rollback(self) -> None:
         """Roll back; a server does so itself when a connection ends."""
@@ -90,9 +93,22 @@ class Watched(psycopg.Connection[Any]):
             raise psycopg.OperationalError(f"no answer for {self.silent_s:.0f} s") from e
 
     def note(self, query: Any) -> None:
-        """Note whether a statement writes."""
-        if not str(query).lstrip().upper().startswith("SELECT"):
+        """Note whether a statement writes or locks rows."""
+        words = str(query)
+        reads = words.lstrip().upper().startswith("SELECT") and "FOR UPDATE" not in words
+        if not reads and not self._wrote:
             self._wrote = True
+            if self.on_write is not None:
+                self.on_write(self)
+
+    def answers(self) -> bool:
+        """Return whether it is still there."""
+        try:
+            self.execute("SELECT 1")
+            self.rollback()
+        except psycopg.Error:
+            return False
+        return not self.closed
 
 
 class _SilentError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -18,6 +19,11 @@ from autotune.storage.server_lease import ServerLease
 
 if TYPE_CHECKING:  # a database is read without it
     from optuna.storages import RDBStorage
+    from sqlalchemy import Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+# A connection is asked whether it is still there when nobody has used it for so long.
+IDLE_S = 1.0
 
 T = TypeVar("T")
 
@@ -59,20 +65,12 @@ class ServerDatabase(Backend):
     def optuna(self, views: Sequence[str] = ()) -> RDBStorage:
         """Return Optuna's storage in it; tables that are there are not asked for again."""
         del views  # they are of autotune's tables, which Optuna does not read
-        from sqlalchemy import Connection, event
-
         found = _storage(
             self._connection,
             self._lease.again,
             has_tables="trials" in self.reader.tables(),
         )
-
-        @event.listens_for(found.engine, "begin")
-        def _begin(connection: Connection) -> None:
-            driver = connection.connection.dbapi_connection
-            if isinstance(driver, Watched):
-                self._lease.begin(driver)
-
+        _check_idle(found.engine)
         return found
 
     def _connection(self) -> Watched:
@@ -96,6 +94,22 @@ class ServerDatabase(Backend):
         """Give the lease back, and close the connections."""
         self._lease.release()
         super().close()
+
+
+def _check_idle(engine: Engine) -> None:
+    """Replace a connection that was lost while nobody used it; one that was just used is there."""
+    from sqlalchemy import event
+    from sqlalchemy.exc import DisconnectionError
+
+    @event.listens_for(engine, "checkin")
+    def _back(_connection: Watched, record: ConnectionPoolEntry) -> None:
+        record.info["since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _out(connection: Watched, record: ConnectionPoolEntry, _proxy: object) -> None:
+        idle_s = time.monotonic() - record.info.get("since", time.monotonic())
+        if connection.closed or (idle_s > IDLE_S and not connection.answers()):
+            raise DisconnectionError
 
 
 def _storage(
@@ -130,7 +144,6 @@ def _storage(
             "creator": connection,
             "pool_size": 2,
             "max_overflow": 4,
-            "pool_pre_ping": True,
         },
         skip_table_creation=has_tables,
     )

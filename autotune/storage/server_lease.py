@@ -168,10 +168,11 @@ class ServerLease:
 
     def watch(self, connection: Watched) -> None:
         """Let a connection commit only while this process holds the lease."""
-        connection.on_commit, connection.silent_s = self.commit, SILENT_S
+        connection.on_write, connection.on_commit = self._begin, self.commit
+        connection.silent_s = SILENT_S
 
-    def begin(self, connection: Watched) -> None:
-        """Let the server end a transaction that has begun, when this process stands still."""
+    def _begin(self, connection: Watched) -> None:
+        """Let the server end a transaction that locks rows, when this process stands still."""
         if self.holder is not None:
             connection.execute(f"SELECT {_IDLE}")
 

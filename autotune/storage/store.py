@@ -27,6 +27,7 @@ from autotune.storage.migrations import REVISIONS, revision_of, upgrade
 from autotune.storage.reading import Reader, views_of_today
 from autotune.storage.requests import Requests
 from autotune.storage.schema import KINDS, StudyRow
+from autotune.storage.trial_attrs import write_attrs
 from autotune.storage.trials import StoredStudy
 from autotune.study.differences import contents, fingerprint, fingerprints, why_not_same
 from autotune.study.files import LoadedStudy, parse_study
@@ -371,11 +372,15 @@ class Store:
         study_id = self.storage.get_study_id_from_name(study)
         return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
+    @patient
     def set_trial_attrs(self, study: str, number: int, attrs: Mapping[str, object]) -> None:
         """Write user attributes of a trial that Optuna has not been told of yet."""
+        if not attrs:
+            return
         trial_id = self.trial_id(study, number)
-        for key, value in attrs.items():
-            self.storage.set_trial_user_attr(trial_id, key, value)
+        with self._sessions() as s:
+            write_attrs(s, self.storage, trial_id, attrs)
+            s.commit()
 
 
 def _why_not_same(row: StudyRow, loaded: LoadedStudy) -> str | None:
