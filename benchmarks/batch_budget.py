@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from confirmation_power import spend
 from optuna.trial import FrozenTrial, TrialState
 from search_replay import CONVERGED, DIRECTIONS, ENDS_AT, Judge, first_points, tell
 from surfaces import Outcome, World, names, world
@@ -41,7 +42,6 @@ from surfaces_held_out import HELD_OUT
 
 from autotune.results.tables import Column, Row, Table, text_lines
 from autotune.search.alike import Key, key_of
-from autotune.search.confirmation import plan
 from autotune.search.confirmation_verdict import verdict
 from autotune.search.proposer import Proposer, SearchEnds
 from autotune.study.space import MNBT, Point
@@ -94,12 +94,14 @@ def replay(w: World, seed: int, *, new: bool) -> Replay:
     best = max(searched, key=lambda k: float(np.mean(np.log([x[0] for x in searched[k]]))))
     leader = proposer.leader(trials)
     leading = None if leader is None else groups[key_of(of(leader))][0].number
-    order = plan(searched, DIRECTIONS, trials[0].number, CONFIRM, leader=leading)
-    again: dict[int, list[Sequence[float]]] = {}
-    for number in order:
+
+    def launch(number: int) -> Sequence[float]:
         values = w.launch(points[number], rng).values
         assert values is not None
-        again.setdefault(number, []).append(values)
+        return values
+
+    base = trials[0].number
+    _, again = spend(searched, DIRECTIONS, base, CONFIRM, launch, leader=leading)
     final = verdict(again, searched, DIRECTIONS, trials[0].number)
     assert final is not None
     judge = Judge(w)

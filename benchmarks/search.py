@@ -43,7 +43,8 @@ it has made 14 launches, and it has `--enough` of the hypervolume. The table has
     missing    hypervolume then missing, in percent: median (mean)
     short      how much less tok/s and more p95 the points with the best means then truly have than
                the best ones, in percent: means
-    says so    how often the end said that nothing differs
+    says so    how often the end said that nothing differs by more than a stated share, a quarter at
+               most
     new - old  mean of the differences with the same seeds, and its standard error; bold: worse by
                more than two of them. Launches to 99 % count as 40 where a replay did not get there
                (60 with four parameters), and missing hypervolume counts in points of percent
@@ -99,7 +100,7 @@ def record(w: World, strategy: str, seed: int, most: int, found: Replay) -> Reco
         "crashed": found.crashed[end - 1] if end else None,
         "missing": None if found.missing is None else round(found.missing, 5),
         "short": None if found.short is None else [round(x, 5) for x in found.short],
-        "says": found.says,
+        "says": None if found.says is None else [round(x, 4) for x in found.says],
         "proposal_s": round(found.proposing / len(found.shares), 4),
         "shares": [round(x, 4) for x in found.shares],
     }

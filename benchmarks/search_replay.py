@@ -18,9 +18,17 @@ from optuna.trial import FrozenTrial, TrialState
 from surfaces import Outcome, World
 from surfaces_base import Floats
 
-from autotune.search.alike import key_of
+import objectives
+from autotune.search.alike import Classes, key_of
 from autotune.search.front import Direction
-from autotune.search.proposer import Proposal, Proposer, SearchEnds, nearest, seed_points
+from autotune.search.proposer import (
+    Proposal,
+    Proposer,
+    SearchEnds,
+    launched_of,
+    nearest,
+    seed_points,
+)
 from autotune.study.space import MNBT, ChoiceParam, N, Point, Value
 
 DIRECTIONS: list[Direction] = ["maximize", "minimize"]
@@ -102,7 +110,8 @@ class Replay:
         end: Launches when the search ended itself; None: it has no end of its own.
         short: Of the points with the best mean tok/s and the best mean p95 at that end, how much
             less tok/s and more p95 they truly have than the best, as shares.
-        says: Whether that end said that nothing differs; None: it says nothing of the kind.
+        says: By how much, that end said, no setting differs from the baseline, in both objectives;
+            empty: it did not say so; None: it says nothing of the kind.
     """
 
     shares: list[float] = field(default_factory=list)
@@ -115,7 +124,7 @@ class Replay:
     proposing: float = 0.0
     end: int | None = None
     short: tuple[float, float] | None = None
-    says: bool | None = None
+    says: Sequence[float] | None = None
 
     @property
     def reached(self) -> int | None:
@@ -180,11 +189,11 @@ class Launcher:
             raise Enough
         return outcome
 
-    def end(self, says: bool | None) -> None:
+    def end(self, says: Sequence[float] | None) -> None:
         """Note that the search ends itself here; the launches that follow are beyond it.
 
         Args:
-            says: Whether it says that nothing differs; None: it says nothing of the kind.
+            says: As of :class:`Replay`.
 
         Raises:
             Enough: nothing is left to see.
@@ -469,9 +478,29 @@ def _search(
             tell(study, w, x.point, launch, x)
 
 
-def _says_nothing_differs(w: World, trials: Sequence[FrozenTrial]) -> bool | None:
-    """Whether the end of a search says that nothing differs; None: this autotune cannot say it."""
-    return None
+def _says_nothing_differs(w: World, trials: Sequence[FrozenTrial]) -> Sequence[float] | None:
+    """By how much no setting differs, as the end of a search says it, in both objectives.
+
+    Returns:
+        Shares; empty: it does not say so; None: this autotune cannot say it.
+    """
+    try:
+        from autotune.results.flatness import stated
+    except ImportError:  # replays of older code
+        return None
+    launched = launched_of(
+        w.space, [t for t in trials if t.state == TrialState.COMPLETE], DIRECTIONS
+    )
+    points = [q for q, why in zip(w.points, w.reasons, strict=True) if why is None]
+    found = stated(
+        w.space,
+        launched,
+        points,
+        next(iter(first_points(w))),
+        Classes(w.alike, launched),
+        [objectives.get("throughput"), objectives.get("p95_latency")],
+    )
+    return () if found is None else tuple(found.differs.values())
 
 
 OURS: Mapping[str, int] = {"ours": 1, "ours-4": 4, "ours-8": 8}

@@ -172,9 +172,14 @@ def _short(rows: Sequence[Record]) -> str:
 
 
 def _says(rows: Sequence[Record]) -> str:
+    """How often it says that nothing differs, and by how much, in percent."""
     if any(r["says"] is None for r in rows):
         return ""
-    return f"{np.mean([r['says'] for r in rows]):.0%}"
+    said = [r["says"] for r in rows if r["says"]]
+    if not said:
+        return "0 %"
+    rate, p95 = 100 * np.median(said, axis=0)
+    return f"{100 * len(said) / len(rows):.0f} % ({rate:.0f}, {p95:.0f})"
 
 
 def _capped(r: Record) -> float:

@@ -39,11 +39,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from confirmation_power import spend
 from coverage import serve, shapes
 from grid import MEASURED, POOL, describe, load, resampled
 from scipy import special
 
-from autotune.search.confirmation import plan
 from autotune.search.confirmation_verdict import verdict
 from autotune.search.front import Direction
 from autotune.stats import Estimate
@@ -133,10 +133,12 @@ def replay(
     searched = {int(k): [v] for k, v in zip(visited, singles.tolist(), strict=True)}
     for k, v in zip(again, world.launch(np.array(again), rng).tolist(), strict=True):
         searched[k].append(v)
-    order = plan(searched, DIRECTIONS, 0, held, most=most)
-    confirmed: dict[int, list[list[float]]] = {k: [] for k in order}
-    for k, v in zip(order, world.launch(np.array(order), rng).tolist(), strict=True):
-        confirmed[k].append(v)
+
+    def launch(k: int) -> list[float]:
+        values: list[float] = world.launch(np.array([k]), rng)[0].tolist()
+        return values
+
+    _, confirmed = spend(searched, DIRECTIONS, 0, held, launch, most=most)
     found = verdict(confirmed, searched, DIRECTIONS, 0)
     assert found is not None
 

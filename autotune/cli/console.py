@@ -44,6 +44,7 @@ from autotune.results.views import (
     StudyView,
     TrialView,
     confirmation_lines,
+    dropped_lines,
     kinds_text,
     scatter_line,
     verdict_lines,
@@ -237,7 +238,7 @@ class Ui:
         self._print("")
         if again := confirmation_lines(view):
             self._print("Confirmation (launched again, interleaved), with 95% intervals:")
-            for line in again:
+            for line in (*again, *dropped_lines(view)):
                 self.prose(line, "  ")
             self._print("")
             for line in verdict_lines(view):
@@ -260,6 +261,10 @@ class Ui:
             self._print(plain(" on ".join(filter(None, about))))
         self._print("")
         self.console.print(rendered(trials_page(view)))
+        if dropped := dropped_lines(view):
+            self._print("")
+            for line in dropped:
+                self.prose(upper(line))
 
     def check(self, name: str, ok: bool | None, text: str) -> None:
         """Show one line of `autotune doctor`; ``ok`` is None for a remark that is no fault."""

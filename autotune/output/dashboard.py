@@ -54,12 +54,14 @@ from autotune.results.views import (
     StudyView,
     TrialView,
     confirmation_lines,
+    dropped_lines,
     scatter_line,
     steps_notes,
     throttled_lines,
     verdict_lines,
     why_no_best,
 )
+from autotune.search.spending import STEPS
 from autotune.storage.failures import database_errors
 from autotune.storage.location import Database, Server
 from autotune.storage.names import artifact_folder
@@ -336,6 +338,9 @@ def _study_key(key: str) -> str:
     wanted = key.removeprefix("confirmation_")
     if wanted != key and wanted.isdigit():
         return f"trials launched again, in this order (--trials {wanted})"
+    wanted = key.removeprefix(STEPS)
+    if wanted != key:
+        return f"launches held for that, and what was dropped (--trials {wanted})"
     if key.partition("_")[0] == "converged":  # with the version of the estimator, if not the first
         return "--trials that the search did not need"
     return key
@@ -532,7 +537,7 @@ def _study_note(view: StudyView, importance: Sequence[str], *, exponents: bool) 
         lines += ["", *(f"{markdown(x)}.\n" for x in steps_notes([*front, *base])), _FRONT_NOTE]
         if again := confirmation_lines(view):
             lines += ["", "## Measured again, side by side", ""]
-            lines += [f"- {markdown(line)}" for line in again]
+            lines += [f"- {markdown(line)}" for line in (*again, *dropped_lines(view))]
             lines += ["", *(f"- {markdown(line)}" for line in verdict_lines(view))]
         if scatter := scatter_line(view):
             lines += ["", markdown(upper(scatter)) + "."]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from autotune.engine.batch_budget import Verdict
 from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
+from autotune.engine.rule import Known
 from autotune.errors import UserError
 from autotune.results.batch_budget import Families, families_of
 from autotune.results.measured import measured
@@ -19,12 +20,13 @@ from autotune.search.alike import Classes
 from autotune.storage.records import attrs_of
 from autotune.storage.store import Store
 from autotune.storage.trials import State
+from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, Point
 from objectives import Objective
 
 
-class _Launch(NamedTuple):
+class ComparedLaunch(NamedTuple):
     """A measured launch, as :class:`autotune.search.alike.Launched` describes it."""
 
     point: Point
@@ -45,14 +47,10 @@ def budget_note(store: Store, view: StudyView, trial: TrialView) -> str | None:
     """
     if MNBT not in trial.point:
         return None
-    found = measured(store, view.name, trial.number)
-    if found is None:
+    known = rules_of(store, view, trial)
+    if known is None:
         return None
-    try:
-        loaded = with_method(found.loaded)
-    except UserError:  # the draft is not on this machine
-        loaded = found.loaded
-    families = families_of(loaded.spec, found.info.version, known_for(loaded, found.info))
+    loaded, families = known.loaded, known.families
     family = families.of(trial.point)
     mnbt = int(trial.point[MNBT])
     if family is None or family.sentence(mnbt, certain=False) is None:
@@ -75,16 +73,47 @@ def budget_note(store: Store, view: StudyView, trial: TrialView) -> str | None:
     return f"{why}. {checked}{serve}."
 
 
+class Rules(NamedTuple):
+    """What a study's rules depend on, as its launches tell it.
+
+    Attributes:
+        loaded: The study, with the method of its draft where that can be read.
+        version: vLLM's version; None: unknown.
+        known: Facts about machine and target.
+        families: Points that differ in MNBT only.
+    """
+
+    loaded: LoadedStudy
+    version: str | None
+    known: Known
+    families: Families
+
+
+def rules_of(store: Store, view: StudyView, trial: TrialView) -> Rules | None:
+    """Return what the rules of a study depend on; None: no launch of the trial can be read."""
+    found = measured(store, view.name, trial.number)
+    if found is None:
+        return None
+    try:
+        loaded = with_method(found.loaded)
+    except UserError:  # the draft is not on this machine
+        loaded = found.loaded
+    known = known_for(loaded, found.info)
+    version = found.info.version
+    return Rules(loaded, version, known, families_of(loaded.spec, version, known))
+
+
 def _classes(store: Store, spec: StudySpec, families: Families, view: StudyView) -> Classes:
     """Return the classes of points, after what the study's launches say."""
     return Classes(
-        families.alike(spec.to_space()), list(_launches(store, spec, view.name, view.objectives))
+        families.alike(spec.to_space()),
+        list(compared_launches(store, spec, view.name, view.objectives)),
     )
 
 
-def _launches(
+def compared_launches(
     store: Store, spec: StudySpec, name: str, objectives: Sequence[Objective]
-) -> Iterator[_Launch]:
+) -> Iterator[ComparedLaunch]:
     """Yield the measured launches of a study that have positive values."""
     space = spec.to_space()
     signs = [-1.0 if o.direction == "maximize" else 1.0 for o in objectives]
@@ -95,7 +124,7 @@ def _launches(
         if t.values is None or min(t.values) <= 0 or attrs_of(t).quality.throttled:
             continue
         within = attrs_of(t).log_variances or [None] * len(signs)
-        yield _Launch(
+        yield ComparedLaunch(
             space.decode(t.params),
             tuple(s * math.log(v) for s, v in zip(signs, t.values, strict=True)),
             tuple(math.nan if v is None else v for v in within),

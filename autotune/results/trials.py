@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,7 @@ from autotune.results.text import count
 from autotune.results.views import StudyView, TrialView
 from autotune.search.confirmation_verdict import ConfirmationVerdict
 from autotune.search.front import baseline_speedup
+from autotune.search.spending import STEPS, Dropped, Spending
 from autotune.serving.machine import machine_line
 from autotune.stats import SingleLaunch
 from autotune.storage.records import Quality, attrs_of
@@ -71,7 +72,24 @@ def study_view(store: Store, name: str) -> StudyView:
         variance=found.variance,
         variables=mixed(environments(store, name, study.trials, spec.server.env)),
         arms=tuple(spec.server.arms),
+        dropped=_dropped(study.user_attrs),
     )
+
+
+def _dropped(kept: Mapping[str, Any]) -> dict[int, Dropped]:
+    """Return the dropped candidates of all confirmations, unless a later one launched them again.
+
+    Args:
+        kept: User attributes of the study.
+    """
+    keys = [key for key in kept if key.startswith(STEPS)]
+    found: dict[int, Dropped] = {}
+    for wanted in sorted(int(key.removeprefix(STEPS)) for key in keys):
+        order = kept.get(f"confirmation_{wanted}", ())
+        planned = Spending.read(order, kept[f"{STEPS}{wanted}"])
+        found = {k: why for k, why in found.items() if k not in planned.order}
+        found |= planned.dropped
+    return found
 
 
 def trial_views(

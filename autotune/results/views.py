@@ -28,6 +28,7 @@ from autotune.study.space import ARM, MNBT, N, Point
 
 if TYPE_CHECKING:
     from autotune.search.confirmation_verdict import Choice, ConfirmationVerdict
+    from autotune.search.spending import Dropped
     from autotune.stats import LaunchVariance
     from objectives import Objective
 
@@ -198,6 +199,7 @@ class StudyView:
         variables: Variables of the user's environment that may change figures and had several
             values: their trials by value, None: not set.
         arms: Names of the study's arms; empty: it has one way to draft.
+        dropped: Why candidates of the confirmation are launched no more, by their trial's number.
     """
 
     name: str
@@ -212,6 +214,7 @@ class StudyView:
     variance: Mapping[str, LaunchVariance] = field(default_factory=dict)
     variables: Mapping[str, Mapping[str | None, Sequence[int]]] = field(default_factory=dict)
     arms: Sequence[str] = ()
+    dropped: Mapping[int, Dropped] = field(default_factory=dict)
 
     def front(self) -> list[TrialView]:
         """Return the Pareto front, best by the first objective first."""
@@ -311,6 +314,23 @@ def confirmation_lines(view: StudyView) -> list[str]:
     return lines
 
 
+def dropped_lines(view: StudyView) -> list[str]:
+    """Return which candidates the confirmation launches no more and why, a line for each."""
+    known = {t.number for t in view.trials}
+    lines = []
+    for number, why in view.dropped.items():
+        if not {number, why.better} <= {*known, None}:
+            continue  # a trial that this version does not show
+        if why.better is None:
+            reason = "because its launches failed"
+        else:
+            chance = _chance_text(why.chance or 0)
+            reason = f"because {_name(view, why.better)} is better with {chance} probability"
+        launches = f" after {count(why.launches, 'launch')}" if why.launches else ""
+        lines.append(f"{_name(view, number)}: dropped{launches}, {reason}")
+    return lines
+
+
 def verdict_lines(view: StudyView) -> list[str]:
     """Return the best point and its certainty: by each objective, then by all of them."""
     if view.verdict is None:
@@ -336,10 +356,13 @@ def _choice(view: StudyView, choice: Choice) -> str:
         if choice.tie:
             words.append(f"a tie with {rival}: better with only {choice.chance:.0%} probability")
         else:
-            # even 99.96 % is no certainty, which "100%" would claim
-            chance = "more than 99%" if choice.chance > 0.99 else f"{choice.chance:.0%}"
-            words.append(f"better than {rival} with {chance} probability")
+            words.append(f"better than {rival} with {_chance_text(choice.chance)} probability")
     return ", ".join(words)
+
+
+def _chance_text(chance: float) -> str:
+    # even 99.96 % is no certainty, which "100%" would claim
+    return "more than 99%" if chance > 0.99 else f"{chance:.0%}"
 
 
 def _trial(view: StudyView, number: int) -> TrialView:

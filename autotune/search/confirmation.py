@@ -8,17 +8,14 @@ rule  what is chosen by: one objective's gain, or the sum
 ====  =============================================================================================
 
 The best of many single launches is also the one with the best chance deviation. Therefore
-candidates are launched again, forwards and backwards (A B C A A C B A). A machine that becomes
+candidates are launched again, forwards and backwards (A B C C B A). A machine that becomes
 slower or faster then affects all of them equally, and the mean of the paired differences is the
 difference of the means. Removing the rounds from the scatter as well was tried: at 4 to 8 launches
 the lost degrees of freedom widen the interval by 7 to 30 % on a steady machine, and the gain is at
-most 10 % on a drifting one. Eight launches have three candidates. With 2, 3 and 4 candidates the
-choice was within 2 % of the best in 95, 91 and 88 % of the replays on one measured grid, and in 83,
-91 and 95 % on another. Each further candidate widens the speed-up's interval by a fifth to a
-quarter. Remaining launches go to the baseline, because every speed-up refers to it (C. W. Dunnett,
-"A multiple comparison procedure for comparing several treatments with a control", Journal of the
-American Statistical Association 50, 1955: with k others, √k times as many launches as each of them
-are best).
+most 10 % on a drifting one. Eight launches begin with three candidates. With 2, 3 and 4 of them
+the choice was within 2 % of the best in 95, 91 and 88 % of the replays on one measured grid, and in
+83, 91 and 95 % on another. Each further candidate widens the speed-up's interval by a fifth to a
+quarter. Remaining launches are planned later, by :mod:`autotune.search.confirmation_steps`.
 """
 
 from __future__ import annotations
@@ -45,8 +42,9 @@ def plan(
     leader: int | None = None,
     most: int | None = None,
 ) -> list[int]:
-    """Return the trial numbers of the ``held`` launches of the confirmation, in their order.
+    """Return the trial numbers of the first launches of a confirmation, in their order.
 
+    They are its first step; :func:`autotune.search.confirmation_steps.next_step` plans the others.
     Candidates are the baseline, the leader, the best by each objective, the balanced choice, and
     then the next best by its rule.
 
@@ -56,8 +54,8 @@ def plan(
         baseline: Trial that all are compared with; None: there is none with values.
         held: Number of launches.
         leader: Trial of the point that the search's model takes for the best; None: it has none.
-        most: Largest number of candidates. None: 2 for 4 launches, 3 for 6 to 8, 4 for more; with
-            three objectives also 4 for 8, for the baseline and the best by each.
+        most: Largest number of candidates. None: 2 for 4 launches, 3 for 6 to 11, 4 for more; with
+            three objectives 4 from 8 on, for the baseline and the best by each.
 
     Raises:
         ValueError: a value is not positive.
@@ -71,13 +69,30 @@ def plan(
     order += [int(n) for n in numbers[gains.argmax(axis=0)]]
     order += [int(n) for n in numbers[np.argsort(-gains[:, -1], kind="stable")]]
     if most is None:
-        enough = max(math.ceil(held / 4) + 1, len(directions) + 1)
+        enough = max(held // 4 + 1, 3, len(directions) + 1)
         most = max(2, min(held // 2, enough, 4))
     chosen = list(dict.fromkeys(order))[:most]
-    if held < 3:
-        return chosen[:held]
-    there = list(islice(cycle(chosen), math.ceil(held / 2)))
-    return [*there, *reversed(there[: held // 2])]
+    return step_of(chosen, held)
+
+
+def step_of(candidates: Sequence[int], left: int) -> list[int]:
+    """Return the launches of the next step, there and back.
+
+    Args:
+        candidates: The most important ones first, if there are too few launches for all.
+        left: Number of launches that are left. Where one would remain, it belongs to this step.
+    """
+    count = len(candidates)
+    length = min(left, 2 * count)
+    if left < 2 * count:
+        count = max(min(count, left // 2), min(count, 2))
+    elif left == 2 * count + 1:
+        length = left
+    chosen = candidates[:count]
+    if length < 3:
+        return list(islice(cycle(chosen), length))
+    there = list(islice(cycle(chosen), math.ceil(length / 2)))
+    return [*there, *reversed(there[: length // 2])]
 
 
 def sign_of(direction: Direction) -> int:

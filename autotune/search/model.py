@@ -17,7 +17,6 @@ While launches are pending, the next launch is chosen as if they had their expec
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,11 +24,12 @@ import numpy as np
 
 from autotune.search.acceptance import Prediction, SpeculationLaunch
 from autotune.search.alike import key_of
+from autotune.search.features import unit
 from autotune.search.gain import Belief, gains, potential, reference_point
 from autotune.search.noise import UNKNOWN
 from autotune.search.surrogate import Trend, fit
 from autotune.stats.measurement import Floats, Ints
-from autotune.study.space import ARM, ChoiceParam, FloatParam, N, Point, Space
+from autotune.study.space import ARM, N, Point, Space
 from autotune.study.ways import curve_of
 
 # Expected standard deviation of the part of an objective that the trend does not explain, without
@@ -79,33 +79,6 @@ class Proposal:
     gain: float | None = None
     challenge: bool = False
     leaders: tuple[Point, ...] = ()
-
-
-def unit(space: Space, point: Point) -> list[float]:
-    """Return the features of a point: its coordinates, by which the model measures distances.
-
-    n counts by its square root, because acceptance falls with every position. Whether there are
-    drafts is a separate feature, because the step from 0 to 1 changes the whole program. Any two
-    choices are equally far apart.
-    """
-    out: list[float] = []
-    for name, p in space.params.items():
-        v = point[name]
-        match p:
-            case ChoiceParam():
-                out += [0.5 if c == v and type(c) is type(v) else 0.0 for c in p.choices]
-            case FloatParam():
-                f = math.log if p.log else float
-                span = f(p.high) - f(p.low)
-                out.append((f(float(v)) - f(p.low)) / span if span else 0.0)
-            case _:
-                values = p.values()
-                if name == N:
-                    out.append(math.sqrt(int(v) / max(1, values[-1])))
-                    out.append(0.5 if v else 0.0)
-                else:
-                    out.append(values.index(int(v)) / max(1, len(values) - 1))
-    return out
 
 
 def propose(

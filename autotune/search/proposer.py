@@ -23,8 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.errors import FailureKind
 from autotune.search.alike import Alike, Classes, Key, key_of
 from autotune.search.crashes import CrashModel
+from autotune.search.features import unit
 from autotune.search.front import Direction
-from autotune.search.model import Observed, Proposal, propose, unit
+from autotune.search.model import Observed, Proposal, propose
 from autotune.search.stated import StatedBounds
 from autotune.stats.measurement import Floats
 from autotune.study.space import (

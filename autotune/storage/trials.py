@@ -89,11 +89,13 @@ class StoredStudy:
         maximized: Whether each objective is maximized, in their order.
         metric_names: How each is shown; None: an early autotune kept no names.
         trials: All, in the order of their numbers.
+        user_attrs: What autotune keeps of the study.
     """
 
     maximized: tuple[bool, ...]
     metric_names: list[str] | None
     trials: list[Trial]
+    user_attrs: dict[str, Any] = field(default_factory=dict)
 
 
 def revision_of(reader: Reader) -> str | None:
@@ -125,6 +127,13 @@ def stored_study(reader: Reader, name: str) -> StoredStudy | None:
         maximized=tuple(row["direction"] == "MAXIMIZE" for row in directions),
         metric_names=system_attr(reader, name, "study:metric_names"),
         trials=_trials(reader, found),
+        user_attrs={
+            row["key"]: json.loads(row["value_json"])
+            for row in reader.rows(
+                "SELECT key, value_json FROM study_user_attributes WHERE study_id = :study",
+                study=found,
+            )
+        },
     )
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.standing import Standing, counts, is_finished, with_points
+from autotune.results.standing import Launched, Standing, counts, is_finished, with_points
 from autotune.results.trials import trial_views
 from autotune.results.views import cost
 from autotune.search.alike import Alike, Key, key_of
-from autotune.search.confirmation import plan
+from autotune.search.confirmation import Launches, plan
+from autotune.search.confirmation_steps import next_step
 from autotune.search.proposer import (
     PointSet,
     Proposer,
@@ -27,6 +28,7 @@ from autotune.search.proposer import (
     seed_points,
     tried_points,
 )
+from autotune.search.spending import Spending
 from autotune.search.stated import StatedBounds
 from autotune.storage.records import Role, TrialAttrs, attrs_of
 from autotune.study.schema import StudySpec
@@ -74,8 +76,8 @@ class Situation:
         trials: All trials that compare, in the order of their numbers; running ones included.
         pending: Choices that are not begun yet.
         searching: Whether the search goes on; False: what is left is to confirm.
-        confirmation: Numbers of the trials to confirm, in the order of their launches; None: it is
-            not planned yet.
+        confirmation: Numbers of the trials to confirm, in the order of their launches, as far as
+            its steps are planned; None: none is.
     """
 
     trials: Sequence[FrozenTrial]
@@ -153,8 +155,8 @@ class Planner:
             return None
         if not now.searching and not all(map(self._confirming, now.unfinished)):
             return None  # the last trials of the search may still be winners
-        if self.confirms(now) and (found := self._to_confirm(now)) is not None:
-            return found
+        if self.confirms(now) and (now.confirmation is None or len(now.confirmation)):
+            return self._to_confirm(now)
         if not now.searching:
             raise SearchEnds
         if self._awaits_search(now):
@@ -196,23 +198,59 @@ class Planner:
             return False
         return not now.searching or self._searched(now) >= self.budget.search
 
-    def candidates(self, standing: Standing, trials: Sequence[FrozenTrial] = ()) -> list[int]:
-        """Return the trials to confirm, in the order of their launches.
+    def awaits_step(self, now: Situation) -> bool:
+        """Return whether the next step of the confirmation is to be planned now.
+
+        That is when all launches of its steps so far have ended, and those of the search.
+        """
+        if not self.confirms(now):
+            return False
+        if now.confirmation is None:
+            return all(map(self._confirming, now.unfinished))
+        if not 0 < len(now.confirmation) <= self._confirmed(now):
+            return False
+        left: list[FrozenTrial | Choice] = [*_unfinished(now.trials), *now.pending]
+        return not any(map(self._confirming, left))
+
+    def next_step(
+        self,
+        standing: Standing,
+        trials: Sequence[FrozenTrial] = (),
+        so_far: Spending | None = None,
+    ) -> Spending:
+        """Return the confirmation with the launches of its next step.
 
         Points that are one for the objectives are one candidate, with the launches of all of them,
-        and the one that the search's model takes for the best is among the candidates.
+        and the one that the search's model takes for the best is among the candidates. What
+        follows a confirmation, without new trials of the search, goes on with what is still in
+        question.
 
         Args:
             standing: Of all trials.
             trials: All trials that compare.
+            so_far: Its steps so far; None: it begins.
 
         Raises:
             ValueError: an objective can be zero or negative.
         """
         found = standing.launched()
         directions = [o.direction for o in self._objectives]
-        if self._alike is None:
-            return plan(found.searched, directions, found.baseline, self.budget.held)
+        searched, confirmed, leader = found.searched, found.confirmed, None
+        if self._alike is not None:
+            searched, confirmed, leader = self._merged(found, trials)
+        base = found.baseline
+        if so_far is None:
+            so_far = Spending([], self.budget.held)
+            if not (confirmed.keys() & searched.keys() and _ends_with_confirmation(trials)):
+                first = plan(searched, directions, base, self.budget.held, leader=leader)
+                return replace(so_far, order=first)
+        so_far = replace(so_far, held=self.budget.held)
+        return next_step(so_far, confirmed, searched, directions, base)
+
+    def _merged(
+        self, found: Launched, trials: Sequence[FrozenTrial]
+    ) -> tuple[Launches, Launches, int | None]:
+        """Return the launches of the search and of confirmations by class, and the leader."""
         points = {
             t.number: self.space.decode(t.params) for t in trials if t.number in found.searched
         }
@@ -221,22 +259,29 @@ class Planner:
         numbers: dict[Key, list[int]] = {}
         for number in sorted(found.searched, key=lambda k: (k != found.baseline, k)):
             numbers.setdefault(key_of(of(points[number])), []).append(number)
-        merged = {
-            same[0]: [launch for k in same for launch in found.searched[k]]
-            for same in numbers.values()
-        }
-        leader = self._proposer.leader(trials)
-        leading = None if leader is None else numbers.get(key_of(of(leader)))
-        first = None if leading is None else leading[0]
-        return plan(merged, directions, found.baseline, self.budget.held, leader=first)
+
+        def merge(launches: Launches) -> Launches:
+            merged = {
+                same[0]: [launch for k in same for launch in launches.get(k, ())]
+                for same in numbers.values()
+            }
+            return {k: x for k, x in merged.items() if x}
+
+        best = self._proposer.leader(trials)
+        leading = None if best is None else numbers.get(key_of(of(best)))
+        leader = None if leading is None else leading[0]
+        return merge(found.searched), merge(found.confirmed), leader
 
     def _to_confirm(self, now: Situation) -> Choice | None:
-        """Return the next launch that measures a candidate again; None: there is no candidate."""
+        """Return the next launch of the confirmation; None: first its step has to end."""
         if now.confirmation is None:
+            if not all(map(self._confirming, now.unfinished)):
+                return None  # of the search
             raise ValueError("a confirmation needs an order")
-        if not now.confirmation:
+        begun = self._confirmed(now)
+        if begun >= len(now.confirmation):
             return None
-        number = now.confirmation[self._confirmed(now) % len(now.confirmation)]
+        number = now.confirmation[begun]
         attrs = TrialAttrs(Role.CONFIRMATION, confirms=number, confirmation=self.budget.wanted)
         return Choice(now.point(number, self.space), attrs)
 
@@ -397,3 +442,14 @@ class Planner:
 def _searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return all trials but those of a confirmation."""
     return [t for t in trials if attrs_of(t).searches]
+
+
+def _unfinished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that wait or run."""
+    return [t for t in trials if not t.state.is_finished()]
+
+
+def _ends_with_confirmation(trials: Sequence[FrozenTrial]) -> bool:
+    """Return whether no trial of the search has ended since the last one of a confirmation."""
+    ended = [t for t in trials if is_finished(t)]
+    return bool(ended) and not attrs_of(ended[-1]).searches

@@ -18,6 +18,7 @@ from autotune.results.batch_budget import families_of
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
 from autotune.search.proposer import CHALLENGES, Converged, Proposer, SearchEnds
+from autotune.search.spending import Spending
 from autotune.serving.slots import Slot
 from autotune.stats import expected_between
 from autotune.storage.location import Database
@@ -156,10 +157,10 @@ class _Driver:
                 "`autotune run` measures them again"
             )
         wanted = self.store.load_study(name)[1].wanted
-        order = self.log.confirmation(wanted) or []
+        planned = self.log.confirmation(wanted)
         confirmed = sum(attrs_of(t).confirmation == wanted for t in trials)
-        if confirmed < len(order):
-            return Budget(wanted, len(order))
+        if planned is not None and planned.order and confirmed < planned.held:
+            return Budget(wanted, planned.held)
         return Budget(sum(map(counts, trials)) + launches, launches)
 
     def open(
@@ -296,16 +297,18 @@ class _Driver:
         now = Situation(self.log.trials(), tuple(self.next), self.searching)
         if not self.planner.confirms(now):
             return now
-        order = self.log.confirmation(wanted)
-        if order is None:
-            self.log.placed()
-            try:
-                order = self.planner.candidates(self.log.standing, self.log.trials())
-            except ValueError as e:  # an objective that can be zero or negative
-                self.progress.message(f"no confirmation: {e}")
-                order = []
-            self.log.keep_confirmation(wanted, order)
-        return replace(now, confirmation=order)
+        planned = self.log.confirmation(wanted)
+        now = replace(now, confirmation=None if planned is None else planned.order)
+        if not self.planner.awaits_step(now):
+            return now
+        self.log.placed()
+        try:
+            planned = self.planner.next_step(self.log.standing, self.log.trials(), planned)
+        except ValueError as e:  # an objective that can be zero or negative
+            self.progress.message(f"no confirmation: {e}")
+            planned = Spending([], self.budget.held)
+        self.log.keep_confirmation(wanted, planned)
+        return replace(now, confirmation=planned.order)
 
     def upcoming(self, most: int) -> list[Point]:
         """Return points whose trials come after the running ones, as far as they are known."""

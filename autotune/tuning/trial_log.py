@@ -7,7 +7,7 @@ launches were written down before, by :mod:`autotune.tuning.launcher`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import optuna
@@ -20,6 +20,7 @@ from autotune.results.recomputed import Recomputed, measurement_of
 from autotune.results.standing import Standing, counts, is_outdated, with_points
 from autotune.results.text import objective_text
 from autotune.results.trials import trial_view
+from autotune.search.spending import STEPS, Spending
 from autotune.stats import ESTIMATOR, Measurement
 from autotune.storage.records import Quality, TrialAttrs, attrs_of
 from autotune.storage.store import Store
@@ -156,14 +157,21 @@ class TrialLog:
             self._converged_key = f"converged_{ESTIMATOR}" if self.outdated() else "converged"
         return self._converged_key
 
-    def confirmation(self, wanted: int) -> list[int] | None:
+    def confirmation(self, wanted: int) -> Spending | None:
         """Return what was planned to confirm in a budget; None: nothing that compares today."""
-        order: list[int] | None = self.study.user_attrs.get(f"confirmation_{wanted}")
-        return None if order is not None and self.outdated() & set(order) else order
+        kept = self.study.user_attrs
+        order: list[int] | None = kept.get(f"confirmation_{wanted}")
+        if order is None or self.outdated() & set(order):
+            return None
+        return Spending.read(order, kept.get(f"{STEPS}{wanted}"))
 
-    def keep_confirmation(self, wanted: int, order: Sequence[int]) -> None:
-        """Keep what is confirmed in a budget, in the order of the launches."""
-        self.study.set_user_attr(f"confirmation_{wanted}", list(order))
+    def keep_confirmation(self, wanted: int, planned: Spending) -> None:
+        """Keep what is confirmed in a budget, in the order of the launches as far as it is known.
+
+        The order is kept last: without it, the step is planned once more.
+        """
+        self.study.set_user_attr(f"{STEPS}{wanted}", planned.to_json())
+        self.study.set_user_attr(f"confirmation_{wanted}", list(planned.order))
 
     # -- beginning and telling -------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ PURE = {
     "autotune.search.confirmation_verdict",
     "autotune.search.front",
     "autotune.search.noise",
+    "autotune.search.spending",
     "autotune.tuning",
     "autotune.tuning.progress",
 }

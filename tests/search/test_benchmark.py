@@ -133,6 +133,19 @@ def test_a_replay_of_a_search_lasts_to_its_end_at_least(bench: Any) -> None:
     assert len(found.shares) == max(found.end, 14)
 
 
+def test_a_search_says_at_its_end_that_nothing_differs_where_nothing_does(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = bench.replay(bench.world("flat"), "ours", 0, 33)
+    assert flat.says is not None
+    assert len(flat.says) == 2
+    assert max(flat.says) < 0.25
+    assert bench.replay(bench.world("two-peaks"), "ours", 0, 33).says == ()
+    # of older code, which had no such sentence
+    monkeypatch.setitem(sys.modules, "autotune.results.flatness", None)
+    assert bench.replay(bench.world("flat"), "ours", 0, 7).says is None
+
+
 def test_a_stopped_run_goes_on_and_slices_are_shown_together(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +170,7 @@ def test_a_stopped_run_goes_on_and_slices_are_shown_together(
     assert shown == main("--show", tmp_path / "all.json")
     assert "| flat | 10 % | 1 |" in shown
     assert "new, ours: replays 3" in shown
+    assert "new, random: replays 3" in shown
 
 
 def test_old_and_new_are_compared_seed_by_seed(tables: Any) -> None:

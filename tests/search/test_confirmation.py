@@ -27,8 +27,8 @@ SEARCHED: Launches = {
 
 def test_baseline_and_every_kind_of_winner_come_first() -> None:
     assert plan(SEARCHED, BOTH, 0, 8, most=4) == [0, 1, 2, 3, 3, 2, 1, 0]
-    # three candidates by default, and what is left over goes to the baseline
-    assert plan(SEARCHED, BOTH, 0, 8) == [0, 1, 2, 0, 0, 2, 1, 0]
+    # three candidates by default, and what is left over is planned when these have ended
+    assert plan(SEARCHED, BOTH, 0, 8) == [0, 1, 2, 2, 1, 0]
     assert plan(SEARCHED, BOTH, 0, 4) == [0, 1, 1, 0]
     # without a baseline the balanced choice moves up, and then the next best by its rule
     assert plan(SEARCHED, BOTH, None, 8, most=4) == [1, 2, 3, 4, 4, 3, 2, 1]
@@ -42,9 +42,9 @@ def test_where_the_baseline_is_best_it_is_compared_with_the_next_best() -> None:
 @pytest.mark.parametrize("held", range(3, 17))
 def test_a_steady_drift_hits_every_candidate_alike(held: int) -> None:
     order = np.array(plan(SEARCHED, BOTH, 0, held))
-    assert len(order) == held
+    assert len(order) <= held
     middles = [np.flatnonzero(order == k).mean() for k in set(order.tolist())]
-    assert middles == pytest.approx([(held - 1) / 2] * len(middles))
+    assert middles == pytest.approx([(len(order) - 1) / 2] * len(middles))
     launches = [int((order == k).sum()) for k in set(order.tolist())]
     assert held < 4 or min(launches) >= 2
     assert (order == 0).sum() == max(launches)
@@ -53,7 +53,7 @@ def test_a_steady_drift_hits_every_candidate_alike(held: int) -> None:
 def test_few_launches_and_few_points() -> None:
     assert plan(SEARCHED, BOTH, 0, 2) == [0, 1]
     assert plan(SEARCHED, BOTH, 0, 0) == []
-    assert plan({0: [(1.0,)]}, ("maximize",), 0, 4) == [0, 0, 0, 0]
+    assert plan({0: [(1.0,)]}, ("maximize",), 0, 4) == [0, 0]
     assert plan({}, BOTH, None, 8) == []
 
 

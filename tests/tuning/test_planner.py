@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,10 +20,11 @@ from autotune.api import _Listener
 from autotune.errors import FailureKind, MeasureError, TrialFailure
 from autotune.results.standing import Standing, counts
 from autotune.search.proposer import Proposer, SearchEnds, SpaceExhausted
+from autotune.search.spending import Spending
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.store import opened
 from autotune.study.files import load_study
-from autotune.study.space import N, Point
+from autotune.study.space import MNBT, N, Point
 from autotune.tuning import study_run
 from autotune.tuning.executor import OneSlot
 from autotune.tuning.launcher import no_prelaunch
@@ -66,14 +69,18 @@ class World:
         self.planner = Planner(*args)
         self.trials: list[FrozenTrial] = []
         self.begun: list[Choice] = []
-        self.order: list[int] | None = None
+        self.planned: Spending | None = None
+
+    @property
+    def order(self) -> list[int] | None:
+        return None if self.planned is None else list(self.planned.order)
 
     def situation(self, pending: Sequence[Choice] = (), *, searching: bool = True) -> Situation:
         now = Situation(self.trials, pending, searching, self.order)
-        if self.order is None and self.planner.confirms(now):
+        if self.planner.awaits_step(now):
             standing = Standing(OBJECTIVES)
             standing.update(self.trials)
-            self.order = self.planner.candidates(standing)
+            self.planned = self.planner.next_step(standing, self.trials, self.planned)
             now = replace(now, confirmation=self.order)
         return now
 
@@ -141,9 +148,13 @@ def test_a_budget_is_used_up_whatever_the_number_of_slots(tmp_path: Path, slots:
     assert roles[0] is Role.BASELINE
     assert roles[-held:] == [Role.CONFIRMATION] * held
     assert Role.CONFIRMATION not in roles[:-held]
-    # the confirmation is there and back, whoever ends first
+    # each step of the confirmation is there and back, whoever ends first
     confirmed = [c.attrs.confirms for c in world.begun[-held:]]
-    assert confirmed == world.order == confirmed[::-1]
+    assert confirmed == world.order
+    first, second = confirmed[:6], confirmed[6:]
+    assert first == first[::-1]
+    assert len(set(second)) == 2
+    assert set(second) <= set(first)
     # no point is searched twice but as a replicate, which names the first
     first: dict[frozenset[Any], int] = {}
     for number, c in enumerate(world.begun[:-held]):
@@ -166,6 +177,145 @@ def test_the_confirmation_waits_for_the_last_trial_of_the_search(tmp_path: Path)
     choice = world.planner.choose(world.situation())
     assert choice is not None
     assert choice.attrs.role is Role.CONFIRMATION
+
+
+class Confirms(World):
+    """A study whose search is over, as of its database at any time."""
+
+    def __init__(self, folder: Path, wanted: int = 36, **changes: object) -> None:
+        super().__init__(folder, wanted, **changes)
+        while len(self.trials) < self.budget.search:
+            choice = self.planner.choose(self.situation())
+            assert choice is not None
+            self.begin(choice)
+            self.end(len(self.trials) - 1)
+
+    def end(self, number: int) -> None:
+        """No two points are equal."""
+        super().end(number)
+        less = 0.5 * math.log2(int(self.begun[number].point[MNBT]))
+        done = self.trials[number]
+        done.values = [done.values[0] - less, done.values[1] * (1 + less / 100)]
+
+    def resume(self) -> None:
+        """A new process has what the database keeps, and nothing else."""
+        if self.planned is not None:
+            kept = json.loads(json.dumps(self.planned.to_json()))
+            self.planned = Spending.read(list(self.planned.order), kept)
+
+    def confirms(self) -> list[int | None]:
+        return [c.attrs.confirms for c in self.begun if c.attrs.role is Role.CONFIRMATION]
+
+
+def all_ended(world: Confirms, held: int) -> list[int | None]:
+    while len(world.confirms()) < held:
+        choice = world.planner.choose(world.situation())
+        assert choice is not None
+        world.begin(choice)
+        world.end(len(world.trials) - 1)
+    return world.confirms()
+
+
+def test_an_interrupted_confirmation_goes_on_as_if_it_was_not(tmp_path: Path) -> None:
+    whole = Confirms(tmp_path, budget__confirm=12)
+    expected = all_ended(whole, 12)
+    assert len(set(expected[8:])) < len(set(expected[:8])) == 4  # something was dropped
+    assert whole.planned is not None
+    assert set(whole.planned.dropped) == set(expected[:8]) - set(expected[8:])
+    world = Confirms(tmp_path, budget__confirm=12)
+    for done in range(12):
+        world.resume()
+        choice = world.planner.choose(world.situation())
+        assert choice is not None
+        assert choice.attrs.confirms == expected[done]
+        world.begin(choice)
+        world.resume()  # while it runs, what follows is known as far as the step goes
+        ahead = [c.attrs.confirms for c in world.planner.ahead(world.situation(), 20)]
+        end = 8 if done < 8 else 12
+        assert ahead == expected[done + 1 : end]
+        world.end(len(world.trials) - 1)
+    assert world.confirms() == expected
+    assert world.planned == whole.planned
+
+
+@pytest.mark.parametrize("slots", [4, 8])
+def test_many_slots_get_a_whole_step_and_wait_for_its_end(tmp_path: Path, slots: int) -> None:
+    expected = all_ended(Confirms(tmp_path, budget__confirm=12), 12)
+    world = Confirms(tmp_path, budget__confirm=12)
+    most = []
+    while len(world.confirms()) < 12 or world.running():
+        while len(world.running()) < slots:
+            choice = world.planner.choose(world.situation())
+            if choice is None:
+                break
+            world.begin(choice)
+        most.append(len(world.running()))
+        if len(world.confirms()) == 8:  # nothing of the next step while one of this runs
+            assert world.planner.choose(world.situation()) is None
+            assert world.planner.ahead(world.situation(), 20) == []
+        world.end(world.running()[-1])  # the latest first
+    assert max(most) == slots
+    assert world.confirms() == expected
+
+
+def test_a_confirmation_that_an_older_version_planned_goes_on_as_planned(tmp_path: Path) -> None:
+    world = Confirms(tmp_path)
+    held = world.budget.held
+    base, best = 0, 3
+    order = [base, best, best, base, base, best, best, base]
+    assert held == len(order)
+    world.planned = Spending.read(order, None)
+    assert all_ended(world, held) == order
+    # with more launches held than it knew, it goes on with what is in question
+    more = Confirms(tmp_path, budget__confirm=12)
+    more.planned = Spending.read(order, None)
+    found = all_ended(more, 12)
+    assert found[:8] == order
+    assert 0 in found[8:]
+
+
+def test_failed_launches_of_the_confirmation_count_and_end_in_a_drop(tmp_path: Path) -> None:
+    world = Confirms(tmp_path)
+    failing = None
+    while len(world.confirms()) < world.budget.held:
+        choice = world.planner.choose(world.situation())
+        assert choice is not None
+        failing = choice.attrs.confirms if len(world.confirms()) == 1 else failing
+        world.begin(choice)
+        number = len(world.trials) - 1
+        if choice.attrs.confirms == failing:
+            trial = world.trials[number]
+            attrs = replace(attrs_of(trial), failure_kind="crash", failure_reason="it went")
+            trial.user_attrs.update(attrs.to_json())
+            trial.state = TrialState.FAIL
+        else:
+            world.end(number)
+    assert world.planned is not None
+    assert world.planned.dropped[failing or 0].better is None
+    assert failing not in world.confirms()[6:]
+
+
+def test_more_launches_go_on_with_what_is_in_question(tmp_path: Path) -> None:
+    world = Confirms(tmp_path, budget__confirm=12)
+    all_ended(world, 12)
+    assert world.planned is not None
+    dropped = set(world.planned.dropped)
+    assert dropped
+    # `autotune confirm --launches 4`: a budget of its own, in which all launches confirm
+    world.planner.budget = Budget(36 + 4, 4)
+    world.planned = None
+    begun = len(world.begun)
+    for _ in range(4):
+        choice = world.planner.choose(world.situation(searching=False))
+        assert choice is not None
+        world.begin(choice)
+        world.end(len(world.trials) - 1)
+    more = [c.attrs.confirms for c in world.begun[begun:]]
+    assert more == more[::-1]
+    assert 0 in more
+    assert not set(more) & dropped
+    assert world.planned is not None
+    assert world.planned.held == 4
 
 
 def test_a_search_that_converged_waits_for_what_still_runs(tmp_path: Path) -> None:

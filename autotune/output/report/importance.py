@@ -42,7 +42,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.search.model import unit
+from autotune.search.features import unit
 from autotune.stats.measurement import Floats
 from autotune.study.space import Point, Space
 from objectives import Objective

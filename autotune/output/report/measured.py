@@ -32,7 +32,14 @@ from autotune.results.text import (
     upper,
     value_text,
 )
-from autotune.results.views import StudyView, TrialView, cost, steps_notes, verdict_lines
+from autotune.results.views import (
+    StudyView,
+    TrialView,
+    cost,
+    dropped_lines,
+    steps_notes,
+    verdict_lines,
+)
 from autotune.stats import Estimate, quantile
 from autotune.study.space import MNBT, N
 from objectives import Objective
@@ -54,7 +61,8 @@ def front(s: Source) -> Iterator[Block]:
         yield _trials_table("The Pareto front", view, view.front(), folded=False)
     if view.verdict is not None:
         yield _confirmed_table(s)
-        yield Points(tuple(f"{upper(line)}." for line in verdict_lines(view)))
+        lines = (*dropped_lines(view), *verdict_lines(view))
+        yield Points(tuple(f"{upper(line)}." for line in lines))
     if view.trials:
         yield _trials_table("Every trial", view, view.trials, folded=True)
 

@@ -1,0 +1,166 @@
+"""What a study says of all settings: that none differs from the baseline, or is better, by much.
+
+It is computed from the stored launches (:mod:`autotune.search.flatness`), whatever chose them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from autotune.engine.rules import why_infeasible
+from autotune.results.budget_note import compared_launches, rules_of
+from autotune.results.text import count, lower, plain
+from autotune.results.views import StudyView
+from autotune.search.alike import Classes, Launched, key_of
+from autotune.search.flatness import LEVEL, MOST_POINTS, Flatness, flatness
+from autotune.storage.store import Store
+from autotune.study.space import Point, Space, canonical
+from objectives import Objective
+
+# Largest difference that is worth a statement: a quarter. Who drafts hopes for 1.3 times and more.
+WORTH = 0.25
+_MOST_SIZE = 5_000  # points of a space that are looked at for those that can launch
+
+
+@dataclass(frozen=True)
+class Statement:
+    """How far any setting can differ from the baseline, where that is little.
+
+    Attributes:
+        differs: Largest difference in either direction, as a share (0.12 is 12 %), by objective
+            name; empty: it is more than a quarter in one of them, or unknown.
+        better: Largest improvement, likewise, of the objectives in which it is at most a quarter;
+            empty: it is more, or unknown, in the first one.
+        settings: Number of settings that can launch; those that are one for the objectives count
+            once.
+        launched: Number of them that were launched.
+    """
+
+    differs: Mapping[str, float]
+    better: Mapping[str, float]
+    settings: int
+    launched: int
+
+    def lines(self, objectives: Sequence[Objective]) -> list[str]:
+        """Return it in words: what holds, then for what; empty: nothing is to be said.
+
+        Args:
+            objectives: Objectives of the study.
+        """
+        if self.differs:
+            what, by = "differs from", self.differs
+        elif self.better:
+            what, by = "is better than", self.better
+        else:
+            return []
+        names = {o.name: plain(lower(o.title)) for o in objectives}
+        parts = [f"{_percent(share)} in {names[name]}" for name, share in by.items()]
+        most = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
+        of = f"{count(self.settings, 'setting')}, of which {self.launched} were launched"
+        return [
+            f"No setting {what} the baseline by more than {most}, with {LEVEL:.0%} probability",
+            f"This is about {of}, and takes settings next to each other to be alike",
+        ]
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as plain data."""
+        return {
+            "differs_at_most": dict(self.differs) or None,
+            "better_at_most": dict(self.better) or None,
+            "probability": LEVEL,
+            "settings": self.settings,
+            "launched": self.launched,
+        }
+
+
+def statement_of(store: Store, view: StudyView) -> Statement | None:
+    """Return what a study says of all settings; None: it has too few launches to say anything.
+
+    Args:
+        store: Database of the study.
+        view: The study.
+    """
+    base = next((t for t in view.trials if t.baseline and t.values and t.may_win), None)
+    if base is None or (rules := rules_of(store, view, base)) is None:
+        return None
+    if any(x <= 0 for t in view.trials if t.comparable for x in (t.values or {}).values()):
+        return None  # such a value has no ratio
+    spec = rules.loaded.spec
+    space = spec.to_space()
+    if (size := space.size()) is None or size > _MOST_SIZE:
+        return None
+    points = [
+        q
+        for q in space.points() or ()
+        if canonical(space, q) == q
+        and why_infeasible(spec.settings(q), rules.version, rules.known) is None
+    ]
+    launched = list(compared_launches(store, spec, view.name, view.objectives))
+    classes = Classes(rules.families.alike(space), launched)
+    return stated(space, launched, points, canonical(space, base.point), classes, view.objectives)
+
+
+def stated(
+    space: Space,
+    launched: Sequence[Launched],
+    points: Sequence[Point],
+    baseline: Point,
+    classes: Classes,
+    objectives: Sequence[Objective],
+) -> Statement | None:
+    """Return what launches say of all points; None: they are too few, or the points too many.
+
+    Args:
+        space: Searched parameters.
+        launched: Launches that compare.
+        points: Points that can launch.
+        baseline: Point that they are compared with.
+        classes: Points that are one for the objectives.
+        objectives: The objectives, in the order of the launches' costs.
+    """
+    named = [_Of(classes.of(x.point), x.costs, x.variances) for x in launched]
+    own = {key_of(x.point): x.point for x in named}
+    every = {key_of(q): q for q in map(classes.of, points)} | own
+    if len(every) > MOST_POINTS:
+        return None
+    found = flatness(space, named, list(every.values()), classes.of(baseline))
+    if found is None:
+        return None
+    differs, better = _shares(found, objectives)
+    flat = all(share <= WORTH for share in differs.values())
+    little = {name: share for name, share in better.items() if share <= WORTH}
+    return Statement(
+        differs if flat else {},
+        little if objectives[0].name in little else {},
+        len(every),
+        len(own),
+    )
+
+
+@dataclass(frozen=True)
+class _Of:
+    """A launch, as that of the point that stands for its class."""
+
+    point: Point
+    costs: Sequence[float]
+    variances: Sequence[float]
+
+
+def _shares(
+    found: Flatness, objectives: Sequence[Objective]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return both bounds as shares, by objective name."""
+    names = [o.name for o in objectives]
+    differs = {name: math.expm1(x) for name, x in zip(names, found.differs, strict=True)}
+    better = {
+        o.name: math.expm1(x) if o.direction == "maximize" else -math.expm1(-x)
+        for o, x in zip(objectives, found.better, strict=True)
+    }
+    return differs, better
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent, rounded up, as a bound is."""
+    return f"{max(1, math.ceil(100 * share - 1e-9))}%"

@@ -1,0 +1,187 @@
+"""How far any point can differ from the baseline, at a stated level, by the launches of a study.
+
+=========  ========================================================================================
+symbol     meaning
+=========  ========================================================================================
+x          features of a point, each from 0 to 1
+y_j(x)     cost of objective j at point x: its logarithm, with the sign that makes less better
+b          the baseline's point
+d_j(x)     y_j(x) - y_j(b): the logarithm of a ratio; 0.01 is one percent
+θ          length scales, standard deviation of the process, and that between launches of a point
+k          number of objectives
+=========  ========================================================================================
+
+    P(max_x |d_j(x)| ≤ differs_j | launches) = 1 - 0.05 / k
+    P(max_x -d_j(x)  ≤ better_j  | launches) = 1 - 0.05 / k
+
+over all points x, launched or not, so that the bounds of one kind hold for all objectives together
+with a probability of 95 % at least. By drawing all points of a process together, the maximum takes
+their correlation into account: 80 points of which the data say that they are alike do not count as
+80.
+
+The belief is the process of :mod:`autotune.search.surrogate` with a constant trend only: what an
+acceptance foretells must not make a statement about points that were not launched. θ is not the
+most probable one, as for the search, but integrated out, since ten launches determine neither how
+rough an objective is nor how far launches differ, and "no more than" is a statement about the tail
+(C. E. Rasmussen, C. K. I. Williams, "Gaussian Processes for Machine Learning", MIT Press 2006,
+section 5.2). It is drawn by importance sampling in two steps: from the priors, then from a
+Student's t with the mean and covariance of what the first step found (T. Kloek, H. K. van Dijk,
+"Bayesian estimates of equation system parameters", Econometrica 46, 1978). The priors of the two
+standard deviations are wider than the search's. `benchmarks/statements.py` checks how often the
+bounds hold.
+
+A process takes points next to each other to be alike. A jump between launched points, at one n
+say, cannot be foreseen and is in no bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.search.alike import Launched, key_of
+from autotune.search.features import unit
+from autotune.search.noise import UNKNOWN
+from autotune.stats.measurement import Floats
+from autotune.study.space import Point, Space
+
+# Probability of the bounds of all objectives together.
+LEVEL = 0.95
+# Fewest launches, and points of them, that bounds are computed from.
+LEAST_LAUNCHES, LEAST_POINTS = 6, 4
+# More points are not drawn together: time and memory grow with their third and second power.
+MOST_POINTS = 400
+# Log-normal priors: the median, and the standard deviation of the logarithm.
+_LENGTH = (0.4, 0.8)
+_SCALE = (0.03, 1.5)
+_BETWEEN = (0.03, 0.7)
+_CONSTANT = 1.0  # standard deviation of the level, which is far more than any difference
+_JITTER = 1e-9
+_THETAS = 256  # θ of each step
+_KEPT = 64  # θ that points are drawn with, …
+_DRAWS = 32  # … and how often each
+_FREEDOM = 5  # of Student's t
+
+
+@dataclass(frozen=True)
+class Flatness:
+    """How far any point can differ from the baseline; 0.01 is one percent.
+
+    Attributes:
+        differs: Bound of the largest difference in either direction, of the logarithm of each
+            objective, of shape (objectives,).
+        better: Bound of the largest improvement, likewise; 0: the baseline is the best point.
+    """
+
+    differs: Floats
+    better: Floats
+
+
+def flatness(
+    space: Space, launched: Sequence[Launched], points: Sequence[Point], baseline: Point
+) -> Flatness | None:
+    """Return how far any of the points can differ from the baseline.
+
+    Args:
+        space: Searched parameters.
+        launched: All launches that compare, of the search and of a confirmation; their costs are
+            logarithms.
+        points: Points that can launch.
+        baseline: Point that they are compared with; it was launched.
+
+    Returns:
+        None: too few launches, too many points, or no launch of the baseline.
+
+    Raises:
+        ValueError: a cost is not finite.
+    """
+    own = {key_of(item.point) for item in launched}
+    every = list({key_of(q): q for q in [baseline, *points]}.values())
+    if len(launched) < LEAST_LAUNCHES or len(own) < LEAST_POINTS or len(every) > MOST_POINTS:
+        return None
+    if key_of(baseline) not in own:
+        return None
+    costs = np.array([item.costs for item in launched])
+    if not np.isfinite(costs).all():
+        raise ValueError("a cost is not finite")
+    x = np.array([unit(space, q) for q in every])
+    at = np.array([unit(space, item.point) for item in launched])
+    within = np.array([item.variances for item in launched])
+    within = np.where(np.isfinite(within), within, UNKNOWN)
+    rng = np.random.default_rng(0)
+    share = 1 - (1 - LEVEL) / costs.shape[1]
+    differs, better = [], []
+    for y, v in zip(costs.T, within.T, strict=True):
+        d = _differences(at, y - y.mean(), v, x, rng)
+        differs.append(float(np.quantile(abs(d).max(axis=1), share)))
+        better.append(float(np.quantile((-d).max(axis=1), share)))
+    return Flatness(np.array(differs), np.array(better))
+
+
+def _differences(at: Floats, y: Floats, v: Floats, x: Floats, rng: np.random.Generator) -> Floats:
+    """Return draws of all points' differences from the first one, of shape (draws, points)."""
+    squares = (at[:, None] - at[None]) ** 2
+    out = []
+    for theta in _hyperparameters(squares, y, v, rng):
+        lengths, scale, between = theta[:-2], float(theta[-2]), float(theta[-1])
+        noise = np.diag(v + between**2 + _JITTER)
+        chol = np.linalg.cholesky(_kernel(squares, lengths, scale) + _CONSTANT**2 + noise)
+        cross = _kernel((at[:, None] - x[None]) ** 2, lengths, scale)
+        # the constant is no part of a difference from the first point
+        half = np.linalg.solve(chol, np.column_stack([cross - cross[:, :1], y]))
+        prior = _kernel((x[:, None] - x[None]) ** 2, lengths, scale)
+        prior = prior - prior[:1] - prior[:, :1] + prior[0, 0]
+        covariance = prior - half[:, :-1].T @ half[:, :-1]
+        root = np.linalg.cholesky(covariance + 1e-7 * scale**2 * np.eye(len(x)))
+        mean = half[:, :-1].T @ half[:, -1]
+        out.append(mean + rng.standard_normal((_DRAWS, len(x))) @ root.T)
+    return np.concatenate(out)
+
+
+def _hyperparameters(squares: Floats, y: Floats, v: Floats, rng: np.random.Generator) -> Floats:
+    """Return draws of θ from its posterior, of shape (draws, features + 2)."""
+    features = squares.shape[-1]
+    medians = np.log([*[_LENGTH[0]] * features, _SCALE[0], _BETWEEN[0]])
+    spreads = np.array([*[_LENGTH[1]] * features, _SCALE[1], _BETWEEN[1]])
+    size = features + 2
+
+    def likelihood(z: Floats) -> Floats:
+        return _likelihood(squares, y, v, np.exp(medians + spreads * z))
+
+    z = rng.standard_normal((_THETAS, size))
+    weights = _weights(likelihood(z))
+    mean = weights @ z
+    off = z - mean
+    # a little of the prior keeps the proposal wide where few draws of the first step count
+    chol = np.linalg.cholesky((off * weights[:, None]).T @ off + 0.05 * np.eye(size))
+    spread = np.sqrt(rng.chisquare(_FREEDOM, _THETAS) / _FREEDOM)
+    standard = rng.standard_normal((_THETAS, size)) / spread[:, None]
+    z = mean + standard @ chol.T
+    proposed = -(_FREEDOM + size) / 2 * np.log1p((standard**2).sum(axis=1) / _FREEDOM)
+    weights = _weights(likelihood(z) - (z**2).sum(axis=1) / 2 - proposed)
+    steps = (np.arange(_KEPT) + rng.random()) / _KEPT
+    kept = np.minimum(np.searchsorted(np.cumsum(weights), steps), _THETAS - 1)
+    return np.asarray(np.exp(medians + spreads * z[kept]))
+
+
+def _weights(log: Floats) -> Floats:
+    w = np.exp(log - log.max())
+    return np.asarray(w / w.sum())
+
+
+def _likelihood(squares: Floats, y: Floats, v: Floats, theta: Floats) -> Floats:
+    """Return the logarithm of the marginal likelihood of each θ, of shape (thetas,)."""
+    r = np.sqrt(5 * np.einsum("ijk,tk->tij", squares, 1 / theta[:, :-2] ** 2))
+    k = theta[:, -2, None, None] ** 2 * (1 + r + r**2 / 3) * np.exp(-r) + _CONSTANT**2
+    k += np.eye(len(y)) * (theta[:, -1, None, None] ** 2 + _JITTER) + np.diag(v)
+    chol = np.linalg.cholesky(k)
+    half = np.linalg.solve(chol, np.broadcast_to(y[:, None], (len(theta), len(y), 1)))[..., 0]
+    logs = np.log(np.diagonal(chol, axis1=1, axis2=2)).sum(axis=1)
+    return np.asarray(-(half**2).sum(axis=1) / 2 - logs)
+
+
+def _kernel(squares: Floats, lengths: Floats, scale: float) -> Floats:
+    r = np.sqrt(5 * (squares / lengths**2).sum(axis=-1))
+    return np.asarray(scale**2 * (1 + r + r**2 / 3) * np.exp(-r))
