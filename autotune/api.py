@@ -63,6 +63,7 @@ from autotune.study.schema import StudySpec
 from autotune.study.space import Point
 from autotune.tuning.prepare import prepare
 from autotune.tuning.progress import OUTSIDE, At
+from autotune.tuning.slots import slots_of_host
 from autotune.tuning.study_run import run_study
 
 __all__ = ["Event", "Result", "StopTuning", "Study", "tune"]
@@ -270,6 +271,7 @@ def tune(
     seed: int = 0,
     timeout_minutes: float | None = None,
     until_converged: bool = True,
+    parallel: int | Literal["auto"] = 1,
     on_trial: OnTrial | None = None,
     on_event: OnEvent | None = None,
 ) -> Result:
@@ -286,6 +288,8 @@ def tune(
         seed: Random seed of a new study.
         timeout_minutes: No trial begins after this time; the study's own by default.
         until_converged: End the search when no launch is expected to be worth its time.
+        parallel: Servers to launch at the same time, each on GPUs or cores of its own; ``"auto"``:
+            one on each group of GPUs that a server needs.
         on_trial: Called with every trial when it is done. If it returns False or raises
             :class:`StopTuning`, the run ends; the trial is kept.
         on_event: Called with every other event; may end the run in the same way. The next call
@@ -306,7 +310,8 @@ def tune(
             "tune() works in the main thread only, for it must hear of interrupts to end its "
             "servers; run it there, or `autotune run` as a process"
         )
-    for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
+    slots = None if parallel == "auto" else parallel
+    for name, value, least in (("trials", trials, 1), ("seed", seed, 0), ("parallel", slots, 1)):
         if value is not None and value < least:
             raise UserError(f"{name} must be at least {least}, not {value}")
     path = parse_database(database)
@@ -315,15 +320,17 @@ def tune(
     listener = _Listener(on_trial, on_event)
     with _quiet_optuna(), _outside_of_loops():
         try:
+            prepared = prepare(study.loaded, listener)
             reason = str(
                 run_study(
-                    prepare(study.loaded, listener),
+                    prepared,
                     database=path,
                     trials=budget.trials if trials is None else trials,
                     seed=seed,
                     timeout_s=None if minutes is None else minutes * 60,
                     progress=listener,
                     stop_below=None if until_converged else 0.0,
+                    slots=slots_of_host(prepared, slots),
                 )
             )
         except StopTuning:

@@ -107,6 +107,28 @@ def timeout_option(f: F) -> F:
     )(f)
 
 
+PARALLEL_HELP = (
+    "Servers to launch at the same time, each on GPUs or cores of its own: a number, or auto for "
+    "one on each group of GPUs that a server needs. Default: one server at a time."
+)
+
+
+def parallel(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    """Parse a number of slots; ``auto`` is None, and without the option there is one."""
+    if value is None:
+        return 1
+    if value == "auto":
+        return None
+    if not value.isdecimal() or not 1 <= int(value) <= 10**4:
+        raise click.BadParameter(f"{value[:60]!r} is neither auto nor a number from 1 on")
+    return int(value)
+
+
+def parallel_option(f: F) -> F:
+    """Add ``--parallel``."""
+    return click.option("--parallel", callback=parallel, metavar="auto|N", help=PARALLEL_HELP)(f)
+
+
 def share(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
     """Parse a share, such as ``5%`` or ``0.05``."""
     number, percent, rest = value.strip().partition("%")

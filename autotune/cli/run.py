@@ -16,6 +16,7 @@ from autotune.cli.options import (
     concurrencies,
     confirmation_launches,
     database_option,
+    parallel_option,
     schedule_starts,
     timeout_option,
     ways,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     help="Copy the trials of an earlier study with the same server, machine and workload instead "
     "of launching them again. They do not count toward --trials. Can be repeated.",
 )
+@parallel_option
 def run(
     study: str | None,
     trials: int | None,
@@ -69,6 +71,7 @@ def run(
     timeout: float | None,
     until_converged: bool,
     reuse: tuple[str, ...],
+    parallel: int | None,
 ) -> None:
     """Search for the best settings with real vLLM servers.
 
@@ -98,6 +101,7 @@ def run(
         timeout or budget.timeout_minutes,
         stop_below=None if until_converged else 0.0,
         reuse=[Source.parse(text) for text in reuse],
+        parallel=parallel,
     )
 
 
@@ -138,11 +142,13 @@ def _run(
     confirm: bool = False,
     stop_below: float | None = None,
     reuse: Sequence[Source] = (),
+    parallel: int | None = 1,
 ) -> None:
     import optuna
 
     from autotune.cli.console import Ui
     from autotune.tuning.prepare import prepare
+    from autotune.tuning.slots import slots_of_host
     from autotune.tuning.study_run import run_study
     from autotune.tuning.supervise import StopReason
 
@@ -151,6 +157,8 @@ def _run(
     with ui:
         prepared = prepare(loaded, ui)
         say_trust(ui, loaded)
+        slots = slots_of_host(prepared, parallel)
+        ui.slots = max(1, len(slots))
         reason = run_study(
             prepared,
             database=database,
@@ -161,6 +169,7 @@ def _run(
             confirm=confirm,
             stop_below=stop_below,
             reuse=reuse,
+            slots=slots,
         )
     if reason is not StopReason.DONE:
         how = "done" if reason is StopReason.CONVERGED else "stopped"

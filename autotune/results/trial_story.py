@@ -15,6 +15,7 @@ from autotune.results.text import plain, value_with_interval
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import COMPUTED_AGAIN, StudyView, TrialView
 from autotune.serving.machine import machine_line
+from autotune.serving.slots import slot_details
 from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality, TrialAttrs, attrs_of
 from autotune.storage.schema import LaunchRow, RequestRow
@@ -119,6 +120,8 @@ def _launched(launch: LaunchRow) -> Iterator[str]:
     version = launch.vllm_version or "of unknown version"
     yield f"launch {launch.attempt + 1}, {began:%Y-%m-%d %H:%M:%S} UTC"
     yield f"  vLLM {version} on {machine_line(launch.machine)}"
+    if slot := launch.machine.get("slot"):
+        yield f"  {slot_details(slot)}"
     yield f"  command: {shlex.join(launch.argv)}"
     yield from (f"  environment: {k}={one_line(v, _MOST_SHOWN)}" for k, v in launch.env.items())
 

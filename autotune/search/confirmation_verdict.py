@@ -5,27 +5,46 @@ term       meaning
 =========  ========================================================================================
 gain       logarithm of an objective with the sign that makes more better; the last one is their sum
 rule       what is chosen by: one objective's gain, or the sum
-round      one launch of each candidate, in order; the search's launches count as one more round
+T, x       mean gain by the rule of all of a candidate's launches; of those of the confirmation
+θ          true mean gain
+v          variance of x between launches
+a          part of T that the confirmation's launches moved: their share of all launches
 optimism   estimate of a choice's selection bias
 =========  ========================================================================================
 
-The best point is chosen by all launches of the candidates, including the search's; its
-numbers come from the confirmation only. Selection bias (the winner's curse) remains, because the
-best of several measurements is better than its true value. Therefore the choice is cross-fitted:
-each round is left out in turn, the choice is made by the others, and the left-out round measures
-that choice. The mean difference to the rounds' values of the final choice is its optimism. It is
-subtracted from each objective in proportion to the objective's covariance with the rule. If every
-round would have left the choice unchanged, it is 0. (R. J. Tibshirani, R. Tibshirani, "A bias
-correction for the minimum error rate in cross-validation", Annals of Applied Statistics 3, 2009;
-for two stages A. Cohen, H. B. Sackrowitz, "Two stage conditionally unbiased estimators of the
-selected mean", Statistics & Probability Letters 8, 1989.) A parametric bootstrap left half of the
-bias, and shrinking towards the search's mean left all of it. ``benchmarks/selection_bias.py``
-replays the method that is used.
+The best point is chosen by T; its numbers come from the confirmation only. Selection bias (the
+winner's curse) remains, because the confirmation took part in the choice. For a candidate k that is
+told only where it is the choice, and normal deviations, integration by parts gives (C. Stein,
+"Estimation of the mean of a multivariate normal distribution", Annals of Statistics 9, 1981)
+
+    E[(x_k - θ_k); k is the choice] = a_k v_k Σ_i f_ki,
+
+with the density f_ki that k and i tie above all others. A tie's density is estimated by a normal
+kernel at the observed leads, with half of their standard error: that is the mean over repetitions
+of the choice with a part of the noise, as cross-fitting leaves out a round, without depending on
+which launch came in which round or on equal numbers of launches (N. L. Oliveira, J. Lei, R. J.
+Tibshirani, "Unbiased risk estimation in the normal means problem via coupled bootstrap techniques",
+arXiv 2111.09447, 2021). A choice has a lead ≥ 0, so it gets twice the kernel:
+
+    optimism of its gain = Σ_i 2 a v φ(T - T_i; h_i²) P(all others are below the tie),
+    h_i² = (a² v + a_i² v_i)/4.
+
+A speed-up is told only where the baseline lost, so the baseline's launches are as much too bad as
+the choice's are too good; a tie with the baseline therefore counts with the v of both. On the other
+side of such a tie nothing is told, so a slope of the density does not cancel. The search launched
+the choice because it was good, hence the density rises with the lead: the kernel's value is taken
+times 0.8, which was least biased over all simulated worlds. Another objective's optimism is in
+proportion to its covariance with the rule. A clear choice has none.
+
+The launches of the baseline and of the other points scatter by two amounts, pooled as far as they
+agree: :mod:`autotune.stats.two_pools`. The chance that the choice is truly better than another
+candidate learns from all points of the study how far points differ:
+:mod:`autotune.stats.superiority`. ``benchmarks/confirmed_worlds.py`` and
+``benchmarks/selection_bias.py`` count how often all of this is right, also where the number of a
+candidate's launches depends on what they gave.
 
 The balanced choice maximizes the sum over the objectives of the logarithm of the improvement, so
 one percent of each objective has the same weight. For the usual two it has the largest tok/s ÷ p95.
-Intervals and probabilities are those of :class:`autotune.stats.Scatter`, over all points that were
-launched several times.
 """
 
 from __future__ import annotations
@@ -33,6 +52,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,8 +60,13 @@ from autotune.search.confirmation import Launches, gains_of, sign_of
 from autotune.search.front import Direction
 from autotune.stats import Estimate, Scatter
 from autotune.stats.measurement import Floats
+from autotune.stats.quantiles import normal_probability
+from autotune.stats.superiority import Known, chances
+from autotune.stats.two_pools import TwoPools
 
 SURE = 0.95  # probability below which a choice and its rival are a tie
+_WIDTH = 0.5  # standard deviation of the kernel, in units of the lead's standard error
+_ONE_SIDED = 0.8  # weight of the density at a tie with the baseline
 
 
 @dataclass(frozen=True)
@@ -123,7 +148,8 @@ def verdict(
 
     Args:
         confirmed: Launches of the candidates, by the trial that was measured again. The
-            confirmation may be unfinished; candidates without a launch are left out.
+            confirmation may be unfinished, and candidates may have different numbers of launches;
+            those without one are left out.
         searched: As in :func:`autotune.search.confirmation.plan`; points with several launches add
             to the known scatter.
         directions: Better direction of each objective.
@@ -141,68 +167,175 @@ def verdict(
         return None
     before = {k: gains_of(x, directions) for k, x in searched.items()}
     covariance, degrees = _scatter([*gains.values(), *before.values()])
-    scatters = tuple(Scatter(math.sqrt(v), degrees) for v in np.diag(covariance))
-    numbers = list(gains)
-    rounds = _rounds(list(gains.values()))
-    search = np.array([before[k].mean(axis=0) for k in numbers])
-    points = _Points(gains, baseline if baseline in gains else None, directions, scatters)
-
-    def choice(rule: int) -> Choice:
-        by = rounds[:, :, rule]
-        total = by.sum(axis=1) + search[:, rule]
-        ranked = np.argsort(-total, kind="stable")
-        best, launches = ranked[0], by.shape[1] + 1
-        left_out = [by[(total - now).argmax(), r] for r, now in enumerate(by.T)]
-        variance = covariance[rule, rule]
-        share = covariance[rule] / variance if variance > 0 else np.zeros(len(covariance))
-        optimism = (by[best].mean() - np.mean(left_out)) * share
-        gaps = (total[best] - total) / launches
-        return Choice(
-            numbers[best],
-            points.values(numbers[best], optimism),
-            points.over_baseline(numbers[best], optimism),
-            {numbers[i]: scatters[rule].chance(float(gaps[i]), 2 / launches) for i in ranked[1:]},
-        )
-
-    none = np.zeros(len(directions) + 1)
+    points = _Points(gains, before, baseline, directions, covariance)
     return ConfirmationVerdict(
-        {
-            k: Confirmed(len(x), points.values(k, none), points.over_baseline(k, none))
-            for k, x in gains.items()
-        },
-        tuple(choice(rule) for rule in range(len(directions))),
-        choice(len(directions)),
-        scatters[:-1],
+        {k: Confirmed(len(x), points.values(k), points.over_baseline(k)) for k, x in gains.items()},
+        tuple(points.choice(rule) for rule in range(len(directions))),
+        points.choice(len(directions)),
+        tuple(Scatter(math.sqrt(v), degrees) for v in np.diag(covariance)[:-1]),
     )
 
 
 @dataclass(frozen=True)
 class _Points:
-    """Estimates of candidates by their ``gains``; see :func:`gains_of`."""
+    """Candidates by their gains; see :func:`autotune.search.confirmation.gains_of`.
 
-    gains: Mapping[int, Floats]
+    Attributes:
+        confirmed: Gains of each candidate's launches in the confirmation.
+        searched: Gains of every point's launches in the search.
+        baseline: Number of the baseline's trial; None: there is none.
+        directions: Better direction of each objective.
+        covariance: Covariance of the gains between launches of a point, pooled over all points.
+    """
+
+    confirmed: Mapping[int, Floats]
+    searched: Mapping[int, Floats]
     baseline: int | None
     directions: Sequence[Direction]
-    scatters: Sequence[Scatter]
+    covariance: Floats
 
-    def values(self, number: int, optimism: Floats) -> tuple[Estimate, ...]:
-        x = self.gains[number]
-        return self._estimates(x.mean(axis=0) - optimism, 1 / len(x))
+    @cached_property
+    def pools(self) -> tuple[TwoPools, ...]:
+        """Scatter between launches, for each gain."""
+        return self._pools(self.searched)
 
-    def over_baseline(self, number: int, optimism: Floats) -> tuple[Estimate, ...] | None:
-        if self.baseline is None:
+    @cached_property
+    def unselected(self) -> tuple[TwoPools, ...]:
+        """The same without points that the search repeated because a launch was good.
+
+        Their first launch is too good, so their launches scatter by too much. Intervals may be
+        too wide, but a selection bias may not be overrated.
+        """
+        base = self.searched.get(self.baseline) if self.baseline is not None else None
+        found = self._pools({} if base is None or self.baseline is None else {self.baseline: base})
+        return found if found[0].known else self.pools
+
+    def _pools(self, searched: Mapping[int, Floats]) -> tuple[TwoPools, ...]:
+        squares = np.zeros((2, len(self.covariance)))
+        degrees = [0, 0]
+        for of in (self.confirmed, searched):
+            for k, x in of.items():
+                squares[int(k == self.baseline)] += ((x - x.mean(axis=0)) ** 2).sum(axis=0)
+                degrees[int(k == self.baseline)] += len(x) - 1
+        return tuple(TwoPools((float(a), float(b)), (degrees[0], degrees[1])) for a, b in squares.T)
+
+    def choice(self, rule: int) -> Choice:
+        """Return the best candidate by a rule."""
+        known = {
+            k: Known(
+                float(np.concatenate([x, self.confirmed.get(k, x[:0])])[:, rule].mean()),
+                len(x) + len(self.confirmed.get(k, ())),
+                k == self.baseline,
+            )
+            for k, x in self.searched.items()
+        }
+        ranked = sorted(self.confirmed, key=lambda k: -known[k].mean)
+        best, rivals = ranked[0], ranked[1:]
+        places = list(known)
+        found = chances(
+            list(known.values()),
+            places.index(best),
+            list(map(places.index, rivals)),
+            self.pools[rule],
+        )
+        own, lead = self._optimism(rule, {k: known[k] for k in ranked})
+        return Choice(
+            best,
+            self.values(best, own),
+            self.over_baseline(best, lead),
+            dict(zip(rivals, found, strict=True)),
+        )
+
+    def _optimism(self, rule: int, known: Mapping[int, Known]) -> tuple[Floats, Floats]:
+        """Return the optimism of the choice's gains, and that of its lead over the baseline.
+
+        Args:
+            rule: What was chosen by.
+            known: Candidates by all of their launches, the choice first.
+        """
+        best, *rivals = known
+        variance = self.covariance[rule, rule]
+        if variance <= 0:
+            none = np.zeros(len(self.covariance))
+            return none, none
+        # parts of the means that the confirmation's launches moved
+        part = {k: len(self.confirmed[k]) / known[k].launches for k in known}
+        moved = {k: part[k] * self._variance(rule, k) for k in known}
+        error = {k: _WIDTH**2 * part[k] * moved[k] for k in known}
+        own = lead = 0.0
+        for rival in rivals:
+            others = [k for k in rivals if k != rival]
+            density = 2 * _density_of_tie(known, error, best, rival, others)
+            own += moved[best] * density
+            if rival == self.baseline:
+                lead += _ONE_SIDED * (moved[best] + moved[rival]) * density
+            else:
+                lead += moved[best] * density
+        share = self.covariance[rule] / variance
+        share = self.covariance[rule] / variance
+        return own * share, lead * share
+
+    def _variance(self, gain: int, number: int) -> float:
+        """Return the variance of the mean of a candidate's launches in the confirmation."""
+        return self.unselected[gain].variance(*self._shares(number))
+
+    def _shares(self, number: int) -> tuple[float, float]:
+        share = 1 / len(self.confirmed[number])
+        return (0.0, share) if number == self.baseline else (share, 0.0)
+
+    def values(self, number: int, optimism: Floats | None = None) -> tuple[Estimate, ...]:
+        """Return a candidate's values."""
+        gain = self.confirmed[number].mean(axis=0)
+        return self._estimates(gain, optimism, *self._shares(number))
+
+    def over_baseline(
+        self, number: int, optimism: Floats | None = None
+    ) -> tuple[Estimate, ...] | None:
+        """Return a candidate's ratios to the baseline; None: it was not confirmed."""
+        if self.baseline is None or self.baseline not in self.confirmed:
             return None
         if number == self.baseline:
             return tuple(Estimate(1.0, 1.0, 1.0) for _ in self.directions)
-        x, base = self.gains[number], self.gains[self.baseline]
-        gain = x.mean(axis=0) - base.mean(axis=0) - optimism
-        return self._estimates(gain, 1 / len(x) + 1 / len(base))
+        x, base = self.confirmed[number], self.confirmed[self.baseline]
+        gain = x.mean(axis=0) - base.mean(axis=0)
+        return self._estimates(gain, optimism, 1 / len(x), 1 / len(base))
 
-    def _estimates(self, gain: Floats, share: float) -> tuple[Estimate, ...]:
+    def _estimates(
+        self, gain: Floats, optimism: Floats | None, share: float, baseline_share: float
+    ) -> tuple[Estimate, ...]:
+        gain = gain if optimism is None else gain - optimism
         return tuple(
-            scatter.around(sign_of(d) * float(g), share)
-            for scatter, d, g in zip(self.scatters, self.directions, gain, strict=False)
+            pool.around(sign_of(d) * float(g), share, baseline_share)
+            for pool, d, g in zip(self.pools, self.directions, gain, strict=False)
         )
+
+
+def _density_of_tie(
+    known: Mapping[int, Known],
+    error: Mapping[int, float],
+    a: int,
+    b: int,
+    others: Sequence[int],
+) -> float:
+    """Return the probability density that two candidates tie above all others.
+
+    Args:
+        known: Candidates by all of their launches.
+        error: Variance of the normal kernel around each one's mean.
+        a: The one.
+        b: The other.
+        others: All others.
+    """
+    both = error[a] + error[b]
+    if both <= 0:
+        return 0.0
+    at = (known[a].mean * error[b] + known[b].mean * error[a]) / both
+    around = error[a] * error[b] / both
+    z = (known[a].mean - known[b].mean) / math.sqrt(both)
+    density = math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi * both)
+    for k in others:
+        density *= normal_probability((at - known[k].mean) / math.sqrt(error[k] + around))
+    return density
 
 
 def _scatter(groups: Sequence[Floats]) -> tuple[Floats, int]:
@@ -217,13 +350,3 @@ def _scatter(groups: Sequence[Floats]) -> tuple[Floats, int]:
     degrees = sum(len(x) - 1 for x in groups)
     rest = np.concatenate([x - x.mean(axis=0) for x in groups])
     return rest.T @ rest / max(degrees, 1), degrees
-
-
-def _rounds(gains: Sequence[Floats]) -> Floats:
-    """Return the gains of shape (candidates, rounds, rules).
-
-    There are as many rounds as the candidate with the fewest launches has. Further launches of a
-    candidate are spread over the rounds, in their order, and averaged.
-    """
-    count = min(map(len, gains))
-    return np.array([[part.mean(axis=0) for part in np.array_split(x, count)] for x in gains])

@@ -50,13 +50,9 @@ import numpy as np
 from autotune.stats import quantiles
 from autotune.stats.intervals import BATCHES
 
-# Points of equal probability under the prior of Scatter.chance.
-_CAUCHY = 0.707 * np.tan(np.pi * ((np.arange(1000) + 0.5) / 1000 - 0.5))
-
-
 # An interval that reaches further than this factor is left out: that of two launches of one point
 # that happen to differ much reaches 10^30.
-_SAYS_NOTHING = 10.0
+SAYS_NOTHING = 10.0
 
 
 @dataclass(frozen=True)
@@ -107,34 +103,14 @@ class Scatter:
         log = float(np.mean(np.log(a)) - np.mean(np.log(b)))
         return self.around(log, 1 / len(a) + 1 / len(b), confidence)
 
-    def chance(self, log: float, share: float) -> float | None:
-        """Return the probability that the true logarithm of a measured ratio is positive.
-
-        It is the posterior for a Cauchy prior of width 0.707 sigma around 0, because the difference
-        of two good points is more likely small than large (H. Jeffreys, "Theory of Probability",
-        3rd ed. 1961, 5.2; J. N. Rouder et al., "Bayesian t tests", Psychonomic Bulletin & Review
-        16, 2009). With a flat prior the better of two equals would be called better with 75 % on
-        average, and the best of several with more (``benchmarks/selection_bias.py`` shows how often
-        each is right).
+    def around(self, log: float, share: float, confidence: float = 0.95) -> Estimate:
+        """Return ``exp(log)`` with its interval.
 
         Args:
             log: Measured logarithm, such as the difference of two means of logarithms.
             share: Variance of ``log`` in units of one launch's, such as 1/2 + 1/2.
-
-        Returns:
-            The probability; None: no scatter is known.
+            confidence: Confidence of the interval.
         """
-        if self.degrees == 0:
-            return None
-        error = self.sigma * math.sqrt(share)
-        if error == 0:
-            return 0.5 if log == 0 else float(log > 0)
-        t = (log - _CAUCHY * self.sigma) / error
-        likelihood = (1 + t**2 / self.degrees) ** (-(self.degrees + 1) / 2)
-        return float(likelihood[_CAUCHY > 0].sum() / likelihood.sum())
-
-    def around(self, log: float, share: float, confidence: float = 0.95) -> Estimate:
-        """Return ``exp(log)`` with its interval; ``share`` as in :meth:`chance`."""
         if self.degrees == 0:
             return Estimate(round(math.exp(log), 12), None, None)
         return _student(log, share * self.sigma**2, self.degrees, confidence)
@@ -231,6 +207,6 @@ class LaunchVariance:
 
 def _student(log: float, variance: float, degrees: float, confidence: float) -> Estimate:
     half = quantiles.student_t(degrees, (1 + confidence) / 2) * math.sqrt(variance)
-    if half > math.log(_SAYS_NOTHING):
+    if half > math.log(SAYS_NOTHING):
         return Estimate(round(math.exp(log), 12), None, None)
     return Estimate(round(math.exp(log), 12), math.exp(log - half), math.exp(log + half))

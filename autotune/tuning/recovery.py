@@ -9,6 +9,7 @@ from typing import Any
 from autotune.results.text import plain, shortened
 from autotune.serving.orphans import LivingLaunch, end_living, living_launches
 from autotune.serving.process_tree import Identity, end_orphan
+from autotune.serving.slots import slot_text
 from autotune.serving.warm_start import FORK_SERVER
 from autotune.storage.lease import exclusive, is_free
 from autotune.storage.location import Database, Server
@@ -85,11 +86,16 @@ def living(database: Database) -> list[tuple[LivingLaunch, str]]:
     found = []
     for x in living_launches():
         row = trials.get(x.launch_id)
-        of = launch_text(row) if row else "not in this --db"
+        of = _purpose(row) if row else "not in this --db"
         if FORK_SERVER.name in x.command:
             of = "what warm starts are forked from"
         found.append((x, of))
     return found
+
+
+def _purpose(launch: LaunchRow) -> str:
+    """Return what a launch was made for, and on which slot it is: ``trial 3 of demo, slot 1``."""
+    return ", ".join(filter(None, [launch_text(launch), slot_text(launch.machine.get("slot"))]))
 
 
 def living_json(database: Database) -> list[dict[str, Any]]:

@@ -1,0 +1,198 @@
+"""Probability that one point is truly better than another one, when both were picked from many.
+
+======  ===========================================================================================
+symbol  meaning
+======  ===========================================================================================
+θ       logarithm of a point's true value
+μ, τ    center and width of the θ of a study's points
+σ       standard deviation of a launch of a point
+n, y    number of a point's launches, and their mean
+======  ===========================================================================================
+
+The better of two equals looks better in every study, and the best of twenty by far. What its lead
+is worth depends on how far points differ at all, which the study itself says: where the points'
+means scatter by no more than launches of one point do, most of a lead is noise (empirical Bayes: B.
+Efron, C. Morris, "Stein's estimation rule and its competitors", Journal of the American Statistical
+Association 68, 1973; M. Stephens, "False discovery rates: a new deal", Biostatistics 18, 2017, with
+such a mixture of normals). As far as the mixture describes a study's points, a posterior needs no
+correction for the choice, because it is conditional on all points, also on those that were not
+chosen, nor for a number of launches that depended on what came out before (A. P. Dawid, "Selection
+paradoxes of Bayesian inference", 1994). ``benchmarks/confirmed_worlds.py`` counts how often the
+stated probabilities are right where points differ by other amounts.
+
+    y ~ N(θ, σ²/n),   θ ~ Σ_j w_j N(μ, (m_j τ)²),   m = 1, 3, 10, 30
+
+The mixture has heavy tails, so one point that is far better than many equal ones is not drawn to
+them. μ, τ, σ and the ratio of the baseline's scatter are integrated out on a grid; τ is uniform on
+a logarithmic scale around σ; σ has the posterior of :class:`autotune.stats.two_pools.TwoPools`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.stats.measurement import Floats
+from autotune.stats.two_pools import TwoPools
+
+_WIDER = 3.0 ** np.arange(4)
+_TAIL = 1 / 5
+_MIX = _TAIL ** np.arange(4) / (_TAIL ** np.arange(4)).sum()
+_TAUS = np.geomspace(0.03, 30, 11)  # τ in units of σ
+_BELOW_CENTER, _ABOVE_CENTER = 2.5, 3.5  # range of log σ², in units of its standard deviation
+_STEP = 0.8  # of log σ², likewise
+_MUS = np.linspace(-2.2, 2.2, 5)  # μ around the median, in units of its standard error
+_SKIP = 1e-3  # λ below this probability are left out
+_RARE = 1e-4  # nodes below this probability are left out
+_Z = np.linspace(-8, 8, 801)
+_BELOW = np.array([math.erfc(-z / math.sqrt(2)) / 2 for z in _Z])
+
+
+@dataclass(frozen=True)
+class Known:
+    """A point by its launches.
+
+    Attributes:
+        mean: Mean of the logarithms, with the sign that makes more better.
+        launches: Number of launches.
+        baseline: Whether it is the baseline, which may scatter by another amount.
+    """
+
+    mean: float
+    launches: int
+    baseline: bool = False
+
+
+def chances(
+    points: Sequence[Known], best: int, rivals: Sequence[int], pools: TwoPools
+) -> list[float | None]:
+    """Return the probability that a point is better than each of some others.
+
+    Args:
+        points: All points of the study with a launch.
+        best: Index of the one point.
+        rivals: Indices of the others.
+        pools: Scatter between launches.
+
+    Returns:
+        One probability a rival; None: no scatter is known.
+    """
+    if not pools.known:
+        return [None] * len(rivals)
+    leads = [points[best].mean - points[k].mean for k in rivals]
+    if pools.sums.max() == 0:
+        return [0.5 if x == 0 else float(x > 0) for x in leads]
+    grid = _Grid.of(points, pools)
+    posterior = _Posterior([grid.point(p) for p in points], grid)
+    return [posterior.better(best, k) for k in rivals]
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """Posterior of one point's θ at each node, as a mixture of normals.
+
+    Attributes:
+        log: Logarithm of the probability density of y, of shape (λ, σ, τ, μ).
+        weights: Weight of each component, of shape (λ, σ, τ, μ, 4).
+        means: Mean of each component, likewise.
+        variances: Variance of each component, likewise.
+
+    The axis of λ has the length 1 for all points but the baseline.
+    """
+
+    log: Floats
+    weights: Floats
+    means: Floats
+    variances: Floats
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Nodes of the integration.
+
+    Attributes:
+        ratios: Values of λ, of shape (λ, 1, 1, 1).
+        sigma2: Values of σ², of shape (1, σ, 1, 1).
+        tau2: Values of τ², of shape (1, σ, τ, 1).
+        mu: Values of μ, of shape (1, σ, τ, μ).
+        log: Logarithm of the nodes' probability before any y, of shape (λ, σ, τ, 1).
+    """
+
+    ratios: Floats
+    sigma2: Floats
+    tau2: Floats
+    mu: Floats
+    log: Floats
+
+    @classmethod
+    def of(cls, points: Sequence[Known], pools: TwoPools) -> _Grid:
+        """Return the nodes for the points of a study."""
+        degrees = sum(pools.degrees)
+        keep = pools.weights > _SKIP
+        sums = np.maximum(pools.sums, 1e-12 * pools.sums.max())[keep]
+        center, width = np.log(sums / degrees), math.sqrt(2 / degrees)
+        low, high = center.min() - _BELOW_CENTER * width, center.max() + _ABOVE_CENTER * width
+        steps = math.ceil((high - low) / (_STEP * width))
+        sigma2 = np.exp(np.linspace(low, high, steps + 1))
+        # p(λ, log σ²); the weights have the integral over σ in them
+        log = np.log(pools.weights[keep] * sums ** (degrees / 2))[:, None]
+        log = log - degrees / 2 * np.log(sigma2) - sums[:, None] / (2 * sigma2)
+        tau2 = sigma2[:, None] * _TAUS**2
+        spread = np.sqrt(sigma2[:, None] + tau2)
+        middle = float(np.median([p.mean for p in points]))
+        mu = middle + 1.25 / math.sqrt(len(points)) * spread[..., None] * _MUS
+        return cls(
+            pools.ratios[keep][:, None, None, None],
+            sigma2[None, :, None, None],
+            tau2[None, :, :, None],
+            mu[None],
+            (log[:, :, None] + np.log(spread))[..., None],
+        )
+
+    def point(self, p: Known) -> _Mixture:
+        """Return what is known of a point at each node."""
+        own2 = self.sigma2 * self.ratios if p.baseline else self.sigma2
+        noise2 = (own2 / p.launches)[..., None]
+        wide2 = self.tau2[..., None] * _WIDER**2
+        total2 = noise2 + wide2
+        off = (p.mean - self.mu)[..., None]
+        density = _MIX * np.exp(-(off**2) / (2 * total2)) / np.sqrt(total2)
+        whole = np.maximum(density.sum(axis=-1), 1e-300)
+        pull = wide2 / total2
+        variances = np.broadcast_to(pull * noise2, density.shape)
+        means = self.mu[..., None] + pull * off
+        return _Mixture(np.log(whole), density / whole[..., None], means, variances)
+
+
+class _Posterior:
+    """Posterior of all points.
+
+    Args:
+        points: What is known of each.
+        grid: The nodes.
+    """
+
+    def __init__(self, points: Sequence[_Mixture], grid: _Grid) -> None:
+        self._points = points
+        log = np.asarray(sum((p.log for p in points), start=grid.log))
+        weight = np.exp(log - log.max())
+        weight /= weight.sum()
+        self._weights = {True: weight, False: weight.sum(axis=0, keepdims=True)}
+
+    def better(self, a: int, b: int) -> float:
+        """Return the probability that the θ of ``a`` is above that of ``b``."""
+        one, other = self._points[a], self._points[b]
+        weight = self._weights[max(len(one.log), len(other.log)) > 1]
+        use = weight > _RARE
+
+        def at(x: Floats) -> Floats:
+            return np.asarray(np.broadcast_to(x, (*use.shape, len(_MIX)))[use])
+
+        apart = at(one.means)[:, :, None] - at(other.means)[:, None]
+        error = np.sqrt(at(one.variances)[:, :, None] + at(other.variances)[:, None])
+        below = np.interp(apart / error, _Z, _BELOW)
+        below = below * at(one.weights)[:, :, None] * at(other.weights)[:, None]
+        return float(weight[use] @ below.sum(axis=(1, 2)) / weight[use].sum())
