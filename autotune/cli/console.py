@@ -95,10 +95,6 @@ class _Slot:
         """Slot and trial in words."""
         return _GAP.join(filter(None, [self.label, self.trial]))
 
-    def end(self) -> None:
-        """Forget the trial."""
-        self.trial = self.point = self.stage = self.progress = ""
-
 
 class Ui:
     """The terminal of a run (:class:`autotune.tuning.progress.Progress`); a context manager.
@@ -226,7 +222,7 @@ class Ui:
                 left = statistics.median(self._durations) * more / self.slots
                 words.append(f"about {duration(left)} left")
             self._print(_GAP.join(words))
-        slot.end()
+        self._slots.pop(at.slot, None)
 
     def message(self, text: str, at: At = OUTSIDE) -> None:
         """Show a message."""
