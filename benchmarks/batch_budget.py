@@ -95,13 +95,13 @@ def replay(w: World, seed: int, *, new: bool) -> Replay:
     leader = proposer.leader(trials)
     leading = None if leader is None else groups[key_of(of(leader))][0].number
 
-    def launch(number: int) -> Sequence[float]:
+    def again_of(number: int) -> Sequence[float]:
         values = w.launch(points[number], rng).values
         assert values is not None
         return values
 
     base = trials[0].number
-    _, again = spend(searched, DIRECTIONS, base, CONFIRM, launch, leader=leading)
+    _, again = spend(searched, DIRECTIONS, base, CONFIRM, again_of, leader=leading)
     final = verdict(again, searched, DIRECTIONS, trials[0].number)
     assert final is not None
     judge = Judge(w)

@@ -1,6 +1,6 @@
 """How often a confirmation calls a winner a tie, and how often it names a wrong one.
 
-    python benchmarks/confirmation_power.py [--runs 400] [--json FILE]
+    python benchmarks/confirmation_power.py [--runs 400] [--processes 16] [--json FILE]
     python benchmarks/confirmation_power.py --at-once …    # all launches planned at once, as before
 
 Whole confirmations are simulated. A study has a baseline and 16 points, one launch of each, and a
@@ -23,19 +23,25 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 
 from autotune.search.confirmation import Launches, plan
-from autotune.search.confirmation_steps import next_step
 from autotune.search.confirmation_verdict import verdict
 from autotune.search.front import Direction
-from autotune.search.spending import Spending
 from autotune.stats.measurement import Floats
+
+try:
+    from autotune.search.confirmation_steps import next_step
+    from autotune.search.spending import Spending
+except ImportError:  # an earlier autotune, which plans all launches at once
+    pass
 
 DIRECTIONS: tuple[Direction, Direction] = ("maximize", "minimize")
 RULES = ("tok/s", "p95", "balanced")
@@ -61,8 +67,8 @@ def spend(
     *,
     leader: int | None = None,
     most: int | None = None,
-) -> tuple[Spending, dict[int, list[Sequence[float]]]]:
-    """Return a whole confirmation and its launches by point; ``launch`` measures a point."""
+) -> tuple[list[int], dict[int, list[Sequence[float]]]]:
+    """Return the order of a whole confirmation, and what ``launch`` gave for each point."""
     first = plan(searched, directions, baseline, held, leader=leader, most=most)
     spent = Spending(first, held)
     confirmed: dict[int, list[Sequence[float]]] = {k: [] for k in first}
@@ -72,7 +78,7 @@ def spend(
             confirmed.setdefault(k, []).append(launch(k))
         begun = len(spent.order)
         if begun >= held:
-            return spent, confirmed
+            return list(spent.order), confirmed
         spent = next_step(spent, confirmed, searched, directions, baseline)
 
 
@@ -82,15 +88,15 @@ def spend_at_once(
     baseline: int | None,
     held: int,
     launch: Launch,
-) -> tuple[Spending, dict[int, list[Sequence[float]]]]:
-    """Return a confirmation of which all launches are planned before the first, as in 0.2."""
+) -> tuple[list[int], dict[int, list[Sequence[float]]]]:
+    """Return the same of a confirmation of which all launches are planned before the first."""
     first = plan(searched, directions, baseline, held)
     there = list(islice(cycle(dict.fromkeys(first)), math.ceil(held / 2)))
-    spent = Spending([*there, *reversed(there[: held // 2])], held)
+    order = [*there, *reversed(there[: held // 2])]
     confirmed: dict[int, list[Sequence[float]]] = {}
-    for k in spent.order:
+    for k in order:
         confirmed.setdefault(k, []).append(launch(k))
-    return spent, confirmed
+    return order, confirmed
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ def run(world: World, runs: int, seed: int, *, at_once: bool = False) -> Row:
         ahead = max(range(1, POINTS + 1), key=lambda k: searched[k][0][0])
         for k in (0, ahead):
             searched[k].append(launch(k))
-        spent, confirmed = way(searched, DIRECTIONS, 0, world.held, again)
+        order, confirmed = way(searched, DIRECTIONS, 0, world.held, again)
         found = verdict({k: x for k, x in confirmed.items() if x}, searched, DIRECTIONS, 0)
         assert found is not None
         choices = (*found.winners, found.balanced)
@@ -162,7 +168,7 @@ def run(world: World, runs: int, seed: int, *, at_once: bool = False) -> Row:
         right = [bool(only[i]) and gains[c.number, i] >= best[i] for i, c in enumerate(choices)]
         wrong.append([not c.tie and not ok for c, ok in zip(choices, right, strict=True)])
         behind.append([best[i] - gains[c.number, i] for i, c in enumerate(choices)])
-        launched.append(len(set(spent.order)))
+        launched.append(len(set(order)))
         fastest = found.winners[0]
         over = fastest.over_baseline
         if over is not None and fastest.number != 0 and over[0].low and over[0].high:
@@ -199,10 +205,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-once", action="store_true", help="plan all launches at once")
-    parser.add_argument("--only", help="like 8,0.03,0.1,both: held, between, better, way")
+    parser.add_argument(
+        "--only", help="like 8,0.03,0.1,both,steady: held, between, better, way, drift"
+    )
+    parser.add_argument("--between", type=float, help="only worlds with this between launches")
+    parser.add_argument("--way", choices=WAYS, help="only worlds whose winner is better in this")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    chosen = worlds()
+    chosen = [
+        w for w in worlds() if args.between in {None, w.between} and args.way in {None, w.way}
+    ]
     if args.only:
         held, between, better, *way = args.only.split(",")
         chosen = [World(int(held), float(between), float(better), *way)]
@@ -211,9 +224,16 @@ def main() -> None:
         f"{'launches differ':>15}{'better by':>10} {'in':<6}{'drift':<7}{'held':>5}{'points':>7}"
         f"{'tie':>19}{'false':>20}{'behind':>22}{'holds':>8}{'±':>7}"
     )
+    one = partial(run, runs=args.runs, seed=args.seed, at_once=args.at_once)
+    with ProcessPoolExecutor(args.processes) as pool:
+        _show(pool.map(one, chosen), args)
+
+
+def _show(found: Iterable[Row], args: argparse.Namespace) -> None:
+    """Print the rows as they come, and write them."""
     rows = []
-    for world in chosen:
-        row = run(world, args.runs, args.seed, at_once=args.at_once)
+    for row in found:
+        world = row.world
         rows.append(asdict(row))
         cells = "".join(f"{x:>7.1%}" for x in (*row.tie, *row.false))
         cells += "".join(f"{x:>7.2%}" for x in row.behind)
@@ -224,8 +244,8 @@ def main() -> None:
             flush=True,
         )
         if args.json:
-            found = {"runs": args.runs, "at_once": args.at_once, "rows": rows}
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
+            out = {"runs": args.runs, "at_once": args.at_once, "rows": rows}
+            args.json.write_text(json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -49,6 +50,7 @@ from autotune.results.views import (
     scatter_line,
     verdict_lines,
 )
+from autotune.storage.location import Database, full_text
 from autotune.study.space import ARM, Point
 from autotune.tuning.progress import OUTSIDE, At
 
@@ -64,12 +66,45 @@ _STYLES = {
 }
 
 
+@dataclass
+class _Slot:
+    """What one slot does, which is a live line.
+
+    Attributes:
+        label: ``slot 1``; empty where there is one slot.
+        trial: ``[7/40] trial 6``; empty while none runs.
+        point: Point of the trial.
+        remaining: Trials from this one on.
+        began: When the trial began.
+        stage: Stage of the trial; empty while there is none.
+        stage_began: When the stage began.
+        progress: Progress of the stage, in words.
+    """
+
+    label: str = ""
+    trial: str = ""
+    point: str = ""
+    remaining: int = 0
+    began: float = 0.0
+    stage: str = ""
+    stage_began: float = 0.0
+    progress: str = ""
+
+    @property
+    def head(self) -> str:
+        """Slot and trial in words."""
+        return _GAP.join(filter(None, [self.label, self.trial]))
+
+
 class Ui:
     """The terminal of a run (:class:`autotune.tuning.progress.Progress`); a context manager.
 
     Args:
         console: Console to write to; standard output by default.
         clock: Returns seconds that never go back.
+
+    Attributes:
+        slots: Number of slots of the run, each of which has a live line.
     """
 
     def __init__(
@@ -82,13 +117,8 @@ class Ui:
         self._view: StudyView | None = None
         self._durations: list[float] = []
         self._header_shown = False
-        self._trial = ""  # "[7/40] trial 6"
-        self._point = ""
-        self._remaining = 0  # trials, with the one that runs
-        self._trial_began = 0.0
-        self._stage = ""
-        self._stage_began = 0.0
-        self._progress = ""
+        self._slots: dict[int, _Slot] = {}
+        self.slots = 1
 
     def __enter__(self) -> Ui:
         return self
@@ -107,7 +137,7 @@ class Ui:
             self._line.stop()
             self._line = None
 
-    def study(self, view: StudyView, database: Path) -> None:
+    def study(self, view: StudyView, database: Database) -> None:
         """Show the study that starts or resumes, with its finished trials."""
         self._view = view
         self._durations = [t.seconds for t in view.trials if t.seconds is not None]
@@ -130,27 +160,30 @@ class Ui:
             point: Point that will be launched.
         """
         wanted = self._view.wanted if self._view else position
-        self._trial = f"[{position}/{wanted}] trial {at.trial}"
-        self._point = point_text(point)
-        self._remaining = max(1, wanted - position + 1)
-        self._trial_began = self._clock()
-        self._stage = self._progress = ""
+        self._slots[at.slot] = _Slot(
+            label=f"slot {at.slot}" if self.slots > 1 else "",
+            trial=f"[{position}/{wanted}] trial {at.trial}",
+            point=point_text(point),
+            remaining=max(1, wanted - position + 1),
+            began=self._clock(),
+        )
 
     def stage(self, at: At, text: str) -> None:
         """Show a stage, such as ``launching``; its seconds count from now."""
-        if plain(text) == self._stage:
+        slot = self._slots.setdefault(at.slot, _Slot())
+        if plain(text) == slot.stage:
             return
-        self._stage, self._progress = plain(text), ""
-        self._stage_began = self._clock()
+        slot.stage, slot.progress = plain(text), ""
+        slot.stage_began = self._clock()
         if not self.live:
-            self._print(_GAP.join(filter(None, [self._trial, self._point, self._stage])))
+            self._print(_GAP.join(filter(None, [slot.head, slot.point, slot.stage])))
         elif self._line is None:
             self._line = Live(self, console=self.console, refresh_per_second=4, transient=True)
             self._line.start()
 
     def progress(self, at: At, done: int, total: int) -> None:
         """Show the progress of the stage, in the live line only."""
-        self._progress = f"{done}/{total} requests"
+        self._slots.setdefault(at.slot, _Slot()).progress = f"{done}/{total} requests"
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
@@ -159,7 +192,7 @@ class Ui:
         try:
             yield
         finally:
-            self._stage = ""
+            self._slots.pop(OUTSIDE.slot, None)
             self.close()
 
     def download(self, stage: str, done: float) -> None:
@@ -170,25 +203,26 @@ class Ui:
             done: Finished share, 0 to 1.
         """
         if done >= 1:
-            self._stage = ""
+            self._slots.pop(OUTSIDE.slot, None)
             self.close()
             return
         self.stage(OUTSIDE, f"demo model: {stage}")
-        self._progress = f"{done:.0%}"
+        self._slots[OUTSIDE.slot].progress = f"{done:.0%}"
 
     def trial(self, at: At, trial: TrialView) -> None:
         """Show the row of a finished trial."""
         if trial.seconds is not None:
             self._durations.append(trial.seconds)
+        slot = self._slots.setdefault(at.slot, _Slot())
         if self.live:
             self._row(trial)
         else:
-            words = [self._trial or f"trial {trial.number}", self._words(trial)]
-            if self._durations and self._remaining > 1:
-                left = statistics.median(self._durations) * (self._remaining - 1)
+            words = [slot.head or f"trial {trial.number}", self._words(trial)]
+            if self._durations and (more := self._remaining() - 1) > 0:
+                left = statistics.median(self._durations) * more / self.slots
                 words.append(f"about {duration(left)} left")
             self._print(_GAP.join(words))
-        self._trial = self._point = self._stage = self._progress = ""
+        self._slots.pop(at.slot, None)
 
     def message(self, text: str, at: At = OUTSIDE) -> None:
         """Show a message."""
@@ -196,13 +230,28 @@ class Ui:
 
     def time_left(self) -> float | None:
         """Return the seconds until the study is done, by the median trial; None: no trial yet."""
-        if not self._durations or not self._trial:
+        running = self._running()
+        if not self._durations or not running:
             return None
         typical = statistics.median(self._durations)
-        return typical * self._remaining - min(typical, self._clock() - self._trial_began)
+        done = sum(min(typical, self._clock() - slot.began) for slot in running)
+        return (typical * self._remaining() - done) / len(running)
+
+    def _running(self) -> list[_Slot]:
+        return [slot for slot in self._slots.values() if slot.trial]
+
+    def _remaining(self) -> int:
+        """Return how many trials are left, with those that run."""
+        running = self._running()
+        return min((slot.remaining for slot in running), default=1) + len(running) - 1
 
     def summary(
-        self, view: StudyView, command: str | None, database: Path, plots: Sequence[Path]
+        self,
+        view: StudyView,
+        command: str | None,
+        database: Database,
+        plots: Sequence[Path],
+        said: Sequence[str] = (),
     ) -> None:
         """Show the Pareto front, the command that serves its best, the plots and the next steps.
 
@@ -211,6 +260,7 @@ class Ui:
             command: Shell command that serves ``view.best()``, in one line.
             database: Database of the study.
             plots: Files of plots that were written.
+            said: Sentences on all settings.
         """
         self.close()
         self._print("")
@@ -219,10 +269,10 @@ class Ui:
         if best is None:
             self._print("no trial has results; `autotune status` shows why each one failed")
         else:
-            self.best(view, best, command)
+            self.best(view, best, command, said)
         for path in plots:
             self._print(f"Plot: {plain(str(path))}")
-        db = "" if database.absolute() == Path.cwd() / "autotune.db" else _db_option(database)
+        db = "" if full_text(database) == full_text(Path("autotune.db")) else _db_option(database)
         hints = {f"autotune status{db}": "all trials, and why some failed"}
         if best is not None:
             hints[f"autotune best{db} --shell"] = "print the serving command again"
@@ -230,8 +280,17 @@ class Ui:
         for line, what in hints.items():
             self._print(f"Next: {line}  ({what})")
 
-    def best(self, view: StudyView, trial: TrialView, command: str | None) -> None:
-        """Show the Pareto front, and the command that serves one of its trials."""
+    def best(
+        self, view: StudyView, trial: TrialView, command: str | None, said: Sequence[str] = ()
+    ) -> None:
+        """Show the Pareto front, and the command that serves one of its trials.
+
+        Args:
+            view: The whole study.
+            trial: The trial to serve.
+            command: Shell command that serves it, in one line.
+            said: Sentences on all settings.
+        """
         self._print("")
         self.console.print(rendered(front_page(view)))
         self._print("")
@@ -245,6 +304,9 @@ class Ui:
             self._print("")
         if scatter := scatter_line(view):
             self.prose(upper(scatter))
+            self._print("")
+        if said:
+            self.prose(" ".join(said))
             self._print("")
         if command is not None:
             self._print(f"To serve trial {trial.number} ({trial.setting}):")
@@ -276,23 +338,28 @@ class Ui:
         self.console.print(line, soft_wrap=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Return the live line, cut to the window's width; the parameters are cut first."""
-        if not self._stage:
-            return
+        """Return a live line for each slot that does something, cut to the window's width.
+
+        The parameters are cut first.
+        """
         left = self.time_left()
-        after = [
-            " ".join(filter(None, [self._stage, self._progress])),
-            f"{self._clock() - self._stage_began:.0f} s",
-            f"{duration(left)} left" if left is not None else "",
-        ]
-        before, tail = self._trial, _GAP.join(filter(None, after))
-        room = options.max_width - cell_len(before + _GAP + _GAP + tail)
-        point = Text(self._point)
-        point.truncate(max(0, room), overflow="ellipsis")
-        parts = [Text(before, style="bold"), point, Text(tail, style="cyan")]
-        line = Text(_GAP).join([p for p in parts if p.plain])
-        line.no_wrap, line.overflow = True, "ellipsis"
-        yield line
+        for _, slot in sorted(self._slots.items()):
+            if not slot.stage:
+                continue
+            after = [
+                " ".join(filter(None, [slot.stage, slot.progress])),
+                f"{self._clock() - slot.stage_began:.0f} s",
+                f"{duration(left)} left" if left is not None else "",
+            ]
+            left = None  # of the whole study: said once
+            before, tail = slot.head, _GAP.join(filter(None, after))
+            room = options.max_width - cell_len(before + _GAP + _GAP + tail)
+            point = Text(slot.point)
+            point.truncate(max(0, room), overflow="ellipsis")
+            parts = [Text(before, style="bold"), point, Text(tail, style="cyan")]
+            line = Text(_GAP).join([p for p in parts if p.plain])
+            line.no_wrap, line.overflow = True, "ellipsis"
+            yield line
 
     def _print(self, text: str) -> None:
         """Print a line unwrapped, so that it can be pasted and searched."""
@@ -405,5 +472,5 @@ def _table(values: TableOfValues, *, header: bool) -> Table:
     return table
 
 
-def _db_option(database: Path) -> str:
+def _db_option(database: Database) -> str:
     return f" --db {shlex.quote(plain(str(database)))}"

@@ -40,6 +40,8 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
       ``reused``: as in :class:`TrialView`.
     - ``confirmed``: null, or ``launches``, ``values``, ``intervals``, ``speedup`` (value, low,
       high) and ``chosen`` (:func:`chosen_by`) of the confirmation.
+    - ``slot``: null, or ``number``, ``count``, ``cores`` and ``gpus`` (UUIDs) of the slot that
+      measured it, where several servers ran at the same time.
     - ``failure_kind``, ``failure_reason``: null unless the trial failed.
 
     Args:
@@ -83,6 +85,7 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
             "speedup": t.confirmed_speedup,
             "chosen": chosen_by(view, t.number),
         },
+        "slot": t.slot and dict(t.slot),
         "failure_kind": t.failure_kind,
         "failure_reason": t.failure_reason,
         "seconds": t.seconds,

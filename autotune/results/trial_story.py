@@ -15,6 +15,7 @@ from autotune.results.text import plain, value_with_interval
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import COMPUTED_AGAIN, StudyView, TrialView
 from autotune.serving.machine import machine_line
+from autotune.serving.slots import slot_details
 from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality, TrialAttrs, attrs_of
 from autotune.storage.schema import LaunchRow, RequestRow
@@ -89,6 +90,11 @@ def _why(trial: TrialView, attrs: TrialAttrs) -> Iterator[str]:
         )
     if attrs.challenge:
         yield "a challenge: no launch seemed worth its time, and this might prove it wrong"
+    elif attrs.expected_improvement is not None:
+        yield (
+            "chosen by the model, which expected the next launch to improve an objective by up to "
+            f"{attrs.expected_improvement:.1%}"
+        )
     elif attrs.expected_gain is not None:
         yield f"chosen for an expected gain of {attrs.expected_gain:.1%} in hypervolume"
 
@@ -119,6 +125,8 @@ def _launched(launch: LaunchRow) -> Iterator[str]:
     version = launch.vllm_version or "of unknown version"
     yield f"launch {launch.attempt + 1}, {began:%Y-%m-%d %H:%M:%S} UTC"
     yield f"  vLLM {version} on {machine_line(launch.machine)}"
+    if slot := launch.machine.get("slot"):
+        yield f"  {slot_details(slot)}"
     yield f"  command: {shlex.join(launch.argv)}"
     yield from (f"  environment: {k}={one_line(v, _MOST_SHOWN)}" for k, v in launch.env.items())
 

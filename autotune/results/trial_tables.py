@@ -21,6 +21,7 @@ from autotune.results.views import (
     steps_notes,
     throttled_lines,
 )
+from autotune.serving.slots import slot_text
 from autotune.study.space import ARM, MNBT, N
 from objectives import Objective
 
@@ -138,6 +139,7 @@ def note(trial: TrialView) -> str:
     words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
     words.append("ended early" if trial.truncated else "")
     words.append("lossy" if trial.lossy else "")
+    words.append(slot_text(trial.slot))
     words += [w.partition(":")[0] for w in trial.warnings]
     if trial.state != "complete":
         words.append(trial.state)

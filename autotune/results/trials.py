@@ -189,6 +189,7 @@ def _view(
         curve=curve_of(space, point) if draft else "",
         lossy=is_lossy(draft),
         skips_steps=skips_steps(draft),
+        slot=attrs.slot,
     )
 
 

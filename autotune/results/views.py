@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autotune.results.text import (
     Bounds,
@@ -110,6 +110,8 @@ class TrialView:
         lossy: Whether its launch accepts drafts that the target would not have written.
         skips_steps: Whether it may have steps without drafts, which ``acceptance_length`` leaves
             out.
+        slot: What is kept of the slot that measured it
+            (:meth:`autotune.serving.slots.Slot.stored`); None: the run had one server at a time.
     """
 
     number: int
@@ -149,6 +151,7 @@ class TrialView:
     curve: str | None = ""
     lossy: bool = False
     skips_steps: bool = False
+    slot: Mapping[str, Any] | None = None
 
     @property
     def length_text(self) -> str:

@@ -278,3 +278,59 @@ def test_doctor_lines() -> None:
     ui.check("port", False, "8000 is taken")
     ui.check("GPU", None, "none")
     assert [line.split()[0] for line in out.getvalue().splitlines()] == ["ok", "FAIL", "note"]
+
+
+def run_two(ui: Ui) -> None:
+    """Trials 4 and 5 on two slots, up to the end of the second one."""
+    view = study()
+    ui.slots = 2
+    ui.study(replace(view, trials=view.trials[:4], finished=4), Path("x.db"))
+    for slot, number in enumerate((4, 5)):
+        at = At(number, slot)
+        ui.begin(at, number + 1, view.trials[number].point)
+        ui.stage(at, "launching")
+    ui.stage(At(4, 0), "measuring")
+    ui.progress(At(4, 0), 14, 40)
+
+
+def test_two_slots_have_a_line_each_and_then_come_the_finished_trials() -> None:
+    ui, out, clock = live_ui()
+    with ui:
+        run_two(ui)
+        clock.now += 9
+        lines = shown(ui).splitlines()
+        assert len(lines) == 2
+        assert lines[0].startswith("slot 0  [5/40] trial 4  n = ")
+        assert "measuring 14/40 requests  9 s" in lines[0]
+        assert lines[0].endswith(" left")  # of the whole study: once
+        assert re.fullmatch(r"slot 1  \[6/40\] trial 5  n = .*  launching  9 s", lines[1].rstrip())
+        ui.trial(At(5, 1), study().trials[5])
+        assert [line[:6] for line in shown(ui).splitlines()] == ["slot 0"]
+    assert all(len(line.rstrip()) <= 80 for line in visible(out.getvalue()).splitlines())
+
+
+def test_the_time_left_goes_by_the_trials_that_run() -> None:
+    ui, _, clock = live_ui()
+    with ui:
+        run_two(ui)
+        one = ui.time_left()
+        ui._durations = [60.0]
+        assert ui.time_left() == 36 * 60 / 2  # 36 trials are left, two at a time
+        clock.now += 30
+        assert ui.time_left() == (36 * 60 - 2 * 30) / 2
+    assert one is not None
+
+
+def test_a_log_names_the_slot_of_each_line() -> None:
+    ui, out = plain_ui()
+    with ui:
+        run_two(ui)
+        ui.trial(At(5, 1), study().trials[5])
+        ui.trial(At(4, 0), study().trials[4])
+        with ui.waiting("drawing the plots"):
+            pass
+    lines = out.getvalue().splitlines()[1:]
+    heads = ["slot 0  [5/40] trial 4", "slot 1  [6/40] trial 5"]
+    assert lines.pop() == "drawing the plots"  # of no slot
+    assert [line[: len(heads[0])] for line in lines] == [heads[i] for i in (0, 1, 0, 1, 0)]
+    assert [line.rsplit("  ")[-1] for line in lines[:3]] == ["launching", "launching", "measuring"]

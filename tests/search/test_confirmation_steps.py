@@ -81,6 +81,20 @@ def test_what_is_hopeless_is_launched_no_more() -> None:
         assert 0.95 <= why.chance <= 1
 
 
+@pytest.mark.parametrize("held", [6, 7, 8, 12, 16, 20])
+def test_a_machine_that_gets_slower_favors_none_of_those_that_go_on(held: int) -> None:
+    found = spent(held)
+    places = np.arange(held)
+    going = [k for k in set(found.order) if list(found.order).count(k) > held // 4]
+    assert {0, 1} <= set(going)
+    steady = [places[np.array(found.order) == k].mean() for k in going]
+    # two launches that are left over have one place between them
+    assert max(steady) - min(steady) <= (0.5 if held == 8 else 0.0)
+    for begins in (3, (held + 1) // 2):  # a step at the middle of the first step, or of all
+        slow = [float((places[np.array(found.order) == k] >= begins).mean()) for k in going]
+        assert max(slow) - min(slow) <= 0.25
+
+
 @pytest.mark.parametrize("held", range(2, 21))
 def test_all_held_launches_are_spent_and_the_baseline_is_in_each_step(held: int) -> None:
     found = spent(held)

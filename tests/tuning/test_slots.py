@@ -6,15 +6,19 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
 
+from autotune.bench import interference
+from autotune.bench.interference import IdleBaseline, LoadWatch
 from autotune.engine.probe import UNKNOWN
 from autotune.errors import FailureKind, MachineError, UserError
 from autotune.serving import slots as host
@@ -464,6 +468,7 @@ def test_ports_and_words_of_slots() -> None:
     assert ranges([7, 0, 1, 2, 5]) == "0-2,5,7"
     gpu = SlotGpu(0, "GPU-00", H200)
     assert slot_details(Slot(1, 2, (4, 5), (gpu,)).stored()) == "slot 1 of 2: GPU-00, cores 4-5"
+    assert slot_details(Slot(0, 2, (3,)).stored()) == "slot 0 of 2: core 3"
 
 
 def test_a_slot_is_a_machine_of_its_own(bare: pytest.MonkeyPatch) -> None:
@@ -471,6 +476,34 @@ def test_a_slot_is_a_machine_of_its_own(bare: pytest.MonkeyPatch) -> None:
     machine = {"cpu": "x", "cores": 8, "gpus": [{"name": "a"}, {"name": "b"}]}
     found = Slot(1, 2, (4, 5, 6, 7), (slot_gpus()[1],)).machine(machine)
     assert found == {"cpu": "x", "cores": 4, "gpus": [{"name": "b"}]}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_neighbors_and_the_driver_are_not_foreign(
+    monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """The slot has core 0: its server uses 2 s, the driver 1 s, a stranger 4 s; core 1 is full."""
+    server, driver = mock.Mock(pid=1), mock.Mock(pid=2)
+    seconds = {server: [10.0, 12.0], driver: [5.0, 6.0]}
+
+    def cores(user: tuple[float, float]) -> list[Any]:
+        rest = dict.fromkeys(("nice", "system", "irq", "softirq", "steal", "iowait"), 0.0)
+        return [SimpleNamespace(user=x, **rest) for x in user]
+
+    readings = iter([cores((0.0, 0.0)), cores((7.0, 100.0))])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: next(readings))
+    monkeypatch.setattr(
+        interference, "_cpu_seconds", lambda p: seconds[p].pop(0) if p in seconds else 0.0
+    )
+    others: Any = [driver] if known else []
+    rest = IdleBaseline(0.05, None, ())
+    with LoadWatch(rest, lambda: [server], others) as watch:
+        time.sleep(0.01)
+    state = watch.state
+    assert state.cores == 1
+    assert state.foreign is not None
+    assert state.foreign * state.seconds == pytest.approx(4.0 if known else 5.0)
 
 
 def test_a_vllm_that_cannot_be_asked_has_no_device() -> None:

@@ -40,6 +40,7 @@ from autotune.results.views import (
     steps_notes,
     verdict_lines,
 )
+from autotune.serving.slots import slot_text
 from autotune.stats import Estimate, quantile
 from autotune.study.space import MNBT, N
 from objectives import Objective
@@ -146,6 +147,8 @@ def remarks(t: TrialView) -> str:
         words.append("ended early, rough")
     if t.lossy:
         words.append("lossy")
+    if t.slot:
+        words.append(plain(slot_text(t.slot)))
     if t.state != "complete":
         words.append(f"failed: {plain(t.failure_kind or 'unknown')}" if t.failure_kind else t.state)
     words += [plain(w.partition(":")[0]) for w in t.warnings]

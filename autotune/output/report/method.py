@@ -36,6 +36,7 @@ from autotune.results.timings import time_view
 from autotune.results.trials import quality_warnings
 from autotune.results.views import TrialView, kinds_text, origin_lines, scatter_line
 from autotune.serving.machine import machine_line
+from autotune.serving.slots import slot_details
 from autotune.stats.stopping import Stop
 from autotune.storage.records import Quality
 from autotune.storage.schema import LaunchRow
@@ -184,6 +185,11 @@ def _definitions(s: Source) -> Iterator[str]:
             "(A B B A). All launches decide the choice; its numbers are from these launches only, "
             "corrected for selection bias (the winner's curse)."
         )
+    if any(t.slot for t in s.view.trials):
+        yield (
+            "Several servers were launched at the same time, each on GPUs or cores of its own (a "
+            "slot, named in the trial's note); the launches of a confirmation are on one slot."
+        )
 
 
 def _load(s: Source) -> Iterator[str]:
@@ -259,6 +265,9 @@ def _machine(s: Source) -> Iterator[tuple[str, str]]:
     lines = list(dict.fromkeys(machine_line(x.machine) for x in s.launches))
     for line in lines:
         yield "machine", plain(line)
+    slots = (x.machine["slot"] for x in s.launches if x.machine.get("slot"))
+    for text in sorted({slot_details(slot) for slot in slots}):
+        yield "slot", plain(text.removeprefix("slot "))
     latest: Mapping[str, Any] = s.launches[-1].machine if s.launches else {}
     for gpu in latest.get("gpus", ()):
         yield "GPU", plain(f"{gpu['name']}, {gpu['memory_mib']} MiB, driver {gpu['driver']}")

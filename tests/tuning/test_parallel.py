@@ -1,0 +1,317 @@
+"""Whole studies on two slots over the server double, and what ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from autotune.api import Event, StopTuning, Study, tune
+from autotune.errors import UserError
+from tests.studies import (
+    UNENDED,
+    Forked,
+    autotune,
+    finished,
+    processes_of,
+    query,
+    start_autotune,
+    trials,
+    wait_for_event,
+    wait_until,
+    write_study,
+)
+
+pytestmark = [
+    pytest.mark.double,
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two slots need two cores"),
+]
+
+SLOW = {"DOUBLE_STEP_S": "0.1"}  # a measurement takes several seconds
+
+
+def write(folder: Path, **changes: Any) -> str:
+    changes = {"workload__hang_timeout_s": 3, "server__env": {"DOUBLE_STEP_S": "0.01"}, **changes}
+    return str(write_study(folder, **changes))
+
+
+def slots_of(folder: Path) -> dict[int, int]:
+    """The slot of each trial that has one."""
+    return {t["trial"]: t["slot"]["number"] for t in trials(folder) if t["slot"]}  # type: ignore[index, misc]
+
+
+def launches(folder: Path, columns: str) -> list[tuple[Any, ...]]:
+    return query(folder, f"select {columns} from autotune_launches order by planned_at")  # noqa: S608
+
+
+def own_processes(run: Forked) -> list[psutil.Process]:
+    """The processes of a run's slots, and all below them."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(run.pid).children(recursive=True)
+    return []
+
+
+def both_measure(folder: Path, run: Forked) -> list[psutil.Process]:
+    """Waits until two servers are measured at once; all processes of the run's slots."""
+    wait_for_event(folder, "warm", 2)
+    sql = "select count(*) from autotune_launches where ended_at is null and ready_at is not null"
+    wait_until(lambda: query(folder, sql) == [(2,)])
+    return own_processes(run)
+
+
+def none_left(folder: Path, processes: list[psutil.Process], within_s: float) -> None:
+    """Waits until neither servers nor processes of the slots are left."""
+    begun = time.monotonic()
+    while left := [*processes_of(folder), *(p for p in processes if p.is_running())]:
+        left = [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        if not left:
+            return
+        assert time.monotonic() - begun < within_s, left
+        time.sleep(0.05)
+
+
+def check_whole(folder: Path, wanted: int, *, failed: int = 0) -> None:
+    """Exactly the wanted trials, none twice, nothing open."""
+    rows = trials(folder)
+    states = Counter(t["state"] for t in rows)
+    assert states == Counter({"complete": wanted - failed, "failed": failed} if failed else states)
+    assert finished(folder) == wanted
+    searched = [json.dumps(t["params"]) for t in rows if t["replicates"] is t["confirms"] is None]
+    assert len(set(searched)) == len(searched)
+    told = query(
+        folder,
+        "select value_json from trial_user_attributes where key = 'launch'",
+    )
+    assert len(set(told)) == len(told) == wanted - failed
+    assert query(folder, UNENDED) == [(0,)]
+    assert query(folder, "pragma integrity_check") == [("ok",)]
+    assert processes_of(folder) == []
+
+
+def test_two_slots_make_one_study(tmp_path: Path) -> None:
+    study = write(tmp_path)
+    done = autotune("run", study, "--trials", "12", "--parallel", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path, 12)
+    slots = slots_of(tmp_path)
+    assert set(slots.values()) == {0, 1}
+    assert len(slots) == 12
+    rows = trials(tmp_path)
+    confirming = {t["trial"] for t in rows if t["confirms"] is not None}
+    assert confirming
+    assert {slots[n] for n in confirming} == {0}  # type: ignore[index]
+
+    # two of the search were measured at the same time, and none next to one of the confirmation
+    events = query(tmp_path, "select trial, what, at from autotune_events order by at")
+    during: dict[int, tuple[float, float]] = {}
+    for number in slots:
+        at = {what: when for of, what, when in events if of == number}
+        during[number] = (at["launching"], at["stopped"])  # type: ignore[assignment]
+
+    def beside(number: int) -> set[int]:
+        begin, end = during[number]
+        return {k for k, (a, b) in during.items() if k != number and a < end and b > begin}
+
+    assert any(beside(number) for number in slots)
+    assert not any(beside(number) for number in confirming)  # type: ignore[arg-type]
+
+    # each on a core and on ports of its own
+    machines = [json.loads(m) for (m,) in launches(tmp_path, "machine")]
+    assert {m["cores"] for m in machines} == {len(os.sched_getaffinity(0)) // 2}
+    assert len({m["slot"]["cores"] for m in machines}) == 2
+    ports: dict[int, set[int]] = {0: set(), 1: set()}
+    for machine, port in launches(tmp_path, "machine, port"):
+        ports[json.loads(machine)["slot"]["number"]].add(port)
+    assert not ports[0] & ports[1]
+
+    # and everybody says which
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("slot 0  [1/12] trial 0") for line in lines)
+    assert any(line.startswith("slot 1  [2/12] trial 1") for line in lines)
+    assert "; the confirmation is on slot 0 alone" in done.stdout
+    story = autotune("status", "--trial", "1", cwd=tmp_path).stdout
+    assert f"slot {slots[1]} of 2: core" in story
+    assert "slot 1" in autotune("status", cwd=tmp_path).stdout
+    page = tmp_path / "page.html"
+    assert autotune("report", "--out", str(page), cwd=tmp_path).returncode == 0
+    assert "1 of 2: core" in page.read_text()
+
+    # it goes on with as many slots
+    more = autotune("run", study, "--trials", "14", "--parallel", "2", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert finished(tmp_path) == 14
+
+
+def test_a_study_of_one_slot_is_not_continued_with_fewer_cores(tmp_path: Path) -> None:
+    study = write(tmp_path)
+    assert autotune("run", study, "--trials", "2", cwd=tmp_path).returncode == 0
+    assert slots_of(tmp_path) == {}
+    done = autotune("run", study, "--trials", "4", "--parallel", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"and a slot has {len(os.sched_getaffinity(0)) // 2}: they are not" in done.stderr
+    assert done.stderr.count("\n") == 1
+    same = autotune("run", study, "--trials", "3", "--parallel", "auto", cwd=tmp_path)
+    assert same.returncode == 0, same.stderr
+    assert finished(tmp_path) == 3
+    for words in ("0", "many", "-1", "1.5"):
+        wrong = autotune("run", study, "--parallel", words, cwd=tmp_path)
+        assert wrong.returncode == 2
+        assert "neither auto nor a number" in wrong.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_ends_takes_both_along_and_goes_on(tmp_path: Path, how: signal.Signals) -> None:
+    study = write(tmp_path, server__env=SLOW)
+    run = start_autotune("run", study, "--trials", "6", "--parallel", "2", cwd=tmp_path)
+    wait_until(lambda: (tmp_path / "autotune.db").exists())
+    wait_for_event(tmp_path, "told", 1)
+    processes = both_measure(tmp_path, run)
+    before = {t["trial"]: t["objectives"] for t in trials(tmp_path) if t["state"] == "complete"}
+    under_way = query(tmp_path, "select number from trials where state = 'RUNNING'")
+    assert len(under_way) == 2
+    run.send_signal(how)
+    _, err = run.communicate(timeout=30)
+    assert run.returncode == (-how if how == signal.SIGKILL else 130), err
+    none_left(tmp_path, processes, 15)
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == (how != signal.SIGKILL)
+    if how != signal.SIGKILL:
+        assert query(tmp_path, UNENDED) == [(0,)]
+    done = autotune("run", study, "--trials", "6", "--parallel", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path, 6)
+    after = {t["trial"]: t["objectives"] for t in trials(tmp_path)}
+    assert {k: after[k] for k in before} == before
+    for (number,) in under_way:  # launched again, as the same trial
+        attempts = query(
+            tmp_path,
+            f"select attempt from autotune_launches where trial = {number} order by attempt",  # noqa: S608
+        )
+        assert attempts == [(0,), (1,)]
+
+
+def test_interrupted_twice_it_does_not_wait_for_stubborn_servers(tmp_path: Path) -> None:
+    env = {**SLOW, "DOUBLE_STUBBORN": "1"}
+    study = write(tmp_path, server__env=env, server__stop_timeout_s=600)
+    run = start_autotune("run", study, "--trials", "4", "--parallel", "2", cwd=tmp_path)
+    processes = both_measure(tmp_path, run)
+    run.send_signal(signal.SIGINT)
+    run.wait_for_words("slot 0  [1/4] trial 0  n = 0, MNBT 2048  stopping")
+    run.wait_for_words("slot 1  [2/4] trial 1  n = 15, MNBT 64  stopping")
+    assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=30)
+    assert run.returncode == 130, err
+    assert "Traceback" not in err
+    none_left(tmp_path, processes, 15)
+    assert query(tmp_path, UNENDED) == [(0,)]
+
+
+def test_a_server_that_is_killed_is_launched_again_and_the_other_goes_on(tmp_path: Path) -> None:
+    study = write(tmp_path, server__env=SLOW)
+    run = start_autotune("run", study, "--trials", "3", "--parallel", "2", cwd=tmp_path)
+    both_measure(tmp_path, run)
+    [(pid,)] = query(
+        tmp_path,
+        "select json_extract(identity, '$.pid') from autotune_launches where trial = 1",
+    )
+    psutil.Process(int(str(pid))).kill()
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    check_whole(tmp_path, 3)
+    counts = query(tmp_path, "select trial, count(*) from autotune_launches group by trial")
+    assert counts == [(0, 1), (1, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("fault", ["crash_mid", "hang", "crash"])
+def test_a_trial_that_fails_does_not_touch_the_other_slot(tmp_path: Path, fault: str) -> None:
+    env = {
+        "DOUBLE_STEP_S": "0.02",
+        "DOUBLE_FAIL": fault,
+        "DOUBLE_FAIL_IF": "num_speculative_tokens>=15",
+    }
+    study = write(tmp_path, server__env=env, budget={"confirm": 0})
+    done = autotune("run", study, "--trials", "4", "--parallel", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    failed = [t for t in trials(tmp_path) if t["state"] == "failed"]
+    assert {t["failure_kind"] for t in failed} == {fault.partition("_")[0]}
+    assert all(t["slot"] for t in failed)
+    check_whole(tmp_path, 4, failed=len(failed))
+    again = query(tmp_path, "select count(*) from autotune_launches where failure_kind is not null")
+    assert again == [(2 * len(failed),)]  # transient: each was tried once more, and only once
+
+
+def test_a_slots_process_that_dies_ends_the_run_and_nothing_is_lost(tmp_path: Path) -> None:
+    study = write(tmp_path, server__env=SLOW)
+    run = start_autotune("run", study, "--trials", "4", "--parallel", "2", cwd=tmp_path)
+    processes = both_measure(tmp_path, run)
+    victim = next(p for p in psutil.Process(run.pid).children() if p.is_running())
+    victim.kill()
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 1, err
+    assert len(err.splitlines()) == 1
+    assert "ended with exit code -9; its log is autotune-double/logs/slot-" in err
+    none_left(tmp_path, processes, 15)
+    assert query(tmp_path, UNENDED) == [(0,)]
+    done = autotune("run", study, "--trials", "4", "--parallel", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path, 4)
+
+
+def test_a_fault_of_the_machine_ends_both(tmp_path: Path) -> None:
+    env = {**SLOW, "DOUBLE_FAIL": "driver", "DOUBLE_FAIL_IF": "num_speculative_tokens>=15"}
+    study = write(tmp_path, server__env=env)
+    before = psutil.Process().children()
+    done = autotune("run", study, "--trials", "4", "--parallel", "2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "driver is too old" in done.stderr
+    assert processes_of(tmp_path) == []
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert psutil.Process().children() == before
+
+
+def test_ps_says_the_slot_and_reap_leaves_both_alone(tmp_path: Path) -> None:
+    study = write(tmp_path, server__env=SLOW)
+    run = start_autotune("run", study, "--trials", "4", "--parallel", "2", cwd=tmp_path)
+    both_measure(tmp_path, run)
+    said = autotune("ps", cwd=tmp_path).stdout
+    left = autotune("reap", cwd=tmp_path).stdout
+    run.terminate()
+    run.communicate(timeout=30)
+    for slot in (0, 1):
+        assert f"trial {slot} of double, slot {slot}; owner: autotune {run.pid}" in said
+    assert left.count(f"left alone: it belongs to autotune {run.pid}") == 2
+    assert processes_of(tmp_path) == []
+
+
+def test_from_python_each_event_has_its_slot_and_a_callback_ends_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = Study.from_file(write(tmp_path, server__env=SLOW))
+    with pytest.raises(UserError, match="parallel must be at least 1, not 0"):
+        tune(study, trials=4, parallel=0)
+    seen: dict[int, set[str]] = {0: set(), 1: set()}
+
+    def on_event(event: Event) -> None:
+        if event.trial is not None:
+            assert event.slot == event.trial  # the first two
+            seen[event.slot].add(event.text if event.what == "stage" else event.what)
+        if all("measuring" in whats for whats in seen.values()):
+            raise StopTuning
+
+    result = tune(study, trials=4, parallel=2, on_event=on_event)
+    assert result.reason == "a callback ended it"
+    assert all({"begin", "launching", "warming", "measuring"} <= whats for whats in seen.values())
+    assert processes_of(tmp_path) == []
+    assert query(tmp_path, UNENDED) == [(0,)]
+    again = tune(study, trials=2, parallel=2)
+    assert [t.slot["number"] for t in again.trials if t.slot] == [0, 1]
