@@ -40,6 +40,7 @@ it has made 14 launches, and it has `--enough` of the hypervolume. The table has
     99 %       launches until 99 % of the hypervolume, also beyond the end of the search: median
                [quartiles]; –: not within the replay
     ends       launches when the search ended itself: median (ninth decile)
+    crash      launches that had crashed by then: means; empty: none
     missing    hypervolume then missing, in percent: median (mean)
     short      how much less tok/s and more p95 the points with the best means then truly have than
                the best ones, in percent: means

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from search_replay import OURS
+from surfaces import names
 
 Record = dict[str, Any]  # of one replay, as `search.record` makes it
 Key = tuple[str, float, str, int]  # world, sigma, strategy, seed
@@ -87,10 +88,13 @@ def table(found: Found) -> Iterator[str]:
     """Markdown, a row for each world, noise and batch."""
     groups = {way: _groups(records) for way, records in found.items()}
     new, old = groups["new"], groups.get("old", {})
-    places = list(dict.fromkeys(key[:2] for key in (*new, *old)))
+    order = {name: i for i, name in enumerate(names())}
+    places = sorted(
+        {key[:2] for key in (*new, *old)}, key=lambda x: (order.get(x[0], len(order)), *x)
+    )
     rivals = [s for s in _RIVALS if any(key[2] == s for key in new)]
     head = ["world", "noise", "batch", *(f"99 %: {s}" for s in rivals)]
-    head += ["99 %: old", "99 %: new", "new - old", "ends: old, new"]
+    head += ["99 %: old", "99 %: new", "new - old", "ends: old, new", "crash: old, new"]
     head += ["missing: old", "missing: new", "new - old", "short: old", "short: new", "says so"]
     yield _line(head)
     yield _line(["---"] + ["--:"] * (len(head) - 1))
@@ -103,7 +107,7 @@ def table(found: Found) -> Iterator[str]:
                 yield _line([name, f"{100 * sigma:g} %", str(batch), *others, *figures])
                 others = [""] * len(rivals)
         if any(others):
-            yield _line([name, f"{100 * sigma:g} %", "", *others, *[""] * 10])
+            yield _line([name, f"{100 * sigma:g} %", "", *others, *[""] * 11])
     yield ""
     for way, by in groups.items():
         for strategy in (*_RIVALS, *OURS):
@@ -125,11 +129,14 @@ def _line(cells: Sequence[str]) -> str:
 
 def _figures(old: Rows | None, new: Rows | None) -> list[str]:
     """The cells of one row after those of other strategies."""
-    ends = ", ".join(x for x in (_one(_end, old), _one(_end, new)) if x)
+    ends, crashes = (
+        ", ".join(x for x in (_one(f, old), _one(f, new)) if x) for f in (_end, _crashed)
+    )
     return [
         *(_one(_launches, rows) for rows in (old, new)),
         _paired(old, new, _capped),
         ends,
+        crashes if crashes.strip("0., ") else "",
         *(_one(_missing, rows) for rows in (old, new)),
         _paired(old, new, _missed),
         *(_one(_short, rows) for rows in (old, new)),
@@ -157,6 +164,11 @@ def _end(rows: Sequence[Record]) -> str:
     """Median and ninth decile."""
     middle, most = np.quantile([r["end"] for r in rows], [0.5, 0.9], method="lower")
     return f"{middle:.0f} ({most:.0f})"
+
+
+def _crashed(rows: Sequence[Record]) -> str:
+    """Mean number at the end."""
+    return f"{np.mean([r['crashed'] for r in rows]):.1f}"
 
 
 def _missing(rows: Sequence[Record]) -> str:

@@ -50,6 +50,7 @@ from autotune.results.views import (
     scatter_line,
     verdict_lines,
 )
+from autotune.storage.location import Database, full_text
 from autotune.study.space import ARM, Point
 from autotune.tuning.progress import OUTSIDE, At
 
@@ -140,7 +141,7 @@ class Ui:
             self._line.stop()
             self._line = None
 
-    def study(self, view: StudyView, database: Path) -> None:
+    def study(self, view: StudyView, database: Database) -> None:
         """Show the study that starts or resumes, with its finished trials."""
         self._view = view
         self._durations = [t.seconds for t in view.trials if t.seconds is not None]
@@ -249,7 +250,7 @@ class Ui:
         return min((slot.remaining for slot in running), default=1) + len(running) - 1
 
     def summary(
-        self, view: StudyView, command: str | None, database: Path, plots: Sequence[Path]
+        self, view: StudyView, command: str | None, database: Database, plots: Sequence[Path]
     ) -> None:
         """Show the Pareto front, the command that serves its best, the plots and the next steps.
 
@@ -269,7 +270,7 @@ class Ui:
             self.best(view, best, command)
         for path in plots:
             self._print(f"Plot: {plain(str(path))}")
-        db = "" if database.absolute() == Path.cwd() / "autotune.db" else _db_option(database)
+        db = "" if full_text(database) == full_text(Path("autotune.db")) else _db_option(database)
         hints = {f"autotune status{db}": "all trials, and why some failed"}
         if best is not None:
             hints[f"autotune best{db} --shell"] = "print the serving command again"
@@ -457,5 +458,5 @@ def _table(values: TableOfValues, *, header: bool) -> Table:
     return table
 
 
-def _db_option(database: Path) -> str:
+def _db_option(database: Database) -> str:
     return f" --db {shlex.quote(plain(str(database)))}"
