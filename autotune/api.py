@@ -50,12 +50,14 @@ import yaml
 from autotune.bench.sample import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.output.export.write import shell_command
+from autotune.results.flatness import Statement, statement_of
 from autotune.results.read_request_acceptance import read_request_acceptance
 from autotune.results.request_acceptance import RequestAcceptance
 from autotune.results.rows import study_rows
 from autotune.results.text import plain
 from autotune.results.trials import study_view
 from autotune.results.views import StudyView, TrialView, why_no_best
+from autotune.storage.location import Database, parse_database
 from autotune.storage.store import opened
 from autotune.study.files import LoadedStudy, load_study, parse_study
 from autotune.study.schema import StudySpec
@@ -189,7 +191,7 @@ class _Listener:
         self._points: dict[int, tuple[int | None, Point]] = {}  # by slot: the running trial
         self._stages: dict[int, str] = {}  # by slot
 
-    def study(self, view: StudyView, database: Path) -> None:
+    def study(self, view: StudyView, database: Database) -> None:
         """Raise a callback's exception before the first trial."""
         self._leave()
 
@@ -266,7 +268,7 @@ def tune(
     study: Study,
     *,
     trials: int | None = None,
-    database: str | Path = DATABASE,
+    database: str | Database = DATABASE,
     seed: int = 0,
     timeout_minutes: float | None = None,
     until_converged: bool = True,
@@ -282,7 +284,8 @@ def tune(
         study: The study.
         trials: Total number of finished trials, earlier ones included; the study's own
             ``budget.trials`` by default.
-        database: SQLite file that keeps everything; made if missing. The same call resumes.
+        database: SQLite file that keeps everything, made if missing, or the URL of a database of
+            PostgreSQL, ``postgresql+psycopg://HOST/NAME``. The same call resumes.
         seed: Random seed of a new study.
         timeout_minutes: No trial begins after this time; the study's own by default.
         until_converged: End the search when no launch is expected to be worth its time.
@@ -312,7 +315,7 @@ def tune(
     for name, value, least in (("trials", trials, 1), ("seed", seed, 0), ("parallel", slots, 1)):
         if value is not None and value < least:
             raise UserError(f"{name} must be at least {least}, not {value}")
-    path = Path(database)
+    path = parse_database(database)
     budget = study.spec.budget
     minutes = timeout_minutes if timeout_minutes is not None else budget.timeout_minutes
     listener = _Listener(on_trial, on_event)
@@ -347,21 +350,21 @@ class Result:
     """
 
     view: StudyView
-    database: Path
+    database: Database
     reason: str | None = None
 
     @classmethod
-    def from_database(cls, database: str | Path, study: str | None = None) -> Result:
+    def from_database(cls, database: str | Database, study: str | None = None) -> Result:
         """Read the result of a study from its database; launch nothing.
 
         Args:
-            database: SQLite file of the study.
+            database: SQLite file of the study, or a URL of PostgreSQL.
             study: Name of the study, if the database holds several.
 
         Raises:
             UserError: there is no such database, or no such study in it.
         """
-        path = Path(database)
+        path = parse_database(database)
         with _quiet_optuna(), opened(path) as store:
             return cls(study_view(store, store.pick_study(study)), path)
 
@@ -404,6 +407,14 @@ class Result:
         """Return the shell command that serves a trial's point; the best trial's by default."""
         with _quiet_optuna(), opened(self.database) as store:
             return shell_command(store, self.view.name, trial or self.best())
+
+    def all_settings(self) -> Statement | None:
+        """Return how far any setting can differ from the baseline, where that is little.
+
+        None: the study has too few launches to say anything.
+        """
+        with _quiet_optuna(), opened(self.database) as store:
+            return statement_of(store, self.view)
 
     def samples(
         self, trial: TrialView, phase: Literal["measure", "warmup", "fill"] = "measure"

@@ -6,7 +6,8 @@
     ├── UserError           exit code 2   the user's mistake
     ├── NothingUsable       exit code 1   the study has no usable result
     ├── MachineError        exit code 1   the machine gave way
-    │   └── DatabaseLocked  exit code 1   another program holds the database
+    │   ├── DatabaseLocked  exit code 1   another program holds the database
+    │   └── LeaseLost       exit code 1   another autotune took the database over
     └── StopError           exit code 1   a server's end could not be proven
     TrialFailure                          a trial has no numbers, for a FailureKind
     ├── LaunchError                       the server did not come up
@@ -69,6 +70,10 @@ class MachineError(AutotuneError):
 
 class DatabaseLocked(MachineError):
     """Another program holds the database; a caller can wait for it."""
+
+
+class LeaseLost(MachineError):
+    """Another driver took the database over while this one did not answer; nothing was written."""
 
 
 class StopError(AutotuneError):

@@ -399,7 +399,9 @@ def _attributes(found: Proposal | None) -> dict[str, Any]:
         return {}
     own = {f.name: getattr(found, f.name) for f in fields(found)}
     gain = own.pop("gain")
-    return {"expected_gain": gain} | {k: v for k, v in own.items() if k not in ("point", "leaders")}
+    return {"expected_improvement": gain} | {
+        k: v for k, v in own.items() if k not in ("point", "leaders")
+    }
 
 
 def _ours(w: World, launch: Launcher, seed: int, batch: int = 1) -> None:

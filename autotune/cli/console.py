@@ -50,6 +50,7 @@ from autotune.results.views import (
     scatter_line,
     verdict_lines,
 )
+from autotune.storage.location import Database, full_text
 from autotune.study.space import ARM, Point
 from autotune.tuning.progress import OUTSIDE, At
 
@@ -94,10 +95,6 @@ class _Slot:
         """Slot and trial in words."""
         return _GAP.join(filter(None, [self.label, self.trial]))
 
-    def end(self) -> None:
-        """Forget the trial."""
-        self.trial = self.point = self.stage = self.progress = ""
-
 
 class Ui:
     """The terminal of a run (:class:`autotune.tuning.progress.Progress`); a context manager.
@@ -140,7 +137,7 @@ class Ui:
             self._line.stop()
             self._line = None
 
-    def study(self, view: StudyView, database: Path) -> None:
+    def study(self, view: StudyView, database: Database) -> None:
         """Show the study that starts or resumes, with its finished trials."""
         self._view = view
         self._durations = [t.seconds for t in view.trials if t.seconds is not None]
@@ -225,7 +222,7 @@ class Ui:
                 left = statistics.median(self._durations) * more / self.slots
                 words.append(f"about {duration(left)} left")
             self._print(_GAP.join(words))
-        slot.end()
+        self._slots.pop(at.slot, None)
 
     def message(self, text: str, at: At = OUTSIDE) -> None:
         """Show a message."""
@@ -249,7 +246,12 @@ class Ui:
         return min((slot.remaining for slot in running), default=1) + len(running) - 1
 
     def summary(
-        self, view: StudyView, command: str | None, database: Path, plots: Sequence[Path]
+        self,
+        view: StudyView,
+        command: str | None,
+        database: Database,
+        plots: Sequence[Path],
+        said: Sequence[str] = (),
     ) -> None:
         """Show the Pareto front, the command that serves its best, the plots and the next steps.
 
@@ -258,6 +260,7 @@ class Ui:
             command: Shell command that serves ``view.best()``, in one line.
             database: Database of the study.
             plots: Files of plots that were written.
+            said: Sentences on all settings.
         """
         self.close()
         self._print("")
@@ -266,10 +269,10 @@ class Ui:
         if best is None:
             self._print("no trial has results; `autotune status` shows why each one failed")
         else:
-            self.best(view, best, command)
+            self.best(view, best, command, said)
         for path in plots:
             self._print(f"Plot: {plain(str(path))}")
-        db = "" if database.absolute() == Path.cwd() / "autotune.db" else _db_option(database)
+        db = "" if full_text(database) == full_text(Path("autotune.db")) else _db_option(database)
         hints = {f"autotune status{db}": "all trials, and why some failed"}
         if best is not None:
             hints[f"autotune best{db} --shell"] = "print the serving command again"
@@ -277,8 +280,17 @@ class Ui:
         for line, what in hints.items():
             self._print(f"Next: {line}  ({what})")
 
-    def best(self, view: StudyView, trial: TrialView, command: str | None) -> None:
-        """Show the Pareto front, and the command that serves one of its trials."""
+    def best(
+        self, view: StudyView, trial: TrialView, command: str | None, said: Sequence[str] = ()
+    ) -> None:
+        """Show the Pareto front, and the command that serves one of its trials.
+
+        Args:
+            view: The whole study.
+            trial: The trial to serve.
+            command: Shell command that serves it, in one line.
+            said: Sentences on all settings.
+        """
         self._print("")
         self.console.print(rendered(front_page(view)))
         self._print("")
@@ -292,6 +304,9 @@ class Ui:
             self._print("")
         if scatter := scatter_line(view):
             self.prose(upper(scatter))
+            self._print("")
+        if said:
+            self.prose(" ".join(said))
             self._print("")
         if command is not None:
             self._print(f"To serve trial {trial.number} ({trial.setting}):")
@@ -457,5 +472,5 @@ def _table(values: TableOfValues, *, header: bool) -> Table:
     return table
 
 
-def _db_option(database: Path) -> str:
+def _db_option(database: Database) -> str:
     return f" --db {shlex.quote(plain(str(database)))}"

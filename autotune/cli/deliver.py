@@ -1,4 +1,4 @@
-"""Commands that hand something out: export, report, pareto, dashboard."""
+"""Commands that hand something out: export, report, pareto, dashboard, copy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from autotune.cli.options import PathType, database_option, study_option
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.output.export.choice import Chosen
     from autotune.results.views import StudyView
+    from autotune.storage.location import Database
 
 
 @click.command()
@@ -46,7 +47,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
 )
 @click.option("--vllm", "version", help="Target vLLM version. Default: the measured one.")
 def export(
-    database: Path,
+    database: Database,
     study: str | None,
     form: str,
     objective: str | None,
@@ -118,7 +119,7 @@ def _choice(view: StudyView, trial: int | None, objective: str | None, *, balanc
     type=click.Choice(["html", "md", "pdf"]),
     help="Format of the report. Default: by the ending of --out, else html. PDF needs Chromium.",
 )
-def report(database: Path, study: str | None, out: Path | None, form: str | None) -> None:
+def report(database: Database, study: str | None, out: Path | None, form: str | None) -> None:
     """Write a report of the study as HTML, Markdown or PDF.
 
     The report says what to serve, how certain that is, and how it was measured. The HTML is a
@@ -154,7 +155,7 @@ def report(database: Path, study: str | None, out: Path | None, form: str | None
     type=PathType(file_okay=False, path_type=Path),
     help="Folder for pareto.html and pareto.png. Default: the study's own folder.",
 )
-def pareto(database: Path, study: str | None, out: Path | None) -> None:
+def pareto(database: Database, study: str | None, out: Path | None) -> None:
     """Draw the Pareto front as HTML and PNG.
 
     The HTML is interactive. The PNG needs Chromium and is left out without it.
@@ -186,7 +187,7 @@ def pareto(database: Path, study: str | None, out: Path | None) -> None:
     help="Port of the dashboard.",
 )
 @click.option("--open/--no-open", "open_browser", default=False, help="Open it in a browser.")
-def dashboard(database: Path, study: str | None, port: int, open_browser: bool) -> None:
+def dashboard(database: Database, study: str | None, port: int, open_browser: bool) -> None:
     """Show the study in optuna-dashboard, on 127.0.0.1.
 
     \b
@@ -196,3 +197,32 @@ def dashboard(database: Path, study: str | None, port: int, open_browser: bool) 
     from autotune.output.dashboard import serve
 
     serve(database, study, port, open_browser, click.echo)
+
+
+@click.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+def copy(source: str, target: str) -> None:
+    """Copy a study to another database, with every launch and request.
+
+    FROM is a database, or DB:STUDY if it holds several. Both are SQLite files or URLs of
+    PostgreSQL. TO is made if missing, and must not have the study. A copy that breaks leaves
+    nothing of it.
+
+    \b
+    Examples:
+      autotune copy autotune.db postgresql+psycopg://host/tuning
+      autotune copy postgresql+psycopg://host/tuning:my-study my-study.db
+    """
+    from autotune.errors import UserError
+    from autotune.storage.copying import copy_study
+    from autotune.storage.location import parse_database, parse_named
+
+    named = parse_named(source)
+    if named is None:
+        raise UserError(f"{source[:200]}: no such database; give FILE.db, FILE.db:STUDY or a URL")
+    done = copy_study(*named, parse_database(target))
+    click.echo(
+        f"copied {done.study}: {done.trials} trials, {done.launches} launches and "
+        f"{done.requests} requests"
+    )

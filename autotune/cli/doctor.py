@@ -21,6 +21,9 @@ from autotune.engine.probe import UNKNOWN, VllmInfo, probe
 from autotune.engine.rules import how_read, why_unread
 from autotune.errors import UserError
 from autotune.serving.machine import gpus, has_gpu
+from autotune.storage.location import Database, Server
+from autotune.storage.names import output_folder
+from autotune.storage.store import is_there
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.models import is_whole, resolve_model, target_folder
@@ -90,13 +93,13 @@ class Host:
 
 
 def checks(
-    loaded: LoadedStudy | None, database: Path = Path("autotune.db"), host: Host | None = None
+    loaded: LoadedStudy | None, database: Database = Path("autotune.db"), host: Host | None = None
 ) -> Iterator[Check]:
     """Check everything that a run needs. vLLM is asked again, which takes up to half a minute.
 
     Args:
         loaded: The study to check for; by default the demo pair and this environment's vLLM.
-        database: The SQLite file that a run would write.
+        database: The database that a run would write.
         host: Machine to check; this one by default.
     """
     host = host or Host()
@@ -118,7 +121,7 @@ def checks(
     yield _gpu(info, host)
     yield _port(host)
     yield _memory(host)
-    yield _disk("disk", database.absolute().parent, host)
+    yield _disk("disk", output_folder(database, "").absolute().parent, host)
     yield _disk("cache", Path(user_cache_dir("dflash-autotune")), host)
     yield _database(database)
     yield _model("model", server.model, base, host)
@@ -239,7 +242,17 @@ def _disk(name: str, folder: Path, host: Host) -> Check:
     return Check(name, True, text)
 
 
-def _database(path: Path) -> Check:
+def _database(database: Database) -> Check:
+    if isinstance(database, Server):
+        try:
+            there = is_there(database)
+        except UserError as e:
+            return Check("database", False, str(e))
+        return Check("database", True, f"{database} {'is there' if there else 'will be made'}")
+    return _file(database)
+
+
+def _file(path: Path) -> Check:
     folder = path.absolute().parent
     if path.is_dir():
         return Check("database", False, f"{path} is a folder; give a file to --db")

@@ -10,12 +10,13 @@ import click
 
 from autotune.cli.options import PathType, database_option
 from autotune.errors import NothingUsable, UserError
+from autotune.storage.location import Database
 
 
 @click.command()
 @database_option
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-def ps(database: Path, as_json: bool) -> None:
+def ps(database: Database, as_json: bool) -> None:
     """List autotune's running servers and their owners.
 
     \b
@@ -32,7 +33,7 @@ def ps(database: Path, as_json: bool) -> None:
 
 @click.command()
 @database_option
-def reap(database: Path) -> None:
+def reap(database: Database) -> None:
     """Stop orphaned servers.
 
     A server is orphaned when its autotune is no longer running. `run` does this for its own
@@ -56,7 +57,7 @@ def reap(database: Path) -> None:
 @click.argument("study", required=False)
 @database_option
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as a JSON list.")
-def doctor(study: str | None, database: Path, as_json: bool) -> None:
+def doctor(study: str | None, database: Database, as_json: bool) -> None:
     """Check this machine: vLLM, GPU, port, disk, models.
 
     Each check is one line: ok, or what to do.

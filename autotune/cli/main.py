@@ -32,7 +32,7 @@ def main() -> None:
 for command in (
     *(run.run, run.confirm, run.load_map, run.crosscheck),
     *(show.status, show.best, show.compare, show.predict, show.explain),
-    *(deliver.export, deliver.report, deliver.pareto, deliver.dashboard),
+    *(deliver.export, deliver.report, deliver.pareto, deliver.dashboard, deliver.copy),
     *(host.ps, host.reap, host.doctor, host.init, host.completion),
 ):
     main.add_command(command)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from autotune.errors import AutotuneError, one_line
+from autotune.storage.location import is_url, parse_database
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,15 +69,25 @@ def a_number(_ctx: click.Context, _param: click.Parameter, value: float | None) 
     return value
 
 
+class DatabaseType(PathType):
+    """A database: the path of an SQLite file, or a URL of PostgreSQL."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and is_url(value):
+            return parse_database(value)  # an error of it never quotes a password
+        return super().convert(value, param, ctx)
+
+
 def database_option(f: F) -> F:
     """Add ``--db``."""
     return click.option(
         "--db",
         "database",
-        type=PathType(dir_okay=False, path_type=Path),
+        type=DatabaseType(dir_okay=False, path_type=Path),
         default=Path("autotune.db"),
         show_default=True,
-        help="SQLite database of the studies.",
+        metavar="FILE|URL",
+        help="Database of the studies: an SQLite file, or postgresql+psycopg://HOST/NAME.",
     )(f)
 
 

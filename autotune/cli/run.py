@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autotune.cli.common import best_trial, draw, say_trust, serving_command
+from autotune.cli.common import best_trial, draw, said_of_all, say_trust, serving_command
 from autotune.cli.options import (
     PathType,
     concurrencies,
@@ -26,6 +26,7 @@ from autotune.errors import NothingUsable, UserError, in_short
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
     from autotune.results.load_map import LoadSweepView
+    from autotune.storage.location import Database
     from autotune.study.files import LoadedStudy
     from autotune.tuning.load_map_choice import Rivals
     from autotune.tuning.reuse import Source
@@ -65,7 +66,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
 def run(
     study: str | None,
     trials: int | None,
-    database: Path,
+    database: Database,
     seed: int,
     timeout: float | None,
     until_converged: bool,
@@ -115,7 +116,7 @@ def run(
 )
 @database_option
 @timeout_option
-def confirm(study: str, launches: int, database: Path, timeout: float | None) -> None:
+def confirm(study: str, launches: int, database: Database, timeout: float | None) -> None:
     """Launch the winners and the baseline again (A B B A).
 
     `autotune run` reserves its last trials for this confirmation; `confirm` adds more launches,
@@ -133,7 +134,7 @@ def confirm(study: str, launches: int, database: Path, timeout: float | None) ->
 
 def _run(
     loaded: LoadedStudy,
-    database: Path,
+    database: Database,
     trials: int,
     seed: int,
     minutes: float | None,
@@ -176,7 +177,7 @@ def _run(
     _finish(ui, database, loaded.spec.name)
 
 
-def _finish(ui: Ui, database: Path, name: str) -> None:
+def _finish(ui: Ui, database: Database, name: str) -> None:
     """Write the plots and the dashboard's pages of a study, and print its summary."""
     from autotune.output.dashboard import publish
     from autotune.output.report import build
@@ -203,7 +204,8 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
                 plots = draw(view, output_folder(database, name))
             with not_worth_a_run("dashboard not updated", "update it with `autotune dashboard`"):
                 publish(store, view, build(store, view))
-        ui.summary(view, serving_command(store, name, trial), database, plots)
+        said = said_of_all(store, view)
+        ui.summary(view, serving_command(store, name, trial), database, plots, said)
 
 
 @click.command("map")
@@ -268,7 +270,7 @@ def _finish(ui: Ui, database: Path, name: str) -> None:
 def load_map(
     study: str,
     loads: tuple[int, ...],
-    database: Path,
+    database: Database,
     launches: int,
     ways: frozenset[str],
     schedule: tuple[tuple[int, int], ...] | None,
@@ -327,7 +329,7 @@ def load_map(
         write_load_sweep(view, plot)
 
 
-def _stored_map(study: str, database: Path) -> LoadSweepView:
+def _stored_map(study: str, database: Database) -> LoadSweepView:
     """Return a load sweep of a study file, or of a study that only the database has."""
     from autotune.engine.draft_method import with_method
     from autotune.results.read_load_map import stored_view
@@ -348,7 +350,7 @@ def _stored_map(study: str, database: Path) -> LoadSweepView:
 def _measured_map(
     ui: Ui,
     loaded: LoadedStudy,
-    database: Path,
+    database: Database,
     loads: tuple[int, ...],
     launches: int,
     rivals: Rivals,

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from autotune.cli.common import best_trial, say_budget, say_trust, serving_command, serving_note
+from autotune.cli.common import (
+    best_trial,
+    said_of_all,
+    say_budget,
+    say_trust,
+    serving_command,
+    serving_note,
+)
 from autotune.cli.options import database_option, share, study_option
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.results.views import TrialView
+    from autotune.storage.location import Database
 
 REGRESSION = 3
 
@@ -25,7 +32,7 @@ REGRESSION = 3
 @click.option("--trial", type=click.IntRange(0, 10**9), help="Show everything about this trial.")
 @click.option("--time", "times", is_flag=True, help="Show how long each stage of a trial took.")
 def status(
-    database: Path, study: str | None, as_json: bool, trial: int | None, times: bool
+    database: Database, study: str | None, as_json: bool, trial: int | None, times: bool
 ) -> None:
     """Show the progress and all trials, with reasons for failures.
 
@@ -82,7 +89,7 @@ def status(
 @click.option("--objective", help="Choose by this objective. Default: the study's first.")
 @click.option("--balanced", is_flag=True, help="Choose by all objectives, equally weighted.")
 def best(
-    database: Path,
+    database: Database,
     study: str | None,
     as_json: bool,
     shell: bool,
@@ -113,7 +120,11 @@ def best(
         view = study_view(store, store.pick_study(study))
         trial = best_trial(view, objective, balanced=balanced)
         if as_json:
-            front = [trial_row(view, t) for t in view.trials if t.front]
+            from autotune.results.flatness import statement_of
+
+            found = statement_of(store, view)
+            every = {"all_settings": None if found is None else found.to_json()}
+            front = [trial_row(view, t) | every for t in view.trials if t.front]
             click.echo(json.dumps(front, indent=2))
         elif shell:
             click.echo(serving_command(store, view.name, trial))
@@ -121,7 +132,8 @@ def best(
                 click.echo(f"autotune: {note}", err=True)
         else:
             ui = Ui()
-            ui.best(view, trial, serving_command(store, view.name, trial))
+            command = serving_command(store, view.name, trial)
+            ui.best(view, trial, command, said_of_all(store, view))
             if note := serving_note(store, view.name, trial):
                 ui.prose(note)
             say_budget(ui, store, view, trial)
@@ -188,7 +200,7 @@ def compare(
 @database_option
 @study_option
 @click.option("--json", "as_json", is_flag=True, help="Print the predictions as JSON.")
-def predict(database: Path, study: str | None, as_json: bool) -> None:
+def predict(database: Database, study: str | None, as_json: bool) -> None:
     """Predict tok/s for every n from the acceptance.
 
     It also predicts tok/s with better drafts. Nothing is launched. For each n that was launched,
@@ -224,7 +236,7 @@ def predict(database: Path, study: str | None, as_json: bool) -> None:
 @click.option("--vllm", "version", help="vLLM version to check; it need not be installed.")
 @database_option
 @click.option("--json", "as_json", is_flag=True, help="Print every point as JSON.")
-def explain(study: str | None, version: str | None, database: Path, as_json: bool) -> None:
+def explain(study: str | None, version: str | None, database: Database, as_json: bool) -> None:
     """Show which points can launch, and why the others cannot.
 
     STUDY is a YAML file or the name of a bundled study, as in `autotune run`. Nothing is launched.
@@ -237,12 +249,12 @@ def explain(study: str | None, version: str | None, database: Path, as_json: boo
     from autotune.results.space_map import explain as space_map
     from autotune.results.trials import study_view
     from autotune.serving.machine import has_gpu
-    from autotune.storage.store import opened
+    from autotune.storage.store import is_there, opened
     from autotune.study.files import load_study
 
     loaded = load_study(study or ("gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"))
     trials: Sequence[TrialView] = ()
-    if database.exists():
+    if is_there(database):
         with opened(database) as store:
             if loaded.spec.name in store.study_names():
                 trials = study_view(store, loaded.spec.name).trials

@@ -18,7 +18,6 @@ import os
 import re
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -37,6 +36,7 @@ from autotune.output.figures.trials import message_figure
 from autotune.output.report import build
 from autotune.output.report.content import Figure, Paragraph, Report
 from autotune.output.report.measured import remarks
+from autotune.results.flatness import statement_of
 from autotune.results.tables import Column, Row, Table, markdown_lines
 from autotune.results.text import (
     Bounds,
@@ -64,9 +64,11 @@ from autotune.results.views import (
 )
 from autotune.search.spending import STEPS
 from autotune.storage.failures import database_errors
+from autotune.storage.location import Database, Server
+from autotune.storage.names import artifact_folder
 from autotune.storage.records import TRIAL_KEYS
 from autotune.storage.sqlite import writable
-from autotune.storage.store import Store
+from autotune.storage.store import Store, is_there, no_such
 from autotune.study.space import keeps_exponents
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 def serve(
-    database: Path,
+    database: Database,
     study: str | None,
     port: int,
     open_browser: bool,
@@ -131,7 +133,7 @@ def serve(
     """Run optuna-dashboard on 127.0.0.1 until Ctrl-C; figures and notes are written again before.
 
     Args:
-        database: The study's SQLite file.
+        database: The study's database.
         study: The study whose page is named; the only one without it, or the list of several.
         port: 0 for any free one.
         open_browser: Open the page in the user's browser, where there is a display.
@@ -140,8 +142,11 @@ def serve(
     Raises:
         UserError: no such database or study, or the port is taken.
     """
-    if not database.exists():
-        raise UserError(f"{database}: no such database; `autotune run` makes one, --db names it")
+    if not is_there(database):
+        raise UserError(no_such(database))
+    if isinstance(database, Server):
+        _serve(database, study, port, open_browser, ready)
+        return
     with writable(database) as file:
         if file != database:
             ready(f"{database} cannot be written: a copy of it is shown, as it is now")
@@ -149,7 +154,7 @@ def serve(
 
 
 def _serve(
-    database: Path,
+    database: Database,
     study: str | None,
     port: int,
     open_browser: bool,
@@ -187,7 +192,7 @@ def _serve(
 
 
 def _bind(port: int, store: Store) -> _Server:
-    artifacts = store.path.absolute().parent / "artifacts"
+    artifacts = artifact_folder(store.database)
     shown = optuna_dashboard.wsgi(
         store.storage, FileSystemArtifactStore(artifacts) if artifacts.is_dir() else None
     )
@@ -260,7 +265,7 @@ class _Words:
         if before is not None and seen <= before:
             return words
         try:
-            with database_errors(self._store.path):
+            with database_errors(self._store.database):
                 name = self._store.storage.get_study_name_from_id(study)
                 known = name in self._store.study_names()  # or made by hand, in the dashboard
                 words = _known_of(self._store, name) if known else None
@@ -444,7 +449,9 @@ def publish(store: Store, view: StudyView, report: Report) -> None:
     for key, figure in cards.items():
         optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
     params = (t.params for t in study.get_trials(deepcopy=False))
-    _save(study, _study_note(view, importance, exponents=keeps_exponents(params)))
+    found = statement_of(store, view)
+    said = [] if found is None else found.lines(view.objectives)
+    _save(study, _study_note(view, said, importance, exponents=keeps_exponents(params)))
     for trial in view.failures():
         target = optuna.Trial(study, store.trial_id(view.name, trial.number))
         if not optuna_dashboard.get_note(target):
@@ -507,7 +514,9 @@ def _save(target: optuna.Study | optuna.Trial, body: str) -> None:
         optuna_dashboard.save_note(target, body)
 
 
-def _study_note(view: StudyView, importance: Sequence[str], *, exponents: bool) -> str:
+def _study_note(
+    view: StudyView, said: Sequence[str], importance: Sequence[str], *, exponents: bool
+) -> str:
     failed = view.failures()
     about = [f"{view.finished} of {view.wanted} trials finished"]
     about += [f"{len(failed)} failed"] if failed else []
@@ -537,6 +546,8 @@ def _study_note(view: StudyView, importance: Sequence[str], *, exponents: bool) 
             lines += ["", *(f"- {markdown(line)}" for line in verdict_lines(view))]
         if scatter := scatter_line(view):
             lines += ["", markdown(upper(scatter)) + "."]
+    if said:
+        lines += ["", markdown(" ".join(said))]
     if throttled := throttled_lines(view):
         lines += ["", *(f"- {markdown(upper(line))}." for line in throttled)]
     if importance:

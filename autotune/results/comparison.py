@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from autotune.errors import UserError
@@ -31,7 +30,7 @@ from autotune.results.text import plain
 from autotune.results.trials import study_view
 from autotune.results.views import StudyView, TrialView, throttled_lines
 from autotune.stats import Estimate, LaunchVariance, Scatter
-from autotune.storage.lease import file_identity
+from autotune.storage.location import Database, is_same, parse_named
 from autotune.storage.records import attrs_of
 from autotune.storage.store import Store, opened
 from autotune.storage.trials import State, TrialLike
@@ -52,30 +51,25 @@ class Where:
     """One of the two studies, as a user names it.
 
     Attributes:
-        database: The SQLite file.
-        study: Name of the study; None: the only one in the file.
+        database: The database.
+        study: Name of the study; None: the only one in it.
     """
 
-    database: Path
+    database: Database
     study: str | None
 
     @classmethod
     def parse(cls, text: str, study: str | None = None) -> Where:
-        """Parse ``FILE.db`` or ``FILE.db:STUDY``; the file's name may have a colon, too.
+        """Parse ``DB`` or ``DB:STUDY``; DB is a file, whose name may have a colon, or a URL.
 
         Raises:
             UserError: there is no such file, or the study is named twice.
         """
-        try:
-            if Path(text).is_file():
-                return cls(Path(text), study)
-            file, _, named = text.rpartition(":")
-            if file and named and Path(file).is_file():
-                if study is not None:
-                    raise UserError(f"{plain(text)[:200]}: names its study already")
-                return cls(Path(file), named)
-        except (OSError, ValueError):  # a name too long, a NUL
-            pass
+        if (found := parse_named(text)) is not None:
+            database, named = found
+            if named is not None and study is not None:
+                raise UserError(f"{plain(text)[:200]}: names its study already")
+            return cls(database, study if named is None else named)
         raise UserError(f"{plain(text)[:200]}: no such database; give FILE.db or FILE.db:STUDY")
 
 
@@ -275,13 +269,13 @@ def compare(
     """
     with opened(a.database) as store_a, opened(b.database) as store_b:
         one, two = store_a.pick_study(a.study), store_b.pick_study(b.study)
-        if one == two and file_identity(a.database) == file_identity(b.database):
+        if one == two and is_same(a.database, b.database):
             raise UserError(f"{a.database}:{one}: is compared with itself; name another study")
         side_a, side_b = _side(store_a, a.database, one), _side(store_b, b.database, two)
     return compared(side_a, side_b, _common(side_a, side_b, objective), threshold)
 
 
-def _side(store: Store, database: Path, name: str) -> Side:
+def _side(store: Store, database: Database, name: str) -> Side:
     loaded, row = store.load_study(name)
     view = study_view(store, name)
     stored = store.stored_study(name).trials

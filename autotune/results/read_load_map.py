@@ -210,7 +210,8 @@ def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> Lo
     points = store.load_maps.points(loaded.spec.name)
     if not points:
         raise UserError(
-            f"{store.path}: has no load sweep of {loaded.spec.name} yet; `autotune map` runs one"
+            f"{store.database}: has no load sweep of {loaded.spec.name} yet; `autotune map` runs "
+            "one"
         )
     setting = Setting(**points[-1].setting)
     rows = [
@@ -219,7 +220,7 @@ def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> Lo
     loads = sorted({x.concurrency for x in rows})
     if not loads:
         raise UserError(
-            f"{store.path}: the load sweep of {loaded.spec.name} has no numbers yet; "
+            f"{store.database}: the load sweep of {loaded.spec.name} has no numbers yet; "
             "`autotune map` continues it"
         )
     ledger = load_sweep_name(loaded.spec.name)

@@ -98,7 +98,7 @@ def time_view(store: Store, name: str) -> TimeView:
             uses.setdefault(launch.trial, []).append(caches[launch.launch_id].use)
     if not by_trial:
         raise UserError(
-            f"{store.path}: {name} has no launch whose time was split; launches before this "
+            f"{store.database}: {name} has no launch whose time was split; launches before this "
             "version of autotune have none, and the next one will"
         )
     trials = [_sum(k, by_trial[k], uses.get(k, ())) for k in sorted(by_trial)]

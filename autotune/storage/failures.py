@@ -6,24 +6,26 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from autotune.errors import AutotuneError, DatabaseLocked, MachineError
+from autotune.storage.location import Database
+from autotune.storage.server_words import find_server_error, server_words
 
 # End of the line of an error while a study runs.
+NOTHING_CHANGED = "; nothing was changed in it"
 GOES_ON = ". What was finished is kept; the same command goes on from there"
 
 
 @contextmanager
 def database_errors(
-    path: Path,
+    database: Database,
     error: type[AutotuneError] = MachineError,
     what_now: str = GOES_ON,
 ) -> Iterator[None]:
     """Turn errors of a database into one clear line each.
 
     Args:
-        path: File of the database.
+        database: The database.
         error: Class of the error that it cannot be read or written.
         what_now: End of the line.
 
@@ -36,10 +38,12 @@ def database_errors(
     except Exception as e:
         if not is_of_database(e):
             raise
+        if (of_server := find_server_error(e)) is not None:
+            raise error(f"{database}: {server_words(of_server)}{what_now}") from e
         code, words = in_words(e)
         if code in LOCKED:
-            raise DatabaseLocked(f"{path}: {words}") from e
-        raise error(f"{path}: {words}{what_now}") from e
+            raise DatabaseLocked(f"{database}: {words}") from e
+        raise error(f"{database}: {words}{what_now}") from e
 
 
 LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -64,12 +68,13 @@ _WORDS = {
 
 
 def is_of_database(error: Exception) -> bool:
-    """Return whether a database raised it; SQLAlchemy and Optuna have if they are imported."""
+    """Return whether a database raised it; only what is imported can have."""
     wrappers = [
         getattr(sys.modules[module], name)
         for module, name in (
             ("sqlalchemy.exc", "SQLAlchemyError"),
             ("optuna.exceptions", "StorageInternalError"),
+            ("psycopg", "Error"),
         )
         if module in sys.modules
     ]

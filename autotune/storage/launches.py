@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.engine.compile_cache import CacheUse, CompileCache
 from autotune.engine.launch_stages import Stages
 from autotune.errors import TrialFailure
+from autotune.storage.backend import Sessions, patient
 from autotune.storage.reading import Reader
 from autotune.storage.schema import (
     NO_TRIAL,
@@ -24,8 +25,6 @@ from autotune.storage.schema import (
 )
 
 if TYPE_CHECKING:  # a database is read without them
-    from sqlalchemy.orm import Session
-
     from autotune.bench.server_metrics import ServerStats
     from autotune.engine.command import LaunchPlan
     from autotune.serving.process_tree import Identity
@@ -53,10 +52,11 @@ class Launches:
         holder: Holder of the lease, which starts the planned launches; None while nobody has it.
     """
 
-    def __init__(self, reader: Reader, sessions: Callable[[], Session]) -> None:
+    def __init__(self, reader: Reader, sessions: Sessions) -> None:
         self._reader, self._sessions = reader, sessions
         self.holder: Holder | None = None
 
+    @patient
     def plan(
         self,
         launch_id: str,
@@ -130,6 +130,7 @@ class Launches:
         """Note that no process of the server is left."""
         self._update(launch_id, ended_at=time.time(), exit_code=exit_code, killed=killed)
 
+    @patient
     def _update(self, launch_id: str, **columns: Any) -> None:
         with self._sessions() as s:
             row = s.get_one(LaunchRow, launch_id)
@@ -228,6 +229,7 @@ class Launches:
         )
         return [(json.loads(row["machine"]), json.loads(row["quality"])) for row in rows]
 
+    @patient
     def event(
         self,
         study: str,
@@ -247,6 +249,7 @@ class Launches:
         """Return what happened in a study, oldest first."""
         return self._reader.records(EventRow, "WHERE study = :study ORDER BY id", study=study)
 
+    @patient
     def copy(self, other: Launches, launch_id: str, *, new_id: str, study: str) -> None:
         """Copy a launch of another study with its requests; it gets its trial by :meth:`give`.
 
@@ -292,6 +295,7 @@ class Launches:
         """
         self._update(launch_id, trial=trial, **({} if attempt is None else {"attempt": attempt}))
 
+    @patient
     def keep_stages(self, launch_id: str, stages: Stages) -> None:
         """Keep the stages of a launch that has ended."""
         row = StagesRow(
@@ -306,6 +310,7 @@ class Launches:
         rows = self._reader.records(StagesRow, _OF_STUDY, study=study)
         return {row.launch_id: Stages(row.seconds, row.imports) for row in rows}
 
+    @patient
     def keep_compile_cache(self, launch_id: str, found: CompileCache) -> None:
         """Keep what torch.compile's cache did in a launch that has ended."""
         row = CompileCacheRow(launch_id=launch_id, use=found.use.name, folder=found.folder)

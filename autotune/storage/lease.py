@@ -1,7 +1,8 @@
 """The right to write to a database and to the files next to it.
 
-A runner holds the lock of the database's file. It also takes the lease, which is a row: its epoch
-grows with every runner, and each launch says under which one it was started.
+A runner holds the lock of an SQLite file. It also takes the lease, which is a row: its epoch grows
+with every runner, and each launch says under which one it was started. On a server the lease alone
+decides: :mod:`autotune.storage.server_lease`.
 """
 
 from __future__ import annotations
@@ -18,22 +19,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import UserError
+from autotune.storage.location import Database, Server
 from autotune.storage.schema import LeaseRow, WorkerRow
 
 if TYPE_CHECKING:  # a database is read without it
     from sqlalchemy.orm import Session
 
 # The worker of a run that launches one server after another, on the whole host.
-_ONLY_WORKER = "0"
+ONLY_WORKER = "0"
 
 
 @contextmanager
-def exclusive(database: Path) -> Iterator[None]:
-    """Hold the database for one runner; the kernel releases it whenever the process dies.
+def exclusive(database: Database) -> Iterator[None]:
+    """Hold a file for one runner; the kernel releases it whenever the process dies.
+
+    A database on a server has no file: its lease does the same.
 
     Raises:
         UserError: another runner holds it, or the folder cannot be written.
     """
+    if isinstance(database, Server):
+        yield
+        return
     if not database.parent.is_dir():
         raise UserError(f"{database}: the folder {database.parent} does not exist; make it first")
     lock = _lock_file(database)
@@ -64,8 +71,12 @@ def _lock_file(database: Path) -> Path:
     return file.with_name(file.name + ".lock")
 
 
-def is_free(database: Path) -> bool:
+def is_free(database: Database) -> bool:
     """Return whether no runner holds the database now."""
+    if isinstance(database, Server):
+        from autotune.storage import server_lease
+
+        return server_lease.is_free(database)
     try:
         fd = os.open(_lock_file(database), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -79,15 +90,6 @@ def is_free(database: Path) -> bool:
     finally:
         os.close(fd)
     return True
-
-
-def file_identity(path: Path) -> tuple[int, int] | None:
-    """Return which file a path leads to now; None if there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Holder:
 
 
 def take(sessions: Callable[[], Session]) -> Holder:
-    """Take the lease of a database, of which the caller holds the lock (:func:`exclusive`).
+    """Take the lease of a file, of which the caller holds the lock (:func:`exclusive`).
 
     This ends the workers of earlier holders.
     """
@@ -124,11 +126,11 @@ def take(sessions: Callable[[], Session]) -> Holder:
         lease.host, lease.pid = host, os.getpid()
         lease.taken_at, lease.expires_at = now, None
         s.execute(update(WorkerRow).filter_by(ended_at=None).values(ended_at=now))
-        holder = Holder(host, _ONLY_WORKER, lease.epoch)
+        holder = Holder(host, ONLY_WORKER, lease.epoch)
         s.add_all(
             [
                 lease,
-                WorkerRow(lease_epoch=holder.epoch, host=host, name=_ONLY_WORKER, joined_at=now),
+                WorkerRow(lease_epoch=holder.epoch, host=host, name=ONLY_WORKER, joined_at=now),
             ]
         )
         s.commit()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from autotune.storage.backend import Sessions, patient
 from autotune.storage.reading import Reader
 from autotune.storage.schema import LoadRow, MapPointRow
 
@@ -24,9 +25,10 @@ class LoadMaps:
         sessions: Opens a session on it, to write.
     """
 
-    def __init__(self, reader: Reader, sessions: Callable[[], Session]) -> None:
+    def __init__(self, reader: Reader, sessions: Sessions) -> None:
         self._reader, self._sessions = reader, sessions
 
+    @patient
     def add_point(
         self,
         study: str,
@@ -60,6 +62,7 @@ class LoadMaps:
         """Return a study's points of all settings, oldest first."""
         return self._reader.records(MapPointRow, "WHERE study = :study ORDER BY id", study=study)
 
+    @patient
     def rename(self, study: str, known: Collection[str], now: str) -> None:
         """Give the load sweeps of a study its present fingerprint.
 
@@ -73,6 +76,7 @@ class LoadMaps:
             rename_points(s, study, known, now)
             s.commit()
 
+    @patient
     def add_load(
         self,
         launch_id: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune.storage.location import Database, Server
 from autotune.storage.schema import NO_TRIAL
 
 if TYPE_CHECKING:
@@ -28,6 +29,16 @@ def launch_text(launch: LaunchRow) -> str:
     return f"trial {launch.trial} of {study}"
 
 
-def output_folder(database: Path, study: str) -> Path:
-    """Return the folder of a study's plots and server logs, next to its database."""
+def output_folder(database: Database, study: str) -> Path:
+    """Return the folder of a study's plots and server logs.
+
+    It is next to the file of the database; for one on a server it is in the current folder.
+    """
+    if isinstance(database, Server):
+        return Path(f"autotune-{study}")
     return database.parent / f"{database.stem}-{study}"
+
+
+def artifact_folder(database: Database) -> Path:
+    """Return the folder of optuna-dashboard's artifacts: where :func:`output_folder` is, too."""
+    return output_folder(database, "").absolute().parent / "artifacts"

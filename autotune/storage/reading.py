@@ -1,6 +1,7 @@
-"""Reads a database with Python's own SQLite: a command that shows a study starts at once.
+"""Reads a database without SQLAlchemy: a command that shows a study starts at once.
 
-SQLAlchemy and Optuna take longer to import than such a command runs. They write, and migrate.
+A file is read with Python's own SQLite. SQLAlchemy and Optuna take longer to import than such a
+command runs. They write, and migrate.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import os
 import shutil
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import Field, fields
@@ -30,8 +32,50 @@ class Row(Protocol):
 R = TypeVar("R", bound=Row)
 
 
-class Reader:
-    """Reads one file; each query has a connection of its own, so that threads may share it.
+class Reader(ABC):
+    """Reads one database; threads may share it.
+
+    Attributes:
+        schema: What stands before the name of a real table where a view hides it.
+        views: Statements that run before every query: see :func:`views_of_today`.
+    """
+
+    schema: ClassVar[str] = ""
+
+    def __init__(self) -> None:
+        self.views: Sequence[str] = ()
+
+    @abstractmethod
+    def rows(self, sql: str, **values: object) -> list[dict[str, Any]]:
+        """Return the rows of a query, by column; ``:name`` in it is a value."""
+
+    @abstractmethod
+    def tables(self) -> dict[str, set[str]]:
+        """Return the columns of every table."""
+
+    def close(self) -> None:  # noqa: B027 – most hold nothing
+        """Let go of what it holds."""
+
+    def one(self, sql: str, **values: object) -> Any:
+        """Return the first column of the first row; None if there is none."""
+        found = self.rows(sql, **values)
+        return next(iter(found[0].values())) if found else None
+
+    def records(self, kind: type[R], rest: str = "", **values: object) -> list[R]:
+        """Return rows of a table.
+
+        Args:
+            kind: Class of the rows.
+            rest: What follows the name of the table in the query.
+            values: Of the names in it.
+        """
+        columns = ", ".join(f'"{kind.__tablename__}"."{f.name}"' for f in fields(kind))
+        query = f'SELECT {columns} FROM "{kind.__tablename__}" {rest}'  # noqa: S608 – our names
+        return list(_records(kind, self.rows(query, **values)))
+
+
+class FileReader(Reader):
+    """Reads one SQLite file; each query has a connection of its own, so that threads may share it.
 
     A file that this user may not write is read, too. SQLite wants to write next to a file that has
     a write-ahead log (WAL), so such a file is opened as one that nobody changes, or, if there is a
@@ -40,16 +84,15 @@ class Reader:
     Args:
         path: File of the database.
         busy_timeout_s: How long another program's lock is waited for.
-
-    Attributes:
-        views: Statements that every connection runs first: see :func:`views_of_today`.
     """
 
+    schema: ClassVar[str] = "main."
+
     def __init__(self, path: Path, busy_timeout_s: float) -> None:
+        super().__init__()
         self._path, self._busy_timeout_s = path, busy_timeout_s
         self._copy: TemporaryDirectory[str] | None = None
         self._opened: tuple[str | Path, bool] = (path, False)  # what to open, whether it is a URI
-        self.views: Sequence[str] = ()
 
     def rows(self, sql: str, **values: object) -> list[dict[str, Any]]:
         """Return the rows of a query, by column; ``:name`` in it is a value."""
@@ -85,23 +128,6 @@ class Reader:
         """Remove the copy, if one was made."""
         if self._copy is not None:
             self._copy.cleanup()
-
-    def one(self, sql: str, **values: object) -> Any:
-        """Return the first column of the first row; None if there is none."""
-        found = self.rows(sql, **values)
-        return next(iter(found[0].values())) if found else None
-
-    def records(self, kind: type[R], rest: str = "", **values: object) -> list[R]:
-        """Return rows of a table.
-
-        Args:
-            kind: Class of the rows.
-            rest: What follows the name of the table in the query.
-            values: Of the names in it.
-        """
-        columns = ", ".join(f'"{kind.__tablename__}"."{f.name}"' for f in fields(kind))
-        query = f'SELECT {columns} FROM "{kind.__tablename__}" {rest}'  # noqa: S608 – our names
-        return list(_records(kind, self.rows(query, **values)))
 
     def tables(self) -> dict[str, set[str]]:
         """Return the columns of every table of the file."""
@@ -152,21 +178,21 @@ def is_json(f: Field[Any]) -> bool:
 def views_of_today(reader: Reader, kinds: Sequence[type[Row]]) -> list[str]:
     """Return temporary views that show a database of an older revision as one of today.
 
-    They belong to a connection and change nothing in the file, which may be read-only. Tables and
-    columns that the file does not have are empty in them.
+    They belong to a connection and change nothing in the database, which may be read-only. Tables
+    and columns that it does not have are empty in them.
     """
     there = reader.tables()
     return [
-        _view(kind, there.get(kind.__tablename__))
+        _view(kind, there.get(kind.__tablename__), reader.schema)
         for kind in kinds
         if not {f.name for f in fields(kind)} <= there.get(kind.__tablename__, set())
     ]
 
 
-def _view(kind: type[Row], there: set[str] | None) -> str:
+def _view(kind: type[Row], there: set[str] | None, schema: str) -> str:
     columns = ", ".join(
         f'"{f.name}"' if there and f.name in there else f'NULL AS "{f.name}"' for f in fields(kind)
     )
     name = kind.__tablename__
-    source = "WHERE 0" if there is None else f'FROM main."{name}"'
+    source = "WHERE 1 = 0" if there is None else f'FROM {schema}"{name}"'
     return f'CREATE TEMP VIEW "{name}" AS SELECT {columns} {source}'

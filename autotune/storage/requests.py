@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autotune.bench.request_drafts import RequestDrafts
 from autotune.bench.sample import Sample
+from autotune.storage.backend import Sessions, patient
 from autotune.storage.reading import Reader
 from autotune.storage.schema import RequestAcceptanceRow, RequestRow
 
 if TYPE_CHECKING:  # a database is read without it
-    from sqlalchemy.orm import Session
+    pass
 
 
 class Requests:
@@ -24,9 +25,10 @@ class Requests:
         sessions: Opens a session on it, to write.
     """
 
-    def __init__(self, reader: Reader, sessions: Callable[[], Session]) -> None:
+    def __init__(self, reader: Reader, sessions: Sessions) -> None:
         self._reader, self._sessions = reader, sessions
 
+    @patient
     def add(self, launch_id: str, samples: Sequence[Sample]) -> None:
         """Store every request of one phase."""
         with self._sessions() as s:

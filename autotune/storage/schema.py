@@ -192,7 +192,9 @@ class LeaseRow:
     host: str | None = None
     pid: int | None = None
     taken_at: float | None = None
-    expires_at: float | None = None  # None: as long as the owner locks the database's file
+    # None: as long as the owner locks the database's file. Of a server: by its clock
+    expires_at: float | None = None
+    written: int | None = None  # transactions of the owner, on a server
 
 
 @dataclass(kw_only=True, eq=False)

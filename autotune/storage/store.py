@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autotune.errors import UserError
 from autotune.storage import trials
-from autotune.storage.failures import DAMAGED, GOES_ON, database_errors
+from autotune.storage.backend import Backend, backend_of, patient
+from autotune.storage.failures import DAMAGED, GOES_ON, NOTHING_CHANGED, database_errors
 from autotune.storage.launches import Launches
-from autotune.storage.lease import take
 from autotune.storage.load_maps import LoadMaps, rename_points
+from autotune.storage.location import Database
 from autotune.storage.migrations import REVISIONS, revision_of, upgrade
 from autotune.storage.reading import Reader, views_of_today
 from autotune.storage.requests import Requests
 from autotune.storage.schema import KINDS, StudyRow
-from autotune.storage.sqlite import damage, draft_of, on_connect, url_of
+from autotune.storage.trial_attrs import write_attrs
 from autotune.storage.trials import StoredStudy
 from autotune.study.differences import contents, fingerprint, fingerprints, why_not_same
 from autotune.study.files import LoadedStudy, parse_study
@@ -35,49 +36,86 @@ from autotune.study.stored import text_to_store
 if TYPE_CHECKING:  # a database is read without them
     import optuna
     from optuna.storages import RDBStorage
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
     from autotune.engine.probe import VllmInfo
+
+T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 20
 _VLLM = "autotune:vllm"
 
 
-def _in_optuna(url: URL) -> str:
-    """Return a URL as Optuna wants it: Optuna fills {names} into its text."""
-    return url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-
-
 @contextmanager
-def opened(path: Path, *, create: bool = False, write: bool = False) -> Iterator[Store]:
+def opened(database: Database, *, create: bool = False, write: bool = False) -> Iterator[Store]:
     """Yield a :class:`Store` that is closed in the end; each of its errors is one clear line.
 
     Raises:
         UserError: see :class:`Store`.
         DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
+        LeaseLost: another driver took it over.
         MachineError: it cannot be read or written any more.
     """
     writes = create or write
-    with database_errors(path, what_now=GOES_ON if writes else "; nothing was changed in it"):
-        store = Store(path, create=create, write=write)
+    with database_errors(database, what_now=GOES_ON if writes else NOTHING_CHANGED):
+        store = Store(database, create=create, write=write)
         try:
             yield store
         finally:
             store.close()
 
 
+def is_there(database: Database) -> bool:
+    """Return whether there is such a file, or the server has a database of autotune.
+
+    Raises:
+        UserError: the server cannot be used.
+    """
+    if isinstance(database, Path):
+        return database.exists()
+    with database_errors(database, UserError, NOTHING_CHANGED):
+        backend = backend_of(database, BUSY_TIMEOUT_S)
+        try:
+            return backend.is_there()
+        finally:
+            backend.close()
+
+
+def no_such(database: Database) -> str:
+    """Return the line that says that :func:`is_there` finds nothing."""
+    if isinstance(database, Path):
+        return f"{database}: no such database; `autotune run` makes one, --db names it"
+    return (
+        f"{database}: has no tables of autotune; `autotune run` makes them, --db names a database"
+    )
+
+
+class _Sessions:
+    """Sessions to write, and the patience for it."""
+
+    def __init__(self, store: Store, backend: Backend) -> None:
+        self._store, self.again = store, backend.again
+
+    def __call__(self) -> Session:
+        from sqlalchemy.orm import Session
+
+        import autotune.storage.tables  # noqa: F401 – maps the rows
+
+        return Session(self._store.storage.engine)
+
+
 class Store:
     """One open database.
 
     Args:
-        path: File of the SQLite database.
-        create: Make the database if it is missing; otherwise a missing file is the user's mistake.
+        database: Where it is: a file of SQLite, or a database of a server.
+        create: Make the database if it is missing; otherwise a missing one is the user's mistake.
         write: Bring the database to the last revision of its tables, as ``create`` does.
             Otherwise only Optuna's tables may be written, and an older database is read unchanged.
 
     Attributes:
-        path: File of the database.
+        database: Where it is.
         storage: Optuna's storage in the database, opened when it is first used.
         launches: Launches of all studies.
         requests: Requests of all launches.
@@ -88,108 +126,96 @@ class Store:
         DatabaseLocked: another program has held it for longer than ``BUSY_TIMEOUT_S``.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, write: bool = False) -> None:
-        self.path = path
-        self._reader = Reader(path, BUSY_TIMEOUT_S)
+    def __init__(self, database: Database, *, create: bool = False, write: bool = False) -> None:
+        self.database = database
+        self._backend = backend = backend_of(database, BUSY_TIMEOUT_S)
+        self._reader = backend.reader
+        self._sessions = _Sessions(self, backend)
         self.launches = Launches(self._reader, self._sessions)
         self.requests = Requests(self._reader, self._sessions)
         self.load_maps = LoadMaps(self._reader, self._sessions)
         write = write or create
         try:
-            with database_errors(path, UserError, "; nothing was changed in it"):
-                if not create and not path.exists():
-                    raise UserError(
-                        f"{path}: no such database; `autotune run` makes one, --db names it"
-                    )
-                if create and not (path.exists() and path.stat().st_size):
-                    self._make(path.resolve())
+            with database_errors(database, UserError, NOTHING_CHANGED):
+                if not create and not backend.is_there():
+                    raise UserError(no_such(database))
+                if create and not backend.has_tables():
+                    with backend.new() as (storage, reader):
+                        self._upgrade(storage, reader)
                 self._look(create, write)
                 if write:
                     self._upgrade(self.storage, self._reader)
         except OSError as e:
-            raise UserError(f"{path}: cannot be opened: {e.strerror}") from e
-
-    def _make(self, file: Path) -> None:
-        """Make the database as a whole or not at all, even if this process is killed."""
-        with draft_of(file) as draft:
-            storage = self._optuna(draft)
-            self._upgrade(storage, Reader(draft, BUSY_TIMEOUT_S))
-            storage.engine.dispose()
+            raise UserError(f"{database}: cannot be opened: {e.strerror}") from e
 
     def _look(self, create: bool, write: bool) -> None:
-        """Check the file before anything is written; show an older database as one of today."""
+        """Check the database before anything is written; show an older database as one of today."""
         tables = self._reader.tables()
-        if create and tables and (said := damage(self._reader)) is not None:
+        if create and tables and (said := self._backend.damage()) is not None:
             words = DAMAGED.format(said=said)
-            raise UserError(f"{self.path}: {words}; nothing was changed in it")
+            raise UserError(f"{self.database}: {words}{NOTHING_CHANGED}")
         if not create and "autotune_meta" not in tables:
-            raise UserError(f"{self.path}: is not a database of autotune")
-        if tables and "autotune_meta" not in tables and "alembic_version" not in tables:
-            raise UserError(f"{self.path}: holds another program's tables; give another --db")
+            raise UserError(f"{self.database}: is not a database of autotune")
+        if tables and not tables.keys() & {"autotune_meta", "alembic_version", "version_info"}:
+            raise UserError(f"{self.database}: holds another program's tables; give another --db")
         found = revision_of(self._reader)
         if found is not None and found not in REVISIONS:
             raise UserError(
-                f"{self.path}: was written by another version of autotune (tables {found}, "
+                f"{self.database}: was written by another version of autotune (tables {found}, "
                 f"this one reads {REVISIONS[-1]}); use that version, or give another --db"
             )
         theirs = trials.revision_of(self._reader)
         if theirs is not None and theirs not in trials.REVISIONS:
             raise UserError(
-                f"{self.path}: was written by another version of Optuna (tables {theirs}, this "
+                f"{self.database}: was written by another version of Optuna (tables {theirs}, this "
                 f"version of autotune reads {trials.REVISIONS[-1]}); use the version of Optuna "
                 "that autotune is installed with, or give another --db"
             )
         if not write and found != REVISIONS[-1]:
             self._reader.views = views_of_today(self._reader, KINDS)
 
-    def _optuna(self, path: Path) -> RDBStorage:
-        from optuna.storages import RDBStorage
-
-        url = url_of(path)
-        found = RDBStorage(
-            _in_optuna(url), engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-        )
-        on_connect(found.engine, BUSY_TIMEOUT_S, self._reader.views)
-        found.engine.dispose()  # connections made before they were set up
-        return found
-
-    @cached_property
-    def url(self) -> URL:
-        """SQLAlchemy's URL of it."""
-        return url_of(self.path)
-
     @cached_property
     def storage(self) -> RDBStorage:
         """Optuna's side of the database."""
-        return self._optuna(self.path)
+        return self._backend.optuna(self._reader.views)
 
     @property
     def _engine(self) -> Engine:
         return self.storage.engine
 
-    def _sessions(self) -> Session:
-        from sqlalchemy.orm import Session
-
-        import autotune.storage.tables  # noqa: F401 – maps the rows
-
-        return Session(self._engine)
-
     def _upgrade(self, storage: RDBStorage, reader: Reader) -> None:
-        from sqlalchemy import text
-
         upgrade(storage.engine, reader, BUSY_TIMEOUT_S)
-        with storage.engine.connect() as c:
-            c.execute(text("PRAGMA journal_mode = WAL"))
+        self._backend.settle(storage)
 
-    def take_lease(self) -> None:
-        """Become the only driver of the database; the caller holds its lock (lease.exclusive)."""
-        self.launches.holder = take(self._sessions)
+    def take_lease(self, say: Callable[[str], None] = lambda _text: None) -> None:
+        """Become the only driver of the database; of a file, the caller holds the lock.
+
+        Args:
+            say: Told, as one line, what is waited for, now and later.
+
+        Raises:
+            UserError: another driver holds the lease of a database on a server.
+        """
+        self._backend.say = say
+        self.launches.holder = self._backend.take_lease(self._sessions)
+
+    def again(self, work: Callable[[], T]) -> T:
+        """Do what writes in one transaction; again when the connection to a server was lost."""
+        return self._backend.again(work)
+
+    def check_lease(self) -> None:
+        """Check that this process may still write.
+
+        Raises:
+            LeaseLost: another driver has taken the lease.
+        """
+        self._backend.check_lease()
 
     def close(self) -> None:
-        """Close the file."""
+        """Give back the lease of a server, and close all connections."""
         if "storage" in self.__dict__:
             self._engine.dispose()
-        self._reader.close()
+        self._backend.close()
 
     def study_names(self) -> list[str]:
         """Return the names of the studies in this database, oldest first."""
@@ -208,28 +234,29 @@ class Store:
         """
         names = self.study_names()
         if not names:
-            raise UserError(f"{self.path}: holds no study yet; `autotune run` starts one")
+            raise UserError(f"{self.database}: holds no study yet; `autotune run` starts one")
         if name is None:
             if len(names) > 1:
                 raise UserError(
-                    f"{self.path}: holds several studies; add --study with one of "
+                    f"{self.database}: holds several studies; add --study with one of "
                     + ", ".join(names)
                 )
             return names[0]
         if name not in names:
-            raise UserError(f"{self.path}: has no study {name}; it has {', '.join(names)}")
+            raise UserError(f"{self.database}: has no study {name}; it has {', '.join(names)}")
         return name
 
     def load_study(self, name: str) -> tuple[LoadedStudy, StudyRow]:
         """Return the study file as it was run, with its row."""
         row = self._study(name)
         if row is None:
-            raise UserError(f"{self.path}: has no study {name}")
+            raise UserError(f"{self.database}: has no study {name}")
         loaded = parse_study(row.yaml, Path(row.path), check_files=False, stored=True)
         if loaded.spec.name != name:  # files are named after it, and a study file's is checked
-            raise UserError(f"{self.path}: the study {name!r} is another one in its own file")
+            raise UserError(f"{self.database}: the study {name!r} is another one in its own file")
         return loaded, row
 
+    @patient
     def begin_study(self, loaded: LoadedStudy, *, seed: int, wanted: int) -> StudyRow:
         """Store the study, or check that the stored one is the same.
 
@@ -259,8 +286,8 @@ class Store:
                 s.add(row)
             elif changed := _why_not_same(row, loaded):
                 raise UserError(
-                    f"{loaded.path}: the study {spec.name} in {self.path} was begun with another "
-                    f"{changed}; trials would not compare. "
+                    f"{loaded.path}: the study {spec.name} in {self.database} was begun with "
+                    f"another {changed}; trials would not compare. "
                     "Change the name in the file, or give another --db"
                 )
             else:
@@ -276,7 +303,7 @@ class Store:
         """Return every fingerprint under which this file may hold trials that compare.
 
         Args:
-            loaded: A study, which need not be in this file.
+            loaded: A study, which need not be in this database.
         """
         known = fingerprints(loaded.spec, contents(loaded.spec, loaded.base))
         row = self._study(loaded.spec.name)
@@ -303,7 +330,9 @@ class Store:
         try:
             return None if kept is None else TypeAdapter(VllmInfo).validate_python(kept)
         except ValidationError as e:
-            raise UserError(f"{self.path}: what it says of {study}'s vLLM cannot be read") from e
+            raise UserError(
+                f"{self.database}: what it says of {study}'s vLLM cannot be read"
+            ) from e
 
     def optuna_study(self, name: str) -> optuna.Study:
         """Return Optuna's study of a study that exists.
@@ -335,7 +364,7 @@ class Store:
 
     def _never_ran(self, name: str) -> UserError:
         return UserError(
-            f"{self.path}: {name} was begun and never ran; `autotune run` goes on with it"
+            f"{self.database}: {name} was begun and never ran; `autotune run` goes on with it"
         )
 
     def trial_id(self, study: str, number: int) -> int:
@@ -343,11 +372,15 @@ class Store:
         study_id = self.storage.get_study_id_from_name(study)
         return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
+    @patient
     def set_trial_attrs(self, study: str, number: int, attrs: Mapping[str, object]) -> None:
         """Write user attributes of a trial that Optuna has not been told of yet."""
+        if not attrs:
+            return
         trial_id = self.trial_id(study, number)
-        for key, value in attrs.items():
-            self.storage.set_trial_user_attr(trial_id, key, value)
+        with self._sessions() as s:
+            write_attrs(s, self.storage, trial_id, attrs)
+            s.commit()
 
 
 def _why_not_same(row: StudyRow, loaded: LoadedStudy) -> str | None:

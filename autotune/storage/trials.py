@@ -178,8 +178,9 @@ def _of_trials(reader: Reader, study: int, table: str, order: str) -> Iterator[M
     yield from reader.rows(query, study=study)
 
 
-def _time(kept: str | None) -> datetime | None:
-    return None if kept is None else datetime.fromisoformat(kept).replace(tzinfo=UTC)
+def _time(kept: str | datetime | None) -> datetime | None:
+    found = datetime.fromisoformat(kept) if isinstance(kept, str) else kept
+    return None if found is None else found.replace(tzinfo=UTC)
 
 
 def _value(row: Mapping[str, Any]) -> float:

@@ -43,8 +43,8 @@ def check_comparable(
     now = prepared.info.version
     if now is not None and version.partition("+")[0] != now.partition("+")[0]:
         raise UserError(
-            f"{store.path}: the trials of {name} were measured with vLLM {version}, and this is "
-            f"{now}: they are not comparable. Change the study's name or use another --db"
+            f"{store.database}: the trials of {name} were measured with vLLM {version}, and this "
+            f"is {now}: they are not comparable. Change the study's name or use another --db"
         )
     if machine_line(earlier) != machine_line(dict(machine)):
         say(
@@ -116,10 +116,10 @@ class WeightsCheck:
         for role, then in self._known.items():
             if now.get(role, then) != then:
                 raise UserError(
-                    f"{self._store.path}: the trials of {self._prepared.spec.name} were measured "
-                    f"with other weights of the {role} ({plain(then)}, now {now[role]}): they are "
-                    "not comparable. Restore those weights, change the study's name or use another "
-                    "--db"
+                    f"{self._store.database}: the trials of {self._prepared.spec.name} were "
+                    f"measured with other weights of the {role} ({plain(then)}, now {now[role]}): "
+                    "they are not comparable. Restore those weights, change the study's name or "
+                    "use another --db"
                 )
         return now
 

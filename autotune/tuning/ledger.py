@@ -15,7 +15,7 @@ from autotune.engine.compile_cache import CompileCache
 from autotune.engine.launch_stages import Stages
 from autotune.errors import MachineError, TrialFailure
 from autotune.serving.process_tree import Identity
-from autotune.storage.lease import file_identity
+from autotune.storage.location import file_identity
 from autotune.storage.schema import NO_TRIAL, LaunchRow
 from autotune.storage.store import Store
 
@@ -88,15 +88,17 @@ class StoredLedger(Ledger):
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._name = name
-        self._inode = file_identity(store.path)
+        self._inode = file_identity(store.database)
 
     def check(self) -> None:
         """Check that the database is there; SQLite would go on writing into a deleted file.
 
         Raises:
             MachineError: it was deleted or replaced.
+            LeaseLost: another driver took it over.
         """
-        database = self._store.path
+        self._store.check_lease()
+        database = self._store.database
         if file_identity(database) != self._inode:
             raise MachineError(
                 f"{database}: was deleted or replaced while it was in use; put it back, and the "

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from autotune.bench.sample import Sample
 from autotune.bench.workload import Workload
@@ -37,6 +36,7 @@ from autotune.results.read_load_map import (
 from autotune.results.text import number
 from autotune.serving.interrupts import held_back
 from autotune.serving.machine import machine_line
+from autotune.storage.location import Database
 from autotune.storage.names import load_sweep_name, output_folder
 from autotune.storage.schema import LaunchRow, MapPointRow
 from autotune.storage.store import Store
@@ -63,7 +63,7 @@ _PHASES = {"measure": "{}", "warmup": "warm-up, {}", "fill": "fill, {}"}
 def map_study(
     prepared: Prepared,
     *,
-    database: Path,
+    database: Database,
     loads: Sequence[int],
     launches: int,
     timeout_s: float | None,
@@ -75,7 +75,8 @@ def map_study(
 
     Args:
         prepared: The study, checked.
-        database: The SQLite file; made if missing. It need not have the study.
+        database: A file, or a database of a server; its tables are made if missing.
+            It need not have the study.
         loads: Requests at a time, different ones.
         launches: Most fixed n that are launched, n = 0 included; other ways come on top.
         timeout_s: Seconds after which no launch begins.
@@ -135,7 +136,7 @@ class _Map:
             sorted(loads),
             repeated=self.requests.repeated,
             known=known,
-            other=f"{self.name} in {store.path} is of another file: it is not used"
+            other=f"{self.name} in {store.database} is of another file: it is not used"
             if unused
             else None,
             fingerprint=now,
@@ -153,7 +154,7 @@ class _Map:
             self.view,
             progress.message,
         )
-        logs = output_folder(store.path, self.name) / "logs"
+        logs = output_folder(store.database, self.name) / "logs"
         self.launcher = Launcher(self.p, self.ledger, logs, tools=tools)
         self.machine = self.launcher.machine
         self.rests = store.launches.idle_baselines(self.name, self.machine)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from autotune.results.views import StudyView, TrialView
+from autotune.storage.location import Database
 from autotune.study.space import Point
 
 
@@ -33,7 +33,7 @@ OUTSIDE = At()  # of trials
 class Progress(Protocol):
     """Receives the events of a run; all of them in the main thread, in their order."""
 
-    def study(self, view: StudyView, database: Path) -> None:
+    def study(self, view: StudyView, database: Database) -> None:
         """Receive the study as it is before the first trial of this run."""
 
     def begin(self, at: At, position: int, point: Point) -> None:

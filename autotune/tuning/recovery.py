@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from autotune.results.text import plain, shortened
@@ -12,9 +12,10 @@ from autotune.serving.process_tree import Identity, end_orphan
 from autotune.serving.slots import slot_text
 from autotune.serving.warm_start import FORK_SERVER
 from autotune.storage.lease import exclusive, is_free
+from autotune.storage.location import Database, Server
 from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
-from autotune.storage.store import Store, opened
+from autotune.storage.store import Store, is_there, opened
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0
@@ -37,6 +38,8 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
         StopError: a process survives SIGKILL.
     """
     for launch in store.launches.unended():
+        if isinstance(store.database, Server) and launch.host not in {None, gethostname()}:
+            continue  # processes of another host, which only that one can end
         ended = end_orphan(_identity(launch), grace_s=grace_s)
         store.launches.ended(launch.launch_id, None, ended)
         store.launches.event(
@@ -70,14 +73,14 @@ def _identity(launch: LaunchRow) -> Identity:
     return Identity.from_stored(known)
 
 
-def living(database: Path) -> list[tuple[LivingLaunch, str]]:
+def living(database: Database) -> list[tuple[LivingLaunch, str]]:
     """Return every server of autotune on this machine, and what it was started for.
 
     Args:
         database: Its ledger says which trial a server is of; it may be missing.
     """
     trials = {}
-    if database.exists():
+    if is_there(database):
         with opened(database) as store:
             trials = {x.launch_id: x for x in store.launches.unended()}
     found = []
@@ -95,7 +98,7 @@ def _purpose(launch: LaunchRow) -> str:
     return ", ".join(filter(None, [launch_text(launch), slot_text(launch.machine.get("slot"))]))
 
 
-def living_json(database: Path) -> list[dict[str, Any]]:
+def living_json(database: Database) -> list[dict[str, Any]]:
     """Return :func:`living` as plain data; memory in bytes, times in seconds."""
     return [
         {
@@ -112,7 +115,7 @@ def living_json(database: Path) -> list[dict[str, Any]]:
     ]
 
 
-def living_lines(database: Path) -> list[str]:
+def living_lines(database: Database) -> list[str]:
     """Return :func:`living` for people, two lines each."""
     lines = []
     for x, of in living(database):
@@ -123,7 +126,7 @@ def living_lines(database: Path) -> list[str]:
     return lines
 
 
-def reap(database: Path) -> Iterator[str]:
+def reap(database: Database) -> Iterator[str]:
     """End every server of autotune that no living autotune owns; a line for each.
 
     Args:
@@ -141,13 +144,13 @@ def reap(database: Path) -> Iterator[str]:
         else:
             why = f"it belongs to autotune {x.owner}; Ctrl-C there ends it"
             yield f"{x.launch_id[:8]}  left alone: {why}"
-    if not database.exists() or not is_free(database):
+    if not is_there(database) or not is_free(database):
         return
     with exclusive(database):
         yield from _reap_by_ledger(database)
 
 
-def _reap_by_ledger(database: Path) -> Iterator[str]:
+def _reap_by_ledger(database: Database) -> Iterator[str]:
     with opened(database) as store:
         if not store.launches.unended():
             return  # nothing to write

@@ -44,7 +44,7 @@ from autotune.results.text import plain
 from autotune.results.views import Origin
 from autotune.serving.machine import machine_line
 from autotune.stats import ESTIMATOR
-from autotune.storage.lease import file_identity
+from autotune.storage.location import Database, full_text, is_same, parse_named
 from autotune.storage.records import Quality, Role, TrialAttrs, attrs_of
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, opened
@@ -75,28 +75,22 @@ class Source:
     """What ``--reuse`` names.
 
     Attributes:
-        database: The other study's file.
+        database: The other study's database.
         study: Its name; None: the only one in it.
     """
 
-    database: Path
+    database: Database
     study: str | None
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Read ``OTHER.db`` or ``OTHER.db:study``; a colon may also stand in the file's name.
+        """Read ``DB`` or ``DB:STUDY``; DB is a file, whose name may have a colon, or a URL.
 
         Raises:
             UserError: there is no such file.
         """
-        try:
-            if Path(text).is_file():
-                return cls(Path(text), None)
-            file, _, study = text.rpartition(":")
-            if study and file and Path(file).is_file():
-                return cls(Path(file), study)
-        except (OSError, ValueError):  # a name too long, a NUL
-            pass
+        if (found := parse_named(text)) is not None:
+            return cls(*found)
         raise UserError(
             f"--reuse {plain(text)[:200]}: no such database; give OTHER.db or OTHER.db:STUDY"
         )
@@ -128,14 +122,14 @@ class Found:
     """One study that trials are taken from.
 
     Attributes:
-        database: Its file.
+        database: Its database.
         study: Its name.
         objectives: Names of its objectives, in its order.
         candidates: In the order of their numbers there.
         left: Why others are not taken, in words, and how many.
     """
 
-    database: Path
+    database: Database
     study: str
     objectives: tuple[str, ...]
     candidates: tuple[Candidate, ...]
@@ -173,7 +167,7 @@ def _find(source: Source, prepared: Prepared, machine: Mapping[str, Any], store:
                 f"{source.database}:{names[0]}"
             )
         name = other.pick_study(source.study)
-        itself = file_identity(source.database) == file_identity(store.path)
+        itself = is_same(source.database, store.database)
         if itself and name == prepared.spec.name:
             raise UserError(f"--reuse {source.database}:{name}: is the study itself")
         loaded, row = other.load_study(name)
@@ -452,7 +446,7 @@ def _candidates(
             left[why] += 1
             continue
         origin = origin_of(trial) or Origin(
-            database=str(other.path.resolve()),
+            database=full_text(other.database),
             study=name,
             trial=trial.number,
             launch=launch.launch_id,

@@ -130,7 +130,7 @@ def check_slots(prepared: Prepared, store: Store, machine: Mapping[str, Any]) ->
         return
     if earlier["cores"] != machine["cores"]:
         raise UserError(
-            f"{store.path}: the trials of {prepared.spec.name} were measured on "
+            f"{store.database}: the trials of {prepared.spec.name} were measured on "
             f"{count(earlier['cores'], 'core')}, and a slot has {machine['cores']}: they are not "
             "comparable. Run with as many slots as before, change the study's name or use another "
             "--db"

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
@@ -18,10 +17,11 @@ from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailu
 from autotune.results.batch_budget import families_of
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
-from autotune.search.proposer import CHALLENGES, Converged, Proposer, SearchEnds
+from autotune.search.proposer import Converged, Proposer, SearchEnds
 from autotune.search.spending import Spending
 from autotune.serving.slots import Slot
 from autotune.stats import expected_between
+from autotune.storage.location import Database
 from autotune.storage.names import output_folder
 from autotune.storage.records import Role, attrs_of
 from autotune.storage.store import Store
@@ -50,7 +50,7 @@ SAME_FAILURES = 3
 def run_study(
     prepared: Prepared,
     *,
-    database: Path,
+    database: Database,
     trials: int,
     seed: int,
     timeout_s: float | None,
@@ -65,7 +65,7 @@ def run_study(
 
     Args:
         prepared: The study, checked.
-        database: The SQLite file; made if missing.
+        database: A file, or a database of a server; its tables are made if missing.
         trials: Finished trials that the study is to have in the end, earlier ones included.
             Measured and failed launches count, points that were never launched do not.
         seed: Of a new study; a resumed one keeps its own.
@@ -125,7 +125,7 @@ class _Driver:
         self.slots = tuple(slots)
         self.taken: dict[int, int] = {}  # slots of submitted trials, by trial
         self.ledger = StoredLedger(store, self.spec.name)
-        logs = output_folder(store.path, self.spec.name) / "logs"
+        logs = output_folder(store.database, self.spec.name) / "logs"
         self.launcher = Launcher(prepared, self.ledger, logs, tools=tools)
         self.log = TrialLog(prepared, store, progress)
         self.searching = True  # False: what is left is to confirm
@@ -147,7 +147,7 @@ class _Driver:
         name = self.spec.name
         if name not in self.store.study_names():
             raise UserError(
-                f"{self.store.path}: has no study {name} yet. Start it with `autotune run`"
+                f"{self.store.database}: has no study {name} yet. Start it with `autotune run`"
             )
         self.log.reopen()
         trials = self.log.trials()
@@ -183,7 +183,7 @@ class _Driver:
         if earlier:
             baseline = self.planner.fixed_points()[0]
             take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
-        self.progress.study(study_view(self.store, self.spec.name), self.store.path)
+        self.progress.study(study_view(self.store, self.spec.name), self.store.database)
         self.say_infeasible()
         for note in (*sample_size.notes(self.spec), *self.p.workload.notes):
             self.progress.message(note)
@@ -333,8 +333,8 @@ class _Driver:
         self.log.keep_converged(self.budget.wanted)
         self.progress.message(
             f"converged after {self.log.finished()} launches: the best next one is expected to "
-            f"gain {end.gain:.2%} of the Pareto front's hypervolume, less than "
-            f"{self.stop_below:.2%}, and {CHALLENGES} challenges found nothing better"
+            f"improve an objective by {end.gain:.2%}, less than {self.stop_below:.2%}, and no "
+            "launch that could prove this wrong is left"
         )
         return StopReason.CONVERGED
 

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
 from autotune.errors import DatabaseLocked
 from autotune.storage.lease import exclusive
+from autotune.storage.location import Database
 from autotune.storage.store import Store, opened
 from autotune.tuning.progress import Progress
 
@@ -32,7 +32,7 @@ class StopReason(StrEnum):
     CONVERGED = "no further launch is expected to be worth its time"
 
 
-def run_on(database: Path, progress: Progress, go: Callable[[Store], T]) -> T:
+def run_on(database: Database, progress: Progress, go: Callable[[Store], T]) -> T:
     """Run what launches servers, alone on a database; again when that was locked meanwhile.
 
     Args:
@@ -49,7 +49,7 @@ def run_on(database: Path, progress: Progress, go: Callable[[Store], T]) -> T:
         while True:
             try:
                 with opened(database, create=True) as store:
-                    store.take_lease()
+                    store.take_lease(progress.message)
                     return go(store)
             except DatabaseLocked as e:  # its server is gone: wait, and go on as after a kill
                 now = time.monotonic()

@@ -72,8 +72,8 @@ class TrialLog:
         )
         if [d.name.lower() for d in self.study.directions] != directions:
             raise UserError(
-                f"{self._store.path}: has a study {self._spec.name} with other objectives. Change "
-                "the study's name or use another --db"
+                f"{self._store.database}: has a study {self._spec.name} with other objectives. "
+                "Change the study's name or use another --db"
             )
         if new:
             with warnings.catch_warnings():

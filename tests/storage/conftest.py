@@ -7,25 +7,35 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL
 
-from autotune.storage.sqlite import url_of
+from autotune.storage.location import Database
 from autotune.storage.store import Store, opened
+from tests.postgresql import Cluster, a_cluster
 
 OpenStore = Callable[[], Store]
 
 
-@pytest.fixture(params=["sqlite"])
-def store_url(tmp_path: Path) -> URL:
-    """URL of a database that is not there yet."""
-    return url_of(tmp_path / "store.db")
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL server of this test process."""
+    with a_cluster() as found:
+        yield found
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """A database that is not there yet, or empty."""
+    if request.param == "sqlite":
+        return tmp_path / "store.db"
+    found: Cluster = request.getfixturevalue("cluster")
+    return found.new()
 
 
 @pytest.fixture
-def open_store(store_url: URL) -> Iterator[OpenStore]:
+def open_store(database: Database) -> Iterator[OpenStore]:
     """Open the database to be written; it is closed when the test ends."""
     with ExitStack() as stack:
-        yield lambda: stack.enter_context(opened(Path(store_url.database or ""), create=True))
+        yield lambda: stack.enter_context(opened(database, create=True))
 
 
 @pytest.fixture

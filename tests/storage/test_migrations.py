@@ -21,6 +21,7 @@ from sqlalchemy import inspect
 
 from autotune.errors import DatabaseLocked, UserError
 from autotune.storage import migrations
+from autotune.storage.location import Database
 from autotune.storage.migrations import REVISIONS, VERSION_TABLE, revision_of, upgrade
 from autotune.storage.store import Store, opened
 from autotune.storage.tables import METADATA
@@ -116,11 +117,11 @@ def test_a_launch_of_an_older_database_can_be_copied(committed: Path, tmp_path: 
         assert new.requests.samples("copy") == old.requests.samples(launch)
 
 
-def test_revisions_give_the_tables_of_the_code(tmp_path: Path) -> None:
+def test_revisions_give_the_tables_of_the_code(database: Database) -> None:
     def ours(name: str | None, kind: str, _parents: object) -> bool:
         return kind != "table" or str(name).startswith("autotune_")
 
-    with opened(tmp_path / "a.db", create=True) as store, store._engine.connect() as c:
+    with opened(database, create=True) as store, store._engine.connect() as c:
         options = {
             "compare_type": True,
             "include_name": ours,

@@ -21,6 +21,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.errors import UserError
+from autotune.storage.location import Database
 from autotune.storage.store import Store, opened
 from autotune.storage.trials import FINISHED, REVISIONS, State, Trial
 from tests.paths import ROOT
@@ -73,13 +74,13 @@ def test_states_are_those_of_optuna() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_every_kind_of_trial_is_read_as_optuna_reads_it(tmp_path: Path) -> None:
+def test_every_kind_of_trial_is_read_as_optuna_reads_it(database: Database) -> None:
     distributions = {
         "n": IntDistribution(1, 64, log=True),
         "share": FloatDistribution(0.0, 1.0),
         "way": CategoricalDistribution(["a", 1, None, True]),
     }
-    with opened(tmp_path / "a.db", create=True) as store:
+    with opened(database, create=True) as store:
         study = optuna.create_study(
             study_name="s", storage=store.storage, directions=["minimize", "maximize"]
         )
@@ -103,8 +104,8 @@ def test_every_kind_of_trial_is_read_as_optuna_reads_it(tmp_path: Path) -> None:
         assert {t.state for t in trials} == {*State} - {State.WAITING}
 
 
-def test_a_study_that_never_ran_is_said_so(tmp_path: Path) -> None:
-    with opened(tmp_path / "a.db", create=True) as store:
+def test_a_study_that_never_ran_is_said_so(database: Database) -> None:
+    with opened(database, create=True) as store:
         assert not store.ran("s")
         with pytest.raises(UserError, match="s was begun and never ran"):
             store.stored_study("s")

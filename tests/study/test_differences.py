@@ -205,7 +205,7 @@ def begin(store: Store, loaded: LoadedStudy) -> Side:
         directions=[o.direction for o in study_objectives(loaded)],
     )
     store.load_maps.add_point(loaded.spec.name, {"fingerprint": fingerprint(loaded)}, 0, None)
-    return _side(store, store.path, loaded.spec.name)
+    return _side(store, store.database, loaded.spec.name)
 
 
 def pair(folder: Path, entry: str, name: str) -> tuple[LoadedStudy, LoadedStudy]:

@@ -26,7 +26,7 @@ from autotune.output.figures.browser import find_chromium, print_page
 from autotune.output.figures.theme import DARK, LIGHT
 from autotune.output.report.content import Figure, Report
 from autotune.results.text import fenced
-from autotune.storage.lease import file_identity
+from autotune.storage.location import Database, file_identity
 from autotune.storage.names import output_folder
 
 
@@ -38,7 +38,9 @@ class Format(StrEnum):
     PDF = "pdf"
 
 
-def place(out: Path | None, form: Format | None, database: Path, study: str) -> tuple[Path, Format]:
+def place(
+    out: Path | None, form: Format | None, database: Database, study: str
+) -> tuple[Path, Format]:
     """Return the file to write and its format, from the user's options.
 
     Args:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # a database is read without it
 
 # A name of its own: Optuna's `alembic_version` is in the same database.
 VERSION_TABLE = "autotune_alembic_version"
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+# PostgreSQL's lock of the one that makes or changes tables, until its transaction ends.
+MAKING = int.from_bytes(b"autotune")
 # What autotune 0.1 and the first 0.2, which knew no revisions, wrote into `autotune_meta`.
 _BEFORE_REVISIONS = 2
 
@@ -43,18 +45,22 @@ def upgrade(engine: Engine, reader: Reader, busy_timeout_s: float) -> None:
     If the process is killed meanwhile, the database stays as it was.
 
     Args:
-        engine: Engine of the database; the upgrade makes its own connection.
+        engine: Engine of the database; a file gets a connection of its own.
         reader: Reads the same database.
-        busy_timeout_s: How long to wait for another program's lock, in seconds.
+        busy_timeout_s: How long to wait for another program's lock of a file, in seconds.
     """
-    from sqlalchemy import create_engine
+    from sqlalchemy import create_engine, text
     from sqlalchemy.pool import NullPool
 
     if revision_of(reader) == REVISIONS[-1]:
         return
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MAKING})
+            _run(connection, revision_of(reader))
+        return
     mine = create_engine(engine.url, poolclass=NullPool)
-    if mine.dialect.name == "sqlite":
-        _one_transaction(mine, busy_timeout_s)
+    _one_transaction(mine, busy_timeout_s)
     with mine.begin() as connection:
         _run(connection, revision_of(reader))
 

@@ -12,6 +12,10 @@ from alembic import op
 revision = "0002"
 down_revision = "0001"
 
+# PostgreSQL's own INTEGER has 32 bits, and its JSON knows no NaN.
+INTEGER = sa.Integer().with_variant(sa.BigInteger(), "postgresql")
+JSON = sa.JSON().with_variant(sa.Text(), "postgresql")
+
 
 def upgrade() -> None:
     """Make the missing ones of the tables."""
@@ -30,37 +34,37 @@ def _tables() -> dict[str, list[sa.Column]]:  # type: ignore[type-arg]
     """Return new columns of each table, because a column belongs to one table object."""
     return {
         "autotune_map_points": [
-            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("id", INTEGER, primary_key=True),
             sa.Column("study", sa.String, index=True, nullable=False),
-            sa.Column("setting", sa.JSON, nullable=False),
-            sa.Column("n", sa.Integer, nullable=False),
-            sa.Column("schedule", sa.JSON),
+            sa.Column("setting", JSON, nullable=False),
+            sa.Column("n", INTEGER, nullable=False),
+            sa.Column("schedule", JSON),
             sa.Column("created_at", sa.Double, nullable=False),
         ],
         "autotune_loads": [
-            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("id", INTEGER, primary_key=True),
             _launch(key=False),
             sa.Column(
                 "point",
-                sa.Integer,
+                INTEGER,
                 sa.ForeignKey("autotune_map_points.id"),
                 index=True,
                 nullable=False,
             ),
-            sa.Column("concurrency", sa.Integer, nullable=False),
-            sa.Column("part", sa.Integer, nullable=False),
+            sa.Column("concurrency", INTEGER, nullable=False),
+            sa.Column("part", INTEGER, nullable=False),
             sa.Column("phase", sa.String, nullable=False),
-            sa.Column("requests", sa.Integer, nullable=False),
-            sa.Column("stats", sa.JSON, nullable=False),
-            sa.Column("values", sa.JSON, nullable=False),
-            sa.Column("intervals", sa.JSON, nullable=False),
-            sa.Column("quality", sa.JSON, nullable=False),
+            sa.Column("requests", INTEGER, nullable=False),
+            sa.Column("stats", JSON, nullable=False),
+            sa.Column("values", JSON, nullable=False),
+            sa.Column("intervals", JSON, nullable=False),
+            sa.Column("quality", JSON, nullable=False),
             sa.Column("measured_at", sa.Double, nullable=False),
         ],
         "autotune_stages": [
             _launch(key=True),
-            sa.Column("seconds", sa.JSON, nullable=False),
-            sa.Column("imports", sa.JSON, nullable=False),
+            sa.Column("seconds", JSON, nullable=False),
+            sa.Column("imports", JSON, nullable=False),
         ],
         "autotune_compile_cache": [
             _launch(key=True),

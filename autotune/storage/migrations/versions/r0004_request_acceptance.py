@@ -8,12 +8,16 @@ from alembic import op
 revision = "0004"
 down_revision = "0003"
 
+# PostgreSQL's own INTEGER has 32 bits, and its JSON knows no NaN.
+INTEGER = sa.Integer().with_variant(sa.BigInteger(), "postgresql")
+JSON = sa.JSON().with_variant(sa.Text(), "postgresql")
+
 
 def upgrade() -> None:
     """Add the table."""
     op.create_table(
         "autotune_request_acceptance",
-        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("id", INTEGER, primary_key=True),
         sa.Column(
             "launch_id",
             sa.String,
@@ -22,9 +26,9 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column("phase", sa.String, nullable=False),
-        sa.Column("index", sa.Integer, nullable=False),
+        sa.Column("index", INTEGER, nullable=False),
         sa.Column("category", sa.String),
-        sa.Column("histogram", sa.JSON, nullable=False),
-        sa.Column("drafted", sa.Integer),
+        sa.Column("histogram", JSON, nullable=False),
+        sa.Column("drafted", INTEGER),
         sa.Column("by_step", sa.LargeBinary, nullable=False),
     )

@@ -1,0 +1,268 @@
+"""A PostgreSQL server of the tests' own: in a temporary folder, on a socket and 127.0.0.1.
+
+PostgreSQL refuses to run as root, so that root starts it as the user that Debian's package makes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from autotune.storage.location import Server, parse_database
+
+PASSWORD = "a secret: %@/"  # noqa: S105 – of a server that lives as long as the tests
+_names = itertools.count()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def program(name: str) -> str | None:
+    """A program of PostgreSQL; Debian keeps those of the server outside of PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(found[-1]) if found else shutil.which(name)
+
+
+def why_not() -> str | None:
+    """Why no server can be started here; None: it can."""
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        return "psycopg is not installed: pip install 'dflash-autotune[postgresql]'"
+    if program("postgres") is None or program("initdb") is None:
+        return "PostgreSQL is not installed: apt-get install postgresql"
+    if os.geteuid() == 0 and _user() is None:
+        return "PostgreSQL does not run as root, and there is no user `postgres`"
+    return None
+
+
+def _user() -> str | None:
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError:
+        return None
+
+
+class Cluster:
+    """A server that is started, killed and started again.
+
+    Attributes:
+        folder: Has its data, its socket and its log.
+        port: On 127.0.0.1, and in the name of its socket.
+        as_user: Options of a process that may run it.
+
+    Args:
+        folder: Empty; it is given to the server's user.
+        settings: Lines of postgresql.conf.
+    """
+
+    def __init__(self, folder: Path, settings: Sequence[str] = ("fsync=off",)) -> None:
+        self.folder, self.port, self._settings = folder, free_port(), settings
+        self.as_user = {"user": _user(), "group": _user()} if os.geteuid() == 0 else {}
+        self._process: subprocess.Popen[bytes] | None = None
+        if self.as_user:
+            shutil.chown(folder, _user(), _user())
+        (folder / "password").write_text(PASSWORD)
+        os.chmod(folder / "password", 0o644)  # noqa: PTH101 – in a folder that nobody else reads
+        self._run(
+            *("initdb", "-D", str(folder / "data"), "-U", "autotune", "-E", "UTF8"),
+            *("--locale=C", "--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync"),
+            f"--pwfile={folder / 'password'}",
+        )
+        self.start()
+
+    def _run(self, name: str, *arguments: str) -> None:
+        subprocess.run(  # type: ignore[call-overload]
+            [str(program(name)), *arguments],
+            check=True,
+            capture_output=True,
+            cwd=self.folder,
+            timeout=60,
+            **self.as_user,
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        import psycopg
+
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(  # type: ignore[call-overload]
+                [
+                    *(str(program("postgres")), "-D", str(self.folder / "data")),
+                    *("-k", str(self.folder), "-p", str(self.port), "-h", "127.0.0.1"),
+                    *("-c", "max_connections=40", "-c", "restart_after_crash=off"),
+                    *(word for setting in self._settings for word in ("-c", setting)),
+                ],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.folder,
+                **self.as_user,
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(psycopg.OperationalError):
+                self.execute("SELECT 1")
+                return
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()[-2000:]
+            assert self._process.poll() is None, (self.folder / "log").read_text()[-2000:]
+            time.sleep(0.05)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it: SIGINT ends its connections first, SIGQUIT is as if it had crashed."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(30)
+            self._process = None
+
+    def execute(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
+        """Execute a statement as the owner of everything; return its rows."""
+        import psycopg
+
+        with psycopg.connect(self.conninfo(database), autocommit=True, connect_timeout=2) as c:
+            cursor = c.execute(sql)  # type: ignore[call-overload]
+            return list(cursor) if cursor.description else []
+
+    def conninfo(self, database: str) -> str:
+        return f"host={self.folder} port={self.port} user=autotune dbname={database}"
+
+    def new(self, options: str = "") -> Server:
+        """A new database, which is asked for no password: it is reached through the socket."""
+        name = f"d{next(_names)}"
+        self.execute(f"CREATE DATABASE {name} {options}")
+        return self.server(name)
+
+    def server(self, name: str) -> Server:
+        return _server(
+            f"postgresql+psycopg:///{name}?host={self.folder}&port={self.port}&user=autotune"
+        )
+
+    def by_network(self, name: str, more: str = "", port: int | None = None) -> Server:
+        """The same database by 127.0.0.1, where a password is asked for."""
+        return _server(f"postgresql+psycopg://autotune@127.0.0.1:{port or self.port}/{name}{more}")
+
+
+def _server(url: str) -> Server:
+    found = parse_database(url)
+    assert isinstance(found, Server)
+    return found
+
+
+@contextmanager
+def a_cluster(settings: Sequence[str] = ("fsync=off",)) -> Iterator[Cluster]:
+    """A server with these settings; a test is skipped where there can be none."""
+    if reason := why_not():
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="autotune-pg-"))
+    cluster = None
+    try:
+        cluster = Cluster(folder, settings)
+        yield cluster
+    finally:
+        if cluster is not None:
+            cluster.stop()
+        shutil.rmtree(folder)
+
+
+class Proxy:
+    """A network between clients and a server, which a test can cut.
+
+    Attributes:
+        port: Where it listens, on 127.0.0.1.
+        silent: Whether it passes nothing on, while its connections stay open.
+        cut_at: Bytes of a client, at which the answer never comes: the connection is cut after
+            they were passed on. It is forgotten then.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self.silent, self.cut_at = False, b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._to))
+                self._open += [client, server]
+                for pair in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._pass, args=pair, daemon=True).start()
+
+    def _pass(self, source: socket.socket, to: socket.socket, of_client: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if self.silent:
+                    continue
+                cut = of_client and bool(self.cut_at) and self.cut_at in data
+                if cut:
+                    self.cut_at = b""
+                    source.shutdown(socket.SHUT_RDWR)  # before any answer can be passed on
+                to.sendall(data)
+                if cut:
+                    time.sleep(0.2)  # let the server do what it was told
+        for s in (source, to):
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for s in (self._listener, *self._open):
+            s.close()
+
+
+@contextmanager
+def a_pgbouncer(cluster: Cluster) -> Iterator[int]:
+    """pgbouncer in front of a cluster, which gives each transaction any connection; its port."""
+    found = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if found is None:
+        pytest.skip("pgbouncer is not installed: apt-get install pgbouncer")
+    port, config = free_port(), cluster.folder / "pgbouncer.ini"
+    users = cluster.folder / "users.txt"
+    users.write_text(f'"autotune" "{PASSWORD}"\n')
+    config.write_text(
+        f"[databases]\n* = host={cluster.folder} port={cluster.port}\n[pgbouncer]\n"
+        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\n"
+        "default_pool_size = 3\n"
+    )
+    for file in (users, config):
+        file.chmod(0o644)
+    with (cluster.folder / "pgbouncer.log").open("ab") as log:
+        process = subprocess.Popen(  # type: ignore[call-overload]
+            [found, str(config)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            **cluster.as_user,
+        )
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            assert time.monotonic() < deadline, (cluster.folder / "pgbouncer.log").read_text()
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
