@@ -272,7 +272,6 @@ class _Points:
             else:
                 lead += moved[best] * density
         share = self.covariance[rule] / variance
-        share = self.covariance[rule] / variance
         return own * share, lead * share
 
     def _variance(self, gain: int, number: int) -> float:

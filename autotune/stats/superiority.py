@@ -45,6 +45,7 @@ _TAUS = np.geomspace(0.03, 30, 11)  # τ in units of σ
 _BELOW_CENTER, _ABOVE_CENTER = 2.5, 3.5  # range of log σ², in units of its standard deviation
 _STEP = 0.8  # of log σ², likewise
 _MUS = np.linspace(-2.2, 2.2, 9)  # μ around the median, in units of its standard error
+_ROUNDING = 1e-9  # logarithms that differ by less are equal
 _SKIP = 1e-3  # λ below this probability are left out
 _RARE = 1e-5  # nodes below this probability are left out
 _Z = np.linspace(-8, 8, 801)
@@ -83,8 +84,8 @@ def chances(
     if not pools.known:
         return [None] * len(rivals)
     leads = [points[best].mean - points[k].mean for k in rivals]
-    if pools.sums.max() == 0:
-        return [0.5 if x == 0 else float(x > 0) for x in leads]
+    if sum(pools.squares) <= sum(pools.degrees) * _ROUNDING**2:
+        return [0.5 if abs(x) <= _ROUNDING else float(x > 0) for x in leads]
     nodes = _Grid.of(points, pools).likely(points)
     return [nodes.better(points[best], points[k]) for k in rivals]
 
@@ -118,7 +119,7 @@ class _Grid:
         steps = math.ceil((high - low) / (_STEP * width))
         sigma2 = np.exp(np.linspace(low, high, steps + 1))
         # p(λ, log σ²); the weights have the integral over σ in them
-        log = np.log(pools.weights[keep] * sums ** (degrees / 2))[:, None]
+        log = (np.log(pools.weights[keep]) + degrees / 2 * np.log(sums))[:, None]
         log = log - degrees / 2 * np.log(sigma2) - sums[:, None] / (2 * sigma2)
         tau2 = sigma2[:, None] * _TAUS**2
         spread = np.sqrt(sigma2[:, None] + tau2)
@@ -138,9 +139,8 @@ class _Grid:
         for p in points:
             own2 = self.sigma2 * self.ratios if p.baseline else self.sigma2
             total2 = (own2 / p.launches)[..., None] + self.tau2[..., None] * _WIDER**2
-            off2 = (p.mean - self.mu[..., None]) ** 2
-            density = np.exp(off2 / (-2 * total2)) / np.sqrt(total2) @ _MIX
-            log = log + np.log(np.maximum(density, 1e-300))
+            most, density = _densities((p.mean - self.mu[..., None]) ** 2, total2)
+            log = log + most[..., 0] + np.log(density @ _MIX)
         weight = np.exp(log - log.max())
         use = weight > _RARE * weight.sum()
 
@@ -178,7 +178,23 @@ class _Nodes:
         wide2 = self.tau2[:, None] * _WIDER**2
         total2 = noise2 + wide2
         off = p.mean - self.mu[:, None]
-        density = _MIX * np.exp(off**2 / (-2 * total2)) / np.sqrt(total2)
+        density = _MIX * _densities(off**2, total2)[1]
         pull = wide2 / total2
-        weights = density / np.maximum(density.sum(axis=1, keepdims=True), 1e-300)
+        weights = density / density.sum(axis=1, keepdims=True)
         return weights, self.mu[:, None] + pull * off, pull * noise2
+
+
+def _densities(off2: Floats, total2: Floats) -> tuple[Floats, Floats]:
+    """Return normal densities as a logarithm, and the factors that it is times.
+
+    Far from every component all densities are 0 as numbers, but not their ratios.
+
+    Args:
+        off2: Square of the distance from the center, of shape (…, 1).
+        total2: Variance of each component, of shape (…, 4), ascending.
+
+    Returns:
+        Logarithms of shape (…, 1), and factors of shape (…, 4), of which the last is not 0.
+    """
+    most = off2 / (-2 * total2[..., -1:])
+    return most, np.exp(off2 / (-2 * total2) - most) / np.sqrt(total2)

@@ -60,6 +60,25 @@ def test_a_steady_baseline_does_not_make_the_others_steady() -> None:
     assert chance < 0.9 < pooled
 
 
+@pytest.mark.parametrize("scatter", [1e-14, 1e-10, 1e-6, 1e-3])
+@pytest.mark.parametrize("launches", [2, 300])
+def test_launches_that_hardly_scatter_say_which_is_better(scatter: float, launches: int) -> None:
+    """An objective that launches reproduce, like accepted tokens, and many launches."""
+    degrees = 2 * (launches - 1)
+    pools = TwoPools((scatter**2 * degrees, scatter**2 * degrees), (degrees, degrees))
+    points = [Known(0.7, launches, baseline=True), Known(0.0, launches), Known(0.7, launches)]
+    points += [Known(-20.0, 1), Known(0.01, 1)]
+    found = chances(points, 0, [1, 2, 3], pools)
+    assert found == pytest.approx([1, 0.5, 1], abs=0.01)
+
+
+def test_rounding_is_no_scatter() -> None:
+    """The mean of three equal logarithms is not always that logarithm."""
+    pools = TwoPools((1e-32, 1e-32), (2, 2))
+    points = [Known(0.1 + 1e-16, 3), Known(0.1, 2), Known(0.05, 2)]
+    assert chances(points, 0, [1, 2], pools) == [0.5, 1.0]
+
+
 @pytest.mark.parametrize(("spread", "scatter"), [(0.03, 0.03), (0.1, 0.03), (0.01, 0.005)])
 def test_the_chance_is_right_as_often_as_it_says(spread: float, scatter: float) -> None:
     """The best of twelve by three launches, against the second best: both were picked."""
