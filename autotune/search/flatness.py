@@ -54,9 +54,9 @@ LEAST_LAUNCHES, LEAST_POINTS = 6, 4
 # More points are not drawn together: time and memory grow with their third and second power.
 MOST_POINTS = 400
 # Log-normal priors: the median, and the standard deviation of the logarithm.
-_LENGTH = (0.4, 0.8)
-_SCALE = (0.03, 1.5)
-_BETWEEN = (0.03, 0.7)
+_LENGTH = (0.5, 0.7)
+_SCALE = (0.02, 1.2)
+_BETWEEN = (0.03, 0.5)
 _CONSTANT = 1.0  # standard deviation of the level, which is far more than any difference
 _JITTER = 1e-9
 _THETAS = 256  # θ of each step
