@@ -156,7 +156,8 @@ def connect(server: Server, *, autocommit: bool = False, **options: Any) -> Watc
         psycopg.Error: there is none; :mod:`autotune.storage.server_words` says why.
         UserError: the server is too old, or keeps text in another encoding.
     """
-    given = {k: v for k, v in (_DEFAULTS | options).items() if k not in server.options}
+    own = options.keys() & {"options"}  # has those of the URL
+    given = {k: v for k, v in (_DEFAULTS | options).items() if k in own or k not in server.options}
     c = Watched.connect(
         server.conninfo,
         autocommit=autocommit,

@@ -35,6 +35,7 @@ _RETRY_S = 0.5
 _NOW = "extract(epoch FROM clock_timestamp())"
 # A transaction of a driver that is frozen or gone is ended by the server, with its locks.
 _IDLE = "set_config('idle_in_transaction_session_timeout', '10s', true)"
+IDLE_OPTION = "-c idle_in_transaction_session_timeout=10s"
 
 
 class ServerLease:
@@ -166,13 +167,17 @@ class ServerLease:
             "nothing more is written. What was finished is kept"
         )
 
-    def watch(self, connection: Watched) -> None:
-        """Let a connection commit only while this process holds the lease."""
-        connection.on_write, connection.on_commit = self._begin, self.commit
-        connection.silent_s = SILENT_S
+    def watch(self, connection: Watched) -> Watched:
+        """Return a connection that commits only while this process holds the lease."""
+        connection.on_commit, connection.silent_s = self.commit, SILENT_S
+        return connection
 
-    def _begin(self, connection: Watched) -> None:
-        """Let the server end a transaction that locks rows, when this process stands still."""
+    def limit_locks(self, connection: Watched) -> None:
+        """Let the server end a transaction that locks rows, when this process stands still.
+
+        It holds for this transaction only, as pgbouncer wants it; :data:`IDLE_OPTION` is the same
+        for a connection of its own.
+        """
         if self.holder is not None:
             connection.execute(f"SELECT {_IDLE}")
 
