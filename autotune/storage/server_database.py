@@ -9,15 +9,13 @@ from functools import wraps
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import psycopg
-
 from autotune.storage.backend import Backend, Sessions
 from autotune.storage.lease import Holder
 from autotune.storage.location import Server
 from autotune.storage.migrations import MAKING
 from autotune.storage.postgresql import ServerReader, Watched, connect
 from autotune.storage.reading import Reader
-from autotune.storage.server_lease import IDLE_OPTION, ServerLease
+from autotune.storage.server_lease import ServerLease
 
 if TYPE_CHECKING:  # a database is read without it
     from optuna.storages import RDBStorage
@@ -40,7 +38,6 @@ class ServerDatabase(Backend):
     def __init__(self, server: Server) -> None:
         self.database: Server = server
         self.say = lambda _text: None
-        self._pooled = False
         self._lease = ServerLease(server, lambda text: self.say(text))
         self.reader = ServerReader(server, self._lease.again)
 
@@ -77,21 +74,11 @@ class ServerDatabase(Backend):
         return found
 
     def _connection(self) -> Watched:
-        """Return a new connection for the pool, whose locks end when this process stands still."""
-        if not self._pooled:
-            try:
-                return self._lease.watch(connect(self.database, options=self._options()))
-            except psycopg.OperationalError as e:
-                if "unsupported startup parameter" not in str(e):
-                    raise
-                self._pooled = True  # pgbouncer, which passes none on
-        c = self._lease.watch(connect(self.database))
-        c.on_write = self._lease.limit_locks
+        """Return a new connection for the pool, which begins transactions when it writes."""
+        c = connect(self.database, autocommit=True)
+        c.begins = True
+        self._lease.watch(c)
         return c
-
-    def _options(self) -> str:
-        """Return the server's settings of a connection, after those of the URL."""
-        return f"{self.database.options.get('options', '')} {IDLE_OPTION}".strip()
 
     def again(self, work: Callable[[], T]) -> T:
         """Do what reads or writes; again when the connection was lost and the lease is held."""

@@ -33,9 +33,6 @@ RENEW_S = 3.0
 AWAY_S = 600.0
 _RETRY_S = 0.5
 _NOW = "extract(epoch FROM clock_timestamp())"
-# A transaction of a driver that is frozen or gone is ended by the server, with its locks.
-_IDLE = "set_config('idle_in_transaction_session_timeout', '10s', true)"
-IDLE_OPTION = "-c idle_in_transaction_session_timeout=10s"
 
 
 class ServerLease:
@@ -167,19 +164,9 @@ class ServerLease:
             "nothing more is written. What was finished is kept"
         )
 
-    def watch(self, connection: Watched) -> Watched:
-        """Return a connection that commits only while this process holds the lease."""
+    def watch(self, connection: Watched) -> None:
+        """Let a connection commit only while this process holds the lease."""
         connection.on_commit, connection.silent_s = self.commit, SILENT_S
-        return connection
-
-    def limit_locks(self, connection: Watched) -> None:
-        """Let the server end a transaction that locks rows, when this process stands still.
-
-        It holds for this transaction only, as pgbouncer wants it; :data:`IDLE_OPTION` is the same
-        for a connection of its own.
-        """
-        if self.holder is not None:
-            connection.execute(f"SELECT {_IDLE}")
 
     def commit(self, connection: Watched, commit: Callable[[], None]) -> None:
         """Commit a transaction that wrote, if the lease is still held.
