@@ -34,8 +34,8 @@ one.
 
 **Hypervolume** is that of the true values of all points that a search launched, over that of the
 true front; its reference is the worst value of each objective over all points that can launch.
-Where all points are within 0.5 %, nothing can be missing. A replay ends when the search has ended,
-it has made 14 launches, and it has `--enough` of the hypervolume. The table has
+Where all points are within 0.5 %, nothing can be missing. A replay ends when the search has ended
+and has `--enough` of the hypervolume. The table has
 
     99 %       launches until 99 % of the hypervolume, also beyond the end of the search: median
                [quartiles]; –: not within the replay
@@ -50,9 +50,7 @@ it has made 14 launches, and it has `--enough` of the hypervolume. The table has
                more than two of them. Launches to 99 % count as 40 where a replay did not get there
                (60 with four parameters), and missing hypervolume counts in points of percent
 
-*Winner* in the file: whether after 14 launches the point with the best mean of its launches is
-within 2 % of the true best, by tok/s and by tok/s over p95 (4 %: it is two objectives). *Wasted*:
-launches until 99 % that were forbidden, crashed, repeated.
+The file also has the minutes until 99 %, by the launches of the world and the proposals.
 """
 
 from __future__ import annotations
@@ -94,8 +92,6 @@ def record(w: World, strategy: str, seed: int, most: int, found: Replay) -> Reco
         "most": most,
         "reached": found.reached,
         "minutes": round(found.seconds[last] / 60, 1),
-        "winner": [int(x) for x in found.close],
-        "wasted": [x[last] for x in (found.forbidden, found.crashed, found.repeated)],
         "same_region": max(found.regions.values(), default=0),
         "end": found.end,
         "crashed": found.crashed[end - 1] if end else None,

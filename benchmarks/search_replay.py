@@ -35,7 +35,6 @@ DIRECTIONS: list[Direction] = ["maximize", "minimize"]
 COSTS = np.array([-1.0, 1.0])  # less is better
 REACHED = 0.99
 NEARLY_FLAT = 0.005  # largest difference of a logarithm where nothing matters
-WINNER_AT = 14
 MOST = 40  # launches of a model's replay; of four parameters half as many more
 ENDS_AT = 32  # launches of a search in a study of 40 trials: the others confirm
 CONVERGED = 0.005  # `budget.converged`
@@ -103,9 +102,7 @@ class Replay:
         seconds: Until the end of each launch, with the CPU seconds of all proposals.
         forbidden: After each launch, how many were forbidden by a rule.
         crashed: … failed unforeseen.
-        repeated: … had been launched before.
         regions: Crashes by region.
-        close: Whether the named winners after `WINNER_AT` launches are close to the best.
         proposing: CPU seconds of all proposals.
         end: Launches when the search ended itself; None: it has no end of its own.
         short: Of the points with the best mean tok/s and the best mean p95 at that end, how much
@@ -118,9 +115,7 @@ class Replay:
     seconds: list[float] = field(default_factory=list)
     forbidden: list[int] = field(default_factory=list)
     crashed: list[int] = field(default_factory=list)
-    repeated: list[int] = field(default_factory=list)
     regions: dict[str, int] = field(default_factory=dict)
-    close: tuple[bool, bool] = (False, False)
     proposing: float = 0.0
     end: int | None = None
     short: tuple[float, float] | None = None
@@ -144,7 +139,7 @@ class Launcher:
         w: The world.
         seed: Of the noise.
         most: Launches at which the replay ends.
-        enough: Hypervolume at which it ends, after `WINNER_AT` launches.
+        enough: Hypervolume at which it ends.
         ends: Whether the search ends itself: then it goes on until it has.
     """
 
@@ -174,7 +169,6 @@ class Launcher:
         for counts, one in (
             (found.forbidden, forbidden),
             (found.crashed, region is not None),
-            (found.repeated, place in self._seen),
         ):
             counts.append((counts[-1] if counts else 0) + one)
         self._seen.setdefault(place, [])
@@ -182,8 +176,6 @@ class Launcher:
             self._seen[place].append(np.log(outcome.values))
         found.shares.append(self._judge.share([k for k, v in self._seen.items() if v]))
         found.seconds.append(self._clock)
-        if len(found.shares) == WINNER_AT:
-            self.name_winners()
         self._since = time.process_time()
         if len(found.shares) >= self._most or (self._done() and not self._ends):
             raise Enough
@@ -207,24 +199,11 @@ class Launcher:
         if self._done():
             raise Enough
 
-    def name_winners(self) -> None:
-        """Note whether the best means are close to the best truths: by tok/s, balanced."""
-        means, judge = self._means(), self._judge
-        if not means:
-            return
-        rate = max(means, key=lambda k: float(means[k][0]))
-        balanced = max(means, key=lambda k: float(means[k][0] - means[k][1]))
-        self.found.close = (
-            bool(judge.best[0] - judge.gains[rate, 0] < 0.02),
-            bool(judge.best[1] - judge.gains[balanced, 1] < 0.04),
-        )
-
     def _means(self) -> dict[int, Floats]:
         return {k: np.mean(v, axis=0) for k, v in self._seen.items() if v}
 
     def _done(self) -> bool:
-        shares = self.found.shares
-        return len(shares) >= WINNER_AT and shares[-1] >= self._enough
+        return self.found.shares[-1] >= self._enough
 
 
 Strategy = Callable[[World, Launcher, int], None]
@@ -238,8 +217,6 @@ def replay(w: World, strategy: str, seed: int, most: int, enough: float = REACHE
     if strategy in OURS and launch.found.end is None:  # its budget was ``most``
         with contextlib.suppress(Enough):
             launch.end(None)
-    if len(launch.found.shares) < WINNER_AT:
-        launch.name_winners()
     return launch.found
 
 
@@ -422,7 +399,9 @@ def _attributes(found: Proposal | None) -> dict[str, Any]:
         return {}
     own = {f.name: getattr(found, f.name) for f in fields(found)}
     gain = own.pop("gain")
-    return {"expected_gain": gain} | {k: v for k, v in own.items() if k not in ("point", "leaders")}
+    return {"expected_improvement": gain} | {
+        k: v for k, v in own.items() if k not in ("point", "leaders")
+    }
 
 
 def _ours(w: World, launch: Launcher, seed: int, batch: int = 1) -> None:

@@ -90,6 +90,11 @@ def _why(trial: TrialView, attrs: TrialAttrs) -> Iterator[str]:
         )
     if attrs.challenge:
         yield "a challenge: no launch seemed worth its time, and this might prove it wrong"
+    elif attrs.expected_improvement is not None:
+        yield (
+            "chosen by the model, which expected the next launch to improve an objective by up to "
+            f"{attrs.expected_improvement:.1%}"
+        )
     elif attrs.expected_gain is not None:
         yield f"chosen for an expected gain of {attrs.expected_gain:.1%} in hypervolume"
 

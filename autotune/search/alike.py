@@ -29,11 +29,13 @@ from typing import Protocol
 
 import numpy as np
 
-from autotune.search.noise import BETWEEN, UNKNOWN
+from autotune.search.noise import UNKNOWN
 from autotune.study.space import Point, Value
 
 # Standard deviations beyond which two launches are of two servers.
 _DIFFERENT = 2.5
+# Standard deviation between launches of one server, of logarithms.
+_BETWEEN = 0.03
 
 Key = frozenset[tuple[str, Value]]
 
@@ -148,7 +150,7 @@ def _differ(a: Sequence[Launched], b: Sequence[Launched]) -> bool:
     def mean(items: Sequence[Launched]) -> tuple[np.ndarray, np.ndarray]:
         costs = np.array([x.costs for x in items])
         within = np.array([x.variances for x in items])
-        each = np.where(np.isfinite(within), within, UNKNOWN) + BETWEEN[0] ** 2
+        each = np.where(np.isfinite(within), within, UNKNOWN) + _BETWEEN**2
         return costs.mean(axis=0), each.sum(axis=0) / len(items) ** 2
 
     (m, v), (n, w) = mean(a), mean(b)

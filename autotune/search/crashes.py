@@ -5,8 +5,9 @@ term           meaning
 =============  ====================================================================================
 level          a parameter's value as a whole number from 0, ascending
 box            a lower and an upper level for every parameter; every launch inside fails
-boxes          256 random boxes of one failure, each of which may be the true one
-chance         probability that a point can launch: Π over the failures of 1 - share of its boxes
+region         failures of one kind, with no point between them that ran
+boxes          256 random boxes of one region, each of which may be the true one
+chance         probability that a point can launch: Π over the regions of 1 - share of its boxes
                that contain the point
 =============  ====================================================================================
 
@@ -33,12 +34,13 @@ bound if the launch failed with n = 0, because there was no draft. A point that 
 box cuts the box by one bound, at a random level between the point and the failure, on one of the
 parameters in which they differ. This is one of the failure kind's own parameters, if possible.
 
-Points are avoided when too large a share of a failure's boxes contains them (:data:`RISK`). A
+Several failures of one kind are of one region, and in one box, unless a point between them ran.
+
+Points are avoided when too large a share of a region's boxes contains them (:data:`RISK`). A
 search that moves towards a failure therefore makes small steps, each of which removes boxes, and
 stops where the next step would be too risky. The aim is one crash for each region; the points
 within the last steps before the region are given up for it. That has a cost where values increase
-up to the region: with five times the risk a search that always takes the best point ends nearer to
-it, and crashes two or three times.
+up to the region. So one of them may be tried in the end (:meth:`CrashModel.retriable`).
 """
 
 from __future__ import annotations
@@ -63,6 +65,8 @@ _BOXES = 256  # number of boxes for each failure
 _FREE = 0.5  # probability that a parameter has no bound on one side
 _FREE_REJECTED = 0.8  # … if vLLM rejected the flags, and probability that a choice was the reason
 _MOST_LEVELS = 64  # largest number of levels of one parameter
+_TOGETHER = 0.8  # share of its gain that a point loses if it shares a region with a pending launch
+_FAR = 10**6  # more levels than any two points are apart
 
 _MEMORY = {
     FailureKind.OOM,
@@ -115,14 +119,32 @@ class CrashModel:
         self._space = space
         self._names = list(space.params)
         self._levels = [_Levels(space, name) for name in self._names]
-        ran = self._of(ok)
-        # for each failure its boxes, and the accepted risk of its kind
-        self._known: list[tuple[Ints, Ints, float]] = []
-        for point, word in {(_Frozen(q), kind): None for q, kind in failed}:
-            kind = _kind(word)
-            boxes = self._boxes(self._of([point])[0], kind, ran)
+        self._ran = self._of(ok)
+        # for each region its boxes, the accepted risk of its kind, and how many launches failed
+        self._known: list[tuple[Ints, Ints, float, int]] = []
+        for kind, points in self._regions(failed):
+            boxes = self._boxes(points, kind)
             if boxes is not None:
-                self._known.append((*boxes, RISK if kind in _TOWARDS else RISK_AROUND))
+                risk = RISK if kind in _TOWARDS else RISK_AROUND
+                self._known.append((*boxes, risk, len(points)))
+
+    def _regions(self, failed: Sequence[tuple[Point, str]]) -> list[tuple[FailureKind, Ints]]:
+        """Return the failed points, of shape (points, parameters), of each region.
+
+        Failures of one kind are of one region, unless a point between them ran.
+        """
+        found: list[tuple[FailureKind, Ints]] = []
+        for point, word in {(_Frozen(q), kind): None for q, kind in failed}:
+            kind, own = _kind(word), self._of([point])
+            for i, (other, points) in enumerate(found):
+                joint = np.concatenate([points, own])
+                inside = (joint.min(axis=0) <= self._ran) & (self._ran <= joint.max(axis=0))
+                if kind == other and not inside.all(axis=1).any():
+                    found[i] = (kind, joint)
+                    break
+            else:
+                found.append((kind, own))
+        return found
 
     def chances(self, points: Sequence[Point]) -> Floats:
         """Return the probability that each point can launch, of shape (points,)."""
@@ -134,28 +156,77 @@ class CrashModel:
 
     def all_avoided(self, points: Sequence[Point]) -> NDArray[np.bool_]:
         """Return for each point whether it is too likely to fail to be launched."""
-        limits = np.array([limit for _, _, limit in self._known])
+        limits = np.array([limit for _, _, limit, _ in self._known])
         return np.asarray((self._shares(points) > limits[:, None]).any(axis=0))
 
     def avoided(self, point: Point) -> bool:
         """Return whether the point is too likely to fail to be launched."""
         return bool(self.all_avoided([point])[0])
 
+    def apart(self, points: Sequence[Point], pending: Sequence[Point]) -> Floats:
+        """Return a factor, 0 … 1, for the gain of each point while other launches are pending.
+
+        A pending launch that fails would show a region; a point that shares it is better launched
+        after that is known. So the factor falls with the share of the boxes of such a failure that
+        hold the point. The failure is taken for one by lack of memory, by far the most frequent
+        kind, so that what needs no more than a point that ran is not delayed.
+
+        Args:
+            points: Points that may be launched.
+            pending: Points of launches whose outcomes are not known.
+        """
+        out = np.ones(len(points))
+        ran = {tuple(x) for x in self._ran}
+        for own in self._of(pending):
+            boxes = None if tuple(own) in ran else self._boxes(own[None, :], FailureKind.OOM)
+            if boxes is not None and len(points):
+                out *= 1 - _TOGETHER * self._inside(self._of(points), *boxes)
+        return out
+
+    def retriable(self, points: Sequence[Point]) -> NDArray[np.bool_]:
+        """Return for each point whether it is avoided for a single failure, and next to what ran.
+
+        Where two launches failed in one region, none of its points is retriable.
+        """
+        if not self._known or not len(points):
+            return np.zeros(len(points), dtype=bool)
+        limits = np.array([limit for _, _, limit, _ in self._known])[:, None]
+        single = np.array([count == 1 for *_, count in self._known])[:, None]
+        held = self._shares(points) > limits
+        once = (held.sum(axis=0) == 1) & (held & single).any(axis=0)
+        steps = self._steps(points)
+        nearest = steps[once].min(initial=_FAR)
+        return np.asarray(once & (steps == nearest) & (steps < _FAR))
+
+    def _steps(self, points: Sequence[Point]) -> Ints:
+        """Return the levels from each point to the nearest that ran; another choice is far."""
+        levels = self._of(points)
+        if not len(self._ran):
+            return np.full(len(points), _FAR)
+        away = np.abs(levels[:, None, :] - self._ran[None, :, :])
+        choice = np.array([level.choice for level in self._levels])
+        steps = np.where(choice & (away > 0), _FAR, away).sum(axis=2).min(axis=1)
+        return np.asarray(np.minimum(steps, _FAR))
+
     def _shares(self, points: Sequence[Point]) -> Floats:
-        """Return the share of a failure's boxes that contain a point: (failures, points)."""
+        """Return the share of a region's boxes that contain a point: (regions, points)."""
         out = np.zeros((len(self._known), len(points)))
         if not self._known or not len(points):
             return out
         levels = self._of(points)
-        for row, (low, high, _) in zip(out, self._known, strict=True):
-            inside = np.ones((len(points), len(low)), dtype=bool)
-            for i, level in enumerate(self._levels):
-                if low[:, i].any():
-                    inside &= levels[:, i, None] >= low[:, i]
-                if (high[:, i] < level.last).any():
-                    inside &= levels[:, i, None] <= high[:, i]
-            row[:] = inside.mean(axis=1)
+        for row, (low, high, *_) in zip(out, self._known, strict=True):
+            row[:] = self._inside(levels, low, high)
         return out
+
+    def _inside(self, levels: Ints, low: Ints, high: Ints) -> Floats:
+        """Return the share of boxes that contain each point, of shape (points,)."""
+        inside = np.ones((len(levels), len(low)), dtype=bool)
+        for i, level in enumerate(self._levels):
+            if low[:, i].any():
+                inside &= levels[:, i, None] >= low[:, i]
+            if (high[:, i] < level.last).any():
+                inside &= levels[:, i, None] <= high[:, i]
+        return np.asarray(inside.mean(axis=1))
 
     def _of(self, points: Sequence[Point]) -> Ints:
         """Return the levels of points, of shape (points, parameters)."""
@@ -165,39 +236,46 @@ class CrashModel:
         ]
         return np.array(columns, dtype=np.int64).reshape(len(self._names), len(points)).T
 
-    def _boxes(self, failed: Ints, kind: FailureKind, ran: Ints) -> tuple[Ints, Ints] | None:
-        """Return lower and upper levels of a failure's boxes, each of shape (boxes, parameters).
+    def _boxes(self, failed: Ints, kind: FailureKind) -> tuple[Ints, Ints] | None:
+        """Return lower and upper levels of a region's boxes, each of shape (boxes, parameters).
 
-        Both levels belong to the box. None: the failure is not the point's fault.
+        Both levels belong to the box. None: the failures are not the points' fault.
+
+        Args:
+            failed: Levels of the points that failed, of shape (points, parameters).
+            kind: How they failed.
         """
         if kind in _ELSEWHERE:
             return None
+        least, most = failed.min(axis=0), failed.max(axis=0)
         last = np.array([level.last for level in self._levels])
-        drafts = N not in self._names or self._value(failed, N) != 0
+        drafts = N not in self._names or self._value(least, N) != 0
         sides = up, down, _ = self._sides(kind, drafts)
-        # the seed depends on the failure alone, so that a new launch does not change the draws
-        rng = np.random.default_rng([zlib.crc32(kind.encode()), *(int(x) for x in failed)])
+        # the seed depends on the failures alone, so that a new launch does not change the draws
+        rng = np.random.default_rng([zlib.crc32(kind.encode()), *(int(x) for x in failed.flat)])
         size = (_BOXES, len(self._names))
         rejected = kind == FailureKind.BAD_CONFIG
         free = rng.random((2, *size)) < (_FREE_REJECTED if rejected else _FREE)
-        low = np.where(free[0] | ~up, 0, rng.integers(0, failed + 1, size))
-        high = np.where(free[1] | ~down, last, rng.integers(failed, last + 1, size))
+        low = np.where(free[0] | ~up, 0, rng.integers(0, least + 1, size))
+        high = np.where(free[1] | ~down, last, rng.integers(most, last + 1, size))
         choice = np.array([level.choice for level in self._levels])
-        same = choice & up & (free[0] if rejected else ~free[0])
-        low = np.where(choice, np.where(same, failed, 0), low)
-        high = np.where(choice, np.where(same, failed, last), high)
+        same = choice & (least == most) & up & (free[0] if rejected else ~free[0])
+        low = np.where(choice, np.where(same, least, 0), low)
+        high = np.where(choice, np.where(same, most, last), high)
         if kind == FailureKind.DRAFT_MISMATCH and drafts and N in self._names:
-            low[:, self._names.index(N)] = min(1, failed[self._names.index(N)])
+            low[:, self._names.index(N)] = min(1, least[self._names.index(N)])
 
-        order = np.argsort(-np.abs(ran - failed).sum(axis=1), kind="stable")
-        for point in ran[order]:  # the farthest first: their cuts leave the most of a box
-            self._cut(point, failed, low, high, sides)
+        away = np.maximum(least - self._ran, 0) + np.maximum(self._ran - most, 0)
+        order = np.argsort(-away.sum(axis=1), kind="stable")
+        for point in self._ran[order]:  # the farthest first: their cuts leave the most of a box
+            self._cut(point, least, most, low, high, sides)
         return low, high
 
     def _cut(
         self,
         ran: Ints,
-        failed: Ints,
+        least: Ints,
+        most: Ints,
         low: Ints,
         high: Ints,
         sides: tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]],
@@ -206,8 +284,9 @@ class CrashModel:
         held = ((low <= ran) & (ran <= high)).all(axis=1)
         if not held.any():
             return
-        draws = np.random.default_rng([int(x) for x in (*failed, *ran)]).random((2, len(low)))
-        below, above = ran < failed, ran > failed
+        seed = [int(x) for x in (*least, *most, *ran)]
+        draws = np.random.default_rng(seed).random((2, len(low)))
+        below, above = ran < least, ran > most
         up, down, rest = sides
         usable = (below & up) | (above & down)
         if not usable.any():
@@ -219,11 +298,11 @@ class CrashModel:
         for i in ways:
             now = held & (which == i)
             if self._levels[i].choice:
-                low[now, i] = high[now, i] = failed[i]
-            elif below[i]:  # the new bound lies above the point that ran, up to the failed one
-                low[now, i] = ran[i] + 1 + (draws[1][now] * (failed[i] - ran[i])).astype(np.int64)
+                low[now, i], high[now, i] = least[i], most[i]
+            elif below[i]:  # the new bound lies above the point that ran, up to the failed ones
+                low[now, i] = ran[i] + 1 + (draws[1][now] * (least[i] - ran[i])).astype(np.int64)
             else:
-                high[now, i] = failed[i] + (draws[1][now] * (ran[i] - failed[i])).astype(np.int64)
+                high[now, i] = most[i] + (draws[1][now] * (ran[i] - most[i])).astype(np.int64)
 
     def _sides(
         self, kind: FailureKind, drafts: bool

@@ -92,7 +92,8 @@ def flatness(
         baseline: Point that they are compared with; it was launched.
 
     Returns:
-        None: too few launches, too many points, or no launch of the baseline.
+        None: too few launches, too many points, no launch of the baseline, or numbers too far apart
+        to compute with.
 
     Raises:
         ValueError: a cost is not finite.
@@ -114,7 +115,10 @@ def flatness(
     share = 1 - (1 - LEVEL) / costs.shape[1]
     differs, better = [], []
     for y, v in zip(costs.T, within.T, strict=True):
-        d = _differences(at, y - y.mean(), v, x, rng)
+        try:
+            d = _differences(at, y - y.mean(), v, x, rng)
+        except np.linalg.LinAlgError:  # numbers of no scale
+            return None
         differs.append(float(np.quantile(abs(d).max(axis=1), share)))
         better.append(float(np.quantile((-d).max(axis=1), share)))
     return Flatness(np.array(differs), np.array(better))

@@ -116,16 +116,89 @@ def gains(beliefs: Sequence[Belief], reference: Floats) -> Floats:
         Gains of shape (points,), at least 0. Only the 64 points of the best rough estimate and the
         launched points that may be on the Pareto front are computed; the others have 0.
     """
-    means = np.stack([b.mean for b in beliefs], axis=-1)
-    sds = np.sqrt(np.stack([b.variance for b in beliefs], axis=-1))
+    means, sds = _moments(beliefs)
     launched = len(beliefs[0].covariance)  # only these can be recommended today
     today = float(hypervolume(means[:launched], reference))
     kept = _contenders(means[:launched], sds[:launched])
     glance = _hoped(means[kept], means - sds, reference)
-    looked = np.argsort(-glance, kind="stable")[:_LOOKED_AT]
-    looked = np.union1d(looked, kept)
-    outcomes = ndtri(qmc.Sobol(len(beliefs), rng=0).random(_OUTCOMES) * 0.998 + 0.001)
+    looked = np.union1d(np.argsort(-glance, kind="stable")[:_LOOKED_AT], kept)
     out = np.zeros(len(means))
+    volumes = hypervolume(_moved(beliefs, looked, kept), reference).mean(axis=1)
+    out[looked] = np.maximum(volumes - today, 0.0)
+    scale = today if today > 0 else float(np.prod(np.maximum(sds.max(axis=0), 1e-9)))
+    return np.asarray(out / scale)
+
+
+def improvements(beliefs: Sequence[Belief]) -> Floats:
+    """Return how much one more launch at each point is expected to improve an objective.
+
+    It is the knowledge gradient of each objective, and of the mean of all, of which the largest
+    counts: the expected decrease of the best mean among the points that can be recommended. Costs
+    are logarithms, so that 0.01 is one percent of an objective, or of their geometric mean.
+
+    Args:
+        beliefs: Beliefs of all objectives, over the same points.
+
+    Returns:
+        Improvements of shape (points,), at least 0. Only the 64 points of the best rough estimate
+        and the launched points that may be the best are computed; the others have 0.
+    """
+    launched = len(beliefs[0].covariance)
+    weights = _weights(len(beliefs))
+    mixed, spreads = _mixed(beliefs, weights)
+    today = mixed[:launched].min(axis=0)
+    low, high = mixed - 3 * spreads, mixed + 3 * spreads
+    kept = np.flatnonzero((low[:launched] <= high[:launched].min(axis=0)).any(axis=1))
+    glance = (today - mixed + spreads).max(axis=1)
+    looked = np.union1d(np.argsort(-glance, kind="stable")[:_LOOKED_AT], kept)
+    out = np.zeros(len(mixed))
+    best = (_moved(beliefs, looked, kept) @ weights).min(axis=2)
+    out[looked] = np.maximum((today - best.mean(axis=1)).max(axis=1), 0.0)
+    return out
+
+
+def leading(beliefs: Sequence[Belief], first: int) -> list[int]:
+    """Return the indices of the best of the first points: by each objective, and by their mean."""
+    mixed, _ = _mixed(beliefs, _weights(len(beliefs)))
+    return sorted(set(mixed[:first].argmin(axis=0).tolist()))
+
+
+def optimism(beliefs: Sequence[Belief]) -> Floats:
+    """Return how much each point would improve an objective, were it two deviations better.
+
+    Arguments and result are those of :func:`improvements`; less than 0 is worse than today's best.
+    """
+    launched = len(beliefs[0].covariance)
+    mixed, spreads = _mixed(beliefs, _weights(len(beliefs)))
+    return np.asarray((mixed[:launched].min(axis=0) - mixed + 2 * spreads).max(axis=1))
+
+
+def _weights(count: int) -> Floats:
+    """Return the weights of each objective and of their mean, of shape (objectives, mixtures)."""
+    return np.unique(np.vstack([np.eye(count), np.full(count, 1 / count)]), axis=0).T
+
+
+def _mixed(beliefs: Sequence[Belief], weights: Floats) -> tuple[Floats, Floats]:
+    """Return means and standard deviations of mixtures, each of shape (points, mixtures)."""
+    means, sds = _moments(beliefs)
+    return means @ weights, np.sqrt(sds**2 @ weights**2)
+
+
+def _moments(beliefs: Sequence[Belief]) -> tuple[Floats, Floats]:
+    """Return means and standard deviations, each of shape (points, objectives)."""
+    means = np.stack([b.mean for b in beliefs], axis=-1)
+    return means, np.sqrt(np.stack([b.variance for b in beliefs], axis=-1))
+
+
+def _moved(beliefs: Sequence[Belief], looked: Ints, kept: Ints) -> Floats:
+    """Return the means after one more launch, of shape (looked, outcomes, kept + 1, objectives).
+
+    Args:
+        beliefs: Beliefs of all objectives, over the same points.
+        looked: Indices of the points of that launch.
+        kept: Indices of the launched points whose means are wanted; the last is the launch's own.
+    """
+    outcomes = ndtri(qmc.Sobol(len(beliefs), rng=0).random(_OUTCOMES) * 0.998 + 0.001)
     moved = np.empty((len(looked), _OUTCOMES, len(kept) + 1, len(beliefs)))
     for j, b in enumerate(beliefs):
         spread = np.sqrt(b.variance[looked] + b.noise)
@@ -136,10 +209,7 @@ def gains(beliefs: Sequence[Belief], reference: Floats) -> Floats:
             [np.broadcast_to(b.mean[kept], (len(looked), len(kept))), b.mean[looked, None]], axis=1
         )
         moved[..., j] = base[:, None, :] + outcomes[None, :, j, None] * step[:, None, :]
-    volumes = hypervolume(moved, reference).mean(axis=1)
-    out[looked] = np.maximum(volumes - today, 0.0)
-    scale = today if today > 0 else float(np.prod(np.maximum(sds.max(axis=0), 1e-9)))
-    return np.asarray(out / scale)
+    return moved
 
 
 def potential(beliefs: Sequence[Belief], reference: Floats) -> Floats:
@@ -147,8 +217,7 @@ def potential(beliefs: Sequence[Belief], reference: Floats) -> Floats:
 
     The arguments are those of :func:`gains`. The growth is not in shares.
     """
-    means = np.stack([b.mean for b in beliefs], axis=-1)
-    sds = np.sqrt(np.stack([b.variance for b in beliefs], axis=-1))
+    means, sds = _moments(beliefs)
     launched = len(beliefs[0].covariance)
     front = means[_contenders(means[:launched], sds[:launched])]
     today = hypervolume(means[:launched], reference)

@@ -6,10 +6,15 @@ change its coefficient, and the process explains the rest. :mod:`autotune.search
 gain of a launch at each point. It is multiplied by the probability that the point does not crash
 (:mod:`autotune.search.crashes`).
 
+The gain that ranks the points is that of the hypervolume; whether the best launch is worth its time
+is asked in the objectives themselves (:func:`autotune.search.gain.improvements`), because a
+hypervolume has no unit and where nothing matters it is noise. That improvement is multiplied by the
+chance that anything matters (:mod:`autotune.search.evidence`).
+
 A belief that is wrong but certain expects no gain anywhere. Therefore, when no launch seems worth
-its time, the belief is *challenged* by the launch with the largest potential in a plain surrogate
-without prior knowledge. The search has converged only when several challenges in a row have changed
-nothing.
+its time, the belief is *challenged* (:mod:`autotune.search.challenges`): first in the gaps between
+the launches, then right next to the best points, as a peak may be narrower than the surrogate
+believes. The belief is *settled* when no challenge is left.
 
 While launches are pending, the next launch is chosen as if they had their expected outcomes
 (:func:`expecting`), so that it does not ask again for what they will show.
@@ -17,6 +22,7 @@ While launches are pending, the next launch is chosen as if they had their expec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,8 +30,18 @@ import numpy as np
 
 from autotune.search.acceptance import Prediction, SpeculationLaunch
 from autotune.search.alike import key_of
+from autotune.search.challenges import beside, compared, unseen
+from autotune.search.evidence import chance_of_same
 from autotune.search.features import unit
-from autotune.search.gain import Belief, gains, potential, reference_point
+from autotune.search.gain import (
+    Belief,
+    gains,
+    improvements,
+    leading,
+    optimism,
+    potential,
+    reference_point,
+)
 from autotune.search.noise import UNKNOWN
 from autotune.search.surrogate import Trend, fit
 from autotune.stats.measurement import Floats, Ints
@@ -35,6 +51,13 @@ from autotune.study.ways import curve_of
 # Expected standard deviation of the part of an objective that the trend does not explain, without
 # and with a prediction in the trend; without one the trend is a constant.
 _SCALE, _SCALE_PREDICTED = 0.3, 0.1
+# Chance that nothing matters above which what is beside the best points is of no interest: it is
+# likely the same. By replays.
+_SAME = 0.1
+# Improvement that launches could show, in standard deviations of one launch.
+_SEEN = 0.1
+# Trend function at all points, expected coefficient and its standard deviation.
+_Basis = tuple[Floats, float, float]
 
 
 @dataclass(frozen=True)
@@ -67,18 +90,21 @@ class Proposal:
 
     Attributes:
         point: Point to launch.
-        gain: Largest expected growth of the hypervolume by a launch, as a share; None: the point
-            was drawn at random.
-        challenge: Whether that gain is too small and this is another launch: the one with the best
-            optimistic case in a model without knowledge of speculative decoding.
+        gain: Largest expected improvement of an objective, or of their geometric mean, by a launch,
+            as a share; None: the point was drawn at random.
+        challenge: Whether that gain is too small and this is another launch, which may prove the
+            model wrong.
         leaders: Launched points, the best mean of the first objective by the model first; empty if
             the point was drawn at random.
+        settled: Whether the gain is too small and no challenge is left that does not wait for the
+            outcome of a pending launch.
     """
 
     point: Point
     gain: float | None = None
     challenge: bool = False
     leaders: tuple[Point, ...] = ()
+    settled: bool = False
 
 
 def propose(
@@ -90,6 +116,7 @@ def propose(
     fixed_n: int | None = None,
     known: Callable[[Point], float] | None = None,
     pending: Sequence[Point] = (),
+    seen: Sequence[Point] = (),
 ) -> Proposal:
     """Return the launch of the largest gain, among the launched, the pending and the new points.
 
@@ -98,12 +125,14 @@ def propose(
         launched: Launches so far, at least one.
         new: Different points that may be launched, neither launched nor pending.
         chances: Probability of each new point that it can launch.
-        doubt_below: Gain below which the belief is challenged; see :class:`Proposal`.
+        doubt_below: Improvement below which the belief is challenged, at least a tenth of what one
+            launch is off by; see :class:`Proposal`.
         fixed_n: n of all points, where it is not searched.
         known: Returns a number on which objectives may depend (how well CUDA graphs cover a point);
             None: there is none.
         pending: Points of the launches whose outcomes are not known yet. They are assumed to
             succeed, so that their points can be recommended and launched again, as launched ones.
+        seen: Points of other launches, such as those that failed.
 
     Raises:
         ValueError: nothing was launched, or a cost is not finite.
@@ -114,24 +143,61 @@ def propose(
     ahead = np.array([place[key_of(q)] for q in pending], dtype=np.int64)
     recommendable = len(points)
     points += new
-    chances = np.concatenate([np.ones(recommendable), chances])
+    measured = len({key_of(item.point) for item in launched})
+    # a point that was never measured is not launched again before its outcome is known
+    chances = np.concatenate([np.arange(recommendable) < measured, chances])
     surrogates = Surrogates(space, launched, points, fixed_n, known)
 
     def beliefs(*, plain: bool = False) -> list[Belief]:
         return [expecting(b, ahead) for b in surrogates.beliefs(recommendable, plain=plain)]
 
     found = beliefs()
+    order = np.argsort(found[0].mean[:measured], kind="stable")
+    leaders = tuple(points[i] for i in order)
+    gain = float((improvements(found) * chances).max())
+    doubt_below = max(doubt_below, _SEEN * math.sqrt(max(b.noise for b in found)))
+    if gain >= doubt_below:
+        gain *= 1 - surrogates.chance_of_same()
     reference = reference_point(np.stack([b.mean[:recommendable] for b in found], axis=-1))
-    value = gains(found, reference) * chances
-    best = int(value.argmax())
-    measured = {key_of(item.point) for item in launched}
-    own_means = found[0].mean[: recommendable - len({key_of(q) for q in pending} - measured)]
-    leaders = tuple(points[i] for i in np.argsort(own_means, kind="stable"))
-    if value[best] >= doubt_below or not new:
-        return Proposal(points[best], float(value[best]), leaders=leaders)
-    # the challenge: the best optimistic case of the new points, without prior knowledge
-    hopes = (potential(beliefs(plain=True), reference) * chances)[recommendable:]
-    return Proposal(new[int(hopes.argmax())], float(value[best]), challenge=True, leaders=leaders)
+    if gain >= doubt_below or not new:
+        value = gains(found, reference) * chances
+        return Proposal(points[int(value.argmax())], gain, leaders=leaders)
+    plain = beliefs(plain=True)
+    asked = unseen(space, new, [*own, *seen])
+    best_points = [points[i] for i in leading(found, measured)]
+    if (alone := asked & compared(space, new, best_points)).any():
+        asked = alone  # nothing but n differs from the best
+    if not asked.any() and not pending:
+        same = surrogates.chance_of_same()
+        if same < _SAME:
+            asked = beside(space, new, best_points)
+            asked &= optimism(plain)[recommendable:] >= doubt_below
+        elif same < 0.5 and sum(q.get(N) == points[0].get(N) for q in own) < 2:
+            return Proposal(points[0], gain, True, leaders)  # the baseline, which all differ from
+    # of the challenges the one with the best optimistic case, without prior knowledge
+    hopes = (potential(plain, reference) * chances)[recommendable:]
+    best = int(np.where(asked, hopes, -np.inf).argmax() if asked.any() else hopes.argmax())
+    return Proposal(new[best], gain, True, leaders, settled=not asked.any())
+
+
+def optimistic(
+    space: Space,
+    launched: Sequence[Observed],
+    points: Sequence[Point],
+    fixed_n: int | None = None,
+    known: Callable[[Point], float] | None = None,
+) -> Floats:
+    """Return how much each point would improve an objective, were it two deviations better.
+
+    The arguments are those of :func:`propose`. The result has the shape (points,); less than 0 is
+    worse than the best launched point.
+
+    Raises:
+        ValueError: nothing was launched, or a cost is not finite.
+    """
+    own = list({key_of(item.point): item.point for item in launched}.values())
+    surrogates = Surrogates(space, launched, [*own, *points], fixed_n, known)
+    return optimism(surrogates.beliefs(len(own)))[len(own) :]
 
 
 class Surrogates:
@@ -170,6 +236,21 @@ class Surrogates:
         self._basis = _basis(points, ns, self._at, curves, predictions, known)
         self._scale = _SCALE_PREDICTED if predictions else _SCALE
 
+    def chance_of_same(self) -> float:
+        """Return the chance, 0 … 1, that all points are the same for all objectives."""
+        plain = (self._basis[:1], _SCALE)
+        ways = [plain, (self._basis, self._scale)] if len(self._basis) > 1 else [plain]
+        return chance_of_same(
+            self._x[self._at],
+            self._costs,
+            self._variances,
+            [(self._trends(basis), scale) for basis, scale in ways],
+        )
+
+    def _trends(self, basis: Sequence[_Basis]) -> list[Trend]:
+        """Return trend functions at the launches."""
+        return [Trend(h[self._at], mean, sd) for h, mean, sd in basis]
+
     def beliefs(self, first: int, *, plain: bool = False) -> list[Belief]:
         """Return the posterior of each objective.
 
@@ -182,8 +263,7 @@ class Surrogates:
         out = []
         for y, v in zip(self._costs.T, self._variances.T, strict=True):
             level = float(y.mean())
-            trends = [Trend(h[self._at], mean, sd) for h, mean, sd in basis]
-            model = fit(self._x[self._at], y - level, v, trends, scale)
+            model = fit(self._x[self._at], y - level, v, self._trends(basis), scale)
             functions = [h for h, _, _ in basis]
             mean, variance, covariance = model.posterior(self._x, functions, first)
             noise = float(np.median(v)) + model.between**2
@@ -209,10 +289,6 @@ def _predictions(ns: Ints, launched: Sequence[Observed]) -> dict[str, Prediction
         if prediction is not None and curve is not None:
             out[curve] = prediction
     return out
-
-
-# Trend function at all points, expected coefficient and its standard deviation.
-_Basis = tuple[Floats, float, float]
 
 
 def _basis(

@@ -25,7 +25,8 @@ from autotune.search.alike import Alike, Classes, Key, key_of
 from autotune.search.crashes import CrashModel
 from autotune.search.features import unit
 from autotune.search.front import Direction
-from autotune.search.model import Observed, Proposal, propose
+from autotune.search.informative import informative
+from autotune.search.model import Observed, Proposal, optimistic, propose
 from autotune.search.stated import StatedBounds
 from autotune.stats.measurement import Floats
 from autotune.study.space import (
@@ -50,10 +51,8 @@ MODEL_TRIALS = 200
 _DRAWS = 10_000
 # Largest number of points in one proposal; of a larger space each proposal has another random part.
 _MOST_CANDIDATES = 1500
-# Expected gain, as a share of the hypervolume, below which the model is challenged …
+# Expected improvement of an objective below which the model is challenged, if no search ends.
 _DOUBT = 0.005
-# … and number of challenges in a row that end the search.
-CHALLENGES = 3
 # Launches that a search has at least, where classes of points saved some: the leaders are launched
 # again, because the best of few single launches is often the luckiest one.
 LEAST_WITH_CLASSES = 8
@@ -69,12 +68,16 @@ class Converged(SearchEnds):
     """No launch is expected to be worth its time.
 
     Attributes:
-        gain: Expected growth of the hypervolume by the best launch, as a share.
+        gain: Largest expected improvement of an objective, or of their geometric mean, as a share.
     """
 
     def __init__(self, gain: float) -> None:
-        super().__init__(f"the best launch is expected to gain {gain:.2%}")
+        super().__init__(f"no objective is expected to improve by more than {gain:.2%}")
         self.gain = gain
+
+
+class Undecided(SearchEnds):
+    """No point should be launched before a running launch has ended."""
 
 
 class SpaceExhausted(SearchEnds):
@@ -172,38 +175,6 @@ def nearest(
     return best[1] if best else None
 
 
-def informative(
-    trials: Sequence[FrozenTrial], directions: Sequence[Direction], most: int
-) -> list[FrozenTrial]:
-    """Return the measured trials that a model of at most ``most`` trials is fitted to.
-
-    Half of them are the best: those that the fewest others dominate, so the Pareto front first (C.
-    M. Fonseca, P. J. Fleming, "Genetic algorithms for multiobjective optimization", ICGA 1993, rank
-    by this number). Of equal ones the latest come first. The other half are the latest of the
-    remaining trials. They show where the search has been, also without success, so that it does not
-    return there.
-
-    Args:
-        trials: Complete trials.
-        directions: Better direction of each objective.
-        most: Largest number of trials, at least 1.
-
-    Returns:
-        The selected trials in the given order; all of them if there are no more than ``most``.
-    """
-    if len(trials) <= most:
-        return list(trials)
-    sign = [-1.0 if d == "maximize" else 1.0 for d in directions]
-    costs = np.array([t.values for t in trials]) * sign  # less is better
-    no_worse = (costs[:, None, :] <= costs[None, :, :]).all(axis=2)
-    dominators = (no_worse & ~no_worse.T).sum(axis=0)
-    latest_first = np.arange(len(trials))[::-1]
-    ranked = latest_first[np.argsort(dominators[latest_first], kind="stable")]
-    best = ranked[: (most + 1) // 2]
-    rest = np.setdiff1d(latest_first, best)[::-1]
-    return [trials[i] for i in sorted([*best, *rest[: most - len(best)]])]
-
-
 class PointSet:
     """A set of points."""
 
@@ -290,8 +261,8 @@ class Proposer:
         method: ``gp`` or ``random``; a grid needs no proposer.
         seed: Seed of every random draw, together with the number of trials, including running
             ones. So a resumed study does not repeat the draws of its beginning.
-        stop_below: Expected gain of a launch, as a share of the hypervolume, below which the search
-            has converged; 0: never.
+        stop_below: Expected improvement of an objective by a launch, as a share, below which the
+            search has converged when the challenges have changed nothing; 0: never.
         fixed_n: n of all points, where it is not searched.
         known: Returns a number on which objectives may depend, or None; see
             :func:`autotune.search.model.propose`.
@@ -339,8 +310,9 @@ class Proposer:
 
         Raises:
             SpaceExhausted: every point that can launch has been tried or is running.
-            Converged: no launch is expected to gain ``stop_below``, in addition to the running
-                ones.
+            Converged: no launch is expected to improve an objective by ``stop_below``, and no
+                challenge is left.
+            Undecided: the same, but a running launch may change it.
         """
         done = [t for t in trials if t.state == TrialState.COMPLETE]
         complete = [t for t in done if t.number not in throttled]
@@ -350,26 +322,48 @@ class Proposer:
         rng = np.random.default_rng([self._seed, len(trials) + len(running)])
         stated = StatedBounds(self._space, trials)
         own = [*(self._space.decode(t.params) for t in complete), *running]
-        points = self._alone(self._new_points(tried, stated, rng), own, classes)
-        new, chances = self._safe(points, trials, stated, throttled)
+
+        def is_new(q: Point) -> bool:
+            return q not in tried and stated.why_not(q) is None
+
+        points = self._alone(self._new_points(is_new, rng), own, classes)
+        crashes = self._crashes(trials, stated, throttled)
+        new, chances = _safe(points, crashes)
         if not new and (self._alike is None or len(complete) < 2):
             raise SpaceExhausted
         if self._method != "gp" or len(complete) < 2:
             return Proposal(new[int(rng.integers(len(new)))])
-        found = self._ask(launched, new, chances, running, classes)
-        doubtful = found.challenge and _challenges(done) >= CHALLENGES
-        if not new or (doubtful and self._stop_below and found.gain is not None):
-            untried = (q for q in self._feasible or () if q not in tried)
-            left = [q for q in untried if stated.why_not(q) is None]
+        chances = chances * crashes.apart(new, running)
+        seen = [self._space.decode(t.params) for t in trials if self._space.has_point(t.params)]
+        found = self._ask(launched, new, chances, running, classes, seen)
+        if not new or (found.settled and self._stop_below):
+            left = [q for q in self._feasible or () if is_new(q)]
             if (again := self._again(found, own, classes, left)) is not None:
                 return replace(found, point=again)
-            if new and found.gain is not None:
-                raise Converged(found.gain)
-            raise SpaceExhausted
+            if running:
+                raise Undecided
+            if (last := self._excluded(launched, points, crashes)) is not None:
+                return replace(found, point=last, challenge=True)
+            raise Converged(found.gain or 0.0) if new else SpaceExhausted
         members = classes.smallest(new)
         for q in reversed(own):  # a class that was launched is launched again at its first point
             members[key_of(classes.of(q))] = dict(q)
         return replace(found, point=members[key_of(found.point)])
+
+    def _excluded(
+        self, launched: Sequence[Observed], points: Sequence[Point], crashes: CrashModel
+    ) -> Point | None:
+        """Return the point that is launched although it may crash; None: there is none.
+
+        It is the best optimistic case of the points next to one that ran, in a region where one
+        launch failed. So a region costs one more launch, unless the search goes on there.
+        """
+        near = [q for q, may in zip(points, crashes.retriable(points), strict=True) if may]
+        if not near:
+            return None
+        hopes = optimistic(self._space, launched, near, self._fixed_n, self._known)
+        best = int((hopes * crashes.chances(near)).argmax())
+        return near[best] if hopes[best] >= self._stop_below else None
 
     def classes(self, trials: Sequence[FrozenTrial]) -> Classes:
         """Return the classes of points, after what the trials say about the likely ones.
@@ -415,6 +409,7 @@ class Proposer:
         chances: Floats,
         running: Sequence[Point],
         classes: Classes,
+        seen: Sequence[Point] = (),
     ) -> Proposal:
         """Return the model's proposal, of points that stand for their classes."""
         return propose(
@@ -426,6 +421,7 @@ class Proposer:
             self._fixed_n,
             self._known,
             pending=[classes.of(q) for q in running],
+            seen=[classes.of(q) for q in seen],
         )
 
     def _again(
@@ -465,22 +461,13 @@ class Proposer:
         launched = {key_of(classes.of(q)) for q in own}
         return [q for key, q in classes.smallest(new).items() if key not in launched]
 
-    def _safe(
-        self,
-        new: Sequence[dict[str, Value]],
-        trials: Sequence[FrozenTrial],
-        stated: StatedBounds,
-        throttled: Collection[int],
-    ) -> tuple[list[dict[str, Value]], Floats]:
-        """Return the points that are not too likely to crash, and their chances to launch.
-
-        If all points are, it is the most likely one to launch, if its chance is above 50 %.
-        """
-        if not new:
-            return [], np.empty(0)
+    def _crashes(
+        self, trials: Sequence[FrozenTrial], stated: StatedBounds, throttled: Collection[int]
+    ) -> CrashModel:
+        """Return where launches fail, by the trials so far."""
         placed = [t for t in trials if self._space.has_point(t.params)]
         done = [t for t in placed if t.state == TrialState.COMPLETE]
-        crashes = CrashModel(
+        return CrashModel(
             self._space,
             [self._space.decode(t.params) for t in done if t.number not in throttled],
             [
@@ -490,20 +477,11 @@ class Proposer:
             ]
             + [(self._space.decode(t.params), "throttled") for t in done if t.number in throttled],
         )
-        safe = ~crashes.all_avoided(new)
-        chances = crashes.chances(new)
-        if not safe.any():
-            safe = (chances > 0.5) & (chances == chances.max())
-        return [q for q, s in zip(new, safe, strict=True) if s], chances[safe]
 
     def _new_points(
-        self, tried: PointSet, stated: StatedBounds, rng: np.random.Generator
+        self, is_new: Callable[[Point], bool], rng: np.random.Generator
     ) -> list[dict[str, Value]]:
         """Return untried points that rules and bounds allow; of a large space a random part."""
-
-        def is_new(q: Point) -> bool:
-            return q not in tried and stated.why_not(q) is None
-
         if self._feasible is not None:
             new = list(filter(is_new, self._feasible))
             if len(new) > _MOST_CANDIDATES:
@@ -525,11 +503,18 @@ class Proposer:
         return [q for q in own if self._infeasible(q) is None]
 
 
-def _challenges(trials: Sequence[FrozenTrial]) -> int:
-    """Return how many of the last trials of a search were challenges in a row."""
-    searched = [t for t in trials if "confirms" not in t.user_attrs]
-    last = itertools.takewhile(lambda t: t.user_attrs.get("challenge"), reversed(searched))
-    return sum(1 for _ in last)
+def _safe(
+    points: Sequence[dict[str, Value]], crashes: CrashModel
+) -> tuple[list[dict[str, Value]], Floats]:
+    """Return the points that are not too likely to crash, and their chances to launch.
+
+    If all points are, it is the most likely one to launch, if its chance is above 50 %.
+    """
+    safe = ~crashes.all_avoided(points)
+    chances = crashes.chances(points)
+    if not safe.any():
+        safe = (chances > 0.5) & (chances == chances.max(initial=0.0))
+    return [q for q, s in zip(points, safe, strict=True) if s], chances[safe]
 
 
 def crashed(trial: FrozenTrial) -> bool:

@@ -110,10 +110,24 @@ class Surrogate:
     def _prior(
         self, a: Floats, trends_a: Sequence[Floats], b: Floats, trends_b: Sequence[Floats]
     ) -> Floats:
-        cov = self.scale**2 * _matern(_distances(a / self.lengths, b / self.lengths))
+        cov = self.scale**2 * matern(_distances(a / self.lengths, b / self.lengths))
         for t, ha, hb in zip(self._trends, trends_a, trends_b, strict=True):
             cov = cov + t.sd**2 * np.outer(ha, hb)
         return np.asarray(cov)
+
+
+def priors(features: int, scale: float) -> tuple[Floats, Floats]:
+    """Return the log-normal priors: means and standard deviations of the logarithms.
+
+    They are those of the length scales, s and the standard deviation between launches, so both are
+    of shape (features + 2,).
+
+    Args:
+        features: Number of features.
+        scale: Median of the prior of s.
+    """
+    medians = np.log([*[_LENGTH[0]] * features, scale, BETWEEN[0]])
+    return medians, np.array([*[_LENGTH[1]] * features, 1.0, BETWEEN[1]])
 
 
 def fit(
@@ -135,8 +149,7 @@ def fit(
     if not len(x) or not all(np.isfinite(a).all() for a in (x, y, variances)):
         raise ValueError("a surrogate needs finite numbers of at least one launch")
     features = x.shape[1]
-    medians = np.log([*[_LENGTH[0]] * features, scale, BETWEEN[0]])
-    spreads = np.array([*[_LENGTH[1]] * features, 1.0, BETWEEN[1]])
+    medians, spreads = priors(features, scale)
     rest = y - _trend_mean(trends, [t.values for t in trends])
     fixed = np.diag(variances + _JITTER)
     for t in trends:
@@ -148,7 +161,7 @@ def fit(
         theta = np.exp(medians + spreads * z)
         scaled = squares / theta[:features] ** 2
         r = np.sqrt(scaled.sum(axis=2))
-        k = theta[-2] ** 2 * _matern(r)
+        k = theta[-2] ** 2 * matern(r)
         try:
             chol = cho_factor(fixed + k + theta[-1] ** 2 * np.eye(len(y)), lower=True)
         except LinAlgError:
@@ -170,7 +183,7 @@ def fit(
     )
     theta = np.exp(medians + spreads * (found.x if np.isfinite(found.fun) else start))
     lengths, amplitude, between = theta[:features], float(theta[-2]), float(theta[-1])
-    k = amplitude**2 * _matern(_distances(x / lengths, x / lengths))
+    k = amplitude**2 * matern(_distances(x / lengths, x / lengths))
     chol = np.asarray(np.linalg.cholesky(fixed + k + between**2 * np.eye(len(y))), dtype=np.float64)
     weights = cho_solve((chol, True), rest)
     return Surrogate(lengths, amplitude, between, x, tuple(trends), chol, weights)
@@ -184,5 +197,6 @@ def _distances(a: Floats, b: Floats) -> Floats:
     return np.asarray(np.sqrt(((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)))
 
 
-def _matern(r: Floats) -> Floats:
+def matern(r: Floats) -> Floats:
+    """Return the Matérn 5/2 correlation at distances in units of the length scales."""
     return np.asarray((1 + _SQRT5 * r + 5 / 3 * r**2) * np.exp(-_SQRT5 * r))

@@ -96,8 +96,8 @@ def slot_text(kept: Mapping[str, Any] | None) -> str:
 
 def slot_details(kept: Mapping[str, Any]) -> str:
     """Return all that is kept of a slot: ``slot 1 of 2: GPU-5d5b…, cores 4-7``."""
-    gpus = [str(uuid) for uuid in kept.get("gpus") or ()]
-    what = ", ".join([*gpus, f"cores {kept.get('cores')}"])
+    gpus, cores = [str(uuid) for uuid in kept.get("gpus") or ()], str(kept.get("cores"))
+    what = ", ".join([*gpus, f"{'core' if cores.isdecimal() else 'cores'} {cores}"])
     return f"slot {kept.get('number')} of {kept.get('count')}: {what}"
 
 

@@ -150,7 +150,9 @@ class TrialAttrs:
         replicates: Number of the trial whose point it launches once more in the search.
         confirms: Number of the trial whose point it confirms.
         confirmation: Number of wanted trials for which the confirmation was planned.
-        expected_gain: Expected growth of the hypervolume, as a share.
+        expected_gain: Expected growth of the hypervolume, as a share; of older trials.
+        expected_improvement: Largest expected improvement of an objective or of their geometric
+            mean by the best launch, as a share.
         challenge: Whether it was chosen to test the model's opinion that nothing is left to gain.
         point: Parameters of the trial.
         launch: Id of the launch that it was measured with.
@@ -176,6 +178,7 @@ class TrialAttrs:
     confirms: int | None = None
     confirmation: int | None = None
     expected_gain: float | None = None
+    expected_improvement: float | None = None
     challenge: bool = False
     point: Point | None = None
     launch: str | None = None

@@ -294,7 +294,7 @@ class BudgetSpec(Model):
         ge=0,
         lt=1,
         description="the search ends before its trials are used up when no further launch is "
-        "expected to gain this much, as a share of the hypervolume of the Pareto front; 0: never",
+        "expected to improve an objective, or the geometric mean of all, by this much; 0: never",
     )
     timeout_minutes: Schedule[float | None] = Field(
         default=None,

@@ -23,6 +23,7 @@ from autotune.search.proposer import (
     Proposer,
     SearchEnds,
     SpaceExhausted,
+    Undecided,
     grid_points,
     nearest,
     seed_points,
@@ -146,7 +147,8 @@ class Planner:
         """Return what follows: to confirm, planned, or the search's proposal.
 
         Returns:
-            None: nothing until a running trial has ended, or all wanted trials are begun.
+            None: nothing until a running trial has ended, because it may still change whether the
+                search goes on, or all wanted trials are begun.
 
         Raises:
             SearchEnds: nothing is left to launch.
@@ -161,7 +163,10 @@ class Planner:
             raise SearchEnds
         if self._awaits_search(now):
             return None
-        return self._planned(now) or self._suggested(now)
+        try:
+            return self._planned(now) or self._suggested(now)
+        except Undecided:
+            return None
 
     def ahead(self, now: Situation, most: int) -> list[Choice]:
         """Return the choices that come after the running trials, as far as they are known.
@@ -418,7 +423,7 @@ class Planner:
         pending += [choice.point for choice in now.pending]
         throttled = {t.number for t in now.trials if attrs_of(t).quality.throttled}
         found = self._proposer.propose(now.trials, pending, throttled)
-        attrs = TrialAttrs(expected_gain=found.gain, challenge=found.challenge)
+        attrs = TrialAttrs(expected_improvement=found.gain, challenge=found.challenge)
         return Choice(found.point, attrs)
 
     def begun(self, choice: Choice, trials: Sequence[FrozenTrial]) -> TrialAttrs:

@@ -17,7 +17,7 @@ from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailu
 from autotune.results.batch_budget import families_of
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
-from autotune.search.proposer import CHALLENGES, Converged, Proposer, SearchEnds
+from autotune.search.proposer import Converged, Proposer, SearchEnds
 from autotune.search.spending import Spending
 from autotune.serving.slots import Slot
 from autotune.stats import expected_between
@@ -333,8 +333,8 @@ class _Driver:
         self.log.keep_converged(self.budget.wanted)
         self.progress.message(
             f"converged after {self.log.finished()} launches: the best next one is expected to "
-            f"gain {end.gain:.2%} of the Pareto front's hypervolume, less than "
-            f"{self.stop_below:.2%}, and {CHALLENGES} challenges found nothing better"
+            f"improve an objective by {end.gain:.2%}, less than {self.stop_below:.2%}, and no "
+            "launch that could prove this wrong is left"
         )
         return StopReason.CONVERGED
 

@@ -327,7 +327,10 @@ def test_a_log_names_the_slot_of_each_line() -> None:
         run_two(ui)
         ui.trial(At(5, 1), study().trials[5])
         ui.trial(At(4, 0), study().trials[4])
+        with ui.waiting("drawing the plots"):
+            pass
     lines = out.getvalue().splitlines()[1:]
     heads = ["slot 0  [5/40] trial 4", "slot 1  [6/40] trial 5"]
+    assert lines.pop() == "drawing the plots"  # of no slot
     assert [line[: len(heads[0])] for line in lines] == [heads[i] for i in (0, 1, 0, 1, 0)]
     assert [line.rsplit("  ")[-1] for line in lines[:3]] == ["launching", "launching", "measuring"]

@@ -6,8 +6,10 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 
+import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autotune.search import proposer as proposer_module
 from autotune.search.alike import Alike, Classes, key_of
 from autotune.search.front import Direction
 from autotune.search.model import Observed
@@ -92,13 +94,17 @@ def test_of_a_certain_class_one_point_is_launched_the_smallest() -> None:
     assert len(points) >= LEAST_WITH_CLASSES
 
 
-def test_a_search_that_could_end_early_launches_its_leaders_again() -> None:
+def test_a_search_that_could_end_early_launches_its_leaders_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proposer_module, "LEAST_WITH_CLASSES", 12)
+
     def flat(q: Point) -> float:
         return 100.0 if q[N] else 50.0
 
     points, end = search(alike(512, 512), flat, 0.2)
     assert isinstance(end, Converged)
-    assert len(points) == LEAST_WITH_CLASSES
+    assert len(points) == 12
     again = [q for i, q in enumerate(points) if q in points[:i]]
     assert again
     assert all(q[N] for q in again)

@@ -130,7 +130,7 @@ def test_a_replay_of_a_search_lasts_to_its_end_at_least(bench: Any) -> None:
     assert found.reached == 2
     assert found.end is not None
     assert found.end >= 8
-    assert len(found.shares) == max(found.end, 14)
+    assert len(found.shares) == found.end
 
 
 def test_a_search_says_at_its_end_that_nothing_differs_where_nothing_does(

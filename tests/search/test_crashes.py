@@ -209,3 +209,40 @@ def test_every_kind_of_failure_gives_chances(kind: str) -> None:
     assert ((chances >= 0) & (chances <= 1)).all()
     again = CrashModel(SPACE, ran, failed).chances(POINTS)
     assert (chances == again).all()
+
+
+def test_the_last_try_is_next_to_what_ran_and_a_second_failure_ends_it() -> None:
+    ran: list[Point] = [{N: 0, MNBT: 2048}, {N: 3, MNBT: 2048}, {N: 6, MNBT: 2048}]
+    one = CrashModel(SPACE, ran, [({N: 15, MNBT: 2048}, "crash")])
+    left = [q for q in POINTS if q not in ran]
+    may = [q for q, x in zip(left, one.retriable(left), strict=True) if x]
+    assert {N: 7, MNBT: 2048} in may
+    assert all(one.avoided(q) for q in may)
+    assert {int(q[N]) for q in may} <= {4, 5, 6, 7}
+    two = CrashModel(SPACE, ran, [({N: 15, MNBT: 2048}, "crash"), ({N: 7, MNBT: 2048}, "crash")])
+    assert not two.retriable(left).any()
+    assert not CrashModel(SPACE, ran, []).retriable(left).any()
+
+
+def test_two_failures_of_one_region_are_in_one_box() -> None:
+    """What ran at n = 7 shows that the box begins above it, at every MNBT that the box has."""
+    ran: list[Point] = [{N: 0, MNBT: 2048}, {N: 3, MNBT: 2048}, {N: 7, MNBT: 16384}]
+    far, near = {N: 15, MNBT: 2048}, {N: 8, MNBT: 16384}
+    before = CrashModel(SPACE, ran, [(far, "crash")]).chance({N: 7, MNBT: 4096})
+    after = CrashModel(SPACE, ran, [(far, "crash"), (near, "crash")])
+    assert before < 0.95
+    assert after.chance({N: 7, MNBT: 4096}) == 1.0
+    assert after.chance({N: 9, MNBT: 8192}) == 0.0
+    # a launch between two failures makes them two regions
+    between = CrashModel(SPACE, [*ran, {N: 11, MNBT: 8192}], [(far, "crash"), (near, "crash")])
+    assert between.chance({N: 11, MNBT: 8192}) == 1.0
+
+
+def test_a_point_that_shares_the_region_of_a_running_launch_waits() -> None:
+    model = CrashModel(SPACE, SEEDS, [])
+    running: list[Point] = [{N: 12, MNBT: 16384}]
+    factor = model.apart([{N: 13, MNBT: 16384}, {N: 12, MNBT: 512}, SEEDS[2]], running)
+    assert factor[0] < 0.3
+    assert factor[1] > factor[0]
+    assert factor[2] == 1.0  # it ran
+    assert (model.apart(POINTS, SEEDS) == 1).all()  # what ran does not fail

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
-from autotune.search.gain import Belief, gains, hypervolume, potential, reference_point
+from autotune.search.gain import (
+    Belief,
+    gains,
+    hypervolume,
+    improvements,
+    leading,
+    optimism,
+    potential,
+    reference_point,
+)
 from autotune.search.model import expecting
 from autotune.search.surrogate import Trend, fit
 
@@ -102,6 +112,32 @@ def test_of_two_noisy_rivals_one_is_launched_again_before_a_hopeless_third() -> 
     both = [belief(2, [0.0, 0.01, 0.9], [0.1, 0.1, 0.05], 1e-3)] * 2
     worth = gains(both, np.ones(2))
     assert min(worth[:2]) > 100 * worth[2]
+
+
+def test_an_improvement_is_that_of_the_best_mean_in_units_of_the_objective() -> None:
+    """One launched point at 0 and a new one at 0.1 ± 0.2: E max(0, -x) of its mean."""
+    sd, noise = 0.2, 0.01
+    mean, variance = np.array([0.0, 0.1]), np.array([0.0, sd**2])
+    belief = Belief(mean, variance, np.zeros((1, 2)), noise)
+    found = improvements([belief])
+    spread = variance[1] / np.sqrt(variance[1] + noise)
+    z = -0.1 / spread
+    expected = spread * (z * ndtr(z) + np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi))
+    assert found[0] == pytest.approx(0, abs=1e-9)
+    assert found[1] == pytest.approx(expected, rel=0.1)
+    # of two objectives the one that gains counts, and not a hypervolume of both
+    sure = Belief(np.array([0.0, 1.0]), np.zeros(2), np.zeros((1, 2)), noise)
+    assert improvements([belief, sure])[1] == pytest.approx(expected, rel=0.2)
+    assert optimism([belief])[1] == pytest.approx(2 * sd - 0.1)
+
+
+def test_the_best_are_those_of_each_objective_and_of_their_mean() -> None:
+    rate, latency = (
+        Belief(np.array(m), np.zeros(4), np.zeros((4, 4)), 0.01)
+        for m in ([0.0, 3.0, 1.0, -9.0], [3.0, 0.0, 1.0, -9.0])
+    )
+    assert leading([rate, latency], 3) == [0, 1, 2]
+    assert leading([rate], 3) == [0]
 
 
 def test_potential_is_the_best_case() -> None:

@@ -136,17 +136,17 @@ def test_two_slots_make_one_study(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert any(line.startswith("slot 0  [1/12] trial 0") for line in lines)
     assert any(line.startswith("slot 1  [2/12] trial 1") for line in lines)
-    assert "2 slots of 1 core; the confirmation is on slot 0 alone" in done.stdout
+    assert "; the confirmation is on slot 0 alone" in done.stdout
     story = autotune("status", "--trial", "1", cwd=tmp_path).stdout
-    assert f"slot {slots[1]} of 2: cores " in story
+    assert f"slot {slots[1]} of 2: core" in story
     assert "slot 1" in autotune("status", cwd=tmp_path).stdout
     page = tmp_path / "page.html"
     assert autotune("report", "--out", str(page), cwd=tmp_path).returncode == 0
-    assert "1 of 2: cores" in page.read_text()
+    assert "1 of 2: core" in page.read_text()
 
-    # it goes on with as many slots, and with no other number, whose cores are not the same
-    other = autotune("run", study, "--trials", "14", "--parallel", "2", cwd=tmp_path)
-    assert other.returncode == 0, other.stderr
+    # it goes on with as many slots
+    more = autotune("run", study, "--trials", "14", "--parallel", "2", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
     assert finished(tmp_path) == 14
 
 
@@ -156,7 +156,7 @@ def test_a_study_of_one_slot_is_not_continued_with_fewer_cores(tmp_path: Path) -
     assert slots_of(tmp_path) == {}
     done = autotune("run", study, "--trials", "4", "--parallel", "2", cwd=tmp_path)
     assert done.returncode == 2
-    assert "and a slot has 1: they are not comparable" in done.stderr
+    assert f"and a slot has {len(os.sched_getaffinity(0)) // 2}: they are not" in done.stderr
     assert done.stderr.count("\n") == 1
     same = autotune("run", study, "--trials", "3", "--parallel", "auto", cwd=tmp_path)
     assert same.returncode == 0, same.stderr
@@ -185,7 +185,6 @@ def test_a_run_that_ends_takes_both_along_and_goes_on(tmp_path: Path, how: signa
     assert len(err.splitlines()) == (how != signal.SIGKILL)
     if how != signal.SIGKILL:
         assert query(tmp_path, UNENDED) == [(0,)]
-    (tmp_path / "double.yaml").write_text(Path(study).read_text())
     done = autotune("run", study, "--trials", "6", "--parallel", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     check_whole(tmp_path, 6)

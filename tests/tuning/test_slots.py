@@ -468,6 +468,7 @@ def test_ports_and_words_of_slots() -> None:
     assert ranges([7, 0, 1, 2, 5]) == "0-2,5,7"
     gpu = SlotGpu(0, "GPU-00", H200)
     assert slot_details(Slot(1, 2, (4, 5), (gpu,)).stored()) == "slot 1 of 2: GPU-00, cores 4-5"
+    assert slot_details(Slot(0, 2, (3,)).stored()) == "slot 0 of 2: core 3"
 
 
 def test_a_slot_is_a_machine_of_its_own(bare: pytest.MonkeyPatch) -> None:

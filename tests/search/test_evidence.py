@@ -1,0 +1,46 @@
+"""Whether anything matters at all, by the launches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autotune.search.evidence import chance_of_same
+from autotune.search.surrogate import Trend
+
+X = np.column_stack([np.linspace(0, 1, 8), np.tile([0.0, 1.0], 4)])
+
+
+def chance(costs: np.ndarray, within: float = 0.02, x: np.ndarray = X) -> float:
+    ones = Trend(np.ones(len(costs)), 0.0, 1.0)
+    variances = np.full_like(costs, within**2)
+    return chance_of_same(x, costs, variances, [([ones], 0.3)])
+
+
+@pytest.mark.parametrize("sigma", [0.005, 0.03])
+def test_launches_that_differ_as_launches_do_say_that_nothing_matters(sigma: float) -> None:
+    rng = np.random.default_rng(0)
+    found = [chance(rng.normal(0, sigma, (8, 2)), sigma) for _ in range(10)]
+    assert min(found) > 0.5
+    assert np.median(found) > 0.9
+
+
+def test_a_peak_that_many_launches_see_leaves_no_chance() -> None:
+    rng = np.random.default_rng(0)
+    x = np.repeat(X, 2, axis=0)
+    peak = np.exp(-(((x[:, 0] - 0.4) / 0.3) ** 2))[:, None] * [1.0, -0.7]
+    assert max(chance(peak + rng.normal(0, 0.03, (16, 2)), x=x) for _ in range(10)) < 0.05
+
+
+def test_a_deviation_that_both_objectives_share_counts_once() -> None:
+    one = np.array([0.1, -0.1, 0.15, 0.0, -0.2, 0.1, 0.0, -0.05])[:, None]
+    assert chance(np.hstack([one, -one])) == pytest.approx(chance(one), abs=1e-9)
+
+
+def test_the_level_of_the_costs_does_not_matter_and_many_launches_end_the_question() -> None:
+    costs = np.random.default_rng(0).normal(0, 0.02, (8, 2))
+    assert chance(costs + np.array([3.0, -7.0])) == pytest.approx(chance(costs))
+    many = np.tile(costs, (9, 1))
+    ones = Trend(np.ones(len(many)), 0.0, 1.0)
+    x = np.tile(X, (9, 1))
+    assert chance_of_same(x, many, np.full_like(many, 1e-4), [([ones], 0.3)]) == 0.0
