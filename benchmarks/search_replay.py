@@ -19,7 +19,7 @@ from surfaces import Outcome, World
 from surfaces_base import Floats
 
 import objectives
-from autotune.search.alike import Classes, key_of
+from autotune.search.alike import Classes, Key, key_of
 from autotune.search.front import Direction
 from autotune.search.proposer import (
     Proposal,
@@ -37,6 +37,7 @@ REACHED = 0.99
 NEARLY_FLAT = 0.005  # largest difference of a logarithm where nothing matters
 MOST = 40  # launches of a model's replay; of four parameters half as many more
 ENDS_AT = 32  # launches of a search in a study of 40 trials: the others confirm
+CONFIRMS = 8
 CONVERGED = 0.005  # `budget.converged`
 
 
@@ -107,7 +108,8 @@ class Replay:
         end: Launches when the search ended itself; None: it has no end of its own.
         short: Of the points with the best mean tok/s and the best mean p95 at that end, how much
             less tok/s and more p95 they truly have than the best, as shares.
-        says: By how much, that end said, no setting differs from the baseline, in both objectives;
+        says: By how much the study then said that no setting ``differs`` from the baseline and that
+            none is ``better``, in both objectives, after a confirmation of `CONFIRMS` launches;
             empty: it did not say so; None: it says nothing of the kind.
     """
 
@@ -119,7 +121,7 @@ class Replay:
     proposing: float = 0.0
     end: int | None = None
     short: tuple[float, float] | None = None
-    says: Sequence[float] | None = None
+    says: Mapping[str, Sequence[float]] | None = None
 
     @property
     def reached(self) -> int | None:
@@ -181,7 +183,7 @@ class Launcher:
             raise Enough
         return outcome
 
-    def end(self, says: Sequence[float] | None) -> None:
+    def end(self, says: Mapping[str, Sequence[float]] | None) -> None:
         """Note that the search ends itself here; the launches that follow are beyond it.
 
         Args:
@@ -433,7 +435,7 @@ def _ours(w: World, launch: Launcher, seed: int, batch: int = 1) -> None:
         tell(study, w, point, launch)
     searching = proposer(CONVERGED)
     _search(w, study, searching, launch, batch, ENDS_AT)
-    launch.end(_says_nothing_differs(w, study.get_trials(deepcopy=False)))
+    launch.end(_says(w, searching, study.get_trials(deepcopy=False), seed))
     _search(w, study, proposer(0.0), launch, batch, math.inf)
 
 
@@ -457,29 +459,57 @@ def _search(
             tell(study, w, x.point, launch, x)
 
 
-def _says_nothing_differs(w: World, trials: Sequence[FrozenTrial]) -> Sequence[float] | None:
-    """By how much no setting differs, as the end of a search says it, in both objectives.
+@dataclass(frozen=True)
+class _Measured:
+    """A launch, as a statement about all settings takes it."""
+
+    point: Point
+    costs: Sequence[float]
+    variances: Sequence[float]
+
+
+def _says(
+    w: World, proposer: Proposer, trials: Sequence[FrozenTrial], seed: int
+) -> dict[str, list[float]] | None:
+    """What a study says of all settings after its search and its confirmation.
 
     Returns:
-        Shares; empty: it does not say so; None: this autotune cannot say it.
+        By how much no setting differs from the baseline, and by how much none is better, in both
+        objectives; an empty list where it does not say so. None: this autotune cannot say it.
     """
     try:
+        from confirmation_power import spend
+
         from autotune.results.flatness import stated
     except ImportError:  # replays of older code
         return None
-    launched = launched_of(
-        w.space, [t for t in trials if t.state == TrialState.COMPLETE], DIRECTIONS
-    )
-    points = [q for q, why in zip(w.points, w.reasons, strict=True) if why is None]
-    found = stated(
-        w.space,
-        launched,
-        points,
-        next(iter(first_points(w))),
-        Classes(w.alike, launched),
-        [objectives.get("throughput"), objectives.get("p95_latency")],
-    )
-    return () if found is None else tuple(found.differs.values())
+    rng = np.random.default_rng([seed, 3])  # the search that goes on sees nothing of it
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    launched: list[Any] = list(launched_of(w.space, complete, DIRECTIONS))
+    points = {t.number: w.space.decode(t.params) for t in complete}
+    classes = Classes(w.alike, launched)
+    first: dict[Key, int] = {}
+    searched: dict[int, list[Sequence[float]]] = {}
+    for t in complete:
+        number = first.setdefault(key_of(classes.of(points[t.number])), t.number)
+        searched.setdefault(number, []).append(t.values)
+    leader = proposer.leader(trials)
+
+    def again(number: int) -> Sequence[float]:
+        outcome = w.launch(points[number], rng)
+        assert outcome.values is not None
+        costs = (np.log(outcome.values) * COSTS).tolist()
+        launched.append(_Measured(points[number], costs, outcome.log_variances or ()))
+        return outcome.values
+
+    leads = None if leader is None else first[key_of(classes.of(leader))]
+    spend(searched, DIRECTIONS, complete[0].number, CONFIRMS, again, leader=leads)
+    feasible = [q for q, why in zip(w.points, w.reasons, strict=True) if why is None]
+    named = [objectives.get("throughput"), objectives.get("p95_latency")]
+    found = stated(w.space, launched, feasible, points[complete[0].number], classes, named)
+    bounds = ({}, {}) if found is None else (found.differs, found.better)
+    every = [list(x.values()) if len(x) == len(named) else [] for x in bounds]
+    return dict(zip(("differs", "better"), every, strict=True))
 
 
 OURS: Mapping[str, int] = {"ours": 1, "ours-4": 4, "ours-8": 8}
