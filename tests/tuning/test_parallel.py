@@ -193,7 +193,7 @@ def test_a_run_that_ends_takes_both_along_and_goes_on(tmp_path: Path, how: signa
     for (number,) in under_way:  # launched again as the same trial, unless it was just measured
         attempts = query(
             tmp_path,
-            "select attempt, measured_at is not null from autotune_launches "
+            "select attempt, measured_at is not null from autotune_launches "  # noqa: S608
             f"where trial = {number} order by attempt",
         )
         assert attempts in ([(0, 0), (1, 1)], [(0, 1)])
