@@ -50,6 +50,7 @@ import yaml
 from autotune.bench.sample import Sample
 from autotune.errors import NothingUsable, UserError
 from autotune.output.export.write import shell_command
+from autotune.results.flatness import Statement, statement_of
 from autotune.results.read_request_acceptance import read_request_acceptance
 from autotune.results.request_acceptance import RequestAcceptance
 from autotune.results.rows import study_rows
@@ -406,6 +407,14 @@ class Result:
         """Return the shell command that serves a trial's point; the best trial's by default."""
         with _quiet_optuna(), opened(self.database) as store:
             return shell_command(store, self.view.name, trial or self.best())
+
+    def all_settings(self) -> Statement | None:
+        """Return how far any setting can differ from the baseline, where that is little.
+
+        None: the study has too few launches to say anything.
+        """
+        with _quiet_optuna(), opened(self.database) as store:
+            return statement_of(store, self.view)
 
     def samples(
         self, trial: TrialView, phase: Literal["measure", "warmup", "fill"] = "measure"

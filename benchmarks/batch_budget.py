@@ -36,7 +36,7 @@ import numpy as np
 import optuna
 from confirmation_power import spend
 from optuna.trial import FrozenTrial, TrialState
-from search_replay import CONVERGED, DIRECTIONS, ENDS_AT, Judge, first_points, tell
+from search_replay import CONFIRMS, CONVERGED, DIRECTIONS, ENDS_AT, Judge, first_points, tell
 from surfaces import Outcome, World, names, world
 from surfaces_held_out import HELD_OUT
 
@@ -46,7 +46,6 @@ from autotune.search.confirmation_verdict import verdict
 from autotune.search.proposer import Proposer, SearchEnds
 from autotune.study.space import MNBT, Point
 
-CONFIRM = 8
 WAYS = ("old", "new")
 
 
@@ -101,7 +100,7 @@ def replay(w: World, seed: int, *, new: bool) -> Replay:
         return values
 
     base = trials[0].number
-    _, again = spend(searched, DIRECTIONS, base, CONFIRM, again_of, leader=leading)
+    _, again = spend(searched, DIRECTIONS, base, CONFIRMS, again_of, leader=leading)
     final = verdict(again, searched, DIRECTIONS, trials[0].number)
     assert final is not None
     judge = Judge(w)
@@ -204,7 +203,7 @@ def main() -> None:
     seeds = {n: args.seeds if n.startswith("gemma") else args.others for n in chosen}
     found = {
         "most": ENDS_AT,
-        "confirm": CONFIRM,
+        "confirm": CONFIRMS,
         "converged": CONVERGED,
         "worlds": run(seeds, True),
     }

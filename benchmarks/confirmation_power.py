@@ -206,7 +206,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-once", action="store_true", help="plan all launches at once")
     parser.add_argument(
-        "--only", help="like 8,0.03,0.1,both,steady: held, between, better, way, drift"
+        "--only",
+        nargs="+",
+        default=[],
+        help="like 8,0.03,0.1,both,steady: held, between, better, way, drift",
     )
     parser.add_argument("--between", type=float, help="only worlds with this between launches")
     parser.add_argument("--way", choices=WAYS, help="only worlds whose winner is better in this")
@@ -217,8 +220,10 @@ def main() -> None:
         w for w in worlds() if args.between in {None, w.between} and args.way in {None, w.way}
     ]
     if args.only:
-        held, between, better, *way = args.only.split(",")
-        chosen = [World(int(held), float(between), float(better), *way)]
+        chosen = []
+        for words in args.only:
+            held, between, better, *way = words.split(",")
+            chosen.append(World(int(held), float(between), float(better), *way))
     print(f"{args.runs} studies a row; by tok/s, by p95, balanced")
     print(
         f"{'launches differ':>15}{'better by':>10} {'in':<6}{'drift':<7}{'held':>5}{'points':>7}"

@@ -34,8 +34,8 @@ one.
 
 **Hypervolume** is that of the true values of all points that a search launched, over that of the
 true front; its reference is the worst value of each objective over all points that can launch.
-Where all points are within 0.5 %, nothing can be missing. A replay ends when the search has ended,
-it has made 14 launches, and it has `--enough` of the hypervolume. The table has
+Where all points are within 0.5 %, nothing can be missing. A replay ends when the search has ended
+and has `--enough` of the hypervolume. The table has
 
     99 %       launches until 99 % of the hypervolume, also beyond the end of the search: median
                [quartiles]; –: not within the replay
@@ -44,15 +44,14 @@ it has made 14 launches, and it has `--enough` of the hypervolume. The table has
     missing    hypervolume then missing, in percent: median (mean)
     short      how much less tok/s and more p95 the points with the best means then truly have than
                the best ones, in percent: means
-    says so    how often the end said that nothing differs by more than a stated share, a quarter at
-               most
+    says so    how often the study said, after a confirmation of 8 launches, that no setting differs
+               from the baseline by more than a stated share, a quarter at most, and that none is
+               better; in brackets the medians of the first one for tok/s and p95
     new - old  mean of the differences with the same seeds, and its standard error; bold: worse by
                more than two of them. Launches to 99 % count as 40 where a replay did not get there
                (60 with four parameters), and missing hypervolume counts in points of percent
 
-*Winner* in the file: whether after 14 launches the point with the best mean of its launches is
-within 2 % of the true best, by tok/s and by tok/s over p95 (4 %: it is two objectives). *Wasted*:
-launches until 99 % that were forbidden, crashed, repeated.
+The file also has the minutes until 99 %, by the launches of the world and the proposals.
 """
 
 from __future__ import annotations
@@ -94,14 +93,13 @@ def record(w: World, strategy: str, seed: int, most: int, found: Replay) -> Reco
         "most": most,
         "reached": found.reached,
         "minutes": round(found.seconds[last] / 60, 1),
-        "winner": [int(x) for x in found.close],
-        "wasted": [x[last] for x in (found.forbidden, found.crashed, found.repeated)],
         "same_region": max(found.regions.values(), default=0),
         "end": found.end,
         "crashed": found.crashed[end - 1] if end else None,
         "missing": None if found.missing is None else round(found.missing, 5),
         "short": None if found.short is None else [round(x, 5) for x in found.short],
-        "says": None if found.says is None else [round(x, 4) for x in found.says],
+        "says": found.says
+        and {what: [round(x, 4) for x in bounds] for what, bounds in found.says.items()},
         "proposal_s": round(found.proposing / len(found.shares), 4),
         "shares": [round(x, 4) for x in found.shares],
     }

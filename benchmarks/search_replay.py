@@ -19,7 +19,7 @@ from surfaces import Outcome, World
 from surfaces_base import Floats
 
 import objectives
-from autotune.search.alike import Classes, key_of
+from autotune.search.alike import Classes, Key, key_of
 from autotune.search.front import Direction
 from autotune.search.proposer import (
     Proposal,
@@ -35,9 +35,9 @@ DIRECTIONS: list[Direction] = ["maximize", "minimize"]
 COSTS = np.array([-1.0, 1.0])  # less is better
 REACHED = 0.99
 NEARLY_FLAT = 0.005  # largest difference of a logarithm where nothing matters
-WINNER_AT = 14
 MOST = 40  # launches of a model's replay; of four parameters half as many more
 ENDS_AT = 32  # launches of a search in a study of 40 trials: the others confirm
+CONFIRMS = 8
 CONVERGED = 0.005  # `budget.converged`
 
 
@@ -103,14 +103,13 @@ class Replay:
         seconds: Until the end of each launch, with the CPU seconds of all proposals.
         forbidden: After each launch, how many were forbidden by a rule.
         crashed: … failed unforeseen.
-        repeated: … had been launched before.
         regions: Crashes by region.
-        close: Whether the named winners after `WINNER_AT` launches are close to the best.
         proposing: CPU seconds of all proposals.
         end: Launches when the search ended itself; None: it has no end of its own.
         short: Of the points with the best mean tok/s and the best mean p95 at that end, how much
             less tok/s and more p95 they truly have than the best, as shares.
-        says: By how much, that end said, no setting differs from the baseline, in both objectives;
+        says: By how much the study then said that no setting ``differs`` from the baseline and that
+            none is ``better``, in both objectives, after a confirmation of `CONFIRMS` launches;
             empty: it did not say so; None: it says nothing of the kind.
     """
 
@@ -118,13 +117,11 @@ class Replay:
     seconds: list[float] = field(default_factory=list)
     forbidden: list[int] = field(default_factory=list)
     crashed: list[int] = field(default_factory=list)
-    repeated: list[int] = field(default_factory=list)
     regions: dict[str, int] = field(default_factory=dict)
-    close: tuple[bool, bool] = (False, False)
     proposing: float = 0.0
     end: int | None = None
     short: tuple[float, float] | None = None
-    says: Sequence[float] | None = None
+    says: Mapping[str, Sequence[float]] | None = None
 
     @property
     def reached(self) -> int | None:
@@ -144,7 +141,7 @@ class Launcher:
         w: The world.
         seed: Of the noise.
         most: Launches at which the replay ends.
-        enough: Hypervolume at which it ends, after `WINNER_AT` launches.
+        enough: Hypervolume at which it ends.
         ends: Whether the search ends itself: then it goes on until it has.
     """
 
@@ -174,7 +171,6 @@ class Launcher:
         for counts, one in (
             (found.forbidden, forbidden),
             (found.crashed, region is not None),
-            (found.repeated, place in self._seen),
         ):
             counts.append((counts[-1] if counts else 0) + one)
         self._seen.setdefault(place, [])
@@ -182,14 +178,12 @@ class Launcher:
             self._seen[place].append(np.log(outcome.values))
         found.shares.append(self._judge.share([k for k, v in self._seen.items() if v]))
         found.seconds.append(self._clock)
-        if len(found.shares) == WINNER_AT:
-            self.name_winners()
         self._since = time.process_time()
         if len(found.shares) >= self._most or (self._done() and not self._ends):
             raise Enough
         return outcome
 
-    def end(self, says: Sequence[float] | None) -> None:
+    def end(self, says: Mapping[str, Sequence[float]] | None) -> None:
         """Note that the search ends itself here; the launches that follow are beyond it.
 
         Args:
@@ -207,24 +201,11 @@ class Launcher:
         if self._done():
             raise Enough
 
-    def name_winners(self) -> None:
-        """Note whether the best means are close to the best truths: by tok/s, balanced."""
-        means, judge = self._means(), self._judge
-        if not means:
-            return
-        rate = max(means, key=lambda k: float(means[k][0]))
-        balanced = max(means, key=lambda k: float(means[k][0] - means[k][1]))
-        self.found.close = (
-            bool(judge.best[0] - judge.gains[rate, 0] < 0.02),
-            bool(judge.best[1] - judge.gains[balanced, 1] < 0.04),
-        )
-
     def _means(self) -> dict[int, Floats]:
         return {k: np.mean(v, axis=0) for k, v in self._seen.items() if v}
 
     def _done(self) -> bool:
-        shares = self.found.shares
-        return len(shares) >= WINNER_AT and shares[-1] >= self._enough
+        return self.found.shares[-1] >= self._enough
 
 
 Strategy = Callable[[World, Launcher, int], None]
@@ -238,8 +219,6 @@ def replay(w: World, strategy: str, seed: int, most: int, enough: float = REACHE
     if strategy in OURS and launch.found.end is None:  # its budget was ``most``
         with contextlib.suppress(Enough):
             launch.end(None)
-    if len(launch.found.shares) < WINNER_AT:
-        launch.name_winners()
     return launch.found
 
 
@@ -456,7 +435,7 @@ def _ours(w: World, launch: Launcher, seed: int, batch: int = 1) -> None:
         tell(study, w, point, launch)
     searching = proposer(CONVERGED)
     _search(w, study, searching, launch, batch, ENDS_AT)
-    launch.end(_says_nothing_differs(w, study.get_trials(deepcopy=False)))
+    launch.end(_says(w, searching, study.get_trials(deepcopy=False), seed))
     _search(w, study, proposer(0.0), launch, batch, math.inf)
 
 
@@ -480,29 +459,57 @@ def _search(
             tell(study, w, x.point, launch, x)
 
 
-def _says_nothing_differs(w: World, trials: Sequence[FrozenTrial]) -> Sequence[float] | None:
-    """By how much no setting differs, as the end of a search says it, in both objectives.
+@dataclass(frozen=True)
+class _Measured:
+    """A launch, as a statement about all settings takes it."""
+
+    point: Point
+    costs: Sequence[float]
+    variances: Sequence[float]
+
+
+def _says(
+    w: World, proposer: Proposer, trials: Sequence[FrozenTrial], seed: int
+) -> dict[str, list[float]] | None:
+    """What a study says of all settings after its search and its confirmation.
 
     Returns:
-        Shares; empty: it does not say so; None: this autotune cannot say it.
+        By how much no setting differs from the baseline, and by how much none is better, in both
+        objectives; an empty list where it does not say so. None: this autotune cannot say it.
     """
     try:
+        from confirmation_power import spend
+
         from autotune.results.flatness import stated
     except ImportError:  # replays of older code
         return None
-    launched = launched_of(
-        w.space, [t for t in trials if t.state == TrialState.COMPLETE], DIRECTIONS
-    )
-    points = [q for q, why in zip(w.points, w.reasons, strict=True) if why is None]
-    found = stated(
-        w.space,
-        launched,
-        points,
-        next(iter(first_points(w))),
-        Classes(w.alike, launched),
-        [objectives.get("throughput"), objectives.get("p95_latency")],
-    )
-    return () if found is None else tuple(found.differs.values())
+    rng = np.random.default_rng([seed, 3])  # the search that goes on sees nothing of it
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    launched: list[Any] = list(launched_of(w.space, complete, DIRECTIONS))
+    points = {t.number: w.space.decode(t.params) for t in complete}
+    classes = Classes(w.alike, launched)
+    first: dict[Key, int] = {}
+    searched: dict[int, list[Sequence[float]]] = {}
+    for t in complete:
+        number = first.setdefault(key_of(classes.of(points[t.number])), t.number)
+        searched.setdefault(number, []).append(t.values)
+    leader = proposer.leader(trials)
+
+    def again(number: int) -> Sequence[float]:
+        outcome = w.launch(points[number], rng)
+        assert outcome.values is not None
+        costs = (np.log(outcome.values) * COSTS).tolist()
+        launched.append(_Measured(points[number], costs, outcome.log_variances or ()))
+        return outcome.values
+
+    leads = None if leader is None else first[key_of(classes.of(leader))]
+    spend(searched, DIRECTIONS, complete[0].number, CONFIRMS, again, leader=leads)
+    feasible = [q for q, why in zip(w.points, w.reasons, strict=True) if why is None]
+    named = [objectives.get("throughput"), objectives.get("p95_latency")]
+    found = stated(w.space, launched, feasible, points[complete[0].number], classes, named)
+    bounds = ({}, {}) if found is None else (found.differs, found.better)
+    every = [list(x.values()) if len(x) == len(named) else [] for x in bounds]
+    return dict(zip(("differs", "better"), every, strict=True))
 
 
 OURS: Mapping[str, int] = {"ours": 1, "ours-4": 4, "ours-8": 8}

@@ -17,7 +17,7 @@ Key = tuple[str, float, str, int]  # world, sigma, strategy, seed
 Found = Mapping[str, list[Record]]  # by "new" and "old"
 
 _OF_ALL = ("world", "sigma", "strategy", "most")  # equal in a column
-_NOT_PACKED = {"shares", "minutes", "proposal_s"}
+_NOT_PACKED = {"shares", "minutes", "proposal_s", "winner", "wasted"}
 
 
 def key_of(found: Record) -> Key:
@@ -184,14 +184,15 @@ def _short(rows: Sequence[Record]) -> str:
 
 
 def _says(rows: Sequence[Record]) -> str:
-    """How often it says that nothing differs, and by how much, in percent."""
+    """How often it says that nothing differs and that nothing is better, and the bounds."""
     if any(r["says"] is None for r in rows):
         return ""
-    said = [r["says"] for r in rows if r["says"]]
-    if not said:
-        return "0 %"
-    rate, p95 = 100 * np.median(said, axis=0)
-    return f"{100 * len(said) / len(rows):.0f} % ({rate:.0f}, {p95:.0f})"
+    differs, better = ([r["says"][x] for r in rows if r["says"][x]] for x in ("differs", "better"))
+    text = f"{100 * len(differs) / len(rows):.0f}, {100 * len(better) / len(rows):.0f} %"
+    if not differs:
+        return text
+    rate, p95 = 100 * np.median(differs, axis=0)
+    return f"{text} ({rate:.0f}, {p95:.0f})"
 
 
 def _capped(r: Record) -> float:

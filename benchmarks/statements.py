@@ -1,16 +1,23 @@
-"""What a study says of itself, against the truth: whether a parameter is seen to matter.
+"""What a study says of itself, against the truth: what matters, and whether anything differs.
 
-    python benchmarks/statements.py [--seeds 60] [--jobs 2] [--out FILE]
+    python benchmarks/statements.py [--part importance bounds] [--seeds 60] [--jobs 2] [--out FILE]
     python benchmarks/statements.py --show benchmarks/data/statements.json
 
 A search is replayed in worlds of `benchmarks/surfaces.py`, and in worlds made here whose largest
 difference from the baseline is known, as `autotune run --all-trials` does it, without replicates
 and confirmation. Launches differ by the stated noise, beyond that of their requests (1.5 % in
-tok/s, 3 % in p95).
+tok/s, 3 % in p95). A file that exists is continued: cells that it has are not replayed again.
 
 **Importance.** After 8, 14, 20, 30 and 40 launches: in how many of the studies that have enough
 points n, or MNBT, is seen to matter for tok/s or p95. Of several launches of a point it is the
-mean. Where nothing matters, at most 5 % may say that anything does.
+mean. Where nothing matters, at most 5 % may say that anything does. `flat` has all seeds, the
+others a third of them.
+
+**Bounds.** After 8, 12 and 20 launches: in how many of the studies "no setting differs from the
+baseline by more than x", and "none is better by more than x", hold for tok/s and p95 together, of
+all studies and of those in which x is little enough to be said; how often that is; and the median
+of x. All have a third of the seeds. A `bump` of three values of n is what no bound can foresee
+before one of them is launched.
 """
 
 from __future__ import annotations
@@ -32,16 +39,23 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.trial import TrialState
-from search import DIRECTIONS
+from search_replay import DIRECTIONS
 from surfaces import World, world
 from surfaces_base import SIGNS
 
 import objectives
 from autotune.output.report.importance import importances
+from autotune.results.flatness import stated
 from autotune.results.tables import Column, Row, Table, text_lines
+from autotune.search.alike import Classes
+from autotune.search.flatness import flatness
+from autotune.search.model import Observed
 from autotune.search.proposer import Proposer, SearchEnds, nearest, seed_points
 from autotune.study.space import MNBT, N, Point
 
+PARTS = ("importance", "bounds")
+SIZES = (0.02, 0.05, 0.1)
+OBJECTIVES = [objectives.get("throughput"), objectives.get("p95_latency")]
 NOISE = (0.005, 0.03, 0.1)
 ASKED_AT = (8, 14, 20, 30, 40)
 # Worlds of the importance: name or shape, and the size of what is made here.
@@ -55,6 +69,12 @@ WORLDS: Sequence[tuple[str, float | None]] = (
     ("load-64", None),
 )
 CHUNK = 5  # replays of a task
+BOUNDS_AT = (8, 12, 20)
+# Worlds of the bounds: shape and largest difference.
+NEAR: Sequence[tuple[str, float]] = (
+    ("flat", 0.0),
+    *((shape, size) for shape in ("smooth", "slope", "budget", "bump") for size in SIZES),
+)
 
 
 @dataclass(frozen=True)
@@ -157,57 +177,89 @@ def matters(w: World, launches: Sequence[Launch]) -> dict[str, bool] | None:
         w.space,
         [group[0].point for group in by.values()],
         np.array([np.mean([x.values for x in group], axis=0) for group in by.values()]),
-        [objectives.get("throughput"), objectives.get("p95_latency")],
+        OBJECTIVES,
     )
     if not found:
         return None
     return {name: any(name in x.shares for x in found.values()) for name in w.space.params}
 
 
-Task = tuple[str, float | None, float, list[int]]  # world, its difference, noise, seeds
+# -- bounds ----------------------------------------------------------------------------------------
 
 
-def run_task(task: Task) -> tuple[Task, list[list[dict[str, bool] | None]]]:
-    """Return for each seed, and each of ``ASKED_AT``, which parameters are seen to matter."""
-    name, difference, sigma, seeds = task
+def bounds(w: World, launches: Sequence[Launch]) -> dict[str, Any] | None:
+    """Return both bounds, whether they are said and whether they hold; None: too few launches."""
+    own = [Observed(x.point, tuple(SIGNS * np.log(x.values)), x.variances) for x in launches]
+    places = w.launchable()
+    points = [w.points[i] for i in places]
+    baseline = launches[0].point
+    found = flatness(w.space, own, points, baseline)
+    told = stated(w.space, own, points, baseline, Classes(None, own), OBJECTIVES)
+    if found is None or told is None:
+        return None
+    costs = SIGNS * (w.logs[places] - w.logs[w.place(baseline)])
+    return {
+        "differs": found.differs.tolist(),
+        "better": found.better.tolist(),
+        "said": [bool(told.differs), bool(told.better)],
+        "hold": [
+            bool((abs(costs).max(axis=0) <= found.differs + 1e-12).all()),
+            bool(((-costs).max(axis=0) <= found.better + 1e-12).all()),
+        ],
+    }
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+Cell = tuple[str, str, float | None, float]  # part, world, its difference, noise
+
+
+def run_task(task: tuple[Cell, list[int]]) -> tuple[Cell, list[list[dict[str, Any] | None]]]:
+    """Return the answers of each seed, in the order of the launches that are asked at."""
+    (part, name, difference, sigma), seeds = task
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
+    asked, ask = (ASKED_AT, matters) if part == "importance" else (BOUNDS_AT, bounds)
     out = []
     for seed in seeds:
-        w = _world(name, difference, sigma, seed)
-        launches = searched(w, seed, ASKED_AT[-1])
-        out.append([matters(w, launches[:count]) for count in ASKED_AT])
-    return task, out
+        known = None if difference is None else nearly_flat(name, difference, sigma, seed)
+        w = known or world(name, sigma)
+        launches = searched(w, seed, asked[-1])
+        out.append([ask(w, launches[:count]) for count in asked])
+    return task[0], out
 
 
-def _world(name: str, difference: float | None, sigma: float, seed: int) -> World:
-    if difference is None:
-        return world(name, sigma)
-    return nearly_flat(name, difference, sigma, seed)
+def cells(parts: Sequence[str]) -> list[Cell]:
+    """Return all cells of the parts."""
+    made: list[Cell] = []
+    if "importance" in parts:
+        made += [("importance", name, size, s) for name, size in WORLDS for s in NOISE]
+    if "bounds" in parts:
+        made += [("bounds", name, size, s) for s in NOISE for name, size in NEAR]
+    return made
 
 
-def run(seeds: int, jobs: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each world and noise."""
-    counts = {name: seeds if name == "flat" else -(-seeds // 3) for name, _ in WORLDS}
-    tasks: list[Task] = [
-        (name, difference, sigma, list(range(i, min(i + CHUNK, counts[name]))))
-        for name, difference in WORLDS
-        for sigma in NOISE
-        for i in range(0, counts[name], CHUNK)
+def run(wanted: Sequence[Cell], seeds: int, jobs: int) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each cell."""
+    third = -(-seeds // 3)
+    counts = {c: seeds if c[:2] == ("importance", "flat") else third for c in wanted}
+    tasks = [
+        (c, list(range(i, min(i + CHUNK, counts[c]))))
+        for c in wanted
+        for i in range(0, counts[c], CHUNK)
     ]
-    found: dict[tuple[str, float | None, float], list[list[dict[str, bool] | None]]] = {}
-    for task, answers in _each(tasks, jobs):
-        key = task[:3]
-        found[key] = found.get(key, []) + answers
-        if len(found[key]) == counts[task[0]]:
-            yield _figures(*key, found.pop(key))
+    found: dict[Cell, list[list[dict[str, Any] | None]]] = {}
+    for cell, answers in _each(tasks, jobs):
+        found[cell] = found.get(cell, []) + answers
+        if len(found[cell]) == counts[cell]:
+            yield _figures(cell, found.pop(cell))
             print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
 
 def _each(
-    tasks: Sequence[Task], jobs: int
-) -> Iterator[tuple[Task, list[list[dict[str, bool] | None]]]]:
+    tasks: Sequence[tuple[Cell, list[int]]], jobs: int
+) -> Iterator[tuple[Cell, list[list[dict[str, Any] | None]]]]:
     if jobs == 1:
         yield from map(run_task, tasks)
         return
@@ -215,46 +267,88 @@ def _each(
         yield from pool.imap(run_task, tasks)
 
 
-def _figures(
-    name: str,
-    difference: float | None,
-    sigma: float,
-    answers: Sequence[Sequence[dict[str, bool] | None]],
-) -> dict[str, Any]:
-    by_count = zip(*answers, strict=True)
-    asked = [[x for x in column if x is not None] for column in by_count]
-    return {
-        "world": name,
-        "difference": difference,
-        "noise": sigma,
-        "studies": len(answers),
-        "launches": ASKED_AT,
-        "asked": [len(x) for x in asked],
-        "n": [sum(x[N] for x in column) for column in asked],
-        "mnbt": [sum(x[MNBT] for x in column) for column in asked],
-        "any": [sum(any(x.values()) for x in column) for column in asked],
-    }
+def _figures(cell: Cell, answers: Sequence[Sequence[dict[str, Any] | None]]) -> dict[str, Any]:
+    part, name, difference, sigma = cell
+    columns = [[x for x in column if x is not None] for column in zip(*answers, strict=True)]
+    common = {"world": name, "difference": difference, "noise": sigma, "studies": len(answers)}
+    common |= {"part": part, "asked": [len(x) for x in columns]}
+    if part == "importance":
+        return common | {
+            "launches": ASKED_AT,
+            "n": [sum(x[N] for x in column) for column in columns],
+            "mnbt": [sum(x[MNBT] for x in column) for column in columns],
+            "any": [sum(any(x.values()) for x in column) for column in columns],
+        }
+    out = common | {"launches": BOUNDS_AT}
+    for i, kind in enumerate(("differs", "better")):
+        out[kind] = {
+            "median": [
+                np.median([x[kind] for x in column], axis=0).round(4).tolist() if column else None
+                for column in columns
+            ],
+            "held": [sum(x["hold"][i] for x in column) for column in columns],
+            "said": [sum(x["said"][i] for x in column) for column in columns],
+            "said_and_held": [
+                sum(x["said"][i] and x["hold"][i] for x in column) for column in columns
+            ],
+        }
+    return out
 
 
-def table(result: Mapping[str, Any]) -> Iterator[str]:
+# -- what came out ---------------------------------------------------------------------------------
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the figures in lines."""
-    heads = ["world", "noise", "seen", *(f"{k} launches" for k in ASKED_AT)]
     rows = []
-    for cell in result["importance"]:
-        size = "" if cell["difference"] is None else f", {cell['difference']:.0%}"
+    for cell in (c for c in found if c["part"] == "importance"):
         for seen in ("n", "mnbt", "any"):
-            shares = (
-                f"{k / of:.0%}" if of else "–"
-                for k, of in zip(cell[seen], cell["asked"], strict=True)
-            )
-            rows.append(Row((f"{cell['world']}{size}", f"{cell['noise']:.1%}", seen, *shares)))
+            shares = map(_share, cell[seen], cell["asked"])
+            rows.append(Row((_name(cell), f"{cell['noise']:.1%}", seen, *shares)))
+    heads = ["world", "noise", "seen", *(f"{k} launches" for k in ASKED_AT)]
     yield from text_lines(Table(tuple(map(Column, heads)), tuple(rows)))
+    yield ""
+    yield "Bounds held (said), of both objectives together; median bound of tok/s / p95"
+    heads = ["noise", "truth", "launches", "differs", "", "better", ""]
+    yield from text_lines(Table(tuple(map(Column, heads)), tuple(_bounds_rows(found))))
+
+
+def _bounds_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Yield a row for each noise, largest difference and number of launches, over the shapes."""
+    groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
+    for cell in (c for c in found if c["part"] == "bounds"):
+        where = " at three n" if cell["world"] == "bump" else ""
+        groups.setdefault((cell["noise"], f"{cell['difference']:.0%}{where}"), []).append(cell)
+    for (noise, truth), own in groups.items():
+        for i, count in enumerate(BOUNDS_AT):
+            asked = sum(c["asked"][i] for c in own)
+            parts = []
+            for kind in ("differs", "better"):
+                held, said = (sum(c[kind][k][i] for c in own) for k in ("held", "said"))
+                medians = [c[kind]["median"][i] for c in own if c[kind]["median"][i] is not None]
+                typical = np.median(medians, axis=0).tolist() if medians else None
+                parts += [f"{_share(held, asked)} ({_share(said, asked)})", _sizes(typical)]
+            yield Row((f"{noise:.1%}", truth, f"{count}, {asked} studies", *parts))
+
+
+def _name(cell: Mapping[str, Any]) -> str:
+    size = cell["difference"]
+    return cell["world"] + (f", {size:.0%}" if size else "")
+
+
+def _sizes(bounds: Sequence[float] | None) -> str:
+    return "–" if bounds is None else " / ".join(f"{np.expm1(x):.0%}" for x in bounds)
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count / of:.0%}" if of else "–"
 
 
 def main() -> None:
     """Run the replays, or show those of an earlier run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=60, help="of flat; others: a third")
+    parser.add_argument("--part", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--seeds", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path("statements.json"))
     parser.add_argument("--show", type=Path, help="show this earlier result, and replay nothing")
@@ -262,11 +356,12 @@ def main() -> None:
     if args.show is not None:
         print("\n".join(table(json.loads(args.show.read_text()))))
         return
-    result: dict[str, Any] = {"seeds": args.seeds, "importance": []}
-    for cell in run(args.seeds, args.jobs):
-        result["importance"].append(cell)
-        args.out.write_text(json.dumps(result) + "\n")
-    print("\n".join(table(result)))
+    found = json.loads(args.out.read_text()) if args.out.exists() else []
+    known = {(c["part"], c["world"], c["difference"], c["noise"]) for c in found}
+    for cell in run([c for c in cells(args.part) if c not in known], args.seeds, args.jobs):
+        found.append(cell)
+        args.out.write_text(json.dumps(found) + "\n")
+    print("\n".join(table(found)))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,14 @@ def serving_note(store: Store, name: str, trial: TrialView) -> str | None:
     return " ".join(filter(None, notes)) or None
 
 
+def said_of_all(store: Store, view: StudyView) -> list[str]:
+    """Return the sentences on all settings of a study; empty: nothing is to be said."""
+    from autotune.results.flatness import statement_of
+
+    found = statement_of(store, view)
+    return [] if found is None else found.lines(view.objectives)
+
+
 def say_budget(ui: Ui, store: Store, view: StudyView, trial: TrialView) -> None:
     """Print from which MNBT on the trial's point is the same, if there is such a one."""
     from autotune.results.budget_note import budget_note

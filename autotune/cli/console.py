@@ -246,7 +246,12 @@ class Ui:
         return min((slot.remaining for slot in running), default=1) + len(running) - 1
 
     def summary(
-        self, view: StudyView, command: str | None, database: Database, plots: Sequence[Path]
+        self,
+        view: StudyView,
+        command: str | None,
+        database: Database,
+        plots: Sequence[Path],
+        said: Sequence[str] = (),
     ) -> None:
         """Show the Pareto front, the command that serves its best, the plots and the next steps.
 
@@ -255,6 +260,7 @@ class Ui:
             command: Shell command that serves ``view.best()``, in one line.
             database: Database of the study.
             plots: Files of plots that were written.
+            said: Sentences on all settings.
         """
         self.close()
         self._print("")
@@ -263,7 +269,7 @@ class Ui:
         if best is None:
             self._print("no trial has results; `autotune status` shows why each one failed")
         else:
-            self.best(view, best, command)
+            self.best(view, best, command, said)
         for path in plots:
             self._print(f"Plot: {plain(str(path))}")
         db = "" if full_text(database) == full_text(Path("autotune.db")) else _db_option(database)
@@ -274,8 +280,17 @@ class Ui:
         for line, what in hints.items():
             self._print(f"Next: {line}  ({what})")
 
-    def best(self, view: StudyView, trial: TrialView, command: str | None) -> None:
-        """Show the Pareto front, and the command that serves one of its trials."""
+    def best(
+        self, view: StudyView, trial: TrialView, command: str | None, said: Sequence[str] = ()
+    ) -> None:
+        """Show the Pareto front, and the command that serves one of its trials.
+
+        Args:
+            view: The whole study.
+            trial: The trial to serve.
+            command: Shell command that serves it, in one line.
+            said: Sentences on all settings.
+        """
         self._print("")
         self.console.print(rendered(front_page(view)))
         self._print("")
@@ -289,6 +304,9 @@ class Ui:
             self._print("")
         if scatter := scatter_line(view):
             self.prose(upper(scatter))
+            self._print("")
+        if said:
+            self.prose(" ".join(said))
             self._print("")
         if command is not None:
             self._print(f"To serve trial {trial.number} ({trial.setting}):")

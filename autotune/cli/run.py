@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autotune.cli.common import best_trial, draw, say_trust, serving_command
+from autotune.cli.common import best_trial, draw, said_of_all, say_trust, serving_command
 from autotune.cli.options import (
     PathType,
     concurrencies,
@@ -204,7 +204,8 @@ def _finish(ui: Ui, database: Database, name: str) -> None:
                 plots = draw(view, output_folder(database, name))
             with not_worth_a_run("dashboard not updated", "update it with `autotune dashboard`"):
                 publish(store, view, build(store, view))
-        ui.summary(view, serving_command(store, name, trial), database, plots)
+        said = said_of_all(store, view)
+        ui.summary(view, serving_command(store, name, trial), database, plots, said)
 
 
 @click.command("map")

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autotune.cli.common import best_trial, say_budget, say_trust, serving_command, serving_note
+from autotune.cli.common import (
+    best_trial,
+    said_of_all,
+    say_budget,
+    say_trust,
+    serving_command,
+    serving_note,
+)
 from autotune.cli.options import database_option, share, study_option
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
@@ -113,7 +120,11 @@ def best(
         view = study_view(store, store.pick_study(study))
         trial = best_trial(view, objective, balanced=balanced)
         if as_json:
-            front = [trial_row(view, t) for t in view.trials if t.front]
+            from autotune.results.flatness import statement_of
+
+            found = statement_of(store, view)
+            every = {"all_settings": None if found is None else found.to_json()}
+            front = [trial_row(view, t) | every for t in view.trials if t.front]
             click.echo(json.dumps(front, indent=2))
         elif shell:
             click.echo(serving_command(store, view.name, trial))
@@ -121,7 +132,8 @@ def best(
                 click.echo(f"autotune: {note}", err=True)
         else:
             ui = Ui()
-            ui.best(view, trial, serving_command(store, view.name, trial))
+            command = serving_command(store, view.name, trial)
+            ui.best(view, trial, command, said_of_all(store, view))
             if note := serving_note(store, view.name, trial):
                 ui.prose(note)
             say_budget(ui, store, view, trial)

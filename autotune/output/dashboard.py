@@ -36,6 +36,7 @@ from autotune.output.figures.trials import message_figure
 from autotune.output.report import build
 from autotune.output.report.content import Figure, Paragraph, Report
 from autotune.output.report.measured import remarks
+from autotune.results.flatness import statement_of
 from autotune.results.tables import Column, Row, Table, markdown_lines
 from autotune.results.text import (
     Bounds,
@@ -448,7 +449,9 @@ def publish(store: Store, view: StudyView, report: Report) -> None:
     for key, figure in cards.items():
         optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
     params = (t.params for t in study.get_trials(deepcopy=False))
-    _save(study, _study_note(view, importance, exponents=keeps_exponents(params)))
+    found = statement_of(store, view)
+    said = [] if found is None else found.lines(view.objectives)
+    _save(study, _study_note(view, said, importance, exponents=keeps_exponents(params)))
     for trial in view.failures():
         target = optuna.Trial(study, store.trial_id(view.name, trial.number))
         if not optuna_dashboard.get_note(target):
@@ -511,7 +514,9 @@ def _save(target: optuna.Study | optuna.Trial, body: str) -> None:
         optuna_dashboard.save_note(target, body)
 
 
-def _study_note(view: StudyView, importance: Sequence[str], *, exponents: bool) -> str:
+def _study_note(
+    view: StudyView, said: Sequence[str], importance: Sequence[str], *, exponents: bool
+) -> str:
     failed = view.failures()
     about = [f"{view.finished} of {view.wanted} trials finished"]
     about += [f"{len(failed)} failed"] if failed else []
@@ -541,6 +546,8 @@ def _study_note(view: StudyView, importance: Sequence[str], *, exponents: bool) 
             lines += ["", *(f"- {markdown(line)}" for line in verdict_lines(view))]
         if scatter := scatter_line(view):
             lines += ["", markdown(upper(scatter)) + "."]
+    if said:
+        lines += ["", markdown(" ".join(said))]
     if throttled := throttled_lines(view):
         lines += ["", *(f"- {markdown(upper(line))}." for line in throttled)]
     if importance:

@@ -6,17 +6,17 @@ It is computed from the stored launches (:mod:`autotune.search.flatness`), whate
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.engine.rules import why_infeasible
 from autotune.results.budget_note import compared_launches, rules_of
-from autotune.results.text import count, lower, plain
+from autotune.results.text import count, lower, plain, ranges
 from autotune.results.views import StudyView
 from autotune.search.alike import Classes, Launched, key_of
 from autotune.search.flatness import LEVEL, MOST_POINTS, Flatness, flatness
 from autotune.storage.store import Store
-from autotune.study.space import Point, Space, canonical
+from autotune.study.space import N, Point, Space, canonical
 from objectives import Objective
 
 # Largest difference that is worth a statement: a quarter. Who drafts hopes for 1.3 times and more.
@@ -36,12 +36,14 @@ class Statement:
         settings: Number of settings that can launch; those that are one for the objectives count
             once.
         launched: Number of them that were launched.
+        unlaunched: Values of n, ascending, at which none was launched: a jump there is not seen.
     """
 
     differs: Mapping[str, float]
     better: Mapping[str, float]
     settings: int
     launched: int
+    unlaunched: tuple[int, ...] = ()
 
     def lines(self, objectives: Sequence[Objective]) -> list[str]:
         """Return it in words: what holds, then for what; empty: nothing is to be said.
@@ -58,10 +60,13 @@ class Statement:
         names = {o.name: plain(lower(o.title)) for o in objectives}
         parts = [f"{_percent(share)} in {names[name]}" for name, share in by.items()]
         most = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
-        of = f"{count(self.settings, 'setting')}, of which {self.launched} were launched"
+        about = f"This is about {count(self.settings, 'setting')}, of which {self.launched} were"
+        jump = "a jump between launched ones"
+        if self.unlaunched:
+            jump = f"a jump at n = {ranges(self.unlaunched)}, where none was launched,"
         return [
-            f"No setting {what} the baseline by more than {most}, with {LEVEL:.0%} probability",
-            f"This is about {of}, and takes settings next to each other to be alike",
+            f"No setting {what} the baseline by more than {most}, with {LEVEL:.0%} probability.",
+            f"{about} launched, and takes neighbors to be alike: {jump} would not be seen.",
         ]
 
     def to_json(self) -> dict[str, object]:
@@ -72,6 +77,7 @@ class Statement:
             "probability": LEVEL,
             "settings": self.settings,
             "launched": self.launched,
+            "n_never_launched": list(self.unlaunched),
         }
 
 
@@ -136,7 +142,13 @@ def stated(
         little if objectives[0].name in little else {},
         len(every),
         len(own),
+        tuple(sorted(_ns(every.values()) - _ns(own.values()))),
     )
+
+
+def _ns(points: Iterable[Point]) -> set[int]:
+    """Return the values of n among points; empty: it is not searched."""
+    return {int(q[N]) for q in points if N in q}
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ A speed-up is told only where the baseline lost, so the baseline's launches are 
 the choice's are too good; a tie with the baseline therefore counts with the v of both. On the other
 side of such a tie nothing is told, so a slope of the density does not cancel. The search launched
 the choice because it was good, hence the density rises with the lead: the kernel's value is taken
-times 0.8, which was least biased over all simulated worlds. Another objective's optimism is in
+times 0.85, which was least biased over all simulated worlds. Another objective's optimism is in
 proportion to its covariance with the rule. A clear choice has none.
 
 The launches of the baseline and of the other points scatter by two amounts, pooled as far as they
@@ -66,7 +66,7 @@ from autotune.stats.two_pools import TwoPools
 
 SURE = 0.95  # probability below which a choice and its rival are a tie
 _WIDTH = 0.5  # standard deviation of the kernel, in units of the lead's standard error
-_ONE_SIDED = 0.8  # weight of the density at a tie with the baseline
+_ONE_SIDED = 0.85  # weight of the density at a tie with the baseline
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,9 @@ _MIX = _TAIL ** np.arange(4) / (_TAIL ** np.arange(4)).sum()
 _TAUS = np.geomspace(0.03, 30, 11)  # τ in units of σ
 _BELOW_CENTER, _ABOVE_CENTER = 2.5, 3.5  # range of log σ², in units of its standard deviation
 _STEP = 0.8  # of log σ², likewise
-_MUS = np.linspace(-2.2, 2.2, 5)  # μ around the median, in units of its standard error
+_MUS = np.linspace(-2.2, 2.2, 9)  # μ around the median, in units of its standard error
 _SKIP = 1e-3  # λ below this probability are left out
-_RARE = 1e-4  # nodes below this probability are left out
+_RARE = 1e-5  # nodes below this probability are left out
 _Z = np.linspace(-8, 8, 801)
 _BELOW = np.array([math.erfc(-z / math.sqrt(2)) / 2 for z in _Z])
 
@@ -85,28 +85,8 @@ def chances(
     leads = [points[best].mean - points[k].mean for k in rivals]
     if pools.sums.max() == 0:
         return [0.5 if x == 0 else float(x > 0) for x in leads]
-    grid = _Grid.of(points, pools)
-    posterior = _Posterior([grid.point(p) for p in points], grid)
-    return [posterior.better(best, k) for k in rivals]
-
-
-@dataclass(frozen=True)
-class _Mixture:
-    """Posterior of one point's θ at each node, as a mixture of normals.
-
-    Attributes:
-        log: Logarithm of the probability density of y, of shape (λ, σ, τ, μ).
-        weights: Weight of each component, of shape (λ, σ, τ, μ, 4).
-        means: Mean of each component, likewise.
-        variances: Variance of each component, likewise.
-
-    The axis of λ has the length 1 for all points but the baseline.
-    """
-
-    log: Floats
-    weights: Floats
-    means: Floats
-    variances: Floats
+    nodes = _Grid.of(points, pools).likely(points)
+    return [nodes.better(points[best], points[k]) for k in rivals]
 
 
 @dataclass(frozen=True)
@@ -152,47 +132,53 @@ class _Grid:
             (log[:, :, None] + np.log(spread))[..., None],
         )
 
-    def point(self, p: Known) -> _Mixture:
-        """Return what is known of a point at each node."""
-        own2 = self.sigma2 * self.ratios if p.baseline else self.sigma2
-        noise2 = (own2 / p.launches)[..., None]
-        wide2 = self.tau2[..., None] * _WIDER**2
-        total2 = noise2 + wide2
-        off = (p.mean - self.mu)[..., None]
-        density = _MIX * np.exp(-(off**2) / (2 * total2)) / np.sqrt(total2)
-        whole = np.maximum(density.sum(axis=-1), 1e-300)
-        pull = wide2 / total2
-        variances = np.broadcast_to(pull * noise2, density.shape)
-        means = self.mu[..., None] + pull * off
-        return _Mixture(np.log(whole), density / whole[..., None], means, variances)
-
-
-class _Posterior:
-    """Posterior of all points.
-
-    Args:
-        points: What is known of each.
-        grid: The nodes.
-    """
-
-    def __init__(self, points: Sequence[_Mixture], grid: _Grid) -> None:
-        self._points = points
-        log = np.asarray(sum((p.log for p in points), start=grid.log))
+    def likely(self, points: Sequence[Known]) -> _Nodes:
+        """Return the nodes that the points leave likely."""
+        log = self.log
+        for p in points:
+            own2 = self.sigma2 * self.ratios if p.baseline else self.sigma2
+            total2 = (own2 / p.launches)[..., None] + self.tau2[..., None] * _WIDER**2
+            off2 = (p.mean - self.mu[..., None]) ** 2
+            density = np.exp(off2 / (-2 * total2)) / np.sqrt(total2) @ _MIX
+            log = log + np.log(np.maximum(density, 1e-300))
         weight = np.exp(log - log.max())
-        weight /= weight.sum()
-        self._weights = {True: weight, False: weight.sum(axis=0, keepdims=True)}
-
-    def better(self, a: int, b: int) -> float:
-        """Return the probability that the θ of ``a`` is above that of ``b``."""
-        one, other = self._points[a], self._points[b]
-        weight = self._weights[max(len(one.log), len(other.log)) > 1]
-        use = weight > _RARE
+        use = weight > _RARE * weight.sum()
 
         def at(x: Floats) -> Floats:
-            return np.asarray(np.broadcast_to(x, (*use.shape, len(_MIX)))[use])
+            return np.asarray(np.broadcast_to(x, use.shape)[use])
 
-        apart = at(one.means)[:, :, None] - at(other.means)[:, None]
-        error = np.sqrt(at(one.variances)[:, :, None] + at(other.variances)[:, None])
-        below = np.interp(apart / error, _Z, _BELOW)
-        below = below * at(one.weights)[:, :, None] * at(other.weights)[:, None]
-        return float(weight[use] @ below.sum(axis=(1, 2)) / weight[use].sum())
+        weights = weight[use] / weight[use].sum()
+        return _Nodes(weights, *map(at, (self.ratios, self.sigma2, self.tau2, self.mu)))
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Likely nodes: their probability, λ, σ², τ² and μ, each of shape (nodes,)."""
+
+    weights: Floats
+    ratios: Floats
+    sigma2: Floats
+    tau2: Floats
+    mu: Floats
+
+    def better(self, a: Known, b: Known) -> float:
+        """Return the probability that the θ of ``a`` is above that of ``b``."""
+        weights_a, means_a, variances_a = self._posterior(a)
+        weights_b, means_b, variances_b = self._posterior(b)
+        apart = means_a[:, :, None] - means_b[:, None]
+        error = np.sqrt(variances_a[:, :, None] + variances_b[:, None])
+        above = np.interp(apart / error, _Z, _BELOW)
+        above = above * weights_a[:, :, None] * weights_b[:, None]
+        return float(self.weights @ above.sum(axis=(1, 2)))
+
+    def _posterior(self, p: Known) -> tuple[Floats, Floats, Floats]:
+        """Return weights, means and variances of a point's θ, each of shape (nodes, 4)."""
+        own2 = self.sigma2 * self.ratios if p.baseline else self.sigma2
+        noise2 = (own2 / p.launches)[:, None]
+        wide2 = self.tau2[:, None] * _WIDER**2
+        total2 = noise2 + wide2
+        off = p.mean - self.mu[:, None]
+        density = _MIX * np.exp(off**2 / (-2 * total2)) / np.sqrt(total2)
+        pull = wide2 / total2
+        weights = density / np.maximum(density.sum(axis=1, keepdims=True), 1e-300)
+        return weights, self.mu[:, None] + pull * off, pull * noise2

@@ -15,8 +15,8 @@ Two separate ones have too few launches: with two degrees of freedom Student's t
 five 2.6. Therefore both are pooled as far as the launches agree with one scatter.
 
 λ is integrated out (W. V. Behrens 1929 and R. A. Fisher 1935 treat two unknown variances; H.
-Jeffreys, "Theory of Probability", 3rd ed. 1961, 5.4, as a posterior). The prior of log λ has 80 %
-around 0, normal with 0.5, and 20 % uniform between ± 9: factors of up to 90 between the two σ.
+Jeffreys, "Theory of Probability", 3rd ed. 1961, 5.4, as a posterior). The prior of log λ has 65 %
+around 0, normal with 0.5, and 35 % uniform between ± 9: factors of up to 90 between the two σ.
 Given λ, with the usual prior dσ/σ, the launches have one variance with d₁ + d₂ degrees:
 
     S(λ) = S₁ + S₂/λ,   p(λ | launches) ∝ p(λ) · λ^(-d₂/2) · S(λ)^(-(d₁ + d₂)/2),
@@ -38,7 +38,7 @@ from autotune.stats.launch_variance import SAYS_NOTHING, Estimate
 from autotune.stats.measurement import Floats
 
 _LOG_RATIOS = np.linspace(-9, 9, 37)
-_ALIKE, _WIDTH = 0.8, 0.5
+_ALIKE, _WIDTH = 0.65, 0.5
 _PRIOR = np.log(
     _ALIKE * np.exp(-((_LOG_RATIOS / _WIDTH) ** 2) / 2) / (_WIDTH * math.sqrt(2 * math.pi))
     + (1 - _ALIKE) / 18

@@ -27,6 +27,8 @@ PURE = {
     "autotune.search.acceptance",
     "autotune.search.alike",
     "autotune.search.confirmation",
+    "autotune.search.features",
+    "autotune.search.flatness",
     "autotune.search.confirmation_verdict",
     "autotune.search.front",
     "autotune.search.noise",

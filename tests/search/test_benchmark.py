@@ -130,17 +130,17 @@ def test_a_replay_of_a_search_lasts_to_its_end_at_least(bench: Any) -> None:
     assert found.reached == 2
     assert found.end is not None
     assert found.end >= 8
-    assert len(found.shares) == max(found.end, 14)
+    assert len(found.shares) == found.end
 
 
-def test_a_search_says_at_its_end_that_nothing_differs_where_nothing_does(
+def test_a_study_says_that_nothing_differs_where_nothing_does(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flat = bench.replay(bench.world("flat"), "ours", 0, 33)
-    assert flat.says is not None
-    assert len(flat.says) == 2
-    assert max(flat.says) < 0.25
-    assert bench.replay(bench.world("two-peaks"), "ours", 0, 33).says == ()
+    flat = [bench.replay(bench.world("flat"), "ours", seed, 33).says for seed in range(5)]
+    bounds = [says["differs"] for says in flat if says["differs"]]
+    assert len(bounds) >= 3
+    assert 0 < np.min(bounds) <= np.max(bounds) <= 0.25
+    assert bench.replay(bench.world("two-peaks"), "ours", 0, 33).says["differs"] == []
     # of older code, which had no such sentence
     monkeypatch.setitem(sys.modules, "autotune.results.flatness", None)
     assert bench.replay(bench.world("flat"), "ours", 0, 7).says is None

@@ -190,6 +190,14 @@ class TestWholeConfirmations:
     def benchmarks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
+    def test_a_winner_is_found_where_launches_differ_by_3_percent(self) -> None:
+        from confirmation_power import World, run
+
+        found = run(World(8, 0.03, 0.1), 30, seed=3)
+        assert max(found.tie) <= 0.3
+        assert max(found.false) <= 0.03
+        assert max(found.behind) < 0.02
+
     @pytest.mark.parametrize("drift", ["steady", "step"])
     def test_equals_are_ties_on_a_machine_that_gets_slower(self, drift: str) -> None:
         from confirmation_power import World, run

@@ -18,6 +18,7 @@ from autotune.output.report.content import (
 )
 from autotune.output.report.source import Source, against, load_text, progress
 from autotune.results.budget_note import budget_note
+from autotune.results.flatness import statement_of
 from autotune.results.standing import LEAST_DEGREES
 from autotune.results.text import (
     bounds_text,
@@ -180,6 +181,9 @@ def _notes(s: Source, t: TrialView) -> Iterator[str]:
                 f"This is the best by {plain(lower(view.objectives[0].title))}. "
                 f"The best by {plain(lower(o.title))} is {s.name(other)}."
             )
+    found = statement_of(s.store, view)
+    if found is not None and (said := found.lines(view.objectives)):
+        yield " ".join(said)
     yield f"The answer holds for this load: {load_text(s)}."
     if N in t.point or MNBT in t.point:
         yield (
