@@ -54,11 +54,13 @@ LEAST_LAUNCHES, LEAST_POINTS = 6, 4
 # More points are not drawn together: time and memory grow with their third and second power.
 MOST_POINTS = 400
 # Log-normal priors: the median, and the standard deviation of the logarithm.
-_LENGTH = (0.4, 0.8)
-_SCALE = (0.03, 1.5)
-_BETWEEN = (0.03, 0.7)
+_LENGTH = (0.5, 0.7)
+_SCALE = (0.02, 1.2)
+_BETWEEN = (0.03, 0.5)
 _CONSTANT = 1.0  # standard deviation of the level, which is far more than any difference
 _JITTER = 1e-9
+# Launches with a larger standard deviation of their own say so little that the priors would speak.
+_NOISIEST = 0.1
 _THETAS = 256  # θ of each step
 _KEPT = 64  # θ that points are drawn with, …
 _DRAWS = 32  # … and how often each
@@ -71,7 +73,7 @@ class Flatness:
 
     Attributes:
         differs: Bound of the largest difference in either direction, of the logarithm of each
-            objective, of shape (objectives,).
+            objective, of shape (objectives,); infinite: its launches are too noisy for one.
         better: Bound of the largest improvement, likewise; 0: the baseline is the best point.
     """
 
@@ -115,6 +117,10 @@ def flatness(
     share = 1 - (1 - LEVEL) / costs.shape[1]
     differs, better = [], []
     for y, v in zip(costs.T, within.T, strict=True):
+        if np.median(v) > _NOISIEST**2:
+            differs.append(np.inf)
+            better.append(np.inf)
+            continue
         try:
             d = _differences(at, y - y.mean(), v, x, rng)
         except np.linalg.LinAlgError:  # numbers of no scale

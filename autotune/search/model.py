@@ -54,6 +54,8 @@ _SCALE, _SCALE_PREDICTED = 0.3, 0.1
 # Chance that nothing matters above which what is beside the best points is of no interest: it is
 # likely the same. By replays.
 _SAME = 0.1
+# Fewest launches that may say so: of three, the prior speaks.
+_LEAST = 6
 # Improvement that launches could show, in standard deviations of one launch.
 _SEEN = 0.1
 # Trend function at all points, expected coefficient and its standard deviation.
@@ -168,7 +170,7 @@ def propose(
     if (alone := asked & compared(space, new, best_points)).any():
         asked = alone  # nothing but n differs from the best
     if not asked.any() and not pending:
-        same = surrogates.chance_of_same()
+        same = surrogates.chance_of_same() if len(launched) >= _LEAST else 0.0
         if same < _SAME:
             asked = beside(space, new, best_points)
             asked &= optimism(plain)[recommendable:] >= doubt_below

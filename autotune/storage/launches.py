@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from autotune.engine.compile_cache import CacheUse, CompileCache
 from autotune.engine.launch_stages import Stages
@@ -25,6 +25,8 @@ from autotune.storage.schema import (
 )
 
 if TYPE_CHECKING:  # a database is read without them
+    from sqlalchemy import CursorResult
+
     from autotune.bench.server_metrics import ServerStats
     from autotune.engine.command import LaunchPlan
     from autotune.serving.process_tree import Identity
@@ -132,10 +134,13 @@ class Launches:
 
     @patient
     def _update(self, launch_id: str, **columns: Any) -> None:
+        from sqlalchemy import update
+
+        change = update(LaunchRow).filter_by(launch_id=launch_id).values(columns)
         with self._sessions() as s:
-            row = s.get_one(LaunchRow, launch_id)
-            for name, value in columns.items():
-                setattr(row, name, value)
+            done = cast("CursorResult[Any]", s.execute(change))
+            if done.rowcount != 1:
+                raise LookupError(f"the database has no launch {launch_id}")
             s.commit()
 
     def get(self, launch_id: str) -> LaunchRow:

@@ -37,6 +37,11 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+# A transaction whose process stands still is ended by the server, with its locks.
+_BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '10s'"
+_LOCKS = re.compile("FOR UPDATE|pg_advisory")
+
+
 class _Text(StrDumperUnknown):
     """Text for a server, which keeps no NUL: its picture takes its place, as in a server's log."""
 
@@ -49,12 +54,15 @@ class Watched(psycopg.Connection[Any]):
     """A connection whose commits may be guarded by a lease.
 
     Attributes:
-        on_write: Called before the first statement of a transaction that may lock rows.
+        begins: Whether a transaction begins with the first statement that writes or locks, on a
+            connection that commits each statement otherwise. What only reads then takes one turn
+            to the server in place of three, and sees the same: each statement sees what was
+            committed before it, in PostgreSQL's transactions (``READ COMMITTED``), too.
         on_commit: Commits instead, if the transaction wrote anything; None: nobody guards it.
         silent_s: Longest time without an answer; None: as long as the network lets it wait.
     """
 
-    on_write: Callable[[Watched], None] | None = None
+    begins = False
     on_commit: Callable[[Watched, Callable[[], None]], None] | None = None
     silent_s: float | None = None
     _wrote = False
@@ -93,13 +101,15 @@ class Watched(psycopg.Connection[Any]):
             raise psycopg.OperationalError(f"no answer for {self.silent_s:.0f} s") from e
 
     def note(self, query: Any) -> None:
-        """Note whether a statement writes or locks rows."""
+        """Note whether a statement writes or locks, before it is executed."""
         words = str(query)
-        reads = words.lstrip().upper().startswith("SELECT") and "FOR UPDATE" not in words
-        if not reads and not self._wrote:
-            self._wrote = True
-            if self.on_write is not None:
-                self.on_write(self)
+        if self._wrote or (
+            words.lstrip().upper().startswith("SELECT") and not _LOCKS.search(words)
+        ):
+            return
+        self._wrote = True
+        if self.begins:
+            self.execute(_BEGIN)
 
     def answers(self) -> bool:
         """Return whether it is still there."""

@@ -74,7 +74,9 @@ class ServerDatabase(Backend):
         return found
 
     def _connection(self) -> Watched:
-        c = connect(self.database)
+        """Return a new connection for the pool, which begins transactions when it writes."""
+        c = connect(self.database, autocommit=True)
+        c.begins = True
         self._lease.watch(c)
         return c
 

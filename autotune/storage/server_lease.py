@@ -33,8 +33,6 @@ RENEW_S = 3.0
 AWAY_S = 600.0
 _RETRY_S = 0.5
 _NOW = "extract(epoch FROM clock_timestamp())"
-# A transaction of a driver that is frozen or gone is ended by the server, with its locks.
-_IDLE = "set_config('idle_in_transaction_session_timeout', '10s', true)"
 
 
 class ServerLease:
@@ -168,13 +166,7 @@ class ServerLease:
 
     def watch(self, connection: Watched) -> None:
         """Let a connection commit only while this process holds the lease."""
-        connection.on_write, connection.on_commit = self._begin, self.commit
-        connection.silent_s = SILENT_S
-
-    def _begin(self, connection: Watched) -> None:
-        """Let the server end a transaction that locks rows, when this process stands still."""
-        if self.holder is not None:
-            connection.execute(f"SELECT {_IDLE}")
+        connection.on_commit, connection.silent_s = self.commit, SILENT_S
 
     def commit(self, connection: Watched, commit: Callable[[], None]) -> None:
         """Commit a transaction that wrote, if the lease is still held.

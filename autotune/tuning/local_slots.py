@@ -222,13 +222,13 @@ class LocalSlots:
         for worker in workers:
             if worker.connection not in ready:
                 continue
-            with held_back():  # a message is read as a whole, and what it asks for is done
-                try:
+            try:
+                with held_back():  # a message is read as a whole
                     message = worker.connection.recv()
-                except (EOFError, ConnectionError):
-                    self._lost(worker)
-                else:
-                    self._take(worker, message)
+            except (EOFError, ConnectionError):
+                self._lost(worker)
+            else:
+                self._take(worker, message)
 
     def _take(self, worker: _Worker, message: Call | Done | Raised) -> None:
         match message:
@@ -245,16 +245,19 @@ class LocalSlots:
 
     def _serve(self, worker: _Worker, call: Call) -> None:
         """Do what a process asks for, and answer."""
-        if call.name == "plan":
-            worker.launches[call.args[0]] = Identity(call.args[0], boot_id())
-        elif call.name == "started":
+        if call.name == "started":
             worker.launches[call.args[0].launch_id] = call.args[0]
-        elif call.name == "ended":
-            worker.launches.pop(call.args[0], None)
         answer = Answer(call.number or 0, refused=True)
         try:
             if not self._broken:
                 answer = replace(answer, value=self._served[call.name](*call.args), refused=False)
+                if call.name == "plan":
+                    worker.launches[call.args[0]] = Identity(call.args[0], boot_id())
+                elif call.name == "ended":
+                    worker.launches.pop(call.args[0], None)
+        except KeyboardInterrupt:
+            self._broken = self._ending  # asked again while this waited, as for a database
+            raise
         except Exception:
             self._broken = self._ending  # what ends the run was raised already; tried only once
             if not self._ending:
@@ -350,7 +353,7 @@ def _log_name(slot: Slot) -> str:
 
 def _send(worker: _Worker, message: Trial | Setup | Answer | None) -> None:
     """Send a message; that a process has ended is seen when it is listened to."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), held_back(all_of_them=True):
         worker.connection.send(message)
 
 
