@@ -24,11 +24,12 @@ acceptance foretells must not make a statement about points that were not launch
 most probable one, as for the search, but integrated out, since ten launches determine neither how
 rough an objective is nor how far launches differ, and "no more than" is a statement about the tail
 (C. E. Rasmussen, C. K. I. Williams, "Gaussian Processes for Machine Learning", MIT Press 2006,
-section 5.2). It is drawn by importance sampling in two steps: from the priors, then from a
-Student's t with the mean and covariance of what the first step found (T. Kloek, H. K. van Dijk,
-"Bayesian estimates of equation system parameters", Econometrica 46, 1978). The priors of the two
-standard deviations are wider than the search's. `benchmarks/statements.py` checks how often the
-bounds hold.
+section 5.2). It is drawn by importance sampling in steps: from the priors, then from a Student's t
+with the mean and covariance of what the last step found, until enough draws count (T. Kloek, H. K.
+van Dijk, "Bayesian estimates of equation system parameters", Econometrica 46, 1978; O. Cappé et
+al., "Population Monte Carlo", Journal of Computational and Graphical Statistics 13, 2004). The
+priors of the two standard deviations are wider than the search's. `benchmarks/statements.py` checks
+how often the bounds hold.
 
 A process takes points next to each other to be alike. A jump between launched points, at one n
 say, cannot be foreseen and is in no bound.
@@ -53,6 +54,8 @@ LEVEL = 0.95
 LEAST_LAUNCHES, LEAST_POINTS = 6, 4
 # More points are not drawn together: time and memory grow with their third and second power.
 MOST_POINTS = 400
+# Of more launches nothing is computed, for the same reason: 300 take 800 MiB and 10 s.
+MOST_LAUNCHES = 200
 # Log-normal priors: the median, and the standard deviation of the logarithm.
 _LENGTH = (0.5, 0.7)
 _SCALE = (0.02, 1.2)
@@ -61,7 +64,13 @@ _CONSTANT = 1.0  # standard deviation of the level, which is far more than any d
 _JITTER = 1e-9
 # Launches with a larger standard deviation of their own say so little that the priors would speak.
 _NOISIEST = 0.1
+# The same for a larger standard deviation between launches, as far as they show it.
+_UNSTEADIEST = 0.15
+# Launches that are so many standard deviations less likely than a process expects are of none.
+_UNLIKELY = 4
 _THETAS = 256  # θ of each step
+_COUNTING = 16  # effective number of θ that ends the steps …
+_MOST_STEPS = 8  # … of which there are so many at most, after that from the priors
 _KEPT = 64  # θ that points are drawn with, …
 _DRAWS = 32  # … and how often each
 _FREEDOM = 5  # of Student's t
@@ -73,7 +82,8 @@ class Flatness:
 
     Attributes:
         differs: Bound of the largest difference in either direction, of the logarithm of each
-            objective, of shape (objectives,); infinite: its launches are too noisy for one.
+            objective, of shape (objectives,); infinite: its launches
+            are too noisy for one, or too far apart.
         better: Bound of the largest improvement, likewise; 0: the baseline is the best point.
     """
 
@@ -94,15 +104,17 @@ def flatness(
         baseline: Point that they are compared with; it was launched.
 
     Returns:
-        None: too few launches, too many points, no launch of the baseline, or numbers too far apart
-        to compute with.
+        None: too few or too many launches, too many points, no launch of the baseline, or numbers
+        too far apart to compute with.
 
     Raises:
         ValueError: a cost is not finite.
     """
     own = {key_of(item.point) for item in launched}
     every = list({key_of(q): q for q in [baseline, *points]}.values())
-    if len(launched) < LEAST_LAUNCHES or len(own) < LEAST_POINTS or len(every) > MOST_POINTS:
+    if not LEAST_LAUNCHES <= len(launched) <= MOST_LAUNCHES:
+        return None
+    if len(own) < LEAST_POINTS or len(every) > MOST_POINTS:
         return None
     if key_of(baseline) not in own:
         return None
@@ -125,33 +137,53 @@ def flatness(
             d = _differences(at, y - y.mean(), v, x, rng)
         except np.linalg.LinAlgError:  # numbers of no scale
             return None
+        if d is None:
+            differs.append(np.inf)
+            better.append(np.inf)
+            continue
         differs.append(float(np.quantile(abs(d).max(axis=1), share)))
         better.append(float(np.quantile((-d).max(axis=1), share)))
     return Flatness(np.array(differs), np.array(better))
 
 
-def _differences(at: Floats, y: Floats, v: Floats, x: Floats, rng: np.random.Generator) -> Floats:
-    """Return draws of all points' differences from the first one, of shape (draws, points)."""
+def _differences(
+    at: Floats, y: Floats, v: Floats, x: Floats, rng: np.random.Generator
+) -> Floats | None:
+    """Return draws of all points' differences from the first one, of shape (draws, points).
+
+    None: the launches differ by so much that the priors would speak, or are out of their reach.
+    """
     squares = (at[:, None] - at[None]) ** 2
-    out = []
-    for theta in _hyperparameters(squares, y, v, rng):
+    thetas = _hyperparameters(squares, y, v, rng)
+    if thetas is None or np.median(thetas[:, -1]) > _UNSTEADIEST:
+        return None
+    out, distances = [], []
+    for theta in thetas:
         lengths, scale, between = theta[:-2], float(theta[-2]), float(theta[-1])
         noise = np.diag(v + between**2 + _JITTER)
         chol = np.linalg.cholesky(_kernel(squares, lengths, scale) + _CONSTANT**2 + noise)
         cross = _kernel((at[:, None] - x[None]) ** 2, lengths, scale)
         # the constant is no part of a difference from the first point
         half = np.linalg.solve(chol, np.column_stack([cross - cross[:, :1], y]))
+        distances.append(float(half[:, -1] @ half[:, -1]))  # χ² with a degree for each launch
         prior = _kernel((x[:, None] - x[None]) ** 2, lengths, scale)
         prior = prior - prior[:1] - prior[:, :1] + prior[0, 0]
         covariance = prior - half[:, :-1].T @ half[:, :-1]
         root = np.linalg.cholesky(covariance + 1e-7 * scale**2 * np.eye(len(x)))
         mean = half[:, :-1].T @ half[:, -1]
         out.append(mean + rng.standard_normal((_DRAWS, len(x))) @ root.T)
+    if np.mean(distances) > len(y) + _UNLIKELY * np.sqrt(2 * len(y)):
+        return None
     return np.concatenate(out)
 
 
-def _hyperparameters(squares: Floats, y: Floats, v: Floats, rng: np.random.Generator) -> Floats:
-    """Return draws of θ from its posterior, of shape (draws, features + 2)."""
+def _hyperparameters(
+    squares: Floats, y: Floats, v: Floats, rng: np.random.Generator
+) -> Floats | None:
+    """Return draws of θ from its posterior, of shape (draws, features + 2).
+
+    None: it is so far from the priors that too few draws count.
+    """
     features = squares.shape[-1]
     medians = np.log([*[_LENGTH[0]] * features, _SCALE[0], _BETWEEN[0]])
     spreads = np.array([*[_LENGTH[1]] * features, _SCALE[1], _BETWEEN[1]])
@@ -162,15 +194,20 @@ def _hyperparameters(squares: Floats, y: Floats, v: Floats, rng: np.random.Gener
 
     z = rng.standard_normal((_THETAS, size))
     weights = _weights(likelihood(z))
-    mean = weights @ z
-    off = z - mean
-    # a little of the prior keeps the proposal wide where few draws of the first step count
-    chol = np.linalg.cholesky((off * weights[:, None]).T @ off + 0.05 * np.eye(size))
-    spread = np.sqrt(rng.chisquare(_FREEDOM, _THETAS) / _FREEDOM)
-    standard = rng.standard_normal((_THETAS, size)) / spread[:, None]
-    z = mean + standard @ chol.T
-    proposed = -(_FREEDOM + size) / 2 * np.log1p((standard**2).sum(axis=1) / _FREEDOM)
-    weights = _weights(likelihood(z) - (z**2).sum(axis=1) / 2 - proposed)
+    for _ in range(_MOST_STEPS):
+        mean = weights @ z
+        off = z - mean
+        # a little of the prior keeps the proposal wide where few draws of the last step count
+        chol = np.linalg.cholesky((off * weights[:, None]).T @ off + 0.05 * np.eye(size))
+        spread = np.sqrt(rng.chisquare(_FREEDOM, _THETAS) / _FREEDOM)
+        standard = rng.standard_normal((_THETAS, size)) / spread[:, None]
+        z = mean + standard @ chol.T
+        proposed = -(_FREEDOM + size) / 2 * np.log1p((standard**2).sum(axis=1) / _FREEDOM)
+        weights = _weights(likelihood(z) - (z**2).sum(axis=1) / 2 - proposed)
+        if 1 / (weights**2).sum() >= _COUNTING:
+            break
+    else:
+        return None
     steps = (np.arange(_KEPT) + rng.random()) / _KEPT
     kept = np.minimum(np.searchsorted(np.cumsum(weights), steps), _THETAS - 1)
     return np.asarray(np.exp(medians + spreads * z[kept]))
