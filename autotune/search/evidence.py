@@ -21,9 +21,10 @@ by which no launch gains anything. With the prior odds q / (1 - q), the odds of 
     p(y | some) = (p(y | plain) + p(y | told)) / 2
 
 The mean over the objectives is a sum divided by J: a lucky launch is lucky in all of them, so they
-are one piece of evidence, not J. p(y | θ, M) is normal (C. E. Rasmussen, C. K. I. Williams,
-"Gaussian Processes for Machine Learning", MIT Press 2006, equation 2.30), and its mean over the
-prior is one over quasi-random draws of θ.
+are one piece of evidence, not J. Each objective has its own mean of the surrogates, because what
+acceptance tells of tok/s may be wrong of p95. p(y | θ, M) is normal (C. E. Rasmussen, C. K. I.
+Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, equation 2.30), and its mean
+over the prior is one over quasi-random draws of θ.
 
 Where points differ by more than launches of one point do, the chance is 0 after the first launches,
 and the search is what it would be without this.
@@ -63,16 +64,15 @@ def chance_of_same(
         surrogates: The surrogates that say otherwise: trend functions, the constant first, and the
             median of the prior of s.
     """
-    count = costs.shape[1]
     if len(x) > _MOST:
         return 0.0
     rest = costs - costs.mean(axis=0)
-    same, others = 0.0, np.zeros(len(surrogates))
+    for_same = []
     for y, v in zip(rest.T, variances.T, strict=True):
-        same += _evidence(x, y, v, surrogates[0][0][:1], None)
-        others += [_evidence(x, y, v, trends, scale) for trends, scale in surrogates]
-    some = logsumexp(others) - np.log(len(others))
-    return float(expit(logit(_PRIOR) + (same - some) / count))
+        same = _evidence(x, y, v, surrogates[0][0][:1], None)
+        others = [_evidence(x, y, v, trends, scale) for trends, scale in surrogates]
+        for_same.append(same - logsumexp(others) + np.log(len(others)))
+    return float(expit(logit(_PRIOR) + np.mean(for_same)))
 
 
 def _evidence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from autotune.search.evidence import chance_of_same
 from autotune.search.surrogate import Trend
@@ -35,6 +36,25 @@ def test_a_peak_that_many_launches_see_leaves_no_chance() -> None:
 def test_a_deviation_that_both_objectives_share_counts_once() -> None:
     one = np.array([0.1, -0.1, 0.15, 0.0, -0.2, 0.1, 0.0, -0.05])[:, None]
     assert chance(np.hstack([one, -one])) == pytest.approx(chance(one), abs=1e-9)
+
+
+def test_each_objective_has_the_surrogate_that_explains_it() -> None:
+    rng = np.random.default_rng(0)
+    ones, told = np.ones(8), np.tile([0.3, -0.3], 4)
+    surrogates = [
+        ([Trend(ones, 0.0, 1.0)], 0.3),
+        ([Trend(ones, 0.0, 1.0), Trend(told, 1.0, 0.1)], 0.03),
+    ]
+    foretold = (told + rng.normal(0, 0.03, 8))[:, None]
+    otherwise = (-told + rng.normal(0, 0.03, 8))[:, None]
+
+    def of(costs: np.ndarray) -> float:
+        return chance_of_same(X, costs, np.full_like(costs, 0.02**2), surrogates)
+
+    alone = [of(foretold), of(otherwise)]
+    both = of(np.hstack([foretold, otherwise]))
+    assert both == pytest.approx(expit(np.mean(logit(alone))))
+    assert max(alone) < 0.05
 
 
 def test_the_level_of_the_costs_does_not_matter_and_many_launches_end_the_question() -> None:
