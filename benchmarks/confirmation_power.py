@@ -4,7 +4,9 @@
     python benchmarks/confirmation_power.py --at-once …    # all launches planned at once, as before
 
 Whole confirmations are simulated. A study has a baseline and 16 points, one launch of each, and a
-second launch of the baseline and of the best. One point is better than all others, which are equal:
+second launch of the baseline and of the best. (Whether what is promised of a winner is true, in
+worlds with points that differ by chance, is the question of `confirmed_worlds.py`; here it is what
+the launches are worth: how often a known winner is found.) One point is better than all others, which are equal:
 in tok/s, in p95, or in both. Launches of a point differ by ``between`` (tok/s and p95 in opposite
 ways, as a slow machine does), and by 1 % (tok/s) and 2 % (p95) that their requests add. The held
 launches are spent as `autotune` spends them: each step is planned by
