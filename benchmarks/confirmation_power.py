@@ -4,14 +4,15 @@
     python benchmarks/confirmation_power.py --at-once …    # all launches planned at once, as before
 
 Whole confirmations are simulated. A study has a baseline and 16 points, one launch of each, and a
-second launch of the baseline and of the best. (Whether what is promised of a winner is true, in
-worlds with points that differ by chance, is the question of `confirmed_worlds.py`; here it is what
-the launches are worth: how often a known winner is found.) One point is better than all others, which are equal:
+second launch of the baseline and of the best. One point is better than all others, which are equal:
 in tok/s, in p95, or in both. Launches of a point differ by ``between`` (tok/s and p95 in opposite
 ways, as a slow machine does), and by 1 % (tok/s) and 2 % (p95) that their requests add. The held
 launches are spent as `autotune` spends them: each step is planned by
 `autotune.search.confirmation_steps` from the launches before it. A machine may drift while the
 confirmation runs: it becomes slower by 10 % in all, at an even rate or in one step at its middle.
+
+The question is what launches are worth: how often a known winner is found. Whether what is said of
+a winner is true, among points that differ at random, is the question of `confirmed_worlds.py`.
 
     tie        the choice by the rule is said to be a tie
     false      it is not, although the choice is not the best point or is equal to others

@@ -15,11 +15,12 @@ not from a grid, with equal points too, are in `confirmed_worlds.py`.
     confirmed       `autotune.search.confirmation_verdict.verdict`, as `autotune` reports it
 
 For the choices by tok/s, by p95 and the balanced one: bias (promised over true, geometric mean,
-minus 1) of tok/s, p95 and the speed-up over the baseline; how often the speed-up's 95 % interval
-holds the truth, and its mean half-width; "close": how often the choice is within 2 % of the best
-point of the search by its own rule (balanced: 4 %, of two objectives). Then, of choices that were
-said to beat their runner-up with such a chance, how many really do: as `verdict` states it, and as
-Student's t with a flat prior would from the means of the confirmation.
+minus 1) of tok/s, p95 and the speed-up over the baseline; of the studies whose choice is not the
+baseline (their share is "told"), how often the speed-up's 95 % interval holds the truth, and its
+mean half-width; "close": how often the choice is within 2 % of the best point of the search by its
+own rule (balanced: 4 %, of two objectives). Then, of choices that were said to beat their runner-up
+with such a chance, how many really do: as `verdict` states it, and as Student's t with a flat prior
+would from the means of the confirmation.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def main() -> None:
         )
         print(
             f"{'choice by':<10}{'launches':>9}{'points':>7} {'':<10}{'tok/s':>8}{'p95':>8}"
-            f"{'speed-up':>10}{'holds':>8}{'±':>7}{'close':>7}"
+            f"{'speed-up':>10}{'told':>7}{'holds':>8}{'±':>7}{'close':>7}"
         )
         for held, most in PLANS:
             runs = [replay(world, held, most, rng) for _ in range(args.runs)]
@@ -228,12 +229,17 @@ def _summary(promises: Sequence[Promise], close: float) -> dict[str, float | Non
         half = round(float(np.expm1(np.mean([p.half for p in with_interval]))), 4)
     near = round(float(np.mean([p.behind < close for p in promises])), 4)
     told = dict(zip(("tok/s", "p95", "speed-up"), bias, strict=True))
-    return {**told, "holds": holds, "half": half, "close": near}
+    share = round(len(with_interval) / len(promises), 4)
+    return {**told, "told": share, "holds": holds, "half": half, "close": near}
 
 
 def _words(row: dict[str, Any]) -> str:
     text = f"{row['tok/s']:>+8.1%}{row['p95']:>+8.1%}{row['speed-up']:>+10.1%}"
-    text += " " * 15 if row["holds"] is None else f"{row['holds']:>8.0%}{row['half']:>7.1%}"
+    text += (
+        " " * 22
+        if row["holds"] is None
+        else f"{row['told']:>7.0%}{row['holds']:>8.0%}{row['half']:>7.1%}"
+    )
     return f"{text}{row['close']:>7.0%}"
 
 
