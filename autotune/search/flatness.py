@@ -28,11 +28,11 @@ section 5.2). It is drawn by importance sampling in steps: from the priors, then
 with the mean and covariance of what the last step found, until enough draws count (T. Kloek, H. K.
 van Dijk, "Bayesian estimates of equation system parameters", Econometrica 46, 1978; O. Cappé et
 al., "Population Monte Carlo", Journal of Computational and Graphical Statistics 13, 2004). The
-priors of the two standard deviations are wider than the search's. `benchmarks/statements.py` checks
-how often the bounds hold.
+priors of the two standard deviations have smaller medians than the search's, because bounds are
+said of studies in which little differs. `benchmarks/statements.py` checks how often they hold.
 
-A process takes points next to each other to be alike. A jump between launched points, at one n
-say, cannot be foreseen and is in no bound.
+A process assumes that points next to each other are similar. A jump between launched points, at one
+n say, cannot be foreseen and is in no bound.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ def run_study(
         timeout_s: Seconds after which no launch begins.
         progress: Told of what happens.
         confirm: Search no further: ``trials`` more launches measure the winners again.
-        stop_below: The search ends when no launch is expected to gain more, as a share of the
-            hypervolume; 0: never. None: as the study says.
+        stop_below: The search ends when no launch is expected to improve an objective, or the
+            geometric mean of all, by this share; 0: never. None: as the study says.
         reuse: Earlier studies; their trials are taken, and do not count as ``trials``.
         tools: What servers are made and measured with; None: this machine's.
         slots: Slots that launch at the same time (:func:`autotune.tuning.slots.slots_of_host`);
