@@ -66,13 +66,13 @@ _JITTER = 1e-9
 _NOISIEST = 0.1
 # The same for a larger standard deviation between launches, as far as they show it.
 _UNSTEADIEST = 0.15
-# Launches that are so many standard deviations less likely than a process expects are of none.
+# Largest distance of the launches from what a process expects, in standard deviations of its χ².
 _UNLIKELY = 4
 _THETAS = 256  # θ of each step
-_COUNTING = 16  # effective number of θ that ends the steps …
-_MOST_STEPS = 8  # … of which there are so many at most, after that from the priors
-_KEPT = 64  # θ that points are drawn with, …
-_DRAWS = 32  # … and how often each
+_COUNTING = 16  # effective number of θ that ends the steps
+_MOST_STEPS = 8  # largest number of steps; after them there is no bound
+_KEPT = 64  # θ that points are drawn with
+_DRAWS = 32  # draws of the points with each of them
 _FREEDOM = 5  # of Student's t
 
 
@@ -82,8 +82,8 @@ class Flatness:
 
     Attributes:
         differs: Bound of the largest difference in either direction, of the logarithm of each
-            objective, of shape (objectives,); infinite: its launches
-            are too noisy for one, or too far apart.
+            objective, of shape (objectives,); infinite: its launches are too noisy for a bound, or
+            too far apart.
         better: Bound of the largest improvement, likewise; 0: the baseline is the best point.
     """
 
