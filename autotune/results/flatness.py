@@ -70,7 +70,7 @@ class Statement:
             jump = f"a jump at {at}, where none was measured,"
         return [
             f"No setting {what} the baseline by more than {most}, with {LEVEL:.0%} probability.",
-            f"{about} measured, and takes neighbors to be alike: {jump} would not be seen.",
+            f"{about} measured, and assumes that neighbors are similar: {jump} would not be seen.",
         ]
 
     def to_json(self) -> dict[str, object]:

@@ -75,9 +75,9 @@ def test_a_flat_study_says_that_nothing_differs() -> None:
             f"{percent[1]}% in p95 latency, with 95% probability."
         ),
         (
-            "This is about 80 settings, of which 13 were measured, and takes neighbors to be "
-            f"alike: a jump at n = {ranges(list(found.unmeasured[N]))}, where none was measured, "
-            "would not be seen."
+            "This is about 80 settings, of which 13 were measured, and assumes that neighbors "
+            f"are similar: a jump at n = {ranges(list(found.unmeasured[N]))}, where none was "
+            "measured, would not be seen."
         ),
     ]
 
