@@ -11,6 +11,9 @@ launches are spent as `autotune` spends them: each step is planned by
 `autotune.search.confirmation_steps` from the launches before it. A machine may drift while the
 confirmation runs: it becomes slower by 10 % in all, at an even rate or in one step at its middle.
 
+The question is what launches are worth: how often a known winner is found. Whether what is said of
+a winner is true, among points that differ at random, is the question of `confirmed_worlds.py`.
+
     tie        the choice by the rule is said to be a tie
     false      it is not, although the choice is not the best point or is equal to others
     behind     how far the choice is behind the best point by its rule, on average

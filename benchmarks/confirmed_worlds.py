@@ -9,7 +9,8 @@ is 10 % better in both. A launch multiplies both by chance deviations with the s
 `scatter` (correlation 0.7), which may be another one for the baseline. The search launches each
 point once, then the baseline, the best by tok/s and the baseline once more. Then comes the
 confirmation: in the steps of the package that runs, or in the fixed order of earlier packages
-(`--fixed` asks for it). The earlier package's folder goes into PYTHONPATH.
+(`--fixed` asks for it). The earlier package's folder goes into PYTHONPATH. How often a known winner
+is found, by the number of launches, is the question of `confirmation_power.py`.
 
 For each world and rule (tok/s, p95, balanced):
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autotune.cli.common import best_trial, draw
-from autotune.cli.options import PathType, database_option, study_option
+from autotune.cli.options import DatabaseType, PathType, database_option, study_option
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.output.export.choice import Chosen
@@ -201,8 +201,8 @@ def dashboard(database: Database, study: str | None, port: int, open_browser: bo
 
 @click.command()
 @click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
-def copy(source: str, target: str) -> None:
+@click.argument("target", metavar="TO", type=DatabaseType(dir_okay=False, path_type=Path))
+def copy(source: str, target: Database) -> None:
     """Copy a study to another database, with every launch and request.
 
     FROM is a database, or DB:STUDY if it holds several. Both are SQLite files or URLs of
@@ -216,12 +216,12 @@ def copy(source: str, target: str) -> None:
     """
     from autotune.errors import UserError
     from autotune.storage.copying import copy_study
-    from autotune.storage.location import parse_database, parse_named
+    from autotune.storage.location import parse_named
 
     named = parse_named(source)
     if named is None:
         raise UserError(f"{source[:200]}: no such database; give FILE.db, FILE.db:STUDY or a URL")
-    done = copy_study(*named, parse_database(target))
+    done = copy_study(*named, target)
     click.echo(
         f"copied {done.study}: {done.trials} trials, {done.launches} launches and "
         f"{done.requests} requests"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from autotune.errors import AutotuneError, one_line
-from autotune.storage.location import is_url, parse_database
+from autotune.storage.location import Server, parse_database
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,8 +73,10 @@ class DatabaseType(PathType):
     """A database: the path of an SQLite file, or a URL of PostgreSQL."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and is_url(value):
-            return parse_database(value)  # an error of it never quotes a password
+        if isinstance(value, str):
+            found = parse_database(value)  # an error of it never quotes a password
+            if isinstance(found, Server):
+                return found
         return super().convert(value, param, ctx)
 
 

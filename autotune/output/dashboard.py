@@ -552,8 +552,8 @@ def _study_note(
         lines += ["", *(f"- {markdown(upper(line))}." for line in throttled)]
     if importance:
         lines += ["", "## Which parameter matters", "", *(f"{markdown(x)}\n" for x in importance)]
-        lines += [_IMPORTANCE_NOTE]
     lines += [
+        "",
         _IMPORTANCE_NOTE,
         "",
         _READING_NOTE.format(exponents=_EXPONENTS_NOTE if exponents else ""),

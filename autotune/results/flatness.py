@@ -6,17 +6,17 @@ It is computed from the stored launches (:mod:`autotune.search.flatness`), whate
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from autotune.engine.rules import why_infeasible
 from autotune.results.budget_note import compared_launches, rules_of
-from autotune.results.text import count, lower, plain, ranges
+from autotune.results.text import HEADINGS, count, lower, plain, ranges
 from autotune.results.views import StudyView
 from autotune.search.alike import Classes, Launched, key_of
 from autotune.search.flatness import LEVEL, MOST_POINTS, Flatness, flatness
 from autotune.storage.store import Store
-from autotune.study.space import N, Point, Space, canonical
+from autotune.study.space import ARM, ChoiceParam, N, Point, Space, Value, canonical
 from objectives import Objective
 
 # Largest difference that is worth a statement: a quarter. Who drafts hopes for 1.3 times and more.
@@ -35,15 +35,16 @@ class Statement:
             empty: it is more, or unknown, in the first one.
         settings: Number of settings that can launch; those that are one for the objectives count
             once.
-        launched: Number of them that were launched.
-        unlaunched: Values of n, ascending, at which none was launched: a jump there is not seen.
+        measured: Number of them of which a launch gave numbers.
+        unmeasured: Values of n, and of parameters that are a choice, of which none was measured, by
+            parameter: a jump there is not seen.
     """
 
     differs: Mapping[str, float]
     better: Mapping[str, float]
     settings: int
-    launched: int
-    unlaunched: tuple[int, ...] = ()
+    measured: int
+    unmeasured: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
 
     def lines(self, objectives: Sequence[Objective]) -> list[str]:
         """Return it in words: what holds, then for what; empty: nothing is to be said.
@@ -60,13 +61,16 @@ class Statement:
         names = {o.name: plain(lower(o.title)) for o in objectives}
         parts = [f"{_percent(share)} in {names[name]}" for name, share in by.items()]
         most = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
-        about = f"This is about {count(self.settings, 'setting')}, of which {self.launched} were"
-        jump = "a jump between launched ones"
-        if self.unlaunched:
-            jump = f"a jump at n = {ranges(self.unlaunched)}, where none was launched,"
+        about = f"This is about {count(self.settings, 'setting')}, of which {self.measured} were"
+        jump = "a jump between measured ones"
+        if self.unmeasured:
+            at = " or ".join(
+                f"{HEADINGS.get(k, k)} = {_in_words(x)}" for k, x in self.unmeasured.items()
+            )
+            jump = f"a jump at {at}, where none was measured,"
         return [
             f"No setting {what} the baseline by more than {most}, with {LEVEL:.0%} probability.",
-            f"{about} launched, and takes neighbors to be alike: {jump} would not be seen.",
+            f"{about} measured, and assumes that neighbors are similar: {jump} would not be seen.",
         ]
 
     def to_json(self) -> dict[str, object]:
@@ -76,8 +80,8 @@ class Statement:
             "better_at_most": dict(self.better) or None,
             "probability": LEVEL,
             "settings": self.settings,
-            "launched": self.launched,
-            "n_never_launched": list(self.unlaunched),
+            "measured": self.measured,
+            "never_measured": {name: list(values) for name, values in self.unmeasured.items()},
         }
 
 
@@ -142,13 +146,29 @@ def stated(
         little if objectives[0].name in little else {},
         len(every),
         len(own),
-        tuple(sorted(_ns(every.values()) - _ns(own.values()))),
+        _unmeasured(space, list(every.values()), list(own.values())),
     )
 
 
-def _ns(points: Iterable[Point]) -> set[int]:
-    """Return the values of n among points; empty: it is not searched."""
-    return {int(q[N]) for q in points if N in q}
+def _unmeasured(
+    space: Space, points: Sequence[Point], measured: Sequence[Point]
+) -> dict[str, tuple[Value, ...]]:
+    """Return the values of n and of each choice that only points without numbers have."""
+    names = [k for k, p in space.params.items() if k == N or isinstance(p, ChoiceParam)]
+    found = {}
+    for name in names:
+        # without a draft, a point belongs to all arms
+        known = {q[name] for q in measured if name != ARM or q.get(N) != 0}
+        values = {q[name]: None for q in points if name != ARM or q.get(N) != 0}
+        if left := [v for v in values if v not in known]:
+            found[name] = tuple(sorted(left) if name == N else left)
+    return found
+
+
+def _in_words(values: Sequence[Value]) -> str:
+    """Return values of one parameter, numbers as ranges."""
+    numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
+    return ranges(numbers) if len(numbers) == len(values) else ", ".join(map(str, values))
 
 
 @dataclass(frozen=True)

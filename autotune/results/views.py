@@ -353,14 +353,20 @@ def _choice(view: StudyView, choice: Choice) -> str:
         if "throughput" in names:
             e = choice.over_baseline[names.index("throughput")]
             words.append(f"speed-up {times(e)}")
-    if choice.runner_up is not None and choice.chance is not None:
-        the = "the " if _trial(view, choice.runner_up).baseline else ""
-        rival = the + _name(view, choice.runner_up)
+    chance = None if choice.rival is None else choice.chances[choice.rival]
+    if choice.rival is not None and chance is not None:
+        the = "the " if _trial(view, choice.rival).baseline else ""
+        rival = the + _name(view, choice.rival)
         if choice.tie:
-            words.append(f"a tie with {rival}: better with only {choice.chance:.0%} probability")
+            words.append(f"a tie with {rival}: better with only {tied_text(chance)} probability")
         else:
-            words.append(f"better than {rival} with {_chance_text(choice.chance)} probability")
+            words.append(f"better than {rival} with {_chance_text(chance)} probability")
     return ", ".join(words)
+
+
+def tied_text(chance: float) -> str:
+    """Return the probability of a tie in percent, below the 95 % from which on it would be none."""
+    return f"{min(chance, 0.94):.0%}"
 
 
 def _chance_text(chance: float) -> str:

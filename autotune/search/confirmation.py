@@ -12,10 +12,9 @@ candidates are launched again, forwards and backwards (A B C C B A). A machine t
 slower or faster then affects all of them equally, and the mean of the paired differences is the
 difference of the means. Removing the rounds from the scatter as well was tried: at 4 to 8 launches
 the lost degrees of freedom widen the interval by 7 to 30 % on a steady machine, and the gain is at
-most 10 % on a drifting one. Eight launches begin with three candidates. With 2, 3 and 4 of them
-the choice was within 2 % of the best in 95, 91 and 88 % of the replays on one measured grid, and in
-83, 91 and 95 % on another. Each further candidate widens the speed-up's interval by a fifth to a
-quarter. Remaining launches are planned later, by :mod:`autotune.search.confirmation_steps`.
+most 10 % on a drifting one. Eight launches begin with three candidates: each further one widens the
+speed-up's interval by a fifth to a third (``benchmarks/selection_bias.py``). Remaining launches are
+planned later, by :mod:`autotune.search.confirmation_steps`.
 """
 
 from __future__ import annotations

@@ -67,9 +67,9 @@ def next_step(
         again = max(others, key=lambda k: near[k], default=None)
         if again is not None:
             live.append(again)
-            dropped.pop(again, None)
     order = [*so_far.order, *step_of(live or every, left)]
-    return replace(so_far, order=order, dropped={**so_far.dropped, **dropped})
+    gone = {k: why for k, why in {**so_far.dropped, **dropped}.items() if k not in live}
+    return replace(so_far, order=order, dropped=gone)
 
 
 def _why_dropped(

@@ -114,6 +114,15 @@ class Choice:
         return next(iter(self.chances.values()), None)
 
     @property
+    def rival(self) -> int | None:
+        """Trial number of the candidate that the choice is least surely better than.
+
+        It need not be the next best: one with fewer launches may be behind by more and still tie.
+        None: there is no other.
+        """
+        return min(self.chances, key=lambda k: self.chances[k] or 0.0, default=None)
+
+    @property
     def ties(self) -> tuple[int, ...]:
         """Trial numbers of the candidates that may be as good, the next best first."""
         return tuple(k for k, chance in self.chances.items() if chance is None or chance < SURE)

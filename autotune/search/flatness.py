@@ -28,11 +28,11 @@ section 5.2). It is drawn by importance sampling in steps: from the priors, then
 with the mean and covariance of what the last step found, until enough draws count (T. Kloek, H. K.
 van Dijk, "Bayesian estimates of equation system parameters", Econometrica 46, 1978; O. Cappé et
 al., "Population Monte Carlo", Journal of Computational and Graphical Statistics 13, 2004). The
-priors of the two standard deviations are wider than the search's. `benchmarks/statements.py` checks
-how often the bounds hold.
+priors of the two standard deviations have smaller medians than the search's, because bounds are
+said of studies in which little differs. `benchmarks/statements.py` checks how often they hold.
 
-A process takes points next to each other to be alike. A jump between launched points, at one n
-say, cannot be foreseen and is in no bound.
+A process assumes that points next to each other are similar. A jump between launched points, at one
+n say, cannot be foreseen and is in no bound.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ _JITTER = 1e-9
 _NOISIEST = 0.1
 # The same for a larger standard deviation between launches, as far as they show it.
 _UNSTEADIEST = 0.15
-# Launches that are so many standard deviations less likely than a process expects are of none.
+# Largest distance of the launches from what a process expects, in standard deviations of its χ².
 _UNLIKELY = 4
 _THETAS = 256  # θ of each step
-_COUNTING = 16  # effective number of θ that ends the steps …
-_MOST_STEPS = 8  # … of which there are so many at most, after that from the priors
-_KEPT = 64  # θ that points are drawn with, …
-_DRAWS = 32  # … and how often each
+_COUNTING = 16  # effective number of θ that ends the steps
+_MOST_STEPS = 8  # largest number of steps; after them there is no bound
+_KEPT = 64  # θ that points are drawn with
+_DRAWS = 32  # draws of the points with each of them
 _FREEDOM = 5  # of Student's t
 
 
@@ -82,8 +82,8 @@ class Flatness:
 
     Attributes:
         differs: Bound of the largest difference in either direction, of the logarithm of each
-            objective, of shape (objectives,); infinite: its launches
-            are too noisy for one, or too far apart.
+            objective, of shape (objectives,); infinite: its launches are too noisy for a bound, or
+            too far apart.
         better: Bound of the largest improvement, likewise; 0: the baseline is the best point.
     """
 

@@ -60,7 +60,7 @@ class Backend(ABC):
 
     @abstractmethod
     def is_there(self) -> bool:
-        """Return whether there is a database, of whatever."""
+        """Return whether there is a database, of any program."""
 
     @abstractmethod
     def has_tables(self) -> bool:

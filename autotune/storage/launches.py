@@ -136,8 +136,8 @@ class Launches:
     def _update(self, launch_id: str, **columns: Any) -> None:
         from sqlalchemy import update
 
-        change = update(LaunchRow).filter_by(launch_id=launch_id).values(columns)
-        with self._sessions() as s:
+        with self._sessions() as s:  # maps the rows, which a statement about them needs
+            change = update(LaunchRow).filter_by(launch_id=launch_id).values(columns)
             done = cast("CursorResult[Any]", s.execute(change))
             if done.rowcount != 1:
                 raise LookupError(f"the database has no launch {launch_id}")

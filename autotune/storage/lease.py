@@ -43,6 +43,8 @@ def exclusive(database: Database) -> Iterator[None]:
         return
     if not database.parent.is_dir():
         raise UserError(f"{database}: the folder {database.parent} does not exist; make it first")
+    if database.exists() and not database.is_file():  # a new file would take its place
+        raise UserError(f"{database}: is not a regular file; name another one")
     lock = _lock_file(database)
     try:
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

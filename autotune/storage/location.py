@@ -12,10 +12,12 @@ from autotune.errors import UserError, one_line
 
 # Schemes that people give for PostgreSQL; the first one is shown.
 SCHEMES = ("postgresql+psycopg", "postgresql", "postgres")
+# The beginning of a URL with a character too few.
+_NEARLY = re.compile(r"postgres(ql)?(\+\w+)?(:|//)", re.IGNORECASE)
 # libpq's parameters that hold a secret.
 _SECRET = {"password", "sslpassword", "oauth_client_secret"}
 _REFUSED = (
-    "--db: a password does not belong into the URL: `ps` and the shell's history would show it. "
+    "a password does not belong into a database's URL: `ps` and the shell's history would show it. "
     "Put it into ~/.pgpass, PGPASSWORD, or a file that ?passfile=FILE names "
     "(an @ that is not the end of a user name is written %40)"
 )
@@ -67,6 +69,7 @@ def parse_database(text: str | Path | Server) -> Database:
     if not isinstance(text, str):
         return text
     if not is_url(text):
+        _check_no_url(text)
         return Path(text)
     scheme, _, rest = text.partition(":")
     # before anything else: no other message may quote it
@@ -77,7 +80,7 @@ def parse_database(text: str | Path | Server) -> Database:
         raise UserError(_REFUSED)
     if scheme.lower() not in SCHEMES:
         raise UserError(
-            f"--db {scheme}://…: no database of this kind is known. Give a file (SQLite) or "
+            f"{scheme}://…: no database of this kind is known. Give a file (SQLite) or "
             f"{SCHEMES[0]}://HOST/NAME"
         )
     try:
@@ -85,10 +88,19 @@ def parse_database(text: str | Path | Server) -> Database:
         if not rest.isprintable():
             raise ValueError("it has a character that is not printable")
     except ValueError as e:
-        raise UserError(f"--db {one_line(text, 200)}: is no URL: {e}") from e
+        raise UserError(f"{one_line(text, 200)}: is no URL: {e}") from e
     if "#" in rest:
-        raise UserError(f"--db {one_line(text, 200)}: has a `#`; write it as %23")
+        raise UserError(f"{one_line(text, 200)}: has a `#`; write it as %23")
     return Server(rest)
+
+
+def _check_no_url(path: str) -> None:
+    """Refuse a path that was meant as a URL: it would be made, and may have a password in it."""
+    if (found := _NEARLY.match(path)) is not None:
+        raise UserError(
+            f"{found[0]}…: is neither a file nor a URL; write {SCHEMES[0]}://HOST/NAME (a file of "
+            "such a name is ./NAME)"
+        )
 
 
 def parse_named(text: str) -> tuple[Database, str | None] | None:
@@ -105,6 +117,7 @@ def parse_named(text: str) -> tuple[Database, str | None] | None:
         if study and "/" in head.partition("://")[2] and not re.search(r"[/@?]", study):
             return parse_database(head), study
         return parse_database(text), None
+    _check_no_url(text)
     try:
         if Path(text).is_file():
             return Path(text), None

@@ -24,7 +24,7 @@ from autotune.storage.reading import Reader
 T = TypeVar("T")
 
 OLDEST = 13
-# A statement that is answered by nothing for so long has lost its connection.
+# Time without an answer after which a connection is taken for lost.
 SILENT_S = 30.0
 # Parameters of libpq unless the URL has them: a peer that is gone is noticed within some 20 s.
 _DEFAULTS: dict[str, Any] = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a database is read without it
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-# A connection is asked whether it is still there when nobody has used it for so long.
+# Idle time after which a connection is asked whether it is still there.
 IDLE_S = 1.0
 
 T = TypeVar("T")

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 LEASE_S = 15.0
 RENEW_S = 3.0
-# So long a server that is away is waited for.
+# Longest wait for a server that is away.
 AWAY_S = 600.0
 _RETRY_S = 0.5
 _NOW = "extract(epoch FROM clock_timestamp())"

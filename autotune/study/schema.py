@@ -294,7 +294,8 @@ class BudgetSpec(Model):
         ge=0,
         lt=1,
         description="the search ends before its trials are used up when no further launch is "
-        "expected to improve an objective, or the geometric mean of all, by this much; 0: never",
+        "expected to improve an objective, or the geometric mean of all, by this much, or by a "
+        "tenth of what one launch is off by if that is more; 0: never",
     )
     timeout_minutes: Schedule[float | None] = Field(
         default=None,

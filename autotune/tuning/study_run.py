@@ -72,8 +72,8 @@ def run_study(
         timeout_s: Seconds after which no launch begins.
         progress: Told of what happens.
         confirm: Search no further: ``trials`` more launches measure the winners again.
-        stop_below: The search ends when no launch is expected to gain more, as a share of the
-            hypervolume; 0: never. None: as the study says.
+        stop_below: The search ends when no launch is expected to improve an objective, or the
+            geometric mean of all, by this share; 0: never. None: as the study says.
         reuse: Earlier studies; their trials are taken, and do not count as ``trials``.
         tools: What servers are made and measured with; None: this machine's.
         slots: Slots that launch at the same time (:func:`autotune.tuning.slots.slots_of_host`);
@@ -331,11 +331,8 @@ class _Driver:
         if not isinstance(end, Converged):
             return StopReason.EXHAUSTED
         self.log.keep_converged(self.budget.wanted)
-        self.progress.message(
-            f"converged after {self.log.finished()} launches: the best next one is expected to "
-            f"improve an objective by {end.gain:.2%}, less than {self.stop_below:.2%}, and no "
-            "launch that could prove this wrong is left"
-        )
+        text = converged_text(self.log.finished(), end.gain, self.stop_below)
+        self.progress.message(text)
         return StopReason.CONVERGED
 
     # -- one trial -------------------------------------------------------------------------------
@@ -401,3 +398,20 @@ class _Driver:
                 f"{self.spec.name}: all launches failed: {failure.reason}. The last log is in "
                 f"{self.launcher.logs.folder}"
             )
+
+
+def converged_text(launches: int, gain: float, stop_below: float) -> str:
+    """Return why a search has converged.
+
+    Args:
+        launches: Number of finished launches.
+        gain: Largest expected improvement of an objective by a launch, as a share.
+        stop_below: Improvement that the study asks for; where launches differ by much, more is
+            asked for (:func:`autotune.search.model.propose`).
+    """
+    least = f"{stop_below:.2%}" if gain < stop_below else "a tenth of what one launch is off by"
+    return (
+        f"converged after {launches} launches: the best next one is expected to improve an "
+        f"objective by {gain:.2%}, less than {least}, and no launch that could prove this wrong is "
+        "left"
+    )

@@ -387,6 +387,7 @@ def test_a_card_of_importance_is_replaced_once_nothing_is_seen_to_matter(tmp_pat
     assert "No parameter is seen to matter" in card
     assert '"bar"' not in card
     assert "## Which parameter matters\n\nNo parameter is seen to matter by 24 points." in note
+    assert note.count("\n\noptuna-dashboard's own plot of importances") == 1
 
 
 def test_three_objectives_have_their_lines_too(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 
 from autotune.cli.main import main
 from autotune.results.trials import study_view
-from autotune.results.views import dropped_lines
+from autotune.results.views import dropped_lines, verdict_lines
 from autotune.search.spending import Dropped, Spending
 from autotune.storage.store import opened
 from tests.paths import ROOT
@@ -73,3 +74,17 @@ def test_what_a_later_confirmation_launched_again_is_not_dropped(database: Path)
     keep(database, 30, Spending([0, 1, 1, 0], 4))
     [line] = lines_of(database)
     assert line.startswith("trial 2 (n = ")
+
+
+@pytest.mark.parametrize("chance", [0.947, 0.9499, 0.83])
+def test_a_tie_names_the_candidate_that_it_is_with(database: Path, chance: float) -> None:
+    """The next best may be beaten for certain and one with fewer launches not."""
+    with opened(database) as store:
+        view = study_view(store, store.pick_study(None))
+    assert view.verdict is not None
+    choice = replace(view.verdict.winners[0], number=0, chances={7: 0.99, 1: chance})
+    assert (choice.runner_up, choice.rival, choice.ties) == (7, 1, (1,))
+    line = verdict_lines(replace(view, verdict=replace(view.verdict, winners=(choice,) * 2)))[0]
+    said = line.split("a tie with trial 1 (n = ")[1]
+    assert said.endswith(f": better with only {min(chance, 0.94):.0%} probability")
+    assert "95%" not in said

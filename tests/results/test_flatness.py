@@ -22,7 +22,7 @@ from autotune.results.text import ranges
 from autotune.results.trials import study_view
 from autotune.search.alike import Alike, Classes
 from autotune.storage.store import Store, opened
-from autotune.study.space import ARM, MNBT, IntParam, N, Point, Pow2Param, Space
+from autotune.study.space import ARM, MNBT, ChoiceParam, IntParam, N, Point, Pow2Param, Space
 from tests.paths import ROOT
 from tests.study_views import P95, THROUGHPUT
 
@@ -65,9 +65,9 @@ def test_a_flat_study_says_that_nothing_differs() -> None:
     found = told(launches(lambda _q: 0.0))
     assert set(found.differs) == {"throughput", "p95_latency"}
     assert all(0 < share < 0.12 for share in found.differs.values())
-    assert (found.settings, found.launched) == (80, 13)
+    assert (found.settings, found.measured) == (80, 13)
     own = {int(x.point[N]) for x in launches(lambda _q: 0.0)}
-    assert set(found.unlaunched) == set(range(16)) - own
+    assert set(found.unmeasured[N]) == set(range(16)) - own
     percent = [math.ceil(100 * x) for x in found.differs.values()]
     assert found.lines((THROUGHPUT, P95)) == [
         (
@@ -75,9 +75,9 @@ def test_a_flat_study_says_that_nothing_differs() -> None:
             f"{percent[1]}% in p95 latency, with 95% probability."
         ),
         (
-            "This is about 80 settings, of which 13 were launched, and takes neighbors to be "
-            f"alike: a jump at n = {ranges(found.unlaunched)}, where none was launched, would not "
-            "be seen."
+            "This is about 80 settings, of which 13 were measured, and assumes that neighbors "
+            f"are similar: a jump at n = {ranges(list(found.unmeasured[N]))}, where none was "
+            "measured, would not be seen."
         ),
     ]
 
@@ -120,8 +120,21 @@ def test_points_that_are_one_count_once_and_say_more() -> None:
 def test_where_every_n_was_launched_none_is_named() -> None:
     own = [ComparedLaunch({N: n, MNBT: 2048}, (0.0, 0.0), (1e-4, 1e-4)) for n in range(16)]
     found = told(own)
-    assert found.unlaunched == ()
-    assert "a jump between launched ones would not be seen" in found.lines((THROUGHPUT, P95))[1]
+    assert found.unmeasured == {}
+    assert "a jump between measured ones would not be seen" in found.lines((THROUGHPUT, P95))[1]
+
+
+def test_choices_that_were_never_measured_are_named_too() -> None:
+    choice = ChoiceParam(type="choice", choices=("auto", "fp8", "fp4"))
+    space = Space({N: IntParam(type="int", low=0, high=7), "kv_cache_dtype": choice})
+    own = [ComparedLaunch({N: n, "kv_cache_dtype": "auto"}, (0.0,), (1e-4,)) for n in range(6)]
+    baseline, every = own[0].point, list(space.points() or ())
+    found = stated(space, own, every, baseline, NONE, (THROUGHPUT,))
+    assert found is not None
+    assert found.unmeasured == {N: (6, 7), "kv_cache_dtype": ("fp8", "fp4")}
+    at = "a jump at n = 6, 7 or kv_cache_dtype = fp8, fp4, where none was measured, would not be"
+    assert at in replace(found, differs={"throughput": 0.1}).lines((THROUGHPUT,))[1]
+    assert found.to_json()["never_measured"] == {N: [6, 7], "kv_cache_dtype": ["fp8", "fp4"]}
 
 
 def test_shares_are_rounded_up() -> None:
@@ -195,8 +208,6 @@ def test_a_large_space_says_nothing(busy: Store, monkeypatch: pytest.MonkeyPatch
 
 
 def test_arms_without_launches_are_not_said_to_be_alike() -> None:
-    from autotune.study.space import ChoiceParam
-
     space = Space({ARM: ChoiceParam(type="choice", choices=("a", "b")), **PLANE.params})
     own = [
         replaced._replace(point={ARM: "a", **replaced.point})

@@ -173,6 +173,22 @@ def test_a_stopped_run_goes_on_and_slices_are_shown_together(
     assert "new, random: replays 3" in shown
 
 
+def test_the_committed_replays_keep_what_the_docs_say(tables: Any) -> None:
+    found = tables.read([ROOT / "benchmarks/data/search.json"])
+    shown = [line for line in tables.table(found) if line.startswith("| ")]
+    docs = (ROOT / "docs/search.md").read_text().splitlines()
+    assert len(shown) > 90
+    assert set(shown[1:]) <= set(docs)
+    at_3 = [r for r in found["new"] if r["sigma"] == 0.03]
+    for world in ("two-peaks", "crash-above-7"):
+        for strategy in OURS:
+            own = [r for r in at_3 if (r["world"], r["strategy"]) == (world, strategy)]
+            assert len(own) == 60
+            assert np.median([r["missing"] for r in own]) <= 0.02
+    flat = [r for r in at_3 if r["world"] == "flat" and r["strategy"] in OURS]
+    assert np.mean([r["end"] <= 10 and bool(r["says"]["differs"]) for r in flat]) >= 0.9
+
+
 def test_old_and_new_are_compared_seed_by_seed(tables: Any) -> None:
     def rows(*reached: int | None) -> dict[int, dict[str, Any]]:
         return {s: {"most": 40, "reached": x} for s, x in enumerate(reached)}

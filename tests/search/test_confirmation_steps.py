@@ -12,6 +12,7 @@ from autotune.search.confirmation import Launches, plan, step_of
 from autotune.search.confirmation_steps import next_step
 from autotune.search.front import Direction
 from autotune.search.spending import Dropped, Spending
+from autotune.stats.measurement import Floats
 from tests.paths import ROOT
 
 BOTH: tuple[Direction, Direction] = ("maximize", "minimize")
@@ -204,3 +205,25 @@ class TestWholeConfirmations:
 
         found = run(World(8, 0.03, 0.0, "both", drift), 15, seed=4)
         assert max(found.false) <= 0.03
+
+
+@pytest.mark.parametrize("baseline", [None, 0])
+def test_what_is_launched_again_is_not_listed_as_dropped(baseline: int | None) -> None:
+    """Without a baseline one candidate may be left alone, and needs one to compare it with."""
+    for seed in (1, 63, 69, 81, 111, 135):
+        rng = np.random.default_rng(seed)
+        means = rng.normal(0, 0.05, 6)
+
+        def launch(k: int, rng: np.random.Generator = rng, means: Floats = means) -> list[float]:
+            return [float(100 * np.exp(means[k] + rng.normal(0, 0.02)))]
+
+        searched = {k: [launch(k)] for k in range(6)}
+        so_far = Spending(plan(searched, ["maximize"], baseline, 16), 16)
+        found: dict[int, list[list[float]]] = {}
+        begun = 0
+        while len(so_far.order) < 16:
+            for k in so_far.order[begun:]:
+                found.setdefault(k, []).append(launch(k))
+            begun = len(so_far.order)
+            so_far = next_step(so_far, found, searched, ["maximize"], baseline)
+            assert not set(so_far.order[begun:]) & set(so_far.dropped)

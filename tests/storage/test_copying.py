@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -201,6 +202,25 @@ def test_a_copy_that_breaks_leaves_nothing(
         ):
             assert store._reader.one(f"SELECT count(*) FROM {table}") == 0  # noqa: S608
     copy_study(source, None, database)
+
+
+@pytest.mark.parametrize("name", ["pipe", "link", "folder", "", "a\0b"])
+def test_a_copy_takes_the_place_of_nothing_else(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("link").symlink_to("pipe")  # as a device of root's would be
+    Path("folder").mkdir()
+    before = {x: x.lstat() for x in tmp_path.iterdir()}
+    source = database_of("demo-cpu")
+    result = CliRunner().invoke(main, ["copy", str(source), name])
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    if name and "\0" not in name:
+        with pytest.raises(UserError, match="is not a regular file"):
+            copy_study(source, None, Path(name))
+    assert {x: x.lstat() for x in tmp_path.iterdir()} == before
 
 
 def test_the_command(database: Database, tmp_path: Path) -> None:

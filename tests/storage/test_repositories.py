@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -17,10 +19,12 @@ from autotune.engine.launch_stages import Stages
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, TrialFailure, UserError
 from autotune.serving.process_tree import Identity
+from autotune.storage.location import Database
 from autotune.storage.names import launch_text, load_sweep_name
 from autotune.storage.schema import NO_TRIAL, LaunchRow, LeaseRow, WorkerRow
 from autotune.storage.store import Store, opened
 from autotune.study.files import LoadedStudy, load_study
+from tests.paths import ROOT
 from tests.storage.conftest import OpenStore
 from tests.studies import write_study
 
@@ -53,6 +57,24 @@ def plan(store: Store, launch_id: str, trial: int = 0, study: str = "s", attempt
 
 def quality(**more: object) -> dict[str, object]:
     return {"requests": 2, "machine": {"rest": {"kernel_s": 0.05}}, **more}
+
+
+ENDS = """
+import sys
+from autotune.storage.location import parse_database
+from autotune.storage.store import opened
+with opened(parse_database(sys.argv[1]), write=True) as store:
+    store.launches.ended("a", None, 2)
+"""
+
+
+def test_a_new_process_first_ends_the_launches_of_a_killed_one(
+    open_store: OpenStore, database: Database
+) -> None:
+    plan(open_store(), "a")
+    subprocess.run([sys.executable, "-c", ENDS, str(database)], check=True, cwd=ROOT)
+    with opened(database) as store:
+        assert (store.launches.get("a").killed, store.launches.unended()) == (2, [])
 
 
 def ids(rows: list[LaunchRow]) -> list[str]:

@@ -60,6 +60,28 @@ def test_other_urls_are_refused() -> None:
             parse_database(url)
 
 
+@pytest.mark.parametrize("begin", ["postgresql:/", "postgresql:", "postgresql//", "POSTGRES+x:"])
+def test_what_is_nearly_a_url_is_no_file(
+    begin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.db").touch()
+    url = f"{begin}me:{SECRET}@db"
+    for command in (
+        ["status", "--db", url],
+        ["run", "demo-cpu", "--db", url],
+        ["compare", url, url],
+        ["copy", url, "x.db"],
+        ["copy", "x.db", url],
+    ):
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 2, result.output
+        assert SECRET not in result.output
+        assert "postgresql+psycopg://HOST/NAME" in result.stderr
+    assert [x.name for x in tmp_path.iterdir()] == ["x.db"]
+    assert parse_database(f"./{url}") == Path(url)
+
+
 def test_a_url_may_name_a_study() -> None:
     server = parse_database("postgresql+psycopg://me@host:5432/db?sslmode=require")
     assert isinstance(server, Server)

@@ -19,6 +19,7 @@ from autotune.results.trials import study_view
 from autotune.serving.interrupts import held_back
 from autotune.storage.store import opened
 from autotune.study.files import load_study
+from autotune.tuning.study_run import converged_text
 from autotune.tuning.supervise import signals
 from tests.studies import (
     UNENDED,
@@ -36,6 +37,14 @@ from tests.studies import (
 )
 
 pytestmark = pytest.mark.double
+
+
+def test_why_a_search_converged_says_which_bound_it_was() -> None:
+    assert "by 0.31%, less than 0.50%, and" in converged_text(9, 0.0031, 0.005)
+    # launches differ by 10 %: it ends at an improvement that is above the study's own bound
+    assert "by 0.80%, less than a tenth of what one launch is off by" in converged_text(
+        9, 0.008, 0.005
+    )
 
 
 def test_a_study_ends_with_a_front_and_a_command(tmp_path: Path) -> None:

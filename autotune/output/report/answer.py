@@ -36,6 +36,7 @@ from autotune.results.views import (
     cost,
     kinds_text,
     throttled_lines,
+    tied_text,
     variable_lines,
     why_no_best,
 )
@@ -131,20 +132,20 @@ def _sure(s: Source, t: TrialView) -> tuple[str, bool]:
         return words, False
     choice = s.view.verdict.winners[0]
     by = lower(s.view.objectives[0].title)
-    if choice.runner_up is None:
+    if choice.rival is None:
         return f"Best by {plain(by)} and confirmed, but without a rival to compare it with.", False
-    rival = _named(s, choice.runner_up)
-    if choice.chance is None:
+    rival, chance = _named(s, choice.rival), choice.chances[choice.rival]
+    if chance is None:
         return f"Not comparable with {rival} yet, because no point was launched twice.", False
     if choice.tie:
         others = [_named(s, k) for k in choice.ties]
         words = (
             f"A tie with {', '.join(others)}: by {plain(by)} this is better with only "
-            f"{choice.chance:.0%} probability. From 95% on it would not be called a tie."
+            f"{tied_text(chance)} probability. From 95% on it would not be called a tie."
         )
         return words, False
-    chance = "more than 99%" if choice.chance > 0.99 else f"{choice.chance:.0%}"
-    return f"By {plain(by)} it is better than {rival} with {chance} probability.", True
+    sure = "more than 99%" if chance > 0.99 else f"{chance:.0%}"
+    return f"By {plain(by)} it is better than {rival} with {sure} probability.", True
 
 
 def _named(s: Source, number: int) -> str:
