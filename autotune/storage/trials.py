@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -160,22 +160,25 @@ def _trials(reader: Reader, study: int) -> list[Trial]:
             "SELECT * FROM trials WHERE study_id = :study ORDER BY trial_id", study=study
         )
     }
-    for row in _of_trials(reader, study, "trial_values", "objective"):
+    for row in _of_trials(reader, study, found, "trial_values", "objective"):
         trial = found[row["trial_id"]]
         trial.values = [*(trial.values or ()), _value(row)]
-    for row in _of_trials(reader, study, "trial_params", "param_id"):
+    for row in _of_trials(reader, study, found, "trial_params", "param_id"):
         trial = found[row["trial_id"]]
         trial.distributions[row["param_name"]] = row["distribution_json"]
         trial.params[row["param_name"]] = _param(row)
-    for row in _of_trials(reader, study, "trial_user_attributes", "trial_user_attribute_id"):
+    for row in _of_trials(reader, study, found, "trial_user_attributes", "trial_user_attribute_id"):
         found[row["trial_id"]].user_attrs[row["key"]] = json.loads(row["value_json"])
     return sorted(found.values(), key=lambda t: t.number)
 
 
-def _of_trials(reader: Reader, study: int, table: str, order: str) -> Iterator[Mapping[str, Any]]:
+def _of_trials(
+    reader: Reader, study: int, trials: Container[int], table: str, order: str
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of trials; a run may have begun further trials since they were read."""
     known = "SELECT trial_id FROM trials WHERE study_id = :study"
     query = f"SELECT * FROM {table} WHERE trial_id IN ({known}) ORDER BY {order}"  # noqa: S608
-    yield from reader.rows(query, study=study)
+    yield from (row for row in reader.rows(query, study=study) if row["trial_id"] in trials)
 
 
 def _time(kept: str | datetime | None) -> datetime | None:

@@ -22,8 +22,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.errors import UserError
 from autotune.storage.location import Database
+from autotune.storage.reading import Reader
 from autotune.storage.store import Store, opened
-from autotune.storage.trials import FINISHED, REVISIONS, State, Trial
+from autotune.storage.trials import FINISHED, REVISIONS, State, Trial, stored_study
 from tests.paths import ROOT
 
 COMMITTED = sorted(ROOT.glob("studies/results/**/*.db"))
@@ -102,6 +103,28 @@ def test_every_kind_of_trial_is_read_as_optuna_reads_it(database: Database) -> N
         trials = compare(store, "s")
         assert trials[0].values == [inf, -inf]
         assert {t.state for t in trials} == {*State} - {State.WAITING}
+
+
+def test_a_trial_that_begins_while_a_study_is_read_is_left_out(database: Database) -> None:
+    class Between(Reader):
+        """Begins a trial with a parameter after the trials were read."""
+
+        def rows(self, sql: str, **values: object) -> list[dict[str, Any]]:
+            found = store._reader.rows(sql, **values)
+            if sql.startswith("SELECT * FROM trials "):
+                study.ask({"n": IntDistribution(0, 15)}).set_user_attr("late", True)
+            return found
+
+        def tables(self) -> dict[str, set[str]]:
+            return store._reader.tables()
+
+    with opened(database, create=True) as store:
+        study = optuna.create_study(study_name="s", storage=store.storage)
+        study.ask({"n": IntDistribution(0, 15)})
+        read = stored_study(Between(), "s")
+        assert read is not None
+        assert [t.number for t in read.trials] == [0]
+        assert [t.number for t in store.stored_study("s").trials] == [0, 1]
 
 
 def test_a_study_that_never_ran_is_said_so(database: Database) -> None:
