@@ -12,7 +12,7 @@ J          number of objectives
 =========  ========================================================================================
 
 A surrogate cannot say that nothing matters: its scale s is never 0, so it always believes in peaks
-that nobody has looked at, and in those that noise has made. Therefore the expected gain is averaged
+that nobody has looked at, and in those that noise has made. Therefore the expected improvement is averaged
 over two beliefs (J. A. Hoeting, D. Madigan, A. E. Raftery, C. T. Volinsky, "Bayesian model
 averaging", Statistical Science 14, 1999): that of the surrogate, and that all points are the same,
 by which no launch gains anything. With the prior odds q / (1 - q), the odds of *same* are
