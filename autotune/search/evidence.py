@@ -12,8 +12,8 @@ J          number of objectives
 =========  ========================================================================================
 
 A surrogate cannot say that nothing matters: its scale s is never 0, so it always believes in peaks
-that nobody has looked at, and in those that noise has made. Therefore the expected improvement is averaged
-over two beliefs (J. A. Hoeting, D. Madigan, A. E. Raftery, C. T. Volinsky, "Bayesian model
+that nobody has looked at, and in those that noise has made. Therefore the expected improvement is
+averaged over two beliefs (J. A. Hoeting, D. Madigan, A. E. Raftery, C. T. Volinsky, "Bayesian model
 averaging", Statistical Science 14, 1999): that of the surrogate, and that all points are the same,
 by which no launch gains anything. With the prior odds q / (1 - q), the odds of *same* are
 
@@ -41,8 +41,7 @@ from scipy.stats import qmc
 from autotune.search.surrogate import Trend, matern, priors
 from autotune.stats.measurement import Floats
 
-# Prior chance that nothing matters. With 0.5, 15 % instead of 10 % of the searches in a flat world
-# with 10 % between launches need more than 10 launches.
+# Prior chance that nothing matters, chosen by replays of a flat world with 10 % between launches.
 _PRIOR = 0.7
 _DRAWS = 128
 # Largest number of launches: after so many the surrogate's scale has learned what matters.

@@ -51,8 +51,8 @@ from autotune.study.ways import curve_of
 # Expected standard deviation of the part of an objective that the trend does not explain, without
 # and with a prediction in the trend; without one the trend is a constant.
 _SCALE, _SCALE_PREDICTED = 0.3, 0.1
-# Chance that nothing matters above which what is beside the best points is of no interest: it is
-# likely the same. By replays.
+# Chance that nothing matters above which what is next to the best points is of no interest: it is
+# likely the same. Chosen by replays.
 _SAME = 0.1
 # Fewest launches that may say so: of three, the prior speaks.
 _LEAST = 6
