@@ -120,10 +120,10 @@ def test_a_check_settles_what_was_likely(
     words: str | None,
 ) -> None:
     launches = [
-        budget_note._Launch({N: 8, MNBT: mnbt}, (-math.log(rate), 0.0), (1e-4, 1e-4))
+        budget_note.ComparedLaunch({N: 8, MNBT: mnbt}, (-math.log(rate), 0.0), (1e-4, 1e-4))
         for mnbt, rate in zip((4096, 16384), rates, strict=False)
     ]
-    monkeypatch.setattr(budget_note, "_launches", lambda *_: launches)
+    monkeypatch.setattr(budget_note, "compared_launches", lambda *_: launches)
 
     def unread(*args: Any) -> Measured | None:
         found = measured_launch(*args)
@@ -141,7 +141,7 @@ def test_a_check_settles_what_was_likely(
 def test_launches_are_as_the_search_sees_them(measured: Path) -> None:
     with opened(measured / "autotune.db") as store:
         view, spec = study_view(store, "smollm2-h200"), store.load_study("smollm2-h200")[0].spec
-        found = list(budget_note._launches(store, spec, "smollm2-h200", view.objectives))
+        found = list(budget_note.compared_launches(store, spec, "smollm2-h200", view.objectives))
     own = [t for t in view.trials if t.values]
     assert [x.point for x in found] == [t.point for t in own]
     assert all(x.costs[0] < 0 < x.costs[1] for x in found)
