@@ -17,7 +17,7 @@ Key = tuple[str, float, str, int]  # world, sigma, strategy, seed
 Found = Mapping[str, list[Record]]  # by "new" and "old"
 
 _OF_ALL = ("world", "sigma", "strategy", "most")  # equal in a column
-_NOT_PACKED = {"shares", "minutes", "proposal_s", "winner", "wasted"}
+_NOT_PACKED = {"shares", "minutes", "proposal_s"}
 
 
 def key_of(found: Record) -> Key:

@@ -38,7 +38,8 @@ import numpy as np
 from scipy.special import expit, logit, logsumexp, ndtri
 from scipy.stats import qmc
 
-from autotune.search.surrogate import Trend, matern, priors
+from autotune.search.surrogate import Trend, priors
+from autotune.stats.kernel import log_likelihoods, matern
 from autotune.stats.measurement import Floats
 
 # Prior chance that nothing matters, chosen by replays of a flat world with 10 % between launches.
@@ -89,7 +90,4 @@ def _evidence(
         squares = (x[:, None, :] - x[None, :, :]) ** 2
         r = np.sqrt(np.einsum("ijf,kf->kij", squares, theta[:, :features] ** -2.0))
         k += (theta[:, -2] ** 2)[:, None, None] * matern(r)
-    half = np.linalg.solve(chol := np.linalg.cholesky(k), rest[:, None])[..., 0]
-    logs = np.log(np.diagonal(chol, axis1=1, axis2=2)).sum(axis=1)
-    likelihoods = -(half**2).sum(axis=1) / 2 - logs - count * np.log(2 * np.pi) / 2
-    return float(logsumexp(likelihoods) - np.log(_DRAWS))
+    return float(logsumexp(log_likelihoods(k, rest)) - np.log(_DRAWS))

@@ -45,6 +45,7 @@ import numpy as np
 from autotune.search.alike import Launched, key_of
 from autotune.search.features import unit
 from autotune.search.noise import UNKNOWN
+from autotune.stats.kernel import log_likelihoods, matern
 from autotune.stats.measurement import Floats
 from autotune.study.space import Point, Space
 
@@ -220,15 +221,11 @@ def _weights(log: Floats) -> Floats:
 
 def _likelihood(squares: Floats, y: Floats, v: Floats, theta: Floats) -> Floats:
     """Return the logarithm of the marginal likelihood of each θ, of shape (thetas,)."""
-    r = np.sqrt(5 * np.einsum("ijk,tk->tij", squares, 1 / theta[:, :-2] ** 2))
-    k = theta[:, -2, None, None] ** 2 * (1 + r + r**2 / 3) * np.exp(-r) + _CONSTANT**2
+    r = np.sqrt(np.einsum("ijk,tk->tij", squares, 1 / theta[:, :-2] ** 2))
+    k = theta[:, -2, None, None] ** 2 * matern(r) + _CONSTANT**2
     k += np.eye(len(y)) * (theta[:, -1, None, None] ** 2 + _JITTER) + np.diag(v)
-    chol = np.linalg.cholesky(k)
-    half = np.linalg.solve(chol, np.broadcast_to(y[:, None], (len(theta), len(y), 1)))[..., 0]
-    logs = np.log(np.diagonal(chol, axis1=1, axis2=2)).sum(axis=1)
-    return np.asarray(-(half**2).sum(axis=1) / 2 - logs)
+    return log_likelihoods(k, y)
 
 
 def _kernel(squares: Floats, lengths: Floats, scale: float) -> Floats:
-    r = np.sqrt(5 * (squares / lengths**2).sum(axis=-1))
-    return np.asarray(scale**2 * (1 + r + r**2 / 3) * np.exp(-r))
+    return np.asarray(scale**2 * matern(np.sqrt((squares / lengths**2).sum(axis=-1))))

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -159,7 +160,7 @@ def propose(
     gain = float((improvements(found) * chances).max())
     doubt_below = max(doubt_below, _SEEN * math.sqrt(max(b.noise for b in found)))
     if gain >= doubt_below:
-        gain *= 1 - surrogates.chance_of_same()
+        gain *= 1 - surrogates.chance_of_same
     reference = reference_point(np.stack([b.mean[:recommendable] for b in found], axis=-1))
     if gain >= doubt_below or not new:
         value = gains(found, reference) * chances
@@ -170,7 +171,7 @@ def propose(
     if (alone := asked & compared(space, new, best_points)).any():
         asked = alone  # nothing but n differs from the best
     if not asked.any() and not pending:
-        same = surrogates.chance_of_same() if len(launched) >= _LEAST else 0.0
+        same = surrogates.chance_of_same if len(launched) >= _LEAST else 0.0
         if same < _SAME:
             asked = beside(space, new, best_points)
             asked &= optimism(plain)[recommendable:] >= doubt_below
@@ -238,8 +239,9 @@ class Surrogates:
         self._basis = _basis(points, ns, self._at, curves, predictions, known)
         self._scale = _SCALE_PREDICTED if predictions else _SCALE
 
+    @cached_property
     def chance_of_same(self) -> float:
-        """Return the chance, 0 … 1, that all points are the same for all objectives."""
+        """The chance, 0 … 1, that all points are the same for all objectives."""
         plain = (self._basis[:1], _SCALE)
         ways = [plain, (self._basis, self._scale)] if len(self._basis) > 1 else [plain]
         return chance_of_same(

@@ -39,6 +39,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
 from autotune.search.noise import BETWEEN
+from autotune.stats.kernel import matern
 from autotune.stats.measurement import Floats
 
 # Log-normal priors: the median, and the standard deviation of the logarithm.
@@ -195,8 +196,3 @@ def _trend_mean(trends: Sequence[Trend], values: Sequence[Floats]) -> Floats:
 
 def _distances(a: Floats, b: Floats) -> Floats:
     return np.asarray(np.sqrt(((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)))
-
-
-def matern(r: Floats) -> Floats:
-    """Return the Matérn 5/2 correlation at distances in units of the length scales."""
-    return np.asarray((1 + _SQRT5 * r + 5 / 3 * r**2) * np.exp(-_SQRT5 * r))
