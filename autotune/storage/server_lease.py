@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -31,6 +32,8 @@ LEASE_S = 15.0
 RENEW_S = 3.0
 # Longest wait for a server that is away.
 AWAY_S = 600.0
+# And where the run is interrupted, which nobody expects to take minutes.
+INTERRUPTED_S = 5.0
 _RETRY_S = 0.5
 _NOW = "extract(epoch FROM clock_timestamp())"
 
@@ -210,6 +213,11 @@ class ServerLease:
         """Do what reads or writes; again, up to ``AWAY_S`` long, when the connection was lost.
 
         Only the outermost call repeats, and only for the holder: others say at once what is wrong.
+        While an interrupt is handled, it gives up after ``INTERRUPTED_S``: what was to be written,
+        such as the end of a launch, the next run finds out.
+
+        Raises:
+            KeyboardInterrupt: a run that is interrupted gave up.
         """
         if self.holder is None or getattr(self._outermost, "runs", False):
             return work()
@@ -221,6 +229,7 @@ class ServerLease:
 
     def _repeat(self, work: Callable[[], T]) -> T:
         end: float | None = None
+        interrupted = _is_interrupted()
         while True:
             try:
                 return work()
@@ -228,10 +237,14 @@ class ServerLease:
                 if isinstance(e, AutotuneError) or not is_lost(e):
                     raise
                 if end is None:
-                    end = time.monotonic() + AWAY_S
+                    end = time.monotonic() + (INTERRUPTED_S if interrupted else AWAY_S)
                     words = server_words(find_server_error(e))
-                    self._say(f"{self._server}: {words}. Trying again for {AWAY_S / 60:.0f} min")
+                    if not interrupted:
+                        again = f"Trying again for {AWAY_S / 60:.0f} min"
+                        self._say(f"{self._server}: {words}. {again}")
                 if time.monotonic() > end:
+                    if interrupted:
+                        raise KeyboardInterrupt from e
                     raise
             time.sleep(_RETRY_S)
 
@@ -249,6 +262,14 @@ class ServerLease:
                 self._mine(),
             )
         self.holder = None
+
+
+def _is_interrupted() -> bool:
+    """Return whether the caller cleans up after an interrupt."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def is_free(server: Server) -> bool:

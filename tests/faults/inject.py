@@ -170,7 +170,7 @@ class Site:
         with self.turns_file.open("r+") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
             f.truncate()
-            f.write(f'{json.dumps({"DOUBLE_STEP_S": "0.01"})}\n' * 20)
+            f.write(f"{json.dumps({'DOUBLE_STEP_S': '0.01'})}\n" * 20)
 
     def turns_left(self) -> int:
         with self.turns_file.open() as f:
@@ -335,7 +335,9 @@ class Site:
             problems.append("a launch counts for two trials")
         if running := self.query("select number from trials where state in ('RUNNING', 'WAITING')"):
             problems.append(f"trials {running} are open")
-        unended = self.query("select trial, launch_id from autotune_launches where ended_at is null")
+        unended = self.query(
+            "select trial, launch_id from autotune_launches where ended_at is null"
+        )
         if open_ones := [trial for trial, launch_id in unended if launch_id not in not_ours]:
             problems.append(f"launches of trials {open_ones} have no end")
         if left := self.processes():
@@ -391,7 +393,8 @@ def reach(site: Site, run: Started, stage: Stage, turns_left: int) -> str:
         "trial in (select number from trials join trial_user_attributes using (trial_id) "
         "where key = 'confirms')"
         if confirms
-        else "launch_id = (select launch_id from autotune_launches order by planned_at desc limit 1)"
+        else "launch_id = (select launch_id from autotune_launches order by planned_at desc "
+        "limit 1)"
     )
     sql = (
         f"select launch_id from autotune_events where what = ? and {where} "  # noqa: S608

@@ -49,8 +49,10 @@ def why_no_cut() -> str | None:
         if shutil.which(program) is None:
             return f"there is no `{program}`"
     done = subprocess.run(
-        ["unshare", "--net", "--uts", "--mount", "ip", "link", "add", "name"]  # noqa: S607
-        + ["fault-a", "type", "veth", "peer", "name", "fault-b"],
+        [
+            *("unshare", "--net", "--uts", "--mount", "ip", "link", "add"),
+            *("name", "fault-a", "type", "veth", "peer", "name", "fault-b"),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -120,8 +122,11 @@ class Nodes:
         for node in (HEAD, OTHER):
             own = f"mount -t tmpfs tmpfs {files} && " if node == OTHER else ""
             self._spaces[node] = subprocess.Popen(
-                ["unshare", "--net", "--uts", "--mount", "--propagation", "private"]  # noqa: S607
-                + ["sh", "-c", f"{own}hostname {node} && ip link set lo up && echo made && exec cat"],
+                [
+                    *("unshare", "--net", "--uts", "--mount", "--propagation", "private"),
+                    *("sh", "-c"),
+                    f"{own}hostname {node} && ip link set lo up && echo made && exec cat",
+                ],
                 env=self.env,
                 stdin=subprocess.PIPE,  # it ends with this process
                 stdout=subprocess.PIPE,
@@ -131,15 +136,20 @@ class Nodes:
             assert said is not None
             assert said.readline() == "made\n"
         peer = str(self._spaces[OTHER].pid)
-        a, b = _LINKS[HEAD], _LINKS[OTHER]
-        self._ip(HEAD, "link", "add", "name", a, *"type veth peer name".split(), b, "netns", peer)
+        pair = ("name", _LINKS[HEAD], "type", "veth", "peer", "name", _LINKS[OTHER])
+        self._ip(HEAD, "link", "add", *pair, "netns", peer)
         for node in (HEAD, OTHER):
             self._ip(node, "addr", "add", f"{_ADDRESSES[node]}/30", "dev", _LINKS[node])
             self._ip(node, "link", "set", _LINKS[node], "up")
+        for node, other in ((HEAD, OTHER), (OTHER, HEAD)):  # by it Ray finds its own address
+            self._ip(node, "route", "add", "default", "via", _ADDRESSES[other])
 
     def _ip(self, node: str, *words: str) -> str:
         done = subprocess.run(
-            [*self._inside(node, "--net"), "ip", *words], capture_output=True, text=True, check=False
+            [*self._inside(node, "--net"), "ip", *words],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
         return done.stdout
@@ -149,11 +159,20 @@ class Nodes:
         for node, other in ((HEAD, OTHER), (OTHER, HEAD)):
             words = ("neigh", "replace", _ADDRESSES[other], "lladdr", _NOBODY)
             self._ip(node, *words, "nud", "permanent", "dev", _LINKS[node])
+        assert not self._reaches_head(), "the link was not cut"
 
     def mend(self) -> None:
         """Let packets arrive again."""
         for node, other in ((HEAD, OTHER), (OTHER, HEAD)):
             self._ip(node, "neigh", "del", _ADDRESSES[other], "dev", _LINKS[node])
+        assert self._reaches_head(), "the link was not mended"
+
+    def _reaches_head(self) -> bool:
+        """True if a connection from the other node to the head is made within a second."""
+        host, port = self.address.split(":")
+        code = f"import socket; socket.create_connection(({host!r}, {port}), 1)"
+        words = [*self._inside(OTHER, "--net"), sys.executable, "-I", "-S", "-c", code]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
     # -- the nodes -------------------------------------------------------------------------------
 

@@ -163,7 +163,10 @@ _FAULTS_OF_A_CASE = (
 )
 Inject = Callable[[Scene], None]
 
-# -- signals -----------------------------------------------------------------------------------------
+# -- signals ---------------------------------------------------------------------------------------
+
+
+_SERVER = (Who.API, Who.SUPERVISOR)
 
 
 def hit(scene: Scene, *, hits: Sequence[tuple[Who, signal.Signals]], within_s: float) -> None:
@@ -174,10 +177,9 @@ def hit(scene: Scene, *, hits: Sequence[tuple[Who, signal.Signals]], within_s: f
     ends = any(who is Who.DRIVER for who, _ in hits)
     scene.until_gone(None if ends else scene.victim, within_s, run=ends)
     # what stands still has to be replaced, and nothing stays of a driver that is gone
+    ended = [p for (p, _), (who, _) in zip(targets, hits, strict=True) if who not in _SERVER]
     left = [p for found in scene.workers.values() for p in found] if ends else []
-    server = {Who.API, Who.SUPERVISOR}
-    scene.until_ended([*left, *(p for (p, _), (w, _) in zip(targets, hits, strict=True)
-                                if w not in server)], within_s)
+    scene.until_ended([*ended, *left], within_s)
 
 
 def frozen(scene: Scene) -> None:
@@ -236,7 +238,7 @@ def second_driver(scene: Scene) -> None:
     scene.outcome.problems += [f"the second run: {p}" for p in problems]
 
 
-# -- PostgreSQL --------------------------------------------------------------------------------------
+# -- PostgreSQL ------------------------------------------------------------------------------------
 
 
 def away(scene: Scene) -> None:
@@ -277,7 +279,7 @@ def _cluster(scene: Scene) -> Cluster:
     return scene.cluster
 
 
-# -- hosts -------------------------------------------------------------------------------------------
+# -- hosts -----------------------------------------------------------------------------------------
 
 
 def cut(scene: Scene) -> None:
@@ -330,7 +332,7 @@ def of_another_host(scene: Scene) -> None:
     scene.foreign.add(launch_id)
 
 
-# -- the plan ----------------------------------------------------------------------------------------
+# -- the plan --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -403,9 +405,7 @@ SCALE_FAULTS = (
         untouched=True,
         quick=(Place.LOCAL,),
     ),
-    ScaleFault(
-        "a launch of another host is left, and lives", Run.DIES, of_another_host, ON_SERVER
-    ),
+    ScaleFault("a launch of another host is left, and lives", Run.DIES, of_another_host, ON_SERVER),
     ScaleFault(
         f"PostgreSQL is stopped for {AWAY_S:g} s", Run.GOES_ON, away, ON_SERVER, untouched=True
     ),
@@ -454,7 +454,7 @@ SCALE_FAULTS = (
 )
 
 
-# -- running -----------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 class Surroundings:
@@ -520,12 +520,15 @@ class Surroundings:
                 outcome.problems.append(str(e) or repr(e))
         return outcome
 
-    def _run(
-        self, fault: ScaleFault, place: Place, outcome: Outcome, stack: ExitStack
-    ) -> None:
+    def _run(self, fault: ScaleFault, place: Place, outcome: Outcome, stack: ExitStack) -> None:
         cluster = None if place is Place.FILE else self.cluster()
         ray = self.nodes() if place is Place.RAY else None
-        env = {**(os.environ if ray is None else ray.env), **NO_BROWSER, "PGPASSWORD": PASSWORD}
+        env = {
+            **(os.environ if ray is None else ray.env),
+            **NO_BROWSER,
+            "PGPASSWORD": PASSWORD,
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+        }
         server, given, proxy = None, None, None
         if cluster is not None:
             server = given = cluster.new()
@@ -591,7 +594,7 @@ def _measuring(site: Site, run: Started, count: int) -> list[str]:
             found = [launch_id for (launch_id,) in site.query(_UNDER_WAY)]
             if len(found) >= count:
                 return found
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def _stop(scene: Scene, *, cuts: bool) -> None:

@@ -19,29 +19,34 @@ from tests.postgresql import program
 
 HEADING = "## Several servers, Ray and PostgreSQL"
 _HELD = f"""\
-Studies of {WANTED} trials over the server double. A run is hit when it has told a trial and measures
-on each of its slots. A ✓ says that **all** of this held: nothing was left of what was hit (the
-number: seconds until then; {LEFT_S:g} s at most, where a process was killed); every trial and every
-request that was there before was there unchanged, and the database was whole (SQLite: `PRAGMA
+Studies of {WANTED} trials over the server double. A run is hit when it has told a trial and
+measures on each of its slots. A ✓ says that **all** of this held: nothing was left of what was hit
+(the
+number: seconds until then; {LEFT_S:g} s at most, where a process was killed); every trial and
+every request that was there before was there unchanged, and the database was whole (SQLite: `PRAGMA
 integrity_check`; PostgreSQL: amcheck); the run ended as the second column says, with at most one
 line on stderr; by itself, or else with the same command again, the study ended with exactly the
-wanted number of trials, none twice, none lost, none failed, each with the numbers of its launch, and
-no launch without an end. Where PostgreSQL was away, no launch was lost: there was one for each trial.
-A process that stands still gives no sign: it is replaced when its lease of {LEASE_S:g} s has run out.
+wanted number of trials, none twice, none lost, none failed, each with the numbers of its launch,
+and no launch without an end. Where PostgreSQL was away, no launch was lost: there was one for each
+trial. A process that stands still gives no sign: it is replaced after {LEASE_S:g} s without one.
 The two nodes are on one machine, each with a host name and a network of its own, so that the link
 between them can be cut (for {AWAY_S:g} s here)."""
 
 
 def section(outcomes: Sequence[Outcome]) -> str:
     """The section, from its heading on, without an empty line at its end."""
-    versions = [f"autotune {__version__}", f"Ray {_ray()}", f"{_postgresql()}"]
+    versions = [
+        f"autotune {__version__}",
+        f"Ray {_ray()}",
+        _postgresql(),
+        f"Python {platform.python_version()}",
+    ]
     notes: list[str] = []
     lines = [
         HEADING,
         "",
         "Written by `python -m tests.faults --cluster --write docs/reliability.md`:",
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {', '.join(versions)}, "
-        f"Python {platform.python_version()}, {platform.system()} {platform.release()};",
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {', '.join(versions)};",
         f"{machine_line(describe_machine())}.",
         "",
         fill(" ".join(_HELD.split()), 100, break_on_hyphens=False, break_long_words=False),

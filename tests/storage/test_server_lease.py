@@ -235,6 +235,31 @@ def test_a_server_that_stays_away_is_one_line(
     own.start()
 
 
+def test_an_interrupted_run_does_not_wait_for_a_server_that_is_away(
+    own: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_lease, "INTERRUPTED_S", 1.0)
+    server = own.new()
+    said: list[str] = []
+
+    def interrupted() -> None:
+        with opened(server, create=True) as store:
+            store.take_lease(said.append)
+            plan(store, "a")
+            try:
+                own.stop(signal.SIGQUIT)
+                raise KeyboardInterrupt
+            finally:
+                store.launches.ended("a", 0, 0)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert said == []
+    own.start()
+    with opened(server) as store:
+        assert store.launches.get("a").ended_at is None
+
+
 @pytest.mark.parametrize("done", [True, False], ids=["done", "not done"])
 def test_a_commit_without_an_answer_counts_once(cluster: Cluster, *, done: bool) -> None:
     """The connection is cut when the commit was sent, and before: nothing is lost or twice."""
