@@ -347,6 +347,8 @@ class ScaleFault:
         but: What becomes of the run in other places.
         untouched: No launch is lost: each trial has one.
         cuts: It needs nodes whose link can be cut.
+        parted: The other node's last launch has no end until that node is back and the command is
+            given again, for one trial more.
         proxied: The driver reaches PostgreSQL through something that can be silenced.
         quick: Where pytest injects it.
     """
@@ -358,6 +360,7 @@ class ScaleFault:
     but: Mapping[Place, Run] = field(default_factory=dict)
     untouched: bool = False
     cuts: bool = False
+    parted: bool = False
     proxied: bool = False
     quick: tuple[Place, ...] = ()
 
@@ -384,7 +387,7 @@ SCALE_FAULTS = (
     _signal(Who.SLOT, _STOP, Run.GOES_ON, SEVERAL),
     _signal(Who.ACTOR, _KILL, Run.GOES_ON, ONLY_RAY),
     _signal(Who.ACTOR, _STOP, Run.GOES_ON, ONLY_RAY),
-    _signal(Who.NODE, _KILL, Run.GOES_ON, ONLY_RAY),
+    _signal(Who.NODE, _KILL, Run.GOES_ON, ONLY_RAY, parted=True),
     ScaleFault(
         f"SIGSTOP to the driver, SIGCONT {AWAY_S:g} s later",
         Run.GOES_ON,
@@ -551,11 +554,16 @@ class Surroundings:
         outcome.problems += site.check_kept(trials, launches)
         if fault.of(place) is not Run.GOES_ON:
             outcome.problems += check_end(site.start([_FAST] * 20), Run.GOES_ON)
-        outcome.problems += site.check_whole(not_ours=scene.foreign)
+        foreign = scene.foreign | ({scene.victim} if fault.parted else set())
+        outcome.problems += site.check_whole(not_ours=foreign)
+        if fault.parted:
+            self.nodes().renew()
+            site.wanted += 1
+            outcome.problems += check_end(site.start(), Run.GOES_ON) + site.check_whole()
         if ray is None and not port_is_free(port):
             outcome.problems.append(f"port {port} is taken")
-        if fault.untouched and (count := scene.launched()) != WANTED:
-            outcome.problems.append(f"{count} launches instead of {WANTED}")
+        if fault.untouched and (count := scene.launched()) != site.wanted:
+            outcome.problems.append(f"{count} launches instead of {site.wanted}")
 
     def _site(
         self, place: Place, server: Server | None, given: Server | None, env: dict[str, str]
