@@ -32,6 +32,8 @@ _LINKS = {HEAD: "fault-a", OTHER: "fault-b"}
 _NOBODY = "02:00:00:00:00:01"  # a card that nobody has: what is sent to it is dropped
 _MARK = "FAULTS_NODES"
 _START_S = 120.0
+# A node's first process ends the others at SIGTERM, which it gets when this one is gone.
+_ENDS_WITH_THIS = ("setpriv", "--pdeathsig", "TERM", "--") if shutil.which("setpriv") else ()
 
 
 def why_not() -> str | None:
@@ -184,6 +186,7 @@ class Nodes:
         mine = ["--head", f"--port={port}", "--include-dashboard=false"]
         mine.append(f"--ray-client-server-port={free_port()}")
         words = [
+            *_ENDS_WITH_THIS,
             *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={ip}"),
             *(mine if node == HEAD else [f"--address={self.address}"]),
             *("--num-cpus=1", "--num-gpus=0", "--object-store-memory=100000000"),
