@@ -16,11 +16,13 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from typing import TypeVar
 
 import psycopg
 
 from autotune.errors import AutotuneError, LeaseLost, UserError
+from autotune.serving.interrupts import is_held
 from autotune.storage.lease import ONLY_WORKER, Holder
 from autotune.storage.location import Server
 from autotune.storage.postgresql import SILENT_S, Watched, connect
@@ -55,6 +57,7 @@ class ServerLease:
         self._owner = ""
         self._written = 0
         self._lost = False
+        self._gives_up = inf  # when a run that is interrupted waits no more
         self._committing = threading.RLock()
         self._outermost = threading.local()
         self._end = threading.Event()
@@ -213,8 +216,8 @@ class ServerLease:
         """Do what reads or writes; again, up to ``AWAY_S`` long, when the connection was lost.
 
         Only the outermost call repeats, and only for the holder: others say at once what is wrong.
-        While an interrupt is handled, it gives up after ``INTERRUPTED_S``: what was to be written,
-        such as the end of a launch, the next run finds out.
+        A run that is interrupted gives up ``INTERRUPTED_S`` after it first had to wait: what was to
+        be written, such as the end of a launch, the next run finds out.
 
         Raises:
             KeyboardInterrupt: a run that is interrupted gave up.
@@ -229,22 +232,24 @@ class ServerLease:
 
     def _repeat(self, work: Callable[[], T]) -> T:
         end: float | None = None
-        interrupted = _is_interrupted()
         while True:
             try:
                 return work()
             except Exception as e:
                 if isinstance(e, AutotuneError) or not is_lost(e):
                     raise
+                now, interrupted = time.monotonic(), _is_interrupted()
                 if end is None:
-                    end = time.monotonic() + (INTERRUPTED_S if interrupted else AWAY_S)
+                    end = now + AWAY_S
                     words = server_words(find_server_error(e))
                     if not interrupted:
                         again = f"Trying again for {AWAY_S / 60:.0f} min"
                         self._say(f"{self._server}: {words}. {again}")
-                if time.monotonic() > end:
-                    if interrupted:
+                if interrupted:
+                    self._gives_up = min(self._gives_up, now + INTERRUPTED_S)
+                    if now >= self._gives_up:
                         raise KeyboardInterrupt from e
+                if now > end:
                     raise
             time.sleep(_RETRY_S)
 
@@ -265,7 +270,9 @@ class ServerLease:
 
 
 def _is_interrupted() -> bool:
-    """Return whether the caller cleans up after an interrupt."""
+    """Return whether an interrupt waits for the caller, or the caller cleans up after one."""
+    if is_held():
+        return True
     error = sys.exc_info()[1]
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__

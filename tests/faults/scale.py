@@ -1,6 +1,7 @@
 """Faults of runs with several servers, on Ray nodes, and with a study in PostgreSQL.
 
-A run is brought to where a server is measured on each of its slots and one trial is told, and hit.
+A run is brought to where a server is launched or measured on each of its slots and one trial is
+told, and hit.
 Then the same must hold as in ``tests.faults.plan``: nothing of what was hit is left in time, what
 was there is there unchanged, and the study ends with exactly the wanted number of trials, none lost
 and none twice, by itself or with the same command again.
@@ -42,9 +43,9 @@ LEFT_S = 15.0  # after a process was killed, nothing of it may be left
 LEASE_S = 15.0  # of a driver, and of a worker
 _FAST, _SLOW = {"DOUBLE_STEP_S": "0.01"}, {"DOUBLE_STEP_S": "0.1"}  # a measurement: 0.4 s, 3.6 s
 _UNDER_WAY = (
-    "select l.launch_id from autotune_launches l where ended_at is null and measured_at is null "
-    "and exists (select 1 from autotune_events e where e.launch_id = l.launch_id "
-    "and e.what = 'warm')"
+    "select l.launch_id, (select count(*) from autotune_events e where e.launch_id = l.launch_id "
+    "and e.what = 'warm') from autotune_launches l where identity is not null and ended_at is null "
+    "and measured_at is null"
 )
 
 
@@ -590,7 +591,7 @@ def _slots(place: Place) -> int:
 
 
 def _measuring(site: Site, run: Started, count: int) -> list[str]:
-    """Wait until a trial is told and so many others are measured; their launches."""
+    """Wait until a trial is told, so many servers are under way, and one is measured."""
     deadline = time.monotonic() + RUN_S
     while True:
         if run.poll() is not None:
@@ -599,9 +600,9 @@ def _measuring(site: Site, run: Started, count: int) -> list[str]:
         if time.monotonic() > deadline:
             raise AssertionError(f"{count} servers were never measured at once")
         if site.is_there() and site.finished():
-            found = [launch_id for (launch_id,) in site.query(_UNDER_WAY)]
-            if len(found) >= count:
-                return found
+            found = site.query(_UNDER_WAY)
+            if len(found) >= count and any(warm for _, warm in found):
+                return [launch_id for launch_id, _ in found]
         time.sleep(0.05)
 
 
