@@ -26,6 +26,7 @@ def held_back(*, all_of_them: bool = False) -> Iterator[None]:
     Args:
         all_of_them: Whether a second SIGINT is held back, too.
     """
+    global _held
     if threading.current_thread() is not threading.main_thread():  # other threads get no signals
         yield
         return
@@ -44,10 +45,5 @@ def held_back(*, all_of_them: bool = False) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
         if came:
-            _forget()
+            _held = False
             raise KeyboardInterrupt
-
-
-def _forget() -> None:
-    global _held
-    _held = False

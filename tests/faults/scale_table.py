@@ -19,18 +19,19 @@ from tests.postgresql import program
 
 HEADING = "## Several servers, Ray and PostgreSQL"
 _HELD = f"""\
-Studies of {WANTED} trials over the server double. A run is hit when it has told a trial and launches
-or measures on each of its slots. A ✓ says that **all** of this held: nothing was left of what was
-hit (the number: seconds until then; {LEFT_S:g} s at most, where a process was killed); every trial
-and every request that was there before was there unchanged, and the database was whole (SQLite:
-`PRAGMA integrity_check`; PostgreSQL: amcheck); the run ended as the second column says, with at
-most one line on stderr; by itself, or else with the same command again, the study ended with exactly
-the wanted number of trials, none twice, none lost, none failed, each with the numbers of its launch,
-and no launch without an end. Where PostgreSQL was away, no launch was lost: there was one for each
-trial. A process that stands still gives no sign: it is replaced after {LEASE_S:g} s without one.
-The two nodes are on one machine, each with a host name and a network of its own, so that the link
-between them can be cut (for {AWAY_S:g} s here). The launch of a node that was lost, or cut off when
-it ended, has its end written down when that node is back and the command is given again."""
+Studies of {WANTED} trials over the server double. A run is hit when it has told a trial and
+launches or measures on each of its slots. A ✓ says that **all** of this held: nothing was left
+of what was hit (the number: seconds until then; {LEFT_S:g} s at most, where a process was
+killed); every trial and every request that was there before was there unchanged, and the
+database was whole (SQLite: `PRAGMA integrity_check`; PostgreSQL: amcheck); the run ended as the
+second column says, with at most one line on stderr; by itself, or else with the same command
+again, the study ended with exactly the wanted number of trials, none twice, none lost, none
+failed, each with the numbers of its launch, and no launch without an end. Where PostgreSQL was
+away, no launch was lost: there was one for each trial. A process that stands still gives no
+sign: it is replaced after {LEASE_S:g} s without one. The two nodes are on one machine, each
+with a host name and a network of its own, so that the link between them can be cut (for
+{AWAY_S:g} s here). The launch of a node that was lost, or cut off when it ended, has its end
+written down when that node is back and the command is given again."""
 
 
 def section(outcomes: Sequence[Outcome]) -> str:
