@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -16,8 +17,9 @@ from autotune.results.standing import Launched, Standing, counts, is_finished, w
 from autotune.results.trials import trial_views
 from autotune.results.views import cost
 from autotune.search.alike import Alike, Key, key_of
-from autotune.search.confirmation import Launches, plan
-from autotune.search.confirmation_steps import next_step
+from autotune.search.confirmation import candidates_of
+from autotune.search.confirmation_steps import next_step, with_step
+from autotune.search.places import Places
 from autotune.search.proposer import (
     PointSet,
     Proposer,
@@ -34,8 +36,12 @@ from autotune.search.stated import StatedBounds
 from autotune.storage.records import Role, TrialAttrs, attrs_of
 from autotune.study.schema import StudySpec
 from autotune.study.space import Point, Space, Value, canonical
+from autotune.tuning.placement import next_of_blocks
 from autotune.tuning.prepare import baseline_point
 from objectives import Objective
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,14 @@ class Situation:
         searching: Whether the search goes on; False: what is left is to confirm.
         confirmation: Numbers of the trials to confirm, in the order of their launches, as far as
             its steps are planned; None: none is.
+        blocks: Lengths of the blocks of that order; empty: it is one block.
     """
 
     trials: Sequence[FrozenTrial]
     pending: Sequence[Choice] = ()
     searching: bool = True
     confirmation: Sequence[int] | None = None
+    blocks: Sequence[int] = ()
 
     @property
     def running(self) -> list[FrozenTrial]:
@@ -122,6 +130,7 @@ class Planner:
         infeasible: Why the rules forbid a point; None: they do not.
         proposer: Proposes the points of the search.
         alike: Points that are one for the objectives; None: there are none.
+        slots: Number of slots that launch at the same time.
     """
 
     def __init__(
@@ -133,10 +142,12 @@ class Planner:
         infeasible: Callable[[Point], str | None],
         proposer: Proposer,
         alike: Alike | None = None,
+        slots: int = 1,
     ) -> None:
         self._alike = alike if spec.search.method == "gp" else None
         self.budget = budget
         self.space = space
+        self._slots = slots
         self._spec = spec
         self._objectives = objectives
         self._infeasible = infeasible
@@ -240,22 +251,33 @@ class Planner:
         """
         found = standing.launched()
         directions = [o.direction for o in self._objectives]
-        searched, confirmed, leader = found.searched, found.confirmed, None
+        leader = None
         if self._alike is not None:
-            searched, confirmed, leader = self._merged(found, trials)
-        base = found.baseline
+            found, leader = self._merged(found, trials)
+        searched, base, places = found.searched, found.baseline, found.places
+        held = self.budget.held
         if so_far is None:
-            so_far = Spending([], self.budget.held)
-            if not (confirmed.keys() & searched.keys() and _ends_with_confirmation(trials)):
-                first = plan(searched, directions, base, self.budget.held, leader=leader)
-                return replace(so_far, order=first)
-        so_far = replace(so_far, held=self.budget.held)
-        return next_step(so_far, confirmed, searched, directions, base)
+            so_far = Spending([], held)
+            if not (found.confirmed.keys() & searched.keys() and _ends_with_confirmation(trials)):
+                first = candidates_of(
+                    searched, directions, base, held, leader=leader, places=places
+                )
+                return with_step(so_far, first, self._slots)
+        so_far = replace(so_far, held=held)
+        return next_step(
+            so_far,
+            found.confirmed,
+            searched,
+            directions,
+            base,
+            slots=self._slots,
+            places=places,
+        )
 
     def _merged(
         self, found: Launched, trials: Sequence[FrozenTrial]
-    ) -> tuple[Launches, Launches, int | None]:
-        """Return the launches of the search and of confirmations by class, and the leader."""
+    ) -> tuple[Launched, int | None]:
+        """Return what was launched by class, and the leader."""
         points = {
             t.number: self.space.decode(t.params) for t in trials if t.number in found.searched
         }
@@ -265,7 +287,7 @@ class Planner:
         for number in sorted(found.searched, key=lambda k: (k != found.baseline, k)):
             numbers.setdefault(key_of(of(points[number])), []).append(number)
 
-        def merge(launches: Launches) -> Launches:
+        def merge(launches: Mapping[int, Sequence[T]]) -> dict[int, list[T]]:
             merged = {
                 same[0]: [launch for k in same for launch in launches.get(k, ())]
                 for same in numbers.values()
@@ -275,7 +297,9 @@ class Planner:
         best = self._proposer.leader(trials)
         leading = None if best is None else numbers.get(key_of(of(best)))
         leader = None if leading is None else leading[0]
-        return merge(found.searched), merge(found.confirmed), leader
+        searched, confirmed = merge(found.searched), merge(found.confirmed)
+        places = Places(merge(found.places.searched), merge(found.places.confirmed))
+        return replace(found, searched=searched, confirmed=confirmed, places=places), leader
 
     def _to_confirm(self, now: Situation) -> Choice | None:
         """Return the next launch of the confirmation; None: first its step has to end."""
@@ -286,8 +310,20 @@ class Planner:
         begun = self._confirmed(now)
         if begun >= len(now.confirmation):
             return None
-        number = now.confirmation[begun]
-        attrs = TrialAttrs(Role.CONFIRMATION, confirms=number, confirmation=self.budget.wanted)
+        number, block = now.confirmation[begun], None
+        if self._slots > 1 or now.blocks:
+            own = [x for x in (*now.trials, *now.pending) if self._confirming(x)]
+            states = [(_attrs(x).confirmation_block, _is_unfinished(x)) for x in own]
+            following = next_of_blocks(states, now.confirmation, now.blocks)
+            if following is None:
+                return None
+            number, block = following
+        attrs = TrialAttrs(
+            Role.CONFIRMATION,
+            confirms=number,
+            confirmation=self.budget.wanted,
+            confirmation_block=block,
+        )
         return Choice(now.point(number, self.space), attrs)
 
     def _confirmed(self, now: Situation) -> int:
@@ -297,8 +333,7 @@ class Planner:
 
     def _confirming(self, x: FrozenTrial | Choice) -> bool:
         """Return whether a trial is of this budget's confirmation."""
-        attrs = x.attrs if isinstance(x, Choice) else attrs_of(x)
-        return attrs.confirmation == self.budget.wanted
+        return _attrs(x).confirmation == self.budget.wanted
 
     # -- the search ------------------------------------------------------------------------------
 
@@ -444,6 +479,16 @@ class Planner:
         return replace(attrs, role=role, replicates=first)
 
 
+def _attrs(x: FrozenTrial | Choice) -> TrialAttrs:
+    """Return the attributes of a trial that was begun, or will be."""
+    return x.attrs if isinstance(x, Choice) else attrs_of(x)
+
+
+def _is_unfinished(x: FrozenTrial | Choice) -> bool:
+    """Return whether a trial waits, runs, or was not begun."""
+    return isinstance(x, Choice) or not x.state.is_finished()
+
+
 def _searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return all trials but those of a confirmation."""
     return [t for t in trials if attrs_of(t).searches]
@@ -451,7 +496,7 @@ def _searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _unfinished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials that wait or run."""
-    return [t for t in trials if not t.state.is_finished()]
+    return [t for t in trials if _is_unfinished(t)]
 
 
 def _ends_with_confirmation(trials: Sequence[FrozenTrial]) -> bool:

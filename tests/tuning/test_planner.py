@@ -58,7 +58,7 @@ class World:
         begun: The choices, in the order in which their trials began.
     """
 
-    def __init__(self, folder: Path, wanted: int, **changes: object) -> None:
+    def __init__(self, folder: Path, wanted: int, *, slots: int = 1, **changes: object) -> None:
         spec = load_study(str(write_study(folder, **changes))).spec
         self.space = spec.to_space()
         self.budget = Budget(wanted, spec.budget.confirm_of(wanted))
@@ -66,7 +66,7 @@ class World:
         method = spec.search.method
         proposer = Proposer(self.space, infeasible, ways, method=method, seed=1, stop_below=0.0)
         args = (spec, OBJECTIVES, self.budget, self.space, infeasible, proposer)
-        self.planner = Planner(*args)
+        self.planner = Planner(*args, slots=slots)
         self.trials: list[FrozenTrial] = []
         self.begun: list[Choice] = []
         self.planned: Spending | None = None
@@ -76,12 +76,13 @@ class World:
         return None if self.planned is None else list(self.planned.order)
 
     def situation(self, pending: Sequence[Choice] = (), *, searching: bool = True) -> Situation:
-        now = Situation(self.trials, pending, searching, self.order)
+        blocks = () if self.planned is None else self.planned.blocks
+        now = Situation(self.trials, pending, searching, self.order, blocks)
         if self.planner.awaits_step(now):
             standing = Standing(OBJECTIVES)
             standing.update(self.trials)
             self.planned = self.planner.next_step(standing, self.trials, self.planned)
-            now = replace(now, confirmation=self.order)
+            now = replace(now, confirmation=self.order, blocks=self.planned.blocks)
         return now
 
     def begin(self, choice: Choice) -> None:
@@ -182,8 +183,10 @@ def test_the_confirmation_waits_for_the_last_trial_of_the_search(tmp_path: Path)
 class Confirms(World):
     """A study whose search is over, as of its database at any time."""
 
-    def __init__(self, folder: Path, wanted: int = 36, **changes: object) -> None:
-        super().__init__(folder, wanted, **changes)
+    def __init__(
+        self, folder: Path, wanted: int = 36, *, slots: int = 1, **changes: object
+    ) -> None:
+        super().__init__(folder, wanted, slots=slots, **changes)
         while len(self.trials) < self.budget.search:
             choice = self.planner.choose(self.situation())
             assert choice is not None
@@ -256,6 +259,55 @@ def test_many_slots_get_a_whole_step_and_wait_for_its_end(tmp_path: Path, slots:
         world.end(world.running()[-1])  # the latest first
     assert max(most) == slots
     assert world.confirms() == expected
+
+
+@pytest.mark.parametrize(("slots", "rounds"), [(2, 6), (4, 4), (8, 4)])
+def test_blocks_run_at_the_same_time_and_the_launches_of_each_in_turn(
+    tmp_path: Path, slots: int, rounds: int
+) -> None:
+    world = Confirms(tmp_path, budget__confirm=12, slots=slots)
+    done = 0
+    while len(world.confirms()) < 12 or world.running():
+        while len(world.running()) < slots:
+            choice = world.planner.choose(world.situation())
+            if choice is None:
+                break
+            world.begin(choice)
+        blocks = [attrs_of(world.trials[n]).confirmation_block for n in world.running()]
+        assert len(set(blocks)) == len(blocks)  # never two of one block
+        for number in reversed(world.running()):
+            world.end(number)
+        world.resume()
+        done += 1
+    assert done == rounds
+    assert world.planned is not None
+    by_block: dict[int | None, list[int | None]] = {}
+    for choice in world.begun[-12:]:
+        by_block.setdefault(choice.attrs.confirmation_block, []).append(choice.attrs.confirms)
+    found = [by_block[block] for block in sorted(by_block, key=str)]
+    assert [k for block in found for k in block] == world.order
+    assert [*map(len, found)] == list(world.planned.blocks)
+    assert found[0] == found[1][::-1]
+
+
+def test_one_slot_goes_on_with_blocks_and_several_with_what_one_began(tmp_path: Path) -> None:
+    several = Confirms(tmp_path, budget__confirm=12, slots=2)
+    choice = several.planner.choose(several.situation())
+    one = Confirms(tmp_path, budget__confirm=12)
+    one.planned = several.planned
+    assert one.planner.choose(one.situation()) == choice
+    assert len(all_ended(one, 12)) == 12
+    begun = Confirms(tmp_path, budget__confirm=12)
+    all_ended(begun, 3)
+    more = Confirms(tmp_path, budget__confirm=12, slots=2)
+    more.planned, more.trials, more.begun = begun.planned, begun.trials, begun.begun
+    first = more.planner.choose(more.situation())
+    assert first is not None
+    assert (first.attrs.confirms, first.attrs.confirmation_block) == ((begun.order or [])[3], 0)
+    more.begin(first)
+    assert more.planner.choose(more.situation()) is None  # all of one slot, one after the other
+    more.end(len(more.trials) - 1)
+    assert len(all_ended(more, 12)) == 12
 
 
 def test_a_confirmation_that_an_older_version_planned_goes_on_as_planned(tmp_path: Path) -> None:
