@@ -6,8 +6,15 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from autotune.stats.measurement import Floats
+from autotune.stats.slot_effects import Layout, effects
+
 # One launch in so many may be there to link slots.
 ONE_IN = 8
+# Launches of points that other slots have launched, from which on a slot compares well enough.
+ENOUGH = 2
 
 
 def place_of(kept: Mapping[str, Any] | None) -> str:
@@ -43,6 +50,27 @@ class Places:
         """Whether there is more than one place."""
         of = (*self.searched.values(), *self.confirmed.values())
         return len({place for places in of for place in places}) > 1
+
+
+def on_one_slot(
+    costs: Floats, points: Sequence[Hashable], places: Sequence[str]
+) -> tuple[Floats, Floats]:
+    """Return costs less how their slots differ, and the variances of what is not known of it.
+
+    Args:
+        costs: Logarithms, of shape (launches, objectives).
+        points: Point of each launch.
+        places: Place of each launch.
+
+    Returns:
+        Arrays of the shape of ``costs``; of launches in one place these and zeros.
+    """
+    layout = Layout.of(points, places)
+    if not layout.several:
+        return costs, np.zeros_like(costs)
+    found = [effects(y, layout) for y in costs.T]
+    off = np.column_stack([x.mean for x in found])[layout.slots]
+    return costs - off, np.column_stack([x.variance for x in found])[layout.slots]
 
 
 def linked(points: Mapping[str, Collection[Hashable]], place: str, other: str) -> bool:

@@ -143,7 +143,8 @@ class Effects:
     Attributes:
         ratio: Geometric mean of ρ by its posterior.
         mean: Mean of each slot's u, of shape (slots,).
-        variance: Its variance, of shape (slots,).
+        variance: Variance of u less the mean over the slots, which changes no comparison, of shape
+            (slots,); of a slot that no point links to another one, that of u by the prior.
     """
 
     ratio: float
@@ -177,13 +178,18 @@ def effects(y: Floats, layout: Layout) -> Effects:
     by_ratio = np.bincount(index.ravel(), weights.ravel(), len(_RATIOS))
     means = _RATIOS[:, None] * np.einsum("is,rij,j->rs", own.z, p, y)
     mean = by_ratio @ means
-    held = _RATIOS[:, None] ** 2 * np.einsum("is,rij,js->rs", own.z, p, own.z)
+    held = np.einsum("is,rij,jt->rst", own.z, p, own.z)
     sigma2 = np.bincount(index.ravel(), (weights * _GRID[:, None] ** 2).ravel(), len(_RATIOS))
-    variance = sigma2 @ (_RATIOS[:, None] - held) + by_ratio @ (means - mean) ** 2
-    # slots without a point that was launched twice have the prior
+    # cov(u | y), with the mean over σ and τ
+    covariance = (sigma2 @ _RATIOS) * np.eye(len(named))
+    covariance -= np.einsum("r,rst->st", sigma2 * _RATIOS**2, held)
+    covariance += np.einsum("r,rs,rt->st", by_ratio, means - mean, means - mean)
     tau2 = float(weights.sum(axis=0) @ _GRID**2)
     every, known = np.zeros(slots.shape[1]), np.full(slots.shape[1], tau2)
-    every[named], known[named] = mean, variance
+    if len(named) > 1:
+        less = np.eye(len(named)) - 1 / len(named)
+        every[named] = mean
+        known[named] = np.diag(less @ covariance @ less).clip(0.0)
     return Effects(float(np.exp(by_ratio @ np.log(_RATIOS))), every, known)
 
 

@@ -1,20 +1,23 @@
 """On which slot a trial runs: blocks of a confirmation stay on theirs, and slots share points.
 
 How slots differ can be told only from points that several of them launched
-(:mod:`autotune.stats.slot_effects`). So that there are such points, a slot that shares none with the
-slot of the baseline launches the baseline, too.
+(:mod:`autotune.stats.slot_effects`). So that there are such points, a slot that shares too few with
+the others launches the baseline, then the best point, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from autotune.search.places import ONE_IN, linked, place_of
+from autotune.search.alike import Key, key_of
+from autotune.search.places import ENOUGH, ONE_IN, linked, place_of
 from autotune.serving.slots import Slot
 from autotune.storage.records import attrs_of
 from autotune.storage.schema import LaunchRow
+from autotune.study.space import Point, Space
 
 
 def next_of_blocks(
@@ -80,23 +83,65 @@ def home_of(
     return None
 
 
-def wants_link(
-    launched: Iterable[tuple[Hashable, str | None]], again: int, place: str, main: str
-) -> bool:
-    """Return whether a slot is to launch a point that the main one has launched.
+@dataclass(frozen=True)
+class Links:
+    """Which slot has launched which point in the search.
 
-    Args:
-        launched: Point and place of each trial of the search that was measured, runs or was chosen;
-            a place that is not known is None.
-        again: How many of them launch a point once more.
-        place: Place of the next launch.
-        main: Place that has launched the baseline.
+    Attributes:
+        launched: Point and place of each launch that was measured or runs, the baseline's first; a
+            place that is not known is None.
     """
-    every = list(launched)
-    if ONE_IN * (again + 1) > len(every) + 1:
-        return False
-    points: dict[str, set[Hashable]] = {}
-    for point, at in every:
-        if at is not None:
-            points.setdefault(at, set()).add(point)
-    return not linked(points, place, main)
+
+    launched: Sequence[tuple[Key, str | None]]
+
+    @classmethod
+    def of(cls, trials: Sequence[FrozenTrial], places: Mapping[int, str], space: Space) -> Links:
+        """Return the links of a study.
+
+        Args:
+            trials: All trials that compare.
+            places: Slots of the running ones, by number.
+            space: The searched parameters.
+        """
+        found: list[tuple[Key, str | None]] = []
+        for t in trials:
+            attrs = attrs_of(t)
+            if not attrs.searches or not space.has_point(t.params):
+                continue
+            if t.state == TrialState.COMPLETE:
+                place: str | None = place_of(attrs.slot)
+            elif t.state == TrialState.RUNNING:
+                place = places.get(t.number)
+            else:
+                continue
+            launch = key_of(space.decode(t.params)), place
+            found.insert(0 if attrs.baseline else len(found), launch)
+        return cls(found)
+
+    def wants_link(self, place: str) -> bool:
+        """Return whether a slot is to launch a point that links it with the baseline's slot.
+
+        At most one launch in eight is of a point that another slot has launched before.
+        """
+        points: dict[str, set[Key]] = {}
+        spent = 0
+        for key, at in self.launched:
+            if at is not None:
+                has = {p for p, own in points.items() if key in own}
+                spent += bool(has) and at not in has
+                points.setdefault(at, set()).add(key)
+        main = next(iter(points), place)
+        if place == main or ONE_IN * (spent + 1) > len(self.launched) + 1:
+            return False
+        others = {key for p, own in points.items() if p != place for key in own}
+        shared = sum(at == place and key in others for key, at in self.launched)
+        return shared < ENOUGH or not linked(points, place, main)
+
+    def has(self, point: Point, place: str) -> bool:
+        """Return whether a slot has launched a point."""
+        return (key_of(point), place) in self.launched
+
+    def wants_elsewhere(self, point: Point, place: str) -> bool:
+        """Return whether a slot has launched a point that another slot has not launched."""
+        own = {at for key, at in self.launched if key == key_of(point)}
+        return place in own and not own >= {at for _, at in self.launched if at is not None}

@@ -36,7 +36,7 @@ from autotune.search.stated import StatedBounds
 from autotune.storage.records import Role, TrialAttrs, attrs_of
 from autotune.study.schema import StudySpec
 from autotune.study.space import Point, Space, Value, canonical
-from autotune.tuning.placement import next_of_blocks
+from autotune.tuning.placement import Links, next_of_blocks
 from autotune.tuning.prepare import baseline_point
 from objectives import Objective
 
@@ -86,6 +86,9 @@ class Situation:
         confirmation: Numbers of the trials to confirm, in the order of their launches, as far as
             its steps are planned; None: none is.
         blocks: Lengths of the blocks of that order; empty: it is one block.
+        place: Slot of the next launch (:func:`autotune.search.places.place_of`); None: there is one
+            slot.
+        places: Slots of the running trials, by number.
     """
 
     trials: Sequence[FrozenTrial]
@@ -93,6 +96,8 @@ class Situation:
     searching: bool = True
     confirmation: Sequence[int] | None = None
     blocks: Sequence[int] = ()
+    place: str | None = None
+    places: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def running(self) -> list[FrozenTrial]:
@@ -362,7 +367,9 @@ class Planner:
         baseline, *points = self.fixed_points(now.trials)
         if baseline not in tried and baseline not in chosen:
             return Choice(baseline, TrialAttrs(Role.BASELINE, baseline=True))
-        if (again := self._to_replicate(now)) is not None:
+        again = self._to_replicate(now)
+        again = self._to_link(now) if again is None else again
+        if again is not None:
             return Choice(
                 now.point(again, self.space), TrialAttrs(Role.REPLICATE, replicates=again)
             )
@@ -438,15 +445,35 @@ class Planner:
         done = sum(a.replicates is not None for a in attrs)
         if done >= wanted or len(attrs) < (done + 1) * self.budget.search // (wanted + 1):
             return None
+        base, best = self._base_and_best(now)
+        again = base if best is None or (done % 2 == 0 and base is not None) else best
+        if again is None or now.place is None or len(attrs) + self._slots >= self.budget.search:
+            return again
+        # a slot that has not launched it will be free soon, and is linked by it
+        links = Links.of(now.trials, now.places, self.space)
+        return None if links.wants_elsewhere(now.point(again, self.space), now.place) else again
+
+    def _to_link(self, now: Situation) -> int | None:
+        """Return the trial whose point the next slot launches, too, so that slots compare."""
+        grid = self._spec.budget.replicates is None and self._spec.search.method == "grid"
+        if now.place is None or grid:
+            return None
+        links = Links.of(now.trials, now.places, self.space)
+        if not links.wants_link(now.place):
+            return None
+        found = [k for k in self._base_and_best(now) if k is not None]
+        new = (k for k in found if not links.has(now.point(k, self.space), now.place))
+        return next(new, found[0] if found else None)
+
+    def _base_and_best(self, now: Situation) -> tuple[int | None, int | None]:
+        """Return the baseline's trial and the best one so far; None: there is none with values."""
         views = trial_views(now.trials, self._spec, self._objectives)
         found = [v for v in views if v.values and v.again is None]
         base = next((v.number for v in found if v.baseline and v.may_win), None)
-        if done % 2 == 0 and base is not None:
-            return base
         first = self._objectives[0]
         front = [v for v in found if v.front and not v.baseline]
         best = min(front, key=lambda v: cost(first, v.value(first)), default=None)
-        return best.number if best is not None else base
+        return base, None if best is None else best.number
 
     def _suggested(self, now: Situation) -> Choice:
         """Return the proposer's choice.

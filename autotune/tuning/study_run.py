@@ -17,6 +17,7 @@ from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailu
 from autotune.results.batch_budget import families_of
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
+from autotune.search.places import place_of
 from autotune.search.proposer import Converged, Proposer, SearchEnds
 from autotune.search.spending import Spending
 from autotune.serving.slots import Slot
@@ -27,7 +28,7 @@ from autotune.storage.records import Role, attrs_of
 from autotune.storage.store import Store
 from autotune.study import sample_size
 from autotune.study.space import ARM, N, Point, as_int
-from autotune.tuning.comparable import WeightsCheck, check_comparable
+from autotune.tuning.comparable import WeightsCheck, check_comparable, class_of_slot
 from autotune.tuning.executor import Executor, OneSlot, slot_for
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import StoredLedger
@@ -305,6 +306,13 @@ class _Driver:
         """Return what the next choice depends on; plans the confirmation when it is time."""
         wanted = self.budget.wanted
         now = Situation(self.log.trials(), tuple(self.next), self.searching)
+        if self.slots:
+            places = {slot.number: place_of(slot.stored()) for slot in self.slots}
+            now = replace(
+                now,
+                place=places.get(slot_for(self.taken.values())),
+                places={trial: places[slot] for trial, slot in self.taken.items()},
+            )
         if not self.planner.confirms(now):
             return now
         planned = self.log.confirmation(wanted)
@@ -357,7 +365,9 @@ class _Driver:
         position = min(self.log.finished() + len(self.taken), self.budget.wanted)
         self.progress.begin(At(trial.number, slot), position, self.planner.space.shown(point))
         again = attrs.role is Role.CONFIRMATION or attrs.replicates is not None
-        rivals = [] if again or attrs.baseline else self.log.rivals()
+        at = next((s for s in self.slots if s.number == slot), None)
+        like = class_of_slot(self.p, self.launcher.machine, at)
+        rivals = [] if again or attrs.baseline else self.log.rivals(like)
         self.log.placed()
         found = self.log.standing.launched()
         return Trial(

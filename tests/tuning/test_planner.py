@@ -164,6 +164,68 @@ def test_a_budget_is_used_up_whatever_the_number_of_slots(tmp_path: Path, slots:
     assert all(infeasible(c.point) is None for c in world.begun)
 
 
+class OnSlots(World):
+    """A study on several slots: the free one of the smallest number launches, the oldest ends."""
+
+    def __init__(self, folder: Path, wanted: int, slots: int, **changes: object) -> None:
+        super().__init__(folder, wanted, slots=slots, **changes)
+        self.slots = slots
+        self.at: dict[int, int] = {}
+
+    def situation(self, pending: Sequence[Choice] = (), *, searching: bool = True) -> Situation:
+        running = {n: str(self.at[n]) for n in self.running()}
+        free = next((str(s) for s in range(self.slots) if str(s) not in running.values()), None)
+        now = super().situation(pending, searching=searching)
+        return replace(now, place=f":{free}", places={n: f":{s}" for n, s in running.items()})
+
+    def begin(self, choice: Choice) -> None:
+        busy = {self.at[n] for n in self.running()}
+        number = len(self.trials)
+        super().begin(choice)
+        self.at[number] = next(s for s in range(self.slots) if s not in busy)
+
+    def end(self, number: int) -> None:
+        super().end(number)
+        self.trials[number].user_attrs["slot"] = {"cores": self.at[number]}
+
+    def search(self) -> None:
+        while sum(map(counts, self.trials)) < self.budget.search:
+            choice = None
+            if len(self.running()) < self.slots and len(self.trials) < self.budget.search:
+                choice = self.planner.choose(self.situation())
+            if choice is not None:
+                self.begin(choice)
+            else:
+                self.end(self.running()[0])
+
+
+@pytest.mark.parametrize("slots", [2, 3, 4, 8])
+def test_slots_share_points_for_at_most_one_launch_in_eight(tmp_path: Path, slots: int) -> None:
+    world = OnSlots(tmp_path, 40, slots, budget__replicates=0)
+    world.search()
+    where: dict[frozenset[Any], set[int]] = {}
+    again = 0
+    for number, choice in enumerate(world.begun):
+        has = where.setdefault(frozenset(choice.point.items()), set())
+        again += bool(has) and world.at[number] not in has
+        has.add(world.at[number])
+        assert 8 * again <= number + 1
+    assert again >= min(2 * (slots - 1), world.budget.search // 8)
+    shared = [has for has in where.values() if len(has) > 1]
+    assert len(set.union(*shared)) == min(slots, 1 + again)
+
+
+def test_replicates_link_slots_and_one_slot_has_no_more_than_before(tmp_path: Path) -> None:
+    world = OnSlots(tmp_path, 40, 2)
+    world.search()
+    where: dict[frozenset[Any], set[int]] = {}
+    for number, choice in enumerate(world.begun):
+        where.setdefault(frozenset(choice.point.items()), set()).add(world.at[number])
+    replicates = [c for c in world.begun if c.attrs.replicates is not None]
+    assert len(replicates) == 3
+    assert sum(len(has) == 2 for has in where.values()) >= 2
+
+
 def test_the_confirmation_waits_for_the_last_trial_of_the_search(tmp_path: Path) -> None:
     world = World(tmp_path, 16)
     search = world.budget.search
