@@ -133,9 +133,11 @@ class Links:
         main = next(iter(points), place)
         if place == main or ONE_IN * (spent + 1) > len(self.launched) + 1:
             return False
+        if not linked(points, place, main):
+            return True
         others = {key for p, own in points.items() if p != place for key in own}
         shared = sum(at == place and key in others for key, at in self.launched)
-        return shared < ENOUGH or not linked(points, place, main)
+        return shared < ENOUGH and all(linked(points, p, main) for p in points)
 
     def has(self, point: Point, place: str) -> bool:
         """Return whether a slot has launched a point."""
