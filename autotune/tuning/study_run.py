@@ -311,7 +311,7 @@ class _Driver:
             now = replace(
                 now,
                 place=places.get(slot_for(self.taken.values())),
-                places={trial: places[slot] for trial, slot in self.taken.items()},
+                places={k: places[slot] for k, slot in self.taken.items() if slot in places},
             )
         if not self.planner.confirms(now):
             return now
