@@ -9,8 +9,8 @@ launched (`autotune.tuning.placement`), and confirms in blocks as `autotune` pla
 knows the slots, *without* is not told them: the same studies, launches taken as they come.
 
 Two parts. **drawn**: a baseline and sixteen points, equal or N(0, spread²) apart, each launched
-once, in a random order (the worlds of `confirmed_worlds.py`). **replayed**: the proposer searches in
-worlds of `surfaces.py`, 24 launches, `slots` of them at a time.
+once, in a random order (the worlds of `confirmed_worlds.py`). **replayed**: the proposer searches
+in worlds of `surfaces.py`, 24 launches, `slots` of them at a time.
 
     false       studies in which a winner by tok/s is named (no tie) that is not better than the
                 runner-up
@@ -332,7 +332,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = []
-    print("part     world          slots differ slots are  false  sure holds (of)  half short links")
+    print(
+        "part     world          slots differ slots are  false  sure holds (of)  half short links"
+    )
     for cell in cells(args.slots, args.part or ("drawn", "replayed")):
         begun = time.process_time()
         many = args.studies if cell.part == "drawn" else args.replays

@@ -91,10 +91,7 @@ def with_step(so_far: Spending, candidates: Sequence[int], slots: int) -> Spendi
         slots: Number of slots that launch at the same time.
     """
     left = so_far.held - len(so_far.order)
-    if slots == 1:
-        blocks = [step_of(candidates, left)]
-    else:
-        blocks = passes_of(candidates, left, slots)
+    blocks = [step_of(candidates, left)] if slots == 1 else passes_of(candidates, left, slots)
     order = [*so_far.order, *chain.from_iterable(blocks)]
     if slots == 1 and not so_far.blocks:
         return replace(so_far, order=order)

@@ -371,9 +371,7 @@ class _Rows:
     numbers: Ints
 
     @classmethod
-    def of(
-        cls, *parts: tuple[Mapping[int, Floats], Mapping[int, Sequence[str]]]
-    ) -> _Rows:
+    def of(cls, *parts: tuple[Mapping[int, Floats], Mapping[int, Sequence[str]]]) -> _Rows:
         """Return the launches of some mappings, each with the places of its launches."""
         numbers = [k for launches, _ in parts for k, x in launches.items() for _ in x]
         at = [place for launches, places in parts for k in launches for place in places[k]]

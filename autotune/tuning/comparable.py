@@ -71,7 +71,9 @@ class MachineClass:
 _CLASS_WORDS = {"gpus": "hardware", "driver": "GPU driver", "vllm": "vLLM"}
 
 
-def class_of_slot(prepared: Prepared, machine: Mapping[str, Any], slot: Slot | None) -> MachineClass:
+def class_of_slot(
+    prepared: Prepared, machine: Mapping[str, Any], slot: Slot | None
+) -> MachineClass:
     """Return the class of what a slot launches now; the weights are checked elsewhere.
 
     Args:

@@ -49,8 +49,8 @@ def slot_for(taken: Collection[int], home: int | None = None) -> int:
 
     Args:
         taken: Slots of the trials that were submitted and have not ended.
-        home: Slot of the block of a confirmation that the trial belongs to, which stays on it; None:
-            it belongs to none, or is the block's first one.
+        home: Slot of the trial's block in a confirmation, which stays on it; None: it has none, or
+            is the block's first one.
     """
     if home is not None:
         return home

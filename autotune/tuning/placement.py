@@ -60,7 +60,7 @@ def home_of(
         launches: Returns the launches of a trial, oldest first.
 
     Returns:
-        None: it belongs to none, or nothing of the block was launched on a slot that is still there.
+        None: it belongs to none, or its block was not launched on a slot that is still there.
     """
 
     def block_of(of: FrozenTrial) -> tuple[int | None, int]:
@@ -127,8 +127,7 @@ class Links:
         spent = 0
         for key, at in self.launched:
             if at is not None:
-                has = {p for p, own in points.items() if key in own}
-                spent += bool(has) and at not in has
+                spent += any(key in own for p, own in points.items() if p != at)
                 points.setdefault(at, set()).add(key)
         main = next(iter(points), place)
         if place == main or ONE_IN * (spent + 1) > len(self.launched) + 1:

@@ -40,7 +40,6 @@ from autotune.tuning.placement import Links, next_of_blocks
 from autotune.tuning.prepare import baseline_point
 from objectives import Objective
 
-
 T = TypeVar("T")
 
 
@@ -317,7 +316,8 @@ class Planner:
             return None
         number, block = now.confirmation[begun], None
         if self._slots > 1 or now.blocks:
-            own = [x for x in (*now.trials, *now.pending) if self._confirming(x)]
+            every: list[FrozenTrial | Choice] = [*now.trials, *now.pending]
+            own = filter(self._confirming, every)
             states = [(_attrs(x).confirmation_block, _is_unfinished(x)) for x in own]
             following = next_of_blocks(states, now.confirmation, now.blocks)
             if following is None:

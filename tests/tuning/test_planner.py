@@ -207,10 +207,11 @@ def test_slots_share_points_for_at_most_one_launch_in_eight(tmp_path: Path, slot
     again = 0
     for number, choice in enumerate(world.begun):
         has = where.setdefault(frozenset(choice.point.items()), set())
-        again += bool(has) and world.at[number] not in has
+        again += bool(has - {world.at[number]})
         has.add(world.at[number])
         assert 8 * again <= number + 1
-    assert again >= min(2 * (slots - 1), world.budget.search // 8)
+    limit = min(2 * (slots - 1), world.budget.search // 8)
+    assert limit - 1 <= again <= limit  # the last one may be for a slot that is busy until the end
     shared = [has for has in where.values() if len(has) > 1]
     assert len(set.union(*shared)) == min(slots, 1 + again)
 

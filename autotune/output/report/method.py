@@ -188,8 +188,8 @@ def _definitions(s: Source) -> Iterator[str]:
     if any(t.slot for t in s.view.trials):
         yield (
             "Several servers were launched at the same time, each on GPUs or cores of its own (a "
-            "slot, named in the trial's note). Each block of a confirmation has its candidates once "
-            "and is on one slot. How slots differ is taken out of what is compared, as far as "
+            "slot, named in the trial's note). Each block of a confirmation is on one slot and has "
+            "its candidates once. How slots differ is taken out of what is compared, as far as "
             "launches of one point on several slots tell."
         )
 
