@@ -216,7 +216,7 @@ def test_slots_share_points_for_at_most_one_launch_in_eight(tmp_path: Path, slot
     assert len(set.union(*shared)) == min(slots, 1 + again)
 
 
-def test_replicates_link_slots_and_one_slot_has_no_more_than_before(tmp_path: Path) -> None:
+def test_links_take_the_place_of_replicates(tmp_path: Path) -> None:
     world = OnSlots(tmp_path, 40, 2)
     world.search()
     where: dict[frozenset[Any], set[int]] = {}
@@ -224,7 +224,7 @@ def test_replicates_link_slots_and_one_slot_has_no_more_than_before(tmp_path: Pa
         where.setdefault(frozenset(choice.point.items()), set()).add(world.at[number])
     replicates = [c for c in world.begun if c.attrs.replicates is not None]
     assert len(replicates) == 3
-    assert sum(len(has) == 2 for has in where.values()) >= 2
+    assert any(len(has) == 2 for has in where.values())
 
 
 def test_the_confirmation_waits_for_the_last_trial_of_the_search(tmp_path: Path) -> None:
