@@ -348,7 +348,7 @@ class ScaleFault:
         but: What becomes of the run in other places.
         untouched: No launch is lost: each trial has one.
         cuts: It needs nodes whose link can be cut.
-        parted: The other node's last launch has no end until that node is back and the command is
+        parted: The end of the launch may be known only when its node is back, and the command is
             given again, for one trial more.
         proxied: The driver reaches PostgreSQL through something that can be silenced.
         quick: Where pytest injects it.
@@ -380,14 +380,14 @@ def _signal(
 _KILL, _TERM, _STOP = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP
 ONLY_RAY = (Place.RAY,)
 SCALE_FAULTS = (
-    _signal(Who.DRIVER, _KILL, Run.DIES, (*SEVERAL, Place.ONE), quick=(Place.LOCAL,)),
+    _signal(Who.DRIVER, _KILL, Run.DIES, (*SEVERAL, Place.ONE)),
     _signal(Who.DRIVER, _TERM, Run.INTERRUPTED, (*SEVERAL, Place.ONE)),
     _signal(Who.API, _KILL, Run.GOES_ON, SEVERAL),
     _signal(Who.SUPERVISOR, _KILL, Run.GOES_ON, SEVERAL),
     _signal(Who.SLOT, _KILL, Run.GOES_ON, SEVERAL),
     _signal(Who.SLOT, _STOP, Run.GOES_ON, SEVERAL),
     _signal(Who.ACTOR, _KILL, Run.GOES_ON, ONLY_RAY),
-    _signal(Who.ACTOR, _STOP, Run.GOES_ON, ONLY_RAY),
+    _signal(Who.ACTOR, _STOP, Run.GOES_ON, ONLY_RAY, parted=True),
     _signal(Who.NODE, _KILL, Run.GOES_ON, ONLY_RAY, parted=True),
     ScaleFault(
         f"SIGSTOP to the driver, SIGCONT {AWAY_S:g} s later",
@@ -447,6 +447,7 @@ SCALE_FAULTS = (
         cut,
         ONLY_RAY,
         cuts=True,
+        parted=True,
     ),
     ScaleFault(
         "the network between the nodes is cut; SIGKILL to the driver",
@@ -558,7 +559,9 @@ class Surroundings:
         foreign = scene.foreign | ({scene.victim} if fault.parted else set())
         outcome.problems += site.check_whole(not_ours=foreign)
         if fault.parted:
-            self.nodes().renew()
+            if fault.cuts:
+                self.nodes().renew()  # the others took it for dead
+            self.nodes()
             site.wanted += 1
             outcome.problems += check_end(site.start(), Run.GOES_ON) + site.check_whole()
         if ray is None and not port_is_free(port):
