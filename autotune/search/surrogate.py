@@ -158,6 +158,7 @@ def fit(
         fixed += t.sd**2 * np.outer(t.values, t.values)
     squares = (x[:, None, :] - x[None, :, :]) ** 2
     diagonal = np.arange(len(y))
+    lower = np.tril(np.ones((len(y), len(y))), -1) + np.eye(len(y)) / 2
 
     def loss(z: Floats) -> tuple[float, Floats]:
         """Return minus the log posterior and its gradient, in standardized logarithms."""
@@ -174,14 +175,13 @@ def fit(
             return math.inf, np.zeros_like(z)
         alpha = dpotrs(chol, rest, lower=1)[0]
         value = rest @ alpha / 2 + np.log(chol[diagonal, diagonal]).sum() + z @ z / 2
-        inverse = np.tril(dpotri(chol, lower=1)[0])
-        inverse += np.tril(inverse, -1).T
-        inner = np.outer(alpha, alpha) - inverse
+        half = dpotri(chol, lower=1)[0] * lower  # of the inverse: half of its diagonal, too
+        inner = np.outer(alpha, alpha) - half - half.T
         # d Matérn / d log length = 5/3·(1 + √5 r)·exp(−√5 r)·(distance in that feature)²
         slope = inner * decay * (1 + t) * (5 / 3)
         by_length = slope.ravel() @ scaled.reshape(-1, features)
         by_scale = 2 * (inner * k).sum()
-        by_between = 2 * theta[-1] ** 2 * np.trace(inner)
+        by_between = 2 * theta[-1] ** 2 * inner[diagonal, diagonal].sum()
         gradient = -np.array([*by_length, by_scale, by_between]) / 2 * spreads + z
         return float(value), gradient
 
