@@ -228,9 +228,7 @@ def table(records: Sequence[Record]) -> Iterator[str]:
 def _minutes(seconds: Sequence[float | None]) -> str:
     """Return median and quartiles; one that was not reached is later than all others."""
     values = sorted(math.inf if s is None else s / 60 for s in seconds)
-    low, middle, high = (
-        float(np.quantile(values, q, method="nearest")) for q in (0.25, 0.5, 0.75)
-    )
+    low, middle, high = (float(np.quantile(values, q, method="nearest")) for q in (0.25, 0.5, 0.75))
     words = ["–" if math.isinf(x) else f"{x:.0f}" for x in (low, middle, high)]
     return f"{words[1]} [{words[0]}, {words[2]}]"
 

@@ -405,9 +405,7 @@ def prepared(world: World, folder: Path) -> InWorld:
     loaded = parse_study(text, folder / f"{NAME}.yaml", check_files=False)
     load = build_workload(loaded.spec.workload, folder)
     info = VllmInfo(VERSION, "vllm", None, "cpu", None, (), ())
-    return InWorld(
-        loaded, info, load, load, study_objectives(loaded), lambda ref: ref, world=world
-    )
+    return InWorld(loaded, info, load, load, study_objectives(loaded), lambda ref: ref, world=world)
 
 
 class Driver(study_run._Driver):
@@ -494,5 +492,3 @@ def run(
         return reason
 
     return run_on(folder / "autotune.db", shown, go)
-
-

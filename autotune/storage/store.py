@@ -393,7 +393,9 @@ class Store:
             if told is not None:
                 study, trial, launch = told
                 s.add(
-                    EventRow(at=time.time(), study=study, trial=trial, launch_id=launch, what="told")
+                    EventRow(
+                        at=time.time(), study=study, trial=trial, launch_id=launch, what="told"
+                    )
                 )
             s.commit()
 

@@ -1,4 +1,4 @@
-"""The end of a trial, written in one transaction; Optuna takes one for each attribute and the end."""
+"""The end of a trial, in one transaction; Optuna takes one for each attribute and for the end."""
 
 from __future__ import annotations
 

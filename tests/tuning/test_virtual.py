@@ -165,5 +165,3 @@ def test_the_drivers_own_cost_is_counted(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["rows"][-1]["choosing"] < cpu[-1]
     *_, last = driver_cost.table(found)
     assert last.startswith("| 12 | ")
-
-
