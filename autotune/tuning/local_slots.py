@@ -28,7 +28,6 @@ from autotune.serving.interrupts import held_back
 from autotune.serving.logs import LogFolder, open_log
 from autotune.serving.process_tree import KILL_S, Identity, boot_id, end_orphan
 from autotune.serving.slots import SLOT_VARIABLES, Slot
-from autotune.storage.records import Role
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store
 from autotune.tuning.ledger import Ledger
@@ -117,14 +116,10 @@ class LocalSlots:
 
     @property
     def capacity(self) -> int:
-        """How many more trials may be submitted now; none next to one of a confirmation.
-
-        A confirmation compares launches with each other, so all of them are on one slot.
-        """
-        under_way = [*self._running(), *self._waiting]
-        if self._closed or any(t.attrs.role is Role.CONFIRMATION for t in under_way):
+        """How many more trials may be submitted now."""
+        if self._closed:
             return 0
-        return max(0, len(self._slots) - len(under_way))
+        return max(0, len(self._slots) - len(self._running()) - len(self._waiting))
 
     def submit(self, trial: Trial) -> None:
         """Take a trial for its slot, whose process begins it as soon as it is idle."""
