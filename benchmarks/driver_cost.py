@@ -91,7 +91,7 @@ def measure(slots: int, trials: int, lasts: float) -> dict[str, Any]:
         return VirtualSlots(w, slots, drawn, served, 0, clock, 0.0, sends=True, requests=REQUESTS)
 
     with temporary() as folder, Path(os.devnull).open("w") as nowhere, Watch(nowhere) as ui:
-        run(w, folder, trials, 0, clock, make, confirm=0, stop_below=0.0, progress=ui)
+        run(w, folder, trials, 0, clock, slots, make, confirm=0, stop_below=0.0, progress=ui)
     return {
         "python": platform.python_version(),
         "slots": slots,

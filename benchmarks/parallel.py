@@ -62,10 +62,12 @@ from autotune.tuning.local_slots import Served
 
 # World and the study whose stages its launches take.
 CELLS = {
-    "demo-cpu-grid": "demo-cpu",
+    "gen-cpu": "demo-cpu",
     "gen-8": "smollm2-h200",
-    "smollm2-h200-c32": "smollm2-h200",
+    "gen-32": "smollm2-h200",
+    "demo-cpu-c2": "demo-cpu",  # too small for 40 trials
 }
+SHOWN = ("gen-cpu", "gen-8", "gen-32")
 SLOTS = (1, 2, 4, 8, 16, 32, 64)
 TRIALS = 40
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00")  # Okabe and Ito's
@@ -105,7 +107,8 @@ def replay(task: Task) -> Record:
 
     cpu = time.process_time()
     with temporary() as folder:
-        run(w, folder, trials, seed, clock, make, stop_below=0.0 if every else None, look=look)
+        below = 0.0 if every else None
+        run(w, folder, trials, seed, clock, slots, make, stop_below=below, look=look)
     found["cpu_s"] = round(time.process_time() - cpu, 2)
     return found | _times(runs, judge, w.place, slots)
 
@@ -308,7 +311,7 @@ def packed(records: Sequence[Record]) -> dict[str, Any]:
 def main() -> None:
     """Run, show or draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--worlds", nargs="+", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--worlds", nargs="+", default=list(SHOWN), choices=list(CELLS))
     parser.add_argument("--slots", type=int, nargs="+", default=list(SLOTS))
     parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")

@@ -126,6 +126,11 @@ def constant(seconds: float) -> list[Stage]:
     return [Stage(0.45 * seconds, 0.05 * seconds, 0.49 * seconds, 0.01 * seconds, 1.0, False)]
 
 
+def slot_of(number: int, count: int) -> Slot:
+    """Return a slot with a core of its own."""
+    return Slot(number, count, (number,))
+
+
 # -- the executor ----------------------------------------------------------------------------------
 
 
@@ -197,9 +202,7 @@ class VirtualSlots:
 
     @property
     def capacity(self) -> int:
-        """How many more trials may be submitted now, as of :class:`LocalSlots`."""
-        if any(run.trial.attrs.role is Role.CONFIRMATION for _, _, run in self._under_way):
-            return 0
+        """How many more trials may be submitted now."""
         return self.slots - len(self._under_way)
 
     def submit(self, trial: Trial) -> None:
@@ -265,8 +268,7 @@ class VirtualSlots:
             launch = uuid.UUID(int=(trial.number << 8) + attempt).hex
             self._call("check")
             plan = LaunchPlan(("vllm", "serve", "org/model"), {}, {}, "", 8000, "org/model", "m")
-            slot = Slot(trial.slot, self.slots, (trial.slot,), ())
-            machine = {"gpus": [], "cores": 1, "slot": slot.stored()}
+            machine = {"gpus": [], "cores": 1, "slot": slot_of(trial.slot, self.slots).stored()}
             self._call("plan", launch, trial.number, attempt, plan, machine, Path("log"))
             self._call("event", launch, trial.number, "launching", run.begin)
             self._call("stage", at, "launching")
@@ -416,6 +418,7 @@ class Driver(study_run._Driver):
         store: Its database.
         progress: Told of what happens.
         clock: The time.
+        slots: Number of slots.
         make: Makes the executor from what its slots may call.
     """
 
@@ -425,9 +428,11 @@ class Driver(study_run._Driver):
         store: Store,
         progress: Progress,
         clock: Clock,
+        slots: int,
         make: Callable[[Served], VirtualSlots],
     ) -> None:
-        super().__init__(study, store, None, progress, Tools(clock=clock), ())
+        of_host = [slot_of(k, slots) for k in range(slots)] if slots > 1 else ()
+        super().__init__(study, store, None, progress, Tools(clock=clock), of_host)
         self._make, self._world = make, study.world
 
     def make_planner(self, seed: int) -> Planner:
@@ -458,6 +463,7 @@ def run(
     trials: int,
     seed: int,
     clock: Clock,
+    slots: int,
     make: Callable[[Served], VirtualSlots],
     *,
     confirm: int | None = None,
@@ -473,6 +479,7 @@ def run(
         trials: As of `autotune run`.
         seed: Of the study.
         clock: The time.
+        slots: Number of slots.
         make: Makes the executor from what its slots may call.
         confirm: Trials that are held back for the confirmation; None: as the study does.
         stop_below: As of :func:`autotune.tuning.study_run.run_study`.
@@ -483,7 +490,7 @@ def run(
     study = prepared(world, folder)
 
     def go(store: Store) -> StopReason:
-        driver = Driver(study, store, shown, clock, make)
+        driver = Driver(study, store, shown, clock, slots, make)
         held = study.spec.budget.confirm_of(trials) if confirm is None else confirm
         driver.open(Budget(trials, held), seed, stop_below, ())
         with driver.launcher:

@@ -130,7 +130,7 @@ def whole_run(virtual: Any, w: Any, folder: Path, slots: int) -> list[Any]:
         stages = virtual.stages(STAGES)
         return virtual.VirtualSlots(w, slots, stages, served, 0, clock, ended=runs.append)
 
-    virtual.run(w, folder, 12, 0, clock, make, stop_below=0.0)
+    virtual.run(w, folder, 12, 0, clock, slots, make, stop_below=0.0)
     return runs
 
 
