@@ -59,6 +59,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "studies" / "results"
 VERSION = "0.32.0"  # of vLLM, as the worlds' rules have it
 DRIVER_S = 0.3  # the driver's own part of a trial, of which it does one at a time
 NAME = "virtual"
+MACHINE = {"cpu": "virtual", "cores": 1, "memory_gib": 1.0, "gpus": []}
 _NORMAL = 1.96
 
 
@@ -268,7 +269,7 @@ class VirtualSlots:
             launch = uuid.UUID(int=(trial.number << 8) + attempt).hex
             self._call("check")
             plan = LaunchPlan(("vllm", "serve", "org/model"), {}, {}, "", 8000, "org/model", "m")
-            machine = {"gpus": [], "cores": 1, "slot": slot_of(trial.slot, self.slots).stored()}
+            machine = {**MACHINE, "slot": slot_of(trial.slot, self.slots).stored()}
             self._call("plan", launch, trial.number, attempt, plan, machine, Path("log"))
             self._call("event", launch, trial.number, "launching", run.begin)
             self._call("stage", at, "launching")
@@ -387,8 +388,8 @@ class InWorld(Prepared):
         return {}
 
 
-def prepared(world: World, folder: Path) -> InWorld:
-    """Return the study of a world's space, with the defaults of `autotune init`."""
+def prepared(world: World, folder: Path, method: str = "gp") -> InWorld:
+    """Return the study of a world's space, with the defaults of a study file."""
     study = {
         "name": NAME,
         "server": {
@@ -402,6 +403,7 @@ def prepared(world: World, folder: Path) -> InWorld:
             "num_prompts": 8,
             "max_concurrency": 1,
         },
+        "search": {"method": method},
     }
     text = yaml.safe_dump(study, sort_keys=False)
     loaded = parse_study(text, folder / f"{NAME}.yaml", check_files=False)
@@ -466,6 +468,7 @@ def run(
     slots: int,
     make: Callable[[Served], VirtualSlots],
     *,
+    method: str = "gp",
     confirm: int | None = None,
     stop_below: float | None = None,
     progress: Progress | None = None,
@@ -481,13 +484,14 @@ def run(
         clock: The time.
         slots: Number of slots.
         make: Makes the executor from what its slots may call.
+        method: Of the search.
         confirm: Trials that are held back for the confirmation; None: as the study does.
         stop_below: As of :func:`autotune.tuning.study_run.run_study`.
         progress: Told of what happens; None: nobody.
         look: Gets the driver in the end.
     """
     shown = Quiet() if progress is None else progress
-    study = prepared(world, folder)
+    study = prepared(world, folder, method)
 
     def go(store: Store) -> StopReason:
         driver = Driver(study, store, shown, clock, slots, make)
