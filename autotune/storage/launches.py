@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # a database is read without them
     from autotune.bench.server_metrics import ServerStats
     from autotune.engine.command import LaunchPlan
     from autotune.serving.process_tree import Identity
-    from autotune.storage.lease import Holder
+    from autotune.storage.lease import Holder, Place
 
 
 # Rows of another table that belong to a study's launches.
@@ -69,10 +69,17 @@ class Launches:
         plan: LaunchPlan,
         machine: Mapping[str, Any],
         log_path: Path,
+        place: Place | None = None,
     ) -> None:
-        """Write a launch down before anything is started, so that every process is known here."""
+        """Write a launch down before anything is started, so that every process is known here.
+
+        ``place`` is where it is started, if not by the holder's own worker.
+        """
         from autotune.serving.process_tree import boot_id
 
+        who = self.holder.columns() if self.holder else {}
+        if place is not None:
+            who |= {"host": place.host, "worker": place.worker}
         with self._sessions() as s:
             s.add(
                 LaunchRow(
@@ -85,9 +92,9 @@ class Launches:
                     machine=dict(machine),
                     port=plan.port,
                     log_path=str(log_path),
-                    boot_id=boot_id(),
+                    boot_id=boot_id() if place is None else place.boot_id,
                     planned_at=time.time(),
-                    **(self.holder.columns() if self.holder else {}),
+                    **who,
                 )
             )
             s.commit()

@@ -38,17 +38,51 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
         StopError: a process survives SIGKILL.
     """
     for launch in store.launches.unended():
-        if isinstance(store.database, Server) and launch.host not in {None, gethostname()}:
+        if _is_elsewhere(launch, store.database):
             continue  # processes of another host, which only that one can end
         ended = end_orphan(_identity(launch), grace_s=grace_s)
         store.launches.ended(launch.launch_id, None, ended)
-        store.launches.event(
-            launch.study,
-            f"found a launch without an end; ended {ended} processes",
-            trial=launch.trial,
-            launch_id=launch.launch_id,
-        )
+        _note_found(store, launch, ended)
         yield launch, ended
+
+
+def _is_elsewhere(launch: LaunchRow, database: Database) -> bool:
+    """Return whether a launch is one of another host; a file may have been carried here."""
+    shared = isinstance(database, Server) or bool((launch.machine.get("slot") or {}).get("host"))
+    return shared and launch.host not in {None, gethostname()}
+
+
+def launches_elsewhere(store: Store) -> list[tuple[str, Identity]]:
+    """Return launches of other hosts whose end was never written down, each with its host.
+
+    Those of a run that has just taken the lease are of earlier runs only.
+    """
+    found = [x for x in store.launches.unended() if _is_elsewhere(x, store.database)]
+    return [(x.host or "", _identity(x)) for x in found]
+
+
+def note_left(store: Store, launch_id: str, ended: int) -> None:
+    """Write down that a launch whose process or host was gone is ended; once.
+
+    Args:
+        store: Its ledger.
+        launch_id: Id of the launch; nothing is done if it was never written down.
+        ended: Number of its processes that were found and ended.
+    """
+    launch = next((x for x in store.launches.unended() if x.launch_id == launch_id), None)
+    if launch is None:
+        return
+    store.launches.ended(launch_id, None, ended)
+    _note_found(store, launch, ended)
+
+
+def _note_found(store: Store, launch: LaunchRow, ended: int) -> None:
+    store.launches.event(
+        launch.study,
+        f"found a launch without an end; ended {ended} processes",
+        trial=launch.trial,
+        launch_id=launch.launch_id,
+    )
 
 
 def end_orphans(store: Store, grace_s: float, say: Callable[[str], None]) -> None:

@@ -3,17 +3,20 @@
 It is bound to the slot's cores and sees the slot's GPUs only. A process of its own, since the
 clients of several servers in one Python would wait for each other. It plans nothing and writes
 nothing: what is to be written goes to the driver, which alone has the database, and a launch goes
-on when the driver has written it down. It ends with the driver, and its servers with it.
+on when the driver has written it down. It ends with its parent, which is the driver or on another
+host an actor of Ray, and its servers with it. A thread tells that it lives.
 
 SIGTERM ends its server, as Ctrl-C ends that of a run with one slot.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +24,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import psutil
@@ -33,18 +37,20 @@ from autotune.bench.session import Measuring
 from autotune.engine.command import LaunchPlan
 from autotune.engine.compile_cache import CompileCache
 from autotune.engine.launch_stages import Stages
-from autotune.errors import AutotuneError, TrialFailure
+from autotune.errors import AutotuneError, TrialFailure, UserError
 from autotune.serving.interrupts import held_back
-from autotune.serving.process_tree import Identity
+from autotune.serving.process_tree import Identity, boot_id
 from autotune.serving.resolve import model_resolver
 from autotune.serving.server import Server
 from autotune.serving.supervisor import PR_SET_PDEATHSIG
+from autotune.storage.lease import Place
 from autotune.storage.schema import LaunchRow
+from autotune.study.weights import shown_weights
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import OUTSIDE, At
-from autotune.tuning.slot_messages import Answer, Call, Done, Raised, Setup
+from autotune.tuning.slot_messages import BEAT_S, Answer, Beat, Call, Done, Raised, Setup
 from autotune.tuning.supervise import signals
 from autotune.tuning.tools import Tools
 from autotune.tuning.trial import Trial, TrialRunner
@@ -67,6 +73,7 @@ class Driver:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._calls = 0
+        self._sending = threading.Lock()
 
     def receive(self) -> Any:
         """Wait for what the driver sends next.
@@ -76,10 +83,21 @@ class Driver:
         """
         return self._connection.recv()
 
-    def send(self, message: Call | Done | Raised) -> None:
+    def send(self, message: Call | Done | Raised | Beat) -> None:
         """Send a message as a whole: an interrupt waits until it is sent."""
-        with held_back(all_of_them=True):
+        with held_back(all_of_them=True), self._sending:
             self._connection.send(message)
+
+    def beat(self) -> None:
+        """Tell from now on, in a thread, that this process lives."""
+
+        def tell() -> None:
+            with contextlib.suppress(OSError):  # the driver is gone, and this process soon
+                while True:
+                    self.send(Beat())
+                    time.sleep(BEAT_S)
+
+        threading.Thread(target=tell, name="autotune-beat", daemon=True).start()
 
     def tell(self, name: str, *args: Any) -> None:
         """Call something without waiting for it."""
@@ -94,7 +112,8 @@ class Driver:
         """
         with held_back(all_of_them=True):
             self._calls += 1
-            self._connection.send(Call(name, args, self._calls))
+            with self._sending:
+                self._connection.send(Call(name, args, self._calls))
             answer = self._connection.recv()
         if not isinstance(answer, Answer) or answer.refused:
             raise Refused(name)
@@ -108,11 +127,15 @@ class RemoteLedger(Ledger):
         driver: The driver.
         variables: Variables that the slot sets, as :attr:`Setup.variables` has them: a launch is
             written down with those of the user's own environment.
+        worker: Name of the slot's worker on this host.
     """
 
-    def __init__(self, driver: Driver, variables: Mapping[str, str | None]) -> None:
+    def __init__(
+        self, driver: Driver, variables: Mapping[str, str | None], worker: str
+    ) -> None:
         self._driver = driver
         self._variables = variables
+        self._place = Place(gethostname(), worker, boot_id())
 
     def check(self) -> None:
         """Check that what is written is kept."""
@@ -126,12 +149,14 @@ class RemoteLedger(Ledger):
         plan: LaunchPlan,
         machine: Mapping[str, Any],
         log_path: Path,
+        place: Place | None = None,
     ) -> None:
-        """Write a launch down; nothing of it is started yet."""
+        """Write a launch down as one of this host; nothing of it is started yet."""
         public = {k: v for k, v in plan.public_env.items() if k not in self._variables}
         public |= {k: v for k, v in self._variables.items() if v is not None}
         kept = replace(plan, env={}, public_env=dict(sorted(public.items())), api_key="")
-        self._driver.ask("plan", launch_id, trial, attempt, kept, dict(machine), log_path)
+        place = self._place if place is None else place
+        self._driver.ask("plan", launch_id, trial, attempt, kept, dict(machine), log_path, place)
 
     def started(self, identity: Identity) -> None:
         """Write down which processes a launch has."""
@@ -219,17 +244,21 @@ class RemoteProgress:
         self._driver.tell("message", text, at)
 
 
-def tools_of_slot(driver_pid: int) -> Tools:
+def tools_of_slot(owner: int, driver: int | None = None) -> Tools:
     """Return what a slot measures with.
 
     Servers of other slots have cores and GPUs of their own, so their load is not counted. The
-    driver's may be, and is known. The fixed computation of the interference check is done, but
+    driver's may be, and is known, as is that of an actor. The fixed computation of the interference check is done, but
     compared with no earlier one: the servers of other slots use the same memory and caches, which
     makes it slower.
 
     Args:
-        driver_pid: Pid of the driver, which owns the servers.
+        owner: Pid of the process that owns the servers: the driver, or an actor of Ray.
+        driver: Pid of the driver, where that is another process of this host.
     """
+    known = [psutil.Process(owner)]
+    with contextlib.suppress(psutil.Error):  # it just ended
+        known += [psutil.Process(driver)] if driver not in (None, owner) else []
 
     def baseline(_earlier: Sequence[float]) -> IdleBaseline:
         return take_idle_baseline()
@@ -238,10 +267,10 @@ def tools_of_slot(driver_pid: int) -> Tools:
         return disturbed(state, ())
 
     return Tools(
-        server=partial(Server, owner=driver_pid),
+        server=partial(Server, owner=owner),
         take_idle_baseline=baseline,
         disturbed=why_disturbed,
-        measuring=partial(Measuring, known=(psutil.Process(driver_pid),)),
+        measuring=partial(Measuring, known=tuple(known)),
     )
 
 
@@ -255,10 +284,21 @@ def trial_runner(setup: Setup, driver: Driver) -> tuple[Launcher, TrialRunner]:
         study_objectives(setup.loaded),
         model_resolver(setup.loaded, setup.info),
     )
-    tools = tools_of_slot(os.getppid())
-    ledger = RemoteLedger(driver, setup.variables)
-    launcher = Launcher(prepared, ledger, setup.logs, tools=tools, slot=setup.slot)
-    weights: Callable[[], dict[str, str]] = partial(driver.ask, "weights")
+    slot = setup.slot
+    tools = tools_of_slot(os.getppid(), setup.driver)
+    ledger = RemoteLedger(driver, setup.variables, str(slot.number))
+    launcher = Launcher(prepared, ledger, setup.logs, tools=tools, slot=slot)
+
+    def weights() -> dict[str, str]:
+        there: dict[str, str] = driver.ask("weights")
+        if slot.host and (here := prepared.weights()) != there:
+            raise UserError(
+                f"{slot.name}: the weights there are no longer those of the driver's host "
+                f"({shown_weights(here)} instead of {shown_weights(there)}); restore them, and run "
+                "the same command again to resume"
+            )
+        return there
+
     runner = TrialRunner(
         prepared,
         RemoteStore(driver),
@@ -266,7 +306,7 @@ def trial_runner(setup: Setup, driver: Driver) -> tuple[Launcher, TrialRunner]:
         launcher,
         RemoteProgress(driver),
         weights,
-        slot=setup.slot.number,
+        slot=slot.number,
         tools=tools,
     )
     return launcher, runner
@@ -285,7 +325,7 @@ def main(fd: int, owner: int, serve: Callable[[Driver], None] = serve) -> None:
 
     Args:
         fd: Number of the file of the socket to the driver.
-        owner: Pid of the driver.
+        owner: Pid of the parent: the driver, or an actor of Ray.
         serve: What is done; tests do something else.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -293,6 +333,7 @@ def main(fd: int, owner: int, serve: Callable[[Driver], None] = serve) -> None:
         return  # it died before the line above
     os.set_inheritable(fd, False)  # or a server would keep it open
     driver = Driver(Connection(fd))
+    driver.beat()
     try:
         with signals():
             serve(driver)

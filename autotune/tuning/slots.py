@@ -58,7 +58,7 @@ def slots_of_host(prepared: Prepared, parallel: int | None) -> tuple[Slot, ...]:
         return _not_here(prepared, parallel)
     if not gpus and parallel is None:
         return ()
-    need, flags = _needed(prepared.spec)
+    need, flags = gpus_needed(prepared.spec)
     path = prepared.loaded.path
     if not gpus:
         groups: list[tuple[SlotGpu, ...]] = [()] * (parallel or 1)
@@ -82,7 +82,7 @@ def slots_of_host(prepared: Prepared, parallel: int | None) -> tuple[Slot, ...]:
         if wanted == 1:
             return ()
     _check_alike(groups)
-    _check_bound(prepared)
+    check_bound(prepared, "--parallel")
     usable = sorted(os.sched_getaffinity(0))
     workers = 1 if gpus else need
     if len(groups) * workers > len(usable):
@@ -156,7 +156,7 @@ def slot_notes(spec: StudySpec, slots: Sequence[Slot]) -> Iterator[str]:
         yield "server.ahead is not used with several slots: they start servers at the same time"
 
 
-def _needed(spec: StudySpec) -> tuple[int, str]:
+def gpus_needed(spec: StudySpec) -> tuple[int, str]:
     """Return how many GPUs the largest server of a study needs, and the flags that say so."""
     params, written = spec.to_space().params, _written(spec.server.command or ())
     sizes = {}
@@ -212,28 +212,36 @@ def _check_alike(groups: Sequence[Sequence[SlotGpu]]) -> None:
         )
 
 
-def _check_bound(prepared: Prepared) -> None:
-    """Refuse a server that does not stay on the GPUs and cores of its slot."""
+def check_bound(prepared: Prepared, option: str) -> None:
+    """Refuse a server that does not stay on the GPUs and cores of its slot.
+
+    Args:
+        prepared: The study.
+        option: Option that asks for slots, which the message says to leave out.
+
+    Raises:
+        UserError: its command or its variables bind it elsewhere.
+    """
     server, path = prepared.spec.server, prepared.loaded.path
     command = server.command or ()
     if any(is_container(command[i:]) for i in range(len(command))):
         raise UserError(
             f"{path}: server.command starts a container, which would not stay on the GPUs and "
-            "cores of its slot; leave --parallel out"
+            f"cores of its slot; leave {option} out"
         )
     for name in _PLACES:
         if name in server.env or any(word.startswith(f"{name}=") for word in command):
             raise UserError(
                 f"{path}: server.env or server.command sets {name} for every server, but each slot "
-                "has its own; take it out, or leave --parallel out"
+                f"has its own; take it out, or leave {option} out"
             )
     if os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") not in ("auto", "nobind"):
         raise UserError(
             "VLLM_CPU_OMP_THREADS_BIND is set for every server, but each slot has cores of its "
-            "own; unset it, or leave --parallel out"
+            f"own; unset it, or leave {option} out"
         )
     if bound := next((word for word in command if Path(word).name in _BINDING), None):
         raise UserError(
             f"{path}: server.command has `{Path(bound).name}`, which binds every server to the "
-            "same cores, but each slot has its own; take it out, or leave --parallel out"
+            f"same cores, but each slot has its own; take it out, or leave {option} out"
         )
