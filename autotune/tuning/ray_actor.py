@@ -88,8 +88,8 @@ ToActor = ToSlot | Begin | Signal | EndLeft
 
 
 def machine_id() -> str:
-    """Return what two processes have in common that see each other's pids."""
-    return f"{boot_id()} {os.readlink('/proc/self/ns/pid')}"
+    """Return what two processes of one host have in common, which see each other's pids."""
+    return f"{gethostname()} {boot_id()} {os.readlink('/proc/self/ns/pid')}"
 
 
 class SlotActor:

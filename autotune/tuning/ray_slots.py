@@ -124,7 +124,7 @@ class RayCluster:
                 thread.start()
             self._await_first()
         except BaseException:
-            self.close()
+            self._leave()
             raise
         return self
 
@@ -134,7 +134,7 @@ class RayCluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self._leave()
 
     # -- for the driver of a study ---------------------------------------------------------------
 
@@ -147,6 +147,11 @@ class RayCluster:
     def machine(self) -> dict[str, Any]:
         """What one slot is."""
         return next(x.machine for x in self._nodes.values() if x.machine is not None)
+
+    def name(self, number: int) -> str:
+        """Return the name of a slot in texts."""
+        slot = self.slots.get(number)
+        return f"slot {number}" if slot is None else slot.name
 
     def notes(self) -> Iterator[str]:
         """Yield what to know of the slots, a line each."""
@@ -203,9 +208,8 @@ class RayCluster:
     def receive(self, timeout: float) -> Iterator[tuple[RayLink | None, FromSlot]]:
         """Wait for messages and yield them; those that are no process's come with None."""
         while self._to_prove:  # what a lost actor left on this host
-            identity = self._to_prove[0]
+            identity = self._to_prove.popleft()
             ended = end_orphan(identity, grace_s=self.prepared.spec.server.stop_timeout_s)
-            self._to_prove.popleft()
             self._queue.put((None, Call("left", (identity.launch_id, ended))))
         if not self._got:
             with contextlib.suppress(queue.Empty), held_back():
@@ -217,6 +221,9 @@ class RayCluster:
             yield self._got.popleft()
 
     def close(self) -> None:
+        """Do nothing: the actors stay until the end of the context, for another run."""
+
+    def _leave(self) -> None:
         """Give the actors back, and leave the cluster."""
         self._over.set()
         for thread in self._threads:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections.abc import Callable, Iterator
 from socket import gethostname
 from typing import Any
@@ -127,17 +129,48 @@ def living(database: Database) -> list[tuple[LivingLaunch, str]]:
     return found
 
 
+def under_way_elsewhere(database: Database) -> list[tuple[LaunchRow, str]]:
+    """Return the launches without an end that are on other hosts, and what each was made for.
+
+    Args:
+        database: Its ledger; it may be missing.
+    """
+    if not is_there(database):
+        return []
+    with opened(database) as store:
+        rows = [x for x in store.launches.unended() if _is_elsewhere(x, store.database)]
+    return [(x, _purpose(x)) for x in rows]
+
+
 def _purpose(launch: LaunchRow) -> str:
     """Return what a launch was made for, and on which slot it is: ``trial 3 of demo, slot 1``."""
     return ", ".join(filter(None, [launch_text(launch), slot_text(launch.machine.get("slot"))]))
 
 
 def living_json(database: Database) -> list[dict[str, Any]]:
-    """Return :func:`living` as plain data; memory in bytes, times in seconds."""
-    return [
+    """Return what :func:`living_lines` shows as plain data; memory in bytes, times in seconds.
+
+    Of launches on other hosts only what the database says is known.
+    """
+    elsewhere = [
         {
             "launch": x.launch_id,
             "of": of,
+            "host": x.host,
+            "owner": None,
+            "pids": [],
+            "containers": [],
+            "memory": None,
+            "seconds": time.time() - x.planned_at,
+            "command": plain(shlex.join(x.argv)),
+        }
+        for x, of in under_way_elsewhere(database)
+    ]
+    return elsewhere + [
+        {
+            "launch": x.launch_id,
+            "of": of,
+            "host": gethostname(),
             "owner": x.owner,
             "pids": [p.pid for p in x.processes],
             "containers": list(x.containers),
@@ -150,13 +183,18 @@ def living_json(database: Database) -> list[dict[str, Any]]:
 
 
 def living_lines(database: Database) -> list[str]:
-    """Return :func:`living` for people, two lines each."""
+    """Return the servers here, and the launches on other hosts, for people; two lines each."""
     lines = []
     for x, of in living(database):
         owner = f"autotune {x.owner}" if x.owner else "nobody, `autotune reap` ends it"
         size = f"{x.size}, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
         lines.append(f"{x.launch_id[:8]}  {of}; owner: {owner}")
         lines.append(shortened(f"          {size}: {plain(x.command)}"))
+    for row, of in under_way_elsewhere(database):
+        minutes = (time.time() - row.planned_at) / 60
+        lines.append(f"{row.launch_id[:8]}  {of}; on host {plain(str(row.host))}")
+        command = plain(shlex.join(row.argv))
+        lines.append(shortened(f"          by the database, {minutes:.1f} min: {command}"))
     return lines
 
 

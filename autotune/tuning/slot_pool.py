@@ -94,7 +94,7 @@ class Places(Protocol):
         """
 
     def close(self) -> None:
-        """Give everything back; no process is left."""
+        """Give back what a run took; no process is left."""
 
 
 class Cluster(Places, Protocol):
@@ -107,6 +107,9 @@ class Cluster(Places, Protocol):
     @property
     def machine(self) -> dict[str, Any]:
         """What one slot is."""
+
+    def name(self, number: int) -> str:
+        """Return the name of a slot in texts."""
 
     def notes(self) -> Iterator[str]:
         """Yield what to know of the slots, a line each."""

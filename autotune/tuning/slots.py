@@ -1,4 +1,4 @@
-"""Which slots a run has on this host: ``--parallel auto`` or a number.
+"""Which slots a run has: ``--parallel auto`` or a number on this host, ``--ray`` on a cluster.
 
 A slot has as many GPUs as one server needs: the product of :data:`SIZES` among its flags, each of
 which is 1 in vLLM where it is not given (vllm/config/parallel.py). On a host without GPUs a slot
@@ -8,13 +8,14 @@ has cores.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.engine.rule import minor_of
-from autotune.errors import UserError
+from autotune.errors import UserError, one_line
 from autotune.results.text import count
 from autotune.serving.slots import Slot, SlotGpu, cores_of_slots, shares_a_core, slot_gpus
 from autotune.storage.store import Store
@@ -23,6 +24,9 @@ from autotune.study.schema import StudySpec
 from autotune.study.space import as_int
 from autotune.study.words import argument_of, own_words
 from autotune.tuning.prepare import Prepared
+
+if TYPE_CHECKING:
+    from autotune.tuning.slot_pool import Cluster
 
 # Flags whose product is the number of GPUs that one server needs.
 SIZES = (
@@ -96,6 +100,36 @@ def slots_of_host(prepared: Prepared, parallel: int | None) -> tuple[Slot, ...]:
         Slot(number, len(groups), mine, of)
         for number, (mine, of) in enumerate(zip(cores, groups, strict=True))
     )
+
+
+@contextmanager
+def cluster_of(
+    prepared: Prepared, address: str | None, parallel: int | None, say: Callable[[str], None]
+) -> Iterator[Cluster | None]:
+    """Yield the slots of a study on a Ray cluster; None without an address.
+
+    Args:
+        prepared: The study.
+        address: ``auto``, or host and port of the cluster's head.
+        parallel: Number of slots of a node without GPUs; None: one.
+        say: Told what a user should know before the run.
+
+    Raises:
+        UserError: Ray is not installed, there is no such cluster, or no node of it can run the
+            study.
+    """
+    if address is None:
+        yield None
+        return
+    try:
+        from autotune.tuning.ray_slots import RayCluster
+    except ImportError as e:
+        raise UserError(
+            f"--ray needs Ray, which cannot be imported here ({one_line(str(e), 200)}); "
+            "pip install 'dflash-autotune[ray]'"
+        ) from e
+    with RayCluster(prepared, address, parallel or 1, say) as cluster:
+        yield cluster
 
 
 def slot_environment(slot: Slot, version: str | None) -> dict[str, str]:
