@@ -155,6 +155,11 @@ class Launches:
         [row] = self._reader.records(LaunchRow, "WHERE launch_id = :launch", launch=launch_id)
         return row
 
+    def has(self, launch_id: str) -> bool:
+        """Return whether there is such a launch."""
+        sql = "SELECT 1 FROM autotune_launches WHERE launch_id = :launch"
+        return self._reader.one(sql, launch=launch_id) is not None
+
     def of_study(self, study: str) -> list[LaunchRow]:
         """Return every launch of a study, oldest first."""
         return self._oldest_first("study = :study", study=study)

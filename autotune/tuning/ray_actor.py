@@ -38,6 +38,7 @@ from autotune.serving.process_tree import Identity, boot_id, end_orphan
 from autotune.serving.resolve import model_resolver
 from autotune.serving.slots import SLOT_VARIABLES, Slot, cores_of_slots, slot_gpus
 from autotune.study.files import LoadedStudy
+from autotune.tuning import late_outcomes
 from autotune.tuning.prepare import weights_here
 from autotune.tuning.slot_messages import Call, FromSlot, Raised, Setup, ToSlot
 from autotune.tuning.slot_process import MODULE, SlotProcess, receive_from
@@ -73,7 +74,7 @@ class Signal:
 
 @dataclass(frozen=True)
 class EndLeft:
-    """End what earlier runs, or a lost actor of this one, left on this host.
+    """End what earlier runs, or a lost actor of this one, left on this host; tell what it measured.
 
     Attributes:
         identities: Their launches, of the driver's database.
@@ -84,7 +85,14 @@ class EndLeft:
     grace_s: float
 
 
-ToActor = ToSlot | Begin | Signal | EndLeft
+@dataclass(frozen=True)
+class Forget:
+    """A late outcome was taken, or is not needed."""
+
+    launch_id: str
+
+
+ToActor = ToSlot | Begin | Signal | EndLeft | Forget
 
 
 def machine_id() -> str:
@@ -234,6 +242,11 @@ class SlotActor:
                 for identity in message.identities:
                     ended = end_orphan(identity, grace_s=message.grace_s)
                     self._put(Call("left", (identity.launch_id, ended)))
+                for outcome in late_outcomes.kept():
+                    self._put(Call("late", (outcome,)))
+                self._put(Call("searched", ()))
+            case Forget():
+                late_outcomes.forget(message.launch_id)
             case _:
                 for process in self._processes:
                     process.send(message)

@@ -71,6 +71,7 @@ class Seat:
         launches: Launches of that process.
         heard: When the actor last answered, by the monotonic clock.
         got: Number of the last message of the actor.
+        searched: Whether it has told what earlier runs left on its host.
     """
 
     node: Node
@@ -84,6 +85,7 @@ class Seat:
     launches: OpenLaunches = field(default_factory=OpenLaunches)
     heard: float = 0.0
     got: int = 0
+    searched: bool = False
     _sent: int = 0
     _open: deque[tuple[int, float, ToActor]] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -18,6 +18,7 @@ from autotune.storage.location import Database, Server
 from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, is_there, opened
+from autotune.tuning.late_outcomes import LateOutcome, accept, take_here
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0
@@ -78,6 +79,25 @@ def note_left(store: Store, launch_id: str, ended: int) -> None:
     _note_found(store, launch, ended)
 
 
+class StoreOfLeft:
+    """Writes down what was left behind on other hosts (``LeftBehind`` of the slots).
+
+    Args:
+        store: The database.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def ended(self, launch_id: str, ended: int) -> None:
+        """Write down that a launch has ended."""
+        note_left(self._store, launch_id, ended)
+
+    def measured(self, outcome: LateOutcome) -> bool:
+        """Write a late measurement down if its trial has none; return whether it is not needed."""
+        return accept(self._store, outcome)
+
+
 def _note_found(store: Store, launch: LaunchRow, ended: int) -> None:
     store.launches.event(
         launch.study,
@@ -94,7 +114,10 @@ def end_orphans(store: Store, grace_s: float, say: Callable[[str], None]) -> Non
         store: Its ledger.
         grace_s: Wait after SIGTERM before SIGKILL, seconds.
         say: Told of each server.
+
+    What their slots had measured, and nobody had written down, is taken, too.
     """
+    take_here(store)
     for launch, ended in end_unended(store, grace_s):
         if ended:
             say(

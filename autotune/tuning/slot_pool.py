@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from autotune.errors import AutotuneError, MachineError
 from autotune.serving.process_tree import KILL_S, Identity
 from autotune.serving.slots import Slot
 from autotune.storage.records import Role
+from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import At
 from autotune.tuning.slot_messages import (
@@ -47,8 +48,8 @@ _HURRY_S = KILL_S + 15.0
 SILENT_S = 15.0
 # The first sign comes when it has imported everything, perhaps from a slow disk.
 START_S = 180.0
-# As many are replaced one after the other; then what they run, or the machine, is at fault.
-MOST_REPLACED = 3
+# A trial is launched again so often after its process was lost; then it is at fault, or the machine.
+MOST_LOST = 3
 # For a host with a slot to come back, when there is none any more.
 AWAY_S = 600.0
 _LOOK_S = 1.0
@@ -90,11 +91,21 @@ class Places(Protocol):
     def receive(self, timeout: float) -> Iterator[tuple[Link | None, FromSlot]]:
         """Wait for messages and yield them; the last one of a process is ``Ended``.
 
-        Those of no process of this run, such as about nodes, come with None.
+        Those of no process, such as about nodes, come with None.
         """
 
     def close(self) -> None:
         """Give back what a run took; no process is left."""
+
+
+class LeftBehind(Protocol):
+    """Writes down what was left behind on a host."""
+
+    def ended(self, launch_id: str, ended: int) -> None:
+        """Write down that a launch has ended: so many of its processes were found, and ended."""
+
+    def measured(self, outcome: LateOutcome) -> bool:
+        """Write a measurement down if it is needed; return whether its file is not needed."""
 
 
 class Cluster(Places, Protocol):
@@ -114,12 +125,15 @@ class Cluster(Places, Protocol):
     def notes(self) -> Iterator[str]:
         """Yield what to know of the slots, a line each."""
 
-    def open(self, logs: Path, left: Sequence[tuple[str, Identity]]) -> None:
-        """Begin a study, which has the database.
+    def open(
+        self, logs: Path, left: Sequence[tuple[str, Identity]], left_behind: LeftBehind
+    ) -> None:
+        """Begin a study, which has the database; wait until the hosts have looked what is left.
 
         Args:
             logs: Folder of the servers' logs on this host.
             left: Launches that earlier runs left on other hosts, each with its host.
+            left_behind: Writes down what the hosts find, now and later, in this thread.
         """
 
 
@@ -172,7 +186,7 @@ class SlotPool:
         self._closed = False
         self._ending = False  # processes are told to end
         self._broken = False  # meanwhile something could not be written
-        self._replaced = 0  # one after the other, without an outcome
+        self._lost_of: Counter[int] = Counter()  # processes of each trial, by its number
         self._listened = time.monotonic()
         self._placeless: float | None = None  # since when there is no slot
 
@@ -277,7 +291,7 @@ class SlotPool:
         """Take in what the processes have sent.
 
         Raises:
-            MachineError: too many processes have ended one after the other.
+            MachineError: too many processes have ended with one trial.
             AutotuneError: what a process raised, or what was raised here for it.
         """
         away = time.monotonic() - self._listened  # as for a database: nobody was heard meanwhile
@@ -305,7 +319,6 @@ class SlotPool:
                     raise AssertionError(
                         f"{worker.link.slot.name} ended a trial that it was not given"
                     )
-                self._replaced = 0
                 self._ended.append((trial, outcome))
             case Raised(error):
                 raise error
@@ -362,24 +375,24 @@ class SlotPool:
         """Take a process out that has ended; its trial waits again if nobody told it to end.
 
         Raises:
-            MachineError: too many have ended one after the other.
+            MachineError: too many have ended with this trial.
         """
         slot, trial = worker.link.slot, worker.trial
         del self._workers[slot.number]
         if worker.interrupted:
             return
-        self._replaced += 1
         of = f" of trial {trial.number}" if trial is not None else ""
         said = f"the process of {slot.name}{of} {why}; its log is {worker.link.log}"
-        if self._replaced > MOST_REPLACED:
-            raise MachineError(
-                f"{said}. So did {MOST_REPLACED} before it. Run the same command again to resume"
-            )
-        if trial is not None:
-            self._waiting.appendleft(trial)
-            self._say(f"{said}. The trial is launched again", At(trial.number, slot.number))
-        else:
+        if trial is None:
             self._say(said)
+            return
+        self._lost_of[trial.number] += 1
+        if self._lost_of[trial.number] > MOST_LOST:
+            raise MachineError(
+                f"{said}. So did {MOST_LOST} before it. Run the same command again to resume"
+            )
+        self._waiting.appendleft(trial)
+        self._say(f"{said}. The trial is launched again", At(trial.number, slot.number))
 
     def _say(self, text: str, at: At | None = None) -> None:
         self._served["message"](text, *(() if at is None else (at,)))

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,8 @@ from autotune.serving.supervisor import PR_SET_PDEATHSIG
 from autotune.storage.lease import Place
 from autotune.storage.schema import LaunchRow
 from autotune.study.weights import shown_weights
+from autotune.tuning import late_outcomes
+from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
@@ -197,12 +200,14 @@ class RemoteStore:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._samples: dict[str, list[list[Sample]]] = defaultdict(list)
         self.requests = self
         self.launches = self
 
     def add(self, launch_id: str, samples: Sequence[Sample]) -> None:
-        """Store the requests of one phase."""
-        self._driver.ask("keep", launch_id, list(samples))
+        """Store the requests of one phase; nothing waits for it, since measuring goes on."""
+        self._samples[launch_id].append(list(samples))
+        self._driver.tell("keep", launch_id, list(samples))
 
     def measured(
         self,
@@ -212,8 +217,13 @@ class RemoteStore:
         intervals: Mapping[str, tuple[float | None, float | None]],
         quality: Mapping[str, Any],
     ) -> None:
-        """Keep a complete measurement."""
+        """Keep a complete measurement, on this host's disk until it is written down."""
+        samples = self._samples.pop(launch_id, [])
+        late_outcomes.keep(
+            LateOutcome(launch_id, samples, stats, dict(values), dict(intervals), dict(quality))
+        )
         self._driver.ask("measured", launch_id, stats, values, intervals, quality)
+        late_outcomes.forget(launch_id)
 
     def idle_baselines(self, study: str, machine: Mapping[str, Any]) -> list[float]:
         """Return none: see :func:`tools_of_slot`."""

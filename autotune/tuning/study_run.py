@@ -35,7 +35,7 @@ from autotune.tuning.local_slots import served_by, slots_of
 from autotune.tuning.planner import Budget, Choice, Planner, Situation
 from autotune.tuning.prepare import Prepared, graph_misfit, never_launched
 from autotune.tuning.progress import At, Progress
-from autotune.tuning.recovery import end_orphans, launches_elsewhere
+from autotune.tuning.recovery import StoreOfLeft, end_orphans, launches_elsewhere
 from autotune.tuning.reuse import Source, find, take
 from autotune.tuning.slot_pool import Cluster, SlotPool
 from autotune.tuning.slots import check_slots, slot_notes
@@ -145,7 +145,8 @@ class _Driver:
         """End servers that an earlier run could not end, of any study in this database."""
         end_orphans(self.store, self.spec.server.stop_timeout_s, self.progress.message)
         if self.cluster is not None:
-            self.cluster.open(self.launcher.logs.folder, launches_elsewhere(self.store))
+            left = launches_elsewhere(self.store)
+            self.cluster.open(self.launcher.logs.folder, left, StoreOfLeft(self.store))
 
     def confirmation_only(self, launches: int) -> Budget:
         """Return the budget of a number of further launches that all confirm.
