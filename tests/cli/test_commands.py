@@ -63,6 +63,7 @@ def test_what_lives_as_json(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found == {
         "launch": "ab12",
         "of": "not in this --db",
+        "host": socket.gethostname(),
         "owner": None,
         "pids": [],
         "containers": [],
