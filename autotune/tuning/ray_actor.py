@@ -40,13 +40,11 @@ from autotune.serving.slots import SLOT_VARIABLES, Slot, cores_of_slots, slot_gp
 from autotune.study.files import LoadedStudy
 from autotune.tuning import late_outcomes
 from autotune.tuning.prepare import weights_here
-from autotune.tuning.slot_messages import Call, FromSlot, Raised, Setup, ToSlot
+from autotune.tuning.slot_messages import LEASE_S, Call, FromSlot, Raised, Setup, ToSlot
 from autotune.tuning.slot_process import MODULE, SlotProcess, receive_from
 
 # Longest time between two questions of the driver, each of which renews the lease.
 RENEW_S = 3.0
-# So long after the last one the server is ended.
-LEASE_S = 15.0
 # For the process to end its server and itself; then it is killed, and its supervisor ends the rest.
 _GRACE_S = 5.0
 _LOOK_S = 0.5

@@ -21,6 +21,9 @@ from autotune.tuning.trial import Outcome, Trial
 
 # Between two signs of life of a slot's process, which has a thread for them.
 BEAT_S = 3.0
+# So long after the last one everything below is ended: a server by its supervisor, and the process
+# by whoever started it.
+LEASE_S = 15.0
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import At
 from autotune.tuning.slot_messages import (
+    LEASE_S,
     Answer,
     Beat,
     Call,
@@ -45,7 +46,7 @@ _MORE_S = 30.0
 # And this much in all when the user has asked twice.
 _HURRY_S = KILL_S + 15.0
 # A process that gives no sign of life for so long is replaced; it gives five in this time.
-SILENT_S = 15.0
+SILENT_S = LEASE_S
 # The first sign comes when it has imported everything, perhaps from a slow disk.
 START_S = 180.0
 # A trial is launched again so often after its process was lost; then it is at fault, or the machine.

@@ -53,7 +53,7 @@ from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import OUTSIDE, At
-from autotune.tuning.slot_messages import BEAT_S, Answer, Beat, Call, Done, Raised, Setup
+from autotune.tuning.slot_messages import BEAT_S, LEASE_S, Answer, Beat, Call, Done, Raised, Setup
 from autotune.tuning.supervise import signals
 from autotune.tuning.tools import Tools
 from autotune.tuning.trial import Trial, TrialRunner
@@ -71,12 +71,16 @@ class Driver:
 
     Args:
         connection: To the driver.
+
+    Attributes:
+        servers: Servers whose lease is renewed as long as this process lives.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._calls = 0
         self._sending = threading.Lock()
+        self.servers: list[Server] = []
 
     def receive(self) -> Any:
         """Wait for what the driver sends next.
@@ -92,12 +96,15 @@ class Driver:
             self._connection.send(message)
 
     def beat(self) -> None:
-        """Tell from now on, in a thread, that this process lives."""
+        """Tell from now on, in a thread, that this process lives: the driver, and supervisors."""
 
         def tell() -> None:
             with contextlib.suppress(OSError):  # the driver is gone, and this process soon
                 while True:
                     self.send(Beat())
+                    for server in [*self.servers]:
+                        if not server.renew():
+                            self.servers.remove(server)
                     time.sleep(BEAT_S)
 
         threading.Thread(target=tell, name="autotune-beat", daemon=True).start()
@@ -254,7 +261,9 @@ class RemoteProgress:
         self._driver.tell("message", text, at)
 
 
-def tools_of_slot(owner: int, driver: int | None = None) -> Tools:
+def tools_of_slot(
+    owner: int, driver: int | None = None, servers: list[Server] | None = None
+) -> Tools:
     """Return what a slot measures with.
 
     Servers of other slots have cores and GPUs of their own, so their load is not counted. The
@@ -265,6 +274,7 @@ def tools_of_slot(owner: int, driver: int | None = None) -> Tools:
     Args:
         owner: Pid of the process that owns the servers: the driver, or an actor of Ray.
         driver: Pid of the driver, where that is another process of this host.
+        servers: Gets the servers, which have a lease; None: they have none.
     """
     known = [psutil.Process(owner)]
     with contextlib.suppress(psutil.Error):  # it just ended
@@ -276,8 +286,14 @@ def tools_of_slot(owner: int, driver: int | None = None) -> Tools:
     def why_disturbed(state: MachineState, _earlier: Sequence[float]) -> str | None:
         return disturbed(state, ())
 
+    def server(*args: Any, **kwargs: Any) -> Server:
+        if servers is None:
+            return Server(*args, owner=owner, **kwargs)
+        servers.append(Server(*args, owner=owner, lease_s=LEASE_S, **kwargs))
+        return servers[-1]
+
     return Tools(
-        server=partial(Server, owner=owner),
+        server=server,
         take_idle_baseline=baseline,
         disturbed=why_disturbed,
         measuring=partial(Measuring, known=tuple(known)),
@@ -295,7 +311,7 @@ def trial_runner(setup: Setup, driver: Driver) -> tuple[Launcher, TrialRunner]:
         model_resolver(setup.loaded, setup.info),
     )
     slot = setup.slot
-    tools = tools_of_slot(os.getppid(), setup.driver)
+    tools = tools_of_slot(os.getppid(), setup.driver, driver.servers)
     ledger = RemoteLedger(driver, setup.variables, str(slot.number))
     launcher = Launcher(prepared, ledger, setup.logs, tools=tools, slot=slot)
 
