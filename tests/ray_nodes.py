@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, in processes of its own: ``python -m tests.ray_nodes``.
+"""A Ray cluster of several nodes on this machine, in processes of its own.
 
 Ray's own cluster utility makes it. Its home folder and files are in a folder of their own, since
 Ray keeps a token in the one and logs in the other.

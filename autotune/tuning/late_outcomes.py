@@ -55,7 +55,7 @@ def keep(outcome: LateOutcome) -> None:
     draft = path.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(draft, "wb", opener=_private) as file:  # noqa: PTH123 – with a mode of its own
+        with open(draft, "wb", opener=_private) as file:
             pickle.dump(outcome, file)
             file.flush()
             os.fsync(file.fileno())

@@ -95,7 +95,7 @@ ToActor = ToSlot | Begin | Signal | EndLeft | Forget
 
 def machine_id() -> str:
     """Return what two processes of one host have in common, which see each other's pids."""
-    return f"{gethostname()} {boot_id()} {os.readlink('/proc/self/ns/pid')}"
+    return f"{gethostname()} {boot_id()} {Path('/proc/self/ns/pid').readlink()}"
 
 
 class SlotActor:

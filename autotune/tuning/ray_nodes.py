@@ -198,7 +198,9 @@ class Nodes:
             )
             .remote(self._module)
         )
-        self._seats.append(Seat(node, index, actor, actor.look.remote(index, max(total, index + 1))))
+        self._seats.append(
+            Seat(node, index, actor, actor.look.remote(index, max(total, index + 1)))
+        )
 
     def _answer(self, seat: Seat, ref: Any) -> None:
         """Take what an actor answered, and ask it again."""

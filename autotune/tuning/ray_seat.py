@@ -105,9 +105,7 @@ class Seat:
         if self.stage is not Stage.GONE:
             self.actor.tell.remote(number, message, loaded)
 
-    def answered(
-        self, received: int, messages: list[tuple[int, FromSlot]]
-    ) -> list[FromSlot]:
+    def answered(self, received: int, messages: list[tuple[int, FromSlot]]) -> list[FromSlot]:
         """Take an answer of the actor; return the messages that are new.
 
         Args:

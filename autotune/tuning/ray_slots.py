@@ -127,7 +127,9 @@ class RayCluster:
     def notes(self) -> Iterator[str]:
         """Yield what to know of the slots, a line each."""
         for node in self._nodes.nodes.values():
-            found = [seat.slot for seat in self._nodes.ready.values() if seat.node is node and seat.slot]
+            found = [
+                seat.slot for seat in self._nodes.ready.values() if seat.node is node and seat.slot
+            ]
             if found:
                 each = count(len(found[0].cores), "core")
                 if gpus := len(found[0].gpus):
@@ -273,7 +275,9 @@ class RayCluster:
                 f"{path}: --ray needs NVIDIA GPUs, or a vLLM for CPUs; this vLLM is for {device}"
             )
         rows = [row for row in ray.nodes() if row["Alive"]]
-        gpus = {str(row["NodeManagerHostname"]): int(row["Resources"].get("GPU", 0)) for row in rows}
+        gpus = {
+            str(row["NodeManagerHostname"]): int(row["Resources"].get("GPU", 0)) for row in rows
+        }
         host = max(gpus, key=gpus.__getitem__)
         self._nodes.on_gpus = device == "cuda" or (device != "cpu" and gpus[host] > 0)
         if self._nodes.on_gpus and gpus[host] < self._need:
@@ -316,4 +320,6 @@ class RayCluster:
         if refused:
             return f"--ray: no node of the cluster can run this study: {'; '.join(refused)}"
         what = "free GPUs" if self._nodes.on_gpus else "free CPUs"
-        return f"--ray: no node of the cluster has {what} for a slot; `ray status` shows what is used"
+        return (
+            f"--ray: no node of the cluster has {what} for a slot; `ray status` shows what is used"
+        )

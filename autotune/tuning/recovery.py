@@ -175,7 +175,7 @@ def living_json(database: Database) -> list[dict[str, Any]]:
 
     Of launches on other hosts only what the database says is known.
     """
-    elsewhere = [
+    elsewhere: list[dict[str, Any]] = [
         {
             "launch": x.launch_id,
             "of": of,

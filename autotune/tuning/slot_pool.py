@@ -49,7 +49,7 @@ _HURRY_S = KILL_S + 15.0
 SILENT_S = LEASE_S
 # The first sign comes when it has imported everything, perhaps from a slow disk.
 START_S = 180.0
-# A trial is launched again so often after its process was lost; then it is at fault, or the machine.
+# A trial whose process was lost is launched again so often; then it is at fault, or the machine.
 MOST_LOST = 3
 # For a host with a slot to come back, when there is none any more.
 AWAY_S = 600.0
@@ -257,11 +257,11 @@ class SlotPool:
                 trial = replace(trial, slot=free)
                 self._waiting[self._waiting.index(waiting)] = trial
                 self._moved(trial)
-            worker = self._workers.get(trial.slot) or self._start(usable[trial.slot])
-            if worker.trial is None and not worker.interrupted and worker.killed is None:
+            idle = self._workers.get(trial.slot) or self._start(usable[trial.slot])
+            if idle.trial is None and not idle.interrupted and idle.killed is None:
                 self._waiting.remove(trial)
-                worker.trial = trial
-                worker.link.send(trial)
+                idle.trial = trial
+                idle.link.send(trial)
 
     def _free(self, usable: Mapping[int, Slot]) -> int | None:
         """Return the first slot that no trial has; None: there is none."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 from autotune.serving.interrupts import held_back
 from autotune.serving.logs import open_log
@@ -109,7 +110,7 @@ class SlotProcess:
             self._connection.send(message)
 
     def interrupt(self) -> None:
-        """Tell it to end its server and itself; SIGINT may be ignored, as in a script's background."""
+        """Tell it to end its server and itself; a script's background may ignore SIGINT."""
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -162,7 +163,8 @@ def receive_from(
     """
     due = [p for p in processes if p.due]
     waited = [p for p in processes if not p.due]
-    ready = [*due, *wait([*waited, *also], 0 if due else timeout)]
+    sockets: list[Any] = [*waited, *also]
+    ready = [*due, *wait(sockets, 0 if due else timeout)]
     for process in [p for p in processes if p in ready]:
         for message in process.receive():
             yield process, message

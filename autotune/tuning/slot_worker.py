@@ -140,9 +140,7 @@ class RemoteLedger(Ledger):
         worker: Name of the slot's worker on this host.
     """
 
-    def __init__(
-        self, driver: Driver, variables: Mapping[str, str | None], worker: str
-    ) -> None:
+    def __init__(self, driver: Driver, variables: Mapping[str, str | None], worker: str) -> None:
         self._driver = driver
         self._variables = variables
         self._place = Place(gethostname(), worker, boot_id())
@@ -267,9 +265,9 @@ def tools_of_slot(
     """Return what a slot measures with.
 
     Servers of other slots have cores and GPUs of their own, so their load is not counted. The
-    driver's may be, and is known, as is that of an actor. The fixed computation of the interference check is done, but
-    compared with no earlier one: the servers of other slots use the same memory and caches, which
-    makes it slower.
+    driver's may be, and is known, as is that of an actor. The fixed computation of the interference
+    check is done, but compared with no earlier one: the servers of other slots use the same memory
+    and caches, which makes it slower.
 
     Args:
         owner: Pid of the process that owns the servers: the driver, or an actor of Ray.

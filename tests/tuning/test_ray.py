@@ -13,9 +13,9 @@ from unittest import mock
 import psutil
 import pytest
 
-from autotune.engine.probe import UNKNOWN
 from autotune.errors import UserError
 from autotune.study.files import load_study
+from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.prepare import Prepared, prepare
 from autotune.tuning.progress import OUTSIDE, At
 from autotune.tuning.slot_pool import SlotPool
@@ -34,7 +34,7 @@ from tests.studies import (
     wait_until,
     write_study,
 )
-from tests.tuning.executors import check_executor, trial
+from tests.tuning.executors import check_executor
 
 pytestmark = [
     pytest.mark.double,
@@ -42,7 +42,7 @@ pytestmark = [
 ]
 
 SLOW = {"DOUBLE_STEP_S": "0.1"}  # a measurement takes several seconds
-SECRET = "hf_thisIsASecretOfTheStudy0123456789"
+SECRET = "hf_thisIsASecretOfTheStudy0123456789"  # noqa: S105 – nobody's
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,16 @@ def workers(folder: Path) -> dict[int, psutil.Process]:
     return {int(str(n)): psutil.Process(int(str(pid))).parent() for n, pid in rows}  # type: ignore[misc]
 
 
+class Nothing:
+    """Of what earlier runs left there is nothing."""
+
+    def ended(self, launch_id: str, ended: int) -> None:
+        raise AssertionError(launch_id)
+
+    def measured(self, outcome: LateOutcome) -> bool:
+        return False
+
+
 class Told:
     """A progress that keeps its lines."""
 
@@ -128,7 +138,7 @@ def test_the_executor_does_what_every_executor_does(nodes: RayNodes, tmp_path: P
         study, nodes.address, 1, told.message, module="tests.tuning.slot_double"
     ) as cluster:
         assert sorted(cluster.slots) == [0, 1]
-        cluster.open(tmp_path, [])
+        cluster.open(tmp_path, [], Nothing())
         served = {"double": lambda n: 2 * n, "message": told.message}
         pool = SlotPool(cluster, served, stop_timeout_s=1)
         cores = {n: f"{[*slot.cores]}" for n, slot in cluster.slots.items()}
@@ -149,7 +159,7 @@ def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
     host = next(s["host"] for s in slots if s["number"] == 1)  # type: ignore[index]
     assert f"slot 1 on {host}  [2/6] trial 1" in out
     assert f"node {host}: 1 slot of" in out
-    assert f"slot 1 on {host}" in autotune("status", cwd=tmp_path).stdout
+    assert f"slot 1 of 2 on {host}" in autotune("status", "--trial", "1", cwd=tmp_path).stdout
     # servers have the variables of their node, not Ray's, and not twice the same ports
     kept = [json.loads(str(env)) for (env,) in query(tmp_path, "select env from autotune_launches")]
     assert not any(name.startswith("RAY_") for env in kept for name in env)

@@ -24,7 +24,7 @@ from autotune.errors import FailureKind, MachineError, UserError
 from autotune.serving import slots as host
 from autotune.serving.logs import LogFolder
 from autotune.serving.slots import Slot, SlotGpu, cores_of_slots, ranges, slot_details, slot_gpus
-from autotune.storage.records import Role, TrialAttrs
+from autotune.storage.records import Role
 from autotune.study.files import load_study
 from autotune.tuning.executor import OneSlot, slot_for
 from autotune.tuning.launcher import no_prelaunch
@@ -32,7 +32,7 @@ from autotune.tuning.local_slots import LocalSlots
 from autotune.tuning.progress import OUTSIDE
 from autotune.tuning.slot_pool import SlotPool
 from autotune.tuning.slots import slot_environment, slots_of_host
-from autotune.tuning.trial import Failed, Measured, Trial
+from autotune.tuning.trial import Failed, Measured
 from tests.studies import wait_until, write_study
 from tests.tuning.executors import check_executor, trial
 
@@ -129,9 +129,7 @@ def test_each_slot_has_its_own_cores_and_variables(executor: SlotPool) -> None:
             assert outcome == Measured(cores if do == "cores" else f"slot {slot}")
 
 
-def test_two_run_at_once_and_only_this_process_is_asked(
-    executor: SlotPool, served: Served
-) -> None:
+def test_two_run_at_once_and_only_this_process_is_asked(executor: SlotPool, served: Served) -> None:
     """Each of the two waits until the other one has begun."""
     thread = threading.get_ident()
     asked: list[int] = []
