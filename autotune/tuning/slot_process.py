@@ -24,9 +24,12 @@ from autotune.tuning.slot_messages import Call, Ended, FromSlot, ToSlot
 
 # Module whose ``main`` such a process runs.
 MODULE = "autotune.tuning.slot_worker"
-# The process is bound to its cores before it imports anything, whose threads inherit that.
+# The process is bound to its cores before it imports anything, whose threads inherit that. An actor
+# of Ray blocks signals, which its children inherit.
 _START = """
-import importlib, json, os, sys
+import importlib, json, os, signal, sys
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 said = json.loads(sys.argv[1])
 os.sched_setaffinity(0, said["cores"])
 sys.path[:] = said["path"]
