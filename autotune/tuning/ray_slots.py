@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from autotune.tuning.slots import check_bound, gpus_needed, slot_environment
 # For the other nodes, once the first slot is there, and for the first one.
 _SETTLE_S = 60.0
 _FIRST_S = 600.0
+# For the head to take a connection.
+_CONNECT_S = 10.0
 # For the nodes to look what earlier runs left; those that take longer tell it later.
 _SEARCH_S = 30.0
 
@@ -248,6 +251,7 @@ class RayCluster:
                 f"--ray {self._address}: the driver must be on a node of the cluster. Give `auto` "
                 "there, or HOST:PORT of its head, or use `ray job submit`"
             )
+        _check_answers(self._address)
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(
@@ -323,3 +327,23 @@ class RayCluster:
         return (
             f"--ray: no node of the cluster has {what} for a slot; `ray status` shows what is used"
         )
+
+
+def _check_answers(address: str) -> None:
+    """Refuse a head that nobody hears: Ray would ask for it for minutes.
+
+    Raises:
+        UserError: nothing listens at a host and port; other addresses are left to Ray.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        if address != "auto":
+            raise UserError(f"--ray {address}: is neither auto nor HOST:PORT of a cluster's head")
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as e:
+        raise UserError(
+            f"--ray {address}: nothing answers there ({e.strerror or e}). Start a Ray cluster with "
+            "`ray start --head`, or give HOST:PORT of its head"
+        ) from e

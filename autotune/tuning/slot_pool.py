@@ -303,10 +303,10 @@ class SlotPool:
                 if link is None:
                     self._take_loose(message)
                     continue
-                worker = self._workers.get(link.slot.number)
-                if worker is not None and worker.link is link:
-                    worker.heard, worker.limit = time.monotonic(), SILENT_S
-                    self._take(worker, message)
+                of = self._workers.get(link.slot.number)
+                if of is not None and of.link is link:
+                    of.heard, of.limit = time.monotonic(), SILENT_S
+                    self._take(of, message)
         finally:
             self._listened = time.monotonic()
 

@@ -222,7 +222,11 @@ def test_interrupted_it_ends_all_servers(nodes: RayNodes, tmp_path: Path) -> Non
 
 def test_what_cannot_run_is_refused_in_one_line(nodes: RayNodes, tmp_path: Path) -> None:
     study = prepared(tmp_path)
-    for address, words in (("ray://127.0.0.1:1", "must be on a node"), ("127.0.0.1:1", "connect")):
+    for address, words in (
+        ("ray://127.0.0.1:1", "must be on a node"),
+        ("127.0.0.1:1", "nothing answers there"),
+        ("some words", "neither auto nor HOST:PORT"),
+    ):
         with pytest.raises(UserError, match=words) as e, cluster_of(study, address, 1, print):
             pass
         assert "\n" not in str(e.value)
