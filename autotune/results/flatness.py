@@ -33,8 +33,8 @@ class Statement:
             name; empty: it is more than a quarter in one of them, or unknown.
         better: Largest improvement, likewise, of the objectives in which it is at most a quarter;
             empty: it is more, or unknown, in the first one.
-        settings: Number of settings that can launch; those that are one for the objectives count
-            once.
+        settings: Number of settings that can launch, without those that were launched and only
+            failed; those that are one for the objectives count once.
         measured: Number of them of which a launch gave numbers.
         unmeasured: Values of n, and of parameters that are a choice, of which none was measured, by
             parameter: a jump there is not seen.
@@ -101,10 +101,13 @@ def statement_of(store: Store, view: StudyView) -> Statement | None:
     space = spec.to_space()
     if (size := space.size()) is None or size > _MOST_SIZE:
         return None
+    numbers = {key_of(t.point) for t in view.trials if t.values is not None}
+    failed = {key_of(t.point) for t in view.trials if t.state == "failed"} - numbers
     points = [
         q
         for q in space.points() or ()
         if canonical(space, q) == q
+        and key_of(q) not in failed
         and why_infeasible(spec.settings(q), rules.version, rules.known) is None
     ]
     launched = list(compared_launches(store, spec, view.name, view.objectives))

@@ -181,7 +181,8 @@ def _reach(site: Site, run: Started, point: Point, known: set[str]) -> str:
     while not site.query(sql, launch_id, EVENTS[point.stage]):
         _wait(run, deadline, str(point.stage))
     if point.stage is Stage.LAUNCHING:
-        site.target(Target.API, launch_id)
+        while site.look(Target.API, launch_id) is None:  # after what it is forked from is imported
+            _wait(run, deadline, "the API process")
         [(log,)] = site.query(
             "select log_path from autotune_launches where launch_id = ?", launch_id
         )

@@ -201,6 +201,23 @@ def test_best_prints_it_and_has_it_as_json(busy: Store, tmp_path: Path) -> None:
     assert (every["probability"], every["settings"]) == (0.95, 64)
 
 
+def test_a_setting_that_only_failed_is_not_spoken_of(busy: Store) -> None:
+    view = study_view(busy, busy.pick_study(None))
+    every = statement_of(busy, view)
+    measured = {t.point[N] for t in view.trials if t.values}
+    other = next(n for n in range(16) if n not in measured)
+    point = {**view.trials[0].point, N: other}
+    crash = replace(view.trials[0], point=point, state="failed", values=None, baseline=False)
+    found = statement_of(busy, replace(view, trials=[*view.trials, crash]))
+    assert every is not None
+    assert found is not None
+    assert found.settings == every.settings - 1
+    again = replace(crash, state="complete", values=view.trials[0].values)
+    with_numbers = statement_of(busy, replace(view, trials=[*view.trials, crash, again]))
+    assert with_numbers is not None
+    assert with_numbers.settings == every.settings
+
+
 def test_a_large_space_says_nothing(busy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     view = study_view(busy, busy.pick_study(None))
     monkeypatch.setattr(results_flatness, "_MOST_SIZE", 10)

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.double
 def test_measuring_ends_when_enough_is_known(tmp_path: Path) -> None:
     study = write_study(
         tmp_path,
+        server__env={"DOUBLE_STEP_S": "0.02"},  # a request takes long next to what others disturb
         workload__num_prompts=400,
         workload__warmup_prompts=30,
         workload__output_len=4,
