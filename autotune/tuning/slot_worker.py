@@ -101,12 +101,13 @@ class Driver:
         def tell() -> None:
             with contextlib.suppress(OSError):  # the driver is gone, and this process soon
                 while True:
+                    time.sleep(BEAT_S)
                     self.send(Beat())
                     for server in [*self.servers]:
                         if not server.renew():
                             self.servers.remove(server)
-                    time.sleep(BEAT_S)
 
+        self.send(Beat())  # before anything else
         threading.Thread(target=tell, name="autotune-beat", daemon=True).start()
 
     def tell(self, name: str, *args: Any) -> None:

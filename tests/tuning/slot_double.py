@@ -52,6 +52,9 @@ def run(driver: Driver, trial: Trial) -> Any:
     return None
 
 
+slot_worker.BEAT_S = 0.2
+
+
 def serve(driver: Driver) -> None:
     driver.receive()  # the setup
     while isinstance(trial := driver.receive(), Trial):
