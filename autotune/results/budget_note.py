@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from autotune.engine.batch_budget import Verdict
 from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
@@ -16,7 +18,8 @@ from autotune.results.measured import measured
 from autotune.results.recomputed import Recomputed
 from autotune.results.standing import is_outdated
 from autotune.results.views import StudyView, TrialView
-from autotune.search.alike import Classes
+from autotune.search.alike import Classes, key_of
+from autotune.search.places import on_one_slot, place_of
 from autotune.storage.records import attrs_of
 from autotune.storage.store import Store
 from autotune.storage.trials import State
@@ -114,8 +117,12 @@ def _classes(store: Store, spec: StudySpec, families: Families, view: StudyView)
 def compared_launches(
     store: Store, spec: StudySpec, name: str, objectives: Sequence[Objective]
 ) -> Iterator[ComparedLaunch]:
-    """Yield the measured launches of a study that have positive values."""
+    """Yield the measured launches of a study that have positive values.
+
+    Of several slots, how they differ is taken out (:func:`autotune.search.places.on_one_slot`).
+    """
     space = spec.to_space()
+    found: list[tuple[ComparedLaunch, str]] = []
     signs = [-1.0 if o.direction == "maximize" else 1.0 for o in objectives]
     trials = Recomputed(store, spec, objectives).trials(store.stored_study(name).trials)
     for t in trials:
@@ -124,8 +131,18 @@ def compared_launches(
         if t.values is None or min(t.values) <= 0 or attrs_of(t).quality.throttled:
             continue
         within = attrs_of(t).log_variances or [None] * len(signs)
-        yield ComparedLaunch(
+        launch = ComparedLaunch(
             space.decode(t.params),
             tuple(s * math.log(v) for s, v in zip(signs, t.values, strict=True)),
             tuple(math.nan if v is None else v for v in within),
         )
+        found.append((launch, place_of(attrs_of(t).slot)))
+    places = [place for _, place in found]
+    if len(set(places)) < 2:
+        yield from (launch for launch, _ in found)
+        return
+    costs = np.array([launch.costs for launch, _ in found])
+    level, more = on_one_slot(costs, [key_of(launch.point) for launch, _ in found], places)
+    for (launch, _), own, unsure in zip(found, level, more, strict=True):
+        variances = (v + w for v, w in zip(launch.variances, unsure.tolist(), strict=True))
+        yield ComparedLaunch(launch.point, tuple(own.tolist()), tuple(variances))

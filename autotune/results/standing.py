@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from autotune.results.views import Origin
 from autotune.search.confirmation import Launches
 from autotune.search.confirmation_verdict import ConfirmationVerdict, verdict
 from autotune.search.front import front_numbers
+from autotune.search.places import Places, place_of
 from autotune.stats import LaunchVariance, SingleLaunch
 from autotune.storage.records import attrs_of
 from autotune.storage.trials import FINISHED, State, T, TrialLike
@@ -79,12 +80,14 @@ class Launched:
         confirmed: The same for launches of the confirmation.
         baseline: Number of the trial that the others are compared with; None: it has no numbers.
         variance: Launch-to-launch variance, by objective; empty: no point has two launches.
+        places: On which slot each of the launches was.
     """
 
     searched: Launches
     confirmed: Launches
     baseline: int | None
     variance: Mapping[str, LaunchVariance]
+    places: Places = field(default_factory=Places)
 
 
 class Standing:
@@ -106,6 +109,8 @@ class Standing:
     def _clear(self) -> None:
         self._searched: dict[int, list[Sequence[float]]] = {}
         self._confirmed: dict[int, list[Sequence[float]]] = {}
+        self._searched_at: dict[int, list[str]] = {}  # places of those launches
+        self._confirmed_at: dict[int, list[str]] = {}
         self._singles: dict[int, list[list[SingleLaunch | None]]] = {}  # by point: launches
         self._numbers: dict[int, list[int]] = {}  # by point: trials of the search
         self._within: dict[int, list[list[SingleLaunch | None]]] = {}  # the same: what they gave
@@ -162,9 +167,11 @@ class Standing:
             self._repeated.add(of)
         if attrs.confirms is not None:
             self._confirmed.setdefault(of, []).append(trial.values)
+            self._confirmed_at.setdefault(of, []).append(place_of(attrs.slot))
             return
         known = of in self._searched
         self._searched.setdefault(of, []).append(trial.values)
+        self._searched_at.setdefault(of, []).append(place_of(attrs.slot))
         self._numbers.setdefault(of, []).append(trial.number)
         self._within.setdefault(of, []).append(singles)
         self._means[of] = _mean(self._searched[of])
@@ -216,7 +223,8 @@ class Standing:
             searched = {k: x for k, x in searched.items() if k not in self._empty}
             confirmed = {k: x for k, x in confirmed.items() if k not in self._empty}
         base = self._baseline if self._baseline in searched else None
-        return Launched(searched, confirmed, base, variance)
+        places = Places(self._searched_at, self._confirmed_at)
+        return Launched(searched, confirmed, base, variance, places)
 
 
 def launched(trials: Sequence[TrialLike], objectives: Sequence[Objective]) -> Launched:
@@ -231,7 +239,7 @@ def study_verdict(found: Launched, objectives: Sequence[Objective]) -> Confirmat
     confirmed = {k: v for k, v in found.confirmed.items() if k in found.searched}
     directions = [o.direction for o in objectives]
     try:
-        return verdict(confirmed, found.searched, directions, found.baseline)
+        return verdict(confirmed, found.searched, directions, found.baseline, found.places)
     except ValueError:  # an objective that can be zero or negative
         return None
 

@@ -26,7 +26,9 @@ from itertools import cycle, islice
 import numpy as np
 
 from autotune.search.front import Direction
+from autotune.search.places import Places
 from autotune.stats.measurement import Floats
+from autotune.stats.slot_effects import Layout, SlotFit, effects
 
 # Launches of a point by its trial number, in the order they ran: one value for each objective.
 Launches = Mapping[int, Sequence[Sequence[float]]]
@@ -41,9 +43,30 @@ def plan(
     leader: int | None = None,
     most: int | None = None,
 ) -> list[int]:
-    """Return the trial numbers of the first launches of a confirmation, in their order.
+    """Return the trial numbers of the first launches of a confirmation on one slot, in their order.
 
     They are its first step; :func:`autotune.search.confirmation_steps.next_step` plans the others.
+    The arguments are those of :func:`candidates_of`.
+
+    Raises:
+        ValueError: a value is not positive.
+    """
+    found = candidates_of(searched, directions, baseline, held, leader=leader, most=most)
+    return step_of(found, held)
+
+
+def candidates_of(
+    searched: Launches,
+    directions: Sequence[Direction],
+    baseline: int | None,
+    held: int,
+    *,
+    leader: int | None = None,
+    most: int | None = None,
+    places: Places | None = None,
+) -> list[int]:
+    """Return the trial numbers of what a confirmation launches first, the most important one first.
+
     Candidates are the baseline, the leader, the best by each objective, the balanced choice, and
     then the next best by its rule.
 
@@ -55,6 +78,8 @@ def plan(
         leader: Trial of the point that the search's model takes for the best; None: it has none.
         most: Largest number of candidates. None: 2 for 4 launches, 3 for 6 to 11, 4 for more; with
             three objectives 4 from 8 on, for the baseline and the best by each.
+        places: Where the launches were; of several slots, how they differ is taken out. None: on
+            one slot.
 
     Raises:
         ValueError: a value is not positive.
@@ -62,7 +87,10 @@ def plan(
     if not searched:
         return []
     numbers = np.array(list(searched))
-    gains = np.array([gains_of(x, directions).mean(axis=0) for x in searched.values()])
+    if places is not None and places.several:
+        gains = typical_gains(searched, places.searched, directions)
+    else:
+        gains = np.array([gains_of(x, directions).mean(axis=0) for x in searched.values()])
     order = [baseline] if baseline is not None and baseline in searched else []
     order += [leader] if leader is not None and leader in searched else []
     order += [int(n) for n in numbers[gains.argmax(axis=0)]]
@@ -70,8 +98,7 @@ def plan(
     if most is None:
         enough = max(held // 4 + 1, 3, len(directions) + 1)
         most = max(2, min(held // 2, enough, 4))
-    chosen = list(dict.fromkeys(order))[:most]
-    return step_of(chosen, held)
+    return list(dict.fromkeys(order))[:most]
 
 
 def step_of(candidates: Sequence[int], left: int) -> list[int]:
@@ -92,6 +119,57 @@ def step_of(candidates: Sequence[int], left: int) -> list[int]:
         return list(islice(cycle(chosen), length))
     there = list(islice(cycle(chosen), math.ceil(length / 2)))
     return [*there, *reversed(there[: length // 2])]
+
+
+def passes_of(candidates: Sequence[int], left: int, slots: int) -> list[list[int]]:
+    """Return the launches of the next step on several slots: a block for each of them.
+
+    A block is one pass over the candidates, there (A B C) or back (C B A). It stays on one slot, so
+    that how slots differ is no part of a difference within it. Blocks run at the same time.
+
+    Args:
+        candidates: As for :func:`step_of`.
+        left: Number of launches that are left. Where one would remain, it belongs to this step.
+        slots: Number of slots, two at least.
+    """
+    if not candidates:
+        return []
+    count = len(candidates)
+    if left < 2 * count:
+        count = max(min(count, left // 2), min(count, 2))
+    launches = min(left, max(slots, 2) * count)
+    launches += left - launches == 1
+    whole, rest = divmod(launches, count)
+    sizes = [*[count] * whole, *([rest] if rest > 1 or not whole else [])]
+    blocks = [list(candidates[:size]) for size in sizes]
+    if whole and rest == 1:  # one launch alone has nothing next to it: A B A
+        blocks[-1 if len(blocks) % 2 else -2].append(candidates[0])
+    return [block[::-1] if i % 2 else block for i, block in enumerate(blocks)]
+
+
+def typical_gains(
+    launches: Launches, places: Mapping[int, Sequence[str]], directions: Sequence[Direction]
+) -> Floats:
+    """Return each point's gains on a typical slot, of shape (points, objectives + 1).
+
+    Args:
+        launches: Launches of each point.
+        places: Where they were.
+        directions: Better direction of each objective.
+
+    Raises:
+        ValueError: a value is not positive.
+    """
+    y = np.concatenate([gains_of(x, directions) for x in launches.values()])
+    layout = layout_of(launches, places)
+    fits = (SlotFit.at(c, layout, effects(c, layout).ratio).weights @ c for c in y.T)
+    return np.column_stack([*fits])
+
+
+def layout_of(launches: Launches, places: Mapping[int, Sequence[str]]) -> Layout:
+    """Return which launch is of which point and slot, in the order of the mappings."""
+    points = [k for k, x in launches.items() for _ in x]
+    return Layout.of(points, [place for k in launches for place in places[k]])
 
 
 def sign_of(direction: Direction) -> int:

@@ -10,6 +10,11 @@ a tie. (Dropping one by one: J.-Y. Audibert, S. Bubeck, R. Munos, "Best arm iden
 multi-armed bandits", COLT 2010; the leader and its nearest rival: S. Kalyanakrishnan et al., "PAC
 subset selection in stochastic multi-armed bandits", ICML 2012.)
 
+With several slots a step has a block for each of them: one pass over the candidates, there on one
+slot and back on another at the same time, so that as many steps take less time. A block stays on
+its slot. The next step is planned when all blocks have ended, so what decides on a drop is of whole
+blocks.
+
 A dropped candidate stays in the verdict, which weighs each point by its own number of launches. The
 verdict's probability is a posterior, which stays valid where results decide on further launches.
 ``benchmarks/confirmation_power.py`` counts the errors of whole confirmations.
@@ -19,10 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
-from autotune.search.confirmation import Launches, step_of
+from autotune.search.confirmation import Launches, passes_of, step_of
 from autotune.search.confirmation_verdict import SURE, Choice, verdict
 from autotune.search.front import Direction
+from autotune.search.places import Places
 from autotune.search.spending import Dropped, Spending
 
 
@@ -32,6 +39,9 @@ def next_step(
     searched: Launches,
     directions: Sequence[Direction],
     baseline: int | None,
+    *,
+    slots: int = 1,
+    places: Places | None = None,
 ) -> Spending:
     """Return a confirmation with its next step.
 
@@ -45,18 +55,19 @@ def next_step(
         searched: As in :func:`autotune.search.confirmation.plan`.
         directions: Better direction of each objective.
         baseline: As in :func:`autotune.search.confirmation.plan`.
+        slots: Number of slots that launch at the same time.
+        places: Where the launches were; None: on one slot.
     """
-    left = so_far.held - len(so_far.order)
     known = {k: x for k, x in confirmed.items() if x and k in searched}
     try:
-        found = verdict(known, searched, directions, baseline)
+        found = verdict(known, searched, directions, baseline, places)
     except ValueError:  # a launch gave a value that makes no ratio
         found = None
     choices = () if found is None else (*found.winners, found.balanced)
     every = list(dict.fromkeys([*(so_far.order or known), *(c.number for c in choices)]))
     live = [k for k in every if k not in so_far.dropped]
     if not choices:
-        return replace(so_far, order=[*so_far.order, *step_of(live, left)])
+        return with_step(so_far, live, slots)
     dropped = {
         k: why for k in live if (why := _why_dropped(k, known, choices, baseline)) is not None
     }
@@ -67,9 +78,25 @@ def next_step(
         again = max(others, key=lambda k: near[k], default=None)
         if again is not None:
             live.append(again)
-    order = [*so_far.order, *step_of(live or every, left)]
     gone = {k: why for k, why in {**so_far.dropped, **dropped}.items() if k not in live}
-    return replace(so_far, order=order, dropped=gone)
+    return with_step(replace(so_far, dropped=gone), live or every, slots)
+
+
+def with_step(so_far: Spending, candidates: Sequence[int], slots: int) -> Spending:
+    """Return a confirmation with one more step.
+
+    Args:
+        so_far: Its steps so far.
+        candidates: What is launched, the most important one first.
+        slots: Number of slots that launch at the same time.
+    """
+    left = so_far.held - len(so_far.order)
+    blocks = [step_of(candidates, left)] if slots == 1 else passes_of(candidates, left, slots)
+    order = [*so_far.order, *chain.from_iterable(blocks)]
+    if slots == 1 and not so_far.blocks:
+        return replace(so_far, order=order)
+    before = so_far.blocks or ((len(so_far.order),) if so_far.order else ())
+    return replace(so_far, order=order, blocks=(*before, *map(len, blocks)))
 
 
 def _why_dropped(

@@ -43,6 +43,10 @@ candidate learns from all points of the study how far points differ:
 ``benchmarks/selection_bias.py`` count how often all of this is right, also where the number of a
 candidate's launches depends on what they gave.
 
+Launches on several slots compare within a slot, as :mod:`autotune.stats.slot_effects` does it: each
+block of a confirmation is on one slot and has each of its candidates once, so that how slots differ
+cancels; in the search it is estimated, from points that several slots launched.
+
 The balanced choice maximizes the sum over the objectives of the logarithm of the improvement, so
 one percent of each objective has the same weight. For the usual two it has the largest tok/s ÷ p95.
 """
@@ -58,15 +62,18 @@ import numpy as np
 
 from autotune.search.confirmation import Launches, gains_of, sign_of
 from autotune.search.front import Direction
+from autotune.search.places import Places
 from autotune.stats import Estimate, Scatter
-from autotune.stats.measurement import Floats
+from autotune.stats.measurement import Floats, Ints
 from autotune.stats.quantiles import normal_probability
+from autotune.stats.slot_effects import Layout, SlotFit, effects
 from autotune.stats.superiority import Known, chances
 from autotune.stats.two_pools import TwoPools
 
 SURE = 0.95  # probability below which a choice and its rival are a tie
 _WIDTH = 0.5  # standard deviation of the kernel, in units of the lead's standard error
 _ONE_SIDED = 0.85  # weight of the density at a tie with the baseline
+_FEW = 0.5  # degrees of freedom of launches on several slots below which no scatter is known
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,11 @@ class ConfirmationVerdict:
 
 
 def verdict(
-    confirmed: Launches, searched: Launches, directions: Sequence[Direction], baseline: int | None
+    confirmed: Launches,
+    searched: Launches,
+    directions: Sequence[Direction],
+    baseline: int | None,
+    places: Places | None = None,
 ) -> ConfirmationVerdict | None:
     """Return the result of a confirmation, whose choices also use the search's launches.
 
@@ -163,6 +174,8 @@ def verdict(
             to the known scatter.
         directions: Better direction of each objective.
         baseline: As in :func:`autotune.search.confirmation.plan`.
+        places: Where the launches were; of several slots, how they differ is taken out. None: on
+            one slot.
 
     Returns:
         The verdict; None: no candidate has a launch.
@@ -175,8 +188,13 @@ def verdict(
     if not gains:
         return None
     before = {k: gains_of(x, directions) for k, x in searched.items()}
-    covariance, degrees = _scatter([*gains.values(), *before.values()])
-    points = _Points(gains, before, baseline, directions, covariance)
+    points: _Points
+    if places is not None and places.several:
+        points, degrees = _PointsOnSlots.of(gains, before, baseline, directions, places)
+        covariance = points.covariance
+    else:
+        covariance, degrees = _scatter([*gains.values(), *before.values()])
+        points = _Points(gains, before, baseline, directions, covariance)
     return ConfirmationVerdict(
         {k: Confirmed(len(x), points.values(k), points.over_baseline(k)) for k, x in gains.items()},
         tuple(points.choice(rule) for rule in range(len(directions))),
@@ -230,14 +248,7 @@ class _Points:
 
     def choice(self, rule: int) -> Choice:
         """Return the best candidate by a rule."""
-        known = {
-            k: Known(
-                float(np.concatenate([x, self.confirmed.get(k, x[:0])])[:, rule].mean()),
-                len(x) + len(self.confirmed.get(k, ())),
-                k == self.baseline,
-            )
-            for k, x in self.searched.items()
-        }
+        known = self._known(rule)
         ranked = sorted(self.confirmed, key=lambda k: -known[k].mean)
         best, rivals = ranked[0], ranked[1:]
         places = list(known)
@@ -255,6 +266,17 @@ class _Points:
             dict(zip(rivals, found, strict=True)),
         )
 
+    def _known(self, rule: int) -> dict[int, Known]:
+        """Return each point by all of its launches."""
+        return {
+            k: Known(
+                float(np.concatenate([x, self.confirmed.get(k, x[:0])])[:, rule].mean()),
+                len(x) + len(self.confirmed.get(k, ())),
+                k == self.baseline,
+            )
+            for k, x in self.searched.items()
+        }
+
     def _optimism(self, rule: int, known: Mapping[int, Known]) -> tuple[Floats, Floats]:
         """Return the optimism of the choice's gains, and that of its lead over the baseline.
 
@@ -268,7 +290,8 @@ class _Points:
             none = np.zeros(len(self.covariance))
             return none, none
         # parts of the means that the confirmation's launches moved
-        part = {k: len(self.confirmed[k]) / known[k].launches for k in known}
+        again = {k: len(self.confirmed[k]) for k in known}
+        part = {k: again[k] / (again[k] + len(self.searched[k])) for k in known}
         moved = {k: part[k] * self._variance(rule, k) for k in known}
         error = {k: _WIDTH**2 * part[k] * moved[k] for k in known}
         own = lead = 0.0
@@ -293,8 +316,7 @@ class _Points:
 
     def values(self, number: int, optimism: Floats | None = None) -> tuple[Estimate, ...]:
         """Return a candidate's values."""
-        gain = self.confirmed[number].mean(axis=0)
-        return self._estimates(gain, optimism, *self._shares(number))
+        return self._estimates(self._mean(number), optimism, self._parts(number))
 
     def over_baseline(
         self, number: int, optimism: Floats | None = None
@@ -304,18 +326,157 @@ class _Points:
             return None
         if number == self.baseline:
             return tuple(Estimate(1.0, 1.0, 1.0) for _ in self.directions)
-        x, base = self.confirmed[number], self.confirmed[self.baseline]
-        gain = x.mean(axis=0) - base.mean(axis=0)
-        return self._estimates(gain, optimism, 1 / len(x), 1 / len(base))
+        gain = self._mean(number) - self._mean(self.baseline)
+        return self._estimates(gain, optimism, self._parts(number, self.baseline))
+
+    def _mean(self, number: int) -> Floats:
+        """Return the mean gains of a candidate's launches in the confirmation."""
+        return np.asarray(self.confirmed[number].mean(axis=0))
+
+    def _parts(self, number: int, over: int | None = None) -> list[tuple[float, float]]:
+        """Return the shares of a mean's variance, or a difference's, for each objective.
+
+        Args:
+            number: The candidate.
+            over: The baseline; None: of the candidate's mean.
+        """
+        if over is None:
+            found = self._shares(number)
+        else:
+            found = 1 / len(self.confirmed[number]), 1 / len(self.confirmed[over])
+        return [found] * len(self.directions)
 
     def _estimates(
-        self, gain: Floats, optimism: Floats | None, share: float, baseline_share: float
+        self, gain: Floats, optimism: Floats | None, parts: Sequence[tuple[float, float]]
     ) -> tuple[Estimate, ...]:
         gain = gain if optimism is None else gain - optimism
         return tuple(
-            pool.around(sign_of(d) * float(g), share, baseline_share)
-            for pool, d, g in zip(self.pools, self.directions, gain, strict=False)
+            pool.around(sign_of(d) * float(g), *part)
+            for pool, d, g, part in zip(self.pools, self.directions, gain, parts, strict=False)
         )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Launches one below the other.
+
+    Attributes:
+        gains: Gains of each, of shape (launches, rules).
+        layout: Which point and slot it is of.
+        numbers: Number of each launch's point, of shape (launches,).
+    """
+
+    gains: Floats
+    layout: Layout
+    numbers: Ints
+
+    @classmethod
+    def of(cls, *parts: tuple[Mapping[int, Floats], Mapping[int, Sequence[str]]]) -> _Rows:
+        """Return the launches of some mappings, each with the places of its launches."""
+        numbers = [k for launches, _ in parts for k, x in launches.items() for _ in x]
+        at = [place for launches, places in parts for k in launches for place in places[k]]
+        gains = np.concatenate([x for launches, _ in parts for x in launches.values()])
+        return cls(gains, Layout.of(numbers, at), np.array(numbers))
+
+    @property
+    def points(self) -> list[int]:
+        """Number of each point, in the order of the layout."""
+        return list(dict.fromkeys(self.numbers.tolist()))
+
+    def fits(self, ratios: Sequence[float]) -> list[SlotFit]:
+        """Return the fit of each gain."""
+        both = zip(self.gains.T, ratios, strict=True)
+        return [SlotFit.at(y, self.layout, ratio) for y, ratio in both]
+
+
+@dataclass(frozen=True)
+class _PointsOnSlots(_Points):
+    """The same of launches on several slots: how slots differ is taken out.
+
+    A mean is the estimate of what a point gives on a typical slot. The scatter is that of launches
+    within a slot. What is not known of how slots differ adds to the variances of what does not
+    compare within slots.
+
+    Attributes:
+        places: Where the launches were.
+        ratios: ρ of each gain, by all launches (:mod:`autotune.stats.slot_effects`).
+    """
+
+    places: Places
+    ratios: Sequence[float]
+
+    @classmethod
+    def of(
+        cls,
+        confirmed: Mapping[int, Floats],
+        searched: Mapping[int, Floats],
+        baseline: int | None,
+        directions: Sequence[Direction],
+        places: Places,
+    ) -> tuple[_PointsOnSlots, int]:
+        """Return the points, and the degrees of freedom of their scatter."""
+        rows = _Rows.of((searched, places.searched), (confirmed, places.confirmed))
+        ratios = [effects(y, rows.layout).ratio for y in rows.gains.T]
+        fits = rows.fits(ratios)
+        rest = np.stack([fit.residuals for fit in fits])
+        free = np.array([fit.free.sum() for fit in fits])
+        covariance = rest @ rest.T / np.sqrt(np.outer(free, free).clip(_FEW**2))
+        found = cls(confirmed, searched, baseline, directions, covariance, places, ratios)
+        return found, round(float(free[:-1].min()))
+
+    def _rows(self, searched: Mapping[int, Floats]) -> _Rows:
+        """Return launches of the search together with those of the confirmation."""
+        return _Rows.of((searched, self.places.searched), (self.confirmed, self.places.confirmed))
+
+    def _pools(self, searched: Mapping[int, Floats]) -> tuple[TwoPools, ...]:
+        rows = self._rows(searched)
+        base = rows.numbers == self.baseline
+        found = []
+        for fit in rows.fits(self.ratios):
+            squares, free = fit.residuals**2, fit.free
+            degrees = [round(float(free[of].sum()), 3) for of in (~base, base)]
+            few = sum(degrees) < _FEW
+            found.append(
+                TwoPools(
+                    (float(squares[~base].sum()), float(squares[base].sum())),
+                    (0.0, 0.0) if few else (degrees[0], degrees[1]),
+                )
+            )
+        return tuple(found)
+
+    def _known(self, rule: int) -> dict[int, Known]:
+        rows = self._rows(self.searched)
+        ratio, y = self.ratios[rule], rows.gains[:, rule]
+        weights = SlotFit.at(y, rows.layout, ratio).weights
+        # what all points share of the slots' effects moves none of them against the others
+        at = weights @ rows.layout.z
+        share = (weights**2).sum(axis=1) + ratio * ((at - 1 / at.shape[1]) ** 2).sum(axis=1)
+        return {
+            k: Known(float(mean), 1 / float(own), k == self.baseline)
+            for k, mean, own in zip(rows.points, weights @ y, share, strict=True)
+        }
+
+    @cached_property
+    def _again(self) -> tuple[_Rows, list[SlotFit]]:
+        """The launches of the confirmation, and the fit of each gain."""
+        rows = _Rows.of((self.confirmed, self.places.confirmed))
+        return rows, rows.fits(self.ratios)
+
+    def _mean(self, number: int) -> Floats:
+        rows, fits = self._again
+        own = rows.points.index(number)
+        return np.array([f.weights[own] @ y for f, y in zip(fits, rows.gains.T, strict=True)])
+
+    def _parts(self, number: int, over: int | None = None) -> list[tuple[float, float]]:
+        rows, fits = self._again
+        base, out = rows.numbers == self.baseline, []
+        for fit in fits[:-1]:
+            w = fit.weights[rows.points.index(number)]
+            if over is not None:
+                w = w - fit.weights[rows.points.index(over)]
+            slots = fit.ratio * ((w @ rows.layout.z) ** 2).sum()
+            out.append((float((w[~base] ** 2).sum() + slots), float((w[base] ** 2).sum())))
+        return out
 
 
 def _density_of_tie(

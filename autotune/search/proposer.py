@@ -27,6 +27,7 @@ from autotune.search.features import unit
 from autotune.search.front import Direction
 from autotune.search.informative import informative
 from autotune.search.model import Observed, Proposal, optimistic, propose
+from autotune.search.places import on_one_slot, place_of
 from autotune.search.stated import StatedBounds
 from autotune.stats.measurement import Floats
 from autotune.study.space import (
@@ -215,6 +216,9 @@ def launched_of(
 ) -> list[Observed]:
     """Return measured trials as the model sees them.
 
+    Of trials on several slots, how the slots differ is taken out of the logarithms, as far as
+    points that they share tell; what is not known of it is added to the variances.
+
     Args:
         space: Searched parameters.
         trials: Complete trials, each with a point.
@@ -226,21 +230,29 @@ def launched_of(
     # an objective that can be zero or negative has no logarithm: its unit is its own spread
     spread = np.maximum(values.std(axis=0), 1e-9)
     costs = sign * np.where(positive, np.log(np.where(positive, values, 1.0)), values / spread)
+    keys = [key_of(space.decode(t.params)) for t in trials]
+    places = [place_of(t.user_attrs.get("slot")) for t in trials]
+    several = len(set(places)) > 1 and bool(positive.any())
+    unsure = np.zeros_like(costs)
+    if several:
+        level, more = on_one_slot(costs[:, positive], keys, places)
+        costs[:, positive], unsure[:, positive] = level, more
     out = []
-    for t, own, row in zip(trials, values, costs, strict=True):
+    for t, own, row, more in zip(trials, values, costs, unsure, strict=True):
         variances = t.user_attrs.get("log_variances") or ()
         known = len(variances) == len(row)
         rate = None
         if positive[0]:
             rate = float(own[0] if directions[0] == "maximize" else 1 / own[0])
+            rate = math.exp(-row[0]) if several else rate
         point = space.decode(t.params)
         out.append(
             Observed(
                 point,
                 tuple(float(c) for c in row),
                 tuple(
-                    float(v) if known and v is not None and p else math.nan
-                    for v, p in zip(variances if known else row, positive, strict=True)
+                    float(v) + float(w) if known and v is not None and p else math.nan
+                    for v, w, p in zip(variances if known else row, more, positive, strict=True)
                 ),
                 rate,
                 tuple(t.user_attrs.get("acceptance_per_position") or ()),

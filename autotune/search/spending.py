@@ -33,11 +33,14 @@ class Spending:
         order: Trial numbers of the planned launches, in their order; it grows with every step.
         held: Number of launches that the confirmation is to have.
         dropped: Candidates that are launched no more, by trial number.
+        blocks: Lengths of the blocks of ``order``, each of which stays on one slot; empty: all are
+            one block.
     """
 
     order: Sequence[int]
     held: int
     dropped: Mapping[int, Dropped] = field(default_factory=dict)
+    blocks: Sequence[int] = ()
 
     @classmethod
     def read(cls, order: Sequence[int], kept: Mapping[str, Any] | None) -> Spending:
@@ -51,9 +54,10 @@ class Spending:
         if kept is None:
             return cls(list(order), len(order))
         dropped = {int(k): Dropped(*x) for k, x in kept["dropped"].items()}
-        return cls(list(order), kept["held"], dropped)
+        return cls(list(order), kept["held"], dropped, tuple(kept.get("blocks", ())))
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the order as plain data."""
         dropped = {str(k): [x.launches, x.better, x.chance] for k, x in self.dropped.items()}
-        return {"held": self.held, "dropped": dropped}
+        blocks = {"blocks": list(self.blocks)} if self.blocks else {}
+        return {"held": self.held, "dropped": dropped, **blocks}

@@ -58,12 +58,12 @@ class Known:
 
     Attributes:
         mean: Mean of the logarithms, with the sign that makes more better.
-        launches: Number of launches.
+        launches: Number of launches; on several slots the number that would say as much on one.
         baseline: Whether it is the baseline, which may scatter by another amount.
     """
 
     mean: float
-    launches: int
+    launches: float
     baseline: bool = False
 
 

@@ -53,11 +53,11 @@ class TwoPools:
     Attributes:
         squares: Sum of squares of the launches around their point's mean: of all points but the
             baseline, and of the baseline.
-        degrees: Degrees of freedom of each.
+        degrees: Degrees of freedom of each; of launches on several slots they need not be whole.
     """
 
     squares: tuple[float, float]
-    degrees: tuple[int, int]
+    degrees: tuple[float, float]
 
     @property
     def known(self) -> bool:
@@ -115,7 +115,7 @@ class TwoPools:
         return Estimate(value, math.exp(log - half), math.exp(log + half))
 
 
-def _half_width(scales: Floats, weights: Floats, degrees: int, confidence: float) -> float:
+def _half_width(scales: Floats, weights: Floats, degrees: float, confidence: float) -> float:
     """Return the half-width of a mixture of Student's t with common degrees around one center."""
     if scales.max() == 0:
         return 0.0
@@ -135,7 +135,7 @@ def _half_width(scales: Floats, weights: Floats, degrees: int, confidence: float
 
 
 @lru_cache(maxsize=64)
-def _student_table(degrees: int) -> tuple[Floats, Floats]:
+def _student_table(degrees: float) -> tuple[Floats, Floats]:
     """Return values ≥ 0, and the probability that Student's t is below each, to about 1e-5."""
     at = np.sinh(np.linspace(0, 12, 3001))
     log = (

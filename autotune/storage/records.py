@@ -150,6 +150,8 @@ class TrialAttrs:
         replicates: Number of the trial whose point it launches once more in the search.
         confirms: Number of the trial whose point it confirms.
         confirmation: Number of wanted trials for which the confirmation was planned.
+        confirmation_block: Number of its block in the confirmation, all of which is on one slot;
+            None: the first one.
         expected_gain: Expected growth of the hypervolume, as a share; of older trials.
         expected_improvement: Largest expected improvement of an objective or of their geometric
             mean by the best launch, as a share.
@@ -177,6 +179,7 @@ class TrialAttrs:
     replicates: int | None = None
     confirms: int | None = None
     confirmation: int | None = None
+    confirmation_block: int | None = None
     expected_gain: float | None = None
     expected_improvement: float | None = None
     challenge: bool = False

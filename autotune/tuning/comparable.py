@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from autotune.engine.command import plan_launch
@@ -10,10 +11,79 @@ from autotune.engine.variables import changed, deciding
 from autotune.errors import UserError
 from autotune.results.text import plain
 from autotune.serving.machine import machine_line
+from autotune.serving.slots import Slot
 from autotune.storage.store import Store
 from autotune.study.differences import Difference
 from autotune.study.space import N
 from autotune.tuning.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class MachineClass:
+    """What the numbers of a launch are numbers of: launches of another class do not compare.
+
+    Attributes:
+        gpus: Models of the GPUs; on a machine without, the processor and its number of cores.
+        driver: Versions of the GPUs' driver; empty: there is no GPU.
+        vllm: Version of vLLM, without its build; empty: unknown.
+        weights: Hashes of the weights, by role; of roles that one of two does not know, nothing is
+            said.
+    """
+
+    gpus: tuple[str, ...]
+    driver: tuple[str, ...]
+    vllm: str
+    weights: frozenset[tuple[str, str]]
+
+    @classmethod
+    def of(
+        cls, machine: Mapping[str, Any], vllm: str | None, weights: Mapping[str, str]
+    ) -> MachineClass:
+        """Return the class of a launch.
+
+        Args:
+            machine: As it is kept with the launch: of a slot, its own GPUs only.
+            vllm: Version of vLLM.
+            weights: Hashes of the weights, by role.
+        """
+        gpus = machine.get("gpus") or ()
+        names = sorted({str(gpu.get("name")) for gpu in gpus})
+        drivers = sorted({str(gpu.get("driver")) for gpu in gpus})
+        own = [f"{machine.get('cpu')}, {machine.get('cores')} cores"]
+        version = (vllm or "").partition("+")[0]
+        return cls(tuple(names or own), tuple(drivers), version, frozenset(weights.items()))
+
+    def other(self, than: MachineClass) -> str | None:
+        """Return in what this class is another one, in words; None: launches of both compare."""
+        for field in fields(self):
+            own, its = getattr(self, field.name), getattr(than, field.name)
+            if field.name == "weights":
+                mine, theirs = dict(own), dict(its)
+                roles = [k for k in sorted(mine) if k in theirs and mine[k] != theirs[k]]
+                if roles:
+                    return f"weights of the {', '.join(roles)}"
+            elif own and its and own != its:
+                a, b = (x if isinstance(x, str) else ", ".join(x) for x in (own, its))
+                return f"{_CLASS_WORDS[field.name]} {a}, not {b}"
+        return None
+
+
+_CLASS_WORDS = {"gpus": "hardware", "driver": "GPU driver", "vllm": "vLLM"}
+
+
+def class_of_slot(
+    prepared: Prepared, machine: Mapping[str, Any], slot: Slot | None
+) -> MachineClass:
+    """Return the class of what a slot launches now; the weights are checked elsewhere.
+
+    Args:
+        prepared: The study.
+        machine: This machine, with GPUs of one model.
+        slot: The slot; None: one server at a time.
+    """
+    if slot is not None:
+        machine = {**machine, "cores": len(slot.cores)}
+    return MachineClass.of(machine, prepared.info.version, {})
 
 
 def check_comparable(

@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from autotune.storage.records import Role
 from autotune.study.space import Point
 from autotune.tuning.trial import Outcome, Trial, TrialRunner
 
@@ -45,17 +44,16 @@ class Executor(Protocol):
         """End everything that the executor started; it takes nothing afterwards."""
 
 
-def slot_for(role: Role, taken: Collection[int]) -> int:
-    """Return the slot of a trial: one that is free, or for a confirmation the first one.
-
-    Launches of a confirmation are compared with each other, so all of them are on one slot.
+def slot_for(taken: Collection[int], home: int | None = None) -> int:
+    """Return the slot of a trial: its home, or the first one that is free.
 
     Args:
-        role: Purpose of the trial.
         taken: Slots of the trials that were submitted and have not ended.
+        home: Slot of the trial's block in a confirmation, which stays on it; None: it has none, or
+            is the block's first one.
     """
-    if role is Role.CONFIRMATION:
-        return 0
+    if home is not None:
+        return home
     return next(slot for slot in itertools.count() if slot not in taken)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -16,8 +17,9 @@ from autotune.results.standing import Launched, Standing, counts, is_finished, w
 from autotune.results.trials import trial_views
 from autotune.results.views import cost
 from autotune.search.alike import Alike, Key, key_of
-from autotune.search.confirmation import Launches, plan
-from autotune.search.confirmation_steps import next_step
+from autotune.search.confirmation import candidates_of
+from autotune.search.confirmation_steps import next_step, with_step
+from autotune.search.places import Places
 from autotune.search.proposer import (
     PointSet,
     Proposer,
@@ -34,8 +36,11 @@ from autotune.search.stated import StatedBounds
 from autotune.storage.records import Role, TrialAttrs, attrs_of
 from autotune.study.schema import StudySpec
 from autotune.study.space import Point, Space, Value, canonical
+from autotune.tuning.placement import Links, next_of_blocks
 from autotune.tuning.prepare import baseline_point
 from objectives import Objective
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,19 @@ class Situation:
         searching: Whether the search goes on; False: what is left is to confirm.
         confirmation: Numbers of the trials to confirm, in the order of their launches, as far as
             its steps are planned; None: none is.
+        blocks: Lengths of the blocks of that order; empty: it is one block.
+        place: Slot of the next launch (:func:`autotune.search.places.place_of`); None: there is one
+            slot.
+        places: Slots of the running trials, by number.
     """
 
     trials: Sequence[FrozenTrial]
     pending: Sequence[Choice] = ()
     searching: bool = True
     confirmation: Sequence[int] | None = None
+    blocks: Sequence[int] = ()
+    place: str | None = None
+    places: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def running(self) -> list[FrozenTrial]:
@@ -122,6 +134,7 @@ class Planner:
         infeasible: Why the rules forbid a point; None: they do not.
         proposer: Proposes the points of the search.
         alike: Points that are one for the objectives; None: there are none.
+        slots: Number of slots that launch at the same time.
     """
 
     def __init__(
@@ -133,10 +146,12 @@ class Planner:
         infeasible: Callable[[Point], str | None],
         proposer: Proposer,
         alike: Alike | None = None,
+        slots: int = 1,
     ) -> None:
         self._alike = alike if spec.search.method == "gp" else None
         self.budget = budget
         self.space = space
+        self._slots = slots
         self._spec = spec
         self._objectives = objectives
         self._infeasible = infeasible
@@ -240,22 +255,33 @@ class Planner:
         """
         found = standing.launched()
         directions = [o.direction for o in self._objectives]
-        searched, confirmed, leader = found.searched, found.confirmed, None
+        leader = None
         if self._alike is not None:
-            searched, confirmed, leader = self._merged(found, trials)
-        base = found.baseline
+            found, leader = self._merged(found, trials)
+        searched, base, places = found.searched, found.baseline, found.places
+        held = self.budget.held
         if so_far is None:
-            so_far = Spending([], self.budget.held)
-            if not (confirmed.keys() & searched.keys() and _ends_with_confirmation(trials)):
-                first = plan(searched, directions, base, self.budget.held, leader=leader)
-                return replace(so_far, order=first)
-        so_far = replace(so_far, held=self.budget.held)
-        return next_step(so_far, confirmed, searched, directions, base)
+            so_far = Spending([], held)
+            if not (found.confirmed.keys() & searched.keys() and _ends_with_confirmation(trials)):
+                first = candidates_of(
+                    searched, directions, base, held, leader=leader, places=places
+                )
+                return with_step(so_far, first, self._slots)
+        so_far = replace(so_far, held=held)
+        return next_step(
+            so_far,
+            found.confirmed,
+            searched,
+            directions,
+            base,
+            slots=self._slots,
+            places=places,
+        )
 
     def _merged(
         self, found: Launched, trials: Sequence[FrozenTrial]
-    ) -> tuple[Launches, Launches, int | None]:
-        """Return the launches of the search and of confirmations by class, and the leader."""
+    ) -> tuple[Launched, int | None]:
+        """Return what was launched by class, and the leader."""
         points = {
             t.number: self.space.decode(t.params) for t in trials if t.number in found.searched
         }
@@ -265,7 +291,7 @@ class Planner:
         for number in sorted(found.searched, key=lambda k: (k != found.baseline, k)):
             numbers.setdefault(key_of(of(points[number])), []).append(number)
 
-        def merge(launches: Launches) -> Launches:
+        def merge(launches: Mapping[int, Sequence[T]]) -> dict[int, list[T]]:
             merged = {
                 same[0]: [launch for k in same for launch in launches.get(k, ())]
                 for same in numbers.values()
@@ -275,7 +301,9 @@ class Planner:
         best = self._proposer.leader(trials)
         leading = None if best is None else numbers.get(key_of(of(best)))
         leader = None if leading is None else leading[0]
-        return merge(found.searched), merge(found.confirmed), leader
+        searched, confirmed = merge(found.searched), merge(found.confirmed)
+        places = Places(merge(found.places.searched), merge(found.places.confirmed))
+        return replace(found, searched=searched, confirmed=confirmed, places=places), leader
 
     def _to_confirm(self, now: Situation) -> Choice | None:
         """Return the next launch of the confirmation; None: first its step has to end."""
@@ -286,8 +314,21 @@ class Planner:
         begun = self._confirmed(now)
         if begun >= len(now.confirmation):
             return None
-        number = now.confirmation[begun]
-        attrs = TrialAttrs(Role.CONFIRMATION, confirms=number, confirmation=self.budget.wanted)
+        number, block = now.confirmation[begun], None
+        if self._slots > 1 or now.blocks:
+            every: list[FrozenTrial | Choice] = [*now.trials, *now.pending]
+            own = filter(self._confirming, every)
+            states = [(_attrs(x).confirmation_block, _is_unfinished(x)) for x in own]
+            following = next_of_blocks(states, now.confirmation, now.blocks)
+            if following is None:
+                return None
+            number, block = following
+        attrs = TrialAttrs(
+            Role.CONFIRMATION,
+            confirms=number,
+            confirmation=self.budget.wanted,
+            confirmation_block=block,
+        )
         return Choice(now.point(number, self.space), attrs)
 
     def _confirmed(self, now: Situation) -> int:
@@ -297,8 +338,7 @@ class Planner:
 
     def _confirming(self, x: FrozenTrial | Choice) -> bool:
         """Return whether a trial is of this budget's confirmation."""
-        attrs = x.attrs if isinstance(x, Choice) else attrs_of(x)
-        return attrs.confirmation == self.budget.wanted
+        return _attrs(x).confirmation == self.budget.wanted
 
     # -- the search ------------------------------------------------------------------------------
 
@@ -327,7 +367,9 @@ class Planner:
         baseline, *points = self.fixed_points(now.trials)
         if baseline not in tried and baseline not in chosen:
             return Choice(baseline, TrialAttrs(Role.BASELINE, baseline=True))
-        if (again := self._to_replicate(now)) is not None:
+        again = self._to_replicate(now)
+        again = self._to_link(now) if again is None else again
+        if again is not None:
             return Choice(
                 now.point(again, self.space), TrialAttrs(Role.REPLICATE, replicates=again)
             )
@@ -403,15 +445,35 @@ class Planner:
         done = sum(a.replicates is not None for a in attrs)
         if done >= wanted or len(attrs) < (done + 1) * self.budget.search // (wanted + 1):
             return None
+        base, best = self._base_and_best(now)
+        again = base if best is None or (done % 2 == 0 and base is not None) else best
+        if again is None or now.place is None or len(attrs) + self._slots >= self.budget.search:
+            return again
+        # a slot that has not launched it will be free soon, and is linked by it
+        links = Links.of(now.trials, now.places, self.space)
+        return None if links.wants_elsewhere(now.point(again, self.space), now.place) else again
+
+    def _to_link(self, now: Situation) -> int | None:
+        """Return the trial whose point the next slot launches, too, so that slots compare."""
+        grid = self._spec.budget.replicates is None and self._spec.search.method == "grid"
+        if now.place is None or grid:
+            return None
+        links = Links.of(now.trials, now.places, self.space)
+        if not links.wants_link(now.place):
+            return None
+        found = [k for k in self._base_and_best(now) if k is not None]
+        new = (k for k in found if not links.has(now.point(k, self.space), now.place))
+        return next(new, found[0] if found else None)
+
+    def _base_and_best(self, now: Situation) -> tuple[int | None, int | None]:
+        """Return the baseline's trial and the best one so far; None: there is none with values."""
         views = trial_views(now.trials, self._spec, self._objectives)
         found = [v for v in views if v.values and v.again is None]
         base = next((v.number for v in found if v.baseline and v.may_win), None)
-        if done % 2 == 0 and base is not None:
-            return base
         first = self._objectives[0]
         front = [v for v in found if v.front and not v.baseline]
         best = min(front, key=lambda v: cost(first, v.value(first)), default=None)
-        return best.number if best is not None else base
+        return base, None if best is None else best.number
 
     def _suggested(self, now: Situation) -> Choice:
         """Return the proposer's choice.
@@ -444,6 +506,16 @@ class Planner:
         return replace(attrs, role=role, replicates=first)
 
 
+def _attrs(x: FrozenTrial | Choice) -> TrialAttrs:
+    """Return the attributes of a trial that was begun, or will be."""
+    return x.attrs if isinstance(x, Choice) else attrs_of(x)
+
+
+def _is_unfinished(x: FrozenTrial | Choice) -> bool:
+    """Return whether a trial waits, runs, or was not begun."""
+    return isinstance(x, Choice) or not x.state.is_finished()
+
+
 def _searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return all trials but those of a confirmation."""
     return [t for t in trials if attrs_of(t).searches]
@@ -451,7 +523,7 @@ def _searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _unfinished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials that wait or run."""
-    return [t for t in trials if not t.state.is_finished()]
+    return [t for t in trials if _is_unfinished(t)]
 
 
 def _ends_with_confirmation(trials: Sequence[FrozenTrial]) -> bool:

@@ -30,6 +30,7 @@ from autotune.results.text import count
 from autotune.serving.process_tree import Identity
 from autotune.serving.slots import Slot
 from autotune.study.weights import shown_weights
+from autotune.tuning.comparable import MachineClass
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.ray_actor import RENEW_S, EndLeft, SlotActor, machine_id, said_of
 from autotune.tuning.ray_seat import Node, RayLink, Seat, Stage
@@ -347,17 +348,13 @@ class Nodes:
             return f"it has other weights ({theirs}) than the driver's host ({mine})"
         known = next((x for x in self.nodes.values() if x.machine is not None), None)
         if known is not None and known.machine is not None:
-            here, there = alike(known.machine), alike(found["machine"])
-            if here != there:
-                return f"its trials would not compare with those of {known.label} ({there}; {here})"
+            theirs, its = (
+                MachineClass.of(machine, of.version, {})
+                for machine, of in ((known.machine, known.info), (found["machine"], info))
+            )
+            if (why := its.other(theirs)) is not None:
+                return f"its trials would not compare with those of {known.label}: {why}"
         return None
-
-
-def alike(machine: Mapping[str, Any]) -> str:
-    """Return what two slots must have in common, in words: their GPUs, or cores of a processor."""
-    if gpus := machine["gpus"]:
-        return ", ".join(f"{gpu['name']} with driver {gpu['driver']}" for gpu in gpus)
-    return f"{count(machine['cores'], 'core')} of {machine['cpu']}"
 
 
 def _kill(actor: Any) -> None:

@@ -24,7 +24,6 @@ from typing import Any, Protocol
 from autotune.errors import AutotuneError, MachineError
 from autotune.serving.process_tree import KILL_S, Identity
 from autotune.serving.slots import Slot
-from autotune.storage.records import Role
 from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import At
@@ -193,15 +192,14 @@ class SlotPool:
 
     @property
     def capacity(self) -> int:
-        """How many more trials may be submitted now; none next to one of a confirmation.
+        """How many more trials may be submitted now.
 
-        A confirmation compares launches with each other, so all of them are on one slot. Where no
-        slot is there for a while, one trial is taken, and waits.
+        Where no slot is there for a while, one trial is taken, and waits.
         """
-        under_way = [*self._running(), *self._waiting]
-        if self._closed or any(t.attrs.role is Role.CONFIRMATION for t in under_way):
+        if self._closed:
             return 0
-        return max(0, max(1, len(self._places.slots)) - len(under_way))
+        under_way = len(self._running()) + len(self._waiting)
+        return max(0, max(1, len(self._places.slots)) - under_way)
 
     def submit(self, trial: Trial) -> None:
         """Take a trial for its slot, whose process begins it as soon as it is idle."""

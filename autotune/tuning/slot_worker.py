@@ -99,6 +99,7 @@ class Driver:
         """Tell from now on, in a thread, that this process lives: the driver, and supervisors."""
 
         def tell() -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the main thread's
             with contextlib.suppress(OSError):  # the driver is gone, and this process soon
                 while True:
                     time.sleep(BEAT_S)

@@ -183,7 +183,7 @@ def slot_notes(spec: StudySpec, slots: Sequence[Slot]) -> Iterator[str]:
     each = count(len(slots[0].cores), "core")
     if gpus := len(slots[0].gpus):
         each = f"{count(gpus, 'GPU')} and {each}"
-    yield f"{len(slots)} slots of {each}; the confirmation is on slot 0 alone"
+    yield f"{len(slots)} slots of {each}; each block of the confirmation stays on one of them"
     if shares_a_core(slots):
         yield "two slots share a physical core (hyperthreads): they slow each other down"
     if spec.server.ahead:

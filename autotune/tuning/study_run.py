@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -17,6 +18,7 @@ from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailu
 from autotune.results.batch_budget import families_of
 from autotune.results.standing import counts
 from autotune.results.trials import study_view
+from autotune.search.places import place_of
 from autotune.search.proposer import Converged, Proposer, SearchEnds
 from autotune.search.spending import Spending
 from autotune.serving.slots import Slot
@@ -27,11 +29,12 @@ from autotune.storage.records import Role, attrs_of
 from autotune.storage.store import Store
 from autotune.study import sample_size
 from autotune.study.space import ARM, N, Point, as_int
-from autotune.tuning.comparable import WeightsCheck, check_comparable
+from autotune.tuning.comparable import WeightsCheck, check_comparable, class_of_slot
 from autotune.tuning.executor import Executor, OneSlot, slot_for
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import StoredLedger
 from autotune.tuning.local_slots import served_by, slots_of
+from autotune.tuning.placement import home_of
 from autotune.tuning.planner import Budget, Choice, Planner, Situation
 from autotune.tuning.prepare import Prepared, graph_misfit, never_launched
 from autotune.tuning.progress import At, Progress
@@ -126,7 +129,7 @@ class _Driver:
         self.deadline = deadline
         self.progress = progress
         self.tools = tools
-        self.slots = tuple(slots)
+        self._slots = tuple(slots)
         self.cluster = cluster
         self.taken: dict[int, int] = {}  # slots of submitted trials, by trial
         self.positions: dict[int, int] = {}  # of these trials
@@ -138,6 +141,16 @@ class _Driver:
         self.reason = StopReason.DONE  # why the search ended
         self.next: deque[Choice] = deque()  # chosen, so that their servers are prelaunched
         self.failures: list[FailureKind] = []  # in a row
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots that can be used now; empty: one server at a time, on the whole host."""
+        return self._slots if self.cluster is None else tuple(self.cluster.slots.values())
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What all slots are slots of."""
+        return self.launcher.machine if self.cluster is None else self.cluster.machine
 
     # -- before the first trial ------------------------------------------------------------------
 
@@ -178,12 +191,10 @@ class _Driver:
         """Open the study, take earlier trials, and say what is ahead."""
         self.budget = budget
         self.stop_below = self.spec.budget.converged if stop_below is None else stop_below
-        machine = self.launcher.machine
-        if self.cluster is not None:
-            machine = self.cluster.machine
-        elif self.slots:
-            machine = self.slots[0].machine(machine)
-        if self.cluster is not None or self.slots:
+        machine = self.machine
+        if self._slots:
+            machine = self._slots[0].machine(machine)
+        if self.slots:
             check_slots(self.p, self.store, machine)
         earlier = find(reuse, self.p, machine, self.store)
         row = self.store.begin_study(self.p.loaded, seed=seed, wanted=budget.wanted)
@@ -201,7 +212,7 @@ class _Driver:
             self.progress.message(note)
         if self.launcher.untested is not None:
             self.progress.message(self.launcher.untested)
-        slots = slot_notes(self.spec, self.slots) if self.cluster is None else self.cluster.notes()
+        slots = slot_notes(self.spec, self._slots) if self.cluster is None else self.cluster.notes()
         for note in slots:
             self.progress.message(note)
 
@@ -221,13 +232,22 @@ class _Driver:
             alike=same,
         )
         space, budget, forbidden = self.log.space, self.budget, self.p.infeasible
-        return Planner(self.spec, self.p.objectives, budget, space, forbidden, proposer, same)
+        return Planner(
+            self.spec,
+            self.p.objectives,
+            budget,
+            space,
+            forbidden,
+            proposer,
+            same,
+            slots=max(1, len(self.slots)),
+        )
 
     def make_executor(self, weights: WeightsCheck) -> Executor:
         """Return what runs the trials: one slot in this thread, or a process for each slot."""
-        if self.cluster is not None or self.slots:
+        if self.cluster is not None or self._slots:
             return SlotPool(
-                self.cluster or slots_of(self.p, self.slots, self.launcher.logs),
+                self.cluster or slots_of(self.p, self._slots, self.launcher.logs),
                 served_by(self.store, self.ledger, self.progress, weights.of_launch),
                 stop_timeout_s=self.spec.server.stop_timeout_s,
                 moved=self.moved,
@@ -312,10 +332,18 @@ class _Driver:
         """Return what the next choice depends on; plans the confirmation when it is time."""
         wanted = self.budget.wanted
         now = Situation(self.log.trials(), tuple(self.next), self.searching)
+        if self.slots:
+            places = {slot.number: place_of(slot.stored()) for slot in self.slots}
+            now = replace(
+                now,
+                place=places.get(slot_for(self.taken.values())),
+                places={k: places[slot] for k, slot in self.taken.items() if slot in places},
+            )
         if not self.planner.confirms(now):
             return now
         planned = self.log.confirmation(wanted)
-        now = replace(now, confirmation=None if planned is None else planned.order)
+        if planned is not None:
+            now = replace(now, confirmation=planned.order, blocks=planned.blocks)
         if not self.planner.awaits_step(now):
             return now
         self.log.placed()
@@ -325,7 +353,7 @@ class _Driver:
             self.progress.message(f"no confirmation: {e}")
             planned = Spending([], self.budget.held)
         self.log.keep_confirmation(wanted, planned)
-        return replace(now, confirmation=planned.order)
+        return replace(now, confirmation=planned.order, blocks=planned.blocks)
 
     def upcoming(self, most: int) -> list[Point]:
         """Return points whose trials come after the running ones, as far as they are known."""
@@ -358,12 +386,15 @@ class _Driver:
         """Return a trial as a value, with what it is compared with; says that it begins."""
         attrs = attrs_of(trial)
         point = self.planner.space.decode(trial.params)
-        slot = self.taken[trial.number] = slot_for(attrs.role, self.taken.values())
+        home = home_of(trial, self.log.trials(), self.taken, self.slots, self.ledger.launches)
+        slot = self.taken[trial.number] = slot_for(self.taken.values(), home)
         position = min(self.log.finished() + len(self.taken), self.budget.wanted)
         self.positions[trial.number] = position
         self.progress.begin(At(trial.number, slot), position, self.planner.space.shown(point))
         again = attrs.role is Role.CONFIRMATION or attrs.replicates is not None
-        rivals = [] if again or attrs.baseline else self.log.rivals()
+        at = next((s for s in self.slots if s.number == slot), None)
+        like = class_of_slot(self.p, self.machine, at)
+        rivals = [] if again or attrs.baseline else self.log.rivals(like)
         self.log.placed()
         found = self.log.standing.launched()
         return Trial(

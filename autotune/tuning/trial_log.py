@@ -25,6 +25,7 @@ from autotune.stats import ESTIMATOR, Measurement
 from autotune.storage.records import Quality, TrialAttrs, attrs_of
 from autotune.storage.store import Store
 from autotune.study.space import Point
+from autotune.tuning.comparable import MachineClass
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import At, Progress
 
@@ -51,6 +52,7 @@ class TrialLog:
         self.space = prepared.spec.to_space()
         self._recomputed = Recomputed(store, prepared.spec, prepared.objectives)
         self._front: dict[int, Rival] = {}  # as rivals() had it last
+        self._classes: dict[str, MachineClass] = {}  # by launch
         self._converged_key: str | None = None
         self.standing = Standing(prepared.objectives)
         self.study: optuna.Study
@@ -121,19 +123,34 @@ class TrialLog:
         self.standing.update(trials)
         return trials
 
-    def rivals(self) -> list[Rival]:
-        """Return the trials of the Pareto front, as they were measured."""
+    def rivals(self, like: MachineClass | None = None) -> list[Rival]:
+        """Return the trials of the Pareto front, as they were measured.
+
+        Args:
+            like: Class of the launch that is compared with them; trials of another class are left
+                out. None: all are of one.
+        """
         trials = {t.number: t for t in self.placed()}
         before, self._front = self._front, {}
         for number in sorted(self.standing.front()):
             trial = trials[number]
             if trial.state == TrialState.COMPLETE:
+                if like is not None and like.other(self._class_of(trial)) is not None:
+                    continue
                 known, others = before.get(number), self.standing.numbers(number)
                 if known is None or len(known.again) + 1 != len(others):
                     first, *again = (self._measurement(trials[k]) for k in others)
                     known = Rival(number, first, tuple(again))
                 self._front[number] = known
         return list(self._front.values())
+
+    def _class_of(self, trial: FrozenTrial) -> MachineClass:
+        launch = attrs_of(trial).launch or ""
+        if launch not in self._classes:
+            row = self._store.launches.get(launch)
+            weights = Quality.read(row.quality).weights
+            self._classes[launch] = MachineClass.of(row.machine, row.vllm_version, weights)
+        return self._classes[launch]
 
     def _measurement(self, trial: FrozenTrial) -> Measurement:
         launch = self._store.launches.get(attrs_of(trial).launch or "")

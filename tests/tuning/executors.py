@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from autotune.storage.records import Role, TrialAttrs
 from autotune.tuning.executor import Executor
 from autotune.tuning.trial import Measured, Trial
 
 
-def trial(number: int, do: str, slot: int = 0, role: Role = Role.SEARCH) -> Trial:
+def trial(number: int, do: str, slot: int = 0) -> Trial:
     """A trial that does something, in :mod:`tests.tuning.slot_double`."""
-    return Trial(number, {"do": do}, TrialAttrs(role), slot=slot)
+    return Trial(number, {"do": do}, slot=slot)
 
 
 def check_executor(executor: Executor, slots: int, said: Mapping[int, str] | None = None) -> None:

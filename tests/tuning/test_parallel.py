@@ -48,6 +48,20 @@ def slots_of(folder: Path) -> dict[int, int]:
     return {t["trial"]: t["slot"]["number"] for t in trials(folder) if t["slot"]}  # type: ignore[index, misc]
 
 
+def slots_of_blocks(folder: Path) -> dict[int, set[int]]:
+    """The slots that launched something of each block of the confirmation."""
+    found: dict[int, set[int]] = {}
+    slots = slots_of(folder)
+    rows = query(
+        folder,
+        "select t.number, a.value_json from trials t join trial_user_attributes a using (trial_id) "
+        "where a.key = 'confirmation_block'",
+    )
+    for number, block in rows:
+        found.setdefault(int(str(block)), set()).add(slots[int(str(number))])
+    return found
+
+
 def launches(folder: Path, columns: str) -> list[tuple[Any, ...]]:
     return query(folder, f"select {columns} from autotune_launches order by planned_at")  # noqa: S608
 
@@ -107,9 +121,10 @@ def test_two_slots_make_one_study(tmp_path: Path) -> None:
     rows = trials(tmp_path)
     confirming = {t["trial"] for t in rows if t["confirms"] is not None}
     assert confirming
-    assert {slots[n] for n in confirming} == {0}  # type: ignore[index]
+    assert {slots[n] for n in confirming} == {0, 1}  # type: ignore[index]
+    assert slots_of_blocks(tmp_path) == {0: {0}, 1: {1}}
 
-    # two of the search were measured at the same time, and none next to one of the confirmation
+    # two of the search were measured at the same time, two of the confirmation too, in two blocks
     events = query(tmp_path, "select trial, what, at from autotune_events order by at")
     during: dict[int, tuple[float, float]] = {}
     for number in slots:
@@ -120,8 +135,9 @@ def test_two_slots_make_one_study(tmp_path: Path) -> None:
         begin, end = during[number]
         return {k for k, (a, b) in during.items() if k != number and a < end and b > begin}
 
-    assert any(beside(number) for number in slots)
-    assert not any(beside(number) for number in confirming)  # type: ignore[arg-type]
+    assert any(beside(number) for number in slots.keys() - confirming)
+    assert any(beside(number) for number in confirming)  # type: ignore[arg-type]
+    assert all(beside(number) <= confirming for number in confirming)  # type: ignore[arg-type]
 
     # each on a core and on ports of its own
     machines = [json.loads(m) for (m,) in launches(tmp_path, "machine")]
@@ -136,7 +152,7 @@ def test_two_slots_make_one_study(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert any(line.startswith("slot 0  [1/12] trial 0") for line in lines)
     assert any(line.startswith("slot 1  [2/12] trial 1") for line in lines)
-    assert "; the confirmation is on slot 0 alone" in done.stdout
+    assert "; each block of the confirmation stays on one of them" in done.stdout
     story = autotune("status", "--trial", "1", cwd=tmp_path).stdout
     assert f"slot {slots[1]} of 2: core" in story
     assert "slot 1" in autotune("status", cwd=tmp_path).stdout
@@ -197,6 +213,27 @@ def test_a_run_that_ends_takes_both_along_and_goes_on(tmp_path: Path, how: signa
             f"where trial = {number} order by attempt",
         )
         assert attempts in ([(0, 0), (1, 1)], [(0, 1)])
+
+
+@pytest.mark.parametrize("told", [8, 9, 10])
+def test_a_block_of_the_confirmation_stays_on_its_slot_when_the_run_was_killed(
+    tmp_path: Path, told: int
+) -> None:
+    study = write(tmp_path, server__env={"DOUBLE_STEP_S": "0.05"})
+    run = start_autotune("run", study, "--trials", "12", "--parallel", "2", cwd=tmp_path)
+    wait_for_event(tmp_path, "told", told)
+    wait_for_event(tmp_path, "launching", told + 1)
+    processes = own_processes(run)
+    run.send_signal(signal.SIGKILL)
+    run.communicate(timeout=30)
+    none_left(tmp_path, processes, 15)
+    done = autotune("run", study, "--trials", "12", "--parallel", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path, 12)
+    found = slots_of_blocks(tmp_path)
+    assert found.keys() == {0, 1}
+    assert all(len(of) == 1 for of in found.values())
+    assert set.union(*found.values()) == {0, 1}
 
 
 def test_interrupted_twice_it_does_not_wait_for_stubborn_servers(tmp_path: Path) -> None:

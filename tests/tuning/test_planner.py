@@ -58,7 +58,7 @@ class World:
         begun: The choices, in the order in which their trials began.
     """
 
-    def __init__(self, folder: Path, wanted: int, **changes: object) -> None:
+    def __init__(self, folder: Path, wanted: int, *, slots: int = 1, **changes: object) -> None:
         spec = load_study(str(write_study(folder, **changes))).spec
         self.space = spec.to_space()
         self.budget = Budget(wanted, spec.budget.confirm_of(wanted))
@@ -66,7 +66,7 @@ class World:
         method = spec.search.method
         proposer = Proposer(self.space, infeasible, ways, method=method, seed=1, stop_below=0.0)
         args = (spec, OBJECTIVES, self.budget, self.space, infeasible, proposer)
-        self.planner = Planner(*args)
+        self.planner = Planner(*args, slots=slots)
         self.trials: list[FrozenTrial] = []
         self.begun: list[Choice] = []
         self.planned: Spending | None = None
@@ -76,12 +76,13 @@ class World:
         return None if self.planned is None else list(self.planned.order)
 
     def situation(self, pending: Sequence[Choice] = (), *, searching: bool = True) -> Situation:
-        now = Situation(self.trials, pending, searching, self.order)
+        blocks = () if self.planned is None else self.planned.blocks
+        now = Situation(self.trials, pending, searching, self.order, blocks)
         if self.planner.awaits_step(now):
             standing = Standing(OBJECTIVES)
             standing.update(self.trials)
             self.planned = self.planner.next_step(standing, self.trials, self.planned)
-            now = replace(now, confirmation=self.order)
+            now = replace(now, confirmation=self.order, blocks=self.planned.blocks)
         return now
 
     def begin(self, choice: Choice) -> None:
@@ -163,6 +164,69 @@ def test_a_budget_is_used_up_whatever_the_number_of_slots(tmp_path: Path, slots:
     assert all(infeasible(c.point) is None for c in world.begun)
 
 
+class OnSlots(World):
+    """A study on several slots: the free one of the smallest number launches, the oldest ends."""
+
+    def __init__(self, folder: Path, wanted: int, slots: int, **changes: object) -> None:
+        super().__init__(folder, wanted, slots=slots, **changes)
+        self.slots = slots
+        self.at: dict[int, int] = {}
+
+    def situation(self, pending: Sequence[Choice] = (), *, searching: bool = True) -> Situation:
+        running = {n: str(self.at[n]) for n in self.running()}
+        free = next((str(s) for s in range(self.slots) if str(s) not in running.values()), None)
+        now = super().situation(pending, searching=searching)
+        return replace(now, place=f":{free}", places={n: f":{s}" for n, s in running.items()})
+
+    def begin(self, choice: Choice) -> None:
+        busy = {self.at[n] for n in self.running()}
+        number = len(self.trials)
+        super().begin(choice)
+        self.at[number] = next(s for s in range(self.slots) if s not in busy)
+
+    def end(self, number: int) -> None:
+        super().end(number)
+        self.trials[number].user_attrs["slot"] = {"cores": self.at[number]}
+
+    def search(self) -> None:
+        while sum(map(counts, self.trials)) < self.budget.search:
+            choice = None
+            if len(self.running()) < self.slots and len(self.trials) < self.budget.search:
+                choice = self.planner.choose(self.situation())
+            if choice is not None:
+                self.begin(choice)
+            else:
+                self.end(self.running()[0])
+
+
+@pytest.mark.parametrize("slots", [2, 3, 4, 8])
+def test_slots_share_points_for_at_most_one_launch_in_eight(tmp_path: Path, slots: int) -> None:
+    world = OnSlots(tmp_path, 40, slots, budget__replicates=0)
+    world.search()
+    where: dict[frozenset[Any], set[int]] = {}
+    again = 0
+    for number, choice in enumerate(world.begun):
+        has = where.setdefault(frozenset(choice.point.items()), set())
+        again += bool(has - {world.at[number]})
+        has.add(world.at[number])
+        assert 8 * again <= number + 1
+    limit = min(2 * (slots - 1), world.budget.search // 8)
+    assert limit - 1 <= again <= limit  # the last one may be for a slot that is busy until the end
+    shared = [has for has in where.values() if len(has) > 1]
+    assert len(set.union(*shared)) == min(slots, 1 + again)
+
+
+def test_links_take_the_place_of_replicates(tmp_path: Path) -> None:
+    world = OnSlots(tmp_path, 40, 2)
+    world.search()
+    where: dict[frozenset[Any], set[int]] = {}
+    for number, choice in enumerate(world.begun):
+        where.setdefault(frozenset(choice.point.items()), set()).add(world.at[number])
+    replicates = [c for c in world.begun if c.attrs.replicates is not None]
+    assert len(replicates) == 3
+    assert any(len(has) == 2 for has in where.values())
+
+
 def test_the_confirmation_waits_for_the_last_trial_of_the_search(tmp_path: Path) -> None:
     world = World(tmp_path, 16)
     search = world.budget.search
@@ -182,8 +246,10 @@ def test_the_confirmation_waits_for_the_last_trial_of_the_search(tmp_path: Path)
 class Confirms(World):
     """A study whose search is over, as of its database at any time."""
 
-    def __init__(self, folder: Path, wanted: int = 36, **changes: object) -> None:
-        super().__init__(folder, wanted, **changes)
+    def __init__(
+        self, folder: Path, wanted: int = 36, *, slots: int = 1, **changes: object
+    ) -> None:
+        super().__init__(folder, wanted, slots=slots, **changes)
         while len(self.trials) < self.budget.search:
             choice = self.planner.choose(self.situation())
             assert choice is not None
@@ -256,6 +322,55 @@ def test_many_slots_get_a_whole_step_and_wait_for_its_end(tmp_path: Path, slots:
         world.end(world.running()[-1])  # the latest first
     assert max(most) == slots
     assert world.confirms() == expected
+
+
+@pytest.mark.parametrize(("slots", "rounds"), [(2, 6), (4, 4), (8, 4)])
+def test_blocks_run_at_the_same_time_and_the_launches_of_each_in_turn(
+    tmp_path: Path, slots: int, rounds: int
+) -> None:
+    world = Confirms(tmp_path, budget__confirm=12, slots=slots)
+    done = 0
+    while len(world.confirms()) < 12 or world.running():
+        while len(world.running()) < slots:
+            choice = world.planner.choose(world.situation())
+            if choice is None:
+                break
+            world.begin(choice)
+        blocks = [attrs_of(world.trials[n]).confirmation_block for n in world.running()]
+        assert len(set(blocks)) == len(blocks)  # never two of one block
+        for number in reversed(world.running()):
+            world.end(number)
+        world.resume()
+        done += 1
+    assert done == rounds
+    assert world.planned is not None
+    by_block: dict[int | None, list[int | None]] = {}
+    for choice in world.begun[-12:]:
+        by_block.setdefault(choice.attrs.confirmation_block, []).append(choice.attrs.confirms)
+    found = [by_block[block] for block in sorted(by_block, key=str)]
+    assert [k for block in found for k in block] == world.order
+    assert [*map(len, found)] == list(world.planned.blocks)
+    assert found[0] == found[1][::-1]
+
+
+def test_one_slot_goes_on_with_blocks_and_several_with_what_one_began(tmp_path: Path) -> None:
+    several = Confirms(tmp_path, budget__confirm=12, slots=2)
+    choice = several.planner.choose(several.situation())
+    one = Confirms(tmp_path, budget__confirm=12)
+    one.planned = several.planned
+    assert one.planner.choose(one.situation()) == choice
+    assert len(all_ended(one, 12)) == 12
+    begun = Confirms(tmp_path, budget__confirm=12)
+    all_ended(begun, 3)
+    more = Confirms(tmp_path, budget__confirm=12, slots=2)
+    more.planned, more.trials, more.begun = begun.planned, begun.trials, begun.begun
+    first = more.planner.choose(more.situation())
+    assert first is not None
+    assert (first.attrs.confirms, first.attrs.confirmation_block) == ((begun.order or [])[3], 0)
+    more.begin(first)
+    assert more.planner.choose(more.situation()) is None  # all of one slot, one after the other
+    more.end(len(more.trials) - 1)
+    assert len(all_ended(more, 12)) == 12
 
 
 def test_a_confirmation_that_an_older_version_planned_goes_on_as_planned(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from autotune.errors import FailureKind, MachineError, UserError
 from autotune.serving import slots as host
 from autotune.serving.logs import LogFolder
 from autotune.serving.slots import Slot, SlotGpu, cores_of_slots, ranges, slot_details, slot_gpus
-from autotune.storage.records import Role
 from autotune.study.files import load_study
 from autotune.tuning.executor import OneSlot, slot_for
 from autotune.tuning.launcher import no_prelaunch
@@ -158,18 +157,11 @@ def test_a_failed_trial_arrives_as_it_was(executor: SlotPool) -> None:
     assert (outcome.failure.reason, outcome.failure.evidence) == ("it crashed", ("line",))
 
 
-def test_a_confirmation_is_alone_and_on_the_first_slot(executor: SlotPool) -> None:
-    executor.submit(trial(0, "cores", 1))
-    executor.submit(trial(1, "cores", 0, Role.CONFIRMATION))
-    assert executor.capacity == 0
-    assert results(executor, 2)[1] == Measured(f"[{CORES[0]}]")
-    assert executor.capacity == 2
-
-
 def test_slots_of_trials() -> None:
-    assert slot_for(Role.SEARCH, {}) == 0
-    assert slot_for(Role.REPLICATE, {0: "", 2: ""}) == 1
-    assert slot_for(Role.CONFIRMATION, {0: "", 2: ""}) == 0
+    assert slot_for([]) == 0
+    assert slot_for([0, 2]) == 1
+    assert slot_for([0, 2], home=0) == 0
+    assert slot_for([], home=3) == 3
 
 
 def test_one_whose_slot_is_busy_waits_for_it(executor: SlotPool) -> None:

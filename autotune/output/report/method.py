@@ -188,7 +188,9 @@ def _definitions(s: Source) -> Iterator[str]:
     if any(t.slot for t in s.view.trials):
         yield (
             "Several servers were launched at the same time, each on GPUs or cores of its own (a "
-            "slot, named in the trial's note); the launches of a confirmation are on one slot."
+            "slot, named in the trial's note). Each block of a confirmation is on one slot and has "
+            "its candidates once. How slots differ is taken out of what is compared, as far as "
+            "launches of one point on several slots tell."
         )
 
 
