@@ -348,12 +348,10 @@ class Nodes:
             return f"it has other weights ({theirs}) than the driver's host ({mine})"
         known = next((x for x in self.nodes.values() if x.machine is not None), None)
         if known is not None and known.machine is not None:
-            theirs, its = (
-                MachineClass.of(machine, of.version, {})
-                for machine, of in ((known.machine, known.info), (found["machine"], info))
-            )
-            if (why := its.other(theirs)) is not None:
-                return f"its trials would not compare with those of {known.label}: {why}"
+            first = MachineClass.of(known.machine, known.info.version, {})
+            this = MachineClass.of(found["machine"], info.version, {})
+            if (what := this.other(first)) is not None:
+                return f"its trials would not compare with those of {known.label}: {what}"
         return None
 
 
