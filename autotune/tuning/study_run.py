@@ -206,6 +206,7 @@ class _Driver:
         if earlier:
             baseline = self.planner.fixed_points()[0]
             take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
+            self.log.changed()
         self.progress.study(study_view(self.store, self.spec.name), self.store.database)
         self.say_infeasible()
         for note in (*sample_size.notes(self.spec), *self.p.workload.notes):
@@ -309,13 +310,14 @@ class _Driver:
             return self.reason, None
         if self.deadline is not None and self.tools.clock() >= self.deadline:
             return StopReason.TIMEOUT, None
-        if not self.log.waits():
-            choice = self.next.popleft() if self.next else self.choose()
-            if choice is None:
-                return None, None
-            self.log.choose(choice.point, self.planner.begun(choice, self.log.trials()))
-        trial = self.log.begin()
-        return (None, trial) if trial is not None else self.next_trial(unfinished)
+        if self.log.waits():
+            trial = self.log.begin()
+            return (None, trial) if trial is not None else self.next_trial(unfinished)
+        choice = self.next.popleft() if self.next else self.choose()
+        if choice is None:
+            return None, None
+        attrs = self.planner.begun(choice, self.log.trials())
+        return None, self.log.choose(choice.point, attrs)
 
     def choose(self) -> Choice | None:
         """Return the next choice; where the search ends, that of the confirmation."""
@@ -434,19 +436,24 @@ class _Driver:
                 self.log.tell_failure(trial, never, done.slot)
             case Failed(failure):
                 self.log.tell_failure(trial, failure, done.slot)
-                self.check_hope(failure)
+                self.check_hope(done.number, failure)
             case _:
                 raise MachineError(
                     f"trial {done.number}: {outcome.failure.reason}. Fix that, then run the same "
                     "command again to resume this trial"
                 ) from outcome.failure
 
-    def check_hope(self, failure: TrialFailure) -> None:
-        """Raise NothingUsable if all launches fail for the same reason."""
+    def check_hope(self, number: int, failure: TrialFailure) -> None:
+        """Raise NothingUsable if all launches fail for the same reason.
+
+        A failed launch ends sooner than a measured one, so trials that began earlier on other slots
+        are waited for.
+        """
         self.failures.append(failure.kind)
         same = len(set(self.failures)) == 1
+        earlier = any(other < number for other in self.taken)
         hopeless = failure.kind is FailureKind.MODEL_MISSING or (
-            same and len(self.failures) >= SAME_FAILURES
+            same and len(self.failures) >= SAME_FAILURES and not earlier
         )
         if hopeless and self.log.nothing_worked():
             raise NothingUsable(
