@@ -384,7 +384,7 @@ SCALE_FAULTS = (
     _signal(Who.DRIVER, _TERM, Run.INTERRUPTED, (*SEVERAL, Place.ONE)),
     _signal(Who.API, _KILL, Run.GOES_ON, SEVERAL),
     _signal(Who.SUPERVISOR, _KILL, Run.GOES_ON, SEVERAL),
-    _signal(Who.SLOT, _KILL, Run.GOES_ON, SEVERAL),
+    _signal(Who.SLOT, _KILL, Run.GOES_ON, SEVERAL, quick=(Place.RAY,)),
     _signal(Who.SLOT, _STOP, Run.GOES_ON, SEVERAL),
     _signal(Who.ACTOR, _KILL, Run.GOES_ON, ONLY_RAY),
     _signal(Who.ACTOR, _STOP, Run.GOES_ON, ONLY_RAY, parted=True),
@@ -407,7 +407,7 @@ SCALE_FAULTS = (
         second_driver,
         (*SEVERAL, Place.ONE),
         untouched=True,
-        quick=(Place.LOCAL,),
+        quick=(Place.RAY,),
     ),
     ScaleFault("a launch of another host is left, and lives", Run.DIES, of_another_host, ON_SERVER),
     ScaleFault(
