@@ -90,11 +90,11 @@ def check_whole(folder: Path, wanted: int) -> None:
 def both_measure(folder: Path, run: int = 1) -> None:
     """Waits until two servers of a run, of which there are so many, are measured at once."""
     sql = (
-        "select count(*) from autotune_events join autotune_launches using (launch_id) "
-        f"where what = 'warm' and ended_at is null and lease_epoch = {run}"
+        "select lease_epoch from autotune_events join autotune_launches using (launch_id) "
+        "where what = 'warm' and ended_at is null"
     )
     wait_for_event(folder, "warm", 2)
-    wait_until(lambda: query(folder, sql) == [(2,)])
+    wait_until(lambda: query(folder, sql).count((run,)) == 2)
 
 
 def workers(folder: Path) -> dict[int, psutil.Process]:
