@@ -210,16 +210,7 @@ class _Driver:
             alike=same,
         )
         space, budget, forbidden = self.log.space, self.budget, self.p.infeasible
-        return Planner(
-            self.spec,
-            self.p.objectives,
-            budget,
-            space,
-            forbidden,
-            proposer,
-            same,
-            slots=max(1, len(self.slots)),
-        )
+        return Planner(self.spec, self.p.objectives, budget, space, forbidden, proposer, same)
 
     def make_executor(self, weights: WeightsCheck) -> Executor:
         """Return what runs the trials: one slot in this thread, or a process for each slot."""
@@ -310,6 +301,7 @@ class _Driver:
             places = {slot.number: place_of(slot.stored()) for slot in self.slots}
             now = replace(
                 now,
+                slots=len(self.slots),
                 place=places.get(slot_for(self.taken.values())),
                 places={k: places[slot] for k, slot in self.taken.items() if slot in places},
             )
@@ -322,7 +314,8 @@ class _Driver:
             return now
         self.log.placed()
         try:
-            planned = self.planner.next_step(self.log.standing, self.log.trials(), planned)
+            standing, trials = self.log.standing, self.log.trials()
+            planned = self.planner.next_step(standing, trials, planned, slots=now.slots)
         except ValueError as e:  # an objective that can be zero or negative
             self.progress.message(f"no confirmation: {e}")
             planned = Spending([], self.budget.held)
