@@ -63,8 +63,8 @@ def test_a_rival_of_another_class_ends_no_measurement(tmp_path: Path) -> None:
         log = TrialLog(prepared, store, _Listener(None, None))
         log.open(prepared)
         assert [r.trial for r in log.rivals()] == [best]
-        like = class_of_slot(prepared, MACHINE, None)
+        like = class_of_slot(prepared, MACHINE, (), 0)
         # the front is of all trials: what is better is of no use here
         assert [r.trial for r in log.rivals(like)] == []
-        assert [r.trial for r in log.rivals(class_of_slot(prepared, there, None))] == [best]
+        assert [r.trial for r in log.rivals(class_of_slot(prepared, there, (), 0))] == [best]
         assert here != best
