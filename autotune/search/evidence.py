@@ -33,6 +33,7 @@ and the search is what it would be without this.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from scipy.special import expit, logit, logsumexp, ndtri
@@ -64,30 +65,59 @@ def chance_of_same(
         surrogates: The surrogates that say otherwise: trend functions, the constant first, and the
             median of the prior of s.
     """
-    if len(x) > _MOST:
+    count, features = x.shape
+    if count > _MOST:
         return 0.0
+    # the priors of the length scales are those of every surrogate
+    thetas = [_thetas(features, scale) for _, scale in surrogates]
+    squares = (x[:, None, :] - x[None, :, :]) ** 2
+    correlations = matern(np.sqrt(np.einsum("ijf,kf->kij", squares, thetas[0][:, :-2] ** -2.0)))
     rest = costs - costs.mean(axis=0)
     for_same = []
     for y, v in zip(rest.T, variances.T, strict=True):
-        same = _evidence(x, y, v, surrogates[0][0][:1], None)
-        others = [_evidence(x, y, v, trends, scale) for trends, scale in surrogates]
+        same = _evidence(y, v, surrogates[0][0][:1], thetas[0], None)
+        others = [
+            _evidence(y, v, trends, theta, correlations)
+            for (trends, _), theta in zip(surrogates, thetas, strict=True)
+        ]
         for_same.append(same - logsumexp(others) + np.log(len(others)))
     return float(expit(logit(_PRIOR) + np.mean(for_same)))
 
 
+@cache
+def _draws(size: int) -> Floats:
+    """Return quasi-random draws of standard normal numbers, of shape (draws, size)."""
+    out = ndtri(qmc.Sobol(size, rng=0).random(_DRAWS) * 0.998 + 0.001)
+    out.flags.writeable = False
+    return np.asarray(out)
+
+
+def _thetas(features: int, scale: float) -> Floats:
+    """Return draws of θ from its prior, of shape (draws, features + 2)."""
+    medians, spreads = priors(features, scale)
+    return np.asarray(np.exp(medians + spreads * _draws(features + 2)))
+
+
 def _evidence(
-    x: Floats, y: Floats, variances: Floats, trends: Sequence[Trend], scale: float | None
+    y: Floats,
+    variances: Floats,
+    trends: Sequence[Trend],
+    theta: Floats,
+    correlations: Floats | None,
 ) -> float:
-    """Return the logarithm of the evidence of one objective; without a scale, s is 0."""
-    count, features = x.shape
-    medians, spreads = priors(features, scale or 1.0)
-    draws = ndtri(qmc.Sobol(features + 2, rng=0).random(_DRAWS) * 0.998 + 0.001)
-    theta = np.exp(medians + spreads * draws)
+    """Return the logarithm of the evidence of one objective.
+
+    Args:
+        y: Costs less their mean, of shape (launches,).
+        variances: Their variances within the launches.
+        trends: Trend functions.
+        theta: Draws of θ, of shape (draws, features + 2).
+        correlations: Of the launches by each of them, of shape (draws, launches, launches); None: s
+            is 0.
+    """
     rest = y - sum(t.mean * t.values for t in trends)
     fixed = np.diag(variances) + sum(t.sd**2 * np.outer(t.values, t.values) for t in trends)
-    k = fixed + (theta[:, -1] ** 2)[:, None, None] * np.eye(count)
-    if scale is not None:
-        squares = (x[:, None, :] - x[None, :, :]) ** 2
-        r = np.sqrt(np.einsum("ijf,kf->kij", squares, theta[:, :features] ** -2.0))
-        k += (theta[:, -2] ** 2)[:, None, None] * matern(r)
+    k = fixed + (theta[:, -1] ** 2)[:, None, None] * np.eye(len(y))
+    if correlations is not None:
+        k += (theta[:, -2] ** 2)[:, None, None] * correlations
     return float(logsumexp(log_likelihoods(k, rest)) - np.log(_DRAWS))

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.special import ndtri
@@ -198,7 +199,7 @@ def _moved(beliefs: Sequence[Belief], looked: Ints, kept: Ints) -> Floats:
         looked: Indices of the points of that launch.
         kept: Indices of the launched points whose means are wanted; the last is the launch's own.
     """
-    outcomes = ndtri(qmc.Sobol(len(beliefs), rng=0).random(_OUTCOMES) * 0.998 + 0.001)
+    outcomes = _outcomes(len(beliefs))
     moved = np.empty((len(looked), _OUTCOMES, len(kept) + 1, len(beliefs)))
     for j, b in enumerate(beliefs):
         spread = np.sqrt(b.variance[looked] + b.noise)
@@ -210,6 +211,14 @@ def _moved(beliefs: Sequence[Belief], looked: Ints, kept: Ints) -> Floats:
         )
         moved[..., j] = base[:, None, :] + outcomes[None, :, j, None] * step[:, None, :]
     return moved
+
+
+@cache
+def _outcomes(objectives: int) -> Floats:
+    """Return outcomes of a launch in standard deviations, of shape (outcomes, objectives)."""
+    out = ndtri(qmc.Sobol(objectives, rng=0).random(_OUTCOMES) * 0.998 + 0.001)
+    out.flags.writeable = False
+    return np.asarray(out)
 
 
 def potential(beliefs: Sequence[Belief], reference: Floats) -> Floats:

@@ -35,7 +35,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_solve, solve_triangular
+from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 from scipy.optimize import minimize
 
 from autotune.search.noise import BETWEEN
@@ -156,25 +157,31 @@ def fit(
     for t in trends:
         fixed += t.sd**2 * np.outer(t.values, t.values)
     squares = (x[:, None, :] - x[None, :, :]) ** 2
+    diagonal = np.arange(len(y))
+    lower = np.tril(np.ones((len(y), len(y))), -1) + np.eye(len(y)) / 2
 
     def loss(z: Floats) -> tuple[float, Floats]:
         """Return minus the log posterior and its gradient, in standardized logarithms."""
         theta = np.exp(medians + spreads * z)
         scaled = squares / theta[:features] ** 2
-        r = np.sqrt(scaled.sum(axis=2))
-        k = theta[-2] ** 2 * matern(r)
-        try:
-            chol = cho_factor(fixed + k + theta[-1] ** 2 * np.eye(len(y)), lower=True)
-        except LinAlgError:
+        t = _SQRT5 * np.sqrt(scaled.sum(axis=2))
+        decay = theta[-2] ** 2 * np.exp(-t)
+        k = decay * (1 + t + t * t / 3)
+        covariance = fixed + k
+        covariance[diagonal, diagonal] += theta[-1] ** 2
+        # LAPACK itself: SciPy's functions around it take longer than so small a matrix
+        chol, failed = dpotrf(covariance, lower=1, clean=0)
+        if failed:
             return math.inf, np.zeros_like(z)
-        alpha = cho_solve(chol, rest)
-        value = rest @ alpha / 2 + np.log(np.diag(chol[0])).sum() + z @ z / 2
-        inner = np.outer(alpha, alpha) - cho_solve(chol, np.eye(len(y)))
+        alpha = dpotrs(chol, rest, lower=1)[0]
+        value = rest @ alpha / 2 + np.log(chol[diagonal, diagonal]).sum() + z @ z / 2
+        half = dpotri(chol, lower=1)[0] * lower  # of the inverse: half of its diagonal, too
+        inner = np.outer(alpha, alpha) - half - half.T
         # d Matérn / d log length = 5/3·(1 + √5 r)·exp(−√5 r)·(distance in that feature)²
-        slope = inner * theta[-2] ** 2 * (5 / 3) * (1 + _SQRT5 * r) * np.exp(-_SQRT5 * r)
-        by_length = np.einsum("ij,ijk->k", slope, scaled)
+        slope = inner * decay * (1 + t) * (5 / 3)
+        by_length = slope.ravel() @ scaled.reshape(-1, features)
         by_scale = 2 * (inner * k).sum()
-        by_between = 2 * theta[-1] ** 2 * np.trace(inner)
+        by_between = 2 * theta[-1] ** 2 * inner[diagonal, diagonal].sum()
         gradient = -np.array([*by_length, by_scale, by_between]) / 2 * spreads + z
         return float(value), gradient
 

@@ -31,6 +31,10 @@ def log_likelihoods(covariances: Floats, y: Floats) -> Floats:
         numpy.linalg.LinAlgError: a covariance is not positive definite.
     """
     chol = np.linalg.cholesky(covariances)
-    half = np.linalg.solve(chol, np.broadcast_to(y[:, None], (len(chol), len(y), 1)))[..., 0]
-    logs = np.log(np.diagonal(chol, axis1=1, axis2=2)).sum(axis=1)
+    diagonal = np.diagonal(chol, axis1=1, axis2=2)
+    half = np.empty(chol.shape[:2])
+    for i in range(len(y)):  # forward substitution, of all at once; NumPy would factorize again
+        known = (chol[:, i, :i] * half[:, :i]).sum(axis=1)
+        half[:, i] = (y[i] - known) / diagonal[:, i]
+    logs = np.log(diagonal).sum(axis=1)
     return np.asarray(-(half**2).sum(axis=1) / 2 - logs - len(y) * math.log(2 * math.pi) / 2)

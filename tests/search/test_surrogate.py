@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import ndtr
+from scipy.stats import multivariate_normal
 
 from autotune.search.gain import (
     Belief,
@@ -17,7 +18,8 @@ from autotune.search.gain import (
     reference_point,
 )
 from autotune.search.model import expecting
-from autotune.search.surrogate import Trend, fit
+from autotune.search.surrogate import Trend, fit, priors
+from autotune.stats.kernel import matern
 
 
 def ones(count: int) -> Trend:
@@ -65,6 +67,27 @@ def test_a_right_prediction_carries_beyond_the_data_and_a_wrong_one_does_not() -
             assert mean[0] - 3 * sd < -1
             inside, _, _ = model.posterior(x, [np.ones(6), slope * x[:, 0]], 0)
             assert inside == pytest.approx(truth, abs=0.05)
+
+
+def test_the_hyperparameters_are_the_most_probable_ones() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.random((12, 2))
+    y, variances = curve(x) + rng.normal(0, 0.05, 12), np.full(12, 0.02**2)
+    trends = [ones(12), Trend(x[:, 0], 1.0, 0.4)]
+    model = fit(x, y, variances, trends, scale=0.3)
+    medians, spreads = priors(2, 0.3)
+    rest = y - x[:, 0]
+
+    def posterior(z: np.ndarray) -> float:
+        *lengths, s, between = np.exp(medians + spreads * z)
+        r = np.sqrt((((x[:, None] - x[None]) / lengths) ** 2).sum(axis=2))
+        k = s**2 * matern(r) + np.diag(variances + between**2)
+        k += sum(t.sd**2 * np.outer(t.values, t.values) for t in trends)
+        return float(multivariate_normal(np.zeros(12), k).logpdf(rest) - z @ z / 2)
+
+    z = (np.log([*model.lengths, model.scale, model.between]) - medians) / spreads
+    steps = np.vstack([np.eye(4), -np.eye(4)]) * 0.05
+    assert all(posterior(z + step) < posterior(z) for step in steps)
 
 
 def test_a_surrogate_needs_numbers() -> None:
