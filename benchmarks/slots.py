@@ -1,6 +1,6 @@
 """Whole studies on slots that differ: what taking the differences out is worth.
 
-    PYTHONPATH=. python benchmarks/slots.py [--studies 120] [--replays 4] [--json benchmarks/data/slots.json]
+    python benchmarks/slots.py [--studies 120] [--replays 4] [--json benchmarks/data/slots.json]
 
 Slots differ by a planted amount (standard deviation of the logarithm of tok/s; p95 moves the other
 way, with a correlation of 0.7), launches of a point on one slot by 3 %. Each study searches on its
