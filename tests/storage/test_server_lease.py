@@ -102,7 +102,7 @@ def test_a_driver_that_stood_still_writes_nothing_more(server: Server, tmp_path:
             lambda: study.ask(),
             lambda: study.set_user_attr("x", 1),
             lambda: trial.set_user_attr("x", 1),
-            lambda: frozen.set_trial_attrs("s", 0, {"x": 1}),
+            lambda: frozen.end_trial(trial._trial_id, {"x": 1}, [1.0]),
             frozen.check_lease,
         ]
         for write in writes:
