@@ -434,7 +434,7 @@ class Driver(study_run._Driver):
         make: Callable[[Served], VirtualSlots],
     ) -> None:
         of_host = [slot_of(k, slots) for k in range(slots)] if slots > 1 else ()
-        super().__init__(study, store, None, progress, Tools(clock=clock), of_host)
+        super().__init__(study, store, None, progress, Tools(clock=clock), of_host, None)
         self._make, self._world = make, study.world
 
     def make_planner(self, seed: int) -> Planner:
