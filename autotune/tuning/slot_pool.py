@@ -28,6 +28,7 @@ from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import At
 from autotune.tuning.slot_messages import (
+    BEAT_S,
     LEASE_S,
     Answer,
     Beat,
@@ -44,8 +45,10 @@ from autotune.tuning.trial import Outcome, Trial
 _MORE_S = 30.0
 # And this much in all when the user has asked twice.
 _HURRY_S = KILL_S + 15.0
-# A process that gives no sign of life for so long is replaced; it gives five in this time.
-SILENT_S = LEASE_S
+# A process that gives no sign of life for so long is suspected, and replaced if it gives none in
+# the time of another one either: this process itself may have stood still, or ended something.
+SILENT_S = LEASE_S - BEAT_S - 1.0
+_SURE_S = BEAT_S + 1.0
 # The first sign comes when it has imported everything, perhaps from a slow disk.
 START_S = 180.0
 # A trial whose process was lost is launched again so often; then it is at fault, or the machine.
@@ -148,6 +151,7 @@ class _Worker:
         trial: The trial that it runs; None: it is idle.
         interrupted: Whether it was told to end its server.
         killed: When it was killed, for it gave no sign of life; None: it was not.
+        suspected: When it had given none for too long; None: it gives them.
     """
 
     link: Link
@@ -156,6 +160,7 @@ class _Worker:
     trial: Trial | None = None
     interrupted: bool = False
     killed: float | None = None
+    suspected: float | None = None
 
 
 class SlotPool:
@@ -296,17 +301,21 @@ class SlotPool:
         away = time.monotonic() - self._listened  # as for a database: nobody was heard meanwhile
         for worker in self._workers.values():
             worker.heard += away
+            worker.suspected = None if worker.suspected is None else worker.suspected + away
         try:
+            waiting = True
             for link, message in self._places.receive(timeout):
+                waiting, self._listened = False, time.monotonic()
                 if link is None:
                     self._take_loose(message)
                     continue
                 of = self._workers.get(link.slot.number)
                 if of is not None and of.link is link:
-                    of.heard, of.limit = time.monotonic(), SILENT_S
+                    of.heard, of.limit, of.suspected = self._listened, SILENT_S, None
                     self._take(of, message)
         finally:
-            self._listened = time.monotonic()
+            if waiting:
+                self._listened = time.monotonic()
 
     def _take(self, worker: _Worker, message: FromSlot) -> None:
         match message:
@@ -353,14 +362,17 @@ class SlotPool:
 
     def _replace_silent(self) -> None:
         """Kill processes that give no sign of life; each is replaced when it has ended."""
-        now = time.monotonic()
+        now = self._listened
         for worker in self._workers.values():
             slot = worker.link.slot
-            if worker.killed is None and now - worker.heard > worker.limit:
+            if worker.suspected is None and now - worker.heard > worker.limit:
+                worker.suspected = now
+            sure = worker.suspected is not None and now - worker.suspected > _SURE_S
+            if worker.killed is None and sure:
                 worker.killed = now
                 self._say(
                     f"the process of {slot.name} has given no sign of life for "
-                    f"{worker.limit:.0f} s, and is ended",
+                    f"{now - worker.heard:.0f} s, and is ended",
                     At(None if worker.trial is None else worker.trial.number, slot.number),
                 )
                 worker.link.kill()

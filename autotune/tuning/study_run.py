@@ -8,7 +8,7 @@ before its process exists, and a trial is told only after its server is gone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -233,16 +233,7 @@ class _Driver:
             alike=same,
         )
         space, budget, forbidden = self.log.space, self.budget, self.p.infeasible
-        return Planner(
-            self.spec,
-            self.p.objectives,
-            budget,
-            space,
-            forbidden,
-            proposer,
-            same,
-            slots=max(1, len(self.slots)),
-        )
+        return Planner(self.spec, self.p.objectives, budget, space, forbidden, proposer, same)
 
     def make_executor(self, weights: WeightsCheck) -> Executor:
         """Return what runs the trials: one slot in this thread, or a process for each slot."""
@@ -334,13 +325,7 @@ class _Driver:
         """Return what the next choice depends on; plans the confirmation when it is time."""
         wanted = self.budget.wanted
         now = Situation(self.log.trials(), tuple(self.next), self.searching)
-        if self.slots:
-            places = {slot.number: place_of(slot.stored()) for slot in self.slots}
-            now = replace(
-                now,
-                place=places.get(slot_for(self.taken.values())),
-                places={k: places[slot] for k, slot in self.taken.items() if slot in places},
-            )
+        now = on_slots(now, self.slots, self.taken)
         if not self.planner.confirms(now):
             return now
         planned = self.log.confirmation(wanted)
@@ -350,7 +335,8 @@ class _Driver:
             return now
         self.log.placed()
         try:
-            planned = self.planner.next_step(self.log.standing, self.log.trials(), planned)
+            standing, trials = self.log.standing, self.log.trials()
+            planned = self.planner.next_step(standing, trials, planned, slots=now.slots)
         except ValueError as e:  # an objective that can be zero or negative
             self.progress.message(f"no confirmation: {e}")
             planned = Spending([], self.budget.held)
@@ -394,8 +380,7 @@ class _Driver:
         self.positions[trial.number] = position
         self.progress.begin(At(trial.number, slot), position, self.planner.space.shown(point))
         again = attrs.role is Role.CONFIRMATION or attrs.replicates is not None
-        at = next((s for s in self.slots if s.number == slot), None)
-        like = class_of_slot(self.p, self.machine, at)
+        like = class_of_slot(self.p, self.machine, self.slots, slot)
         rivals = [] if again or attrs.baseline else self.log.rivals(like)
         self.log.placed()
         found = self.log.standing.launched()
@@ -460,6 +445,25 @@ class _Driver:
                 f"{self.spec.name}: all launches failed: {failure.reason}. The last log is in "
                 f"{self.launcher.logs.folder}"
             )
+
+
+def on_slots(now: Situation, slots: Sequence[Slot], taken: Mapping[int, int]) -> Situation:
+    """Return a situation with the slots that there are, and those that are in use.
+
+    Args:
+        now: The situation.
+        slots: Slots of the run; empty: one server at a time.
+        taken: Slots of the trials that were submitted and have not ended, by trial.
+    """
+    if not slots:
+        return now
+    places = {slot.number: place_of(slot.stored()) for slot in slots}
+    return replace(
+        now,
+        slots=len(slots),
+        place=places.get(slot_for(taken.values())),
+        places={k: places[slot] for k, slot in taken.items() if slot in places},
+    )
 
 
 def converged_text(launches: int, gain: float, stop_below: float) -> str:

@@ -87,11 +87,14 @@ def check_whole(folder: Path, wanted: int) -> None:
     assert processes_of(folder) == []
 
 
-def both_measure(folder: Path) -> None:
-    """Waits until two servers are measured at once."""
+def both_measure(folder: Path, run: int = 1) -> None:
+    """Waits until two servers of a run, of which there are so many, are measured at once."""
+    sql = (
+        "select lease_epoch from autotune_events join autotune_launches using (launch_id) "
+        "where what = 'warm' and ended_at is null"
+    )
     wait_for_event(folder, "warm", 2)
-    sql = "select count(*) from autotune_launches where ended_at is null and ready_at is not null"
-    wait_until(lambda: query(folder, sql) == [(2,)])
+    wait_until(lambda: query(folder, sql).count((run,)) == 2)
 
 
 def workers(folder: Path) -> dict[int, psutil.Process]:
@@ -143,21 +146,21 @@ def test_the_executor_does_what_every_executor_does(nodes: RayNodes, tmp_path: P
         pool = SlotPool(cluster, served, stop_timeout_s=1)
         cores = {n: f"{[*slot.cores]}" for n, slot in cluster.slots.items()}
         check_executor(pool, 2, cores)
-    assert told.said == []
+    assert [x for x in told.said if "waiting for a free slot" not in x] == []
 
 
 def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
     study = write(tmp_path)
-    run = start(nodes, study, 6, tmp_path)
-    out, err = run.communicate(timeout=60)
+    run = start(nodes, study, 4, tmp_path)
+    out, err = run.communicate(timeout=120)
     assert (run.returncode, err) == (0, ""), out
-    check_whole(tmp_path, 6)
+    check_whole(tmp_path, 4)
     slots = [t["slot"] for t in trials(tmp_path)]
     assert {s["number"] for s in slots} == {0, 1}  # type: ignore[index]
     assert len({s["host"] for s in slots}) == 2  # type: ignore[index]
     # everybody says where
     host = next(s["host"] for s in slots if s["number"] == 1)  # type: ignore[index]
-    assert f"slot 1 on {host}  [2/6] trial 1" in out
+    assert f"slot 1 on {host}  [2/4] trial 1" in out
     assert f"node {host}: 1 slot of" in out
     assert f"slot 1 of 2 on {host}" in autotune("status", "--trial", "1", cwd=tmp_path).stdout
     # servers have the variables of their node, not Ray's, and not twice the same ports
@@ -166,7 +169,9 @@ def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
     assert processes_of(tmp_path) == []
 
 
-def test_a_driver_that_is_killed_takes_all_servers_along(nodes: RayNodes, tmp_path: Path) -> None:
+def test_what_ends_the_run_ends_all_servers_and_the_same_command_goes_on(
+    nodes: RayNodes, tmp_path: Path
+) -> None:
     study = write(tmp_path, server__env={**SLOW, "HF_TOKEN": SECRET})
     run = start(nodes, study, 3, tmp_path)
     both_measure(tmp_path)
@@ -174,25 +179,25 @@ def test_a_driver_that_is_killed_takes_all_servers_along(nodes: RayNodes, tmp_pa
     assert "trial 0 of double, slot 0 on" in said
     run.send_signal(signal.SIGKILL)
     wait_until(lambda: not processes_of(tmp_path), 15)
-    again = start(nodes, study, 3, tmp_path)
-    _, err = again.communicate(timeout=90)
-    assert (again.returncode, err) == (0, "")
-    check_whole(tmp_path, 3)
 
-
-@pytest.mark.parametrize("who", ["process", "actor"])
-def test_what_dies_on_a_node_is_replaced(nodes: RayNodes, tmp_path: Path, who: str) -> None:
-    study = write(tmp_path, server__env={**SLOW, "HF_TOKEN": SECRET})
     run = start(nodes, study, 3, tmp_path)
-    both_measure(tmp_path)
-    victim = workers(tmp_path)[1]
-    if who == "actor":
-        victim = victim.parent()  # type: ignore[assignment]
-        assert "ray::" in " ".join(victim.cmdline())
-    victim.kill()
-    out, err = run.communicate(timeout=90)
+    both_measure(tmp_path, 2)
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert len(err.splitlines()) == 1
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert processes_of(tmp_path) == []
+
+    run = start(nodes, study, 3, tmp_path)  # a process and another one's actor die
+    both_measure(tmp_path, 3)
+    first, second = workers(tmp_path)[0], workers(tmp_path)[1].parent()
+    assert "ray::" in " ".join(second.cmdline())  # type: ignore[union-attr]
+    first.kill()
+    second.kill()  # type: ignore[union-attr]
+    out, err = run.communicate(timeout=120)
     assert (run.returncode, err) == (0, ""), out
-    assert "The trial is launched again" in out
+    assert out.count("The trial is launched again") == 2
     check_whole(tmp_path, 3)
 
 
@@ -206,18 +211,6 @@ def test_a_node_leaves_and_another_one_joins(nodes: RayNodes, tmp_path: Path) ->
     out, err = run.communicate(timeout=120)
     assert (run.returncode, err) == (0, ""), out
     check_whole(tmp_path, 5)
-
-
-def test_interrupted_it_ends_all_servers(nodes: RayNodes, tmp_path: Path) -> None:
-    study = write(tmp_path, server__env={**SLOW, "HF_TOKEN": SECRET})
-    run = start(nodes, study, 4, tmp_path)
-    both_measure(tmp_path)
-    run.send_signal(signal.SIGTERM)
-    _, err = run.communicate(timeout=30)
-    assert run.returncode == 130, err
-    assert len(err.splitlines()) == 1
-    assert query(tmp_path, UNENDED) == [(0,)]
-    assert processes_of(tmp_path) == []
 
 
 def test_what_cannot_run_is_refused_in_one_line(nodes: RayNodes, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_a_process_that_dies_is_replaced_and_its_trial_runs_again(
 def test_a_process_that_stands_still_is_replaced(
     executor: SlotPool, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autotune.tuning.slot_pool.SILENT_S", 4.5)  # it tells every 3 s
+    monkeypatch.setattr("autotune.tuning.slot_pool.SILENT_S", 2.0)  # it tells every 0.2 s
     executor.submit(trial(0, "sleep", 0))
     executor.submit(trial(1, "stop once", 1))
     assert results(executor, 1) == {1: Measured("again")}
@@ -232,10 +232,11 @@ def test_nobody_is_silent_while_nobody_listens(
     executor: SlotPool, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As while a database is waited for."""
-    monkeypatch.setattr("autotune.tuning.slot_pool.SILENT_S", 4.5)
+    monkeypatch.setattr("autotune.tuning.slot_pool.SILENT_S", 2.0)
+    monkeypatch.setattr("autotune.tuning.slot_pool._SURE_S", 2.0)
 
     def answer() -> str:
-        time.sleep(6)
+        time.sleep(5)
         return "late"
 
     served.answer = answer
