@@ -273,7 +273,7 @@ class SlotActor:
         """
         late = time.monotonic() - self._renewed - LEASE_S
         if late > _PLACE_S and self._begun and not self._processes:
-            os._exit(0)
+            _leave_node()
         for process in self._processes if late > 0 else ():
             if late > _GRACE_S:
                 process.kill()
@@ -317,6 +317,13 @@ def _take_own_environment() -> None:
         for name in [x for x in os.environ if not x.startswith("RAY_") and x not in own]:
             del os.environ[name]
         os.environ.update({k: v for k, v in own.items() if not k.startswith("RAY_")})
+
+
+def _leave_node() -> None:
+    """End the process of this actor, if it is one of Ray's."""
+    with contextlib.suppress(psutil.Error):
+        if "raylet" in psutil.Process(os.getppid()).name():
+            os._exit(0)
 
 
 def _without_rays(env: Mapping[str, str]) -> dict[str, str]:

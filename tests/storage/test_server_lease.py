@@ -23,7 +23,7 @@ from autotune.cli.main import main
 from autotune.errors import LeaseLost, MachineError, UserError
 from autotune.serving.interrupts import held_back, is_held
 from autotune.storage import server_lease
-from autotune.storage.lease import is_free
+from autotune.storage.lease import check_free, is_free
 from autotune.storage.location import Server
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
@@ -65,8 +65,10 @@ def stand_still(store: Store) -> None:
 
 
 def test_a_second_driver_is_refused_and_a_third_one_is_next(server: Server, tmp_path: Path) -> None:
+    check_free(server)
     with opened(server, create=True) as first:
         assert is_free(server)
+        check_free(server)
         first.take_lease()
         assert not is_free(server)
         study = write_study(tmp_path)
@@ -75,8 +77,11 @@ def test_a_second_driver_is_refused_and_a_third_one_is_next(server: Server, tmp_
         line = result.stderr.splitlines()[-1]
         assert f"another autotune (pid {os.getpid()} on {socket.gethostname()}) is running" in line
         time.sleep(2 * server_lease.LEASE_S)  # it is renewed
+        with pytest.raises(UserError, match="is running on it"):
+            check_free(server)
         plan(first, "a")
     assert is_free(server)
+    check_free(server)
     with opened(server, create=True) as third:
         third.take_lease()
         plan(third, "b")
@@ -89,6 +94,7 @@ def test_a_driver_that_stood_still_writes_nothing_more(server: Server, tmp_path:
     trial = study.ask()
     plan(frozen, "a")
     stand_still(frozen)
+    check_free(server)  # nobody renews it
     with opened(server, create=True) as taker:
         taker.take_lease()
         plan(taker, "b")
