@@ -199,6 +199,13 @@ class ServerLease:
                 if not is_lost(e) or not self._repeat(lambda: self._was_written(number)):
                     raise
 
+    def _is_taken(self) -> bool:
+        """Return whether another driver has the lease; False if the server does not tell."""
+        with suppress(psycopg.Error, AutotuneError), connect(self._server) as c:
+            row = c.execute("SELECT epoch, owner FROM autotune_lease WHERE id = 1").fetchone()
+            return row is None or tuple(row) != self._mine()
+        return False
+
     def _was_written(self, number: int) -> bool:
         """Return whether a commit was done that had no answer; waits until its fate is known."""
         with connect(self._server) as c:  # the lock is held as long as the other one may go on
@@ -233,7 +240,11 @@ class ServerLease:
             try:
                 return work()
             except Exception as e:
-                if isinstance(e, AutotuneError) or not is_lost(e):
+                if isinstance(e, AutotuneError):
+                    raise
+                if not is_lost(e):
+                    if self._is_taken():  # what is there is the other driver's
+                        raise self._refusal() from e
                     raise
                 now, interrupted = time.monotonic(), _is_interrupted()
                 if end is None:

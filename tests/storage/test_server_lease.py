@@ -91,13 +91,14 @@ def test_a_second_driver_is_refused_and_a_third_one_is_next(server: Server, tmp_
 def test_a_driver_that_stood_still_writes_nothing_more(server: Server, tmp_path: Path) -> None:
     frozen = driver(server)
     study = optuna.create_study(storage=frozen.storage, study_name="s")
-    trial = study.ask()
+    trial, ended = study.ask(), study.ask()
     plan(frozen, "a")
     stand_still(frozen)
     check_free(server)  # nobody renews it
     with opened(server, create=True) as taker:
         taker.take_lease()
         plan(taker, "b")
+        optuna.load_study(study_name="s", storage=taker.storage).tell(ended.number, 2.0)
         loaded = load_study(str(write_study(tmp_path)))
         writes: list[Callable[[], object]] = [
             lambda: frozen.launches.event("s", "x"),
@@ -108,6 +109,7 @@ def test_a_driver_that_stood_still_writes_nothing_more(server: Server, tmp_path:
             lambda: study.ask(),
             lambda: study.set_user_attr("x", 1),
             lambda: trial.set_user_attr("x", 1),
+            lambda: ended.set_user_attr("x", 1),  # which Optuna refuses in its own words
             lambda: frozen.end_trial(trial._trial_id, {"x": 1}, [1.0]),
             frozen.check_lease,
         ]
@@ -118,7 +120,7 @@ def test_a_driver_that_stood_still_writes_nothing_more(server: Server, tmp_path:
         assert taker.launches.get("a").ready_at is None
         assert taker.requests.of_launch("a") == []
         assert taker.study_names() == []
-        [kept] = taker.optuna_study("s").get_trials()
+        kept, _ = taker.optuna_study("s").get_trials()
         assert (kept.state, kept.user_attrs) == (TrialState.RUNNING, {})
         frozen.close()  # gives nothing back that is another's
         assert not is_free(server)
