@@ -64,7 +64,7 @@ from autotune.study.schema import StudySpec
 from autotune.study.space import Point
 from autotune.tuning.prepare import prepare
 from autotune.tuning.progress import OUTSIDE, At
-from autotune.tuning.slots import slots_of_host
+from autotune.tuning.slots import cluster_of, slots_of_host
 from autotune.tuning.study_run import run_study
 
 __all__ = ["Event", "Result", "StopTuning", "Study", "tune"]
@@ -273,6 +273,7 @@ def tune(
     timeout_minutes: float | None = None,
     until_converged: bool = True,
     parallel: int | Literal["auto"] = 1,
+    ray: str | None = None,
     on_trial: OnTrial | None = None,
     on_event: OnEvent | None = None,
 ) -> Result:
@@ -291,6 +292,8 @@ def tune(
         until_converged: End the search when no launch is expected to be worth its time.
         parallel: Servers to launch at the same time, each on GPUs or cores of its own; ``"auto"``:
             one on each group of GPUs that a server needs.
+        ray: Launch on the nodes of a Ray cluster: ``"auto"`` for that of this host, or host and
+            port of its head. Then ``parallel`` is the number of servers of a node without GPUs.
         on_trial: Called with every trial when it is done. If it returns False or raises
             :class:`StopTuning`, the run ends; the trial is kept.
         on_event: Called with every other event; may end the run in the same way. The next call
@@ -322,18 +325,20 @@ def tune(
     with _quiet_optuna(), _outside_of_loops():
         try:
             prepared = prepare(study.loaded, listener)
-            reason = str(
-                run_study(
-                    prepared,
-                    database=path,
-                    trials=budget.trials if trials is None else trials,
-                    seed=seed,
-                    timeout_s=None if minutes is None else minutes * 60,
-                    progress=listener,
-                    stop_below=None if until_converged else 0.0,
-                    slots=slots_of_host(prepared, slots),
+            with cluster_of(prepared, ray, slots, listener.message) as cluster:
+                reason = str(
+                    run_study(
+                        prepared if cluster is None else cluster.prepared,
+                        database=path,
+                        trials=budget.trials if trials is None else trials,
+                        seed=seed,
+                        timeout_s=None if minutes is None else minutes * 60,
+                        progress=listener,
+                        stop_below=None if until_converged else 0.0,
+                        slots=slots_of_host(prepared, slots) if cluster is None else (),
+                        cluster=cluster,
+                    )
                 )
-            )
         except StopTuning:
             reason = "a callback ended it"
     return replace(Result.from_database(path, study.name), reason=reason)

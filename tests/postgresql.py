@@ -132,6 +132,26 @@ class Cluster:
             self._process.wait(30)
             self._process = None
 
+    def kill(self) -> None:
+        """End every process of it with SIGKILL, as the kernel does when memory is short."""
+        import psutil
+
+        if self._process is None:
+            return
+        all_of_it = psutil.Process(self._process.pid)
+        processes = [*all_of_it.children(recursive=True), all_of_it]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(30)
+        self._process = None
+        psutil.wait_procs(processes, 30)
+
+    def revive(self) -> None:
+        """Start it if it does not run."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+
     def execute(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Execute a statement as the owner of everything; return its rows."""
         import psycopg

@@ -105,6 +105,7 @@ class Ui:
 
     Attributes:
         slots: Number of slots of the run, each of which has a live line.
+        slot_name: Returns the name of a slot; None: they have numbers, if there are several.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Ui:
         self._header_shown = False
         self._slots: dict[int, _Slot] = {}
         self.slots = 1
+        self.slot_name: Callable[[int], str] | None = None
 
     def __enter__(self) -> Ui:
         return self
@@ -161,12 +163,17 @@ class Ui:
         """
         wanted = self._view.wanted if self._view else position
         self._slots[at.slot] = _Slot(
-            label=f"slot {at.slot}" if self.slots > 1 else "",
+            label=self._name(at.slot),
             trial=f"[{position}/{wanted}] trial {at.trial}",
             point=point_text(point),
             remaining=max(1, wanted - position + 1),
             began=self._clock(),
         )
+
+    def _name(self, slot: int) -> str:
+        if self.slot_name is not None:
+            return plain(self.slot_name(slot))
+        return f"slot {slot}" if self.slots > 1 else ""
 
     def stage(self, at: At, text: str) -> None:
         """Show a stage, such as ``launching``; its seconds count from now."""

@@ -131,6 +131,16 @@ def parallel_option(f: F) -> F:
     return click.option("--parallel", callback=parallel, metavar="auto|N", help=PARALLEL_HELP)(f)
 
 
+def ray_option(f: F) -> F:
+    """Add ``--ray``."""
+    return click.option(
+        "--ray",
+        metavar="auto|HOST:PORT",
+        help="Launch on the nodes of a Ray cluster: auto for that of this host, or its head. With "
+        "--parallel N, a node without GPUs has N servers at a time.",
+    )(f)
+
+
 def share(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
     """Parse a share, such as ``5%`` or ``0.05``."""
     number, percent, rest = value.strip().partition("%")

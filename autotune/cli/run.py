@@ -17,6 +17,7 @@ from autotune.cli.options import (
     confirmation_launches,
     database_option,
     parallel_option,
+    ray_option,
     schedule_starts,
     timeout_option,
     ways,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     "of launching them again. They do not count toward --trials. Can be repeated.",
 )
 @parallel_option
+@ray_option
 def run(
     study: str | None,
     trials: int | None,
@@ -72,6 +74,7 @@ def run(
     until_converged: bool,
     reuse: tuple[str, ...],
     parallel: int | None,
+    ray: str | None,
 ) -> None:
     """Search for the best settings with real vLLM servers.
 
@@ -102,6 +105,7 @@ def run(
         stop_below=None if until_converged else 0.0,
         reuse=[Source.parse(text) for text in reuse],
         parallel=parallel,
+        ray=ray,
     )
 
 
@@ -143,12 +147,13 @@ def _run(
     stop_below: float | None = None,
     reuse: Sequence[Source] = (),
     parallel: int | None = 1,
+    ray: str | None = None,
 ) -> None:
     import optuna
 
     from autotune.cli.console import Ui
     from autotune.tuning.prepare import prepare
-    from autotune.tuning.slots import slots_of_host
+    from autotune.tuning.slots import cluster_of, slots_of_host
     from autotune.tuning.study_run import run_study
     from autotune.tuning.supervise import StopReason
 
@@ -157,20 +162,23 @@ def _run(
     with ui:
         prepared = prepare(loaded, ui)
         say_trust(ui, loaded)
-        slots = slots_of_host(prepared, parallel)
-        ui.slots = max(1, len(slots))
-        reason = run_study(
-            prepared,
-            database=database,
-            trials=trials,
-            seed=seed,
-            timeout_s=minutes * 60 if minutes else None,
-            progress=ui,
-            confirm=confirm,
-            stop_below=stop_below,
-            reuse=reuse,
-            slots=slots,
-        )
+        with cluster_of(prepared, ray, parallel, ui.message) as cluster:
+            slots = slots_of_host(prepared, parallel) if cluster is None else ()
+            ui.slots = max(1, len(slots if cluster is None else cluster.slots))
+            ui.slot_name = None if cluster is None else cluster.name
+            reason = run_study(
+                prepared if cluster is None else cluster.prepared,
+                database=database,
+                trials=trials,
+                seed=seed,
+                timeout_s=minutes * 60 if minutes else None,
+                progress=ui,
+                confirm=confirm,
+                stop_below=stop_below,
+                reuse=reuse,
+                slots=slots,
+                cluster=cluster,
+            )
     if reason is not StopReason.DONE:
         how = "done" if reason is StopReason.CONVERGED else "stopped"
         ui.message(f"{how}: {reason}")

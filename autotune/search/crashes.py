@@ -66,6 +66,7 @@ _FREE = 0.5  # probability that a parameter has no bound on one side
 _FREE_REJECTED = 0.8  # … if vLLM rejected the flags, and probability that a choice was the reason
 _MOST_LEVELS = 64  # largest number of levels of one parameter
 _TOGETHER = 0.8  # share of its gain that a point loses if it shares a region with a pending launch
+_NEAREST = 100  # points that ran that bound the region of a pending launch: there are many of these
 _FAR = 10**6  # more levels than any two points are apart
 
 _MEMORY = {
@@ -176,11 +177,12 @@ class CrashModel:
             pending: Points of launches whose outcomes are not known.
         """
         out = np.ones(len(points))
-        ran = {tuple(x) for x in self._ran}
-        for own in self._of(pending):
-            boxes = None if tuple(own) in ran else self._boxes(own[None, :], FailureKind.OOM)
-            if boxes is not None and len(points):
-                out *= 1 - _TOGETHER * self._inside(self._of(points), *boxes)
+        ran, levels = {tuple(x) for x in self._ran}, self._of(points)
+        for own in self._of(pending) if len(points) else ():
+            if tuple(own) not in ran and (
+                boxes := self._boxes(own[None, :], FailureKind.OOM, nearest=_NEAREST)
+            ):
+                out *= 1 - _TOGETHER * self._inside(levels, *boxes)
         return out
 
     def retriable(self, points: Sequence[Point]) -> NDArray[np.bool_]:
@@ -236,7 +238,9 @@ class CrashModel:
         ]
         return np.array(columns, dtype=np.int64).reshape(len(self._names), len(points)).T
 
-    def _boxes(self, failed: Ints, kind: FailureKind) -> tuple[Ints, Ints] | None:
+    def _boxes(
+        self, failed: Ints, kind: FailureKind, nearest: int | None = None
+    ) -> tuple[Ints, Ints] | None:
         """Return lower and upper levels of a region's boxes, each of shape (boxes, parameters).
 
         Both levels belong to the box. None: the failures are not the points' fault.
@@ -244,6 +248,7 @@ class CrashModel:
         Args:
             failed: Levels of the points that failed, of shape (points, parameters).
             kind: How they failed.
+            nearest: Number of points that ran that cut the boxes, the nearest ones; None: all.
         """
         if kind in _ELSEWHERE:
             return None
@@ -267,7 +272,9 @@ class CrashModel:
 
         away = np.maximum(least - self._ran, 0) + np.maximum(self._ran - most, 0)
         order = np.argsort(-away.sum(axis=1), kind="stable")
-        for point in self._ran[order]:  # the farthest first: their cuts leave the most of a box
+        for point in self._ran[
+            order[-nearest:] if nearest else order
+        ]:  # the farthest first: their cuts leave the most of a box
             self._cut(point, least, most, low, high, sides)
         return low, high
 

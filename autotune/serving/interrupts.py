@@ -7,6 +7,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_held = False  # whether a SIGINT is held back now
+
+
+def is_held() -> bool:
+    """Return whether a SIGINT came in a block of :func:`held_back`, which should end soon."""
+    return _held
+
 
 @contextmanager
 def held_back(*, all_of_them: bool = False) -> Iterator[None]:
@@ -19,16 +26,18 @@ def held_back(*, all_of_them: bool = False) -> Iterator[None]:
     Args:
         all_of_them: Whether a second SIGINT is held back, too.
     """
+    global _held
     if threading.current_thread() is not threading.main_thread():  # other threads get no signals
         yield
         return
     came = False
 
     def note(*_: object) -> None:
+        global _held
         nonlocal came
         if came and not all_of_them:  # asked twice: at once
             raise KeyboardInterrupt
-        came = True
+        came = _held = True
 
     before = signal.signal(signal.SIGINT, note)
     try:
@@ -36,4 +45,5 @@ def held_back(*, all_of_them: bool = False) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
         if came:
+            _held = False
             raise KeyboardInterrupt

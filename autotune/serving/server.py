@@ -77,6 +77,8 @@ class Server:
         info: The study's vLLM, which the running server must agree with.
         warm: Warm starts, which fork the server where that is possible.
         owner: Pid of the autotune that the server belongs to, where it is not this process.
+        lease_s: Seconds after the last :meth:`renew` when the server is ended; None: it need not be
+            renewed.
 
     Attributes:
         gpus_before: Memory of each GPU before the start; empty for a server that uses none.
@@ -92,6 +94,7 @@ class Server:
         info: VllmInfo,
         warm: WarmStart | None = None,
         owner: int | None = None,
+        lease_s: float | None = None,
     ) -> None:
         self.plan = plan
         self.launch_id = launch_id
@@ -101,6 +104,7 @@ class Server:
         self._info = info
         self._warm = warm
         self._owner = os.getpid() if owner is None else owner
+        self._lease_s = lease_s
         self._channel: Channel | None = None
         self._identity = Identity(launch_id, boot_id())
         self._oom_kills = 0
@@ -166,7 +170,11 @@ class Server:
         Raises:
             LaunchError: the program cannot be run.
         """
-        request = {"grace_s": self._spec.stop_timeout_s, "launch_id": self.launch_id}
+        request: dict[str, object] = {
+            "grace_s": self._spec.stop_timeout_s,
+            "launch_id": self.launch_id,
+            "lease_s": self._lease_s,
+        }
         argv, container = marked(self.plan.argv, self.launch_id, env)
         channel.tell(json.dumps({**request, "argv": argv, "container": container}))
         deadline = time.monotonic() + _START_S
@@ -308,6 +316,12 @@ class Server:
         while self.alive() and time.monotonic() < deadline:
             self._pump(deadline - time.monotonic())
         return not self.alive()
+
+    def renew(self) -> bool:
+        """Renew the lease; any thread may. Return whether the server has not been stopped."""
+        if self._channel is not None and self._report is None:
+            self._channel.tell("renew")
+        return self._report is None
 
     def memory(self) -> int:
         """Return the bytes that its processes do not share with others (unique set size)."""

@@ -1,4 +1,4 @@
-"""Slots of this host: what one server may use while others run next to it.
+"""Slots: what one server may use while others run next to it, on this host or on others.
 
 A slot is a set of GPUs, by UUID, and a set of cores. No two slots of a run share one. The process
 that runs a slot's trials is bound to its cores, and names its GPUs in ``CUDA_VISIBLE_DEVICES``;
@@ -19,6 +19,8 @@ from autotune.serving.nvml import nvml, visible_gpus
 
 # Variables that a slot sets for its servers: which GPUs they see, and in which order.
 SLOT_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+# Slots on several hosts, whose number changes, have ports by their number modulo this one.
+_PORT_PARTS = 16
 # From this number of cores for each slot on, one is left to autotune itself.
 _ROOMY = 4
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -52,17 +54,19 @@ class Slot:
         count: Number of slots of the run.
         cores: Numbers of its cores.
         gpus: Its GPUs; empty: none.
+        host: Name of its host, where slots are on several hosts; empty: this one.
     """
 
     number: int
     count: int
     cores: tuple[int, ...]
     gpus: tuple[SlotGpu, ...] = ()
+    host: str = ""
 
     @property
     def name(self) -> str:
         """Name of the slot in texts."""
-        return f"slot {self.number}"
+        return slot_text({"number": self.number, "host": self.host})
 
     def stored(self) -> dict[str, Any]:
         """Return what is kept with each of its launches."""
@@ -71,11 +75,13 @@ class Slot:
             "count": self.count,
             "cores": ranges(self.cores),
             "gpus": [gpu.uuid for gpu in self.gpus],
+            **({"host": self.host} if self.host else {}),
         }
 
     def owns_port(self, port: int) -> bool:
-        """Return whether a port is one that only this slot takes."""
-        return port // 2 % self.count == self.number  # Linux gives servers odd ports only
+        """Return whether a port is one that only this slot of its host takes."""
+        parts = max(self.count, _PORT_PARTS) if self.host else self.count  # more may join
+        return port // 2 % parts == self.number % parts  # Linux gives servers odd ports only
 
     def machine(self, host: Mapping[str, Any]) -> dict[str, Any]:
         """Return a machine with the cores and GPUs of the slot only.
@@ -90,15 +96,20 @@ class Slot:
 
 
 def slot_text(kept: Mapping[str, Any] | None) -> str:
-    """Return a kept slot in a few words, such as ``slot 1``; empty: none is kept."""
-    return "" if not kept else f"slot {kept.get('number')}"
+    """Return a kept slot in a few words, such as ``slot 1 on node-b``; empty: none is kept."""
+    return "" if not kept else f"slot {kept.get('number')}{_on(kept)}"
+
+
+def _on(kept: Mapping[str, Any]) -> str:
+    """Return the host of a kept slot in words; empty: there was one host."""
+    return f" on {kept['host']}" if kept.get("host") else ""
 
 
 def slot_details(kept: Mapping[str, Any]) -> str:
-    """Return all that is kept of a slot: ``slot 1 of 2: GPU-5d5b…, cores 4-7``."""
+    """Return all that is kept of a slot: ``slot 1 of 2 on node-b: GPU-5d5b…, cores 4-7``."""
     gpus, cores = [str(uuid) for uuid in kept.get("gpus") or ()], str(kept.get("cores"))
     what = ", ".join([*gpus, f"{'core' if cores.isdecimal() else 'cores'} {cores}"])
-    return f"slot {kept.get('number')} of {kept.get('count')}: {what}"
+    return f"slot {kept.get('number')} of {kept.get('count')}{_on(kept)}: {what}"
 
 
 def ranges(cores: Sequence[int]) -> str:

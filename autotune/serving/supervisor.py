@@ -6,6 +6,8 @@ environment can break it.
 
 - stdin has lines from the owner. The first is ``{"argv": […], "grace_s": 20, "launch_id": …}``,
   with ``{"container": {"engine": ["docker"], "cidfile": …}}`` where the server is in one.
+  With ``{"lease_s": 15}`` the owner says ``renew`` again and again; when it has not for so long, it
+  stands still, which counts as its death.
   Then comes ``stop`` (SIGTERM, wait, SIGKILL) or ``kill`` (SIGKILL now). The end of stdin means
   that the owner died, by SIGKILL too; it is a ``stop`` with a short grace. SIGTERM, SIGINT and
   SIGHUP are a ``stop``. The SIGTERM is for the first process; when half of the grace is over, or
@@ -434,6 +436,31 @@ class Supervisor:
         return True
 
 
+class Lease:
+    """The owner's lease of a server, by this process's own clock.
+
+    Args:
+        seconds: Its length; None: the owner need not renew it.
+
+    Attributes:
+        look_s: Longest time between two looks at it.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self.look_s = LOOK_S if seconds is None else min(LOOK_S, seconds / 5)
+        self.looked = self.renewed = time.monotonic()
+
+    def is_over(self, *, renewed: bool) -> bool:
+        """Return whether it has run out; time in which this process stood still does not count."""
+        now = time.monotonic()
+        self.renewed += max(0.0, now - self.looked - 2 * self.look_s)
+        self.looked = now
+        if renewed:
+            self.renewed = now
+        return self.seconds is not None and now - self.renewed > self.seconds
+
+
 def watch(*, owner: int | None, spawn: Spawn) -> None:
     """Start the server that the first line of stdin names, and watch it to its end.
 
@@ -469,11 +496,16 @@ def watch(*, owner: int | None, spawn: Spawn) -> None:
     if not supervisor.start(request["argv"], request["launch_id"], spawn):
         supervisor.leave_cgroup()
         return
+    lease = Lease(request.get("lease_s"))
     while True:
-        command = supervisor.wait(LOOK_S)
+        command = supervisor.wait(lease.look_s)
         supervisor.reap()
         supervisor.trim_log()
-        if command is not None:
+        over = lease.is_over(renewed=command == "renew")
+        if command not in (None, "renew"):
+            break
+        if over:
+            command = "orphaned"
             break
     supervisor.end({"stop": grace_s, "orphaned": min(grace_s, ORPHANED_GRACE_S)}.get(command, 0.0))
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # a database is read without them
     from autotune.bench.server_metrics import ServerStats
     from autotune.engine.command import LaunchPlan
     from autotune.serving.process_tree import Identity
-    from autotune.storage.lease import Holder
+    from autotune.storage.lease import Holder, Place
 
 
 # Rows of another table that belong to a study's launches.
@@ -69,10 +69,17 @@ class Launches:
         plan: LaunchPlan,
         machine: Mapping[str, Any],
         log_path: Path,
+        place: Place | None = None,
     ) -> None:
-        """Write a launch down before anything is started, so that every process is known here."""
+        """Write a launch down before anything is started, so that every process is known here.
+
+        ``place`` is where it is started, if not by the holder's own worker.
+        """
         from autotune.serving.process_tree import boot_id
 
+        who = self.holder.columns() if self.holder else {}
+        if place is not None:
+            who |= {"host": place.host, "worker": place.worker}
         with self._sessions() as s:
             s.add(
                 LaunchRow(
@@ -85,9 +92,9 @@ class Launches:
                     machine=dict(machine),
                     port=plan.port,
                     log_path=str(log_path),
-                    boot_id=boot_id(),
+                    boot_id=boot_id() if place is None else place.boot_id,
                     planned_at=time.time(),
-                    **(self.holder.columns() if self.holder else {}),
+                    **who,
                 )
             )
             s.commit()
@@ -147,6 +154,11 @@ class Launches:
         """Return one launch."""
         [row] = self._reader.records(LaunchRow, "WHERE launch_id = :launch", launch=launch_id)
         return row
+
+    def has(self, launch_id: str) -> bool:
+        """Return whether there is such a launch."""
+        sql = "SELECT 1 FROM autotune_launches WHERE launch_id = :launch"
+        return self._reader.one(sql, launch=launch_id) is not None
 
     def of_study(self, study: str) -> list[LaunchRow]:
         """Return every launch of a study, oldest first."""

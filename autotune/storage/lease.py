@@ -113,6 +113,21 @@ class Holder:
         return {"host": self.host, "worker": self.worker, "lease_epoch": self.epoch}
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a launch is, if that is not the holder's own host and worker.
+
+    Attributes:
+        host: Name of the host, as ``hostname`` prints it.
+        worker: Name of the worker on that host.
+        boot_id: Id of the boot of that host's kernel.
+    """
+
+    host: str
+    worker: str
+    boot_id: str
+
+
 def take(sessions: Callable[[], Session]) -> Holder:
     """Take the lease of a file, of which the caller holds the lock (:func:`exclusive`).
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from typing import TypeVar
 
 import psycopg
 
 from autotune.errors import AutotuneError, LeaseLost, UserError
+from autotune.serving.interrupts import is_held
 from autotune.storage.lease import ONLY_WORKER, Holder
 from autotune.storage.location import Server
 from autotune.storage.postgresql import SILENT_S, Watched, connect
@@ -31,6 +34,8 @@ LEASE_S = 15.0
 RENEW_S = 3.0
 # Longest wait for a server that is away.
 AWAY_S = 600.0
+# And where the run is interrupted, which nobody expects to take minutes.
+INTERRUPTED_S = 5.0
 _RETRY_S = 0.5
 _NOW = "extract(epoch FROM clock_timestamp())"
 
@@ -52,6 +57,7 @@ class ServerLease:
         self._owner = ""
         self._written = 0
         self._lost = False
+        self._gives_up = inf  # when a run that is interrupted waits no more
         self._committing = threading.RLock()
         self._outermost = threading.local()
         self._end = threading.Event()
@@ -210,6 +216,11 @@ class ServerLease:
         """Do what reads or writes; again, up to ``AWAY_S`` long, when the connection was lost.
 
         Only the outermost call repeats, and only for the holder: others say at once what is wrong.
+        A run that is interrupted gives up ``INTERRUPTED_S`` after it first had to wait: what was to
+        be written, such as the end of a launch, the next run finds out.
+
+        Raises:
+            KeyboardInterrupt: a run that is interrupted gave up.
         """
         if self.holder is None or getattr(self._outermost, "runs", False):
             return work()
@@ -227,11 +238,18 @@ class ServerLease:
             except Exception as e:
                 if isinstance(e, AutotuneError) or not is_lost(e):
                     raise
+                now, interrupted = time.monotonic(), _is_interrupted()
                 if end is None:
-                    end = time.monotonic() + AWAY_S
+                    end = now + AWAY_S
                     words = server_words(find_server_error(e))
-                    self._say(f"{self._server}: {words}. Trying again for {AWAY_S / 60:.0f} min")
-                if time.monotonic() > end:
+                    if not interrupted:
+                        again = f"Trying again for {AWAY_S / 60:.0f} min"
+                        self._say(f"{self._server}: {words}. {again}")
+                if interrupted:
+                    self._gives_up = min(self._gives_up, now + INTERRUPTED_S)
+                    if now >= self._gives_up:
+                        raise KeyboardInterrupt from e
+                if now > end:
                     raise
             time.sleep(_RETRY_S)
 
@@ -249,6 +267,16 @@ class ServerLease:
                 self._mine(),
             )
         self.holder = None
+
+
+def _is_interrupted() -> bool:
+    """Return whether an interrupt waits for the caller, or the caller cleans up after one."""
+    if is_held():
+        return True
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def is_free(server: Server) -> bool:

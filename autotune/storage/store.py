@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -26,8 +26,8 @@ from autotune.storage.location import Database
 from autotune.storage.migrations import REVISIONS, revision_of, upgrade
 from autotune.storage.reading import Reader, views_of_today
 from autotune.storage.requests import Requests
-from autotune.storage.schema import KINDS, StudyRow
-from autotune.storage.trial_attrs import write_attrs
+from autotune.storage.schema import KINDS, EventRow, StudyRow
+from autotune.storage.trial_end import write_end
 from autotune.storage.trials import StoredStudy
 from autotune.study.differences import contents, fingerprint, fingerprints, why_not_same
 from autotune.study.files import LoadedStudy, parse_study
@@ -373,13 +373,30 @@ class Store:
         return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
     @patient
-    def set_trial_attrs(self, study: str, number: int, attrs: Mapping[str, object]) -> None:
-        """Write user attributes of a trial that Optuna has not been told of yet."""
-        if not attrs:
-            return
-        trial_id = self.trial_id(study, number)
+    def end_trial(
+        self,
+        trial_id: int,
+        attrs: Mapping[str, object],
+        values: Sequence[float] | None,
+        told: tuple[str, int, str | None] | None = None,
+    ) -> None:
+        """End a trial that runs, with its attributes, in one transaction.
+
+        Args:
+            trial_id: Optuna's id of the trial.
+            attrs: User attributes to write.
+            values: Value of each objective; None: it failed.
+            told: Study, trial and launch of the event ``told``; None: there is none.
+        """
         with self._sessions() as s:
-            write_attrs(s, self.storage, trial_id, attrs)
+            write_end(s, self.storage, trial_id, attrs, values)
+            if told is not None:
+                study, trial, launch = told
+                s.add(
+                    EventRow(
+                        at=time.time(), study=study, trial=trial, launch_id=launch, what="told"
+                    )
+                )
             s.commit()
 
 

@@ -11,6 +11,7 @@ so the samples show it. Of 26 GB in six files they are 6 MB.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 SAMPLES = 16  # pieces of a file
@@ -47,6 +48,11 @@ def weights_id(path: Path) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()[:_SHOWN]
+
+
+def shown_weights(hashes: Mapping[str, str]) -> str:
+    """Return hashes of weights, by role, in words."""
+    return ", ".join(f"{role} {x}" for role, x in sorted(hashes.items())) or "none"
 
 
 def _starts(size: int) -> list[int]:

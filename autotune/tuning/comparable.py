@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -72,17 +72,19 @@ _CLASS_WORDS = {"gpus": "hardware", "driver": "GPU driver", "vllm": "vLLM"}
 
 
 def class_of_slot(
-    prepared: Prepared, machine: Mapping[str, Any], slot: Slot | None
+    prepared: Prepared, machine: Mapping[str, Any], slots: Sequence[Slot], number: int
 ) -> MachineClass:
     """Return the class of what a slot launches now; the weights are checked elsewhere.
 
     Args:
         prepared: The study.
         machine: This machine, with GPUs of one model.
-        slot: The slot; None: one server at a time.
+        slots: Slots of the run; empty: one server at a time.
+        number: Number of the slot.
     """
-    if slot is not None:
-        machine = {**machine, "cores": len(slot.cores)}
+    for slot in slots:
+        if slot.number == number:
+            machine = {**machine, "cores": len(slot.cores)}
     return MachineClass.of(machine, prepared.info.version, {})
 
 

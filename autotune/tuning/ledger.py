@@ -15,6 +15,7 @@ from autotune.engine.compile_cache import CompileCache
 from autotune.engine.launch_stages import Stages
 from autotune.errors import MachineError, TrialFailure
 from autotune.serving.process_tree import Identity
+from autotune.storage.lease import Place
 from autotune.storage.location import file_identity
 from autotune.storage.schema import NO_TRIAL, LaunchRow
 from autotune.storage.store import Store
@@ -41,6 +42,7 @@ class Ledger:
         plan: LaunchPlan,
         machine: Mapping[str, Any],
         log_path: Path,
+        place: Place | None = None,
     ) -> None:
         """Write a launch down; nothing of it is started yet."""
 
@@ -113,6 +115,7 @@ class StoredLedger(Ledger):
         plan: LaunchPlan,
         machine: Mapping[str, Any],
         log_path: Path,
+        place: Place | None = None,
     ) -> None:
         """Write a launch down; nothing of it is started yet."""
         self._store.launches.plan(
@@ -123,6 +126,7 @@ class StoredLedger(Ledger):
             plan=plan,
             machine=machine,
             log_path=log_path,
+            place=place,
         )
 
     def started(self, identity: Identity) -> None:

@@ -85,6 +85,7 @@ class Situation:
         confirmation: Numbers of the trials to confirm, in the order of their launches, as far as
             its steps are planned; None: none is.
         blocks: Lengths of the blocks of that order; empty: it is one block.
+        slots: Number of slots that launch at the same time; it may change during a run.
         place: Slot of the next launch (:func:`autotune.search.places.place_of`); None: there is one
             slot.
         places: Slots of the running trials, by number.
@@ -95,6 +96,7 @@ class Situation:
     searching: bool = True
     confirmation: Sequence[int] | None = None
     blocks: Sequence[int] = ()
+    slots: int = 1
     place: str | None = None
     places: Mapping[int, str] = field(default_factory=dict)
 
@@ -134,7 +136,6 @@ class Planner:
         infeasible: Why the rules forbid a point; None: they do not.
         proposer: Proposes the points of the search.
         alike: Points that are one for the objectives; None: there are none.
-        slots: Number of slots that launch at the same time.
     """
 
     def __init__(
@@ -146,12 +147,10 @@ class Planner:
         infeasible: Callable[[Point], str | None],
         proposer: Proposer,
         alike: Alike | None = None,
-        slots: int = 1,
     ) -> None:
         self._alike = alike if spec.search.method == "gp" else None
         self.budget = budget
         self.space = space
-        self._slots = slots
         self._spec = spec
         self._objectives = objectives
         self._infeasible = infeasible
@@ -237,6 +236,8 @@ class Planner:
         standing: Standing,
         trials: Sequence[FrozenTrial] = (),
         so_far: Spending | None = None,
+        *,
+        slots: int = 1,
     ) -> Spending:
         """Return the confirmation with the launches of its next step.
 
@@ -249,6 +250,7 @@ class Planner:
             standing: Of all trials.
             trials: All trials that compare.
             so_far: Its steps so far; None: it begins.
+            slots: Number of slots that launch at the same time.
 
         Raises:
             ValueError: an objective can be zero or negative.
@@ -266,7 +268,7 @@ class Planner:
                 first = candidates_of(
                     searched, directions, base, held, leader=leader, places=places
                 )
-                return with_step(so_far, first, self._slots)
+                return with_step(so_far, first, slots)
         so_far = replace(so_far, held=held)
         return next_step(
             so_far,
@@ -274,7 +276,7 @@ class Planner:
             searched,
             directions,
             base,
-            slots=self._slots,
+            slots=slots,
             places=places,
         )
 
@@ -315,7 +317,7 @@ class Planner:
         if begun >= len(now.confirmation):
             return None
         number, block = now.confirmation[begun], None
-        if self._slots > 1 or now.blocks:
+        if now.slots > 1 or now.blocks:
             every: list[FrozenTrial | Choice] = [*now.trials, *now.pending]
             own = filter(self._confirming, every)
             states = [(_attrs(x).confirmation_block, _is_unfinished(x)) for x in own]
@@ -447,7 +449,7 @@ class Planner:
             return None
         base, best = self._base_and_best(now)
         again = base if best is None or (done % 2 == 0 and base is not None) else best
-        if again is None or now.place is None or len(attrs) + self._slots >= self.budget.search:
+        if again is None or now.place is None or len(attrs) + now.slots >= self.budget.search:
             return again
         # a slot that has not launched it will be free soon, and is linked by it
         links = Links.of(now.trials, now.places, self.space)

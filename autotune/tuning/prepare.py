@@ -93,18 +93,30 @@ class Prepared:
         return asked_at_once(self.spec.settings(point), known)
 
     def weights(self) -> dict[str, str]:
-        """Return hashes of the weights that are on this machine, by what they are for.
+        """Return hashes of the weights that are on this machine, by what they are for."""
+        return weights_here(self.spec, self.resolve)
 
-        These are ``target`` and ``draft``, or with arms ``draft MODEL`` for each model.
-        """
-        named = {"target": self.spec.server.model}
-        for arm, draft in self.spec.server.drafts.items():
-            if draft.model is not None:
-                named[draft_role(arm, draft.model)] = draft.model
-        places = {role: Path(self.resolve(ref)) for role, ref in named.items()}
-        # a name of a hub is no path
-        found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
-        return {role: x for role, x in found.items() if x is not None}
+
+def weights_here(spec: StudySpec, resolve: Callable[[str], str]) -> dict[str, str]:
+    """Return hashes of the weights of a study that are on this machine, by what they are for.
+
+    These are ``target`` and ``draft``, or with arms ``draft MODEL`` for each model.
+
+    Args:
+        spec: The study.
+        resolve: Turns a model reference into a path or a name for vLLM.
+
+    Raises:
+        UserError: a model is missing here.
+    """
+    named = {"target": spec.server.model}
+    for arm, draft in spec.server.drafts.items():
+        if draft.model is not None:
+            named[draft_role(arm, draft.model)] = draft.model
+    places = {role: Path(resolve(ref)) for role, ref in named.items()}
+    # a name of a hub is no path
+    found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
+    return {role: x for role, x in found.items() if x is not None}
 
 
 def baseline_point(spec: StudySpec) -> dict[str, Value]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections.abc import Callable, Iterator
 from socket import gethostname
 from typing import Any
@@ -16,6 +18,7 @@ from autotune.storage.location import Database, Server
 from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, is_there, opened
+from autotune.tuning.late_outcomes import LateOutcome, accept, take_here
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0
@@ -38,17 +41,70 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
         StopError: a process survives SIGKILL.
     """
     for launch in store.launches.unended():
-        if isinstance(store.database, Server) and launch.host not in {None, gethostname()}:
+        if _is_elsewhere(launch, store.database):
             continue  # processes of another host, which only that one can end
         ended = end_orphan(_identity(launch), grace_s=grace_s)
         store.launches.ended(launch.launch_id, None, ended)
-        store.launches.event(
-            launch.study,
-            f"found a launch without an end; ended {ended} processes",
-            trial=launch.trial,
-            launch_id=launch.launch_id,
-        )
+        _note_found(store, launch, ended)
         yield launch, ended
+
+
+def _is_elsewhere(launch: LaunchRow, database: Database) -> bool:
+    """Return whether a launch is one of another host; a file may have been carried here."""
+    shared = isinstance(database, Server) or bool((launch.machine.get("slot") or {}).get("host"))
+    return shared and launch.host not in {None, gethostname()}
+
+
+def launches_elsewhere(store: Store) -> list[tuple[str, Identity]]:
+    """Return launches of other hosts whose end was never written down, each with its host.
+
+    Those of a run that has just taken the lease are of earlier runs only.
+    """
+    found = [x for x in store.launches.unended() if _is_elsewhere(x, store.database)]
+    return [(x.host or "", _identity(x)) for x in found]
+
+
+def note_left(store: Store, launch_id: str, ended: int) -> None:
+    """Write down that a launch whose process or host was gone is ended; once.
+
+    Args:
+        store: Its ledger.
+        launch_id: Id of the launch; nothing is done if it was never written down.
+        ended: Number of its processes that were found and ended.
+    """
+    launch = next((x for x in store.launches.unended() if x.launch_id == launch_id), None)
+    if launch is None:
+        return
+    store.launches.ended(launch_id, None, ended)
+    _note_found(store, launch, ended)
+
+
+class StoreOfLeft:
+    """Writes down what was left behind on other hosts (``LeftBehind`` of the slots).
+
+    Args:
+        store: The database.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def ended(self, launch_id: str, ended: int) -> None:
+        """Write down that a launch has ended."""
+        note_left(self._store, launch_id, ended)
+
+    def measured(self, outcome: LateOutcome) -> bool:
+        """Write a late measurement down if its trial has none; return whether it is not needed."""
+        return accept(self._store, outcome)
+
+
+def _note_found(store: Store, launch: LaunchRow, ended: int) -> None:
+    store.launches.event(
+        launch.study,
+        f"found a launch without an end; ended {ended} processes",
+        trial=launch.trial,
+        launch_id=launch.launch_id,
+    )
 
 
 def end_orphans(store: Store, grace_s: float, say: Callable[[str], None]) -> None:
@@ -58,7 +114,10 @@ def end_orphans(store: Store, grace_s: float, say: Callable[[str], None]) -> Non
         store: Its ledger.
         grace_s: Wait after SIGTERM before SIGKILL, seconds.
         say: Told of each server.
+
+    What their slots had measured, and nobody had written down, is taken, too.
     """
+    take_here(store)
     for launch, ended in end_unended(store, grace_s):
         if ended:
             say(
@@ -93,17 +152,48 @@ def living(database: Database) -> list[tuple[LivingLaunch, str]]:
     return found
 
 
+def under_way_elsewhere(database: Database) -> list[tuple[LaunchRow, str]]:
+    """Return the launches without an end that are on other hosts, and what each was made for.
+
+    Args:
+        database: Its ledger; it may be missing.
+    """
+    if not is_there(database):
+        return []
+    with opened(database) as store:
+        rows = [x for x in store.launches.unended() if _is_elsewhere(x, store.database)]
+    return [(x, _purpose(x)) for x in rows]
+
+
 def _purpose(launch: LaunchRow) -> str:
     """Return what a launch was made for, and on which slot it is: ``trial 3 of demo, slot 1``."""
     return ", ".join(filter(None, [launch_text(launch), slot_text(launch.machine.get("slot"))]))
 
 
 def living_json(database: Database) -> list[dict[str, Any]]:
-    """Return :func:`living` as plain data; memory in bytes, times in seconds."""
-    return [
+    """Return what :func:`living_lines` shows as plain data; memory in bytes, times in seconds.
+
+    Of launches on other hosts only what the database says is known.
+    """
+    elsewhere: list[dict[str, Any]] = [
         {
             "launch": x.launch_id,
             "of": of,
+            "host": x.host,
+            "owner": None,
+            "pids": [],
+            "containers": [],
+            "memory": None,
+            "seconds": time.time() - x.planned_at,
+            "command": plain(shlex.join(x.argv)),
+        }
+        for x, of in under_way_elsewhere(database)
+    ]
+    return elsewhere + [
+        {
+            "launch": x.launch_id,
+            "of": of,
+            "host": gethostname(),
             "owner": x.owner,
             "pids": [p.pid for p in x.processes],
             "containers": list(x.containers),
@@ -116,13 +206,18 @@ def living_json(database: Database) -> list[dict[str, Any]]:
 
 
 def living_lines(database: Database) -> list[str]:
-    """Return :func:`living` for people, two lines each."""
+    """Return the servers here, and the launches on other hosts, for people; two lines each."""
     lines = []
     for x, of in living(database):
         owner = f"autotune {x.owner}" if x.owner else "nobody, `autotune reap` ends it"
         size = f"{x.size}, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
         lines.append(f"{x.launch_id[:8]}  {of}; owner: {owner}")
         lines.append(shortened(f"          {size}: {plain(x.command)}"))
+    for row, of in under_way_elsewhere(database):
+        minutes = (time.time() - row.planned_at) / 60
+        lines.append(f"{row.launch_id[:8]}  {of}; on host {plain(str(row.host))}")
+        command = plain(shlex.join(row.argv))
+        lines.append(shortened(f"          by the database, {minutes:.1f} min: {command}"))
     return lines
 
 

@@ -2,7 +2,8 @@
 
 The driver sends a :class:`Setup`, then a trial at a time, then None; and an :class:`Answer` to each
 :class:`Call` that waits for one. The process of a slot sends calls, and :class:`Done` or
-:class:`Raised`.
+:class:`Raised`, and every :data:`BEAT_S` a :class:`Beat`. Whoever started it adds :class:`Ended`.
+On another host an actor of Ray stands between the two and passes all of it on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from autotune.bench.workload import Workload
 from autotune.engine.probe import VllmInfo
 from autotune.serving.slots import Slot
 from autotune.study.files import LoadedStudy
-from autotune.tuning.trial import Outcome
+from autotune.tuning.trial import Outcome, Trial
+
+# Between two signs of life of a slot's process, which has a thread for them.
+BEAT_S = 3.0
+# So long after the last one everything below is ended: a server by its supervisor, and the process
+# by whoever started it.
+LEASE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Setup:
         logs: Folder of the servers' logs.
         variables: Variables that the slot sets, as the user's own environment has them; None: not
             set there.
+        driver: Pid of the driver, if it is on the slot's host; its load is known.
     """
 
     slot: Slot
@@ -41,6 +49,7 @@ class Setup:
     confirmation: Workload
     logs: Path
     variables: Mapping[str, str | None] = field(default_factory=dict)
+    driver: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,3 +95,23 @@ class Raised:
     """What ends the whole run was raised; the slot's server is gone."""
 
     error: Exception
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The process lives."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The process has ended; what its servers left was ended, or cannot be reached.
+
+    Attributes:
+        why: How, in words that follow those for the process.
+    """
+
+    why: str
+
+
+ToSlot = Setup | Trial | Answer | None
+FromSlot = Call | Done | Raised | Beat | Ended

@@ -3,24 +3,29 @@
 It is bound to the slot's cores and sees the slot's GPUs only. A process of its own, since the
 clients of several servers in one Python would wait for each other. It plans nothing and writes
 nothing: what is to be written goes to the driver, which alone has the database, and a launch goes
-on when the driver has written it down. It ends with the driver, and its servers with it.
+on when the driver has written it down. It ends with its parent, which is the driver or on another
+host an actor of Ray, and its servers with it. A thread tells that it lives.
 
 SIGTERM ends its server, as Ctrl-C ends that of a run with one slot.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import psutil
@@ -33,18 +38,22 @@ from autotune.bench.session import Measuring
 from autotune.engine.command import LaunchPlan
 from autotune.engine.compile_cache import CompileCache
 from autotune.engine.launch_stages import Stages
-from autotune.errors import AutotuneError, TrialFailure
+from autotune.errors import AutotuneError, TrialFailure, UserError
 from autotune.serving.interrupts import held_back
-from autotune.serving.process_tree import Identity
+from autotune.serving.process_tree import Identity, boot_id
 from autotune.serving.resolve import model_resolver
 from autotune.serving.server import Server
 from autotune.serving.supervisor import PR_SET_PDEATHSIG
+from autotune.storage.lease import Place
 from autotune.storage.schema import LaunchRow
+from autotune.study.weights import shown_weights
+from autotune.tuning import late_outcomes
+from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import OUTSIDE, At
-from autotune.tuning.slot_messages import Answer, Call, Done, Raised, Setup
+from autotune.tuning.slot_messages import BEAT_S, LEASE_S, Answer, Beat, Call, Done, Raised, Setup
 from autotune.tuning.supervise import signals
 from autotune.tuning.tools import Tools
 from autotune.tuning.trial import Trial, TrialRunner
@@ -62,11 +71,16 @@ class Driver:
 
     Args:
         connection: To the driver.
+
+    Attributes:
+        servers: Servers whose lease is renewed as long as this process lives.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._calls = 0
+        self._sending = threading.Lock()
+        self.servers: list[Server] = []
 
     def receive(self) -> Any:
         """Wait for what the driver sends next.
@@ -76,10 +90,26 @@ class Driver:
         """
         return self._connection.recv()
 
-    def send(self, message: Call | Done | Raised) -> None:
+    def send(self, message: Call | Done | Raised | Beat) -> None:
         """Send a message as a whole: an interrupt waits until it is sent."""
-        with held_back(all_of_them=True):
+        with held_back(all_of_them=True), self._sending:
             self._connection.send(message)
+
+    def beat(self) -> None:
+        """Tell from now on, in a thread, that this process lives: the driver, and supervisors."""
+
+        def tell() -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the main thread's
+            with contextlib.suppress(OSError):  # the driver is gone, and this process soon
+                while True:
+                    time.sleep(BEAT_S)
+                    self.send(Beat())
+                    for server in [*self.servers]:
+                        if not server.renew():
+                            self.servers.remove(server)
+
+        self.send(Beat())  # before anything else
+        threading.Thread(target=tell, name="autotune-beat", daemon=True).start()
 
     def tell(self, name: str, *args: Any) -> None:
         """Call something without waiting for it."""
@@ -94,7 +124,8 @@ class Driver:
         """
         with held_back(all_of_them=True):
             self._calls += 1
-            self._connection.send(Call(name, args, self._calls))
+            with self._sending:
+                self._connection.send(Call(name, args, self._calls))
             answer = self._connection.recv()
         if not isinstance(answer, Answer) or answer.refused:
             raise Refused(name)
@@ -108,11 +139,13 @@ class RemoteLedger(Ledger):
         driver: The driver.
         variables: Variables that the slot sets, as :attr:`Setup.variables` has them: a launch is
             written down with those of the user's own environment.
+        worker: Name of the slot's worker on this host.
     """
 
-    def __init__(self, driver: Driver, variables: Mapping[str, str | None]) -> None:
+    def __init__(self, driver: Driver, variables: Mapping[str, str | None], worker: str) -> None:
         self._driver = driver
         self._variables = variables
+        self._place = Place(gethostname(), worker, boot_id())
 
     def check(self) -> None:
         """Check that what is written is kept."""
@@ -126,12 +159,14 @@ class RemoteLedger(Ledger):
         plan: LaunchPlan,
         machine: Mapping[str, Any],
         log_path: Path,
+        place: Place | None = None,
     ) -> None:
-        """Write a launch down; nothing of it is started yet."""
+        """Write a launch down as one of this host; nothing of it is started yet."""
         public = {k: v for k, v in plan.public_env.items() if k not in self._variables}
         public |= {k: v for k, v in self._variables.items() if v is not None}
         kept = replace(plan, env={}, public_env=dict(sorted(public.items())), api_key="")
-        self._driver.ask("plan", launch_id, trial, attempt, kept, dict(machine), log_path)
+        place = self._place if place is None else place
+        self._driver.ask("plan", launch_id, trial, attempt, kept, dict(machine), log_path, place)
 
     def started(self, identity: Identity) -> None:
         """Write down which processes a launch has."""
@@ -172,12 +207,14 @@ class RemoteStore:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._samples: dict[str, list[list[Sample]]] = defaultdict(list)
         self.requests = self
         self.launches = self
 
     def add(self, launch_id: str, samples: Sequence[Sample]) -> None:
-        """Store the requests of one phase."""
-        self._driver.ask("keep", launch_id, list(samples))
+        """Store the requests of one phase; nothing waits for it, since measuring goes on."""
+        self._samples[launch_id].append(list(samples))
+        self._driver.tell("keep", launch_id, list(samples))
 
     def measured(
         self,
@@ -187,8 +224,13 @@ class RemoteStore:
         intervals: Mapping[str, tuple[float | None, float | None]],
         quality: Mapping[str, Any],
     ) -> None:
-        """Keep a complete measurement."""
+        """Keep a complete measurement, on this host's disk until it is written down."""
+        samples = self._samples.pop(launch_id, [])
+        late_outcomes.keep(
+            LateOutcome(launch_id, samples, stats, dict(values), dict(intervals), dict(quality))
+        )
         self._driver.ask("measured", launch_id, stats, values, intervals, quality)
+        late_outcomes.forget(launch_id)
 
     def idle_baselines(self, study: str, machine: Mapping[str, Any]) -> list[float]:
         """Return none: see :func:`tools_of_slot`."""
@@ -219,17 +261,24 @@ class RemoteProgress:
         self._driver.tell("message", text, at)
 
 
-def tools_of_slot(driver_pid: int) -> Tools:
+def tools_of_slot(
+    owner: int, driver: int | None = None, servers: list[Server] | None = None
+) -> Tools:
     """Return what a slot measures with.
 
     Servers of other slots have cores and GPUs of their own, so their load is not counted. The
-    driver's may be, and is known. The fixed computation of the interference check is done, but
-    compared with no earlier one: the servers of other slots use the same memory and caches, which
-    makes it slower.
+    driver's may be, and is known, as is that of an actor. The fixed computation of the interference
+    check is done, but compared with no earlier one: the servers of other slots use the same memory
+    and caches, which makes it slower.
 
     Args:
-        driver_pid: Pid of the driver, which owns the servers.
+        owner: Pid of the process that owns the servers: the driver, or an actor of Ray.
+        driver: Pid of the driver, where that is another process of this host.
+        servers: Gets the servers, which have a lease; None: they have none.
     """
+    known = [psutil.Process(owner)]
+    with contextlib.suppress(psutil.Error):  # it just ended
+        known += [psutil.Process(driver)] if driver not in (None, owner) else []
 
     def baseline(_earlier: Sequence[float]) -> IdleBaseline:
         return take_idle_baseline()
@@ -237,11 +286,17 @@ def tools_of_slot(driver_pid: int) -> Tools:
     def why_disturbed(state: MachineState, _earlier: Sequence[float]) -> str | None:
         return disturbed(state, ())
 
+    def server(*args: Any, **kwargs: Any) -> Server:
+        if servers is None:
+            return Server(*args, owner=owner, **kwargs)
+        servers.append(Server(*args, owner=owner, lease_s=LEASE_S, **kwargs))
+        return servers[-1]
+
     return Tools(
-        server=partial(Server, owner=driver_pid),
+        server=server,
         take_idle_baseline=baseline,
         disturbed=why_disturbed,
-        measuring=partial(Measuring, known=(psutil.Process(driver_pid),)),
+        measuring=partial(Measuring, known=tuple(known)),
     )
 
 
@@ -255,10 +310,21 @@ def trial_runner(setup: Setup, driver: Driver) -> tuple[Launcher, TrialRunner]:
         study_objectives(setup.loaded),
         model_resolver(setup.loaded, setup.info),
     )
-    tools = tools_of_slot(os.getppid())
-    ledger = RemoteLedger(driver, setup.variables)
-    launcher = Launcher(prepared, ledger, setup.logs, tools=tools, slot=setup.slot)
-    weights: Callable[[], dict[str, str]] = partial(driver.ask, "weights")
+    slot = setup.slot
+    tools = tools_of_slot(os.getppid(), setup.driver, driver.servers)
+    ledger = RemoteLedger(driver, setup.variables, str(slot.number))
+    launcher = Launcher(prepared, ledger, setup.logs, tools=tools, slot=slot)
+
+    def weights() -> dict[str, str]:
+        there: dict[str, str] = driver.ask("weights")
+        if slot.host and (here := prepared.weights()) != there:
+            raise UserError(
+                f"{slot.name}: the weights there are no longer those of the driver's host "
+                f"({shown_weights(here)} instead of {shown_weights(there)}); restore them, and run "
+                "the same command again to resume"
+            )
+        return there
+
     runner = TrialRunner(
         prepared,
         RemoteStore(driver),
@@ -266,7 +332,7 @@ def trial_runner(setup: Setup, driver: Driver) -> tuple[Launcher, TrialRunner]:
         launcher,
         RemoteProgress(driver),
         weights,
-        slot=setup.slot.number,
+        slot=slot.number,
         tools=tools,
     )
     return launcher, runner
@@ -285,7 +351,7 @@ def main(fd: int, owner: int, serve: Callable[[Driver], None] = serve) -> None:
 
     Args:
         fd: Number of the file of the socket to the driver.
-        owner: Pid of the driver.
+        owner: Pid of the parent: the driver, or an actor of Ray.
         serve: What is done; tests do something else.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -293,6 +359,7 @@ def main(fd: int, owner: int, serve: Callable[[Driver], None] = serve) -> None:
         return  # it died before the line above
     os.set_inheritable(fd, False)  # or a server would keep it open
     driver = Driver(Connection(fd))
+    driver.beat()
     try:
         with signals():
             serve(driver)

@@ -1,4 +1,4 @@
-"""Which slots a run has on this host: ``--parallel auto`` or a number.
+"""Which slots a run has: ``--parallel auto`` or a number on this host, ``--ray`` on a cluster.
 
 A slot has as many GPUs as one server needs: the product of :data:`SIZES` among its flags, each of
 which is 1 in vLLM where it is not given (vllm/config/parallel.py). On a host without GPUs a slot
@@ -8,13 +8,14 @@ has cores.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.engine.rule import minor_of
-from autotune.errors import UserError
+from autotune.errors import UserError, one_line
 from autotune.results.text import count
 from autotune.serving.slots import Slot, SlotGpu, cores_of_slots, shares_a_core, slot_gpus
 from autotune.storage.store import Store
@@ -23,6 +24,9 @@ from autotune.study.schema import StudySpec
 from autotune.study.space import as_int
 from autotune.study.words import argument_of, own_words
 from autotune.tuning.prepare import Prepared
+
+if TYPE_CHECKING:
+    from autotune.tuning.slot_pool import Cluster
 
 # Flags whose product is the number of GPUs that one server needs.
 SIZES = (
@@ -58,7 +62,7 @@ def slots_of_host(prepared: Prepared, parallel: int | None) -> tuple[Slot, ...]:
         return _not_here(prepared, parallel)
     if not gpus and parallel is None:
         return ()
-    need, flags = _needed(prepared.spec)
+    need, flags = gpus_needed(prepared.spec)
     path = prepared.loaded.path
     if not gpus:
         groups: list[tuple[SlotGpu, ...]] = [()] * (parallel or 1)
@@ -82,7 +86,7 @@ def slots_of_host(prepared: Prepared, parallel: int | None) -> tuple[Slot, ...]:
         if wanted == 1:
             return ()
     _check_alike(groups)
-    _check_bound(prepared)
+    check_bound(prepared, "--parallel")
     usable = sorted(os.sched_getaffinity(0))
     workers = 1 if gpus else need
     if len(groups) * workers > len(usable):
@@ -96,6 +100,36 @@ def slots_of_host(prepared: Prepared, parallel: int | None) -> tuple[Slot, ...]:
         Slot(number, len(groups), mine, of)
         for number, (mine, of) in enumerate(zip(cores, groups, strict=True))
     )
+
+
+@contextmanager
+def cluster_of(
+    prepared: Prepared, address: str | None, parallel: int | None, say: Callable[[str], None]
+) -> Iterator[Cluster | None]:
+    """Yield the slots of a study on a Ray cluster; None without an address.
+
+    Args:
+        prepared: The study.
+        address: ``auto``, or host and port of the cluster's head.
+        parallel: Number of slots of a node without GPUs; None: one.
+        say: Told what a user should know before the run.
+
+    Raises:
+        UserError: Ray is not installed, there is no such cluster, or no node of it can run the
+            study.
+    """
+    if address is None:
+        yield None
+        return
+    try:
+        from autotune.tuning.ray_slots import RayCluster
+    except ImportError as e:
+        raise UserError(
+            f"--ray needs Ray, which cannot be imported here ({one_line(str(e), 200)}); "
+            "pip install 'dflash-autotune[ray]'"
+        ) from e
+    with RayCluster(prepared, address, parallel or 1, say) as cluster:
+        yield cluster
 
 
 def slot_environment(slot: Slot, version: str | None) -> dict[str, str]:
@@ -156,7 +190,7 @@ def slot_notes(spec: StudySpec, slots: Sequence[Slot]) -> Iterator[str]:
         yield "server.ahead is not used with several slots: they start servers at the same time"
 
 
-def _needed(spec: StudySpec) -> tuple[int, str]:
+def gpus_needed(spec: StudySpec) -> tuple[int, str]:
     """Return how many GPUs the largest server of a study needs, and the flags that say so."""
     params, written = spec.to_space().params, _written(spec.server.command or ())
     sizes = {}
@@ -212,28 +246,36 @@ def _check_alike(groups: Sequence[Sequence[SlotGpu]]) -> None:
         )
 
 
-def _check_bound(prepared: Prepared) -> None:
-    """Refuse a server that does not stay on the GPUs and cores of its slot."""
+def check_bound(prepared: Prepared, option: str) -> None:
+    """Refuse a server that does not stay on the GPUs and cores of its slot.
+
+    Args:
+        prepared: The study.
+        option: Option that asks for slots, which the message says to leave out.
+
+    Raises:
+        UserError: its command or its variables bind it elsewhere.
+    """
     server, path = prepared.spec.server, prepared.loaded.path
     command = server.command or ()
     if any(is_container(command[i:]) for i in range(len(command))):
         raise UserError(
             f"{path}: server.command starts a container, which would not stay on the GPUs and "
-            "cores of its slot; leave --parallel out"
+            f"cores of its slot; leave {option} out"
         )
     for name in _PLACES:
         if name in server.env or any(word.startswith(f"{name}=") for word in command):
             raise UserError(
                 f"{path}: server.env or server.command sets {name} for every server, but each slot "
-                "has its own; take it out, or leave --parallel out"
+                f"has its own; take it out, or leave {option} out"
             )
     if os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") not in ("auto", "nobind"):
         raise UserError(
             "VLLM_CPU_OMP_THREADS_BIND is set for every server, but each slot has cores of its "
-            "own; unset it, or leave --parallel out"
+            f"own; unset it, or leave {option} out"
         )
     if bound := next((word for word in command if Path(word).name in _BINDING), None):
         raise UserError(
             f"{path}: server.command has `{Path(bound).name}`, which binds every server to the "
-            "same cores, but each slot has its own; take it out, or leave --parallel out"
+            f"same cores, but each slot has its own; take it out, or leave {option} out"
         )

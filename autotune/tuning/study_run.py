@@ -8,8 +8,9 @@ before its process exists, and a trial is told only after its server is gone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -37,8 +38,9 @@ from autotune.tuning.placement import home_of
 from autotune.tuning.planner import Budget, Choice, Planner, Situation
 from autotune.tuning.prepare import Prepared, graph_misfit, never_launched
 from autotune.tuning.progress import At, Progress
-from autotune.tuning.recovery import end_orphans
+from autotune.tuning.recovery import StoreOfLeft, end_orphans, launches_elsewhere
 from autotune.tuning.reuse import Source, find, take
+from autotune.tuning.slot_pool import Cluster, SlotPool
 from autotune.tuning.slots import check_slots, slot_notes
 from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools, real
@@ -62,6 +64,7 @@ def run_study(
     reuse: Sequence[Source] = (),
     tools: Tools | None = None,
     slots: Sequence[Slot] = (),
+    cluster: Cluster | None = None,
 ) -> StopReason:
     """Bring a study to ``trials`` finished trials, from wherever it is.
 
@@ -80,6 +83,7 @@ def run_study(
         tools: What servers are made and measured with; None: this machine's.
         slots: Slots that launch at the same time (:func:`autotune.tuning.slots.slots_of_host`);
             empty: one server at a time, which may use the whole host.
+        cluster: Has slots on several hosts instead; its ``prepared`` is the study.
 
     Raises:
         UserError: the database cannot be used, or belongs to another study; or no trial of
@@ -93,7 +97,7 @@ def run_study(
     deadline = None if timeout_s is None else used.clock() + timeout_s
 
     def go(store: Store) -> StopReason:
-        driver = _Driver(prepared, store, deadline, progress, used, slots)
+        driver = _Driver(prepared, store, deadline, progress, used, slots, cluster)
         driver.end_orphans()
         if confirm:
             budget = driver.confirmation_only(trials)
@@ -117,6 +121,7 @@ class _Driver:
         progress: Progress,
         tools: Tools,
         slots: Sequence[Slot],
+        cluster: Cluster | None,
     ) -> None:
         self.p = prepared
         self.spec = prepared.spec
@@ -124,8 +129,10 @@ class _Driver:
         self.deadline = deadline
         self.progress = progress
         self.tools = tools
-        self.slots = tuple(slots)
+        self._slots = tuple(slots)
+        self.cluster = cluster
         self.taken: dict[int, int] = {}  # slots of submitted trials, by trial
+        self.positions: dict[int, int] = {}  # of these trials
         self.ledger = StoredLedger(store, self.spec.name)
         logs = output_folder(store.database, self.spec.name) / "logs"
         self.launcher = Launcher(prepared, self.ledger, logs, tools=tools)
@@ -135,11 +142,24 @@ class _Driver:
         self.next: deque[Choice] = deque()  # chosen, so that their servers are prelaunched
         self.failures: list[FailureKind] = []  # in a row
 
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots that can be used now; empty: one server at a time, on the whole host."""
+        return self._slots if self.cluster is None else tuple(self.cluster.slots.values())
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What all slots are slots of."""
+        return self.launcher.machine if self.cluster is None else self.cluster.machine
+
     # -- before the first trial ------------------------------------------------------------------
 
     def end_orphans(self) -> None:
         """End servers that an earlier run could not end, of any study in this database."""
         end_orphans(self.store, self.spec.server.stop_timeout_s, self.progress.message)
+        if self.cluster is not None:
+            left = launches_elsewhere(self.store)
+            self.cluster.open(self.launcher.logs.folder, left, StoreOfLeft(self.store))
 
     def confirmation_only(self, launches: int) -> Budget:
         """Return the budget of a number of further launches that all confirm.
@@ -171,9 +191,10 @@ class _Driver:
         """Open the study, take earlier trials, and say what is ahead."""
         self.budget = budget
         self.stop_below = self.spec.budget.converged if stop_below is None else stop_below
-        machine = self.launcher.machine
+        machine = self.machine
+        if self._slots:
+            machine = self._slots[0].machine(machine)
         if self.slots:
-            machine = self.slots[0].machine(machine)
             check_slots(self.p, self.store, machine)
         earlier = find(reuse, self.p, machine, self.store)
         row = self.store.begin_study(self.p.loaded, seed=seed, wanted=budget.wanted)
@@ -185,13 +206,15 @@ class _Driver:
         if earlier:
             baseline = self.planner.fixed_points()[0]
             take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
+            self.log.changed()
         self.progress.study(study_view(self.store, self.spec.name), self.store.database)
         self.say_infeasible()
         for note in (*sample_size.notes(self.spec), *self.p.workload.notes):
             self.progress.message(note)
         if self.launcher.untested is not None:
             self.progress.message(self.launcher.untested)
-        for note in slot_notes(self.spec, self.slots):
+        slots = slot_notes(self.spec, self._slots) if self.cluster is None else self.cluster.notes()
+        for note in slots:
             self.progress.message(note)
 
     def make_planner(self, seed: int) -> Planner:
@@ -210,22 +233,17 @@ class _Driver:
             alike=same,
         )
         space, budget, forbidden = self.log.space, self.budget, self.p.infeasible
-        return Planner(
-            self.spec,
-            self.p.objectives,
-            budget,
-            space,
-            forbidden,
-            proposer,
-            same,
-            slots=max(1, len(self.slots)),
-        )
+        return Planner(self.spec, self.p.objectives, budget, space, forbidden, proposer, same)
 
     def make_executor(self, weights: WeightsCheck) -> Executor:
         """Return what runs the trials: one slot in this thread, or a process for each slot."""
-        if self.slots:
-            served = served_by(self.store, self.ledger, self.progress, weights.of_launch)
-            return slots_of(self.p, self.slots, served, self.launcher.logs)
+        if self.cluster is not None or self._slots:
+            return SlotPool(
+                self.cluster or slots_of(self.p, self._slots, self.launcher.logs),
+                served_by(self.store, self.ledger, self.progress, weights.of_launch),
+                stop_timeout_s=self.spec.server.stop_timeout_s,
+                moved=self.moved,
+            )
         runner = TrialRunner(
             self.p,
             self.store,
@@ -283,13 +301,14 @@ class _Driver:
             return self.reason, None
         if self.deadline is not None and self.tools.clock() >= self.deadline:
             return StopReason.TIMEOUT, None
-        if not self.log.waits():
-            choice = self.next.popleft() if self.next else self.choose()
-            if choice is None:
-                return None, None
-            self.log.choose(choice.point, self.planner.begun(choice, self.log.trials()))
-        trial = self.log.begin()
-        return (None, trial) if trial is not None else self.next_trial(unfinished)
+        if self.log.waits():
+            trial = self.log.begin()
+            return (None, trial) if trial is not None else self.next_trial(unfinished)
+        choice = self.next.popleft() if self.next else self.choose()
+        if choice is None:
+            return None, None
+        attrs = self.planner.begun(choice, self.log.trials())
+        return None, self.log.choose(choice.point, attrs)
 
     def choose(self) -> Choice | None:
         """Return the next choice; where the search ends, that of the confirmation."""
@@ -306,13 +325,7 @@ class _Driver:
         """Return what the next choice depends on; plans the confirmation when it is time."""
         wanted = self.budget.wanted
         now = Situation(self.log.trials(), tuple(self.next), self.searching)
-        if self.slots:
-            places = {slot.number: place_of(slot.stored()) for slot in self.slots}
-            now = replace(
-                now,
-                place=places.get(slot_for(self.taken.values())),
-                places={k: places[slot] for k, slot in self.taken.items() if slot in places},
-            )
+        now = on_slots(now, self.slots, self.taken)
         if not self.planner.confirms(now):
             return now
         planned = self.log.confirmation(wanted)
@@ -322,7 +335,8 @@ class _Driver:
             return now
         self.log.placed()
         try:
-            planned = self.planner.next_step(self.log.standing, self.log.trials(), planned)
+            standing, trials = self.log.standing, self.log.trials()
+            planned = self.planner.next_step(standing, trials, planned, slots=now.slots)
         except ValueError as e:  # an objective that can be zero or negative
             self.progress.message(f"no confirmation: {e}")
             planned = Spending([], self.budget.held)
@@ -363,10 +377,10 @@ class _Driver:
         home = home_of(trial, self.log.trials(), self.taken, self.slots, self.ledger.launches)
         slot = self.taken[trial.number] = slot_for(self.taken.values(), home)
         position = min(self.log.finished() + len(self.taken), self.budget.wanted)
+        self.positions[trial.number] = position
         self.progress.begin(At(trial.number, slot), position, self.planner.space.shown(point))
         again = attrs.role is Role.CONFIRMATION or attrs.replicates is not None
-        at = next((s for s in self.slots if s.number == slot), None)
-        like = class_of_slot(self.p, self.launcher.machine, at)
+        like = class_of_slot(self.p, self.machine, self.slots, slot)
         rivals = [] if again or attrs.baseline else self.log.rivals(like)
         self.log.placed()
         found = self.log.standing.launched()
@@ -383,6 +397,12 @@ class _Driver:
             ruled_out=self.planner.ruled_out(point, self.log.trials()),
             slot=slot,
         )
+
+    def moved(self, trial: Trial) -> None:
+        """Note that a trial goes to another slot: its own has gone."""
+        self.taken[trial.number] = trial.slot
+        shown = self.planner.space.shown(trial.point)
+        self.progress.begin(At(trial.number, trial.slot), self.positions[trial.number], shown)
 
     def record(self, done: Trial, outcome: Outcome) -> None:
         """Tell what came of a trial.
@@ -401,25 +421,49 @@ class _Driver:
                 self.log.tell_failure(trial, never, done.slot)
             case Failed(failure):
                 self.log.tell_failure(trial, failure, done.slot)
-                self.check_hope(failure)
+                self.check_hope(done.number, failure)
             case _:
                 raise MachineError(
                     f"trial {done.number}: {outcome.failure.reason}. Fix that, then run the same "
                     "command again to resume this trial"
                 ) from outcome.failure
 
-    def check_hope(self, failure: TrialFailure) -> None:
-        """Raise NothingUsable if all launches fail for the same reason."""
+    def check_hope(self, number: int, failure: TrialFailure) -> None:
+        """Raise NothingUsable if all launches fail for the same reason.
+
+        A failed launch ends sooner than a measured one, so trials that began earlier on other slots
+        are waited for.
+        """
         self.failures.append(failure.kind)
         same = len(set(self.failures)) == 1
+        earlier = any(other < number for other in self.taken)
         hopeless = failure.kind is FailureKind.MODEL_MISSING or (
-            same and len(self.failures) >= SAME_FAILURES
+            same and len(self.failures) >= SAME_FAILURES and not earlier
         )
         if hopeless and self.log.nothing_worked():
             raise NothingUsable(
                 f"{self.spec.name}: all launches failed: {failure.reason}. The last log is in "
                 f"{self.launcher.logs.folder}"
             )
+
+
+def on_slots(now: Situation, slots: Sequence[Slot], taken: Mapping[int, int]) -> Situation:
+    """Return a situation with the slots that there are, and those that are in use.
+
+    Args:
+        now: The situation.
+        slots: Slots of the run; empty: one server at a time.
+        taken: Slots of the trials that were submitted and have not ended, by trial.
+    """
+    if not slots:
+        return now
+    places = {slot.number: place_of(slot.stored()) for slot in slots}
+    return replace(
+        now,
+        slots=len(slots),
+        place=places.get(slot_for(taken.values())),
+        places={k: places[slot] for k, slot in taken.items() if slot in places},
+    )
 
 
 def converged_text(launches: int, gain: float, stop_below: float) -> str:

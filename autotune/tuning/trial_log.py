@@ -1,13 +1,14 @@
 """The trials of a study as Optuna keeps them: asked for, told, shown, and those so far.
 
 Only the driver of a run uses it. What a trial amounts to is written here and nowhere else; its
-launches were written down before, by :mod:`autotune.tuning.launcher`.
+launches were written down before, by :mod:`autotune.tuning.launcher`. Nobody else writes trials
+meanwhile, so they are read again only after this process has written one.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import optuna
@@ -54,6 +55,8 @@ class TrialLog:
         self._front: dict[int, Rival] = {}  # as rivals() had it last
         self._classes: dict[str, MachineClass] = {}  # by launch
         self._converged_key: str | None = None
+        self._read: list[FrozenTrial] | None = None  # as stored; None: something was written
+        self._compared: tuple[list[FrozenTrial], set[int]] | None = None  # as _split() had it last
         self.standing = Standing(prepared.objectives)
         self.study: optuna.Study
 
@@ -81,7 +84,8 @@ class TrialLog:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self.study.set_metric_names([objective_text(o) for o in self._objectives])
-        self.space = self.space.kept_as(t.params for t in self.study.get_trials(deepcopy=False))
+        self.changed()
+        self.space = self.space.kept_as(t.params for t in self._stored())
         self._store.keep_vllm(self._spec.name, prepared.info.needed_by(self._spec))
 
     def reopen(self) -> None:
@@ -91,6 +95,7 @@ class TrialLog:
             UserError: its first run ended before it was made.
         """
         self.study = self._store.optuna_study(self._spec.name)
+        self.changed()
 
     # -- those so far ----------------------------------------------------------------------------
 
@@ -103,11 +108,23 @@ class TrialLog:
         return self._split()[1]
 
     def _split(self) -> tuple[list[FrozenTrial], set[int]]:
-        stored = self.study.get_trials(deepcopy=False)
-        found = self._recomputed.trials(stored)
-        changed = (t for t, was in zip(found, stored, strict=True) if t is not was)
-        gone = {t.number for t in changed if is_outdated(t)}
-        return [t for t in found if t.number not in gone], gone
+        if self._compared is None:
+            stored = self._stored()
+            found = self._recomputed.trials(stored)
+            changed = (t for t, was in zip(found, stored, strict=True) if t is not was)
+            gone = {t.number for t in changed if is_outdated(t)}
+            self._compared = [t for t in found if t.number not in gone], gone
+        return self._compared
+
+    def _stored(self) -> list[FrozenTrial]:
+        """Return all trials as they are stored, in the order of their numbers."""
+        if self._read is None:
+            self._read = self.study.get_trials(deepcopy=False)
+        return self._read
+
+    def changed(self) -> None:
+        """Note that trials were written, so that they are read again."""
+        self._read = self._compared = None
 
     def finished(self) -> int:
         """Return how many trials count towards the wanted ones."""
@@ -204,36 +221,41 @@ class TrialLog:
         """End a trial without a point."""
         reason = "the run ended before the point was chosen"
         kind = str(FailureKind.INFEASIBLE)
-        self._set(trial, replace(attrs_of(trial), failure_kind=kind, failure_reason=reason))
-        self.study.tell(trial.number, state=TrialState.FAIL)
+        self._end(trial, replace(attrs_of(trial), failure_kind=kind, failure_reason=reason))
 
     def waits(self) -> bool:
         """Return whether an ended run chose a trial and did not begin it."""
-        waiting = (TrialState.WAITING,)
-        return bool(self.study.get_trials(deepcopy=False, states=waiting))
+        return any(t.state == TrialState.WAITING for t in self._stored())
 
-    def choose(self, point: Point, attrs: TrialAttrs) -> None:
-        """Keep a point as the next trial's."""
+    def choose(self, point: Point, attrs: TrialAttrs) -> FrozenTrial:
+        """Begin a trial at a point, and return it; it is stored as a whole, in one transaction."""
         self.study.add_trial(
             create_trial(
-                state=TrialState.WAITING,
+                state=TrialState.RUNNING,
                 params=self.space.encode(point),
                 distributions=self.space.distributions(),
                 user_attrs=attrs.to_json(),
             )
         )
+        self.changed()
+        return self._stored()[-1]
 
     def begin(self) -> FrozenTrial | None:
-        """Begin the trial that waits, and return it; None: it had no point, and has ended."""
-        trial = self.study.get_trials(deepcopy=False)[self.study.ask().number]
+        """Begin the trial that waits, and return it; None: it had no point, and has ended.
+
+        Only autotune 0.1 and 0.2.0 let trials wait.
+        """
+        number = self.study.ask().number
+        self.changed()
+        trial = self._stored()[number]
         if self.space.has_point(trial.params):
             return trial
-        self._never_launched(trial)  # autotune 0.1 and 0.2.0 let one wait without its parameters
+        self._never_launched(trial)  # one may wait without its parameters
         return None
 
     def running(self) -> list[FrozenTrial]:
         """Return the trials that were begun and not told."""
-        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [t for t in self._stored() if t.state == TrialState.RUNNING]
 
     def tell(self, trial: FrozenTrial, launch_id: str, slot: int = 0) -> None:
         """Tell Optuna what a trial's launch measured, and show it."""
@@ -255,9 +277,7 @@ class TrialLog:
             quality=quality.of_trial,
             slot=launch.machine.get("slot"),
         )
-        self._set(trial, attrs)
-        self.study.tell(trial.number, [values[o.name] for o in self._objectives])
-        self._store.launches.event(self._spec.name, "told", trial=trial.number, launch_id=launch_id)
+        self._end(trial, attrs, [values[o.name] for o in self._objectives])
         self._show(trial.number, slot)
 
     def tell_failure(self, trial: FrozenTrial, failure: TrialFailure, slot: int = 0) -> None:
@@ -275,16 +295,19 @@ class TrialLog:
             else None,
             slot=launches[-1].machine.get("slot") if launches else None,
         )
-        self._set(trial, attrs)
-        self.study.tell(trial.number, state=TrialState.FAIL)
+        self._end(trial, attrs)
         self._show(trial.number, slot)
 
-    def _set(self, trial: FrozenTrial, attrs: TrialAttrs) -> None:
-        """Write those attributes of a running trial that are not as they were."""
+    def _end(
+        self, trial: FrozenTrial, attrs: TrialAttrs, values: Sequence[float] | None = None
+    ) -> None:
+        """End a running trial: with its values, or failed; write those attributes that changed."""
         before: Mapping[str, object] = trial.user_attrs
         new = attrs.to_json()
         changed = {k: v for k, v in new.items() if k not in before or before[k] != v}
-        self._store.set_trial_attrs(self._spec.name, trial.number, changed)
+        told = (self._spec.name, trial.number, attrs.launch)
+        self._store.end_trial(trial._trial_id, changed, values, None if values is None else told)
+        self.changed()
 
     def _show(self, number: int, slot: int) -> None:
         trials = self.placed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def test_what_lives_as_json(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found == {
         "launch": "ab12",
         "of": "not in this --db",
+        "host": socket.gethostname(),
         "owner": None,
         "pids": [],
         "containers": [],

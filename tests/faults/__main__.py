@@ -2,6 +2,7 @@
 
     python -m tests.faults                                  over the server double
     python -m tests.faults --real                           real vLLM servers, too (20 minutes)
+    python -m tests.faults --cluster                        several servers, Ray and PostgreSQL
     python -m tests.faults --write docs/reliability.md      into the file, too
 
 Exit code 1 if anything did not hold.
@@ -16,10 +17,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.faults import scale_table
 from tests.faults.cases import Bench
 from tests.faults.inject import Outcome
 from tests.faults.plan import FAULTS, Fault
 from tests.faults.real import POINTS, real_site, run_points
+from tests.faults.scale import SCALE_FAULTS, Place, ScaleFault, Surroundings
 from tests.faults.soak import Kill, Soak
 from tests.faults.start import Starter
 from tests.faults.table import report
@@ -74,6 +77,37 @@ def real_all(folder: Path) -> list[Outcome]:
         return run_points(real_site(folder / "real", starter, POINTS), POINTS)
 
 
+def cluster_all(faults: list[ScaleFault], places: list[Place], folder: Path) -> list[Outcome]:
+    """Every fault of several servers: those on Ray's nodes next to those without."""
+
+    def work(mine: list[Place]) -> list[Outcome]:
+        found = []
+        with Surroundings(folder / f"cluster-{mine[0].name.lower()}") as surroundings:
+            for fault, place in ((f, p) for f in faults for p in f.places if p in mine):
+                found.append(outcome := surroundings.run(fault, place))
+                bad = "BAD" if outcome.problems else "---" if outcome.skipped else "ok "
+                why = "; ".join(outcome.problems)[:600] or outcome.skipped
+                say(f"{bad} {fault.name} [{place}] {outcome.seconds or ''} {why}")
+        return found
+
+    series = [[p for p in places if p is not Place.RAY], [p for p in places if p is Place.RAY]]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return [o for found in pool.map(work, filter(None, series)) for o in found]
+
+
+def run_cluster(args: argparse.Namespace) -> int:
+    """The second part alone; its section of the page is replaced."""
+    faults = [f for f in SCALE_FAULTS if not args.only or args.only in f.name]
+    places = [p for p in Place if not args.place or p.name.lower() in args.place]
+    with tempfile.TemporaryDirectory(prefix="autotune-faults-", ignore_cleanup_errors=True) as t:
+        outcomes = cluster_all(faults, places, Path(t))
+    text = scale_table.section(outcomes)
+    sys.stdout.write(f"{text}\n")
+    if args.write:
+        args.write.write_text(scale_table.put_into(args.write.read_text(), text))
+    return int(any(o.problems for o in outcomes))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("--real", action="store_true", help="real vLLM servers, too")
@@ -81,7 +115,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the random faults (1)")
     parser.add_argument("--only", help="faults whose name contains this")
     parser.add_argument("--write", type=Path, help="file for the table")
+    parser.add_argument("--cluster", action="store_true", help="several servers: only these")
+    parser.add_argument(
+        "--place",
+        action="append",
+        choices=[p.name.lower() for p in Place],
+        help="with --cluster: only there",
+    )
     args = parser.parse_args()
+    if args.cluster:
+        return run_cluster(args)
     faults = [f for f in FAULTS if not args.only or args.only in f.name]
     with tempfile.TemporaryDirectory(prefix="autotune-faults-", ignore_cleanup_errors=True) as t:
         folder = Path(t)
@@ -91,7 +134,9 @@ def main() -> int:
             real_ones = pool.submit(real_all, folder) if args.real else None
             kills = soak.result() if soak else []
             real = real_ones.result() if real_ones else []
-    text = report(outcomes, kills, real, seed=args.seed)
+    kept = args.write.read_text() if args.write and args.write.exists() else ""
+    cluster = scale_table.found_in(kept)
+    text = report(outcomes, kills, real, seed=args.seed, cluster=cluster)
     sys.stdout.write(text)
     if args.write:
         args.write.write_text(text)

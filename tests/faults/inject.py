@@ -13,19 +13,20 @@ import random
 import shutil
 import signal
 import socket
-import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from autotune.storage.location import Server
 from tests.engine_double import HIDDEN, engine
+from tests.faults.kept import ERRORS, Kept, Reading, Row
 from tests.faults.plan import EVENTS, HANG_S, HEALTH_S, STOP_S, Fault, Run, Stage, Target
 from tests.faults.start import Started, Starter
 from tests.standin import MODULE, write_vllm
@@ -114,6 +115,9 @@ class Site:
         wrapper: Sequence[str] = (),
         container: bool = False,
         warm: bool = False,
+        server: Server | None = None,
+        options: Sequence[str] = (),
+        run_env: dict[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         env = env or {}
@@ -129,8 +133,11 @@ class Site:
         self.said.mkdir(exist_ok=True)
         self.folder, self.starter, self.wanted = folder, starter, wanted
         self.mark = uuid.uuid4().hex
-        self.database = folder / "autotune.db"
-        self.runs = 0
+        self.database, self.server = folder / "autotune.db", server
+        self.kept = Kept(server or self.database)
+        self.options = tuple(options)
+        self.run_env = run_env
+        self.runs: list[Started] = []
         self.turns_file = folder / "turns"
         self.turns_file.touch()
         self.file = write_study(
@@ -147,14 +154,23 @@ class Site:
 
     def command(self) -> list[str]:
         """The command that is given again and again."""
-        return ["run", str(self.file), "--trials", str(self.wanted)]
+        return ["run", str(self.file), "--trials", str(self.wanted), *self.options]
 
     def start(self, turns: Sequence[dict[str, str]] = (), *args: str) -> Started:
         """Starts a run whose next launches have these settings."""
         self.turns_file.write_text("".join(json.dumps(t) + "\n" for t in turns))
-        self.runs += 1
-        name = str(self.said / f"{self.runs}")
-        return self.starter.start(*(args or self.command()), cwd=self.folder, name=name)
+        name = str(self.said / f"{len(self.runs) + 1}")
+        words = args or self.command()
+        run = self.starter.start(*words, cwd=self.folder, name=name, env=self.run_env)
+        self.runs.append(run)
+        return run
+
+    def hurry(self) -> None:
+        """Let the launches after this measure quickly."""
+        with self.turns_file.open("r+") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            f.truncate()
+            f.write(f"{json.dumps({'DOUBLE_STEP_S': '0.01'})}\n" * 20)
 
     def turns_left(self) -> int:
         with self.turns_file.open() as f:
@@ -163,56 +179,24 @@ class Site:
 
     # -- the database ------------------------------------------------------------------------
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> AbstractContextManager[Reading]:
         """The database, as it stands; it must exist."""
-        connection = sqlite3.connect(f"{self.database.as_uri()}?mode=rw", uri=True, timeout=60)
-        with contextlib.closing(connection):
-            yield connection
+        return self.kept.reading()
 
-    def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        with self.reading() as c:
-            return c.execute(sql, values).fetchall()
+    def query(self, sql: str, *values: object) -> list[Row]:
+        return self.kept.rows(sql, *values)
 
-    def finished(self) -> dict[int, tuple[object, ...]]:
+    def is_there(self) -> bool:
+        """True if a run has made the database."""
+        return self.database.exists() if self.server is None else self.kept.has("autotune_events")
+
+    def finished(self) -> dict[int, Row]:
         """Every trial that came to its end, with all that is known of it, by number."""
-        if not self.database.exists():
-            return {}
-        with self.reading() as c:
-            if not c.execute("select 1 from sqlite_master where name = 'trials'").fetchall():
-                return {}
-            attrs = (
-                "(select json_group_object(key, value_json) from (select key, value_json from "
-                "trial_user_attributes a where a.trial_id = t.trial_id order by key))"
-            )
-            values = (
-                "(select json_group_array(value) from (select value from trial_values v "
-                "where v.trial_id = t.trial_id order by objective))"
-            )
-            params = (
-                "(select json_group_object(param_name, param_value) from (select param_name, "
-                "param_value from trial_params p where p.trial_id = t.trial_id order by "
-                "param_name))"
-            )
-            rows = c.execute(
-                f"select number, state, {values}, {params}, {attrs} from trials t "  # noqa: S608
-                "where state in ('COMPLETE', 'FAIL') order by number"
-            ).fetchall()
-        return {row[0]: row[1:] for row in rows}
+        return self.kept.finished()
 
-    def measured(self) -> dict[str, tuple[object, ...]]:
+    def measured(self) -> dict[str, Row]:
         """Every launch that was measured, with its numbers and how many requests it has."""
-        if not self.database.exists():
-            return {}
-        sql = (
-            'select launch_id, trial, "values", intervals, stats, (select count(*) from '
-            "autotune_requests r where r.launch_id = l.launch_id) from autotune_launches l "
-            "where measured_at is not null"
-        )
-        try:
-            return {row[0]: row[1:] for row in self.query(sql)}
-        except sqlite3.OperationalError:  # no tables yet
-            return {}
+        return self.kept.measured()
 
     def port(self, launch_id: str) -> int:
         sql = "select port from autotune_launches where launch_id = ?"
@@ -279,10 +263,9 @@ class Site:
         """The database is whole, and holds what it held before."""
         problems = []
         try:
-            if (said := self.query("pragma integrity_check")) != [("ok",)]:
-                problems.append(f"integrity_check: {said[:3]}")
+            problems += self.kept.damage()
             now, launched = self.finished(), self.measured()
-        except sqlite3.Error as e:
+        except ERRORS as e:
             return [f"the database: {e!r}"]
         problems += [
             f"trial {n} is {'lost' if n not in now else 'another'}"
@@ -298,28 +281,39 @@ class Site:
 
     def check_warm(self, warm: bool) -> list[str]:
         """Its servers were forked, or were not."""
-        sql = "select count(*) from autotune_launches where json_extract(identity, '$.warm')"
-        [(forked,)] = self.query(sql)
+        forked = self.kept.forked()
         return [] if bool(forked) == warm else [f"{forked} launches were warm"]
 
-    def check_whole(self, *, failed: int = 0, wanted: int | None = None) -> list[str]:
-        """The study is done: exactly the wanted number, none twice, nothing open."""
+    def check_whole(
+        self,
+        *,
+        failed: int = 0,
+        wanted: int | None = None,
+        not_ours: Collection[str] = (),
+    ) -> list[str]:
+        """The study is done: exactly the wanted number, none twice, nothing open.
+
+        Args:
+            failed: How many trials have failed.
+            wanted: How many there are; the site's by default.
+            not_ours: Launches of another host, whose end is not known here.
+        """
         try:
-            return self._check_whole(failed, wanted or self.wanted)
-        except sqlite3.Error as e:
+            return self._check_whole(failed, wanted or self.wanted, not_ours)
+        except ERRORS as e:
             return [f"the database: {e!r}"]
 
-    def _check_whole(self, failed: int, wanted: int) -> list[str]:
+    def _check_whole(self, failed: int, wanted: int, not_ours: Collection[str]) -> list[str]:
         problems = []
         states: list[str] = []
         reasons: list[str] = []  # of the failed ones
         points: list[tuple[object, str]] = []
         launches: list[str] = []
-        for number, (state, _values, params, text) in self.finished().items():
-            attrs = {k: json.loads(v) for k, v in json.loads(str(text)).items()}
+        for number, (state, told, params, texts) in self.finished().items():
+            attrs = {k: json.loads(v) for k, v in texts.items()}
             if attrs.get("failure_kind") == "infeasible":
                 continue
-            states.append(str(state))
+            states.append(state)
             if state == "FAIL":
                 reasons.append(f"trial {number}: {attrs.get('failure_reason')}")
             if not attrs.keys() & {"confirms", "replicates"}:
@@ -329,11 +323,7 @@ class Site:
                 [(kept,)] = self.query(
                     'select "values" from autotune_launches where launch_id = ?', attrs["launch"]
                 )
-                told = self.query(  # not from above: JSON there has 15 digits only
-                    "select value from trial_values join trials using (trial_id) where number = ?",
-                    number,
-                )
-                if sorted(json.loads(kept).values()) != sorted(v for (v,) in told):
+                if sorted(json.loads(kept).values()) != sorted(told.values()):
                     problems.append(f"trial {number} has not the numbers of its launch")
         if len(states) != wanted:
             problems.append(f"{len(states)} finished trials instead of {wanted}")
@@ -345,8 +335,10 @@ class Site:
             problems.append("a launch counts for two trials")
         if running := self.query("select number from trials where state in ('RUNNING', 'WAITING')"):
             problems.append(f"trials {running} are open")
-        unended = "select trial from autotune_launches where ended_at is null"
-        if open_ones := self.query(unended):
+        unended = self.query(
+            "select trial, launch_id from autotune_launches where ended_at is null"
+        )
+        if open_ones := [trial for trial, launch_id in unended if launch_id not in not_ours]:
             problems.append(f"launches of trials {open_ones} have no end")
         if left := self.processes():
             problems.append(f"processes are left: {[p.pid for p in left]}")
@@ -395,13 +387,14 @@ def reach(site: Site, run: Started, stage: Stage, turns_left: int) -> str:
     """
     confirms = stage is Stage.CONFIRMING
     deadline = time.monotonic() + RUN_S
-    while not site.database.exists() or (not confirms and site.turns_left() > turns_left):
+    while not site.is_there() or (not confirms and site.turns_left() > turns_left):
         _still(run, deadline, stage)
     where = (
         "trial in (select number from trials join trial_user_attributes using (trial_id) "
         "where key = 'confirms')"
         if confirms
-        else "launch_id = (select launch_id from autotune_launches order by planned_at desc)"
+        else "launch_id = (select launch_id from autotune_launches order by planned_at desc "
+        "limit 1)"
     )
     sql = (
         f"select launch_id from autotune_events where what = ? and {where} "  # noqa: S608
@@ -411,7 +404,7 @@ def reach(site: Site, run: Started, stage: Stage, turns_left: int) -> str:
     if confirms:
         [(seen,)] = site.query("select coalesce(max(id), 0) from autotune_events")
     with site.reading() as c:
-        while not (rows := c.execute(sql, (EVENTS[stage], seen)).fetchall()):
+        while not (rows := c.rows(sql, EVENTS[stage], seen)):
             _still(run, deadline, stage)
     if EVENTS[stage] in ("healthy", "warm"):
         time.sleep(random.uniform(0, 0.1))  # not always between the same two instructions
@@ -505,7 +498,7 @@ def _ending(
             if late and tries < 5:  # the machine was elsewhere for a moment: hit it once more
                 outcome.problems or outcomes.pop()
                 todo.insert(0, (stage, tries + 1))
-        except (AssertionError, TimeoutError, sqlite3.Error) as e:
+        except (AssertionError, TimeoutError, *ERRORS) as e:
             outcome.problems.append(str(e) or repr(e))
             if run.poll() is None:
                 run.signal(signal.SIGKILL)
@@ -584,7 +577,7 @@ def _going_on(
             if undo is not None:
                 undo()
             outcome.problems += site.check_kept(trials, launches)
-        except (AssertionError, TimeoutError, sqlite3.Error) as e:
+        except (AssertionError, TimeoutError, *ERRORS) as e:
             outcome.problems.append(str(e) or repr(e))
             site.clean_up()
             if run.poll() is not None:

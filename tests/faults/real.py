@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import yaml
 
 from autotune.study.files import find_study
 from tests.faults.inject import MARK, Outcome, Site, check_end, port_is_free
+from tests.faults.kept import ERRORS
 from tests.faults.plan import EVENTS, Run, Stage, Target
 from tests.faults.start import Started, Starter
 
@@ -137,7 +137,7 @@ def run_points(site: Site, points: Sequence[Point]) -> list[Outcome]:
                 if not port_is_free(port):
                     outcome.problems.append(f"port {port} is taken")
                 outcome.problems += site.check_kept(trials, launches)
-            except (AssertionError, TimeoutError, sqlite3.Error) as e:
+            except (AssertionError, TimeoutError, *ERRORS) as e:
                 outcome.problems.append(str(e) or repr(e))
                 if run is not None and run.poll() is not None:
                     run = None
@@ -153,12 +153,12 @@ def run_points(site: Site, points: Sequence[Point]) -> list[Outcome]:
 
 def _launches(site: Site, *, ended: bool = False) -> set[str]:
     """Ids of all launches, or of those whose end was written down."""
-    if not site.database.exists():
+    if not site.is_there():
         return set()
     sql = (
         f"select launch_id from autotune_launches where {'ended_at' if ended else '1'} is not null"  # noqa: S608
     )
-    with contextlib.suppress(sqlite3.OperationalError):  # no tables yet
+    with contextlib.suppress(*ERRORS):  # no tables yet
         return {launch_id for (launch_id,) in site.query(sql)}
     return set()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import signal
-import sqlite3
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from tests.faults.inject import Site, check_end
+from tests.faults.kept import ERRORS
 from tests.faults.plan import Run, Target
 from tests.faults.start import Started, Starter
 
@@ -125,7 +125,7 @@ class Soak:
                     run = None
             failed = self.failed_rightly(site, hits)
             self.kills[-1].problems += check_end(run, Run.GOES_ON) + site.check_whole(failed=failed)
-        except (AssertionError, TimeoutError, sqlite3.Error) as e:
+        except (AssertionError, TimeoutError, *ERRORS) as e:
             self.kills.append(Kill("the soak itself", "", problems=[repr(e)]))
         finally:
             site.clean_up()
@@ -168,7 +168,7 @@ class Soak:
             if not early and code != 0:
                 expected = Run.DIES if signum is signal.SIGKILL else Run.INTERRUPTED
                 kill.problems += check_end(run, expected)
-        if site.database.exists():
+        if site.is_there():
             kill.problems += site.check_kept(trials, launches)
         return process is None
 
@@ -183,7 +183,7 @@ class Soak:
                 "select what from autotune_events where launch_id = ? order by id desc limit 1",
                 launch_id,
             )
-        except (sqlite3.Error, ValueError):  # no table yet, no launch yet
+        except (*ERRORS, ValueError):  # no table yet, no launch yet
             return "starting", -1, ""
         if self.launches(site) == self.before:
             return "starting", trial, launch_id
@@ -195,7 +195,7 @@ class Soak:
     def launches(self, site: Site) -> int:
         try:
             return int(site.query("select count(*) from autotune_launches")[0][0])
-        except sqlite3.Error:  # no file or no table yet
+        except ERRORS:  # no file or no table yet
             return 0
 
     def find(self, site: Site, to: Target, launch_id: str) -> psutil.Process | None:
@@ -204,13 +204,13 @@ class Soak:
     def open_launches(self, site: Site) -> bool:
         try:
             return bool(site.query("select 1 from autotune_launches where ended_at is null"))
-        except sqlite3.Error:
+        except ERRORS:
             return False
 
     def failed_rightly(self, site: Site, hits: Counter[int]) -> int:
         """Trials that failed because two of their launches were hit; more is a problem."""
         try:
             failed = site.query("select number from trials where state = 'FAIL'")
-        except sqlite3.Error:  # what is wrong with it, check_whole says
+        except ERRORS:  # what is wrong with it, check_whole says
             return 0
         return sum(hits[number] >= 2 for (number,) in failed)

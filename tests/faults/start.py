@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,17 @@ class Starter:
     Args:
         real: Over real servers: nothing of the product is replaced by something cheaper.
         cache: For what a vLLM accepts; without it, the user's own.
+        wrapper: Words before the server's command: it, and all runs, are where they put it.
     """
 
-    def __init__(self, *, real: bool = False, cache: Path | None = None) -> None:
+    def __init__(
+        self, *, real: bool = False, cache: Path | None = None, wrapper: Sequence[str] = ()
+    ) -> None:
         self.codes: dict[int, int] = {}
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.start", str(theirs.fileno())]
+                [*wrapper, sys.executable, "-m", "tests.faults.start", str(theirs.fileno())]
                 + ["real"] * real,
                 cwd=ROOT,
                 # one thread: a fork copies only the one that calls it

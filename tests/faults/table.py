@@ -159,9 +159,14 @@ def vllm_version() -> str:
 
 
 def report(
-    outcomes: Sequence[Outcome], kills: Sequence[Kill], real: Sequence[Outcome], *, seed: int
+    outcomes: Sequence[Outcome],
+    kills: Sequence[Kill],
+    real: Sequence[Outcome],
+    *,
+    seed: int,
+    cluster: str,
 ) -> str:
-    """The whole page."""
+    """The whole page; ``cluster`` is the section of ``tests.faults.scale_table``."""
     where = (
         f"- {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, autotune {__version__}, vLLM "
         f"{vllm_version()}, Python {platform.python_version()}, {platform.system()} "
@@ -188,13 +193,16 @@ def report(
     if real:
         out += ["", "## Real vLLM servers (the demo pair)", ""]
         out += _real(real)
+    if cluster:
+        out += ["", *cluster.splitlines()]
     out += ["", *_WARM]
     out += ["", "## Failures of a trial", "", *_kinds()]
     out += ["", "## What is not survived", "", *_BEYOND]
     return "\n".join(out) + "\n"
 
 
-def _cell(found: Sequence[Outcome], notes: list[str]) -> str:
+def cell(found: Sequence[Outcome], notes: list[str]) -> str:
+    """What one fault came to at one place; why it did not hold goes to the notes."""
     if not found:
         return ""
     if skipped := [o for o in found if o.skipped]:
@@ -218,7 +226,7 @@ def _matrix(outcomes: Sequence[Outcome]) -> list[str]:
         if not mine:
             continue
         name = fault.name + (f" ({fault.stays})" if fault.stays else "")
-        cells = [_cell([o for o in mine if o.stage == stage], notes) for stage in Stage]
+        cells = [cell([o for o in mine if o.stage == stage], notes) for stage in Stage]
         name = name.replace("|", "\\|")
         lines.append(f"| {name} | {fault.run} | " + " | ".join(cells) + " |")
     held = sum(not o.problems and not o.skipped for o in outcomes)
@@ -236,11 +244,12 @@ def _matrix(outcomes: Sequence[Outcome]) -> list[str]:
         "something stays, the seconds of the next run or of `autotune reap` until it was gone, "
         "not counted here; a hung server first has to be noticed).",
     ]
-    lines += _notes(notes)
+    lines += notes_of(notes)
     return lines
 
 
-def _notes(notes: Sequence[str]) -> list[str]:
+def notes_of(notes: Sequence[str]) -> list[str]:
+    """The notes as a list, with an empty line before it."""
     if not notes:
         return []
     flat = (" ".join(note.split()) for note in notes)
@@ -273,15 +282,15 @@ def _kills(kills: Sequence[Kill], seed: int) -> list[str]:
             f"| {action} | {len(mine)} | {held} | {seconds_text(k.seconds for k in mine)} | "
             f"{counts} |"
         )
-    return lines + _notes(notes)
+    return lines + notes_of(notes)
 
 
 def _real(outcomes: Sequence[Outcome]) -> list[str]:
     notes: list[str] = []
     lines = ["| fault | stage | outcome | failure written down |", "|---|---|---|---|"]
     for o in outcomes:
-        lines.append(f"| {o.fault} | {o.stage} | {_cell([o], notes)} | {o.note} |")
+        lines.append(f"| {o.fault} | {o.stage} | {cell([o], notes)} | {o.note} |")
     held = sum(not o.problems for o in outcomes)
     seconds = seconds_text(o.seconds for o in outcomes)
     text = f"{held} of {len(outcomes)} held. Seconds until nothing was left, median / largest: "
-    return [*lines, "", f"{text}{seconds}.", *_notes(notes)]
+    return [*lines, "", f"{text}{seconds}.", *notes_of(notes)]

@@ -178,22 +178,19 @@ def played(slots: Slots, truth: Floats, held: int) -> tuple[Places, Launches, La
 
 def test_no_slots_luck_becomes_a_winner() -> None:
     """Equal points, slots that differ by 5 %; the whole table is that of benchmarks/slots.py."""
-    wrong = plain = held = told = 0
+    wrong = held = told = 0
     studies = 150
     for seed in range(studies):
         rng = np.random.default_rng([seed, 7])
         slots = Slots(rng.normal(0, 0.05, (2, 4)[seed % 2]), 0.03, seed)
         places, searched, confirmed, _ = played(slots, np.zeros(17), 8)
         judged = verdict(confirmed, searched, BOTH, 0, places)
-        blind = verdict(confirmed, searched, BOTH, 0)
         assert judged is not None
-        assert blind is not None
         wrong += not judged.winners[0].tie
-        plain += not blind.winners[0].tie
         for k, c in judged.candidates.items():
             if k and c.over_baseline is not None:
                 low, high = c.over_baseline[0].low, c.over_baseline[0].high
                 told += 1
                 held += low is None or high is None or low <= 1 <= high
     assert wrong / studies <= 0.03
-    assert 0.9 <= held / told <= 0.99
+    assert 0.93 <= held / told <= 0.98

@@ -339,6 +339,32 @@ def test_a_batch_does_not_ask_again_for_what_a_pending_launch_will_tell(
     assert again.gain < first.gain
 
 
+def test_the_model_learns_from_launches_without_how_their_slots_differ() -> None:
+    def on(slot: int, trial: FrozenTrial) -> FrozenTrial:
+        faster = 1 + 0.1 * slot
+        trial.values = [trial.values[0] * faster, trial.values[1] / faster]
+        trial.user_attrs["slot"] = {"cores": str(slot)}
+        return trial
+
+    base, shared, *points = [q for q in grid_points(SPACE) if infeasible(q) is None][::9]
+    order = [(base, 0), (base, 1), (shared, 1), (shared, 0)]
+    order += [(q, i % 2) for i, q in enumerate(points)]
+    blind = [finished(i, q, smooth(q)) for i, (q, _) in enumerate(order)]
+    trials = [on(slot, finished(i, q, smooth(q))) for i, (q, slot) in enumerate(order)]
+    true = np.array([x.costs for x in launched_of(SPACE, blind, BOTH)])
+    found = launched_of(SPACE, trials, BOTH)
+    off = np.array([x.costs for x in found]) - true
+    assert np.ptp(off, axis=0).max() < 0.032  # of 10 % a third is left, at most
+    assert all(x.variances > (1e-4, 1e-4) for x in found)
+    assert all(x.rate == pytest.approx(np.exp(-x.costs[0])) for x in found)
+    # on one slot, whichever it is, nothing changes
+    for t in trials:
+        t.user_attrs["slot"] = {"cores": "0-7"}
+    for t, same in zip(trials, blind, strict=True):
+        t.values = same.values
+    assert launched_of(SPACE, trials, BOTH) == launched_of(SPACE, blind, BOTH)
+
+
 def test_a_pending_point_is_believed_in_as_one_that_was_launched_with_its_expected_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -43,7 +43,13 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[Server] = []
 
     def build(
-        *, port: int | None = None, n: int = 0, mnbt: int = 2048, timeout: float = 60, **env: str
+        *,
+        port: int | None = None,
+        n: int = 0,
+        mnbt: int = 2048,
+        timeout: float = 60,
+        lease_s: float | None = None,
+        **env: str,
     ) -> Server:
         spec = ServerSpec(
             command=(sys.executable, str(DOUBLE)),
@@ -63,7 +69,9 @@ def make(tmp_path: Path) -> Iterator[Make]:
             resolve=str,
         )
         log = tmp_path / f"{launch_id}.log"
-        server = Server(plan, launch_id=launch_id, log_path=log, server=spec, info=INFO)
+        server = Server(
+            plan, launch_id=launch_id, log_path=log, server=spec, info=INFO, lease_s=lease_s
+        )
         made.append(server)
         return server
 
@@ -161,6 +169,21 @@ def test_server_is_ended_without_its_supervisor(make: Make):
     wait_until(lambda: not server.alive())
     assert server.stop().killed == 2
     assert not processes_of(server.launch_id)
+
+
+def test_a_server_lives_as_long_as_its_lease_is_renewed(make: Make):
+    server = make(lease_s=3)
+    server.start()
+    for _ in range(20):
+        time.sleep(0.2)
+        assert server.renew()
+    assert server.alive()
+    begun = time.monotonic()
+    wait_until(lambda: not server.alive())
+    assert time.monotonic() - begun > 1
+    wait_until(lambda: not processes_of(server.launch_id))
+    server.stop()
+    assert not server.renew()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import optuna
@@ -20,6 +21,7 @@ from sqlalchemy import text
 
 from autotune.cli.main import main
 from autotune.errors import LeaseLost, MachineError, UserError
+from autotune.serving.interrupts import held_back, is_held
 from autotune.storage import server_lease
 from autotune.storage.lease import is_free
 from autotune.storage.location import Server
@@ -100,7 +102,7 @@ def test_a_driver_that_stood_still_writes_nothing_more(server: Server, tmp_path:
             lambda: study.ask(),
             lambda: study.set_user_attr("x", 1),
             lambda: trial.set_user_attr("x", 1),
-            lambda: frozen.set_trial_attrs("s", 0, {"x": 1}),
+            lambda: frozen.end_trial(trial._trial_id, {"x": 1}, [1.0]),
             frozen.check_lease,
         ]
         for write in writes:
@@ -233,6 +235,36 @@ def test_a_server_that_stays_away_is_one_line(
         write()
     assert "\n" not in str(e.value)
     own.start()
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["cleaning up", "held back"])
+def test_an_interrupted_run_does_not_wait_for_a_server_that_is_away(
+    own: Cluster, monkeypatch: pytest.MonkeyPatch, *, held: bool
+) -> None:
+    monkeypatch.setattr(server_lease, "INTERRUPTED_S", 1.0)
+    server = own.new()
+    said: list[str] = []
+
+    def interrupted() -> None:
+        with opened(server, create=True) as store:
+            store.take_lease(said.append)
+            plan(store, "a")
+            try:
+                own.stop(signal.SIGQUIT)
+                with held_back() if held else nullcontext():
+                    signal.raise_signal(signal.SIGINT)
+                    store.launches.event("s", "x")
+            finally:
+                store.launches.ended("a", 0, 0)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert said == []
+    assert not is_held()
+    own.start()
+    with opened(server) as store:
+        assert store.launches.get("a").ended_at is None
+        assert store.launches.events("s") == []
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["done", "not done"])

@@ -1,81 +1,70 @@
-"""Whether launches of today compare with those that a study has: what is said at a resume."""
+"""Early ending compares within a class of machines."""
 
 from __future__ import annotations
 
-import os
-import sqlite3
-from contextlib import closing
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from autotune.engine.variables import is_kept
-from autotune.storage.store import Store, opened
-from autotune.tuning.comparable import check_comparable, environment_of, warn_of_variables
-from autotune.tuning.prepare import Prepared
-from tests.results.test_comparison import BASELINE, MACHINE, Run, stored
-from tests.tuning.test_reuse import prepared_study
+from autotune.api import _Listener
+from autotune.storage.store import opened
+from autotune.study.space import MNBT, N
+from autotune.tuning.comparable import MachineClass, class_of_slot
+from autotune.tuning.trial_log import TrialLog
+from tests.tuning.test_reuse import BASELINE, MACHINE, add_trial, begin, prepared_study
 
-NAME = "VLLM_USE_V2_MODEL_RUNNER"
-
-
-@pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in filter(is_kept, [*os.environ]):
-        monkeypatch.delenv(name)
+GPU = {"name": "H200", "memory_mib": 143771, "driver": "550.1"}
 
 
-class NoCheck:
-    """Weights that are as they were."""
-
-    def check(self) -> dict[str, str]:
-        return {}
-
-
-def said(prepared: Prepared, store: Store) -> list[str]:
-    lines: list[str] = []
-    check_comparable(prepared, store, MACHINE, lines.append, NoCheck())  # type: ignore[arg-type]
-    return lines
+def of(
+    gpus: list[Mapping[str, Any]],
+    vllm: str | None = "0.33.0",
+    weights: Mapping[str, str] | None = None,
+    cores: int = 8,
+) -> MachineClass:
+    machine = {"cpu": "EPYC", "cores": cores, "gpus": gpus}
+    return MachineClass.of(machine, vllm, weights or {})
 
 
-def test_a_resume_in_another_environment_names_the_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    database = stored(tmp_path / "db", [Run(BASELINE, 100.0, own={NAME: "1", "HF_HOME": "/x"})])
-    prepared = prepared_study(tmp_path / "now", "double")
-    with opened(database) as store:
-        [line] = said(prepared, store)
-        assert line.startswith(
-            f'earlier launches had another environment: {NAME} ("1" then, not set now). '
-        )
-        monkeypatch.setenv(NAME, "1")
-        monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")  # changes no figure
-        assert said(prepared, store) == []
-        assert environment_of(prepared) == {NAME: "1"}
-        monkeypatch.setenv(NAME, "0")
-        [line] = said(prepared, store)
-        assert f'{NAME} ("1" then, "0" now)' in line
+@pytest.mark.parametrize(
+    ("one", "other", "why"),
+    [
+        (of([GPU]), of([GPU, GPU]), None),  # the flags say how many a server has
+        (of([GPU]), of([GPU | {"name": "H100"}]), "hardware H200, not H100"),
+        (of([GPU]), of([GPU | {"driver": "560.2"}]), "GPU driver 550.1, not 560.2"),
+        (of([GPU]), of([]), "hardware H200, not EPYC, 8 cores"),
+        (of([]), of([], cores=4), "hardware EPYC, 8 cores, not EPYC, 4 cores"),
+        (of([GPU]), of([GPU], "0.33.0+cu130"), None),
+        (of([GPU]), of([GPU], "0.32.0"), "vLLM 0.33.0, not 0.32.0"),
+        (of([GPU]), of([GPU], None), None),
+        (of([GPU], weights={"target": "a"}), of([GPU], weights={"draft": "b"}), None),
+        (
+            of([GPU], weights={"target": "a", "draft": "c"}),
+            of([GPU], weights={"target": "b", "draft": "c"}),
+            "weights of the target",
+        ),
+    ],
+)
+def test_classes(one: MachineClass, other: MachineClass, why: str | None) -> None:
+    assert one.other(other) == why
+    assert (other.other(one) is None) == (why is None)
 
 
-def test_what_an_earlier_autotune_did_not_keep_is_no_difference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    database = stored(tmp_path / "db", [Run(BASELINE, 100.0)])
-    prepared = prepared_study(tmp_path / "now", "double")
-    monkeypatch.setenv("FLASHINFER_X", "1")
-    with opened(database) as store:
-        assert said(prepared, store) == []
-    with closing(sqlite3.connect(database)) as c:
-        c.execute("UPDATE autotune_launches SET host = 'a host'")
-        c.commit()
-    with opened(database) as store:
-        [line] = said(prepared, store)
-        assert 'FLASHINFER_X (not set then, "1" now)' in line
-
-
-def test_a_study_without_launches_has_nothing_to_compare(tmp_path: Path) -> None:
-    prepared = prepared_study(tmp_path / "now", "double")
-    with opened(tmp_path / "new.db", create=True) as store:
-        lines: list[str] = []
-        warn_of_variables(prepared, store, "double:map", lines.append)
-    assert lines == []
+def test_a_rival_of_another_class_ends_no_measurement(tmp_path: Path) -> None:
+    prepared = prepared_study(tmp_path)
+    with opened(tmp_path / "autotune.db", create=True) as store:
+        begin(store, prepared)
+        add_trial(store, prepared, BASELINE, rate=50.0)
+        here = add_trial(store, prepared, {N: 3, MNBT: 512}, rate=100.0)
+        there = {**MACHINE, "cpu": "another processor"}
+        best = add_trial(store, prepared, {N: 7, MNBT: 64}, rate=200.0, machine=there)
+        log = TrialLog(prepared, store, _Listener(None, None))
+        log.open(prepared)
+        assert [r.trial for r in log.rivals()] == [best]
+        like = class_of_slot(prepared, MACHINE, (), 0)
+        # the front is of all trials: what is better is of no use here
+        assert [r.trial for r in log.rivals(like)] == []
+        assert [r.trial for r in log.rivals(class_of_slot(prepared, there, (), 0))] == [best]
+        assert here != best

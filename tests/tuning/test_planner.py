@@ -66,7 +66,7 @@ class World:
         method = spec.search.method
         proposer = Proposer(self.space, infeasible, ways, method=method, seed=1, stop_below=0.0)
         args = (spec, OBJECTIVES, self.budget, self.space, infeasible, proposer)
-        self.planner = Planner(*args, slots=slots)
+        self.planner, self.slots = Planner(*args), slots
         self.trials: list[FrozenTrial] = []
         self.begun: list[Choice] = []
         self.planned: Spending | None = None
@@ -77,11 +77,13 @@ class World:
 
     def situation(self, pending: Sequence[Choice] = (), *, searching: bool = True) -> Situation:
         blocks = () if self.planned is None else self.planned.blocks
-        now = Situation(self.trials, pending, searching, self.order, blocks)
+        now = Situation(self.trials, pending, searching, self.order, blocks, self.slots)
         if self.planner.awaits_step(now):
             standing = Standing(OBJECTIVES)
             standing.update(self.trials)
-            self.planned = self.planner.next_step(standing, self.trials, self.planned)
+            self.planned = self.planner.next_step(
+                standing, self.trials, self.planned, slots=self.slots
+            )
             now = replace(now, confirmation=self.order, blocks=self.planned.blocks)
         return now
 
@@ -169,7 +171,6 @@ class OnSlots(World):
 
     def __init__(self, folder: Path, wanted: int, slots: int, **changes: object) -> None:
         super().__init__(folder, wanted, slots=slots, **changes)
-        self.slots = slots
         self.at: dict[int, int] = {}
 
     def situation(self, pending: Sequence[Choice] = (), *, searching: bool = True) -> Situation:

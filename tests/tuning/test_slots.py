@@ -25,12 +25,15 @@ from autotune.serving import slots as host
 from autotune.serving.logs import LogFolder
 from autotune.serving.slots import Slot, SlotGpu, cores_of_slots, ranges, slot_details, slot_gpus
 from autotune.study.files import load_study
-from autotune.tuning.executor import Executor, OneSlot, slot_for
+from autotune.tuning.executor import OneSlot, slot_for
 from autotune.tuning.launcher import no_prelaunch
 from autotune.tuning.local_slots import LocalSlots
+from autotune.tuning.progress import OUTSIDE
+from autotune.tuning.slot_pool import SlotPool
 from autotune.tuning.slots import slot_environment, slots_of_host
-from autotune.tuning.trial import Failed, Measured, Trial
+from autotune.tuning.trial import Failed, Measured
 from tests.studies import wait_until, write_study
+from tests.tuning.executors import check_executor, trial
 
 CORES = tuple(sorted(os.sched_getaffinity(0)))
 
@@ -42,6 +45,7 @@ class Served:
     told: list[tuple[Any, ...]] = field(default_factory=list)
     answer: Callable[[], object] = lambda: None
     raised: Exception | None = None
+    said: list[str] = field(default_factory=list)
 
     def calls(self) -> dict[str, Callable[..., Any]]:
         def others() -> object:
@@ -53,6 +57,7 @@ class Served:
             "double": lambda n: 2 * n,
             "stage": lambda *a: self.told.append(("stage", *a)),
             "ended": lambda *a: self.told.append(("ended", *a)),
+            "message": lambda text, at=OUTSIDE: self.said.append(text),
             "others": others,
         }
 
@@ -63,19 +68,19 @@ def served() -> Served:
 
 
 @pytest.fixture
-def executor(tmp_path: Path, served: Served) -> Iterator[LocalSlots]:
+def executor(tmp_path: Path, served: Served) -> Iterator[SlotPool]:
     """Two slots, each of one core, or of the only one."""
     before = psutil.Process().children()  # a server of another file's tests
     slots = [Slot(i, 2, (CORES[i % len(CORES)],)) for i in range(2)]
-    made = LocalSlots(
+    places = LocalSlots(
         slots,
         lambda slot: slot,  # type: ignore[arg-type, return-value] – the double reads no setup
         lambda slot: {"SLOT_TEST": slot.name},
-        served.calls(),
         LogFolder(tmp_path),
         stop_timeout_s=1,
         module="tests.tuning.slot_double",
     )
+    made = SlotPool(places, served.calls(), stop_timeout_s=1)
     try:
         yield made
     finally:
@@ -83,11 +88,7 @@ def executor(tmp_path: Path, served: Served) -> Iterator[LocalSlots]:
         assert psutil.Process().children() == before
 
 
-def trial(number: int, do: str, slot: int = 0) -> Trial:
-    return Trial(number, {"do": do}, slot=slot)
-
-
-def results(executor: LocalSlots, count: int) -> dict[int, Any]:
+def results(executor: SlotPool, count: int) -> dict[int, Any]:
     """Outcomes by the number of their trial."""
     found: dict[int, Any] = {}
     while len(found) < count:
@@ -108,27 +109,15 @@ def one_slot() -> OneSlot:
 
 @pytest.mark.parametrize("kind", ["one", "local"])
 def test_an_executor_runs_what_it_takes_and_takes_nothing_after_its_end(
-    kind: str, executor: LocalSlots
+    kind: str, executor: SlotPool
 ) -> None:
-    tested: Executor = one_slot() if kind == "one" else executor
-    slots = 1 if kind == "one" else 2
-    assert (tested.capacity, tested.completed()) == (slots, [])
-    for number in range(2 * slots):
-        tested.submit(trial(number, "cores", number % slots))
-        if tested.capacity == 0:
-            with pytest.raises(RuntimeError):
-                tested.submit(trial(9, "cores"))
-            while tested.capacity < slots:
-                assert all(isinstance(o, Measured) for _, o in tested.completed())
-    tested.close()
-    tested.close()
-    assert (tested.capacity, tested.completed()) == (0, [])
+    check_executor(one_slot() if kind == "one" else executor, 1 if kind == "one" else 2)
 
 
 # -- several slots -----------------------------------------------------------------------------
 
 
-def test_each_slot_has_its_own_cores_and_variables(executor: LocalSlots) -> None:
+def test_each_slot_has_its_own_cores_and_variables(executor: SlotPool) -> None:
     for number, do in enumerate(["cores", "variable"]):
         executor.submit(trial(2 * number, do, 0))
         executor.submit(trial(2 * number + 1, do, 1))
@@ -139,9 +128,7 @@ def test_each_slot_has_its_own_cores_and_variables(executor: LocalSlots) -> None
             assert outcome == Measured(cores if do == "cores" else f"slot {slot}")
 
 
-def test_two_run_at_once_and_only_this_process_is_asked(
-    executor: LocalSlots, served: Served
-) -> None:
+def test_two_run_at_once_and_only_this_process_is_asked(executor: SlotPool, served: Served) -> None:
     """Each of the two waits until the other one has begun."""
     thread = threading.get_ident()
     asked: list[int] = []
@@ -162,7 +149,7 @@ def test_two_run_at_once_and_only_this_process_is_asked(
     assert executor.capacity == 1  # the other one still sleeps
 
 
-def test_a_failed_trial_arrives_as_it_was(executor: LocalSlots) -> None:
+def test_a_failed_trial_arrives_as_it_was(executor: SlotPool) -> None:
     executor.submit(trial(0, "fail", 1))
     [(done, outcome)] = executor.completed()
     assert isinstance(outcome, Failed)
@@ -177,7 +164,7 @@ def test_slots_of_trials() -> None:
     assert slot_for([], home=3) == 3
 
 
-def test_one_whose_slot_is_busy_waits_for_it(executor: LocalSlots) -> None:
+def test_one_whose_slot_is_busy_waits_for_it(executor: SlotPool) -> None:
     executor.submit(trial(0, "cores", 0))
     executor.submit(trial(1, "cores", 0))
     assert executor.capacity == 0
@@ -189,11 +176,11 @@ def test_one_whose_slot_is_busy_waits_for_it(executor: LocalSlots) -> None:
     [
         ("raise", UserError, "the weights have changed"),
         ("bug", RuntimeError, "KeyError: 'a bug'"),
-        ("die", MachineError, "the process of slot 1 of trial 7 ended with exit code -9"),
+        ("die", MachineError, "slot 1 of trial 7 ended with exit code -9; its log is"),
     ],
 )
 def test_what_ends_a_run_ends_the_other_slots_servers(
-    executor: LocalSlots, served: Served, do: str, error: type[Exception], words: str
+    executor: SlotPool, served: Served, do: str, error: type[Exception], words: str
 ) -> None:
     executor.submit(trial(6, "sleep", 0))
     while not served.told:
@@ -207,7 +194,7 @@ def test_what_ends_a_run_ends_the_other_slots_servers(
 
 
 def test_what_cannot_be_written_ends_the_run_and_is_not_tried_again(
-    executor: LocalSlots, served: Served
+    executor: SlotPool, served: Served
 ) -> None:
     served.raised = MachineError("the disk is full")
     executor.submit(trial(0, "wait", 0))
@@ -216,7 +203,50 @@ def test_what_cannot_be_written_ends_the_run_and_is_not_tried_again(
     executor.close()
 
 
-def test_a_cancelled_slot_takes_trials_again(executor: LocalSlots, served: Served) -> None:
+def test_a_process_that_dies_is_replaced_and_its_trial_runs_again(
+    executor: SlotPool, served: Served
+) -> None:
+    executor.submit(trial(0, "sleep", 0))
+    executor.submit(trial(1, "die once", 1))
+    assert results(executor, 1) == {1: Measured("again")}
+    assert len(served.said) == 1
+    assert "slot 1 of trial 1 ended with exit code -9" in served.said[0]
+    assert executor.capacity == 1  # the other one still sleeps
+
+
+def test_a_process_that_stands_still_is_replaced(
+    executor: SlotPool, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.tuning.slot_pool.SILENT_S", 2.0)  # it tells every 0.2 s
+    executor.submit(trial(0, "sleep", 0))
+    executor.submit(trial(1, "stop once", 1))
+    assert results(executor, 1) == {1: Measured("again")}
+    assert [text.partition(" has given no sign")[0] for text in served.said] == [
+        "the process of slot 1",
+        served.said[1],
+    ]
+    assert executor.capacity == 1
+
+
+def test_nobody_is_silent_while_nobody_listens(
+    executor: SlotPool, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while a database is waited for."""
+    monkeypatch.setattr("autotune.tuning.slot_pool.SILENT_S", 2.0)
+    monkeypatch.setattr("autotune.tuning.slot_pool._SURE_S", 2.0)
+
+    def answer() -> str:
+        time.sleep(5)
+        return "late"
+
+    served.answer = answer
+    executor.submit(trial(0, "sleep", 0))
+    executor.submit(trial(1, "wait", 1))
+    assert results(executor, 1) == {1: Measured("late")}
+    assert served.said == []
+
+
+def test_a_cancelled_slot_takes_trials_again(executor: SlotPool, served: Served) -> None:
     executor.submit(trial(0, "sleep", 0))
     while not served.told:
         executor._listen(0.1)
@@ -227,9 +257,9 @@ def test_a_cancelled_slot_takes_trials_again(executor: LocalSlots, served: Serve
 
 
 def test_a_process_that_hangs_is_killed_in_the_end(
-    executor: LocalSlots, monkeypatch: pytest.MonkeyPatch
+    executor: SlotPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autotune.tuning.local_slots._MORE_S", -30.0)  # with KILL_S: 1 s in all
+    monkeypatch.setattr("autotune.tuning.slot_pool._MORE_S", -30.0)  # with KILL_S: 1 s in all
     before = psutil.Process().children()
     executor.submit(trial(0, "stop", 0))
     [process] = [p for p in psutil.Process().children() if p not in before]
@@ -239,7 +269,7 @@ def test_a_process_that_hangs_is_killed_in_the_end(
 
 
 def test_an_interrupt_is_passed_on_and_the_second_one_too(
-    executor: LocalSlots, served: Served
+    executor: SlotPool, served: Served
 ) -> None:
     executor.submit(trial(0, "sleep", 0))
 

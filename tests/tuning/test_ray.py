@@ -1,0 +1,225 @@
+"""Studies on two Ray nodes of this machine, over the server double, and what ends them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psutil
+import pytest
+
+from autotune.errors import UserError
+from autotune.study.files import load_study
+from autotune.tuning.late_outcomes import LateOutcome
+from autotune.tuning.prepare import Prepared, prepare
+from autotune.tuning.progress import OUTSIDE, At
+from autotune.tuning.slot_pool import SlotPool
+from autotune.tuning.slots import cluster_of
+from tests.ray_nodes import RayNodes, why_not
+from tests.studies import (
+    UNENDED,
+    Forked,
+    autotune,
+    finished,
+    processes_of,
+    query,
+    start_autotune,
+    trials,
+    wait_for_event,
+    wait_until,
+    write_study,
+)
+from tests.tuning.executors import check_executor
+
+pytestmark = [
+    pytest.mark.double,
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+]
+
+SLOW = {"DOUBLE_STEP_S": "0.1"}  # a measurement takes several seconds
+SECRET = "hf_thisIsASecretOfTheStudy0123456789"  # noqa: S105 – nobody's
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    with RayNodes(2, NODE_HAS="this") as made:
+        yield made
+        assert not secrets_in(made.folder)
+
+
+@pytest.fixture(autouse=True)
+def environment(nodes: RayNodes) -> Iterator[None]:
+    """Drivers have the cluster's home folder."""
+    with mock.patch.dict(os.environ, nodes.env, clear=True):
+        yield
+
+
+def secrets_in(folder: Path) -> list[Path]:
+    """Files of Ray that hold a secret of a study."""
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+    return [p for p in files if SECRET.encode() in p.read_bytes()]
+
+
+def write(folder: Path, **changes: Any) -> str:
+    env = {"DOUBLE_STEP_S": "0.01", "HF_TOKEN": SECRET}
+    changes = {"workload__hang_timeout_s": 3, "server__env": env, **changes}
+    return str(write_study(folder, **changes))
+
+
+def start(nodes: RayNodes, study: str, wanted: int, cwd: Path) -> Forked:
+    words = ("run", study, "--trials", str(wanted), "--ray", nodes.address)
+    return start_autotune(*words, cwd=cwd)
+
+
+def check_whole(folder: Path, wanted: int) -> None:
+    """Exactly the wanted trials, none twice, nothing open."""
+    rows = trials(folder)
+    assert [t["state"] for t in rows] == ["complete"] * wanted
+    assert finished(folder) == wanted
+    told = query(folder, "select value_json from trial_user_attributes where key = 'launch'")
+    assert len(set(told)) == len(told) == wanted
+    assert query(folder, UNENDED) == [(0,)]
+    assert processes_of(folder) == []
+
+
+def both_measure(folder: Path, run: int = 1) -> None:
+    """Waits until two servers of a run, of which there are so many, are measured at once."""
+    sql = (
+        "select lease_epoch from autotune_events join autotune_launches using (launch_id) "
+        "where what = 'warm' and ended_at is null"
+    )
+    wait_for_event(folder, "warm", 2)
+    wait_until(lambda: query(folder, sql).count((run,)) == 2)
+
+
+def workers(folder: Path) -> dict[int, psutil.Process]:
+    """The processes of the slots that have a server now, by slot."""
+    sql = (
+        "select json_extract(machine, '$.slot.number'), json_extract(identity, '$.guard_pid') "
+        "from autotune_launches where ended_at is null"
+    )
+    rows = query(folder, sql)
+    return {int(str(n)): psutil.Process(int(str(pid))).parent() for n, pid in rows}  # type: ignore[misc]
+
+
+class Nothing:
+    """Of what earlier runs left there is nothing."""
+
+    def ended(self, launch_id: str, ended: int) -> None:
+        raise AssertionError(launch_id)
+
+    def measured(self, outcome: LateOutcome) -> bool:
+        return False
+
+
+class Told:
+    """A progress that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str, at: At = OUTSIDE) -> None:
+        self.said.append(text)
+
+
+def prepared(folder: Path, **changes: Any) -> Prepared:
+    from autotune.cli.console import Ui
+
+    return prepare(load_study(write(folder, **changes)), Ui())
+
+
+def test_the_executor_does_what_every_executor_does(nodes: RayNodes, tmp_path: Path) -> None:
+    from autotune.tuning.ray_slots import RayCluster
+
+    study, told = prepared(tmp_path), Told()
+    with RayCluster(
+        study, nodes.address, 1, told.message, module="tests.tuning.slot_double"
+    ) as cluster:
+        assert sorted(cluster.slots) == [0, 1]
+        cluster.open(tmp_path, [], Nothing())
+        served = {"double": lambda n: 2 * n, "message": told.message}
+        pool = SlotPool(cluster, served, stop_timeout_s=1)
+        cores = {n: f"{[*slot.cores]}" for n, slot in cluster.slots.items()}
+        check_executor(pool, 2, cores)
+    assert [x for x in told.said if "waiting for a free slot" not in x] == []
+
+
+def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
+    study = write(tmp_path)
+    run = start(nodes, study, 4, tmp_path)
+    out, err = run.communicate(timeout=120)
+    assert (run.returncode, err) == (0, ""), out
+    check_whole(tmp_path, 4)
+    slots = [t["slot"] for t in trials(tmp_path)]
+    assert {s["number"] for s in slots} == {0, 1}  # type: ignore[index]
+    assert len({s["host"] for s in slots}) == 2  # type: ignore[index]
+    # everybody says where
+    host = next(s["host"] for s in slots if s["number"] == 1)  # type: ignore[index]
+    assert f"slot 1 on {host}  [2/4] trial 1" in out
+    assert f"node {host}: 1 slot of" in out
+    assert f"slot 1 of 2 on {host}" in autotune("status", "--trial", "1", cwd=tmp_path).stdout
+    # servers have the variables of their node, not Ray's, and not twice the same ports
+    kept = [json.loads(str(env)) for (env,) in query(tmp_path, "select env from autotune_launches")]
+    assert not any(name.startswith("RAY_") for env in kept for name in env)
+    assert processes_of(tmp_path) == []
+
+
+def test_what_ends_the_run_ends_all_servers_and_the_same_command_goes_on(
+    nodes: RayNodes, tmp_path: Path
+) -> None:
+    study = write(tmp_path, server__env={**SLOW, "HF_TOKEN": SECRET})
+    run = start(nodes, study, 3, tmp_path)
+    both_measure(tmp_path)
+    said = autotune("ps", cwd=tmp_path).stdout
+    assert "trial 0 of double, slot 0 on" in said
+    run.send_signal(signal.SIGKILL)
+    wait_until(lambda: not processes_of(tmp_path), 15)
+
+    run = start(nodes, study, 3, tmp_path)
+    both_measure(tmp_path, 2)
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert len(err.splitlines()) == 1
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert processes_of(tmp_path) == []
+
+    run = start(nodes, study, 3, tmp_path)  # a process and another one's actor die
+    both_measure(tmp_path, 3)
+    first, second = workers(tmp_path)[0], workers(tmp_path)[1].parent()
+    assert "ray::" in " ".join(second.cmdline())  # type: ignore[union-attr]
+    first.kill()
+    second.kill()  # type: ignore[union-attr]
+    out, err = run.communicate(timeout=120)
+    assert (run.returncode, err) == (0, ""), out
+    assert out.count("The trial is launched again") == 2
+    check_whole(tmp_path, 3)
+
+
+def test_a_node_leaves_and_another_one_joins(nodes: RayNodes, tmp_path: Path) -> None:
+    study = write(tmp_path, server__env={**SLOW, "HF_TOKEN": SECRET})
+    run = start(nodes, study, 5, tmp_path)
+    both_measure(tmp_path)
+    nodes.kill()
+    run.wait_for_words("The trial is launched again")
+    nodes.add()
+    out, err = run.communicate(timeout=120)
+    assert (run.returncode, err) == (0, ""), out
+    check_whole(tmp_path, 5)
+
+
+def test_what_cannot_run_is_refused_in_one_line(nodes: RayNodes, tmp_path: Path) -> None:
+    study = prepared(tmp_path)
+    for address, words in (
+        ("ray://127.0.0.1:1", "must be on a node"),
+        ("127.0.0.1:1", "nothing answers there"),
+        ("some words", "neither auto nor HOST:PORT"),
+    ):
+        with pytest.raises(UserError, match=words) as e, cluster_of(study, address, 1, print):
+            pass
+        assert "\n" not in str(e.value)
