@@ -167,6 +167,7 @@ def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
     # servers have the variables of their node, neither Ray's nor the driver's
     kept = [json.loads(str(env)) for (env,) in query(tmp_path, "select env from autotune_launches")]
     assert not any(name.startswith("RAY_") for env in kept for name in env)
+    assert not any("LD_PRELOAD" in env for env in kept)
     assert {env.get("OMP_NUM_THREADS") for env in kept} == {"3"}
     assert processes_of(tmp_path) == []
 
