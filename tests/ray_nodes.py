@@ -40,7 +40,7 @@ class RayNodes:
         env: The environment of its drivers.
     """
 
-    def __init__(self, nodes: int, **env: str) -> None:
+    def __init__(self, nodes: int, *, gpus: int = 0, **env: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="atr"))  # short: Ray's sockets are below it
         (self.folder / "home").mkdir()
         self.env = {
@@ -53,7 +53,7 @@ class RayNodes:
             **env,
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.ray_nodes", str(nodes)],
+            [sys.executable, "-m", "tests.ray_nodes", str(nodes), str(gpus)],
             cwd=ROOT,
             env=self.env,
             stdin=subprocess.PIPE,
@@ -119,7 +119,12 @@ def main() -> None:
 
     cluster = Cluster()
     for _ in range(int(sys.argv[1])):
-        cluster.add_node(num_cpus=1, object_store_memory=_STORE, include_dashboard=False)
+        cluster.add_node(
+            num_cpus=1,
+            num_gpus=int(sys.argv[2]),
+            object_store_memory=_STORE,
+            include_dashboard=False,
+        )
     say(address=cluster.address)
     for line in sys.stdin:
         if line.strip() == "add":

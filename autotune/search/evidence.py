@@ -26,6 +26,9 @@ acceptance tells of tok/s may be wrong of p95. p(y | θ, M) is normal (C. E. Ras
 Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, equation 2.30), and its mean
 over the prior is one over quasi-random draws of θ.
 
+If points do differ, the same likelihoods are the posterior of surrogates and θ, by which an
+improvement is averaged where a search could end.
+
 Where points differ by more than launches of one point do, the chance is 0 after the first launches,
 and the search is what it would be without this.
 """
@@ -33,10 +36,11 @@ and the search is what it would be without this.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.special import expit, logit, logsumexp, ndtri
+from scipy.special import expit, logit, logsumexp, ndtri, softmax
 from scipy.stats import qmc
 
 from autotune.search.surrogate import Trend, priors
@@ -50,13 +54,29 @@ _DRAWS = 128
 _MOST = 64
 
 
-def chance_of_same(
+@dataclass(frozen=True)
+class Evidence:
+    """What launches say of the hypotheses.
+
+    Attributes:
+        same: Posterior chance, 0 … 1, that all points have the same truth.
+        thetas: Draws of θ of each surrogate, of shape (surrogates, draws, features + 2).
+        weights: Posterior chances of surrogates and draws, if points differ, by each objective, of
+            shape (objectives, surrogates, draws); of no objectives after too many launches.
+    """
+
+    same: float
+    thetas: Floats
+    weights: Floats
+
+
+def weigh(
     x: Floats,
     costs: Floats,
     variances: Floats,
     surrogates: Sequence[tuple[Sequence[Trend], float]],
-) -> float:
-    """Return the posterior chance, 0 … 1, that all points have the same truth.
+) -> Evidence:
+    """Return what launches say of the hypotheses.
 
     Args:
         x: Features of the launches, of shape (launches, features).
@@ -66,22 +86,26 @@ def chance_of_same(
             median of the prior of s.
     """
     count, features = x.shape
-    if count > _MOST:
-        return 0.0
     # the priors of the length scales are those of every surrogate
-    thetas = [_thetas(features, scale) for _, scale in surrogates]
+    thetas = np.array([_thetas(features, scale) for _, scale in surrogates])
+    if count > _MOST:
+        return Evidence(0.0, thetas, np.empty((0, *thetas.shape[:2])))
     squares = (x[:, None, :] - x[None, :, :]) ** 2
     correlations = matern(np.sqrt(np.einsum("ijf,kf->kij", squares, thetas[0][:, :-2] ** -2.0)))
     rest = costs - costs.mean(axis=0)
-    for_same = []
+    for_same, weights = [], []
     for y, v in zip(rest.T, variances.T, strict=True):
-        same = _evidence(y, v, surrogates[0][0][:1], thetas[0], None)
-        others = [
-            _evidence(y, v, trends, theta, correlations)
-            for (trends, _), theta in zip(surrogates, thetas, strict=True)
-        ]
-        for_same.append(same - logsumexp(others) + np.log(len(others)))
-    return float(expit(logit(_PRIOR) + np.mean(for_same)))
+        same = _likelihoods(y, v, surrogates[0][0][:1], thetas[0], None)
+        some = np.array(
+            [
+                _likelihoods(y, v, trends, theta, correlations)
+                for (trends, _), theta in zip(surrogates, thetas, strict=True)
+            ]
+        )
+        for_same.append(logsumexp(same) - logsumexp(some) + np.log(len(some)))
+        weights.append(softmax(some))
+    chance = float(expit(logit(_PRIOR) + np.mean(for_same)))
+    return Evidence(chance, thetas, np.array(weights))
 
 
 @cache
@@ -98,14 +122,14 @@ def _thetas(features: int, scale: float) -> Floats:
     return np.asarray(np.exp(medians + spreads * _draws(features + 2)))
 
 
-def _evidence(
+def _likelihoods(
     y: Floats,
     variances: Floats,
     trends: Sequence[Trend],
     theta: Floats,
     correlations: Floats | None,
-) -> float:
-    """Return the logarithm of the evidence of one objective.
+) -> Floats:
+    """Return the logarithm of the likelihood of one objective by each θ, of shape (draws,).
 
     Args:
         y: Costs less their mean, of shape (launches,).
@@ -120,4 +144,4 @@ def _evidence(
     k = fixed + (theta[:, -1] ** 2)[:, None, None] * np.eye(len(y))
     if correlations is not None:
         k += (theta[:, -2] ** 2)[:, None, None] * correlations
-    return float(logsumexp(log_likelihoods(k, rest)) - np.log(_DRAWS))
+    return log_likelihoods(k, rest)

@@ -13,8 +13,11 @@ chance that anything matters (:mod:`autotune.search.evidence`).
 
 A belief that is wrong but certain expects no gain anywhere. Therefore, when no launch seems worth
 its time, the belief is *challenged* (:mod:`autotune.search.challenges`): first in the gaps between
-the launches, then right next to the best points, as a peak may be narrower than the surrogate
-believes. The belief is *settled* when no challenge is left.
+the launches. Then the improvement is asked for once more, now averaged over all surrogates and
+hyperparameters that the launches allow (:meth:`Surrogates.expected`), since the most probable ones
+may be too smooth, and the prediction may be wrong. At last come the points right next to the best
+ones, as a peak may be narrower than any surrogate believes. The belief is *settled* when no
+challenge is left.
 
 While launches are pending, the next launch is chosen as if they had their expected outcomes
 (:func:`expecting`), so that it does not ask again for what they will show.
@@ -32,7 +35,7 @@ import numpy as np
 from autotune.search.acceptance import Prediction, SpeculationLaunch
 from autotune.search.alike import key_of
 from autotune.search.challenges import beside, compared, unseen
-from autotune.search.evidence import chance_of_same
+from autotune.search.evidence import Evidence, weigh
 from autotune.search.features import unit
 from autotune.search.gain import (
     Belief,
@@ -44,7 +47,7 @@ from autotune.search.gain import (
     reference_point,
 )
 from autotune.search.noise import UNKNOWN
-from autotune.search.surrogate import Trend, fit
+from autotune.search.surrogate import Surrogate, Trend, fit, process
 from autotune.stats.measurement import Floats, Ints
 from autotune.study.space import ARM, N, Point, Space
 from autotune.study.ways import curve_of
@@ -55,10 +58,13 @@ _SCALE, _SCALE_PREDICTED = 0.3, 0.1
 # Chance that nothing matters above which what is next to the best points is of no interest: it is
 # likely the same. Chosen by replays.
 _SAME = 0.1
+# Chance above which it is rather believed than that anything matters.
+_FLAT = 0.5
 # Fewest launches that may say so: of three, the prior speaks.
 _LEAST = 6
 # Improvement that launches could show, in standard deviations of one launch.
 _SEEN = 0.1
+_THETAS = 16  # draws of θ that an improvement is averaged over
 # Trend function at all points, expected coefficient and its standard deviation.
 _Basis = tuple[Floats, float, float]
 
@@ -172,10 +178,14 @@ def propose(
         asked = alone  # nothing but n differs from the best
     if not asked.any() and not pending:
         same = surrogates.chance_of_same if len(launched) >= _LEAST else 0.0
+        if same < _FLAT:
+            worth = surrogates.expected(recommendable) * chances * (1 - same)
+            if worth.max() >= doubt_below:
+                return Proposal(points[int(worth.argmax())], float(worth.max()), leaders=leaders)
         if same < _SAME:
             asked = beside(space, new, best_points)
             asked &= optimism(plain)[recommendable:] >= doubt_below
-        elif same < 0.5 and sum(q.get(N) == points[0].get(N) for q in own) < 2:
+        elif same < _FLAT and sum(q.get(N) == points[0].get(N) for q in own) < 2:
             return Proposal(points[0], gain, True, leaders)  # the baseline, which all differ from
     # of the challenges the one with the best optimistic case, without prior knowledge
     hopes = (potential(plain, reference) * chances)[recommendable:]
@@ -242,14 +252,72 @@ class Surrogates:
     @cached_property
     def chance_of_same(self) -> float:
         """The chance, 0 … 1, that all points are the same for all objectives."""
+        return self._evidence.same
+
+    @cached_property
+    def _ways(self) -> list[tuple[Sequence[_Basis], float]]:
+        """The surrogates without and with prior knowledge: trend and median of the prior of s."""
         plain = (self._basis[:1], _SCALE)
-        ways = [plain, (self._basis, self._scale)] if len(self._basis) > 1 else [plain]
-        return chance_of_same(
+        return [plain, (self._basis, self._scale)] if len(self._basis) > 1 else [plain]
+
+    @cached_property
+    def _evidence(self) -> Evidence:
+        """What the launches say of these surrogates, and of that all points are the same."""
+        return weigh(
             self._x[self._at],
             self._costs,
             self._variances,
-            [(self._trends(basis), scale) for basis, scale in ways],
+            [(self._trends(basis), scale) for basis, scale in self._ways],
         )
+
+    def expected(self, first: int) -> Floats:
+        """Return the expected improvement by a launch at each point, if points differ at all.
+
+        It is averaged over the surrogates without and with prior knowledge and over their
+        hyperparameters, by their posterior chances for each objective (C. E. Rasmussen, C. K. I.
+        Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, section 5.2): few
+        launches say neither how rough an objective is nor how far launches differ.
+
+        Args:
+            first: As of :meth:`beliefs`.
+
+        Returns:
+            Improvements as those of :func:`autotune.search.gain.improvements`, of shape (points,);
+            0 after so many launches that the most probable hyperparameters say it all.
+        """
+        thetas, weights = self._evidence.thetas, self._evidence.weights
+        if not len(weights):
+            return np.zeros(len(self._x))
+        rng = np.random.default_rng(0)
+        at = (np.arange(_THETAS) + 0.5) / _THETAS
+        picks = [
+            rng.permutation(np.searchsorted(np.cumsum(own)[:-1], at))
+            for own in weights.reshape(len(weights), -1)
+        ]
+        made: dict[tuple[int, int], Belief] = {}
+        for j, own in enumerate(picks):
+            for i in set(own.tolist()):
+                way, draw = divmod(i, thetas.shape[1])
+                basis = self._ways[way][0]
+                y, v = self._costs[:, j], self._variances[:, j]
+                level = float(y.mean())
+                model = process(
+                    self._x[self._at], y - level, v, self._trends(basis), thetas[way, draw]
+                )
+                made[j, i] = self._belief(model, basis, level, v, first)
+        total = np.zeros(len(self._x))
+        for pick in zip(*picks, strict=True):
+            total += improvements([made[j, int(i)] for j, i in enumerate(pick)])
+        return total / _THETAS
+
+    def _belief(
+        self, model: Surrogate, basis: Sequence[_Basis], level: float, v: Floats, first: int
+    ) -> Belief:
+        """Return the posterior of the objective whose costs less their level a process is of."""
+        functions = [h for h, _, _ in basis]
+        mean, variance, covariance = model.posterior(self._x, functions, first)
+        noise = float(np.median(v)) + model.between**2
+        return Belief(mean + level, variance, covariance, noise)
 
     def _trends(self, basis: Sequence[_Basis]) -> list[Trend]:
         """Return trend functions at the launches."""
@@ -268,10 +336,7 @@ class Surrogates:
         for y, v in zip(self._costs.T, self._variances.T, strict=True):
             level = float(y.mean())
             model = fit(self._x[self._at], y - level, v, self._trends(basis), scale)
-            functions = [h for h, _, _ in basis]
-            mean, variance, covariance = model.posterior(self._x, functions, first)
-            noise = float(np.median(v)) + model.between**2
-            out.append(Belief(mean + level, variance, covariance, noise))
+            out.append(self._belief(model, basis, level, v, first))
         return out
 
 

@@ -153,9 +153,7 @@ def fit(
     features = x.shape[1]
     medians, spreads = priors(features, scale)
     rest = y - _trend_mean(trends, [t.values for t in trends])
-    fixed = np.diag(variances + _JITTER)
-    for t in trends:
-        fixed += t.sd**2 * np.outer(t.values, t.values)
+    fixed = _fixed(variances, trends)
     squares = (x[:, None, :] - x[None, :, :]) ** 2
     diagonal = np.arange(len(y))
     lower = np.tril(np.ones((len(y), len(y))), -1) + np.eye(len(y)) / 2
@@ -190,11 +188,34 @@ def fit(
         loss, start, jac=True, method="L-BFGS-B", bounds=[(-_BOUNDS, _BOUNDS)] * len(start)
     )
     theta = np.exp(medians + spreads * (found.x if np.isfinite(found.fun) else start))
-    lengths, amplitude, between = theta[:features], float(theta[-2]), float(theta[-1])
-    k = amplitude**2 * matern(_distances(x / lengths, x / lengths))
-    chol = np.asarray(np.linalg.cholesky(fixed + k + between**2 * np.eye(len(y))), dtype=np.float64)
+    return process(x, y, variances, trends, theta)
+
+
+def process(
+    x: Floats, y: Floats, variances: Floats, trends: Sequence[Trend], theta: Floats
+) -> Surrogate:
+    """Return the process of given hyperparameters.
+
+    The other arguments are those of :func:`fit`.
+
+    Args:
+        theta: Length scales, s, and the standard deviation between launches, of shape
+            (features + 2,).
+    """
+    lengths, amplitude, between = theta[:-2], float(theta[-2]), float(theta[-1])
+    rest = y - _trend_mean(trends, [t.values for t in trends])
+    k = _fixed(variances, trends) + amplitude**2 * matern(_distances(x / lengths, x / lengths))
+    chol = np.asarray(np.linalg.cholesky(k + between**2 * np.eye(len(y))), dtype=np.float64)
     weights = cho_solve((chol, True), rest)
     return Surrogate(lengths, amplitude, between, x, tuple(trends), chol, weights)
+
+
+def _fixed(variances: Floats, trends: Sequence[Trend]) -> Floats:
+    """Return the part of the covariance of launches that no hyperparameter changes."""
+    out = np.diag(variances + _JITTER)
+    for t in trends:
+        out += t.sd**2 * np.outer(t.values, t.values)
+    return np.asarray(out)
 
 
 def _trend_mean(trends: Sequence[Trend], values: Sequence[Floats]) -> Floats:

@@ -307,13 +307,16 @@ def _take_own_environment() -> None:
     """Undo what Ray does to the environment of an actor, such as ``OMP_NUM_THREADS=1``.
 
     A server is to get the variables of its node, as ``ray start`` had them: they are those of the
-    raylet, which is the parent.
+    raylet, which is the parent. Only ``LD_PRELOAD`` is not: Ray 2.60 puts its own jemalloc there
+    (ray/_private/services.py, propagate_jemalloc_env_var), and what was there before is lost.
     """
     with contextlib.suppress(psutil.Error):
         parent = psutil.Process(os.getppid())
         if "raylet" not in parent.name():
             return
         own = parent.environ()
+        if own.get("LD_PRELOAD", "").endswith("/ray/core/libjemalloc.so"):
+            del own["LD_PRELOAD"]
         for name in [x for x in os.environ if not x.startswith("RAY_") and x not in own]:
             del os.environ[name]
         os.environ.update({k: v for k, v in own.items() if not k.startswith("RAY_")})

@@ -305,6 +305,28 @@ def test_a_slots_process_that_breaks_is_replaced(tmp_path: Path, how: signal.Sig
     assert again == [(1,)]  # the other one was not touched
 
 
+def test_what_was_measured_while_the_driver_stood_still_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / "dflash-autotune" / "outcomes"
+    study = write(tmp_path, server__env=SLOW)
+    run = start_autotune("run", study, "--trials", "2", "--parallel", "2", cwd=tmp_path)
+    processes = both_measure(tmp_path, run)
+    run.send_signal(signal.SIGSTOP)
+    wait_until(lambda: len(list(kept.glob("*.pickle"))) == 2)
+    run.kill()
+    run.communicate(timeout=30)
+    none_left(tmp_path, processes, 15)
+    done = autotune("run", study, "--trials", "2", "--parallel", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path, 2)
+    assert query(tmp_path, "select count(*) from autotune_launches") == [(2,)]
+    late = "select count(*) from autotune_events where what = 'a late outcome arrived'"
+    assert query(tmp_path, late) == [(2,)]
+    assert list(kept.iterdir()) == []
+
+
 def test_a_fault_of_the_machine_ends_both(tmp_path: Path) -> None:
     env = {**SLOW, "DOUBLE_FAIL": "driver", "DOUBLE_FAIL_IF": "num_speculative_tokens>=15"}
     study = write(tmp_path, server__env=env)

@@ -47,15 +47,16 @@ SECRET = "hf_thisIsASecretOfTheStudy0123456789"  # noqa: S105 – nobody's
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayNodes]:
-    with RayNodes(2, NODE_HAS="this") as made:
+    with RayNodes(2, OMP_NUM_THREADS="3") as made:
         yield made
+        assert list(made.folder.rglob("raylet.out"))  # Ray's logs are there
         assert not secrets_in(made.folder)
 
 
 @pytest.fixture(autouse=True)
 def environment(nodes: RayNodes) -> Iterator[None]:
     """Drivers have the cluster's home folder."""
-    with mock.patch.dict(os.environ, nodes.env, clear=True):
+    with mock.patch.dict(os.environ, {**nodes.env, "OMP_NUM_THREADS": "1"}, clear=True):
         yield
 
 
@@ -163,9 +164,11 @@ def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
     assert f"slot 1 on {host}  [2/4] trial 1" in out
     assert f"node {host}: 1 slot of" in out
     assert f"slot 1 of 2 on {host}" in autotune("status", "--trial", "1", cwd=tmp_path).stdout
-    # servers have the variables of their node, not Ray's, and not twice the same ports
+    # servers have the variables of their node, neither Ray's nor the driver's
     kept = [json.loads(str(env)) for (env,) in query(tmp_path, "select env from autotune_launches")]
     assert not any(name.startswith("RAY_") for env in kept for name in env)
+    assert not any("LD_PRELOAD" in env for env in kept)
+    assert {env.get("OMP_NUM_THREADS") for env in kept} == {"3"}
     assert processes_of(tmp_path) == []
 
 
