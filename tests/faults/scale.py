@@ -410,7 +410,6 @@ SCALE_FAULTS = (
         second_driver,
         (*SEVERAL, Place.ONE),
         untouched=True,
-        quick=(Place.RAY,),
     ),
     ScaleFault("a launch of another host is left, and lives", Run.DIES, of_another_host, ON_SERVER),
     ScaleFault(
