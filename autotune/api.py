@@ -325,7 +325,7 @@ def tune(
     with _quiet_optuna(), _outside_of_loops():
         try:
             prepared = prepare(study.loaded, listener)
-            with cluster_of(prepared, ray, slots, listener.message) as cluster:
+            with cluster_of(prepared, ray, slots, listener.message, path) as cluster:
                 reason = str(
                     run_study(
                         prepared if cluster is None else cluster.prepared,

@@ -162,7 +162,7 @@ def _run(
     with ui:
         prepared = prepare(loaded, ui)
         say_trust(ui, loaded)
-        with cluster_of(prepared, ray, parallel, ui.message) as cluster:
+        with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
             slots = slots_of_host(prepared, parallel) if cluster is None else ()
             ui.slots = max(1, len(slots if cluster is None else cluster.slots))
             ui.slot_name = None if cluster is None else cluster.name

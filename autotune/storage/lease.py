@@ -94,6 +94,23 @@ def is_free(database: Database) -> bool:
     return True
 
 
+def check_free(database: Database) -> None:
+    """Check that no other runner holds a database, before what takes long; takes nothing.
+
+    Raises:
+        UserError: another one does; or the database cannot be used.
+    """
+    if isinstance(database, Server):
+        from autotune.storage import server_lease
+        from autotune.storage.failures import NOTHING_CHANGED, database_errors
+
+        with database_errors(database, UserError, NOTHING_CHANGED):
+            server_lease.check_free(database)
+    elif database.exists():
+        with exclusive(database):
+            pass
+
+
 @dataclass(frozen=True)
 class Holder:
     """Holder of the lease, which launches servers under it.

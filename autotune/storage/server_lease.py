@@ -76,10 +76,7 @@ class ServerLease:
         while (held := self._try()) is not None:
             owner, host, pid, expires, left = held
             if seen is not None and seen != (owner, expires):
-                raise UserError(
-                    f"{self._server}: another autotune (pid {pid} on {host}) is running on it; "
-                    "wait for it, or give this run another --db"
-                )
+                raise _is_held(self._server, pid, host)
             seen = owner, expires
             if not told and time.monotonic() - began > RENEW_S + 1:
                 told = True
@@ -202,6 +199,13 @@ class ServerLease:
                 if not is_lost(e) or not self._repeat(lambda: self._was_written(number)):
                     raise
 
+    def _is_taken(self) -> bool:
+        """Return whether another driver has the lease; False if the server does not tell."""
+        with suppress(psycopg.Error, AutotuneError), connect(self._server) as c:
+            row = c.execute("SELECT epoch, owner FROM autotune_lease WHERE id = 1").fetchone()
+            return row is None or tuple(row) != self._mine()
+        return False
+
     def _was_written(self, number: int) -> bool:
         """Return whether a commit was done that had no answer; waits until its fate is known."""
         with connect(self._server) as c:  # the lock is held as long as the other one may go on
@@ -236,7 +240,11 @@ class ServerLease:
             try:
                 return work()
             except Exception as e:
-                if isinstance(e, AutotuneError) or not is_lost(e):
+                if isinstance(e, AutotuneError):
+                    raise
+                if not is_lost(e):
+                    if self._is_taken():  # what is there is the other driver's
+                        raise self._refusal() from e
                     raise
                 now, interrupted = time.monotonic(), _is_interrupted()
                 if end is None:
@@ -277,6 +285,36 @@ def _is_interrupted() -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
+
+
+def _is_held(server: Server, pid: object, host: object) -> UserError:
+    return UserError(
+        f"{server}: another autotune (pid {pid} on {host}) is running on it; wait for it, or give "
+        "this run another --db"
+    )
+
+
+def check_free(server: Server) -> None:
+    """Check that nobody holds the lease of a database and renews it; waits for a renewal.
+
+    Raises:
+        UserError: another driver does.
+    """
+    seen: object = None
+    end = time.monotonic() + RENEW_S + 1
+    with connect(server, autocommit=True) as c:
+        there = c.execute("SELECT to_regclass('autotune_lease') IS NOT NULL").fetchone()
+        while there is not None and there[0] and time.monotonic() < end:
+            row = c.execute(
+                "SELECT owner, expires_at, pid, host FROM autotune_lease "  # noqa: S608
+                f"WHERE owner IS NOT NULL AND expires_at > {_NOW}"
+            ).fetchone()
+            if row is None:
+                return
+            if seen is not None and seen != tuple(row[:2]):
+                raise _is_held(server, *row[2:])
+            seen = tuple(row[:2])
+            time.sleep(_RETRY_S)
 
 
 def is_free(server: Server) -> bool:

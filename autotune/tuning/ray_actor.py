@@ -48,6 +48,8 @@ RENEW_S = 3.0
 # For the process to end its server and itself; then it is killed, and its supervisor ends the rest.
 _GRACE_S = 5.0
 _LOOK_S = 0.5
+# After the end of the lease the place stays that of the driver, which may come back.
+_PLACE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class SlotActor:
         self._outbox: deque[tuple[int, FromSlot]] = deque()
         self._renewed = time.monotonic()
         self._interrupted = False  # since the lease has run out
+        self._begun = False  # whether there ever was a process
         self._processes: list[SlotProcess] = []
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # the kernel ends a child when the thread that started it ends, and this one never does
@@ -260,11 +263,17 @@ class SlotActor:
             module=self._module,
         )
         self._processes.append(process)
+        self._begun = True
         process.send(setup)
 
     def _look_at_lease(self) -> None:
-        """End the process and its server when the driver has not asked for too long."""
+        """End the process and its server when the driver has not asked for too long.
+
+        Later, end the actor, which gives its place back: another driver may wait for it.
+        """
         late = time.monotonic() - self._renewed - LEASE_S
+        if late > _PLACE_S and self._begun and not self._processes:
+            _leave_node()
         for process in self._processes if late > 0 else ():
             if late > _GRACE_S:
                 process.kill()
@@ -311,6 +320,13 @@ def _take_own_environment() -> None:
         for name in [x for x in os.environ if not x.startswith("RAY_") and x not in own]:
             del os.environ[name]
         os.environ.update({k: v for k, v in own.items() if not k.startswith("RAY_")})
+
+
+def _leave_node() -> None:
+    """End the process of this actor, if it is one of Ray's."""
+    with contextlib.suppress(psutil.Error):
+        if "raylet" in psutil.Process(os.getppid()).name():
+            os._exit(0)
 
 
 def _without_rays(env: Mapping[str, str]) -> dict[str, str]:

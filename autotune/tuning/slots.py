@@ -18,6 +18,8 @@ from autotune.engine.rule import minor_of
 from autotune.errors import UserError, one_line
 from autotune.results.text import count
 from autotune.serving.slots import Slot, SlotGpu, cores_of_slots, shares_a_core, slot_gpus
+from autotune.storage.lease import check_free
+from autotune.storage.location import Database
 from autotune.storage.store import Store
 from autotune.study.containers import is_container
 from autotune.study.schema import StudySpec
@@ -104,7 +106,11 @@ def slots_of_host(prepared: Prepared, parallel: int | None) -> tuple[Slot, ...]:
 
 @contextmanager
 def cluster_of(
-    prepared: Prepared, address: str | None, parallel: int | None, say: Callable[[str], None]
+    prepared: Prepared,
+    address: str | None,
+    parallel: int | None,
+    say: Callable[[str], None],
+    database: Database | None = None,
 ) -> Iterator[Cluster | None]:
     """Yield the slots of a study on a Ray cluster; None without an address.
 
@@ -113,10 +119,11 @@ def cluster_of(
         address: ``auto``, or host and port of the cluster's head.
         parallel: Number of slots of a node without GPUs; None: one.
         say: Told what a user should know before the run.
+        database: The study's; one that another run holds is refused before slots are waited for.
 
     Raises:
-        UserError: Ray is not installed, there is no such cluster, or no node of it can run the
-            study.
+        UserError: another run holds the database, Ray is not installed, there is no such cluster,
+            or no node of it can run the study.
     """
     if address is None:
         yield None
@@ -128,6 +135,8 @@ def cluster_of(
             f"--ray needs Ray, which cannot be imported here ({one_line(str(e), 200)}); "
             "pip install 'dflash-autotune[ray]'"
         ) from e
+    if database is not None:
+        check_free(database)
     with RayCluster(prepared, address, parallel or 1, say) as cluster:
         yield cluster
 

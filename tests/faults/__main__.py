@@ -11,6 +11,7 @@ Exit code 1 if anything did not hold.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from tests.faults import scale_table
 from tests.faults.cases import Bench
-from tests.faults.inject import Outcome
+from tests.faults.inject import Outcome, outcomes_as_json
 from tests.faults.plan import FAULTS, Fault
 from tests.faults.real import POINTS, real_site, run_points
 from tests.faults.scale import SCALE_FAULTS, Place, ScaleFault, Surroundings
@@ -28,6 +29,7 @@ from tests.faults.start import Starter
 from tests.faults.table import report
 
 AT_ONCE = 2
+SERIES = ((Place.ONE, Place.FILE), (Place.LOCAL,), (Place.RAY,))
 
 
 def say(text: str) -> None:
@@ -78,7 +80,7 @@ def real_all(folder: Path) -> list[Outcome]:
 
 
 def cluster_all(faults: list[ScaleFault], places: list[Place], folder: Path) -> list[Outcome]:
-    """Every fault of several servers: those on Ray's nodes next to those without."""
+    """Every fault of several servers; most of the time one waits, so places go side by side."""
 
     def work(mine: list[Place]) -> list[Outcome]:
         found = []
@@ -90,9 +92,17 @@ def cluster_all(faults: list[ScaleFault], places: list[Place], folder: Path) -> 
                 say(f"{bad} {fault.name} [{place}] {outcome.seconds or ''} {why}")
         return found
 
-    series = [[p for p in places if p is not Place.RAY], [p for p in places if p is Place.RAY]]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    series = [[p for p in places if p in some] for some in SERIES]
+    with ThreadPoolExecutor(len(SERIES)) as pool:
         return [o for found in pool.map(work, filter(None, series)) for o in found]
+
+
+def with_earlier(file: Path, outcomes: list[Outcome]) -> list[Outcome]:
+    """These outcomes, and those of earlier runs for other faults and places; the file keeps all."""
+    kept = json.loads(file.read_text()) if file.exists() else []
+    found = {(o.fault, str(o.stage)): o for o in [*(Outcome(**x) for x in kept), *outcomes]}
+    file.write_text(outcomes_as_json([*found.values()]))
+    return [*found.values()]
 
 
 def run_cluster(args: argparse.Namespace) -> int:
@@ -101,6 +111,8 @@ def run_cluster(args: argparse.Namespace) -> int:
     places = [p for p in Place if not args.place or p.name.lower() in args.place]
     with tempfile.TemporaryDirectory(prefix="autotune-faults-", ignore_cleanup_errors=True) as t:
         outcomes = cluster_all(faults, places, Path(t))
+    if args.outcomes:
+        outcomes = with_earlier(args.outcomes, outcomes)
     text = scale_table.section(outcomes)
     sys.stdout.write(f"{text}\n")
     if args.write:
@@ -121,6 +133,9 @@ def main() -> int:
         action="append",
         choices=[p.name.lower() for p in Place],
         help="with --cluster: only there",
+    )
+    parser.add_argument(
+        "--outcomes", type=Path, help="with --cluster: file with those of earlier runs, kept there"
     )
     args = parser.parse_args()
     if args.cluster:

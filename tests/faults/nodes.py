@@ -237,7 +237,7 @@ class Nodes:
                 self._start(node)
 
     def renew(self) -> None:
-        """Start the other node anew."""
+        """Start the other node again."""
         self._end(OTHER)
         self._start(OTHER)
 

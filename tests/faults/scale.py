@@ -4,7 +4,7 @@ A run is brought to where a server is launched or measured on each of its slots 
 told, and hit.
 Then the same must hold as in ``tests.faults.plan``: nothing of what was hit is left in time, what
 was there is there unchanged, and the study ends with exactly the wanted number of trials, none lost
-and none twice, by itself or with the same command again.
+and none twice, in the same run or with the same command again.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Who(StrEnum):
     SLOT = "the process of a slot"
     ACTOR = "the actor's process"
     NODE = "the raylet of the other node"
+    HEAD = "the raylet of the driver's node"
     API = "a server's API process"
     SUPERVISOR = "a server's supervisor"
 
@@ -117,9 +118,9 @@ class Scene:
     def find(self, who: Who) -> psutil.Process:
         if who is Who.DRIVER:
             return psutil.Process(self.run.pid)
-        if who is Who.NODE:
+        if who in (Who.NODE, Who.HEAD):
             assert self.nodes is not None
-            raylet = self.nodes.raylet(OTHER)
+            raylet = self.nodes.raylet(OTHER if who is Who.NODE else HEAD)
             assert raylet is not None
             return raylet
         if who in (Who.API, Who.SUPERVISOR):
@@ -175,11 +176,12 @@ def hit(scene: Scene, *, hits: Sequence[tuple[Who, signal.Signals]], within_s: f
     targets = [(scene.find(who), signum) for who, signum in hits]
     for process, signum in targets:
         process.send_signal(signum)
-    ends = any(who is Who.DRIVER for who, _ in hits)
-    scene.until_gone(None if ends else scene.victim, within_s, run=ends)
+    hit_by = [who for who, _ in hits]
+    ends = Who.DRIVER in hit_by or Who.HEAD in hit_by
+    scene.until_gone(None if ends else scene.victim, within_s, run=Who.DRIVER in hit_by)
     # what stands still has to be replaced, and nothing stays of a driver that is gone
     ended = [p for (p, _), (who, _) in zip(targets, hits, strict=True) if who not in _SERVER]
-    left = [p for found in scene.workers.values() for p in found] if ends else []
+    left = [p for found in scene.workers.values() for p in found if Who.DRIVER in hit_by]
     scene.until_ended([*ended, *left], within_s)
 
 
@@ -384,11 +386,12 @@ SCALE_FAULTS = (
     _signal(Who.DRIVER, _TERM, Run.INTERRUPTED, (*SEVERAL, Place.ONE)),
     _signal(Who.API, _KILL, Run.GOES_ON, SEVERAL),
     _signal(Who.SUPERVISOR, _KILL, Run.GOES_ON, SEVERAL),
-    _signal(Who.SLOT, _KILL, Run.GOES_ON, SEVERAL),
+    _signal(Who.SLOT, _KILL, Run.GOES_ON, SEVERAL, quick=(Place.RAY,)),
     _signal(Who.SLOT, _STOP, Run.GOES_ON, SEVERAL),
     _signal(Who.ACTOR, _KILL, Run.GOES_ON, ONLY_RAY),
     _signal(Who.ACTOR, _STOP, Run.GOES_ON, ONLY_RAY, parted=True),
     _signal(Who.NODE, _KILL, Run.GOES_ON, ONLY_RAY, parted=True),
+    _signal(Who.HEAD, _KILL, Run.ENDS, ONLY_RAY),
     ScaleFault(
         f"SIGSTOP to the driver, SIGCONT {AWAY_S:g} s later",
         Run.GOES_ON,
@@ -407,7 +410,7 @@ SCALE_FAULTS = (
         second_driver,
         (*SEVERAL, Place.ONE),
         untouched=True,
-        quick=(Place.LOCAL,),
+        quick=(Place.RAY,),
     ),
     ScaleFault("a launch of another host is left, and lives", Run.DIES, of_another_host, ON_SERVER),
     ScaleFault(
@@ -555,6 +558,8 @@ class Surroundings:
         outcome.problems += check_end(scene.run, fault.of(place))
         outcome.problems += site.check_kept(trials, launches)
         if fault.of(place) is not Run.GOES_ON:
+            if ray is not None:
+                ray.restore()
             outcome.problems += check_end(site.start([_FAST] * 20), Run.GOES_ON)
         foreign = scene.foreign | ({scene.victim} if fault.parted else set())
         outcome.problems += site.check_whole(not_ours=foreign)

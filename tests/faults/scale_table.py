@@ -24,7 +24,7 @@ launches or measures on each of its slots. A ✓ says that **all** of this held:
 of what was hit (the number: seconds until then; {LEFT_S:g} s at most, where a process was
 killed); every trial and every request that was there before was there unchanged, and the
 database was whole (SQLite: `PRAGMA integrity_check`; PostgreSQL: amcheck); the run ended as the
-second column says, with at most one line on stderr; by itself, or else with the same command
+second column says, with at most one line on stderr; in the same run or with the same command
 again, the study ended with exactly the wanted number of trials, none twice, none lost, none
 failed, each with the numbers of its launch, and no launch without an end. Where PostgreSQL was
 away, no launch was lost: there was one for each trial. A process that stands still gives no

@@ -23,7 +23,7 @@ from autotune.cli.main import main
 from autotune.errors import LeaseLost, MachineError, UserError
 from autotune.serving.interrupts import held_back, is_held
 from autotune.storage import server_lease
-from autotune.storage.lease import is_free
+from autotune.storage.lease import check_free, is_free
 from autotune.storage.location import Server
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
@@ -65,8 +65,10 @@ def stand_still(store: Store) -> None:
 
 
 def test_a_second_driver_is_refused_and_a_third_one_is_next(server: Server, tmp_path: Path) -> None:
+    check_free(server)
     with opened(server, create=True) as first:
         assert is_free(server)
+        check_free(server)
         first.take_lease()
         assert not is_free(server)
         study = write_study(tmp_path)
@@ -75,8 +77,11 @@ def test_a_second_driver_is_refused_and_a_third_one_is_next(server: Server, tmp_
         line = result.stderr.splitlines()[-1]
         assert f"another autotune (pid {os.getpid()} on {socket.gethostname()}) is running" in line
         time.sleep(2 * server_lease.LEASE_S)  # it is renewed
+        with pytest.raises(UserError, match="is running on it"):
+            check_free(server)
         plan(first, "a")
     assert is_free(server)
+    check_free(server)
     with opened(server, create=True) as third:
         third.take_lease()
         plan(third, "b")
@@ -86,12 +91,14 @@ def test_a_second_driver_is_refused_and_a_third_one_is_next(server: Server, tmp_
 def test_a_driver_that_stood_still_writes_nothing_more(server: Server, tmp_path: Path) -> None:
     frozen = driver(server)
     study = optuna.create_study(storage=frozen.storage, study_name="s")
-    trial = study.ask()
+    trial, ended = study.ask(), study.ask()
     plan(frozen, "a")
     stand_still(frozen)
+    check_free(server)  # nobody renews it
     with opened(server, create=True) as taker:
         taker.take_lease()
         plan(taker, "b")
+        optuna.load_study(study_name="s", storage=taker.storage).tell(ended.number, 2.0)
         loaded = load_study(str(write_study(tmp_path)))
         writes: list[Callable[[], object]] = [
             lambda: frozen.launches.event("s", "x"),
@@ -102,6 +109,7 @@ def test_a_driver_that_stood_still_writes_nothing_more(server: Server, tmp_path:
             lambda: study.ask(),
             lambda: study.set_user_attr("x", 1),
             lambda: trial.set_user_attr("x", 1),
+            lambda: ended.set_user_attr("x", 1),  # which Optuna refuses in its own words
             lambda: frozen.end_trial(trial._trial_id, {"x": 1}, [1.0]),
             frozen.check_lease,
         ]
@@ -112,7 +120,7 @@ def test_a_driver_that_stood_still_writes_nothing_more(server: Server, tmp_path:
         assert taker.launches.get("a").ready_at is None
         assert taker.requests.of_launch("a") == []
         assert taker.study_names() == []
-        [kept] = taker.optuna_study("s").get_trials()
+        kept, _ = taker.optuna_study("s").get_trials()
         assert (kept.state, kept.user_attrs) == (TrialState.RUNNING, {})
         frozen.close()  # gives nothing back that is another's
         assert not is_free(server)
