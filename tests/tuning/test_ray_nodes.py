@@ -29,6 +29,7 @@ LATE = Call("late", (LateOutcome("a", [], STATS, {}, {}, {}),))
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     """Nodes of a study; an actor's answer is what it was asked by."""
     monkeypatch.setattr(ray_nodes.ray, "get", lambda ref: ref)
+    monkeypatch.setattr(ray_nodes.ray, "kill", mock.Mock())  # it would start a cluster
     prepared: Any = mock.Mock(info=SimpleNamespace(version="0.32.0", device="cuda"))
     prepared.weights.return_value = {"target": "abc"}
     messages: ray_nodes.Messages = queue.SimpleQueue()
