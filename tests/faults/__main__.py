@@ -113,7 +113,7 @@ def run_cluster(args: argparse.Namespace) -> int:
         outcomes = cluster_all(faults, places, Path(t))
     if args.outcomes:
         outcomes = with_earlier(args.outcomes, outcomes)
-    text = scale_table.section(outcomes)
+    text = scale_table.section(outcomes, parts=args.outcomes is not None)
     sys.stdout.write(f"{text}\n")
     if args.write:
         args.write.write_text(scale_table.put_into(args.write.read_text(), text))

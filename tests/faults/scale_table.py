@@ -34,8 +34,13 @@ with a host name and a network of its own, so that the link between them can be 
 written down when that node is back and the command is given again."""
 
 
-def section(outcomes: Sequence[Outcome]) -> str:
-    """The section, from its heading on, without an empty line at its end."""
+def section(outcomes: Sequence[Outcome], *, parts: bool = False) -> str:
+    """The section, from its heading on, without an empty line at its end.
+
+    Args:
+        outcomes: What the injections came to.
+        parts: Whether they are of several runs.
+    """
     versions = [
         f"autotune {__version__}",
         f"Ray {_ray()}",
@@ -48,7 +53,8 @@ def section(outcomes: Sequence[Outcome]) -> str:
         "",
         "Written by `python -m tests.faults --cluster --write docs/reliability.md`:",
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {', '.join(versions)};",
-        f"{machine_line(describe_machine())}.",
+        f"{machine_line(describe_machine())}."
+        + " Rows that had found a fault were made again once it was mended." * parts,
         "",
         fill(" ".join(_HELD.split()), 100, break_on_hyphens=False, break_long_words=False),
         "",
