@@ -62,7 +62,11 @@ class RayNodes:
             text=True,
             start_new_session=True,
         )
-        self.address = self._ask(None)["address"]
+        try:
+            self.address = self._ask(None)["address"]
+        except BaseException:
+            self.__exit__()
+            raise
 
     def _ask(self, word: str | None) -> Any:
         assert self._process.stdin is not None

@@ -17,8 +17,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -34,15 +32,6 @@ _MARK = "FAULTS_NODES"
 _START_S = 120.0
 # A node's first process ends the others at SIGTERM, which it gets when this one is gone.
 _ENDS_WITH_THIS = ("setpriv", "--pdeathsig", "TERM", "--") if shutil.which("setpriv") else ()
-
-
-def why_not() -> str | None:
-    """Why there can be no Ray cluster here; None: there can."""
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        return "Ray is not installed: pip install 'dflash-autotune[ray]'"
-    return None
 
 
 def why_no_cut() -> str | None:
@@ -276,10 +265,3 @@ class Nodes:
                 if process.environ().get(_MARK) == self._mark:
                     found.append(process)
         return found
-
-
-@contextmanager
-def two_nodes() -> Iterator[Nodes]:
-    """The cluster, and its end."""
-    with Nodes() as nodes:
-        yield nodes
