@@ -48,6 +48,7 @@ class RayNodes:
             "HOME": str(self.folder / "home"),
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_gcs_server_port_wait_time_s": "120",  # of 30; the machine may be busy
             "PYTHONPATH": str(ROOT),
             _MARK: self.folder.name,
             **env,

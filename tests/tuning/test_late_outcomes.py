@@ -111,10 +111,13 @@ def test_what_cannot_be_read_is_left_and_what_is_old_goes(store: Store) -> None:
     assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600}
     (folder / "torn.pickle").write_bytes(pickle.dumps(outcome("c"))[:50])
     (folder / "other.pickle").write_bytes(pickle.dumps(FailureKind.CRASH))
+    (folder / "old.pickle").write_bytes(b"cautotune.no_such_module\nOutcome\n.")
     old = time.time() - late_outcomes.KEEP_S - 1
     os.utime(folder / "b.pickle", (old, old))
     assert [x.launch_id for x in late_outcomes.kept()] == ["a"]
-    assert {p.name for p in folder.iterdir()} == {"a.pickle", "torn.pickle", "other.pickle"}
+    assert {p.name for p in folder.iterdir()} == {
+        f"{name}.pickle" for name in ("a", "torn", "other", "old")
+    }
 
 
 def test_launches_of_other_hosts_are_left_to_them(store: Store) -> None:
