@@ -326,7 +326,8 @@ def disturbed(state: MachineState, earlier: Sequence[float]) -> str | None:
     """
     cores, reasons = state.cores, []
     if state.foreign is not None and state.foreign > FOREIGN_SHARE * cores:
-        reasons.append(f"other processes used {state.foreign:.1f} of {cores} cores")
+        of = "one core" if cores == 1 else f"{cores} cores"
+        reasons.append(f"other processes used {state.foreign:.1f} of {of}")
     if state.steal > STEAL_SHARE * cores:
         reasons.append(f"the hypervisor withheld {state.steal / cores:.0%} of the CPU time")
     if _slower(state.rest.kernel_s, earlier):

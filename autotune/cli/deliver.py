@@ -203,11 +203,11 @@ def dashboard(database: Database, study: str | None, port: int, open_browser: bo
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO", type=DatabaseType(dir_okay=False, path_type=Path))
 def copy(source: str, target: Database) -> None:
-    """Copy a study to another database, with every launch and request.
+    """Copy a study to another database.
 
-    FROM is a database, or DB:STUDY if it holds several. Both are SQLite files or URLs of
-    PostgreSQL. TO is made if missing, and must not have the study. A copy that breaks leaves
-    nothing of it.
+    All of it is copied, with every launch and request. FROM is a database, or DB:STUDY if it holds
+    several. Both are SQLite files or URLs of PostgreSQL. TO is made if missing, and must not have
+    the study. A copy that breaks leaves nothing of it.
 
     \b
     Examples:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     from autotune.storage.location import Database
 
 REGRESSION = 3
+INTERRUPTED = (
+    "No run is under way on this database: trials that say running were interrupted, and the same "
+    "command launches them again."
+)
 
 
 @click.command()
@@ -43,6 +47,7 @@ def status(
       autotune status --time
     """
     from autotune.results.trials import study_view
+    from autotune.storage.lease import is_free
     from autotune.storage.store import opened
 
     if times and trial is not None:
@@ -79,6 +84,8 @@ def status(
         from autotune.cli.console import Ui
 
         Ui().status(view)
+        if any(t.state == "running" for t in view.trials) and is_free(database):
+            click.echo(INTERRUPTED)
 
 
 @click.command()

@@ -85,7 +85,8 @@ def available_memory() -> int:
 
 def machine_line(machine: dict[str, Any]) -> str:
     """Return the machine in one line for people."""
-    text = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB"
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    text = f"{machine['cpu']}, {cores}, {machine['memory_gib']:g} GiB"
     names = [str(g["name"]) for g in machine["gpus"]]
     return f"{', '.join(names)}; {text}" if names else text
 

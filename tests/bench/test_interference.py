@@ -256,6 +256,7 @@ def test_ordinary_noise_is_not_a_disturbance() -> None:
     ("state", "words"),
     [
         (replace(QUIET, foreign=1.0), "other processes used 1.0 of 2 cores"),
+        (replace(QUIET, cores=1, foreign=0.5), "other processes used 0.5 of one core"),
         (replace(QUIET, steal=0.6), "the hypervisor withheld 30% of the CPU time"),
         (replace(QUIET, rest=IdleBaseline(0.065, None, ())), "took 1.30 × as long as usual"),
         (

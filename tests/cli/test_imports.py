@@ -32,6 +32,7 @@ PURE = {
     "autotune.search.confirmation_verdict",
     "autotune.search.front",
     "autotune.search.noise",
+    "autotune.search.places",
     "autotune.search.spending",
     "autotune.tuning",
     "autotune.tuning.progress",

@@ -193,8 +193,10 @@ def test_a_run_that_ends_takes_both_along_and_goes_on(tmp_path: Path, how: signa
     processes = both_measure(tmp_path, run)
     under_way = query(tmp_path, "select number from trials where state = 'RUNNING'")
     assert len(under_way) == 2
+    assert "were interrupted" not in autotune("status", cwd=tmp_path).stdout
     run.send_signal(how)
     _, err = run.communicate(timeout=30)
+    assert "were interrupted" in autotune("status", cwd=tmp_path).stdout
     assert run.returncode == (-how if how == signal.SIGKILL else 130), err
     none_left(tmp_path, processes, 15)
     assert "Traceback" not in err
