@@ -1,7 +1,7 @@
 """What the driver itself costs with many slots: processor time and memory by trial.
 
     python benchmarks/driver_cost.py [--slots 64] [--at 100 300 1000] [--lasts 100] [--out FILE]
-    python benchmarks/driver_cost.py --show benchmarks/data/driver_cost.json
+    python benchmarks/driver_cost.py --show FILE
 
 One process is the driver of a study as `autotune run` has it: search, planner, Optuna, the database
 (SQLite) and the terminal's lines. Its slots are in virtual time (`parallel_slots.py`), so that all

@@ -48,6 +48,7 @@ class RayNodes:
             "HOME": str(self.folder / "home"),
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_gcs_server_port_wait_time_s": "120",  # of 30; the machine may be busy
             "PYTHONPATH": str(ROOT),
             _MARK: self.folder.name,
             **env,
@@ -62,7 +63,11 @@ class RayNodes:
             text=True,
             start_new_session=True,
         )
-        self.address = self._ask(None)["address"]
+        try:
+            self.address = self._ask(None)["address"]
+        except BaseException:
+            self.__exit__()
+            raise
 
     def _ask(self, word: str | None) -> Any:
         assert self._process.stdin is not None

@@ -52,9 +52,9 @@ def next_step(
             of ``confirmed`` that are still in question.
         confirmed: Launches of all confirmations that gave numbers, by the trial that was measured
             again.
-        searched: As in :func:`autotune.search.confirmation.plan`.
+        searched: As in :func:`autotune.search.confirmation.candidates_of`.
         directions: Better direction of each objective.
-        baseline: As in :func:`autotune.search.confirmation.plan`.
+        baseline: As in :func:`autotune.search.confirmation.candidates_of`.
         slots: Number of slots that launch at the same time.
         places: Where the launches were; None: on one slot.
     """

@@ -170,10 +170,10 @@ def verdict(
         confirmed: Launches of the candidates, by the trial that was measured again. The
             confirmation may be unfinished, and candidates may have different numbers of launches;
             those without one are left out.
-        searched: As in :func:`autotune.search.confirmation.plan`; points with several launches add
-            to the known scatter.
+        searched: As in :func:`autotune.search.confirmation.candidates_of`; points with several
+            launches add to the known scatter.
         directions: Better direction of each objective.
-        baseline: As in :func:`autotune.search.confirmation.plan`.
+        baseline: As in :func:`autotune.search.confirmation.candidates_of`.
         places: Where the launches were; of several slots, how they differ is taken out. None: on
             one slot.
 

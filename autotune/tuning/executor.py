@@ -2,8 +2,8 @@
 
 The driver (:mod:`autotune.tuning.study_run`) submits as many trials as there is capacity for, each
 for a slot, and waits for outcomes. An executor writes nothing that a trial amounts to and tells
-Optuna nothing. :class:`OneSlot` has one slot, :class:`autotune.tuning.local_slots.LocalSlots`
-several on this host.
+Optuna nothing. :class:`OneSlot` has one slot, :class:`autotune.tuning.slot_pool.SlotPool` several,
+on this host or on others.
 """
 
 from __future__ import annotations

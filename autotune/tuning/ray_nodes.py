@@ -31,6 +31,7 @@ from autotune.serving.process_tree import Identity
 from autotune.serving.slots import Slot
 from autotune.study.weights import shown_weights
 from autotune.tuning.comparable import MachineClass
+from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.ray_actor import RENEW_S, EndLeft, SlotActor, machine_id, said_of
 from autotune.tuning.ray_seat import Node, RayLink, Seat, Stage
@@ -63,6 +64,8 @@ class Nodes:
         lock: Of all that follows.
         on_gpus: Whether servers run on GPUs.
         nodes: The nodes that live, by Ray's id.
+        first: The first node that was checked, with which all others are compared, also when it has
+            left; None: none was.
         ready: Seats with a slot that can be used, by its number; replaced as a whole.
         numbers: Numbers of all slots that were ever ready.
         looked: Whether actors were made for the nodes.
@@ -87,6 +90,7 @@ class Nodes:
         self.lock = threading.RLock()
         self.on_gpus = False
         self.nodes: dict[str, Node] = {}
+        self.first: Node | None = None
         self.ready: dict[int, Seat] = {}
         self.numbers: dict[tuple[object, ...], int] = {}
         self.looked = False
@@ -235,8 +239,10 @@ class Nodes:
                 match message:
                     case Call("searched"):
                         seat.searched = True
-                    case Call("late", (outcome,)):
-                        self._queue.put((None, Call("late", (outcome, seat))))
+                    case Call("late", (LateOutcome() as outcome,)):
+                        # one of a launch that is under way comes by its own process, too
+                        if not any(outcome.launch_id in x.launches.found for x in self._seats):
+                            self._queue.put((None, Call("late", (outcome, seat))))
                     case Call("left"):
                         self._queue.put((None, message))
                     case _:
@@ -265,10 +271,12 @@ class Nodes:
 
     def _checked(self, seat: Seat, found: dict[str, Any]) -> None:
         """Compare a node with the driver's host, and with the first node."""
-        if (why := found.get("error") or self._why_other(found)) is not None:
+        why = found.get("error") or _why_other(found, self._prepared, self._weights, self.first)
+        if why is not None:
             self._refuse(seat, why)
             return
         seat.node.info, seat.node.machine = found["info"], found["machine"]
+        self.first = self.first or seat.node
         self._settle(seat)
 
     def _settle(self, seat: Seat) -> None:
@@ -336,23 +344,32 @@ class Nodes:
     def _note(self, text: str) -> None:
         self._queue.put((None, Call("message", (text,))))
 
-    def _why_other(self, found: Mapping[str, Any]) -> str | None:
-        """Return why launches on a node would not compare with the others; None: they would."""
-        ours, info = self._prepared.info, found["info"]
-        if ours.version and info.version and ours.version != info.version:
-            return f"it has vLLM {info.version}, and the driver's host {ours.version}"
-        if ours.device and info.device != ours.device:
-            return f"its vLLM is for {info.device}, and that of the driver's host for {ours.device}"
-        if found["weights"] != self._weights:
-            theirs, mine = shown_weights(found["weights"]), shown_weights(self._weights)
-            return f"it has other weights ({theirs}) than the driver's host ({mine})"
-        known = next((x for x in self.nodes.values() if x.machine is not None), None)
-        if known is not None and known.machine is not None:
-            first = MachineClass.of(known.machine, known.info.version, {})
-            this = MachineClass.of(found["machine"], info.version, {})
-            if (what := this.other(first)) is not None:
-                return f"its trials would not compare with those of {known.label}: {what}"
-        return None
+
+def _why_other(
+    found: Mapping[str, Any], prepared: Prepared, weights: Mapping[str, str], first: Node | None
+) -> str | None:
+    """Return why launches on a node would not compare with the others; None: they would.
+
+    Args:
+        found: What :meth:`SlotActor.check` returned.
+        prepared: The study, on the driver's host.
+        weights: Hashes of the weights there.
+        first: The first node that was checked; None: this one is.
+    """
+    ours, info = prepared.info, found["info"]
+    if ours.version and info.version and ours.version != info.version:
+        return f"it has vLLM {info.version}, and the driver's host {ours.version}"
+    if ours.device and info.device != ours.device:
+        return f"its vLLM is for {info.device}, and that of the driver's host for {ours.device}"
+    if found["weights"] != weights:
+        theirs, mine = shown_weights(found["weights"]), shown_weights(weights)
+        return f"it has other weights ({theirs}) than the driver's host ({mine})"
+    if first is not None and first.machine is not None:
+        known = MachineClass.of(first.machine, first.info.version, {})
+        this = MachineClass.of(found["machine"], info.version, {})
+        if (what := this.other(known)) is not None:
+            return f"its trials would not compare with those of {first.label}: {what}"
+    return None
 
 
 def _kill(actor: Any) -> None:

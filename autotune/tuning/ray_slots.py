@@ -119,8 +119,10 @@ class RayCluster:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What one slot is."""
-        return next(x.machine for x in self._nodes.nodes.values() if x.machine is not None)
+        """What one slot is, also while no node is left."""
+        if (first := self._nodes.first) is None or first.machine is None:
+            raise AssertionError("no node was checked")
+        return first.machine
 
     def name(self, number: int) -> str:
         """Return the name of a slot in texts."""
@@ -129,10 +131,10 @@ class RayCluster:
 
     def notes(self) -> Iterator[str]:
         """Yield what to know of the slots, a line each."""
-        for node in self._nodes.nodes.values():
-            found = [
-                seat.slot for seat in self._nodes.ready.values() if seat.node is node and seat.slot
-            ]
+        with self._nodes.lock:
+            nodes, ready = [*self._nodes.nodes.values()], self._nodes.ready
+        for node in nodes:
+            found = [seat.slot for seat in ready.values() if seat.node is node and seat.slot]
             if found:
                 each = count(len(found[0].cores), "core")
                 if gpus := len(found[0].gpus):
@@ -310,12 +312,13 @@ class RayCluster:
             if not told and now - begun > 10:
                 told = True
                 self._say("waiting for a free slot on a node of the Ray cluster")
-        if not self.prepared.info.device:
-            info = next(iter(self._nodes.ready.values())).node.info
-            self.prepared = replace(self.prepared, info=info)
+        if not self.prepared.info.device and (node := self._nodes.first) is not None:
+            self.prepared = replace(self.prepared, info=node.info)
 
     def _why_none(self) -> str:
-        refused = [f"{x.label}: {x.refused}" for x in self._nodes.nodes.values() if x.refused]
+        with self._nodes.lock:
+            nodes = [*self._nodes.nodes.values()]
+        refused = [f"{x.label}: {x.refused}" for x in nodes if x.refused]
         if refused:
             return f"--ray: no node of the cluster can run this study: {'; '.join(refused)}"
         what = "free GPUs" if self._nodes.on_gpus else "free CPUs"

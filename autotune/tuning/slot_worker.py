@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
 import threading
@@ -95,6 +96,21 @@ class Driver:
         with held_back(all_of_them=True), self._sending:
             self._connection.send(message)
 
+    def offer(self, message: Call | Beat) -> None:
+        """Send a message unless the driver has not read the last ones, as while it waits itself.
+
+        Nothing is held up then: requests may be under way, and servers have leases.
+        """
+        with held_back(all_of_them=True):
+            if self._sending.acquire(blocking=False):
+                try:
+                    room = select.poll()
+                    room.register(self._connection.fileno(), select.POLLOUT)
+                    if room.poll(0):
+                        self._connection.send(message)
+                finally:
+                    self._sending.release()
+
     def beat(self) -> None:
         """Tell from now on, in a thread, that this process lives: the driver, and supervisors."""
 
@@ -103,7 +119,7 @@ class Driver:
             with contextlib.suppress(OSError):  # the driver is gone, and this process soon
                 while True:
                     time.sleep(BEAT_S)
-                    self.send(Beat())
+                    self.offer(Beat())
                     for server in [*self.servers]:
                         if not server.renew():
                             self.servers.remove(server)
@@ -254,7 +270,7 @@ class RemoteProgress:
         now = time.monotonic()
         if now - self._reported >= _REPORT_S or done == total:
             self._reported = now
-            self._driver.tell("progress", at, done, total)
+            self._driver.offer(Call("progress", (at, done, total)))
 
     def message(self, text: str, at: At = OUTSIDE) -> None:
         """Report one line."""

@@ -17,8 +17,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -34,15 +32,6 @@ _MARK = "FAULTS_NODES"
 _START_S = 120.0
 # A node's first process ends the others at SIGTERM, which it gets when this one is gone.
 _ENDS_WITH_THIS = ("setpriv", "--pdeathsig", "TERM", "--") if shutil.which("setpriv") else ()
-
-
-def why_not() -> str | None:
-    """Why there can be no Ray cluster here; None: there can."""
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        return "Ray is not installed: pip install 'dflash-autotune[ray]'"
-    return None
 
 
 def why_no_cut() -> str | None:
@@ -85,6 +74,7 @@ class Nodes:
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "PYTHONPATH": str(ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_gcs_server_port_wait_time_s": "120",  # of 30; the machine may be busy
             "RAY_TMPDIR": str(self.folder / "ray"),
             "OMP_NUM_THREADS": "1",
             _MARK: self._mark,
@@ -276,10 +266,3 @@ class Nodes:
                 if process.environ().get(_MARK) == self._mark:
                     found.append(process)
         return found
-
-
-@contextmanager
-def two_nodes() -> Iterator[Nodes]:
-    """The cluster, and its end."""
-    with Nodes() as nodes:
-        yield nodes

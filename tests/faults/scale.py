@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 
 from autotune.storage.location import Server
-from tests import postgresql
+from tests import postgresql, ray_nodes
 from tests.faults import nodes
 from tests.faults.inject import RUN_S, Outcome, Site, check_end, fresh, port_is_free
 from tests.faults.kept import ERRORS, Row
@@ -410,7 +410,6 @@ SCALE_FAULTS = (
         second_driver,
         (*SEVERAL, Place.ONE),
         untouched=True,
-        quick=(Place.RAY,),
     ),
     ScaleFault("a launch of another host is left, and lives", Run.DIES, of_another_host, ON_SERVER),
     ScaleFault(
@@ -509,7 +508,7 @@ class Surroundings:
         """Why this cannot be injected here; empty: it can."""
         reasons = [postgresql.why_not()] if place is not Place.FILE else []
         if place is Place.RAY:
-            reasons += [nodes.why_not(), nodes.why_no_cut() if fault.cuts else None]
+            reasons += [ray_nodes.why_not(), nodes.why_no_cut() if fault.cuts else None]
         elif place is not Place.ONE and len(os.sched_getaffinity(0)) < 2:
             reasons.append("two slots need two cores")
         return next(filter(None, reasons), "")

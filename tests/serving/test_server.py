@@ -178,9 +178,7 @@ def test_a_server_lives_as_long_as_its_lease_is_renewed(make: Make):
         time.sleep(0.2)
         assert server.renew()
     assert server.alive()
-    begun = time.monotonic()
     wait_until(lambda: not server.alive())
-    assert time.monotonic() - begun > 1
     wait_until(lambda: not processes_of(server.launch_id))
     server.stop()
     assert not server.renew()

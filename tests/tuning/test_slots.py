@@ -24,13 +24,14 @@ from autotune.errors import FailureKind, MachineError, UserError
 from autotune.serving import slots as host
 from autotune.serving.logs import LogFolder
 from autotune.serving.slots import Slot, SlotGpu, cores_of_slots, ranges, slot_details, slot_gpus
+from autotune.storage.lease import exclusive
 from autotune.study.files import load_study
 from autotune.tuning.executor import OneSlot, slot_for
 from autotune.tuning.launcher import no_prelaunch
 from autotune.tuning.local_slots import LocalSlots
 from autotune.tuning.progress import OUTSIDE
 from autotune.tuning.slot_pool import SlotPool
-from autotune.tuning.slots import slot_environment, slots_of_host
+from autotune.tuning.slots import cluster_of, slot_environment, slots_of_host
 from autotune.tuning.trial import Failed, Measured
 from tests.studies import wait_until, write_study
 from tests.tuning.executors import check_executor, trial
@@ -532,3 +533,16 @@ def test_neighbors_and_the_driver_are_not_foreign(
 
 def test_a_vllm_that_cannot_be_asked_has_no_device() -> None:
     assert UNKNOWN.device is None  # as the tests above have it
+
+
+def test_a_second_run_is_refused_before_it_waits_for_slots_of_a_cluster(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    study: Any = None  # it is not looked at
+    database = tmp_path / "autotune.db"
+    database.touch()
+    with (
+        exclusive(database),
+        pytest.raises(UserError, match=r"another autotune .* is running on it"),
+        cluster_of(study, "127.0.0.1:1", None, print, database),
+    ):
+        raise AssertionError("it was entered")
