@@ -5,16 +5,20 @@ the database may fail. So the process keeps a measurement in a file until the dr
 down. What is left of such files is taken later: by the next run, or by the same one when it reaches
 the host again. It is taken once, by the id of its launch, and only while its trial still waits for
 numbers; otherwise the trial has been launched again, and has others.
+
+A file begins with the hash of the rest, so one that a disk damaged or that was not written to its
+end is never read. Nor is one of another version of autotune whose measurements have other parts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,9 @@ class LateOutcome:
     quality: Mapping[str, Any]
 
 
+_PARTS = {part.name for part in fields(LateOutcome)}
+
+
 def keep(outcome: LateOutcome) -> None:
     """Keep a measurement on this host's disk; a full disk is no reason to lose it."""
     path = _path(outcome.launch_id)
@@ -56,7 +63,7 @@ def keep(outcome: LateOutcome) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(draft, "wb", opener=_private) as file:
-            pickle.dump(outcome, file)
+            file.write(_sealed(pickle.dumps(outcome)))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -74,12 +81,12 @@ def kept() -> list[LateOutcome]:
     """Return the measurements that this host has, and remove those that are too old."""
     found = []
     for file in sorted(_folder().glob("*.pickle")):
-        with contextlib.suppress(Exception):  # torn, or of another version of autotune
+        with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > KEEP_S:
                 file.unlink()
                 continue
-            outcome = pickle.loads(file.read_bytes())  # noqa: S301 – of this user, in a folder of its own
-            if isinstance(outcome, LateOutcome):
+            outcome = _read(file.read_bytes())
+            if outcome is not None:
                 found.append(outcome)
     return found
 
@@ -103,7 +110,10 @@ def accept(store: Store, outcome: LateOutcome) -> bool:
     rows = store.launches.of_trial(row.study, row.trial)
     others = [x for x in rows if x.launch_id != launch_id]
     taken = any(x.measured_at is not None or x.ended_at is None for x in others)
-    number = store.trial_id(row.study, row.trial)
+    try:
+        number = store.trial_id(row.study, row.trial)
+    except KeyError:
+        return True  # the study or the trial was deleted
     if taken or store.storage.get_trial(number).state.is_finished():
         what = "a late outcome was not needed: the trial was launched again"
     else:
@@ -124,6 +134,24 @@ def take_here(store: Store) -> None:
     for outcome in kept():
         if accept(store, outcome):
             forget(outcome.launch_id)
+
+
+def _sealed(kept: bytes) -> bytes:
+    """Return a measurement with its hash before it."""
+    return hashlib.sha256(kept).digest() + kept
+
+
+def _read(sealed: bytes) -> LateOutcome | None:
+    """Return the measurement of a file; None: it is damaged, or another version wrote it."""
+    kept = sealed[hashlib.sha256().digest_size :]
+    if sealed != _sealed(kept):
+        return None
+    try:
+        outcome = pickle.loads(kept)  # noqa: S301 – of this user, in a folder of its own
+    except Exception:  # noqa: BLE001 – a class of another version may raise anything
+        return None
+    whole = isinstance(outcome, LateOutcome) and vars(outcome).keys() == _PARTS
+    return outcome if whole else None
 
 
 def _folder() -> Path:

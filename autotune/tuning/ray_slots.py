@@ -248,11 +248,6 @@ class RayCluster:
         """
         if ray.is_initialized():
             return
-        if self._address.startswith("ray://"):
-            raise UserError(
-                f"--ray {self._address}: the driver must be on a node of the cluster. Give `auto` "
-                "there, or HOST:PORT of its head, or use `ray job submit`"
-            )
         _check_answers(self._address)
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -336,17 +331,43 @@ def _check_answers(address: str) -> None:
     """Refuse a head that nobody hears: Ray would ask for it for minutes.
 
     Raises:
-        UserError: nothing listens at a host and port; other addresses are left to Ray.
+        UserError: nothing listens at a host and port, or it is not a head's; what `auto` finds is
+            left to Ray where this cannot tell.
     """
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
-        if address != "auto":
-            raise UserError(f"--ray {address}: is neither auto nor HOST:PORT of a cluster's head")
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except OSError as e:
+    option, at = f"--ray {one_line(address, 100)}", address
+    if address == "auto":
+        at, origin = _meant_by_auto()
+        if at == "auto":
+            return
+        option += f" ({one_line(at, 100)} by {origin})"
+    if at.startswith("ray://"):
         raise UserError(
-            f"--ray {address}: nothing answers there ({e.strerror or e}). Start a Ray cluster with "
+            f"{option}: the driver must be on a node of the cluster. Give `auto` "
+            "there, or HOST:PORT of its head, or use `ray job submit`"
+        )
+    host, colon, port = at.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"{option}: is neither auto nor HOST:PORT of a cluster's head")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, UnicodeError) as e:
+        why = e.strerror if isinstance(e, OSError) and e.strerror else e
+        raise UserError(
+            f"{option}: nothing answers there ({why}). Start a Ray cluster with "
             "`ray start --head`, or give HOST:PORT of its head"
         ) from e
+
+
+def _meant_by_auto() -> tuple[str, str]:
+    """Return the address that Ray takes for `auto`, and where it is from; `auto`: unknown.
+
+    The address of a head that was killed stays in a variable, in a file of Ray's, or in the
+    arguments of a process that was left.
+    """
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named, "RAY_ADDRESS"
+    with contextlib.suppress(Exception):  # a part of Ray without a promise, and it may find none
+        from ray._private.services import canonicalize_bootstrap_address
+
+        return canonicalize_bootstrap_address("auto") or "auto", "what Ray left on this host"
+    return "auto", ""

@@ -157,26 +157,33 @@ def slot_environment(slot: Slot, version: str | None) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(named), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def check_slots(prepared: Prepared, store: Store, machine: Mapping[str, Any]) -> None:
-    """Refuse slots with other cores than the earlier trials had, where cores run the model.
+def check_slots(
+    prepared: Prepared, store: Store, machine: Mapping[str, Any], *, in_slots: bool
+) -> None:
+    """Refuse servers with other cores than the earlier ones, where cores run the model.
+
+    Without slots, now as before, another number of cores is another machine, which is only said.
 
     Args:
         prepared: The study.
         store: Has its trials.
-        machine: The machine as one slot has it.
+        machine: The machine as one server has it.
+        in_slots: Whether the run has slots; otherwise a server may use the whole host.
 
     Raises:
-        UserError: the earlier trials would not compare with those of the slots.
+        UserError: the earlier trials would not compare with those of the run.
     """
     earlier, _ = store.launches.measured_on(prepared.spec.name)
-    if earlier is None or prepared.info.device == "cuda" or machine["gpus"]:
+    if earlier is None or prepared.info.device == "cuda" or machine.get("gpus"):
         return
-    if earlier["cores"] != machine["cores"]:
+    before, slotted = earlier.get("cores"), in_slots or earlier.get("slot")
+    if slotted and before is not None and before != machine["cores"]:
+        what = "a slot" if in_slots else "a server without slots"
         raise UserError(
             f"{store.database}: the trials of {prepared.spec.name} were measured on "
-            f"{count(earlier['cores'], 'core')}, and a slot has {machine['cores']}: they are not "
-            "comparable. Run with as many slots as before, change the study's name or use another "
-            "--db"
+            f"{count(before, 'core')}, and {what} has {machine['cores']}: they are not "
+            "comparable. `autotune run` with as many slots as before (--parallel), change the "
+            "study's name or use another --db"
         )
 
 

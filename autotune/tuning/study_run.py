@@ -194,8 +194,7 @@ class _Driver:
         machine = self.machine
         if self._slots:
             machine = self._slots[0].machine(machine)
-        if self.slots:
-            check_slots(self.p, self.store, machine)
+        check_slots(self.p, self.store, machine, in_slots=bool(self.slots))
         earlier = find(reuse, self.p, machine, self.store)
         row = self.store.begin_study(self.p.loaded, seed=seed, wanted=budget.wanted)
         weights = WeightsCheck(self.p, self.store)

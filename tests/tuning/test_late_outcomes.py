@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from sqlalchemy import text
 
 from autotune.bench.sample import Sample
 from autotune.bench.server_metrics import ServerStats
@@ -109,15 +110,56 @@ def test_what_cannot_be_read_is_left_and_what_is_old_goes(store: Store) -> None:
     late_outcomes.keep(outcome("b"))
     folder = late_outcomes._folder()
     assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600}
-    (folder / "torn.pickle").write_bytes(pickle.dumps(outcome("c"))[:50])
-    (folder / "other.pickle").write_bytes(pickle.dumps(FailureKind.CRASH))
-    (folder / "old.pickle").write_bytes(b"cautotune.no_such_module\nOutcome\n.")
+    whole = (folder / "a.pickle").read_bytes()
+    (folder / "torn.pickle").write_bytes(whole[:-1])
+    (folder / "empty.pickle").write_bytes(b"")
+    (folder / "other.pickle").write_bytes(late_outcomes._sealed(pickle.dumps(FailureKind.CRASH)))
+    (folder / "folder.pickle").mkdir()
     old = time.time() - late_outcomes.KEEP_S - 1
     os.utime(folder / "b.pickle", (old, old))
     assert [x.launch_id for x in late_outcomes.kept()] == ["a"]
-    assert {p.name for p in folder.iterdir()} == {
-        f"{name}.pickle" for name in ("a", "torn", "other", "old")
-    }
+    left = {"a", "torn", "empty", "other", "folder"}
+    assert {p.stem for p in folder.iterdir()} == left
+
+
+def test_what_a_disk_damaged_is_never_taken_for_a_measurement(store: Store) -> None:
+    late_outcomes.keep(outcome("a"))
+    [file] = late_outcomes._folder().iterdir()
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x81]) + whole[at + 1 :])
+        assert late_outcomes.kept() == []
+
+
+@pytest.mark.parametrize("what", ["module", "parts"])
+def test_what_another_version_wrote_is_left(store: Store, what: str) -> None:
+    other = pickle.dumps(outcome("a"), protocol=0)  # names and numbers as text
+    if what == "module":
+        other = other.replace(b"autotune.bench.sample", b"autotune.bench.simple")
+    else:
+        other = other.replace(b"Vquality", b"Vdetails")
+    late_outcomes.keep(outcome("a"))
+    [file] = late_outcomes._folder().iterdir()
+    file.write_bytes(late_outcomes._sealed(other))
+    take_here(store)
+    assert file.exists()
+    assert events(store) == []
+
+
+@pytest.mark.parametrize("what", ["trial", "study"])
+def test_one_whose_trial_was_deleted_is_not_taken(store: Store, what: str) -> None:
+    plan(store, "a")
+    late_outcomes.keep(outcome("a"))
+    if what == "study":
+        optuna.delete_study(storage=store.storage, study_name="double")
+    else:
+        with store.launches._sessions() as session:
+            session.execute(text("pragma foreign_keys = off"))
+            session.execute(text("delete from trials"))
+            session.commit()
+    take_here(store)
+    assert store.launches.get("a").measured_at is None
+    assert late_outcomes.kept() == []
 
 
 def test_launches_of_other_hosts_are_left_to_them(store: Store) -> None:

@@ -160,7 +160,13 @@ def test_two_slots_make_one_study(tmp_path: Path) -> None:
     assert autotune("report", "--out", str(page), cwd=tmp_path).returncode == 0
     assert "1 of 2: core" in page.read_text()
 
-    # it goes on with as many slots
+    # it goes on with as many slots, and not without: a server would have more cores
+    for command in (("run", study, "--trials", "14"), ("confirm", study)):
+        other = autotune(*command, cwd=tmp_path)
+        assert other.returncode == 2
+        assert "and a server without slots has" in other.stderr
+        assert "--parallel" in other.stderr
+        assert other.stderr.count("\n") == 1
     more = autotune("run", study, "--trials", "14", "--parallel", "2", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert finished(tmp_path) == 14

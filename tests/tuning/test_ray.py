@@ -222,7 +222,43 @@ def test_what_cannot_run_is_refused_in_one_line(nodes: RayNodes, tmp_path: Path)
         ("ray://127.0.0.1:1", "must be on a node"),
         ("127.0.0.1:1", "nothing answers there"),
         ("some words", "neither auto nor HOST:PORT"),
+        (":6379", "neither auto nor HOST:PORT"),
+        ("127.0.0.1:0", "neither auto nor HOST:PORT"),
+        ("a..b:6379", "nothing answers there"),
+        ("[::1]:1", "nothing answers there"),
+        ("ü:1\n", "neither auto nor HOST:PORT"),
     ):
         with pytest.raises(UserError, match=words) as e, cluster_of(study, address, 1, print):
             pass
         assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        ("127.0.0.1:1", r"auto \(127.0.0.1:1 by RAY_ADDRESS\): nothing answers there"),
+        ("ray://127.0.0.1:1", "must be on a node"),
+    ],
+)
+def test_what_auto_means_is_looked_at_before_ray_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, words: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", left)
+    with (
+        pytest.raises(UserError, match=words),
+        cluster_of(prepared(tmp_path), "auto", 1, print),
+    ):
+        pass
+
+
+def test_a_head_that_was_killed_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    found = "ray._private.services.get_ray_address_from_environment"
+    monkeypatch.setattr(found, lambda *_: "127.0.0.1:1")
+    with (
+        pytest.raises(UserError, match="by what Ray left on this host"),
+        cluster_of(prepared(tmp_path), "auto", 1, print),
+    ):
+        pass
