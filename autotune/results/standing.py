@@ -235,8 +235,14 @@ def launched(trials: Sequence[TrialLike], objectives: Sequence[Objective]) -> La
 
 
 def study_verdict(found: Launched, objectives: Sequence[Objective]) -> ConfirmationVerdict | None:
-    """Return the confirmation's verdict; None without one, or where values make no ratios."""
-    confirmed = {k: v for k, v in found.confirmed.items() if k in found.searched}
+    """Return the confirmation's verdict; None without one, or where values make no ratios.
+
+    There is none either as long as only the baseline has launches in the confirmation: the run
+    ended after the first one, or the others failed. It would be the best of itself.
+    """
+    confirmed = {k: v for k, v in found.confirmed.items() if v and k in found.searched}
+    if confirmed.keys() == {found.baseline} != found.searched.keys():
+        return None
     directions = [o.direction for o in objectives]
     try:
         return verdict(confirmed, found.searched, directions, found.baseline, found.places)
