@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
-import pickle
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_dir
 
+from autotune.bench.request_drafts import RequestDrafts
 from autotune.bench.sample import Sample
 from autotune.bench.server_metrics import ServerStats
 from autotune.storage.store import Store
@@ -63,7 +64,7 @@ def keep(outcome: LateOutcome) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(draft, "wb", opener=_private) as file:
-            file.write(_sealed(pickle.dumps(outcome)))
+            file.write(_sealed(json.dumps(asdict(outcome)).encode()))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -80,7 +81,7 @@ def forget(launch_id: str) -> None:
 def kept() -> list[LateOutcome]:
     """Return the measurements that this host has, and remove those that are too old."""
     found = []
-    for file in sorted(_folder().glob("*.pickle")):
+    for file in sorted(_folder().glob("*.json")):
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > KEEP_S:
                 file.unlink()
@@ -147,11 +148,30 @@ def _read(sealed: bytes) -> LateOutcome | None:
     if sealed != _sealed(kept):
         return None
     try:
-        outcome = pickle.loads(kept)  # noqa: S301 – of this user, in a folder of its own
-    except Exception:  # noqa: BLE001 – a class of another version may raise anything
+        found = json.loads(kept)
+        if found.keys() != _PARTS:
+            return None
+        stats = found["stats"]
+        stats["acceptance_per_position"] = tuple(stats["acceptance_per_position"])
+        return LateOutcome(
+            found["launch_id"],
+            [[_sample(x) for x in phase] for phase in found["samples"]],
+            ServerStats(**stats),
+            found["values"],
+            {name: (low, high) for name, (low, high) in found["intervals"].items()},
+            found["quality"],
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    whole = isinstance(outcome, LateOutcome) and vars(outcome).keys() == _PARTS
-    return outcome if whole else None
+
+
+def _sample(kept: dict[str, Any]) -> Sample:
+    """Return a request as it was before it was kept as JSON, which has no tuples."""
+    drafts = kept["drafts"]
+    if drafts is not None:
+        by_step = tuple((accepted, drafted) for accepted, drafted in drafts["by_step"])
+        drafts = RequestDrafts(tuple(drafts["histogram"]), drafts["drafted"], by_step)
+    return Sample(**{**kept, "chunks": tuple(kept["chunks"]), "drafts": drafts})
 
 
 def _folder() -> Path:
@@ -159,7 +179,7 @@ def _folder() -> Path:
 
 
 def _path(launch_id: str) -> Path:
-    return _folder() / f"{launch_id}.pickle"
+    return _folder() / f"{launch_id}.json"
 
 
 def _private(path: str, flags: int) -> int:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import optuna
 import pytest
 from sqlalchemy import text
 
+from autotune.bench.request_drafts import RequestDrafts
 from autotune.bench.sample import Sample
 from autotune.bench.server_metrics import ServerStats
 from autotune.engine.command import LaunchPlan
-from autotune.errors import FailureKind
 from autotune.storage.lease import Place
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
@@ -105,18 +105,26 @@ def test_one_after_a_failed_launch_counts(store: Store) -> None:
     assert store.launches.get("a").measured_at is not None
 
 
+def test_it_is_read_as_it_was(store: Store) -> None:
+    drafts = RequestDrafts((1, 0, 2), 6, ((0, 2), (2, 2), (2, 2)))
+    told = replace(sample("measure"), end=0.1 + 0.2, drafts=drafts, category="math")
+    kept = replace(outcome("a"), samples=[[], [told]], intervals={"x": (None, 1 / 3)})
+    late_outcomes.keep(kept)
+    assert late_outcomes.kept() == [kept]
+
+
 def test_what_cannot_be_read_is_left_and_what_is_old_goes(store: Store) -> None:
     late_outcomes.keep(outcome("a"))
     late_outcomes.keep(outcome("b"))
     folder = late_outcomes._folder()
     assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600}
-    whole = (folder / "a.pickle").read_bytes()
-    (folder / "torn.pickle").write_bytes(whole[:-1])
-    (folder / "empty.pickle").write_bytes(b"")
-    (folder / "other.pickle").write_bytes(late_outcomes._sealed(pickle.dumps(FailureKind.CRASH)))
-    (folder / "folder.pickle").mkdir()
+    whole = (folder / "a.json").read_bytes()
+    (folder / "torn.json").write_bytes(whole[:-1])
+    (folder / "empty.json").write_bytes(b"")
+    (folder / "other.json").write_bytes(late_outcomes._sealed(b'"crash"'))
+    (folder / "folder.json").mkdir()
     old = time.time() - late_outcomes.KEEP_S - 1
-    os.utime(folder / "b.pickle", (old, old))
+    os.utime(folder / "b.json", (old, old))
     assert [x.launch_id for x in late_outcomes.kept()] == ["a"]
     left = {"a", "torn", "empty", "other", "folder"}
     assert {p.stem for p in folder.iterdir()} == left
@@ -131,13 +139,9 @@ def test_what_a_disk_damaged_is_never_taken_for_a_measurement(store: Store) -> N
         assert late_outcomes.kept() == []
 
 
-@pytest.mark.parametrize("what", ["module", "parts"])
-def test_what_another_version_wrote_is_left(store: Store, what: str) -> None:
-    other = pickle.dumps(outcome("a"), protocol=0)  # names and numbers as text
-    if what == "module":
-        other = other.replace(b"autotune.bench.sample", b"autotune.bench.simple")
-    else:
-        other = other.replace(b"Vquality", b"Vdetails")
+@pytest.mark.parametrize("part", ["quality", "ttft", "speculates"])
+def test_what_another_version_wrote_is_left(store: Store, part: str) -> None:
+    other = json.dumps(asdict(outcome("a"))).replace(f'"{part}"', '"of_another_version"').encode()
     late_outcomes.keep(outcome("a"))
     [file] = late_outcomes._folder().iterdir()
     file.write_bytes(late_outcomes._sealed(other))

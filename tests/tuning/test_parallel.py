@@ -322,7 +322,7 @@ def test_what_was_measured_while_the_driver_stood_still_is_not_lost(
     run = start_autotune("run", study, "--trials", "2", "--parallel", "2", cwd=tmp_path)
     processes = both_measure(tmp_path, run)
     run.send_signal(signal.SIGSTOP)
-    wait_until(lambda: len(list(kept.glob("*.pickle"))) == 2)
+    wait_until(lambda: len(list(kept.glob("*.json"))) == 2)
     run.kill()
     run.communicate(timeout=30)
     none_left(tmp_path, processes, 15)
