@@ -179,7 +179,7 @@ _numbers = itertools.count()
 
 
 @functools.cache
-def _starter() -> Starter:
+def own_starter() -> Starter:
     """The forking server of this test process: what it imports, it imports once."""
     from tests.faults.start import Starter
 
@@ -192,7 +192,7 @@ def start_autotune(*args: str, cwd: Path) -> Forked:
     """Start the command line as a process of its own, to be killed or interrupted."""
     said = cwd.with_name(f"{cwd.name}-said-{next(_numbers)}")
     env = {**os.environ, **NO_BROWSER}
-    return Forked(_starter().start(*args, cwd=cwd, name=str(said), env=env))
+    return Forked(own_starter().start(*args, cwd=cwd, name=str(said), env=env))
 
 
 def query(cwd: Path, sql: str) -> list[tuple[object, ...]]:

@@ -26,6 +26,7 @@ from tests.studies import (
     Forked,
     autotune,
     finished,
+    own_starter,
     processes_of,
     query,
     start_autotune,
@@ -56,6 +57,7 @@ def nodes() -> Iterator[RayNodes]:
 @pytest.fixture(autouse=True)
 def environment(nodes: RayNodes) -> Iterator[None]:
     """Drivers have the cluster's home folder."""
+    own_starter()  # it outlives the cluster, so it is none of what ends with that
     with mock.patch.dict(os.environ, {**nodes.env, "OMP_NUM_THREADS": "1"}, clear=True):
         yield
 
