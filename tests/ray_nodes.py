@@ -6,6 +6,7 @@ Ray keeps a token in the one and logs in the other.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -30,6 +31,16 @@ def why_not() -> str | None:
     except ImportError as e:
         return f"Ray cannot be imported: {e}"
     return None
+
+
+def marked_with(variable: str, value: str) -> list[psutil.Process]:
+    """Return the processes of a cluster, and what they started: a variable of theirs says so."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # gone, or another user's
+            if process.environ().get(variable) == value:
+                found.append(process)
+    return found
 
 
 class RayNodes:
@@ -98,22 +109,11 @@ class RayNodes:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
-        left = self.living()
+        left = marked_with(_MARK, self.folder.name)
         for process in left:
             process.kill()
         psutil.wait_procs(left, 10)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def living(self) -> list[psutil.Process]:
-        """Return the processes of the cluster, and what they started."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(_MARK) == self.folder.name:
-                    found.append(process)
-            except (psutil.Error, OSError):  # gone, or another user's
-                continue
-        return found
 
 
 def main() -> None:

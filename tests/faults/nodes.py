@@ -23,6 +23,7 @@ import psutil
 
 from tests.paths import ROOT
 from tests.postgresql import free_port
+from tests.ray_nodes import marked_with
 
 HEAD, OTHER = "fault-head", "fault-other"
 _ADDRESSES = {HEAD: "10.213.77.1", OTHER: "10.213.77.2"}
@@ -250,7 +251,7 @@ class Nodes:
         """End everything, and prove it."""
         for node in (OTHER, HEAD):
             self._end(node)
-        while found := self._living():
+        while found := marked_with(_MARK, self._mark):
             for process in found:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
@@ -258,11 +259,3 @@ class Nodes:
         for space in self._spaces.values():
             space.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _living(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(_MARK) == self._mark:
-                    found.append(process)
-        return found
