@@ -13,13 +13,13 @@ The study needs what `server.ahead` needs: on a GPU, a KV cache of fixed size.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,13 +101,13 @@ def phase(study: LoadedStudy, server: Server, requests: Sequence[Request]) -> di
     return {o.name: o.value(m) for o in objectives(study)}
 
 
-def ratio(rounds: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
-    """beside/alone of one objective, with a 95 % interval."""
-    logs = [math.log(r["beside"][name] / r["alone"][name]) for r in rounds]
+def ratio(rounds: Sequence[dict[str, Any]], over: str, under: str, name: str) -> dict[str, float]:
+    """over/under of one objective, of what each round measured twice, with a 95 % interval."""
+    logs = [math.log(r[over][name] / r[under][name]) for r in rounds]
     return dict(zip(("ratio", "low", "high"), map(math.exp, interval(logs)), strict=True))
 
 
-def measured(args: argparse.Namespace) -> dict[str, Any]:
+def measured(args: Namespace) -> dict[str, Any]:
     study = load_study(args.study)
     info = probe(study.spec.server)
     load = study.spec.workload.model_copy(update={"num_prompts": args.requests})
@@ -145,29 +145,43 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         "machine": describe_machine(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "rounds": rounds,
-        "beside_over_alone": {o.name: ratio(rounds, o.name) for o in objectives(study)},
+        "beside_over_alone": {
+            o.name: ratio(rounds, "beside", "alone", o.name) for o in objectives(study)
+        },
         "idle_cores": float(np.mean([r["idle_cores"] for r in rounds])),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(doc: str, *, n: int, mnbt: int, rounds: int = 8, requests: int = 24) -> ArgumentParser:
+    """The options of a benchmark that measures one server of a study in rounds."""
+    parser = ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("study", help="a study file, or the name of a bundled study")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
-    parser.add_argument("--n", type=int, default=7)
-    parser.add_argument("--mnbt", type=int, default=8192)
-    parser.add_argument("--neighbours", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=24)
-    args = parser.parse_args()
-    if min(args.neighbours, args.rounds - 1, args.requests - 1) < 1:
-        parser.error("--neighbours must be 1 or more, --rounds and --requests 2 or more")
+    parser.add_argument("--n", type=int, default=n)
+    parser.add_argument("--mnbt", type=int, default=mnbt)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--requests", type=int, default=requests)
+    return parser
+
+
+def written(measured: Callable[[Namespace], dict[str, Any]], args: Namespace) -> dict[str, Any]:
+    """What was measured, which the JSON file has then; one line if the product refuses."""
     try:
         found = measured(args)
     except AutotuneError as e:
         print(e, file=sys.stderr)
         raise SystemExit(e.exit_code) from None
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def main() -> None:
+    parser = options(__doc__, n=7, mnbt=8192)
+    parser.add_argument("--neighbours", type=int, default=3)
+    args = parser.parse_args()
+    if min(args.neighbours, args.rounds - 1, args.requests - 1) < 1:
+        parser.error("--neighbours must be 1 or more, --rounds and --requests 2 or more")
+    found = written(measured, args)
     for name, x in found["beside_over_alone"].items():
         print(f"{name}: {x['ratio']:.3f} [{x['low']:.3f}, {x['high']:.3f}]")
     print(f"the idle ones used {found['idle_cores']:.2f} cores together")

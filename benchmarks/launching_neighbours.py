@@ -15,23 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from idle_neighbours import Machine, objectives, phase
-from trial_cost import interval
+from idle_neighbours import Machine, objectives, options, phase, ratio, written
 
 from autotune.bench.sending import send
 from autotune.bench.workload import Workload, build_workload
 from autotune.engine.probe import probe
-from autotune.errors import AutotuneError
 from autotune.serving.machine import describe_machine
 from autotune.serving.server import Server
 from autotune.serving.slots import Slot, cores_of_slots, slot_gpus
@@ -162,11 +157,6 @@ class Bench:
             return {**found, "times": neighbour.times}
 
 
-def ratio(rounds: Sequence[dict[str, Any]], over: str, under: str, name: str) -> dict[str, float]:
-    logs = [math.log(r[over][name] / r[under][name]) for r in rounds]
-    return dict(zip(("ratio", "low", "high"), map(math.exp, interval(logs)), strict=True))
-
-
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     rounds: list[dict[str, Any]] = []
     with ExitStack() as ends:
@@ -194,23 +184,12 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", help="a study file, or the name of a bundled study")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file")
-    parser.add_argument("--n", type=int, default=0)
-    parser.add_argument("--mnbt", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--requests", type=int, default=16)
+    parser = options(__doc__, n=0, mnbt=2048, rounds=4, requests=16)
     parser.add_argument("--warmup", type=int, default=4)
     args = parser.parse_args()
     if min(args.rounds, args.requests, args.warmup) < 2:
         parser.error("--rounds, --requests and --warmup must be 2 or more")
-    try:
-        found = measured(args)
-    except AutotuneError as e:
-        print(e, file=sys.stderr)
-        raise SystemExit(e.exit_code) from None
-    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = written(measured, args)
     for name, by_objective in found["ratios"].items():
         for objective, x in by_objective.items():
             print(f"{name} {objective}: {x['ratio']:.3f} [{x['low']:.3f}, {x['high']:.3f}]")

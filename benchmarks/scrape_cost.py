@@ -16,18 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from idle_neighbours import Machine, cpu_seconds, objectives, phase
-from trial_cost import interval
+from idle_neighbours import Machine, cpu_seconds, objectives, options, phase, ratio, written
 
 from autotune.bench.running import GaugeReader, Gauges, RunningWatch
 from autotune.bench.sending import send
@@ -35,7 +30,6 @@ from autotune.bench.server_metrics import read_page
 from autotune.bench.workload import build_workload
 from autotune.engine.active_requests import Asked
 from autotune.engine.probe import probe
-from autotune.errors import AutotuneError
 from autotune.serving.machine import describe_machine
 from autotune.serving.server import Server
 from autotune.study.files import load_study
@@ -68,12 +62,6 @@ class Reader:
     def url(self) -> str:
         """The page that it reads."""
         return self._read._urls[0]
-
-
-def ratio(rounds: Sequence[dict[str, Any]], way: str, name: str) -> dict[str, float]:
-    """watched/unwatched of one objective, with a 95 % interval."""
-    logs = [math.log(r[way][name] / r["unwatched"][name]) for r in rounds]
-    return dict(zip(("ratio", "low", "high"), map(math.exp, interval(logs)), strict=True))
 
 
 def page_cost(server: Server, way: str, pages: int) -> dict[str, float]:
@@ -133,28 +121,18 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         "page": pages,
         "rounds": rounds,
         "over_unwatched": {
-            way: {o.name: ratio(rounds, way, o.name) for o in objectives(study)} for way in WAYS[1:]
+            way: {o.name: ratio(rounds, way, "unwatched", o.name) for o in objectives(study)}
+            for way in WAYS[1:]
         },
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", help="a study file, or the name of a bundled study")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file")
-    parser.add_argument("--n", type=int, default=3)
-    parser.add_argument("--mnbt", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=24)
+    parser = options(__doc__, n=3, mnbt=512)
     args = parser.parse_args()
     if min(args.rounds, args.requests) < 2:
         parser.error("--rounds and --requests must be 2 or more")
-    try:
-        found = measured(args)
-    except AutotuneError as e:
-        print(e, file=sys.stderr)
-        raise SystemExit(e.exit_code) from None
-    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = written(measured, args)
     for way, by_name in found["over_unwatched"].items():
         for name, x in by_name.items():
             print(f"{way}: {name}: {x['ratio']:.3f} [{x['low']:.3f}, {x['high']:.3f}]")

@@ -36,7 +36,7 @@ from autotune.tuning.ray_seat import Node, RayLink, Seat, Stage
 from autotune.tuning.slot_messages import Call, Ended, FromSlot, Raised, Setup
 from autotune.tuning.slot_pool import LeftBehind
 from autotune.tuning.slot_process import MODULE
-from autotune.tuning.slots import check_bound, gpus_needed, slot_environment
+from autotune.tuning.slots import check_bound, gpus_needed, slot_environment, what_it_has
 
 # For the other nodes, once the first slot is there, and for the first one.
 _SETTLE_S = 60.0
@@ -136,9 +136,7 @@ class RayCluster:
         for node in nodes:
             found = [seat.slot for seat in ready.values() if seat.node is node and seat.slot]
             if found:
-                each = count(len(found[0].cores), "core")
-                if gpus := len(found[0].gpus):
-                    each = f"{count(gpus, 'GPU')} and {each}"
+                each = what_it_has(found[0])
                 yield f"node {node.label}: {count(len(found), 'slot')} of {each}"
         if self.prepared.spec.server.ahead:
             yield "server.ahead is not used with --ray"

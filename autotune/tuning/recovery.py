@@ -55,13 +55,16 @@ def _is_elsewhere(launch: LaunchRow, database: Database) -> bool:
     return shared and launch.host not in {None, gethostname()}
 
 
+def _unended_elsewhere(store: Store) -> list[LaunchRow]:
+    return [x for x in store.launches.unended() if _is_elsewhere(x, store.database)]
+
+
 def launches_elsewhere(store: Store) -> list[tuple[str, Identity]]:
     """Return launches of other hosts whose end was never written down, each with its host.
 
     Those of a run that has just taken the lease are of earlier runs only.
     """
-    found = [x for x in store.launches.unended() if _is_elsewhere(x, store.database)]
-    return [(x.host or "", _identity(x)) for x in found]
+    return [(x.host or "", _identity(x)) for x in _unended_elsewhere(store)]
 
 
 def note_left(store: Store, launch_id: str, ended: int) -> None:
@@ -161,8 +164,7 @@ def under_way_elsewhere(database: Database) -> list[tuple[LaunchRow, str]]:
     if not is_there(database):
         return []
     with opened(database) as store:
-        rows = [x for x in store.launches.unended() if _is_elsewhere(x, store.database)]
-    return [(x, _purpose(x)) for x in rows]
+        return [(x, _purpose(x)) for x in _unended_elsewhere(store)]
 
 
 def _purpose(launch: LaunchRow) -> str:

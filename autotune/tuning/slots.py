@@ -196,14 +196,18 @@ def slot_notes(spec: StudySpec, slots: Sequence[Slot]) -> Iterator[str]:
     """
     if not slots:
         return
-    each = count(len(slots[0].cores), "core")
-    if gpus := len(slots[0].gpus):
-        each = f"{count(gpus, 'GPU')} and {each}"
+    each = what_it_has(slots[0])
     yield f"{len(slots)} slots of {each}; each block of the confirmation stays on one of them"
     if shares_a_core(slots):
         yield "two slots share a physical core (hyperthreads): they slow each other down"
     if spec.server.ahead:
         yield "server.ahead is not used with several slots: they start servers at the same time"
+
+
+def what_it_has(slot: Slot) -> str:
+    """Return how many GPUs and cores a slot has, in words."""
+    cores = count(len(slot.cores), "core")
+    return f"{count(len(slot.gpus), 'GPU')} and {cores}" if slot.gpus else cores
 
 
 def gpus_needed(spec: StudySpec) -> tuple[int, str]:
