@@ -354,10 +354,10 @@ def off_front_lines(view: StudyView) -> list[str]:
     off = [_name(view, k) for k in numbers if not _trial(view, k).front]
     if not off:
         return []
-    return [
-        f"not on the Pareto front: {', '.join(off)}; the front has what the search measured, and a "
-        "choice is made among confirmed points only, by all of their launches"
-    ]
+    why = (
+        "the front is of the search's launches, a choice is among confirmed points, by all launches"
+    )
+    return [f"not on the Pareto front: {', '.join(off)}; {why}"]
 
 
 def _choice(view: StudyView, choice: Choice) -> str:

@@ -48,8 +48,8 @@ from autotune.study.ways import curve_of
 # Seeds after the baseline: n, and the level of every other parameter from 0 to 1; None: the
 # baseline's value, so that only n differs.
 _SEEDS = ((15, None), (3, 0.5))
-# Fewest outcomes that a model proposes by, alone and while other launches are running.
-_OUTCOMES, _OUTCOMES_RUNNING = 2, 3
+# Fewest outcomes that a model proposes by.
+_OUTCOMES = 2
 # Largest number of trials that the model is fitted to.
 MODEL_TRIALS = 200
 # Number of random points that are drawn before giving up, if a parameter is real-valued.
@@ -349,12 +349,12 @@ class Proposer:
             raise SpaceExhausted
         if self._method != "gp":
             return Proposal(new[int(rng.integers(len(new)))])
-        chances = chances * crashes.apart(new, running)
         seen = [self._space.decode(t.params) for t in trials if self._space.has_point(t.params)]
-        if new and len(complete) < (_OUTCOMES_RUNNING if running else _OUTCOMES):
+        if len(complete) < _OUTCOMES:
             named = [classes.of(q) for q in new]
             taken = [classes.of(q) for q in (*seen, *running)]
             return Proposal(new[fill(self._space, named, taken, chances, rng)])
+        chances = chances * crashes.apart(new, running)
         found = self._ask(launched, new, chances, running, classes, seen)
         if not new or (found.settled and self._stop_below):
             left = [q for q in self._feasible or () if is_new(q)]

@@ -207,12 +207,12 @@ def test_without_a_second_launch_of_any_point_that_is_said() -> None:
 def test_a_choice_that_is_not_on_the_front_is_explained() -> None:
     view = study()
     on, off = (next(t for t in view.trials if t.front is x and t.values) for x in (True, False))
-    for trial, lines in ((on, 0), (off, 1)):
-        choice = Choice(trial.number, (Estimate(1, None, None),) * 2, None, {0: 0.97})
+    for chosen, lines in ((on, 0), (off, 1)):
+        choice = Choice(chosen.number, (Estimate(1, None, None),) * 2, None, {0: 0.97})
         found = ConfirmationVerdict({}, (choice, choice), choice, ())
         told = off_front_lines(replace(view, verdict=found))
         assert len(told) == lines
-        assert all(trial.setting in x and "confirmed points only" in x for x in told)
+        assert all(chosen.setting in x and "among confirmed points" in x for x in told)
     assert off_front_lines(view) == []
 
 

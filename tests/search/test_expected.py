@@ -56,13 +56,13 @@ def test_a_search_that_does_not_end_is_not_averaged_and_its_challenges_do_not_wa
 ) -> None:
     asked: list[int] = []
 
-    def expected(_self: Surrogates, first: int) -> np.ndarray:
+    def expected(own: Surrogates, first: int) -> np.ndarray:
         asked.append(first)
-        return np.zeros(16)
+        return np.zeros(len(own._x))
 
     monkeypatch.setattr(Surrogates, "expected", expected)
     at = [0, 2, 4, 6, 8, 10, 12, 14]
-    launched = [Observed({N: n}, (0.05 * (n / 15 - 0.6) ** 2,) * 2, (1e-6, 1e-6)) for n in at]
+    launched = [Observed({N: n}, (3 * (n / 15 - 0.6) ** 2,) * 2, (1e-6, 1e-6)) for n in at]
     left = [{N: n} for n in range(16) if n not in at]
     pending, new = left[-1:], left[:-1]
     chances = np.ones(len(new))

