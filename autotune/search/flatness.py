@@ -201,7 +201,7 @@ def _distinct(x: Floats) -> tuple[Floats, Ints]:
         values, code = np.unique(far, return_inverse=True)
         both = place * len(values) + code.reshape(far.shape)[own[:, None], own]
         _, first, numbers = np.unique(both, return_index=True, return_inverse=True)
-        place = numbers.reshape(both.shape)
+        place = np.asarray(numbers, dtype=np.int64).reshape(both.shape)
     a, b = np.unravel_index(first, place.shape)
     return (x[a] - x[b]) ** 2, place
 

@@ -126,8 +126,6 @@ def propose(
     known: Callable[[Point], float] | None = None,
     pending: Sequence[Point] = (),
     seen: Sequence[Point] = (),
-    *,
-    ends: bool = True,
 ) -> Proposal:
     """Return the launch of the largest gain, among the launched, the pending and the new points.
 
@@ -144,8 +142,6 @@ def propose(
         pending: Points of the launches whose outcomes are not known yet. They are assumed to
             succeed, so that their points can be recommended and launched again, as launched ones.
         seen: Points of other launches, such as those that failed.
-        ends: Whether the search may end. If not, something is launched in any case: challenges do
-            not wait for pending launches, and no improvement is averaged before the end.
 
     Raises:
         ValueError: nothing was launched, or a cost is not finite.
@@ -180,9 +176,9 @@ def propose(
     best_points = [points[i] for i in leading(found, measured)]
     if (alone := asked & compared(space, new, best_points)).any():
         asked = alone  # nothing but n differs from the best
-    if not asked.any() and not (pending and ends):
+    if not asked.any() and not pending:
         same = surrogates.chance_of_same if len(launched) >= _LEAST else 0.0
-        if ends and same < _FLAT:
+        if same < _FLAT:
             worth = surrogates.expected(recommendable) * chances * (1 - same)
             if worth.max() >= doubt_below:
                 return Proposal(points[int(worth.argmax())], float(worth.max()), leaders=leaders)

@@ -442,7 +442,6 @@ class Proposer:
             self._known,
             pending=[classes.of(q) for q in running],
             seen=[classes.of(q) for q in seen],
-            ends=self._stop_below > 0,
         )
 
     def _again(

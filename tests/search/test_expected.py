@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from autotune.search.gain import improvements
-from autotune.search.model import Observed, Proposal, Surrogates, propose
+from autotune.search.model import Observed, Surrogates
 from autotune.study.space import IntParam, N, Space
 from tests.paths import ROOT
 
@@ -49,36 +49,6 @@ def test_it_is_the_same_each_time_and_too_many_launches_are_not_averaged_over() 
     many, first = surrogates(lambda n: 0.1 * n, 0.05, list(range(16)) * 5)
     assert not many.expected(first).any()
     assert many.chance_of_same == 0
-
-
-def test_a_search_that_does_not_end_is_not_averaged_and_its_challenges_do_not_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[int] = []
-
-    def expected(own: Surrogates, first: int) -> np.ndarray:
-        asked.append(first)
-        return np.zeros(len(own._x))
-
-    monkeypatch.setattr(Surrogates, "expected", expected)
-    at = [0, 2, 4, 6, 8, 10, 12, 14]
-    launched = [Observed({N: n}, (3 * (n / 15 - 0.6) ** 2,) * 2, (1e-6, 1e-6)) for n in at]
-    left = [{N: n} for n in range(16) if n not in at]
-    pending, new = left[-1:], left[:-1]
-    chances = np.ones(len(new))
-
-    def found(*, ends: bool, running: bool) -> Proposal:
-        more = pending if running else []
-        return propose(SPACE, launched, new, chances, 0.9, pending=more, ends=ends)
-
-    assert found(ends=True, running=False).challenge
-    assert len(asked) == 1
-    assert found(ends=True, running=True).settled  # the next to the best wait
-    for running in (False, True):
-        goes_on = found(ends=False, running=running)
-        assert not goes_on.settled
-        assert goes_on.point[N] in (7, 9, 11)
-    assert len(asked) == 1
 
 
 def test_a_small_world_is_not_left_before_its_best_point(monkeypatch: pytest.MonkeyPatch) -> None:
