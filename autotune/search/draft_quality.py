@@ -43,10 +43,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.search.acceptance import Prediction
+from autotune.stats import quantiles
 from autotune.stats.acceptance_curve import unconditional_rates
 
 _MOST_SHIFT = 40.0  # |δ|: an acceptance of 1e-12 then counts as certain, and the other way round
-_HALVINGS = 60  # of the range of δ, which makes it exact to 1e-16
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,6 @@ def shifted(conditional: Iterable[float], shift: float) -> tuple[float, ...]:
 def shift_of(conditional: Sequence[float], length: float) -> float:
     """Return the shift δ with which conditional acceptances have a length.
 
-    It is found by halving, because scipy is too heavy for a command that reads a database.
-
     Raises:
         ValueError: no shift gives this length, because it is at or outside of the limits.
     """
@@ -152,10 +150,7 @@ def shift_of(conditional: Sequence[float], length: float) -> float:
             "this draft can only come near to: positions that are never, or always, accepted stay "
             "so, and no draft of n has more than n + 1"
         )
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle) < length else (low, middle)
-    return (low + high) / 2
+    return quantiles.root(lambda shift: at(shift) - length, low, high)
 
 
 def limits(conditional: Sequence[float]) -> tuple[int, int]:
