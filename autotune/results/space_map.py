@@ -17,6 +17,7 @@ from autotune.engine.draft_method import with_method
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
+from autotune.engine.memory_fit import why_no_weights, why_too_large
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rule import NOTHING, SEQS, Known, minor_of
 from autotune.engine.rules import THROTTLED, doubts_of, infeasible
@@ -25,7 +26,7 @@ from autotune.results.batch_budget import families_of
 from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
 from autotune.results.views import TrialView
 from autotune.search.alike import key_of
-from autotune.serving.machine import has_gpu, vllms_gpus
+from autotune.serving.machine import has_gpu, memory_size, vllms_gpus
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import ServerSpec, StudySpec
@@ -299,6 +300,8 @@ def _explained(loaded: LoadedStudy, info: VllmInfo, trials: Iterable[TrialView])
     check_flags(loaded, info)
     notes = tuple(draft_notes(loaded))
     loaded = with_method(loaded)
+    if why := why_no_weights(loaded) or why_too_large(loaded, info, memory_size()):
+        raise UserError(f"{loaded.path}: {why}")
     found = space_map(loaded.spec, info.version, known_for(loaded, info), trials)
     return replace(found, notes=(*notes, *found.notes))
 

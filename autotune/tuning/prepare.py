@@ -14,10 +14,12 @@ from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs, most_to
 from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
+from autotune.engine.memory_fit import DEFAULT_UTILIZATION, why_no_weights, why_too_large
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rule import Known, minor_of
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
+from autotune.serving.machine import memory_size
 from autotune.serving.resolve import model_resolver
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
@@ -41,8 +43,6 @@ from objectives import Objective
 
 # vLLM's default of max_num_batched_tokens for `vllm serve` on a CPU and on a GPU below 70 GiB.
 DEFAULT_MNBT = 2048
-# vLLM's default of gpu_memory_utilization (vllm/config/cache.py).
-DEFAULT_UTILIZATION = 0.92
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,8 @@ def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
             raise UserError(f"{loaded.path}: {key}: {e}") from e
     check_flags(loaded, info)
     loaded = with_method(loaded)
+    if why := why_no_weights(loaded) or why_too_large(loaded, info, memory_size()):
+        raise UserError(f"{loaded.path}: {why}")
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
     _check_ahead(prepared)
     _check_some_feasible(prepared, space)
