@@ -14,20 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-for name in ("torchvision", "torchaudio", "torchcodec"):  # built for another torch: not needed
-    sys.modules[name] = None  # type: ignore[assignment]
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+from autotune.engine.entry import hiding
+from autotune.engine.probe import probe
+from autotune.study.model_size import kv_cache_of, parameters_of, weight_bytes
+from autotune.study.schema import ServerSpec
+from autotune.study.shapes import Shape, shapes, write_shape
 
-from autotune.study.model_size import kv_cache_of, parameters_of, weight_bytes  # noqa: E402
-from autotune.study.shapes import Shape, shapes, write_shape  # noqa: E402
-
+_ASKED = "AUTOTUNE_SHAPES_ASKED"
 # Keys that a class of Transformers does not have, and what reads them.
 READ_BY = {
     "architectures": "vLLM and Transformers",
@@ -92,10 +91,17 @@ def counted(folder: Path) -> int:
 
 
 def in_vllm(target: Path, draft: Path) -> dict[str, Any]:
-    """Return what vLLM's configuration makes of a shape."""
+    """Return what vLLM's configuration makes of a shape.
+
+    A draft with sliding and full layers needs model runner V2, which a CPU does not have. Then the
+    target has its whole configuration, and the draft its own.
+    """
     from vllm import __version__
+    from vllm.config import SpeculativeConfig
     from vllm.engine.arg_utils import EngineArgs
 
+    mixed = len(set(json.loads((draft / "config.json").read_text())["layer_types"])) > 1
+    drafting = {"method": "dflash", "model": str(draft), "num_speculative_tokens": 7}
     config = EngineArgs(
         model=str(target),
         load_format="dummy",
@@ -103,22 +109,38 @@ def in_vllm(target: Path, draft: Path) -> dict[str, Any]:
         max_num_seqs=1,
         max_num_batched_tokens=2048,
         enforce_eager=True,
-        speculative_config={"method": "dflash", "model": str(draft), "num_speculative_tokens": 7},
+        speculative_config=None if mixed else drafting,
     ).create_engine_config()
-    spec = config.speculative_config
-    assert spec is not None
+    spec = config.speculative_config or SpeculativeConfig(
+        **drafting,
+        target_model_config=config.model_config,
+        target_parallel_config=config.parallel_config,
+    )
     return {
         "vllm": __version__,
         "architecture": config.model_config.architecture,
         "quantization": config.model_config.quantization,
         "draft_architecture": spec.draft_model_config.architecture,
+        "draft_apart": mixed,
         "method": spec.method,
         "vocabulary": config.model_config.get_vocab_size(),
         "layers": config.model_config.get_total_num_hidden_layers(),
     }
 
 
+def prepared() -> int | None:
+    """Run this program again as a server of autotune is run; None: it is run so."""
+    if _ASKED in os.environ:
+        return None
+    env = {**os.environ, _ASKED: "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    env = {**env, "VLLM_LOGGING_LEVEL": "ERROR"}
+    hidden = hiding(probe(ServerSpec(model="org/m")).hidden, env)
+    return subprocess.run([sys.executable, *sys.argv], env={**env, **hidden}).returncode
+
+
 def main() -> None:
+    if (code := prepared()) is not None:
+        sys.exit(code)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="shapes; default: all")
     parser.add_argument("--out", type=Path, help="JSON file to write; default: stdout")
@@ -129,9 +151,7 @@ def main() -> None:
         for shape in shapes():
             if options.names and shape.name not in options.names:
                 continue
-            quants = {
-                q: asked(shape, q, Path(tmp), tiny=options.tiny) for q in shape.quants
-            }
+            quants = {q: asked(shape, q, Path(tmp), tiny=options.tiny) for q in shape.quants}
             cache = kv_cache_of(shape.target())
             found[shape.name] = {
                 "published_parameters": shape.published,

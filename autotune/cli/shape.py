@@ -61,9 +61,7 @@ def shape(
     found = shape_named(name)
     kind = quant or found.quants[0]
     place = out if out is not None else Path(f"{found.name}-{kind}")
-    written = write_shape(
-        found, place, quant=quant, tokenizer=tokenizer, draft=draft, tiny=tiny
-    )
+    written = write_shape(found, place, quant=quant, tokenizer=tokenizer, draft=draft, tiny=tiny)
     size = "scaled down" if tiny else size_words(found, kind)
     click.echo(f"wrote {written.target}: the shape of {found.of}, {size}; no weights")
     if written.draft is not None:

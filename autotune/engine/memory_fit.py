@@ -22,7 +22,7 @@ from autotune.study.checkpoints import config_of, has_no_weights
 from autotune.study.files import LoadedStudy
 from autotune.study.model_size import kv_cache_of, weight_bytes
 from autotune.study.schema import FlagValue, StudySpec
-from autotune.study.space import DRAFT, N, FloatParam, as_int
+from autotune.study.space import DRAFT, FloatParam, N, as_int
 
 GIB = 1 << 30
 # vLLM's default of gpu_memory_utilization (vllm/config/cache.py).
@@ -172,7 +172,9 @@ def _room(spec: StudySpec, info: VllmInfo, memory: int | None) -> tuple[int, str
 
 def _advice(info: VllmInfo) -> str:
     more = "more GPUs (tensor-parallel-size)" if info.device == "cuda" else "a GPU"
-    return f"take a quantization with fewer bits, a smaller model, a shorter max-model-len or {more}"
+    return (
+        f"take a quantization with fewer bits, a smaller model, a shorter max-model-len or {more}"
+    )
 
 
 def _workers(spec: StudySpec) -> int:

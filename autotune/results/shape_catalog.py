@@ -16,15 +16,14 @@ def catalog_lines() -> list[str]:
     lines = []
     for shape in shapes():
         body = catalog_entry(shape)
-        drafts = body["draft"]
         lines += [
             f"{shape.name:17}{_billions(body)}",
             f"  {'weights':9}{', '.join(_sized(q, b) for q, b in body['weights_bytes'].items())}",
             f"  {'cache':9}{body['kv_bytes_per_token'] / 1024:.0f} KiB per token",
-            f"  {'draft':9}{drafts['parameters'] / 1e9:.2f} billion parameters, "
-            f"{drafts['weights_bytes'] / _GIB:.2f} GiB, block of {drafts['block_size']}",
+            f"  {'draft':9}{_draft_words(body['draft'])}",
             *_assumed(shape),
-            f"  {'source':9}{shape.of}, {shape.draft_of}",
+            f"  {'source':9}{shape.of}",
+            f"  {'':9}{shape.draft_of}",
         ]
     return [*lines, "", *wrapped(_HOW, WIDTH)]
 
@@ -83,6 +82,11 @@ def _billions(body: dict[str, Any]) -> str:
 
 def _sized(quant: str, size: int) -> str:
     return f"{quant} {size / _GIB:.1f} GiB"
+
+
+def _draft_words(draft: dict[str, Any]) -> str:
+    size = f"{draft['parameters'] / 1e9:.2f} billion parameters"
+    return f"{size}, {draft['weights_bytes'] / _GIB:.2f} GiB, block of {draft['block_size']}"
 
 
 def _assumed(shape: Shape) -> list[str]:

@@ -67,7 +67,7 @@ class Parameters:
 
     Attributes:
         total: All of them.
-        active: Those that one token uses.
+        active: Those that one token uses, without its row of an embedding that is not the head.
     """
 
     total: int
@@ -154,8 +154,9 @@ def kv_cache_of(config: Mapping[str, Any]) -> KvCache | None:
             sliding += 2 * heads * width
         else:
             full += 2 * heads * width
-    window = as_int(config.get("sliding_window")) or 0
-    return KvCache(full, sliding, window, _layer_types(config).count(_LINEAR) * _state(config))
+    linear = _layer_types(config).count(_LINEAR)
+    window = (as_int(config.get("sliding_window")) or 0) if sliding else 0
+    return KvCache(full, sliding, window, linear * _state(config) if linear else 0)
 
 
 # -- bytes ---------------------------------------------------------------------------------------
@@ -251,9 +252,11 @@ def _state(config: Mapping[str, Any]) -> int:
 def _ends(config: Mapping[str, Any]) -> Iterator[Matrix]:
     """Yield the embedding, the last norm, and the head unless it is the embedding."""
     hidden, words = int(config["hidden_size"]), int(config["vocab_size"])
-    yield Matrix("model.embed_tokens", words, hidden)
+    tied = bool(config.get("tie_word_embeddings"))
+    # a token looks up one row; as the head all of it is used
+    yield Matrix("model.embed_tokens", words, hidden, active=1 if tied else 0)
     yield Matrix("model.norm", hidden)
-    if not config.get("tie_word_embeddings"):
+    if not tied:
         yield Matrix("lm_head", words, hidden, linear=True)
 
 
@@ -299,9 +302,7 @@ def _experts(
     place: str, hidden: int, inner: int, layers: int, each: int, used: int
 ) -> Iterator[Matrix]:
     for m in _mlp(f"{place}.0", hidden, inner, layers * each):
-        yield Matrix(
-            m.name, m.rows, m.columns, m.count, layers * used, linear=True, expert=True
-        )
+        yield Matrix(m.name, m.rows, m.columns, m.count, layers * used, linear=True, expert=True)
 
 
 def _dense(config: Mapping[str, Any]) -> Iterator[Matrix]:

@@ -57,7 +57,8 @@ def resolve_model(ref: str, base: Path, progress: Progress | None = None) -> str
     """Return what vLLM is given for a model reference of a study.
 
     Args:
-        ref: ``demo:target``, ``demo:draft``, a shape, a folder (or a ``.gguf`` file), or a hub name.
+        ref: ``demo:target``, ``demo:draft``, a shape, a folder (or a ``.gguf`` file), or a name of
+            the hub.
         base: Folder that relative paths start from: the study's.
         progress: Function that is called while ``demo:target`` is made, on its first use. It gets
             the stage (``wait``, ``download``, ``unpack``, ``convert``, ``check``) and the share of

@@ -131,7 +131,7 @@ def is_shape(ref: str) -> bool:
 
 
 def config_of_shape(ref: str) -> dict[str, Any]:
-    """Return the ``config.json`` of a reference such as ``shape:NAME:QUANT`` or ``shape:NAME:draft``.
+    """Return the ``config.json`` of a reference, ``shape:NAME:QUANT`` or ``shape:NAME:draft``.
 
     Raises:
         UserError: there is no such shape, or it has no such quantization.

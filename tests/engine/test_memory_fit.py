@@ -34,7 +34,12 @@ def _study(
         "name": "s",
         "server": {"model": model, **server},
         "space": {"max_num_batched_tokens": {"type": "pow2", "low": 256, "high": 512}, **space},
-        "workload": {"random": {"input_len": 16}, "output_len": 8, "max_concurrency": 1},
+        "workload": {
+            "max_concurrency": 1,
+            "random": {"input_len": 16},
+            "output_len": 8,
+            "num_prompts": 8,
+        },
     }
     raw["server"].setdefault("flags", {"load-format": "dummy", "max-model-len": 2048})
     if draft is not None:
@@ -63,7 +68,7 @@ def test_a_shape_that_does_not_fit_is_one_line() -> None:
     loaded = _study(f"{GEMMA}:bf16")
     line = why_too_large(loaded, _on(RTX), None)
     assert line == (
-        f"server.model: {GEMMA}:bf16 needs at least 48.3 GiB (weights 47.1 GiB, draft 0.8 GiB, "
+        f"server.model: {GEMMA}:bf16 needs at least 48.1 GiB (weights 47.0 GiB, draft 0.8 GiB, "
         "KV cache 0.2 GiB for one request of 2048 tokens), and there are 22.1 GiB (24.0 GiB of "
         "the NVIDIA GeForce RTX 4090 × gpu-memory-utilization 0.92); take a quantization with "
         "fewer bits, a smaller model, a shorter max-model-len or more GPUs (tensor-parallel-size)"
@@ -106,7 +111,10 @@ def test_a_fixed_kv_cache_counts_against_the_whole_memory() -> None:
     assert "KV cache 10.0 GiB (kv-cache-memory-bytes)" in line
     assert "24.0 GiB (memory of the NVIDIA GeForce RTX 4090)" in line
     # a word such as 4G is not read, and nothing is refused for it
-    assert why_too_large(_study(flags={**fixed, "kv-cache-memory-bytes": "10G"}), _on(RTX), None) is None
+    assert (
+        why_too_large(_study(flags={**fixed, "kv-cache-memory-bytes": "10G"}), _on(RTX), None)
+        is None
+    )
 
 
 def test_the_longest_sequence_is_the_models_own_without_a_flag() -> None:

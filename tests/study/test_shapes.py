@@ -54,9 +54,7 @@ def test_the_size_is_the_published_one(shape: Shape) -> None:
     found = parameters_of(shape.target())
     assert found is not None
     assert found.total == pytest.approx(shape.published, rel=0.03)
-    if shape.published_active is None:
-        assert found.active == found.total
-    elif shape.published_active != 3e9:  # "A3B" is a rounded name: 3.5 with embedding and head
+    if shape.published_active is not None:
         assert found.active == pytest.approx(shape.published_active, rel=0.03)
 
 
@@ -111,11 +109,8 @@ def test_every_number_has_a_source_and_every_quantization_a_size(shape: Shape) -
             assert "quantization_config" not in config
         else:
             assert 0.2 * plain < size < 0.75 * plain, quant
-    for config in (shape.target(), shape.draft()):
-        assert len(config["layer_types"] if "layer_types" in config else []) in (
-            0,
-            config["num_hidden_layers"],
-        )
+    layers = shape.target()["num_hidden_layers"]
+    assert len(shape.target().get("layer_types") or range(layers)) == layers
 
 
 def test_bytes_of_a_quantization() -> None:
@@ -226,12 +221,10 @@ def test_a_wrong_reference_is_one_line(cache: Path, ref: str, words: str) -> Non
         assert "\n" not in str(e.value)
 
 
-def test_a_cache_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="shape:qwen3-8b: cannot be written to .*XDG_CACHE_HOME"):
+    with pytest.raises(UserError, match=r"shape:qwen3-8b: cannot be written to .*XDG_CACHE_HOME"):
         resolve_model("shape:qwen3-8b", Path())
 
 
@@ -264,7 +257,7 @@ def test_folders_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no w8a8"):
         write_shape(shape, tmp_path / "other", quant="w8a8")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written: .*; give another --out"):
+    with pytest.raises(UserError, match=r"cannot be written: .*; give another --out"):
         write_shape(shape, tmp_path / "file" / "g", tiny=True)
     assert {p.name for p in tmp_path.iterdir()} == {"new", "file"}
 
@@ -285,7 +278,7 @@ def test_a_tokenizer_is_copied(tmp_path: Path) -> None:
 
 def test_the_tokenizer_has_a_text_for_every_id(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    made = write_shape(shape_named("gemma-4-26b-a4b"), tmp_path / "g")
+    made = write_shape(shape_named("gemma-4-26b-a4b"), tmp_path / "g", tiny=True)
     found = tokenizers.Tokenizer.from_file(str(made.target / "tokenizer.json"))
     size = _written(made.target)["vocab_size"]
     assert found.get_vocab_size() == size
@@ -294,7 +287,7 @@ def test_the_tokenizer_has_a_text_for_every_id(tmp_path: Path) -> None:
     assert len(ids) == len(text.encode())
     assert found.decode(ids) == text
     assert all(found.id_to_token(i) for i in range(size))
-    assert found.decode([300, 200_000, size - 1]) == " t300 t200000 t262143"
+    assert found.decode([300, 20_000, size - 1]) == " t300 t20000 t32767"
     assert found.decode([1, 2, 300], skip_special_tokens=True) == " t300"
 
 
