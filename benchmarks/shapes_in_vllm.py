@@ -1,6 +1,6 @@
 """Are the shapes of the catalog what Transformers and vLLM take them for? No weights, no server.
 
-    python benchmarks/shapes_in_vllm.py --out benchmarks/data/shapes_in_vllm.json [NAME …] [--tiny]
+    python benchmarks/shapes_in_vllm.py --out benchmarks/data/shapes_in_vllm.json [NAME …]
 
 For each shape and each of its quantizations: Transformers' configuration class is loaded from the
 folder, with the keys that the class does not have; the model is built without memory (torch's meta
@@ -47,9 +47,9 @@ READ_BY = {
 }
 
 
-def asked(shape: Shape, quant: str, folder: Path, *, tiny: bool) -> dict[str, Any]:
+def asked(shape: Shape, quant: str, folder: Path, *, vllm: bool) -> dict[str, Any]:
     """Return what Transformers and vLLM say of a shape."""
-    made = write_shape(shape, folder / f"{shape.name}-{quant}", quant=quant, tiny=tiny)
+    made = write_shape(shape, folder / f"{shape.name}-{quant}", quant=quant)
     assert made.draft is not None
     config = json.loads((made.target / "config.json").read_text())
     out: dict[str, Any] = {
@@ -62,7 +62,7 @@ def asked(shape: Shape, quant: str, folder: Path, *, tiny: bool) -> dict[str, An
     }
     if quant == "bf16":
         out["parameters_in_transformers"] = counted(made.target)
-    return {**out, **in_vllm(made.target, made.draft)}
+    return {**out, **in_vllm(made.target, made.draft)} if vllm else out
 
 
 def _parameters(config: dict[str, Any]) -> int:
@@ -128,30 +128,65 @@ def in_vllm(target: Path, draft: Path) -> dict[str, Any]:
     }
 
 
-def prepared() -> int | None:
-    """Run this program again as a server of autotune is run; None: it is run so."""
+# vLLM's Qwen3.5 imports the processing of images, also for text. The torchvision that is installed
+# may be built for another torch; nothing of it is called to make a configuration.
+_TORCHVISION = """
+import importlib.abc, importlib.machinery, sys, types
+from unittest.mock import MagicMock
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("torchvision."):
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec):
+        module = types.ModuleType(spec.name)
+        module.__getattr__ = anything
+        return module
+
+    def exec_module(self, module):
+        pass
+
+def anything(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return MagicMock()
+
+sys.meta_path.insert(0, Finder())
+__getattr__ = anything
+"""
+
+
+def asked_apart() -> int | None:
+    """Run this program again with what its vLLM can import; None: it is run so."""
     if _ASKED in os.environ:
         return None
     env = {**os.environ, _ASKED: "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    env = {**env, "VLLM_LOGGING_LEVEL": "ERROR"}
-    hidden = hiding(probe(ServerSpec(model="org/m")).hidden, env)
-    return subprocess.run([sys.executable, *sys.argv], env={**env, **hidden}).returncode
+    env["VLLM_LOGGING_LEVEL"] = "ERROR"
+    broken = probe(ServerSpec(model="org/m")).hidden
+    with tempfile.TemporaryDirectory() as tmp:
+        if "torchvision" in broken:
+            (Path(tmp) / "torchvision").mkdir()
+            (Path(tmp) / "torchvision" / "__init__.py").write_text(_TORCHVISION)
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, (tmp, env.get("PYTHONPATH"))))
+        env |= hiding(tuple(x for x in broken if x != "torchvision"), env)
+        return subprocess.run([sys.executable, *sys.argv], env=env).returncode
 
 
 def main() -> None:
-    if (code := prepared()) is not None:
+    if (code := asked_apart()) is not None:
         sys.exit(code)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="shapes; default: all")
     parser.add_argument("--out", type=Path, help="JSON file to write; default: stdout")
-    parser.add_argument("--tiny", action="store_true", help="the scaled-down ones")
+    parser.add_argument("--no-vllm", action="store_true", help="ask Transformers only")
     options = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as tmp:
         for shape in shapes():
             if options.names and shape.name not in options.names:
                 continue
-            quants = {q: asked(shape, q, Path(tmp), tiny=options.tiny) for q in shape.quants}
+            quants = {q: asked(shape, q, Path(tmp), vllm=not options.no_vllm) for q in shape.quants}
             cache = kv_cache_of(shape.target())
             found[shape.name] = {
                 "published_parameters": shape.published,

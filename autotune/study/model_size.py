@@ -176,7 +176,8 @@ def _bits_of(config: Mapping[str, Any]) -> Callable[[Matrix], float] | None:
             "config_groups": {"group_0": {"weights": {"num_bits": int(bits), **more}}},
             **rest,
         }:
-            ignored = rest.get("ignore") or []
+            given = rest.get("ignore")
+            ignored = [str(x) for x in given] if isinstance(given, list) else []
 
             def covered(m: Matrix) -> float:
                 if not m.linear or _is_ignored(m.name, ignored):

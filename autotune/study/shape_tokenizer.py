@@ -45,7 +45,7 @@ def write_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
         OSError: the folder cannot be written.
     """
     special = _special(config)
-    body = {
+    body: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
