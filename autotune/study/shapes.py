@@ -269,11 +269,12 @@ def scaled_down(
     config = {**kept, **small, **{k: v for k, v in narrow.items() if k in target}}
     if "layer_types" in target:
         config["layer_types"] = kinds * (layers // len(kinds))
-    other = {**draft, **small, "num_hidden_layers": 2, "num_target_layers": layers}
-    other["max_window_layers"] = 2
+    # one layer: model runner V1 wants all layers of a draft in one group of the KV cache
+    other = {**draft, **small, "num_hidden_layers": 1, "num_target_layers": layers}
+    other["max_window_layers"] = 1
     # vLLM asks a target for the state after each of these layers, and hears none after the last
     other["dflash_config"] = {"mask_token_id": 4, "target_layer_ids": list(range(layers - 1))}
-    other["layer_types"] = ["full_attention"] * 2  # no runner of a CPU has both kinds
+    other["layer_types"] = ["full_attention"]
     for key in ("sliding_window", "use_sliding_window"):
         other.pop(key, None)
     return config, other
