@@ -38,7 +38,7 @@ def free_port() -> int:
     """
     of_kernel = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     low, high = map(int, of_kernel)
-    ports = [*range(10_000, low), *range(high + 1, 65_536)]
+    ports = [*range(20_000, low), *range(high + 1, 65_536)]  # below are those of Ray
     for port in random.sample(ports, len(ports)):
         with socket.socket() as s, contextlib.suppress(OSError):
             s.bind(("127.0.0.1", port))

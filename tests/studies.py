@@ -240,7 +240,11 @@ def wait_for_tokens(cwd: Path, count: int, timeout_s: float = PATIENCE_S) -> Non
     page = f"http://127.0.0.1:{words[words.index('--port') + 1]}/metrics"
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        found = re.search(r"^vllm:generation_tokens_total\S* (\S+)$", httpx.get(page, timeout=PATIENCE_S).text, re.M)
+        found = re.search(
+            r"^vllm:generation_tokens_total\S* (\S+)$",
+            httpx.get(page, timeout=PATIENCE_S).text,
+            re.M,
+        )
         assert found is not None
         if float(found[1]) >= count:
             return

@@ -41,8 +41,8 @@ from tests.output.test_dashboard import dom_of, make, visit
 from tests.output.test_report import ROWS as MADE
 from tests.output.test_report import make as measured
 from tests.studies import (
-    PATIENCE_S,
     DOUBLE,
+    PATIENCE_S,
     autotune,
     model_of,
     processes_of,
@@ -888,9 +888,7 @@ def test_the_dashboard_answers_no_page_of_elsewhere(tmp_path: Path) -> None:
         ):
             shown = httpx.get(api, headers=headers, timeout=PATIENCE_S)
             assert shown.status_code == 403, headers
-            removed = httpx.delete(
-                api.join("/api/studies/1"), headers=headers, timeout=PATIENCE_S
-            )
+            removed = httpx.delete(api.join("/api/studies/1"), headers=headers, timeout=PATIENCE_S)
             assert removed.status_code == 403
         for headers in (
             {},

@@ -21,6 +21,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests run beside these."""
     monkeypatch.setenv(PATIENCE, str(PATIENCE_S))
 
+
 KILLS = 8
 
 

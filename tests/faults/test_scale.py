@@ -18,6 +18,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests run beside these."""
     monkeypatch.setenv(PATIENCE, str(PATIENCE_S))
 
+
 CASES = [(fault, place) for fault in SCALE_FAULTS for place in fault.quick]
 
 

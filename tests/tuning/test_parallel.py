@@ -350,7 +350,11 @@ def test_what_was_measured_while_the_driver_stood_still_is_not_lost(
 
 
 def test_a_fault_of_the_machine_ends_both(tmp_path: Path) -> None:
-    env = {"DOUBLE_STEP_S": "0.1", "DOUBLE_FAIL": "driver", "DOUBLE_FAIL_IF": "num_speculative_tokens>=15"}
+    env = {
+        "DOUBLE_STEP_S": "0.1",
+        "DOUBLE_FAIL": "driver",
+        "DOUBLE_FAIL_IF": "num_speculative_tokens>=15",
+    }
     study = write(tmp_path, server__env=env)
     before = psutil.Process().children()
     done = autotune("run", study, "--trials", "4", "--parallel", "2", cwd=tmp_path)
