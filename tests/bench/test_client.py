@@ -165,7 +165,7 @@ def test_a_good_answer_counts_by_usage_and_times_by_text() -> None:
     assert sample.ttft >= 0.05
     # since the start: it may have been read late, and then the next one follows at once
     assert sample.chunks[1] >= 0.1
-    assert sorted(set(sample.chunks)) == list(sample.chunks)
+    assert sample.chunks[0] < sample.chunks[1] <= sample.chunks[2]
     assert sample.start + sample.chunks[-1] == pytest.approx(sample.end)
 
 

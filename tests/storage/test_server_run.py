@@ -143,7 +143,7 @@ def test_the_next_run_waits_for_the_lease_of_a_killed_one(
     process.kill()
     process.communicate()
     # the lease ends when the next run has seen it, however long that takes to come so far
-    ends = f"UPDATE autotune_lease SET expires_at = {server_lease._NOW}"
+    ends = f"UPDATE autotune_lease SET expires_at = {server_lease._NOW}"  # noqa: S608
     assert cluster.execute("SELECT owner IS NULL FROM autotune_lease", server.name) == [(False,)]
     cluster.execute(f"{ends} + 600", server.name)
     following = start_autotune("run", str(study), *options, cwd=tmp_path)
