@@ -416,7 +416,7 @@ def test_a_killed_supervisor_takes_its_server_along(make: Make, sent: signal.Sig
     wait_until(lambda: not server.alive())
     server.stop()
     assert not processes_of(server.launch_id)
-    assert bench.is_warm()
+    assert identity(bench.up(bench.warm, DOUBLE_CHILD="stubborn")).warm
 
 
 @double
