@@ -772,7 +772,7 @@ def test_an_interrupted_confirmation_goes_on(tmp_path: Path, instant: Instant, p
     )
     # more launches add to it
     more = autotune(*args[:-1], "12", cwd=tmp_path)
-    assert more.returncode == 0
+    assert more.returncode == 0, more.stderr
     assert len(query(tmp_path, PARTS_DONE)) == 4 * (3 + 12)
 
 
