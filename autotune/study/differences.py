@@ -381,6 +381,9 @@ def why_not_same(old: LoadedStudy, kept: str, new: LoadedStudy) -> str | None:
         kept: Fingerprint in the database, which covers the content of its files.
         new: The study as it is now; its files are read.
     """
+    if (old.spec.rehearsal is None) != (new.spec.rehearsal is None):
+        kinds = ("a rehearsal then, real now", "real then, a rehearsal now")
+        return f"kind of run ({kinds[old.spec.rehearsal is None]})"
     if found := differences(old.spec, new.spec):
         first = found[0]
         # where a study that left the key out was run with another value than it would be now
