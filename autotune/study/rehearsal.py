@@ -187,7 +187,7 @@ class RehearsalSpec(Model):
 
     def dummy(self, role: Literal["target", "draft"]) -> bool:
         """Return whether the weights of a role are random."""
-        return self.weights is not None and getattr(self.weights, role) == DUMMY
+        return self.weights is not None and bool(getattr(self.weights, role) == DUMMY)
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,8 @@ def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: 
     elif accepted is None:
         words.append("acceptance is what random weights give")
     else:
-        source = "" if accepted.from_ is None else f" (as counted in {accepted.from_})"
+        file = (accepted.from_ or "").rpartition("/")[2]
+        source = f" (as counted in {file})" if file else ""
         known = accepted.known_to
         beyond = known is not None and known < most
         words.append(f"acceptance was given{source}")

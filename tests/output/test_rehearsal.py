@@ -172,7 +172,7 @@ def test_compare_says_what_is_real(folder: Path, tmp_path: Path) -> None:
     both = (str(folder / "autotune.db"), str(tmp_path / "autotune.db"))
     text = one_line(said(folder, "compare", *both))
     assert LABEL in text
-    assert "none: weights and" in text
+    assert "none:" in text
     found = json.loads(said(folder, "compare", *both, "--json"))
     [different] = [x for x in found["different"] if x["what"].startswith("rehearsal")]
     assert different["a"] == LABEL

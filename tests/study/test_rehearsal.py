@@ -135,11 +135,6 @@ def test_whose_weights_are_random(weights: object, target: object, draft: object
         ({"acceptance": [0.5, 0.6]}, {}, "rate 0.6 of position 2 is above 0.5"),
         ({"acceptance": {"by_n": {3: [0.5]}}}, {}, "by_n.3: has 1 rates"),
         ({"acceptance": SEVEN[:3]}, {}, "is given up to n = 3, and n goes up to 7"),
-        (
-            {"acceptance": {"length": 2.0, "decay": 0.9, "positions": 3}},
-            {"space__num_speculative_tokens": {"type": "int", "low": 0, "high": 3}, "name": "a/b"},
-            "name",
-        ),
         (DUMMY, {"server__flags": {"load-format": "dummy"}}, "server.flags.load_format: rehearsal"),
         (DUMMY, {"space__load-format": {"type": "choice", "choices": ["a"]}}, "space.load_format"),
         (
