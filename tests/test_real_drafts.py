@@ -19,9 +19,7 @@ from tests.studies import autotune, query, trials
 pytestmark = pytest.mark.real
 
 
-def _run(
-    folder: Path, draft: dict[str, Any], n: int, **more: object
-) -> list[dict[str, Any]]:
+def _run(folder: Path, draft: dict[str, Any], n: int, **more: object) -> list[dict[str, Any]]:
     """Run the baseline and n drafts; return the trials. ``more`` are sections of the study."""
     file = small_demo(folder, "drafts")
     raw = yaml.safe_load(file.read_text())

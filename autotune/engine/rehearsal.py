@@ -119,7 +119,9 @@ def _real(values: Sequence[str]) -> list[str]:
         return list(values)
     if not isinstance(config, dict):
         return list(values)
-    own = {RATES, LENGTH, DRAFT_LOAD} | ({REJECTION} if config.get(REJECTION) == SYNTHETIC else set())
+    own = {RATES, LENGTH, DRAFT_LOAD} | (
+        {REJECTION} if config.get(REJECTION) == SYNTHETIC else set()
+    )
     return [json.dumps({k: v for k, v in config.items() if k not in own})]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from autotune.errors import UserError
 from autotune.results.text import plain
 from autotune.results.trials import study_view
 from autotune.results.views import TrialView
@@ -47,8 +46,8 @@ def with_counted_acceptance(loaded: LoadedStudy) -> LoadedStudy:
     return loaded.model_copy(update={"spec": spec})
 
 
-def _counted(loaded: LoadedStudy, source: str) -> dict[int, list[float]]:
-    """Return the acceptance by position, for each n up to the largest that was launched."""
+def _counted(loaded: LoadedStudy, source: str) -> list[list[float]]:
+    """Return the acceptance by position, for each n from 1 up to the largest that was launched."""
     named = _named(loaded, source)
     if named is None:
         raise refused(
@@ -74,9 +73,7 @@ def _counted(loaded: LoadedStudy, source: str) -> dict[int, list[float]]:
         biased = any(t.curve is None for t in trials)
         why = "only of a schedule or adaptive verification, which bias it" if biased else "none"
         raise refused(loaded.path, f"{where}: has no acceptance of a fixed n: {why}")
-    return {
-        n: _falling(found.positions[n]) for n in range(1, max(found.launched) + 1)
-    }
+    return [_falling(found.positions[n]) for n in range(1, max(found.launched) + 1)]
 
 
 def _named(loaded: LoadedStudy, source: str) -> tuple[Database, str | None] | None:

@@ -44,9 +44,10 @@ class AcceptanceSpec(Model):
         default=None,
         description="probability that each position of a draft is accepted, and so all before it",
     )
-    by_n: Result[dict[int, list[float]] | None] = Field(
+    by_n: Result[list[list[float]] | None] = Field(
         default=None,
-        description="such a list for each n; another n has the first of the next larger one",
+        description="several such lists, each for the n of its length; another n has the first of "
+        "the next larger one",
     )
     rate: Result[float | None] = Field(
         default=None,
@@ -89,11 +90,12 @@ class AcceptanceSpec(Model):
             raise ValueError("decay: is missing; 1: all positions are alike")
         if self.rate is not None and self.decay is not None:
             raise ValueError("decay: one `rate` holds for every position; leave decay out")
-        for n, rates in (self.by_n or {}).items():
-            if n < 1 or len(rates) != n:
-                raise ValueError(f"by_n.{n}: has {len(rates)} rates; a draft of n tokens has n")
-        if self.rates == [] or self.by_n == {}:
-            raise ValueError("needs at least one rate")
+        lists = [self.rates] if self.rates is not None else self.by_n
+        if lists is not None and not all(lists or [[]]):
+            raise ValueError(f"{given[0]}: needs at least one rate")
+        lengths = [len(x) for x in self.by_n or ()]
+        if len(set(lengths)) < len(lengths):
+            raise ValueError("by_n: two lists have the same length, which is their n")
         return self
 
     @property
@@ -106,7 +108,7 @@ class AcceptanceSpec(Model):
         """Last position that is given or was measured; None: every position is, or none yet."""
         if self.rates is not None:
             return len(self.rates)
-        return max(self.by_n) if self.by_n else None
+        return max(map(len, self.by_n)) if self.by_n else None
 
     def curves(self, most: int) -> tuple[AcceptanceCurve, ...]:
         """Return the curve of each n that has one of its own, the shortest first.
@@ -125,8 +127,8 @@ class AcceptanceSpec(Model):
             if self.length is not None:
                 found = [make.from_length(self.length, self.decay or 1, self.positions or 1)]
             else:
-                lists = self.by_n or {len(self.rates or ()): self.rates or []}
-                found = [make.from_rates(lists[n]) for n in sorted(lists) if lists[n]]
+                lists = self.by_n or [self.rates or []]
+                found = [make.from_rates(x) for x in sorted(lists, key=len) if x]
         except ValueError as e:
             raise ValueError(f"rehearsal.acceptance: {e}") from e
         if found and len(found[-1].rates) < most:

@@ -38,6 +38,9 @@ RAW: dict[str, Any] = {
     },
 }
 DUMMY = {"weights": "dummy"}
+# What 0.1 and 0.2 computed for this study.
+FINGERPRINT = "5dabd8025ae01aadece342423bf05351777df2b8884ab62b11d644439022d75d"
+FIRST_FINGERPRINT = "e4e2c097f387b31b180f382181db92d0e163397c23100c6efea14e462352bf47"
 SEVEN = [0.75, 0.58, 0.46, 0.37, 0.3, 0.24, 0.19]
 
 
@@ -78,7 +81,7 @@ def told(rehearsal: object, **changes: object) -> str:
         ({"length": 8.0, "decay": 1.0, "positions": 7}, {2: [1.0, 1.0]}),
         # a draft of 3 is not the first 3 of a draft of 7
         (
-            {"by_n": {3: [0.8, 0.7, 0.6], 7: SEVEN}},
+            {"by_n": [SEVEN, [0.8, 0.7, 0.6]]},
             {2: [0.8, 0.7], 3: [0.8, 0.7, 0.6], 4: SEVEN[:4]},
         ),
     ],
@@ -133,7 +136,10 @@ def test_whose_weights_are_random(weights: object, target: object, draft: object
         ({"acceptance": {"length": 9.0, "decay": 0.9, "positions": 7}}, {}, "length 9 is not from"),
         ({"acceptance": {"rate": 1.5}}, {}, "rehearsal.acceptance: conditional rate 1.5"),
         ({"acceptance": [0.5, 0.6]}, {}, "rate 0.6 of position 2 is above 0.5"),
-        ({"acceptance": {"by_n": {3: [0.5]}}}, {}, "by_n.3: has 1 rates"),
+        ({"acceptance": {"by_n": [[0.5], [0.6]]}}, {}, "by_n: two lists have the same length"),
+        ({"acceptance": {"by_n": [[0.5], []]}}, {}, "by_n: needs at least one rate"),
+        ({"acceptance": {"by_n": []}}, {}, "by_n: needs at least one rate"),
+        ({"acceptance": []}, {}, "rates: needs at least one rate"),
         ({"acceptance": SEVEN[:3]}, {}, "is given up to n = 3, and n goes up to 7"),
         (DUMMY, {"server__flags": {"load-format": "dummy"}}, "server.flags.load_format: rehearsal"),
         (DUMMY, {"space__load-format": {"type": "choice", "choices": ["a"]}}, "space.load_format"),
@@ -207,13 +213,15 @@ def test_what_does_not_go_together_is_one_line(
         ),
         ({"acceptance": SEVEN}, "weights are real, acceptance was given, step times are real"),
         (
-            {"acceptance": {"from": "a.db", "by_n": {7: SEVEN}}, **DUMMY},
+            {"acceptance": {"from": "a.db", "by_n": [SEVEN]}, **DUMMY},
             "weights are random, acceptance was given (as counted in a.db), step times are real",
         ),
         (
             {"acceptance": {"rates": SEVEN[:3], "decay": 0.9}, **DUMMY},
-            "weights are random, acceptance was given, and is assumed beyond n = 3, step times are "
-            "real",
+            (
+                "weights are random, acceptance was given, and is assumed beyond n = 3, step times "
+                "are real"
+            ),
         ),
     ],
 )
@@ -226,7 +234,6 @@ def test_a_study_without_the_key_is_as_before() -> None:
     assert real.rehearsal_label == ""
     assert "rehearsal" not in str(real.server.settings({N: 3}))
     assert real.without_rehearsal() == real
-    # what 0.1 and 0.2 computed for this study
     assert fingerprint_with(real, {}) == FINGERPRINT
     assert fingerprint_of_0_1(real, {}) == FIRST_FINGERPRINT
 
@@ -245,7 +252,7 @@ def test_the_key_is_part_of_the_experiment() -> None:
 
 def test_where_the_acceptance_is_from_is_no_part_of_it() -> None:
     one, two = (
-        spec_of({"acceptance": {"from": name, "by_n": {7: SEVEN}}, **DUMMY})
+        spec_of({"acceptance": {"from": name, "by_n": [SEVEN]}, **DUMMY})
         for name in ("a.db", "moved/a.db")
     )
     assert fingerprint_with(one, {}) == fingerprint_with(two, {})
