@@ -65,7 +65,9 @@ def test_n_grams_without_a_model_and_a_target_without_its_weights(tmp_path: Path
     for argv, log in query(tmp_path, "select argv, log_path from autotune_launches"):
         assert '"--load-format", "dummy"' in str(argv)
         # the plugin, in the worker that has the model
-        assert "load format dummy by SeededDummyLoader: 0 tensors" in Path(str(log)).read_text()
+        assert (
+            "load format dummy by SeededDummyLoader: 0 tensors" in (tmp_path / str(log)).read_text()
+        )
 
 
 def test_a_folder_in_speculators_format(tmp_path: Path) -> None:

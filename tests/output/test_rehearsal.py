@@ -66,7 +66,7 @@ def test_launches_and_trials_say_it(folder: Path) -> None:
         words = json.loads(str(argv))
         assert words[words.index("--load-format") + 1] == "dummy"
         assert json.loads(str(env))[LABEL_VARIABLE] == LABEL
-        assert f"{LABEL_VARIABLE}={LABEL}" in Path(str(log)).read_text()
+        assert f"{LABEL_VARIABLE}={LABEL}" in (folder / str(log)).read_text()
     kept = query(folder, "select value_json from trial_user_attributes where key = 'rehearsal'")
     assert [json.loads(str(x)) for (x,) in kept] == [LABEL, LABEL]
 
@@ -159,7 +159,7 @@ def test_a_rehearsal_and_a_real_run_are_not_mixed(folder: Path, tmp_path: Path) 
     file.write_text(yaml.safe_dump(raw))
     taken = autotune("run", str(file), "--db", "o.db", "--reuse", "autotune.db", cwd=folder)
     assert taken.returncode == 2
-    assert "rehearsal" in taken.stderr
+    assert "is a rehearsal, and this study is real" in taken.stderr
 
 
 def test_compare_says_what_is_real(folder: Path, tmp_path: Path) -> None:

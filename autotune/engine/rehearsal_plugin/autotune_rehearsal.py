@@ -31,9 +31,10 @@ _log = logging.getLogger(f"vllm.{__name__}")  # vLLM shows the loggers below its
 
 def register() -> None:
     """Put the loader in the place of vLLM's own; vLLM calls it in each of its processes."""
-    seed = os.environ.get(SEED_VARIABLE)
-    if seed is None:
+    given = os.environ.get(SEED_VARIABLE)
+    if given is None:
         return
+    seed = int(given)
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 
@@ -43,10 +44,10 @@ def register() -> None:
         def load_weights(self, model: Any, model_config: Any) -> None:
             """Fill every weight of a model; what vLLM does to weights afterwards comes after it."""
             super().load_weights(model, model_config)
-            tensors, size = fill(model, int(seed))
+            tensors, size = fill(model, seed)
             _log.info(
                 "autotune rehearsal: load format %s by %s: %d tensors of packed integers "
-                "(%.2f GiB) filled from seed %s",
+                "(%.2f GiB) filled from seed %d",
                 LOAD_FORMAT,
                 type(self).__name__,
                 tensors,
