@@ -26,6 +26,8 @@ _GROUPS = "g_idx"  # group of each row; garbage would be read as an address
 # gives the size of vLLM's own dummy weights. 255 would be NaN.
 _SCALE = 115
 
+_BUFFERS = "_build_fused_kv_buffers"
+
 _log = logging.getLogger(f"vllm.{__name__}")  # vLLM shows the loggers below its own
 
 
@@ -45,6 +47,11 @@ def register() -> None:
             """Fill every weight of a model; what vLLM does to weights afterwards comes after it."""
             super().load_weights(model, model_config)
             tensors, size = fill(model, seed)
+            for module in model.modules():
+                # DFlash drafts do this at the end of a real load. vLLM makes up for it at the
+                # first use, when a CPU's weights are packed and gone (0.32: qwen3_dflash.py).
+                if not hasattr(module, "_num_attn_layers") and hasattr(module, _BUFFERS):
+                    getattr(module, _BUFFERS)()
             _log.info(
                 "autotune rehearsal: load format %s by %s: %d tensors of packed integers "
                 "(%.2f GiB) filled from seed %d",
