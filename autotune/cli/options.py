@@ -164,6 +164,28 @@ def concurrencies(_ctx: click.Context, _param: click.Parameter, value: str) -> t
     return tuple(loads)
 
 
+_MOST_LENGTHS = 20  # acceptance lengths of one table
+
+
+def acceptance_lengths(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    """Parse acceptance lengths such as ``3.5,4,5``: ascending, each once."""
+    if value is None:
+        return None
+    try:
+        found = sorted({float(word) for word in value.split(",")})
+    except ValueError:
+        raise click.BadParameter(f"{value[:60]!r} is not a list such as 3.5,4,5") from None
+    if any(not 1 < x < math.inf for x in found):
+        raise click.BadParameter(
+            "an acceptance length is a finite number above 1, in tokens per step"
+        )
+    if len(found) > _MOST_LENGTHS:
+        raise click.BadParameter(f"at most {_MOST_LENGTHS} acceptance lengths fit into a table")
+    return tuple(found)
+
+
 WAYS = ("schedule", "adaptive", "arms")
 LEAST_CONFIRM = 4
 

@@ -208,60 +208,6 @@ class Prediction:
         return conditional_rates(self.positions[min(n, most)]) + (self.tail,) * (n - most)
 
 
-@dataclass(frozen=True)
-class WhatIf:
-    """The best n for a draft of another quality, by the prediction.
-
-    Attributes:
-        gain: Relative change of every conditional acceptance; 0: as measured.
-        n: The fastest n.
-        rate: Rate at ``n``, in the unit of the launches' rate.
-        tokens_per_step: E(n) at ``n``.
-        speedup: Rate over that of n = 0, which no draft changes; None: n = 0 was not launched.
-    """
-
-    gain: float
-    n: int
-    rate: float
-    tokens_per_step: float
-    speedup: float | None
-
-
-def what_if(prediction: Prediction, gain: float, ns: Iterable[int]) -> WhatIf:
-    """Return the best n if the draft were better, or worse, by ``gain``.
-
-    Every conditional acceptance h_i(n) becomes min(1, h_i(n) · (1 + gain)). A better draft changes
-    exactly these: the probability that its next token is right if those before it were. The
-    training of a draft reports the same number as accuracy. P(accept ≥ i) is their product and so
-    changes by (1 + gain)^i, which makes longer drafts pay. The time of a step stays the same,
-    because the draft has the same size.
-
-    Args:
-        prediction: Prediction by the measured launches.
-        gain: Relative change, at least −1; 0.1: 10 % better.
-        ns: The n to choose from; of equally fast ones the smallest is chosen.
-
-    Raises:
-        ValueError: gain is less than −1, infinite or NaN, or there is no n.
-    """
-    if not -1 <= gain < math.inf:
-        raise ValueError(f"gain {gain} is no number from -1 up")
-    lengths = {
-        n: prediction.tokens_per_step(n) if gain == 0 else _length(prediction.hazards(n), 1 + gain)
-        for n in sorted(set(ns))
-    }
-    rates = {n: length / prediction.step_time(n) for n, length in lengths.items()}
-    best = max(rates, key=lambda n: rates[n])
-    base = prediction.rate(0) if prediction.baseline_launched else None
-    return WhatIf(
-        gain=gain,
-        n=best,
-        rate=rates[best],
-        tokens_per_step=lengths[best],
-        speedup=None if base is None else rates[best] / base,
-    )
-
-
 def without(launches: Sequence[SpeculationLaunch], n: int) -> Prediction | None:
     """Return the prediction by all launches at another n, to compare it with those at ``n``."""
     return Prediction.fit([x for x in launches if x.n != n])
