@@ -269,9 +269,10 @@ def load_sweep_view(
         if x.id not in comparable[p.id]
     }
     ranges = schedule_of(rates, loads, spec, setting)
+    real = spec.server.playing(None)  # what is recommended plays nothing
 
     def argument(way: MapWay) -> str:
-        draft = draft_server(spec.server, way.arm or setting.arm, plain=way.arm is None)
+        draft = draft_server(real, way.arm or setting.arm, plain=way.arm is None)
         params = way_params(way, setting.params, setting.arms)
         return speculative_argument(way_server(draft, way), way.n, params, way.schedule, resolve)
 
@@ -307,6 +308,7 @@ def load_sweep_view(
             and is_lossy({**draft.given(), **searched(name)})
         ),
         outdated=tuple(sorted(lost.intersection(loads))),
+        rehearsal=spec.rehearsal_label,
     )
 
 
