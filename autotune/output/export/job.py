@@ -128,7 +128,7 @@ class Job:
                 )
                 self.say(f"{ref} is {what}: {there} is {plain(path)}.")
             elif is_shape(ref):
-                self.say(f"{ref} has random weights: name the model that it stands for.")
+                self.say(f"{ref} has no weights: name the model that it stands for.")
         self.from_hub = any(not Path(path).is_absolute() for path in found.values())
         if self.from_hub:
             self.say(f"A gated model needs {HUB_TOKEN}; others do without.")
