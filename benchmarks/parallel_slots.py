@@ -198,8 +198,9 @@ class VirtualSlots:
     _under_way: list[tuple[float, int, Run]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        # the mean of no rates would be a warning; where nothing launches, nothing asks for it
         places = self.world.launchable()
-        self._rate = float(np.exp(np.median(self.world.logs[places, 0])))
+        self._rate = float(np.exp(np.median(self.world.logs[places, 0]))) if places else 1.0
 
     @property
     def capacity(self) -> int:

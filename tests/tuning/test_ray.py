@@ -36,13 +36,13 @@ from tests.studies import (
     write_study,
 )
 from tests.tuning.executors import check_executor
+from tests.tuning.test_parallel import in_turn
 
 pytestmark = [
     pytest.mark.double,
     pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
 ]
 
-SLOW = {"DOUBLE_STEP_S": "0.1"}  # a measurement takes several seconds
 SECRET = "hf_thisIsASecretOfTheStudy0123456789"  # noqa: S105 – nobody's
 
 
@@ -70,8 +70,7 @@ def secrets_in(folder: Path) -> list[Path]:
 
 def write(folder: Path, **changes: Any) -> str:
     env = {"DOUBLE_STEP_S": "0.01", "HF_TOKEN": SECRET}
-    changes = {"workload__hang_timeout_s": 3, "server__env": env, **changes}
-    return str(write_study(folder, **changes))
+    return str(write_study(folder, **{"server__env": env, **changes}))
 
 
 def start(nodes: RayNodes, study: str, wanted: int, cwd: Path) -> Forked:
@@ -155,7 +154,7 @@ def test_the_executor_does_what_every_executor_does(nodes: RayNodes, tmp_path: P
 def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
     study = write(tmp_path)
     run = start(nodes, study, 4, tmp_path)
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate()
     assert (run.returncode, err) == (0, ""), out
     check_whole(tmp_path, 4)
     slots = [t["slot"] for t in trials(tmp_path)]
@@ -177,18 +176,20 @@ def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
 def test_what_ends_the_run_ends_all_servers_and_the_same_command_goes_on(
     nodes: RayNodes, tmp_path: Path
 ) -> None:
-    study = write(tmp_path, server__env={**SLOW, "HF_TOKEN": SECRET})
+    # of the two runs that are ended, and of the third
+    env = in_turn(tmp_path, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, HF_TOKEN=SECRET)
+    study = write(tmp_path, server__env=env)
     run = start(nodes, study, 3, tmp_path)
     both_measure(tmp_path)
     said = autotune("ps", cwd=tmp_path).stdout
     assert "trial 0 of double, slot 0 on" in said
     run.send_signal(signal.SIGKILL)
-    wait_until(lambda: not processes_of(tmp_path), 15)
+    wait_until(lambda: not processes_of(tmp_path))
 
     run = start(nodes, study, 3, tmp_path)
     both_measure(tmp_path, 2)
     run.send_signal(signal.SIGTERM)
-    _, err = run.communicate(timeout=60)
+    _, err = run.communicate()
     assert run.returncode == 130, err
     assert len(err.splitlines()) == 1
     assert query(tmp_path, UNENDED) == [(0,)]
@@ -200,20 +201,20 @@ def test_what_ends_the_run_ends_all_servers_and_the_same_command_goes_on(
     assert "ray::" in " ".join(second.cmdline())  # type: ignore[union-attr]
     first.kill()
     second.kill()  # type: ignore[union-attr]
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate()
     assert (run.returncode, err) == (0, ""), out
     assert out.count("The trial is launched again") == 2
     check_whole(tmp_path, 3)
 
 
 def test_a_node_leaves_and_another_one_joins(nodes: RayNodes, tmp_path: Path) -> None:
-    study = write(tmp_path, server__env={**SLOW, "HF_TOKEN": SECRET})
+    study = write(tmp_path, server__env=in_turn(tmp_path, 0.2, 0.2, HF_TOKEN=SECRET))
     run = start(nodes, study, 5, tmp_path)
     both_measure(tmp_path)
     nodes.kill()
     run.wait_for_words("The trial is launched again")
     nodes.add()
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate()
     assert (run.returncode, err) == (0, ""), out
     check_whole(tmp_path, 5)
 

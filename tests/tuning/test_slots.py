@@ -218,7 +218,7 @@ def test_a_process_that_dies_is_replaced_and_its_trial_runs_again(
 def test_a_process_that_stands_still_is_replaced(
     executor: SlotPool, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autotune.tuning.slot_pool.SILENT_S", 2.0)  # it tells every 0.2 s
+    monkeypatch.setattr("autotune.tuning.slot_pool.SILENT_S", 5.0)  # it tells every 0.2 s
     executor.submit(trial(0, "sleep", 0))
     executor.submit(trial(1, "stop once", 1))
     assert results(executor, 1) == {1: Measured("again")}
