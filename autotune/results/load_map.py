@@ -134,6 +134,7 @@ class LoadSweepView:
         lossy: Names of the launched arms that are lossy.
         outdated: Concurrencies of which a part was measured by autotune 0.1 and has too few
             requests to be computed again.
+        slots: Number of slots that launched its points; rates are without how these differ.
     """
 
     study: str
@@ -153,6 +154,7 @@ class LoadSweepView:
     confirmed: tuple[PointView, ...] = ()
     arm: str | None = None
     lossy: tuple[str, ...] = ()
+    slots: int = 1
 
     @cached_property
     def rates(self) -> Rates:
@@ -308,6 +310,11 @@ def load_sweep_lines(view: LoadSweepView) -> list[str]:
     lines += wrapped(crossover_text(view.crossover, view.at, view.crossing))
     lines += ["", *_schedule_lines(view), ""]
     lines += wrapped(_scatter_text(view))
+    if view.slots > 1:
+        lines += wrapped(
+            f"Measured on {view.slots} slots: tok/s are without how these differ, as far as "
+            "launches of one way on several slots tell."
+        )
     for name in view.lossy:
         lines += wrapped(f"Lossy, {name}: {LOSSY}.")
     if view.outdated:
@@ -520,6 +527,7 @@ def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
         "params": dict(view.point),
         "flags": dict(view.flags),
         "intervals": "within one launch" if view.variance is None else "with launches' scatter",
+        **({"slots": view.slots} if view.slots > 1 else {}),
         "loads": [_load_json(x) for x in view.at],
         "loads_not_compared": list(view.not_compared),
         "crossover": _crossover_json(view),
