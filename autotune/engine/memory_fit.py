@@ -77,8 +77,8 @@ def why_no_weights(loaded: LoadedStudy) -> str | None:
     for key, ref, settings in _models(spec):
         if has_no_weights(ref, loaded.base) and _is_read(key, settings):
             return (
-                f"{key}: {ref} has no files of weights: add `rehearsal: {{weights: dummy}}` to the "
-                "study, which fills it with random ones, or name a folder that has them"
+                f"{key}: {ref} has no files of weights: add `rehearsal: {{weights: dummy}}`, which "
+                "fills it with random ones, or name a folder that has them"
             )
     return None
 

@@ -301,9 +301,9 @@ def _explained(loaded: LoadedStudy, info: VllmInfo, trials: Iterable[TrialView])
     check_flags(loaded, info)
     notes = tuple(draft_notes(loaded))
     loaded = with_counted_acceptance(with_method(loaded))
+    label = loaded.spec.rehearsal_label
     if why := why_no_weights(loaded) or why_too_large(loaded, info, memory_size()):
         raise UserError(f"{loaded.path}: {why}")
-    label = loaded.spec.rehearsal_label
     found = space_map(loaded.spec, info.version, known_for(loaded, info), trials)
     about = (f"{upper(label)}.",) if label else ()
     return replace(found, notes=(*about, *notes, *found.notes))

@@ -118,17 +118,20 @@ def weights_here(spec: StudySpec, resolve: Callable[[str], str]) -> dict[str, st
     for arm, draft in spec.server.drafts.items():
         if draft.model is not None:
             named[draft_role(arm, draft.model)] = draft.model
-    # random weights have no identity
-    how = spec.rehearsal
-    named = {
-        role: ref
-        for role, ref in named.items()
-        if how is None or not how.dummy("target" if role == "target" else "draft")
-    }
     places = {role: Path(resolve(ref)) for role, ref in named.items()}
     # a name of a hub is no path
-    found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
+    found = {
+        role: weights_id(p, random=_are_random(spec, role))
+        for role, p in places.items()
+        if p.is_absolute()
+    }
     return {role: x for role, x in found.items() if x is not None}
+
+
+def _are_random(spec: StudySpec, role: str) -> bool:
+    """Return whether a rehearsal has random weights in a role."""
+    how = spec.rehearsal
+    return how is not None and how.dummy("target" if role == "target" else "draft")
 
 
 def baseline_point(spec: StudySpec) -> dict[str, Value]:

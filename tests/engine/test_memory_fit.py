@@ -182,7 +182,7 @@ def test_a_model_without_weights_needs_random_ones() -> None:
     line = why_no_weights(_study(flags={}, draft_weights="real"))
     assert line is not None
     assert line.startswith(f"server.speculative.model: {GEMMA}:draft has no files of weights: ")
-    assert "add `rehearsal: {weights: dummy}` to the study" in line
+    assert "add `rehearsal: {weights: dummy}`, which fills it" in line
     assert why_no_weights(_study()) is None
     assert why_no_weights(_study("org/m")) is None
 
