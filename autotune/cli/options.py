@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from autotune.errors import AutotuneError, one_line
+from autotune.errors import AutotuneError, UserError, one_line
 from autotune.storage.location import Server, parse_database
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -141,6 +141,19 @@ def ray_option(f: F) -> F:
     )(f)
 
 
+def no_slots(option: str) -> Callable[[F], F]:
+    """Refuse an option of several slots, in one line, where a command has one server."""
+
+    def refuse(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise UserError(
+                f"{option}: {ctx.command.name} measures one server with two clients in turn, so it "
+                f"has nothing to launch on other slots; leave {option} out"
+            )
+
+    return click.option(option, callback=refuse, expose_value=False, hidden=True)
+
+
 def share(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
     """Parse a share, such as ``5%`` or ``0.05``."""
     number, percent, rest = value.strip().partition("%")
@@ -162,6 +175,28 @@ def concurrencies(_ctx: click.Context, _param: click.Parameter, value: str) -> t
     if not 1 <= loads[0] <= loads[-1] <= 10**4:
         raise click.BadParameter("a concurrency must be from 1 to 10000")
     return tuple(loads)
+
+
+_MOST_LENGTHS = 20  # acceptance lengths of one table
+
+
+def acceptance_lengths(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    """Parse acceptance lengths such as ``3.5,4,5``: ascending, each once."""
+    if value is None:
+        return None
+    try:
+        found = sorted({float(word) for word in value.split(",")})
+    except ValueError:
+        raise click.BadParameter(f"{value[:60]!r} is not a list such as 3.5,4,5") from None
+    if any(not 1 < x < math.inf for x in found):
+        raise click.BadParameter(
+            "an acceptance length is a finite number above 1, in tokens per step"
+        )
+    if len(found) > _MOST_LENGTHS:
+        raise click.BadParameter(f"at most {_MOST_LENGTHS} acceptance lengths fit into a table")
+    return tuple(found)
 
 
 WAYS = ("schedule", "adaptive", "arms")

@@ -16,7 +16,7 @@ from autotune.cli.common import (
     serving_command,
     serving_note,
 )
-from autotune.cli.options import database_option, share, study_option
+from autotune.cli.options import acceptance_lengths, database_option, share, study_option
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.results.views import TrialView
@@ -206,35 +206,61 @@ def compare(
 @click.command()
 @database_option
 @study_option
+@click.option(
+    "--length",
+    "lengths",
+    callback=acceptance_lengths,
+    metavar="LENGTHS",
+    help="Acceptance lengths of other drafts, separated by commas: tokens per step at --at-n. "
+    "Default: round ones around the measured one.",
+)
+@click.option(
+    "--at-n",
+    type=click.IntRange(1, 1000),
+    help="The n of the acceptance lengths. Default: the largest launched one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the predictions as JSON.")
-def predict(database: Database, study: str | None, as_json: bool) -> None:
+def predict(
+    database: Database,
+    study: str | None,
+    lengths: tuple[float, ...] | None,
+    at_n: int | None,
+    as_json: bool,
+) -> None:
     """Predict tok/s for every n from the acceptance.
 
-    It also predicts tok/s with better drafts. Nothing is launched. For each n that was launched,
-    the prediction error is shown. With arms, each draft has a prediction of its own.
+    It also predicts tok/s and latency with drafts of other acceptance lengths, and their best n.
+    Nothing is launched. For each n that was launched, the prediction error is shown. With arms,
+    each draft has a prediction of its own.
 
     \b
-    Example:
+    Examples:
       autotune predict --json
+      autotune predict --length 3.5,4,5 --at-n 15
     """
     from rich.console import Console
 
     from autotune.cli.console import rendered
-    from autotune.results.prediction import outlook_page, outlooks
+    from autotune.results.prediction import Wanted, outlook_page, outlooks
     from autotune.results.tables import Line
+    from autotune.results.trial_tables import rehearsal_lines
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
 
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
-        space = store.load_study(view.name)[0].spec.to_space()
-        found = outlooks(view, space)
+        spec = store.load_study(view.name)[0].spec
+        space = spec.to_space()
+        wanted = Wanted(lengths, at_n)
+        found = outlooks(view, space, wanted, closed=not spec.workload.open_loop)
     if as_json:
-        every = [x.to_json() for x in found]
+        label = {"rehearsal": view.rehearsal} if view.rehearsal else {}
+        every = [x.to_json() | label for x in found]
         click.echo(json.dumps(every if space.ways else every[0], indent=2))
     else:
         for i, one in enumerate(found):
-            page = [*([Line()] if i else []), *outlook_page(one)]
+            head = [Line()] if i else rehearsal_lines(view)
+            page = [*head, *outlook_page(one)]
             Console(highlight=False).print(rendered(page))
 
 

@@ -110,7 +110,7 @@ class TrialView:
         lossy: Whether its launch accepts drafts that the target would not have written.
         skips_steps: Whether it may have steps without drafts, which ``acceptance_length`` leaves
             out.
-        slot: What is kept of the slot that measured it
+        slot: What is kept of the slot that measured it, or launches it now
             (:meth:`autotune.serving.slots.Slot.stored`); None: the run had one server at a time.
     """
 
@@ -203,6 +203,7 @@ class StudyView:
             values: their trials by value, None: not set.
         arms: Names of the study's arms; empty: it has one way to draft.
         dropped: Why candidates of the confirmation are launched no more, by their trial's number.
+        rehearsal: What of a rehearsal is real and what is not; empty: it is none.
     """
 
     name: str
@@ -218,6 +219,7 @@ class StudyView:
     variables: Mapping[str, Mapping[str | None, Sequence[int]]] = field(default_factory=dict)
     arms: Sequence[str] = ()
     dropped: Mapping[int, Dropped] = field(default_factory=dict)
+    rehearsal: str = ""
 
     def front(self) -> list[TrialView]:
         """Return the Pareto front, best by the first objective first."""

@@ -61,6 +61,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from autotune.stats.acceptance_curve import conditional_rates, unconditional_rates
+
 DRAFT_FIXED = 0.5  # time of drafting before its first token, in steps without speculation
 PER_TOKEN = 0.1  # … and for each token, with its verification
 _FIXED_SD, _TOKEN_SD = 0.25, 0.1  # standard deviations of these two
@@ -77,7 +79,6 @@ _ROUNDS = 5
 _ITERATIONS = 100
 _EXACT = 1e-12  # accuracy of E while a factor is sought
 _LENGTH_EXACT = 1e-6  # … of the factor that was found
-_NEVER = 1e-12  # a lower share counts as never accepted: no server counts so many drafts
 _SLOWEST, _FASTEST = 1e-9, 1e15  # tok/s of valid measurements
 
 
@@ -204,61 +205,7 @@ class Prediction:
     def hazards(self, n: int) -> tuple[float, ...]:
         """Return the conditional acceptances of the positions 1 … n of a draft of n tokens."""
         most = len(self.positions) - 1
-        return _hazards(self.positions[min(n, most)]) + (self.tail,) * (n - most)
-
-
-@dataclass(frozen=True)
-class WhatIf:
-    """The best n for a draft of another quality, by the prediction.
-
-    Attributes:
-        gain: Relative change of every conditional acceptance; 0: as measured.
-        n: The fastest n.
-        rate: Rate at ``n``, in the unit of the launches' rate.
-        tokens_per_step: E(n) at ``n``.
-        speedup: Rate over that of n = 0, which no draft changes; None: n = 0 was not launched.
-    """
-
-    gain: float
-    n: int
-    rate: float
-    tokens_per_step: float
-    speedup: float | None
-
-
-def what_if(prediction: Prediction, gain: float, ns: Iterable[int]) -> WhatIf:
-    """Return the best n if the draft were better, or worse, by ``gain``.
-
-    Every conditional acceptance h_i(n) becomes min(1, h_i(n) · (1 + gain)). A better draft changes
-    exactly these: the probability that its next token is right if those before it were. The
-    training of a draft reports the same number as accuracy. P(accept ≥ i) is their product and so
-    changes by (1 + gain)^i, which makes longer drafts pay. The time of a step stays the same,
-    because the draft has the same size.
-
-    Args:
-        prediction: Prediction by the measured launches.
-        gain: Relative change, at least −1; 0.1: 10 % better.
-        ns: The n to choose from; of equally fast ones the smallest is chosen.
-
-    Raises:
-        ValueError: gain is less than −1, infinite or NaN, or there is no n.
-    """
-    if not -1 <= gain < math.inf:
-        raise ValueError(f"gain {gain} is no number from -1 up")
-    lengths = {
-        n: prediction.tokens_per_step(n) if gain == 0 else _length(prediction.hazards(n), 1 + gain)
-        for n in sorted(set(ns))
-    }
-    rates = {n: length / prediction.step_time(n) for n, length in lengths.items()}
-    best = max(rates, key=lambda n: rates[n])
-    base = prediction.rate(0) if prediction.baseline_launched else None
-    return WhatIf(
-        gain=gain,
-        n=best,
-        rate=rates[best],
-        tokens_per_step=lengths[best],
-        speedup=None if base is None else rates[best] / base,
-    )
+        return conditional_rates(self.positions[min(n, most)]) + (self.tail,) * (n - most)
 
 
 def without(launches: Sequence[SpeculationLaunch], n: int) -> Prediction | None:
@@ -282,7 +229,10 @@ def _launched_hazards(
             lengths.setdefault(x.n, []).append(length)
             if _known(x):
                 shapes.setdefault(x.n, []).append(x.per_position)
-    own = {n: _hazards([_mean(p) for p in zip(*s, strict=True)]) for n, s in shapes.items()}
+    own = {
+        n: conditional_rates([_mean(p) for p in zip(*several, strict=True)])
+        for n, several in shapes.items()
+    }
     found = {}
     for n, several in lengths.items():
         length = _mean(several)
@@ -314,7 +264,7 @@ def _all_positions(
     table: list[tuple[float, ...]] = [()]
     for i, b in enumerate(ns):
         upper = launched[b]
-        shares = _products(upper)  # F of a truncated draft of n tokens: shares[n - 1]
+        shares = unconditional_rates(upper)  # F of a truncated draft of n tokens: shares[n - 1]
         if i:
             span = spans[i - 1]
             slope = (span.factor - 1) / span.width if span.width > 0 else 0.0
@@ -327,7 +277,7 @@ def _all_positions(
                 length = min(max(length, low), high)
                 hazards = _scaled(upper[:n], _factor(upper[:n], length))
             low, high = (length, high) if end >= start else (low, length)
-            table.append(_products(hazards))
+            table.append(unconditional_rates(hazards))
         table.append(shares)
     return tuple(table), _tail(launched[ns[-1]])
 
@@ -346,7 +296,7 @@ class _Span:
 
     @classmethod
     def of(cls, lower: Sequence[float], upper: Sequence[float]) -> _Span:
-        shares = _products(upper)
+        shares = unconditional_rates(upper)
         width = shares[len(lower) - 1] - shares[-1]
         return cls(_factor(upper[: len(lower)], _length(lower)), width)
 
@@ -431,24 +381,6 @@ def _known(launch: SpeculationLaunch) -> bool:
     return len(found) == launch.n and all(0 <= p <= 1 for p in found)
 
 
-def _hazards(positions: Sequence[float]) -> tuple[float, ...]:
-    """Return conditional acceptances from P(accept ≥ i); 0 from one on that was never accepted."""
-    before = (1.0, *positions)
-    return tuple(
-        min(1.0, p / q) if p > _NEVER and q > _NEVER else 0.0
-        for p, q in zip(positions, before, strict=False)
-    )
-
-
-def _products(hazards: Iterable[float]) -> tuple[float, ...]:
-    """Return P(accept ≥ i) from conditional acceptances."""
-    p, out = 1.0, []
-    for h in hazards:
-        p *= h
-        out.append(p)
-    return tuple(out)
-
-
 def _scaled(hazards: Sequence[float], factor: float) -> Sequence[float]:
     """Return conditional acceptances times a factor, each at most 1."""
     if factor == 1:
@@ -502,7 +434,7 @@ def _factor(hazards: Sequence[float], length: float) -> float:
 
 def _tail(hazards: Sequence[float]) -> float:
     """Return the conditional acceptance over the last half of the positions, of all steps."""
-    p = (1.0, *_products(hazards))
+    p = (1.0, *unconditional_rates(hazards))
     half = len(hazards) // 2
     reached = sum(p[half:-1])
     return sum(p[half + 1 :]) / reached if reached > 0 else 0.0

@@ -193,7 +193,7 @@ def _distinct(x: Floats) -> tuple[Floats, Ints]:
     Returns:
         Arrays of shapes (distances, features) and (points, points).
     """
-    place = np.zeros((len(x), len(x)), dtype=np.int64)
+    place: Ints = np.zeros((len(x), len(x)), dtype=np.int64)
     first = np.zeros(1, dtype=np.int64)
     for column in x.T:
         levels, own = np.unique(column, return_inverse=True)

@@ -62,7 +62,7 @@ def _not_zero(x: float) -> float:
     return x if abs(x) > _TINY else _TINY
 
 
-def _root(f: Callable[[float], float], low: float, high: float) -> float:
+def root(f: Callable[[float], float], low: float, high: float) -> float:
     """Return where an increasing function is zero, by the method of Ridders, to about 1e-15."""
     at_low, at_high, found = f(low), f(high), math.nan
     for _ in range(200):
@@ -86,7 +86,7 @@ def _root(f: Callable[[float], float], low: float, high: float) -> float:
 @lru_cache(maxsize=4096)
 def beta(a: float, b: float, p: float) -> float:
     """Return the value below which a beta variable is with probability ``p``."""
-    return _root(lambda x: incomplete_beta(a, b, x) - p, 0.0, 1.0)
+    return root(lambda x: incomplete_beta(a, b, x) - p, 0.0, 1.0)
 
 
 @lru_cache(maxsize=4096)
@@ -111,4 +111,4 @@ def binomial(p: float, n: float, q: float) -> float:
     """
     if (1 - q) ** n >= p:
         return 0.0
-    return _root(lambda k: incomplete_beta(n - k, k + 1, 1 - q) - p, 0.0, float(n))
+    return root(lambda k: incomplete_beta(n - k, k + 1, 1 - q) - p, 0.0, float(n))

@@ -42,9 +42,6 @@ _WIDER = 3.0 ** np.arange(4)
 _TAIL = 1 / 5
 _MIX = _TAIL ** np.arange(4) / (_TAIL ** np.arange(4)).sum()
 _TAUS = np.geomspace(0.03, 30, 11)  # τ in units of σ
-# Prior weight of the smallest τ, at which points are equal, over that of each other one.
-_EQUAL = 1.0
-_TAU_PRIOR = np.log(np.where(np.arange(len(_TAUS)) == 0, _EQUAL, 1.0))
 _BELOW_CENTER, _ABOVE_CENTER = 2.5, 3.5  # range of log σ², in units of its standard deviation
 _STEP = 0.8  # of log σ², likewise
 _MUS = np.linspace(-2.2, 2.2, 9)  # μ around the median, in units of its standard error
@@ -133,7 +130,7 @@ class _Grid:
             sigma2[None, :, None, None],
             tau2[None, :, :, None],
             mu[None],
-            (log[:, :, None] + np.log(spread) + _TAU_PRIOR)[..., None],
+            (log[:, :, None] + np.log(spread))[..., None],
         )
 
     def likely(self, points: Sequence[Known]) -> _Nodes:

@@ -170,6 +170,7 @@ class TrialAttrs:
         failure_least: Fields of the :class:`autotune.errors.LeastBudget` that the failure stated.
         health_timeout_s: Time limit for the server's first answer, if it did not answer in time.
         reused: Fields of :class:`autotune.results.views.Origin`, which says where it was measured.
+        rehearsal: What of its launch was real and what was not; None: all of it was.
         slot: What is kept of the slot of its last launch
             (:meth:`autotune.serving.slots.Slot.stored`); None: the run had one server at a time.
     """
@@ -197,6 +198,7 @@ class TrialAttrs:
     failure_least: Mapping[str, Any] | None = None
     health_timeout_s: float | None = None
     reused: Mapping[str, Any] | None = None
+    rehearsal: str | None = None
     slot: Mapping[str, Any] | None = None
 
     @classmethod
@@ -240,8 +242,24 @@ TRIAL_KEYS = frozenset(_ATTRS)
 
 
 def attrs_of(trial: TrialLike) -> TrialAttrs:
-    """Return a trial's attributes."""
-    return TrialAttrs.read(trial.user_attrs)
+    """Return a trial's attributes.
+
+    A run asks for those of all its trials many times for each trial that it chooses, so they are
+    read again only if they changed.
+    """
+    kept = trial.user_attrs
+    found = _READ.get(id(kept))
+    if found is None or found[0] != kept:
+        if len(_READ) >= _MOST_READ:
+            _READ.clear()
+        found = _READ[id(kept)] = dict(kept), TrialAttrs.read(kept)
+    return found[1]
+
+
+# By identity of Optuna's attributes: what they were, which tells a dead one's identity from its
+# successor's, too, and what was read. Equal objects are the same ones, so that a look is fast.
+_READ: dict[int, tuple[dict[str, Any], TrialAttrs]] = {}
+_MOST_READ = 8192
 
 
 def _role(kept: Mapping[str, Any]) -> Role:

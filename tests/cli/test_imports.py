@@ -30,6 +30,7 @@ PURE = {
     "autotune.search.features",
     "autotune.search.flatness",
     "autotune.search.confirmation_verdict",
+    "autotune.search.draft_quality",
     "autotune.search.front",
     "autotune.search.noise",
     "autotune.search.places",

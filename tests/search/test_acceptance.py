@@ -21,15 +21,14 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from autotune.cli.console import rendered
-from autotune.errors import NothingUsable
-from autotune.results.prediction import GAINS, Outlook, outlook, outlook_page
+from autotune.errors import NothingUsable, UserError
+from autotune.results.prediction import Outlook, Wanted, outlook, outlook_page
 from autotune.search.acceptance import (
     DRAFT_FIXED,
     MOST_N,
     PER_TOKEN,
     Prediction,
     SpeculationLaunch,
-    what_if,
     without,
 )
 from autotune.stats import ESTIMATOR
@@ -289,7 +288,6 @@ def test_whatever_it_is_given_it_says_nothing_or_something_finite(
         assert 0 < found.rate(n) < math.inf
         assert 1 <= found.tokens_per_step(n) <= n + 1 + 1e-9
         assert all(0 <= h <= 1 for h in found.hazards(n))
-    assert 0 < what_if(found, 0.1, range(16)).rate < math.inf
 
 
 @pytest.mark.parametrize(
@@ -330,9 +328,7 @@ def test_a_draft_that_is_never_or_always_right(share: float, best: int) -> None:
     found = fitted(truth(0, hazards), truth(3, hazards), truth(15, hazards))
     assert found.tokens_per_step(15) == pytest.approx(1 + 15 * share)
     assert found.tokens_per_step(40) == pytest.approx(1 + 40 * share)
-    for gain in GAINS:
-        if gain >= 0:
-            assert what_if(found, gain, range(16)).n == best
+    assert max(range(16), key=found.rate) == best
 
 
 def test_nothing_to_go_by_is_none() -> None:
@@ -346,30 +342,6 @@ def test_a_negative_n_is_refused() -> None:
     for ask in (found.tokens_per_step, found.step_time, found.rate):
         with pytest.raises(ValueError, match="-1"):
             ask(-1)
-
-
-def test_a_better_draft_accepts_more_at_every_position_and_wants_a_larger_n() -> None:
-    hazards = [0.6] * 15
-    found = fitted(*(truth(n, hazards, slope=0.004) for n in (0, 3, 15)))
-    as_is = what_if(found, 0, range(16))
-    assert as_is.rate == pytest.approx(max(found.rate(n) for n in range(16)))
-    assert as_is.speedup == pytest.approx(as_is.rate / found.rate(0))
-    better = what_if(found, 0.1, range(16))
-    expected = 1 + sum(products([0.66] * better.n))
-    assert better.tokens_per_step == pytest.approx(expected)
-    assert better.rate == pytest.approx(expected / found.step_time(better.n))
-    several = [what_if(found, gain, range(16)) for gain in GAINS]
-    assert [w.rate for w in several] == sorted(w.rate for w in several)
-    assert [w.n for w in several] == sorted(w.n for w in several)
-    assert several[-1].n > several[0].n
-    assert what_if(found, 9, range(16)).tokens_per_step == pytest.approx(16)
-    assert what_if(found, -1, range(16)).n == 0
-
-
-@pytest.mark.parametrize("gain", [-1.1, math.nan, math.inf])
-def test_a_gain_that_cannot_be_is_refused(gain: float) -> None:
-    with pytest.raises(ValueError, match="gain"):
-        what_if(fitted(truth(3, [0.5] * 3)), gain, range(4))
 
 
 # On texts and grids, by benchmarks/acceptance.py
@@ -480,8 +452,34 @@ def test_tables_fit_80_columns_and_say_that_it_is_no_result() -> None:
     assert "never a result" in text
     assert "* extrapolated" in text
     assert "in the median" in text
-    for words in ("-10%", "as is", "+10%", "+25%", "+50%", "×"):
+    for words in ("1.94, as is", "2.50", "3.00", "×", "logit scale"):
         assert words in text
+    assert "p95" not in text  # of an open loop nothing follows
+
+
+def test_a_closed_loop_has_latencies_of_other_drafts() -> None:
+    found = outlook(study(), SPACE, closed=True)
+    (latency,) = found.latencies
+    # 100.1 · 2110, 106.6 · 2291, 110.2 · 2361, 92 · 2600: the median of these with drafts
+    constant = (106.6 * 2291 + 92.0 * 2600) / 2
+    assert latency.of(3, 200.0) == pytest.approx(constant / 200)
+    assert latency.of(0, 100.0) == pytest.approx(98.1 * 2020 / 100)
+    out = io.StringIO()
+    Console(file=out, width=80).print(rendered(outlook_page(found)))
+    assert max(len(line.rstrip()) for line in out.getvalue().splitlines()) <= 80
+    assert "inversely proportional" in " ".join(out.getvalue().split())
+    best = found.to_json()["draft_quality"][-1]
+    assert best["predicted_latency"]["p95_latency"] * best["predicted_tok_s"] == pytest.approx(
+        constant if best["n"] else 98.1 * 2020
+    )
+
+
+def test_acceptance_lengths_are_asked_for() -> None:
+    found = outlook(study(), SPACE, Wanted((3.0, 2.2), at_n=3))
+    assert [d.length for d in found.drafts] == pytest.approx([1.88, 2.2, 3.0])
+    assert [d.at_n for d in found.drafts] == [3, 3, 3]
+    with pytest.raises(UserError, match=r"demo-cpu: acceptance length 4\.5 at n = 3"):
+        outlook(study(), SPACE, Wanted((4.5,), at_n=3))
 
 
 def test_a_study_without_a_baseline_has_no_speed_up() -> None:
@@ -489,7 +487,7 @@ def test_a_study_without_a_baseline_has_no_speed_up() -> None:
         r for r in ((3, 512, 110.2, 2361.0, 1.88, True), (7, 512, 92.0, 2600.0, 1.94, False))
     )
     found = outlook(study(rows), SPACE)
-    assert all(draft.speedup is None and draft.n >= 1 for draft in found.drafts)
+    assert all(draft.speedup is None and draft.best.n >= 1 for draft in found.drafts)
     assert found.rows[0].predicted is None
 
 
@@ -549,7 +547,36 @@ def test_the_command_predicts_a_finished_study(tmp_path: Path) -> None:
     assert rows[3]["measured_tok_s"] == pytest.approx(truth(3, [0.7] * 15).rate)
     assert rows[3]["error"] == pytest.approx(0, abs=1e-6)
     assert rows[5]["predicted_tok_s"] == pytest.approx(truth(5, [0.7] * 15).rate)
-    assert [draft["gain"] for draft in said["draft_quality"]] == list(GAINS)
+    lengths = [draft["acceptance_length"] for draft in said["draft_quality"]]
+    measured = 1 + sum(products([0.7] * 15))
+    assert lengths == pytest.approx([3.0, measured, 3.5, 4.0, 4.5])
+    assert [draft["measured"] for draft in said["draft_quality"]] == [False, True, *[False] * 3]
+    asked = autotune("predict", "--json", "--length", "4,3.5", "--at-n", "7", cwd=tmp_path)
+    rows = json.loads(asked.stdout)["draft_quality"]
+    assert [(row["at_n"], row["measured"]) for row in rows] == [(7, True), (7, False), (7, False)]
+    for row in rows:
+        assert row["predicted_tokens_per_step"] == pytest.approx(
+            1 + sum(row["acceptance_per_position"])
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--length", "16"], 2, "acceptance length 16 at n = 15 is not between 1 and 16"),
+        (["--length", "+25%"], 2, "'+25%' is not a list such as 3.5,4,5"),
+        (["--length", "1"], 2, "an acceptance length is a finite number above 1"),
+        (["--length", "nan"], 2, "an acceptance length is a finite number above 1"),
+    ],
+)
+def test_a_length_that_no_draft_has_is_refused(
+    tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    measured_study(tmp_path)
+    done = autotune("predict", *words, cwd=tmp_path)
+    assert done.returncode == code
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
 
 
 def test_the_command_says_in_one_line_that_there_is_nothing_to_predict(tmp_path: Path) -> None:

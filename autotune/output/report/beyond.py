@@ -29,14 +29,21 @@ from autotune.output.report.importance import (
 )
 from autotune.output.report.source import Source, load_text, with_bounds
 from autotune.results.load_map import LoadSweepView, crossover_text
-from autotune.results.prediction import NOTE, Outlook, outlooks
+from autotune.results.prediction import (
+    NOTE,
+    Outlook,
+    at_n_text,
+    length_name,
+    outlooks,
+    quality_text,
+    shown_ns,
+)
 from autotune.results.read_load_map import stored_view
 from autotune.results.referee import RefereeView, referee_texts
 from autotune.results.text import (
     count,
     number,
     optional,
-    percent_change,
     plain,
     plural,
     point_text,
@@ -50,7 +57,7 @@ from autotune.study.ways import LOSSY
 def prediction(s: Source) -> Iterator[Block]:
     """Yield what `autotune predict` shows."""
     try:
-        every = outlooks(s.view, s.spec.to_space())
+        every = outlooks(s.view, s.spec.to_space(), closed=not s.spec.workload.open_loop)
     except NothingUsable as e:
         yield Paragraph(f"{plain(str(e)).removeprefix(f'{s.view.name}: ').capitalize()}.")
         return
@@ -73,6 +80,8 @@ def _predicted(found: Outlook, suffix: str) -> Iterator[Block]:
     )
     yield _prediction_table(found)
     yield _drafts_table(found)
+    yield _lengths_table(found)
+    yield Paragraph(quality_text(found))
 
 
 def _prediction_table(found: Outlook) -> DataTable:
@@ -100,21 +109,35 @@ def _prediction_table(found: Outlook) -> DataTable:
 
 
 def _drafts_table(found: Outlook) -> DataTable:
+    latencies = found.latencies
     return DataTable.of(
-        "What a better or worse draft would give: each drafted token accepted more often, where "
-        "those before it were",
-        ("draft quality", "best n", "tok/step", "tok/s", "over no speculation"),
+        "What a better or worse draft would give",
+        (
+            f"tok/step at n = {found.drafts[0].at_n}",
+            *("best n", "tok/step", "tok/s", "over no speculation"),
+            *(f"{plain(x.objective.title)} ({x.objective.unit})" for x in latencies),
+        ),
         tuple(
             (
-                percent_change(1 + d.gain) if d.gain else "as is",
-                str(d.n),
-                f"{d.tokens_per_step:.2f}",
-                number(d.rate),
+                length_name(d),
+                str(d.best.n),
+                f"{d.best.tokens_per_step:.2f}",
+                number(d.best.rate),
                 "" if d.speedup is None else f"{d.speedup:.2f}×",
+                *(value_and_bounds(x.of(d.best.n, d.best.rate), None) for x in latencies),
             )
             for d in found.drafts
         ),
         {0},
+    )
+
+
+def _lengths_table(found: Outlook) -> DataTable:
+    return DataTable.of(
+        f"tok/s (tokens per step) by n, for each acceptance length at n = {found.drafts[0].at_n}",
+        ("n", *map(length_name, found.drafts)),
+        tuple((str(n), *(at_n_text(d, n) for d in found.drafts)) for n in shown_ns(found)),
+        folded=True,
     )
 
 
