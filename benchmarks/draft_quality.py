@@ -68,7 +68,7 @@ def measured(
         info,
         port=free_port(),
         launch_id=(launch := uuid.uuid4().hex),
-        resolve=model_resolver(loaded),
+        resolve=model_resolver(loaded, info),
     )
     running = Server(plan, launch_id=launch, log_path=log, server=server, info=info)
     try:

@@ -256,7 +256,7 @@ def load_sweep_view(
     rows = [x for x in store.load_maps.points(spec.name) if x.setting == setting.plain()]
     comparable = {p.id: {x.id: x for x in comparable_loads(store, p.id)} for p in rows}
     points = [
-        _point_view(store, ledger, p, [*comparable[p.id].values()], loads, spec) for p in rows
+        point_view(store, ledger, p, [*comparable[p.id].values()], loads, spec) for p in rows
     ]
     launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
@@ -293,7 +293,7 @@ def load_sweep_view(
         loads=tuple(loads),
         points=tuple(sweep),
         confirmed=tuple(p for p, row in zip(points, rows, strict=True) if row.repeat is not None),
-        variance=_variance(store, spec.name, known, setting),
+        variance=variance_of(store, spec.name, known, setting),
         schedule=ranges,
         why_no_schedule=why_no_schedule(version),
         arguments={n: argument(MapWay(n)) for n in sorted(rates) if n > 0 and is_there(MapWay(n))},
@@ -310,7 +310,7 @@ def load_sweep_view(
     )
 
 
-def _variance(
+def variance_of(
     store: Store, name: str, known: Collection[str], setting: Setting
 ) -> LaunchVariance | None:
     """Return the launch-to-launch variance of throughput; None: too little is known of it."""
@@ -321,7 +321,7 @@ def _variance(
     return found if found is not None and found.total.degrees >= LEAST_DEGREES else None
 
 
-def _point_view(
+def point_view(
     store: Store,
     ledger: str,
     point: MapPointRow,

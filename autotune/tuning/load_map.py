@@ -11,19 +11,22 @@ it is whole, and never measured again. A launch that failed gives no numbers, of
 Then other ways to speculate are launched (:mod:`autotune.tuning.load_map_choice`): a schedule of n
 by batch size, adaptive verification, other arms of the study. A confirmation launches the best of
 them and the best fixed n again, there and back (:mod:`autotune.stats.referee`).
+
+A break-even map (:mod:`autotune.tuning.break_even`) is launched and measured in the same way.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from autotune.bench.sample import Sample
 from autotune.bench.workload import Workload
 from autotune.errors import MachineError, TrialFailure
 from autotune.results.load_map import LoadSweepView
-from autotune.results.load_map_ways import WayKind, way_of
+from autotune.results.load_map_ways import MapWay, WayKind, way_of
 from autotune.results.read_load_map import (
     PARTS,
     THROUGHPUT,
@@ -42,12 +45,13 @@ from autotune.storage.schema import LaunchRow, MapPointRow
 from autotune.storage.store import Store
 from autotune.study.differences import fingerprint
 from autotune.study.schema import ServerSpec, StudySpec
+from autotune.study.space import Value
 from autotune.tuning.comparable import warn_of_variables
 from autotune.tuning.launcher import Launcher, LiveServer
 from autotune.tuning.ledger import StoredLedger
 from autotune.tuning.load_map_choice import Chooser, Rivals
 from autotune.tuning.load_map_requests import closed_loop, map_requests, part_sizes
-from autotune.tuning.load_map_setting import settle
+from autotune.tuning.load_map_setting import Settled, settle
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import OUTSIDE, Progress
 from autotune.tuning.recovery import end_orphans
@@ -94,24 +98,87 @@ def map_study(
     deadline = None if timeout_s is None else used.clock() + timeout_s
 
     def go(store: Store) -> tuple[LoadSweepView, StopReason]:
-        run = _Map(prepared, store, sorted(loads), launches, rivals, deadline, progress, used)
+        name = prepared.spec.name
+
+        def choose(sweep: Sweep, settled: Settled) -> Chooser:
+            return Chooser(
+                store,
+                name,
+                load_sweep_name(name),
+                settled,
+                sweep.loads,
+                launches,
+                rivals,
+                lambda: view(sweep),
+                progress.message,
+            )
+
+        def view(sweep: Sweep) -> LoadSweepView:
+            return load_sweep_view(
+                store, sweep.loaded, sweep.fingerprints, sweep.loads, sweep.setting, sweep.p.resolve
+            )
+
+        run = Sweep(
+            prepared,
+            store,
+            sorted(loads),
+            launched_as=load_sweep_name(name),
+            kept_as=name,
+            choose=choose,
+            deadline=deadline,
+            progress=progress,
+            tools=used,
+        )
         with run.launcher:
             reason = run.go()
-        return run.view(), reason
+        return view(run), reason
 
     return run_on(database, progress, go)
 
 
-class _Map:
-    """One run of a map under the database's lock."""
+class PointChooser(Protocol):
+    """Chooses what a sweep launches next, from what was measured."""
+
+    def next(self) -> MapPointRow | None:
+        """Return the point to launch; None: there is none left."""
+
+    def points(self) -> Sequence[MapPointRow]:
+        """Return the points so far, oldest first."""
+
+    def missing(self, point: MapPointRow) -> list[tuple[int, int]]:
+        """Return load and part that were not measured, in their order; none of a failed point."""
+
+    def prepared_of(self, way: MapWay) -> Prepared:
+        """Return the study as a way launches it."""
+
+    def point_of(self, way: MapWay) -> dict[str, Value]:
+        """Return the parameters of a way."""
+
+
+class Sweep:
+    """One run of launches that are each measured at every load, under the database's lock.
+
+    Args:
+        prepared: The study, checked.
+        store: Database.
+        loads: Concurrencies, ascending.
+        launched_as: Name under which the launches are kept.
+        kept_as: Name under which the points are kept.
+        choose: Makes what chooses the points.
+        deadline: Time after which no launch begins; None: no limit.
+        progress: Told of what happens.
+        tools: What servers are made and measured with.
+    """
 
     def __init__(
         self,
         prepared: Prepared,
         store: Store,
         loads: Sequence[int],
-        launches: int,
-        rivals: Rivals,
+        *,
+        launched_as: str,
+        kept_as: str,
+        choose: Callable[[Sweep, Settled], PointChooser],
         deadline: float | None,
         progress: Progress,
         tools: Tools,
@@ -123,12 +190,12 @@ class _Map:
         self.tools = tools
         self.loaded = prepared.loaded  # as it is in the file
         self.name = prepared.spec.name
-        self.launched_as = load_sweep_name(self.name)
+        self.launched_as = launched_as
         self.ledger = StoredLedger(store, self.launched_as)
         self.requests = map_requests(prepared, loads)
         now = fingerprint(self.loaded)
         self.fingerprints = store.fingerprints(self.loaded)
-        store.load_maps.rename(self.name, self.fingerprints, now)
+        store.load_maps.rename(kept_as, self.fingerprints, now)
         known = study_in(store, self.name, self.fingerprints)
         unused = known is None and self.name in store.study_names()
         settled = settle(
@@ -143,27 +210,11 @@ class _Map:
             say=progress.message,
         )
         self.p, self.setting = settled.prepared, settled.setting
-        self.chooser = Chooser(
-            store,
-            self.name,
-            self.launched_as,
-            settled,
-            loads,
-            launches,
-            rivals,
-            self.view,
-            progress.message,
-        )
+        self.chooser = choose(self, settled)
         logs = output_folder(store.database, self.name) / "logs"
         self.launcher = Launcher(self.p, self.ledger, logs, tools=tools)
         self.machine = self.launcher.machine
         self.rests = store.launches.idle_baselines(self.name, self.machine)
-
-    def view(self) -> LoadSweepView:
-        """Return what the map amounts to by now."""
-        return load_sweep_view(
-            self.store, self.loaded, self.fingerprints, self.loads, self.setting, self.p.resolve
-        )
 
     def go(self) -> StopReason:
         end_orphans(self.store, self.p.spec.server.stop_timeout_s, self.progress.message)
@@ -294,7 +345,7 @@ class _Map:
 class _Point:
     """A point of the map as a task of :func:`autotune.tuning.trial.attempts`."""
 
-    def __init__(self, run: _Map, row: MapPointRow) -> None:
+    def __init__(self, run: Sweep, row: MapPointRow) -> None:
         self._run = run
         self._row = row
         self.number = row.id

@@ -127,10 +127,7 @@ class Chooser:
 
     def missing(self, point: MapPointRow) -> list[tuple[int, int]]:
         """Return load and part that were not measured, in their order; none of a failed point."""
-        if failure_of_point(self.store, self.launched_as, point) is not None:
-            return []
-        done = {(x.concurrency, x.part) for x in comparable_loads(self.store, point.id)}
-        return [x for x in order(self.loads) if x not in done]
+        return missing_parts(self.store, self.launched_as, point, self.loads)
 
     def _of(self, family: tuple[WayKind, object]) -> dict[int, MapPointRow]:
         """Return the sweep's points of one family of ways, by n."""
@@ -307,8 +304,7 @@ class Chooser:
     def prepared_of(self, way: MapWay) -> Prepared:
         """Return the study as a way launches it."""
         base = self.p if way.arm is None else self.arms[way.arm].prepared
-        spec = base.spec.model_copy(update={"server": way_server(base.spec.server, way)})
-        return dataclasses.replace(base, loaded=base.loaded.model_copy(update={"spec": spec}))
+        return as_launched(base, way)
 
     def point_of(self, way: MapWay) -> dict[str, Value]:
         """Return the parameters of a way."""
@@ -331,6 +327,34 @@ class Chooser:
             arm=way.arm,
             repeat=repeat,
         )
+
+
+def missing_parts(
+    store: Store, launched_as: str, point: MapPointRow, loads: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Return load and part of a point that were not measured, in their order; none if it failed.
+
+    Args:
+        store: Database.
+        launched_as: Name under which its launches are stored.
+        point: The point.
+        loads: Concurrencies, ascending.
+    """
+    if failure_of_point(store, launched_as, point) is not None:
+        return []
+    done = {(x.concurrency, x.part) for x in comparable_loads(store, point.id)}
+    return [x for x in order(loads) if x not in done]
+
+
+def as_launched(prepared: Prepared, way: MapWay) -> Prepared:
+    """Return a study as a way launches it.
+
+    Args:
+        prepared: The study with the draft of the way.
+        way: The way.
+    """
+    spec = prepared.spec.model_copy(update={"server": way_server(prepared.spec.server, way)})
+    return dataclasses.replace(prepared, loaded=prepared.loaded.model_copy(update={"spec": spec}))
 
 
 def _way_of_arm(name: str, arm: ArmRival, n: int) -> MapWay:
