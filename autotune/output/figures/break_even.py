@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from autotune.errors import UserError
 from autotune.output.figures.browser import write_html
-from autotune.output.figures.points import title_text
+from autotune.output.figures.points import colored, error_bar, title_text
 from autotune.output.figures.theme import BLUE, GRAY, GREEN, LIGHT, ORANGE, Theme, template
 from autotune.results.break_even import (
     BreakEvenView,
@@ -89,25 +89,16 @@ def _add_line(fig: go.Figure, view: BreakEvenView, names: dict[int, str], theme:
         load: x.quality for load, x in view.needed.items() if math.isfinite(x.quality.value)
     }
     most = 1.0 + (view.most_n or 1)
-
-    def reach(bound: float | None, value: float, default: float) -> float:
-        end = default if bound is None else min(bound, most)
-        return abs(end - value)
-
+    bounds = [
+        (e.low, None if e.high is None else min(e.high, most)) for e in found.values()
+    ]
     fig.add_scatter(
         x=[names[load] for load in found],
         y=[e.value for e in found.values()],
         mode="lines+markers",
         line={"color": theme.ink, "width": 2},
         marker={"symbol": "line-ew-open", "size": 16, "color": theme.ink},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [reach(e.high, e.value, most) for e in found.values()],
-            "arrayminus": [reach(e.low, e.value, 1.0) for e in found.values()],
-            "color": theme.ink,
-            "thickness": 1.4,
-        },
+        error_y=colored(error_bar([e.value for e in found.values()], bounds), theme.ink),
         name="break-even [95 %]",
         hovertext=[
             f"<b>break-even at concurrency {load}</b><br>{length_estimate(e)} "
@@ -131,7 +122,7 @@ def _add_checks(fig: go.Figure, view: BreakEvenView, names: dict[int, str], them
         marker={
             "symbol": ["triangle-up" if x.expected >= 1 else "triangle-down" for x in found],
             "size": 12,
-            "color": theme.paper,
+            "color": theme.page,
             "line": {"color": theme.ink, "width": 2},
         },
         name="launched to check",
