@@ -5,7 +5,6 @@
 Its times follow a small model of the demo pair on two cores, ten times faster: a
 step costs a base, plus each token in it, plus a draft; requests differ in how well they can be
 drafted. So n and MNBT trade throughput against the slowest requests, as on a real server.
-With synthetic acceptance it plays the rates that it is given.
 
 Environment:
 
@@ -132,15 +131,6 @@ def n_of(args: argparse.Namespace) -> int:
     return int((args.speculative_config or {}).get("num_speculative_tokens", 0))
 
 
-def given_acceptance(args: argparse.Namespace) -> list[float] | None:
-    """P(position i accepted | those before it) of synthetic acceptance; None: drafts are drawn."""
-    config = args.speculative_config or {}
-    rates = config.get("synthetic_acceptance_rates")
-    if config.get("rejection_sample_method") != "synthetic" or rates is None:
-        return None
-    return [b / a if a else 0.0 for a, b in zip([1.0, *rates], rates, strict=False)]
-
-
 def print_log(name: str) -> bool:
     """Prints the real log of a failure; False if there is none of this name."""
     logs = sorted((Path(__file__).parent / "logs").glob(f"*-{name}.log"))
@@ -180,7 +170,6 @@ class Engine:
         self.drafts = self.draft_tokens = self.accepted = self.prompt = self.generated = 0
         self.served = 0
         self.per_position = [0] * self.n
-        self.given = given_acceptance(args)
 
     def add(self, request: Running) -> None:
         self.waiting.append(request)
@@ -232,8 +221,6 @@ class Engine:
             idle = ENV.get("DOUBLE_IDLE") == "1"
             while not idle and good < self.n:
                 chance = min(0.97, ACCEPT[min(good, len(ACCEPT) - 1)] * r.ease)
-                if self.given is not None:
-                    chance = self.given[good]
                 if r.draws.random() >= chance:
                     break
                 self.per_position[good] += 1
