@@ -179,7 +179,7 @@ def acceptance_lengths(
         raise click.BadParameter(f"{value[:60]!r} is not a list such as 3.5,4,5") from None
     if any(not 1 < x < math.inf for x in found):
         raise click.BadParameter(
-            "an acceptance length, in tokens per step, is a finite number above 1"
+            "an acceptance length is a finite number above 1, in tokens per step"
         )
     if len(found) > _MOST_LENGTHS:
         raise click.BadParameter(f"at most {_MOST_LENGTHS} acceptance lengths fit into a table")

@@ -13,7 +13,7 @@ from typing import Any
 from autotune.errors import NothingUsable, UserError
 from autotune.results.tables import Block, Column, Line, Table, Tone
 from autotune.results.tables import Row as TableRow
-from autotune.results.text import number, optional, plain, plural, wrapped
+from autotune.results.text import lower, number, optional, plain, plural, wrapped
 from autotune.results.views import STEPS_NOTE, StudyView, TrialView
 from autotune.search.acceptance import MOST_N, Prediction, SpeculationLaunch, without
 from autotune.search.draft_quality import (
@@ -63,10 +63,12 @@ class Latency:
     Attributes:
         objective: The objective.
         constants: Latency · tok/s, with drafts (True) and without.
+        error: Largest relative error of the launches with drafts; None: there is only one.
     """
 
     objective: Objective
     constants: Mapping[bool, float]
+    error: float | None
 
     def of(self, n: int, rate: float) -> float | None:
         """Return the latency at a rate, in the objective's unit; None: unknown."""
@@ -286,7 +288,9 @@ def _latencies(
             for n, (trial, launch) in trials.items()
             if (value := trial.value(objective)) is not None
         ]
-        found.append(Latency(objective, latency_constants(known)))
+        constants = latency_constants(known)
+        errors = [abs(constants[True] / (rate * value) - 1) for n, rate, value in known if n > 0]
+        found.append(Latency(objective, constants, max(errors) if len(errors) > 1 else None))
     return tuple(found)
 
 
@@ -374,14 +378,24 @@ def quality_text(found: Outlook) -> str:
         f" Expect at least the error of the table of n, {max(errors):.0%} at most there, and more "
         "the further a length is from the measured one."
         if errors
-        else " How far they are off is not known: no n but these was launched."
+        else " How far off they are is not known, because too few n were launched."
     )
-    latency = (
-        f" {found.latencies[0].objective.title} is taken to be inversely proportional to tok/s."
-        if found.latencies
-        else ""
+    return f"Assumed for these rows: {QUALITY_LIMITS}.{error}{_latency_text(found.latencies)}"
+
+
+def _latency_text(latencies: Sequence[Latency]) -> str:
+    """Return how a latency follows from tok/s, and how far off that is in the launches."""
+    if not latencies:
+        return ""
+    first = latencies[0]
+    off = (
+        ""
+        if first.error is None
+        else f"; in the launches with drafts that is off by at most {first.error:.0%}"
     )
-    return f"Assumed for these rows: {QUALITY_LIMITS}.{error}{latency}"
+    return (
+        f" The {lower(first.objective.title)} is taken to be inversely proportional to tok/s{off}."
+    )
 
 
 def _of_arms(arms: Sequence[str]) -> str:
@@ -485,7 +499,5 @@ def _lengths_table(found: Outlook, drafts: Sequence[WhatIf]) -> Table:
         Column("n", width=4),
         *(Column(length_name(draft), width=13) for draft in drafts),
     )
-    rows = (
-        TableRow((str(n), *(at_n_text(draft, n) for draft in drafts))) for n in shown_ns(found)
-    )
+    rows = (TableRow((str(n), *(at_n_text(draft, n) for draft in drafts))) for n in shown_ns(found))
     return Table(columns, tuple(rows))

@@ -25,8 +25,8 @@ curve for each length from 1 to n + 1. It is found by Brent's method (R. P. Bren
 Minimization without Derivatives", 1973, chapter 4) on log a_1. The bounds of a_1 are (L − 1) / n,
 since no rate is above a_1, and the larger of 1 and d^(1−n), at which all a_i are 1.
 
-**A longer draft.** Beyond the last position m, a_i = min(1, a_m · d^(i−m)). It is an assumption, not
-a measurement.
+**A longer draft.** Beyond the last position m, a_i = min(1, a_m · d^(i−m)). It is an assumption,
+not a measurement.
 
 All functions are pure.
 """

@@ -331,7 +331,9 @@ def needed(
 
 
 def _qualities(x: BreakEven, length: Estimate, family: Family) -> Estimate:
-    low, high = (None if b is None else family.quality_of(x.n, b) for b in (length.low, length.high))
+    low, high = (
+        None if b is None else family.quality_of(x.n, b) for b in (length.low, length.high)
+    )
     return Estimate(family.quality_of(x.n, length.value), low, high)
 
 

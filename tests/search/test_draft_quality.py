@@ -47,9 +47,7 @@ def test_a_shift_gives_the_length_and_keeps_the_order_of_positions(
     moved = shifted(hazards, shift_of(hazards, length))
     assert 1 + sum(unconditional_rates(moved)) == pytest.approx(length)
     assert all(0 < h <= 1 for h in moved)
-    for (a, b), (x, y) in zip(
-        itertools.pairwise(hazards), itertools.pairwise(moved), strict=True
-    ):
+    for (a, b), (x, y) in zip(itertools.pairwise(hazards), itertools.pairwise(moved), strict=True):
         assert (a - b) * (x - y) >= -1e-12
 
 
@@ -69,9 +67,7 @@ def test_the_length_is_that_of_its_n_and_other_n_follow() -> None:
     rate = shifted((0.6,), found.shift)[0]
     for x in found.by_n:
         assert x.tokens_per_step == pytest.approx(1 + sum(rate**i for i in range(1, x.n + 1)))
-        assert x.rate == pytest.approx(
-            x.tokens_per_step / (0.03 + 0.002 * x.n if x.n else 0.02)
-        )
+        assert x.rate == pytest.approx(x.tokens_per_step / (0.03 + 0.002 * x.n if x.n else 0.02))
     assert found.best == max(found.by_n, key=lambda x: x.rate)
     assert found.speedup == pytest.approx(found.best.rate * 0.02)
     assert 1 + sum(found.per_position) == pytest.approx(found.best.tokens_per_step)
@@ -100,7 +96,9 @@ def test_no_position_becomes_certain_however_good_the_draft() -> None:
 def test_limits_are_named() -> None:
     known = prediction(0.6)
     for length in (1.0, 0.5, 16.0, 20.0, math.nan):
-        with pytest.raises(ValueError, match=f"length {length:g} at n = 15 is not between 1 and 16"):
+        with pytest.raises(
+            ValueError, match=f"length {length:g} at n = 15 is not between 1 and 16"
+        ):
             what_if(known, length, 15, NS)
     assert limits((0.5, 0.5, 0.0, 0.0)) == (1, 3)
     with pytest.raises(ValueError, match="not between 1 and 3"):
