@@ -191,6 +191,7 @@ def _finish(ui: Ui, database: Database, name: str) -> None:
     """Write the plots and the dashboard's pages of a study, and print its summary."""
     from autotune.output.dashboard import publish
     from autotune.output.report import build
+    from autotune.results.rehearsed import production_note
     from autotune.results.trials import study_view
     from autotune.storage.failures import database_errors
     from autotune.storage.names import output_folder
@@ -214,7 +215,8 @@ def _finish(ui: Ui, database: Database, name: str) -> None:
                 plots = draw(view, output_folder(database, name))
             with not_worth_a_run("dashboard not updated", "update it with `autotune dashboard`"):
                 publish(store, view, build(store, view))
-        said = said_of_all(store, view)
+        note = production_note(store.load_study(name)[0].spec)
+        said = [*([note] if note else []), *said_of_all(store, view)]
         ui.summary(view, serving_command(store, name, trial), database, plots, said)
 
 
@@ -414,17 +416,16 @@ def _break_even(
 
 
 @contextmanager
-def _stored(
-    study: str, database: Database
-) -> Iterator[tuple[Store, LoadedStudy, Collection[str]]]:
+def _stored(study: str, database: Database) -> Iterator[tuple[Store, LoadedStudy, Collection[str]]]:
     """Yield a study file, or a study that only the database has, with its fingerprints."""
     from autotune.engine.draft_method import with_method
+    from autotune.results.rehearsed import with_counted_acceptance
     from autotune.storage.store import opened
     from autotune.study.files import load_study
 
     with opened(database) as store:
         try:
-            loaded = with_method(load_study(study))
+            loaded = with_counted_acceptance(with_method(load_study(study)))
         except UserError:
             if study not in store.study_names():
                 raise

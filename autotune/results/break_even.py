@@ -215,9 +215,7 @@ class BreakEvenView:
                 length, none = x.lengths.get(load, x.length), self.none[load]
                 expected = rate_between(pair[0].played(load), pair[1].played(load), length)
                 found = ratio(rate, Rate(none.value, none.within), self.variance)
-                out.append(
-                    Checked(x.n, load, length, expected / none.value, found, load == x.load)
-                )
+                out.append(Checked(x.n, load, length, expected / none.value, found, load == x.load))
         return out
 
     def check_plans(self) -> list[CheckPlan]:
@@ -381,9 +379,11 @@ def break_even_texts(view: BreakEvenView) -> list[str]:
         "the next"
     )
     texts = [
-        f"A draft is named by its {quality_name(view)}, with a curve on which {shape}. tok/s of an "
-        "n are a line in steps per token between its launches with a low and a high acceptance; "
-        f"{NOTE}."
+        (
+            f"A draft is named by its {quality_name(view)}, with a curve on which {shape}. tok/s of an "
+            "n are a line in steps per token between its launches with a low and a high acceptance; "
+            f"{NOTE}."
+        )
     ]
     if view.variance is None:
         texts.append(

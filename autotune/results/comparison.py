@@ -42,6 +42,7 @@ from autotune.study.space import ARM, DRAFT, MNBT, N, Value, canonical
 from objectives import Objective
 
 _PHASE = "measure"
+_REAL = "none: weights and acceptance are real"
 
 Key = tuple[tuple[str, Value | None], ...]  # of a point, for all parameters that either searched
 
@@ -246,6 +247,7 @@ def _side_json(side: Side) -> dict[str, Any]:
         "machine": side.view.machine,
         "created": side.view.created.isoformat(),
         "points": len(side.points),
+        **({"rehearsal": side.view.rehearsal} if side.view.rehearsal else {}),
     }
 
 
@@ -513,6 +515,7 @@ def _different(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
     for what, x, y in (
         ("vLLM", a.view.vllm_version, b.view.vllm_version),
         ("machine", a.view.machine, b.view.machine),
+        ("rehearsal", a.view.rehearsal or _REAL, b.view.rehearsal or _REAL),
     ):
         if x != y:
             yield what, plain(x or "unknown"), plain(y or "unknown")
@@ -521,6 +524,8 @@ def _different(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
             yield f"weights of the {plain(role)}", plain(a.weights[role]), plain(b.weights[role])
     yield from _variables(a, b)
     for d in _keys(a, b):
+        if d.key.startswith("rehearsal.") and None in (a.spec.rehearsal, b.spec.rehearsal):
+            continue  # said as a whole
         yield d.key, plain(setting_text(d.there)), plain(setting_text(d.here))
     if _same_prompts(a, b) is False:
         yield "workload's prompts", _source(a), _source(b)

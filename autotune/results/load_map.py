@@ -27,6 +27,7 @@ from autotune.results.text import (
     plain,
     point_text,
     ratio_text,
+    upper,
     wrapped,
 )
 from autotune.stats import Estimate, LaunchVariance
@@ -134,6 +135,7 @@ class LoadSweepView:
         lossy: Names of the launched arms that are lossy.
         outdated: Concurrencies of which a part was measured by autotune 0.1 and has too few
             requests to be computed again.
+        rehearsal: What of a rehearsal is real and what is not; empty: it is none.
     """
 
     study: str
@@ -153,6 +155,7 @@ class LoadSweepView:
     confirmed: tuple[PointView, ...] = ()
     arm: str | None = None
     lossy: tuple[str, ...] = ()
+    rehearsal: str = ""
 
     @cached_property
     def rates(self) -> Rates:
@@ -295,7 +298,8 @@ def load_sweep_lines(view: LoadSweepView) -> list[str]:
             ],
         )
     )
-    lines = [*wrapped(f"{view.study}: {about}"), ""]
+    lines = [*wrapped(upper(view.rehearsal)), ""] if view.rehearsal else []
+    lines += [*wrapped(f"{view.study}: {about}"), ""]
     for table in (_loads_table(view), _points_table(view)):
         lines += [*table, ""] if table else []
     if view.referee is not None:
@@ -513,6 +517,7 @@ def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
     """Return the load sweep as plain data; tok/s, milliseconds."""
     return {
         "study": view.study,
+        **({"rehearsal": view.rehearsal} if view.rehearsal else {}),
         "vllm": view.vllm,
         "machine": view.machine,
         "arm": view.arm,

@@ -255,9 +255,7 @@ def load_sweep_view(
     ledger = load_sweep_name(spec.name)
     rows = [x for x in store.load_maps.points(spec.name) if x.setting == setting.plain()]
     comparable = {p.id: {x.id: x for x in comparable_loads(store, p.id)} for p in rows}
-    points = [
-        point_view(store, ledger, p, [*comparable[p.id].values()], loads, spec) for p in rows
-    ]
+    points = [point_view(store, ledger, p, [*comparable[p.id].values()], loads, spec) for p in rows]
     launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
     sweep = [p for p, row in zip(points, rows, strict=True) if row.repeat is None]
@@ -269,9 +267,10 @@ def load_sweep_view(
         if x.id not in comparable[p.id]
     }
     ranges = schedule_of(rates, loads, spec, setting)
+    real = spec.server.playing(None)  # what is recommended plays nothing
 
     def argument(way: MapWay) -> str:
-        draft = draft_server(spec.server, way.arm or setting.arm, plain=way.arm is None)
+        draft = draft_server(real, way.arm or setting.arm, plain=way.arm is None)
         params = way_params(way, setting.params, setting.arms)
         return speculative_argument(way_server(draft, way), way.n, params, way.schedule, resolve)
 
@@ -307,6 +306,7 @@ def load_sweep_view(
             and is_lossy({**draft.given(), **searched(name)})
         ),
         outdated=tuple(sorted(lost.intersection(loads))),
+        rehearsal=spec.rehearsal_label,
     )
 
 

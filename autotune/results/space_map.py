@@ -22,7 +22,8 @@ from autotune.engine.rule import NOTHING, SEQS, Known, minor_of
 from autotune.engine.rules import THROTTLED, doubts_of, infeasible
 from autotune.errors import UserError
 from autotune.results.batch_budget import families_of
-from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
+from autotune.results.rehearsed import with_counted_acceptance
+from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, upper, wrapped
 from autotune.results.views import TrialView
 from autotune.search.alike import key_of
 from autotune.serving.machine import has_gpu, vllms_gpus
@@ -298,9 +299,11 @@ def _explained(loaded: LoadedStudy, info: VllmInfo, trials: Iterable[TrialView])
     """Return the map of a study that was checked as a run checks it."""
     check_flags(loaded, info)
     notes = tuple(draft_notes(loaded))
-    loaded = with_method(loaded)
+    loaded = with_counted_acceptance(with_method(loaded))
+    label = loaded.spec.rehearsal_label
     found = space_map(loaded.spec, info.version, known_for(loaded, info), trials)
-    return replace(found, notes=(*notes, *found.notes))
+    about = (f"{upper(label)}.",) if label else ()
+    return replace(found, notes=(*about, *notes, *found.notes))
 
 
 def space_map(

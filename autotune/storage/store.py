@@ -22,9 +22,9 @@ from autotune.storage.backend import Backend, backend_of, patient
 from autotune.storage.failures import DAMAGED, GOES_ON, NOTHING_CHANGED, database_errors
 from autotune.storage.launches import Launches
 from autotune.storage.load_maps import LoadMaps, rename_points
-from autotune.storage.names import break_even_name
 from autotune.storage.location import Database
 from autotune.storage.migrations import REVISIONS, revision_of, upgrade
+from autotune.storage.names import break_even_name
 from autotune.storage.reading import Reader, views_of_today
 from autotune.storage.requests import Requests
 from autotune.storage.schema import KINDS, EventRow, StudyRow

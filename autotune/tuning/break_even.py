@@ -11,7 +11,6 @@ The weights may be random, too, where the study is a rehearsal. vLLM plays no ac
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from autotune.engine.given_acceptance import with_acceptance
@@ -247,9 +246,7 @@ class BreakEvenChooser:
             setting |= {CHECK: check}
         kind = None if way.kind is WayKind.FIXED else str(way.kind)
         name = break_even_name(self.study)
-        return self.store.load_maps.add_point(
-            name, setting, way.n, None, way=kind, repeat=repeat
-        )
+        return self.store.load_maps.add_point(name, setting, way.n, None, way=kind, repeat=repeat)
 
 
 def _played(n: int, conditional: float) -> MapWay:

@@ -36,7 +36,7 @@ from autotune.results.read_load_map import (
     rates_of,
     study_in,
 )
-from autotune.results.text import number
+from autotune.results.text import number, upper
 from autotune.serving.interrupts import held_back
 from autotune.serving.machine import machine_line
 from autotune.storage.location import Database
@@ -55,6 +55,7 @@ from autotune.tuning.load_map_setting import Settled, settle
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import OUTSIDE, Progress
 from autotune.tuning.recovery import end_orphans
+from autotune.tuning.rehearsing import refuse_other_kind
 from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools, real
 from autotune.tuning.trial import MachineFailed, attempts, drafts_note, quality_of, throttled_note
@@ -198,6 +199,10 @@ class Sweep:
         store.load_maps.rename(kept_as, self.fingerprints, now)
         known = study_in(store, self.name, self.fingerprints)
         unused = known is None and self.name in store.study_names()
+        if unused:
+            refuse_other_kind(store, self.loaded)
+        if prepared.spec.rehearsal_label:
+            progress.message(upper(prepared.spec.rehearsal_label))
         settled = settle(
             prepared,
             sorted(loads),

@@ -15,6 +15,7 @@ from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
 from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.rehearsal import why_not_rehearsed
 from autotune.engine.rule import Known, minor_of
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
@@ -37,6 +38,7 @@ from autotune.study.space import (
 )
 from autotune.study.weights import draft_role, weights_id
 from autotune.tuning.progress import Progress
+from autotune.tuning.rehearsing import rehearsed
 from objectives import Objective
 
 # vLLM's default of max_num_batched_tokens for `vllm serve` on a CPU and on a GPU below 70 GiB.
@@ -80,7 +82,10 @@ class Prepared:
 
     def infeasible(self, point: Point) -> str | None:
         """Return why this vLLM version cannot launch the point, or None."""
-        return why_infeasible(self.spec.settings(point), self.info.version, self.known)
+        settings = self.spec.settings(point)
+        if why := why_not_rehearsed(self.spec.server, settings):
+            return why
+        return why_infeasible(settings, self.info.version, self.known)
 
     def asked(self, point: Point, load: int | None = None) -> Asked | None:
         """Return how many requests a launch of the point should run at once.
@@ -113,6 +118,13 @@ def weights_here(spec: StudySpec, resolve: Callable[[str], str]) -> dict[str, st
     for arm, draft in spec.server.drafts.items():
         if draft.model is not None:
             named[draft_role(arm, draft.model)] = draft.model
+    # random weights have no identity
+    how = spec.rehearsal
+    named = {
+        role: ref
+        for role, ref in named.items()
+        if how is None or not how.dummy("target" if role == "target" else "draft")
+    }
     places = {role: Path(resolve(ref)) for role, ref in named.items()}
     # a name of a hub is no path
     found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
@@ -182,7 +194,7 @@ def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
         except UserError as e:
             raise UserError(f"{loaded.path}: {key}: {e}") from e
     check_flags(loaded, info)
-    loaded = with_method(loaded)
+    loaded = rehearsed(with_method(loaded), info)
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
     _check_ahead(prepared)
     _check_some_feasible(prepared, space)

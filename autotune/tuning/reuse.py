@@ -320,6 +320,9 @@ def _differences(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterat
         fingerprint: Of ``old`` when it was run, the content of its prompts included.
         new: The present one.
     """
+    kinds = ["real" if x.spec.rehearsal is None else "a rehearsal" for x in (old, new)]
+    if kinds[0] != kinds[1]:
+        yield f"is {kinds[0]}, and this study is {kinds[1]}"
     there, here = (_place(x.spec.server.model, x.base) for x in (old, new))
     if there != here:
         yield _both("server.model", there, here)

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial
 from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure, UserError
 from autotune.results.batch_budget import families_of
 from autotune.results.standing import counts
+from autotune.results.text import upper
 from autotune.results.trials import study_view
 from autotune.search.places import place_of
 from autotune.search.proposer import Converged, Proposer, SearchEnds
@@ -207,6 +208,8 @@ class _Driver:
             take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
             self.log.changed()
         self.progress.study(study_view(self.store, self.spec.name), self.store.database)
+        if self.spec.rehearsal_label:
+            self.progress.message(upper(self.spec.rehearsal_label))
         self.say_infeasible()
         for note in (*sample_size.notes(self.spec), *self.p.workload.notes):
             self.progress.message(note)

@@ -27,7 +27,7 @@ LOADS = (1, 4, 32)
 
 def launch(n: int, length: float = 1.0, *, load: int | None = None, wrong: float = 1) -> Launched:
     rates = {x: Rate(wrong * speed(n, x, length), 0.004) for x in LOADS}
-    return Launched(n, length, rates, {x: length for x in LOADS} if n else {}, load=load)
+    return Launched(n, length, rates, dict.fromkeys(LOADS, length) if n else {}, load=load)
 
 
 def view(**changes: Any) -> BreakEvenView:
@@ -73,9 +73,7 @@ def test_a_check_agrees_contradicts_or_cannot_tell() -> None:
     at_line = [x for x in view(checks=right).checked() if x.at_line]
     assert [x.verdict for x in at_line] == ["as the map says"] * 2
     assert all(x.expected == pytest.approx(x.found.value) for x in at_line)
-    wrong = tuple(
-        launch(p.n, p.length, load=p.load, wrong=0.7 if p.pays else 1.4) for p in plans
-    )
+    wrong = tuple(launch(p.n, p.length, load=p.load, wrong=0.7 if p.pays else 1.4) for p in plans)
     at_line = [x for x in view(checks=wrong).checked() if x.at_line]
     assert [x.verdict for x in at_line] == ["the map is wrong here"] * 2
     close = (replace(right[0], rates={x: view_rate(x) for x in LOADS}),)
@@ -96,7 +94,11 @@ def view_rate(load: int) -> Rate:
         view(launches=()),
         view(launches=(launch(0), *(launch(n, x, wrong=0.1) for n in NS for x in pair(n)))),
         view(
-            launches=(launch(0), launch(3, 1.25), Launched(3, 2.95, {}, failure=("oom", "no " * 60)))
+            launches=(
+                launch(0),
+                launch(3, 1.25),
+                Launched(3, 2.95, {}, failure=("oom", "no " * 60)),
+            )
         ),
         view(
             launches=(
@@ -126,7 +128,9 @@ def test_the_text_says_what_to_reach_and_which_n() -> None:
     assert "the map is not checked" in text
     assert "all positions have the same conditional acceptance" in text
     assert "within the launches" in text
-    assert "changes by a factor of 0.9" in " ".join(" ".join(break_even_lines(view(decay=0.9))).split())
+    assert "changes by a factor of 0.9" in " ".join(
+        " ".join(break_even_lines(view(decay=0.9))).split()
+    )
     failed = Launched(7, 4.1, {}, failure=("oom", "no memory"))
     shown = break_even_lines(view(launches=(*view().launches, failed)))
     assert "n = 7 at 4.10 tok/step failed: oom: no memory" in " ".join(shown)

@@ -102,7 +102,7 @@ def test_a_family_has_the_lengths_of_its_curves() -> None:
                 assert drafts.quality_of(n, curve.length(n)) == pytest.approx(quality, rel=1e-3)
         assert drafts.quality_of(3, 4.1) == math.inf
     for decay, ns in ((0.0, NS), (math.nan, NS), (1.0, ()), (1.0, (0, 3))):
-        with pytest.raises(ValueError, match="family|decay"):
+        with pytest.raises(ValueError, match=r"family|decay"):
             family(decay, ns)
 
 
@@ -130,7 +130,9 @@ def test_a_draft_needs_the_least_over_all_n(load: int) -> None:
 def test_no_draft_of_the_family_may_pay() -> None:
     drafts = family(1.0, NS)
     even = [
-        break_even(n, Played(1.2, Speed(20, 0.01)), Played(1.8, Speed(25, 0.01)), Speed(99, 0.01), None)
+        break_even(
+            n, Played(1.2, Speed(20, 0.01)), Played(1.8, Speed(25, 0.01)), Speed(99, 0.01), None
+        )
         for n in NS
     ]
     found = needed(even, Speed(99, 0.01), drafts, None)
@@ -161,9 +163,7 @@ def test_the_true_break_even_is_covered() -> None:
         none = Speed(math.sqrt(values[0] * values[1]), error(), 2)
         even = []
         for n in NS:
-            low, high = (
-                Played(x, Speed(launched(speed(n, load, x)), error())) for x in pair(n)
-            )
+            low, high = (Played(x, Speed(launched(speed(n, load, x)), error())) for x in pair(n))
             even.append(break_even(n, low, high, none, known))
         for x in even:
             hits[x.n] += _holds(x.length.low, x.length.high, truth(x.n, load))

@@ -85,7 +85,9 @@ def test_two_acceptances_of_each_n_find_the_line_and_check_it(tmp_path: Path, gi
     assert len(given.launched) == 8
     shown = autotune("map", study(tmp_path), "--break-even", "--show", "--json", cwd=tmp_path)
     assert json.loads(shown.stdout) == found
-    other = autotune("map", study(tmp_path), "--break-even", "--show", "--decay", "0.8", cwd=tmp_path)
+    other = autotune(
+        "map", study(tmp_path), "--break-even", "--show", "--decay", "0.8", cwd=tmp_path
+    )
     assert "changes by a factor of 0.8" in " ".join(other.stdout.split())
     # it is no load sweep
     sweep = autotune("map", study(tmp_path), "--show", cwd=tmp_path)

@@ -61,7 +61,9 @@ def break_even_figure(view: BreakEvenView, height: int = 560, theme: Theme = LIG
     return fig
 
 
-def _add_bars(fig: go.Figure, view: BreakEvenView, names: dict[int, str], n: int, color: str) -> None:
+def _add_bars(
+    fig: go.Figure, view: BreakEvenView, names: dict[int, str], n: int, color: str
+) -> None:
     """Add the qualities at which one n is the fastest, at each concurrency."""
     found: list[tuple[int, Range]] = [
         (load, r) for load, x in view.needed.items() for r in x.ranges if r.n == n
@@ -85,13 +87,9 @@ def _add_bars(fig: go.Figure, view: BreakEvenView, names: dict[int, str], n: int
 
 def _add_line(fig: go.Figure, view: BreakEvenView, names: dict[int, str], theme: Theme) -> None:
     """Add the break-even of each concurrency with its interval."""
-    found = {
-        load: x.quality for load, x in view.needed.items() if math.isfinite(x.quality.value)
-    }
+    found = {load: x.quality for load, x in view.needed.items() if math.isfinite(x.quality.value)}
     most = 1.0 + (view.most_n or 1)
-    bounds = [
-        (e.low, None if e.high is None else min(e.high, most)) for e in found.values()
-    ]
+    bounds = [(e.low, None if e.high is None else min(e.high, most)) for e in found.values()]
     fig.add_scatter(
         x=[names[load] for load in found],
         y=[e.value for e in found.values()],

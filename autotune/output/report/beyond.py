@@ -206,8 +206,14 @@ def break_even(s: Source) -> Iterator[Block]:
             "Launched next to the line: tok/s over no speculation",
             ("concurrency", "n", "tok/step", "by the map", "rehearsed", ""),
             tuple(
-                (str(x.load), str(x.n), f"{x.length:.2f}", f"{x.expected:.3f}", times(x.found))
-                + (x.verdict,)
+                (
+                    str(x.load),
+                    str(x.n),
+                    f"{x.length:.2f}",
+                    f"{x.expected:.3f}",
+                    times(x.found),
+                    x.verdict,
+                )
                 for x in checked
             ),
             folded=True,

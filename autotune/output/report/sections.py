@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 
 from autotune._version import __version__
 from autotune.output.report import answer, beyond, measured, method
-from autotune.output.report.content import Block, Report, Section
+from autotune.output.report.content import Block, Report, Section, labeled
 from autotune.output.report.source import Source
 from autotune.results.recomputed import Recomputed
-from autotune.results.text import plain
+from autotune.results.text import plain, upper
 from autotune.results.views import StudyView
 from autotune.storage.store import Store
 
@@ -36,6 +36,7 @@ def build(store: Store, view: StudyView) -> Report:
         Recomputed(store, loaded.spec, view.objectives).trials(store.stored_study(name).trials),
     )
     about = (
+        upper(view.rehearsal),
         s.spec.description,
         f"vLLM {view.vllm_version}" if view.vllm_version else "",
         view.machine,
@@ -45,7 +46,10 @@ def build(store: Store, view: StudyView) -> Report:
         study=plain(view.name),
         about=tuple(plain(x) for x in about if x),
         answer=answer.answer(s),
-        sections=tuple(Section(key, title, tuple(blocks)) for key, title, blocks in _parts(s)),
+        sections=tuple(
+            Section(key, title, tuple(labeled(b, view.rehearsal) for b in blocks))
+            for key, title, blocks in _parts(s)
+        ),
         made_by=f"autotune {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
 
