@@ -380,9 +380,9 @@ def break_even_texts(view: BreakEvenView) -> list[str]:
     )
     texts = [
         (
-            f"A draft is named by its {quality_name(view)}, with a curve on which {shape}. tok/s of an "
-            "n are a line in steps per token between its launches with a low and a high acceptance; "
-            f"{NOTE}."
+            f"A draft is named by its {quality_name(view)}, with a curve on which {shape}. tok/s "
+            "of an n are a line in steps per token between its launches with a low and a high "
+            f"acceptance; {NOTE}."
         )
     ]
     if view.variance is None:

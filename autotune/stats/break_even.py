@@ -281,11 +281,14 @@ class Family:
     lengths: Mapping[int, Floats]
 
     def quality_of(self, n: int, length: float) -> float:
-        """Return the Q at which a draft of n has a length; infinite: it has it at no Q."""
+        """Return the least Q at which a draft of n has a length; infinite: it has it at no Q."""
         lengths = self.lengths[n]
         if length > lengths[-1]:
             return math.inf
-        return float(np.interp(length, lengths, self.quality))
+        # several drafts may have the same length, where their first positions are certain
+        i = int(np.searchsorted(lengths, length))
+        around = slice(max(0, i - 1), i + 1)
+        return float(np.interp(length, lengths[around], self.quality[around]))
 
     def length_of(self, n: int, quality: float) -> float:
         """Return the length of a draft of n with a quality."""

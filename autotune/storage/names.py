@@ -1,4 +1,4 @@
-"""Names that other rooms derive from a study's name: its load sweeps, a launch of it, its folder."""
+"""Names that other rooms derive from a study's name: its sweeps, a launch of it, its folder."""
 
 from __future__ import annotations
 
