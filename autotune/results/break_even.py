@@ -16,6 +16,7 @@ from autotune.results.text import (
     plain,
     point_text,
     ratio_text,
+    upper,
     wrapped,
 )
 from autotune.stats import Estimate, LaunchVariance
@@ -264,7 +265,7 @@ def break_even_lines(view: BreakEvenView) -> list[str]:
     )
     lines = [
         *wrapped(f"{view.study}: {', '.join(filter(None, [about, view.machine]))}"),
-        *wrapped(f"{view.label}."),
+        *wrapped(f"{upper(view.label)}."),
         "",
     ]
     if not view.needed:

@@ -12,6 +12,7 @@ import pytest
 from autotune.engine.command import LaunchPlan
 from autotune.errors import FailureKind
 from autotune.tuning.break_even import spread
+from tests.search.test_acceptance import measured_study
 from tests.stats.test_break_even import speed, truth
 from tests.studies import (
     UNENDED,
@@ -165,6 +166,25 @@ def test_few_n_are_spread_over_the_candidates() -> None:
     assert spread((1, 2, 3, 5, 7, 11, 15), 5) == (1, 2, 5, 7, 15)
     assert spread((1, 3), 5) == (1, 3)
     assert spread((1, 3, 7), 1) == (3,)
+
+
+@pytest.mark.usefixtures("given")
+def test_the_report_has_the_map_only_where_it_was_run(tmp_path: Path) -> None:
+    measured_study(tmp_path)
+    report = ("report", "--out", "report.md")
+    autotune(*report, cwd=tmp_path)
+    assert "How good must a draft be?" not in (tmp_path / "report.md").read_text()
+    file = str(tmp_path / "double.yaml")
+    done = autotune("map", file, *ARGS, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "report.md").unlink()
+    made = autotune(*report, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    text = (tmp_path / "report.md").read_text()
+    assert "How good must a draft be?" in text
+    assert "Rehearsal: weights are real, acceptance was given, step times are real." in text
+    quality = json.loads(done.stdout)["loads"][0]["needed"]["value"]
+    assert f"{quality:.2f} [" in text
 
 
 @pytest.mark.double

@@ -20,6 +20,7 @@ from autotune.results.break_even import (
 from autotune.results.text import bounds_text, number, point_text, ratio_text
 from autotune.stats.break_even import Range
 
+_TICKS = (1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 # Okabe and Ito's, as in the other plots; the first is that of n = 0.
 _COLORS = (GRAY, BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 
@@ -33,12 +34,18 @@ def break_even_figure(view: BreakEvenView, height: int = 560, theme: Theme = LIG
         theme: Colors of the page.
     """
     fig = go.Figure()
+    most = 1 + (view.most_n or 1)
     names = {load: str(load) for load in view.needed}
     for i, n in enumerate((0, *view.pairs)):
         _add_bars(fig, view, names, n, _COLORS[i % len(_COLORS)])
     _add_line(fig, view, names, theme)
     _add_checks(fig, view, names, theme)
-    about = [f"vLLM {view.vllm}" if view.vllm else "", point_text(view.point), view.machine]
+    about = [
+        view.label,
+        f"vLLM {view.vllm}" if view.vllm else "",
+        point_text(view.point),
+        view.machine,
+    ]
     fig.update_layout(
         template=template(theme),
         title={
@@ -49,13 +56,15 @@ def break_even_figure(view: BreakEvenView, height: int = 560, theme: Theme = LIG
         barmode="overlay",
         bargap=0.25,
         showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "xanchor": "left"},
-        margin={"l": 78, "r": 30, "t": 110, "b": 62},
+        legend={"x": 1.01, "y": 1.0, "yanchor": "top", "xanchor": "left", "traceorder": "reversed"},
+        margin={"l": 78, "r": 160, "t": 90, "b": 62},
         height=height,
         xaxis={"title": {"text": "Concurrency"}, "type": "category"},
         yaxis={
             "title": {"text": f"acceptance length of the draft ({quality_name(view)})"},
-            "range": [1, 1 + (view.most_n or 1)],
+            "type": "log",
+            "range": [0, math.log10(most)],
+            "tickvals": [x for x in _TICKS if x <= most],
         },
     )
     return fig

@@ -51,6 +51,7 @@ from autotune.results.text import (
     plural,
     point_text,
     times,
+    upper,
     value_and_bounds,
 )
 from autotune.study.space import canonical
@@ -165,7 +166,7 @@ def break_even(s: Source) -> Iterator[Block]:
         return
     if not view.needed:
         return
-    yield Paragraph(f"{plain(view.label).capitalize()}.")
+    yield Paragraph(f"{upper(plain(view.label))}.")
     yield Figure(
         "break-even",
         "The fastest n by concurrency and by the acceptance length of the draft, with the "
