@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autotune.study.rehearsal import Played
+from autotune.study.rehearsal import Played, weights_text
 from autotune.study.schema import ServerSpec
-
-_LABEL = "rehearsal: weights are real, acceptance was given, step times are real"
 
 
 def with_acceptance(server: ServerSpec, rates: Sequence[float]) -> ServerSpec:
@@ -19,5 +17,7 @@ def with_acceptance(server: ServerSpec, rates: Sequence[float]) -> ServerSpec:
         rates: Probability that each position is accepted, unconditional and not increasing; a
             launch takes the first n.
     """
-    own = server.played or Played(target=False, draft=False, curves=None, seed=0, label=_LABEL)
-    return server.playing(replace(own, curves=(tuple(rates),)))
+    own = server.played or Played(target=False, draft=False, curves=None, seed=0, label="")
+    weights = weights_text(target=own.target, draft=own.draft)
+    label = f"rehearsal: {weights}, acceptance was given, step times are real"
+    return server.playing(replace(own, curves=(tuple(rates),), label=label))

@@ -35,6 +35,7 @@ class Given(Instant):
         super().__init__()
         self.lengths: list[float] = []
         self.rates: list[list[float]] = []
+        self.dummy: list[bool] = []
         self.speed = lambda n, load, _adaptive, launch: speed(n, load, self.lengths[launch - 1])
 
     def server(self, plan: LaunchPlan, **given: Any) -> Any:
@@ -44,6 +45,7 @@ class Given(Instant):
         rates = config.get("synthetic_acceptance_rates", [])
         assert config.get("rejection_sample_method", "synthetic") == "synthetic"
         self.rates.append(rates)
+        self.dummy.append("dummy" in words)
         self.lengths.append(1 + sum(rates))
         return super().server(plan, **given)
 
@@ -94,6 +96,16 @@ def test_two_acceptances_of_each_n_find_the_line_and_check_it(tmp_path: Path, gi
     sweep = autotune("map", study(tmp_path), "--show", cwd=tmp_path)
     assert sweep.returncode == 2
     assert "has no load sweep" in sweep.stderr
+
+
+def test_a_rehearsal_keeps_its_random_weights(tmp_path: Path, given: Given) -> None:
+    file = study(tmp_path, rehearsal={"weights": "dummy", "acceptance": {"rate": 0.9}})
+    done = autotune("map", file, *ARGS, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    label = "rehearsal: weights are random, acceptance was given, step times are real"
+    assert json.loads(done.stdout)["rehearsal"] == label
+    assert given.rates[1:3] == [[0.2], [0.8]]
+    assert all(given.dummy)
 
 
 @pytest.mark.parametrize("part", [1, 6, 23, 26, 31])
