@@ -515,7 +515,6 @@ def _different(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
     for what, x, y in (
         ("vLLM", a.view.vllm_version, b.view.vllm_version),
         ("machine", a.view.machine, b.view.machine),
-        ("rehearsal", a.view.rehearsal or _REAL, b.view.rehearsal or _REAL),
     ):
         if x != y:
             yield what, plain(x or "unknown"), plain(y or "unknown")
@@ -523,8 +522,11 @@ def _different(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
         if a.weights[role] != b.weights[role]:
             yield f"weights of the {plain(role)}", plain(a.weights[role]), plain(b.weights[role])
     yield from _variables(a, b)
+    mixed = (a.spec.rehearsal is None) != (b.spec.rehearsal is None)
+    if mixed:
+        yield "rehearsal", plain(a.view.rehearsal or _REAL), plain(b.view.rehearsal or _REAL)
     for d in _keys(a, b):
-        if d.key.startswith("rehearsal.") and None in (a.spec.rehearsal, b.spec.rehearsal):
+        if mixed and d.key.startswith("rehearsal."):
             continue  # said as a whole
         yield d.key, plain(setting_text(d.there)), plain(setting_text(d.here))
     if _same_prompts(a, b) is False:

@@ -113,15 +113,17 @@ class Standing:
         self._confirmed_at: dict[int, list[str]] = {}
         self._singles: dict[int, list[list[SingleLaunch | None]]] = {}  # by point: launches
         self._numbers: dict[int, list[int]] = {}  # by point: trials of the search
+        self._confirming: dict[int, list[int]] = {}  # the same of the confirmation
         self._within: dict[int, list[list[SingleLaunch | None]]] = {}  # the same: what they gave
         self._repeated: set[int] = set()  # points of several launches
         self._empty: set[int] = set()  # points with a launch that gave nothing
         self._throttled: set[int] = set()  # trials
         self._means: dict[int, list[float]] = {}
         self._front: set[int] = set()
+        self._candidates: set[int] = set()  # points that the front is looked for among; see _add
         self._baseline: int | None = None
         self._seen: set[int] = set()
-        self._last = -1
+        self._newest: dict[int, int] = {}  # by point: its last measured trial
 
     def update(self, trials: Sequence[TrialLike]) -> None:
         """Add the trials that finished since the last call.
@@ -130,16 +132,37 @@ class Standing:
             trials: All trials of the study that have a point, in the order of their numbers.
         """
         new = [t for t in trials if t.state in FINISHED and t.number not in self._seen]
-        if new and new[0].number < self._last:  # a point's launches are in the order of numbers
+        if any(self._comes_late(t) for t in new):
             self._clear()
             new = [t for t in trials if t.state in FINISHED]
         for t in new:
             self._seen.add(t.number)
-            self._last = t.number
             if t.state == State.COMPLETE:
+                self._newest[self._point(t)] = t.number
                 self._take(t)
+        if self._candidates:
+            among = {k: self._means[k] for k in self._candidates}
+            self._front, self._candidates = front_numbers(among, self._directions), set()
         base = baseline_of(trials)
         self._baseline = None if base is None else base.number
+
+    @staticmethod
+    def _point(trial: TrialLike) -> int:
+        """Return the number of the trial that first measured the point."""
+        first = attrs_of(trial).first
+        return trial.number if first is None else first
+
+    def _comes_late(self, trial: TrialLike) -> bool:
+        """Return whether later launches of a trial's point were added before it.
+
+        Slots do not finish trials in the order of their numbers, but a point's launches are kept in
+        it, and whether its first one was throttled decides about the others. Other points do not
+        notice.
+        """
+        return (
+            trial.state == State.COMPLETE
+            and self._newest.get(self._point(trial), -1) > trial.number
+        )
 
     def _take(self, trial: TrialLike) -> None:
         """Add a measured trial, unless it takes no part in any comparison."""
@@ -152,7 +175,7 @@ class Standing:
 
     def _add(self, trial: TrialLike) -> None:
         attrs = attrs_of(trial)
-        of = trial.number if attrs.first is None else attrs.first
+        of = self._point(trial)
         errors = attrs.quality.errors
         singles = [
             single_launch(value, errors.get(o.name))
@@ -167,6 +190,7 @@ class Standing:
             self._repeated.add(of)
         if attrs.confirms is not None:
             self._confirmed.setdefault(of, []).append(trial.values)
+            self._confirming.setdefault(of, []).append(trial.number)
             self._confirmed_at.setdefault(of, []).append(place_of(attrs.slot))
             return
         known = of in self._searched
@@ -176,8 +200,7 @@ class Standing:
         self._within.setdefault(of, []).append(singles)
         self._means[of] = _mean(self._searched[of])
         # a point whose mean gets worse may let others onto the Pareto front
-        numbers = self._means if known else [*self._front, of]
-        self._front = front_numbers({k: self._means[k] for k in numbers}, self._directions)
+        self._candidates |= self._means.keys() if known else {*self._front, of}
 
     def front(self) -> set[int]:
         """Return the numbers of the trials on the Pareto front."""
@@ -218,13 +241,21 @@ class Standing:
             found = LaunchVariance.of([[x for x in g if x is not None] for g in groups])
             if found is not None:
                 variance[o.name] = found
-        searched, confirmed = self._searched, self._confirmed
+        searched = _by_first_launch(self._searched, self._numbers)
+        confirmed = _by_first_launch(self._confirmed, self._confirming)
         if self._empty:
             searched = {k: x for k, x in searched.items() if k not in self._empty}
             confirmed = {k: x for k, x in confirmed.items() if k not in self._empty}
         base = self._baseline if self._baseline in searched else None
         places = Places(self._searched_at, self._confirmed_at)
         return Launched(searched, confirmed, base, variance, places)
+
+
+def _by_first_launch(
+    launches: Mapping[int, list[Sequence[float]]], numbers: Mapping[int, list[int]]
+) -> dict[int, list[Sequence[float]]]:
+    """Return points in the order of their first launches, in whatever order those ended."""
+    return {k: launches[k] for k in sorted(launches, key=lambda k: numbers[k][0])}
 
 
 def launched(trials: Sequence[TrialLike], objectives: Sequence[Objective]) -> Launched:

@@ -242,8 +242,24 @@ TRIAL_KEYS = frozenset(_ATTRS)
 
 
 def attrs_of(trial: TrialLike) -> TrialAttrs:
-    """Return a trial's attributes."""
-    return TrialAttrs.read(trial.user_attrs)
+    """Return a trial's attributes.
+
+    A run asks for those of all its trials many times for each trial that it chooses, so they are
+    read again only if they changed.
+    """
+    kept = trial.user_attrs
+    found = _READ.get(id(kept))
+    if found is None or found[0] != kept:
+        if len(_READ) >= _MOST_READ:
+            _READ.clear()
+        found = _READ[id(kept)] = dict(kept), TrialAttrs.read(kept)
+    return found[1]
+
+
+# By identity of Optuna's attributes: what they were, which tells a dead one's identity from its
+# successor's, too, and what was read. Equal objects are the same ones, so that a look is fast.
+_READ: dict[int, tuple[dict[str, Any], TrialAttrs]] = {}
+_MOST_READ = 8192
 
 
 def _role(kept: Mapping[str, Any]) -> Role:

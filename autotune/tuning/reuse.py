@@ -328,7 +328,8 @@ def _differences(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterat
         yield _both("server.model", there, here)
     one, two = (in_any_order(x.spec, _directions(x.spec)) for x in (old, new))
     found = [d for d in differences(one, two) if not d.key.startswith(_BY_TRIAL)]
-    server = [d for d in found if d.key.startswith("server.")]
+    # what a rehearsal changes shows in the settings, too
+    server = [d for d in found if d.key.startswith(("server.", "rehearsal."))]
     yield from (_told(d) for d in server)
     yield from _settings(old, new)
     yield from (_told(d) for d in found if d not in server)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,8 +19,10 @@ from sqlalchemy.engine import Engine
 from autotune.bench.interference import IdleBaseline
 from autotune.bench.objectives import study_objectives
 from autotune.cli.console import Ui
+from autotune.results import standing as standing_module
 from autotune.results.standing import Standing, launched, with_points
 from autotune.results.trials import trial_view, trial_views
+from autotune.search.front import front_numbers
 from autotune.serving.machine import describe_machine
 from autotune.storage.reading import Reader
 from autotune.storage.store import Store
@@ -181,6 +183,39 @@ def test_a_study_stands_alike_in_whatever_order_its_trials_end(
             ended = sorted([*ended, t], key=number_of)
             standing.update(ended)
         assert standing.launched() == launched(trials, objectives)
+    finally:
+        store.close()
+
+
+def test_trials_that_end_out_of_order_cost_no_more_than_in_order(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots end trials in any order; that must not make each of them compare all again."""
+    loaded, store = filled_study(bench, tmp_path, 60)
+    try:
+        trials = store.optuna_study(loaded.spec.name).get_trials(deepcopy=False)
+        pairs = 0
+
+        def counted(values: Mapping[int, Any], directions: Any) -> set[int]:
+            nonlocal pairs
+            pairs += len(values) ** 2
+            return front_numbers(values, directions)
+
+        monkeypatch.setattr(standing_module, "front_numbers", counted)
+
+        def compared(order: Sequence[FrozenTrial]) -> int:
+            nonlocal pairs
+            pairs, standing = 0, Standing(study_objectives(loaded))
+            ended: list[FrozenTrial] = []
+            for t in order:
+                ended = sorted([*ended, t], key=number_of)
+                standing.update(ended)
+            return pairs
+
+        in_order = compared(trials)
+        swapped = [t for pair in zip(trials[1::2], trials[::2], strict=True) for t in pair]
+        assert swapped != trials
+        assert compared(swapped) <= 1.5 * in_order
     finally:
         store.close()
 
