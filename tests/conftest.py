@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from unittest import mock
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from autotune.bench import sending
 from tests.surroundings import cheap_surroundings
@@ -16,6 +17,13 @@ from tests.surroundings import cheap_surroundings
 SLOW = {"real", "double", "browser", "vllm", "slow"}
 # Groups, or what their names begin with, in the order in which they run.
 REAL, FAST, ORPHANS, BROWSER, DOUBLE = GROUPS = ("real", "fast", "orphans", "browser", "double")
+
+
+# Neither the time that an example takes, 200 ms by default, nor luck decides about a test.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 
 def pytest_configure() -> None:

@@ -20,7 +20,7 @@ Environment:
     DOUBLE_VERSION     what /version answers (0.32.0)
     DOUBLE_CHILD       `plain` or `stubborn`: fork a child such as EngineCore, which outlives a
                        SIGKILL of this process; `stubborn` ignores SIGTERM. It ends by itself after
-                       two minutes; as with a real vLLM, its death is this process's end.
+                       twenty minutes; as with a real vLLM, its death is this process's end.
     DOUBLE_GPU_MIB     take so much memory of the first GPU
     DOUBLE_STUBBORN    1: this process ignores SIGTERM
     DOUBLE_TURNS       a file with a JSON object of these settings in each line: every launch takes
@@ -528,7 +528,7 @@ def fork_child(kind: str) -> int:
     if pid == 0:
         os.closerange(3, 256)  # as a spawned process, it does not hold the port
         signal.signal(signal.SIGTERM, signal.SIG_IGN if kind == "stubborn" else signal.SIG_DFL)
-        time.sleep(120)
+        time.sleep(1200)
         os._exit(0)
     return pid
 

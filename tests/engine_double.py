@@ -61,6 +61,7 @@ class Daemon:
         self.images = images
         self.boxes: dict[str, Box] = {}
         self.calls: list[list[str]] = []
+        self.making = 0  # containers that are made just now
         self.lock = threading.Lock()
 
     def serve(self, listener: socket.socket) -> None:
@@ -84,6 +85,17 @@ class Daemon:
 
     def create(self, *, image: str, args: list[str], slow_s: float, **rest: Any) -> dict[str, Any]:
         rest.pop("fds")
+        with self.lock:
+            self.making += 1
+        try:
+            return self._create(image, args, slow_s, rest)
+        finally:
+            with self.lock:
+                self.making -= 1
+
+    def _create(
+        self, image: str, args: list[str], slow_s: float, rest: dict[str, Any]
+    ) -> dict[str, Any]:
         time.sleep(slow_s)
         if image not in self.images:
             return {"error": f"No such image: {image}"}
@@ -132,7 +144,7 @@ class Daemon:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(box.process.pid, number)
             if number == signal.SIGKILL:
-                box.done.wait(10)
+                box.done.wait(120)
         return {}
 
     def stop(self, *, ids: list[str], grace_s: float, fds: list[int]) -> dict[str, Any]:

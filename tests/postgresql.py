@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -23,15 +24,27 @@ from pathlib import Path
 import pytest
 
 from autotune.storage.location import Server, parse_database
+from tests.studies import PATIENCE_S
 
 PASSWORD = "a secret: %@/"  # noqa: S105 – of a server that lives as long as the tests
 _names = itertools.count()
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """Return a port for a server that is bound later, and again after it was killed.
+
+    It is none that the kernel gives to a connection meanwhile: its own client's, tried while the
+    server is away, would otherwise meet itself there now and then.
+    """
+    of_kernel = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    low, high = map(int, of_kernel)
+    # between are those of Ray, and of the servers that tests launch
+    ports = list(range(high + 1, 65_536)) or list(range(1_024, min(low, 10_000)))
+    for port in random.sample(ports, len(ports)):
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def program(name: str) -> str | None:
@@ -94,7 +107,7 @@ class Cluster:
             check=True,
             capture_output=True,
             cwd=self.folder,
-            timeout=60,
+            timeout=2 * PATIENCE_S,
             **self.as_user,
         )
 
@@ -116,7 +129,7 @@ class Cluster:
                 cwd=self.folder,
                 **self.as_user,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             with contextlib.suppress(psycopg.OperationalError):
                 self.execute("SELECT 1")
@@ -129,7 +142,7 @@ class Cluster:
         """End it: SIGINT ends its connections first, SIGQUIT is as if it had crashed."""
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(30)
+            self._process.wait(PATIENCE_S)
             self._process = None
 
     def kill(self) -> None:
@@ -143,9 +156,9 @@ class Cluster:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._process.wait(30)
+        self._process.wait(PATIENCE_S)
         self._process = None
-        psutil.wait_procs(processes, 30)
+        psutil.wait_procs(processes, PATIENCE_S)
 
     def revive(self) -> None:
         """Start it if it does not run."""
@@ -156,7 +169,8 @@ class Cluster:
         """Execute a statement as the owner of everything; return its rows."""
         import psycopg
 
-        with psycopg.connect(self.conninfo(database), autocommit=True, connect_timeout=2) as c:
+        of = self.conninfo(database)
+        with psycopg.connect(of, autocommit=True, connect_timeout=int(PATIENCE_S)) as c:
             cursor = c.execute(sql)  # type: ignore[call-overload]
             return list(cursor) if cursor.description else []
 
@@ -215,13 +229,14 @@ class Proxy:
     Attributes:
         port: Where it listens, on 127.0.0.1.
         silent: Whether it passes nothing on, while its connections stay open.
+        accepted: Number of connections that clients have made.
         cut_at: Bytes of a client, at which the answer never comes: the connection is cut after
             they were passed on. It is forgotten then.
     """
 
     def __init__(self, port: int) -> None:
         self._to = port
-        self.silent, self.cut_at = False, b""
+        self.silent, self.accepted, self.cut_at = False, 0, b""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
@@ -231,6 +246,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.accepted += 1
                 server = socket.create_connection(("127.0.0.1", self._to))
                 self._open += [client, server]
                 for pair in ((client, server, True), (server, client, False)):
@@ -283,14 +299,14 @@ def a_pgbouncer(cluster: Cluster) -> Iterator[int]:
             **cluster.as_user,
         )
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
+                socket.create_connection(("127.0.0.1", port), PATIENCE_S).close()
                 break
             assert time.monotonic() < deadline, (cluster.folder / "pgbouncer.log").read_text()
             time.sleep(0.05)
         yield port
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_S)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tests.faults.start import Started, Starter
 
 DOUBLE = str(Path(__file__).parent / "double.py")
+# Longest wait for what comes within seconds on an idle machine: how busy it is decides nothing.
+PATIENCE_S = 120.0
 # Launches whose end was never written down.
 UNENDED = "select count(*) from autotune_launches where ended_at is null"
 
@@ -62,8 +64,8 @@ def write_study(folder: Path, *, name: str = "double", **changes: object) -> Pat
             "flags": {"max-num-seqs": 2},
             "speculative": {"method": "dflash", "model": "org/draft"},
             "env": {},
-            "health_timeout_s": 20,
-            "stop_timeout_s": 2,
+            "health_timeout_s": PATIENCE_S,
+            "stop_timeout_s": 30,
         },
         "space": {
             "num_speculative_tokens": {"type": "int", "low": 0, "high": 15},
@@ -162,14 +164,22 @@ class Forked:
     def returncode(self) -> int | None:
         return self.poll()
 
-    def wait_for_words(self, words: str, timeout_s: float = 60) -> None:
-        """Waits until it has said this on stdout."""
+    def said(self) -> str:
+        """What it has said on stdout and stderr so far."""
+        with contextlib.suppress(FileNotFoundError):  # it has not opened them yet
+            return self._started.out.read_text() + self._started.err.read_text()
+        return ""
+
+    def wait_for_words(self, words: str, count: int = 1, timeout_s: float = PATIENCE_S) -> None:
+        """Waits until it has said this so many times."""
         deadline = time.monotonic() + timeout_s
-        while words not in self._started.out.read_text():
-            assert time.monotonic() < deadline, f"it did not say {words!r} within {timeout_s} s"
+        while self.said().count(words) < count:
+            late = time.monotonic() > deadline or self.poll() is not None
+            # it may have said it between the two looks
+            assert not late or self.said().count(words) >= count, f"{words!r}: {self.said()}"
             time.sleep(0.02)
 
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+    def communicate(self, timeout: float = 2 * PATIENCE_S) -> tuple[str, str]:
         """Wait for its end; what it said on stdout and stderr."""
         self._started.wait(timeout)
         return self._started.out.read_text(), self._started.err.read_text()
@@ -201,7 +211,7 @@ def query(cwd: Path, sql: str) -> list[tuple[object, ...]]:
         return c.execute(sql).fetchall()
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -209,7 +219,7 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
         time.sleep(0.02)
 
 
-def wait_for_event(cwd: Path, what: str, count: int, timeout_s: float = 60) -> None:
+def wait_for_event(cwd: Path, what: str, count: int, timeout_s: float = PATIENCE_S) -> None:
     """Waits until the database has seen ``what`` so many times."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -223,14 +233,18 @@ def wait_for_event(cwd: Path, what: str, count: int, timeout_s: float = 60) -> N
     raise AssertionError(f"no {count} events {what!r} within {timeout_s} s")
 
 
-def wait_for_tokens(cwd: Path, count: int, timeout_s: float = 60) -> None:
+def wait_for_tokens(cwd: Path, count: int, timeout_s: float = PATIENCE_S) -> None:
     """Waits until the double that was launched last has generated so many tokens."""
     [(argv,)] = query(cwd, "select argv from autotune_launches order by planned_at desc limit 1")
     words = json.loads(str(argv))
     page = f"http://127.0.0.1:{words[words.index('--port') + 1]}/metrics"
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        found = re.search(r"^vllm:generation_tokens_total\S* (\S+)$", httpx.get(page).text, re.M)
+        found = re.search(
+            r"^vllm:generation_tokens_total\S* (\S+)$",
+            httpx.get(page, timeout=PATIENCE_S).text,
+            re.M,
+        )
         assert found is not None
         if float(found[1]) >= count:
             return

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import alembic.util
 
 from autotune.bench import client, interference
+from autotune.tuning import launcher
+
+_FIRST_PORT, _PORTS = 20_000, 4_000
 
 
 @contextmanager
@@ -24,14 +31,35 @@ def cheap_surroundings() -> Iterator[None]:
     - The client does not collect all garbage before each phase: 0.1 to 0.2 s with everything
       loaded. It still freezes the collector.
     - Alembic executes each file of revisions once, not two or three times for each database.
+
+    And a server's port is none that the kernel, or another worker's test, gives to somebody else
+    before the server listens there: the launch would be tried once more.
     """
     uncollected = SimpleNamespace(collect=int, freeze=gc.freeze, unfreeze=gc.unfreeze)
     with (
         mock.patch.object(interference, "kernel_seconds", return_value=0.05),
         mock.patch.object(client, "gc", uncollected),
         mock.patch.object(alembic.util, "load_python_file", _load_once),
+        mock.patch.object(launcher, "free_port", _port_of_worker),
     ):
         yield
+
+
+_free_port = launcher.free_port
+
+
+def _port_of_worker() -> int:
+    """Return a free port of those that only this worker of pytest-xdist takes."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    of_kernel = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    if not worker or int(of_kernel[0]) < _FIRST_PORT + 3 * _PORTS:
+        return _free_port()
+    first = _FIRST_PORT + int(worker.removeprefix("gw")) % 3 * _PORTS
+    while True:
+        port = first + 1 + 2 * secrets.randbelow(_PORTS // 2)  # odd, as the kernel's are
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 _kernel_seconds = interference.kernel_seconds

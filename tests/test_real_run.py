@@ -11,14 +11,18 @@ import yaml
 from autotune.results.read_request_acceptance import read_request_acceptance
 from autotune.results.trials import study_view
 from autotune.storage.store import opened
+from tests.faults.inject import PATIENCE
 from tests.faults.real import QUICK, real_site, run_points, small_demo
 from tests.faults.start import Starter
-from tests.studies import autotune, front, query, trials
+from tests.studies import PATIENCE_S, autotune, front, query, trials
 
 pytestmark = pytest.mark.real
 
 
-def test_killed_again_and_again_it_comes_to_the_exact_number(tmp_path: Path) -> None:
+def test_killed_again_and_again_it_comes_to_the_exact_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATIENCE, str(PATIENCE_S))
     with Starter(real=True) as starter:
         site = real_site(tmp_path / "study", starter, QUICK)
         outcomes = run_points(site, QUICK)

@@ -24,6 +24,7 @@ from autotune.serving.warm_start import WarmStart
 from autotune.study.programs import API_SERVER
 from autotune.study.schema import ServerSpec
 from autotune.study.workload import WorkloadSpec
+from tests.studies import PATIENCE_S
 
 pytestmark = pytest.mark.real
 
@@ -32,7 +33,7 @@ SERVER = ServerSpec(
     flags={"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 2},
     env={"VLLM_CPU_KVCACHE_SPACE": "1"},
     speculative={"method": "dflash", "model": "demo:draft"},
-    stop_timeout_s=20,
+    stop_timeout_s=PATIENCE_S,
 )
 
 
@@ -100,7 +101,7 @@ def answered(
                 "max_tokens": 32,
                 "temperature": 0,
             },
-            timeout=60,
+            timeout=PATIENCE_S,
             trust_env=False,
         )
         assert ask().status_code == 401
@@ -156,7 +157,7 @@ def drafts_are_told_over_both_apis(server: Server) -> None:
             load,
             api_key=plan.api_key,
             phase="measure",
-            hang_timeout_s=60,
+            hang_timeout_s=PATIENCE_S,
             on_done=lambda _: None,
         )
     )

@@ -42,6 +42,7 @@ from tests.output.test_report import ROWS as MADE
 from tests.output.test_report import make as measured
 from tests.studies import (
     DOUBLE,
+    PATIENCE_S,
     autotune,
     model_of,
     processes_of,
@@ -817,7 +818,7 @@ def test_the_dashboard_runs_no_text(tmp_path: Path) -> None:
 
     def look(url: str) -> None:
         base = httpx.URL(url)
-        meta = httpx.get(base.join("/api/meta")).json()
+        meta = httpx.get(base.join("/api/meta"), timeout=PATIENCE_S).json()
         assert not meta.get("allow_unsafe")  # or Markdown would be read as HTML
         for path, words in (
             ("/dashboard/studies/1", "Pareto Front"),
@@ -855,7 +856,7 @@ def test_a_server_listens_on_this_machine_only(tmp_path: Path) -> None:
         assert listening(psutil.Process(run.pid)) == []
     finally:
         run.terminate()
-        run.communicate(timeout=30)
+        run.communicate()
     assert processes_of(tmp_path) == []
 
 
@@ -885,15 +886,17 @@ def test_the_dashboard_answers_no_page_of_elsewhere(tmp_path: Path) -> None:
             {"origin": "http://evil.example"},
             {"origin": "null"},
         ):
-            assert httpx.get(api, headers=headers).status_code == 403, headers
-            removed = httpx.delete(api.join("/api/studies/1"), headers=headers)
+            shown = httpx.get(api, headers=headers, timeout=PATIENCE_S)
+            assert shown.status_code == 403, headers
+            removed = httpx.delete(api.join("/api/studies/1"), headers=headers, timeout=PATIENCE_S)
             assert removed.status_code == 403
         for headers in (
             {},
             {"host": f"localhost:{port}"},
             {"host": "localhost:9999", "origin": "http://localhost:9999"},  # ssh -L 9999:…
         ):
-            assert httpx.get(api, headers=headers).json()["study_summaries"], headers
+            shown = httpx.get(api, headers=headers, timeout=PATIENCE_S)
+            assert shown.json()["study_summaries"], headers
 
     visit(tmp_path / "a.db", look=look)
 

@@ -176,8 +176,15 @@ class Ui:
         return f"slot {slot}" if self.slots > 1 else ""
 
     def stage(self, at: At, text: str) -> None:
-        """Show a stage, such as ``launching``; its seconds count from now."""
-        slot = self._slots.setdefault(at.slot, _Slot())
+        """Show a stage, such as ``launching``; its seconds count from now.
+
+        An empty one ends the slot's line.
+        """
+        if not text:
+            self._slots.pop(at.slot, None)
+            return
+        label = "" if at.trial is None else self._name(at.slot)
+        slot = self._slots.setdefault(at.slot, _Slot(label=label))
         if plain(text) == slot.stage:
             return
         slot.stage, slot.progress = plain(text), ""

@@ -28,6 +28,7 @@ from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.models import is_whole, resolve_model, target_folder
 from autotune.study.schema import ServerSpec
+from autotune.study.shapes import config_of_shape, is_shape
 from autotune.study.speculative import SpeculativeSpec
 
 # Estimate for the smallest case, the demo pair: 0.3 GiB of weights, 1 GiB of KV cache, and three
@@ -288,6 +289,9 @@ def _model(name: str, ref: str, base: Path, host: Host) -> Check:
             name, True, "demo:target will be made on its first use (93 MB download, about a minute)"
         )
     try:
+        if is_shape(ref):
+            config_of_shape(ref)
+            return Check(name, True, f"{ref} is made on its first use, without a download")
         found = resolve_model(ref, base)
     except UserError as e:
         return Check(name, False, str(e))

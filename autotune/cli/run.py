@@ -17,6 +17,7 @@ from autotune.cli.options import (
     concurrencies,
     confirmation_launches,
     database_option,
+    no_slots,
     parallel_option,
     ray_option,
     schedule_starts,
@@ -28,11 +29,13 @@ from autotune.errors import NothingUsable, UserError, in_short
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
     from autotune.results.load_map import LoadSweepView
+    from autotune.serving.slots import Slot
     from autotune.storage.location import Database
     from autotune.storage.store import Store
     from autotune.study.files import LoadedStudy
     from autotune.tuning.load_map_choice import Rivals
     from autotune.tuning.reuse import Source
+    from autotune.tuning.slot_pool import Cluster
 
 
 @click.command()
@@ -122,7 +125,16 @@ def run(
 )
 @database_option
 @timeout_option
-def confirm(study: str, launches: int, database: Database, timeout: float | None) -> None:
+@parallel_option
+@ray_option
+def confirm(
+    study: str,
+    launches: int,
+    database: Database,
+    timeout: float | None,
+    parallel: int | None,
+    ray: str | None,
+) -> None:
     """Launch the winners and the baseline again (A B B A).
 
     `autotune run` reserves its last trials for this confirmation; `confirm` adds more launches,
@@ -130,12 +142,14 @@ def confirm(study: str, launches: int, database: Database, timeout: float | None
     STUDY is the file or bundled name that was run. Run the same command again to resume.
 
     \b
-    Example:
+    Examples:
       autotune confirm studies/gemma-4-26b-rtx5090.yaml --launches 12
+      autotune confirm STUDY --launches 24 --parallel auto
     """
     from autotune.study.files import load_study
 
-    _run(load_study(study), database, launches, 0, timeout, confirm=True)
+    loaded = load_study(study)
+    _run(loaded, database, launches, 0, timeout, confirm=True, parallel=parallel, ray=ray)
 
 
 def _run(
@@ -166,8 +180,7 @@ def _run(
         say_trust(ui, loaded)
         with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
             slots = slots_of_host(prepared, parallel) if cluster is None else ()
-            ui.slots = max(1, len(slots if cluster is None else cluster.slots))
-            ui.slot_name = None if cluster is None else cluster.name
+            _show_slots(ui, slots, cluster)
             reason = run_study(
                 prepared if cluster is None else cluster.prepared,
                 database=database,
@@ -185,6 +198,12 @@ def _run(
         how = "done" if reason is StopReason.CONVERGED else "stopped"
         ui.message(f"{how}: {reason}")
     _finish(ui, database, loaded.spec.name)
+
+
+def _show_slots(ui: Ui, slots: Sequence[Slot], cluster: Cluster | None) -> None:
+    """Let the terminal have a live line for each slot."""
+    ui.slots = max(1, len(slots if cluster is None else cluster.slots))
+    ui.slot_name = None if cluster is None else cluster.name
 
 
 def _finish(ui: Ui, database: Database, name: str) -> None:
@@ -272,6 +291,8 @@ def _finish(ui: Ui, database: Database, name: str) -> None:
     help="Further launches of the best fixed n and the best other ways, interleaved (A B B A).",
 )
 @timeout_option
+@parallel_option
+@ray_option
 @click.option(
     "--break-even",
     is_flag=True,
@@ -305,6 +326,8 @@ def load_map(
     way_launches: int,
     confirm: int,
     timeout: float | None,
+    parallel: int | None,
+    ray: str | None,
     break_even: bool,
     decay: float,
     show: bool,
@@ -322,6 +345,7 @@ def load_map(
       autotune map demo-cpu --concurrency 1,2,4,8 --plot map.html
       autotune map STUDY --ways schedule,adaptive --confirm 8
       autotune map STUDY --schedule 1:7,8:3 --confirm 8
+      autotune map STUDY --parallel auto
       autotune map STUDY --break-even --launches 5 --plot break-even.html
     """
     from rich.console import Console
@@ -337,6 +361,8 @@ def load_map(
     if break_even:
         if schedule is not None or confirm:
             raise click.UsageError("--break-even excludes --schedule and --confirm")
+        if parallel != 1 or ray is not None:
+            raise click.UsageError("--break-even launches one server at a time: leave out slots")
         _break_even(ui, study, database, loads, launches, decay, timeout, show, as_json, plot)
         return
     if show:
@@ -353,7 +379,9 @@ def load_map(
             launches=way_launches,
             confirm=confirm,
         )
-        view = _measured_map(ui, loaded, database, loads, launches, rivals, timeout)
+        view = _measured_map(
+            ui, loaded, database, loads, launches, rivals, timeout, parallel=parallel, ray=ray
+        )
     click.echo(
         json.dumps(load_sweep_json(view), indent=2)
         if as_json
@@ -451,23 +479,32 @@ def _measured_map(
     launches: int,
     rivals: Rivals,
     minutes: float | None,
+    *,
+    parallel: int | None,
+    ray: str | None,
 ) -> LoadSweepView:
     from autotune.tuning.load_map import map_study
     from autotune.tuning.prepare import prepare
+    from autotune.tuning.slots import cluster_of, slots_of_host
     from autotune.tuning.supervise import StopReason
 
     with ui:
         prepared = prepare(loaded, ui)
         say_trust(ui, loaded)
-        view, reason = map_study(
-            prepared,
-            database=database,
-            loads=loads,
-            launches=launches,
-            rivals=rivals,
-            timeout_s=minutes * 60 if minutes else None,
-            progress=ui,
-        )
+        with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
+            slots = slots_of_host(prepared, parallel) if cluster is None else ()
+            _show_slots(ui, slots, cluster)
+            view, reason = map_study(
+                prepared if cluster is None else cluster.prepared,
+                database=database,
+                loads=loads,
+                launches=launches,
+                rivals=rivals,
+                timeout_s=minutes * 60 if minutes else None,
+                progress=ui,
+                slots=slots,
+                cluster=cluster,
+            )
     if reason is not StopReason.DONE:
         ui.message(f"stopped: {reason}; run the same command again to resume")
     return view
@@ -493,6 +530,8 @@ def _measured_map(
     type=PathType(file_okay=False, path_type=Path),
     help="New folder for the raw data. Default: inside the study's own folder.",
 )
+@no_slots("--parallel")
+@no_slots("--ray")
 def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path | None) -> None:
     """Measure one server with autotune and `vllm bench serve`.
 

@@ -135,6 +135,7 @@ class LoadSweepView:
         lossy: Names of the launched arms that are lossy.
         outdated: Concurrencies of which a part was measured by autotune 0.1 and has too few
             requests to be computed again.
+        slots: Number of slots that launched its points; rates are without how these differ.
         rehearsal: What of a rehearsal is real and what is not; empty: it is none.
     """
 
@@ -156,6 +157,7 @@ class LoadSweepView:
     arm: str | None = None
     lossy: tuple[str, ...] = ()
     rehearsal: str = ""
+    slots: int = 1
 
     @cached_property
     def rates(self) -> Rates:
@@ -286,20 +288,15 @@ class LoadSweepView:
 def load_sweep_lines(view: LoadSweepView) -> list[str]:
     """Return the load sweep for people; only the argument to paste may exceed 80 columns."""
     flags = [f"{k.replace('_', '-')} {str(v).lower()}" for k, v in view.flags.items()]
-    about = ", ".join(
-        filter(
-            None,
-            [
-                f"vLLM {view.vllm}" if view.vllm else "",
-                f"fixed n of arm {view.arm}" if view.arm is not None else "",
-                point_text(view.point),
-                ", ".join(flags),
-                view.machine,
-            ],
-        )
+    about = (
+        f"vLLM {view.vllm}" if view.vllm else "",
+        f"fixed n of arm {view.arm}" if view.arm is not None else "",
+        point_text(view.point),
+        ", ".join(flags),
+        view.machine,
     )
     lines = [*wrapped(upper(view.rehearsal)), ""] if view.rehearsal else []
-    lines += [*wrapped(f"{view.study}: {about}"), ""]
+    lines += [*wrapped(f"{view.study}: {', '.join(filter(None, about))}"), ""]
     for table in (_loads_table(view), _points_table(view)):
         lines += [*table, ""] if table else []
     if view.referee is not None:
@@ -312,6 +309,11 @@ def load_sweep_lines(view: LoadSweepView) -> list[str]:
     lines += wrapped(crossover_text(view.crossover, view.at, view.crossing))
     lines += ["", *_schedule_lines(view), ""]
     lines += wrapped(_scatter_text(view))
+    if view.slots > 1:
+        lines += wrapped(
+            f"Measured on {view.slots} slots: tok/s are without how these differ, as far as "
+            "launches of one way on several slots tell."
+        )
     for name in view.lossy:
         lines += wrapped(f"Lossy, {name}: {LOSSY}.")
     if view.outdated:
@@ -525,6 +527,7 @@ def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
         "params": dict(view.point),
         "flags": dict(view.flags),
         "intervals": "within one launch" if view.variance is None else "with launches' scatter",
+        **({"slots": view.slots} if view.slots > 1 else {}),
         "loads": [_load_json(x) for x in view.at],
         "loads_not_compared": list(view.not_compared),
         "crossover": _crossover_json(view),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from autotune.engine.adaptive_verification import verified
 from autotune.engine.draft_schedule import scheduled
@@ -15,7 +16,10 @@ from autotune.study.schema import ServerSpec
 from autotune.study.space import DRAFT, Value
 from autotune.study.speculative import ADAPTIVE, SCHEDULE
 
-RATES = "rates"  # in a point's setting: the acceptance by position that vLLM plays
+# In the setting of a point of a break-even map, next to what all its points have in common:
+RATES = "rates"  # acceptance by position that vLLM plays
+CHECK = "check"  # the load whose break-even this point is next to
+LABEL = "label"  # what of the launch is real and what is not
 _LONGEST = 26  # characters of a way's name, or a terminal has no room for the row
 
 
@@ -109,6 +113,11 @@ def way_of(point: MapPointRow) -> MapWay:
         arm=point.arm,
         rates=None if rates is None else tuple(map(float, rates)),
     )
+
+
+def common(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all points of a sweep have in common, of one point's setting."""
+    return {k: v for k, v in setting.items() if k not in (RATES, CHECK, LABEL)}
 
 
 def draft_server(server: ServerSpec, arm: str | None, *, plain: bool) -> ServerSpec:

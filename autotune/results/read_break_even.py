@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from autotune.errors import UserError
 from autotune.results.break_even import BreakEvenView, Launched
-from autotune.results.load_map_ways import RATES, way_of
+from autotune.results.load_map_ways import CHECK, LABEL, common, way_of
 from autotune.results.read_load_map import Setting, comparable_loads, point_view, variance_of
 from autotune.serving.machine import machine_line
 from autotune.storage.names import break_even_name
 from autotune.storage.schema import MapPointRow
 from autotune.storage.store import Store
 from autotune.study.files import LoadedStudy
-
-# In a point's setting, next to what all points have in common.
-CHECK = "check"  # the load whose break-even this point is next to
-LABEL = "label"  # what of the launch is real and what is not
-_OWN = (RATES, CHECK, LABEL)
-
-
-def common(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what all points of a map have in common, of one point's setting."""
-    return {k: v for k, v in setting.items() if k not in _OWN}
 
 
 def points_of(store: Store, study: str, setting: Setting) -> list[MapPointRow]:
@@ -91,7 +80,7 @@ def break_even_view(
 def _launched(
     store: Store, loaded: LoadedStudy, ledger: str, row: MapPointRow, loads: Sequence[int]
 ) -> Launched:
-    view = point_view(store, ledger, row, comparable_loads(store, row.id), loads, loaded.spec)
+    view = point_view(store, ledger, row, comparable_loads(store, row.id), {}, loads, loaded.spec)
     failed = view.failure_kind is not None
     return Launched(
         n=row.n,

@@ -26,6 +26,12 @@ from autotune.results.load_map_ways import (
 from autotune.results.measured import resolver_of
 from autotune.results.recomputed import figures_again
 from autotune.results.standing import LEAST_DEGREES
+from autotune.results.sweep_slots import (
+    is_confirming,
+    is_swept,
+    place_of_point,
+    rates_without_slots,
+)
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import StudyView
 from autotune.serving.machine import machine_line
@@ -109,6 +115,21 @@ def rates_of(
         if row:
             out[key] = row
     return out
+
+
+def leveled_rates(
+    store: Store, ledger: str, points: Sequence[MapPointRow], loads: Sequence[int]
+) -> dict[int, dict[int, Rate]]:
+    """Return the rates of points without how their slots differ, by their id and concurrency.
+
+    Args:
+        store: Database with the load sweep.
+        ledger: Name under which its launches are stored.
+        points: All points of one setting.
+        loads: Concurrencies.
+    """
+    rows = {p.id: comparable_loads(store, p.id) for p in points}
+    return rates_without_slots(store, ledger, points, rows, rates_of(rows, loads))
 
 
 def _throttled(rows: Sequence[LoadRow], load: int) -> Quality | None:
@@ -255,10 +276,16 @@ def load_sweep_view(
     ledger = load_sweep_name(spec.name)
     rows = [x for x in store.load_maps.points(spec.name) if x.setting == setting.plain()]
     comparable = {p.id: {x.id: x for x in comparable_loads(store, p.id)} for p in rows}
-    points = [point_view(store, ledger, p, [*comparable[p.id].values()], loads, spec) for p in rows]
+    leveled = leveled_rates(store, ledger, rows, loads)
+    points = [
+        point_view(
+            store, ledger, p, [*comparable[p.id].values()], leveled.get(p.id, {}), loads, spec
+        )
+        for p in rows
+    ]
     launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
-    sweep = [p for p, row in zip(points, rows, strict=True) if row.repeat is None]
+    sweep = [p for p, row in zip(points, rows, strict=True) if is_swept(row)]
     rates = {p.n: row for p in sweep if p.is_fixed and (row := p.rates())}
     lost = {
         x.concurrency
@@ -291,7 +318,7 @@ def load_sweep_view(
         flags=dict(setting.flags),
         loads=tuple(loads),
         points=tuple(sweep),
-        confirmed=tuple(p for p, row in zip(points, rows, strict=True) if row.repeat is not None),
+        confirmed=tuple(p for p, row in zip(points, rows, strict=True) if is_confirming(row)),
         variance=variance_of(store, spec.name, known, setting),
         schedule=ranges,
         why_no_schedule=why_no_schedule(version),
@@ -306,6 +333,7 @@ def load_sweep_view(
             and is_lossy({**draft.given(), **searched(name)})
         ),
         outdated=tuple(sorted(lost.intersection(loads))),
+        slots=len({place_of_point(store, ledger, p.id) for p in rows} - {None}),
         rehearsal=spec.rehearsal_label,
     )
 
@@ -326,13 +354,14 @@ def point_view(
     ledger: str,
     point: MapPointRow,
     rows: Sequence[LoadRow],
+    leveled: Mapping[int, Rate],
     loads: Sequence[int],
     spec: StudySpec,
 ) -> PointView:
     failure = failure_of_point(store, ledger, point)
     found = {}
     for load in loads:
-        if (rate := _rate(rows, load)) is not None:
+        if (rate := leveled.get(load) or _rate(rows, load)) is not None:
             parts = sorted((x for x in rows if x.concurrency == load), key=lambda x: x.part)
             found[load] = _load_view(store, parts, rate, spec, _throttled(rows, load))
     way = way_of(point)

@@ -41,7 +41,7 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
     - ``confirmed``: null, or ``launches``, ``values``, ``intervals``, ``speedup`` (value, low,
       high) and ``chosen`` (:func:`chosen_by`) of the confirmation.
     - ``slot``: null, or ``number``, ``count``, ``cores`` and ``gpus`` (UUIDs) of the slot that
-      measured it, where several servers ran at the same time.
+      measured it or launches it now, where several servers run at the same time.
     - ``failure_kind``, ``failure_reason``: null unless the trial failed.
     - ``rehearsal``: only in a rehearsal, what of it is real and what is not.
 

@@ -110,7 +110,7 @@ class TrialView:
         lossy: Whether its launch accepts drafts that the target would not have written.
         skips_steps: Whether it may have steps without drafts, which ``acceptance_length`` leaves
             out.
-        slot: What is kept of the slot that measured it
+        slot: What is kept of the slot that measured it, or launches it now
             (:meth:`autotune.serving.slots.Slot.stored`); None: the run had one server at a time.
     """
 

@@ -46,6 +46,7 @@ from autotune.study.schema import ServerSpec
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _POLL_S = 0.25  # between two checks of /health
+_ANSWER_S = 30.0  # for a server that is up to say what it is; a busy machine may need seconds
 _START_S = 30.0  # for the supervisor to start a process; only a broken machine needs that long
 _GPU_S = 30.0  # for a driver to give back the memory of processes that are gone
 
@@ -259,8 +260,8 @@ class Server:
                 FailureKind.PORT, f"somebody else's server answers on port {self.plan.port}"
             )
         try:
-            models = client.get("/v1/models").raise_for_status()
-            version = client.get("/version")
+            models = client.get("/v1/models", timeout=_ANSWER_S).raise_for_status()
+            version = client.get("/version", timeout=_ANSWER_S)
             answer = answer_of(models, version)
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
             other = engine_behind(client)

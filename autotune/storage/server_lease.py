@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 LEASE_S = 15.0
 RENEW_S = 3.0
+# In which a holder that lives is seen to renew it.
+SEEN_S = RENEW_S + 1.0
 # Longest wait for a server that is away.
 AWAY_S = 600.0
 # And where the run is interrupted, which nobody expects to take minutes.
@@ -78,7 +80,7 @@ class ServerLease:
             if seen is not None and seen != (owner, expires):
                 raise _is_held(self._server, pid, host)
             seen = owner, expires
-            if not told and time.monotonic() - began > RENEW_S + 1:
+            if not told and time.monotonic() - began > SEEN_S:
                 told = True
                 self._say(
                     f"{self._server}: autotune (pid {pid} on {host}) holds it and seems to be "
@@ -301,7 +303,7 @@ def check_free(server: Server) -> None:
         UserError: another driver does.
     """
     seen: object = None
-    end = time.monotonic() + RENEW_S + 1
+    end = time.monotonic() + SEEN_S
     with connect(server, autocommit=True) as c:
         there = c.execute("SELECT to_regclass('autotune_lease') IS NOT NULL").fetchone()
         while there is not None and there[0] and time.monotonic() < end:

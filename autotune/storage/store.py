@@ -27,7 +27,7 @@ from autotune.storage.migrations import REVISIONS, revision_of, upgrade
 from autotune.storage.names import break_even_name
 from autotune.storage.reading import Reader, views_of_today
 from autotune.storage.requests import Requests
-from autotune.storage.schema import KINDS, EventRow, StudyRow
+from autotune.storage.schema import KINDS, EventRow, LeaseRow, StudyRow
 from autotune.storage.trial_end import write_end
 from autotune.storage.trials import StoredStudy
 from autotune.study.differences import contents, fingerprint, fingerprints, why_not_same
@@ -211,6 +211,17 @@ class Store:
             LeaseLost: another driver has taken the lease.
         """
         self._backend.check_lease()
+
+    def lease(self) -> LeaseRow | None:
+        """Return the row of the lease; None: no run has taken it yet."""
+        found = self._reader.records(LeaseRow, "WHERE id = 1")
+        return found[0] if found else None
+
+    def now(self) -> float:
+        """Return the Unix time by the clock that leases go by."""
+        if isinstance(self.database, Path):
+            return time.time()
+        return float(self._reader.one("SELECT extract(epoch FROM clock_timestamp())"))
 
     def close(self) -> None:
         """Give back the lease of a server, and close all connections."""

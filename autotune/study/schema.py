@@ -87,7 +87,10 @@ class ServerSpec(Model):
         "vllm.entrypoints.openai.api_server`, or any other, such as a container; without it, the "
         "vLLM of autotune's own environment",
     )
-    model: Result[str] = Field(description="the target: a folder, a hub name or `demo:target`")
+    model: Result[str] = Field(
+        description="the target: a folder, a hub name, `demo:target`, or a "
+        "shape such as `shape:qwen3-8b:w4a16`"
+    )
     flags: Result[dict[str, FlagValue]] = Field(
         default_factory=dict,
         description="vLLM flags that stay fixed; true for a switch, false for its --no- form",

@@ -16,18 +16,17 @@ from collections.abc import Callable, Sequence
 from autotune.engine.given_acceptance import with_acceptance
 from autotune.errors import NothingUsable, UserError
 from autotune.results.break_even import BreakEvenView
-from autotune.results.load_map_ways import RATES, MapWay, WayKind, way_of
-from autotune.results.read_break_even import CHECK, LABEL, break_even_view, points_of
-from autotune.results.read_load_map import failure_of_point
+from autotune.results.load_map_ways import CHECK, LABEL, RATES, MapWay, WayKind, way_of
+from autotune.results.read_break_even import break_even_view
 from autotune.stats.acceptance_curve import from_conditional, from_length
 from autotune.storage.location import Database
 from autotune.storage.names import break_even_name
 from autotune.storage.schema import MapPointRow
 from autotune.storage.store import Store
-from autotune.study.space import N, Value
-from autotune.tuning.load_map import Sweep
-from autotune.tuning.load_map_choice import as_launched, missing_parts
+from autotune.tuning.load_map import SweepRun
+from autotune.tuning.load_map_choice import NOTHING
 from autotune.tuning.load_map_setting import Settled
+from autotune.tuning.load_map_state import SweepState, Underway
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import Progress
 from autotune.tuning.supervise import StopReason, run_on
@@ -80,28 +79,29 @@ def map_break_even(
     name = break_even_name(spec.name)
 
     def go(store: Store) -> tuple[BreakEvenView, StopReason]:
-        def view(sweep: Sweep) -> BreakEvenView:
-            return break_even_view(store, sweep.loaded, sweep.fingerprints, sweep.setting, decay)
-
-        def choose(sweep: Sweep, settled: Settled) -> BreakEvenChooser:
+        def choose(run: SweepRun[BreakEvenView]) -> BreakEvenChooser:
             return BreakEvenChooser(
-                store, settled, sweep.loads, launches, lambda: view(sweep), progress.message
+                store, run.settled, run.loads, launches, run.view, progress.message
             )
 
-        run = Sweep(
+        def show(run: SweepRun[BreakEvenView]) -> BreakEvenView:
+            return break_even_view(store, run.loaded, run.fingerprints, run.setting, decay)
+
+        run = SweepRun(
             prepared,
             store,
             sorted(loads),
-            launched_as=name,
             kept_as=name,
+            launched_as=name,
             choose=choose,
+            show=show,
             deadline=deadline,
             progress=progress,
             tools=used,
         )
         with run.launcher:
             reason = run.go()
-        return view(run), reason
+        return run.view(), reason
 
     return run_on(database, progress, go)
 
@@ -146,9 +146,11 @@ class BreakEvenChooser:
         view: Callable[[], BreakEvenView],
         say: Callable[[str], None],
     ) -> None:
-        self.store, self.loads = store, loads
+        self.store, self.settled = store, settled
         self.setting, self.p = settled.setting, settled.prepared
         self.study = self.p.spec.name
+        name = break_even_name(self.study)
+        self.state = SweepState(store, name, name, self.setting, loads)
         self._view, self._say = view, say
         reasons = {n: self._why_not(_played(n, LOW)) for n in settled.candidates}
         able = [n for n, why in reasons.items() if why is None]
@@ -157,32 +159,19 @@ class BreakEvenChooser:
             raise UserError(f"{self.p.loaded.path}: map --break-even: {why}")
         self.ns = spread(able, launches - 1)
 
-    def points(self) -> list[MapPointRow]:
-        """Return the points of this setting, oldest first."""
-        return points_of(self.store, self.study, self.setting)
-
-    def missing(self, point: MapPointRow) -> list[tuple[int, int]]:
-        """Return load and part that were not measured, in their order; none of a failed point."""
-        return missing_parts(self.store, break_even_name(self.study), point, self.loads)
-
-    def prepared_of(self, way: MapWay) -> Prepared:
-        """Return the study as a way launches it."""
-        return as_launched(self.p, way)
-
-    def point_of(self, way: MapWay) -> dict[str, Value]:
-        """Return the parameters of a way."""
-        return {N: way.n, **self.setting.params}
-
     def _why_not(self, way: MapWay) -> str | None:
-        return self.prepared_of(way).infeasible(self.point_of(way))
+        return self.settled.prepared_of(way).infeasible(self.settled.point_of(way))
 
-    def next(self) -> MapPointRow | None:
+    def next(self, now: Underway = NOTHING) -> MapPointRow | None:
         """Return the point to launch: n = 0, each n twice, n = 0 again, and two next to the line.
+
+        Args:
+            now: What is being launched: nothing, as there is one slot.
 
         Raises:
             NothingUsable: n = 0 gave no numbers.
         """
-        known = self.points()
+        known = self.state.points()
         return (
             self._none(known, 1)
             or self._pairs(known)
@@ -200,13 +189,13 @@ class BreakEvenChooser:
         if len(own) < repeat:
             return self._add(MapWay(0), repeat=None if repeat == 1 else repeat)
         point = own[repeat - 1]
-        why = failure_of_point(self.store, break_even_name(self.study), point)
+        why = self.state.failure(point)
         if why is not None and repeat == 1:
             raise NothingUsable(
                 f"{self.study}: n = 0 gave no numbers, so there is nothing to compare with: "
                 f"{why[1]}"
             )
-        return point if self.missing(point) else None
+        return point if self.state.missing(point) else None
 
     def _pairs(self, known: Sequence[MapPointRow]) -> MapPointRow | None:
         """Return the next launch of an n with a low or a high acceptance."""
@@ -215,14 +204,14 @@ class BreakEvenChooser:
                 point = next((x for x in known if way_of(x) == way), None)
                 if point is None:
                     return self._add(way)
-                if self.missing(point):
+                if self.state.missing(point):
                     return point
         return None
 
     def _check(self, known: Sequence[MapPointRow]) -> MapPointRow | None:
         """Return a launch next to the line that is not whole; they are chosen once."""
         own = [x for x in known if CHECK in x.setting]
-        if begun := [x for x in own if self.missing(x)]:
+        if begun := [x for x in own if self.state.missing(x)]:
             return begun[0]
         plans = self._view().check_plans()
         if not plans and not own:
@@ -246,6 +235,7 @@ class BreakEvenChooser:
             setting |= {CHECK: check}
         kind = None if way.kind is WayKind.FIXED else str(way.kind)
         name = break_even_name(self.study)
+        self.state.changed()
         return self.store.load_maps.add_point(name, setting, way.n, None, way=kind, repeat=repeat)
 
 

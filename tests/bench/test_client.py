@@ -18,6 +18,7 @@ from autotune.bench.request_drafts import RequestDrafts
 from autotune.bench.sample import Phase, Sample
 from autotune.bench.workload import Request
 from autotune.study.workload import WorkloadSpec
+from tests.studies import PATIENCE_S
 
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter
@@ -162,7 +163,9 @@ def test_a_good_answer_counts_by_usage_and_times_by_text() -> None:
     assert len(sample.chunks) == 3
     assert sample.ttft == sample.chunks[0]
     assert sample.ttft >= 0.05
-    assert sample.chunks[1] - sample.chunks[0] >= 0.04
+    # since the start: it may have been read late, and then the next one follows at once
+    assert sample.chunks[1] >= 0.1
+    assert sample.chunks[0] < sample.chunks[1] <= sample.chunks[2]
     assert sample.start + sample.chunks[-1] == pytest.approx(sample.end)
 
 
@@ -384,22 +387,23 @@ def test_no_token_for_too_long_is_a_hang(before: int) -> None:
             await send(writer, b": ping\n\n")
             await asyncio.sleep(0.02)
 
-    sample = one(handler, hang=0.2)
-    failed(sample, "timeout", f"hang: no token for 0.2 s after {before} chunks")
-    assert sample.end - sample.start >= 0.19
+    hang = 1.5 if before else 0.2
+    sample = one(handler, hang=hang)
+    failed(sample, "timeout", f"hang: no token for {hang:g} s after {before} chunks")
+    assert sample.end - sample.start >= hang - 0.01
 
 
 def test_a_server_that_does_not_even_begin_is_a_hang() -> None:
     async def handler(_: Seen, writer: Writer) -> None:
-        await asyncio.sleep(30)
+        await asyncio.sleep(PATIENCE_S)
 
     failed(one(handler, hang=0.1), "timeout", "hang: no token for 0.1 s after 0 chunks")
 
 
 def test_tokens_that_keep_coming_are_no_hang_but_life_is_finite() -> None:
-    slow = [piece for chunk in [text("x")] * 12 for piece in (chunk, 0.1)]
-    assert one(stream(*slow, usage(), DONE), hang=1.0).status == "ok"
-    sample = one(stream(*slow, usage(), DONE), hang=1.0, request_timeout_s=0.45)
+    slow = [piece for chunk in [text("x")] * 12 for piece in (chunk, 0.3)]
+    assert one(stream(*slow, usage(), DONE), hang=3.0).status == "ok"
+    sample = one(stream(*slow, usage(), DONE), hang=3.0, request_timeout_s=0.45)
     failed(sample, "timeout", "no end after 0.45 s (workload.request_timeout_s)", "chunks came")
 
 
@@ -411,6 +415,8 @@ def test_concurrency_is_capped_and_first_come_first_served() -> None:
         running += 1
         most = max(most, running)
         order.append(seen.body["prompt"][2] - 3)
+        while most < 3:  # the first ones wait for each other
+            await asyncio.sleep(0.005)
         await asyncio.sleep(0.02)
         running -= 1
         await stream(*GOOD)(seen, writer)
@@ -518,7 +524,7 @@ def test_cancelling_closes_everything_and_keeps_what_is_done() -> None:
             while gone < 4:  # the server sees all four connections end
                 await asyncio.sleep(0.005)
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
     assert sorted(s.index for s in done) == [0, 1]
 
 
@@ -643,7 +649,7 @@ def test_enough_breaks_off_what_is_under_way_and_keeps_the_rest() -> None:
                 await asyncio.sleep(0.005)
             return result
 
-    result = asyncio.run(asyncio.wait_for(main(), 20))
+    result = asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
     assert [(s.index, s.status) for s in result.samples] == [(0, "ok"), (3, "ok")]
     assert list(result.samples) == done
 
@@ -661,7 +667,7 @@ def test_a_cancellation_that_comes_with_enough_is_not_lost() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await running
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
 
 
 def test_an_error_of_on_done_ends_the_phase_and_comes_out_as_it_is() -> None:
@@ -712,9 +718,18 @@ def test_a_replay_is_an_open_loop() -> None:
     arrivals = [0.0, 0.05, 0.1]
 
     async def main() -> Phase:
-        async with serving(stream(0.3, *GOOD)) as (url, _):
+        last = asyncio.Event()
+
+        async def handler(seen: Seen, writer: Writer) -> None:
+            if seen.body["prompt"][2] - 3 == 2:
+                last.set()
+            await last.wait()  # nobody is answered before the last has come
+            await stream(*GOOD)(seen, writer)
+
+        async with serving(handler) as (url, _):
             changes: dict[str, Any] = {"random": None, "replay": "log.jsonl"}
-            return await phase(url, some(3), arrivals, max_concurrency=None, **changes)
+            sending = phase(url, some(3), arrivals, max_concurrency=None, **changes)
+            return await asyncio.wait_for(sending, PATIENCE_S)
 
     samples = asyncio.run(main()).samples
     assert [s.intended for s in samples] == arrivals

@@ -64,7 +64,7 @@ class Kept:
             return
         import psycopg
 
-        with psycopg.connect(self.database.conninfo, autocommit=True, connect_timeout=10) as s:
+        with psycopg.connect(self.database.conninfo, autocommit=True, connect_timeout=60) as s:
             yield Reading(s)
 
     def rows(self, sql: str, *values: object) -> list[Row]:

@@ -29,7 +29,7 @@ import psutil
 from autotune.storage.location import Server
 from tests import postgresql, ray_nodes
 from tests.faults import nodes
-from tests.faults.inject import RUN_S, Outcome, Site, check_end, fresh, port_is_free
+from tests.faults.inject import RUN_S, Outcome, Site, allowed, check_end, fresh, port_is_free
 from tests.faults.kept import ERRORS, Row
 from tests.faults.nodes import HEAD, OTHER, Nodes
 from tests.faults.plan import STOP_S, Run, Target
@@ -41,7 +41,7 @@ WANTED = 5
 AWAY_S = 30.0  # PostgreSQL is gone for so long, and a driver stands still
 LEFT_S = 15.0  # after a process was killed, nothing of it may be left
 LEASE_S = 15.0  # of a driver, and of a worker
-_FAST, _SLOW = {"DOUBLE_STEP_S": "0.01"}, {"DOUBLE_STEP_S": "0.1"}  # a measurement: 0.4 s, 3.6 s
+_FAST, _SLOW = {"DOUBLE_STEP_S": "0.01"}, {"DOUBLE_STEP_S": "0.2"}  # a measurement: 0.4 s, 7.2 s
 _UNDER_WAY = (
     "select l.launch_id, (select count(*) from autotune_events e where e.launch_id = l.launch_id "
     "and e.what = 'warm') from autotune_launches l where identity is not null and ended_at is null "
@@ -135,7 +135,7 @@ class Scene:
         self.outcome.seconds = max(seconds, self.outcome.seconds or 0)
 
     def until_ended(self, processes: Sequence[psutil.Process], within_s: float) -> None:
-        begun = time.monotonic()
+        begun, within_s = time.monotonic(), allowed(within_s)
         while left := [p for p in processes if _lives(p)]:
             if time.monotonic() - begun > within_s:
                 text = ", ".join(f"{p.pid} ({' '.join(p.cmdline())[:60]})" for p in left)
@@ -619,7 +619,7 @@ def _stop(scene: Scene, *, cuts: bool) -> None:
         if run.poll() is None:
             run.signal(signal.SIGKILL)
             with contextlib.suppress(TimeoutError):
-                run.wait(20)
+                run.wait(RUN_S)
     for process in {p for found in scene.workers.values() for p in found}:
         if scene.nodes is None and _lives(process):
             process.kill()

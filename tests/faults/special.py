@@ -21,10 +21,12 @@ from pathlib import Path
 
 from tests.faults.inject import (
     CONFIRMED,
+    RUN_S,
     TURNS,
     Hit,
     Outcome,
     Site,
+    allowed,
     check_end,
     reach,
     run_stages,
@@ -64,26 +66,26 @@ def locked_long(hit: Hit) -> None:
 
 
 def second_runner(hit: Hit) -> None:
-    """Somebody starts the same command again, then by another name of the file."""
+    """Somebody starts the same command again, then by another name of the file.
+
+    The first run stands still meanwhile: it must not be over before the second ones look.
+    """
     site = hit.site
+    hit.run.signal(signal.SIGSTOP)
     link = site.folder / "link.db"
     link.symlink_to(site.database.name)
-    seconds = [  # at once: the first run has only some seconds to measure
-        site.starter.start(
-            *site.command(),
-            "--db",
-            database.name,
-            cwd=site.folder,
-            name=str(site.said / database.stem),
-        )
-        for database in (site.database, link)
-    ]
-    for database, second in zip((site.database, link), seconds, strict=True):
-        problems = check_end(second, Run.REFUSES)
-        said = second.err.read_text()
-        if f"pid {hit.run.pid}" not in said:
-            problems.append(f"does not name the pid of the first: {said}")
-        hit.outcome.problems += [f"{database.name}: {p}" for p in problems]
+    try:
+        for database in (site.database, link):
+            name = str(site.said / database.stem)
+            words = (*site.command(), "--db", database.name)
+            second = site.starter.start(*words, cwd=site.folder, name=name)
+            problems = check_end(second, Run.REFUSES)
+            said = second.err.read_text()
+            if f"pid {hit.run.pid}" not in said:
+                problems.append(f"does not name the pid of the first: {said}")
+            hit.outcome.problems += [f"{database.name}: {p}" for p in problems]
+    finally:
+        hit.run.signal(signal.SIGCONT)
 
 
 def fork_server_killed(hit: Hit) -> None:
@@ -248,7 +250,7 @@ def run_found(fault: Fault, site: Site) -> Outcome:
         if site.database.read_bytes() != damaged:
             outcome.problems.append("the file was changed")
         look = site.start((), "status")
-        if look.wait(60) == 0 and damage is not page_overwritten:
+        if look.wait(RUN_S) == 0 and damage is not page_overwritten:
             outcome.problems.append("`autotune status` takes it for a good one")
         outcome.problems += [
             f"`autotune status`: {p}" for p in check_end(look, Run.ENDS) if "lines" in p
@@ -363,10 +365,10 @@ def terminal_closed(site: Site, outcome: Outcome) -> Outcome:
         os.close(master)
     begun = time.monotonic()
     while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
-        if time.monotonic() > begun + 30:
+        if time.monotonic() > begun + allowed(30):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            outcome.problems.append("the tuner still ran 30 s after its terminal was gone")
+            outcome.problems.append("the tuner still ran long after its terminal was gone")
             return outcome
         time.sleep(0.01)
     outcome.note = f"exit code {os.waitstatus_to_exitcode(ended[1])}"
@@ -405,7 +407,7 @@ def pipe_closed(site: Site, outcome: Outcome) -> Outcome:
         outcome.note = "said " + run.stdout.readline().strip()[:20] + " …"
         run.stdout.close()
         err = run.stderr.read()
-        code = run.wait(120)
+        code = run.wait(RUN_S)
     outcome.note = f"exit code {code}"
     lines = [line for line in err.splitlines() if line.strip()]
     if "Traceback" in err or len(lines) > 1:
@@ -417,7 +419,7 @@ def under_timeout(site: Site, outcome: Outcome) -> Outcome:
     """`timeout`, whose time is up while something is measured: SIGALRM is what its timer sends."""
     site.turns_file.write_text(_turn() * 20)
     with subprocess.Popen(
-        ["timeout", "120", *_command_line(site)],  # noqa: S607
+        ["timeout", f"{RUN_S:g}", *_command_line(site)],  # noqa: S607
         cwd=site.folder,
         env=_environment(),
         stdin=subprocess.DEVNULL,

@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cases import Bench
+from tests.faults.inject import PATIENCE
 from tests.faults.plan import FAULTS, Fault
 from tests.faults.soak import Soak
+from tests.studies import PATIENCE_S
 
 pytestmark = pytest.mark.double
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests run beside these."""
+    monkeypatch.setenv(PATIENCE, str(PATIENCE_S))
+
 
 KILLS = 8
 

@@ -6,9 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.inject import PATIENCE
 from tests.faults.scale import SCALE_FAULTS, Place, ScaleFault, Surroundings
+from tests.studies import PATIENCE_S
 
 pytestmark = pytest.mark.double
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests run beside these."""
+    monkeypatch.setenv(PATIENCE, str(PATIENCE_S))
+
 
 CASES = [(fault, place) for fault in SCALE_FAULTS for place in fault.quick]
 

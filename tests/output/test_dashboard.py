@@ -35,6 +35,7 @@ from autotune.storage.schema import StudyRow
 from autotune.storage.store import Store, opened
 from tests.output import test_report
 from tests.output.test_report import CONFIRMED, EVIL, STORED, Row
+from tests.studies import PATIENCE_S
 from tests.study_views import P95, THROUGHPUT, study
 
 pytestmark = [
@@ -115,7 +116,7 @@ def url_of(line: str) -> str:
 
 
 def get(url: str, path: str) -> Any:
-    answer = httpx.get(httpx.URL(url).join(path))
+    answer = httpx.get(httpx.URL(url).join(path), timeout=PATIENCE_S)
     assert answer.status_code == 200
     return answer.json()
 
@@ -126,7 +127,7 @@ def test_a_study_is_shown_with_figure_units_and_notes(tmp_path: Path) -> None:
     def look(url: str) -> None:
         assert url.startswith("http://127.0.0.1:")
         assert url.endswith("/dashboard/studies/1")
-        assert httpx.get(url).status_code == 200
+        assert httpx.get(url, timeout=PATIENCE_S).status_code == 200
         shown = get(url, "/api/studies/1")
         assert shown["objective_names"] == ["Throughput (tok/s)", "p95 latency (ms)"]
         figures = {f["id"]: json.loads(f["graph_object"]) for f in shown["plotly_graph_objects"]}
@@ -255,7 +256,7 @@ def dom_of(url: str) -> str:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=2 * PATIENCE_S,
         check=True,
     ).stdout
 

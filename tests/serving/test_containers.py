@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -24,7 +23,7 @@ from autotune.serving.server import Server
 from autotune.study.schema import ServerSpec
 from tests.engine_double import Engine, engine
 from tests.paths import ROOT, TESTS
-from tests.studies import wait_until
+from tests.studies import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.double
 
@@ -54,7 +53,11 @@ def make(docker: Engine, tmp_path: Path) -> Iterator[Make]:
     made: list[Server] = []
 
     def build(
-        *options: str, image: str = "double", grace: float = 2, health: float = 60, **env: str
+        *options: str,
+        image: str = "double",
+        grace: float = PATIENCE_S,
+        health: float = PATIENCE_S,
+        **env: str,
     ) -> Server:
         spec = ServerSpec(
             command=(str(docker.client), "run", *options, image),
@@ -184,8 +187,11 @@ def test_a_stop_while_the_container_is_made(
     server = make(grace=1)
     server.start()
     wait_until(lambda: [c for c in docker.daemon.calls if c[0] == "run"])
+    if slow == "ENGINE_CREATE_S":
+        wait_until(lambda: docker.daemon.making)
+        monkeypatch.setattr(containers, "_LATE_S", PATIENCE_S)  # it comes, however late
     server.stop()
-    time.sleep(1.5)  # the daemon's time to make it
+    wait_until(lambda: not docker.daemon.making)
     assert gone(server, docker)
 
 
@@ -252,7 +258,7 @@ server = Server(plan, launch_id={launch!r}, log_path=Path({log!r}), server=spec,
 print(server.start().supervisor_pid, flush=True)
 server.wait_ready(lambda s: None)
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(1200)
 """
 
 
@@ -340,9 +346,11 @@ def test_another_launchs_container_is_not_touched(make: Make, docker: Engine) ->
 
 def test_a_server_that_is_up_but_cannot_be_reached_is_told(make: Make, docker: Engine) -> None:
     """Its image binds another port than the one that it is given."""
-    code = "import sys, time; sys.stderr.write('Application startup complete\\n'); time.sleep(60)"
+    code = "import sys, time; sys.stderr.write('Application startup complete\\n'); time.sleep(1200)"
     docker.daemon.images = {"elsewhere": [sys.executable, "-c", code]}
-    server = make(image="elsewhere", health=3)
+    server = make(image="elsewhere", grace=1, health=1)
+    server.start()
+    wait_until(lambda: "startup complete" in "".join(server.log_tail()))
     with pytest.raises(LaunchError, match=r"not reachable on 127\.0\.0\.1") as e:
-        up(server)
+        server.wait_ready(lambda _: None)
     assert e.value.kind is FailureKind.BAD_CONFIG  # waiting longer does not help

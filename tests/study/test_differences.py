@@ -406,7 +406,7 @@ def test_what_timed_out_is_launched_again_under_a_higher_limit(
     # under the same limit the trial counts, so nothing is left to do
     autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert len(trials(tmp_path)) == 1
-    write_study(tmp_path, server__health_timeout_s=20)
+    write_study(tmp_path, server__health_timeout_s=120)
     assert autotune("run", str(study), "--trials", "1", cwd=tmp_path).returncode == 0
     first, again = trials(tmp_path)
     assert (first["state"], again["state"]) == ("failed", "complete")

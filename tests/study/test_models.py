@@ -21,6 +21,7 @@ from autotune.errors import UserError
 from autotune.study import models
 from autotune.study.files import studies_folder
 from autotune.study.models import is_whole, resolve_model, target_folder, weights_hash
+from tests.studies import PATIENCE_S
 
 
 @pytest.fixture
@@ -197,9 +198,9 @@ def test_a_second_process_waits_for_the_first(source: list[str]) -> None:
         with lock.open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             second = pool.submit(resolve_model, "demo:target", Path(), lambda *_: waits.set())
-            assert waits.wait(10)
+            assert waits.wait(PATIENCE_S)
             assert source == []
-        assert second.result(10) == str(target_folder())
+        assert second.result(PATIENCE_S) == str(target_folder())
 
 
 def test_weights_that_we_do_not_know_are_refused(

@@ -26,11 +26,11 @@ pytestmark = pytest.mark.double
 def test_measuring_ends_when_enough_is_known(tmp_path: Path) -> None:
     study = write_study(
         tmp_path,
-        server__env={"DOUBLE_STEP_S": "0.02"},  # a request takes long next to what others disturb
+        server__env={"DOUBLE_STEP_S": "0.03"},  # a request takes long next to what others disturb
         workload__num_prompts=400,
-        workload__warmup_prompts=30,
+        workload__warmup_prompts=60,
         workload__output_len=4,
-        measure__precision=0.3,
+        measure__precision=0.5,
         measure__min_prompts=16,
         measure__dominated_error=0,  # a busy machine can make the second one that much worse
     )
@@ -42,9 +42,9 @@ def test_measuring_ends_when_enough_is_known(tmp_path: Path) -> None:
         # not of p95: those under way were waited for, and can take its upper bound away again
         o = t["objectives"]["throughput"]  # type: ignore[index]
         low, high = o["interval_within_launch"]
-        assert (high - low) / 2 < 0.33 * o["value"]
+        assert (high - low) / 2 < 0.55 * o["value"]
     # the same requests in the same order, and the warm-up ended by itself
-    for phase, most in (("measure", 400), ("warmup", 30)):
+    for phase, most in (("measure", 400), ("warmup", 60)):
         counts = 'select max("index") + 1, count(*) from autotune_requests where phase = '
         rows = query(tmp_path, f"{counts} '{phase}' group by launch_id")
         assert len(rows) == 2

@@ -772,7 +772,7 @@ def test_an_interrupted_confirmation_goes_on(tmp_path: Path, instant: Instant, p
     )
     # more launches add to it
     more = autotune(*args[:-1], "12", cwd=tmp_path)
-    assert more.returncode == 0
+    assert more.returncode == 0, more.stderr
     assert len(query(tmp_path, PARTS_DONE)) == 4 * (3 + 12)
 
 
@@ -1090,9 +1090,11 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
     for signum in (signal.SIGINT, signal.SIGKILL):
         run = start_autotune(*args, cwd=tmp_path)
         wait_for_event(tmp_path, "measured", len(before) + 1)
+        run.send_signal(signal.SIGSTOP)  # it must not be over before it is hit
         assert "the load sweep of double; owner: autotune" in autotune("ps", cwd=tmp_path).stdout
         run.send_signal(signum)
-        _, err = run.communicate(timeout=60)
+        run.send_signal(signal.SIGCONT)
+        _, err = run.communicate()
         assert "Traceback" not in err
         if signum == signal.SIGINT:
             assert run.returncode == 130

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,10 @@ from tests.studies import (
     start_autotune,
     trials,
     wait_for_event,
+    wait_until,
     write_study,
 )
+from tests.tuning.test_parallel import in_turn
 
 pytestmark = pytest.mark.double
 
@@ -153,17 +154,14 @@ def test_those_beside_one_that_fails_are_measured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_ends_takes_all_of_them_along(tmp_path: Path, how: signal.Signals) -> None:
-    study = write(tmp_path, env={"DOUBLE_STEP_S": "0.05"})
+    study = write(tmp_path, env=in_turn(tmp_path, 0.01, 0.3, 0.3, 0.3, 0.3))
     run = start_autotune("run", str(study), "--trials", "8", cwd=tmp_path)
     wait_for_event(tmp_path, "warm", 2)  # three others idle beside the second trial
     assert len(owned(run.pid)) >= 8  # a supervisor and a server each, and the fork server
     run.send_signal(how)
-    _, err = run.communicate(timeout=60)
+    _, err = run.communicate()
     assert run.returncode == (130 if how == signal.SIGINT else -how), err
-    deadline = time.monotonic() + 10
-    while owned(run.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert owned(run.pid) == []
+    wait_until(lambda: not owned(run.pid))
     if how == signal.SIGINT:
         assert query(tmp_path, UNENDED) == [(0,)]
     # the same command goes on, and what was started in vain is nobody's trial

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from autotune.tuning.prepare import Prepared, prepare
 from autotune.tuning.progress import OUTSIDE, At
 from autotune.tuning.slot_pool import SlotPool
 from autotune.tuning.slots import cluster_of
+from autotune.tuning.trial import Trial
 from tests.ray_nodes import RayNodes, why_not
 from tests.studies import (
     UNENDED,
@@ -36,13 +40,13 @@ from tests.studies import (
     write_study,
 )
 from tests.tuning.executors import check_executor
+from tests.tuning.test_parallel import in_turn
 
 pytestmark = [
     pytest.mark.double,
     pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
 ]
 
-SLOW = {"DOUBLE_STEP_S": "0.1"}  # a measurement takes several seconds
 SECRET = "hf_thisIsASecretOfTheStudy0123456789"  # noqa: S105 – nobody's
 
 
@@ -70,8 +74,7 @@ def secrets_in(folder: Path) -> list[Path]:
 
 def write(folder: Path, **changes: Any) -> str:
     env = {"DOUBLE_STEP_S": "0.01", "HF_TOKEN": SECRET}
-    changes = {"workload__hang_timeout_s": 3, "server__env": env, **changes}
-    return str(write_study(folder, **changes))
+    return str(write_study(folder, **{"server__env": env, **changes}))
 
 
 def start(nodes: RayNodes, study: str, wanted: int, cwd: Path) -> Forked:
@@ -146,7 +149,7 @@ def test_the_executor_does_what_every_executor_does(nodes: RayNodes, tmp_path: P
         assert sorted(cluster.slots) == [0, 1]
         cluster.open(tmp_path, [], Nothing())
         served = {"double": lambda n: 2 * n, "message": told.message}
-        pool = SlotPool(cluster, served, stop_timeout_s=1)
+        pool: SlotPool[Trial] = SlotPool(cluster, served, stop_timeout_s=1)
         cores = {n: f"{[*slot.cores]}" for n, slot in cluster.slots.items()}
         check_executor(pool, 2, cores)
     assert [x for x in told.said if "waiting for a free slot" not in x] == []
@@ -155,7 +158,7 @@ def test_the_executor_does_what_every_executor_does(nodes: RayNodes, tmp_path: P
 def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
     study = write(tmp_path)
     run = start(nodes, study, 4, tmp_path)
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate()
     assert (run.returncode, err) == (0, ""), out
     check_whole(tmp_path, 4)
     slots = [t["slot"] for t in trials(tmp_path)]
@@ -174,21 +177,44 @@ def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
     assert processes_of(tmp_path) == []
 
 
+def test_two_nodes_make_one_load_sweep(nodes: RayNodes, tmp_path: Path) -> None:
+    args = ("--concurrency", "1,2", "--launches", "3", "--schedule", "1:3,2:0")
+    run = start_autotune(
+        "map", write(tmp_path), *args, "--ways", "none", "--ray", nodes.address, cwd=tmp_path
+    )
+    out, err = run.communicate()
+    assert run.returncode == 0, err
+    assert "Measured on 2 slots" in " ".join(out.split())
+    hosts = query(
+        tmp_path,
+        "select point, json_extract(machine, '$.slot.host'), count(*) from autotune_loads "
+        "join autotune_launches using (launch_id) group by point, 2",
+    )
+    assert [(point, parts) for point, _, parts in hosts] == [(k, 4) for k in range(1, 6)]
+    assert len({host for _, host, _ in hosts}) == 2
+    assert f"slot 0 on {hosts[0][1]}  n = 0: launching" in err
+    assert f"slot 1 on {hosts[1][1]}  n = 0, to compare slots: launching" in err
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert processes_of(tmp_path) == []
+
+
 def test_what_ends_the_run_ends_all_servers_and_the_same_command_goes_on(
     nodes: RayNodes, tmp_path: Path
 ) -> None:
-    study = write(tmp_path, server__env={**SLOW, "HF_TOKEN": SECRET})
+    # of the two runs that are ended, and of the third
+    env = in_turn(tmp_path, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, HF_TOKEN=SECRET)
+    study = write(tmp_path, server__env=env)
     run = start(nodes, study, 3, tmp_path)
     both_measure(tmp_path)
     said = autotune("ps", cwd=tmp_path).stdout
     assert "trial 0 of double, slot 0 on" in said
     run.send_signal(signal.SIGKILL)
-    wait_until(lambda: not processes_of(tmp_path), 15)
+    wait_until(lambda: not processes_of(tmp_path))
 
     run = start(nodes, study, 3, tmp_path)
     both_measure(tmp_path, 2)
     run.send_signal(signal.SIGTERM)
-    _, err = run.communicate(timeout=60)
+    _, err = run.communicate()
     assert run.returncode == 130, err
     assert len(err.splitlines()) == 1
     assert query(tmp_path, UNENDED) == [(0,)]
@@ -200,20 +226,20 @@ def test_what_ends_the_run_ends_all_servers_and_the_same_command_goes_on(
     assert "ray::" in " ".join(second.cmdline())  # type: ignore[union-attr]
     first.kill()
     second.kill()  # type: ignore[union-attr]
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate()
     assert (run.returncode, err) == (0, ""), out
     assert out.count("The trial is launched again") == 2
     check_whole(tmp_path, 3)
 
 
 def test_a_node_leaves_and_another_one_joins(nodes: RayNodes, tmp_path: Path) -> None:
-    study = write(tmp_path, server__env={**SLOW, "HF_TOKEN": SECRET})
+    study = write(tmp_path, server__env=in_turn(tmp_path, 0.2, 0.2, HF_TOKEN=SECRET))
     run = start(nodes, study, 5, tmp_path)
     both_measure(tmp_path)
     nodes.kill()
     run.wait_for_words("The trial is launched again")
     nodes.add()
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate()
     assert (run.returncode, err) == (0, ""), out
     check_whole(tmp_path, 5)
 
@@ -264,3 +290,33 @@ def test_a_head_that_was_killed_is_not_waited_for(
         cluster_of(prepared(tmp_path), "auto", 1, print),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "takes connections, and has not answered for 0 s: its head stands still"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what answers there is no head of a Ray cluster"),
+    ],
+)
+def test_a_head_that_takes_connections_and_never_answers_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, words: str
+) -> None:
+    monkeypatch.setattr("autotune.tuning.ray_slots._ANSWER_S", 0.3 if answer is None else 60.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                c, _ = listener.accept()
+                c.sendall(answer or b"")
+                c.recv(1 << 16)
+                c.close()
+
+        if answer is not None:  # or the kernel takes the connection
+            threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            pytest.raises(UserError, match=words),
+            cluster_of(prepared(tmp_path), address, 1, print),
+        ):
+            pass

@@ -4,8 +4,8 @@ import os
 import signal
 import sqlite3
 import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,15 +16,17 @@ from autotune.serving.logs import LogFolder
 from autotune.storage.store import opened
 from autotune.tuning import recovery, supervise
 from tests.studies import (
+    PATIENCE_S,
     autotune,
     finished,
     processes_of,
     start_autotune,
     wait_for_event,
+    wait_until,
     write_study,
 )
 
-SLOW = {"DOUBLE_STEP_S": "0.2", "DOUBLE_STUBBORN": "1", "DOUBLE_CHILD": "stubborn"}
+SLOW = {"DOUBLE_STEP_S": "1", "DOUBLE_STUBBORN": "1", "DOUBLE_CHILD": "stubborn"}
 
 
 def pids(processes: list[psutil.Process]) -> set[int]:
@@ -109,15 +111,25 @@ def test_old_logs_go_when_they_are_too_many(
 @pytest.mark.double
 def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autotune.storage.store.BUSY_TIMEOUT_S", 0.2)
-    study = write_study(tmp_path)
+    turns = tmp_path / "turns"
+    turns.write_text('{"DOUBLE_STEP_S": "0.2"}\n')  # it still measures when it is locked
+    study = write_study(tmp_path, server__env={"DOUBLE_TURNS": str(turns)})
+    opens: list[object] = []
     held_s = threading.Event()
+
+    def counted(*args: Any, **options: Any) -> Any:
+        opens.append(args)
+        return opened(*args, **options)
+
+    monkeypatch.setattr(supervise, "opened", counted)
 
     def hold() -> None:
         wait_for_event(tmp_path, "warm", 1)
-        c = sqlite3.connect(tmp_path / "autotune.db", timeout=30)
+        c = sqlite3.connect(tmp_path / "autotune.db", timeout=PATIENCE_S)
         c.execute("begin exclusive")
+        before = len(opens)
+        wait_until(lambda: len(opens) > before)  # longer than it is waited for at once
         held_s.set()
-        time.sleep(1)  # longer than it is waited for at once
         c.rollback()
         c.close()
 

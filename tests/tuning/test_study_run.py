@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import math
 import signal
 import sqlite3
@@ -22,6 +23,7 @@ from autotune.study.files import load_study
 from autotune.tuning.study_run import converged_text
 from autotune.tuning.supervise import signals
 from tests.studies import (
+    PATIENCE_S,
     UNENDED,
     autotune,
     finished,
@@ -31,6 +33,7 @@ from tests.studies import (
     spawn_autotune,
     start_autotune,
     trials,
+    use_tools,
     wait_for_event,
     wait_for_tokens,
     write_study,
@@ -104,7 +107,7 @@ def test_interrupted_it_ends_the_server_and_keeps_what_is_measured(tmp_path: Pat
     wait_for_event(tmp_path, "warm", 1)
     wait_for_tokens(tmp_path, (2 + 2 + 2) * 12)  # of warm-up, measured, and under way
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=30)
+    _, err = run.communicate()
     assert run.returncode == 130, err
     assert "Traceback" not in err
     assert processes_of(tmp_path) == []
@@ -126,7 +129,7 @@ def test_in_a_scripts_background_it_ends_by_sigterm_too(tmp_path: Path) -> None:
         signal.signal(signal.SIGINT, before)
     wait_for_event(tmp_path, "warm", 1)
     run.send_signal(signal.SIGTERM)
-    _, err = run.communicate(timeout=30)
+    _, err = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 130, err
     assert processes_of(tmp_path) == []
 
@@ -142,7 +145,7 @@ def test_an_interrupt_during_a_garbage_collection_is_not_lost() -> None:
             late.append(late)  # type: ignore[arg-type]
             del late
             gc.collect()
-            time.sleep(30)
+            time.sleep(PATIENCE_S)
 
     with pytest.raises(KeyboardInterrupt):
         run()
@@ -205,7 +208,7 @@ def test_interrupted_twice_it_does_not_wait_for_a_stubborn_server(tmp_path: Path
     run.wait_for_words("stopping")
     assert run.poll() is None  # it waits for the server, which ignores SIGTERM
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=30)
+    _, err = run.communicate()
     assert run.returncode == 130, err
     assert "Traceback" not in err
     assert processes_of(tmp_path) == []
@@ -350,7 +353,9 @@ def test_an_edited_study_is_not_mixed_with_the_old_one(tmp_path: Path) -> None:
     assert finished(tmp_path) == 1
 
 
-def test_time_out_ends_between_trials(tmp_path: Path) -> None:
+def test_time_out_ends_between_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()  # the clock goes on by a second whenever it is looked at
+    use_tools(monkeypatch, clock=lambda: float(next(ticks)))
     study = write_study(tmp_path)
     done = autotune("run", str(study), "--trials", "50", "--timeout", "0.05", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -149,14 +149,15 @@ def run(folder: Path, *turns: dict[str, str], **changes: object) -> None:
         assert f"trial {number} is throttled: vLLM ran at most 1 request at once" in done.stdout
 
 
-SLOW = {"DOUBLE_SPEED": "2", "DOUBLE_AT_ONCE": "2"}
+FULL = {"DOUBLE_SPEED": "4", "DOUBLE_AT_ONCE": "2"}
+SLOW = {"DOUBLE_SPEED": "1", "DOUBLE_AT_ONCE": "2"}  # a sixth of the tokens a second of ONE
 ONE = {"DOUBLE_AT_ONCE": "1"}  # of the two that are sent
 
 
 @pytest.mark.double
 @pytest.mark.usefixtures("quick")
 def test_a_throttled_trial_is_shown_everywhere_and_never_wins(tmp_path: Path) -> None:
-    run(tmp_path, SLOW, ONE)
+    run(tmp_path, SLOW, ONE, workload__num_prompts=40)
     full, throttled = trials(tmp_path)
     assert (full["throttled"], full["running_peak"], full["running_asked"]) == (False, 2, 2)
     assert (throttled["throttled"], throttled["running_peak"]) == (True, 1)
@@ -184,7 +185,7 @@ def test_a_throttled_trial_is_shown_everywhere_and_never_wins(tmp_path: Path) ->
 @pytest.mark.double
 @pytest.mark.usefixtures("quick")
 def test_a_throttled_baseline_is_no_measure_of_others(tmp_path: Path) -> None:
-    run(tmp_path, ONE, SLOW)
+    run(tmp_path, ONE, FULL)
     base, other = trials(tmp_path)
     assert (base["throttled"], other["throttled"]) == (True, False)
     assert other["speedup"] is None
@@ -217,7 +218,7 @@ def test_nothing_is_recommended_where_all_are_throttled(tmp_path: Path) -> None:
 @pytest.mark.double
 @pytest.mark.usefixtures("quick")
 def test_a_comparison_leaves_it_out_and_says_so(tmp_path: Path) -> None:
-    for folder, turns in (("a", (SLOW, SLOW)), ("b", (SLOW, ONE))):
+    for folder, turns in (("a", (FULL, FULL)), ("b", (FULL, ONE))):
         (tmp_path / folder).mkdir()
         run(tmp_path / folder, *turns)
     shown = autotune("compare", "a/autotune.db", "b/autotune.db", cwd=tmp_path)
@@ -232,7 +233,7 @@ def test_a_comparison_leaves_it_out_and_says_so(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_reused_one_does_not_win_either(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
-    run(tmp_path / "old", SLOW, ONE)
+    run(tmp_path / "old", FULL, ONE)
     (tmp_path / "old" / "turns").write_text("{}\n")
     given = load_study(str(tmp_path / "old" / "double.yaml"))
     new = tmp_path / "new.yaml"
