@@ -141,6 +141,17 @@ def config_of_shape(ref: str) -> dict[str, Any]:
     return shape.draft() if part == DRAFT else shape.target(part or None)
 
 
+def stands_for(ref: str) -> str:
+    """Return the name of the model that has the shape of a reference.
+
+    Raises:
+        UserError: there is no such shape.
+    """
+    name, _, part = ref.removeprefix(PREFIX).partition(":")
+    shape = shape_named(name)
+    return shape.draft_of if part == DRAFT else shape.of
+
+
 def place_of_shape(ref: str) -> Path:
     """Return the folder of a shape in the user's cache, whether it is there or not.
 

@@ -26,6 +26,7 @@ from autotune.study.shapes import (
     scaled_down,
     shape_named,
     shapes,
+    stands_for,
     write_shape,
 )
 from autotune.study.weights import weights_id
@@ -201,6 +202,11 @@ def test_a_reference_is_read_without_making_its_folder(cache: Path) -> None:
     assert config_of("shape:gone", Path()) is None
     assert has_no_weights("shape:gpt-oss-20b", Path())
     assert not cache.exists()
+
+
+def test_a_reference_says_what_it_stands_for() -> None:
+    assert stands_for("shape:gpt-oss-20b:bf16") == "openai/gpt-oss-20b"
+    assert stands_for("shape:gpt-oss-20b:draft") == "z-lab/gpt-oss-20b-DFlash"
 
 
 @pytest.mark.parametrize(
