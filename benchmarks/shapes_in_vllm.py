@@ -179,14 +179,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="shapes; default: all")
     parser.add_argument("--out", type=Path, help="JSON file to write; default: stdout")
-    parser.add_argument("--no-vllm", action="store_true", help="ask Transformers only")
+    parser.add_argument("--no-vllm", action="store_true", help="ask Transformers only, of bf16")
     options = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as tmp:
         for shape in shapes():
             if options.names and shape.name not in options.names:
                 continue
-            quants = {q: asked(shape, q, Path(tmp), vllm=not options.no_vllm) for q in shape.quants}
+            asked_of = ("bf16",) if options.no_vllm else shape.quants
+            quants = {q: asked(shape, q, Path(tmp), vllm=not options.no_vllm) for q in asked_of}
             cache = kv_cache_of(shape.target())
             found[shape.name] = {
                 "published_parameters": shape.published,

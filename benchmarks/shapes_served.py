@@ -45,7 +45,6 @@ def study_of(made: Written, folder: Path) -> LoadedStudy:
             "model": str(made.target),
             "speculative": {"method": "dflash", "model": str(made.draft)},
             "flags": {
-                "load-format": "dummy",
                 "max-model-len": 512,
                 "max-num-seqs": 2,
                 "enforce-eager": True,
@@ -53,6 +52,7 @@ def study_of(made: Written, folder: Path) -> LoadedStudy:
             "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},
             "health_timeout_s": 300,
         },
+        "rehearsal": {"weights": "dummy"},
         "space": {
             N: {"type": "choice", "choices": [0, 3]},
             MNBT: {"type": "choice", "choices": [512]},

@@ -67,7 +67,7 @@ def shape(
     if written.draft is not None:
         click.echo(f"wrote {written.draft}: the shape of {found.draft_of}")
     click.echo("serve it with --load-format dummy, or write it into a study:")
-    lines = ["server:", f"  model: {written.target}", "  flags: {load-format: dummy}"]
+    lines = ["rehearsal: {weights: dummy}", "server:", f"  model: {written.target}"]
     if written.draft is not None:
         lines.append(f"  speculative: {{method: dflash, model: {written.draft}}}")
     click.echo("\n".join(f"  {line}" for line in lines))

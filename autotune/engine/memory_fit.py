@@ -21,6 +21,7 @@ from autotune.engine.probe import VllmInfo
 from autotune.study.checkpoints import config_of, has_no_weights
 from autotune.study.files import LoadedStudy
 from autotune.study.model_size import kv_cache_of, weight_bytes
+from autotune.study.rehearsal import DRAFT_LOAD, LOAD_FORMAT
 from autotune.study.schema import FlagValue, StudySpec
 from autotune.study.space import DRAFT, FloatParam, N, as_int
 
@@ -30,8 +31,6 @@ DEFAULT_UTILIZATION = 0.92
 _UTILIZATION = "gpu_memory_utilization"
 _KV_BYTES = "kv_cache_memory_bytes"
 _LENGTH = "max_model_len"
-_LOAD = "load_format"
-_DUMMY = "dummy"
 # Load formats that read files of weights from the folder.
 _FROM_FILES = (None, "auto", "hf", "safetensors", "pt")
 
@@ -78,8 +77,8 @@ def why_no_weights(loaded: LoadedStudy) -> str | None:
     for key, ref, settings in _models(spec):
         if has_no_weights(ref, loaded.base) and _is_read(key, settings):
             return (
-                f"{key}: {ref} has no files of weights: add `load-format: dummy` to server.flags, "
-                "which fills it with random ones, or name a folder that has them"
+                f"{key}: {ref} has no files of weights: add `rehearsal: {{weights: dummy}}`, which "
+                "fills it with random ones, or name a folder that has them"
             )
     return None
 
@@ -146,10 +145,10 @@ def _models(spec: StudySpec) -> Iterator[tuple[str, str, dict[str, FlagValue]]]:
 
 def _is_read(key: str, settings: dict[str, FlagValue]) -> bool:
     """Return whether vLLM reads files of weights for a model."""
-    given: Any = settings.get(_LOAD)
-    own = settings.get(f"{DRAFT}draft_load_config")
-    if key != "server.model" and isinstance(own, dict) and _LOAD in own:
-        given = own[_LOAD]
+    given: Any = settings.get(LOAD_FORMAT)
+    own = settings.get(f"{DRAFT}{DRAFT_LOAD}")
+    if key != "server.model" and isinstance(own, dict) and LOAD_FORMAT in own:
+        given = own[LOAD_FORMAT]
     return given in _FROM_FILES
 
 

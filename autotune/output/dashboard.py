@@ -377,6 +377,7 @@ def _attributes(view: StudyView, t: TrialView, healthy_s: float | None) -> _Attr
         "remarks": remarks(t),
         "failure reason": plain(t.failure_reason or ""),
         "warnings": plain("; ".join(t.warnings)),
+        "rehearsal": plain(view.rehearsal),
     }
     for o in view.objectives:
         name = objective_text(o)
@@ -455,7 +456,7 @@ def publish(store: Store, view: StudyView, report: Report) -> None:
     for trial in view.failures():
         target = optuna.Trial(study, store.trial_id(view.name, trial.number))
         if not optuna_dashboard.get_note(target):
-            _save(target, _failure_note(trial))
+            _save(target, _failure_note(trial, view.rehearsal))
 
 
 def _cards(view: StudyView, report: Report) -> Iterator[tuple[str, go.Figure]]:
@@ -526,6 +527,7 @@ def _study_note(
         f"# {markdown(view.name)}",
         "",
         markdown(", ".join(about)) + ".",
+        *(["", f"**{markdown(upper(view.rehearsal))}.**"] if view.rehearsal else []),
         "",
         "## Objectives",
         "",
@@ -580,13 +582,14 @@ def _front_table(view: StudyView, trials: Iterable[TrialView]) -> Table:
     return Table(tuple(map(Column, heads)), tuple(map(Row, rows)))
 
 
-def _failure_note(trial: TrialView) -> str:
+def _failure_note(trial: TrialView, rehearsal: str) -> str:
     lines = [plain(line) for line in (trial.failure_reason or "", *trial.failure_evidence)]
     return "\n".join(
         [
             f"# Failed: {markdown(trial.failure_kind or 'unknown')}",
             "",
             markdown(trial.setting),
+            *(["", markdown(upper(rehearsal))] if rehearsal else []),
             "",
             fenced("\n".join(filter(None, lines))),
         ]

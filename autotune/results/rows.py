@@ -43,6 +43,7 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
     - ``slot``: null, or ``number``, ``count``, ``cores`` and ``gpus`` (UUIDs) of the slot that
       measured it or launches it now, where several servers run at the same time.
     - ``failure_kind``, ``failure_reason``: null unless the trial failed.
+    - ``rehearsal``: only in a rehearsal, what of it is real and what is not.
 
     Args:
         view: The trial's study.
@@ -89,6 +90,7 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
         "failure_kind": t.failure_kind,
         "failure_reason": t.failure_reason,
         "seconds": t.seconds,
+        **({"rehearsal": view.rehearsal} if view.rehearsal else {}),
     }
 
 

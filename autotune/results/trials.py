@@ -73,6 +73,7 @@ def study_view(store: Store, name: str) -> StudyView:
         variables=mixed(environments(store, name, study.trials, spec.server.env)),
         arms=tuple(spec.server.arms),
         dropped=_dropped(study.user_attrs),
+        rehearsal=spec.rehearsal_label,
     )
 
 

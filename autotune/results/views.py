@@ -203,6 +203,7 @@ class StudyView:
             values: their trials by value, None: not set.
         arms: Names of the study's arms; empty: it has one way to draft.
         dropped: Why candidates of the confirmation are launched no more, by their trial's number.
+        rehearsal: What of a rehearsal is real and what is not; empty: it is none.
     """
 
     name: str
@@ -218,6 +219,7 @@ class StudyView:
     variables: Mapping[str, Mapping[str | None, Sequence[int]]] = field(default_factory=dict)
     arms: Sequence[str] = ()
     dropped: Mapping[int, Dropped] = field(default_factory=dict)
+    rehearsal: str = ""
 
     def front(self) -> list[TrialView]:
         """Return the Pareto front, best by the first objective first."""

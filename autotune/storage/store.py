@@ -25,6 +25,7 @@ from autotune.storage.launches import Launches
 from autotune.storage.load_maps import LoadMaps, rename_points
 from autotune.storage.location import Database
 from autotune.storage.migrations import REVISIONS, revision_of, upgrade
+from autotune.storage.names import break_even_name
 from autotune.storage.reading import Reader, views_of_today
 from autotune.storage.requests import Requests
 from autotune.storage.schema import KINDS, EventRow, StudyRow
@@ -294,7 +295,8 @@ class Store:
                     "Change the name in the file, or give another --db"
                 )
             else:
-                rename_points(s, spec.name, {row.fingerprint}, now["fingerprint"])
+                for kept_as in (spec.name, break_even_name(spec.name)):
+                    rename_points(s, kept_as, {row.fingerprint}, now["fingerprint"])
                 for column, value in now.items():
                     setattr(row, column, value)
             s.commit()

@@ -141,23 +141,43 @@ def config_of_shape(ref: str) -> dict[str, Any]:
     return shape.draft() if part == DRAFT else shape.target(part or None)
 
 
+def stands_for(ref: str) -> str:
+    """Return the name of the model that has the shape of a reference.
+
+    Raises:
+        UserError: there is no such shape.
+    """
+    name, _, part = ref.removeprefix(PREFIX).partition(":")
+    shape = shape_named(name)
+    return shape.draft_of if part == DRAFT else shape.of
+
+
+def place_of_shape(ref: str) -> Path:
+    """Return the folder of a shape in the user's cache, whether it is there or not.
+
+    Raises:
+        UserError: there is no such shape, or it has no such quantization.
+    """
+    config = json.dumps(config_of_shape(ref), sort_keys=True)
+    key = hashlib.sha256(f"{_RECIPE} {config}".encode()).hexdigest()[:10]
+    words = [w for w in ref.removeprefix(PREFIX).split(":") if w]
+    # vLLM sees the method of some drafts by their path alone
+    words = ["dflash" if w == DRAFT else w for w in words]
+    return Path(user_cache_dir("dflash-autotune")) / "-".join(["shape", *words, key]).lower()
+
+
 def folder_of_shape(ref: str) -> Path:
     """Return the folder of a shape in the user's cache; make it now if it is missing.
 
     Raises:
         UserError: there is no such shape, or the folder cannot be written.
     """
-    config = config_of_shape(ref)
-    key = hashlib.sha256(f"{_RECIPE} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()
-    words = [w for w in ref.removeprefix(PREFIX).split(":") if w]
-    words = ["dflash" if w == DRAFT else w for w in words]
-    name = "-".join(["shape", *words, key[:10]]).lower()
-    final = Path(user_cache_dir("dflash-autotune")) / name
+    config, final = config_of_shape(ref), place_of_shape(ref)
     if (final / "config.json").is_file():
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{name}.tmp-", dir=final.parent) as tmp:
+        with tempfile.TemporaryDirectory(prefix=f"{final.name}.tmp-", dir=final.parent) as tmp:
             made = Path(tmp) / "model"
             _write(made, config)
             try:

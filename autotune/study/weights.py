@@ -32,14 +32,18 @@ def draft_role(arm: str | None, model: str) -> str:
     return "draft" if arm is None else f"draft {model}"
 
 
-def weights_id(path: Path) -> str | None:
+def weights_id(path: Path, *, random: bool = False) -> str | None:
     """Return the hash of the weights in a folder or file; None: there is no model to read.
 
     Without weights, it is the hash of ``config.json``.
+
+    Args:
+        path: The folder or file.
+        random: Whether a launch takes random weights, so that those of the folder do not count.
     """
     try:
         files = [path] if path.is_file() else sorted(path.iterdir())
-        weights = [p for p in files if p.suffix in SUFFIXES and p.is_file()]
+        weights = [p for p in files if p.suffix in SUFFIXES and p.is_file() and not random]
         weights = weights or [p for p in files if p.name == _SHAPE and p.is_file()]
         if not weights:
             return None

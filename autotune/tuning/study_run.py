@@ -15,6 +15,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure
+from autotune.results.text import upper
 from autotune.results.trials import study_view
 from autotune.search.places import place_of
 from autotune.search.proposer import Converged, SearchEnds
@@ -185,6 +186,8 @@ class _Driver:
             take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
             self.log.changed()
         self.progress.study(study_view(self.store, self.spec.name), self.store.database)
+        if self.spec.rehearsal_label:
+            self.progress.message(upper(self.spec.rehearsal_label))
         for note in infeasible_notes(self.p, self.planner.space):
             self.progress.message(note)
         for note in (*sample_size.notes(self.spec), *self.p.workload.notes):

@@ -29,7 +29,7 @@ GEMMA = "shape:gemma-4-26b-a4b"
 def _study(
     model: str = f"{GEMMA}:w4a16", draft: str | None = f"{GEMMA}:draft", **server: Any
 ) -> LoadedStudy:
-    space = server.pop("space", {})
+    space, draft_weights = server.pop("space", {}), server.pop("draft_weights", None)
     raw = {
         "name": "s",
         "server": {"model": model, **server},
@@ -41,6 +41,9 @@ def _study(
             "num_prompts": 8,
         },
     }
+    if draft_weights is not None:
+        raw["rehearsal"] = {"weights": {"target": "dummy", "draft": draft_weights}}
+        raw["workload"]["ignore_eos"] = True
     raw["server"].setdefault("flags", {"load-format": "dummy", "max-model-len": 2048})
     if draft is not None:
         raw["server"]["speculative"] = {"method": "dflash", "model": draft}
@@ -175,6 +178,11 @@ def test_a_model_without_weights_needs_random_ones() -> None:
     line = why_no_weights(_study("org/m", flags={}))
     assert line is not None
     assert line.startswith(f"server.speculative.model: {GEMMA}:draft has no files of weights: ")
+    assert why_no_weights(_study(flags={}, draft_weights="dummy")) is None
+    line = why_no_weights(_study(flags={}, draft_weights="real"))
+    assert line is not None
+    assert line.startswith(f"server.speculative.model: {GEMMA}:draft has no files of weights: ")
+    assert "add `rehearsal: {weights: dummy}`, which fills it" in line
     assert why_no_weights(_study()) is None
     assert why_no_weights(_study("org/m")) is None
 

@@ -26,6 +26,7 @@ from autotune.study.shapes import (
     scaled_down,
     shape_named,
     shapes,
+    stands_for,
     write_shape,
 )
 from autotune.study.weights import weights_id
@@ -203,6 +204,11 @@ def test_a_reference_is_read_without_making_its_folder(cache: Path) -> None:
     assert not cache.exists()
 
 
+def test_a_reference_says_what_it_stands_for() -> None:
+    assert stands_for("shape:gpt-oss-20b:bf16") == "openai/gpt-oss-20b"
+    assert stands_for("shape:gpt-oss-20b:draft") == "z-lab/gpt-oss-20b-DFlash"
+
+
 @pytest.mark.parametrize(
     ("ref", "words"),
     [
@@ -304,6 +310,9 @@ def test_a_scaled_down_shape_keeps_its_architecture() -> None:
         assert size + small < 0.2 * GIB
 
 
+_ARCHITECTURES = ("gemma-4-26b-a4b", "qwen3.5-27b", "qwen3.5-35b-a3b", "gpt-oss-20b")
+
+
 def _kept() -> dict[str, Any]:
     path = ROOT / "benchmarks" / "data" / "shapes_in_vllm.json"
     found: dict[str, Any] = json.loads(path.read_text())
@@ -318,6 +327,8 @@ def test_vllm_took_every_shape(shape: Shape) -> None:
     cache = kv_cache_of(shape.target())
     assert cache is not None
     assert body["kv_bytes_per_token"] == cache.per_token()
+    plain = body["quants"]["bf16"]
+    assert plain["parameters_in_transformers"] == plain["parameters"]
     for quant, got in body["quants"].items():
         assert got["unknown_keys"] == {"target": [], "draft": []}
         assert [got["architecture"]] == shape.target()["architectures"]
@@ -329,12 +340,12 @@ def test_vllm_took_every_shape(shape: Shape) -> None:
 
 
 @pytest.mark.vllm
-def test_transformers_has_the_parameters_of_every_shape(tmp_path: Path) -> None:
+def test_transformers_has_the_parameters_of_a_shape(tmp_path: Path) -> None:
     """Every key is known to a configuration class, and the model has this many parameters."""
-    out = tmp_path / "found.json"
-    script = ROOT / "benchmarks" / "shapes_in_vllm.py"
+    out, script = tmp_path / "found.json", ROOT / "benchmarks" / "shapes_in_vllm.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--no-vllm", "--out", str(out)],
+        # one of each architecture
+        [sys.executable, str(script), *_ARCHITECTURES, "--no-vllm", "--out", str(out)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -342,7 +353,7 @@ def test_transformers_has_the_parameters_of_every_shape(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(out.read_text())
-    assert list(found) == NAMES
+    assert list(found) == list(_ARCHITECTURES)
     for body in found.values():
         for got in body["quants"].values():
             assert got["unknown_keys"] == {"target": [], "draft": []}

@@ -128,7 +128,7 @@ def on_slots(
         pools.append(Pool(run, instant, slots))
         return pools[-1]
 
-    monkeypatch.setattr(load_map._Map, "make_executor", make)
+    monkeypatch.setattr(load_map.SweepRun, "make_executor", make)
     return instant, pools
 
 
@@ -197,14 +197,14 @@ def test_an_interrupted_sweep_goes_on_with_the_slots_that_it_had(
     _, pools = on_slots(monkeypatch, (1.0, 1.02, 0.98))
     study = write_study(tmp_path)
     args = ("map", str(study), *WIDE, "--launches", "5")
-    make = load_map._Map.make_executor
+    make = load_map.SweepRun.make_executor
 
     def interrupted(run: Any) -> Any:
         pool: Any = make(run)
         pool.interrupts = outcome if len(pools) == 1 else 0
         return pool
 
-    monkeypatch.setattr(load_map._Map, "make_executor", interrupted)
+    monkeypatch.setattr(load_map.SweepRun, "make_executor", interrupted)
     assert autotune(*args, cwd=tmp_path).returncode == 130
     before = query(tmp_path, RUN)
     done = autotune(*args, cwd=tmp_path)
