@@ -251,13 +251,13 @@ def test_a_point_waits_for_a_slot_when_there_is_none_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, pools = on_slots(monkeypatch, (1.0, 1.0))
-    usual = load_map._Map.slots.fget
+    usual = load_map.SweepRun.slots.fget
     assert usual is not None
 
-    def slots(run: load_map._Map) -> dict[int, str]:
+    def slots(run: load_map.SweepRun[Any]) -> dict[int, str]:
         return usual(run) if pools[-1:] and pools[-1].ended else {}  # the nodes have left
 
-    monkeypatch.setattr(load_map._Map, "slots", property(slots))
+    monkeypatch.setattr(load_map.SweepRun, "slots", property(slots))
     args = ("--concurrency", "1,8", "--json", "--parallel", "auto", "--launches", "3")
     done = autotune("map", str(write_study(tmp_path)), *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
