@@ -44,12 +44,13 @@ from autotune.storage.records import Quality, Role
 from autotune.storage.store import Store
 from autotune.study.files import parse_study
 from autotune.study.space import Point
-from autotune.tuning import study_run
+from autotune.tuning import study_begin, study_run
 from autotune.tuning.comparable import WeightsCheck
 from autotune.tuning.local_slots import Served, served_by
-from autotune.tuning.planner import Budget, Planner
+from autotune.tuning.planner import Planner
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import OUTSIDE, At, Progress
+from autotune.tuning.situation import Budget
 from autotune.tuning.slot_messages import Call
 from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools
@@ -442,7 +443,7 @@ class Driver(study_run._Driver):
         """Return the planner, which knows the world's classes of points."""
         known = mock.Mock()
         known.return_value.alike.return_value = self._world and self._world.alike
-        with mock.patch.object(study_run, "families_of", known):
+        with mock.patch.object(study_begin, "families_of", known):
             return super().make_planner(seed)
 
     def make_executor(self, weights: WeightsCheck) -> VirtualSlots:

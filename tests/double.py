@@ -4,7 +4,8 @@
 
 Its times follow a small model of the demo pair on two cores, ten times faster: a
 step costs a base, plus each token in it, plus a draft; requests differ in how well they can be
-drafted. So n and MNBT trade throughput against the slowest requests, as on a real server.
+drafted, unless `synthetic_acceptance_rates` says it. So n and MNBT trade throughput against the
+slowest requests, as on a real server.
 
 Environment:
 
@@ -170,6 +171,8 @@ class Engine:
         self.drafts = self.draft_tokens = self.accepted = self.prompt = self.generated = 0
         self.served = 0
         self.per_position = [0] * self.n
+        # unconditional, as vLLM takes them
+        self.played = (args.speculative_config or {}).get("synthetic_acceptance_rates") or []
 
     def add(self, request: Running) -> None:
         self.waiting.append(request)
@@ -209,6 +212,13 @@ class Engine:
             if self.hangs and self.served >= int(ENV.get("DOUBLE_FAIL_AFTER", "0")):
                 self.stuck = True
 
+    def _chance(self, good: int, r: Running) -> float:
+        """P(the next position is accepted), if those before it were."""
+        if not self.played:
+            return min(0.97, ACCEPT[min(good, len(ACCEPT) - 1)] * r.ease)
+        before = self.played[good - 1] if good else 1.0
+        return self.played[good] / before if before else 0.0
+
     def _advance(self, r: Running, ready: bool, take: int) -> None:
         if not ready:
             r.prefilled += take
@@ -220,7 +230,7 @@ class Engine:
             good = 0
             idle = ENV.get("DOUBLE_IDLE") == "1"
             while not idle and good < self.n:
-                chance = min(0.97, ACCEPT[min(good, len(ACCEPT) - 1)] * r.ease)
+                chance = self._chance(good, r)
                 if r.draws.random() >= chance:
                     break
                 self.per_position[good] += 1

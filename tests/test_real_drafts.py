@@ -19,8 +19,8 @@ from tests.studies import autotune, query, trials
 pytestmark = pytest.mark.real
 
 
-def _run(folder: Path, draft: dict[str, Any], n: int) -> list[dict[str, Any]]:
-    """Run the baseline and n drafts; return the trials."""
+def _run(folder: Path, draft: dict[str, Any], n: int, **more: object) -> list[dict[str, Any]]:
+    """Run the baseline and n drafts; return the trials. ``more`` are sections of the study."""
     file = small_demo(folder, "drafts")
     raw = yaml.safe_load(file.read_text())
     raw["server"]["speculative"] = draft
@@ -28,7 +28,7 @@ def _run(folder: Path, draft: dict[str, Any], n: int) -> list[dict[str, Any]]:
         N: {"type": "choice", "choices": [0, n]},
         MNBT: {"type": "choice", "choices": [512]},
     }
-    raw["search"] = {"method": "grid"}
+    raw |= {"search": {"method": "grid"}, **more}
     raw["workload"]["hang_timeout_s"] = 120  # a busy machine hangs for a while
     file.write_text(yaml.safe_dump(raw))
     done = autotune("run", str(file), "--trials", "2", cwd=folder)
@@ -55,11 +55,19 @@ def _baseline_does_not_draft(baseline: dict[str, Any], drafted: dict[str, Any]) 
     assert drafted["tok_s"] > 0
 
 
-def test_n_grams_without_a_model(tmp_path: Path) -> None:
+def test_n_grams_without_a_model_and_a_target_without_its_weights(tmp_path: Path) -> None:
     draft = {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    baseline, drafted = _run(tmp_path, draft, 4)
+    baseline, drafted = _run(tmp_path, draft, 4, rehearsal={"weights": "dummy"})
     _baseline_does_not_draft(baseline, drafted)
     assert _configs(tmp_path) == [None, {**draft, N: 4}]
+    label = "weights are random, acceptance is what random weights give, step times are real"
+    assert baseline["rehearsal"] == drafted["rehearsal"] == f"rehearsal: {label}"
+    for argv, log in query(tmp_path, "select argv, log_path from autotune_launches"):
+        assert '"--load-format", "dummy"' in str(argv)
+        # the plugin, in the worker that has the model
+        assert (
+            "load format dummy by SeededDummyLoader: 0 tensors" in (tmp_path / str(log)).read_text()
+        )
 
 
 def test_a_folder_in_speculators_format(tmp_path: Path) -> None:

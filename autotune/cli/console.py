@@ -47,6 +47,7 @@ from autotune.results.views import (
     confirmation_lines,
     dropped_lines,
     kinds_text,
+    off_front_lines,
     scatter_line,
     verdict_lines,
 )
@@ -176,8 +177,15 @@ class Ui:
         return f"slot {slot}" if self.slots > 1 else ""
 
     def stage(self, at: At, text: str) -> None:
-        """Show a stage, such as ``launching``; its seconds count from now."""
-        slot = self._slots.setdefault(at.slot, _Slot())
+        """Show a stage, such as ``launching``; its seconds count from now.
+
+        An empty one ends the slot's line.
+        """
+        if not text:
+            self._slots.pop(at.slot, None)
+            return
+        label = "" if at.trial is None else self._name(at.slot)
+        slot = self._slots.setdefault(at.slot, _Slot(label=label))
         if plain(text) == slot.stage:
             return
         slot.stage, slot.progress = plain(text), ""
@@ -306,7 +314,7 @@ class Ui:
             for line in (*again, *dropped_lines(view)):
                 self.prose(line, "  ")
             self._print("")
-            for line in verdict_lines(view):
+            for line in (*verdict_lines(view), *off_front_lines(view)):
                 self.prose(line, "  ")
             self._print("")
         if scatter := scatter_line(view):

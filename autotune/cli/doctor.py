@@ -17,6 +17,7 @@ from platformdirs import user_cache_dir
 from autotune.engine.command import free_port, runs_model_code
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.flags import check_flags
+from autotune.engine.memory_fit import need_of, why_no_weights, why_too_large
 from autotune.engine.probe import UNKNOWN, VllmInfo, probe
 from autotune.engine.rules import how_read, why_unread
 from autotune.errors import UserError
@@ -25,9 +26,11 @@ from autotune.storage.location import Database, Server
 from autotune.storage.names import output_folder
 from autotune.storage.store import is_there
 from autotune.study import sample_size
+from autotune.study.checkpoints import has_no_weights
 from autotune.study.files import LoadedStudy
 from autotune.study.models import is_whole, resolve_model, target_folder
 from autotune.study.schema import ServerSpec
+from autotune.study.shapes import config_of_shape, is_shape
 from autotune.study.speculative import SpeculativeSpec
 
 # Estimate for the smallest case, the demo pair: 0.3 GiB of weights, 1 GiB of KV cache, and three
@@ -129,6 +132,7 @@ def checks(
         if draft.model is not None:
             yield _model("draft" if arm is None else f"arm {arm}", draft.model, base, host)
     if loaded is not None:
+        yield from _size(loaded, info or UNKNOWN, host)
         yield from (Check("note", None, note) for note in draft_notes(loaded))
         yield from _load(loaded)
     if loaded is not None and runs_model_code(loaded.spec):
@@ -167,6 +171,15 @@ def _flags(loaded: LoadedStudy, info: VllmInfo | None) -> Iterator[Check]:
         return
     if info is not None and info.options is not None:
         yield Check("flags", True, f"{_title(info)} knows all of them")
+
+
+def _size(loaded: LoadedStudy, info: VllmInfo, host: Host) -> Iterator[Check]:
+    """Check that a target without weights can be loaded, and fits into memory."""
+    why = why_no_weights(loaded) or why_too_large(loaded, info, host.memory()[1])
+    if why is not None:
+        yield Check("size", False, why)
+    elif has_no_weights(loaded.spec.server.model, loaded.base) and (need := need_of(loaded)):
+        yield Check("size", True, f"at least {need.words}")
 
 
 def _gpu(info: VllmInfo | None, host: Host) -> Check:
@@ -288,6 +301,9 @@ def _model(name: str, ref: str, base: Path, host: Host) -> Check:
             name, True, "demo:target will be made on its first use (93 MB download, about a minute)"
         )
     try:
+        if is_shape(ref):
+            config_of_shape(ref)
+            return Check(name, True, f"{ref} is made on its first use, without a download")
         found = resolve_model(ref, base)
     except UserError as e:
         return Check(name, False, str(e))

@@ -16,13 +16,27 @@ from autotune.storage.location import Database
 @click.command()
 @database_option
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-def ps(database: Database, as_json: bool) -> None:
+@click.option(
+    "--forget",
+    metavar="HOST",
+    help="Close the launches of another host that is gone, such as a removed pod. Nothing is "
+    "ended there, and a host that may still answer is refused.",
+)
+def ps(database: Database, as_json: bool, forget: str | None) -> None:
     """List autotune's running servers and their owners.
 
+    Launches on other hosts are those of the database.
+
     \b
-    Example:
+    Examples:
       autotune ps
+      autotune ps --db postgresql+psycopg://db.example/tuning --forget worker-7
     """
+    if forget is not None:
+        from autotune.tuning.lost_hosts import forget as close
+
+        click.echo(close(database, forget))
+        return
     from autotune.tuning.recovery import living_json, living_lines
 
     if as_json:

@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from autotune.cli import deliver, host, run, show
+from autotune.cli import deliver, host, run, shape, show
 from autotune.cli.options import Group
 
 
@@ -34,6 +34,7 @@ for command in (
     *(show.status, show.best, show.compare, show.predict, show.explain),
     *(deliver.export, deliver.report, deliver.pareto, deliver.dashboard, deliver.copy),
     *(host.ps, host.reap, host.doctor, host.init, host.completion),
+    shape.shape,
 ):
     main.add_command(command)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from autotune.errors import AutotuneError, one_line
+from autotune.errors import AutotuneError, UserError, one_line
 from autotune.storage.location import Server, parse_database
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -139,6 +139,19 @@ def ray_option(f: F) -> F:
         help="Launch on the nodes of a Ray cluster: auto for that of this host, or its head. With "
         "--parallel N, a node without GPUs has N servers at a time.",
     )(f)
+
+
+def no_slots(option: str) -> Callable[[F], F]:
+    """Refuse an option of several slots, in one line, where a command has one server."""
+
+    def refuse(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise UserError(
+                f"{option}: {ctx.command.name} measures one server with two clients in turn, so it "
+                f"has nothing to launch on other slots; leave {option} out"
+            )
+
+    return click.option(option, callback=refuse, expose_value=False, hidden=True)
 
 
 def share(_ctx: click.Context, _param: click.Parameter, value: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,11 @@ import click
 from autotune.cli.common import best_trial, draw, said_of_all, say_trust, serving_command
 from autotune.cli.options import (
     PathType,
+    a_number,
     concurrencies,
     confirmation_launches,
     database_option,
+    no_slots,
     parallel_option,
     ray_option,
     schedule_starts,
@@ -27,10 +29,13 @@ from autotune.errors import NothingUsable, UserError, in_short
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
     from autotune.results.load_map import LoadSweepView
+    from autotune.serving.slots import Slot
     from autotune.storage.location import Database
+    from autotune.storage.store import Store
     from autotune.study.files import LoadedStudy
     from autotune.tuning.load_map_choice import Rivals
     from autotune.tuning.reuse import Source
+    from autotune.tuning.slot_pool import Cluster
 
 
 @click.command()
@@ -120,7 +125,16 @@ def run(
 )
 @database_option
 @timeout_option
-def confirm(study: str, launches: int, database: Database, timeout: float | None) -> None:
+@parallel_option
+@ray_option
+def confirm(
+    study: str,
+    launches: int,
+    database: Database,
+    timeout: float | None,
+    parallel: int | None,
+    ray: str | None,
+) -> None:
     """Launch the winners and the baseline again (A B B A).
 
     `autotune run` reserves its last trials for this confirmation; `confirm` adds more launches,
@@ -128,12 +142,14 @@ def confirm(study: str, launches: int, database: Database, timeout: float | None
     STUDY is the file or bundled name that was run. Run the same command again to resume.
 
     \b
-    Example:
+    Examples:
       autotune confirm studies/gemma-4-26b-rtx5090.yaml --launches 12
+      autotune confirm STUDY --launches 24 --parallel auto
     """
     from autotune.study.files import load_study
 
-    _run(load_study(study), database, launches, 0, timeout, confirm=True)
+    loaded = load_study(study)
+    _run(loaded, database, launches, 0, timeout, confirm=True, parallel=parallel, ray=ray)
 
 
 def _run(
@@ -164,8 +180,7 @@ def _run(
         say_trust(ui, loaded)
         with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
             slots = slots_of_host(prepared, parallel) if cluster is None else ()
-            ui.slots = max(1, len(slots if cluster is None else cluster.slots))
-            ui.slot_name = None if cluster is None else cluster.name
+            _show_slots(ui, slots, cluster)
             reason = run_study(
                 prepared if cluster is None else cluster.prepared,
                 database=database,
@@ -185,10 +200,17 @@ def _run(
     _finish(ui, database, loaded.spec.name)
 
 
+def _show_slots(ui: Ui, slots: Sequence[Slot], cluster: Cluster | None) -> None:
+    """Let the terminal have a live line for each slot."""
+    ui.slots = max(1, len(slots if cluster is None else cluster.slots))
+    ui.slot_name = None if cluster is None else cluster.name
+
+
 def _finish(ui: Ui, database: Database, name: str) -> None:
     """Write the plots and the dashboard's pages of a study, and print its summary."""
     from autotune.output.dashboard import publish
     from autotune.output.report import build
+    from autotune.results.rehearsed import production_note
     from autotune.results.trials import study_view
     from autotune.storage.failures import database_errors
     from autotune.storage.names import output_folder
@@ -212,7 +234,8 @@ def _finish(ui: Ui, database: Database, name: str) -> None:
                 plots = draw(view, output_folder(database, name))
             with not_worth_a_run("dashboard not updated", "update it with `autotune dashboard`"):
                 publish(store, view, build(store, view))
-        said = said_of_all(store, view)
+        note = production_note(store.load_study(name)[0].spec)
+        said = [*([note] if note else []), *said_of_all(store, view)]
         ui.summary(view, serving_command(store, name, trial), database, plots, said)
 
 
@@ -268,12 +291,30 @@ def _finish(ui: Ui, database: Database, name: str) -> None:
     help="Further launches of the best fixed n and the best other ways, interleaved (A B B A).",
 )
 @timeout_option
+@parallel_option
+@ray_option
+@click.option(
+    "--break-even",
+    is_flag=True,
+    help="Find how good a draft must be to pay at each concurrency, with a given acceptance "
+    "(needs a GPU).",
+)
+@click.option(
+    "--decay",
+    type=click.FloatRange(0, 10, min_open=True),
+    default=1.0,
+    show_default=True,
+    callback=a_number,
+    metavar="FACTOR",
+    help="With --break-even: factor on a draft's conditional acceptance from one position to the "
+    "next. Changes what is shown, and nothing that is launched but the checks.",
+)
 @click.option("--show", is_flag=True, help="Show the latest load sweep; launch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the load sweep as JSON.")
 @click.option(
     "--plot",
     type=PathType(dir_okay=False, path_type=Path),
-    help="HTML file to write: speed-up by concurrency.",
+    help="HTML file to write: speed-up by concurrency, or the break-even.",
 )
 def load_map(
     study: str,
@@ -285,6 +326,10 @@ def load_map(
     way_launches: int,
     confirm: int,
     timeout: float | None,
+    parallel: int | None,
+    ray: str | None,
+    break_even: bool,
+    decay: float,
     show: bool,
     as_json: bool,
     plot: Path | None,
@@ -300,6 +345,8 @@ def load_map(
       autotune map demo-cpu --concurrency 1,2,4,8 --plot map.html
       autotune map STUDY --ways schedule,adaptive --confirm 8
       autotune map STUDY --schedule 1:7,8:3 --confirm 8
+      autotune map STUDY --parallel auto
+      autotune map STUDY --break-even --launches 5 --plot break-even.html
     """
     from rich.console import Console
 
@@ -311,6 +358,13 @@ def load_map(
     if plot is not None and not plot.parent.is_dir():
         raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
     ui = Ui(Console(stderr=True, highlight=False))
+    if break_even:
+        if schedule is not None or confirm:
+            raise click.UsageError("--break-even excludes --schedule and --confirm")
+        if parallel != 1 or ray is not None:
+            raise click.UsageError("--break-even launches one server at a time: leave out slots")
+        _break_even(ui, study, database, loads, launches, decay, timeout, show, as_json, plot)
+        return
     if show:
         view = _stored_map(study, database)
     else:
@@ -325,7 +379,9 @@ def load_map(
             launches=way_launches,
             confirm=confirm,
         )
-        view = _measured_map(ui, loaded, database, loads, launches, rivals, timeout)
+        view = _measured_map(
+            ui, loaded, database, loads, launches, rivals, timeout, parallel=parallel, ray=ray
+        )
     click.echo(
         json.dumps(load_sweep_json(view), indent=2)
         if as_json
@@ -337,22 +393,82 @@ def load_map(
         write_load_sweep(view, plot)
 
 
-def _stored_map(study: str, database: Database) -> LoadSweepView:
-    """Return a load sweep of a study file, or of a study that only the database has."""
+def _break_even(
+    ui: Ui,
+    study: str,
+    database: Database,
+    loads: tuple[int, ...],
+    launches: int,
+    decay: float,
+    minutes: float | None,
+    show: bool,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Make or show a break-even map."""
     from autotune.engine.draft_method import with_method
-    from autotune.results.read_load_map import stored_view
+    from autotune.results.break_even import break_even_json, break_even_lines
+    from autotune.study.files import load_study
+
+    if show:
+        from autotune.results.read_break_even import stored_break_even
+
+        with _stored(study, database) as (store, loaded, known):
+            view = stored_break_even(store, loaded, known, decay)
+    else:
+        from autotune.tuning.break_even import map_break_even
+        from autotune.tuning.prepare import prepare
+        from autotune.tuning.supervise import StopReason
+
+        loaded = with_method(load_study(study))
+        with ui:
+            prepared = prepare(loaded, ui)
+            say_trust(ui, loaded)
+            view, reason = map_break_even(
+                prepared,
+                database=database,
+                loads=loads,
+                launches=launches,
+                decay=decay,
+                timeout_s=minutes * 60 if minutes else None,
+                progress=ui,
+            )
+        if reason is not StopReason.DONE:
+            ui.message(f"stopped: {reason}; run the same command again to resume")
+    lines = break_even_lines(view)
+    click.echo(json.dumps(break_even_json(view), indent=2) if as_json else "\n".join(lines))
+    if plot is not None:
+        from autotune.output.figures.break_even import write_break_even
+
+        write_break_even(view, plot)
+
+
+@contextmanager
+def _stored(study: str, database: Database) -> Iterator[tuple[Store, LoadedStudy, Collection[str]]]:
+    """Yield a study file, or a study that only the database has, with its fingerprints."""
+    from autotune.engine.draft_method import with_method
+    from autotune.results.rehearsed import with_counted_acceptance
     from autotune.storage.store import opened
     from autotune.study.files import load_study
 
     with opened(database) as store:
         try:
-            loaded = with_method(load_study(study))
+            loaded = with_counted_acceptance(with_method(load_study(study)))
         except UserError:
             if study not in store.study_names():
                 raise
             loaded, row = store.load_study(study)
-            return stored_view(store, loaded, {row.fingerprint})
-        return stored_view(store, loaded, store.fingerprints(loaded))
+            yield store, loaded, {row.fingerprint}
+        else:
+            yield store, loaded, store.fingerprints(loaded)
+
+
+def _stored_map(study: str, database: Database) -> LoadSweepView:
+    """Return a load sweep of a study file, or of a study that only the database has."""
+    from autotune.results.read_load_map import stored_view
+
+    with _stored(study, database) as (store, loaded, known):
+        return stored_view(store, loaded, known)
 
 
 def _measured_map(
@@ -363,23 +479,32 @@ def _measured_map(
     launches: int,
     rivals: Rivals,
     minutes: float | None,
+    *,
+    parallel: int | None,
+    ray: str | None,
 ) -> LoadSweepView:
     from autotune.tuning.load_map import map_study
     from autotune.tuning.prepare import prepare
+    from autotune.tuning.slots import cluster_of, slots_of_host
     from autotune.tuning.supervise import StopReason
 
     with ui:
         prepared = prepare(loaded, ui)
         say_trust(ui, loaded)
-        view, reason = map_study(
-            prepared,
-            database=database,
-            loads=loads,
-            launches=launches,
-            rivals=rivals,
-            timeout_s=minutes * 60 if minutes else None,
-            progress=ui,
-        )
+        with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
+            slots = slots_of_host(prepared, parallel) if cluster is None else ()
+            _show_slots(ui, slots, cluster)
+            view, reason = map_study(
+                prepared if cluster is None else cluster.prepared,
+                database=database,
+                loads=loads,
+                launches=launches,
+                rivals=rivals,
+                timeout_s=minutes * 60 if minutes else None,
+                progress=ui,
+                slots=slots,
+                cluster=cluster,
+            )
     if reason is not StopReason.DONE:
         ui.message(f"stopped: {reason}; run the same command again to resume")
     return view
@@ -405,6 +530,8 @@ def _measured_map(
     type=PathType(file_okay=False, path_type=Path),
     help="New folder for the raw data. Default: inside the study's own folder.",
 )
+@no_slots("--parallel")
+@no_slots("--ray")
 def crosscheck(study: str, n: int | None, rounds: int, as_json: bool, out: Path | None) -> None:
     """Measure one server with autotune and `vllm bench serve`.
 

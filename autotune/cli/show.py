@@ -243,6 +243,7 @@ def predict(
     from autotune.cli.console import rendered
     from autotune.results.prediction import Wanted, outlook_page, outlooks
     from autotune.results.tables import Line
+    from autotune.results.trial_tables import rehearsal_lines
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
 
@@ -253,11 +254,13 @@ def predict(
         wanted = Wanted(lengths, at_n)
         found = outlooks(view, space, wanted, closed=not spec.workload.open_loop)
     if as_json:
-        every = [x.to_json() for x in found]
+        label = {"rehearsal": view.rehearsal} if view.rehearsal else {}
+        every = [x.to_json() | label for x in found]
         click.echo(json.dumps(every if space.ways else every[0], indent=2))
     else:
         for i, one in enumerate(found):
-            page = [*([Line()] if i else []), *outlook_page(one)]
+            head = [Line()] if i else rehearsal_lines(view)
+            page = [*head, *outlook_page(one)]
             Console(highlight=False).print(rendered(page))
 
 

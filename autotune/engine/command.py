@@ -33,6 +33,7 @@ from autotune.engine.cuda_graphs import aligned_sizes, most_tokens
 from autotune.engine.entry import entry_of, hiding, server_environment
 from autotune.engine.flags import UNPRINTABLE, VARIABLE, check_model
 from autotune.engine.probe import Kind, VllmInfo
+from autotune.engine.rehearsal import rehearsing
 from autotune.engine.variables import is_kept
 from autotune.errors import TrialFailure, UserError
 from autotune.study.options import Clash, draft_config, merged
@@ -225,7 +226,9 @@ def plan_launch(
     arguments = [word for flag in flags for word in flag]
     env, added = server_environment(server, info.python)
     api_key = own_key()
-    added |= {**hiding(info.hidden, env), LAUNCH_VARIABLE: launch_id, "VLLM_API_KEY": api_key}
+    added |= hiding(info.hidden, env)
+    added |= rehearsing(server, {**env, **added})
+    added |= {LAUNCH_VARIABLE: launch_id, "VLLM_API_KEY": api_key}
     name = server.flags.get("served_model_name", model)
     place = placed(
         (*head, *rest, *arguments), port=port, env={**own_variables(env, added), OWNER_VARIABLE: ""}

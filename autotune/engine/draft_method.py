@@ -29,6 +29,7 @@ from autotune.errors import UserError
 from autotune.study.checkpoints import config_of, speculators_of
 from autotune.study.files import LoadedStudy
 from autotune.study.models import resolve_model
+from autotune.study.shapes import is_shape, place_of_shape
 from autotune.study.speculative import FOREIGN, FROM_TEXT, NGRAM, SpeculativeSpec
 
 # Texts in a path or name that decide, in vLLM's order.
@@ -146,7 +147,7 @@ def _seen_by_vllm(ref: str, base: Path) -> str:
     if ref == "demo:target":
         return ref  # made on its first use; its path says nothing
     try:
-        return resolve_model(ref, base)
+        return str(place_of_shape(ref)) if is_shape(ref) else resolve_model(ref, base)
     except UserError:
         return ref
 

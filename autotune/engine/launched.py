@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from autotune.engine.acceptance import ACCEPTANCE_OPTION
 from autotune.engine.command import Production, checked, served_env
+from autotune.engine.rehearsal import LABEL_VARIABLE, without_plugin, without_rehearsal
 from autotune.study.owned import ACCEPTANCE
 from autotune.study.schema import ServerSpec
 
@@ -77,13 +78,14 @@ class Launched:
         model = place(self.model)
         # what only measuring needs, unless the study has it
         ours = ACCEPTANCE_OPTION if ACCEPTANCE not in server.flags else None
-        flags = tuple(_placed(flag, place) for flag in self.flags if flag[0] != ours)
+        real = self.flags if LABEL_VARIABLE not in kept else without_rehearsal(self.flags)
+        flags = tuple(_placed(flag, place) for flag in real if flag[0] != ours)
         p = Production(
             head=(*self.head, model),
             rest=self.rest,
             flags=flags,
             env=served_env(own, server.env),
-            hiding={k: kept[k] for k in _HIDING if k in kept and "AUTOTUNE_HIDE" in kept},
+            hiding=_hiding(kept),
             model=model,
         )
         return checked(p)
@@ -133,3 +135,9 @@ def _placed(flag: tuple[str, ...], place: Callable[[str], str]) -> tuple[str, ..
     if not isinstance(config.get("model"), str):
         return flag
     return (flag[0], json.dumps({**config, "model": place(str(config["model"]))}))
+
+
+def _hiding(kept: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that hide modules; what only a rehearsal has is left out."""
+    found = {k: kept[k] for k in _HIDING if k in kept and "AUTOTUNE_HIDE" in kept}
+    return {k: without_plugin(v) if k == "PYTHONPATH" else v for k, v in found.items()}

@@ -56,6 +56,7 @@ from autotune.results.views import (
     TrialView,
     confirmation_lines,
     dropped_lines,
+    off_front_lines,
     scatter_line,
     steps_notes,
     throttled_lines,
@@ -377,6 +378,7 @@ def _attributes(view: StudyView, t: TrialView, healthy_s: float | None) -> _Attr
         "remarks": remarks(t),
         "failure reason": plain(t.failure_reason or ""),
         "warnings": plain("; ".join(t.warnings)),
+        "rehearsal": plain(view.rehearsal),
     }
     for o in view.objectives:
         name = objective_text(o)
@@ -455,7 +457,7 @@ def publish(store: Store, view: StudyView, report: Report) -> None:
     for trial in view.failures():
         target = optuna.Trial(study, store.trial_id(view.name, trial.number))
         if not optuna_dashboard.get_note(target):
-            _save(target, _failure_note(trial))
+            _save(target, _failure_note(trial, view.rehearsal))
 
 
 def _cards(view: StudyView, report: Report) -> Iterator[tuple[str, go.Figure]]:
@@ -526,6 +528,7 @@ def _study_note(
         f"# {markdown(view.name)}",
         "",
         markdown(", ".join(about)) + ".",
+        *(["", f"**{markdown(upper(view.rehearsal))}.**"] if view.rehearsal else []),
         "",
         "## Objectives",
         "",
@@ -543,7 +546,8 @@ def _study_note(
         if again := confirmation_lines(view):
             lines += ["", "## Measured again, side by side", ""]
             lines += [f"- {markdown(line)}" for line in (*again, *dropped_lines(view))]
-            lines += ["", *(f"- {markdown(line)}" for line in verdict_lines(view))]
+            chosen = (*verdict_lines(view), *off_front_lines(view))
+            lines += ["", *(f"- {markdown(line)}" for line in chosen)]
         if scatter := scatter_line(view):
             lines += ["", markdown(upper(scatter)) + "."]
     if said:
@@ -580,13 +584,14 @@ def _front_table(view: StudyView, trials: Iterable[TrialView]) -> Table:
     return Table(tuple(map(Column, heads)), tuple(map(Row, rows)))
 
 
-def _failure_note(trial: TrialView) -> str:
+def _failure_note(trial: TrialView, rehearsal: str) -> str:
     lines = [plain(line) for line in (trial.failure_reason or "", *trial.failure_evidence)]
     return "\n".join(
         [
             f"# Failed: {markdown(trial.failure_kind or 'unknown')}",
             "",
             markdown(trial.setting),
+            *(["", markdown(upper(rehearsal))] if rehearsal else []),
             "",
             fenced("\n".join(filter(None, lines))),
         ]

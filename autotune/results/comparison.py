@@ -42,6 +42,7 @@ from autotune.study.space import ARM, DRAFT, MNBT, N, Value, canonical
 from objectives import Objective
 
 _PHASE = "measure"
+_REAL = "none: weights and acceptance are real"
 
 Key = tuple[tuple[str, Value | None], ...]  # of a point, for all parameters that either searched
 
@@ -246,6 +247,7 @@ def _side_json(side: Side) -> dict[str, Any]:
         "machine": side.view.machine,
         "created": side.view.created.isoformat(),
         "points": len(side.points),
+        **({"rehearsal": side.view.rehearsal} if side.view.rehearsal else {}),
     }
 
 
@@ -520,7 +522,12 @@ def _different(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
         if a.weights[role] != b.weights[role]:
             yield f"weights of the {plain(role)}", plain(a.weights[role]), plain(b.weights[role])
     yield from _variables(a, b)
+    mixed = (a.spec.rehearsal is None) != (b.spec.rehearsal is None)
+    if mixed:
+        yield "rehearsal", plain(a.view.rehearsal or _REAL), plain(b.view.rehearsal or _REAL)
     for d in _keys(a, b):
+        if mixed and d.key.startswith("rehearsal."):
+            continue  # said as a whole
         yield d.key, plain(setting_text(d.there)), plain(setting_text(d.here))
     if _same_prompts(a, b) is False:
         yield "workload's prompts", _source(a), _source(b)

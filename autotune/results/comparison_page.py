@@ -51,6 +51,8 @@ def _sides(c: Comparison) -> Iterator[Line]:
             f"{letter}: {side.name}, begun {side.view.created:%Y-%m-%d}, {vllm}, "
             f"{count(len(side.points), 'point')}"
         )
+        if side.view.rehearsal:
+            yield Line(f"   {plain(side.view.rehearsal)}", Tone.WARNING)
 
 
 def _differences(c: Comparison) -> list[Block]:

@@ -27,6 +27,7 @@ from autotune.results.text import (
     plain,
     point_text,
     ratio_text,
+    upper,
     wrapped,
 )
 from autotune.stats import Estimate, LaunchVariance
@@ -134,6 +135,8 @@ class LoadSweepView:
         lossy: Names of the launched arms that are lossy.
         outdated: Concurrencies of which a part was measured by autotune 0.1 and has too few
             requests to be computed again.
+        slots: Number of slots that launched its points; rates are without how these differ.
+        rehearsal: What of a rehearsal is real and what is not; empty: it is none.
     """
 
     study: str
@@ -153,6 +156,8 @@ class LoadSweepView:
     confirmed: tuple[PointView, ...] = ()
     arm: str | None = None
     lossy: tuple[str, ...] = ()
+    rehearsal: str = ""
+    slots: int = 1
 
     @cached_property
     def rates(self) -> Rates:
@@ -283,19 +288,15 @@ class LoadSweepView:
 def load_sweep_lines(view: LoadSweepView) -> list[str]:
     """Return the load sweep for people; only the argument to paste may exceed 80 columns."""
     flags = [f"{k.replace('_', '-')} {str(v).lower()}" for k, v in view.flags.items()]
-    about = ", ".join(
-        filter(
-            None,
-            [
-                f"vLLM {view.vllm}" if view.vllm else "",
-                f"fixed n of arm {view.arm}" if view.arm is not None else "",
-                point_text(view.point),
-                ", ".join(flags),
-                view.machine,
-            ],
-        )
+    about = (
+        f"vLLM {view.vllm}" if view.vllm else "",
+        f"fixed n of arm {view.arm}" if view.arm is not None else "",
+        point_text(view.point),
+        ", ".join(flags),
+        view.machine,
     )
-    lines = [*wrapped(f"{view.study}: {about}"), ""]
+    lines = [*wrapped(upper(view.rehearsal)), ""] if view.rehearsal else []
+    lines += [*wrapped(f"{view.study}: {', '.join(filter(None, about))}"), ""]
     for table in (_loads_table(view), _points_table(view)):
         lines += [*table, ""] if table else []
     if view.referee is not None:
@@ -308,6 +309,11 @@ def load_sweep_lines(view: LoadSweepView) -> list[str]:
     lines += wrapped(crossover_text(view.crossover, view.at, view.crossing))
     lines += ["", *_schedule_lines(view), ""]
     lines += wrapped(_scatter_text(view))
+    if view.slots > 1:
+        lines += wrapped(
+            f"Measured on {view.slots} slots: tok/s are without how these differ, as far as "
+            "launches of one way on several slots tell."
+        )
     for name in view.lossy:
         lines += wrapped(f"Lossy, {name}: {LOSSY}.")
     if view.outdated:
@@ -362,7 +368,7 @@ def _loads_table(view: LoadSweepView) -> list[str]:
             ]
         )
     header = ("concurrency", "best n (ties)", "tok/s [95 %]", "speed-up [95 %]", "p95 ms")
-    return ["Best n at each concurrency:", *_aligned(header, rows)]
+    return ["Best n at each concurrency:", *aligned(header, rows)]
 
 
 def _points_table(view: LoadSweepView) -> list[str]:
@@ -395,7 +401,7 @@ def _points_table(view: LoadSweepView) -> list[str]:
     header, *rows = zip(*columns, strict=True)
     if view.checked is not None and view.checked.loads:
         notes += wrapped(f"Tokens per step of the schedule: {BIASED}.")
-    return ["Speed-up over n = 0, and tokens per step:", *_aligned(header, rows), *notes]
+    return ["Speed-up over n = 0, and tokens per step:", *aligned(header, rows), *notes]
 
 
 def crossover_text(
@@ -503,7 +509,7 @@ def _scatter_text(view: LoadSweepView) -> str:
     )
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table whose first column is aligned to the right."""
     columns = tuple(Column(h, right=i == 0) for i, h in enumerate(header))
     return text_lines(Table(columns, tuple(Row(tuple(row)) for row in rows)))
@@ -513,6 +519,7 @@ def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
     """Return the load sweep as plain data; tok/s, milliseconds."""
     return {
         "study": view.study,
+        **({"rehearsal": view.rehearsal} if view.rehearsal else {}),
         "vllm": view.vllm,
         "machine": view.machine,
         "arm": view.arm,
@@ -520,6 +527,7 @@ def load_sweep_json(view: LoadSweepView) -> dict[str, Any]:
         "params": dict(view.point),
         "flags": dict(view.flags),
         "intervals": "within one launch" if view.variance is None else "with launches' scatter",
+        **({"slots": view.slots} if view.slots > 1 else {}),
         "loads": [_load_json(x) for x in view.at],
         "loads_not_compared": list(view.not_compared),
         "crossover": _crossover_json(view),

@@ -26,6 +26,12 @@ from autotune.results.load_map_ways import (
 from autotune.results.measured import resolver_of
 from autotune.results.recomputed import figures_again
 from autotune.results.standing import LEAST_DEGREES
+from autotune.results.sweep_slots import (
+    is_confirming,
+    is_swept,
+    place_of_point,
+    rates_without_slots,
+)
 from autotune.results.trials import quality_warnings, study_view
 from autotune.results.views import StudyView
 from autotune.serving.machine import machine_line
@@ -109,6 +115,21 @@ def rates_of(
         if row:
             out[key] = row
     return out
+
+
+def leveled_rates(
+    store: Store, ledger: str, points: Sequence[MapPointRow], loads: Sequence[int]
+) -> dict[int, dict[int, Rate]]:
+    """Return the rates of points without how their slots differ, by their id and concurrency.
+
+    Args:
+        store: Database with the load sweep.
+        ledger: Name under which its launches are stored.
+        points: All points of one setting.
+        loads: Concurrencies.
+    """
+    rows = {p.id: comparable_loads(store, p.id) for p in points}
+    return rates_without_slots(store, ledger, points, rows, rates_of(rows, loads))
 
 
 def _throttled(rows: Sequence[LoadRow], load: int) -> Quality | None:
@@ -255,12 +276,16 @@ def load_sweep_view(
     ledger = load_sweep_name(spec.name)
     rows = [x for x in store.load_maps.points(spec.name) if x.setting == setting.plain()]
     comparable = {p.id: {x.id: x for x in comparable_loads(store, p.id)} for p in rows}
+    leveled = leveled_rates(store, ledger, rows, loads)
     points = [
-        _point_view(store, ledger, p, [*comparable[p.id].values()], loads, spec) for p in rows
+        point_view(
+            store, ledger, p, [*comparable[p.id].values()], leveled.get(p.id, {}), loads, spec
+        )
+        for p in rows
     ]
     launches = [x for p in rows for x in store.launches.of_trial(ledger, p.id)]
     version = next((x.vllm_version for x in reversed(launches) if x.vllm_version), setting.vllm)
-    sweep = [p for p, row in zip(points, rows, strict=True) if row.repeat is None]
+    sweep = [p for p, row in zip(points, rows, strict=True) if is_swept(row)]
     rates = {p.n: row for p in sweep if p.is_fixed and (row := p.rates())}
     lost = {
         x.concurrency
@@ -269,9 +294,10 @@ def load_sweep_view(
         if x.id not in comparable[p.id]
     }
     ranges = schedule_of(rates, loads, spec, setting)
+    real = spec.server.playing(None)  # what is recommended plays nothing
 
     def argument(way: MapWay) -> str:
-        draft = draft_server(spec.server, way.arm or setting.arm, plain=way.arm is None)
+        draft = draft_server(real, way.arm or setting.arm, plain=way.arm is None)
         params = way_params(way, setting.params, setting.arms)
         return speculative_argument(way_server(draft, way), way.n, params, way.schedule, resolve)
 
@@ -292,8 +318,8 @@ def load_sweep_view(
         flags=dict(setting.flags),
         loads=tuple(loads),
         points=tuple(sweep),
-        confirmed=tuple(p for p, row in zip(points, rows, strict=True) if row.repeat is not None),
-        variance=_variance(store, spec.name, known, setting),
+        confirmed=tuple(p for p, row in zip(points, rows, strict=True) if is_confirming(row)),
+        variance=variance_of(store, spec.name, known, setting),
         schedule=ranges,
         why_no_schedule=why_no_schedule(version),
         arguments={n: argument(MapWay(n)) for n in sorted(rates) if n > 0 and is_there(MapWay(n))},
@@ -307,10 +333,12 @@ def load_sweep_view(
             and is_lossy({**draft.given(), **searched(name)})
         ),
         outdated=tuple(sorted(lost.intersection(loads))),
+        slots=len({place_of_point(store, ledger, p.id) for p in rows} - {None}),
+        rehearsal=spec.rehearsal_label,
     )
 
 
-def _variance(
+def variance_of(
     store: Store, name: str, known: Collection[str], setting: Setting
 ) -> LaunchVariance | None:
     """Return the launch-to-launch variance of throughput; None: too little is known of it."""
@@ -321,18 +349,19 @@ def _variance(
     return found if found is not None and found.total.degrees >= LEAST_DEGREES else None
 
 
-def _point_view(
+def point_view(
     store: Store,
     ledger: str,
     point: MapPointRow,
     rows: Sequence[LoadRow],
+    leveled: Mapping[int, Rate],
     loads: Sequence[int],
     spec: StudySpec,
 ) -> PointView:
     failure = failure_of_point(store, ledger, point)
     found = {}
     for load in loads:
-        if (rate := _rate(rows, load)) is not None:
+        if (rate := leveled.get(load) or _rate(rows, load)) is not None:
             parts = sorted((x for x in rows if x.concurrency == load), key=lambda x: x.part)
             found[load] = _load_view(store, parts, rate, spec, _throttled(rows, load))
     way = way_of(point)

@@ -41,8 +41,9 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
     - ``confirmed``: null, or ``launches``, ``values``, ``intervals``, ``speedup`` (value, low,
       high) and ``chosen`` (:func:`chosen_by`) of the confirmation.
     - ``slot``: null, or ``number``, ``count``, ``cores`` and ``gpus`` (UUIDs) of the slot that
-      measured it, where several servers ran at the same time.
+      measured it or launches it now, where several servers run at the same time.
     - ``failure_kind``, ``failure_reason``: null unless the trial failed.
+    - ``rehearsal``: only in a rehearsal, what of it is real and what is not.
 
     Args:
         view: The trial's study.
@@ -89,6 +90,7 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
         "failure_kind": t.failure_kind,
         "failure_reason": t.failure_reason,
         "seconds": t.seconds,
+        **({"rehearsal": view.rehearsal} if view.rehearsal else {}),
     }
 
 

@@ -17,15 +17,18 @@ from autotune.engine.draft_method import with_method
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
+from autotune.engine.memory_fit import why_no_weights, why_too_large
 from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.rehearsal import why_loaded_alike
 from autotune.engine.rule import NOTHING, SEQS, Known, minor_of
 from autotune.engine.rules import THROTTLED, doubts_of, infeasible
 from autotune.errors import UserError
 from autotune.results.batch_budget import families_of
-from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, wrapped
+from autotune.results.rehearsed import with_counted_acceptance
+from autotune.results.text import HEADINGS, WIDTH, count, point_text, range_words, upper, wrapped
 from autotune.results.views import TrialView
 from autotune.search.alike import key_of
-from autotune.serving.machine import has_gpu, vllms_gpus
+from autotune.serving.machine import has_gpu, memory_size, vllms_gpus
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import ServerSpec, StudySpec
@@ -298,9 +301,14 @@ def _explained(loaded: LoadedStudy, info: VllmInfo, trials: Iterable[TrialView])
     """Return the map of a study that was checked as a run checks it."""
     check_flags(loaded, info)
     notes = tuple(draft_notes(loaded))
-    loaded = with_method(loaded)
+    loaded = with_counted_acceptance(with_method(loaded))
+    label = loaded.spec.rehearsal_label
+    why = why_loaded_alike(loaded.spec.server, info) or why_no_weights(loaded)
+    if why := why or why_too_large(loaded, info, memory_size()):
+        raise UserError(f"{loaded.path}: {why}")
     found = space_map(loaded.spec, info.version, known_for(loaded, info), trials)
-    return replace(found, notes=(*notes, *found.notes))
+    about = (f"{upper(label)}.",) if label else ()
+    return replace(found, notes=(*about, *notes, *found.notes))
 
 
 def space_map(

@@ -11,7 +11,7 @@ from autotune.engine.compile_cache import CacheUse
 from autotune.engine.launch_stages import STAGES, Stages
 from autotune.errors import UserError
 from autotune.results.tables import Column, Row, Table, text_lines
-from autotune.results.text import plain, wrapped
+from autotune.results.text import plain, upper, wrapped
 from autotune.storage.store import Store
 
 # Headings of two lines, so that all stages fit into 80 columns; the lower one is never empty.
@@ -61,10 +61,12 @@ class TimeView:
     Attributes:
         study: Its name.
         trials: Trials with known stages, in their order.
+        rehearsal: What of a rehearsal is real and what is not; empty: it is none.
     """
 
     study: str
     trials: Sequence[TrialTime] = field(default_factory=tuple)
+    rehearsal: str = ""
 
     def median(self, stage: str) -> float | None:
         """Return the median in seconds over the trials whose time in this stage is known."""
@@ -102,7 +104,7 @@ def time_view(store: Store, name: str) -> TimeView:
             "version of autotune have none, and the next one will"
         )
     trials = [_sum(k, by_trial[k], uses.get(k, ())) for k in sorted(by_trial)]
-    return TimeView(name, trials)
+    return TimeView(name, trials, store.load_study(name)[0].spec.rehearsal_label)
 
 
 def _sum(trial: int, launches: Sequence[Stages], uses: Sequence[CacheUse]) -> TrialTime:
@@ -134,7 +136,8 @@ def time_lines(view: TimeView) -> list[str]:
     """Return a table of 80 columns: a row for each trial, below it the medians and the shares."""
     notes = (line for note in _notes(view) for line in wrapped(note))
     title = f"{plain(view.study)}: seconds by stage"
-    return [title, "", *text_lines(_table(view)), "", *notes]
+    label = [*wrapped(upper(view.rehearsal)), ""] if view.rehearsal else []
+    return [*label, title, "", *text_lines(_table(view)), "", *notes]
 
 
 def _table(view: TimeView) -> Table:
@@ -195,6 +198,7 @@ def time_json(view: TimeView) -> dict[str, Any]:
     """Return the times as plain data; in seconds, shares from 0 to 1."""
     return {
         "study": view.study,
+        **({"rehearsal": view.rehearsal} if view.rehearsal else {}),
         "total": view.total,
         "trials": [
             {

@@ -38,6 +38,7 @@ def trial_story(store: Store, name: str, number: int) -> list[str]:
     view, trial = _found(store, name, number)
     attrs = attrs_of(store.stored_study(name).trials[number])
     lines = [f"trial {number} of {name}: {trial.setting}, {trial.state}"]
+    lines += [view.rehearsal] if view.rehearsal else []
     lines += _why(trial, attrs)
     lines += _measured(view, trial)
     told = read_request_acceptance(store, name, number, trial.point)

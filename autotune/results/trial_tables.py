@@ -11,6 +11,7 @@ from autotune.results.text import (
     optional,
     other_parameters,
     plain,
+    upper,
     value_and_bounds,
     value_text,
 )
@@ -42,7 +43,7 @@ def trials_page(view: StudyView) -> list[Block]:
         for t in view.failures()
     ]
     table = trial_table(view.objectives, view.parameters(), view.trials)
-    return [table, *([Line(), *below] if below else [])]
+    return [*rehearsal_lines(view), table, *([Line(), *below] if below else [])]
 
 
 def front_page(view: StudyView) -> list[Block]:
@@ -58,7 +59,12 @@ def front_page(view: StudyView) -> list[Block]:
     what += ", with 95% intervals:" if intervals else ":"
     table = trial_table(view.objectives, view.parameters(), trials, intervals=intervals)
     notes = (*steps_notes(trials), *throttled_lines(view))
-    return [Line(what), table, *(Line(text) for text in notes)]
+    return [*rehearsal_lines(view), Line(what), table, *(Line(text) for text in notes)]
+
+
+def rehearsal_lines(view: StudyView) -> list[Line]:
+    """Return what is not real in a rehearsal, and an empty line; nothing for other studies."""
+    return [Line(plain(upper(view.rehearsal)), Tone.WARNING), Line()] if view.rehearsal else []
 
 
 def trial_table(

@@ -62,7 +62,7 @@ def study_view(store: Store, name: str) -> StudyView:
     return StudyView(
         name=name,
         objectives=objectives,
-        trials=trials,
+        trials=[_on_its_slot(store, name, v) for v in trials],
         wanted=row.wanted,
         finished=sum(map(counts, every)),
         machine=machine_line(machine) if machine else "",
@@ -73,7 +73,18 @@ def study_view(store: Store, name: str) -> StudyView:
         variables=mixed(environments(store, name, study.trials, spec.server.env)),
         arms=tuple(spec.server.arms),
         dropped=_dropped(study.user_attrs),
+        rehearsal=spec.rehearsal_label,
     )
+
+
+def _on_its_slot(store: Store, name: str, view: TrialView) -> TrialView:
+    """Return a running trial with the slot that launches it; any other unchanged."""
+    if view.state != "running" or view.slot is not None:
+        return view
+    launches = store.launches.of_trial(name, view.number)
+    if not launches or launches[-1].ended_at is not None:
+        return view
+    return replace(view, slot=launches[-1].machine.get("slot"))
 
 
 def _dropped(kept: Mapping[str, Any]) -> dict[int, Dropped]:

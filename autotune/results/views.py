@@ -110,7 +110,7 @@ class TrialView:
         lossy: Whether its launch accepts drafts that the target would not have written.
         skips_steps: Whether it may have steps without drafts, which ``acceptance_length`` leaves
             out.
-        slot: What is kept of the slot that measured it
+        slot: What is kept of the slot that measured it, or launches it now
             (:meth:`autotune.serving.slots.Slot.stored`); None: the run had one server at a time.
     """
 
@@ -203,6 +203,7 @@ class StudyView:
             values: their trials by value, None: not set.
         arms: Names of the study's arms; empty: it has one way to draft.
         dropped: Why candidates of the confirmation are launched no more, by their trial's number.
+        rehearsal: What of a rehearsal is real and what is not; empty: it is none.
     """
 
     name: str
@@ -218,6 +219,7 @@ class StudyView:
     variables: Mapping[str, Mapping[str | None, Sequence[int]]] = field(default_factory=dict)
     arms: Sequence[str] = ()
     dropped: Mapping[int, Dropped] = field(default_factory=dict)
+    rehearsal: str = ""
 
     def front(self) -> list[TrialView]:
         """Return the Pareto front, best by the first objective first."""
@@ -346,6 +348,20 @@ def verdict_lines(view: StudyView) -> list[str]:
     return [f"best by {plain(rule)}: {_choice(view, choice)}" for rule, choice in choices]
 
 
+def off_front_lines(view: StudyView) -> list[str]:
+    """Return the line that says why a choice is not on the Pareto front; none if all are on it."""
+    if view.verdict is None:
+        return []
+    numbers = dict.fromkeys(x.number for x in (*view.verdict.winners, view.verdict.balanced))
+    off = [_name(view, k) for k in numbers if not _trial(view, k).front]
+    if not off:
+        return []
+    why = (
+        "the front is of the search's launches, a choice is among confirmed points, by all launches"
+    )
+    return [f"not on the Pareto front: {', '.join(off)}; {why}"]
+
+
 def _choice(view: StudyView, choice: Choice) -> str:
     words = [_name(view, choice.number)]
     if choice.over_baseline is not None and not _trial(view, choice.number).baseline:
@@ -354,10 +370,12 @@ def _choice(view: StudyView, choice: Choice) -> str:
             e = choice.over_baseline[names.index("throughput")]
             words.append(f"speed-up {times(e)}")
     chance = None if choice.rival is None else choice.chances[choice.rival]
-    if choice.rival is not None and chance is not None:
+    if choice.rival is not None:
         the = "the " if _trial(view, choice.rival).baseline else ""
         rival = the + _name(view, choice.rival)
-        if choice.tie:
+        if chance is None:
+            words.append(f"not comparable with {rival} yet, because no point was launched twice")
+        elif choice.tie:
             words.append(f"a tie with {rival}: better with only {tied_text(chance)} probability")
         else:
             words.append(f"better than {rival} with {_chance_text(chance)} probability")

@@ -83,6 +83,15 @@ def available_memory() -> int:
     return max(0, found)
 
 
+def memory_size() -> int:
+    """Return the bytes of memory that this machine has, or a container's limit if it is less."""
+    found = int(psutil.virtual_memory().total)
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2 and v1
+        with contextlib.suppress(OSError, ValueError):  # missing, or "max"
+            found = min(found, int((_CGROUP / limit).read_text()))
+    return found
+
+
 def machine_line(machine: dict[str, Any]) -> str:
     """Return the machine in one line for people."""
     cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"

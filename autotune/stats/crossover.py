@@ -28,6 +28,11 @@ between the neighbors of its best n are candidates, or those beyond the best if 
 The next n has the largest expected gain over the best, summed over the loads (J. Mockus, "On
 Bayesian methods for seeking the extremum", 1975).
 
+Where several n are launched at the same time, those that run count with their expected value, as if
+they were measured (D. Ginsbourger, R. Le Riche, L. Carraro, "Kriging is well-suited to parallelize
+optimization", Computational Intelligence in Expensive Optimization Problems, 2010: the kriging
+believer).
+
 **Crossover.** At each load the best n >= 1 has a speed-up over n = 0. The crossover is interpolated
 on logarithms of load and speed-up, between the last load at which the speed-up is at least 1 and
 the load after it.
@@ -275,6 +280,32 @@ def propose(rates: Rates, candidates: Iterable[int]) -> Proposal | None:
             most[n] = max(most[n], gain)
     n = max(free, key=lambda k: (sums[k], -k))
     return Proposal(n, math.expm1(most[n])) if sums[n] > 0 else None
+
+
+def expect(rates: Rates, beside: Iterable[int]) -> dict[int, Mapping[int, Rate]]:
+    """Return rates with the expected ones of n that are being launched; see the module.
+
+    So several n can be launched at the same time that are not all next to each other.
+
+    Args:
+        rates: Measured values; at least those of n = 0 and of another n.
+        beside: The n that are being launched.
+    """
+    found: dict[int, Mapping[int, Rate]] = dict(rates)
+    measured = sorted(rates)
+    x = np.log2(np.array(measured) + 1.0)
+    for n in sorted(set(beside) - set(measured)):
+        row = {}
+        for load in rates[0]:
+            if all(load in rates[k] for k in measured):
+                noise = np.array([rates[k][load].within or 0.0 for k in measured]) ** 2
+                at = math.log2(n + 1)
+                i = int(np.searchsorted(measured, n))
+                mean, variance = _walk(at, x, _logs(rates, measured, load), noise, i, 0.0)
+                row[load] = Rate(math.exp(mean), math.sqrt(variance))
+        if row:
+            found[n] = row
+    return found
 
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]

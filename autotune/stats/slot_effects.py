@@ -165,7 +165,8 @@ def effects(y: Floats, layout: Layout) -> Effects:
     named = list(dict.fromkeys(layout.slots[again].tolist()))
     y = y[again]
     _, p, logs = own.projections(_RATIOS)
-    squares = np.einsum("i,rij,j->r", y, p, y)
+    residuals = p @ y  # of shape (ratios, launches)
+    squares = residuals @ y
     degrees = len(y) - own.x.shape[1]
     # [σ, τ] → index of its ρ
     size = len(_GRID)
@@ -176,9 +177,9 @@ def effects(y: Floats, layout: Layout) -> Effects:
     weights = np.exp(log - log.max())
     weights /= weights.sum()
     by_ratio = np.bincount(index.ravel(), weights.ravel(), len(_RATIOS))
-    means = _RATIOS[:, None] * np.einsum("is,rij,j->rs", own.z, p, y)
+    means = _RATIOS[:, None] * (residuals @ own.z)
     mean = by_ratio @ means
-    held = np.einsum("is,rij,jt->rst", own.z, p, own.z)
+    held = own.z.T @ p @ own.z
     sigma2 = np.bincount(index.ravel(), (weights * _GRID[:, None] ** 2).ravel(), len(_RATIOS))
     # cov(u | y), with the mean over σ and τ
     covariance = (sigma2 @ _RATIOS) * np.eye(len(named))

@@ -170,6 +170,7 @@ class TrialAttrs:
         failure_least: Fields of the :class:`autotune.errors.LeastBudget` that the failure stated.
         health_timeout_s: Time limit for the server's first answer, if it did not answer in time.
         reused: Fields of :class:`autotune.results.views.Origin`, which says where it was measured.
+        rehearsal: What of its launch was real and what was not; None: all of it was.
         slot: What is kept of the slot of its last launch
             (:meth:`autotune.serving.slots.Slot.stored`); None: the run had one server at a time.
     """
@@ -197,6 +198,7 @@ class TrialAttrs:
     failure_least: Mapping[str, Any] | None = None
     health_timeout_s: float | None = None
     reused: Mapping[str, Any] | None = None
+    rehearsal: str | None = None
     slot: Mapping[str, Any] | None = None
 
     @classmethod

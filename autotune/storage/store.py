@@ -20,10 +20,12 @@ from autotune.errors import UserError
 from autotune.storage import trials
 from autotune.storage.backend import Backend, backend_of, patient
 from autotune.storage.failures import DAMAGED, GOES_ON, NOTHING_CHANGED, database_errors
+from autotune.storage.hosts import Hosts
 from autotune.storage.launches import Launches
 from autotune.storage.load_maps import LoadMaps, rename_points
 from autotune.storage.location import Database
 from autotune.storage.migrations import REVISIONS, revision_of, upgrade
+from autotune.storage.names import break_even_name
 from autotune.storage.reading import Reader, views_of_today
 from autotune.storage.requests import Requests
 from autotune.storage.schema import KINDS, EventRow, StudyRow
@@ -120,6 +122,7 @@ class Store:
         launches: Launches of all studies.
         requests: Requests of all launches.
         load_maps: Load sweeps of all studies.
+        hosts: What is known of the hosts that launch.
 
     Raises:
         UserError: it cannot be opened, is not autotune's, is damaged, or is from another version.
@@ -134,6 +137,7 @@ class Store:
         self.launches = Launches(self._reader, self._sessions)
         self.requests = Requests(self._reader, self._sessions)
         self.load_maps = LoadMaps(self._reader, self._sessions)
+        self.hosts = Hosts(self._reader, database)
         write = write or create
         try:
             with database_errors(database, UserError, NOTHING_CHANGED):
@@ -291,7 +295,8 @@ class Store:
                     "Change the name in the file, or give another --db"
                 )
             else:
-                rename_points(s, spec.name, {row.fingerprint}, now["fingerprint"])
+                for kept_as in (spec.name, break_even_name(spec.name)):
+                    rename_points(s, kept_as, {row.fingerprint}, now["fingerprint"])
                 for column, value in now.items():
                     setattr(row, column, value)
             s.commit()

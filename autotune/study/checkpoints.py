@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autotune.errors import UserError
 from autotune.study.models import draft_folder, target_folder
+from autotune.study.shapes import config_of_shape, is_shape
+from autotune.study.weights import SUFFIXES
 
 _MOST_BYTES = 8 << 20  # of a config.json; the largest that is known has 0.1 MB
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -53,10 +56,15 @@ def config_of(ref: str, base: Path) -> dict[str, Any] | None:
     """Return the content of a model's ``config.json``; None: it is not on this disk.
 
     Args:
-        ref: Model reference of a study: a folder, a ``demo:`` name, or a hub name, which is looked
-            up in the cache of Hugging Face's hub.
+        ref: Model reference of a study: a folder, a ``demo:`` or ``shape:`` name, or a hub name,
+            which is looked up in the cache of Hugging Face's hub.
         base: Folder that relative paths start from: the study's.
     """
+    if is_shape(ref):
+        try:
+            return config_of_shape(ref)
+        except UserError:
+            return None
     folder = _folder(ref, base)
     if folder is None:
         return None
@@ -68,6 +76,28 @@ def config_of(ref: str, base: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def has_no_weights(ref: str, base: Path) -> bool:
+    """Return whether a model is a shape: its folder is on this disk, and no file of weights in it.
+
+    Args:
+        ref: Model reference of a study.
+        base: Folder that relative paths start from: the study's.
+    """
+    if is_shape(ref):
+        return True
+    if ref.startswith("demo:"):  # made whole, on its first use
+        return False
+    folder = _folder(ref, base)
+    try:
+        return (
+            folder is not None
+            and (folder / "config.json").is_file()
+            and not any(p.suffix in SUFFIXES for p in folder.iterdir())
+        )
+    except OSError:
+        return False
 
 
 def speculators_of(config: Mapping[str, Any] | None) -> Speculators | None:

@@ -36,7 +36,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from autotune.study.files import LoadedStudy
-from autotune.study.keys import Affects
+from autotune.study.keys import Affects, key_name
 from autotune.study.schema import StudySpec
 
 # Keys that name a file; see the module docstring.
@@ -91,7 +91,7 @@ def table(model: type[BaseModel], prefix: str = "") -> dict[str, Affects]:
     for key, field in model.model_fields.items():
         inner, effect = section(field), affects(field)
         if effect is not None:
-            out[prefix + key] = effect
+            out[prefix + key_name(key)] = effect
         elif inner is not None:
             out |= table(inner, f"{prefix}{key}.")
         else:
@@ -218,7 +218,8 @@ def _of_model(
     model: type[BaseModel], body: Mapping[str, Any], key: str, entry: str
 ) -> Iterator[_Leaf]:
     for name, field in model.model_fields.items():
-        value, here, there = body.get(name), f"{key}{name}", f"{entry}{name}"
+        value, own = body.get(name), key_name(name)
+        here, there = f"{key}{own}", f"{entry}{own}"
         inner = section(field)
         if affects(field) is not None or inner is None:
             default = None if field.is_required() else _default(field)
@@ -331,6 +332,8 @@ def fingerprint_of_0_1(spec: StudySpec, found: Mapping[str, str]) -> str:
     for key in ("sharegpt", "replay", "repeat", "tools"):  # unknown to the first studies
         if not load[key]:
             del load[key]
+    if body["rehearsal"] is None:
+        del body["rehearsal"]
     if not body["server"]["arms"]:
         del body["server"]["arms"]
     if spec.workload.replay is not None:  # keys of 0.2 with their defaults
@@ -378,6 +381,9 @@ def why_not_same(old: LoadedStudy, kept: str, new: LoadedStudy) -> str | None:
         kept: Fingerprint in the database, which covers the content of its files.
         new: The study as it is now; its files are read.
     """
+    if (old.spec.rehearsal is None) != (new.spec.rehearsal is None):
+        kinds = ("a rehearsal then, real now", "real then, a rehearsal now")
+        return f"kind of run ({kinds[old.spec.rehearsal is None]})"
     if found := differences(old.spec, new.spec):
         first = found[0]
         # where a study that left the key out was run with another value than it would be now

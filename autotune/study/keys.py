@@ -41,3 +41,12 @@ class Model(BaseModel):
     """Base of the sections of a study."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def key_name(field: str) -> str:
+    """Return the key of a study that a model's field has: ``from_`` is ``from``, a word of Python.
+
+    Args:
+        field: Name of the field.
+    """
+    return field.removesuffix("_")

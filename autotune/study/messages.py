@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from autotune.errors import UserError, one_line
+from autotune.study.keys import key_name
 from autotune.study.objective_spec import ObjectiveSpec, SloSpec
+from autotune.study.rehearsal import AcceptanceSpec, RehearsalSpec, WeightsSpec
 from autotune.study.schema import BudgetSpec, MeasureSpec, SearchSpec, ServerSpec, StudySpec
 from autotune.study.workload import RandomPrompts, ReplayPrompts, ShareGptPrompts, WorkloadSpec
 
@@ -41,6 +43,9 @@ _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("measure",): MeasureSpec,
     ("search",): SearchSpec,
     ("budget",): BudgetSpec,
+    ("rehearsal",): RehearsalSpec,
+    ("rehearsal", "acceptance"): AcceptanceSpec,
+    ("rehearsal", "weights"): WeightsSpec,
     ("objectives",): ObjectiveSpec,
     ("objectives", "slo"): SloSpec,
 }
@@ -87,7 +92,8 @@ def _problem(e: Mapping[str, Any]) -> tuple[str, str]:
     key = ".".join(loc)
     if e["type"] == "extra_forbidden":
         section = tuple(p for p in loc[:-1] if not p.isdigit())
-        allowed = _PARAM_KEYS[kind] if kind else [*_SECTIONS.get(section, StudySpec).model_fields]
+        fields = _SECTIONS.get(section, StudySpec).model_fields
+        allowed = _PARAM_KEYS[kind] if kind else [*map(key_name, fields)]
         close = difflib.get_close_matches(loc[-1], allowed, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return key, f"unknown key; {hint}allowed are {', '.join(allowed)}"

@@ -32,6 +32,7 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from autotune.errors import UserError
+from autotune.study.shapes import folder_of_shape, is_shape
 
 Progress = Callable[[str, float], None]
 
@@ -56,7 +57,8 @@ def resolve_model(ref: str, base: Path, progress: Progress | None = None) -> str
     """Return what vLLM is given for a model reference of a study.
 
     Args:
-        ref: ``demo:target``, ``demo:draft``, a folder (or a ``.gguf`` file), or a hub name.
+        ref: ``demo:target``, ``demo:draft``, a shape, a folder (or a ``.gguf`` file), or a name of
+            the hub.
         base: Folder that relative paths start from: the study's.
         progress: Function that is called while ``demo:target`` is made, on its first use. It gets
             the stage (``wait``, ``download``, ``unpack``, ``convert``, ``check``) and the share of
@@ -66,13 +68,15 @@ def resolve_model(ref: str, base: Path, progress: Progress | None = None) -> str
         An absolute path, or the hub name unchanged.
 
     Raises:
-        UserError: the path does not exist or has no model, the ``demo:`` name is unknown, or the
-            demo target could not be made.
+        UserError: the path does not exist or has no model, the ``demo:`` or ``shape:`` name is
+            unknown, or the demo target could not be made.
     """
     if ref == "demo:draft":
         return str(draft_folder())
     if ref == "demo:target":
         return str(_target(progress or (lambda stage, done: None)))
+    if is_shape(ref):
+        return str(folder_of_shape(ref))
     if ref.startswith("demo:"):
         raise UserError(f"{ref}: no such demo model; there are demo:target and demo:draft")
     path = Path(os.path.abspath(base / Path(ref).expanduser()))  # noqa: PTH100 – keeps symlinks

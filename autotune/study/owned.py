@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autotune.study.options import Clash, merged
+from autotune.study.rehearsal import LOAD_FORMAT
 from autotune.study.schema import OWNED_FLAGS, StudySpec
 from autotune.study.secrets import argument_secret, command_secret, without_passwords
 from autotune.study.space import ARM, DRAFT, MNBT, ChoiceParam, N
@@ -152,6 +153,8 @@ def _why_not_in_command(spec: StudySpec, name: str, *, sure: bool) -> str | None
     if sure or name not in _COMMON:
         if why := why_not_yours(name):
             return why
+        if is_meant(name, LOAD_FORMAT) and spec.rehearsal is not None and spec.rehearsal.weights:
+            return "rehearsal.weights sets it; leave it out of the command"
         if name in (*spec.space, *spec.server.flags, N):
             return _move(spec, name)
     return None

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from autotune.study.differences import TABLE, affects
+from autotune.study.keys import key_name
 from autotune.study.schema import StudySpec
 from autotune.study.space import ChoiceParam, FloatParam, IntParam, Pow2Param
 
@@ -105,7 +106,7 @@ def _table(place: str, model: type[BaseModel]) -> str:
         if not field.description:
             raise ValueError(f"{model.__name__}.{key} has no description")
         kind = _kind(field.annotation) + _range(field.annotation, field.metadata)
-        cells = [f"`{key}`", kind, _default(field), field.description, _unit(key)]
+        cells = [f"`{key_name(key)}`", kind, _default(field), field.description, _unit(key)]
         cells.append(affects(field) or "")
         rows.append(f"| {' | '.join(map(_cell, cells))} |")
     if model.model_config.get("extra") == "allow":

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
+    PrivateAttr,
     field_validator,
     model_validator,
 )
@@ -27,6 +28,7 @@ from autotune.study.keys import (
     Schedule,
 )
 from autotune.study.objective_spec import NamedObjective, ObjectiveSpec
+from autotune.study.rehearsal import AcceptanceSpec, Played, RehearsalSpec, played
 from autotune.study.secrets import MASK, is_secret
 from autotune.study.space import ALIGNED, ARM, DRAFT, MNBT, N, Param, Space, Value
 from autotune.study.speculative import SpeculativeSpec
@@ -85,7 +87,10 @@ class ServerSpec(Model):
         "vllm.entrypoints.openai.api_server`, or any other, such as a container; without it, the "
         "vLLM of autotune's own environment",
     )
-    model: Result[str] = Field(description="the target: a folder, a hub name or `demo:target`")
+    model: Result[str] = Field(
+        description="the target: a folder, a hub name, `demo:target`, or a "
+        "shape such as `shape:qwen3-8b:w4a16`"
+    )
     flags: Result[dict[str, FlagValue]] = Field(
         default_factory=dict,
         description="vLLM flags that stay fixed; true for a switch, false for its --no- form",
@@ -119,6 +124,8 @@ class ServerSpec(Model):
         le=MOST_SECONDS,
         description="wait after SIGTERM before the whole tree is killed",
     )
+    # from the study's key `rehearsal`
+    _played: Played | None = PrivateAttr(default=None)
 
     def settings(self, point: Mapping[str, FlagValue]) -> dict[str, FlagValue]:
         """Return every launch setting of a point, fixed and searched.
@@ -131,7 +138,19 @@ class ServerSpec(Model):
         way = self._arm_at(point) or self.speculative
         draft = way.given() if way is not None else {}
         fixed = {k if k == N else f"{DRAFT}{k}": v for k, v in draft.items()}
-        return {**self.flags, **fixed, **self._reaching(point)}
+        found = {**self.flags, **fixed, **self._reaching(point)}
+        return found if self._played is None else self._played.applied(found)
+
+    @property
+    def played(self) -> Played | None:
+        """What of its launches is rehearsed; None: nothing."""
+        return self._played
+
+    def playing(self, how: Played | None) -> ServerSpec:
+        """Return the server with another rehearsal; None: as the rest of the study says."""
+        server = self.model_copy()
+        server._played = how
+        return server
 
     def _arm_at(self, point: Mapping[str, FlagValue]) -> ArmSpec | None:
         name = point.get(ARM)
@@ -361,6 +380,9 @@ class StudySpec(Model):
         default_factory=SearchSpec, description="how the next point is chosen"
     )
     budget: BudgetSpec = Field(default_factory=BudgetSpec, description="when to stop")
+    rehearsal: RehearsalSpec | None = Field(
+        default=None, description="run without the real weights or the real acceptance"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -426,6 +448,8 @@ class StudySpec(Model):
         names = [o.name for o in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError("objectives: the same objective is listed twice")
+        if self.rehearsal is not None:
+            self.server._played = played(self)
         return self
 
     @property
@@ -512,6 +536,28 @@ class StudySpec(Model):
             draft = server.speculative.model_copy(update=change)
             server = server.model_copy(update={"speculative": draft})
         return self.model_copy(update={"server": server})
+
+    @property
+    def rehearsal_label(self) -> str:
+        """What of a rehearsal is real and what is not, in one line; empty: it is none."""
+        return "" if self.server.played is None else self.server.played.label
+
+    def rehearsed_with(self, acceptance: AcceptanceSpec) -> StudySpec:
+        """Return the rehearsal with another acceptance.
+
+        Raises:
+            ValueError: it does not go together with the study, or the study is no rehearsal.
+        """
+        if self.rehearsal is None:
+            raise ValueError("the study is no rehearsal")
+        how = self.rehearsal.model_copy(update={"acceptance": acceptance})
+        spec = self.model_copy(update={"rehearsal": how})
+        return spec.model_copy(update={"server": self.server.playing(played(spec))})
+
+    def without_rehearsal(self) -> StudySpec:
+        """Return the study as it would be run with the real weights."""
+        server = self.server.playing(None)
+        return self.model_copy(update={"rehearsal": None, "server": server})
 
     def to_space(self) -> Space:
         """Return the searched parameters, with the arm where there are several."""

@@ -36,7 +36,8 @@ class SpeculativeSpec(BaseModel):
     )
     model: Result[str | None] = Field(
         default=None,
-        description="the draft: a folder, a hub name or `demo:draft`; `mtp`, `ngram` and `suffix` "
+        description="the draft: a folder, a hub name, `demo:draft`, or that of a shape such as "
+        "`shape:qwen3-8b:draft`; `mtp`, `ngram` and `suffix` "
         "need none",
     )
 

@@ -1,4 +1,4 @@
-"""The text of a study as a database keeps it: without secrets, with the method that was found."""
+"""The text of a study as a database keeps it: without secrets, with what was found for it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from autotune.study.yaml import compose, load
 def text_to_store(loaded: LoadedStudy) -> str:
     """Return a study's text as a database keeps it.
 
-    The method of each draft is in it, also where the file says none. The draft's config.json may be
-    gone, or on another machine, when the database is read.
+    The method of each draft is in it, also where the file says none, and the acceptance that was
+    taken from another study. The draft's config.json and that study may be gone, or on another
+    machine, when the database is read.
 
     Args:
         loaded: The study with its method, from :mod:`autotune.engine.draft_method`.
@@ -26,7 +27,23 @@ def text_to_store(loaded: LoadedStudy) -> str:
     for arm, draft in loaded.spec.server.drafts.items():
         place = ("server", "speculative") if arm is None else ("server", "arms", arm)
         text = _with_method(text, place, draft)
-    return text_without_secrets(loaded.model_copy(update={"text": text}))
+    return text_without_secrets(loaded.model_copy(update={"text": _with_rates(text, loaded)}))
+
+
+def _with_rates(text: str, loaded: LoadedStudy) -> str:
+    """Return a text with the acceptance that a rehearsal took from another study.
+
+    That study may change or be gone when the database is read.
+    """
+    how = loaded.spec.rehearsal
+    if how is None or how.acceptance is None or how.acceptance.from_ is None:
+        return text
+    raw = load(text)
+    given = raw["rehearsal"]["acceptance"]
+    if how.acceptance.by_n is None or "by_n" in given:
+        return text
+    raw = _changed(raw, ("rehearsal", "acceptance"), {**given, "by_n": how.acceptance.by_n})
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
 
 def _with_method(text: str, place: tuple[str, ...], draft: SpeculativeSpec) -> str:

@@ -1,7 +1,8 @@
 """Identity of a model's weights: a short hash that does not depend on their place.
 
 A model that is trained further, or fetched again, keeps its name, its shapes and its size. Trials
-before and after that do not compare, and nothing in a study file shows it.
+before and after that do not compare, and nothing in a study file shows it. A folder without weights
+(a shape) is what its ``config.json`` says.
 
 The weights are sampled. For each file the hash covers its size and :data:`SAMPLES` pieces of
 :data:`PIECE` bytes, evenly spaced from its first to its last byte. Training changes every weight,
@@ -17,6 +18,7 @@ from pathlib import Path
 SAMPLES = 16  # pieces of a file
 PIECE = 65536  # bytes of a piece
 SUFFIXES = {".safetensors", ".gguf", ".bin", ".pt", ".pth"}
+_SHAPE = "config.json"
 _SHOWN = 12  # hexadecimal digits of the hash
 
 
@@ -30,11 +32,19 @@ def draft_role(arm: str | None, model: str) -> str:
     return "draft" if arm is None else f"draft {model}"
 
 
-def weights_id(path: Path) -> str | None:
-    """Return the hash of the weights in a folder or file; None: there are none to read."""
+def weights_id(path: Path, *, random: bool = False) -> str | None:
+    """Return the hash of the weights in a folder or file; None: there is no model to read.
+
+    Without weights, it is the hash of ``config.json``.
+
+    Args:
+        path: The folder or file.
+        random: Whether a launch takes random weights, so that those of the folder do not count.
+    """
     try:
         files = [path] if path.is_file() else sorted(path.iterdir())
-        weights = [p for p in files if p.suffix in SUFFIXES and p.is_file()]
+        weights = [p for p in files if p.suffix in SUFFIXES and p.is_file() and not random]
+        weights = weights or [p for p in files if p.name == _SHAPE and p.is_file()]
         if not weights:
             return None
         digest = hashlib.sha256()

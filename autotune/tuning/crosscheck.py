@@ -32,7 +32,7 @@ from autotune.results.client_agreement import (
     notes_of,
     samples_of,
 )
-from autotune.results.text import point_text
+from autotune.results.text import point_text, upper
 from autotune.serving.machine import machine_line
 from autotune.serving.server import Server
 from autotune.stats import Measurement
@@ -98,7 +98,10 @@ def crosscheck(
         bench_vllm=bench_info.version,
         machine=machine_line(machine),
         runs=task.runs,
-        notes=notes_of(spec.workload, rounds, chat=chat),
+        notes=[
+            *([upper(spec.rehearsal_label) + "."] if spec.rehearsal_label else []),
+            *notes_of(spec.workload, rounds, chat=chat),
+        ],
     )
     (folder / "crosscheck.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
     title = f"# {spec.name}: {OURS} against `{BENCH}`"

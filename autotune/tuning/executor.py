@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from autotune.study.space import Point
-from autotune.tuning.trial import Outcome, Trial, TrialRunner
+from autotune.tuning.slot_messages import J, Job
+from autotune.tuning.trial import Outcome
+
+J_contra = TypeVar("J_contra", bound=Job, contravariant=True)
 
 
-class Executor(Protocol):
-    """Runs trials on one or more slots."""
+class Executor(Protocol[J]):
+    """Runs trials, or points of a load sweep, on one or more slots."""
 
     @property
     def capacity(self) -> int:
         """How many more trials may be submitted now."""
 
-    def submit(self, trial: Trial) -> None:
+    def submit(self, trial: J) -> None:
         """Take a trial; only while there is capacity."""
 
-    def completed(self) -> list[tuple[Trial, Outcome]]:
+    def completed(self) -> list[tuple[J, Outcome]]:
         """Wait until at least one trial has ended, and return those that have.
 
         Returns:
@@ -57,7 +60,14 @@ def slot_for(taken: Collection[int], home: int | None = None) -> int:
     return next(slot for slot in itertools.count() if slot not in taken)
 
 
-class OneSlot:
+class Runner(Protocol[J_contra]):
+    """Runs one trial after another, in the caller's thread."""
+
+    def run(self, trial: J_contra, ahead: Callable[[int], Sequence[Point]], /) -> Outcome:
+        """Bring a trial to its end."""
+
+
+class OneSlot(Generic[J]):
     """The executor of one slot: a trial runs in the caller's thread while it is waited for.
 
     Args:
@@ -65,10 +75,10 @@ class OneSlot:
         ahead: Returns points whose servers may be started together with the running trial's.
     """
 
-    def __init__(self, runner: TrialRunner, ahead: Callable[[int], Sequence[Point]]) -> None:
+    def __init__(self, runner: Runner[J], ahead: Callable[[int], Sequence[Point]]) -> None:
         self._runner = runner
         self._ahead = ahead
-        self._waiting: Trial | None = None
+        self._waiting: J | None = None
         self._closed = False
 
     @property
@@ -76,13 +86,13 @@ class OneSlot:
         """1 while no trial waits, 0 while one does or after the end."""
         return int(self._waiting is None and not self._closed)
 
-    def submit(self, trial: Trial) -> None:
+    def submit(self, trial: J) -> None:
         """Take a trial, which runs when :meth:`completed` is called."""
         if not self.capacity:
             raise RuntimeError("no slot is free")
         self._waiting = trial
 
-    def completed(self) -> list[tuple[Trial, Outcome]]:
+    def completed(self) -> list[tuple[J, Outcome]]:
         """Run the trial that waits, and return its outcome."""
         if self._waiting is None:
             return []

@@ -1,8 +1,14 @@
-"""What a load sweep launches next: a fixed n, another way to speculate, or a repeated launch."""
+"""What a load sweep launches next: a fixed n, another way to speculate, or a repeated launch.
+
+With several slots, points are launched at the same time, each on one slot. A slot launches n = 0
+before any other point of the sweep, and each pass of the confirmation, A B C or C B A, stays on one
+slot: so there is something on every slot that compares it with the others.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,22 +17,15 @@ from autotune.engine.adaptive_verification import LAUNCH_NOTE, why_no_adaptive
 from autotune.engine.draft_schedule import ranges_of, why_no_schedule
 from autotune.errors import NothingUsable, UserError
 from autotune.results.load_map import LoadSweepView
-from autotune.results.load_map_ways import MapWay, WayKind, way_of, way_params, way_server
-from autotune.results.read_load_map import (
-    comparable_loads,
-    failure_of_point,
-    largest_batch,
-    launched_version,
-    rates_of,
-)
-from autotune.stats.crossover import Rate, Schedule, propose
+from autotune.results.load_map_ways import MapWay, WayKind, way_of
+from autotune.results.read_load_map import largest_batch, launched_version
+from autotune.results.sweep_slots import LINK, is_confirming, is_link, is_swept
+from autotune.stats.crossover import Schedule, expect, propose
 from autotune.stats.referee import there_and_back
 from autotune.storage.schema import MapPointRow
 from autotune.storage.store import Store
-from autotune.study.space import N, Value
-from autotune.tuning.load_map_requests import order
 from autotune.tuning.load_map_setting import ArmRival, Settled
-from autotune.tuning.prepare import Prepared
+from autotune.tuning.load_map_state import SweepState, Underway
 
 FIRST_N = 3  # the first n with drafts, where the study knows no winner
 # No n is launched of which less is expected at every load: launches differ by more.
@@ -52,6 +51,9 @@ class Rivals:
     asked: Sequence[tuple[int, int]] | None = None
     launches: int = 2
     confirm: int = 0
+
+
+NOTHING = Underway()
 
 
 class Chooser:
@@ -85,12 +87,14 @@ class Chooser:
         say: Callable[[str], None],
     ) -> None:
         self.store, self.study, self.launched_as = store, study, launched_as
-        self.setting, self.p = settled.setting, settled.prepared
+        self.settled, self.setting, self.p = settled, settled.setting, settled.prepared
         self.winners, self.candidates = settled.winners, settled.candidates
         self.own_schedule, self.arms = settled.schedule, settled.arms
         self.loads, self.launches, self.rivals = loads, launches, rivals
         self._view, self._say = view, say
+        self.state = SweepState(store, study, launched_as, settled.setting, loads)
         self._said: set[str] = set()
+        self._stores = True  # False: only looked at what would be launched
         self._check()
 
     def say(self, text: str) -> None:
@@ -118,90 +122,107 @@ class Chooser:
             if None not in reasons:
                 raise UserError(f"--ways adaptive: {reasons[0] if reasons else 'no n to launch'}")
 
-    # -- what there is -----------------------------------------------------------------------------
-
-    def points(self) -> list[MapPointRow]:
-        """Return the points of this setting, oldest first."""
-        setting = self.setting.plain()
-        return [x for x in self.store.load_maps.points(self.study) if x.setting == setting]
-
-    def missing(self, point: MapPointRow) -> list[tuple[int, int]]:
-        """Return load and part that were not measured, in their order; none of a failed point."""
-        if failure_of_point(self.store, self.launched_as, point) is not None:
-            return []
-        done = {(x.concurrency, x.part) for x in comparable_loads(self.store, point.id)}
-        return [x for x in order(self.loads) if x not in done]
-
-    def _of(self, family: tuple[WayKind, object]) -> dict[int, MapPointRow]:
-        """Return the sweep's points of one family of ways, by n."""
-        found = [x for x in self.points() if x.repeat is None and way_of(x).family == family]
-        return {x.n: x for x in found}
-
-    def _rates(self, points: dict[int, MapPointRow]) -> dict[int, dict[int, Rate]]:
-        """Return what was measured, by n and load."""
-        rows = {n: comparable_loads(self.store, x.id) for n, x in points.items()}
-        return rates_of(rows, self.loads)
-
     # -- what comes next ---------------------------------------------------------------------------
 
-    def next(self) -> MapPointRow | None:
+    def next(self, now: Underway = NOTHING) -> MapPointRow | None:
         """Return the point to launch: a fixed n, then a rival, then of the confirmation.
+
+        Args:
+            now: What is being launched.
+
+        Returns:
+            None: nothing is left, or something that runs has to end before, on this slot.
 
         Raises:
             NothingUsable: n = 0 gave no numbers.
         """
-        for choose in (self._fixed, self._schedule, self._adaptive, self._arm, self._confirmation):
-            if (point := choose()) is not None:
+        point = self._fixed(now)
+        running = [x for x in self.state.points() if x.id in now.running]
+        if point is not None or any(
+            way_of(x).kind is WayKind.FIXED and not is_confirming(x) for x in running
+        ):
+            return point
+        if self.state.compares(now):
+            point = self._rival(now)
+        elif not self.state.linked(now).intersection(now.places) and self._has_rival(now):
+            point = self._add(MapWay(0), repeat=LINK)
+        if point is not None or not all(map(is_confirming, running)):
+            return point
+        return self._confirmation(now)
+
+    def _rival(self, now: Underway) -> MapPointRow | None:
+        """Return the next launch of another way to speculate."""
+        for choose in (self._schedule, self._adaptive, self._arm):
+            if (point := choose(now)) is not None:
                 return point
         return None
 
-    def _fixed(self) -> MapPointRow | None:
+    def _has_rival(self, now: Underway) -> bool:
+        """Return whether another way is to be launched; stores nothing."""
+        self._stores = False
+        try:
+            return self._rival(dataclasses.replace(now, place=None)) is not None
+        finally:
+            self._stores = True
+
+    # -- the ways ----------------------------------------------------------------------------------
+
+    def _fixed(self, now: Underway) -> MapPointRow | None:
         """Return the next fixed n: one that is begun, n = 0, the first guess, the most promising.
 
         Raises:
             NothingUsable: n = 0 failed.
         """
-        begun = self._of(MapWay(0).family)
-        for point in begun.values():
-            if self.missing(point):
+        begun = self.state.of(MapWay(0).family)
+        for point in [*begun.values(), *filter(is_link, self.state.points())]:
+            if self.state.is_due(point, now):
                 return point
         if (none := begun.get(0)) is None:
             return self._add(MapWay(0))
-        if (why := failure_of_point(self.store, self.launched_as, none)) is not None:
+        if (why := self.state.failure(none)) is not None:
             raise NothingUsable(
                 f"{self.study}: n = 0 gave no numbers, so there is nothing to compare with: "
                 f"{why[1]}"
             )
-        rates = self._rates(begun)
+        free = [n for n in self.candidates if n not in begun]
+        left = min(self.launches - len(begun), len(free))
+        if self.state.needs_link(left, now):
+            return self._add(MapWay(0), repeat=LINK)
+        if self.state.missing(none) or not self.state.compares(now):
+            return None
+        rates = self.state.rates(begun)
         if 0 not in rates:
             raise NothingUsable(
                 f"{self.study}: n = 0 was throttled at every concurrency, so there is nothing to "
                 "compare with: take lower ones"
             )
-        free = [n for n in self.candidates if n not in begun]
-        if len(begun) >= self.launches or not free:
+        if left <= 0:
             return None
+        beside = [n for n, x in begun.items() if x.id in now.running]
         if max(rates) == 0:  # none with drafts yet, or all that were tried failed
-            wanted = next((n for n in self.winners if n in free), FIRST_N)
-            return self._add(MapWay(min(free, key=lambda n: (abs(n - wanted), n))))
-        found = propose(rates, free)
+            return self._add(MapWay(guess(free, beside, self.winners)))
+        found = propose(expect(rates, beside), free)
         if found is None or found.gain < LEAST_GAIN:
-            self.say(f"no further n is launched: none promises {LEAST_GAIN:.0%} more at any load")
+            if not beside:
+                self.say(
+                    f"no further n is launched: none promises {LEAST_GAIN:.0%} more at any load"
+                )
             return None
         return self._add(MapWay(found.n))
 
-    def _schedule(self) -> MapPointRow | None:
+    def _schedule(self, now: Underway) -> MapPointRow | None:
         """Return a schedule to launch: the one that was asked for, and the one of the numbers."""
-        if self.rivals.asked is not None and (point := self._launch(self._asked(), asked=True)):
+        asked = self.rivals.asked is not None
+        if asked and (point := self._launch(self._asked(), now, asked=True)) is not None:
             return point
         if not self.rivals.schedule:
             return None
         found = self._view().schedule
         if found is not None:
-            return self._launch(_scheduled_way(found), asked=False)
+            return self._launch(_scheduled_way(found), now, asked=False)
         if self.own_schedule is not None:
-            return self._launch(_scheduled_way(self.own_schedule), asked=True)
-        if self.rivals.asked is None:
+            return self._launch(_scheduled_way(self.own_schedule), now, asked=True)
+        if not asked:
             self.say(
                 "the numbers suggest no schedule: one n is near the best at every load; "
                 "--schedule 1:7,8:3 launches one all the same, n = 7 below a batch of 8, then 3"
@@ -220,30 +241,30 @@ class Chooser:
         except ValueError as e:
             raise UserError(f"--schedule: {e}") from e
 
-    def _adaptive(self) -> MapPointRow | None:
+    def _adaptive(self, now: Underway) -> MapPointRow | None:
         if not self.rivals.adaptive:
             return None
-        return self._one_of(lambda n: MapWay(n, adaptive=True), self.candidates)
+        return self._one_of(lambda n: MapWay(n, adaptive=True), self.candidates, now)
 
-    def _arm(self) -> MapPointRow | None:
-        for name, arm in self.arms.items() if self.rivals.arms else ():
-            point = self._one_of(partial(_way_of_arm, name, arm), arm.candidates)
-            if point is not None:
-                return point
-        return None
+    def _arm(self, now: Underway) -> MapPointRow | None:
+        each = self.arms.items() if self.rivals.arms else ()
+        found = (self._one_of(partial(_way_of_arm, k, x), x.candidates, now) for k, x in each)
+        return next((point for point in found if point is not None), None)
 
     def _one_of(
-        self, make: Callable[[int], MapWay], candidates: Sequence[int]
+        self, make: Callable[[int], MapWay], candidates: Sequence[int], now: Underway
     ) -> MapPointRow | None:
-        """Return the next n of ways that differ in n alone; None: there is no more.
+        """Return the next n of ways that differ in n alone; None: there is no more, or one runs.
 
         The first is the largest n that is the best fixed one at any load, since drafts that are not
         worth it are left out. Each further one is the most promising, as among fixed n.
         """
-        begun = self._of(make(1).family)
+        begun = self.state.of(make(1).family)
         for point in begun.values():
-            if self.missing(point):
+            if self.state.is_due(point, now):
                 return point
+        if any(map(self.state.missing, begun.values())):
+            return None
         reasons = {n: self._why_not(make(n)) for n in candidates if n not in begun}
         free = [n for n, why in reasons.items() if why is None]
         if not free and not begun:
@@ -251,16 +272,19 @@ class Chooser:
             self.say(f"{what} is not launched: {next(iter(reasons.values()), 'no n')}")
         if not free or len(begun) >= self.rivals.launches:
             return None
-        rates = self._rates(begun)
+        rates = self.state.rates(begun)
         if not rates:
             best = [x.draft for x in self._view().at if x.draft is not None]
             wanted = max(best, default=FIRST_N)
             return self._add(make(min(free, key=lambda n: (abs(n - wanted), n))))
-        found = propose({0: self._rates(self._of(MapWay(0).family))[0], **rates}, free)
+        found = propose({0: self.state.rates(self.state.of(MapWay(0).family))[0], **rates}, free)
         return None if found is None or found.gain < LEAST_GAIN else self._add(make(found.n))
 
-    def _confirmation(self) -> MapPointRow | None:
-        """Return the next launch of the confirmation: there and back, each way as often."""
+    def _confirmation(self, now: Underway) -> MapPointRow | None:
+        """Return the next launch of the confirmation: there and back, each way as often.
+
+        A pass launches each way once, and stays on the slot that it was begun on.
+        """
         if not self.rivals.confirm:
             return None
         plan = self._view().confirmation_plan(self.rivals.confirm)
@@ -270,30 +294,37 @@ class Chooser:
         if plan.left_out:
             names = ", ".join(w.name for w in plan.left_out)
             self.say(f"not confirmed, for lack of launches: {names}")
-        known = {(way_of(x), x.repeat): x for x in self.points() if x.repeat is not None}
-        done: dict[MapWay, int] = {}
-        for way in there_and_back(plan.ways, self.rivals.confirm):
-            done[way] = done.get(way, 0) + 1
-            point = known.get((way, done[way]))
-            if point is None:
-                return self._add(way, repeat=done[way])
-            if self.missing(point):
-                return point
+        known = {(way_of(x), x.repeat): x for x in self.state.points() if is_confirming(x)}
+        order = there_and_back(plan.ways, self.rivals.confirm)
+        for number in range(1, len(order) // max(1, len(plan.ways)) + 1):
+            ways = order[(number - 1) * len(plan.ways) : number * len(plan.ways)]
+            begun = [known[way, number] for way in ways if (way, number) in known]
+            if any(x.id in now.running for x in begun):
+                continue
+            homes = {home for x in begun if (home := self.state.place_of(x, now)) is not None}
+            if now.place is not None and now.place not in homes and homes.intersection(now.places):
+                continue
+            for way in ways:
+                point = known.get((way, number))
+                if point is None:
+                    return self._add(way, repeat=number)
+                if self.state.missing(point):
+                    return point
         return None
 
-    def _launch(self, way: MapWay, *, asked: bool) -> MapPointRow | None:
+    def _launch(self, way: MapWay, now: Underway, *, asked: bool) -> MapPointRow | None:
         """Return the point of a way if it is to be launched; say why it is not."""
         if (why := self._why_not(way)) is not None:
             self.say(f"{way.name} is not launched: {why}")
             return None
-        same = [x for x in self.points() if x.repeat is None and way_of(x) == way]
+        same = [x for x in self.state.points() if is_swept(x) and way_of(x) == way]
         known = next((x for x in same if (x.way is not None) == asked), None)
         # of a suggestion that no longer is one, the numbers are shown only if it is asked for
         if known is None and same and (not asked or way.schedule == self._view().schedule):
             known = same[0]
         if known is None:
             return self._add(way, asked=asked)
-        return known if self.missing(known) else None
+        return known if self.state.is_due(known, now) else None
 
     def _why_not(self, way: MapWay) -> str | None:
         """Return why this vLLM cannot launch a way; None: nothing is known against it."""
@@ -302,26 +333,20 @@ class Chooser:
             return why
         if way.adaptive and (why := why_no_adaptive(*versions)) is not None:
             return why
-        return self.prepared_of(way).infeasible(self.point_of(way))
-
-    def prepared_of(self, way: MapWay) -> Prepared:
-        """Return the study as a way launches it."""
-        base = self.p if way.arm is None else self.arms[way.arm].prepared
-        spec = base.spec.model_copy(update={"server": way_server(base.spec.server, way)})
-        return dataclasses.replace(base, loaded=base.loaded.model_copy(update={"spec": spec}))
-
-    def point_of(self, way: MapWay) -> dict[str, Value]:
-        """Return the parameters of a way."""
-        return {N: way.n, **way_params(way, self.setting.params, self.setting.arms)}
+        return self.settled.prepared_of(way).infeasible(self.settled.point_of(way))
 
     def _add(self, way: MapWay, *, asked: bool = False, repeat: int | None = None) -> MapPointRow:
-        if way.adaptive:
-            self.say(LAUNCH_NOTE)
         kind = None if way.kind is WayKind.FIXED else str(way.kind)
         if way.adaptive:  # also of an arm
+            self.say(LAUNCH_NOTE)
             kind = str(WayKind.ADAPTIVE)
         if way.kind is WayKind.SCHEDULE and not asked and repeat is None:
             kind = None  # as the first load sweeps have it
+        if not self._stores:
+            return MapPointRow(
+                study=self.study, setting=self.setting.plain(), n=way.n, created_at=0.0, way=kind
+            )
+        self.state.changed()
         return self.store.load_maps.add_point(
             self.study,
             self.setting.plain(),
@@ -331,6 +356,21 @@ class Chooser:
             arm=way.arm,
             repeat=repeat,
         )
+
+
+def guess(free: Sequence[int], beside: Sequence[int], winners: Sequence[int]) -> int:
+    """Return an n where nothing is known: the study's best, then what is farthest from others.
+
+    Args:
+        free: The n to choose from.
+        beside: The n that are being launched.
+        winners: The n that the study found good, the best first.
+    """
+    if not beside:
+        wanted = next((n for n in winners if n in free), FIRST_N)
+        return min(free, key=lambda n: (abs(n - wanted), n))
+    known = [math.log2(n + 1) for n in (0, *beside)]
+    return max(free, key=lambda n: (min(abs(math.log2(n + 1) - x) for x in known), -n))
 
 
 def _way_of_arm(name: str, arm: ArmRival, n: int) -> MapWay:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autotune.engine.draft_schedule import schedule_problem
 from autotune.errors import UserError
-from autotune.results.load_map_ways import draft_server
+from autotune.results.load_map_ways import MapWay, draft_server, way_params, way_server
 from autotune.results.read_load_map import MAX_NUM_SEQS, Setting
 from autotune.results.text import point_text
 from autotune.results.views import StudyView
@@ -66,6 +66,16 @@ class Settled:
     candidates: tuple[int, ...]
     schedule: Schedule | None
     arms: Mapping[str, ArmRival]
+
+    def prepared_of(self, way: MapWay) -> Prepared:
+        """Return the study as a way launches it."""
+        base = self.prepared if way.arm is None else self.arms[way.arm].prepared
+        spec = base.spec.model_copy(update={"server": way_server(base.spec.server, way)})
+        return dataclasses.replace(base, loaded=base.loaded.model_copy(update={"spec": spec}))
+
+    def point_of(self, way: MapWay) -> dict[str, Value]:
+        """Return the parameters of a way."""
+        return {N: way.n, **way_params(way, self.setting.params, self.setting.arms)}
 
 
 def settle(

@@ -15,6 +15,7 @@ from autotune.serving.slots import SLOT_VARIABLES, Slot
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store
 from autotune.tuning.ledger import Ledger
+from autotune.tuning.load_map_requests import Requests
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import Progress
 from autotune.tuning.recovery import note_left
@@ -88,13 +89,16 @@ class LocalSlots:
         os.sched_setaffinity(0, self._cores)
 
 
-def slots_of(prepared: Prepared, slots: Sequence[Slot], logs: LogFolder) -> LocalSlots:
+def slots_of(
+    prepared: Prepared, slots: Sequence[Slot], logs: LogFolder, sweep: Requests | None = None
+) -> LocalSlots:
     """Return a study's slots on this host.
 
     Args:
         prepared: The study.
         slots: The slots.
         logs: Folder of the servers' logs, and of the processes' own.
+        sweep: What the launches of a load sweep are sent; None: they run trials.
     """
     own = {name: os.environ.get(name) for name in SLOT_VARIABLES}
 
@@ -110,6 +114,7 @@ def slots_of(prepared: Prepared, slots: Sequence[Slot], logs: LogFolder) -> Loca
             prepared.confirmation,
             logs.folder,
             own if slot.gpus else {},
+            sweep=sweep,
         )
 
     grace = prepared.spec.server.stop_timeout_s
@@ -156,3 +161,26 @@ def served_by(
         "progress": progress.progress,
         "message": progress.message,
     }
+
+
+def served_by_sweep(
+    store: Store,
+    ledger: Ledger,
+    progress: Progress,
+    weights: Callable[[], dict[str, str]],
+    missing: Callable[[int], list[tuple[int, int]]],
+) -> Served:
+    """Return what the processes of a load sweep's slots may call, by name.
+
+    Args:
+        store: Has the study.
+        ledger: Where the sweep's launches are written down.
+        progress: Told of stages, requests and retries.
+        weights: Returns the weights that are there now.
+        missing: Returns what is to be measured of a point.
+    """
+
+    def part(launch_id: str, point: int, columns: Mapping[str, Any]) -> None:
+        store.load_maps.add_load(launch_id, point, **columns)
+
+    return {**served_by(store, ledger, progress, weights), "missing": missing, "part": part}

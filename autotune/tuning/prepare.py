@@ -14,10 +14,13 @@ from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs, most_to
 from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
+from autotune.engine.memory_fit import DEFAULT_UTILIZATION, why_no_weights, why_too_large
 from autotune.engine.probe import VllmInfo, probe
+from autotune.engine.rehearsal import why_not_rehearsed
 from autotune.engine.rule import Known, minor_of
 from autotune.engine.rules import why_infeasible
 from autotune.errors import UserError
+from autotune.serving.machine import memory_size
 from autotune.serving.resolve import model_resolver
 from autotune.study import sample_size
 from autotune.study.files import LoadedStudy
@@ -37,12 +40,11 @@ from autotune.study.space import (
 )
 from autotune.study.weights import draft_role, weights_id
 from autotune.tuning.progress import Progress
+from autotune.tuning.rehearsing import rehearsed
 from objectives import Objective
 
 # vLLM's default of max_num_batched_tokens for `vllm serve` on a CPU and on a GPU below 70 GiB.
 DEFAULT_MNBT = 2048
-# vLLM's default of gpu_memory_utilization (vllm/config/cache.py).
-DEFAULT_UTILIZATION = 0.92
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ class Prepared:
 
     def infeasible(self, point: Point) -> str | None:
         """Return why this vLLM version cannot launch the point, or None."""
-        return why_infeasible(self.spec.settings(point), self.info.version, self.known)
+        settings = self.spec.settings(point)
+        if why := why_not_rehearsed(self.spec.server, settings):
+            return why
+        return why_infeasible(settings, self.info.version, self.known)
 
     def asked(self, point: Point, load: int | None = None) -> Asked | None:
         """Return how many requests a launch of the point should run at once.
@@ -115,8 +120,18 @@ def weights_here(spec: StudySpec, resolve: Callable[[str], str]) -> dict[str, st
             named[draft_role(arm, draft.model)] = draft.model
     places = {role: Path(resolve(ref)) for role, ref in named.items()}
     # a name of a hub is no path
-    found = {role: weights_id(p) for role, p in places.items() if p.is_absolute()}
+    found = {
+        role: weights_id(p, random=_are_random(spec, role))
+        for role, p in places.items()
+        if p.is_absolute()
+    }
     return {role: x for role, x in found.items() if x is not None}
+
+
+def _are_random(spec: StudySpec, role: str) -> bool:
+    """Return whether a rehearsal has random weights in a role."""
+    how = spec.rehearsal
+    return how is not None and how.dummy("target" if role == "target" else "draft")
 
 
 def baseline_point(spec: StudySpec) -> dict[str, Value]:
@@ -182,7 +197,9 @@ def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
         except UserError as e:
             raise UserError(f"{loaded.path}: {key}: {e}") from e
     check_flags(loaded, info)
-    loaded = with_method(loaded)
+    loaded = rehearsed(with_method(loaded), info)
+    if why := why_no_weights(loaded) or why_too_large(loaded, info, memory_size()):
+        raise UserError(f"{loaded.path}: {why}")
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
     _check_ahead(prepared)
     _check_some_feasible(prepared, space)

@@ -46,7 +46,7 @@ class Progress(Protocol):
         """
 
     def stage(self, at: At, text: str) -> None:
-        """Receive the begin of a stage, such as ``launching``."""
+        """Receive the begin of a stage, such as ``launching``; empty: nothing runs there."""
 
     def progress(self, at: At, done: int, total: int) -> None:
         """Receive how many requests of a stage are done, of how many at most."""

@@ -33,7 +33,7 @@ from autotune.tuning.prepare import Prepared
 from autotune.tuning.ray_actor import Begin, Forget, logs_on, machine_id
 from autotune.tuning.ray_nodes import Nodes
 from autotune.tuning.ray_seat import Node, RayLink, Seat, Stage
-from autotune.tuning.slot_messages import Call, Ended, FromSlot, Raised, Setup
+from autotune.tuning.slot_messages import Call, Ended, FromSlot, Raised, Setup, Sweep
 from autotune.tuning.slot_pool import LeftBehind
 from autotune.tuning.slot_process import MODULE
 from autotune.tuning.slots import check_bound, gpus_needed, slot_environment, what_it_has
@@ -43,6 +43,12 @@ _SETTLE_S = 60.0
 _FIRST_S = 600.0
 # For the head to take a connection.
 _CONNECT_S = 10.0
+# And for its first answer: one that was stopped takes connections, too.
+_ANSWER_S = 20.0
+# What a client of gRPC sends first (RFC 9113, 3.4), and the type of the frame that answers it.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+_SETTINGS = 4
+_TLS_ALERT = 0x15
 # For the nodes to look what earlier runs left; those that take longer tell it later.
 _SEARCH_S = 30.0
 
@@ -78,6 +84,7 @@ class RayCluster:
         self._need, self._flags = gpus_needed(prepared.spec)
         self._logs = Path("logs")
         self._left_behind: LeftBehind | None = None
+        self._sweep: Sweep | None = None
         self._ours = False  # whether this object has connected
         self._queue: queue.SimpleQueue[tuple[RayLink | None, FromSlot]] = queue.SimpleQueue()
         self._got: deque[tuple[RayLink | None, FromSlot]] = deque()
@@ -142,7 +149,11 @@ class RayCluster:
             yield "server.ahead is not used with --ray"
 
     def open(
-        self, logs: Path, left: Sequence[tuple[str, Identity]], left_behind: LeftBehind
+        self,
+        logs: Path,
+        left: Sequence[tuple[str, Identity]],
+        left_behind: LeftBehind,
+        sweep: Sweep | None = None,
     ) -> None:
         """Begin a study, which has the database; wait until the nodes have looked what is left.
 
@@ -150,7 +161,9 @@ class RayCluster:
             logs: Folder of the servers' logs on this host.
             left: Launches that earlier runs left on other hosts, each with its host.
             left_behind: Writes down what the nodes find.
+            sweep: What is launched instead of trials.
         """
+        self._sweep = sweep
         with self._nodes.lock:
             self._logs, self._left_behind, self._nodes.begun = logs, left_behind, True
             for host, identity in left:
@@ -182,15 +195,17 @@ class RayCluster:
             slot = replace(slot, count=max(len(self._nodes.numbers), slot.number + 1))
             logs = logs_on(seat.found, self._logs, p.spec.name)
             seat.link = RayLink(seat, slot, f"{logs}/slot-{slot.number}.log on {seat.node.label}")
+            sweep = self._sweep
             setup = Setup(
                 slot,
-                p.loaded,
+                p.loaded if sweep is None else sweep.loaded,
                 seat.node.info,
                 p.workload,
                 p.confirmation,
                 logs,
                 seat.found["variables"] if slot.gpus else {},
                 os.getpid() if here else None,
+                None if sweep is None else sweep.requests,
             )
             seat.send(Begin(setup, slot_environment(slot, seat.node.info.version)))
             return seat.link
@@ -346,14 +361,36 @@ def _check_answers(address: str) -> None:
     host, colon, port = at.rpartition(":")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(f"{option}: is neither auto nor HOST:PORT of a cluster's head")
+    start = "Start a Ray cluster with `ray start --head`, or give HOST:PORT of its head"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S) as c:
+            answer = _first_answer(c)
     except (OSError, UnicodeError) as e:
         why = e.strerror if isinstance(e, OSError) and e.strerror else e
+        raise UserError(f"{option}: nothing answers there ({why}). {start}") from e
+    if answer is None:
         raise UserError(
-            f"{option}: nothing answers there ({why}). Start a Ray cluster with "
-            "`ray start --head`, or give HOST:PORT of its head"
-        ) from e
+            f"{option}: takes connections, and has not answered for {_ANSWER_S:.0f} s: its head "
+            "stands still, or it is another program. Look at it with `ray status`, or start it "
+            "again"
+        )
+    if answer and answer[0] != _TLS_ALERT and (len(answer) < 4 or answer[3] != _SETTINGS):
+        raise UserError(f"{option}: what answers there is no head of a Ray cluster. {start}")
+
+
+def _first_answer(c: socket.socket) -> bytes | None:
+    """Return what answers the first words of gRPC; empty: it hangs up; None: there is no answer."""
+    c.settimeout(_ANSWER_S)
+    answer = b""
+    try:
+        c.sendall(_PREFACE)
+        while len(answer) < 4 and (more := c.recv(64)):
+            answer += more
+    except TimeoutError:
+        return answer or None
+    except ConnectionError:
+        return answer
+    return answer
 
 
 def _meant_by_auto() -> tuple[str, str]:

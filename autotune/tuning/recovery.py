@@ -14,11 +14,12 @@ from autotune.serving.process_tree import Identity, end_orphan
 from autotune.serving.slots import slot_text
 from autotune.serving.warm_start import FORK_SERVER
 from autotune.storage.lease import exclusive, is_free
-from autotune.storage.location import Database, Server
+from autotune.storage.location import Database
 from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, is_there, opened
 from autotune.tuning.late_outcomes import LateOutcome, accept, take_here
+from autotune.tuning.lost_hosts import Elsewhere, is_elsewhere, unended_elsewhere
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0
@@ -41,7 +42,7 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
         StopError: a process survives SIGKILL.
     """
     for launch in store.launches.unended():
-        if _is_elsewhere(launch, store.database):
+        if is_elsewhere(launch, store.database):
             continue  # processes of another host, which only that one can end
         ended = end_orphan(_identity(launch), grace_s=grace_s)
         store.launches.ended(launch.launch_id, None, ended)
@@ -49,22 +50,12 @@ def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]
         yield launch, ended
 
 
-def _is_elsewhere(launch: LaunchRow, database: Database) -> bool:
-    """Return whether a launch is one of another host; a file may have been carried here."""
-    shared = isinstance(database, Server) or bool((launch.machine.get("slot") or {}).get("host"))
-    return shared and launch.host not in {None, gethostname()}
-
-
-def _unended_elsewhere(store: Store) -> list[LaunchRow]:
-    return [x for x in store.launches.unended() if _is_elsewhere(x, store.database)]
-
-
 def launches_elsewhere(store: Store) -> list[tuple[str, Identity]]:
     """Return launches of other hosts whose end was never written down, each with its host.
 
     Those of a run that has just taken the lease are of earlier runs only.
     """
-    return [(x.host or "", _identity(x)) for x in _unended_elsewhere(store)]
+    return [(x.launch.host or "", _identity(x.launch)) for x in unended_elsewhere(store)]
 
 
 def note_left(store: Store, launch_id: str, ended: int) -> None:
@@ -155,7 +146,7 @@ def living(database: Database) -> list[tuple[LivingLaunch, str]]:
     return found
 
 
-def under_way_elsewhere(database: Database) -> list[tuple[LaunchRow, str]]:
+def open_elsewhere(database: Database) -> list[tuple[Elsewhere, str]]:
     """Return the launches without an end that are on other hosts, and what each was made for.
 
     Args:
@@ -164,7 +155,7 @@ def under_way_elsewhere(database: Database) -> list[tuple[LaunchRow, str]]:
     if not is_there(database):
         return []
     with opened(database) as store:
-        return [(x, _purpose(x)) for x in _unended_elsewhere(store)]
+        return [(x, _purpose(x.launch)) for x in unended_elsewhere(store)]
 
 
 def _purpose(launch: LaunchRow) -> str:
@@ -175,21 +166,24 @@ def _purpose(launch: LaunchRow) -> str:
 def living_json(database: Database) -> list[dict[str, Any]]:
     """Return what :func:`living_lines` shows as plain data; memory in bytes, times in seconds.
 
-    Of launches on other hosts only what the database says is known.
+    Of launches on other hosts only what the database says is known: ``silent_seconds`` since the
+    host was last heard of, and ``host_gone``, whether it counts as gone.
     """
     elsewhere: list[dict[str, Any]] = [
         {
-            "launch": x.launch_id,
+            "launch": x.launch.launch_id,
             "of": of,
-            "host": x.host,
+            "host": x.launch.host,
             "owner": None,
             "pids": [],
             "containers": [],
             "memory": None,
-            "seconds": time.time() - x.planned_at,
-            "command": plain(shlex.join(x.argv)),
+            "seconds": time.time() - x.launch.planned_at,
+            "command": plain(shlex.join(x.launch.argv)),
+            "host_gone": x.gone,
+            "silent_seconds": x.silent_s,
         }
-        for x, of in under_way_elsewhere(database)
+        for x, of in open_elsewhere(database)
     ]
     return elsewhere + [
         {
@@ -215,9 +209,13 @@ def living_lines(database: Database) -> list[str]:
         size = f"{x.size}, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
         lines.append(f"{x.launch_id[:8]}  {of}; owner: {owner}")
         lines.append(shortened(f"          {size}: {plain(x.command)}"))
-    for row, of in under_way_elsewhere(database):
+    for found, of in open_elsewhere(database):
+        row, host = found.launch, plain(str(found.launch.host))
         minutes = (time.time() - row.planned_at) / 60
-        lines.append(f"{row.launch_id[:8]}  {of}; on host {plain(str(row.host))}")
+        lines.append(f"{row.launch_id[:8]}  {of}; on host {host}")
+        if found.state:
+            how = f": `autotune ps --forget {host}` closes it" if found.gone else ""
+            lines.append(f"          {found.state}{how}")
         command = plain(shlex.join(row.argv))
         lines.append(shortened(f"          by the database, {minutes:.1f} min: {command}"))
     return lines

@@ -320,12 +320,16 @@ def _differences(old: LoadedStudy, fingerprint: str, new: LoadedStudy) -> Iterat
         fingerprint: Of ``old`` when it was run, the content of its prompts included.
         new: The present one.
     """
+    kinds = ["real" if x.spec.rehearsal is None else "a rehearsal" for x in (old, new)]
+    if kinds[0] != kinds[1]:
+        yield f"is {kinds[0]}, and this study is {kinds[1]}"
     there, here = (_place(x.spec.server.model, x.base) for x in (old, new))
     if there != here:
         yield _both("server.model", there, here)
     one, two = (in_any_order(x.spec, _directions(x.spec)) for x in (old, new))
     found = [d for d in differences(one, two) if not d.key.startswith(_BY_TRIAL)]
-    server = [d for d in found if d.key.startswith("server.")]
+    # what a rehearsal changes shows in the settings, too
+    server = [d for d in found if d.key.startswith(("server.", "rehearsal."))]
     yield from (_told(d) for d in server)
     yield from _settings(old, new)
     yield from (_told(d) for d in found if d not in server)

@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 from autotune.errors import AutotuneError, MachineError
 from autotune.serving.process_tree import KILL_S, Identity
@@ -36,10 +36,12 @@ from autotune.tuning.slot_messages import (
     Done,
     Ended,
     FromSlot,
+    J,
     Raised,
+    Sweep,
     ToSlot,
 )
-from autotune.tuning.trial import Outcome, Trial
+from autotune.tuning.trial import Outcome
 
 # A process that ends its server has this time after the server's own `stop_timeout_s`.
 _MORE_S = 30.0
@@ -129,7 +131,11 @@ class Cluster(Places, Protocol):
         """Yield what to know of the slots, a line each."""
 
     def open(
-        self, logs: Path, left: Sequence[tuple[str, Identity]], left_behind: LeftBehind
+        self,
+        logs: Path,
+        left: Sequence[tuple[str, Identity]],
+        left_behind: LeftBehind,
+        sweep: Sweep | None = None,
     ) -> None:
         """Begin a study, which has the database; wait until the hosts have looked what is left.
 
@@ -137,11 +143,12 @@ class Cluster(Places, Protocol):
             logs: Folder of the servers' logs on this host.
             left: Launches that earlier runs left on other hosts, each with its host.
             left_behind: Writes down what the hosts find, now and later, in this thread.
+            sweep: What is launched instead of trials.
         """
 
 
 @dataclass
-class _Worker:
+class _Worker(Generic[J]):
     """The process of one slot.
 
     Attributes:
@@ -157,13 +164,13 @@ class _Worker:
     link: Link
     heard: float
     limit: float = START_S
-    trial: Trial | None = None
+    trial: J | None = None
     interrupted: bool = False
     killed: float | None = None
     suspected: float | None = None
 
 
-class SlotPool:
+class SlotPool(Generic[J]):
     """The executor of several slots.
 
     Args:
@@ -179,15 +186,15 @@ class SlotPool:
         served: Served,
         *,
         stop_timeout_s: float,
-        moved: Callable[[Trial], None] = lambda _trial: None,
+        moved: Callable[[J], None] = lambda _trial: None,
     ) -> None:
         self._places = places
         self._served = served
         self._stop_timeout_s = stop_timeout_s
         self._moved = moved
-        self._workers: dict[int, _Worker] = {}
-        self._waiting: deque[Trial] = deque()
-        self._ended: list[tuple[Trial, Outcome]] = []
+        self._workers: dict[int, _Worker[J]] = {}
+        self._waiting: deque[J] = deque()
+        self._ended: list[tuple[J, Outcome]] = []
         self._closed = False
         self._ending = False  # processes are told to end
         self._broken = False  # meanwhile something could not be written
@@ -206,14 +213,14 @@ class SlotPool:
         under_way = len(self._running()) + len(self._waiting)
         return max(0, max(1, len(self._places.slots)) - under_way)
 
-    def submit(self, trial: Trial) -> None:
+    def submit(self, trial: J) -> None:
         """Take a trial for its slot, whose process begins it as soon as it is idle."""
         if not self.capacity:
             raise RuntimeError("no slot is free")
         self._waiting.append(trial)
         self._hand_out()
 
-    def completed(self) -> list[tuple[Trial, Outcome]]:
+    def completed(self) -> list[tuple[J, Outcome]]:
         """Wait until at least one trial has ended, and do what the processes ask meanwhile.
 
         Raises:
@@ -245,7 +252,7 @@ class SlotPool:
 
     # -- the processes ---------------------------------------------------------------------------
 
-    def _running(self) -> list[Trial]:
+    def _running(self) -> list[J]:
         return [w.trial for w in self._workers.values() if w.trial is not None]
 
     def _hand_out(self) -> None:
@@ -257,7 +264,7 @@ class SlotPool:
             if trial.slot not in usable:
                 if (free := self._free(usable)) is None:
                     continue
-                trial = replace(trial, slot=free)
+                trial = trial.on_slot(free)
                 self._waiting[self._waiting.index(waiting)] = trial
                 self._moved(trial)
             idle = self._workers.get(trial.slot) or self._start(usable[trial.slot])
@@ -285,9 +292,9 @@ class SlotPool:
                 "no slot is left, and none came back. Run the same command again to resume"
             )
 
-    def _start(self, slot: Slot) -> _Worker:
+    def _start(self, slot: Slot) -> _Worker[J]:
         """Start the process of a slot."""
-        worker = _Worker(self._places.start(slot), time.monotonic())
+        worker: _Worker[J] = _Worker(self._places.start(slot), time.monotonic())
         self._workers[slot.number] = worker
         return worker
 
@@ -317,7 +324,7 @@ class SlotPool:
             if waiting:
                 self._listened = time.monotonic()
 
-    def _take(self, worker: _Worker, message: FromSlot) -> None:
+    def _take(self, worker: _Worker[J], message: FromSlot) -> None:
         match message:
             case Call():
                 self._serve(message, worker.link)
@@ -382,7 +389,7 @@ class SlotPool:
                     "it: look at `dmesg`, a reboot may be needed"
                 )
 
-    def _lost(self, worker: _Worker, why: str) -> None:
+    def _lost(self, worker: _Worker[J], why: str) -> None:
         """Take a process out that has ended; its trial waits again if nobody told it to end.
 
         Raises:
@@ -392,7 +399,7 @@ class SlotPool:
         del self._workers[slot.number]
         if worker.interrupted:
             return
-        of = f" of trial {trial.number}" if trial is not None else ""
+        of = f" of {trial.words}" if trial is not None else ""
         said = f"the process of {slot.name}{of} {why}; its log is {worker.link.log}"
         if trial is None:
             self._say(said)
@@ -403,7 +410,7 @@ class SlotPool:
                 f"{said}. So did {MOST_LOST} before it. Run the same command again to resume"
             )
         self._waiting.appendleft(trial)
-        self._say(f"{said}. The trial is launched again", At(trial.number, slot.number))
+        self._say(f"{said}. The {trial.kind} is launched again", At(trial.number, slot.number))
 
     def _say(self, text: str, at: At | None = None) -> None:
         self._served["message"](text, *(() if at is None else (at,)))
@@ -441,7 +448,7 @@ class SlotPool:
             raise KeyboardInterrupt
 
 
-def _interrupt(worker: _Worker) -> None:
+def _interrupt(worker: _Worker[Any]) -> None:
     """Tell a process to end its server."""
     worker.interrupted = True
     worker.link.interrupt()

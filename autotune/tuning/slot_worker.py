@@ -52,12 +52,13 @@ from autotune.tuning import late_outcomes
 from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import Ledger
+from autotune.tuning.load_map_point import SweepPoint, SweepRunner
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import OUTSIDE, At
 from autotune.tuning.slot_messages import BEAT_S, LEASE_S, Answer, Beat, Call, Done, Raised, Setup
 from autotune.tuning.supervise import signals
 from autotune.tuning.tools import Tools
-from autotune.tuning.trial import Trial, TrialRunner
+from autotune.tuning.trial import Outcome, Trial, TrialRunner
 
 # Between two reports of how many requests are done: each takes time from the client.
 _REPORT_S = 0.2
@@ -253,6 +254,26 @@ class RemoteStore:
         return []
 
 
+class RemoteSweep:
+    """The part of a store that a point of a load sweep needs.
+
+    A part that the driver did not write down is measured again: it takes less than a launch.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self.requests = self
+        self.load_maps = self
+
+    def add(self, launch_id: str, samples: Sequence[Sample]) -> None:
+        """Store the requests of one phase; nothing waits for it, since measuring goes on."""
+        self._driver.tell("keep", launch_id, list(samples))
+
+    def add_load(self, launch_id: str, point: int, **part: Any) -> None:
+        """Keep one measured part."""
+        self._driver.ask("part", launch_id, point, part)
+
+
 class RemoteProgress:
     """The part of :class:`autotune.tuning.progress.Progress` that a trial needs."""
 
@@ -316,9 +337,9 @@ def tools_of_slot(
     )
 
 
-def trial_runner(setup: Setup, driver: Driver) -> tuple[Launcher, TrialRunner]:
-    """Return what runs the trials of a slot; the launcher is to be entered."""
-    prepared = Prepared(
+def prepared_of(setup: Setup) -> Prepared:
+    """Return the study of a slot."""
+    return Prepared(
         setup.loaded,
         setup.info,
         setup.workload,
@@ -326,10 +347,15 @@ def trial_runner(setup: Setup, driver: Driver) -> tuple[Launcher, TrialRunner]:
         study_objectives(setup.loaded),
         model_resolver(setup.loaded, setup.info),
     )
-    slot = setup.slot
+
+
+def runner_of(setup: Setup, driver: Driver) -> tuple[Launcher, Callable[[Any], Outcome]]:
+    """Return what runs the trials of a slot, or points; the launcher is to be entered."""
+    prepared, slot = prepared_of(setup), setup.slot
     tools = tools_of_slot(os.getppid(), setup.driver, driver.servers)
     ledger = RemoteLedger(driver, setup.variables, str(slot.number))
     launcher = Launcher(prepared, ledger, setup.logs, tools=tools, slot=slot)
+    progress = RemoteProgress(driver)
 
     def weights() -> dict[str, str]:
         there: dict[str, str] = driver.ask("weights")
@@ -341,25 +367,37 @@ def trial_runner(setup: Setup, driver: Driver) -> tuple[Launcher, TrialRunner]:
             )
         return there
 
-    runner = TrialRunner(
+    if setup.sweep is not None:
+        points = SweepRunner(
+            prepared,
+            setup.sweep,
+            RemoteSweep(driver),
+            ledger,
+            launcher,
+            progress,
+            lambda point: driver.ask("missing", point),
+            tools=tools,
+        )
+        return launcher, points.run
+    trials = TrialRunner(
         prepared,
         RemoteStore(driver),
         ledger,
         launcher,
-        RemoteProgress(driver),
+        progress,
         weights,
         slot=slot.number,
         tools=tools,
     )
-    return launcher, runner
+    return launcher, trials.run
 
 
 def serve(driver: Driver) -> None:
-    """Run trials until the driver sends None."""
-    launcher, runner = trial_runner(driver.receive(), driver)
+    """Run trials, or points of a load sweep, until the driver sends None."""
+    launcher, run = runner_of(driver.receive(), driver)
     with launcher:
-        while isinstance(trial := driver.receive(), Trial):
-            driver.send(Done(trial.number, runner.run(trial)))
+        while isinstance(job := driver.receive(), Trial | SweepPoint):
+            driver.send(Done(job.number, run(job)))
 
 
 def main(fd: int, owner: int, serve: Callable[[Driver], None] = serve) -> None:

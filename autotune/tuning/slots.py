@@ -158,7 +158,12 @@ def slot_environment(slot: Slot, version: str | None) -> dict[str, str]:
 
 
 def check_slots(
-    prepared: Prepared, store: Store, machine: Mapping[str, Any], *, in_slots: bool
+    prepared: Prepared,
+    store: Store,
+    machine: Mapping[str, Any],
+    *,
+    in_slots: bool,
+    launched_as: str | None = None,
 ) -> None:
     """Refuse servers with other cores than the earlier ones, where cores run the model.
 
@@ -169,11 +174,12 @@ def check_slots(
         store: Has its trials.
         machine: The machine as one server has it.
         in_slots: Whether the run has slots; otherwise a server may use the whole host.
+        launched_as: Name under which its launches are stored; None: the study's own.
 
     Raises:
         UserError: the earlier trials would not compare with those of the run.
     """
-    earlier, _ = store.launches.measured_on(prepared.spec.name)
+    earlier, _ = store.launches.measured_on(launched_as or prepared.spec.name)
     if earlier is None or prepared.info.device == "cuda" or machine.get("gpus"):
         return
     before, slotted = earlier.get("cores"), in_slots or earlier.get("slot")

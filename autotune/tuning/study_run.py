@@ -14,12 +14,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure, UserError
-from autotune.results.batch_budget import families_of
-from autotune.results.standing import counts
+from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure
+from autotune.results.text import upper
 from autotune.results.trials import study_view
 from autotune.search.places import place_of
-from autotune.search.proposer import Converged, Proposer, SearchEnds
+from autotune.search.proposer import Converged, SearchEnds
 from autotune.search.spending import Spending
 from autotune.serving.slots import Slot
 from autotune.stats import expected_between
@@ -28,20 +27,23 @@ from autotune.storage.names import output_folder
 from autotune.storage.records import Role, attrs_of
 from autotune.storage.store import Store
 from autotune.study import sample_size
-from autotune.study.space import ARM, N, Point, as_int
+from autotune.study.space import Point
 from autotune.tuning.comparable import WeightsCheck, check_comparable, class_of_slot
 from autotune.tuning.executor import Executor, OneSlot, slot_for
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import StoredLedger
 from autotune.tuning.local_slots import served_by, slots_of
+from autotune.tuning.lost_hosts import close_lost
 from autotune.tuning.placement import home_of
-from autotune.tuning.planner import Budget, Choice, Planner, Situation
-from autotune.tuning.prepare import Prepared, graph_misfit, never_launched
+from autotune.tuning.planner import Planner
+from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import At, Progress
 from autotune.tuning.recovery import StoreOfLeft, end_orphans, launches_elsewhere
 from autotune.tuning.reuse import Source, find, take
+from autotune.tuning.situation import Budget, Choice, Situation
 from autotune.tuning.slot_pool import Cluster, SlotPool
 from autotune.tuning.slots import check_slots, slot_notes
+from autotune.tuning.study_begin import confirmation_budget, infeasible_notes, planner_of
 from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools, real
 from autotune.tuning.trial import Failed, Infeasible, Measured, Outcome, Trial, TrialRunner
@@ -100,7 +102,7 @@ def run_study(
         driver = _Driver(prepared, store, deadline, progress, used, slots, cluster)
         driver.end_orphans()
         if confirm:
-            budget = driver.confirmation_only(trials)
+            budget = confirmation_budget(store, driver.log, prepared.spec.name, trials)
         else:
             budget = Budget(trials, prepared.spec.budget.confirm_of(trials))
         driver.open(budget, seed, stop_below, reuse)
@@ -160,30 +162,7 @@ class _Driver:
         if self.cluster is not None:
             left = launches_elsewhere(self.store)
             self.cluster.open(self.launcher.logs.folder, left, StoreOfLeft(self.store))
-
-    def confirmation_only(self, launches: int) -> Budget:
-        """Return the budget of a number of further launches that all confirm.
-
-        A confirmation that was interrupted is continued.
-        """
-        name = self.spec.name
-        if name not in self.store.study_names():
-            raise UserError(
-                f"{self.store.database}: has no study {name} yet. Start it with `autotune run`"
-            )
-        self.log.reopen()
-        trials = self.log.trials()
-        if not trials and self.log.outdated():
-            raise NothingUsable(
-                f"{name}: no trial compares with today's numbers; `autotune status` says why, and "
-                "`autotune run` measures them again"
-            )
-        wanted = self.store.load_study(name)[1].wanted
-        planned = self.log.confirmation(wanted)
-        confirmed = sum(attrs_of(t).confirmation == wanted for t in trials)
-        if planned is not None and planned.order and confirmed < planned.held:
-            return Budget(wanted, planned.held)
-        return Budget(sum(map(counts, trials)) + launches, launches)
+        close_lost(self.store, self.progress.message)
 
     def open(
         self, budget: Budget, seed: int, stop_below: float | None, reuse: Sequence[Source]
@@ -207,7 +186,10 @@ class _Driver:
             take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
             self.log.changed()
         self.progress.study(study_view(self.store, self.spec.name), self.store.database)
-        self.say_infeasible()
+        if self.spec.rehearsal_label:
+            self.progress.message(upper(self.spec.rehearsal_label))
+        for note in infeasible_notes(self.p, self.planner.space):
+            self.progress.message(note)
         for note in (*sample_size.notes(self.spec), *self.p.workload.notes):
             self.progress.message(note)
         if self.launcher.untested is not None:
@@ -218,23 +200,9 @@ class _Driver:
 
     def make_planner(self, seed: int) -> Planner:
         """Return what chooses the trials."""
-        families = families_of(self.spec, self.p.info.version, self.p.known)
-        same = families.alike(self.spec.to_space())
-        proposer = Proposer(
-            self.spec.to_space(),
-            self.p.infeasible,
-            [o.direction for o in self.p.objectives],
-            method=self.spec.search.method,
-            seed=seed,
-            stop_below=self.stop_below,
-            fixed_n=as_int(self.spec.settings({}).get(N)),
-            known=graph_misfit(self.p),
-            alike=same,
-        )
-        space, budget, forbidden = self.log.space, self.budget, self.p.infeasible
-        return Planner(self.spec, self.p.objectives, budget, space, forbidden, proposer, same)
+        return planner_of(self.p, self.log.space, self.budget, seed, self.stop_below)
 
-    def make_executor(self, weights: WeightsCheck) -> Executor:
+    def make_executor(self, weights: WeightsCheck) -> Executor[Trial]:
         """Return what runs the trials: one slot in this thread, or a process for each slot."""
         if self.cluster is not None or self._slots:
             return SlotPool(
@@ -253,19 +221,6 @@ class _Driver:
             tools=self.tools,
         )
         return OneSlot(runner, self.upcoming)
-
-    def say_infeasible(self) -> None:
-        """Say how much of the space the rules forbid, with one reason."""
-        space = self.planner.space
-        dead = never_launched(space, self.p.infeasible)
-        for arm, why in dead.items():
-            self.progress.message(f"arm {arm} is never launched: {why}")
-        points = [x for x in space.points() or () if x.get(N) == 0 or str(x.get(ARM)) not in dead]
-        reasons = [why for why in map(self.p.infeasible, points) if why is not None]
-        if reasons:
-            self.progress.message(
-                f"{len(reasons)} of {len(points)} points are never launched: {reasons[0]}"
-            )
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -325,17 +280,19 @@ class _Driver:
         wanted = self.budget.wanted
         now = Situation(self.log.trials(), tuple(self.next), self.searching)
         now = on_slots(now, self.slots, self.taken)
-        if not self.planner.confirms(now):
+        if not self.planner.confirmation.confirms(now):
             return now
         planned = self.log.confirmation(wanted)
         if planned is not None:
             now = replace(now, confirmation=planned.order, blocks=planned.blocks)
-        if not self.planner.awaits_step(now):
+        if not self.planner.confirmation.awaits_step(now):
             return now
         self.log.placed()
         try:
             standing, trials = self.log.standing, self.log.trials()
-            planned = self.planner.next_step(standing, trials, planned, slots=now.slots)
+            planned = self.planner.confirmation.next_step(
+                standing, trials, planned, slots=now.slots
+            )
         except ValueError as e:  # an objective that can be zero or negative
             self.progress.message(f"no confirmation: {e}")
             planned = Spending([], self.budget.held)

@@ -7,9 +7,9 @@ once, a failure of the machine ends everything, and any other is final.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from autotune.bench.drafting import check_drafts
 from autotune.bench.looks import Rival
@@ -46,6 +46,8 @@ class Trial:
         slot: Number of the slot that runs it.
     """
 
+    kind: ClassVar[str] = "trial"
+
     number: int
     point: Point
     attrs: TrialAttrs = field(default_factory=TrialAttrs)
@@ -54,6 +56,15 @@ class Trial:
     searched: int = 0
     ruled_out: str | None = None
     slot: int = 0
+
+    @property
+    def words(self) -> str:
+        """What it is, in texts."""
+        return f"trial {self.number}"
+
+    def on_slot(self, slot: int) -> Self:
+        """Return the same for another slot."""
+        return replace(self, slot=slot)
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ class TrialLog:
                 state=TrialState.RUNNING,
                 params=self.space.encode(point),
                 distributions=self.space.distributions(),
-                user_attrs=attrs.to_json(),
+                user_attrs=replace(attrs, rehearsal=self._spec.rehearsal_label or None).to_json(),
             )
         )
         self.changed()

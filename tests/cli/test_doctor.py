@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from autotune.cli.doctor import Check, Host, checks
+from autotune.engine.gpus import Gpu
 from autotune.engine.probe import VllmInfo
 from autotune.errors import UserError
 from autotune.study.files import load_study, parse_study
@@ -54,6 +55,20 @@ def test_all_is_well(machine: Path, study: str | None) -> None:
     assert "first use" in result["model"].text
     assert "smollm2-135m-dflash" in result["draft"].text
     assert list(machine.iterdir()) == []  # looking leaves nothing behind
+
+
+def test_a_shape_is_made_later_and_must_fit(machine: Path) -> None:
+    gpu = Gpu("NVIDIA RTX 4090", 24 << 30, (8, 9))
+    info = replace(CPU, device="cuda", gpus=(gpu,))
+    result = found("gemma-4-26b-rehearsal", vllm=lambda _: info)
+    assert result["model"].text.endswith("is made on its first use, without a download")
+    assert (result["draft"].ok, result["size"].ok) == (True, True)
+    assert result["size"].text.startswith("at least weights 14.2 GiB, draft 0.8 GiB, KV cache")
+    small = replace(info, gpus=(replace(gpu, memory=12 << 30),))
+    bad = found("gemma-4-26b-rehearsal", vllm=lambda _: small)["size"]
+    assert bad.ok is False
+    assert "needs at least 15.3 GiB" in bad.text
+    assert list(machine.iterdir()) == []
 
 
 def test_no_vllm(machine: Path) -> None:

@@ -16,7 +16,8 @@ from autotune.search.stated import StatedBounds
 from autotune.storage.records import Role, TrialAttrs, attrs_of
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, ChoiceParam, IntParam, N, Point, Pow2Param, Space
-from autotune.tuning.planner import Budget, Choice, Planner, Situation
+from autotune.tuning.planner import Planner
+from autotune.tuning.situation import Budget, Choice, Situation
 from tests.studies import write_study
 
 SPACE = Space(

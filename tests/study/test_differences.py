@@ -100,6 +100,16 @@ BASES: dict[str, dict[str, Any]] = {
 _ONE = {k: v for k, v in RANDOM["server"].items() if k != "speculative"}
 _NGRAM = {"method": "ngram", "space": {"prompt_lookup_max": {"type": "int", "low": 2, "high": 4}}}
 BASES["arms"] = {**RANDOM, "server": {**_ONE, "arms": {"a": {"model": "org/d"}, "b": _NGRAM}}}
+_RATES = [round(0.7**i, 6) for i in range(1, 16)]
+_LOWER = [round(0.6**i, 6) for i in range(1, 16)]
+for _name, _given in (
+    ("rates", {"rates": _RATES}),
+    ("counted", {"from": "a.db", "by_n": [_RATES], "decay": 0.9}),
+    ("rate", {"rate": 0.7}),
+    ("length", {"length": 3.0, "decay": 0.9, "positions": 15}),
+):
+    _both = {"target": "dummy", "draft": "dummy"}
+    BASES[_name] = {**RANDOM, "rehearsal": {"acceptance": _given, "weights": _both}}
 # Of each key a study, where in it, and another value.
 CHANGES: dict[str, tuple[str, str, object]] = {
     "name": ("random", "name", "another"),
@@ -170,6 +180,16 @@ CHANGES: dict[str, tuple[str, str, object]] = {
     "budget.replicates": ("random", "budget.replicates", 1),
     "budget.converged": ("random", "budget.converged", 0),
     "budget.timeout_minutes": ("random", "budget.timeout_minutes", 60),
+    "rehearsal.acceptance.rates": ("rates", "rehearsal.acceptance.rates", _LOWER),
+    "rehearsal.acceptance.by_n": ("counted", "rehearsal.acceptance.by_n", [_LOWER]),
+    "rehearsal.acceptance.rate": ("rate", "rehearsal.acceptance.rate", 0.6),
+    "rehearsal.acceptance.length": ("length", "rehearsal.acceptance.length", 4.0),
+    "rehearsal.acceptance.positions": ("length", "rehearsal.acceptance.positions", 16),
+    "rehearsal.acceptance.decay": ("length", "rehearsal.acceptance.decay", 0.8),
+    "rehearsal.acceptance.from": ("counted", "rehearsal.acceptance.from", "b.db"),
+    "rehearsal.weights.target": ("rate", "rehearsal.weights.target", "real"),
+    "rehearsal.weights.draft": ("rate", "rehearsal.weights.draft", "real"),
+    "rehearsal.seed": ("rate", "rehearsal.seed", 1),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from autotune.study import reference
+from autotune.study.keys import key_name
 from autotune.study.schema import StudySpec
 from tests.paths import ROOT
 
@@ -15,7 +16,7 @@ FILE = ROOT / "docs" / "study-reference.md"
 
 
 def keys(model: type[BaseModel]) -> Iterator[str]:
-    yield from model.model_fields
+    yield from map(key_name, model.model_fields)
     for field in model.model_fields.values():
         for inner in reference._members(field.annotation):
             if isinstance(inner, type) and issubclass(inner, BaseModel):

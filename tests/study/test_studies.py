@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from autotune.bench.workload import build_workload
+from autotune.engine.feasibility import known_for
+from autotune.engine.gpus import Gpu
+from autotune.engine.memory_fit import need_of, why_no_weights, why_too_large
+from autotune.engine.probe import UNKNOWN
 from autotune.engine.rules import why_infeasible
 from autotune.study.files import bundled_studies, load_study, studies_folder
 from autotune.study.space import MNBT, IntParam, N, Pow2Param
@@ -14,14 +19,15 @@ from autotune.study.space import MNBT, IntParam, N, Pow2Param
 DEMO = ("demo-cpu", "demo-cpu-random")
 GEMMA = ("gemma-4-26b-rtx5090", "gemma-4-26b-rtx5090-sweep")
 ARMS = "demo-cpu-arms"
+REHEARSALS = ("gemma-4-26b-rehearsal", "gemma-4-26b-h200-rehearsal")
 H200 = ("smollm2-h200", "smollm2-h200-c8", "smollm2-h200-c32")
 
 
 def test_exactly_the_documented_studies_are_bundled() -> None:
-    assert set(bundled_studies()) == {*DEMO, ARMS, *GEMMA, *H200}
+    assert set(bundled_studies()) == {*DEMO, ARMS, *GEMMA, *REHEARSALS, *H200}
 
 
-@pytest.mark.parametrize("name", DEMO + GEMMA + H200)
+@pytest.mark.parametrize("name", DEMO + GEMMA + REHEARSALS + H200)
 def test_study_loads_and_its_workload_can_be_built(name: str) -> None:
     loaded = load_study(name)
     spec = loaded.spec
@@ -124,6 +130,38 @@ def test_gemma_studies(name: str) -> None:
         assert spec.space[MNBT] == Pow2Param(type="pow2", low=2048, high=16384)
         assert spec.search.method == "gp"
         assert spec.budget.trials == 40
+
+
+@pytest.mark.parametrize("name", REHEARSALS)
+def test_rehearsals_of_gemma(name: str) -> None:
+    """They fit the GPU that they are for, and every point of them can launch."""
+    loaded = load_study(name)
+    spec = loaded.spec
+    assert spec.rehearsal_label == (
+        "rehearsal: weights are random, acceptance was given, step times are real"
+    )
+    assert spec.workload == load_study(GEMMA[0]).spec.workload.model_copy(
+        update={
+            "request_rate": float("inf"),
+            "latency_from": spec.workload.latency_from,
+            "warmup_prompts": spec.workload.warmup_prompts,
+        }
+    )
+    assert why_no_weights(loaded) is None
+    gpu = Gpu("a GPU", (24 if name == REHEARSALS[0] else 140) << 30, (8, 9))
+    info = replace(UNKNOWN, device="cuda", version="0.26.0", gpus=(gpu,))
+    assert why_too_large(loaded, info, None) is None
+    need = need_of(loaded)
+    assert need is not None
+    assert need.total * (spec.server.ahead + 1) < 0.92 * gpu.memory
+    points = spec.to_space().points()
+    assert points is not None
+    known = known_for(loaded, info)
+    for version in ("0.26.0", "0.32.0"):
+        bad = [p for p in points if why_infeasible(spec.settings(p), version, known)]
+        assert bad == []
+    config = spec.server.draft_settings({N: 13})
+    assert len(config["synthetic_acceptance_rates"]) == 13
 
 
 def test_demo_prompts_are_varied_and_end_with_the_user() -> None:

@@ -16,7 +16,9 @@ def trial(number: int, do: str, slot: int = 0) -> Trial:
     return Trial(number, {"do": do}, slot=slot)
 
 
-def check_executor(executor: Executor, slots: int, said: Mapping[int, str] | None = None) -> None:
+def check_executor(
+    executor: Executor[Trial], slots: int, said: Mapping[int, str] | None = None
+) -> None:
     """It runs what it takes, as much as it has slots, and takes nothing after its end.
 
     Args:

@@ -185,6 +185,16 @@ def test_two_slots_make_one_study(tmp_path: Path) -> None:
     assert more.returncode == 0, more.stderr
     assert finished(tmp_path) == 14
 
+    # the winners are confirmed again, with blocks on both slots at the same time
+    again = autotune("confirm", study, "--launches", "4", "--parallel", "2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    check_whole(tmp_path, 18)
+    last = [t["trial"] for t in trials(tmp_path)][-4:]
+    assert all(t["confirms"] is not None for t in trials(tmp_path)[-4:])
+    slots = slots_of(tmp_path)
+    assert {slots[n] for n in last} == {0, 1}  # type: ignore[index]
+    assert "slot 1  [16/18] trial" in again.stdout
+
 
 def test_a_study_of_one_slot_is_not_continued_with_fewer_cores(tmp_path: Path) -> None:
     study = write(tmp_path)
@@ -213,6 +223,8 @@ def test_a_run_that_ends_takes_both_along_and_goes_on(tmp_path: Path, how: signa
     under_way = query(tmp_path, "select number from trials where state = 'RUNNING'")
     assert len(under_way) == 2
     assert "were interrupted" not in autotune("status", cwd=tmp_path).stdout
+    running = [t["slot"] for t in trials(tmp_path) if t["state"] == "running"]
+    assert {slot["number"] for slot in running} == {0, 1}  # type: ignore[index]
     run.send_signal(how)
     _, err = run.communicate()
     assert "were interrupted" in autotune("status", cwd=tmp_path).stdout

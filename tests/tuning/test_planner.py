@@ -28,8 +28,9 @@ from autotune.study.space import MNBT, N, Point
 from autotune.tuning import study_run
 from autotune.tuning.executor import OneSlot
 from autotune.tuning.launcher import no_prelaunch
-from autotune.tuning.planner import Budget, Choice, Planner, Situation
+from autotune.tuning.planner import Planner
 from autotune.tuning.prepare import prepare
+from autotune.tuning.situation import Budget, Choice, Situation
 from autotune.tuning.supervise import StopReason
 from autotune.tuning.trial import (
     Failed,
@@ -78,10 +79,10 @@ class World:
     def situation(self, pending: Sequence[Choice] = (), *, searching: bool = True) -> Situation:
         blocks = () if self.planned is None else self.planned.blocks
         now = Situation(self.trials, pending, searching, self.order, blocks, self.slots)
-        if self.planner.awaits_step(now):
+        if self.planner.confirmation.awaits_step(now):
             standing = Standing(OBJECTIVES)
             standing.update(self.trials)
-            self.planned = self.planner.next_step(
+            self.planned = self.planner.confirmation.next_step(
                 standing, self.trials, self.planned, slots=self.slots
             )
             now = replace(now, confirmation=self.order, blocks=self.planned.blocks)
@@ -418,7 +419,7 @@ def test_more_launches_go_on_with_what_is_in_question(tmp_path: Path) -> None:
     dropped = set(world.planned.dropped)
     assert dropped
     # `autotune confirm --launches 4`: a budget of its own, in which all launches confirm
-    world.planner.budget = Budget(36 + 4, 4)
+    world.planner.budget = world.planner.confirmation.budget = Budget(36 + 4, 4)
     world.planned = None
     begun = len(world.begun)
     for _ in range(4):

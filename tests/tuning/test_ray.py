@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from autotune.tuning.prepare import Prepared, prepare
 from autotune.tuning.progress import OUTSIDE, At
 from autotune.tuning.slot_pool import SlotPool
 from autotune.tuning.slots import cluster_of
+from autotune.tuning.trial import Trial
 from tests.ray_nodes import RayNodes, why_not
 from tests.studies import (
     UNENDED,
@@ -145,7 +149,7 @@ def test_the_executor_does_what_every_executor_does(nodes: RayNodes, tmp_path: P
         assert sorted(cluster.slots) == [0, 1]
         cluster.open(tmp_path, [], Nothing())
         served = {"double": lambda n: 2 * n, "message": told.message}
-        pool = SlotPool(cluster, served, stop_timeout_s=1)
+        pool: SlotPool[Trial] = SlotPool(cluster, served, stop_timeout_s=1)
         cores = {n: f"{[*slot.cores]}" for n, slot in cluster.slots.items()}
         check_executor(pool, 2, cores)
     assert [x for x in told.said if "waiting for a free slot" not in x] == []
@@ -170,6 +174,27 @@ def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
     assert not any(name.startswith("RAY_") for env in kept for name in env)
     assert not any("LD_PRELOAD" in env for env in kept)
     assert {env.get("OMP_NUM_THREADS") for env in kept} == {"3"}
+    assert processes_of(tmp_path) == []
+
+
+def test_two_nodes_make_one_load_sweep(nodes: RayNodes, tmp_path: Path) -> None:
+    args = ("--concurrency", "1,2", "--launches", "3", "--schedule", "1:3,2:0")
+    run = start_autotune(
+        "map", write(tmp_path), *args, "--ways", "none", "--ray", nodes.address, cwd=tmp_path
+    )
+    out, err = run.communicate()
+    assert run.returncode == 0, err
+    assert "Measured on 2 slots" in " ".join(out.split())
+    hosts = query(
+        tmp_path,
+        "select point, json_extract(machine, '$.slot.host'), count(*) from autotune_loads "
+        "join autotune_launches using (launch_id) group by point, 2",
+    )
+    assert [(point, parts) for point, _, parts in hosts] == [(k, 4) for k in range(1, 6)]
+    assert len({host for _, host, _ in hosts}) == 2
+    assert f"slot 0 on {hosts[0][1]}  n = 0: launching" in err
+    assert f"slot 1 on {hosts[1][1]}  n = 0, to compare slots: launching" in err
+    assert query(tmp_path, UNENDED) == [(0,)]
     assert processes_of(tmp_path) == []
 
 
@@ -265,3 +290,33 @@ def test_a_head_that_was_killed_is_not_waited_for(
         cluster_of(prepared(tmp_path), "auto", 1, print),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "takes connections, and has not answered for 0 s: its head stands still"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what answers there is no head of a Ray cluster"),
+    ],
+)
+def test_a_head_that_takes_connections_and_never_answers_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, words: str
+) -> None:
+    monkeypatch.setattr("autotune.tuning.ray_slots._ANSWER_S", 0.3 if answer is None else 60.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                c, _ = listener.accept()
+                c.sendall(answer or b"")
+                c.recv(1 << 16)
+                c.close()
+
+        if answer is not None:  # or the kernel takes the connection
+            threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            pytest.raises(UserError, match=words),
+            cluster_of(prepared(tmp_path), address, 1, print),
+        ):
+            pass

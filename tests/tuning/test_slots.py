@@ -32,7 +32,7 @@ from autotune.tuning.local_slots import LocalSlots
 from autotune.tuning.progress import OUTSIDE
 from autotune.tuning.slot_pool import SlotPool
 from autotune.tuning.slots import cluster_of, slot_environment, slots_of_host
-from autotune.tuning.trial import Failed, Measured
+from autotune.tuning.trial import Failed, Measured, Trial
 from tests.studies import wait_until, write_study
 from tests.tuning.executors import check_executor, trial
 
@@ -69,7 +69,7 @@ def served() -> Served:
 
 
 @pytest.fixture
-def executor(tmp_path: Path, served: Served) -> Iterator[SlotPool]:
+def executor(tmp_path: Path, served: Served) -> Iterator[SlotPool[Trial]]:
     """Two slots, each of one core, or of the only one."""
     before = psutil.Process().children()  # a server of another file's tests
     slots = [Slot(i, 2, (CORES[i % len(CORES)],)) for i in range(2)]
@@ -89,7 +89,7 @@ def executor(tmp_path: Path, served: Served) -> Iterator[SlotPool]:
         assert psutil.Process().children() == before
 
 
-def results(executor: SlotPool, count: int) -> dict[int, Any]:
+def results(executor: SlotPool[Trial], count: int) -> dict[int, Any]:
     """Outcomes by the number of their trial."""
     found: dict[int, Any] = {}
     while len(found) < count:
@@ -103,14 +103,14 @@ def results(executor: SlotPool, count: int) -> dict[int, Any]:
 # -- what every executor does ------------------------------------------------------------------
 
 
-def one_slot() -> OneSlot:
+def one_slot() -> OneSlot[Trial]:
     runner: Any = SimpleNamespace(run=lambda trial, ahead: Measured("done"))
     return OneSlot(runner, no_prelaunch)
 
 
 @pytest.mark.parametrize("kind", ["one", "local"])
 def test_an_executor_runs_what_it_takes_and_takes_nothing_after_its_end(
-    kind: str, executor: SlotPool
+    kind: str, executor: SlotPool[Trial]
 ) -> None:
     check_executor(one_slot() if kind == "one" else executor, 1 if kind == "one" else 2)
 
@@ -118,7 +118,7 @@ def test_an_executor_runs_what_it_takes_and_takes_nothing_after_its_end(
 # -- several slots -----------------------------------------------------------------------------
 
 
-def test_each_slot_has_its_own_cores_and_variables(executor: SlotPool) -> None:
+def test_each_slot_has_its_own_cores_and_variables(executor: SlotPool[Trial]) -> None:
     for number, do in enumerate(["cores", "variable"]):
         executor.submit(trial(2 * number, do, 0))
         executor.submit(trial(2 * number + 1, do, 1))
@@ -129,7 +129,9 @@ def test_each_slot_has_its_own_cores_and_variables(executor: SlotPool) -> None:
             assert outcome == Measured(cores if do == "cores" else f"slot {slot}")
 
 
-def test_two_run_at_once_and_only_this_process_is_asked(executor: SlotPool, served: Served) -> None:
+def test_two_run_at_once_and_only_this_process_is_asked(
+    executor: SlotPool[Trial], served: Served
+) -> None:
     """Each of the two waits until the other one has begun."""
     thread = threading.get_ident()
     asked: list[int] = []
@@ -150,7 +152,7 @@ def test_two_run_at_once_and_only_this_process_is_asked(executor: SlotPool, serv
     assert executor.capacity == 1  # the other one still sleeps
 
 
-def test_a_failed_trial_arrives_as_it_was(executor: SlotPool) -> None:
+def test_a_failed_trial_arrives_as_it_was(executor: SlotPool[Trial]) -> None:
     executor.submit(trial(0, "fail", 1))
     [(done, outcome)] = executor.completed()
     assert isinstance(outcome, Failed)
@@ -165,7 +167,7 @@ def test_slots_of_trials() -> None:
     assert slot_for([], home=3) == 3
 
 
-def test_one_whose_slot_is_busy_waits_for_it(executor: SlotPool) -> None:
+def test_one_whose_slot_is_busy_waits_for_it(executor: SlotPool[Trial]) -> None:
     executor.submit(trial(0, "cores", 0))
     executor.submit(trial(1, "cores", 0))
     assert executor.capacity == 0
@@ -181,7 +183,7 @@ def test_one_whose_slot_is_busy_waits_for_it(executor: SlotPool) -> None:
     ],
 )
 def test_what_ends_a_run_ends_the_other_slots_servers(
-    executor: SlotPool, served: Served, do: str, error: type[Exception], words: str
+    executor: SlotPool[Trial], served: Served, do: str, error: type[Exception], words: str
 ) -> None:
     executor.submit(trial(6, "sleep", 0))
     while not served.told:
@@ -195,7 +197,7 @@ def test_what_ends_a_run_ends_the_other_slots_servers(
 
 
 def test_what_cannot_be_written_ends_the_run_and_is_not_tried_again(
-    executor: SlotPool, served: Served
+    executor: SlotPool[Trial], served: Served
 ) -> None:
     served.raised = MachineError("the disk is full")
     executor.submit(trial(0, "wait", 0))
@@ -205,7 +207,7 @@ def test_what_cannot_be_written_ends_the_run_and_is_not_tried_again(
 
 
 def test_a_process_that_dies_is_replaced_and_its_trial_runs_again(
-    executor: SlotPool, served: Served
+    executor: SlotPool[Trial], served: Served
 ) -> None:
     executor.submit(trial(0, "sleep", 0))
     executor.submit(trial(1, "die once", 1))
@@ -216,7 +218,7 @@ def test_a_process_that_dies_is_replaced_and_its_trial_runs_again(
 
 
 def test_a_process_that_stands_still_is_replaced(
-    executor: SlotPool, served: Served, monkeypatch: pytest.MonkeyPatch
+    executor: SlotPool[Trial], served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("autotune.tuning.slot_pool.SILENT_S", 5.0)  # it tells every 0.2 s
     executor.submit(trial(0, "sleep", 0))
@@ -230,7 +232,7 @@ def test_a_process_that_stands_still_is_replaced(
 
 
 def test_nobody_is_silent_while_nobody_listens(
-    executor: SlotPool, served: Served, monkeypatch: pytest.MonkeyPatch
+    executor: SlotPool[Trial], served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As while a database is waited for."""
     monkeypatch.setattr("autotune.tuning.slot_pool.SILENT_S", 2.0)
@@ -247,7 +249,7 @@ def test_nobody_is_silent_while_nobody_listens(
     assert served.said == []
 
 
-def test_a_cancelled_slot_takes_trials_again(executor: SlotPool, served: Served) -> None:
+def test_a_cancelled_slot_takes_trials_again(executor: SlotPool[Trial], served: Served) -> None:
     executor.submit(trial(0, "sleep", 0))
     while not served.told:
         executor._listen(0.1)
@@ -258,7 +260,7 @@ def test_a_cancelled_slot_takes_trials_again(executor: SlotPool, served: Served)
 
 
 def test_a_process_that_hangs_is_killed_in_the_end(
-    executor: SlotPool, monkeypatch: pytest.MonkeyPatch
+    executor: SlotPool[Trial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("autotune.tuning.slot_pool._MORE_S", -30.0)  # with KILL_S: 1 s in all
     before = psutil.Process().children()
@@ -270,7 +272,7 @@ def test_a_process_that_hangs_is_killed_in_the_end(
 
 
 def test_an_interrupt_is_passed_on_and_the_second_one_too(
-    executor: SlotPool, served: Served
+    executor: SlotPool[Trial], served: Served
 ) -> None:
     executor.submit(trial(0, "sleep", 0))
 

@@ -28,6 +28,7 @@ from autotune.output.export.endpoint import Endpoint
 from autotune.output.export.served import Served
 from autotune.results.text import plain
 from autotune.study.schema import StudySpec
+from autotune.study.shapes import is_shape, stands_for
 from autotune.study.space import as_int
 
 # Seconds that a stop may take.
@@ -126,6 +127,8 @@ class Job:
                     else ("the demo's draft, which comes with autotune")
                 )
                 self.say(f"{ref} is {what}: {there} is {plain(path)}.")
+            elif is_shape(ref):
+                self.say(f"{ref} has the shape of {stands_for(ref)}, and no weights.")
         self.from_hub = any(not Path(path).is_absolute() for path in found.values())
         if self.from_hub:
             self.say(f"A gated model needs {HUB_TOKEN}; others do without.")

@@ -16,6 +16,7 @@ from autotune.engine.entry import hiding
 from autotune.engine.probe import VllmInfo, unasked
 from autotune.output.export.endpoint import LOCAL, Endpoint
 from autotune.results.measured import Measured, measured
+from autotune.results.rehearsed import production_note
 from autotune.results.views import TrialView
 from autotune.serving.resolve import model_resolver
 from autotune.storage.store import Store
@@ -27,11 +28,12 @@ class Served:
     """A trial that is served.
 
     Attributes:
-        loaded: The study, as it was run.
+        loaded: The study as it was run; a rehearsal as it would be run with the real weights.
         trial: The trial, which has a point.
         info: vLLM that it was measured with.
         measured: Launch that measured it; None: the database has none that can be read.
         as_launched: Whether the command has the words of the launch.
+        rehearsed: What is missing before the command of a rehearsal may serve; None: it is none.
     """
 
     loaded: LoadedStudy
@@ -39,6 +41,7 @@ class Served:
     info: VllmInfo
     measured: Measured | None
     as_launched: bool
+    rehearsed: str | None = None
 
     @property
     def elsewhere(self) -> str | None:
@@ -47,8 +50,9 @@ class Served:
 
     @property
     def note(self) -> str | None:
-        """What to know of the command on this machine; None: it is the measured one."""
-        return None if self.measured is None else self.measured.note
+        """What to know of the command; None: it serves on the measured machine as it is."""
+        elsewhere = None if self.measured is None else self.measured.note
+        return " ".join(filter(None, (self.rehearsed, elsewhere))) or None
 
     def resolve(self, ref: str) -> str:
         """Return what vLLM is given for a model reference of the study."""
@@ -81,14 +85,20 @@ class Served:
 
 
 def served(store: Store, name: str, trial: TrialView) -> Served:
-    """Return what is served of a trial; no program of the study is run, not even its vLLM."""
+    """Return what is served of a trial; no program of the study is run, not even its vLLM.
+
+    Of a rehearsal it is what would be served with the real weights.
+    """
     found = measured(store, name, trial.number)
     loaded = store.load_study(name)[0] if found is None else found.loaded
+    missing = production_note(loaded.spec)
+    loaded = loaded.model_copy(update={"spec": loaded.spec.without_rehearsal()})
     kept = store.vllm(name)
     if found is None:
-        return Served(loaded, trial, kept or unasked(loaded.spec.server), None, as_launched=False)
+        info = kept or unasked(loaded.spec.server)
+        return Served(loaded, trial, info, None, as_launched=False, rehearsed=missing)
     as_launched = kept is None or found.elsewhere is not None
-    return Served(loaded, trial, found.info, found, as_launched)
+    return Served(loaded, trial, found.info, found, as_launched, missing)
 
 
 def shell_of(found: Served, where: Endpoint) -> str:

@@ -56,7 +56,12 @@ def load_sweep_figure(view: LoadSweepView, height: int = 560, theme: Theme = LIG
             _add_passing(fig, view, way, cross, i)
     if view.crossover is not None and view.crossover.load is not None:
         _add_crossover(fig, view.crossover.load)
-    about = [f"vLLM {view.vllm}" if view.vllm else "", point_text(view.point), view.machine]
+    about = [
+        view.rehearsal,
+        f"vLLM {view.vllm}" if view.vllm else "",
+        point_text(view.point),
+        view.machine,
+    ]
     fig.update_layout(
         template=template(theme),
         title={"text": title_text(f"{view.study}: does speculation pay?", about)},

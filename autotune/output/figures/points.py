@@ -16,6 +16,8 @@ from autotune.results.views import StudyView, TrialView
 from autotune.stats import Estimate
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from objectives import Objective
 
 
@@ -130,6 +132,7 @@ def headline(view: StudyView) -> dict[str, Any]:
     done = f"{view.finished} of {view.wanted} trials"
     failed = view.failures()
     parts = [
+        view.rehearsal,
         done + (f", {len(failed)} failed" if failed else ""),
         f"vLLM {view.vllm_version}" if view.vllm_version else "",
         view.machine,
@@ -150,3 +153,27 @@ def title_text(head: str, about: Iterable[str]) -> str:
     return (
         f'<b>{escape(plain(head), quote=False)}</b><br><span style="font-size: 12px">{small}</span>'
     )
+
+
+def noted(fig: go.Figure, text: str) -> go.Figure:
+    """Return a figure with a line of text below its plots.
+
+    Args:
+        fig: The figure; its lower margin grows by the line.
+        text: The line.
+    """
+    below = fig.layout.margin.b
+    below = 80 if below is None else below
+    fig.add_annotation(
+        text=escape(plain(text), quote=False),
+        showarrow=False,
+        x=0,
+        xref="paper",
+        xanchor="left",
+        y=0,
+        yref="paper",
+        yanchor="top",
+        yshift=-below - 2,
+        font={"size": 11},
+    )
+    return fig.update_layout(margin_b=below + 22)

@@ -19,6 +19,7 @@ from autotune.output.report.content import (
 from autotune.output.report.source import Source, against, load_text, progress
 from autotune.results.budget_note import budget_note
 from autotune.results.flatness import statement_of
+from autotune.results.rehearsed import production_note
 from autotune.results.standing import LEAST_DEGREES
 from autotune.results.text import (
     bounds_text,
@@ -57,9 +58,10 @@ def answer(s: Source) -> Answer:
             else (),
         )
     without = " without speculation:" if t.point.get(N) == 0 else ""
+    head, end = ("Best in the rehearsal", ":") if view.rehearsal else ("Serve", "")
     sure, certain = _sure(s, t)
     return Answer(
-        f"Serve{without} {t.setting}",
+        f"{head}{without or end} {t.setting}",
         sure,
         certain,
         (*_facts(s, t), _evidence(s, t)),
@@ -156,6 +158,8 @@ def _named(s: Source, number: int) -> str:
 
 def _notes(s: Source, t: TrialView) -> Iterator[str]:
     view, verdict = s.view, s.view.verdict
+    if (note := production_note(s.spec)) is not None:
+        yield note
     if verdict is not None and t.baseline:
         others = [k for k in verdict.winners[0].chances if verdict.candidates[k].over_baseline]
         for k in others[:1]:
@@ -216,6 +220,8 @@ def command(s: Source) -> Iterator[Block]:
         return
     known = found.measured is not None and found.measured.launch.host is not None
     host = f", {found.measured.host}" if found.measured is not None and known else ""
+    if (note := production_note(s.spec)) is not None:
+        yield Paragraph(note)
     yield Code(f"Serves {s.best.setting}", text)
     yield Paragraph(
         f"Paths are those of the measured machine{host}; a variable that holds a secret appears by "

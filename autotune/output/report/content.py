@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import plotly.graph_objects as go
 
+from autotune.output.figures.points import noted
 from autotune.output.figures.theme import Theme
 from autotune.results.tables import Column, Row, Table
+from autotune.results.text import plain
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,22 @@ class Figure:
 
 
 Block = Paragraph | Points | DataTable | Code | Figure
+
+
+def labeled(block: Block, label: str) -> Block:
+    """Return a figure or a table that says what of a rehearsal is real; other blocks as they are.
+
+    Args:
+        block: A block.
+        label: What is real and what is not; empty: it is no rehearsal.
+    """
+    if not label or not isinstance(block, Figure | DataTable):
+        return block
+    caption = f"{block.caption.rstrip('.:')} ({plain(label)})"
+    if isinstance(block, DataTable):
+        return replace(block, caption=caption)
+    draw = block.draw
+    return replace(block, caption=f"{caption}.", draw=lambda theme: noted(draw(theme), label))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,137 @@
+"""The acceptance that a rehearsal takes from another study, and what to say of a rehearsal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autotune.results.text import plain
+from autotune.results.trials import study_view
+from autotune.results.views import TrialView
+from autotune.search.acceptance import Prediction, SpeculationLaunch
+from autotune.storage.location import Database, is_url, parse_named
+from autotune.storage.store import opened
+from autotune.study.files import LoadedStudy
+from autotune.study.messages import refused
+from autotune.study.schema import StudySpec
+from autotune.study.space import N, as_int
+
+_KEY = "rehearsal.acceptance.from"
+_DIGITS = 6  # of a rate
+
+
+def with_counted_acceptance(loaded: LoadedStudy) -> LoadedStudy:
+    """Return a study whose rehearsal has the acceptance that another study's launches counted.
+
+    Each n that was launched has what its own launches counted. One between them is interpolated
+    (:mod:`autotune.search.acceptance`), because a draft of 3 is not the first 3 of a draft of 15.
+    Any other study stays as it is.
+
+    Args:
+        loaded: The study with its method, from :mod:`autotune.engine.draft_method`.
+
+    Raises:
+        UserError: the other study cannot be read or has another method, its acceptance is given or
+            biased, or a larger n was not measured and no ``decay`` says what to assume.
+    """
+    how = loaded.spec.rehearsal
+    if how is None or how.acceptance is None or how.acceptance.resolved:
+        return loaded
+    counted = _counted(loaded, how.acceptance.from_ or "")
+    acceptance = how.acceptance.model_copy(update={"by_n": counted})
+    try:
+        spec = loaded.spec.rehearsed_with(acceptance)
+    except ValueError as e:
+        raise refused(loaded.path, str(e)) from e
+    return loaded.model_copy(update={"spec": spec})
+
+
+def _counted(loaded: LoadedStudy, source: str) -> list[list[float]]:
+    """Return the acceptance by position, for each n from 1 up to the largest that was launched."""
+    named = _named(loaded, source)
+    if named is None:
+        raise refused(
+            loaded.path,
+            f"{_KEY}: {plain(source)[:200]}: no such database; give FILE.db or FILE.db:STUDY, "
+            "relative to the study file, or write the rates",
+        )
+    database, study = named
+    with opened(database) as store:
+        name = store.pick_study(study)
+        spec = store.load_study(name)[0].spec
+        trials = study_view(store, name).trials
+    where = f"{_KEY}: {plain(source)[:200]}"
+    if why := _why_not(loaded.spec, spec):
+        raise refused(loaded.path, f"{where}: {why}")
+    launches = [
+        SpeculationLaunch(n, 1.0, t.acceptance_per_position, t.acceptance_length)
+        for t in trials
+        if (n := as_int(t.point.get(N))) and _counts(t)
+    ]
+    found = Prediction.fit(launches)
+    if found is None:
+        biased = any(t.curve is None for t in trials)
+        why = "only of a schedule or adaptive verification, which bias it" if biased else "none"
+        raise refused(loaded.path, f"{where}: has no acceptance of a fixed n: {why}")
+    return [_falling(found.positions[n]) for n in range(1, max(found.launched) + 1)]
+
+
+def _named(loaded: LoadedStudy, source: str) -> tuple[Database, str | None] | None:
+    """Return the database and the study that a text names; None: there is no such file."""
+    if is_url(source):
+        return parse_named(source)
+    return parse_named(str(loaded.base / Path(source).expanduser()))
+
+
+def production_note(spec: StudySpec) -> str | None:
+    """Return what a rehearsal's command lacks to serve somebody; None: it is no rehearsal."""
+    how = spec.rehearsal
+    if how is None:
+        return None
+    draft = spec.server.speculative
+    dummies = [f"the target ({plain(spec.server.model)})"] if how.dummy("target") else []
+    if draft is not None and draft.model is not None and how.dummy("draft"):
+        dummies.append(f"the draft ({plain(draft.model)})")
+    missing = [f"the real weights of {' and '.join(dummies)}"] if dummies else []
+    missing.append(
+        "a run without `rehearsal`, which counts the real acceptance; another point may be best "
+        "with it"
+    )
+    return (
+        f"From a {spec.rehearsal_label}. Dummy weights and synthetic acceptance are left out of "
+        f"the command. Still missing: {', and '.join(missing)}."
+    )
+
+
+def _why_not(own: StudySpec, other: StudySpec) -> str | None:
+    """Return why another study's acceptance says nothing of this one's draft; None: it does."""
+    if other.rehearsal is not None and other.rehearsal.acceptance is not None:
+        return "is a rehearsal itself, whose acceptance was given, not counted"
+    if other.rehearsal is not None:
+        return "is a rehearsal itself, whose acceptance is what random weights give"
+    if other.server.arms:
+        return "has several ways to draft; take a study with one"
+    if own.server.speculative is None or other.server.speculative is None:
+        return None  # nothing is counted, or nothing is played
+    mine, theirs = own.server.speculative.method, other.server.speculative.method
+    if mine != theirs:
+        return f"drafts with method {theirs}, and this study with {mine}"
+    return None
+
+
+def _counts(trial: TrialView) -> bool:
+    """Return whether a trial counted the acceptance of a fixed n."""
+    return (
+        trial.curve is not None
+        and trial.state == "complete"
+        and not trial.lossy
+        and bool(trial.acceptance_per_position)
+    )
+
+
+def _falling(rates: Sequence[float]) -> list[float]:
+    """Return rates as vLLM takes them: rounded, and none above the one before it."""
+    out: list[float] = []
+    for rate in rates:
+        out.append(min(round(max(rate, 0.0), _DIGITS), *out[-1:], 1.0))
+    return out

@@ -1,0 +1,142 @@
+"""A tokenizer for a shape: one token for each byte, and a word of its own for every other id.
+
+vLLM needs a tokenizer to turn the ids that random weights choose into text. This one is written
+without a library and without a download. Every id of the vocabulary has a text, so no id that a
+model gives is unknown. Texts become one token per byte: about four times as many as with a
+trained tokenizer, so prompts of text need the real one (``autotune shape --tokenizer DIR``), while
+random token ids need none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Files of a tokenizer that are copied if they are there; one of the first two must be.
+NEEDED = ("tokenizer.json", "tokenizer.model")
+COPIED = (
+    *NEEDED,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
+_ROLES = ("bos", "eos", "pad")
+_CHAT = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def write_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``generation_config.json``.
+
+    Args:
+        folder: Folder of the model.
+        config: Its ``config.json``: size of the vocabulary, special tokens, longest sequence.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    special = _special(config)
+    body: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": i,
+                "content": text,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for i, text in sorted(special.items())
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": False,
+        },
+        "post_processor": None,
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": _vocabulary(int(config["vocab_size"]), special),
+            "merges": [],
+        },
+    }
+    _write(folder / "tokenizer.json", body, indent=None)
+    names = {f"{role}_token": special[i] for role in _ROLES if (i := _id(config, role)) is not None}
+    _write(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config.get("max_position_embeddings"),
+            "clean_up_tokenization_spaces": False,
+            "chat_template": _CHAT,
+            **names,
+        },
+    )
+    ids = {f"{role}_token_id": config.get(f"{role}_token_id") for role in _ROLES}
+    _write(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
+
+
+def _special(config: Mapping[str, Any]) -> dict[int, str]:
+    """Return the special tokens by id; a role whose id another one has is left out."""
+    found: dict[int, str] = {}
+    for role in _ROLES:
+        given = config.get(f"{role}_token_id")
+        for number, i in enumerate(given if isinstance(given, list) else [given]):
+            if i is not None:
+                found.setdefault(i, f"<{role}>" if number == 0 else f"<{role}{number}>")
+    return found
+
+
+def _id(config: Mapping[str, Any], role: str) -> int | None:
+    given = config.get(f"{role}_token_id")
+    first = given[0] if isinstance(given, list) and given else given
+    return first if isinstance(first, int) else None
+
+
+def _vocabulary(size: int, special: Mapping[int, str]) -> dict[str, int]:
+    """Return the id of each text, as byte-level BPE writes texts: a space is Ġ."""
+    letters = iter(_byte_letters())
+    out: dict[str, int] = {}
+    for i in range(size):
+        text = special.get(i) or next(letters, None) or f"Ġt{i}"
+        out[text] = i
+    return out
+
+
+def _byte_letters() -> list[str]:
+    """Return the letter that stands for each byte in byte-level BPE (GPT-2's table)."""
+    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)}
+    hidden = iter(range(256, 512))
+    return [chr(b if b in shown else next(hidden)) for b in range(256)]
+
+
+def _write(path: Path, body: Mapping[str, Any], indent: int | None = 1) -> None:
+    path.write_text(json.dumps(body, ensure_ascii=False, indent=indent), encoding="utf-8")
