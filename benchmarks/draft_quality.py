@@ -31,6 +31,7 @@ from autotune.bench.server_metrics import difference, scrape
 from autotune.bench.workload import build_workload
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.draft_method import with_method
+from autotune.engine.given_acceptance import with_acceptance
 from autotune.engine.probe import VllmInfo, probe
 from autotune.results.prediction import Outlook, Wanted, outlooks
 from autotune.results.trials import study_view
@@ -43,18 +44,8 @@ from autotune.storage.store import opened
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.schema import ServerSpec
 from autotune.study.space import N, Value
-from autotune.study.speculative import REJECTION
 
 ROUNDS = 2
-
-
-def played(server: ServerSpec, rates: Sequence[float]) -> ServerSpec:
-    """Return the server with a given acceptance by position."""
-    if server.speculative is None:
-        sys.exit("the study has no draft in server.speculative")
-    given = {REJECTION: "synthetic", "synthetic_acceptance_rates": [round(x, 6) for x in rates]}
-    draft = server.speculative.model_copy(update=given)
-    return server.model_copy(update={"speculative": draft})
 
 
 def measured(
@@ -68,7 +59,7 @@ def measured(
         info,
         port=free_port(),
         launch_id=(launch := uuid.uuid4().hex),
-        resolve=model_resolver(loaded),
+        resolve=model_resolver(loaded, info),
     )
     running = Server(plan, launch_id=launch, log_path=log, server=server, info=info)
     try:
@@ -145,7 +136,7 @@ def main() -> None:
     if loaded.spec.workload.open_loop:
         sys.exit(f"{args.study}: workload is an open loop, whose tok/s are given")
     info = probe(loaded.spec.server)
-    if info.platform == "cpu":
+    if info.device == "cpu":
         sys.exit("synthetic acceptance needs a GPU: on a CPU vLLM ends at the first request")
     lengths = [float(x) for x in args.length.split(",")]
     found, rows, point = asked(loaded, args.database, lengths, args.at_n)
@@ -159,7 +150,7 @@ def main() -> None:
             n = 0 if row is None else rows[row].best.n
             server = loaded.spec.server
             if row is not None:
-                server = played(server, rows[row].per_position)
+                server = with_acceptance(server, rows[row].per_position)
             log = Path(folder, f"{len(launches)}.log")
             one = measured(loaded, info, {**point, N: n}, server, log)
             launches.append({"row": row, **one})

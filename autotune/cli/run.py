@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import click
 from autotune.cli.common import best_trial, draw, said_of_all, say_trust, serving_command
 from autotune.cli.options import (
     PathType,
+    a_number,
     concurrencies,
     confirmation_launches,
     database_option,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     from autotune.results.load_map import LoadSweepView
     from autotune.serving.slots import Slot
     from autotune.storage.location import Database
+    from autotune.storage.store import Store
     from autotune.study.files import LoadedStudy
     from autotune.tuning.load_map_choice import Rivals
     from autotune.tuning.reuse import Source
@@ -291,12 +293,28 @@ def _finish(ui: Ui, database: Database, name: str) -> None:
 @timeout_option
 @parallel_option
 @ray_option
+@click.option(
+    "--break-even",
+    is_flag=True,
+    help="Find how good a draft must be to pay at each concurrency, with a given acceptance "
+    "(needs a GPU).",
+)
+@click.option(
+    "--decay",
+    type=click.FloatRange(0, 10, min_open=True),
+    default=1.0,
+    show_default=True,
+    callback=a_number,
+    metavar="FACTOR",
+    help="With --break-even: factor on a draft's conditional acceptance from one position to the "
+    "next. Changes what is shown, and nothing that is launched but the checks.",
+)
 @click.option("--show", is_flag=True, help="Show the latest load sweep; launch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the load sweep as JSON.")
 @click.option(
     "--plot",
     type=PathType(dir_okay=False, path_type=Path),
-    help="HTML file to write: speed-up by concurrency.",
+    help="HTML file to write: speed-up by concurrency, or the break-even.",
 )
 def load_map(
     study: str,
@@ -310,6 +328,8 @@ def load_map(
     timeout: float | None,
     parallel: int | None,
     ray: str | None,
+    break_even: bool,
+    decay: float,
     show: bool,
     as_json: bool,
     plot: Path | None,
@@ -326,6 +346,7 @@ def load_map(
       autotune map STUDY --ways schedule,adaptive --confirm 8
       autotune map STUDY --schedule 1:7,8:3 --confirm 8
       autotune map STUDY --parallel auto
+      autotune map STUDY --break-even --launches 5 --plot break-even.html
     """
     from rich.console import Console
 
@@ -337,6 +358,13 @@ def load_map(
     if plot is not None and not plot.parent.is_dir():
         raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
     ui = Ui(Console(stderr=True, highlight=False))
+    if break_even:
+        if schedule is not None or confirm:
+            raise click.UsageError("--break-even excludes --schedule and --confirm")
+        if parallel != 1 or ray is not None:
+            raise click.UsageError("--break-even launches one server at a time: leave out slots")
+        _break_even(ui, study, database, loads, launches, decay, timeout, show, as_json, plot)
+        return
     if show:
         view = _stored_map(study, database)
     else:
@@ -365,10 +393,60 @@ def load_map(
         write_load_sweep(view, plot)
 
 
-def _stored_map(study: str, database: Database) -> LoadSweepView:
-    """Return a load sweep of a study file, or of a study that only the database has."""
+def _break_even(
+    ui: Ui,
+    study: str,
+    database: Database,
+    loads: tuple[int, ...],
+    launches: int,
+    decay: float,
+    minutes: float | None,
+    show: bool,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Make or show a break-even map."""
     from autotune.engine.draft_method import with_method
-    from autotune.results.read_load_map import stored_view
+    from autotune.results.break_even import break_even_json, break_even_lines
+    from autotune.study.files import load_study
+
+    if show:
+        from autotune.results.read_break_even import stored_break_even
+
+        with _stored(study, database) as (store, loaded, known):
+            view = stored_break_even(store, loaded, known, decay)
+    else:
+        from autotune.tuning.break_even import map_break_even
+        from autotune.tuning.prepare import prepare
+        from autotune.tuning.supervise import StopReason
+
+        loaded = with_method(load_study(study))
+        with ui:
+            prepared = prepare(loaded, ui)
+            say_trust(ui, loaded)
+            view, reason = map_break_even(
+                prepared,
+                database=database,
+                loads=loads,
+                launches=launches,
+                decay=decay,
+                timeout_s=minutes * 60 if minutes else None,
+                progress=ui,
+            )
+        if reason is not StopReason.DONE:
+            ui.message(f"stopped: {reason}; run the same command again to resume")
+    lines = break_even_lines(view)
+    click.echo(json.dumps(break_even_json(view), indent=2) if as_json else "\n".join(lines))
+    if plot is not None:
+        from autotune.output.figures.break_even import write_break_even
+
+        write_break_even(view, plot)
+
+
+@contextmanager
+def _stored(study: str, database: Database) -> Iterator[tuple[Store, LoadedStudy, Collection[str]]]:
+    """Yield a study file, or a study that only the database has, with its fingerprints."""
+    from autotune.engine.draft_method import with_method
     from autotune.results.rehearsed import with_counted_acceptance
     from autotune.storage.store import opened
     from autotune.study.files import load_study
@@ -380,8 +458,17 @@ def _stored_map(study: str, database: Database) -> LoadSweepView:
             if study not in store.study_names():
                 raise
             loaded, row = store.load_study(study)
-            return stored_view(store, loaded, {row.fingerprint})
-        return stored_view(store, loaded, store.fingerprints(loaded))
+            yield store, loaded, {row.fingerprint}
+        else:
+            yield store, loaded, store.fingerprints(loaded)
+
+
+def _stored_map(study: str, database: Database) -> LoadSweepView:
+    """Return a load sweep of a study file, or of a study that only the database has."""
+    from autotune.results.read_load_map import stored_view
+
+    with _stored(study, database) as (store, loaded, known):
+        return stored_view(store, loaded, known)
 
 
 def _measured_map(

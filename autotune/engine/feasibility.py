@@ -36,7 +36,7 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
         known,
         target=kind if isinstance(kind, str) else None,
         drafts=_drafts(loaded, config),
-        v2=_chosen_runner({**os.environ, **server.env}),
+        v2=chosen_runner({**os.environ, **server.env}),
         load=spec.workload.places,
         allow_throttled=spec.search.allow_throttled,
     )
@@ -57,7 +57,7 @@ def _drafts(loaded: LoadedStudy, target: Mapping[str, object]) -> dict[str | Non
     return found
 
 
-def _chosen_runner(env: Mapping[str, str]) -> bool | None:
+def chosen_runner(env: Mapping[str, str]) -> bool | None:
     """Return which model runner the environment chooses, as ``envs.py`` reads it."""
     given = env.get(_RUNNER)
     return None if given not in ("0", "1") else given == "1"

@@ -13,7 +13,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from autotune.engine.feasibility import chosen_runner
 from autotune.engine.probe import VllmInfo
+from autotune.engine.rule import minor_of
 from autotune.study.containers import is_container
 from autotune.study.rehearsal import (
     DRAFT_LOAD,
@@ -32,6 +34,10 @@ LABEL_VARIABLE = "AUTOTUNE_REHEARSAL"  # what of the launch is real: each kept l
 SEED_VARIABLE = "AUTOTUNE_REHEARSAL_SEED"
 _PLUGINS = "VLLM_PLUGINS"  # names of the plugins that are loaded; not set: all
 _PATH = "PYTHONPATH"
+# Methods whose drafts are loaded as the target in every version, and the first version in which
+# those of the others have a load format of their own on model runner V2.
+_OWN_LOADERS = {"draft_model", "medusa"}
+_ON_V2 = (0, 31)
 _FLAG = "--load-format"
 _DRAFT = "--speculative-config"
 
@@ -71,12 +77,44 @@ def why_not_here(server: ServerSpec, info: VllmInfo) -> str | None:
             "first request would end the engine. Rehearse on a GPU, or leave acceptance out: "
             "drafts are then really verified"
         )
+    if why := why_loaded_alike(server, info):
+        return why
     if (how.target or how.draft) and is_container(server.command or ()):
         return (
             "rehearsal.weights: dummy weights need a plugin of vLLM that autotune does not bring "
             "into containers; start vLLM without one"
         )
     return None
+
+
+def why_loaded_alike(server: ServerSpec, info: VllmInfo) -> str | None:
+    """Return why a vLLM would load the draft as it loads the target, key first; None: it does not.
+
+    ``draft_load_config`` counts on model runner V1 (``v1/spec_decode/llm_base_proposer.py``), and
+    since 0.31 on V2, too (``v1/worker/gpu/spec_decode/``, read in 0.26, 0.29 to 0.32). A draft
+    model and Medusa have loaders of their own, which never ask for it. A key that is ignored would
+    make every label of the rehearsal wrong.
+
+    Args:
+        server: The study's server.
+        info: Its vLLM.
+    """
+    how, draft = server.played, server.speculative
+    if how is None or draft is None or how.target == how.draft:
+        return None
+    both = "random weights of both (`weights: dummy`)"
+    if draft.method in _OWN_LOADERS:
+        return (
+            f"rehearsal.weights: method {draft.method} loads the draft as the target: take {both}"
+        )
+    minor = minor_of(info.version)
+    runs_v1 = info.device == "cpu" or chosen_runner({**os.environ, **server.env}) is False
+    if minor is None or minor >= _ON_V2 or runs_v1:
+        return None
+    return (
+        f"rehearsal.weights: vLLM {info.version} loads the draft as the target on model runner V2: "
+        f'take {both}, or set VLLM_USE_V2_MODEL_RUNNER: "0" in server.env'
+    )
 
 
 def why_not_rehearsed(server: ServerSpec, settings: Mapping[str, object]) -> str | None:

@@ -368,7 +368,7 @@ def _loads_table(view: LoadSweepView) -> list[str]:
             ]
         )
     header = ("concurrency", "best n (ties)", "tok/s [95 %]", "speed-up [95 %]", "p95 ms")
-    return ["Best n at each concurrency:", *_aligned(header, rows)]
+    return ["Best n at each concurrency:", *aligned(header, rows)]
 
 
 def _points_table(view: LoadSweepView) -> list[str]:
@@ -401,7 +401,7 @@ def _points_table(view: LoadSweepView) -> list[str]:
     header, *rows = zip(*columns, strict=True)
     if view.checked is not None and view.checked.loads:
         notes += wrapped(f"Tokens per step of the schedule: {BIASED}.")
-    return ["Speed-up over n = 0, and tokens per step:", *_aligned(header, rows), *notes]
+    return ["Speed-up over n = 0, and tokens per step:", *aligned(header, rows), *notes]
 
 
 def crossover_text(
@@ -509,7 +509,7 @@ def _scatter_text(view: LoadSweepView) -> str:
     )
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table whose first column is aligned to the right."""
     columns = tuple(Column(h, right=i == 0) for i, h in enumerate(header))
     return text_lines(Table(columns, tuple(Row(tuple(row)) for row in rows)))

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from autotune.engine.adaptive_verification import verified
 from autotune.engine.draft_schedule import scheduled
+from autotune.engine.given_acceptance import with_acceptance
 from autotune.stats.crossover import AtLoad, Rate, Schedule, best_fixed, over_loads
 from autotune.storage.schema import MapPointRow
 from autotune.study.schema import ServerSpec
 from autotune.study.space import DRAFT, Value
 from autotune.study.speculative import ADAPTIVE, SCHEDULE
 
+# In the setting of a point of a break-even map, next to what all its points have in common:
+RATES = "rates"  # acceptance by position that vLLM plays
+CHECK = "check"  # the load whose break-even this point is next to
+LABEL = "label"  # what of the launch is real and what is not
 _LONGEST = 26  # characters of a way's name, or a terminal has no room for the row
 
 
@@ -24,6 +30,7 @@ class WayKind(StrEnum):
     SCHEDULE = "schedule"
     ADAPTIVE = "adaptive"
     ARM = "arm"
+    GIVEN = "given"
 
 
 class Advice(StrEnum):
@@ -51,16 +58,20 @@ class MapWay:
         schedule: Ranges of batch sizes with their n, also those of an arm; None: none.
         adaptive: Whether vLLM decides how many drafts it verifies.
         arm: Arm of the study, where it is not that of the fixed n.
+        rates: Acceptance by position that vLLM plays; None: drafts are verified.
     """
 
     n: int
     schedule: Schedule | None = None
     adaptive: bool = False
     arm: str | None = None
+    rates: tuple[float, ...] | None = None
 
     @property
     def kind(self) -> WayKind:
         """What makes it different from a fixed n."""
+        if self.rates is not None:
+            return WayKind.GIVEN
         if self.arm is not None:
             return WayKind.ARM
         if self.schedule is not None:
@@ -74,6 +85,8 @@ class MapWay:
             text = f"schedule {schedule_text(self.schedule)}"
         elif self.adaptive:
             text = f"adaptive n = {self.n}"
+        elif self.rates is not None:
+            text = f"n = {self.n} at {1 + sum(self.rates):.2f} tok/step"
         else:
             text = f"n = {self.n}"
         text = text if self.arm is None else f"{self.arm} {text}"
@@ -92,13 +105,19 @@ class MapWay:
 
 def way_of(point: MapPointRow) -> MapWay:
     """Return the way of a stored point."""
-    ranges = point.schedule
+    ranges, rates = point.schedule, point.setting.get(RATES)
     return MapWay(
         n=point.n,
         schedule=None if ranges is None else tuple((int(a), int(b), int(n)) for a, b, n in ranges),
         adaptive=point.way == WayKind.ADAPTIVE,
         arm=point.arm,
+        rates=None if rates is None else tuple(map(float, rates)),
     )
+
+
+def common(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all points of a sweep have in common, of one point's setting."""
+    return {k: v for k, v in setting.items() if k not in (RATES, CHECK, LABEL)}
 
 
 def draft_server(server: ServerSpec, arm: str | None, *, plain: bool) -> ServerSpec:
@@ -149,6 +168,8 @@ def way_server(server: ServerSpec, way: MapWay) -> ServerSpec:
     """
     if way.schedule is not None:
         server = scheduled(server, way.schedule)
+    if way.rates is not None:
+        server = with_acceptance(server, way.rates)
     return verified(server) if way.adaptive else server
 
 

@@ -278,7 +278,7 @@ def load_sweep_view(
     comparable = {p.id: {x.id: x for x in comparable_loads(store, p.id)} for p in rows}
     leveled = leveled_rates(store, ledger, rows, loads)
     points = [
-        _point_view(
+        point_view(
             store, ledger, p, [*comparable[p.id].values()], leveled.get(p.id, {}), loads, spec
         )
         for p in rows
@@ -319,7 +319,7 @@ def load_sweep_view(
         loads=tuple(loads),
         points=tuple(sweep),
         confirmed=tuple(p for p, row in zip(points, rows, strict=True) if is_confirming(row)),
-        variance=_variance(store, spec.name, known, setting),
+        variance=variance_of(store, spec.name, known, setting),
         schedule=ranges,
         why_no_schedule=why_no_schedule(version),
         arguments={n: argument(MapWay(n)) for n in sorted(rates) if n > 0 and is_there(MapWay(n))},
@@ -338,7 +338,7 @@ def load_sweep_view(
     )
 
 
-def _variance(
+def variance_of(
     store: Store, name: str, known: Collection[str], setting: Setting
 ) -> LaunchVariance | None:
     """Return the launch-to-launch variance of throughput; None: too little is known of it."""
@@ -349,7 +349,7 @@ def _variance(
     return found if found is not None and found.total.degrees >= LEAST_DEGREES else None
 
 
-def _point_view(
+def point_view(
     store: Store,
     ledger: str,
     point: MapPointRow,

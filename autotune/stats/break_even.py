@@ -59,8 +59,9 @@ import numpy as np
 from autotune.stats import quantiles
 from autotune.stats.intervals import BATCHES
 from autotune.stats.launch_variance import Estimate, LaunchVariance
+from autotune.stats.measurement import Floats
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+_GRID = 801  # drafts of a family, up to a first position that is certain; and beyond
 
 
 @dataclass(frozen=True)
@@ -280,11 +281,14 @@ class Family:
     lengths: Mapping[int, Floats]
 
     def quality_of(self, n: int, length: float) -> float:
-        """Return the Q at which a draft of n has a length; infinite: it has it at no Q."""
+        """Return the least Q at which a draft of n has a length; infinite: it has it at no Q."""
         lengths = self.lengths[n]
         if length > lengths[-1]:
             return math.inf
-        return float(np.interp(length, lengths, self.quality))
+        # several drafts may have the same length, where their first positions are certain
+        i = int(np.searchsorted(lengths, length))
+        around = slice(max(0, i - 1), i + 1)
+        return float(np.interp(length, lengths[around], self.quality[around]))
 
     def length_of(self, n: int, quality: float) -> float:
         """Return the length of a draft of n with a quality."""
@@ -356,3 +360,29 @@ def _ranges(found: Sequence[BreakEven], none: Speed, family: Family) -> tuple[Ra
                 out[-1] = Range(out[-1].low, start, out[-1].n)
             out.append(Range(start, float(q), n))
     return tuple(out)
+
+
+def family(decay: float, ns: Sequence[int]) -> Family:
+    """Return the drafts whose conditional acceptance is min(1, a · decay^(i-1)) at position i.
+
+    Their quality Q is the acceptance length at the largest n.
+
+    Args:
+        decay: Factor from one position to the next, above 0; 1: all positions are alike.
+        ns: The n to have the lengths of, each at least 1.
+
+    Raises:
+        ValueError: the decay is not positive and finite, or there is no n.
+    """
+    if not 0 < decay < math.inf:
+        raise ValueError(f"decay {decay:g} is not above 0 and finite")
+    if not ns or min(ns) < 1:
+        raise ValueError("a family of drafts is for n of at least 1")
+    most = max(ns)
+    top = max(0.0, (1 - most) * math.log(decay))  # of log a, at which every position is certain
+    first = np.linspace(0, 1, _GRID)
+    if top > 0:
+        first = np.concatenate([first, np.exp(np.linspace(0, top, _GRID)[1:])])
+    position = decay ** np.arange(most)
+    lengths = 1 + np.cumsum(np.cumprod(np.minimum(1, np.outer(first, position)), axis=1), axis=1)
+    return Family(lengths[:, most - 1], {n: lengths[:, n - 1] for n in ns})

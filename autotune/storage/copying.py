@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.errors import UserError
 from autotune.storage.lease import exclusive, is_free
 from autotune.storage.location import Database, is_same
-from autotune.storage.names import load_sweep_name
+from autotune.storage.names import break_even_name, load_sweep_name
 from autotune.storage.reading import Reader, Row
 from autotune.storage.schema import (
     NO_TRIAL,
@@ -175,7 +175,7 @@ class _Work:
 
     def copy_autotune(self) -> tuple[int, int]:
         """Copy autotune's side; return the numbers of launches and of requests."""
-        names = self._name, load_sweep_name(self._name)
+        names = self._name, load_sweep_name(self._name), break_even_name(self._name)
         self._insert_rows(StudyRow, self._of(StudyRow, "name", self._name))
         points: dict[int, int] = {}
         for name in names:

@@ -1,4 +1,4 @@
-"""Names that other rooms derive from a study's name: its load sweep, a launch of it, its folder."""
+"""Names that other rooms derive from a study's name: its sweeps, a launch of it, its folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from autotune.storage.schema import LaunchRow
 
 _MAP = ":map"
+_BREAK_EVEN = ":break-even"
 
 
 def load_sweep_name(study: str) -> str:
@@ -19,13 +20,19 @@ def load_sweep_name(study: str) -> str:
     return study + _MAP
 
 
+def break_even_name(study: str) -> str:
+    """Return the name under which a break-even map's points and launches are kept."""
+    return study + _BREAK_EVEN
+
+
 def launch_text(launch: LaunchRow) -> str:
     """Return what a launch was made for, such as ``trial 3 of demo``."""
-    study = launch.study.removesuffix(_MAP)
+    study = launch.study.removesuffix(_MAP).removesuffix(_BREAK_EVEN)
     if launch.trial == NO_TRIAL:
         return f"prelaunched for {study}"
     if study != launch.study:
-        return f"the load sweep of {study}"
+        what = "load sweep" if launch.study.endswith(_MAP) else "break-even map"
+        return f"the {what} of {study}"
     return f"trial {launch.trial} of {study}"
 
 

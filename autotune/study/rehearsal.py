@@ -259,10 +259,15 @@ def played(spec: StudySpec) -> Played | None:
     return Played(target, draft, curves, how.seed, _label(spec, how, most, target, draft))
 
 
-def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: bool) -> str:
+def weights_text(*, target: bool, draft: bool) -> str:
+    """Return whose weights are random: ``the draft's weights are random``."""
     whose = {(True, False): "the target's weights", (False, True): "the draft's weights"}
     random = target or draft
-    words = [f"{whose.get((target, draft), 'weights')} are {'random' if random else 'real'}"]
+    return f"{whose.get((target, draft), 'weights')} are {'random' if random else 'real'}"
+
+
+def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: bool) -> str:
+    words = [weights_text(target=target, draft=draft)]
     accepted = how.acceptance
     if spec.server.speculative is None or most == 0:
         pass

@@ -15,12 +15,14 @@ chooses them, each with all its loads on one slot, and compared without how slot
 Then other ways to speculate are launched (:mod:`autotune.tuning.load_map_choice`): a schedule of n
 by batch size, adaptive verification, other arms of the study. A confirmation launches the best of
 them and the best fixed n again, there and back (:mod:`autotune.stats.referee`).
+
+A break-even map (:mod:`autotune.tuning.break_even`) is run in the same way, on one slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from autotune.errors import MachineError
 from autotune.results.load_map import LoadSweepView
@@ -45,11 +47,11 @@ from autotune.tuning.comparable import warn_of_variables
 from autotune.tuning.executor import Executor, OneSlot
 from autotune.tuning.launcher import Launcher, no_prelaunch
 from autotune.tuning.ledger import StoredLedger
-from autotune.tuning.load_map_choice import Chooser, Rivals
+from autotune.tuning.load_map_choice import NOTHING, Chooser, Rivals
 from autotune.tuning.load_map_point import SweepPoint, SweepRunner
 from autotune.tuning.load_map_requests import map_requests
 from autotune.tuning.load_map_setting import settle
-from autotune.tuning.load_map_state import Underway
+from autotune.tuning.load_map_state import SweepState, Underway
 from autotune.tuning.local_slots import served_by_sweep, slots_of
 from autotune.tuning.lost_hosts import close_lost
 from autotune.tuning.prepare import Prepared
@@ -64,6 +66,7 @@ from autotune.tuning.tools import Tools, real
 from autotune.tuning.trial import MachineFailed, Outcome
 
 DEFAULT_RIVALS = Rivals()
+V = TypeVar("V")
 
 
 def map_study(
@@ -106,17 +109,39 @@ def map_study(
     deadline = None if timeout_s is None else used.clock() + timeout_s
 
     def go(store: Store) -> tuple[LoadSweepView, StopReason]:
-        run = _Map(
+        name = prepared.spec.name
+
+        def choose(run: SweepRun[LoadSweepView]) -> Chooser:
+            return Chooser(
+                store,
+                name,
+                run.launched_as,
+                run.settled,
+                run.loads,
+                launches,
+                rivals,
+                run.view,
+                progress.message,
+            )
+
+        def show(run: SweepRun[LoadSweepView]) -> LoadSweepView:
+            return load_sweep_view(
+                store, run.loaded, run.fingerprints, run.loads, run.setting, run.p.resolve
+            )
+
+        run = SweepRun(
             prepared,
             store,
             sorted(loads),
-            launches,
-            rivals,
-            deadline,
-            progress,
-            used,
-            slots,
-            cluster,
+            kept_as=name,
+            launched_as=load_sweep_name(name),
+            choose=choose,
+            show=show,
+            deadline=deadline,
+            progress=progress,
+            tools=used,
+            slots=slots,
+            cluster=cluster,
         )
         with run.launcher:
             reason = run.go()
@@ -125,21 +150,50 @@ def map_study(
     return run_on(database, progress, go)
 
 
-class _Map:
-    """One run of a map under the database's lock: chooses, submits and says what came of it."""
+class PointChooser(Protocol):
+    """Chooses what a sweep launches next."""
+
+    @property
+    def state(self) -> SweepState:
+        """The points so far."""
+
+    def next(self, now: Underway = NOTHING) -> MapPointRow | None:
+        """Return the point to launch; None: none is left, or something has to end before."""
+
+
+class SweepRun(Generic[V]):
+    """One run of a sweep under the database's lock: submits points and says what came of them.
+
+    Args:
+        prepared: The study, checked.
+        store: Database.
+        loads: Concurrencies, ascending.
+        kept_as: Name under which the points are stored.
+        launched_as: Name under which their launches are stored.
+        choose: Makes what chooses the points.
+        show: Returns what the sweep amounts to by now.
+        deadline: Time after which no launch begins; None: no limit.
+        progress: Told of what happens.
+        tools: What servers are made and measured with.
+        slots: Slots that launch at the same time; empty: one server at a time.
+        cluster: Has slots on several hosts instead.
+    """
 
     def __init__(
         self,
         prepared: Prepared,
         store: Store,
         loads: Sequence[int],
-        launches: int,
-        rivals: Rivals,
+        *,
+        kept_as: str,
+        launched_as: str,
+        choose: Callable[[SweepRun[V]], PointChooser],
+        show: Callable[[SweepRun[V]], V],
         deadline: float | None,
         progress: Progress,
         tools: Tools,
-        slots: Sequence[Slot],
-        cluster: Cluster | None,
+        slots: Sequence[Slot] = (),
+        cluster: Cluster | None = None,
     ) -> None:
         self.store = store
         self.loads = loads
@@ -150,12 +204,12 @@ class _Map:
         self.cluster = cluster
         self.loaded = prepared.loaded  # as it is in the file
         self.name = prepared.spec.name
-        self.launched_as = load_sweep_name(self.name)
+        self.launched_as = launched_as
         self.ledger = StoredLedger(store, self.launched_as)
         self.requests = map_requests(prepared, loads)
         now = fingerprint(self.loaded)
         self.fingerprints = store.fingerprints(self.loaded)
-        store.load_maps.rename(self.name, self.fingerprints, now)
+        store.load_maps.rename(kept_as, self.fingerprints, now)
         known = study_in(store, self.name, self.fingerprints)
         unused = known is None and self.name in store.study_names()
         if unused:
@@ -174,20 +228,11 @@ class _Map:
             say=progress.message,
         )
         self.p, self.setting = self.settled.prepared, self.settled.setting
-        self.chooser = Chooser(
-            store,
-            self.name,
-            self.launched_as,
-            self.settled,
-            loads,
-            launches,
-            rivals,
-            self.view,
-            progress.message,
-        )
+        self._show = show
+        self.shown: V | None = None
+        self.chooser = choose(self)
         logs = output_folder(store.database, self.name) / "logs"
         self.launcher = Launcher(self.p, self.ledger, logs, tools=tools)
-        self.shown: LoadSweepView | None = None
         self.taken: dict[int, int] = {}  # slots of submitted points, by the point's id
         self.rows: dict[int, MapPointRow] = {}  # these points
 
@@ -210,12 +255,10 @@ class _Map:
         """Whether there is a process for each slot."""
         return self.cluster is not None or bool(self._slots)
 
-    def view(self) -> LoadSweepView:
-        """Return what the map amounted to when a point ended last."""
+    def view(self) -> V:
+        """Return what the sweep amounted to when a point ended last."""
         if self.shown is None:
-            self.shown = load_sweep_view(
-                self.store, self.loaded, self.fingerprints, self.loads, self.setting, self.p.resolve
-            )
+            self.shown = self._show(self)
         return self.shown
 
     # -- the loop --------------------------------------------------------------------------------
@@ -290,8 +333,8 @@ class _Map:
     def choose(self) -> tuple[MapPointRow, int] | None:
         """Return the next point and its slot; None: nothing until something has ended."""
         places = self.slots
-        if not self.in_slots:
-            row = self.chooser.next()
+        if not places:  # one server at a time, or a point that waits for a host to come back
+            row = None if self.taken else self.chooser.next()
             return None if row is None else (row, 0)
         running = {k: places.get(slot, "") for k, slot in self.taken.items()}
         now = Underway(running, None, frozenset(places.values()))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from autotune.results.load_map_ways import MapWay, WayKind, way_of
+from autotune.results.load_map_ways import MapWay, WayKind, common, way_of
 from autotune.results.read_load_map import (
     Setting,
     comparable_loads,
@@ -43,7 +43,7 @@ class SweepState:
 
     Args:
         store: Database.
-        study: Name of the study.
+        study: Name under which its points are stored.
         launched_as: Name under which its launches are stored.
         setting: What all points have in common.
         loads: Concurrencies, ascending.
@@ -72,7 +72,8 @@ class SweepState:
         setting = self._setting.plain()
 
         def find() -> list[MapPointRow]:
-            return [x for x in self._store.load_maps.points(self._study) if x.setting == setting]
+            found = self._store.load_maps.points(self._study)
+            return [x for x in found if common(x.setting) == setting]
 
         return self._of_database("points", 0, find)
 

@@ -21,6 +21,7 @@ from autotune.engine.rehearsal import (
     PLUGIN_NAME,
     SEED_VARIABLE,
     rehearsing,
+    why_loaded_alike,
     why_not_here,
     why_not_rehearsed,
 )
@@ -167,6 +168,27 @@ def test_packed_integers_are_filled_from_the_seed() -> None:
         assert a[name].unique().tolist() == [77]
     assert one[0].positions.tolist() == list(range(8))
     assert all(torch.equal(v, dict(one.named_parameters())[k]) for k, v in floats.items())
+
+
+@pytest.mark.parametrize("weights", [{"target": "dummy"}, {"draft": "dummy"}])
+def test_a_version_that_loads_both_alike_is_refused(
+    weights: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    one = spec_of({"weights": weights}).server
+    v1 = spec_of({"weights": weights}, server__env={"VLLM_USE_V2_MODEL_RUNNER": "0"}).server
+    for version in VERSIONS:
+        said = why_loaded_alike(one, info_of(version))
+        assert (said is None) is (version >= "0.31.0")
+        assert said is None or f"vLLM {version} loads the draft as the target" in said
+        assert said is None or why_not_here(one, info_of(version)) == said
+        assert why_loaded_alike(one, info_of(version, "cpu")) is None
+        assert why_loaded_alike(v1, info_of(version)) is None
+        assert why_loaded_alike(spec_of(DUMMY).server, info_of(version)) is None
+    small = {"server__speculative": {"method": "draft_model", "model": "org/small"}}
+    told = why_loaded_alike(spec_of({"weights": weights}, **small).server, info_of("0.33.0"))
+    assert "method draft_model loads the draft as the target" in (told or "")
+    assert why_loaded_alike(spec_of(None).server, info_of("0.26.0")) is None
 
 
 def test_where_it_cannot_be_rehearsed() -> None:

@@ -128,7 +128,7 @@ def on_slots(
         pools.append(Pool(run, instant, slots))
         return pools[-1]
 
-    monkeypatch.setattr(load_map._Map, "make_executor", make)
+    monkeypatch.setattr(load_map.SweepRun, "make_executor", make)
     return instant, pools
 
 
@@ -197,14 +197,14 @@ def test_an_interrupted_sweep_goes_on_with_the_slots_that_it_had(
     _, pools = on_slots(monkeypatch, (1.0, 1.02, 0.98))
     study = write_study(tmp_path)
     args = ("map", str(study), *WIDE, "--launches", "5")
-    make = load_map._Map.make_executor
+    make = load_map.SweepRun.make_executor
 
     def interrupted(run: Any) -> Any:
         pool: Any = make(run)
         pool.interrupts = outcome if len(pools) == 1 else 0
         return pool
 
-    monkeypatch.setattr(load_map._Map, "make_executor", interrupted)
+    monkeypatch.setattr(load_map.SweepRun, "make_executor", interrupted)
     assert autotune(*args, cwd=tmp_path).returncode == 130
     before = query(tmp_path, RUN)
     done = autotune(*args, cwd=tmp_path)
@@ -245,6 +245,24 @@ def test_a_slot_whose_n_0_failed_launches_no_other_point(
     assert {row[3] for row in query(tmp_path, RUN)} == {0}
     assert {p["n"] for p in json.loads(done.stdout)["points"]} >= {0, 3}
     assert len(pools) == 1
+
+
+def test_a_point_waits_for_a_slot_when_there_is_none_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pools = on_slots(monkeypatch, (1.0, 1.0))
+    usual = load_map.SweepRun.slots.fget
+    assert usual is not None
+
+    def slots(run: load_map.SweepRun[Any]) -> dict[int, str]:
+        return usual(run) if pools[-1:] and pools[-1].ended else {}  # the nodes have left
+
+    monkeypatch.setattr(load_map.SweepRun, "slots", property(slots))
+    args = ("--concurrency", "1,8", "--json", "--parallel", "auto", "--launches", "3")
+    done = autotune("map", str(write_study(tmp_path)), *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(pools[0].rounds[0]) == 1
+    assert {0, 3} < {p["n"] for p in json.loads(done.stdout)["points"]}
 
 
 @pytest.mark.parametrize("option", ["--parallel", "--ray"])

@@ -10,6 +10,7 @@ import numpy as np
 
 from autotune.errors import NothingUsable, UserError
 from autotune.output.figures import trials as figures
+from autotune.output.figures.break_even import break_even_figure
 from autotune.output.figures.load_map import load_sweep_figure
 from autotune.output.figures.trials import searched
 from autotune.output.report.content import (
@@ -28,6 +29,7 @@ from autotune.output.report.importance import (
     nothing_seen_text,
 )
 from autotune.output.report.source import Source, load_text, with_bounds
+from autotune.results.break_even import break_even_texts, length_estimate, quality_name
 from autotune.results.load_map import LoadSweepView, crossover_text
 from autotune.results.prediction import (
     NOTE,
@@ -38,6 +40,7 @@ from autotune.results.prediction import (
     quality_text,
     shown_ns,
 )
+from autotune.results.read_break_even import stored_break_even
 from autotune.results.read_load_map import stored_view
 from autotune.results.referee import RefereeView, referee_texts
 from autotune.results.text import (
@@ -48,6 +51,7 @@ from autotune.results.text import (
     plural,
     point_text,
     times,
+    upper,
     value_and_bounds,
 )
 from autotune.study.space import canonical
@@ -151,6 +155,71 @@ def _error_text(found: Outlook) -> str:
         f" Predictions are off by {typical:.0%} in the median, at most by {errors[worst]:.0%} "
         f"(n = {worst})."
     )
+
+
+def break_even(s: Source) -> Iterator[Block]:
+    """Yield the break-even map that `autotune map --break-even --show` shows; nothing without."""
+    loaded, row = s.store.load_study(s.view.name)
+    try:
+        view = stored_break_even(s.store, loaded, {row.fingerprint}, 1.0)
+    except UserError:
+        return
+    if not view.needed:
+        return
+    yield Paragraph(f"{upper(plain(view.label))}.")
+    yield Figure(
+        "break-even",
+        "The fastest n by concurrency and by the acceptance length of the draft, with the "
+        "break-even and its 95% interval. Triangles were launched next to the line.",
+        lambda theme: figures.untitled(break_even_figure(view, 440, theme)),
+    )
+    yield DataTable.of(
+        "What a draft must reach to pay",
+        ("concurrency", "tok/s at n = 0", quality_name(view), "n that pays first"),
+        tuple(
+            (
+                str(load),
+                number(view.none[load].value),
+                length_estimate(x.quality),
+                "" if x.n is None else str(x.n),
+            )
+            for load, x in view.needed.items()
+        ),
+    )
+    yield DataTable.of(
+        "Tokens per step at which each n is as fast as no speculation",
+        ("concurrency", *(f"n = {n}" for n in view.pairs)),
+        tuple(
+            (
+                str(load),
+                *(
+                    next((length_estimate(e.length, n) for e in found if e.n == n), "")
+                    for n in view.pairs
+                ),
+            )
+            for load, found in view.even.items()
+        ),
+        folded=True,
+    )
+    checked = view.checked()
+    if checked:
+        yield DataTable.of(
+            "Launched next to the line: tok/s over no speculation",
+            ("concurrency", "n", "tok/step", "by the map", "rehearsed", ""),
+            tuple(
+                (
+                    str(x.load),
+                    str(x.n),
+                    f"{x.length:.2f}",
+                    f"{x.expected:.3f}",
+                    times(x.found),
+                    x.verdict,
+                )
+                for x in checked
+            ),
+            folded=True,
+        )
+    yield Points(tuple(plain(text) for text in break_even_texts(view)))
 
 
 def other_loads(s: Source) -> Iterator[Block]:

@@ -5,6 +5,7 @@ A number that another command shows comes from the same module of :mod:`autotune
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -63,9 +64,18 @@ def _parts(s: Source) -> list[tuple[str, str, Iterator[Block]]]:
         ("prediction", "Predicted against measured, and a better draft", beyond.prediction(s)),
         ("latency", "Latency of single requests", measured.latency(s)),
         ("load", "What if the load is another one?", beyond.other_loads(s)),
+        *_if_any("break-even", "How good must a draft be?", beyond.break_even(s)),
         ("importance", "Which parameter matters", beyond.importance(s)),
         ("time", "Where the time went", method.time_spent(s)),
         ("failures", "What failed", method.failures(s)),
         ("method", "How it was measured", method.method(s)),
         ("repeat", "How to repeat it", method.repeat(s)),
     ]
+
+
+def _if_any(
+    key: str, title: str, blocks: Iterator[Block]
+) -> list[tuple[str, str, Iterator[Block]]]:
+    """Return a section, or nothing where it has no blocks."""
+    first = next(blocks, None)
+    return [] if first is None else [(key, title, itertools.chain([first], blocks))]
