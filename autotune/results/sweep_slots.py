@@ -1,14 +1,18 @@
 """A load sweep on several slots: where its points were launched, and rates without the slots' part.
 
 Slots differ by some percent by nature. Each slot that launches points of a sweep launches n = 0,
-too, and so do the passes of the confirmation launch every way on one slot. What these launches tell
-of the slots is taken out of all rates, at each concurrency for itself, and what they do not tell
-widens the intervals (:mod:`autotune.stats.slot_effects`). With one slot nothing changes.
+too. What these launches tell of the slots is taken out of all rates, at each concurrency for
+itself, and what they do not tell widens the intervals (:mod:`autotune.stats.slot_effects`).
+
+A pass of the confirmation launches every way on one slot, so slots cancel in the ratios: these
+rates stay as measured, and how slots differ is a part of their scatter. Only where a launch failed
+is the slots' part taken out of them, too. With one slot nothing changes.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -77,8 +81,11 @@ def rates_without_slots(
         [p for p in known if not is_confirming(p)],
         [p for p in known if is_confirming(p)],
     ):
+        ways = [way_of(p) for p in group]
         places = [_place_of_parts(store, ledger, p, rows[p.id]) for p in group]
-        found = without_slots([way_of(p) for p in group], places, [rates[p.id] for p in group])
+        if any(map(is_confirming, group)) and is_balanced(ways, places):
+            continue
+        found = without_slots(ways, places, [rates[p.id] for p in group])
         out |= {p.id: row for p, row in zip(group, found, strict=True)}
     none = [p for p in known if not is_confirming(p) and way_of(p) == MapWay(0)]
     main = next((p for p in none if is_swept(p)), None)
@@ -88,6 +95,18 @@ def rates_without_slots(
             for load in out[main.id]
         }
     return out
+
+
+def is_balanced(ways: Sequence[Hashable], places: Sequence[str]) -> bool:
+    """Return whether each slot has launched every way equally often, so that slots cancel.
+
+    Args:
+        ways: What each launch served with.
+        places: Slot of each launch.
+    """
+    counts = Counter(zip(places, ways, strict=True))
+    every = set(ways)
+    return all(len({counts[place, way] for way in every}) == 1 for place in set(places))
 
 
 def without_slots(

@@ -33,8 +33,6 @@ if TYPE_CHECKING:  # a database is read without them
     from autotune.storage.lease import Holder, Place
 
 
-# Event of a launch that was closed because its host did not come back.
-LOST = "lost with its host; nothing was ended there"
 # Rows of another table that belong to a study's launches.
 _OF_STUDY = "JOIN autotune_launches USING (launch_id) WHERE study = :study"
 
@@ -202,24 +200,6 @@ class Launches:
     def unended(self) -> list[LaunchRow]:
         """Return launches of all studies whose end was never noted."""
         return self._oldest_first("ended_at IS NULL")
-
-    def last_heard(self, host: str) -> float | None:
-        """Return the Unix time of the last sign of life of a host's launches; None: there is none.
-
-        That a launch was closed as lost is no sign of life.
-        """
-        launched = self._reader.one(
-            "SELECT max(coalesce(measured_at, ready_at, planned_at)) FROM autotune_launches "
-            "WHERE host = :host",
-            host=host,
-        )
-        told = self._reader.one(
-            "SELECT max(at) FROM autotune_events JOIN autotune_launches USING (launch_id) "
-            "WHERE host = :host AND what <> :lost",
-            host=host,
-            lost=LOST,
-        )
-        return max((float(x) for x in (launched, told) if x is not None), default=None)
 
     def _oldest_first(self, which: str, **values: object) -> list[LaunchRow]:
         return self._reader.records(LaunchRow, f"WHERE {which} ORDER BY planned_at", **values)

@@ -20,6 +20,7 @@ from autotune.errors import UserError
 from autotune.storage import trials
 from autotune.storage.backend import Backend, backend_of, patient
 from autotune.storage.failures import DAMAGED, GOES_ON, NOTHING_CHANGED, database_errors
+from autotune.storage.hosts import Hosts
 from autotune.storage.launches import Launches
 from autotune.storage.load_maps import LoadMaps, rename_points
 from autotune.storage.location import Database
@@ -27,7 +28,7 @@ from autotune.storage.migrations import REVISIONS, revision_of, upgrade
 from autotune.storage.names import break_even_name
 from autotune.storage.reading import Reader, views_of_today
 from autotune.storage.requests import Requests
-from autotune.storage.schema import KINDS, EventRow, LeaseRow, StudyRow
+from autotune.storage.schema import KINDS, EventRow, StudyRow
 from autotune.storage.trial_end import write_end
 from autotune.storage.trials import StoredStudy
 from autotune.study.differences import contents, fingerprint, fingerprints, why_not_same
@@ -121,6 +122,7 @@ class Store:
         launches: Launches of all studies.
         requests: Requests of all launches.
         load_maps: Load sweeps of all studies.
+        hosts: What is known of the hosts that launch.
 
     Raises:
         UserError: it cannot be opened, is not autotune's, is damaged, or is from another version.
@@ -135,6 +137,7 @@ class Store:
         self.launches = Launches(self._reader, self._sessions)
         self.requests = Requests(self._reader, self._sessions)
         self.load_maps = LoadMaps(self._reader, self._sessions)
+        self.hosts = Hosts(self._reader, database)
         write = write or create
         try:
             with database_errors(database, UserError, NOTHING_CHANGED):
@@ -211,17 +214,6 @@ class Store:
             LeaseLost: another driver has taken the lease.
         """
         self._backend.check_lease()
-
-    def lease(self) -> LeaseRow | None:
-        """Return the row of the lease; None: no run has taken it yet."""
-        found = self._reader.records(LeaseRow, "WHERE id = 1")
-        return found[0] if found else None
-
-    def now(self) -> float:
-        """Return the Unix time by the clock that leases go by."""
-        if isinstance(self.database, Path):
-            return time.time()
-        return float(self._reader.one("SELECT extract(epoch FROM clock_timestamp())"))
 
     def close(self) -> None:
         """Give back the lease of a server, and close all connections."""

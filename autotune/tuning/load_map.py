@@ -333,8 +333,8 @@ class SweepRun(Generic[V]):
     def choose(self) -> tuple[MapPointRow, int] | None:
         """Return the next point and its slot; None: nothing until something has ended."""
         places = self.slots
-        if not self.in_slots:
-            row = self.chooser.next()
+        if not places:  # one server at a time, or a point that waits for a host to come back
+            row = None if self.taken else self.chooser.next()
             return None if row is None else (row, 0)
         running = {k: places.get(slot, "") for k, slot in self.taken.items()}
         now = Underway(running, None, frozenset(places.values()))

@@ -212,10 +212,9 @@ class Chooser:
 
     def _schedule(self, now: Underway) -> MapPointRow | None:
         """Return a schedule to launch: the one that was asked for, and the one of the numbers."""
-        if self.rivals.asked is not None:
-            point = self._launch(self._asked(), now, asked=True)
-            if point is not None:
-                return point
+        asked = self.rivals.asked is not None
+        if asked and (point := self._launch(self._asked(), now, asked=True)) is not None:
+            return point
         if not self.rivals.schedule:
             return None
         found = self._view().schedule
@@ -223,7 +222,7 @@ class Chooser:
             return self._launch(_scheduled_way(found), now, asked=False)
         if self.own_schedule is not None:
             return self._launch(_scheduled_way(self.own_schedule), now, asked=True)
-        if self.rivals.asked is None:
+        if not asked:
             self.say(
                 "the numbers suggest no schedule: one n is near the best at every load; "
                 "--schedule 1:7,8:3 launches one all the same, n = 7 below a batch of 8, then 3"
@@ -248,11 +247,9 @@ class Chooser:
         return self._one_of(lambda n: MapWay(n, adaptive=True), self.candidates, now)
 
     def _arm(self, now: Underway) -> MapPointRow | None:
-        for name, arm in self.arms.items() if self.rivals.arms else ():
-            point = self._one_of(partial(_way_of_arm, name, arm), arm.candidates, now)
-            if point is not None:
-                return point
-        return None
+        each = self.arms.items() if self.rivals.arms else ()
+        found = (self._one_of(partial(_way_of_arm, k, x), x.candidates, now) for k, x in each)
+        return next((point for point in found if point is not None), None)
 
     def _one_of(
         self, make: Callable[[int], MapWay], candidates: Sequence[int], now: Underway
@@ -339,10 +336,9 @@ class Chooser:
         return self.settled.prepared_of(way).infeasible(self.settled.point_of(way))
 
     def _add(self, way: MapWay, *, asked: bool = False, repeat: int | None = None) -> MapPointRow:
-        if way.adaptive:
-            self.say(LAUNCH_NOTE)
         kind = None if way.kind is WayKind.FIXED else str(way.kind)
         if way.adaptive:  # also of an arm
+            self.say(LAUNCH_NOTE)
             kind = str(WayKind.ADAPTIVE)
         if way.kind is WayKind.SCHEDULE and not asked and repeat is None:
             kind = None  # as the first load sweeps have it

@@ -22,7 +22,7 @@ from socket import gethostname
 
 from autotune.errors import UserError
 from autotune.results.text import count, duration, plain
-from autotune.storage.launches import LOST
+from autotune.storage.hosts import LOST
 from autotune.storage.lease import exclusive, is_free
 from autotune.storage.location import Database, Server
 from autotune.storage.schema import LaunchRow, LeaseRow
@@ -73,8 +73,8 @@ def unended_elsewhere(store: Store) -> list[Elsewhere]:
     found = [x for x in store.launches.unended() if is_elsewhere(x, store.database)]
     if not found:
         return []
-    now, lease, free = store.now(), store.lease(), is_free(store.database)
-    heard = {host: store.launches.last_heard(host) for host in {x.host or "" for x in found}}
+    now, lease, free = store.hosts.now(), store.hosts.lease(), is_free(store.database)
+    heard = {host: store.hosts.last_heard(host) for host in {x.host or "" for x in found}}
     out = []
     for x in found:
         own = lease is not None and lease.epoch == x.lease_epoch

@@ -10,7 +10,7 @@ import pytest
 
 from autotune.engine.command import LaunchPlan
 from autotune.errors import UserError
-from autotune.storage.launches import LOST
+from autotune.storage.hosts import LOST, Hosts
 from autotune.storage.lease import Place, exclusive
 from autotune.storage.location import Database
 from autotune.storage.store import Store, opened
@@ -35,7 +35,7 @@ def plan(store: Store, launch_id: str, host: str, trial: int = 0) -> None:
 
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """The clock that leases go by is ahead from here on."""
-    monkeypatch.setattr(Store, "now", lambda _self: time.time() + seconds)
+    monkeypatch.setattr(Hosts, "now", lambda _self: time.time() + seconds)
 
 
 def test_a_host_that_is_gone_is_forgotten_by_name_or_by_the_next_run(

@@ -247,6 +247,24 @@ def test_a_slot_whose_n_0_failed_launches_no_other_point(
     assert len(pools) == 1
 
 
+def test_a_point_waits_for_a_slot_when_there_is_none_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pools = on_slots(monkeypatch, (1.0, 1.0))
+    usual = load_map.SweepRun.slots.fget
+    assert usual is not None
+
+    def slots(run: load_map.SweepRun[Any]) -> dict[int, str]:
+        return usual(run) if pools[-1:] and pools[-1].ended else {}  # the nodes have left
+
+    monkeypatch.setattr(load_map.SweepRun, "slots", property(slots))
+    args = ("--concurrency", "1,8", "--json", "--parallel", "auto", "--launches", "3")
+    done = autotune("map", str(write_study(tmp_path)), *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(pools[0].rounds[0]) == 1
+    assert {0, 3} < {p["n"] for p in json.loads(done.stdout)["points"]}
+
+
 @pytest.mark.parametrize("option", ["--parallel", "--ray"])
 def test_a_crosscheck_has_one_server(tmp_path: Path, option: str) -> None:
     done = autotune("crosscheck", str(write_study(tmp_path)), option, "auto", cwd=tmp_path)
