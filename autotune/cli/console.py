@@ -47,6 +47,7 @@ from autotune.results.views import (
     confirmation_lines,
     dropped_lines,
     kinds_text,
+    off_front_lines,
     scatter_line,
     verdict_lines,
 )
@@ -313,7 +314,7 @@ class Ui:
             for line in (*again, *dropped_lines(view)):
                 self.prose(line, "  ")
             self._print("")
-            for line in verdict_lines(view):
+            for line in (*verdict_lines(view), *off_front_lines(view)):
                 self.prose(line, "  ")
             self._print("")
         if scatter := scatter_line(view):

@@ -56,6 +56,7 @@ from autotune.results.views import (
     TrialView,
     confirmation_lines,
     dropped_lines,
+    off_front_lines,
     scatter_line,
     steps_notes,
     throttled_lines,
@@ -545,7 +546,8 @@ def _study_note(
         if again := confirmation_lines(view):
             lines += ["", "## Measured again, side by side", ""]
             lines += [f"- {markdown(line)}" for line in (*again, *dropped_lines(view))]
-            lines += ["", *(f"- {markdown(line)}" for line in verdict_lines(view))]
+            chosen = (*verdict_lines(view), *off_front_lines(view))
+            lines += ["", *(f"- {markdown(line)}" for line in chosen)]
         if scatter := scatter_line(view):
             lines += ["", markdown(upper(scatter)) + "."]
     if said:

@@ -348,6 +348,20 @@ def verdict_lines(view: StudyView) -> list[str]:
     return [f"best by {plain(rule)}: {_choice(view, choice)}" for rule, choice in choices]
 
 
+def off_front_lines(view: StudyView) -> list[str]:
+    """Return the line that says why a choice is not on the Pareto front; none if all are on it."""
+    if view.verdict is None:
+        return []
+    numbers = dict.fromkeys(x.number for x in (*view.verdict.winners, view.verdict.balanced))
+    off = [_name(view, k) for k in numbers if not _trial(view, k).front]
+    if not off:
+        return []
+    why = (
+        "the front is of the search's launches, a choice is among confirmed points, by all launches"
+    )
+    return [f"not on the Pareto front: {', '.join(off)}; {why}"]
+
+
 def _choice(view: StudyView, choice: Choice) -> str:
     words = [_name(view, choice.number)]
     if choice.over_baseline is not None and not _trial(view, choice.number).baseline:
@@ -356,10 +370,12 @@ def _choice(view: StudyView, choice: Choice) -> str:
             e = choice.over_baseline[names.index("throughput")]
             words.append(f"speed-up {times(e)}")
     chance = None if choice.rival is None else choice.chances[choice.rival]
-    if choice.rival is not None and chance is not None:
+    if choice.rival is not None:
         the = "the " if _trial(view, choice.rival).baseline else ""
         rival = the + _name(view, choice.rival)
-        if choice.tie:
+        if chance is None:
+            words.append(f"not comparable with {rival} yet, because no point was launched twice")
+        elif choice.tie:
             words.append(f"a tie with {rival}: better with only {tied_text(chance)} probability")
         else:
             words.append(f"better than {rival} with {_chance_text(chance)} probability")

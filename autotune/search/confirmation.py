@@ -52,7 +52,7 @@ def plan(
         ValueError: a value is not positive.
     """
     found = candidates_of(searched, directions, baseline, held, leader=leader, most=most)
-    return step_of(found, held)
+    return first_step(found, held)
 
 
 def candidates_of(
@@ -77,7 +77,8 @@ def candidates_of(
         held: Number of launches.
         leader: Trial of the point that the search's model takes for the best; None: it has none.
         most: Largest number of candidates. None: 2 for 4 launches, 3 for 6 to 11, 4 for more; with
-            three objectives 4 from 8 on, for the baseline and the best by each.
+            three objectives 4 from 8 on, for the baseline and the best by each. With 4 or 5
+            launches a leader that is not the best by the first objective is one more.
         places: Where the launches were; of several slots, how they differ is taken out. None: on
             one slot.
 
@@ -98,6 +99,8 @@ def candidates_of(
     if most is None:
         enough = max(held // 4 + 1, 3, len(directions) + 1)
         most = max(2, min(held // 2, enough, 4))
+        best = int(numbers[gains[:, 0].argmax()])
+        most += held in (4, 5) and leader in order and leader not in (baseline, best)
     return list(dict.fromkeys(order))[:most]
 
 
@@ -119,6 +122,26 @@ def step_of(candidates: Sequence[int], left: int) -> list[int]:
         return list(islice(cycle(chosen), length))
     there = list(islice(cycle(chosen), math.ceil(length / 2)))
     return [*there, *reversed(there[: length // 2])]
+
+
+def first_step(candidates: Sequence[int], left: int) -> list[int]:
+    """Return the launches of a confirmation's first step on one slot, there and back.
+
+    Of three candidates all are launched also where 4 or 5 launches do not suffice for two of each:
+    A B C A, or A B C B A.
+
+    Args:
+        candidates: As for :func:`step_of`.
+        left: As for :func:`step_of`.
+    """
+    if thin(candidates, left):
+        return [*candidates, *reversed(candidates[: left - len(candidates)])]
+    return step_of(candidates, left)
+
+
+def thin(candidates: Sequence[int], left: int) -> bool:
+    """Return whether a first step has one launch only of some of its three candidates."""
+    return len(candidates) == 3 and left in (4, 5)
 
 
 def passes_of(candidates: Sequence[int], left: int, slots: int) -> list[list[int]]:

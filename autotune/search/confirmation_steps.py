@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from autotune.search.confirmation import Launches, passes_of, step_of
+from autotune.search.confirmation import Launches, first_step, passes_of, step_of, thin
 from autotune.search.confirmation_verdict import SURE, Choice, verdict
 from autotune.search.front import Direction
 from autotune.search.places import Places
@@ -72,7 +72,10 @@ def next_step(
         k: why for k in live if (why := _why_dropped(k, known, choices, baseline)) is not None
     }
     near = {k: _nearness(k, choices) for k in known}
-    live = sorted((k for k in live if k not in dropped), key=lambda k: -near[k])
+    # of equally near ones, the choice by the first objective is never left out
+    rank = {c.number: i for i, c in reversed(list(enumerate(choices)))}
+    order = {k: (-near.get(k, 0.0), rank.get(k, len(choices))) for k in live}
+    live = sorted((k for k in live if k not in dropped), key=order.__getitem__)
     if len(live) < 2:  # one alone cannot be compared
         others = [k for k in known if k not in live and k in every]
         again = max(others, key=lambda k: near[k], default=None)
@@ -91,7 +94,10 @@ def with_step(so_far: Spending, candidates: Sequence[int], slots: int) -> Spendi
         slots: Number of slots that launch at the same time.
     """
     left = so_far.held - len(so_far.order)
-    blocks = [step_of(candidates, left)] if slots == 1 else passes_of(candidates, left, slots)
+    if not so_far.order and thin(candidates, left):
+        blocks = [first_step(candidates, left)]
+    else:
+        blocks = [step_of(candidates, left)] if slots == 1 else passes_of(candidates, left, slots)
     order = [*so_far.order, *chain.from_iterable(blocks)]
     if slots == 1 and not so_far.blocks:
         return replace(so_far, order=order)

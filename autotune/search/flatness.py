@@ -46,7 +46,7 @@ from autotune.search.alike import Launched, key_of
 from autotune.search.features import unit
 from autotune.search.noise import UNKNOWN
 from autotune.stats.kernel import log_likelihoods, matern
-from autotune.stats.measurement import Floats
+from autotune.stats.measurement import Floats, Ints
 from autotune.study.space import Point, Space
 
 # Probability of the bounds of all objectives together.
@@ -159,23 +159,51 @@ def _differences(
     if thetas is None or np.median(thetas[:, -1]) > _UNSTEADIEST:
         return None
     out, distances = [], []
-    for theta in thetas:
+    distinct, place = _distinct(x)
+    # many of the kept θ are one draw several times
+    found, counts = np.unique(thetas, axis=0, return_counts=True)
+    for theta, count in zip(found, counts.tolist(), strict=True):
         lengths, scale, between = theta[:-2], float(theta[-2]), float(theta[-1])
         noise = np.diag(v + between**2 + _JITTER)
         chol = np.linalg.cholesky(_kernel(squares, lengths, scale) + _CONSTANT**2 + noise)
         cross = _kernel((at[:, None] - x[None]) ** 2, lengths, scale)
         # the constant is no part of a difference from the first point
         half = np.linalg.solve(chol, np.column_stack([cross - cross[:, :1], y]))
-        distances.append(float(half[:, -1] @ half[:, -1]))  # χ² with a degree for each launch
-        prior = _kernel((x[:, None] - x[None]) ** 2, lengths, scale)
+        distance = float(half[:, -1] @ half[:, -1])  # χ² with a degree for each launch
+        distances += [distance] * count
+        prior = _kernel(distinct, lengths, scale)[place]
         prior = prior - prior[:1] - prior[:, :1] + prior[0, 0]
         covariance = prior - half[:, :-1].T @ half[:, :-1]
         root = np.linalg.cholesky(covariance + 1e-7 * scale**2 * np.eye(len(x)))
         mean = half[:, :-1].T @ half[:, -1]
-        out.append(mean + rng.standard_normal((_DRAWS, len(x))) @ root.T)
+        out.append(mean + rng.standard_normal((count * _DRAWS, len(x))) @ root.T)
     if np.mean(distances) > len(y) + _UNLIKELY * np.sqrt(2 * len(y)):
         return None
     return np.concatenate(out)
+
+
+def _distinct(x: Floats) -> tuple[Floats, Ints]:
+    """Return the different squared distances of points by feature, and which each two points have.
+
+    Points are on a grid, so that few of their distances differ.
+
+    Args:
+        x: Features, of shape (points, features).
+
+    Returns:
+        Arrays of shapes (distances, features) and (points, points).
+    """
+    place: Ints = np.zeros((len(x), len(x)), dtype=np.int64)
+    first = np.zeros(1, dtype=np.int64)
+    for column in x.T:
+        levels, own = np.unique(column, return_inverse=True)
+        far = np.round((levels[:, None] - levels) ** 2, 12)
+        values, code = np.unique(far, return_inverse=True)
+        both = place * len(values) + code.reshape(far.shape)[own[:, None], own]
+        _, first, numbers = np.unique(both, return_index=True, return_inverse=True)
+        place = np.asarray(numbers, dtype=np.int64).reshape(both.shape)
+    a, b = np.unravel_index(first, place.shape)
+    return (x[a] - x[b]) ** 2, place
 
 
 def _hyperparameters(

@@ -3,7 +3,8 @@
 The first trials are planned (:func:`seed_points`): the baseline, the largest n, and a small n. The
 acceptance of the largest n at each position says most about all other n; the small n shows the time
 of a step. Then :mod:`autotune.search.model` chooses among all points that the rules allow and that
-are not likely to crash. Launched points are among them; they are then launched again.
+are not likely to crash. Launched points are among them; they are then launched again. What begins
+while there are too few outcomes for a model fills the space (:mod:`autotune.search.filling`).
 
 A fit to t trials takes t³ operations and memory for t² numbers. Therefore the model sees at most
 ``MODEL_TRIALS`` trials, which :func:`informative` selects.
@@ -24,6 +25,7 @@ from autotune.errors import FailureKind
 from autotune.search.alike import Alike, Classes, Key, key_of
 from autotune.search.crashes import CrashModel
 from autotune.search.features import unit
+from autotune.search.filling import fill
 from autotune.search.front import Direction
 from autotune.search.informative import informative
 from autotune.search.model import Observed, Proposal, optimistic, propose
@@ -46,6 +48,8 @@ from autotune.study.ways import curve_of
 # Seeds after the baseline: n, and the level of every other parameter from 0 to 1; None: the
 # baseline's value, so that only n differs.
 _SEEDS = ((15, None), (3, 0.5))
+# Fewest outcomes that a model proposes by.
+_OUTCOMES = 2
 # Largest number of trials that the model is fitted to.
 MODEL_TRIALS = 200
 # Number of random points that are drawn before giving up, if a parameter is real-valued.
@@ -341,12 +345,16 @@ class Proposer:
         points = self._alone(self._new_points(is_new, rng), own, classes)
         crashes = self._crashes(trials, stated, throttled)
         new, chances = _safe(points, crashes)
-        if not new and (self._alike is None or len(complete) < 2):
+        if not new and (self._alike is None or len(complete) < _OUTCOMES):
             raise SpaceExhausted
-        if self._method != "gp" or len(complete) < 2:
+        if self._method != "gp":
             return Proposal(new[int(rng.integers(len(new)))])
-        chances = chances * crashes.apart(new, running)
         seen = [self._space.decode(t.params) for t in trials if self._space.has_point(t.params)]
+        if len(complete) < _OUTCOMES:
+            named = [classes.of(q) for q in new]
+            taken = [classes.of(q) for q in (*seen, *running)]
+            return Proposal(new[fill(self._space, named, taken, chances, rng)])
+        chances = chances * crashes.apart(new, running)
         found = self._ask(launched, new, chances, running, classes, seen)
         if not new or (found.settled and self._stop_below):
             left = [q for q in self._feasible or () if is_new(q)]

@@ -13,7 +13,7 @@ from rich.console import Console
 import objectives
 from autotune.cli.console import Ui, rendered
 from autotune.results.trial_tables import front_page, trials_page
-from autotune.results.views import verdict_lines
+from autotune.results.views import off_front_lines, verdict_lines
 from autotune.search.confirmation_verdict import Choice, ConfirmationVerdict
 from autotune.stats import Estimate
 from autotune.study.space import MNBT, N
@@ -194,6 +194,26 @@ def test_a_chance_is_never_called_certain() -> None:
 
     assert "with more than 99% probability" in words(0.9996)
     assert "with 97% probability" in words(0.97)
+
+
+def test_without_a_second_launch_of_any_point_that_is_said() -> None:
+    choice = Choice(1, (Estimate(2000, None, None),), None, {0: None})
+    found = ConfirmationVerdict({}, (choice,), choice, ())
+    (line,) = verdict_lines(replace(study(objectives=(P95,)), verdict=found))
+    assert "not comparable with the baseline" in line
+    assert line.endswith("because no point was launched twice")
+
+
+def test_a_choice_that_is_not_on_the_front_is_explained() -> None:
+    view = study()
+    on, off = (next(t for t in view.trials if t.front is x and t.values) for x in (True, False))
+    for chosen, lines in ((on, 0), (off, 1)):
+        choice = Choice(chosen.number, (Estimate(1, None, None),) * 2, None, {0: 0.97})
+        found = ConfirmationVerdict({}, (choice, choice), choice, ())
+        told = off_front_lines(replace(view, verdict=found))
+        assert len(told) == lines
+        assert all(chosen.setting in x and "among confirmed points" in x for x in told)
+    assert off_front_lines(view) == []
 
 
 def test_sentences_are_wrapped_in_a_terminal_and_whole_in_a_log() -> None:

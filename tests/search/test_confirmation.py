@@ -39,6 +39,16 @@ def test_where_the_baseline_is_best_it_is_compared_with_the_next_best() -> None:
     assert plan(searched, ("maximize",), 0, 4) == [0, 2, 2, 0]
 
 
+def test_with_few_launches_the_leader_does_not_take_the_place_of_the_best() -> None:
+    # the model's leader is a third candidate, and the baseline has what is left
+    assert plan(SEARCHED, BOTH, 0, 4, leader=4) == [0, 4, 1, 0]
+    assert plan(SEARCHED, BOTH, 0, 5, leader=4) == [0, 4, 1, 4, 0]
+    # it is the best, or the baseline: two candidates, with two launches of each
+    assert plan(SEARCHED, BOTH, 0, 4, leader=1) == [0, 1, 1, 0]
+    assert plan(SEARCHED, BOTH, 0, 4, leader=0) == [0, 1, 1, 0]
+    assert plan(SEARCHED, BOTH, 0, 6, leader=4) == [0, 4, 1, 1, 4, 0]
+
+
 @pytest.mark.parametrize("held", range(3, 17))
 def test_a_steady_drift_hits_every_candidate_alike(held: int) -> None:
     order = np.array(plan(SEARCHED, BOTH, 0, held))

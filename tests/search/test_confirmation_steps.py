@@ -153,6 +153,21 @@ def test_more_launches_go_on_with_what_is_still_in_question() -> None:
     assert set(found.dropped) == {2, 3}
 
 
+@pytest.mark.parametrize("held", [2, 3, 4, 5, 6, 8])
+def test_the_winner_is_never_left_out_where_launches_do_not_suffice_for_all(held: int) -> None:
+    # 3 is the best by tok/s, 1 by p95, 2 by both together, and nothing is certain
+    searched = {0: [(100.0, 900.0)], 1: [(101.0, 700.0)], 2: [(128.0, 750.0)], 3: [(134.0, 930.0)]}
+    before = {k: [(x * f, y / f) for f in (0.8, 1.25)] for k, ((x, y),) in searched.items()}
+    found = next_step(Spending([], held), before, searched, BOTH, 0)
+    assert found.dropped == {}
+    assert found.order[0] == 3
+    assert list(found.order).count(3) == max(map(list(found.order).count, set(found.order)))
+    three = {k: x for k, x in before.items() if k}
+    found = next_step(Spending([], held), three, searched, BOTH, None)
+    assert found.order[0] == 3
+    assert held not in (4, 5) or set(found.order) == {1, 2, 3}
+
+
 def test_without_a_baseline_two_are_left_at_least() -> None:
     searched = {k: x for k, x in SEARCHED.items() if k}
     found = spent(12, searched, None)

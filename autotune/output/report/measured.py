@@ -37,6 +37,7 @@ from autotune.results.views import (
     TrialView,
     cost,
     dropped_lines,
+    off_front_lines,
     steps_notes,
     verdict_lines,
 )
@@ -62,7 +63,7 @@ def front(s: Source) -> Iterator[Block]:
         yield _trials_table("The Pareto front", view, view.front(), folded=False)
     if view.verdict is not None:
         yield _confirmed_table(s)
-        lines = (*dropped_lines(view), *verdict_lines(view))
+        lines = (*dropped_lines(view), *verdict_lines(view), *off_front_lines(view))
         yield Points(tuple(f"{upper(line)}." for line in lines))
     if view.trials:
         yield _trials_table("Every trial", view, view.trials, folded=True)
