@@ -7,9 +7,9 @@
 Every launch serves the requests of the study, whole. The launches take turns (A B, B A, …), and a
 launch is the unit: requests of one server share its luck. Two budgets are called equal in p95
 latency if their means surely differ by less than a margin that is set beforehand, a share of the
-mean of all launches: two one-sided tests at 5 %, each as Welch's t (Schuirmann 1987,
-J. Pharmacokin. Biopharm. 15:657). If they are neither equal nor different, it says how many launches of each would
-find equality in 80 % of the cases, if they are equal and differ as these did.
+mean of all launches: two one-sided tests at 5 %, each as Welch's t (Schuirmann 1987, J.
+Pharmacokin. Biopharm. 15:657). If they are neither equal nor different, it says how many launches
+of each would find equality in 80 % of the cases, if they are equal and differ as these did.
 
 A launch is written as soon as it has been measured, and the same command goes on where it was
 interrupted; `--most` ends it after so many launches.
