@@ -39,7 +39,7 @@ from autotune.serving.server import Server
 from autotune.stats import Measurement
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.rehearsal import AcceptanceSpec, RehearsalSpec, WeightsSpec, played
-from autotune.study.space import MNBT, N, Point
+from autotune.study.space import MNBT, ChoiceParam, N, Point
 
 REAL, REHEARSED = "real", "rehearsed"
 WARMUP_REQUESTS = 8  # of each load but the first, which has the study's own warm-up
@@ -50,7 +50,7 @@ def rehearsed(study: LoadedStudy, rates: Sequence[float] | None) -> LoadedStudy:
     given = None if rates is None else AcceptanceSpec(rates=list(rates))
     how = RehearsalSpec(acceptance=given, weights=WeightsSpec(target="dummy", draft="dummy"))
     spec = study.spec.model_copy(update={"rehearsal": how})
-    n = {N: study.spec.space[N].model_copy(update={"low": 0, "high": len(rates or ())})}
+    n = {N: ChoiceParam(type="choice", choices=tuple(sorted({0, len(rates or ())})))}
     shown = spec.model_copy(update={"space": spec.space | n})  # no n beyond the counted ones
     server = spec.server.playing(played(shown))
     return study.model_copy(update={"spec": spec.model_copy(update={"server": server})})
@@ -165,7 +165,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     workload = study.spec.workload.model_copy(update={"ignore_eos": True})
     study = study.model_copy(update={"spec": study.spec.model_copy(update={"workload": workload})})
     info = probe(study.spec.server)
-    if info.platform == "cpu" and any(args.n):
+    if info.device == "cpu" and any(args.n):
         raise SystemExit("on a CPU vLLM plays no acceptance, so that only --n 0 can be compared")
     found = json.loads(args.out.read_text()) if args.out.exists() else {"launches": []}
     launches = found["launches"]
