@@ -7,12 +7,12 @@
 The study has real weights. Each round launches a real server and a rehearsed one at each n, in turn
 (real, rehearsed; rehearsed, real), and each of them serves all loads. The rehearsed server has
 random weights for target and draft, and the acceptance by position that the real server of this n
-counted in the first round, over all loads. Everything else is alike: flags, requests, tokens per
+counted in the first round, over all loads. Everything else is the same: flags, requests, tokens per
 answer. On a CPU, where vLLM plays no acceptance, only n = 0 can be compared.
 
 A ratio is rehearsed over real, of tok/s and p95 latency, with a 95 % interval (Student's t of the
-logarithms of the rounds' ratios, so two rounds at least). Tokens per step that both counted stand
-beside it. A launch is written as soon as it has been measured, and the same command goes on where
+logarithms of the rounds' ratios, so two rounds at least). Tokens per step that both counted are
+next to it. A launch is written as soon as it has been measured, and the same command goes on where
 it was interrupted; `--most` ends it after so many launches.
 """
 

@@ -94,7 +94,7 @@ class AcceptanceSpec(Model):
         if (self.length is None) != (self.positions is None):
             raise ValueError("positions: goes with length, and length with positions")
         if self.length is not None and self.decay is None:
-            raise ValueError("decay: is missing; 1: all positions are alike")
+            raise ValueError("decay: is missing; 1: all positions are equal")
         if self.rate is not None and self.decay is not None:
             raise ValueError("decay: one `rate` holds for every position; leave decay out")
         lists = [self.rates] if self.rates is not None else self.by_n
