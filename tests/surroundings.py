@@ -17,6 +17,7 @@ from unittest import mock
 import alembic.util
 
 from autotune.bench import client, interference
+from autotune.serving import server
 from autotune.tuning import launcher
 
 _FIRST_PORT, _PORTS = 20_000, 4_000
@@ -32,6 +33,8 @@ def cheap_surroundings() -> Iterator[None]:
       loaded. It still freezes the collector.
     - Alembic executes each file of revisions once, not two or three times for each database.
 
+    - A server of the double is up in a fraction of a second, so /health is asked 20 times a second.
+
     And a server's port is none that the kernel, or another worker's test, gives to somebody else
     before the server listens there: the launch would be tried once more.
     """
@@ -41,6 +44,7 @@ def cheap_surroundings() -> Iterator[None]:
         mock.patch.object(client, "gc", uncollected),
         mock.patch.object(alembic.util, "load_python_file", _load_once),
         mock.patch.object(launcher, "free_port", _port_of_worker),
+        mock.patch.object(server, "_POLL_S", 0.05),
     ):
         yield
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from autotune.engine.rules import why_infeasible
 from autotune.results.budget_note import compared_launches, rules_of
 from autotune.results.text import HEADINGS, count, lower, plain, ranges
@@ -21,6 +23,9 @@ from objectives import Objective
 
 # Largest difference that is worth a statement: a quarter. Who drafts hopes for 1.3 times and more.
 WORTH = 0.25
+# Where launches of one setting differ by more, it is so many times their standard deviation: fewer
+# launches than a search makes cannot show less. It is half at most.
+_TIMES_BETWEEN, _MOST_WORTH = 5.0, 0.5
 _MOST_SIZE = 5_000  # points of a space that are looked at for those that can launch
 
 
@@ -30,9 +35,11 @@ class Statement:
 
     Attributes:
         differs: Largest difference in either direction, as a share (0.12 is 12 %), by objective
-            name; empty: it is more than a quarter in one of them, or unknown.
-        better: Largest improvement, likewise, of the objectives in which it is at most a quarter;
-            empty: it is more, or unknown, in the first one.
+            name; empty: it is more than is worth a statement in one of them, or unknown. A quarter
+            is; where launches of one setting differ by more than 5 % (standard deviation), five
+            times that, half at most.
+        better: Largest improvement, likewise, of the objectives in which it is at most a quarter,
+            or of all where none differs by more; empty: it is more, or unknown, in the first one.
         settings: Number of settings that can launch, without those that were launched and only
             failed; those that are one for the objectives count once.
         measured: Number of them of which a launch gave numbers.
@@ -142,8 +149,9 @@ def stated(
     if found is None:
         return None
     differs, better = _shares(found, objectives)
-    flat = all(share <= WORTH for share in differs.values())
-    little = {name: share for name, share in better.items() if share <= WORTH}
+    limits = np.clip(_TIMES_BETWEEN * found.between, WORTH, _MOST_WORTH)
+    flat = all(share <= limit for share, limit in zip(differs.values(), limits, strict=True))
+    little = {name: share for name, share in better.items() if flat or share <= WORTH}
     return Statement(
         differs if flat else {},
         little if objectives[0].name in little else {},

@@ -86,10 +86,13 @@ class Flatness:
             objective, of shape (objectives,); infinite: its launches are too noisy for a bound, or
             too far apart.
         better: Bound of the largest improvement, likewise; 0: the baseline is the best point.
+        between: Standard deviation between launches of one point, of the logarithm of each
+            objective, likewise: the median of its posterior; infinite where there is no bound.
     """
 
     differs: Floats
     better: Floats
+    between: Floats
 
 
 def flatness(
@@ -128,35 +131,34 @@ def flatness(
     within = np.where(np.isfinite(within), within, UNKNOWN)
     rng = np.random.default_rng(0)
     share = 1 - (1 - LEVEL) / costs.shape[1]
-    differs, better = [], []
-    for y, v in zip(costs.T, within.T, strict=True):
+    bounds = np.full((3, costs.shape[1]), np.inf)
+    for i, (y, v) in enumerate(zip(costs.T, within.T, strict=True)):
         if np.median(v) > _NOISIEST**2:
-            differs.append(np.inf)
-            better.append(np.inf)
             continue
         try:
-            d = _differences(at, y - y.mean(), v, x, rng)
+            found = _differences(at, y - y.mean(), v, x, rng)
         except np.linalg.LinAlgError:  # numbers of no scale
             return None
-        if d is None:
-            differs.append(np.inf)
-            better.append(np.inf)
+        if found is None:
             continue
-        differs.append(float(np.quantile(abs(d).max(axis=1), share)))
-        better.append(float(np.quantile((-d).max(axis=1), share)))
-    return Flatness(np.array(differs), np.array(better))
+        d, between = found
+        differs = float(np.quantile(abs(d).max(axis=1), share))
+        better = float(np.quantile((-d).max(axis=1), share))
+        bounds[:, i] = differs, better, between
+    return Flatness(*bounds)
 
 
 def _differences(
     at: Floats, y: Floats, v: Floats, x: Floats, rng: np.random.Generator
-) -> Floats | None:
+) -> tuple[Floats, float] | None:
     """Return draws of all points' differences from the first one, of shape (draws, points).
 
-    None: the launches differ by so much that the priors would speak, or are out of their reach.
+    The second value is the median standard deviation between launches of one point. None: the
+    launches differ by so much that the priors would speak, or are out of their reach.
     """
     squares = (at[:, None] - at[None]) ** 2
     thetas = _hyperparameters(squares, y, v, rng)
-    if thetas is None or np.median(thetas[:, -1]) > _UNSTEADIEST:
+    if thetas is None or (unsteady := float(np.median(thetas[:, -1]))) > _UNSTEADIEST:
         return None
     out, distances = [], []
     distinct, place = _distinct(x)
@@ -179,7 +181,7 @@ def _differences(
         out.append(mean + rng.standard_normal((count * _DRAWS, len(x))) @ root.T)
     if np.mean(distances) > len(y) + _UNLIKELY * np.sqrt(2 * len(y)):
         return None
-    return np.concatenate(out)
+    return np.concatenate(out), unsteady
 
 
 def _distinct(x: Floats) -> tuple[Floats, Ints]:

@@ -288,8 +288,10 @@ def scaled_down(
     kinds = list(dict.fromkeys(target.get("layer_types") or ["full_attention"] * 2))
     kinds = sorted(kinds, key="full_attention".__eq__)  # Gemma's last layer sees all tokens
     layers = max(2, len(kinds))
+    # vLLM writes a chat to gpt-oss in OpenAI's own tokens, whatever the tokenizer
+    own_words = target["model_type"] == "gpt_oss"
     small = {
-        "vocab_size": _TINY_WORDS,
+        "vocab_size": target["vocab_size"] if own_words else _TINY_WORDS,
         "hidden_size": _TINY_WIDTH,
         "intermediate_size": 2 * _TINY_WIDTH,
         "num_hidden_layers": layers,

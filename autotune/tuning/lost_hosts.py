@@ -25,7 +25,7 @@ from autotune.results.text import count, duration, plain
 from autotune.storage.hosts import LOST
 from autotune.storage.lease import exclusive, is_free
 from autotune.storage.location import Database, Server
-from autotune.storage.schema import LaunchRow, LeaseRow
+from autotune.storage.schema import NO_TRIAL, LaunchRow, LeaseRow
 from autotune.storage.store import Store, opened
 
 # From now on a host that nobody hears counts as gone: more than a driver waits for its database.
@@ -78,7 +78,10 @@ def unended_elsewhere(store: Store) -> list[Elsewhere]:
     out = []
     for x in found:
         own = lease is not None and lease.epoch == x.lease_epoch
-        again = any(y.planned_at > x.planned_at for y in store.launches.of_trial(x.study, x.trial))
+        # servers that wait for their trial are not each other's launches again
+        again = x.trial != NO_TRIAL and any(
+            y.planned_at > x.planned_at for y in store.launches.of_trial(x.study, x.trial)
+        )
         last = heard[x.host or ""] or x.planned_at
         if own and not again:
             last = max(last, _renewed(lease))

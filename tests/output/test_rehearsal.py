@@ -19,6 +19,7 @@ from autotune.output.report.content import DataTable, Figure
 from autotune.results.trials import study_view
 from autotune.storage.store import Store
 from autotune.study.space import MNBT, N
+from tests.results.test_comparison import runs, stored
 from tests.studies import autotune, query, write_study
 
 RATES = [0.8, 0.6, 0.4]
@@ -163,13 +164,7 @@ def test_a_rehearsal_and_a_real_run_are_not_mixed(folder: Path, tmp_path: Path) 
 
 
 def test_compare_says_what_is_real(folder: Path, tmp_path: Path) -> None:
-    raw: dict[str, Any] = yaml.safe_load((folder / "double.yaml").read_text())
-    del raw["rehearsal"]
-    raw["name"] = "real"
-    (tmp_path / "real.yaml").write_text(yaml.safe_dump(raw))
-    done = autotune("run", "real.yaml", "--trials", "2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    both = (str(folder / "autotune.db"), str(tmp_path / "autotune.db"))
+    both = (str(folder / "autotune.db"), str(stored(tmp_path, runs(), name="real")))
     text = one_line(said(folder, "compare", *both))
     assert LABEL in text
     assert "none:" in text
@@ -181,7 +176,10 @@ def test_compare_says_what_is_real(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_load_sweep_says_it_and_recommends_the_real_thing(folder: Path) -> None:
-    args = ("map", "double.yaml", "--concurrency", "1,2", "--launches", "2", "--ways", "none")
+    raw: dict[str, Any] = yaml.safe_load((folder / "double.yaml").read_text())
+    raw["workload"] |= {"num_prompts": 8, "output_len": 8}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**raw, "name": "sweep"}))
+    args = ("map", "sweep.yaml", "--concurrency", "2", "--launches", "2", "--ways", "none")
     done = autotune(*args, "--json", "--db", "map.db", cwd=folder)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -97,6 +97,22 @@ def test_where_drafts_help_or_noise_is_large_nothing_is_said() -> None:
     assert noisy.lines((THROUGHPUT, P95)) == []
 
 
+def test_where_launches_differ_by_more_a_larger_difference_is_stated() -> None:
+    rng = np.random.default_rng(5)
+    at = [BASELINE, BASELINE, *({N: n, MNBT: 2048} for n in (15, 3, 9, 6, 12, 1, 4, 2, 7, 10, 13))]
+    found = {}
+    for noise in (0.02, 0.11):
+        costs = rng.normal(0, noise, (len(at), 2))
+        own = [ComparedLaunch(q, tuple(y), (1e-4,) * 2) for q, y in zip(at, costs, strict=True)]
+        found[noise] = told(own)
+    assert max(found[0.02].differs.values()) <= WORTH
+    assert WORTH < max(found[0.11].differs.values()) <= 0.5
+    assert set(found[0.11].better) == set(found[0.11].differs)
+    # launches that hardly differ, and a setting that does: a quarter is the most
+    steady = told(launches(lambda q: 0.35 * (int(q[N]) / 15), noise=0.01))
+    assert not steady.differs
+
+
 def test_three_objectives_and_one() -> None:
     three = told(launches(lambda _q: 0.0, of=3), of=3)
     assert list(three.differs) == ["throughput", "p95_latency", "p95_ttft"]

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from autotune.search.features import unit
 from autotune.search.flatness import (
     LEAST_LAUNCHES,
     MOST_LAUNCHES,
     MOST_POINTS,
     Flatness,
+    _distinct,
     flatness,
 )
 from autotune.study.space import MNBT, IntParam, N, Point, Pow2Param, Space
@@ -121,6 +123,19 @@ def test_a_cost_that_is_not_finite_is_refused_and_unknown_variances_are_not() ->
     assert flatness(PLANE, own, points, BASELINE) is not None
     with pytest.raises(ValueError, match="finite"):
         flatness(PLANE, [*own, Launch(points[11], (float("inf"),), (1e-4,))], points, BASELINE)
+
+
+def test_the_distances_of_a_grid_are_those_of_its_points() -> None:
+    x = np.array([unit(PLANE, q) for q in PLANE.points() or ()])
+    distinct, place = _distinct(x)
+    assert len(distinct) < len(x) ** 2 / 8
+    assert distinct[place] == pytest.approx((x[:, None] - x[None]) ** 2, abs=1e-9)
+
+
+@pytest.mark.parametrize("between", [0.02, 0.08])
+def test_it_is_known_how_far_launches_of_one_point_differ(between: float) -> None:
+    found = [bounds(lambda _q: 0.0, 20, between, seed)[0].between for seed in range(4)]
+    assert np.median(found) == pytest.approx(between, rel=0.5)
 
 
 def test_the_same_launches_say_the_same() -> None:

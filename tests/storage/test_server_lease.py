@@ -139,10 +139,11 @@ def test_a_driver_that_stood_still_writes_nothing_more(server: Server, tmp_path:
 
 FROZEN = """
 import sys
-from autotune.storage import server_lease
+from autotune.storage import postgresql, server_lease
 from autotune.storage.location import parse_database
 from autotune.storage.store import opened
 server_lease.LEASE_S, server_lease.RENEW_S = 1.5, 0.3
+postgresql._BEGIN = postgresql._BEGIN.replace("10s", "3s")
 with opened(parse_database(sys.argv[1])) as store:
     store.take_lease()
     for i in range(10**6):
@@ -183,6 +184,7 @@ def test_what_holds_a_lock_while_it_is_frozen_is_ended_by_the_server(
     server: Server, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_lease, "LEASE_S", SOON_S)
+    monkeypatch.setattr(postgresql, "_BEGIN", postgresql._BEGIN.replace("10s", "3s"))
     frozen = driver(server)
     session = frozen._sessions()
     session.execute(text("UPDATE autotune_lease SET written = 5"))  # has the row, and stands still
