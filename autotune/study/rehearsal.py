@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from autotune.study.arms import largest_n
 from autotune.study.keys import Model, Nothing, Result
+from autotune.study.secrets import argument_secret
 from autotune.study.space import DRAFT, MOST_N, N, as_int
 from autotune.study.speculative import ADAPTIVE, FROM_TEXT, REJECTION, SCHEDULE
 
@@ -77,6 +78,12 @@ class AcceptanceSpec(Model):
     def _one_form(self) -> AcceptanceSpec:
         forms = ("rates", "by_n", "rate", "length")
         given = [name for name in forms if getattr(self, name) is not None]
+        source = self.from_ or ""
+        if argument_secret("from", source) or "password=" in source:
+            raise ValueError(
+                "from: has a password, which every table and the database would show; put it into "
+                "~/.pgpass or PGPASSWORD"
+            )
         if self.from_ is not None and given not in ([], ["by_n"]):
             raise ValueError(f"{given[0]}: `from` has the rates; leave one of the two out")
         if not given and self.from_ is None:
@@ -291,7 +298,7 @@ def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: 
     elif accepted is None:
         words.append("acceptance is what random weights give")
     else:
-        file = (accepted.from_ or "").rpartition("/")[2]
+        file = (accepted.from_ or "").partition("?")[0].rpartition("/")[2]
         source = f" (as counted in {file})" if file else ""
         known = accepted.known_to
         beyond = known is not None and known < most

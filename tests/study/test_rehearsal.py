@@ -296,3 +296,13 @@ def test_without_its_rehearsal_a_study_plays_nothing() -> None:
     real = spec_of({"acceptance": SEVEN, **DUMMY}).without_rehearsal()
     assert real == spec_of(None)
     assert real.server.settings({N: 3}) == spec_of(None).server.settings({N: 3})
+
+
+@pytest.mark.parametrize("url", ["u:hidden-word@h/db", "h/db?user=u&password=hidden-word"])
+def test_a_password_is_neither_kept_nor_shown(url: str) -> None:
+    given = {"from": f"postgresql+psycopg://{url}", "by_n": [[0.5] * n for n in range(1, 16)]}
+    line = told({"acceptance": given})
+    assert "from: has a password" in line
+    assert "hidden-word" not in line
+    given["from"] = "postgresql+psycopg://h/db?passfile=/home/u/pass"
+    assert "(as counted in db)" in spec_of({"acceptance": given}).rehearsal_label
