@@ -153,7 +153,6 @@ def test_neither_the_study_itself_nor_other_rehearsals_are_the_source(tmp_path: 
         ("text.db", "is no SQLite database"),
         ("autotune.db:nope", "has no study nope; it has real"),
         ("http://host/x.db", "no database of this kind is known"),
-        ("postgresql://me:pass1234@host/x", "a password does not belong"),
         ("postgresql:me:pass1234@host/x", "is neither a file nor a URL"),
     ],
 )
