@@ -82,3 +82,18 @@ def test_mistakes_are_one_line(tmp_path: Path, args: list[str], words: str) -> N
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "x"], "--out goes with the NAME of a shape to write"),
+        (["--quant", "fp8"], "--quant goes with the NAME"),
+        (["qwen3-8b", "--quant", ""], "qwen3-8b has no ; it has bf16, fp8, w4a16"),
+    ],
+)
+def test_no_option_is_ignored(words: list[str], said: str, tmp_path: Path) -> None:
+    result = call(*words)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
