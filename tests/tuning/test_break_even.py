@@ -159,6 +159,13 @@ def test_a_cpu_plays_no_acceptance(
         ({}, ("--decay", "0"), "--decay"),
         ({}, ("--decay", "nan"), "nan is not a number"),
         ({"workload__ignore_eos": False}, (), "workload.ignore_eos: must be true"),
+        (
+            {"server__speculative": {"method": "ngram"}},
+            (),
+            "server.speculative.method: ngram drafts only where the text repeats",
+        ),
+        ({}, ("--ways", "none"), "--break-even excludes --ways and --way-launches"),
+        ({}, ("--way-launches", "3"), "--break-even excludes --ways and --way-launches"),
         ({}, ("--show",), "has no break-even map of double yet"),
     ],
 )
@@ -171,6 +178,13 @@ def test_mistakes_are_told_before_anything_is_launched(
     done = autotune("map", study(tmp_path, **changes), "--break-even", *args, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert words in " ".join(done.stderr.split())
+    assert given.launched == []
+
+
+def test_the_decay_is_of_the_break_even(tmp_path: Path, given: Given) -> None:
+    done = autotune("map", study(tmp_path), "--decay", "0.9", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--decay goes with --break-even" in done.stderr
     assert given.launched == []
 
 
