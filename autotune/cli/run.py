@@ -362,9 +362,13 @@ def load_map(
         if schedule is not None or confirm:
             raise click.UsageError("--break-even excludes --schedule and --confirm")
         if parallel != 1 or ray is not None:
-            raise click.UsageError("--break-even launches one server at a time: leave out slots")
+            raise click.UsageError(
+                "--break-even launches one server at a time: leave out --parallel and --ray"
+            )
         _break_even(ui, study, database, loads, launches, decay, timeout, show, as_json, plot)
         return
+    if decay != 1.0:
+        raise click.UsageError("--decay is for --break-even: add it, or leave --decay out")
     if show:
         view = _stored_map(study, database)
     else:
