@@ -52,6 +52,7 @@ from autotune.errors import NothingUsable, UserError
 from autotune.output.export.write import shell_command
 from autotune.results.flatness import Statement, statement_of
 from autotune.results.read_request_acceptance import read_request_acceptance
+from autotune.results.rehearsed import with_kept_acceptance
 from autotune.results.request_acceptance import RequestAcceptance
 from autotune.results.rows import study_rows
 from autotune.results.text import plain
@@ -324,7 +325,7 @@ def tune(
     listener = _Listener(on_trial, on_event)
     with _quiet_optuna(), _outside_of_loops():
         try:
-            prepared = prepare(study.loaded, listener)
+            prepared = prepare(with_kept_acceptance(study.loaded, path), listener)
             with cluster_of(prepared, ray, slots, listener.message, path) as cluster:
                 reason = str(
                     run_study(

@@ -46,7 +46,8 @@ and has `--enough` of the hypervolume. The table has
                the best ones, in percent: means
     says so    how often the study said, after a confirmation of 8 launches, that no setting differs
                from the baseline by more than a stated share, a quarter at most (half where launches
-               differ by 10 %), and that none is better; in brackets the medians of the first one for tok/s and p95
+               differ by 10 %), and that none is better; in brackets the medians of the first one
+               for tok/s and p95
     new - old  mean of the differences with the same seeds, and its standard error; bold: worse by
                more than two of them. Launches to 99 % count as 40 where a replay did not get there
                (60 with four parameters), and missing hypervolume counts in points of percent

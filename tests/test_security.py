@@ -509,6 +509,7 @@ def test_a_model_folder_is_one_word_for_the_server(tmp_path: Path, name: str) ->
     folder = tmp_path / "models" / name
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").touch()  # or it is refused before anything is launched
     ref = f"models/{name}"
     file = write_study(tmp_path, server__model=ref)
     before = {p.name for p in tmp_path.iterdir()}

@@ -168,6 +168,7 @@ def _run(
     import optuna
 
     from autotune.cli.console import Ui
+    from autotune.results.rehearsed import with_kept_acceptance
     from autotune.tuning.prepare import prepare
     from autotune.tuning.slots import cluster_of, slots_of_host
     from autotune.tuning.study_run import run_study
@@ -176,7 +177,7 @@ def _run(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ui = Ui()
     with ui:
-        prepared = prepare(loaded, ui)
+        prepared = prepare(with_kept_acceptance(loaded, database), ui)
         say_trust(ui, loaded)
         with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
             slots = slots_of_host(prepared, parallel) if cluster is None else ()
@@ -420,11 +421,12 @@ def _break_even(
         with _stored(study, database) as (store, loaded, known):
             view = stored_break_even(store, loaded, known, decay)
     else:
+        from autotune.results.rehearsed import with_kept_acceptance
         from autotune.tuning.break_even import map_break_even
         from autotune.tuning.prepare import prepare
         from autotune.tuning.supervise import StopReason
 
-        loaded = with_method(load_study(study))
+        loaded = with_kept_acceptance(with_method(load_study(study)), database)
         with ui:
             prepared = prepare(loaded, ui)
             say_trust(ui, loaded)
@@ -451,13 +453,14 @@ def _break_even(
 def _stored(study: str, database: Database) -> Iterator[tuple[Store, LoadedStudy, Collection[str]]]:
     """Yield a study file, or a study that only the database has, with its fingerprints."""
     from autotune.engine.draft_method import with_method
-    from autotune.results.rehearsed import with_counted_acceptance
+    from autotune.results.rehearsed import with_counted_acceptance, with_kept_acceptance
     from autotune.storage.store import opened
     from autotune.study.files import load_study
 
     with opened(database) as store:
         try:
-            loaded = with_counted_acceptance(with_method(load_study(study)))
+            loaded = with_kept_acceptance(with_method(load_study(study)), database)
+            loaded = with_counted_acceptance(loaded)
         except UserError:
             if study not in store.study_names():
                 raise
@@ -487,13 +490,14 @@ def _measured_map(
     parallel: int | None,
     ray: str | None,
 ) -> LoadSweepView:
+    from autotune.results.rehearsed import with_kept_acceptance
     from autotune.tuning.load_map import map_study
     from autotune.tuning.prepare import prepare
     from autotune.tuning.slots import cluster_of, slots_of_host
     from autotune.tuning.supervise import StopReason
 
     with ui:
-        prepared = prepare(loaded, ui)
+        prepared = prepare(with_kept_acceptance(loaded, database), ui)
         say_trust(ui, loaded)
         with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
             slots = slots_of_host(prepared, parallel) if cluster is None else ()

@@ -56,12 +56,15 @@ def shape(
     from autotune.study.shapes import shape_named, write_shape
 
     if listed or as_json or name is None:
+        for option, given in (("--quant", quant), ("--tokenizer", tokenizer), ("--out", out)):
+            if given is not None:
+                raise click.UsageError(f"{option} goes with the NAME of a shape to write")
         click.echo(json.dumps(catalog_json(), indent=2) if as_json else "\n".join(catalog_lines()))
         return
     found = shape_named(name)
-    kind = quant or found.quants[0]
+    kind = found.quants[0] if quant is None else quant
     place = out if out is not None else Path(f"{found.name}-{kind}")
-    written = write_shape(found, place, quant=quant, tokenizer=tokenizer, draft=draft, tiny=tiny)
+    written = write_shape(found, place, quant=kind, tokenizer=tokenizer, draft=draft, tiny=tiny)
     size = "scaled down" if tiny else size_words(found, kind)
     click.echo(f"wrote {written.target}: the shape of {found.of}, {size}; no weights")
     if written.draft is not None:

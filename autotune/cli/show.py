@@ -279,6 +279,7 @@ def explain(study: str | None, version: str | None, database: Database, as_json:
     Example:
       autotune explain demo-cpu --vllm 0.26.0
     """
+    from autotune.results.rehearsed import with_kept_acceptance
     from autotune.results.space_map import explain as space_map
     from autotune.results.trials import study_view
     from autotune.serving.machine import has_gpu
@@ -291,5 +292,5 @@ def explain(study: str | None, version: str | None, database: Database, as_json:
         with opened(database) as store:
             if loaded.spec.name in store.study_names():
                 trials = study_view(store, loaded.spec.name).trials
-    found = space_map(loaded, version, trials)
+    found = space_map(with_kept_acceptance(loaded, database), version, trials)
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.lines()))

@@ -33,7 +33,7 @@ from autotune.engine.cuda_graphs import aligned_sizes, most_tokens
 from autotune.engine.entry import entry_of, hiding, server_environment
 from autotune.engine.flags import UNPRINTABLE, VARIABLE, check_model
 from autotune.engine.probe import Kind, VllmInfo
-from autotune.engine.rehearsal import rehearsing
+from autotune.engine.rehearsal import PLUGINS_VARIABLE, rehearsing
 from autotune.engine.variables import is_kept
 from autotune.errors import TrialFailure, UserError
 from autotune.study.options import Clash, draft_config, merged
@@ -234,10 +234,12 @@ def plan_launch(
         (*head, *rest, *arguments), port=port, env={**own_variables(env, added), OWNER_VARIABLE: ""}
     )
     env = {**env, **place.env}
+    # a rehearsal adds to the list of plugins; kept is the user's
+    shown = {k: v for k, v in added.items() if k != PLUGINS_VARIABLE}
     return LaunchPlan(
         argv=(*place.argv, "--host", place.host, "--port", str(port)),
         env={**env, **added},
-        public_env=dict(sorted({**_kept(env), **public(added)}.items())),
+        public_env=dict(sorted({**_kept(env), **public(shown)}.items())),
         api_key=api_key,
         port=port,
         model=model,

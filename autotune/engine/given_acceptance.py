@@ -1,4 +1,4 @@
-"""A server whose drafts are accepted as often as is given, whatever they are."""
+"""A server whose drafts are accepted as often as is given, not as often as they are right."""
 
 from __future__ import annotations
 

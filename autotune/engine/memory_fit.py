@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.engine.probe import VllmInfo
-from autotune.errors import UserError
 from autotune.study.checkpoints import config_of, has_no_weights
 from autotune.study.files import LoadedStudy
 from autotune.study.model_size import kv_cache_of, weight_bytes
 from autotune.study.rehearsal import DRAFT_LOAD, LOAD_FORMAT
 from autotune.study.schema import FlagValue, StudySpec
-from autotune.study.shapes import config_of_shape, is_draft, is_shape
 from autotune.study.space import DRAFT, FloatParam, N, as_int
 
 GIB = 1 << 30
@@ -65,24 +63,6 @@ class Need:
         parts += [f"draft {_gib(self.draft)}"] if self.draft else []
         parts += [f"KV cache {_gib(self.cache)} {self.cache_words}"] if self.cache else []
         return ", ".join(parts)
-
-
-def why_no_shape(loaded: LoadedStudy) -> str | None:
-    """Return why a shape that a study names cannot be served, key first; None: each can.
-
-    Args:
-        loaded: The study.
-    """
-    for key, ref, _ in _models(loaded.spec):
-        if not is_shape(ref):
-            continue
-        try:
-            config_of_shape(ref)
-        except UserError as e:
-            return f"{key}: {e}"
-        if key == "server.model" and is_draft(ref):
-            return f"{key}: {ref} is the shape of a draft; write shape:NAME:QUANT here"
-    return None
 
 
 def why_no_weights(loaded: LoadedStudy) -> str | None:

@@ -8,6 +8,7 @@ and its answer is kept in the user's cache folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -117,10 +118,11 @@ def probe(server: ServerSpec, *, refresh: bool = False) -> VllmInfo:
         full = json.loads(cache.read_text())
     else:
         full = _full(python, env, quick)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        draft = cache.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(full))
-        draft.replace(cache)
+        with contextlib.suppress(OSError):  # it is asked again next time
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            draft = cache.with_suffix(f".{os.getpid()}")
+            draft.write_text(json.dumps(full))
+            draft.replace(cache)
     return VllmInfo(
         version=full["version"],
         distribution=quick["distribution"],

@@ -32,7 +32,7 @@ PLUGIN = Path(__file__).with_name("rehearsal_plugin")
 PLUGIN_NAME = "autotune_rehearsal"
 LABEL_VARIABLE = "AUTOTUNE_REHEARSAL"  # what of the launch is real: each kept launch says so
 SEED_VARIABLE = "AUTOTUNE_REHEARSAL_SEED"
-_PLUGINS = "VLLM_PLUGINS"  # names of the plugins that are loaded; not set: all
+PLUGINS_VARIABLE = "VLLM_PLUGINS"  # names of the plugins that are loaded; not set: all
 _PATH = "PYTHONPATH"
 # Methods whose drafts are loaded as the target in every version, and the first version in which
 # those of the others have a load format of their own on model runner V2.
@@ -56,8 +56,9 @@ def rehearsing(server: ServerSpec, env: Mapping[str, str]) -> dict[str, str]:
     if how.target or how.draft:
         path = [str(PLUGIN), *([env[_PATH]] if env.get(_PATH) else [])]
         found |= {SEED_VARIABLE: str(how.seed), _PATH: os.pathsep.join(path)}
-        if _PLUGINS in env:
-            found[_PLUGINS] = ",".join(filter(None, (env[_PLUGINS], PLUGIN_NAME)))
+        if PLUGINS_VARIABLE in env:
+            names = filter(None, (env[PLUGINS_VARIABLE], PLUGIN_NAME))
+            found[PLUGINS_VARIABLE] = ",".join(names)
     return found
 
 

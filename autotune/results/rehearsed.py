@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from autotune.errors import UserError
 from autotune.results.text import plain
 from autotune.results.trials import study_view
 from autotune.results.views import TrialView
 from autotune.search.acceptance import Prediction, SpeculationLaunch
-from autotune.storage.location import Database, is_url, parse_named
-from autotune.storage.store import opened
+from autotune.storage.location import Database, is_url, parse_database, parse_named
+from autotune.storage.store import Store, is_there, opened
 from autotune.study.files import LoadedStudy
 from autotune.study.messages import refused
 from autotune.study.schema import StudySpec
@@ -37,10 +38,47 @@ def with_counted_acceptance(loaded: LoadedStudy) -> LoadedStudy:
     how = loaded.spec.rehearsal
     if how is None or how.acceptance is None or how.acceptance.resolved:
         return loaded
-    counted = _counted(loaded, how.acceptance.from_ or "")
-    acceptance = how.acceptance.model_copy(update={"by_n": counted})
+    return _with_rates(loaded, _counted(loaded, how.acceptance.from_ or ""))
+
+
+def with_kept_acceptance(loaded: LoadedStudy, database: Database) -> LoadedStudy:
+    """Return a rehearsal with the counted acceptance that its own database keeps of it.
+
+    The study that it was counted in may have more launches by now, be moved, or be gone. What was
+    begun with its rates goes on with them. Any other study stays as it is.
+
+    Args:
+        loaded: The study.
+        database: Where its trials are; it need not be there.
+
+    Raises:
+        UserError: the database cannot be used.
+    """
+    how = loaded.spec.rehearsal
+    if how is None or how.acceptance is None or how.acceptance.resolved or not is_there(database):
+        return loaded
+    with opened(database) as store:
+        if loaded.spec.name not in store.study_names():
+            return loaded
+        kept = store.load_study(loaded.spec.name)[0].spec.rehearsal
+    if kept is None or kept.acceptance is None or kept.acceptance.by_n is None:
+        return loaded
+    if kept.acceptance.from_ != how.acceptance.from_:
+        return loaded  # another source is another acceptance
+    return _with_rates(loaded, kept.acceptance.by_n)
+
+
+def _with_rates(loaded: LoadedStudy, rates: list[list[float]]) -> LoadedStudy:
+    """Return a rehearsal with counted rates, by position for each n.
+
+    Raises:
+        UserError: they do not go together with the study.
+    """
+    how = loaded.spec.rehearsal
+    if how is None or how.acceptance is None:
+        return loaded
     try:
-        spec = loaded.spec.rehearsed_with(acceptance)
+        spec = loaded.spec.rehearsed_with(how.acceptance.model_copy(update={"by_n": rates}))
     except ValueError as e:
         raise refused(loaded.path, str(e)) from e
     return loaded.model_copy(update={"spec": spec})
@@ -48,19 +86,23 @@ def with_counted_acceptance(loaded: LoadedStudy) -> LoadedStudy:
 
 def _counted(loaded: LoadedStudy, source: str) -> list[list[float]]:
     """Return the acceptance by position, for each n from 1 up to the largest that was launched."""
-    named = _named(loaded, source)
-    if named is None:
-        raise refused(
-            loaded.path,
-            f"{_KEY}: {plain(source)[:200]}: no such database; give FILE.db or FILE.db:STUDY, "
-            "relative to the study file, or write the rates",
-        )
-    database, study = named
-    with opened(database) as store:
-        name = store.pick_study(study)
-        spec = store.load_study(name)[0].spec
-        trials = study_view(store, name).trials
-    where = f"{_KEY}: {plain(source)[:200]}"
+    where = _KEY  # of a URL that is refused nothing is quoted: it may have a password in it
+    try:
+        named = _named(loaded, source)
+        where = f"{_KEY}: {plain(source)[:200]}"
+        if named is None:
+            raise UserError(
+                "no such database; give FILE.db or FILE.db:STUDY, relative to the study file, or "
+                "write the rates"
+            )
+        database, study = named
+        with opened(database) as store:
+            name = _source_of(store, study, loaded.spec.name)
+            spec = store.load_study(name)[0].spec
+            trials = study_view(store, name).trials
+    except UserError as e:
+        # the option of a command does not say where this database is
+        raise refused(loaded.path, f"{where}: {e}".replace("another --db", "another one")) from e
     if why := _why_not(loaded.spec, spec):
         raise refused(loaded.path, f"{where}: {why}")
     launches = [
@@ -76,10 +118,29 @@ def _counted(loaded: LoadedStudy, source: str) -> list[list[float]]:
     return [_falling(found.positions[n]) for n in range(1, max(found.launched) + 1)]
 
 
+def _source_of(store: Store, study: str | None, own: str) -> str:
+    """Return the study of a database whose acceptance is taken.
+
+    Unless it is named, it is the only one that may be: neither the study itself, which is often
+    kept in the same database, nor another rehearsal.
+
+    Raises:
+        UserError: there is none, or several and none is named.
+    """
+    names = [name for name in store.study_names() if name != own]
+    if study is not None or len(names) < 2:
+        return store.pick_study(study or next(iter(names), None))
+    counting = [x for x in names if store.load_study(x)[0].spec.rehearsal is None]
+    if len(counting) == 1:
+        return counting[0]
+    raise UserError(f"holds several studies; add one behind a colon: {', '.join(names)}")
+
+
 def _named(loaded: LoadedStudy, source: str) -> tuple[Database, str | None] | None:
     """Return the database and the study that a text names; None: there is no such file."""
     if is_url(source):
         return parse_named(source)
+    parse_database(source)  # refuses what was meant as a URL
     return parse_named(str(loaded.base / Path(source).expanduser()))
 
 

@@ -17,7 +17,7 @@ from autotune.engine.draft_method import with_method
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
-from autotune.engine.memory_fit import why_no_shape, why_no_weights, why_too_large
+from autotune.engine.memory_fit import why_no_weights, why_too_large
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rehearsal import why_loaded_alike
 from autotune.engine.rule import NOTHING, SEQS, Known, minor_of
@@ -303,8 +303,7 @@ def _explained(loaded: LoadedStudy, info: VllmInfo, trials: Iterable[TrialView])
     notes = tuple(draft_notes(loaded))
     loaded = with_counted_acceptance(with_method(loaded))
     label = loaded.spec.rehearsal_label
-    why = why_no_shape(loaded) or why_loaded_alike(loaded.spec.server, info)
-    why = why or why_no_weights(loaded)
+    why = why_loaded_alike(loaded.spec.server, info) or why_no_weights(loaded)
     if why := why or why_too_large(loaded, info, memory_size()):
         raise UserError(f"{loaded.path}: {why}")
     found = space_map(loaded.spec, info.version, known_for(loaded, info), trials)

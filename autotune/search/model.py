@@ -126,6 +126,8 @@ def propose(
     known: Callable[[Point], float] | None = None,
     pending: Sequence[Point] = (),
     seen: Sequence[Point] = (),
+    *,
+    ends: bool = True,
 ) -> Proposal:
     """Return the launch of the largest gain, among the launched, the pending and the new points.
 
@@ -142,6 +144,7 @@ def propose(
         pending: Points of the launches whose outcomes are not known yet. They are assumed to
             succeed, so that their points can be recommended and launched again, as launched ones.
         seen: Points of other launches, such as those that failed.
+        ends: Whether the search may end. If not, no improvement is averaged before its end.
 
     Raises:
         ValueError: nothing was launched, or a cost is not finite.
@@ -178,7 +181,7 @@ def propose(
         asked = alone  # nothing but n differs from the best
     if not asked.any() and not pending:
         same = surrogates.chance_of_same if len(launched) >= _LEAST else 0.0
-        if same < _FLAT:
+        if ends and same < _FLAT:
             worth = surrogates.expected(recommendable) * chances * (1 - same)
             if worth.max() >= doubt_below:
                 return Proposal(points[int(worth.argmax())], float(worth.max()), leaders=leaders)

@@ -442,6 +442,7 @@ class Proposer:
             self._known,
             pending=[classes.of(q) for q in running],
             seen=[classes.of(q) for q in seen],
+            ends=self._stop_below > 0,
         )
 
     def _again(

@@ -59,11 +59,12 @@ class AcceptanceCurve:
     def __post_init__(self) -> None:
         for i, rate in enumerate(self.rates, 1):
             if not 0 <= rate <= 1:  # nor NaN
-                raise ValueError(f"rate {rate:g} of position {i} is not from 0 to 1")
+                raise ValueError(f"rate {rate:.15g} of position {i} is not from 0 to 1")
         for i, (before, rate) in enumerate(itertools.pairwise(self.rates), 2):
             if rate > before:
                 raise ValueError(
-                    f"rate {rate:g} of position {i} is above {before:g} of the position before it"
+                    f"rate {rate:.15g} of position {i} is above {before:.15g} of the position "
+                    "before it"
                 )
 
     def first(self, n: int) -> AcceptanceCurve:
@@ -109,7 +110,7 @@ def from_conditional(rate: float, n: int) -> AcceptanceCurve:
         ValueError: the rate is outside of 0 … 1, or n is below 1.
     """
     if not 0 <= rate <= 1:
-        raise ValueError(f"conditional rate {rate:g} is not from 0 to 1")
+        raise ValueError(f"conditional rate {rate:.15g} is not from 0 to 1")
     return AcceptanceCurve(unconditional_rates((rate,) * _positive(n)))
 
 
@@ -133,7 +134,7 @@ def from_length(length: float, decay: float, n: int) -> AcceptanceCurve:
     _positive(n)
     _checked_decay(decay)
     if not 1 <= length <= n + 1:
-        raise ValueError(f"acceptance length {length:g} is not from 1 to n + 1 = {n + 1}")
+        raise ValueError(f"acceptance length {length:.15g} is not from 1 to n + 1 = {n + 1}")
     step = math.log(decay)
     most = max(0.0, (1 - n) * step)
 

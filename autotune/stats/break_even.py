@@ -368,7 +368,7 @@ def family(decay: float, ns: Sequence[int]) -> Family:
     Their quality Q is the acceptance length at the largest n.
 
     Args:
-        decay: Factor from one position to the next, above 0; 1: all positions are alike.
+        decay: Factor from one position to the next, above 0; 1: all positions are equal.
         ns: The n to have the lengths of, each at least 1.
 
     Raises:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # a database is read without it
 
 # The worker of a run that launches one server after another, on the whole host.
 ONLY_WORKER = "0"
+# Seconds that the lease of a server's database lasts each time it is renewed.
+LEASE_S = 15.0
 
 
 @contextmanager

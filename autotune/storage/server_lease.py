@@ -23,14 +23,13 @@ import psycopg
 
 from autotune.errors import AutotuneError, LeaseLost, UserError
 from autotune.serving.interrupts import is_held
-from autotune.storage.lease import ONLY_WORKER, Holder
+from autotune.storage.lease import LEASE_S, ONLY_WORKER, Holder
 from autotune.storage.location import Server
 from autotune.storage.postgresql import SILENT_S, Watched, connect
 from autotune.storage.server_words import find_server_error, is_lost, server_words
 
 T = TypeVar("T")
 
-LEASE_S = 15.0
 RENEW_S = 3.0
 # In which a holder that lives is seen to renew it.
 SEEN_S = RENEW_S + 1.0

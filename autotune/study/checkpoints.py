@@ -81,6 +81,8 @@ def config_of(ref: str, base: Path) -> dict[str, Any] | None:
 def has_no_weights(ref: str, base: Path) -> bool:
     """Return whether a model is a shape: its folder is on this disk, and no file of weights in it.
 
+    The hub's cache may have the ``config.json`` of a model whose weights vLLM is still to fetch.
+
     Args:
         ref: Model reference of a study.
         base: Folder that relative paths start from: the study's.
@@ -89,7 +91,7 @@ def has_no_weights(ref: str, base: Path) -> bool:
         return True
     if ref.startswith("demo:"):  # made whole, on its first use
         return False
-    folder = _folder(ref, base)
+    folder = _named_folder(ref, base)
     try:
         return (
             folder is not None
@@ -124,13 +126,18 @@ def _folder(ref: str, base: Path) -> Path | None:
         return draft_folder()
     if ref == "demo:target":
         return target_folder()
+    if (found := _named_folder(ref, base)) is not None:
+        return found
+    return _snapshot(ref) if _HUB_NAME.fullmatch(ref) else None
+
+
+def _named_folder(ref: str, base: Path) -> Path | None:
+    """Return the folder that a path names; None: there is none."""
     try:
         path = base / Path(ref).expanduser()
-        if path.is_dir():
-            return path
+        return path if path.is_dir() else None
     except (OSError, ValueError, RuntimeError):  # a name that no file system takes
         return None
-    return _snapshot(ref) if _HUB_NAME.fullmatch(ref) else None
 
 
 def _snapshot(name: str) -> Path | None:

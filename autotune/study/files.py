@@ -16,6 +16,7 @@ from autotune.study.messages import problems, refused
 from autotune.study.owned import why_refused
 from autotune.study.schema import StudySpec
 from autotune.study.secrets import MASK, is_secret, masked, secret_values
+from autotune.study.shapes import why_no_shape
 from autotune.study.yaml import compose, load, not_plain, shown
 
 MOST_TEXT = 100_000  # characters of a file; reading that many takes two seconds
@@ -184,6 +185,8 @@ def parse_study(
     if not stored and (why := why_refused(spec)):
         raise refused(path, why)
     loaded = LoadedStudy(spec=_as_begun(spec) if stored else spec, path=path, text=text)
+    if check_files:
+        _check_shapes(path, spec)
     if check_files and spec.workload.source is not None:
         key, file = spec.workload.source
         if not _is_file(loaded.base / file):
@@ -194,6 +197,23 @@ def parse_study(
                 "file, relative to the study file",
             )
     return loaded
+
+
+def _check_shapes(path: Path, spec: StudySpec) -> None:
+    """Refuse names of shapes that do not exist, before a command takes them for no shape.
+
+    Raises:
+        UserError: there is no such shape, or not in this place.
+    """
+    found = {"server.model": why_no_shape(spec.server.model, draft=False)}
+    for arm, given in spec.server.drafts.items():
+        if given.model is not None:
+            place = "server.speculative" if arm is None else f"server.arms.{arm}"
+            why = why_no_shape(given.model, target=given.method != "dflash")
+            found[f"{place}.model"] = why
+    for key, why in found.items():
+        if why is not None:
+            raise refused(path, f"{key}: {why}")
 
 
 def _as_begun(spec: StudySpec) -> StudySpec:

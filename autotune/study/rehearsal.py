@@ -10,14 +10,16 @@ of a launch, the rules as well as the command, gets those of the rehearsal.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from autotune.study.arms import largest_n
 from autotune.study.keys import Model, Nothing, Result
+from autotune.study.secrets import argument_secret
 from autotune.study.space import DRAFT, MOST_N, N, as_int
 from autotune.study.speculative import ADAPTIVE, FROM_TEXT, REJECTION, SCHEDULE
 
@@ -37,8 +39,6 @@ _SAY_ACCEPTANCE = "write it as rehearsal.acceptance, so that every table says so
 
 class AcceptanceSpec(Model):
     """How often drafts are accepted; a list instead of a mapping has a rate for each position."""
-
-    model_config = ConfigDict(populate_by_name=True)
 
     rates: Result[list[float] | None] = Field(
         default=None,
@@ -78,6 +78,12 @@ class AcceptanceSpec(Model):
     def _one_form(self) -> AcceptanceSpec:
         forms = ("rates", "by_n", "rate", "length")
         given = [name for name in forms if getattr(self, name) is not None]
+        source = self.from_ or ""
+        if argument_secret("from", source) or "password=" in source:
+            raise ValueError(
+                "from: has a password, which every table and the database would show; put it into "
+                "~/.pgpass or PGPASSWORD"
+            )
         if self.from_ is not None and given not in ([], ["by_n"]):
             raise ValueError(f"{given[0]}: `from` has the rates; leave one of the two out")
         if not given and self.from_ is None:
@@ -87,7 +93,7 @@ class AcceptanceSpec(Model):
         if (self.length is None) != (self.positions is None):
             raise ValueError("positions: goes with length, and length with positions")
         if self.length is not None and self.decay is None:
-            raise ValueError("decay: is missing; 1: all positions are alike")
+            raise ValueError("decay: is missing; 1: all positions are equal")
         if self.rate is not None and self.decay is not None:
             raise ValueError("decay: one `rate` holds for every position; leave decay out")
         lists = [self.rates] if self.rates is not None else self.by_n
@@ -108,6 +114,8 @@ class AcceptanceSpec(Model):
         """Last position that is given or was measured; None: every position is, or none yet."""
         if self.rates is not None:
             return len(self.rates)
+        if self.positions is not None:
+            return self.positions
         return max(map(len, self.by_n)) if self.by_n else None
 
     def curves(self, most: int) -> tuple[AcceptanceCurve, ...]:
@@ -143,11 +151,27 @@ class AcceptanceSpec(Model):
 
 
 def _rates(value: object) -> object:
-    return {"rates": value} if isinstance(value, list) else value
+    if isinstance(value, list):
+        return {"rates": value}
+    if isinstance(value, bool | int | float | str):
+        raise ValueError(
+            f"must be a list of rates or a mapping such as {{rate: 0.7}}, not {_shown(value)}"
+        )
+    return value
 
 
 def _both(value: object) -> object:
-    return {"target": value, "draft": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"target": value, "draft": value}
+    if isinstance(value, bool | int | float | list):
+        raise ValueError(
+            f"must be dummy or a mapping such as {{target: dummy}}, not {_shown(value)}"
+        )
+    return value
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, default=str)[:60]
 
 
 class WeightsSpec(Model):
@@ -274,7 +298,7 @@ def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: 
     elif accepted is None:
         words.append("acceptance is what random weights give")
     else:
-        file = (accepted.from_ or "").rpartition("/")[2]
+        file = (accepted.from_ or "").partition("?")[0].rpartition("/")[2]
         source = f" (as counted in {file})" if file else ""
         known = accepted.known_to
         beyond = known is not None and known < most
@@ -326,6 +350,11 @@ def _clashes(spec: StudySpec, how: RehearsalSpec) -> Iterator[str]:
         yield (
             f"rehearsal.acceptance: method {draft.method} drafts only where the text repeats, so "
             "an acceptance by position does not say how much it gives"
+        )
+    elif how.acceptance is not None and _most_n(spec) == 0:
+        yield (
+            f"rehearsal.acceptance: no launch is known to draft, so it would not be played; give "
+            f"space.{N}, or {N} in server.speculative"
         )
     elif how.acceptance is None and not how.dummy("target") and not _has_weights(spec):
         yield "rehearsal.weights.draft: this study has no draft with weights of its own"

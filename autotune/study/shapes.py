@@ -68,7 +68,7 @@ class Shape:
         Raises:
             UserError: it has no such quantization.
         """
-        quant = quant or self.quants[0]
+        quant = self.quants[0] if quant is None else quant
         if quant not in self.quants:
             raise UserError(f"{self.name} has no {quant[:40]}; it has {', '.join(self.quants)}")
         body = _catalog()[self.name]
@@ -131,11 +131,6 @@ def is_shape(ref: str) -> bool:
     return ref.startswith(PREFIX)
 
 
-def is_draft(ref: str) -> bool:
-    """Return whether a reference to a shape, ``shape:NAME:…``, names its draft."""
-    return ref.removeprefix(PREFIX).partition(":")[2] == DRAFT
-
-
 def config_of_shape(ref: str) -> dict[str, Any]:
     """Return the ``config.json`` of a reference, ``shape:NAME:QUANT`` or ``shape:NAME:draft``.
 
@@ -145,6 +140,30 @@ def config_of_shape(ref: str) -> dict[str, Any]:
     name, _, part = ref.removeprefix(PREFIX).partition(":")
     shape = shape_named(name)
     return shape.draft() if part == DRAFT else shape.target(part or None)
+
+
+def why_no_shape(ref: str, *, target: bool = True, draft: bool = True) -> str | None:
+    """Return why a reference names no shape that a study may have in a place; None: it may.
+
+    Args:
+        ref: Model reference of a study; one that is of no shape may be anything.
+        target: Whether the shape of a target may be there.
+        draft: Whether the shape of a DFlash draft may be there.
+    """
+    if not is_shape(ref):
+        if not ref.lower().startswith(PREFIX):
+            return None
+        return f"{ref[:60]}: a shape is written {PREFIX}NAME:QUANT, in small letters"
+    try:
+        config_of_shape(ref)
+    except UserError as e:
+        return f"{e}"
+    name, _, part = ref.removeprefix(PREFIX).partition(":")
+    if part == DRAFT and not draft:
+        return f"{ref} is a draft; the target is {PREFIX}{name}, or {PREFIX}{name}:QUANT"
+    if part != DRAFT and not target:
+        return f"{ref} is a target; its DFlash draft is {PREFIX}{name}:{DRAFT}"
+    return None
 
 
 def stands_for(ref: str) -> str:

@@ -23,15 +23,13 @@ from socket import gethostname
 from autotune.errors import UserError
 from autotune.results.text import count, duration, plain
 from autotune.storage.hosts import LOST
-from autotune.storage.lease import exclusive, is_free
+from autotune.storage.lease import LEASE_S, exclusive, is_free
 from autotune.storage.location import Database, Server
-from autotune.storage.schema import LaunchRow, LeaseRow
+from autotune.storage.schema import NO_TRIAL, LaunchRow, LeaseRow
 from autotune.storage.store import Store, opened
 
 # From now on a host that nobody hears counts as gone: more than a driver waits for its database.
 GONE_S = 900.0
-# A lease is renewed to last so long (`storage/server_lease.py`).
-_LEASE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,10 @@ def unended_elsewhere(store: Store) -> list[Elsewhere]:
     out = []
     for x in found:
         own = lease is not None and lease.epoch == x.lease_epoch
-        again = any(y.planned_at > x.planned_at for y in store.launches.of_trial(x.study, x.trial))
+        # servers that wait for their trial are not each other's launches again
+        again = x.trial != NO_TRIAL and any(
+            y.planned_at > x.planned_at for y in store.launches.of_trial(x.study, x.trial)
+        )
         last = heard[x.host or ""] or x.planned_at
         if own and not again:
             last = max(last, _renewed(lease))
@@ -90,7 +91,7 @@ def _renewed(lease: LeaseRow | None) -> float:
     """Return when a lease was last renewed; of a file, when it was taken."""
     if lease is None:
         return 0.0
-    return (lease.taken_at or 0.0) if lease.expires_at is None else lease.expires_at - _LEASE_S
+    return (lease.taken_at or 0.0) if lease.expires_at is None else lease.expires_at - LEASE_S
 
 
 def close_lost(store: Store, say: Callable[[str], None]) -> None:

@@ -14,12 +14,7 @@ from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs, most_to
 from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
-from autotune.engine.memory_fit import (
-    DEFAULT_UTILIZATION,
-    why_no_shape,
-    why_no_weights,
-    why_too_large,
-)
+from autotune.engine.memory_fit import DEFAULT_UTILIZATION, why_no_weights, why_too_large
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rehearsal import why_not_rehearsed
 from autotune.engine.rule import Known, minor_of
@@ -203,8 +198,7 @@ def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
             raise UserError(f"{loaded.path}: {key}: {e}") from e
     check_flags(loaded, info)
     loaded = rehearsed(with_method(loaded), info)
-    why = why_no_shape(loaded) or why_no_weights(loaded)
-    if why := why or why_too_large(loaded, info, memory_size()):
+    if why := why_no_weights(loaded) or why_too_large(loaded, info, memory_size()):
         raise UserError(f"{loaded.path}: {why}")
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
     _check_ahead(prepared)

@@ -371,7 +371,7 @@ def _check_answers(address: str) -> None:
     if answer is None:
         raise UserError(
             f"{option}: takes connections, and has not answered for {_ANSWER_S:.0f} s: its head "
-            "stands still, or it is another program. Look at it with `ray status`, or start it "
+            "is stopped, or it is another program. Look at it with `ray status`, or start it "
             "again"
         )
     if answer and answer[0] != _TLS_ALERT and (len(answer) < 4 or answer[3] != _SETTINGS):

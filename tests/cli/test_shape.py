@@ -92,3 +92,18 @@ def test_the_page_has_the_catalog() -> None:
         draft = f"{shape['draft']['weights_bytes'] / 2**30:.2f}"
         cache = f"{shape['kv_bytes_per_token'] / 1024:.0f}"
         assert f"| `{name}` | {weights} | {draft} | {cache} |" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "x"], "--out goes with the NAME of a shape to write"),
+        (["--quant", "fp8"], "--quant goes with the NAME"),
+        (["qwen3-8b", "--quant", ""], "qwen3-8b has no ; it has bf16, fp8, w4a16"),
+    ],
+)
+def test_no_option_is_ignored(words: list[str], said: str, tmp_path: Path) -> None:
+    result = call(*words)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -413,6 +413,10 @@ def test_probe_asks_the_servers_own_python(tmp_path: Path, monkeypatch: pytest.M
     parser.write_text(parser.read_text().replace("--seed", "--seeds"))
     assert probe(server) == info
     assert "seeds" in (probe(server, refresh=True).options or {})
+    # a cache that cannot be written: it is asked each time
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "seeds" in (probe(server).options or {})
 
 
 def test_a_spelling_that_vllm_does_not_show_turns_a_switch_off(

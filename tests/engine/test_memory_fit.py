@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from autotune.engine.gpus import Gpu
-from autotune.engine.memory_fit import need_of, why_no_shape, why_no_weights, why_too_large
+from autotune.engine.memory_fit import need_of, why_no_weights, why_too_large
 from autotune.engine.probe import UNKNOWN, VllmInfo
 from autotune.study.files import LoadedStudy, parse_study
 from autotune.study.model_size import kv_cache_of, weight_bytes
@@ -185,21 +185,6 @@ def test_a_model_without_weights_needs_random_ones() -> None:
     assert "add `rehearsal: {weights: dummy}`, which fills it" in line
     assert why_no_weights(_study()) is None
     assert why_no_weights(_study("org/m")) is None
-
-
-@pytest.mark.parametrize(
-    ("model", "draft", "words"),
-    [
-        ("shape:qwen3-9b", None, "server.model: qwen3-9b: no such shape; did you mean qwen3-8b"),
-        (f"{GEMMA}:int3", None, "server.model: gemma-4-26b-a4b has no int3"),
-        (f"{GEMMA}:draft", None, f"server.model: {GEMMA}:draft is the shape of a draft; write"),
-        ("org/m", "shape:x:draft", "server.speculative.model: x: no such shape"),
-        (GEMMA, f"{GEMMA}:draft", None),
-    ],
-)
-def test_a_shape_that_there_is_not(model: str, draft: str | None, words: str | None) -> None:
-    found = why_no_shape(_study(model, draft))
-    assert found is None if words is None else (found or "").startswith(words)
 
 
 def test_a_run_ends_before_anything_is_launched(tmp_path: Path) -> None:

@@ -105,6 +105,22 @@ def test_a_list_of_plugins_gets_the_plugin() -> None:
     assert rehearsing(spec_of(DUMMY).server, {"VLLM_PLUGINS": ""})["VLLM_PLUGINS"] == PLUGIN_NAME
 
 
+@pytest.mark.parametrize("by_study", [False, True])
+def test_the_kept_list_of_plugins_is_the_users(
+    monkeypatch: pytest.MonkeyPatch, by_study: bool
+) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "mine")
+    spec = spec_of(DUMMY)
+    if by_study:
+        server = spec.server.model_copy(update={"env": {"VLLM_PLUGINS": "its"}})
+        spec = spec.model_copy(update={"server": server})
+    own = "its" if by_study else "mine"
+    p = plan(spec, 3)
+    assert p.env["VLLM_PLUGINS"] == f"{own},{PLUGIN_NAME}"
+    # else the next run would say that it has changed, and a production command would have it
+    assert p.public_env["VLLM_PLUGINS"] == own
+
+
 def test_python_finds_the_plugin_by_its_path() -> None:
     [found] = metadata.distributions(path=[str(PLUGIN)])
     [entry] = found.entry_points

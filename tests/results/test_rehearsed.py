@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from autotune.errors import UserError
-from autotune.results.rehearsed import with_counted_acceptance
+from autotune.results.rehearsed import with_counted_acceptance, with_kept_acceptance
 from autotune.study.files import LoadedStudy, parse_study
 from autotune.study.space import MNBT, N
 from autotune.study.stored import text_to_store
@@ -109,3 +109,61 @@ def test_the_stored_text_has_the_rates(tmp_path: Path) -> None:
     assert rates(again, 5) == rates(study, 5)
     assert with_counted_acceptance(again) is again
     assert yaml.safe_load(text)["rehearsal"]["acceptance"]["from"] == "autotune.db"
+
+
+def test_what_was_begun_goes_on_with_the_rates_that_its_database_keeps(tmp_path: Path) -> None:
+    source = counted(tmp_path).rename(tmp_path / "source.db")
+    begun = with_counted_acceptance(at(tmp_path, {"from": "source.db"}))
+    kept = yaml.safe_load(text_to_store(begun))
+    changes = {"rehearsal": kept["rehearsal"], f"space__{N}": kept["space"][N]}
+    own = stored(tmp_path, [Run({N: 0, MNBT: 512}, 100)], name="mine", **changes)
+    source.unlink()
+    again = with_kept_acceptance(at(tmp_path, {"from": "source.db"}), own)
+    assert rates(again, 5) == rates(begun, 5)
+    assert again.spec.rehearsal_label == begun.spec.rehearsal_label
+    # another source is read, and so is the source of what is not begun yet
+    for study, database in (
+        (at(tmp_path, {"from": "other.db"}), own),
+        (at(tmp_path, {"from": "source.db"}), tmp_path / "new.db"),
+        (at(tmp_path, {"from": "source.db"}, name="another"), own),
+    ):
+        assert with_kept_acceptance(study, database) is study
+    more = {f"space__{N}": {"type": "int", "low": 0, "high": 15}}
+    larger = at(tmp_path, {"from": "source.db"}, **more)
+    with pytest.raises(UserError, match=r"n goes up to 15"):
+        with_kept_acceptance(larger, own)
+
+
+def test_neither_the_study_itself_nor_other_rehearsals_are_the_source(tmp_path: Path) -> None:
+    database = counted(tmp_path)
+    for name in ("mine", "other"):
+        changes = {"rehearsal": {"weights": "dummy"}}
+        stored(tmp_path, [Run({N: 0, MNBT: 512}, 100)], name=name, **changes)
+        study = with_counted_acceptance(at(tmp_path, {"from": database.name}))
+        assert rates(study, 7) == pytest.approx(COUNTED[7], abs=1e-6)
+    stored(tmp_path, [Run({N: 0, MNBT: 512}, 100)], name="second")
+    with pytest.raises(UserError, match="holds several studies; add one behind a colon") as e:
+        with_counted_acceptance(at(tmp_path, {"from": database.name}))
+    assert str(e.value).startswith(f"{tmp_path / 'mine.yaml'}: rehearsal.acceptance.from: ")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("text.db", "is no SQLite database"),
+        ("autotune.db:nope", "has no study nope; it has real"),
+        ("http://host/x.db", "no database of this kind is known"),
+        ("postgresql:me:pass1234@host/x", "is neither a file nor a URL"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_told_with_its_key(
+    tmp_path: Path, source: str, words: str
+) -> None:
+    counted(tmp_path)
+    (tmp_path / "text.db").write_text("no database")
+    with pytest.raises(UserError, match=words) as e:
+        with_counted_acceptance(at(tmp_path, {"from": source}))
+    said = str(e.value)
+    assert said.startswith(f"{tmp_path / 'mine.yaml'}: rehearsal.acceptance.from: ")
+    assert "--db" not in said
+    assert "pass1234" not in said

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from autotune.search.gain import improvements
-from autotune.search.model import Observed, Surrogates
+from autotune.search.model import Observed, Surrogates, propose
 from autotune.study.space import IntParam, N, Space
 from tests.paths import ROOT
 
@@ -49,6 +49,24 @@ def test_it_is_the_same_each_time_and_too_many_launches_are_not_averaged_over() 
     many, first = surrogates(lambda n: 0.1 * n, 0.05, list(range(16)) * 5)
     assert not many.expected(first).any()
     assert many.chance_of_same == 0
+
+
+def test_a_search_that_does_not_end_is_not_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def expected(own: Surrogates, first: int) -> np.ndarray:
+        asked.append(first)
+        return np.zeros(len(own._x))
+
+    monkeypatch.setattr(Surrogates, "expected", expected)
+    costs = {0: 0.9, 3: 0.5, 6: 0.1, 9: 0.2, 12: 0.6, 15: 1.0}
+    launched = [Observed({N: n}, (y, y), (1e-6, 1e-6)) for n, y in costs.items()]
+    new = [{N: n} for n in range(16) if n not in costs]
+    for ends, count in ((False, 0), (True, 1)):
+        found = propose(SPACE, launched, new, np.ones(len(new)), 0.05, ends=ends)
+        assert found.challenge
+        assert found.point[N] in (5, 7)  # next to the best one
+        assert len(asked) == count
 
 
 def test_a_small_world_is_not_left_before_its_best_point(monkeypatch: pytest.MonkeyPatch) -> None:

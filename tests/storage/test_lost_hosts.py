@@ -13,6 +13,7 @@ from autotune.errors import UserError
 from autotune.storage.hosts import LOST, Hosts
 from autotune.storage.lease import Place, exclusive
 from autotune.storage.location import Database
+from autotune.storage.schema import NO_TRIAL
 from autotune.storage.store import Store, opened
 from autotune.tuning.lost_hosts import GONE_S, close_lost, forget, unended_elsewhere
 from autotune.tuning.recovery import living_json, living_lines
@@ -101,3 +102,14 @@ def test_a_host_counts_as_gone_while_its_run_goes_on_elsewhere(
             "a": (False, True),
             "b": (True, False),
         }
+
+
+def test_servers_that_wait_for_their_trial_are_held_by_their_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with exclusive(database), opened(database, create=True) as run:
+        run.take_lease()
+        for launch_id in ("a", "b"):
+            plan(run, launch_id, "pod-1", trial=NO_TRIAL)
+        later(monkeypatch, 2 * GONE_S)
+        assert [(x.held, x.gone) for x in unended_elsewhere(run)] == [(True, False)] * 2

@@ -105,10 +105,11 @@ _LOWER = [round(0.6**i, 6) for i in range(1, 16)]
 for _name, _given in (
     ("rates", {"rates": _RATES}),
     ("counted", {"from": "a.db", "by_n": [_RATES], "decay": 0.9}),
-    ("rate", {"rate": 0.7}),
+    ("one rate", {"rate": 0.7}),
     ("length", {"length": 3.0, "decay": 0.9, "positions": 15}),
 ):
     _both = {"target": "dummy", "draft": "dummy"}
+    assert _name not in BASES
     BASES[_name] = {**RANDOM, "rehearsal": {"acceptance": _given, "weights": _both}}
 # Of each key a study, where in it, and another value.
 CHANGES: dict[str, tuple[str, str, object]] = {
@@ -182,14 +183,14 @@ CHANGES: dict[str, tuple[str, str, object]] = {
     "budget.timeout_minutes": ("random", "budget.timeout_minutes", 60),
     "rehearsal.acceptance.rates": ("rates", "rehearsal.acceptance.rates", _LOWER),
     "rehearsal.acceptance.by_n": ("counted", "rehearsal.acceptance.by_n", [_LOWER]),
-    "rehearsal.acceptance.rate": ("rate", "rehearsal.acceptance.rate", 0.6),
+    "rehearsal.acceptance.rate": ("one rate", "rehearsal.acceptance.rate", 0.6),
     "rehearsal.acceptance.length": ("length", "rehearsal.acceptance.length", 4.0),
     "rehearsal.acceptance.positions": ("length", "rehearsal.acceptance.positions", 16),
     "rehearsal.acceptance.decay": ("length", "rehearsal.acceptance.decay", 0.8),
     "rehearsal.acceptance.from": ("counted", "rehearsal.acceptance.from", "b.db"),
-    "rehearsal.weights.target": ("rate", "rehearsal.weights.target", "real"),
-    "rehearsal.weights.draft": ("rate", "rehearsal.weights.draft", "real"),
-    "rehearsal.seed": ("rate", "rehearsal.seed", 1),
+    "rehearsal.weights.target": ("one rate", "rehearsal.weights.target", "real"),
+    "rehearsal.weights.draft": ("one rate", "rehearsal.weights.draft", "real"),
+    "rehearsal.seed": ("one rate", "rehearsal.seed", 1),
 }
 
 

@@ -127,6 +127,28 @@ def test_whose_weights_are_random(weights: object, target: object, draft: object
         ({}, {}, "rehearses nothing"),
         ({"weights": {"target": "real"}}, {}, "rehearses nothing"),
         ({"weights": "none"}, {}, "rehearsal.weights.target"),
+        ({"weights": ["dummy"]}, {}, "weights: must be dummy or a mapping such as {target: dummy}"),
+        ({"acceptance": 0.5}, {}, "acceptance: must be a list of rates or a mapping such as"),
+        ({"acceptance": {"from_": "a.db"}}, {}, "from_: unknown key; did you mean from?"),
+        ({"acceptance": {"rate": 1.0000001}}, {}, "conditional rate 1.0000001 is not from 0 to 1"),
+        (
+            {"acceptance": SEVEN},
+            {f"space__{N}": {"type": "choice", "choices": [0]}},
+            "rehearsal.acceptance: no launch is known to draft",
+        ),
+        ({"acceptance": SEVEN}, {f"space__{N}": None}, "no launch is known to draft"),
+        (DUMMY, {"server__model": "shape:gema"}, "server.model: gema: no such shape"),
+        (DUMMY, {"server__model": "Shape:qwen3-8b"}, "a shape is written shape:NAME:QUANT"),
+        (
+            DUMMY,
+            {"server__model": "shape:qwen3-8b:draft"},
+            "server.model: shape:qwen3-8b:draft is a draft; the target is shape:qwen3-8b",
+        ),
+        (
+            DUMMY,
+            {"server__speculative__model": "shape:qwen3-8b"},
+            "server.speculative.model: shape:qwen3-8b is a target; its DFlash draft is",
+        ),
         ({"acceptance": {}}, {}, "rehearsal.acceptance: needs one of"),
         ({"acceptance": {"rat": 0.7}}, {}, "did you mean rate? allowed are rates, by_n, rate"),
         ({"acceptance": {"rate": 0.7, "rates": SEVEN}}, {}, "keep one of the two"),
@@ -217,6 +239,13 @@ def test_what_does_not_go_together_is_one_line(
             "weights are random, acceptance was given (as counted in a.db), step times are real",
         ),
         (
+            {"acceptance": {"length": 2.0, "decay": 0.9, "positions": 3}},
+            (
+                "weights are real, acceptance was given, and is assumed beyond n = 3, step times "
+                "are real"
+            ),
+        ),
+        (
             {"acceptance": {"rates": SEVEN[:3], "decay": 0.9}, **DUMMY},
             (
                 "weights are random, acceptance was given, and is assumed beyond n = 3, step times "
@@ -267,3 +296,13 @@ def test_without_its_rehearsal_a_study_plays_nothing() -> None:
     real = spec_of({"acceptance": SEVEN, **DUMMY}).without_rehearsal()
     assert real == spec_of(None)
     assert real.server.settings({N: 3}) == spec_of(None).server.settings({N: 3})
+
+
+@pytest.mark.parametrize("url", ["u:hidden-word@h/db", "h/db?user=u&password=hidden-word"])
+def test_a_password_is_neither_kept_nor_shown(url: str) -> None:
+    given = {"from": f"postgresql+psycopg://{url}", "by_n": [[0.5] * n for n in range(1, 16)]}
+    line = told({"acceptance": given})
+    assert "from: has a password" in line
+    assert "hidden-word" not in line
+    given["from"] = "postgresql+psycopg://h/db?passfile=/home/u/pass"
+    assert "(as counted in db)" in spec_of({"acceptance": given}).rehearsal_label

@@ -234,6 +234,19 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         resolve_model("shape:qwen3-8b", Path())
 
 
+def test_a_model_that_is_still_to_be_fetched_is_no_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repository, commit = tmp_path / "models--org--m", "0" * 40
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    assert config_of("org/m", tmp_path) == {}
+    assert not has_no_weights("org/m", tmp_path)
+
+
 def test_a_shape_is_known_by_its_config(tmp_path: Path) -> None:
     write_shape(shape_named("qwen3-8b"), tmp_path / "a", tiny=True)
     write_shape(shape_named("qwen3-8b"), tmp_path / "b", tiny=True)

@@ -295,7 +295,7 @@ def test_a_head_that_was_killed_is_not_waited_for(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (None, "takes connections, and has not answered for 0 s: its head stands still"),
+        (None, "takes connections, and has not answered for 0 s: its head is stopped"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what answers there is no head of a Ray cluster"),
     ],
 )
