@@ -15,12 +15,15 @@ import psutil
 from platformdirs import user_cache_dir
 
 from autotune.engine.command import free_port, runs_model_code
+from autotune.engine.draft_method import with_method
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.flags import check_flags
 from autotune.engine.memory_fit import need_of, why_no_weights, why_too_large
 from autotune.engine.probe import UNKNOWN, VllmInfo, probe
+from autotune.engine.rehearsal import why_not_here
 from autotune.engine.rules import how_read, why_unread
 from autotune.errors import UserError
+from autotune.results.rehearsed import with_counted_acceptance
 from autotune.serving.machine import gpus, has_gpu
 from autotune.storage.location import Database, Server
 from autotune.storage.names import output_folder
@@ -132,6 +135,7 @@ def checks(
         if draft.model is not None:
             yield _model("draft" if arm is None else f"arm {arm}", draft.model, base, host)
     if loaded is not None:
+        yield from _rehearsal(loaded, info)
         yield from _size(loaded, info or UNKNOWN, host)
         yield from (Check("note", None, note) for note in draft_notes(loaded))
         yield from _load(loaded)
@@ -171,6 +175,18 @@ def _flags(loaded: LoadedStudy, info: VllmInfo | None) -> Iterator[Check]:
         return
     if info is not None and info.options is not None:
         yield Check("flags", True, f"{_title(info)} knows all of them")
+
+
+def _rehearsal(loaded: LoadedStudy, info: VllmInfo | None) -> Iterator[Check]:
+    """Check that this vLLM can rehearse the study, if it is a rehearsal."""
+    label = loaded.spec.rehearsal_label
+    if not label or info is None:
+        return
+    try:
+        why = why_not_here(with_counted_acceptance(with_method(loaded)).spec.server, info)
+    except UserError as e:
+        why = str(e)
+    yield Check("rehearsal", why is None, why or label)
 
 
 def _size(loaded: LoadedStudy, info: VllmInfo, host: Host) -> Iterator[Check]:

@@ -361,20 +361,19 @@ def load_map(
         raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
     ui = Ui(Console(stderr=True, highlight=False))
     source = click.get_current_context().get_parameter_source
-    given = {
-        x for x in ("ways", "way_launches", "decay") if source(x) is ParameterSource.COMMANDLINE
-    }
-    if "decay" in given and not break_even:
-        raise click.UsageError("--decay goes with --break-even")
     if break_even:
-        if given - {"decay"}:
+        if ParameterSource.COMMANDLINE in map(source, ("ways", "way_launches")):
             raise click.UsageError("--break-even excludes --ways and --way-launches")
         if schedule is not None or confirm:
             raise click.UsageError("--break-even excludes --schedule and --confirm")
         if parallel != 1 or ray is not None:
-            raise click.UsageError("--break-even launches one server at a time: leave out slots")
+            raise click.UsageError(
+                "--break-even launches one server at a time: leave out --parallel and --ray"
+            )
         _break_even(ui, study, database, loads, launches, decay, timeout, show, as_json, plot)
         return
+    if decay != 1.0:
+        raise click.UsageError("--decay is for --break-even: add it, or leave --decay out")
     if show:
         view = _stored_map(study, database)
     else:

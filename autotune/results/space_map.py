@@ -237,7 +237,7 @@ class SpaceMap:
     def _counts(self) -> str:
         words = [f"{self.can_launch} can launch"]
         if self.alike:
-            words.append(f"{self.launched} of them differ")
+            words.append(f"{self.launched} of them differ{'s' if self.launched == 1 else ''}")
         allowed = {State.DOUBTFUL} | ({State.THROTTLED} if self.allow_throttled else set())
         for state, text in (
             (State.DOUBTFUL, "are doubtful"),

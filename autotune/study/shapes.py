@@ -125,7 +125,8 @@ def shape_named(name: str) -> Shape:
     known = {shape.name: shape for shape in shapes()}
     if (found := known.get(name.lower())) is not None:
         return found
-    close = difflib.get_close_matches(name.lower()[:100], known, n=3)
+    begun = [other for other in known if name and other.startswith(name.lower())]
+    close = begun or difflib.get_close_matches(name.lower()[:100], known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
     raise UserError(f"{name[:60]}: no such shape; {hint}")
 

@@ -68,6 +68,11 @@ def test_a_shape_is_made_later_and_must_fit(machine: Path) -> None:
     bad = found("gemma-4-26b-rehearsal", vllm=lambda _: small)["size"]
     assert bad.ok is False
     assert "needs at least 15.3 GiB" in bad.text
+    assert result["rehearsal"].ok is True
+    assert "acceptance was given" in result["rehearsal"].text
+    here = found("gemma-4-26b-rehearsal", vllm=lambda _: CPU)["rehearsal"]
+    assert here.ok is False
+    assert "no synthetic acceptance on a CPU" in here.text
     assert list(machine.iterdir()) == []
 
 

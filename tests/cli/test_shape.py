@@ -70,6 +70,7 @@ def test_folders_and_what_to_do_with_them(tmp_path: Path) -> None:
     ("args", "words"),
     [
         (["gemma-4-27b"], "gemma-4-27b: no such shape; did you mean gemma-4-31b or"),
+        (["Gemma"], "Gemma: no such shape; did you mean gemma-4-26b-a4b or gemma-4-31b?"),
         (["qwen3-8b", "--quant", "int8"], "qwen3-8b has no int8; it has bf16, fp8, w4a16"),
         (["qwen3-8b", "--out", "there"], "there: exists already; give another --out"),
         (["qwen3-8b", "--tokenizer", "there"], "--tokenizer: there has no tokenizer ("),
@@ -82,6 +83,15 @@ def test_mistakes_are_one_line(tmp_path: Path, args: list[str], words: str) -> N
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_page_has_the_catalog() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "shapes.md").read_text(encoding="utf-8")
+    for name, shape in json.loads(call("--json").stdout).items():
+        weights = ", ".join(f"{q} {b / 2**30:.1f}" for q, b in shape["weights_bytes"].items())
+        draft = f"{shape['draft']['weights_bytes'] / 2**30:.2f}"
+        cache = f"{shape['kv_bytes_per_token'] / 1024:.0f}"
+        assert f"| `{name}` | {weights} | {draft} | {cache} |" in page
 
 
 @pytest.mark.parametrize(

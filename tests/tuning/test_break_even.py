@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from autotune.cli.run import load_map
 from autotune.engine.command import LaunchPlan
 from autotune.errors import FailureKind
 from autotune.tuning.break_even import spread
@@ -181,11 +183,17 @@ def test_mistakes_are_told_before_anything_is_launched(
     assert given.launched == []
 
 
-def test_the_decay_is_of_the_break_even(tmp_path: Path, given: Given) -> None:
-    done = autotune("map", study(tmp_path), "--decay", "0.9", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--decay goes with --break-even" in done.stderr
-    assert given.launched == []
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--decay", "0.9"), "--decay is for --break-even"),
+        (("--break-even", "--parallel", "2"), "leave out --parallel and --ray"),
+    ],
+)
+def test_options_that_do_not_go_together(args: tuple[str, ...], words: str) -> None:
+    result = CliRunner().invoke(load_map, ["demo-cpu", *args])
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
 
 
 def test_few_n_are_spread_over_the_candidates() -> None:
