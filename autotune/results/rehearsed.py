@@ -14,8 +14,10 @@ from autotune.storage.location import Database, is_url, parse_database, parse_na
 from autotune.storage.store import Store, is_there, opened
 from autotune.study.files import LoadedStudy
 from autotune.study.messages import refused
+from autotune.study.rehearsal import DUMMY, LOAD_FORMAT, SYNTHETIC
 from autotune.study.schema import StudySpec
 from autotune.study.space import N, as_int
+from autotune.study.speculative import REJECTION
 
 _KEY = "rehearsal.acceptance.from"
 _DIGITS = 6  # of a rate
@@ -145,10 +147,13 @@ def _named(loaded: LoadedStudy, source: str) -> tuple[Database, str | None] | No
 
 
 def production_note(spec: StudySpec) -> str | None:
-    """Return what a rehearsal's command lacks to serve somebody; None: it is no rehearsal."""
+    """Return what a rehearsal's command lacks to serve somebody; None: it is no rehearsal.
+
+    A study without the key may have the same settings of its own. They are in its command, too.
+    """
     how = spec.rehearsal
     if how is None:
-        return None
+        return _played_unsaid(spec)
     draft = spec.server.speculative
     dummies = [f"the target ({plain(spec.server.model)})"] if how.dummy("target") else []
     if draft is not None and draft.model is not None and how.dummy("draft"):
@@ -161,6 +166,20 @@ def production_note(spec: StudySpec) -> str | None:
     return (
         f"From a {spec.rehearsal_label}. Dummy weights and synthetic acceptance are left out of "
         f"the command. Still missing: {', and '.join(missing)}."
+    )
+
+
+def _played_unsaid(spec: StudySpec) -> str | None:
+    """Return that a study without `rehearsal` plays weights or acceptance; None: it does not."""
+    found = ["random weights (load-format)"] if spec.server.flags.get(LOAD_FORMAT) == DUMMY else []
+    if any(d.given().get(REJECTION) == SYNTHETIC for d in spec.server.drafts.values()):
+        found.append(f"a given acceptance ({REJECTION})")
+    if not found:
+        return None
+    return (
+        f"This study sets {' and '.join(found)} itself, so its numbers are those of no real model, "
+        "and the command has it, too: it must not serve anybody. Write it as `rehearsal`: then "
+        "every table says so, and no command has it."
     )
 
 

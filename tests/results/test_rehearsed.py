@@ -9,7 +9,11 @@ import pytest
 import yaml
 
 from autotune.errors import UserError
-from autotune.results.rehearsed import with_counted_acceptance, with_kept_acceptance
+from autotune.results.rehearsed import (
+    production_note,
+    with_counted_acceptance,
+    with_kept_acceptance,
+)
 from autotune.study.files import LoadedStudy, parse_study
 from autotune.study.space import MNBT, N
 from autotune.study.stored import text_to_store
@@ -167,3 +171,15 @@ def test_a_source_that_cannot_be_read_is_told_with_its_key(
     assert said.startswith(f"{tmp_path / 'mine.yaml'}: rehearsal.acceptance.from: ")
     assert "--db" not in said
     assert "pass1234" not in said
+
+
+def test_a_study_that_plays_by_its_own_flags_is_told_not_to_serve() -> None:
+    draft = {"method": "dflash", "model": "org/draft", "rejection_sample_method": "synthetic"}
+    rates = {"synthetic_acceptance_rates": [0.5] * 7}
+    note = production_note(loaded(None, server__speculative={**draft, **rates}).spec)
+    assert note is not None
+    assert "sets a given acceptance (rejection_sample_method) itself" in note
+    note = production_note(loaded(None, **{"server__flags__load-format": "dummy"}).spec)
+    assert note is not None
+    assert "sets random weights (load-format) itself" in note
+    assert production_note(loaded(None).spec) is None
