@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from autotune.cli.common import best_trial, draw, said_of_all, say_trust, serving_command
 from autotune.cli.options import (
@@ -359,7 +360,10 @@ def load_map(
     if plot is not None and not plot.parent.is_dir():
         raise UserError(f"{plot}: the folder {plot.parent} does not exist; make it first")
     ui = Ui(Console(stderr=True, highlight=False))
+    source = click.get_current_context().get_parameter_source
     if break_even:
+        if ParameterSource.COMMANDLINE in map(source, ("ways", "way_launches")):
+            raise click.UsageError("--break-even excludes --ways and --way-launches")
         if schedule is not None or confirm:
             raise click.UsageError("--break-even excludes --schedule and --confirm")
         if parallel != 1 or ray is not None:

@@ -34,6 +34,29 @@ _CHAT = (
 )
 
 
+def why_another_tokenizer(folder: Path, words: int) -> str | None:
+    """Return why a folder's tokenizer cannot be a model's; None: it can, or is of another kind.
+
+    Args:
+        folder: Folder of a model.
+        words: Size of the model's vocabulary; larger ids than it has would end the engine.
+    """
+    path = folder / NEEDED[0]
+    if not path.is_file():
+        return None
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = body["model"]["vocab"]
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        most = max([*ids, *(x["id"] for x in body.get("added_tokens") or ())], default=-1)
+        fits = int(most) < words
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{path} cannot be read as a tokenizer"
+    if fits:
+        return None
+    return f"{path} is of another model: it has ids up to {most}, and this one has {words} tokens"
+
+
 def write_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
     """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``generation_config.json``.
 

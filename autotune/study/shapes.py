@@ -24,7 +24,12 @@ from typing import Any
 from platformdirs import user_cache_dir
 
 from autotune.errors import UserError
-from autotune.study.shape_tokenizer import COPIED, NEEDED, write_tokenizer
+from autotune.study.shape_tokenizer import (
+    COPIED,
+    NEEDED,
+    why_another_tokenizer,
+    write_tokenizer,
+)
 
 PREFIX = "shape:"
 DRAFT = "draft"
@@ -262,6 +267,8 @@ def write_shape(
             f"--tokenizer: {tokenizer} has no tokenizer ({' or '.join(NEEDED)}); name the folder "
             "of a model, or leave it out: random token ids need no trained tokenizer"
         )
+    if tokenizer is not None and (why := why_another_tokenizer(tokenizer, config["vocab_size"])):
+        raise UserError(f"--tokenizer: {why}; name the folder of this model, or leave it out")
     if out.exists():
         raise UserError(f"{out}: exists already; give another --out, or remove it")
     try:

@@ -23,6 +23,7 @@ from autotune.storage.location import Database
 from autotune.storage.names import break_even_name
 from autotune.storage.schema import MapPointRow
 from autotune.storage.store import Store
+from autotune.study.speculative import FROM_TEXT
 from autotune.tuning.load_map import SweepRun
 from autotune.tuning.load_map_choice import NOTHING
 from autotune.tuning.load_map_setting import Settled
@@ -73,6 +74,13 @@ def map_break_even(
         raise UserError(
             f"{path}: workload.ignore_eos: must be true for a break-even map, because texts under "
             "a given acceptance may end anywhere"
+        )
+    draft = spec.server.speculative
+    if draft is not None and draft.method in FROM_TEXT:
+        raise UserError(
+            f"{path}: server.speculative.method: {draft.method} drafts only where the text "
+            "repeats, so a given acceptance by position does not say how much it gives; a "
+            "break-even map needs a draft with a model"
         )
     used = real(tools)
     deadline = None if timeout_s is None else used.clock() + timeout_s

@@ -289,8 +289,19 @@ def test_a_tokenizer_is_copied(tmp_path: Path) -> None:
         write_shape(shape, tmp_path / "s", tokenizer=own)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"):
         (own / name).write_text(name)
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read as a tokenizer"):
+        write_shape(shape, tmp_path / "s", tokenizer=own)
+    for ids, added in (({"a": 151_936}, []), ({"a": 0}, [{"id": 200_000}]), (["a"] * 151_937, [])):
+        (own / "tokenizer.json").write_text(
+            json.dumps({"model": {"vocab": ids}, "added_tokens": added})
+        )
+        with pytest.raises(UserError, match="is of another model: it has ids up to"):
+            write_shape(shape, tmp_path / "s", tokenizer=own)
+    assert not (tmp_path / "s").exists()
+    given = '{"model": {"vocab": {"a": 151935}}}'
+    (own / "tokenizer.json").write_text(given)
     made = write_shape(shape, tmp_path / "s", tokenizer=own)
-    assert (made.target / "tokenizer.json").read_text() == "tokenizer.json"
+    assert (made.target / "tokenizer.json").read_text() == given
     assert (made.target / "generation_config.json").read_text() == "generation_config.json"
     assert not (made.target / "README.md").exists()
 

@@ -161,6 +161,13 @@ def test_a_cpu_plays_no_acceptance(
         ({}, ("--decay", "0"), "--decay"),
         ({}, ("--decay", "nan"), "nan is not a number"),
         ({"workload__ignore_eos": False}, (), "workload.ignore_eos: must be true"),
+        (
+            {"server__speculative": {"method": "ngram"}},
+            (),
+            "server.speculative.method: ngram drafts only where the text repeats",
+        ),
+        ({}, ("--ways", "none"), "--break-even excludes --ways and --way-launches"),
+        ({}, ("--way-launches", "3"), "--break-even excludes --ways and --way-launches"),
         ({}, ("--show",), "has no break-even map of double yet"),
     ],
 )
