@@ -128,7 +128,8 @@ def first_step(candidates: Sequence[int], left: int) -> list[int]:
     """Return the launches of a confirmation's first step on one slot, there and back.
 
     Of three candidates all are launched also where 4 or 5 launches do not suffice for two of each:
-    A B C A, or A B C B A.
+    A B C A, or A B C B A. On several slots these are two blocks, each with the first candidate: A B
+    and C A, or A B C and B A.
 
     Args:
         candidates: As for :func:`step_of`.

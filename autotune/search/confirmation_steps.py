@@ -95,7 +95,9 @@ def with_step(so_far: Spending, candidates: Sequence[int], slots: int) -> Spendi
     """
     left = so_far.held - len(so_far.order)
     if not so_far.order and thin(candidates, left):
-        blocks = [first_step(candidates, left)]
+        once = first_step(candidates, left)
+        half = len(once) if slots == 1 else (len(once) + 1) // 2  # the first is in both halves
+        blocks = [block for block in (once[:half], once[half:]) if block]
     else:
         blocks = [step_of(candidates, left)] if slots == 1 else passes_of(candidates, left, slots)
     order = [*so_far.order, *chain.from_iterable(blocks)]

@@ -64,6 +64,14 @@ def test_steps_on_one_slot_are_as_before_and_others_keep_their_blocks() -> None:
     assert Spending.read(list(back.order), kept) == back
 
 
+def test_three_candidates_with_few_launches_are_on_two_slots_at_once() -> None:
+    assert with_step(Spending([], 4), [0, 1, 2], 1).blocks == ()
+    four = with_step(Spending([], 4), [0, 1, 2], 2)
+    assert (list(four.order), four.blocks) == ([0, 1, 2, 0], (2, 2))
+    five = with_step(Spending([], 5), [0, 1, 2], 8)
+    assert (list(five.order), five.blocks) == ([0, 1, 2, 1, 0], (3, 2))
+
+
 def test_places_have_names_and_links() -> None:
     assert place_of(None) == place_of({}) == ""
     assert place_of({"number": 1, "count": 2, "cores": "4-7", "gpus": ["GPU-a"]}) == "GPU-a"

@@ -217,12 +217,13 @@ def test_a_server_is_killed_and_started_again(
     store = Store(server, create=True)
     store.take_lease(said.append)
     study = optuna.create_study(storage=store.storage, study_name="s")
-    ended = threading.Event()
+    ended, count = threading.Event(), 0
 
     def kill() -> None:
         try:
             for _ in range(2):
-                time.sleep(0.7)
+                at = count
+                wait_until(lambda at=at: count > at + 1)  # type: ignore[misc]  # it is back
                 before = len(said)
                 own.stop(signal.SIGQUIT)
                 time.sleep(2 * SOON_S)  # the lease runs out, and nobody takes it
@@ -234,7 +235,6 @@ def test_a_server_is_killed_and_started_again(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    count = 0
     while not ended.is_set() or count < 20:
         store.launches.event("s", str(count))
         trial = study.ask()
