@@ -33,6 +33,8 @@ def ps(database: Database, as_json: bool, forget: str | None) -> None:
       autotune ps --db postgresql+psycopg://db.example/tuning --forget worker-7
     """
     if forget is not None:
+        if as_json:
+            raise UserError("--json: is for the list; leave it out with --forget")
         from autotune.tuning.lost_hosts import forget as close
 
         click.echo(close(database, forget))

@@ -17,6 +17,7 @@ from autotune.storage.schema import NO_TRIAL
 from autotune.storage.store import Store, opened
 from autotune.tuning.lost_hosts import GONE_S, close_lost, forget, unended_elsewhere
 from autotune.tuning.recovery import living_json, living_lines
+from tests.studies import autotune
 
 PLAN = LaunchPlan(("vllm", "serve"), {}, {}, "key", 8000, "m", "m")
 
@@ -113,3 +114,9 @@ def test_servers_that_wait_for_their_trial_are_held_by_their_run(
             plan(run, launch_id, "pod-1", trial=NO_TRIAL)
         later(monkeypatch, 2 * GONE_S)
         assert [(x.held, x.gone) for x in unended_elsewhere(run)] == [(True, False)] * 2
+
+
+def test_forgetting_a_host_has_no_json(tmp_path: Path) -> None:
+    done = autotune("ps", "--forget", "pod-1", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "autotune: --json: is for the list; leave it out with --forget\n"
