@@ -26,9 +26,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.bench.sending import send
-from autotune.bench.server_metrics import difference, scrape
-from autotune.bench.workload import build_workload
+from idle_neighbours import served
+
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.draft_method import with_method
 from autotune.engine.given_acceptance import with_acceptance
@@ -65,12 +64,7 @@ def measured(
     try:
         running.start()
         running.wait_ready(lambda _stage: None)
-        workload = build_workload(load, loaded.base)
-        warmup, requests = workload.warmup, workload.measured
-        send(running, load, warmup, [0.0] * len(warmup), "warmup", lambda _sample: None)
-        before = scrape(plan.base_url, plan.api_key)
-        samples = send(running, load, requests, workload.arrivals, "measure", lambda _sample: None)
-        stats = difference(before, scrape(plan.base_url, plan.api_key))
+        samples, stats = served(running, load, loaded.base)
     finally:
         running.stop()
     m = Measurement.of(samples, "send", load.max_concurrency, busy=False)

@@ -23,18 +23,14 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from idle_neighbours import Machine
+from idle_neighbours import Machine, served, shown_or_measured
 from scipy import stats
 
-from autotune.bench.sending import send
-from autotune.bench.workload import build_workload
 from autotune.engine.draft_method import with_method
 from autotune.engine.probe import probe
-from autotune.errors import AutotuneError
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stats import Measurement
 from autotune.study.files import load_study
@@ -101,16 +97,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Launch what is missing; return everything."""
     study = with_method(load_study(args.study))
     load = study.spec.workload
-    work, info = build_workload(load, study.base), probe(study.spec.server)
+    info = probe(study.spec.server)
     found = json.loads(args.out.read_text()) if args.out.exists() else {"launches": []}
     launches: list[dict[str, Any]] = found["launches"]
     for mnbt in order(args.mnbt, args.launches)[len(launches) :][: args.most]:
         with ExitStack() as ends:
             machine = Machine(study, info, args.out.parent / f"{args.out.stem}-logs", ends)
             (server,) = machine.started({**study.spec.baseline, N: args.n, MNBT: mnbt}, 1, ends)
-            none = [0.0] * len(work.warmup)
-            send(server, load, work.warmup, none, "warmup", lambda _: None)
-            sent = send(server, load, work.measured, work.arrivals, "measure", lambda _: None)
+            sent, _ = served(server, load, study.base)
         m = Measurement.of(sent, load.latency_origin, load.places, busy=False)
         p95 = float(np.percentile([x.end - x.start for x in sent], 95))
         launches.append(
@@ -146,7 +140,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     if found["rehearsal"]:
         yield found["rehearsal"]
     for name, unit in (("p95_s", "s"), ("tok_s", "tok/s")):
-        said = tested(*([x[name] for x in g] for g in groups), found["share"])
+        one, other = ([x[name] for x in g] for g in groups)
+        said = tested(one, other, found["share"])
         (a, b), (low, high) = said["means"], said["interval"]
         yield (
             f"{name}: {a:.4g} and {b:.4g} {unit} at MNBT {' and '.join(map(str, found['mnbt']))}, "
@@ -160,25 +155,11 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     """Measure or show."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", nargs="?", help="a study file, or the name of a bundled study")
-    parser.add_argument("--out", type=Path, help="the JSON file")
-    parser.add_argument("--show", type=Path, metavar="FILE")
     parser.add_argument("--n", type=int, default=13)
     parser.add_argument("--mnbt", type=int, nargs=2, default=[4096, 8192])
     parser.add_argument("--launches", type=int, default=6, help="of each budget")
     parser.add_argument("--margin", type=float, default=0.05, help="share of the mean")
-    parser.add_argument("--most", type=int, default=10**6, help="launches of this call")
-    args = parser.parse_args()
-    if args.show is not None:
-        found = json.loads(args.show.read_text())
-    elif args.study is None or args.out is None:
-        parser.error("needs STUDY and --out, or --show")
-    else:
-        try:
-            found = measure(args)
-        except AutotuneError as e:
-            print(e, file=sys.stderr)
-            raise SystemExit(e.exit_code) from None
+    found = shown_or_measured(parser, measure)
     print("\n".join(lines(found)))
 
 

@@ -29,7 +29,9 @@ import numpy as np
 from trial_cost import interval
 
 from autotune.bench.objectives import study_objectives
+from autotune.bench.sample import Sample
 from autotune.bench.sending import send
+from autotune.bench.server_metrics import ServerStats, difference, scrape
 from autotune.bench.workload import Request, build_workload
 from autotune.engine.command import free_port, plan_launch
 from autotune.engine.probe import VllmInfo, probe
@@ -41,6 +43,7 @@ from autotune.serving.warm_start import WarmStart
 from autotune.stats import Measurement
 from autotune.study.files import LoadedStudy, load_study
 from autotune.study.space import MNBT, N, Point
+from autotune.study.workload import WorkloadSpec
 from objectives import Objective
 
 
@@ -99,6 +102,15 @@ def phase(study: LoadedStudy, server: Server, requests: Sequence[Request]) -> di
     load = study.spec.workload  # its first and last requests ran while places were empty
     m = Measurement.of(sent, load.latency_origin, load.places, busy=False)
     return {o.name: o.value(m) for o in objectives(study)}
+
+
+def served(server: Server, load: WorkloadSpec, base: Path) -> tuple[Sequence[Sample], ServerStats]:
+    """Warm a server up, and send it the load, whole: what came of it, and what was counted."""
+    work = build_workload(load, base)
+    send(server, load, work.warmup, [0.0] * len(work.warmup), "warmup", lambda _: None)
+    before = scrape(server.plan.base_url, server.plan.api_key)
+    sent = send(server, load, work.measured, work.arrivals, "measure", lambda _: None)
+    return sent, difference(before, scrape(server.plan.base_url, server.plan.api_key))
 
 
 def ratio(rounds: Sequence[dict[str, Any]], over: str, under: str, name: str) -> dict[str, float]:
@@ -166,13 +178,34 @@ def options(doc: str, *, n: int, mnbt: int, rounds: int = 8, requests: int = 24)
 
 def written(measured: Callable[[Namespace], dict[str, Any]], args: Namespace) -> dict[str, Any]:
     """What was measured, which the JSON file has then; one line if the product refuses."""
+    found = or_one_line(measured, args)
+    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def shown_or_measured(
+    parser: ArgumentParser, measured: Callable[[Namespace], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `--show` has, or what is measured of STUDY into `--out`; one line if refused."""
+    parser.add_argument("study", nargs="?", help="a study file, or the name of a bundled study")
+    parser.add_argument("--out", type=Path, help="the JSON file")
+    parser.add_argument("--show", type=Path, metavar="FILE")
+    parser.add_argument("--most", type=int, default=10**6, help="launches of this call")
+    args = parser.parse_args()
+    if args.show is not None:
+        return dict(json.loads(args.show.read_text()))
+    if args.study is None or args.out is None:
+        parser.error("needs STUDY and --out, or --show")
+    return or_one_line(measured, args)
+
+
+def or_one_line(measured: Callable[[Namespace], dict[str, Any]], args: Namespace) -> dict[str, Any]:
+    """What was measured; one line if the product refuses."""
     try:
-        found = measured(args)
+        return measured(args)
     except AutotuneError as e:
         print(e, file=sys.stderr)
         raise SystemExit(e.exit_code) from None
-    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return found
 
 
 def main() -> None:

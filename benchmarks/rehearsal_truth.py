@@ -23,17 +23,12 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from idle_neighbours import Machine, objectives, ratio
+from idle_neighbours import Machine, objectives, ratio, served, shown_or_measured
 
-from autotune.bench.sending import send
-from autotune.bench.server_metrics import difference, scrape
-from autotune.bench.workload import build_workload
 from autotune.engine.draft_method import with_method
 from autotune.engine.probe import VllmInfo, probe
-from autotune.errors import AutotuneError
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.serving.server import Server
 from autotune.stats import Measurement
@@ -56,7 +51,7 @@ def rehearsed(study: LoadedStudy, rates: Sequence[float] | None) -> LoadedStudy:
     return study.model_copy(update={"spec": spec.model_copy(update={"server": server})})
 
 
-def served(study: LoadedStudy, server: Server, loads: Sequence[int], answers: int) -> Any:
+def at_loads(study: LoadedStudy, server: Server, loads: Sequence[int], answers: int) -> Any:
     """What a server gives at each load, with what it counted."""
     rows = []
     for i, places in enumerate(loads):
@@ -64,12 +59,7 @@ def served(study: LoadedStudy, server: Server, loads: Sequence[int], answers: in
         if i:
             change["warmup_prompts"] = WARMUP_REQUESTS
         load = study.spec.workload.model_copy(update=change)
-        work = build_workload(load, study.base)
-        none = [0.0] * len(work.warmup)
-        send(server, load, work.warmup, none, "warmup", lambda _: None)
-        before = scrape(server.plan.base_url, server.plan.api_key)
-        sent = send(server, load, work.measured, work.arrivals, "measure", lambda _: None)
-        counted = difference(before, scrape(server.plan.base_url, server.plan.api_key))
+        sent, counted = served(server, load, study.base)
         m = Measurement.of(sent, load.latency_origin, load.places, busy=False)
         rows.append(
             {
@@ -113,7 +103,7 @@ def launch(
     with ExitStack() as ends:
         machine = Machine(study, info, args.out.parent / f"{args.out.stem}-logs", ends)
         (server,) = machine.started(point, 1, ends)
-        return list(served(study, server, args.loads, args.answers))
+        return list(at_loads(study, server, args.loads, args.answers))
 
 
 def compared(launches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -193,26 +183,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure or show."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", nargs="?", help="a study file, or the name of a bundled study")
-    parser.add_argument("--out", type=Path, help="the JSON file")
-    parser.add_argument("--show", type=Path, metavar="FILE")
     parser.add_argument("--n", type=int, nargs="+", default=[0, 3, 7, 15])
     parser.add_argument("--loads", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--mnbt", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--answers", type=int, default=64, help="of each load, at least")
-    parser.add_argument("--most", type=int, default=10**6, help="launches of this call")
-    args = parser.parse_args()
-    if args.show is not None:
-        found = json.loads(args.show.read_text())
-    elif args.study is None or args.out is None:
-        parser.error("needs STUDY and --out, or --show")
-    else:
-        try:
-            found = measure(args)
-        except AutotuneError as e:
-            print(e, file=sys.stderr)
-            raise SystemExit(e.exit_code) from None
+    found = shown_or_measured(parser, measure)
     print("\n".join(table(found | {"compared": compared(found["launches"])})))
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     from autotune.storage.store import Store
     from autotune.study.files import LoadedStudy
     from autotune.tuning.load_map_choice import Rivals
+    from autotune.tuning.prepare import Prepared
     from autotune.tuning.reuse import Source
     from autotune.tuning.slot_pool import Cluster
 
@@ -169,43 +170,48 @@ def _run(
     import optuna
 
     from autotune.cli.console import Ui
-    from autotune.results.rehearsed import with_kept_acceptance
-    from autotune.tuning.prepare import prepare
-    from autotune.tuning.slots import cluster_of, slots_of_host
     from autotune.tuning.study_run import run_study
     from autotune.tuning.supervise import StopReason
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ui = Ui()
-    with ui:
-        prepared = prepare(with_kept_acceptance(loaded, database), ui)
-        say_trust(ui, loaded)
-        with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
-            slots = slots_of_host(prepared, parallel) if cluster is None else ()
-            _show_slots(ui, slots, cluster)
-            reason = run_study(
-                prepared if cluster is None else cluster.prepared,
-                database=database,
-                trials=trials,
-                seed=seed,
-                timeout_s=minutes * 60 if minutes else None,
-                progress=ui,
-                confirm=confirm,
-                stop_below=stop_below,
-                reuse=reuse,
-                slots=slots,
-                cluster=cluster,
-            )
+    with _on_slots(ui, loaded, database, parallel, ray) as (prepared, slots, cluster):
+        reason = run_study(
+            prepared,
+            database=database,
+            trials=trials,
+            seed=seed,
+            timeout_s=minutes * 60 if minutes else None,
+            progress=ui,
+            confirm=confirm,
+            stop_below=stop_below,
+            reuse=reuse,
+            slots=slots,
+            cluster=cluster,
+        )
     if reason is not StopReason.DONE:
         how = "done" if reason is StopReason.CONVERGED else "stopped"
         ui.message(f"{how}: {reason}")
     _finish(ui, database, loaded.spec.name)
 
 
-def _show_slots(ui: Ui, slots: Sequence[Slot], cluster: Cluster | None) -> None:
-    """Let the terminal have a live line for each slot."""
-    ui.slots = max(1, len(slots if cluster is None else cluster.slots))
-    ui.slot_name = None if cluster is None else cluster.name
+@contextmanager
+def _on_slots(
+    ui: Ui, loaded: LoadedStudy, database: Database, parallel: int | None, ray: str | None
+) -> Iterator[tuple[Prepared, Sequence[Slot], Cluster | None]]:
+    """Yield a study that is ready to run, slots of this host or a cluster; each has a live line."""
+    from autotune.results.rehearsed import with_kept_acceptance
+    from autotune.tuning.prepare import prepare
+    from autotune.tuning.slots import cluster_of, slots_of_host
+
+    with ui:
+        prepared = prepare(with_kept_acceptance(loaded, database), ui)
+        say_trust(ui, loaded)
+        with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
+            slots = slots_of_host(prepared, parallel) if cluster is None else ()
+            ui.slots = max(1, len(slots if cluster is None else cluster.slots))
+            ui.slot_name = None if cluster is None else cluster.name
+            yield prepared if cluster is None else cluster.prepared, slots, cluster
 
 
 def _finish(ui: Ui, database: Database, name: str) -> None:
@@ -494,29 +500,21 @@ def _measured_map(
     parallel: int | None,
     ray: str | None,
 ) -> LoadSweepView:
-    from autotune.results.rehearsed import with_kept_acceptance
     from autotune.tuning.load_map import map_study
-    from autotune.tuning.prepare import prepare
-    from autotune.tuning.slots import cluster_of, slots_of_host
     from autotune.tuning.supervise import StopReason
 
-    with ui:
-        prepared = prepare(with_kept_acceptance(loaded, database), ui)
-        say_trust(ui, loaded)
-        with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
-            slots = slots_of_host(prepared, parallel) if cluster is None else ()
-            _show_slots(ui, slots, cluster)
-            view, reason = map_study(
-                prepared if cluster is None else cluster.prepared,
-                database=database,
-                loads=loads,
-                launches=launches,
-                rivals=rivals,
-                timeout_s=minutes * 60 if minutes else None,
-                progress=ui,
-                slots=slots,
-                cluster=cluster,
-            )
+    with _on_slots(ui, loaded, database, parallel, ray) as (prepared, slots, cluster):
+        view, reason = map_study(
+            prepared,
+            database=database,
+            loads=loads,
+            launches=launches,
+            rivals=rivals,
+            timeout_s=minutes * 60 if minutes else None,
+            progress=ui,
+            slots=slots,
+            cluster=cluster,
+        )
     if reason is not StopReason.DONE:
         ui.message(f"stopped: {reason}; run the same command again to resume")
     return view

@@ -32,7 +32,7 @@ from autotune.stats.break_even import (
     needed,
     rate_between,
 )
-from autotune.stats.crossover import Rate, ratio
+from autotune.stats.crossover import Rate, mean_rate, ratio
 from autotune.study.space import Value
 
 # A check lies so far from the line, as a share of the acceptance length, or at its interval's end.
@@ -247,12 +247,9 @@ class BreakEvenView:
 
 def _mean(rates: Sequence[Rate]) -> Speed:
     """Return the mean of launches of one point; ``within`` is that of a single one of them."""
-    value = math.exp(sum(math.log(r.value) for r in rates) / len(rates))
-    known = [r.within for r in rates if r.within is not None]
-    if len(known) < len(rates):
-        return Speed(value, None, len(rates))
-    within = math.sqrt(sum(w**2 for w in known) / len(rates))
-    return Speed(value, within, len(rates))
+    mean = mean_rate(rates)
+    within = None if mean.within is None else mean.within * math.sqrt(len(rates))
+    return Speed(mean.value, within, len(rates))
 
 
 # -- text ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import numpy as np
 
 from autotune.results.load_map_ways import MapWay, way_of
 from autotune.search.places import on_one_slot, place_of
-from autotune.stats.crossover import Rate
+from autotune.stats.crossover import Rate, mean_rate
 from autotune.storage.schema import LoadRow, MapPointRow
 from autotune.storage.store import Store
 
@@ -91,7 +91,7 @@ def rates_without_slots(
     main = next((p for p in none if is_swept(p)), None)
     if main is not None and len(none) > 1:
         out[main.id] = {
-            load: _mean([out[p.id][load] for p in none if load in out[p.id]])
+            load: mean_rate([out[p.id][load] for p in none if load in out[p.id]])
             for load in out[main.id]
         }
     return out
@@ -138,12 +138,3 @@ def _place_of_parts(store: Store, ledger: str, point: MapPointRow, rows: Sequenc
     launches = store.launches.of_trial(ledger, point.id)
     slots = {x.launch_id: x.machine.get("slot") for x in launches}
     return " and ".join(sorted({place_of(slots.get(row.launch_id)) for row in rows}))
-
-
-def _mean(rates: Sequence[Rate]) -> Rate:
-    """Return the geometric mean of launches of one way."""
-    value = math.exp(sum(math.log(x.value) for x in rates) / len(rates))
-    known = [x.within for x in rates if x.within is not None]
-    if len(known) < len(rates):
-        return Rate(value, None)
-    return Rate(value, math.sqrt(sum(w**2 for w in known)) / len(rates))

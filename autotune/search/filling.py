@@ -79,13 +79,15 @@ def information(space: Space, points: Sequence[Point], taken: Sequence[Point]) -
     """
     x = np.array([unit(space, q) for q in points])
     medians, _ = priors(x.shape[1], _SCALE)
-    x = x / np.exp(medians[: x.shape[1]])
-    every = x[:: -(-len(x) // _MOST)]
+    scales = np.exp(medians[: x.shape[1]])
+    x = x / scales
+    some = slice(None, None, -(-len(x) // _MOST))
+    every = x[some]
     covariance, variance = matern(cdist(every, x)), np.ones(len(x))
     if taken:
-        at = np.array([unit(space, q) for q in taken]) / np.exp(medians[: x.shape[1]])
+        at = np.array([unit(space, q) for q in taken]) / scales
         chol = np.linalg.cholesky(matern(cdist(at, at)) + _NOISE * np.eye(len(at)))
         half = np.linalg.solve(chol, matern(cdist(at, x)))
-        covariance -= half[:, :: -(-len(x) // _MOST)].T @ half
+        covariance -= half[:, some].T @ half
         variance = np.maximum(variance - (half**2).sum(axis=0), 0.0)
     return np.asarray((covariance**2).mean(axis=0) / (variance + _NOISE))

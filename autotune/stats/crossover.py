@@ -349,12 +349,16 @@ def best_fixed(rates: Rates) -> int:
 
 def over_loads(row: Mapping[int, Rate], loads: Sequence[int]) -> Rate:
     """Return the geometric mean of one n over loads, equally weighted."""
-    value = math.exp(sum(math.log(row[load].value) for load in loads) / len(loads))
-    within = [row[load].within for load in loads]
-    known = [w for w in within if w is not None]
-    if len(known) < len(within):
+    return mean_rate([row[load] for load in loads])
+
+
+def mean_rate(rates: Sequence[Rate]) -> Rate:
+    """Return the geometric mean of rates of launches or loads, equally weighted; at least one."""
+    value = math.exp(sum(math.log(x.value) for x in rates) / len(rates))
+    known = [x.within for x in rates if x.within is not None]
+    if len(known) < len(rates):
         return Rate(value, None)
-    return Rate(value, math.sqrt(sum(w**2 for w in known)) / len(loads))
+    return Rate(value, math.sqrt(sum(w**2 for w in known)) / len(rates))
 
 
 def schedule(rates: Rates, at: Sequence[AtLoad], most: int) -> Schedule:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from autotune.errors import UserError
-from autotune.output.figures.browser import write_html
+from autotune.output.figures.browser import write_figure
 from autotune.output.figures.points import colored, error_bar, title_text
 from autotune.output.figures.theme import BLUE, GRAY, GREEN, LIGHT, ORANGE, Theme, template
 from autotune.results.break_even import (
@@ -149,7 +148,4 @@ def write_break_even(view: BreakEvenView, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        write_html(break_even_figure(view), path, view.study)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written: {e.strerror}") from e
+    write_figure(break_even_figure(view), path, view.study)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from choreographer import Browser, Tab
 from choreographer.browsers import Chromium
 
+from autotune.errors import UserError
 from autotune.results.text import plain
 
 if TYPE_CHECKING:
@@ -57,6 +58,18 @@ def write_html(fig: go.Figure, path: Path, title: str) -> None:
         config={"displaylogo": False, "responsive": True},
     )
     path.write_text(_PAGE.format(title=escape(plain(title)), body=body), encoding="utf-8")
+
+
+def write_figure(fig: go.Figure, path: Path, title: str) -> None:
+    """Write one file as :func:`write_html` does, where a user named it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        write_html(fig, path, title)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written: {e.strerror}") from e
 
 
 def find_chromium() -> str | None:
