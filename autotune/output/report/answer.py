@@ -18,6 +18,7 @@ from autotune.output.report.content import (
 )
 from autotune.output.report.source import Source, against, load_text, progress
 from autotune.results.budget_note import budget_note
+from autotune.results.certificates import judgement_lines, output_line
 from autotune.results.flatness import statement_of
 from autotune.results.rehearsed import production_note
 from autotune.results.standing import LEAST_DEGREES
@@ -64,7 +65,7 @@ def answer(s: Source) -> Answer:
         f"{head}{without or end} {t.setting}",
         sure,
         certain,
-        (*_facts(s, t), _evidence(s, t)),
+        (*_facts(s, t), _evidence(s, t), *_output(t)),
         tuple(_notes(s, t)),
     )
 
@@ -102,6 +103,13 @@ def _evidence(s: Source, t: TrialView) -> Fact:
         of = f"{count(s.requests(base), 'request')} in {count(base.confirmed_launches, 'launch')}"
         against = (f"compared with {of} of the baseline",)
     return Fact("Evidence", "confirmed", (f"with {what}", *against))
+
+
+def _output(t: TrialView) -> Iterator[Fact]:
+    """Yield whether its answers are those of n = 0; no text of an answer is in a report."""
+    if t.certificate is not None:
+        notes = (output_line(t.certificate, t.number), *judgement_lines(t.certificate))
+        yield Fact("Output", t.certificate.verdict.value, tuple(map(plain, notes)))
 
 
 def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:
