@@ -116,7 +116,9 @@ def score_answers(
         on_done(i, scored)
         return scored
 
-    return _all(server, len(answers), min(load.max_concurrency or _MOST_AT_ONCE, _MOST_AT_ONCE), one)
+    return _all(
+        server, len(answers), min(load.max_concurrency or _MOST_AT_ONCE, _MOST_AT_ONCE), one
+    )
 
 
 def _all(

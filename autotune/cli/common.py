@@ -41,16 +41,14 @@ def serving_command(store: Store, name: str, trial: TrialView) -> str:
     return shell_command(store, name, trial)
 
 
-def serving_note(
-    store: Store, name: str, trial: TrialView, *, shell: bool = False
-) -> str | None:
+def serving_note(store: Store, name: str, trial: TrialView, *, alone: bool = False) -> str | None:
     """Return what to know of that command; None: nothing, and it was measured on this machine.
 
     Args:
         store: The database of the study.
         name: Name of the study.
         trial: The trial that is served.
-        shell: Whether only the command is printed, without the verdict on its output.
+        alone: Whether the command is printed without the verdict on its output.
     """
     from autotune.output.export.served import served
     from autotune.results.certificates import output_line
@@ -60,7 +58,7 @@ def serving_note(
     unsure = output is not None and not output.is_good and not trial.lossy
     notes = [
         f"{LOSSY}." if trial.lossy else "",
-        output_line(output, trial.number) if output is not None and unsure and shell else "",
+        output_line(output, trial.number) if output is not None and unsure and alone else "",
         served(store, name, trial).note or "",
     ]
     return " ".join(filter(None, notes)) or None

@@ -351,7 +351,9 @@ class Ui:
         """Show whether a trial's answers are those of n = 0, and an empty line."""
         if trial.certificate is not None:
             verdict = trial.certificate.verdict
-            tone = {Verdict.CERTIFIED: Tone.GOOD, Verdict.FAULT: Tone.BAD}.get(verdict, Tone.WARNING)
+            tone = {Verdict.CERTIFIED: Tone.GOOD, Verdict.FAULT: Tone.BAD}.get(
+                verdict, Tone.WARNING
+            )
             text = output_line(trial.certificate, trial.number)
             self.console.print(rendered([Line(text, tone), Line()]))
 

@@ -63,8 +63,8 @@ def verify(
 ) -> None:
     """Check that the winner writes what n = 0 writes.
 
-    Three servers answer the study's prompts: n = 0, the winner, and n = 0 again. The last one scores
-    every token that they wrote. STUDY is the file or bundled name that was run. Run the same
+    Three servers answer the study's prompts: n = 0, the winner, and n = 0 again. The last one
+    scores every token that they wrote. STUDY is the file or bundled name that was run. Run the same
     command again to resume; a finished verification is only shown. Exit code 3 means that the
     answers differ more than those of n = 0 do.
 

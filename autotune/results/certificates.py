@@ -125,7 +125,8 @@ def output_line(certificate: Certificate, trial: int) -> str:
             f"{plain(', '.join(map(str, of.get('found', ()))))}."
         )
     return (
-        f"Output certified: {_judged(of)}, and the differences are within those of n = 0 itself."
+        f"Output certified: {judged_text(certificate)}, and the differences are within those of "
+        "n = 0 itself."
     )
 
 
@@ -133,10 +134,14 @@ def word_of(certificate: Certificate | None) -> str:
     """Return the verdict for a cell of a table; empty: there is no judgement to show."""
     if certificate is None or certificate.verdict in {Verdict.MISSING, Verdict.NOT_JUDGED}:
         return ""
-    return certificate.verdict.value.upper() if certificate.verdict is Verdict.FAULT else "certified"
+    return (
+        certificate.verdict.value.upper() if certificate.verdict is Verdict.FAULT else "certified"
+    )
 
 
-def _judged(of: Mapping[str, Any]) -> str:
+def judged_text(certificate: Certificate) -> str:
+    """Return how much was judged: ``1920 tokens of 80 answers judged``."""
+    of = certificate.judgement
     return f"{of.get('tokens', 0)} tokens of {count(int(of.get('prompts', 0)), 'answer')} judged"
 
 
@@ -149,16 +154,19 @@ def judgement_lines(certificate: Certificate) -> Iterator[str]:
     of = certificate.judgement
     if not of:
         return
-    how = "greedy answers" if of.get("greedy") else f"answers at temperature {of.get('temperature')}"
+    greedy = bool(of.get("greedy"))
+    odd = "are not the likeliest one of n = 0" if greedy else "are unlikely under n = 0"
+    how = "greedy" if greedy else f"temperature {of.get('temperature')}"
+    yield f"{how}: {of.get('differences', 0)} of {of.get('tokens', 0)} tokens {odd}"
     yield (
-        f"{how}, {_judged(of)}; {of.get('differences', 0)} differ from the likeliest token of n = 0"
-        if of.get("greedy")
-        else f"{how}, {_judged(of)}; {of.get('differences', 0)} are unlikely under n = 0"
+        f"n = 0 itself, {count(int(of.get('null_launches', 0)), 'launch')}: "
+        f"{of.get('null_differences', 0)} of {of.get('null_tokens', 0)}"
     )
-    yield (
-        f"n = 0 itself, {of.get('null_tokens', 0)} tokens in "
-        f"{count(int(of.get('null_launches', 0)), 'launch')}: {of.get('null_differences', 0)}"
-    )
+    if "same_answers" in of:
+        yield (
+            f"the same tokens from end to end: {of['same_answers']} of {of.get('prompts', 0)} "
+            f"answers; the two launches of n = 0: {of.get('null_same_answers')}"
+        )
     for test in of.get("tests", ()):
         yield f"{test['name']}: p = {number(test['p'])}"
     for text in of.get("texts", ()):
@@ -168,6 +176,9 @@ def judgement_lines(certificate: Certificate) -> Iterator[str]:
                 f"{text['plain']} of {text['plain_answers']}, p = {number(text['p'])}"
             )
     if (share := of.get("detectable")) is not None:
-        yield f"a share of {share:.2%} wrong tokens would be found with {of['power']:.0%} probability"
+        yield (
+            f"if {share:.2%} of the tokens were wrong, that would be found with "
+            f"{of['power']:.0%} probability"
+        )
     for text in of.get("notes", ()):
         yield str(text)

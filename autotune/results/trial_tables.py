@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from autotune.results.tables import Block, Column, Line, Row, Table, Tone
 from autotune.results.certificates import word_of
+from autotune.results.tables import Block, Column, Line, Row, Table, Tone
 from autotune.results.text import (
     HEADINGS,
     optional,

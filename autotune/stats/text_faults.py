@@ -27,6 +27,8 @@ from enum import StrEnum
 
 import numpy as np
 
+from autotune.stats.measurement import Floats
+
 LEVEL = 0.01  # of all kinds of faults together: chance of a false alarm
 _PERIODS = range(1, 33)  # tokens of what is repeated
 _LEAST_LOOP = 16  # tokens
@@ -152,7 +154,7 @@ def poisson_tail(chances: Sequence[float], least: int) -> float:
         chances: Probability of each success, independent.
         least: Number of successes.
     """
-    mass = np.ones(1)
+    mass: Floats = np.ones(1)
     for p in chances:
-        mass = np.convolve(mass, [1 - p, p])
+        mass = np.convolve(mass, np.array([1 - p, p])).astype(np.float64)
     return float(min(1.0, mass[least:].sum()))

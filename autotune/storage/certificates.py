@@ -127,9 +127,7 @@ class Certificates:
             s.commit()
 
     @patient
-    def add_scores(
-        self, certificate: int, role: AnswerRole, scores: Mapping[int, Scored]
-    ) -> None:
+    def add_scores(self, certificate: int, role: AnswerRole, scores: Mapping[int, Scored]) -> None:
         """Keep the scores of one launch's answers, by the index of the request."""
         from sqlalchemy import select
 
@@ -141,9 +139,9 @@ class Certificates:
                 row.best = array("f", scored.best).tobytes()
             s.commit()
 
-    def answers(self, certificate: int, roles: Collection[AnswerRole] = ROLES) -> dict[
-        AnswerRole, list[KeptAnswer]
-    ]:
+    def answers(
+        self, certificate: int, roles: Collection[AnswerRole] = ROLES
+    ) -> dict[AnswerRole, list[KeptAnswer]]:
         """Return the kept answers of a verification by launch, in the order of the requests."""
         out: dict[AnswerRole, list[KeptAnswer]] = {role: [] for role in roles}
         found = self._reader.records(

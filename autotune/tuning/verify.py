@@ -25,12 +25,12 @@ from autotune.bench.server_metrics import ServerStats, difference, scrape
 from autotune.bench.written import Scored, Written
 from autotune.errors import NothingUsable, TrialFailure, UserError
 from autotune.results.certificates import Certificate, Verdict, certificate_from
-from autotune.results.text import number, point_text
+from autotune.results.text import point_text
 from autotune.serving.interrupts import held_back
+from autotune.stats.acceptance_check import DraftCounts, check_acceptance
 from autotune.storage.certificates import ROLES, AnswerRole, KeptAnswer, launch_number
 from autotune.storage.location import Database
 from autotune.storage.names import output_folder, verification_name
-from autotune.storage.records import attrs_of
 from autotune.storage.schema import CertificateRow, LaunchRow
 from autotune.storage.store import Store
 from autotune.study.lossless import why_lossy
@@ -45,12 +45,10 @@ from autotune.tuning.recovery import end_orphans
 from autotune.tuning.supervise import run_on
 from autotune.tuning.tools import Tools, real
 from autotune.tuning.trial import Measured, attempts
-from autotune.tuning.verify_judgement import judge_answers
+from autotune.tuning.verify_judgement import judge_answers, odd_lines
 
 # Most prompt tokens of a step of the scoring server: it keeps the logits of all of them.
 _MOST_SCORED = 1024
-_MANY_DRAFTS = 100  # from so many on an acceptance of 0 or 1 is no chance
-_FAR = 0.25  # share by which an acceptance length is far from the search's
 _SEEDS = 10**6  # between the seeds of two launches
 _WORDS = {
     AnswerRole.PLAIN: "n = 0",
@@ -139,7 +137,7 @@ class _Run:
             )
         row = store.load_study(name)[1]
         store.begin_study(prepared.loaded, seed=row.seed, wanted=row.wanted)
-        self.chosen, self.search_length = self._of_trial(asked.trial)
+        self.chosen = self._of_trial(asked.trial)
         load = self.spec.workload
         self.temperature = 1.0 if asked.sampling and load.temperature == 0 else load.temperature
         most = asked.prompts or len(prepared.workload.measured)
@@ -147,8 +145,8 @@ class _Run:
         self.arrivals = prepared.workload.arrivals[:most]
         self.answers: dict[AnswerRole, list[KeptAnswer]] = {}
 
-    def _of_trial(self, number: int) -> tuple[dict[str, Value], float | None]:
-        """Return point and acceptance length of a trial.
+    def _of_trial(self, number: int) -> dict[str, Value]:
+        """Return the point of a trial.
 
         Raises:
             UserError: there is none with a point.
@@ -156,7 +154,7 @@ class _Run:
         space = self.spec.to_space()
         for t in self.store.stored_study(self.spec.name).trials:
             if t.number == number and space.has_point(t.params):
-                return space.decode(t.params), attrs_of(t).acceptance_length
+                return space.decode(t.params)
         raise UserError(
             f"--trial {number}: {self.spec.name} has no such trial; `autotune status` lists them"
         )
@@ -261,8 +259,9 @@ class _Run:
             if left and launcher.untested is not None:
                 self.progress.message(launcher.untested)
             for i, role in enumerate(left):
-                later = [launches[x].point for x in left[i + 1 :] if launches[x].server is None]
-                outcome = attempts(launches[role], launcher, ledger, (), lambda n, x=later: x[:n])
+                later = [launches[x] for x in left[i + 1 :]]
+                points = [x.point for x in later if x.server is None]
+                outcome = attempts(launches[role], launcher, ledger, (), _first_of(points))
                 if not isinstance(outcome, Measured):
                     reason = f"{self.spec.name}: {_WORDS[role]}: {outcome.failure.reason}"
                     raise NothingUsable(f"{reason}; the logs are in {logs}") from outcome.failure
@@ -359,25 +358,23 @@ class _Run:
 
     def _notes(self) -> list[str]:
         """Return what the acceptance says of the drafts; it decides nothing."""
-        stats = self.stats
-        if stats is None or not stats.drafts or stats.drafts < _MANY_DRAFTS:
+        now = None if self.stats is None else _counts(dataclasses.asdict(self.stats))
+        if now is None:
             return []
-        shares = stats.acceptance_per_position
-        all_of = [str(i) for i, x in enumerate(shares, start=1) if x == 1]
-        notes = []
-        if all_of:
-            notes.append(
-                f"every one of {stats.drafts} drafts was accepted at position {', '.join(all_of)}"
-            )
-        if shares and shares[0] == 0:
-            notes.append(f"none of {stats.drafts} drafts was accepted")
-        length, known = stats.acceptance_length, self.search_length
-        if length and known and not 1 - _FAR < length / known < 1 + _FAR:
-            notes.append(
-                f"{number(length)} tokens per step, and {number(known)} in the search, where "
-                "answers may have been longer or shorter"
-            )
-        return notes
+        launches = self.store.launches.of_trial(self.spec.name, self.asked.trial)
+        known = [x.stats for x in launches if x.stats is not None]
+        return odd_lines(check_acceptance(now, _counts(known[-1]) if known else None))
+
+
+def _first_of(points: Sequence[Point]) -> Callable[[int], Sequence[Point]]:
+    """Return what gives at most so many of the points."""
+    return lambda most: points[:most]
+
+
+def _counts(stats: Mapping[str, Any]) -> DraftCounts | None:
+    """Return the drafts of a launch's counters; None: it has none."""
+    drafts, shares = stats.get("drafts"), stats.get("acceptance_per_position")
+    return DraftCounts.of_shares(drafts, shares) if drafts and shares else None
 
 
 @dataclass(frozen=True)

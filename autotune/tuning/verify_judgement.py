@@ -16,6 +16,7 @@ import numpy as np
 from autotune.results.certificates import Verdict
 from autotune.results.text import number
 from autotune.stats import losslessness
+from autotune.stats.acceptance_check import Odd, Oddity
 from autotune.stats.losslessness import Evidence, Judgement
 from autotune.stats.text_faults import LEVEL as TEXT_LEVEL
 from autotune.stats.text_faults import compare_faults, faults_of
@@ -23,6 +24,11 @@ from autotune.storage.certificates import AnswerRole, KeptAnswer
 
 Answers = Mapping[AnswerRole, Sequence[KeptAnswer]]
 _PLAIN = (AnswerRole.PLAIN, AnswerRole.SCORING)
+_ODDITIES = {
+    Oddity.ALL: "acceptance: every draft that got there was accepted",
+    Oddity.NONE: "acceptance: no draft that got there was accepted",
+    Oddity.FAR: "acceptance: far from the search's",
+}
 _VERDICTS = {
     losslessness.Verdict.CERTIFIED: Verdict.CERTIFIED,
     losslessness.Verdict.FAULT: Verdict.FAULT,
@@ -50,7 +56,10 @@ def judge_answers(
         evidence = losslessness.compare_sampled(null, tested)
         judged = losslessness.judge(sampled=evidence)
     faults = [
-        {x.written.index: faults_of(x.written.text, x.written.token_ids, x.written.stop) for x in of}
+        {
+            x.written.index: faults_of(x.written.text, x.written.token_ids, x.written.stop)
+            for x in of
+        }
         for of in (answers[AnswerRole.CHOSEN], *(answers[role] for role in _PLAIN))
     ]
     texts = compare_faults(faults[0], faults[1:])
@@ -102,6 +111,25 @@ def _same(answers: Answers, a: AnswerRole, b: AnswerRole) -> int:
     """Return how many answers of two launches have the same tokens."""
     others = {x.written.index: x.written.token_ids for x in answers[b]}
     return sum(others.get(x.written.index) == x.written.token_ids for x in answers[a])
+
+
+def odd_lines(odd: Sequence[Odd]) -> list[str]:
+    """Return what is odd in an acceptance, a sentence for each kind.
+
+    Args:
+        odd: From :func:`autotune.stats.acceptance_check.check_acceptance`.
+    """
+    lines = []
+    for kind, words in _ODDITIES.items():
+        found = [x for x in odd if x.oddity is kind]
+        if found:
+            at = ", ".join(
+                f"{x.position} ({x.rate:.0%}"
+                + (")" if x.expected is None else f", {x.expected:.0%} in the search)")
+                for x in found
+            )
+            lines.append(f"{words} at position {at}")
+    return lines
 
 
 def _why(judged: Judgement, evidence: Evidence) -> str:

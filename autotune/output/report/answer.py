@@ -15,10 +15,11 @@ from autotune.output.report.content import (
     Code,
     Fact,
     Paragraph,
+    Points,
 )
 from autotune.output.report.source import Source, against, load_text, progress
 from autotune.results.budget_note import budget_note
-from autotune.results.certificates import judgement_lines, output_line
+from autotune.results.certificates import Verdict, judged_text, judgement_lines, output_line
 from autotune.results.flatness import statement_of
 from autotune.results.rehearsed import production_note
 from autotune.results.standing import LEAST_DEGREES
@@ -108,8 +109,23 @@ def _evidence(s: Source, t: TrialView) -> Fact:
 def _output(t: TrialView) -> Iterator[Fact]:
     """Yield whether its answers are those of n = 0; no text of an answer is in a report."""
     if t.certificate is not None:
-        notes = (output_line(t.certificate, t.number), *judgement_lines(t.certificate))
-        yield Fact("Output", t.certificate.verdict.value, tuple(map(plain, notes)))
+        found = t.certificate
+        notes = [plain(judged_text(found))] if found.judgement else ["nothing was compared"]
+        yield Fact("Output", found.verdict.value, tuple(notes))
+
+
+def output(s: Source) -> Iterator[Block]:
+    """Yield whether the answers are those of n = 0, in numbers."""
+    found = None if s.best is None else s.best.certificate
+    if s.best is None or found is None:
+        return
+    yield Paragraph(plain(output_line(found, s.best.number)))
+    if lines := [plain(upper(x)) for x in judgement_lines(found)]:
+        yield Points(tuple(lines))
+    if found.verdict is Verdict.FAULT:
+        yield Paragraph(
+            "A report quotes no answer. autotune verify shows the three worst ones side by side."
+        )
 
 
 def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:

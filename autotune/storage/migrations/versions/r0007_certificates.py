@@ -1,4 +1,4 @@
-"""Whether answers are the same with speculation: certificates, and the answers that were compared."""
+"""Certificates that answers are the same with speculation, and the answers compared."""
 
 from __future__ import annotations
 
