@@ -75,7 +75,7 @@ def write(
             token = 1000 + rounding.randrange(50)
         ids.append(token)
     out = ids[len(prompt) :]
-    if drafts and env.get("DOUBLE_LOOPS") == "1":
+    if drafts and env.get("DOUBLE_LOOPS") == "1" and len(out) > 4:
         out[4:] = [out[3]] * len(out[4:])
     if ended:
         out[-1] = _END

@@ -69,6 +69,8 @@ def certificate_of(
 ) -> Certificate | None:
     """Return what is known of the answers of a trial; None: it drafts nothing, so all is said.
 
+    The latest verification at each temperature counts; a fault at one of them is the verdict.
+
     Args:
         rows: Verifications of the study, oldest first.
         spec: The study.
@@ -77,9 +79,15 @@ def certificate_of(
     """
     if (why := why_lossy(spec, point)) is not None and drafts(spec, point):
         return Certificate(Verdict.NOT_JUDGED, why)
-    judged = [x for x in rows if x.trial == trial and x.verdict is not None]
-    if judged:
-        return certificate_from(judged[-1])
+    judged = {
+        x.setting.get("temperature"): certificate_from(x)
+        for x in rows
+        if x.trial == trial and x.verdict is not None
+    }
+    for verdict in (Verdict.FAULT, Verdict.CERTIFIED, Verdict.NOT_JUDGED):
+        found = [x for x in judged.values() if x.verdict is verdict]
+        if found:
+            return max(found, key=lambda x: x.number or 0)
     return Certificate(Verdict.MISSING) if drafts(spec, point) else None
 
 
