@@ -49,19 +49,36 @@ def row(
     ("rows", "verdict"),
     [
         ([], Verdict.MISSING),
-        ([row(1, None)], Verdict.MISSING),  # not judged yet
-        ([row(1, "certified", trial=4)], Verdict.MISSING),  # another point's
-        ([row(1, "certified")], Verdict.CERTIFIED),
-        ([row(1, "not certified"), row(2, "certified")], Verdict.CERTIFIED),
-        ([row(1, "not certified"), row(2, "certified", 1.0)], Verdict.FAULT),
-        ([row(1, "not judged"), row(2, "certified", 1.0)], Verdict.CERTIFIED),
-        ([row(1, "of tomorrow")], Verdict.NOT_JUDGED),
+        ([dict(number=1, verdict=None)], Verdict.MISSING),  # not judged yet
+        ([dict(number=1, verdict="certified", trial=4)], Verdict.MISSING),  # another point's
+        ([dict(number=1, verdict="certified")], Verdict.CERTIFIED),
+        (
+            [dict(number=1, verdict="not certified"), dict(number=2, verdict="certified")],
+            Verdict.CERTIFIED,
+        ),
+        (
+            [
+                dict(number=1, verdict="not certified"),
+                dict(number=2, verdict="certified", temperature=1.0),
+            ],
+            Verdict.FAULT,
+        ),
+        (
+            [
+                dict(number=1, verdict="not judged"),
+                dict(number=2, verdict="certified", temperature=1.0),
+            ],
+            Verdict.CERTIFIED,
+        ),
+        ([dict(number=1, verdict="of tomorrow")], Verdict.NOT_JUDGED),
     ],
 )
 def test_the_latest_at_each_temperature_counts(
-    tmp_path: Any, rows: list[CertificateRow], verdict: Verdict
+    tmp_path: Any, rows: list[dict[str, Any]], verdict: Verdict
 ) -> None:
-    found = certificate_of(rows, spec(tmp_path), 3, {N: 3, "max_num_batched_tokens": 2048})
+    found = certificate_of(
+        [row(**x) for x in rows], spec(tmp_path), 3, {N: 3, "max_num_batched_tokens": 2048}
+    )
     assert found is not None
     assert found.verdict is verdict
 
