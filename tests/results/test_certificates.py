@@ -49,28 +49,28 @@ def row(
     ("rows", "verdict"),
     [
         ([], Verdict.MISSING),
-        ([dict(number=1, verdict=None)], Verdict.MISSING),  # not judged yet
-        ([dict(number=1, verdict="certified", trial=4)], Verdict.MISSING),  # another point's
-        ([dict(number=1, verdict="certified")], Verdict.CERTIFIED),
+        ([{"number": 1, "verdict": None}], Verdict.MISSING),  # not judged yet
+        ([{"number": 1, "verdict": "certified", "trial": 4}], Verdict.MISSING),  # another point's
+        ([{"number": 1, "verdict": "certified"}], Verdict.CERTIFIED),
         (
-            [dict(number=1, verdict="not certified"), dict(number=2, verdict="certified")],
+            [{"number": 1, "verdict": "not certified"}, {"number": 2, "verdict": "certified"}],
             Verdict.CERTIFIED,
         ),
         (
             [
-                dict(number=1, verdict="not certified"),
-                dict(number=2, verdict="certified", temperature=1.0),
+                {"number": 1, "verdict": "not certified"},
+                {"number": 2, "verdict": "certified", "temperature": 1.0},
             ],
             Verdict.FAULT,
         ),
         (
             [
-                dict(number=1, verdict="not judged"),
-                dict(number=2, verdict="certified", temperature=1.0),
+                {"number": 1, "verdict": "not judged"},
+                {"number": 2, "verdict": "certified", "temperature": 1.0},
             ],
             Verdict.CERTIFIED,
         ),
-        ([dict(number=1, verdict="of tomorrow")], Verdict.NOT_JUDGED),
+        ([{"number": 1, "verdict": "of tomorrow"}], Verdict.NOT_JUDGED),
     ],
 )
 def test_the_latest_at_each_temperature_counts(
