@@ -135,6 +135,32 @@ def verified(
     return verify_study(prepared, database=database, asked=asked, progress=ui)
 
 
+def verified_winner(ui: Ui, prepared: Prepared, database: Database) -> Verification | None:
+    """Verify the winner of a study that was run; None: there is none to verify."""
+    from autotune.results.trials import study_view
+    from autotune.storage.store import opened
+
+    loaded = prepared.loaded
+    with opened(database) as store:
+        best = study_view(store, loaded.spec.name).best()
+    if best is None or best.certificate is None:
+        ui.message("nothing is verified: " + ("no winner" if best is None else "it is n = 0"))
+        return None
+    try:
+        return verified(ui, loaded, database, best, prepared=prepared)
+    except NothingUsable as e:  # the study has its results
+        ui.message(f"not verified: {e}")
+        return None
+
+
+def end_by(found: Verification | None) -> None:
+    """End a run with exit code 3 where the winner's answers differ."""
+    from autotune.results.certificates import Verdict
+
+    if found is not None and found.certificate.verdict is Verdict.FAULT:
+        click.get_current_context().exit(FAULT)
+
+
 def say(found: Verification, trial: TrialView) -> None:
     """Print the verdict, the numbers behind it, and the worst cases side by side."""
     from autotune.results.answer_cases import case_lines
@@ -152,8 +178,7 @@ def end(found: Verification, name: str) -> None:
     """End the command by the verdict: 0 certified, 3 a fault, 1 not judged."""
     from autotune.results.certificates import Verdict
 
+    end_by(found)
     certificate = found.certificate
-    if certificate.verdict is Verdict.FAULT:
-        click.get_current_context().exit(FAULT)
     if certificate.verdict is Verdict.NOT_JUDGED:
         raise NothingUsable(f"{name}: the output is not judged: {certificate.why}")

@@ -122,8 +122,8 @@ def output_line(certificate: Certificate, trial: int) -> str:
     verdict, of = certificate.verdict, certificate.judgement
     if verdict is Verdict.MISSING:
         return (
-            f"Output not verified: nobody has compared the answers of trial {trial} with those of "
-            f"n = 0 (autotune verify STUDY --trial {trial})."
+            f"Output not verified: trial {trial}'s answers were never compared with those of n = 0 "
+            f"(autotune verify STUDY --trial {trial})."
         )
     if verdict is Verdict.NOT_JUDGED:
         return f"Output not judged: {plain(certificate.why)}."
