@@ -146,7 +146,7 @@ def largest_p_value(largest: Floats, reference: int, effect: LaunchEffect | None
     upto = np.cumsum(share)
     rho = _ratios(largest, reference, effect)[:, None]
     weights = np.log((upto**rho - (upto - share).clip(0) ** rho) / share)
-    scores = whole_scores(-np.expm1(-largest))
+    scores = whole_scores((-np.expm1(-largest)) ** 3)
     return _integrated(_tails(scores, reference, weights[:, where.reshape(largest.shape)]))
 
 
