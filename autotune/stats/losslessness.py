@@ -132,6 +132,7 @@ class Evidence:
         largest: Largest g or u of the tested server, in nats; 0 without tokens.
         null_largest: That of n = 0, over all its launches.
         worst: The largest values, each of another prompt, largest first, at most :data:`WORST`.
+        effect: What launches are taken to differ by; None: nothing (sampled).
         null_scores: Score of each answer of n = 0, by which a planted fault is looked for: largest
             g (greedy), or mean of u less the entropy (sampled); shape (prompts, launches).
     """
@@ -147,6 +148,7 @@ class Evidence:
     largest: float
     null_largest: float
     worst: tuple[Case, ...]
+    effect: LaunchEffect | None
     null_scores: Floats = field(repr=False, compare=False)
 
     @property
@@ -216,7 +218,7 @@ def compare_greedy(null: Sequence[Answer], tested: Sequence[Answer]) -> Evidence
         ("large differences", largest_p_value(largest, sets.reference, effect)),
         ("more differences", count_p_value(counts, sets.reference, effect)),
     )
-    return sets.evidence(tests, counts, largest[:, : sets.reference])
+    return sets.evidence(tests, counts, largest[:, : sets.reference], effect)
 
 
 def compare_sampled(null: Sequence[Answer], tested: Sequence[Answer]) -> Evidence:
@@ -242,7 +244,7 @@ def compare_sampled(null: Sequence[Answer], tested: Sequence[Answer]) -> Evidenc
         ("likelihood", shift_p_value(means, sets.reference)),
         ("unlikely tokens", count_p_value(counts, sets.reference, None)),
     )
-    return sets.evidence(tests, counts, means[:, : sets.reference])
+    return sets.evidence(tests, counts, means[:, : sets.reference], None)
 
 
 def judge(
@@ -316,7 +318,7 @@ def _fewest_found(greedy: Evidence, level: float, rng: np.random.Generator) -> i
     def found(k: int) -> bool:
         planted = own.copy()
         planted[order[:k], 0] = np.maximum(planted[order[:k], 0], WRONG_GAP)
-        return largest_p_value(np.hstack([null, planted]), reference, LaunchEffect()) <= level
+        return largest_p_value(np.hstack([null, planted]), reference, greedy.effect) <= level
 
     enough = 1
     while enough < prompts and not found(enough):
@@ -464,7 +466,11 @@ class _Sets:
         return np.array(values, dtype=np.float64).reshape(len(self.rows), self.launches)
 
     def evidence(
-        self, tests: tuple[tuple[str, float], ...], counts: Ints, null_scores: Floats
+        self,
+        tests: tuple[tuple[str, float], ...],
+        counts: Ints,
+        null_scores: Floats,
+        effect: LaunchEffect | None,
     ) -> Evidence:
         """Return what the answers say, given the tests and each answer's differences."""
         null = [a for row in self.rows for a in row[: self.reference]]
@@ -481,6 +487,7 @@ class _Sets:
             largest=_largest(tested),
             null_largest=_largest(null),
             worst=_worst(tested),
+            effect=effect,
             null_scores=null_scores,
         )
 
