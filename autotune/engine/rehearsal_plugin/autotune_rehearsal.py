@@ -1,6 +1,7 @@
 """What only launches of a rehearsal have: a general plugin of vLLM.
 
-It fills the weights of the load format ``dummy``, and gives experts to tokens where a study says how.
+It fills the weights of the load format ``dummy``, and gives tokens their experts where a study
+says how.
 
 vLLM fills floating-point weights with small random numbers, the same for every start, and leaves
 integers as they lie in memory (``model_executor/model_loader/weight_utils.py``, 0.26 and 0.32).
@@ -12,9 +13,10 @@ with vLLM, so it uses nothing of autotune. It keeps the name ``dummy``, because 
 name elsewhere (0.32: ``config/vllm.py``, ``models/minimax_m3``); the log names the class.
 
 For the experts it adds two strategies to those of vLLM's variable for it, which is read where the
-router of a layer is made (``fused_moe/router/router_factory.py``, the same in 0.26 and 0.32). vLLM's
-own ``uniform_random`` draws anew in every layer of every step, which takes several kernels a layer,
-and in 0.26 an expert twice for one token. Here a layer copies rows of a table that is made once.
+router of a layer is made (``fused_moe/router/router_factory.py``, the same in 0.26 and 0.32).
+vLLM's own ``uniform_random`` draws anew in every layer of every step, which takes several kernels a
+layer, and in 0.26 an expert twice for one token. Here a layer copies rows of a table that is made
+once.
 """
 
 from __future__ import annotations
@@ -86,9 +88,7 @@ def _fill_dummies(seed: int) -> None:
     register_model_loader(LOAD_FORMAT)(SeededDummyLoader)
 
 
-def experts_of(
-    rows: int, experts: int, top_k: int, *, collapsed: bool, device: Any = None
-) -> Any:
+def experts_of(rows: int, experts: int, top_k: int, *, collapsed: bool, device: Any = None) -> Any:
     """Return the experts of each token, ``[rows, top_k]`` of int64; a token has none twice.
 
     Evenly routed, each token begins at a hashed expert and goes on in equal strides, so that any
@@ -119,7 +119,7 @@ def _coprime(a: int, b: int) -> bool:
 
 
 class Routing:
-    """A strategy of vLLM's ``RoutingSimulator``: evenly routed tokens, or all to the same experts."""
+    """A strategy of vLLM's ``RoutingSimulator``: even routing, or the same experts for all."""
 
     def __init__(self, *, collapsed: bool) -> None:
         """Keep no table yet: the numbers of experts come with the first tokens."""
