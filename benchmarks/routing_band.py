@@ -211,7 +211,8 @@ def checked(study: LoadedStudy, info: VllmInfo, args: argparse.Namespace) -> Non
         one = routed(study, routing)
         if why := why_not_here(one.spec.server, info) or why_no_experts(one, info):
             raise UserError(f"{study.path}: {why}")
-    if args.together > 1 and "kv_cache_memory_bytes" not in study.spec.server.flags:
+    fixed = info.device != "cuda" or "kv_cache_memory_bytes" in study.spec.server.flags
+    if args.together > 1 and not fixed:
         raise UserError("--together: needs kv-cache-memory-bytes in server.flags; take 1 without")
 
 

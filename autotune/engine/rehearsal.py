@@ -121,6 +121,12 @@ def why_not_routed(server: ServerSpec, info: VllmInfo) -> str | None:
             "rehearsal.routing: needs a plugin of vLLM that autotune does not bring into "
             "containers; start vLLM without one, or leave routing out"
         )
+    if info.device == "cpu" and server.flags.get("enforce_eager") is not True:
+        # there the router is traced into the model's graph, which ends at vLLM's own log line
+        return (
+            "rehearsal.routing: on a CPU vLLM cannot compile a model whose tokens it routes as it "
+            "is told; set enforce-eager: true in server.flags, or leave routing out"
+        )
     return None
 
 

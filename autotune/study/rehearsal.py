@@ -38,9 +38,11 @@ ROUTING_VARIABLE = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY"  # of vLLM
 _ROUTED = {
     UNIFORM: "experts are drawn evenly (one end of a band)",
     COLLAPSED: "every token has the same experts (one end of a band)",
-    BY_WEIGHTS: "and route tokens to experts by accident (one point of a band, whose ends "
-    "`routing` gives)",
 }
+_BY_ACCIDENT = (
+    " and route tokens to experts by accident (one point of a band; rehearsal.routing gives its "
+    "ends)"
+)
 DRAFT_LOAD = "draft_load_config"  # of the draft, where it is not loaded as the target
 # Keys of a config.json: experts of a layer, and of a token.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -313,8 +315,10 @@ def weights_text(*, target: bool, draft: bool) -> str:
 
 def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: bool) -> str:
     words = [weights_text(target=target, draft=draft)]
-    if how.routing != BY_WEIGHTS or (target and _is_mixture_shape(spec.server.model)):
+    if how.routing != BY_WEIGHTS:
         words.append(_ROUTED[how.routing])
+    elif target and _is_mixture_shape(spec.server.model):
+        words[0] += _BY_ACCIDENT
     accepted = how.acceptance
     if spec.server.speculative is None or most == 0:
         pass
