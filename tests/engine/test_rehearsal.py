@@ -213,6 +213,26 @@ def test_even_routing_touches_as_many_experts_as_independent_tokens(
     assert same.unique(dim=0).tolist() == [list(range(top_k))]
 
 
+def test_layers_of_a_gpu_copy_rows_of_one_table() -> None:
+    """The device is torch's `meta`, which has shapes and no numbers, as any but a CPU."""
+    torch = pytest.importorskip("torch")
+    routing = plugin().Routing(collapsed=False)
+
+    def routed(tokens: int) -> Any:
+        hidden, logits = (torch.empty(tokens, x, device="meta") for x in (64, 128))
+        return routing.route_tokens(hidden, logits, top_k=8, indices_type=torch.int32)
+
+    for tokens in (8192, 14, 1, 14):
+        weights, experts = routed(tokens)
+        assert (weights.shape, weights.dtype) == ((tokens, 8), torch.float32)
+        assert (experts.shape, experts.dtype) == ((tokens, 8), torch.int32)
+        assert experts.is_contiguous()
+        [table] = routing._tables.values()
+        assert table.shape == (1 << 14, 8)
+    assert routed(1 << 15)[1].shape == (1 << 15, 8)  # more than the table had
+    assert routed(14)[1].shape == (14, 8)
+
+
 def test_packed_integers_are_filled_from_the_seed() -> None:
     torch = pytest.importorskip("torch")
 
