@@ -138,12 +138,13 @@ class Routing:
             hidden_states: Tokens, ``[tokens, width]``.
             router_logits: What the router of the model says, ``[tokens, experts]``.
             top_k: Experts of each token.
-            indices_type: Type of the experts' numbers; None: int64.
+            indices_type: Type of the experts' numbers; None: int32.
         """
         import torch
 
         tokens, device = hidden_states.shape[0], hidden_states.device
-        dtype = torch.int64 if indices_type is None else indices_type
+        # as the routers themselves have it, and as kernels want it
+        dtype = torch.int32 if indices_type is None else indices_type
         weights = torch.full((tokens, top_k), 1 / top_k, dtype=torch.float32, device=device)
         wanted, how = router_logits.shape[-1], {"collapsed": self._collapsed, "device": device}
         if device.type == "cpu":  # traced into the model's own graph there, so nothing is kept
