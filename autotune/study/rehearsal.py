@@ -306,19 +306,25 @@ def played(spec: StudySpec) -> Played | None:
     return Played(target, draft, curves, how.seed, label, how.routing)
 
 
-def weights_text(*, target: bool, draft: bool) -> str:
-    """Return whose weights are random: ``the draft's weights are random``."""
+def weights_text(model: str, routing: str, *, target: bool, draft: bool) -> str:
+    """Return whose weights are random, and what routes tokens to experts that are not trained to.
+
+    Args:
+        model: Reference of the target.
+        routing: ``weights``, ``uniform``, or ``collapsed``.
+        target: Whether the target's weights are random.
+        draft: Whether the draft's are.
+    """
     whose = {(True, False): "the target's weights", (False, True): "the draft's weights"}
-    random = target or draft
-    return f"{whose.get((target, draft), 'weights')} are {'random' if random else 'real'}"
+    random = "random" if target or draft else "real"
+    said = f"{whose.get((target, draft), 'weights')} are {random}"
+    if routing != BY_WEIGHTS:
+        return f"{said}, {_ROUTED[routing]}"
+    return said + (_BY_ACCIDENT if target and _is_mixture_shape(model) else "")
 
 
 def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: bool) -> str:
-    words = [weights_text(target=target, draft=draft)]
-    if how.routing != BY_WEIGHTS:
-        words.append(_ROUTED[how.routing])
-    elif target and _is_mixture_shape(spec.server.model):
-        words[0] += _BY_ACCIDENT
+    words = [weights_text(spec.server.model, how.routing, target=target, draft=draft)]
     accepted = how.acceptance
     if spec.server.speculative is None or most == 0:
         pass
