@@ -16,8 +16,8 @@ it was told ends the benchmark.
 A speed-up is tok/s at n over tok/s at n = 0 of the same routing and round, with a 95 % interval
 (Student's t of the logarithms of the rounds' ratios, so two rounds at least). The band goes from
 the lowest to the highest of the routings. A step is the time between two tokens, times tokens a
-step. Launches are written as soon as their group has been measured; the same command goes on where
-it was interrupted, and `--most` ends it after so many launches.
+step. A launch is written as soon as it has been measured; the same command goes on where it was
+interrupted, and `--most` ends it after so many launches.
 """
 
 from __future__ import annotations
@@ -116,9 +116,8 @@ def group(
     study: LoadedStudy,
     todo: Sequence[Key],
     args: argparse.Namespace,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Start the servers of some launches together, measure each alone, and end them."""
-    rows = []
     with ExitStack() as ends:
         servers = []
         for _, n, routing in todo:
@@ -129,9 +128,7 @@ def group(
         for server, (i, n, routing) in zip(servers, todo, strict=True):
             found = figures(study, server, args)
             check_routed(server, routing)
-            rows.append({"round": i, "n": n, "routing": routing, **found})
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+            yield {"round": i, "n": n, "routing": routing, **found}
 
 
 def touched(experts: tuple[int, int], tokens: int, routing: str) -> float | None:
@@ -229,9 +226,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as ends:
         logs = args.out.parent / f"{args.out.stem}-logs"
         machines = {x: Machine(routed(study, x), info, logs / x, ends) for x in args.routing}
-        while todo:
-            launches += group(machines, study, todo[: args.together], args)
-            todo = todo[args.together :]
+        groups = (todo[i : i + args.together] for i in range(0, len(todo), args.together))
+        for row in (x for some in groups for x in group(machines, study, some, args)):
+            print(json.dumps(row), flush=True)
+            launches.append(row)
             rows = summary(launches, experts)
             found = {
                 "command": " ".join(["python", *sys.argv]),
