@@ -107,6 +107,7 @@ class Proposal:
             the point was drawn at random.
         settled: Whether the gain is too small and no challenge is left that does not wait for the
             outcome of a pending launch.
+        fills_gap: Whether this challenge is one in a gap.
     """
 
     point: Point
@@ -114,6 +115,7 @@ class Proposal:
     challenge: bool = False
     leaders: tuple[Point, ...] = ()
     settled: bool = False
+    fills_gap: bool = False
 
 
 def propose(
@@ -177,6 +179,7 @@ def propose(
     plain = beliefs(plain=True)
     asked = unseen(space, new, [*own, *seen])
     best_points = [points[i] for i in leading(found, measured)]
+    gap = bool(asked.any())
     if (alone := asked & compared(space, new, best_points)).any():
         asked = alone  # nothing but n differs from the best
     if not asked.any() and not pending:
@@ -193,7 +196,7 @@ def propose(
     # of the challenges the one with the best optimistic case, without prior knowledge
     hopes = (potential(plain, reference) * chances)[recommendable:]
     best = int(np.where(asked, hopes, -np.inf).argmax() if asked.any() else hopes.argmax())
-    return Proposal(new[best], gain, True, leaders, settled=not asked.any())
+    return Proposal(new[best], gain, True, leaders, settled=not asked.any(), fills_gap=gap)
 
 
 def optimistic(
