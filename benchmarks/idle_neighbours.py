@@ -58,31 +58,33 @@ class Machine:
 
     def started(self, point: Point, count: int, ends: ExitStack) -> list[Server]:
         """Healthy servers of a point that were started together; they end with ``ends``."""
-        servers = []
-        for _ in range(count):
-            launch_id = uuid.uuid4().hex
-            plan = plan_launch(
-                self.study.spec.server,
-                point,
-                self.info,
-                port=free_port(),
-                launch_id=launch_id,
-                resolve=model_resolver(self.study, self.info),
-            )
-            server = Server(
-                plan,
-                launch_id=launch_id,
-                log_path=self.logs / f"{launch_id[:8]}.log",
-                server=self.study.spec.server,
-                info=self.info,
-                warm=self.warm,
-            )
-            ends.callback(server.stop, last=False)  # others hold their memory meanwhile
-            servers.append(server)
-            server.start()
+        servers = [self.begun(point, ends) for _ in range(count)]
         for server in servers:
             server.wait_ready(lambda _seconds: None)
         return servers
+
+    def begun(self, point: Point, ends: ExitStack) -> Server:
+        """A server of a point that is starting; it ends with ``ends``."""
+        launch_id = uuid.uuid4().hex
+        plan = plan_launch(
+            self.study.spec.server,
+            point,
+            self.info,
+            port=free_port(),
+            launch_id=launch_id,
+            resolve=model_resolver(self.study, self.info),
+        )
+        server = Server(
+            plan,
+            launch_id=launch_id,
+            log_path=self.logs / f"{launch_id[:8]}.log",
+            server=self.study.spec.server,
+            info=self.info,
+            warm=self.warm,
+        )
+        ends.callback(server.stop, last=False)  # others hold their memory meanwhile
+        server.start()
+        return server
 
 
 def objectives(study: LoadedStudy) -> list[Objective]:

@@ -20,7 +20,7 @@ from autotune.engine.draft_notes import draft_notes
 from autotune.engine.flags import check_flags
 from autotune.engine.memory_fit import need_of, why_no_weights, why_too_large
 from autotune.engine.probe import UNKNOWN, VllmInfo, probe
-from autotune.engine.rehearsal import why_not_here
+from autotune.engine.rehearsal import why_no_experts, why_not_here
 from autotune.engine.rules import how_read, why_unread
 from autotune.errors import UserError
 from autotune.results.rehearsed import with_counted_acceptance
@@ -183,7 +183,8 @@ def _rehearsal(loaded: LoadedStudy, info: VllmInfo | None) -> Iterator[Check]:
     if not label or info is None:
         return
     try:
-        why = why_not_here(with_counted_acceptance(with_method(loaded)).spec.server, info)
+        counted = with_counted_acceptance(with_method(loaded))
+        why = why_not_here(counted.spec.server, info) or why_no_experts(counted, info)
     except UserError as e:
         why = str(e)
     yield Check("rehearsal", why is None, why or label)

@@ -16,13 +16,18 @@ from pathlib import Path
 from autotune.engine.feasibility import chosen_runner
 from autotune.engine.probe import VllmInfo
 from autotune.engine.rule import minor_of
+from autotune.study.checkpoints import config_of
 from autotune.study.containers import is_container
+from autotune.study.files import LoadedStudy
 from autotune.study.rehearsal import (
+    BY_WEIGHTS,
     DRAFT_LOAD,
     DUMMY,
     LENGTH,
     RATES,
+    ROUTING_VARIABLE,
     SYNTHETIC,
+    experts_in,
 )
 from autotune.study.schema import ServerSpec
 from autotune.study.space import DRAFT
@@ -38,6 +43,9 @@ _PATH = "PYTHONPATH"
 # those of the others have a load format of their own on model runner V2.
 _OWN_LOADERS = {"draft_model", "medusa"}
 _ON_V2 = (0, 31)
+# First version whose routers are known to ask the variable (read in 0.26 and 0.32).
+_ROUTED_SINCE = (0, 26)
+_OWN = "autotune_"  # how the plugin's strategies begin
 _FLAG = "--load-format"
 _DRAFT = "--speculative-config"
 
@@ -53,9 +61,14 @@ def rehearsing(server: ServerSpec, env: Mapping[str, str]) -> dict[str, str]:
     if how is None:
         return {}
     found = {LABEL_VARIABLE: how.label}
+    routed = how.routing != BY_WEIGHTS
+    if routed:
+        found[ROUTING_VARIABLE] = f"{_OWN}{how.routing}"
     if how.target or how.draft:
+        found[SEED_VARIABLE] = str(how.seed)
+    if how.target or how.draft or routed:
         path = [str(PLUGIN), *([env[_PATH]] if env.get(_PATH) else [])]
-        found |= {SEED_VARIABLE: str(how.seed), _PATH: os.pathsep.join(path)}
+        found[_PATH] = os.pathsep.join(path)
         if PLUGINS_VARIABLE in env:
             names = filter(None, (env[PLUGINS_VARIABLE], PLUGIN_NAME))
             found[PLUGINS_VARIABLE] = ",".join(names)
@@ -84,6 +97,64 @@ def why_not_here(server: ServerSpec, info: VllmInfo) -> str | None:
         return (
             "rehearsal.weights: dummy weights need a plugin of vLLM that autotune does not bring "
             "into containers; start vLLM without one"
+        )
+    return why_not_routed(server, info)
+
+
+def why_not_routed(server: ServerSpec, info: VllmInfo) -> str | None:
+    """Return why a vLLM cannot route tokens as a rehearsal says, key first; None: it can.
+
+    Args:
+        server: The study's server.
+        info: Its vLLM.
+    """
+    if server.played is None or server.played.routing == BY_WEIGHTS:
+        return None
+    minor = minor_of(info.version)
+    if minor is not None and minor < _ROUTED_SINCE:
+        return (
+            f"rehearsal.routing: vLLM {info.version} may not route tokens as it is told; take "
+            "0.26 or later, or leave routing out"
+        )
+    if is_container(server.command or ()):
+        return (
+            "rehearsal.routing: needs a plugin of vLLM that autotune does not bring into "
+            "containers; start vLLM without one, or leave routing out"
+        )
+    if info.device == "cpu" and server.flags.get("enforce_eager") is not True:
+        # there the router is traced into the model's graph, which ends at vLLM's own log line
+        return (
+            "rehearsal.routing: on a CPU vLLM cannot compile a model whose tokens it routes as it "
+            "is told; set enforce-eager: true in server.flags, or leave routing out"
+        )
+    return None
+
+
+def why_no_experts(loaded: LoadedStudy, info: VllmInfo) -> str | None:
+    """Return why a model cannot be routed as a rehearsal says, key first; None: it may.
+
+    A model that is not on this disk yet is vLLM's to judge.
+
+    Args:
+        loaded: The study.
+        info: Its vLLM.
+    """
+    server = loaded.spec.server
+    if server.played is None or server.played.routing == BY_WEIGHTS:
+        return None
+    config = config_of(server.model, loaded.base)
+    if config is None:
+        return None
+    if (experts_in(config) or (1, 1))[0] < 2:
+        return (
+            f"rehearsal.routing: {server.model} is no mixture of experts, so there is nothing to "
+            "route; leave routing out"
+        )
+    if info.device == "cpu" and config.get("quantization_config"):
+        # (0.32: fused_moe/experts/cpu_int4_moe.py)
+        return (
+            f"rehearsal.routing: on a CPU vLLM {info.version} routes quantized experts inside "
+            "their kernel; take a model without quantization, or leave routing out"
         )
     return None
 

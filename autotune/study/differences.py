@@ -37,6 +37,7 @@ from pydantic.fields import FieldInfo
 
 from autotune.study.files import LoadedStudy
 from autotune.study.keys import Affects, key_name
+from autotune.study.rehearsal import BY_WEIGHTS
 from autotune.study.schema import StudySpec
 
 # Keys that name a file; see the module docstring.
@@ -334,6 +335,8 @@ def fingerprint_of_0_1(spec: StudySpec, found: Mapping[str, str]) -> str:
             del load[key]
     if body["rehearsal"] is None:
         del body["rehearsal"]
+    elif body["rehearsal"]["routing"] == BY_WEIGHTS:  # all that the first rehearsals had
+        del body["rehearsal"]["routing"]
     if not body["server"]["arms"]:
         del body["server"]["arms"]
     if spec.workload.replay is not None:  # keys of 0.2 with their defaults

@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from autotune.study.arms import largest_n
 from autotune.study.keys import Model, Nothing, Result
 from autotune.study.secrets import argument_secret
+from autotune.study.shapes import config_of_shape, is_shape, why_no_shape
 from autotune.study.space import DRAFT, MOST_N, N, as_int
 from autotune.study.speculative import ADAPTIVE, FROM_TEXT, REJECTION, SCHEDULE
 
@@ -32,7 +33,20 @@ DUMMY = "dummy"
 SYNTHETIC = "synthetic"  # a value of REJECTION: drafts are accepted as often as is given
 RATES = "synthetic_acceptance_rates"
 LENGTH = "synthetic_acceptance_length"
+BY_WEIGHTS, UNIFORM, COLLAPSED = "weights", "uniform", "collapsed"  # who routes tokens to experts
+ROUTING_VARIABLE = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY"  # of vLLM
+_ROUTED = {
+    UNIFORM: "experts are drawn evenly (one end of a band)",
+    COLLAPSED: "every token has the same experts (one end of a band)",
+}
+_BY_ACCIDENT = (
+    " and route tokens to experts by accident (one point of a band; rehearsal.routing gives its "
+    "ends)"
+)
 DRAFT_LOAD = "draft_load_config"  # of the draft, where it is not loaded as the target
+# Keys of a config.json: experts of a layer, and of a token.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_USED = ("top_k_experts", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _DIGITS = 6  # of a rate in a command
 _SAY_ACCEPTANCE = "write it as rehearsal.acceptance, so that every table says so"
 
@@ -203,6 +217,12 @@ class RehearsalSpec(Model):
         description="of random packed integers (W4 and the like), which vLLM leaves as they lie in "
         "memory",
     )
+    routing: Result[Literal["weights", "uniform", "collapsed"]] = Field(
+        default="weights",
+        description="of a mixture of experts, which of them a token has: as the router's weights "
+        "have it, drawn evenly, or the same for every token; a figure of the first is one point "
+        "of a band, and of the others its ends",
+    )
 
     @model_validator(mode="after")
     def _something(self) -> RehearsalSpec:
@@ -227,6 +247,7 @@ class Played:
             empty: not read yet; None: drafts are really verified.
         seed: Of random packed integers.
         label: What of it is real and what is not, in one line.
+        routing: What routes tokens to experts: ``weights``, ``uniform``, or ``collapsed``.
     """
 
     target: bool
@@ -234,6 +255,7 @@ class Played:
     curves: tuple[tuple[float, ...], ...] | None
     seed: int
     label: str
+    routing: str = BY_WEIGHTS
 
     def rates_at(self, n: int) -> list[float] | None:
         """Return the acceptance by position of a draft of n; fewer than n: no more are known."""
@@ -280,18 +302,29 @@ def played(spec: StudySpec) -> Played | None:
     target, draft = how.dummy("target"), how.dummy("draft")
     if not _has_weights(spec):
         draft = target
-    return Played(target, draft, curves, how.seed, _label(spec, how, most, target, draft))
+    label = _label(spec, how, most, target, draft)
+    return Played(target, draft, curves, how.seed, label, how.routing)
 
 
-def weights_text(*, target: bool, draft: bool) -> str:
-    """Return whose weights are random: ``the draft's weights are random``."""
+def weights_text(model: str, routing: str, *, target: bool, draft: bool) -> str:
+    """Return whose weights are random, and what routes tokens to experts that are not trained to.
+
+    Args:
+        model: Reference of the target.
+        routing: ``weights``, ``uniform``, or ``collapsed``.
+        target: Whether the target's weights are random.
+        draft: Whether the draft's are.
+    """
     whose = {(True, False): "the target's weights", (False, True): "the draft's weights"}
-    random = target or draft
-    return f"{whose.get((target, draft), 'weights')} are {'random' if random else 'real'}"
+    random = "random" if target or draft else "real"
+    said = f"{whose.get((target, draft), 'weights')} are {random}"
+    if routing != BY_WEIGHTS:
+        return f"{said}, {_ROUTED[routing]}"
+    return said + (_BY_ACCIDENT if target and _is_mixture_shape(model) else "")
 
 
 def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: bool) -> str:
-    words = [weights_text(target=target, draft=draft)]
+    words = [weights_text(spec.server.model, how.routing, target=target, draft=draft)]
     accepted = how.acceptance
     if spec.server.speculative is None or most == 0:
         pass
@@ -305,6 +338,29 @@ def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: 
         words.append(f"acceptance was given{source}")
         words += [f"and is assumed beyond n = {known}"] if beyond else []
     return f"rehearsal: {', '.join(words)}, step times are real"
+
+
+def _is_mixture_shape(ref: str) -> bool:
+    """Return whether a model is a shape of the catalog that has experts."""
+    if not is_shape(ref) or why_no_shape(ref) is not None:
+        return False
+    return (experts_in(config_of_shape(ref)) or (1, 1))[0] > 1
+
+
+def experts_in(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return how many experts a layer has, and a token of them; None: it says of none.
+
+    Args:
+        config: A model's ``config.json``.
+    """
+    for body in (config, config.get("text_config")):
+        if not isinstance(body, Mapping):
+            continue
+        experts = next((n for k in _EXPERTS if (n := as_int(body.get(k)))), None)
+        used = next((n for k in _USED if (n := as_int(body.get(k)))), None)
+        if experts is not None:
+            return experts, used or 1
+    return None
 
 
 def _most_n(spec: StudySpec) -> int:
@@ -337,6 +393,8 @@ def _clashes(spec: StudySpec, how: RehearsalSpec) -> Iterator[str]:
             "workload.ignore_eos: must be true in a rehearsal, whose texts are random and would "
             "end anywhere"
         )
+    if how.routing != BY_WEIGHTS and ROUTING_VARIABLE in server.env:
+        yield f"server.env.{ROUTING_VARIABLE}: rehearsal.routing sets it; leave it out"
     places = {f"server.flags.{name}": name for name in server.flags}
     if (draft := server.speculative) is not None:
         places |= {f"server.speculative.{name}": f"{DRAFT}{name}" for name in draft.given()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.engine.probe import VllmInfo
-from autotune.engine.rehearsal import why_not_here
+from autotune.engine.rehearsal import why_no_experts, why_not_here
 from autotune.errors import UserError
 from autotune.results.rehearsed import with_counted_acceptance
 from autotune.storage.store import Store
@@ -21,7 +21,7 @@ def rehearsed(loaded: LoadedStudy, info: VllmInfo) -> LoadedStudy:
         UserError: its acceptance cannot be read, or this vLLM cannot rehearse it.
     """
     loaded = with_counted_acceptance(loaded)
-    if why := why_not_here(loaded.spec.server, info):
+    if why := why_not_here(loaded.spec.server, info) or why_no_experts(loaded, info):
         raise UserError(f"{loaded.path}: {why}")
     return loaded
 

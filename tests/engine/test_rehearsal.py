@@ -19,9 +19,11 @@ from autotune.engine.rehearsal import (
     LABEL_VARIABLE,
     PLUGIN,
     PLUGIN_NAME,
+    ROUTING_VARIABLE,
     SEED_VARIABLE,
     rehearsing,
     why_loaded_alike,
+    why_no_experts,
     why_not_here,
     why_not_rehearsed,
 )
@@ -29,9 +31,10 @@ from autotune.engine.rule import Known
 from autotune.engine.rules import why_infeasible
 from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, N
-from tests.study.test_rehearsal import DUMMY, SEVEN, spec_of
+from tests.study.test_rehearsal import DUMMY, SEVEN, loaded, spec_of
 
 BOTH = {"acceptance": SEVEN, **DUMMY, "seed": 5}
+BOXED = ["docker", "run", "--rm", "vllm/vllm-openai:v0.32.0"]
 VERSIONS = [f"0.{minor}.0" for minor in range(24, 34)]
 
 
@@ -144,6 +147,92 @@ def test_the_plugin_does_nothing_without_a_seed(monkeypatch: pytest.MonkeyPatch)
     assert plugin().SEED_VARIABLE == SEED_VARIABLE
 
 
+@pytest.mark.parametrize("routing", ["uniform", "collapsed"])
+def test_a_launch_routes_as_the_study_says(routing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    module = plugin()
+    spec = spec_of({"acceptance": SEVEN, "routing": routing})  # the weights may be real
+    p = plan(spec, 3)
+    assert p.env[ROUTING_VARIABLE] in (module.UNIFORM, module.COLLAPSED)
+    assert p.env[ROUTING_VARIABLE].endswith(routing)
+    assert p.env["PYTHONPATH"] == str(PLUGIN)
+    assert SEED_VARIABLE not in p.env
+    assert module.ROUTING_VARIABLE == ROUTING_VARIABLE
+    assert ROUTING_VARIABLE not in plan(spec_of(BOTH), 3).env
+    words = launched(p.argv, None)
+    assert words is not None
+    real = spec.without_rehearsal().server
+    assert "autotune" not in str(words.production(real, p.public_env, {}, lambda path: path))
+
+
+def test_where_tokens_cannot_be_routed() -> None:
+    def why(version: str, device: str = "cuda", **changes: object) -> str | None:
+        study = loaded({**DUMMY, "routing": "uniform"}, **changes)
+        info = info_of(version, device)
+        return why_not_here(study.spec.server, info) or why_no_experts(study, info)
+
+    shape = {"server__model": "shape:gemma-4-26b-a4b:w4a16"}
+    plain = {"server__model": "shape:gemma-4-26b-a4b:bf16"}
+    assert why("0.26.0", **shape) is None
+    eager = {"server__flags": {"enforce-eager": True}}
+    assert why("0.32.0", "cpu", **plain, **eager) is None
+    assert "set enforce-eager: true in server.flags" in (why("0.32.0", "cpu", **plain) or "")
+    assert why("0.32.0") is None  # a model that is not here yet
+    assert "0.25.1 may not route tokens as it is told" in (why("0.25.1", **shape) or "")
+    assert "on a CPU vLLM 0.32.0 routes quantized experts" in (
+        why("0.32.0", "cpu", **shape, **eager) or ""
+    )
+    dense = why("0.32.0", server__model="shape:qwen3-8b:bf16") or ""
+    assert dense == (
+        "rehearsal.routing: shape:qwen3-8b:bf16 is no mixture of experts, so there is nothing to "
+        "route; leave routing out"
+    )
+    study = loaded({"acceptance": SEVEN, "routing": "uniform"}, server__command=BOXED)
+    assert "rehearsal.routing: needs a plugin" in (
+        why_not_here(study.spec.server, info_of("0.32.0")) or ""
+    )
+    assert (
+        why_no_experts(loaded(DUMMY, server__model="shape:qwen3-8b:bf16"), info_of("0.32.0"))
+        is None
+    )
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(128, 8), (256, 8), (32, 4), (60, 4)])
+def test_even_routing_touches_as_many_experts_as_independent_tokens(
+    experts: int, top_k: int
+) -> None:
+    pytest.importorskip("torch")
+    even = plugin().experts_of(6400, experts, top_k, collapsed=False)
+    assert all(len(set(row)) == top_k for row in even[:200].tolist())
+    assert (int(even.min()), int(even.max())) == (0, experts - 1)
+    for tokens in (1, 14, 64):
+        found = [len(x.unique()) for x in even.split(tokens) if len(x) == tokens]
+        expected = experts * (1 - (1 - top_k / experts) ** tokens)
+        assert sum(found) / len(found) == pytest.approx(expected, rel=0.02)
+    same = plugin().experts_of(64, experts, top_k, collapsed=True)
+    assert same.unique(dim=0).tolist() == [list(range(top_k))]
+
+
+def test_layers_of_a_gpu_copy_rows_of_one_table() -> None:
+    """The device is torch's `meta`, which has shapes and no numbers, as any but a CPU."""
+    torch = pytest.importorskip("torch")
+    routing = plugin().Routing(collapsed=False)
+
+    def routed(tokens: int) -> Any:
+        hidden, logits = (torch.empty(tokens, x, device="meta") for x in (64, 128))
+        return routing.route_tokens(hidden, logits, top_k=8, indices_type=None)
+
+    for tokens in (8192, 14, 1, 14):
+        weights, experts = routed(tokens)
+        assert (weights.shape, weights.dtype) == ((tokens, 8), torch.float32)
+        assert (experts.shape, experts.dtype) == ((tokens, 8), torch.int32)
+        assert experts.is_contiguous()
+        [table] = routing._tables.values()
+        assert table.shape == (1 << 14, 8)
+    assert routed(1 << 15)[1].shape == (1 << 15, 8)  # more than the table had
+    assert routed(14)[1].shape == (14, 8)
+
+
 def test_packed_integers_are_filled_from_the_seed() -> None:
     torch = pytest.importorskip("torch")
 
@@ -213,7 +302,7 @@ def test_where_it_cannot_be_rehearsed() -> None:
     assert "rehearsal.acceptance: vLLM 0.32.0 has no synthetic" in (why_not_here(both, cpu) or "")
     assert why_not_here(dummy, cpu) is None
     assert why_not_here(both, gpu) is None
-    words = ["docker", "run", "--rm", "vllm/vllm-openai:v0.32.0"]
+    words = BOXED
     boxed = spec_of(DUMMY, server__command=words).server
     assert "rehearsal.weights: dummy weights need a plugin" in (why_not_here(boxed, gpu) or "")
     given = spec_of({"acceptance": SEVEN}, server__command=words).server

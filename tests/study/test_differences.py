@@ -191,6 +191,7 @@ CHANGES: dict[str, tuple[str, str, object]] = {
     "rehearsal.weights.target": ("one rate", "rehearsal.weights.target", "real"),
     "rehearsal.weights.draft": ("one rate", "rehearsal.weights.draft", "real"),
     "rehearsal.seed": ("one rate", "rehearsal.seed", 1),
+    "rehearsal.routing": ("one rate", "rehearsal.routing", "uniform"),
 }
 
 

@@ -16,6 +16,7 @@ from autotune.study.differences import (
     why_not_same,
 )
 from autotune.study.files import LoadedStudy, parse_study
+from autotune.study.rehearsal import experts_in
 from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, N
 
@@ -41,6 +42,8 @@ DUMMY = {"weights": "dummy"}
 # What 0.1 and 0.2 computed for this study.
 FINGERPRINT = "5dabd8025ae01aadece342423bf05351777df2b8884ab62b11d644439022d75d"
 FIRST_FINGERPRINT = "e4e2c097f387b31b180f382181db92d0e163397c23100c6efea14e462352bf47"
+# What was computed for it as a rehearsal, before it could say how tokens are routed.
+REHEARSED_FINGERPRINT = "070972965182b5b5d239d110edd0affed304352e6acc8e1bd906543f501da7f6"
 SEVEN = [0.75, 0.58, 0.46, 0.37, 0.3, 0.24, 0.19]
 
 
@@ -191,6 +194,13 @@ def test_whose_weights_are_random(weights: object, target: object, draft: object
             "adaptive verification goes by what the draft itself expects",
         ),
         ({"acceptance": SEVEN}, {"workload__ignore_eos": False}, "workload.ignore_eos"),
+        ({**DUMMY, "routing": "evenly"}, {}, "rehearsal.routing"),
+        ({"routing": "uniform"}, {}, "rehearses nothing"),
+        (
+            {**DUMMY, "routing": "uniform"},
+            {"server__env": {"VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "uniform_random"}},
+            "server.env.VLLM_MOE_ROUTING_SIMULATION_STRATEGY: rehearsal.routing sets it",
+        ),
         (
             {"acceptance": SEVEN},
             {"server__speculative": {"method": "ngram"}},
@@ -252,10 +262,57 @@ def test_what_does_not_go_together_is_one_line(
                 "are real"
             ),
         ),
+        (
+            {"acceptance": SEVEN, **DUMMY, "routing": "uniform"},
+            (
+                "weights are random, experts are drawn evenly (one end of a band), acceptance was "
+                "given, step times are real"
+            ),
+        ),
+        (
+            {"acceptance": SEVEN, **DUMMY, "routing": "collapsed"},
+            (
+                "weights are random, every token has the same experts (one end of a band), "
+                "acceptance was given, step times are real"
+            ),
+        ),
     ],
 )
 def test_what_is_real_is_said(rehearsal: object, words: str) -> None:
     assert spec_of(rehearsal).rehearsal_label == f"rehearsal: {words}"
+
+
+@pytest.mark.parametrize(("model", "is_one"), [("gemma-4-26b-a4b", True), ("qwen3-8b", False)])
+def test_a_mixture_of_experts_is_one_point_of_a_band(model: str, is_one: bool) -> None:
+    spec = spec_of(DUMMY, server__model=f"shape:{model}:bf16")
+    words = "and route tokens to experts by accident (one point of a band; rehearsal.routing"
+    assert (words in spec.rehearsal_label) is is_one
+    real = spec_of({"acceptance": SEVEN}, server__model=f"shape:{model}:bf16")
+    assert "band" not in real.rehearsal_label  # its own weights route its tokens
+
+
+@pytest.mark.parametrize(
+    ("config", "experts"),
+    [
+        ({"num_experts": 128, "top_k_experts": 8}, (128, 8)),
+        ({"text_config": {"num_local_experts": 32, "num_experts_per_tok": 4}}, (32, 4)),
+        ({"n_routed_experts": 256, "num_experts_per_tok": 8}, (256, 8)),
+        ({"num_experts": None, "text_config": None}, None),
+        ({"hidden_size": 8}, None),
+    ],
+)
+def test_experts_of_a_config(config: dict[str, Any], experts: tuple[int, int] | None) -> None:
+    assert experts_in(config) == experts
+
+
+def test_a_rehearsal_of_before_goes_on() -> None:
+    spec = spec_of({"acceptance": SEVEN, **DUMMY})
+    assert fingerprint_with(spec, {}) == REHEARSED_FINGERPRINT
+    by_weights = spec_of({"acceptance": SEVEN, **DUMMY, "routing": "weights"})
+    assert fingerprint_with(by_weights, {}) == REHEARSED_FINGERPRINT
+    uniform = spec_of({"acceptance": SEVEN, **DUMMY, "routing": "uniform"})
+    assert fingerprint_with(uniform, {}) != REHEARSED_FINGERPRINT
+    assert [d.key for d in differences(spec, uniform)] == ["rehearsal.routing"]
 
 
 def test_a_study_without_the_key_is_as_before() -> None:

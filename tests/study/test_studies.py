@@ -13,18 +13,22 @@ from autotune.engine.gpus import Gpu
 from autotune.engine.memory_fit import need_of, why_no_weights, why_too_large
 from autotune.engine.probe import UNKNOWN
 from autotune.engine.rules import why_infeasible
+from autotune.study.checkpoints import config_of
 from autotune.study.files import bundled_studies, load_study, studies_folder
+from autotune.study.model_size import kv_cache_of
 from autotune.study.space import MNBT, IntParam, N, Pow2Param
+from autotune.tuning.load_map_requests import part_sizes
 
 DEMO = ("demo-cpu", "demo-cpu-random")
 GEMMA = ("gemma-4-26b-rtx5090", "gemma-4-26b-rtx5090-sweep")
 ARMS = "demo-cpu-arms"
+LOAD = "gemma-4-26b-h200-load-rehearsal"
 REHEARSALS = ("gemma-4-26b-rehearsal", "gemma-4-26b-h200-rehearsal")
 H200 = ("smollm2-h200", "smollm2-h200-c8", "smollm2-h200-c32")
 
 
 def test_exactly_the_documented_studies_are_bundled() -> None:
-    assert set(bundled_studies()) == {*DEMO, ARMS, *GEMMA, *REHEARSALS, *H200}
+    assert set(bundled_studies()) == {*DEMO, ARMS, *GEMMA, *REHEARSALS, LOAD, *H200}
 
 
 @pytest.mark.parametrize("name", DEMO + GEMMA + REHEARSALS + H200)
@@ -138,7 +142,8 @@ def test_rehearsals_of_gemma(name: str) -> None:
     loaded = load_study(name)
     spec = loaded.spec
     assert spec.rehearsal_label == (
-        "rehearsal: weights are random, acceptance was given, step times are real"
+        "rehearsal: weights are random and route tokens to experts by accident (one point of a "
+        "band; rehearsal.routing gives its ends), acceptance was given, step times are real"
     )
     assert spec.workload == load_study(GEMMA[0]).spec.workload.model_copy(
         update={
@@ -162,6 +167,29 @@ def test_rehearsals_of_gemma(name: str) -> None:
         assert bad == []
     config = spec.server.draft_settings({N: 13})
     assert len(config["synthetic_acceptance_rates"]) == 13
+
+
+def test_the_rehearsal_under_load() -> None:
+    """Every n can launch with both MNBT, and the KV cache has room for all requests at once."""
+    loaded = load_study(LOAD)
+    spec = loaded.spec
+    gpu = Gpu("a GPU", 140 << 30, (9, 0))
+    info = replace(UNKNOWN, device="cuda", version="0.26.0", gpus=(gpu,))
+    assert why_too_large(loaded, info, None) is None
+    points = [*(spec.to_space().points() or ())]
+    assert len(points) == 8
+    known = known_for(loaded, info)
+    for version in ("0.26.0", "0.32.0"):
+        assert not [p for p in points if why_infeasible(spec.settings(p), version, known)]
+    kv = kv_cache_of(config_of(spec.server.model, loaded.base) or {})
+    length, places = spec.server.flags["max_model_len"], spec.server.flags["max_num_seqs"]
+    assert kv is not None
+    assert isinstance(length, int)
+    assert isinstance(places, int)
+    assert places * kv.of_request(length) < int(str(spec.server.flags["kv_cache_memory_bytes"]))
+    assert spec.workload.max_concurrency == places
+    sizes = [part_sizes(spec, load) for load in (1, 4, 16, 64)]
+    assert sizes == [(16, 16), (16, 16), (32, 64), (128, 256)]
 
 
 def test_demo_prompts_are_varied_and_end_with_the_user() -> None:
