@@ -25,6 +25,7 @@ from autotune.cli.options import (
     timeout_option,
     ways,
 )
+from autotune.cli.verify import end_by, verified_winner
 from autotune.errors import NothingUsable, UserError, in_short
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
@@ -70,6 +71,11 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     help="Copy the trials of an earlier study with the same server, machine and workload instead "
     "of launching them again. They do not count toward --trials. Can be repeated.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Then check that the winner writes what n = 0 writes; see `autotune verify`.",
+)
 @parallel_option
 @ray_option
 def run(
@@ -80,6 +86,7 @@ def run(
     timeout: float | None,
     until_converged: bool,
     reuse: tuple[str, ...],
+    verify: bool,
     parallel: int | None,
     ray: str | None,
 ) -> None:
@@ -99,6 +106,8 @@ def run(
     from autotune.study.files import load_study
     from autotune.tuning.reuse import Source
 
+    if verify and ray is not None:
+        raise click.UsageError("--verify launches on this host: leave it out with --ray")
     if study is None:
         study = "gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"
     loaded = load_study(study)
@@ -111,6 +120,7 @@ def run(
         timeout or budget.timeout_minutes,
         stop_below=None if until_converged else 0.0,
         reuse=[Source.parse(text) for text in reuse],
+        verify=verify,
         parallel=parallel,
         ray=ray,
     )
@@ -164,6 +174,7 @@ def _run(
     confirm: bool = False,
     stop_below: float | None = None,
     reuse: Sequence[Source] = (),
+    verify: bool = False,
     parallel: int | None = 1,
     ray: str | None = None,
 ) -> None:
@@ -189,10 +200,12 @@ def _run(
             slots=slots,
             cluster=cluster,
         )
+        found = verified_winner(ui, prepared, database) if verify else None
     if reason is not StopReason.DONE:
         how = "done" if reason is StopReason.CONVERGED else "stopped"
         ui.message(f"{how}: {reason}")
     _finish(ui, database, loaded.spec.name)
+    end_by(found)
 
 
 @contextmanager
