@@ -63,6 +63,7 @@ from autotune.stats.matched_sets import (
 from autotune.stats.measurement import Floats
 
 LEVEL = 0.02  # α
+DEFAULT_PROMPTS = 128
 POWER = 0.8
 MOST_UNSEEN = 0.01  # share of wrong tokens that a certificate must be able to find
 WRONG_GAP = 2.0  # g of a wrong token that :attr:`Judgement.detectable` speaks of, in nats
@@ -131,6 +132,7 @@ class Evidence:
         largest: Largest g or u of the tested server, in nats; 0 without tokens.
         null_largest: That of n = 0, over all its launches.
         worst: The largest values, each of another prompt, largest first, at most :data:`WORST`.
+        effect: What launches are taken to differ by; None: nothing (sampled).
         null_scores: Score of each answer of n = 0, by which a planted fault is looked for: largest
             g (greedy), or mean of u less the entropy (sampled); shape (prompts, launches).
     """
@@ -146,6 +148,7 @@ class Evidence:
     largest: float
     null_largest: float
     worst: tuple[Case, ...]
+    effect: LaunchEffect | None
     null_scores: Floats = field(repr=False, compare=False)
 
     @property
@@ -206,7 +209,7 @@ def compare_greedy(null: Sequence[Answer], tested: Sequence[Answer]) -> Evidence
             finite.
     """
     sets = _Sets.of(null, tested)
-    if any(np.any(a.values < 0) for a in sets.answers):
+    if np.any(sets.values < 0):
         raise ValueError("the log-probability of a written token is above that of the best one")
     counts = sets.each(lambda a: float(np.count_nonzero(a.values))).astype(np.int64)
     largest = sets.each(lambda a: float(a.values.max(initial=0.0)))
@@ -215,7 +218,7 @@ def compare_greedy(null: Sequence[Answer], tested: Sequence[Answer]) -> Evidence
         ("large differences", largest_p_value(largest, sets.reference, effect)),
         ("more differences", count_p_value(counts, sets.reference, effect)),
     )
-    return sets.evidence(tests, counts, largest[:, : sets.reference])
+    return sets.evidence(tests, counts, largest[:, : sets.reference], effect)
 
 
 def compare_sampled(null: Sequence[Answer], tested: Sequence[Answer]) -> Evidence:
@@ -234,14 +237,14 @@ def compare_sampled(null: Sequence[Answer], tested: Sequence[Answer]) -> Evidenc
         raise ValueError("some answers have entropies, and others have none")
     means = sets.each(_mean_excess)
     means = np.where(np.isnan(means), np.nanmean(means) if means.size else 0.0, means)
-    every = np.concatenate([a.values for a in sets.answers] or [np.zeros(0)])
+    every = sets.values
     unlikely = float(np.quantile(every, _UNLIKELY)) if every.size else 0.0
     counts = sets.each(lambda a: float(np.count_nonzero(a.values > unlikely))).astype(np.int64)
     tests = (
         ("likelihood", shift_p_value(means, sets.reference)),
         ("unlikely tokens", count_p_value(counts, sets.reference, None)),
     )
-    return sets.evidence(tests, counts, means[:, : sets.reference])
+    return sets.evidence(tests, counts, means[:, : sets.reference], None)
 
 
 def judge(
@@ -263,7 +266,7 @@ def judge(
     found = [e for e in (greedy, sampled) if e is not None]
     if not found:
         raise ValueError("there are no answers to judge")
-    tests = _holm([t for e in found for t in e.tests], level)
+    tests = find_faults([t for e in found for t in e.tests], level)
     each = level / len(tests)
     detectable = None if greedy is None else detectable_share(greedy, each)
     shift = None if sampled is None else detectable_mean(sampled, each)
@@ -315,7 +318,7 @@ def _fewest_found(greedy: Evidence, level: float, rng: np.random.Generator) -> i
     def found(k: int) -> bool:
         planted = own.copy()
         planted[order[:k], 0] = np.maximum(planted[order[:k], 0], WRONG_GAP)
-        return largest_p_value(np.hstack([null, planted]), reference, LaunchEffect()) <= level
+        return largest_p_value(np.hstack([null, planted]), reference, greedy.effect) <= level
 
     enough = 1
     while enough < prompts and not found(enough):
@@ -381,8 +384,13 @@ def _deviations(level: float, power: float) -> float:
     return quantiles.normal(1 - level / 2) + quantiles.normal(power)
 
 
-def _holm(tests: Sequence[tuple[str, float]], level: float) -> tuple[Tested, ...]:
-    """Return the tests with their outcome by Holm's procedure, in the order given."""
+def find_faults(tests: Sequence[tuple[str, float]], level: float) -> tuple[Tested, ...]:
+    """Return the tests with their outcome by Holm's procedure, in the order given.
+
+    Args:
+        tests: Name and p value of each.
+        level: α, of all together.
+    """
     order = sorted(range(len(tests)), key=lambda i: tests[i][1])
     fault, rejects = [False] * len(tests), True
     for rank, i in enumerate(order):
@@ -428,9 +436,9 @@ class _Sets:
             for a in answers:
                 if (key := (of_tested, a.launch, a.prompt)) in found:
                     raise ValueError(f"prompt {a.prompt} has two answers of launch {a.launch}")
-                if not np.all(np.isfinite(a.values)):
-                    raise ValueError(f"prompt {a.prompt} has a value that is not finite")
                 found[key] = a
+        if not np.all(np.isfinite(np.concatenate([a.values for a in found.values()]))):
+            raise ValueError("a token has a value that is not finite")
         launches = sorted({key[:2] for key in found})
         prompts = sorted({key[2] for key in found})
         complete = [p for p in prompts if all((*launch, p) in found for launch in launches)]
@@ -447,13 +455,22 @@ class _Sets:
         """All answers."""
         return [a for row in self.rows for a in row]
 
+    @property
+    def values(self) -> Floats:
+        """Values of all tokens of all answers."""
+        return np.concatenate([a.values for a in self.answers] or [np.zeros(0)])
+
     def each(self, measure: Callable[[Answer], float]) -> Floats:
         """Return a number of each answer; shape (prompts, launches), those of n = 0 first."""
         values = [[measure(a) for a in row] for row in self.rows]
         return np.array(values, dtype=np.float64).reshape(len(self.rows), self.launches)
 
     def evidence(
-        self, tests: tuple[tuple[str, float], ...], counts: Ints, null_scores: Floats
+        self,
+        tests: tuple[tuple[str, float], ...],
+        counts: Ints,
+        null_scores: Floats,
+        effect: LaunchEffect | None,
     ) -> Evidence:
         """Return what the answers say, given the tests and each answer's differences."""
         null = [a for row in self.rows for a in row[: self.reference]]
@@ -470,6 +487,7 @@ class _Sets:
             largest=_largest(tested),
             null_largest=_largest(null),
             worst=_worst(tested),
+            effect=effect,
             null_scores=null_scores,
         )
 

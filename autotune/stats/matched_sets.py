@@ -60,8 +60,7 @@ PRIOR_DEGREES = 8  # degrees of freedom that this assumption counts for
 MOST_STEPS = 1024  # of the distribution of S; finer scores are rounded
 _FEWEST_EVENTS = 5  # of a launch, below which it says nothing of τ
 # Tail probabilities of t at which ρ is taken
-_TAILS = (0.5, 0.3, 0.2, 0.12, 0.08, 0.05, 0.03, 0.02, 0.012, 0.008, 0.005, 0.003, 0.002, 0.001,
-          5e-4, 1e-4, 1e-5)  # fmt: skip
+_TAILS = (0.5, 0.3, 0.15, 0.07, 0.035, 0.017, 0.008, 0.004, 0.002, 0.001, 2e-4, 2e-5)
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def largest_p_value(largest: Floats, reference: int, effect: LaunchEffect | None
     upto = np.cumsum(share)
     rho = _ratios(largest, reference, effect)[:, None]
     weights = np.log((upto**rho - (upto - share).clip(0) ** rho) / share)
-    scores = whole_scores(-np.expm1(-largest))
+    scores = whole_scores((-np.expm1(-largest)) ** 3)
     return _integrated(_tails(scores, reference, weights[:, where.reshape(largest.shape)]))
 
 

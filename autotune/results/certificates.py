@@ -1,0 +1,192 @@
+"""Whether answers are the same with speculation: what `autotune verify` found, in words.
+
+A certificate belongs to one trial's point. A point that drafts and has none is *not verified*.
+Texts of answers are not part of a certificate: pages that are handed out have its numbers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from autotune.results.text import count, number, plain
+from autotune.storage.schema import CertificateRow
+from autotune.study.lossless import drafts, why_lossy
+from autotune.study.schema import StudySpec
+from autotune.study.space import Point
+
+
+class Verdict(StrEnum):
+    """What is known of the answers of a point."""
+
+    CERTIFIED = "certified"
+    FAULT = "not certified"
+    NOT_JUDGED = "not judged"
+    MISSING = "not verified"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known of the answers of a point.
+
+    Attributes:
+        verdict: The verdict.
+        why: Why it is not judged; empty for any other verdict.
+        number: Id of the verification; None: there is none.
+        judged_at: When it was judged; None: it was not.
+        vllm: Version of its vLLM; None: unknown.
+        judgement: Numbers behind the verdict (:func:`judgement_lines`); empty: there are none.
+    """
+
+    verdict: Verdict
+    why: str = ""
+    number: int | None = None
+    judged_at: datetime | None = None
+    vllm: str | None = None
+    judgement: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the point may be served without a word."""
+        return self.verdict is Verdict.CERTIFIED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data; ``judgement`` is null where nothing was judged."""
+        return {
+            "verdict": self.verdict.value,
+            "why": self.why or None,
+            "judged_at": None if self.judged_at is None else self.judged_at.isoformat(),
+            "vllm": self.vllm,
+            "judgement": dict(self.judgement) or None,
+        }
+
+
+def certificate_of(
+    rows: Sequence[CertificateRow], spec: StudySpec, trial: int, point: Point
+) -> Certificate | None:
+    """Return what is known of the answers of a trial; None: it drafts nothing, so all is said.
+
+    The latest verification at each temperature counts; a fault at one of them is the verdict.
+
+    Args:
+        rows: Verifications of the study, oldest first.
+        spec: The study.
+        trial: Number of the trial, the first one of its point.
+        point: Its point.
+    """
+    if (why := why_lossy(spec, point)) is not None and drafts(spec, point):
+        return Certificate(Verdict.NOT_JUDGED, why)
+    judged = {
+        x.setting.get("temperature"): certificate_from(x)
+        for x in rows
+        if x.trial == trial and x.verdict is not None
+    }
+    for verdict in (Verdict.FAULT, Verdict.CERTIFIED, Verdict.NOT_JUDGED):
+        found = [x for x in judged.values() if x.verdict is verdict]
+        if found:
+            return max(found, key=lambda x: x.number or 0)
+    return Certificate(Verdict.MISSING) if drafts(spec, point) else None
+
+
+def certificate_from(row: CertificateRow) -> Certificate:
+    """Return a verification that was judged.
+
+    A verdict of another version of autotune counts as not judged.
+    """
+    known = [v for v in Verdict if v.value == row.verdict]
+    judgement = row.judgement or {}
+    why = judgement.get("why") or ""
+    if not known:
+        why = f"by another version of autotune: {row.verdict}"
+    ended = None if row.ended_at is None else datetime.fromtimestamp(row.ended_at, UTC)
+    return Certificate(
+        known[0] if known else Verdict.NOT_JUDGED,
+        str(why),
+        row.id,
+        ended,
+        row.setting.get("vllm"),
+        judgement,
+    )
+
+
+def output_line(certificate: Certificate, trial: int) -> str:
+    """Return the verdict in one sentence, which begins with it.
+
+    Args:
+        certificate: What is known.
+        trial: Number of the trial.
+    """
+    verdict, of = certificate.verdict, certificate.judgement
+    if verdict is Verdict.MISSING:
+        return (
+            f"Output not verified: trial {trial}'s answers were never compared with those of n = 0 "
+            f"(autotune verify STUDY --trial {trial})."
+        )
+    if verdict is Verdict.NOT_JUDGED:
+        return f"Output not judged: {plain(certificate.why)}."
+    if verdict is Verdict.FAULT:
+        return (
+            f"OUTPUT NOT CERTIFIED: trial {trial} does not write what n = 0 writes: "
+            f"{plain(', '.join(map(str, of.get('found', ()))))}."
+        )
+    return (
+        f"Output certified: {judged_text(certificate)}, and the differences are within those of "
+        "n = 0 itself."
+    )
+
+
+def word_of(certificate: Certificate | None) -> str:
+    """Return the verdict for a cell of a table; empty: there is no judgement to show."""
+    if certificate is None or certificate.verdict in {Verdict.MISSING, Verdict.NOT_JUDGED}:
+        return ""
+    return (
+        certificate.verdict.value.upper() if certificate.verdict is Verdict.FAULT else "certified"
+    )
+
+
+def judged_text(certificate: Certificate) -> str:
+    """Return how much was judged: ``1920 tokens of 80 answers judged``."""
+    of = certificate.judgement
+    return f"{of.get('tokens', 0)} tokens of {count(int(of.get('prompts', 0)), 'answer')} judged"
+
+
+def judgement_lines(certificate: Certificate) -> Iterator[str]:
+    """Yield the numbers behind a verdict, a line each; none where nothing was judged.
+
+    Args:
+        certificate: Its ``judgement`` has what :mod:`autotune.tuning.verify_judgement` writes.
+    """
+    of = certificate.judgement
+    if not of:
+        return
+    greedy = bool(of.get("greedy"))
+    odd = "are not the likeliest one of n = 0" if greedy else "are unlikely under n = 0"
+    how = "greedy" if greedy else f"temperature {of.get('temperature')}"
+    yield f"{how}: {of.get('differences', 0)} of {of.get('tokens', 0)} tokens {odd}"
+    yield (
+        f"n = 0 itself, {count(int(of.get('null_launches', 0)), 'launch')}: "
+        f"{of.get('null_differences', 0)} of {of.get('null_tokens', 0)}"
+    )
+    if "same_answers" in of:
+        yield (
+            f"the same tokens from end to end: {of['same_answers']} of {of.get('prompts', 0)} "
+            f"answers; the two launches of n = 0: {of.get('null_same_answers')}"
+        )
+    for test in of.get("tests", ()):
+        yield f"{test['name']}: p = {number(test['p'])}"
+    for text in of.get("texts", ()):
+        if text["chosen"] or text["plain"]:
+            yield (
+                f"{text['fault']}: {text['chosen']} of {text['answers']}, n = 0 "
+                f"{text['plain']} of {text['plain_answers']}, p = {number(text['p'])}"
+            )
+    if (share := of.get("detectable")) is not None:
+        yield (
+            f"if {share:.2%} of the tokens were wrong, that would be found with "
+            f"{of['power']:.0%} probability"
+        )
+    for text in of.get("notes", ()):
+        yield str(text)
