@@ -133,8 +133,8 @@ def output_line(certificate: Certificate, trial: int) -> str:
             f"{plain(', '.join(map(str, of.get('found', ()))))}."
         )
     return (
-        f"Output certified: {judged_text(certificate)}, and the differences are within those of "
-        "n = 0 itself."
+        f"Output certified: {judged_text(certificate)}; they differ from n = 0 no more than n = 0 "
+        "does from itself."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from autotune.study.files import load_study
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
 from autotune.tuning.verify_judgement import judge_answers
-from tests.studies import write_study
+from tests.paths import ROOT
+from tests.studies import autotune, front, write_study
 
 
 def spec(tmp_path: Any, **changes: object) -> StudySpec:
@@ -102,6 +104,16 @@ def test_what_promises_no_equal_answers_is_not_judged(tmp_path: Any) -> None:
     found = certificate_of([], spec(tmp_path, server__flags=flags), 3, point)
     assert found is not None
     assert "random" in found.why
+
+
+def test_a_winner_that_nobody_verified_is_called_so(tmp_path: Path) -> None:
+    database = str(ROOT / "studies/results/smollm2-h200/autotune.db")
+    for words in (["best"], ["status"], ["export"], ["best", "--shell"]):
+        done = autotune(*words, "--db", database, cwd=tmp_path)
+        said = " ".join((done.stdout + done.stderr).replace("# ", "").split())
+        assert "Output not verified: trial 5's answers were never compared" in said, words
+    [row] = [x for x in front(tmp_path, "--db", database) if x["trial"] == 5]
+    assert row["output"]["verdict"] == "not verified"  # type: ignore[index]
 
 
 def test_n_0_needs_no_certificate(tmp_path: Any) -> None:
