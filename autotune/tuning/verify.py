@@ -178,7 +178,7 @@ class _Run:
         self._launch(launches)
         with self.progress.waiting("judging the answers"):
             verdict, judgement = judge_answers(self.answers, self.temperature, self._notes())
-        self.store.certificates.judge(row.id, verdict.value, judgement)
+        self.store.certificates.judge(row.id, verdict.value, judgement.model_dump(mode="json"))
         last = next(x for x in self.store.certificates.of_study(self.spec.name) if x.id == row.id)
         return Verification(certificate_from(last), self.answers, launched=True)
 
@@ -188,10 +188,6 @@ class _Run:
         Raises:
             UserError: it cannot be launched.
         """
-        if N not in self.chosen:
-            raise UserError(
-                f"{self.p.loaded.path}: space: has no {N}; verify compares a point with n = 0"
-            )
         point = canonical(self.spec.to_space(), {**self.chosen, N: 0})
         for what in (point, self.chosen):
             if (why := self.p.infeasible(what)) is not None:
