@@ -31,6 +31,7 @@ from autotune.errors import NothingUsable, UserError, in_short
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
     from autotune.results.load_map import LoadSweepView
+    from autotune.results.views import StudyView
     from autotune.serving.slots import Slot
     from autotune.storage.location import Database
     from autotune.storage.store import Store
@@ -218,7 +219,7 @@ def _on_slots(
     from autotune.tuning.slots import cluster_of, slots_of_host
 
     with ui:
-        prepared = prepare(with_kept_acceptance(loaded, database), ui)
+        prepared = prepare(with_kept_acceptance(loaded, database), ui, here=ray is None)
         say_trust(ui, loaded)
         with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
             slots = slots_of_host(prepared, parallel) if cluster is None else ()
@@ -229,8 +230,6 @@ def _on_slots(
 
 def _finish(ui: Ui, database: Database, name: str) -> None:
     """Write the plots and the dashboard's pages of a study, and print its summary."""
-    from autotune.output.dashboard import publish
-    from autotune.output.report import build
     from autotune.results.rehearsed import production_note
     from autotune.results.trials import study_view
     from autotune.storage.failures import database_errors
@@ -254,10 +253,18 @@ def _finish(ui: Ui, database: Database, name: str) -> None:
             with not_worth_a_run("plots not drawn", "draw them with `autotune pareto`"):
                 plots = draw(view, output_folder(database, name))
             with not_worth_a_run("dashboard not updated", "update it with `autotune dashboard`"):
-                publish(store, view, build(store, view))
+                update_dashboard(store, view)
         note = production_note(store.load_study(name)[0].spec)
         said = [*([note] if note else []), *said_of_all(store, view)]
         ui.summary(view, serving_command(store, name, trial), database, plots, said)
+
+
+def update_dashboard(store: Store, view: StudyView) -> None:
+    """Save a study's figures and notes where optuna-dashboard shows them."""
+    from autotune.output.dashboard import publish
+    from autotune.output.report import build
+
+    publish(store, view, build(store, view))
 
 
 @click.command("map")
