@@ -27,7 +27,7 @@ def test_killed_again_and_again_it_comes_to_the_exact_number(
     problems = [f"{o.fault}, {o.stage}: {p}" for o in outcomes for p in o.problems]
     assert not problems, "\n".join(problems)
     assert len(outcomes) == len(QUICK)
-    assert site.kept.forked() >= 3  # of one fork server: what the last run launched again
+    assert site.kept.forked() >= 2  # of one fork server: what the last run launched again
 
     baseline, drafted = trials(site.folder)
     assert baseline["params"]["num_speculative_tokens"] == 0  # type: ignore[index]
