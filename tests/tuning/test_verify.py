@@ -77,6 +77,10 @@ def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
     # the same command only shows it
     assert certificate(folder, "--trial", n)[1] == found
     assert query(folder, LAUNCHES) == [(3,)]
+    assert certificate(folder, "--trial", n, "--show") == (0, found)
+    none = autotune("verify", "double", "--trial", str(trial_of(folder, 0)), "--show", cwd=folder)
+    assert none.returncode == 1
+    assert "drafts nothing" in none.stderr
     for words in (["status"], ["best"]):
         assert "Output certified" in autotune(*words, cwd=folder).stdout
     assert "# Output certified" in autotune("export", "--trial", n, cwd=folder).stdout
