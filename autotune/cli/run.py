@@ -219,7 +219,7 @@ def _on_slots(
     from autotune.tuning.slots import cluster_of, slots_of_host
 
     with ui:
-        prepared = prepare(with_kept_acceptance(loaded, database), ui)
+        prepared = prepare(with_kept_acceptance(loaded, database), ui, here=ray is None)
         say_trust(ui, loaded)
         with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
             slots = slots_of_host(prepared, parallel) if cluster is None else ()

@@ -383,7 +383,7 @@ def prompts_needed(
         power: Probability with which the shift is found.
 
     >>> prompts_needed(0.1, 0.25)
-    126
+    125
     """
     reference, tested = launches
     variance = spread**2 * (1 / reference + 1 / tested)
