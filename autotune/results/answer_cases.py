@@ -29,14 +29,13 @@ def case_lines(
     base = {x.written.index: x for x in answers.get(AnswerRole.PLAIN, ())}
     names = f"trial {trial}", "n = 0"
     width = max(map(len, names))
-    for case in certificate.judgement.get("worst", ()):
-        prompt = case["prompt"]
+    of = certificate.judgement
+    for case in () if of is None else of.worst:
+        prompt = case.prompt
         if prompt not in chosen or prompt not in base:
             continue
-        what = "less likely than the best one by" if certificate.judgement["greedy"] else "of"
-        yield (
-            f"prompt {prompt}, token {case['position'] + 1}: {what} {number(case['value'])} nats"
-        )
+        what = "less likely than the best one by" if of is not None and of.greedy else "of"
+        yield (f"prompt {prompt}, token {case.position + 1}: {what} {number(case.value)} nats")
         texts = chosen[prompt].written.text, base[prompt].written.text
         for name, text in zip(names, beside(*texts), strict=True):
             yield f"  {name:<{width}}  {text}"

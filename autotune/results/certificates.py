@@ -6,12 +6,15 @@ Texts of answers are not part of a certificate: pages that are handed out have i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from pydantic import ValidationError
+
+from autotune.results.judged import Judged
 from autotune.results.text import count, number, plain
 from autotune.storage.schema import CertificateRow
 from autotune.study.lossless import drafts, why_lossy
@@ -38,7 +41,7 @@ class Certificate:
         number: Id of the verification; None: there is none.
         judged_at: When it was judged; None: it was not.
         vllm: Version of its vLLM; None: unknown.
-        judgement: Numbers behind the verdict (:func:`judgement_lines`); empty: there are none.
+        judgement: Numbers behind the verdict; None: there are none.
     """
 
     verdict: Verdict
@@ -46,7 +49,7 @@ class Certificate:
     number: int | None = None
     judged_at: datetime | None = None
     vllm: str | None = None
-    judgement: Mapping[str, Any] = field(default_factory=dict)
+    judgement: Judged | None = None
 
     @property
     def is_good(self) -> bool:
@@ -60,7 +63,7 @@ class Certificate:
             "why": self.why or None,
             "judged_at": None if self.judged_at is None else self.judged_at.isoformat(),
             "vllm": self.vllm,
-            "judgement": dict(self.judgement) or None,
+            "judgement": self.judgement and self.judgement.model_dump(),
         }
 
 
@@ -94,22 +97,20 @@ def certificate_of(
 def certificate_from(row: CertificateRow) -> Certificate:
     """Return a verification that was judged.
 
-    A verdict of another version of autotune counts as not judged.
+    What another version of autotune wrote, and cannot be read, counts as not judged.
     """
     known = [v for v in Verdict if v.value == row.verdict]
-    judgement = row.judgement or {}
-    why = judgement.get("why") or ""
-    if not known:
-        why = f"by another version of autotune: {row.verdict}"
     ended = None if row.ended_at is None else datetime.fromtimestamp(row.ended_at, UTC)
-    return Certificate(
-        known[0] if known else Verdict.NOT_JUDGED,
-        str(why),
-        row.id,
-        ended,
-        row.setting.get("vllm"),
-        judgement,
-    )
+    version = row.setting.get("vllm")
+    vllm = version if isinstance(version, str) else None
+    try:
+        judged = Judged.model_validate(row.judgement)
+    except ValidationError:
+        known = []
+    if not known:
+        why = "another version of autotune judged it; verify it again"
+        return Certificate(Verdict.NOT_JUDGED, why, row.id, ended, vllm)
+    return Certificate(known[0], judged.why or "", row.id, ended, vllm, judged)
 
 
 def output_line(certificate: Certificate, trial: int) -> str:
@@ -125,16 +126,16 @@ def output_line(certificate: Certificate, trial: int) -> str:
             f"Output not verified: trial {trial}'s answers were never compared with those of n = 0 "
             f"(autotune verify STUDY --trial {trial})."
         )
-    if verdict is Verdict.NOT_JUDGED:
+    if of is None or verdict is Verdict.NOT_JUDGED:
         return f"Output not judged: {plain(certificate.why)}."
     if verdict is Verdict.FAULT:
         return (
             f"OUTPUT NOT CERTIFIED: trial {trial} does not write what n = 0 writes: "
-            f"{plain(', '.join(map(str, of.get('found', ()))))}."
+            f"{plain(of.found_text)}."
         )
     return (
-        f"Output certified: {judged_text(certificate)}, and the differences are within those of "
-        "n = 0 itself."
+        f"Output certified: {judged_text(of)}; they differ from n = 0 no more than n = 0 does from "
+        "itself."
     )
 
 
@@ -142,51 +143,42 @@ def word_of(certificate: Certificate | None) -> str:
     """Return the verdict for a cell of a table; empty: there is no judgement to show."""
     if certificate is None or certificate.verdict in {Verdict.MISSING, Verdict.NOT_JUDGED}:
         return ""
-    return (
-        certificate.verdict.value.upper() if certificate.verdict is Verdict.FAULT else "certified"
-    )
+    word = certificate.verdict.value
+    return word.upper() if certificate.verdict is Verdict.FAULT else word
 
 
-def judged_text(certificate: Certificate) -> str:
+def judged_text(of: Judged) -> str:
     """Return how much was judged: ``1920 tokens of 80 answers judged``."""
-    of = certificate.judgement
-    return f"{of.get('tokens', 0)} tokens of {count(int(of.get('prompts', 0)), 'answer')} judged"
+    return f"{of.tokens} tokens of {count(of.prompts, 'answer')} judged"
 
 
 def judgement_lines(certificate: Certificate) -> Iterator[str]:
-    """Yield the numbers behind a verdict, a line each; none where nothing was judged.
-
-    Args:
-        certificate: Its ``judgement`` has what :mod:`autotune.tuning.verify_judgement` writes.
-    """
+    """Yield the numbers behind a verdict, a line each; none where nothing was judged."""
     of = certificate.judgement
-    if not of:
+    if of is None:
         return
-    greedy = bool(of.get("greedy"))
-    odd = "are not the likeliest one of n = 0" if greedy else "are unlikely under n = 0"
-    how = "greedy" if greedy else f"temperature {of.get('temperature')}"
-    yield f"{how}: {of.get('differences', 0)} of {of.get('tokens', 0)} tokens {odd}"
+    odd = "are not the likeliest one of n = 0" if of.greedy else "are unlikely under n = 0"
+    how = "greedy" if of.greedy else f"temperature {of.temperature:g}"
+    yield f"{how}: {of.differences} of {of.tokens} tokens {odd}"
     yield (
-        f"n = 0 itself, {count(int(of.get('null_launches', 0)), 'launch')}: "
-        f"{of.get('null_differences', 0)} of {of.get('null_tokens', 0)}"
+        f"n = 0 itself, {count(of.null_launches, 'launch')}: "
+        f"{of.null_differences} of {of.null_tokens}"
     )
-    if "same_answers" in of:
-        yield (
-            f"the same tokens from end to end: {of['same_answers']} of {of.get('prompts', 0)} "
-            f"answers; the two launches of n = 0: {of.get('null_same_answers')}"
-        )
-    for test in of.get("tests", ()):
-        yield f"{test['name']}: p = {number(test['p'])}"
-    for text in of.get("texts", ()):
-        if text["chosen"] or text["plain"]:
+    yield (
+        f"the same tokens from end to end: {of.same_answers} of {of.prompts} answers; the two "
+        f"launches of n = 0: {of.null_same_answers}"
+    )
+    for test in of.tests:
+        yield f"{plain(test.name)}: p = {number(test.p)}"
+    for text in of.texts:
+        if text.chosen or text.plain:
             yield (
-                f"{text['fault']}: {text['chosen']} of {text['answers']}, n = 0 "
-                f"{text['plain']} of {text['plain_answers']}, p = {number(text['p'])}"
+                f"{plain(text.fault)}: {text.chosen} of {text.answers}, n = 0 "
+                f"{text.plain} of {text.plain_answers}, p = {number(text.p)}"
             )
-    if (share := of.get("detectable")) is not None:
+    if of.detectable is not None:
         yield (
-            f"if {share:.2%} of the tokens were wrong, that would be found with "
-            f"{of['power']:.0%} probability"
+            f"if {of.detectable:.2%} of the tokens were wrong, that would be found with "
+            f"{of.power:.0%} probability"
         )
-    for text in of.get("notes", ()):
-        yield str(text)
+    yield from map(plain, of.notes)

@@ -30,6 +30,7 @@ from autotune.search.front import baseline_speedup
 from autotune.search.spending import STEPS, Dropped, Spending
 from autotune.serving.machine import machine_line
 from autotune.stats import SingleLaunch
+from autotune.stats.warmup import fewest
 from autotune.storage.records import Quality, attrs_of
 from autotune.storage.schema import CertificateRow
 from autotune.storage.store import Store
@@ -278,8 +279,9 @@ def quality_warnings(quality: Quality) -> tuple[str, ...]:
         found.append(f"throttled: {throttled_text(quality.running_peak, quality.running_asked)}")
     if disturbed := quality.disturbed:
         found.append(f"disturbed: {disturbed}")
-    if quality.steady is False:
-        found.append(f"not steady: {quality.warmup_requests} warm-up requests were too few")
+    sent = quality.warmup_requests or 0
+    if quality.steady is False and sent >= fewest(quality.running_asked or 1):  # fewer tell nothing
+        found.append(f"not steady: {sent} warm-up requests were too few")
     if held := quality.unanswered:
         found.append(
             f"slow warm-up: {held} of its requests ran until the last measured one had ended"

@@ -19,9 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from autotune.bench.answers import ask_answers, score_answers
 from autotune.bench.drafting import check_drafts
 from autotune.bench.server_metrics import ServerStats, difference, scrape
+from autotune.bench.workload import Request
 from autotune.bench.written import Scored, Written
 from autotune.errors import NothingUsable, TrialFailure, UserError
 from autotune.results.certificates import Certificate, Verdict, certificate_from
@@ -140,9 +143,9 @@ class _Run:
         self.chosen = self._of_trial(asked.trial)
         load = self.spec.workload
         self.temperature = 1.0 if asked.sampling and load.temperature == 0 else load.temperature
-        most = asked.prompts or len(prepared.workload.measured)
-        self.requests = prepared.workload.measured[:most]
-        self.arrivals = prepared.workload.arrivals[:most]
+        kept = distinct(prepared.workload.measured)[: asked.prompts]
+        self.requests = [prepared.workload.measured[i] for i in kept]
+        self.arrivals = [prepared.workload.arrivals[i] for i in kept]
         self.answers: dict[AnswerRole, list[KeptAnswer]] = {}
 
     def _of_trial(self, number: int) -> dict[str, Value]:
@@ -178,7 +181,7 @@ class _Run:
         self._launch(launches)
         with self.progress.waiting("judging the answers"):
             verdict, judgement = judge_answers(self.answers, self.temperature, self._notes())
-        self.store.certificates.judge(row.id, verdict.value, judgement)
+        self.store.certificates.judge(row.id, verdict.value, judgement.model_dump(mode="json"))
         last = next(x for x in self.store.certificates.of_study(self.spec.name) if x.id == row.id)
         return Verification(certificate_from(last), self.answers, launched=True)
 
@@ -188,10 +191,6 @@ class _Run:
         Raises:
             UserError: it cannot be launched.
         """
-        if N not in self.chosen:
-            raise UserError(
-                f"{self.p.loaded.path}: space: has no {N}; verify compares a point with n = 0"
-            )
         point = canonical(self.spec.to_space(), {**self.chosen, N: 0})
         for what in (point, self.chosen):
             if (why := self.p.infeasible(what)) is not None:
@@ -296,8 +295,7 @@ class _Run:
                     self.store.certificates.add_answers(row.id, live.launch_id, role, found)
             live.event("answered")
         if role is AnswerRole.SCORING:
-            for of in self._unscored():
-                self._score(live, row, of)
+            self._score(live, row)
             live.event("scored")
         live.clock.mark("measured")
 
@@ -325,22 +323,34 @@ class _Run:
             self.stats = stats
         return found
 
-    def _score(self, live: LiveServer, row: CertificateRow, of: AnswerRole) -> None:
-        answers = self.answers[of]
-        self._stage(AnswerRole.SCORING, f"scoring what {_WORDS[of]} wrote")
-        done = self._counting(len(answers))
+    def _score(self, live: LiveServer, row: CertificateRow) -> None:
+        """Score every answer that is not scored yet; equal answers to a prompt once.
+
+        Greedy answers are mostly equal, and the prompt is what takes the time.
+        """
+        known: dict[tuple[tuple[int, ...], tuple[int, ...]], Scored] = {}
+        left: dict[tuple[tuple[int, ...], tuple[int, ...]], Written] = {}
+        for x in (x for of in self.answers.values() for x in of):
+            key = x.written.prompt_ids, x.written.token_ids
+            if x.scored is not None:
+                known[key] = x.scored
+            left.setdefault(key, x.written)
+        left = {key: x for key, x in left.items() if key not in known}
+        self._stage(AnswerRole.SCORING, "scoring")
+        done = self._counting(len(left))
         scores = score_answers(
-            live.server,
-            self.spec.workload,
-            [x.written for x in answers],
-            lambda _i, scored: done(scored),
+            live.server, self.spec.workload, [*left.values()], lambda _i, scored: done(scored)
         )
-        both = zip(answers, scores, strict=True)
-        self.answers[of] = [dataclasses.replace(x, scored=s) for x, s in both]
-        if self.asked.keep:
-            by_index = {x.written.index: s for x, s in zip(answers, scores, strict=True)}
-            with held_back():
-                self.store.certificates.add_scores(row.id, of, by_index)
+        known |= zip(left, scores, strict=True)
+        for of in self._unscored():
+            self.answers[of] = [
+                dataclasses.replace(x, scored=known[x.written.prompt_ids, x.written.token_ids])
+                for x in self.answers[of]
+            ]
+            by_index = {x.written.index: x.scored for x in self.answers[of] if x.scored}
+            if self.asked.keep:
+                with held_back():
+                    self.store.certificates.add_scores(row.id, of, by_index)
 
     def _counting(self, total: int) -> Callable[[Written | Scored], None]:
         """Return what tells the progress after each answer."""
@@ -364,6 +374,17 @@ class _Run:
         launches = self.store.launches.of_trial(self.spec.name, self.asked.trial)
         known = [x.stats for x in launches if x.stats is not None]
         return odd_lines(check_acceptance(now, _counts(known[-1]) if known else None))
+
+
+def distinct(requests: Sequence[Request]) -> list[int]:
+    """Return the positions of requests whose prompt no earlier one has.
+
+    A prompt is the unit of every test (:mod:`autotune.stats.losslessness`); a load may repeat it.
+    """
+    first: dict[bytes, int] = {}
+    for i, x in enumerate(requests):
+        first.setdefault(orjson.dumps([x.prompt, x.messages, x.tools]), i)
+    return list(first.values())
 
 
 def _first_of(points: Sequence[Point]) -> Callable[[int], Sequence[Point]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from autotune.results.certificates import Verdict
+from autotune.results.judged import Judged, TextTest, TokenTest, WorstCase
 from autotune.results.text import number
 from autotune.stats import losslessness
 from autotune.stats.acceptance_check import Odd, Oddity
@@ -38,8 +38,8 @@ _VERDICTS = {
 
 def judge_answers(
     answers: Answers, temperature: float, notes: Sequence[str] = ()
-) -> tuple[Verdict, dict[str, Any]]:
-    """Return the verdict on a point's answers, and the numbers behind it as plain data.
+) -> tuple[Verdict, Judged]:
+    """Return the verdict on a point's answers, and the numbers behind it.
 
     Args:
         answers: Of all three launches, each scored.
@@ -65,33 +65,32 @@ def judge_answers(
     texts = compare_faults(faults[0], faults[1:])
     found = [t.name for t in judged.tests if t.fault] + [x.fault.value for x in texts if x.found]
     verdict = Verdict.FAULT if found else _VERDICTS[judged.verdict]
-    return verdict, {
-        "why": _why(judged, evidence) if verdict is Verdict.NOT_JUDGED else None,
-        "temperature": temperature,
-        "greedy": greedy,
-        "found": found,
-        "level": judged.level,
-        "text_level": TEXT_LEVEL,
-        "prompts": evidence.prompts,
-        "tokens": evidence.tokens,
-        "differences": evidence.differences,
-        "null_launches": evidence.launches[0],
-        "null_tokens": evidence.null_tokens,
-        "null_differences": evidence.null_differences,
-        "largest": evidence.largest,
-        "null_largest": evidence.null_largest,
-        "tests": [{"name": t.name, "p": t.p_value, "fault": t.fault} for t in judged.tests],
-        "texts": [{**asdict(x), "fault": x.fault.value, "found": x.found} for x in texts],
-        "worst": [
-            {"prompt": c.prompt, "position": c.position, "value": c.value} for c in evidence.worst
-        ],
-        "same_answers": _same(answers, AnswerRole.CHOSEN, AnswerRole.PLAIN),
-        "null_same_answers": _same(answers, *_PLAIN),
-        "detectable": judged.detectable,
-        "detectable_shift": judged.detectable_shift,
-        "power": losslessness.POWER,
-        "notes": list(notes),
-    }
+    return verdict, Judged(
+        why=_why(judged, evidence) if verdict is Verdict.NOT_JUDGED else None,
+        temperature=temperature,
+        found=tuple(found),
+        level=judged.level,
+        text_level=TEXT_LEVEL,
+        prompts=evidence.prompts,
+        tokens=evidence.tokens,
+        differences=evidence.differences,
+        null_launches=evidence.launches[0],
+        null_tokens=evidence.null_tokens,
+        null_differences=evidence.null_differences,
+        largest=evidence.largest,
+        null_largest=evidence.null_largest,
+        tests=tuple(TokenTest(name=t.name, p=t.p_value, fault=t.fault) for t in judged.tests),
+        texts=tuple(TextTest(**asdict(x), found=x.found) for x in texts),
+        worst=tuple(
+            WorstCase(prompt=c.prompt, position=c.position, value=c.value) for c in evidence.worst
+        ),
+        same_answers=_same(answers, AnswerRole.CHOSEN, AnswerRole.PLAIN),
+        null_same_answers=_same(answers, *_PLAIN),
+        detectable=judged.detectable,
+        detectable_shift=judged.detectable_shift,
+        power=losslessness.POWER,
+        notes=tuple(notes),
+    )
 
 
 def _scored(

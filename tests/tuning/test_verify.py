@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from autotune.bench.workload import Request
 from autotune.output.report import build, markdown
 from autotune.results.trials import study_view
 from autotune.storage.certificates import AnswerRole
 from autotune.storage.store import opened
 from autotune.tuning import verify as verifying
+from autotune.tuning.verify import distinct
 from tests.studies import autotune, processes_of, query, trials, write_study
 
 pytestmark = pytest.mark.double
@@ -31,7 +33,7 @@ def write_turns(folder: Path, *launches: dict[str, str]) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a study of n = 0 and n = 5 that was run."""
     found = tmp_path_factory.mktemp("verify")
-    write_turns(found)
+    write_turns(found, {"DOUBLE_SPEED": "4"})  # n = 0, so that n = 5 wins however busy it is here
     write_study(
         found,
         space={
@@ -43,8 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         workload__num_prompts=60,
         workload__output_len=24,
     )
-    done = autotune("run", "double.yaml", "--trials", "2", cwd=found)
+    done = autotune("run", "double.yaml", "--trials", "2", "--verify", cwd=found)
     assert done.returncode == 0, done.stderr
+    assert "Output certified" in done.stdout
     return found
 
 
@@ -61,8 +64,6 @@ def certificate(folder: Path, *words: str) -> tuple[int, dict[str, Any]]:
 
 def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
     n = str(trial_of(folder, 5))
-    shown = autotune("export", "--trial", n, cwd=folder).stdout
-    assert "# Careful: Output not verified" in shown
     code, found = certificate(folder, "--trial", n)
     assert (code, found["verdict"]) == (0, "certified")
     judged = found["judgement"]
@@ -78,8 +79,8 @@ def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
     # the same command only shows it
     assert certificate(folder, "--trial", n)[1] == found
     assert query(folder, LAUNCHES) == [(3,)]
-    for words in (["status"], ["best", "--objective", "throughput"]):
-        assert "ertified" in autotune(*words, cwd=folder).stdout
+    for words in (["status"], ["best"]):
+        assert "Output certified" in autotune(*words, cwd=folder).stdout
     assert "# Output certified" in autotune("export", "--trial", n, cwd=folder).stdout
     [row] = [t for t in trials(folder) if t["trial"] == int(n)]
     assert row["output"]["verdict"] == "certified"  # type: ignore[index]
@@ -115,8 +116,7 @@ def test_wrong_tokens_are_found(folder: Path) -> None:
     with opened(folder / "autotune.db") as store:
         view = study_view(store, "double")
         page = markdown(build(store, view))
-    if (best := view.best()) is not None and best.number == int(n):
-        assert "Is the output still the same?" in page
+    assert "Is the output still the same?" in page
     assert not re.search(r"w\d{3}", page)  # no words of an answer
 
 
@@ -126,7 +126,7 @@ def test_a_sampled_answer_is_judged_and_loops_are_found(folder: Path) -> None:
     code, found = certificate(folder, "--trial", n, "--sampling")
     assert code == 3
     assert "loops" in found["judgement"]["found"]
-    assert (found["judgement"]["temperature"], found["judgement"]["greedy"]) == (1.0, False)
+    assert found["judgement"]["temperature"] == 1.0
 
 
 def test_an_interrupted_verification_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,3 +162,15 @@ def test_what_cannot_be_verified(folder: Path) -> None:
         done = autotune("verify", *words, cwd=folder)
         assert done.returncode == 2
         assert told in done.stderr
+
+
+def test_a_prompt_that_a_load_repeats_counts_once() -> None:
+    chats = [[{"role": "user", "content": text}] for text in ("a", "b", "a")]
+    requests = [Request(i, None, chat) for i, chat in enumerate(chats)]
+    other = Request(3, None, chats[0], tools=[{"type": "function"}])
+    assert distinct([*requests, other, Request(4, [1, 2], None), Request(5, [1, 2], None)]) == [
+        0,
+        1,
+        3,
+        4,
+    ]

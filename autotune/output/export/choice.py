@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autotune.errors import UserError
-from autotune.results.certificates import Verdict
+from autotune.results.certificates import Verdict, output_line
 from autotune.results.text import count, plain, value_with_interval
 from autotune.results.views import StudyView, TrialView, verdict_lines
 
@@ -94,9 +94,8 @@ def refuse_fault(trial: TrialView) -> None:
     found = trial.certificate
     if found is not None and found.verdict is Verdict.FAULT:
         raise UserError(
-            f"trial {trial.number} is not certified: its answers differ from those of n = 0 "
-            f"({plain(', '.join(map(str, found.judgement.get('found', ()))))}). Export another one "
-            "with --trial, or this one with --uncertified"
+            f"{output_line(found, trial.number)} Export another trial with --trial, or this one "
+            "with --uncertified"
         )
 
 

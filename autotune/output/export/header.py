@@ -49,6 +49,10 @@ def about(
     if t.certificate is not None:
         careful = "" if t.certificate.is_good else "Careful: "
         yield f"{careful}{output_line(t.certificate, t.number)}"
+        if t.certificate.vllm is not None and version is not None:
+            known = t.certificate.vllm
+            if version.partition("+")[0] != known:
+                yield f"That was with vLLM {plain(known)}, and this file is for vLLM {version}."
     yield _speedup(view, choice)
     yield _measured(view, spec, measured)
     if version != measured:

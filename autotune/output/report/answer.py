@@ -110,7 +110,8 @@ def _output(t: TrialView) -> Iterator[Fact]:
     """Yield whether its answers are those of n = 0; no text of an answer is in a report."""
     if t.certificate is not None:
         found = t.certificate
-        notes = [plain(judged_text(found))] if found.judgement else ["nothing was compared"]
+        of = found.judgement
+        notes = ["nothing was compared" if of is None else judged_text(of)]
         yield Fact("Output", found.verdict.value, tuple(notes))
 
 
@@ -119,8 +120,8 @@ def output(s: Source) -> Iterator[Block]:
     found = None if s.best is None else s.best.certificate
     if s.best is None or found is None:
         return
-    yield Paragraph(plain(output_line(found, s.best.number)))
-    if lines := [plain(upper(x)) for x in judgement_lines(found)]:
+    yield Paragraph(output_line(found, s.best.number))
+    if lines := [upper(x) for x in judgement_lines(found)]:
         yield Points(tuple(lines))
     if found.verdict is Verdict.FAULT:
         yield Paragraph(
