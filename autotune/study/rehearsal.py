@@ -40,10 +40,7 @@ _ROUTED = {
     UNIFORM: "experts are drawn evenly (one end of a band)",
     COLLAPSED: "every token has the same experts (one end of a band)",
 }
-_BY_ACCIDENT = (
-    " and route tokens to experts by accident (one point of a band; rehearsal.routing gives its "
-    "ends)"
-)
+_BY_ACCIDENT = ", and so is routing to experts (one point of a band)"
 _LOAD_DUMMY = ("--load-format", DUMMY)  # words of a command
 DRAFT_LOAD = "draft_load_config"  # of the draft, where it is not loaded as the target
 # Keys of a config.json: experts of a layer, and of a token.
