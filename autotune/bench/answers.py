@@ -12,6 +12,7 @@ their text, and returns the log-probability of each token, and of the likeliest 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -251,6 +252,10 @@ def _scored(found: dict[str, Any], ids: Sequence[int], first: int) -> Scored:
             known = {k: float(x["logprob"]) for k, x in row.items()}
             own.append(known[str(token)])
             best.append(max(known.values()))
+        if not all(map(math.isfinite, (*own, *best))):
+            raise MeasureError(
+                FailureKind.REQUESTS, "the server finds log-probabilities that are not finite"
+            )
         return Scored(tuple(own), tuple(best))
     except (AttributeError, LookupError, TypeError, ValueError):
         raise _not_openai() from None

@@ -39,6 +39,7 @@ from autotune.storage.store import Store
 from autotune.study.lossless import why_lossy
 from autotune.study.schema import ServerSpec
 from autotune.study.space import MNBT, N, Point, Value, as_int, canonical
+from autotune.study.speculative import ADAPTIVE, SCHEDULE
 from autotune.tuning.launcher import Launcher, LiveServer
 from autotune.tuning.ledger import StoredLedger
 from autotune.tuning.lost_hosts import close_lost
@@ -369,7 +370,8 @@ class _Run:
     def _notes(self) -> list[str]:
         """Return what the acceptance says of the drafts; it decides nothing."""
         now = None if self.stats is None else _counts(dataclasses.asdict(self.stats))
-        if now is None:
+        keys = self.spec.server.draft_settings(self.chosen)
+        if now is None or keys.get(SCHEDULE) or keys.get(ADAPTIVE):  # drafts of several lengths
             return []
         launches = self.store.launches.of_trial(self.spec.name, self.asked.trial)
         known = [x.stats for x in launches if x.stats is not None]
