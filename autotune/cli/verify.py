@@ -9,7 +9,7 @@ import click
 
 from autotune.cli.common import best_trial, say_trust
 from autotune.cli.options import database_option
-from autotune.errors import NothingUsable
+from autotune.errors import NothingUsable, UserError
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
@@ -188,7 +188,7 @@ def verified_winner(ui: Ui, prepared: Prepared, database: Database) -> Verificat
         return None
     try:
         return verified(ui, loaded, database, best, prepared=prepared)
-    except NothingUsable as e:  # the study has its results
+    except (NothingUsable, UserError) as e:  # the study has its results
         ui.message(f"not verified: {e}")
         return None
 
@@ -203,15 +203,17 @@ def end_by(found: Verification | None) -> None:
 
 def say(found: Verification, trial: TrialView) -> None:
     """Print the verdict, the numbers behind it, and the worst cases side by side."""
+    from autotune.cli.console import Ui
     from autotune.results.answer_cases import case_lines
     from autotune.results.certificates import Verdict, judgement_lines, output_line
 
-    click.echo(output_line(found.certificate, trial.number))
+    ui = Ui()
+    ui.prose(output_line(found.certificate, trial.number))
     for line in judgement_lines(found.certificate):
-        click.echo(f"  {line}")
+        ui.prose(line, indent="  ")
     if found.certificate.verdict is Verdict.FAULT:
         for line in case_lines(found.certificate, found.answers, trial.number):
-            click.echo(f"  {line}")
+            ui.prose(line, indent="  ")
 
 
 def end(found: Verification, name: str) -> None:

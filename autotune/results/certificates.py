@@ -184,4 +184,9 @@ def judgement_lines(certificate: Certificate) -> Iterator[str]:
             f"if {of.detectable:.2%} of the tokens were wrong, that would be found with "
             f"{of.power:.0%} probability"
         )
+    if of.detectable_shift is not None:
+        yield (
+            f"if the mean log-probability of a token were off by {number(of.detectable_shift)} "
+            f"nats, that would be found with {of.power:.0%} probability"
+        )
     yield from map(plain, of.notes)

@@ -145,6 +145,12 @@ class _Run:
         load = self.spec.workload
         self.temperature = 1.0 if asked.sampling and load.temperature == 0 else load.temperature
         kept = distinct(prepared.workload.measured)[: asked.prompts]
+        if not kept:
+            raise UserError(
+                f"{prepared.loaded.path}: all prompts have images or other parts that are no "
+                "text, and verify scores token ids, which do not have them; give a study with "
+                "prompts of text"
+            )
         self.requests = [prepared.workload.measured[i] for i in kept]
         self.arrivals = [prepared.workload.arrivals[i] for i in kept]
         self.answers: dict[AnswerRole, list[KeptAnswer]] = {}
@@ -379,14 +385,23 @@ class _Run:
 
 
 def distinct(requests: Sequence[Request]) -> list[int]:
-    """Return the positions of requests whose prompt no earlier one has.
+    """Return the positions of requests of text whose prompt no earlier one has.
 
     A prompt is the unit of every test (:mod:`autotune.stats.losslessness`); a load may repeat it.
+    Answers to images, sounds and videos cannot be scored: their token ids do not have them.
     """
     first: dict[bytes, int] = {}
     for i, x in enumerate(requests):
-        first.setdefault(orjson.dumps([x.prompt, x.messages, x.tools]), i)
+        if is_text(x):
+            first.setdefault(orjson.dumps([x.prompt, x.messages, x.tools]), i)
     return list(first.values())
+
+
+def is_text(request: Request) -> bool:
+    """Return whether all parts of a request's messages are texts."""
+    contents = [x.get("content") for x in request.messages or ()]
+    parts = [part for found in contents if isinstance(found, list) for part in found]
+    return all(isinstance(x, str) or (isinstance(x, dict) and "text" in x) for x in parts)
 
 
 def _first_of(points: Sequence[Point]) -> Callable[[int], Sequence[Point]]:
