@@ -277,7 +277,7 @@ class SweepRun(Generic[V]):
         if self.launcher.untested is not None:
             self.progress.message(self.launcher.untested)
         notes = (
-            slot_notes(self.p.spec, self._slots) if self.cluster is None else self.cluster.notes()
+            slot_notes(self._slots) if self.cluster is None else self.cluster.notes()
         )
         for note in notes:
             self.progress.message(note)
