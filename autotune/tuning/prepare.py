@@ -211,7 +211,8 @@ def check_ahead(prepared: Prepared) -> None:
 
     A server that profiles the GPU's memory takes for its own what others take meanwhile, and each
     wants its ``gpu_memory_utilization`` free when it starts, also with a KV cache of fixed size
-    (vllm/v1/worker/utils.py:request_memory, gpu_worker.py:determine_available_memory). Each slot has GPUs of its own, so it is the same there.
+    (vllm/v1/worker/utils.py:request_memory, gpu_worker.py:determine_available_memory).
+    Each slot has GPUs of its own, so the same holds there.
 
     Raises:
         UserError: they would not start.
