@@ -325,7 +325,7 @@ def tune(
     listener = _Listener(on_trial, on_event)
     with _quiet_optuna(), _outside_of_loops():
         try:
-            prepared = prepare(with_kept_acceptance(study.loaded, path), listener)
+            prepared = prepare(with_kept_acceptance(study.loaded, path), listener, here=ray is None)
             with cluster_of(prepared, ray, slots, listener.message, path) as cluster:
                 reason = str(
                     run_study(

@@ -223,10 +223,13 @@ def cells() -> Iterator[Cell]:
     usual = (DEFAULT_PROMPTS, 64)
     for name, ties in NULLS.items():
         yield greedy(name, ties, Fault(), *usual, True)
-    yield greedy("other load", NULLS["ties"], Fault(times=1.25, larger=1.1), *usual, True)
+    yield greedy("ties, other load", NULLS["ties"], Fault(times=1.25, larger=1.1), *usual, True)
     for size in (SHORT, LONG):
-        for name in ("ties", "launches ± 0.2"):
+        for name in ("ties", "coarse", "launches ± 0.2"):
             yield greedy(name, NULLS[name], Fault(), *size, True)
+    for name in ("ties", "coarse"):
+        off = Fault(times=1.25, larger=1.1)
+        yield greedy(f"{name}, other load", NULLS[name], off, *LONG, True)
     for name in ("identical", "ties", "coarse", "repeated", "heavy tails", "launches ± 0.2"):
         ties = NULLS[name]
         for wrong in (0.01, 0.003, 0.001):

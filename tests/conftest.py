@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterator
 from unittest import mock
 
@@ -16,7 +17,7 @@ from tests.surroundings import cheap_surroundings
 # Markers of tests that are not quick.
 SLOW = {"real", "double", "browser", "vllm", "slow"}
 # Groups, or what their names begin with, in the order in which they run.
-REAL, FAST, ORPHANS, BROWSER, DOUBLE = GROUPS = ("real", "fast", "orphans", "browser", "double")
+REAL, ORPHANS, DOUBLE, BROWSER, FAST = GROUPS = ("real", "orphans", "double", "browser", "fast")
 
 
 # Neither the time that an example takes, 200 ms by default, nor luck decides about a test.
@@ -35,11 +36,14 @@ def pytest_configure() -> None:
 @pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups, and pytest the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     """Mark the quick tests; put all in order, and in groups, which pytest-xdist does not split."""
+    weights: Counter[str] = Counter()
     for item in items:
-        if not _marks(item) & SLOW:
+        if _marks(item) & SLOW:
+            weights[_group(item)] += 1
+        else:
             item.add_marker(pytest.mark.quick)
         item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=_turn)
+    items.sort(key=lambda item: _turn(_group(item), weights))
     yield
 
 
@@ -47,12 +51,17 @@ def _marks(item: pytest.Item) -> set[str]:
     return {mark.name for mark in item.iter_markers()}
 
 
-def _turn(item: pytest.Item) -> int:
-    """Return when a test runs: the longest groups first, for one worker would be left with them.
+def _turn(group: str, weights: Counter[str]) -> tuple[int, int, str]:
+    """Return when a group runs: the longest first, for one worker would be left with them.
 
-    Real servers keep one worker busy for minutes, so the other ones run the fast tests meanwhile.
+    Real servers keep one worker busy for minutes, and what waits for orphans another one. The many
+    short groups come last: then all workers end at the same time.
+
+    Args:
+        group: Name of the group.
+        weights: Number of tests that are not quick, by group.
     """
-    return GROUPS.index(_group(item).partition("-")[0])
+    return GROUPS.index(group.partition("-")[0]), -weights[group], group
 
 
 def _group(item: pytest.Item) -> str:

@@ -25,6 +25,7 @@ Environment:
     DOUBLE_STUBBORN    1: this process ignores SIGTERM
     DOUBLE_TURNS       a file with a JSON object of these settings in each line: every launch takes
                        the first line away, so that launches of one study can differ
+    DOUBLE_WRONG, DOUBLE_LOOPS  what it writes, where token ids are asked for: double_tokens.py
     DOUBLE_FAIL        what goes wrong, see below
     DOUBLE_FAIL_IF     only for some launches: `num_speculative_tokens>=8`, `max_num_seqs==4`, …
     DOUBLE_FAIL_ONCE   a file: fail only while it is missing, and make it (a transient failure)
@@ -94,6 +95,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--max-num-seqs", type=int, default=128)
     p.add_argument("--per-request-spec-decode-metrics", default="none")
     p.add_argument("--max-num-active-seqs", type=int)
+    p.add_argument("--max-model-len", type=int)
     return p.parse_known_args()[0]
 
 
@@ -335,6 +337,7 @@ class Api:
                 await reply(writer, 200, {"version": version})
             case ("GET", "/v1/models"):
                 card = {"id": name, "object": "model", "owned_by": OWNER, "root": self.args.model}
+                card |= {"max_model_len": self.args.max_model_len or 4096}
                 await reply(writer, 200, {"object": "list", "data": [card]})
             case ("GET", "/metrics") if self.fail != "no_metrics":
                 text = self.engine.metrics(self.name, self.fail).encode()
@@ -381,12 +384,39 @@ class Api:
             else:
                 while await running.queue.get():
                     pass
-                text = "tok " * running.produced
-                choice = {"message": {"role": "assistant", "content": text}} if chat else {}
-                body = self.chunk(chat, text, "length", whole=choice or None)
+                body = self.whole(request, source, raw, running, limit, chat=chat)
                 await reply(writer, 200, body | {"usage": usage(running)})
         finally:
             self.engine.drop(running)
+
+    def whole(
+        self,
+        request: dict[str, Any],
+        source: object,
+        raw: bytes,
+        running: Running,
+        limit: int,
+        *,
+        chat: bool,
+    ) -> dict[str, Any]:
+        """The body of an answer that is no stream."""
+        text, reason, more = "tok " * running.produced, "length", {}
+        if request.get("return_token_ids") or request.get("prompt_logprobs"):
+            from double_tokens import prompt_ids, score, write  # a script of this folder
+
+            ids = prompt_ids(source, raw)
+            if request.get("prompt_logprobs"):
+                more["prompt_logprobs"] = score(ids)
+            if request.get("return_token_ids"):
+                drafts, ended = self.engine.n > 0, running.produced < limit
+                out = write(ids, running.produced, request, ENV, drafts=drafts, ended=ended)
+                text, reason = " ".join(f"w{x}" for x in out), "stop" if ended else "length"
+                more |= {"token_ids": out} if chat else {"token_ids": out, "prompt_token_ids": ids}
+        choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        body = self.chunk(chat, text, reason, whole=choice | more)
+        if chat and request.get("return_token_ids"):
+            body["prompt_token_ids"] = ids
+        return body
 
     async def stream(
         self,

@@ -17,6 +17,7 @@ from unittest import mock
 import alembic.util
 
 from autotune.bench import client, interference
+from autotune.cli import run
 from autotune.serving import server
 from autotune.tuning import launcher
 
@@ -32,8 +33,9 @@ def cheap_surroundings() -> Iterator[None]:
     - The client does not collect all garbage before each phase: 0.1 to 0.2 s with everything
       loaded. It still freezes the collector.
     - Alembic executes each file of revisions once, not two or three times for each database.
-
     - A server of the double is up in a fraction of a second, so /health is asked 20 times a second.
+    - At the end of a run, the dashboard's figures are not drawn: half of what a short run over the
+      double takes. :func:`updated_dashboard` draws them after all.
 
     And a server's port is none that the kernel, or another worker's test, gives to somebody else
     before the server listens there: the launch would be tried once more.
@@ -45,6 +47,7 @@ def cheap_surroundings() -> Iterator[None]:
         mock.patch.object(alembic.util, "load_python_file", _load_once),
         mock.patch.object(launcher, "free_port", _port_of_worker),
         mock.patch.object(server, "_POLL_S", 0.05),
+        mock.patch.object(run, "update_dashboard"),
     ):
         yield
 
@@ -72,6 +75,14 @@ _kernel_seconds = interference.kernel_seconds
 def timed_idle_baseline() -> AbstractContextManager[object]:
     """Let the interference check time its computation after all."""
     return mock.patch.object(interference, "kernel_seconds", _kernel_seconds)
+
+
+_update_dashboard = run.update_dashboard
+
+
+def updated_dashboard() -> AbstractContextManager[object]:
+    """Let a run update the dashboard at its end after all."""
+    return mock.patch.object(run, "update_dashboard", _update_dashboard)
 
 
 _load = alembic.util.load_python_file

@@ -1,32 +1,35 @@
-"""One real vLLM server with the demo pair: what it is sent, and that it dies with its owner."""
+"""One real vLLM server behind a wrapper: what it is sent, what it tells, and how it ends."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 import httpx
+import psutil
 import pytest
 
+from autotune.bench.client import run_phase
 from autotune.bench.sample import Sample
 from autotune.bench.sending import send
-from autotune.bench.workload import Workload, build_workload
-from autotune.engine.command import free_port
-from autotune.engine.probe import VllmInfo, probe
+from autotune.bench.server_metrics import difference, scrape
+from autotune.bench.workload import Request, Workload, build_workload
+from autotune.engine.command import LaunchPlan
+from autotune.engine.probe import probe
 from autotune.errors import MeasureError
-from autotune.serving.process_tree import processes_of
+from autotune.serving.process_tree import port_is_free, processes_of
 from autotune.serving.server import Server
+from autotune.study.programs import API_SERVER
 from autotune.study.workload import WorkloadSpec
-from tests.paths import ROOT
-from tests.studies import PATIENCE_S, wait_until
-from tests.test_real_server import SERVER, demo_server
+from tests.studies import PATIENCE_S
+from tests.test_real_server import SERVER, demo_server, shared_memory
 
 pytestmark = pytest.mark.real
 
@@ -58,55 +61,40 @@ CONVERSATIONS = [
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant"}
 
 
-OWNER = """
-import sys, time
-from pathlib import Path
-from autotune.engine.probe import probe
-from tests.test_real_server import SERVER, demo_server
-server = demo_server(Path(sys.argv[1]), sys.argv[2], probe(SERVER), port=int(sys.argv[3]))
-server.start()
-server.wait_ready(lambda _: None)
-print("ready", flush=True)
-time.sleep(600)
-"""
+# It renices what it runs, and does not pass SIGTERM on.
+WRAPPER = ("nice", "-n", "5", "/bin/sh", "-c", '"$@"; true', "sh")
 
 
-class OwnedServer:
-    """A server that another process started, as far as requests are concerned."""
+class Wrapped(NamedTuple):
+    """A real server behind a wrapper, and the shared memory that was there before."""
 
-    def __init__(self, log: Path, info: VllmInfo) -> None:
-        self.launch_id, port = uuid.uuid4().hex, free_port()
-        self.plan = demo_server(log, self.launch_id, info, port=port).plan
-        self.owner = subprocess.Popen(
-            [sys.executable, "-c", OWNER, str(log), self.launch_id, str(port)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        assert self.owner.stdout is not None
-        said = self.owner.stdout.readline()
-        assert said == "ready\n", log.read_text()[-2000:]
+    server: Server
+    plan: LaunchPlan
+    before: set[str]
 
-    def died(self, _: float) -> bool:
-        return self.owner.poll() is not None
-
-    def command_lines(self) -> str:
-        return " ".join(" ".join(p.cmdline()) for p in processes_of(self.launch_id))
+    def command_lines(self) -> list[str]:
+        return [" ".join(p.cmdline()) for p in processes_of(self.server.launch_id)]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnedServer]:
-    """The server of all tests here; the last one kills its owner."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wrapped]:
+    """The server of all tests here; the last one stops it."""
     info = probe(SERVER)
     if info.device != "cpu":
         pytest.skip("the demo pair is for vLLM on a CPU")
-    started = OwnedServer(tmp_path_factory.mktemp("server") / "log", info)
-    yield started
-    started.owner.kill()
-    started.owner.communicate()
+    before, log = shared_memory(), tmp_path_factory.mktemp("server") / "log"
+    command = (*WRAPPER, sys.executable, "-m", API_SERVER)
+    spec = SERVER.model_copy(update={"command": command, "launch": "cold"})
+    started = demo_server(log, uuid.uuid4().hex, info, spec=spec)
+    try:
+        started.start()
+        assert started.wait_ready(lambda _: None) == info.version
+        yield Wrapped(started, started.plan, before)
+    finally:
+        started.stop()
 
 
-def tokens(server: OwnedServer, what: str | list[dict[str, str]], *, special: bool = True) -> int:
+def tokens(server: Wrapped, what: str | list[dict[str, str]], *, special: bool = True) -> int:
     """Of a text or a chat, by the server's own tokenizer and template."""
     asked = {"prompt": what} if isinstance(what, str) else {"messages": what}
     answer = httpx.post(
@@ -119,19 +107,16 @@ def tokens(server: OwnedServer, what: str | list[dict[str, str]], *, special: bo
     return int(answer.raise_for_status().json()["count"])
 
 
-def sent(
-    server: OwnedServer, spec: WorkloadSpec, folder: Path
-) -> tuple[Workload, tuple[Sample, ...]]:
+def sent(server: Wrapped, spec: WorkloadSpec, folder: Path) -> tuple[Workload, tuple[Sample, ...]]:
     """The requests, and what became of them."""
     work = build_workload(spec, folder)
-    return work, send(
-        cast(Server, server), spec, work.measured, work.arrivals, "measure", lambda _: None
-    )
+    return work, send(server.server, spec, work.measured, work.arrivals, "measure", lambda _: None)
 
 
-def test_it_answers_to_its_key_which_nobody_sees(server: OwnedServer) -> None:
-    assert "EngineCore" in server.command_lines()  # the launch id is in every process
-    assert server.plan.api_key not in server.command_lines()
+def test_it_answers_to_its_key_which_nobody_sees(server: Wrapped) -> None:
+    lines = " ".join(server.command_lines())
+    assert "EngineCore" in lines  # the launch id is in every process
+    assert server.plan.api_key not in lines
     ask = partial(
         httpx.post,
         f"{server.plan.base_url}/v1/chat/completions",
@@ -150,9 +135,7 @@ def test_it_answers_to_its_key_which_nobody_sees(server: OwnedServer) -> None:
 
 
 @pytest.mark.parametrize("turns", ["first", "all"])
-def test_conversations_are_sent_as_documented(
-    tmp_path: Path, server: OwnedServer, turns: str
-) -> None:
+def test_conversations_are_sent_as_documented(tmp_path: Path, server: Wrapped, turns: str) -> None:
     rows = [
         {"conversations": [{"from": who, "value": text} for who, text in spoken]}
         for spoken in CONVERSATIONS
@@ -187,7 +170,7 @@ def test_conversations_are_sent_as_documented(
     assert all(a.end <= b.start for a, b in pairwise(samples))
 
 
-def test_a_log_is_sent_at_its_times_with_its_lengths(tmp_path: Path, server: OwnedServer) -> None:
+def test_a_log_is_sent_at_its_times_with_its_lengths(tmp_path: Path, server: Wrapped) -> None:
     recorded = [  # seconds, what, tokens of the answer
         (0.0, "Once upon a time", 5),
         (0.5, [{"role": "user", "content": "Name three planets, please."}], 9),
@@ -233,9 +216,7 @@ def test_a_log_is_sent_at_its_times_with_its_lengths(tmp_path: Path, server: Own
     assert [(r.prompt, r.output_len) for r in work.warmup] == [(recorded[6][1], 4)]
 
 
-def test_what_has_no_room_is_said_with_the_server_s_reason(
-    tmp_path: Path, server: OwnedServer
-) -> None:
+def test_what_has_no_room_is_said_with_the_server_s_reason(tmp_path: Path, server: Wrapped) -> None:
     row = {"timestamp": 0, "prompt": "word " * 1100, "output_len": 4}
     (tmp_path / "log.jsonl").write_text(json.dumps(row))
     spec = WorkloadSpec.model_validate(
@@ -245,9 +226,43 @@ def test_what_has_no_room_is_said_with_the_server_s_reason(
         sent(server, spec, tmp_path)
 
 
-def test_nothing_outlives_a_killed_owner(server: OwnedServer) -> None:
-    assert "EngineCore" in server.command_lines()
-    server.owner.kill()
-    server.owner.wait()
-    # 10 s are promised where the machine is not busy with other tests
-    wait_until(lambda: not processes_of(server.launch_id))
+def test_drafts_are_told_over_both_apis(server: Wrapped) -> None:
+    """What the requests told must be what the server itself counted."""
+    load = WorkloadSpec.model_validate(
+        {"random": {"input_len": 8}, "output_len": 12, "num_prompts": 2, "max_concurrency": 2}
+    )
+    plan, chat = server.plan, [{"role": "user", "content": "Name the planets."}]
+    before = scrape(plan.base_url, plan.api_key)
+    done = asyncio.run(
+        run_phase(
+            plan.base_url,
+            plan.served_name,
+            [Request(0, list(range(300, 308)), None), Request(1, None, chat)],
+            [0.0, 0.0],
+            load,
+            api_key=plan.api_key,
+            phase="measure",
+            hang_timeout_s=PATIENCE_S,
+            on_done=lambda _: None,
+        )
+    )
+    counted = difference(before, scrape(plan.base_url, plan.api_key))
+    told = [s.drafts for s in done.samples]
+    assert [s.status for s in done.samples] == ["ok", "ok"]
+    assert None not in told
+    assert all(len(d.by_step) == d.steps for d in told if d)
+    assert sum(d.steps for d in told if d) == counted.drafts
+    assert sum(d.accepted for d in told if d) == counted.accepted_tokens
+    assert sum(d.drafted or 0 for d in told if d) == counted.draft_tokens
+
+
+def test_behind_a_wrapper_it_ends_itself(server: Wrapped) -> None:
+    """Nothing needs SIGKILL or stays in memory, although the shell does not pass SIGTERM on."""
+    own = [p for p in server.server.processes() if "supervisor.py" not in " ".join(p.cmdline())]
+    assert any("EngineCore" in line for line in server.command_lines())
+    assert {p.nice() for p in own} == {psutil.Process().nice() + 5}
+    report = server.server.stop()
+    assert report.killed == 0, server.server.log_tail()
+    assert server.command_lines() == []
+    assert port_is_free(server.plan.port)
+    assert shared_memory() <= server.before

@@ -41,12 +41,26 @@ def serving_command(store: Store, name: str, trial: TrialView) -> str:
     return shell_command(store, name, trial)
 
 
-def serving_note(store: Store, name: str, trial: TrialView) -> str | None:
-    """Return what to know of that command; None: nothing, and it was measured on this machine."""
+def serving_note(store: Store, name: str, trial: TrialView, *, alone: bool = False) -> str | None:
+    """Return what to know of that command; None: nothing, and it was measured on this machine.
+
+    Args:
+        store: The database of the study.
+        name: Name of the study.
+        trial: The trial that is served.
+        alone: Whether the command is printed without the verdict on its output.
+    """
     from autotune.output.export.served import served
+    from autotune.results.certificates import output_line
     from autotune.study.ways import LOSSY
 
-    notes = [f"{LOSSY}." if trial.lossy else "", served(store, name, trial).note or ""]
+    output = trial.certificate
+    unsure = output is not None and not output.is_good and not trial.lossy
+    notes = [
+        f"{LOSSY}." if trial.lossy else "",
+        output_line(output, trial.number) if output is not None and unsure and alone else "",
+        served(store, name, trial).note or "",
+    ]
     return " ".join(filter(None, notes)) or None
 
 

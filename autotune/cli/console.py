@@ -29,6 +29,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from autotune.results.certificates import Verdict, output_line
 from autotune.results.tables import Block, Cell, Line, Tone
 from autotune.results.tables import Table as TableOfValues
 from autotune.results.text import (
@@ -323,6 +324,7 @@ class Ui:
         if said:
             self.prose(" ".join(said))
             self._print("")
+        self._output(trial)
         if command is not None:
             self._print(f"To serve trial {trial.number} ({trial.setting}):")
             self._print("")
@@ -341,6 +343,19 @@ class Ui:
             self._print("")
             for line in dropped:
                 self.prose(upper(line))
+        if (best := view.best()) is not None and best.certificate is not None:
+            self._print("")
+            self._output(best)
+
+    def _output(self, trial: TrialView) -> None:
+        """Show whether a trial's answers are those of n = 0, and an empty line."""
+        if trial.certificate is not None:
+            verdict = trial.certificate.verdict
+            tone = {Verdict.CERTIFIED: Tone.GOOD, Verdict.FAULT: Tone.BAD}.get(
+                verdict, Tone.WARNING
+            )
+            text = output_line(trial.certificate, trial.number)
+            self.console.print(rendered([Line(text, tone), Line()]))
 
     def check(self, name: str, ok: bool | None, text: str) -> None:
         """Show one line of `autotune doctor`; ``ok`` is None for a remark that is no fault."""

@@ -46,6 +46,11 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     help="Port to listen on.",
 )
 @click.option("--vllm", "version", help="Target vLLM version. Default: the measured one.")
+@click.option(
+    "--uncertified",
+    is_flag=True,
+    help="Export a point although `autotune verify` found that its answers differ.",
+)
 def export(
     database: Database,
     study: str | None,
@@ -57,6 +62,7 @@ def export(
     host: str | None,
     port: int,
     version: str | None,
+    uncertified: bool,
 ) -> None:
     """Write the winner's configuration for production.
 
@@ -68,6 +74,7 @@ def export(
       autotune export --format compose --out compose.yaml
       autotune export --format kubernetes --objective p95_latency
     """
+    from autotune.output.export.choice import refuse_fault
     from autotune.output.export.endpoint import Endpoint
     from autotune.output.export.job import Format
     from autotune.output.export.write import export as text_of
@@ -80,6 +87,8 @@ def export(
     with opened(database) as store:
         view = study_view(store, store.pick_study(study))
         choice = _choice(view, trial, objective, balanced=balanced)
+        if not uncertified:
+            refuse_fault(choice.trial)
         text = text_of(
             store,
             view,

@@ -25,7 +25,8 @@ from autotune.storage.location import Database
 def ps(database: Database, as_json: bool, forget: str | None) -> None:
     """List autotune's running servers and their owners.
 
-    Launches on other hosts are those of the database.
+    Servers on this host are those of every database and command of this user; a database says
+    which trial is which. Launches on other hosts are those of the database.
 
     \b
     Examples:

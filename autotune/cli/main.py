@@ -1,7 +1,7 @@
 """The command line; every command is one call into the library.
 
 Exit codes: 0 done, 1 no usable result, 2 the user's mistake, 3 worse than the study that it is
-compared with, 130 interrupted.
+compared with, or answers that differ from those of n = 0, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from autotune.cli import deliver, host, run, shape, show
+from autotune.cli import deliver, host, run, shape, show, verify
 from autotune.cli.options import Group
 
 
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 for command in (
-    *(run.run, run.confirm, run.load_map, run.crosscheck),
+    *(run.run, run.confirm, verify.verify, run.load_map, run.crosscheck),
     *(show.status, show.best, show.compare, show.predict, show.explain),
     *(deliver.export, deliver.report, deliver.pareto, deliver.dashboard, deliver.copy),
     *(host.ps, host.reap, host.doctor, host.init, host.completion),

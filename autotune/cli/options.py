@@ -28,7 +28,7 @@ class Group(click.Group):
             click.echo(one_line(f"autotune: {e}"), err=True)
             ctx.exit(e.exit_code)
         except KeyboardInterrupt:
-            resumes = ctx.invoked_subcommand in {"run", "confirm", "map"}
+            resumes = ctx.invoked_subcommand in {"run", "confirm", "map", "verify"}
             more = "; run the same command again to resume" if resumes else ""
             click.echo(f"autotune: interrupted{more}", err=True)
             # CPython remembers an interrupt that left a string's code (dataclasses and SQLAlchemy

@@ -25,11 +25,13 @@ from autotune.cli.options import (
     timeout_option,
     ways,
 )
+from autotune.cli.verify import end_by, verified_winner
 from autotune.errors import NothingUsable, UserError, in_short
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
     from autotune.results.load_map import LoadSweepView
+    from autotune.results.views import StudyView
     from autotune.serving.slots import Slot
     from autotune.storage.location import Database
     from autotune.storage.store import Store
@@ -70,6 +72,11 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
     help="Copy the trials of an earlier study with the same server, machine and workload instead "
     "of launching them again. They do not count toward --trials. Can be repeated.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Then check that the winner writes what n = 0 writes; see `autotune verify`.",
+)
 @parallel_option
 @ray_option
 def run(
@@ -80,6 +87,7 @@ def run(
     timeout: float | None,
     until_converged: bool,
     reuse: tuple[str, ...],
+    verify: bool,
     parallel: int | None,
     ray: str | None,
 ) -> None:
@@ -99,6 +107,8 @@ def run(
     from autotune.study.files import load_study
     from autotune.tuning.reuse import Source
 
+    if verify and ray is not None:
+        raise click.UsageError("--verify launches on this host: leave it out with --ray")
     if study is None:
         study = "gemma-4-26b-rtx5090" if has_gpu() else "demo-cpu"
     loaded = load_study(study)
@@ -111,6 +121,7 @@ def run(
         timeout or budget.timeout_minutes,
         stop_below=None if until_converged else 0.0,
         reuse=[Source.parse(text) for text in reuse],
+        verify=verify,
         parallel=parallel,
         ray=ray,
     )
@@ -164,6 +175,7 @@ def _run(
     confirm: bool = False,
     stop_below: float | None = None,
     reuse: Sequence[Source] = (),
+    verify: bool = False,
     parallel: int | None = 1,
     ray: str | None = None,
 ) -> None:
@@ -189,10 +201,12 @@ def _run(
             slots=slots,
             cluster=cluster,
         )
+        found = verified_winner(ui, prepared, database) if verify else None
     if reason is not StopReason.DONE:
         how = "done" if reason is StopReason.CONVERGED else "stopped"
         ui.message(f"{how}: {reason}")
     _finish(ui, database, loaded.spec.name)
+    end_by(found)
 
 
 @contextmanager
@@ -205,7 +219,7 @@ def _on_slots(
     from autotune.tuning.slots import cluster_of, slots_of_host
 
     with ui:
-        prepared = prepare(with_kept_acceptance(loaded, database), ui)
+        prepared = prepare(with_kept_acceptance(loaded, database), ui, here=ray is None)
         say_trust(ui, loaded)
         with cluster_of(prepared, ray, parallel, ui.message, database) as cluster:
             slots = slots_of_host(prepared, parallel) if cluster is None else ()
@@ -216,8 +230,6 @@ def _on_slots(
 
 def _finish(ui: Ui, database: Database, name: str) -> None:
     """Write the plots and the dashboard's pages of a study, and print its summary."""
-    from autotune.output.dashboard import publish
-    from autotune.output.report import build
     from autotune.results.rehearsed import production_note
     from autotune.results.trials import study_view
     from autotune.storage.failures import database_errors
@@ -241,10 +253,18 @@ def _finish(ui: Ui, database: Database, name: str) -> None:
             with not_worth_a_run("plots not drawn", "draw them with `autotune pareto`"):
                 plots = draw(view, output_folder(database, name))
             with not_worth_a_run("dashboard not updated", "update it with `autotune dashboard`"):
-                publish(store, view, build(store, view))
+                update_dashboard(store, view)
         note = production_note(store.load_study(name)[0].spec)
         said = [*([note] if note else []), *said_of_all(store, view)]
         ui.summary(view, serving_command(store, name, trial), database, plots, said)
+
+
+def update_dashboard(store: Store, view: StudyView) -> None:
+    """Save a study's figures and notes where optuna-dashboard shows them."""
+    from autotune.output.dashboard import publish
+    from autotune.output.report import build
+
+    publish(store, view, build(store, view))
 
 
 @click.command("map")

@@ -135,7 +135,7 @@ def best(
             click.echo(json.dumps(front, indent=2))
         elif shell:
             click.echo(serving_command(store, view.name, trial))
-            if note := serving_note(store, view.name, trial):
+            if note := serving_note(store, view.name, trial, alone=True):
                 click.echo(f"autotune: {note}", err=True)
         else:
             ui = Ui()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from autotune.engine.probe import VllmInfo
@@ -23,6 +24,7 @@ from autotune.study.files import LoadedStudy
 from autotune.study.model_size import kv_cache_of, weight_bytes
 from autotune.study.rehearsal import DRAFT_LOAD, LOAD_FORMAT
 from autotune.study.schema import FlagValue, StudySpec
+from autotune.study.shape_tokenizer import why_another_tokenizer
 from autotune.study.space import DRAFT, FloatParam, N, as_int
 
 GIB = 1 << 30
@@ -80,7 +82,17 @@ def why_no_weights(loaded: LoadedStudy) -> str | None:
                 f"{key}: {ref} has no files of weights: add `rehearsal: {{weights: dummy}}`, which "
                 "fills it with random ones, or name a folder that has them"
             )
-    return None
+    return _why_other_tokenizer(loaded)
+
+
+def _why_other_tokenizer(loaded: LoadedStudy) -> str | None:
+    """Return why the tokenizer that is named for a model without weights is not its own."""
+    ref, given = loaded.spec.server.model, loaded.spec.server.flags.get("tokenizer")
+    words = as_int((config_of(ref, loaded.base) or {}).get("vocab_size"))
+    if not isinstance(given, str) or words is None or not has_no_weights(ref, loaded.base):
+        return None
+    why = why_another_tokenizer(Path(given).expanduser(), words)
+    return None if why is None else f"server.flags.tokenizer: {why}; name that of {ref}"
 
 
 def why_too_large(loaded: LoadedStudy, info: VllmInfo, memory: int | None) -> str | None:

@@ -379,6 +379,7 @@ def _attributes(view: StudyView, t: TrialView, healthy_s: float | None) -> _Attr
         "failure reason": plain(t.failure_reason or ""),
         "warnings": plain("; ".join(t.warnings)),
         "rehearsal": plain(view.rehearsal),
+        "output": None if t.certificate is None else t.certificate.verdict.value,
     }
     for o in view.objectives:
         name = objective_text(o)

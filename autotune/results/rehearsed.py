@@ -14,10 +14,9 @@ from autotune.storage.location import Database, is_url, parse_database, parse_na
 from autotune.storage.store import Store, is_there, opened
 from autotune.study.files import LoadedStudy
 from autotune.study.messages import refused
-from autotune.study.rehearsal import DUMMY, LOAD_FORMAT, SYNTHETIC
+from autotune.study.rehearsal import played_unsaid
 from autotune.study.schema import StudySpec
 from autotune.study.space import N, as_int
-from autotune.study.speculative import REJECTION
 
 _KEY = "rehearsal.acceptance.from"
 _DIGITS = 6  # of a rate
@@ -171,13 +170,10 @@ def production_note(spec: StudySpec) -> str | None:
 
 def _played_unsaid(spec: StudySpec) -> str | None:
     """Return that a study without `rehearsal` plays weights or acceptance; None: it does not."""
-    found = ["random weights (load-format)"] if spec.server.flags.get(LOAD_FORMAT) == DUMMY else []
-    if any(d.given().get(REJECTION) == SYNTHETIC for d in spec.server.drafts.values()):
-        found.append(f"a given acceptance ({REJECTION})")
-    if not found:
+    if not (found := played_unsaid(spec)):
         return None
     return (
-        f"This study sets {' and '.join(found)} itself, so its numbers are those of no real model, "
+        f"This study sets {found} itself, so its numbers are those of no real model, "
         "and the command has it, too: it must not serve anybody. Write it as `rehearsal`: then "
         "every table says so, and no command has it."
     )

@@ -38,6 +38,9 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
     - ``throttled``, ``running_peak``, ``running_asked``, ``truncated``, ``outdated``,
       ``recomputed``, ``warnings``, ``baseline``, ``front``, ``replicates``, ``confirms``,
       ``reused``: as in :class:`TrialView`.
+    - ``output``: null for a trial that drafts nothing or has no numbers, or ``verdict`` (certified,
+      not certified, not judged, not verified), ``why``, ``judged_at``, ``vllm`` and ``judgement``
+      (the numbers behind it) of :class:`autotune.results.certificates.Certificate`.
     - ``confirmed``: null, or ``launches``, ``values``, ``intervals``, ``speedup`` (value, low,
       high) and ``chosen`` (:func:`chosen_by`) of the confirmation.
     - ``slot``: null, or ``number``, ``count``, ``cores`` and ``gpus`` (UUIDs) of the slot that
@@ -87,6 +90,7 @@ def trial_row(view: StudyView, t: TrialView) -> dict[str, Any]:
             "chosen": chosen_by(view, t.number),
         },
         "slot": t.slot and dict(t.slot),
+        "output": None if t.certificate is None else t.certificate.to_json(),
         "failure_kind": t.failure_kind,
         "failure_reason": t.failure_reason,
         "seconds": t.seconds,

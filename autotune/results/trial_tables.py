@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from autotune.results.certificates import word_of
 from autotune.results.tables import Block, Column, Line, Row, Table, Tone
 from autotune.results.text import (
     HEADINGS,
@@ -145,6 +146,7 @@ def note(trial: TrialView) -> str:
     words.append(f"mean of {trial.launches}" if trial.launches > 1 else "")
     words.append("ended early" if trial.truncated else "")
     words.append("lossy" if trial.lossy else "")
+    words.append(word_of(trial.certificate))
     words.append(slot_text(trial.slot))
     words += [w.partition(":")[0] for w in trial.warnings]
     if trial.state != "complete":

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from autotune.results.certificates import certificate_of
 from autotune.results.environment import environments, mixed
 from autotune.results.objectives import stored_objectives
 from autotune.results.recomputed import Recomputed
@@ -29,7 +30,9 @@ from autotune.search.front import baseline_speedup
 from autotune.search.spending import STEPS, Dropped, Spending
 from autotune.serving.machine import machine_line
 from autotune.stats import SingleLaunch
+from autotune.stats.warmup import fewest
 from autotune.storage.records import Quality, attrs_of
+from autotune.storage.schema import CertificateRow
 from autotune.storage.store import Store
 from autotune.storage.trials import State, TrialLike
 from autotune.study.schema import StudySpec
@@ -59,10 +62,11 @@ def study_view(store: Store, name: str) -> StudyView:
     objectives = stored_objectives(loaded, study)
     every = Recomputed(store, spec, objectives).trials(study.trials)
     trials, found, judged = _views(every, spec, objectives)
+    verified = store.certificates.of_study(name)
     return StudyView(
         name=name,
         objectives=objectives,
-        trials=[_on_its_slot(store, name, v) for v in trials],
+        trials=[_certified(_on_its_slot(store, name, v), spec, verified) for v in trials],
         wanted=row.wanted,
         finished=sum(map(counts, every)),
         machine=machine_line(machine) if machine else "",
@@ -85,6 +89,14 @@ def _on_its_slot(store: Store, name: str, view: TrialView) -> TrialView:
     if not launches or launches[-1].ended_at is not None:
         return view
     return replace(view, slot=launches[-1].machine.get("slot"))
+
+
+def _certified(view: TrialView, spec: StudySpec, rows: Sequence[CertificateRow]) -> TrialView:
+    """Return a measured trial with what is known of its answers; any other unchanged."""
+    if view.state != "complete":
+        return view
+    number = view.number if view.again is None else view.again
+    return replace(view, certificate=certificate_of(rows, spec, number, view.point))
 
 
 def _dropped(kept: Mapping[str, Any]) -> dict[int, Dropped]:
@@ -267,8 +279,9 @@ def quality_warnings(quality: Quality) -> tuple[str, ...]:
         found.append(f"throttled: {throttled_text(quality.running_peak, quality.running_asked)}")
     if disturbed := quality.disturbed:
         found.append(f"disturbed: {disturbed}")
-    if quality.steady is False:
-        found.append(f"not steady: {quality.warmup_requests} warm-up requests were too few")
+    sent = quality.warmup_requests or 0
+    if quality.steady is False and sent >= fewest(quality.running_asked or 1):  # fewer tell nothing
+        found.append(f"not steady: {sent} warm-up requests were too few")
     if held := quality.unanswered:
         found.append(
             f"slow warm-up: {held} of its requests ran until the last measured one had ended"

@@ -27,6 +27,7 @@ from autotune.storage.records import may_win
 from autotune.study.space import ARM, MNBT, N, Point
 
 if TYPE_CHECKING:
+    from autotune.results.certificates import Certificate
     from autotune.search.confirmation_verdict import Choice, ConfirmationVerdict
     from autotune.search.spending import Dropped
     from autotune.stats import LaunchVariance
@@ -112,6 +113,8 @@ class TrialView:
             out.
         slot: What is kept of the slot that measured it, or launches it now
             (:meth:`autotune.serving.slots.Slot.stored`); None: the run had one server at a time.
+        certificate: Whether its answers are those of n = 0; None: it drafts nothing, or has no
+            numbers.
     """
 
     number: int
@@ -152,6 +155,7 @@ class TrialView:
     lossy: bool = False
     skips_steps: bool = False
     slot: Mapping[str, Any] | None = None
+    certificate: Certificate | None = None
 
     @property
     def length_text(self) -> str:

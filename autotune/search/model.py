@@ -55,13 +55,16 @@ from autotune.study.ways import curve_of
 # Expected standard deviation of the part of an objective that the trend does not explain, without
 # and with a prediction in the trend; without one the trend is a constant.
 _SCALE, _SCALE_PREDICTED = 0.3, 0.1
-# Chance that nothing matters above which what is next to the best points is of no interest: it is
+# Chance that nothing matters above which only n is asked for next to the best points: the rest is
 # likely the same. Chosen by replays.
 _SAME = 0.1
 # Chance above which it is rather believed than that anything matters.
 _FLAT = 0.5
 # Fewest launches that may say so: of three, the prior speaks.
 _LEAST = 6
+# Launches after which it is no longer asked for while that is open: where nothing matters a search
+# ends soon.
+_UNSURE = 10
 # Improvement that launches could show, in standard deviations of one launch.
 _SEEN = 0.1
 _THETAS = 16  # draws of θ that an improvement is averaged over
@@ -107,6 +110,7 @@ class Proposal:
             the point was drawn at random.
         settled: Whether the gain is too small and no challenge is left that does not wait for the
             outcome of a pending launch.
+        fills_gap: Whether this challenge is one in a gap.
     """
 
     point: Point
@@ -114,6 +118,7 @@ class Proposal:
     challenge: bool = False
     leaders: tuple[Point, ...] = ()
     settled: bool = False
+    fills_gap: bool = False
 
 
 def propose(
@@ -177,6 +182,7 @@ def propose(
     plain = beliefs(plain=True)
     asked = unseen(space, new, [*own, *seen])
     best_points = [points[i] for i in leading(found, measured)]
+    gap = bool(asked.any())
     if (alone := asked & compared(space, new, best_points)).any():
         asked = alone  # nothing but n differs from the best
     if not asked.any() and not pending:
@@ -185,15 +191,18 @@ def propose(
             worth = surrogates.expected(recommendable) * chances * (1 - same)
             if worth.max() >= doubt_below:
                 return Proposal(points[int(worth.argmax())], float(worth.max()), leaders=leaders)
-        if same < _SAME:
+        unsure = _SAME <= same < _FLAT and len(launched) < _UNSURE
+        if same < _SAME or unsure:
             asked = beside(space, new, best_points)
             asked &= optimism(plain)[recommendable:] >= doubt_below
-        elif same < _FLAT and sum(q.get(N) == points[0].get(N) for q in own) < 2:
-            return Proposal(points[0], gain, True, leaders)  # the baseline, which all differ from
+        if unsure:
+            asked &= compared(space, new, best_points)
+            if not asked.any() and sum(q.get(N) == points[0].get(N) for q in own) < 2:
+                return Proposal(points[0], gain, True, leaders)  # which all differ from
     # of the challenges the one with the best optimistic case, without prior knowledge
     hopes = (potential(plain, reference) * chances)[recommendable:]
     best = int(np.where(asked, hopes, -np.inf).argmax() if asked.any() else hopes.argmax())
-    return Proposal(new[best], gain, True, leaders, settled=not asked.any())
+    return Proposal(new[best], gain, True, leaders, settled=not asked.any(), fills_gap=gap)
 
 
 def optimistic(

@@ -22,7 +22,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import FailureKind
-from autotune.search.alike import Alike, Classes, Key, key_of
+from autotune.search.alike import Alike, Classes, key_of
 from autotune.search.crashes import CrashModel
 from autotune.search.features import unit
 from autotune.search.filling import fill
@@ -356,8 +356,13 @@ class Proposer:
             return Proposal(new[fill(self._space, named, taken, chances, rng)])
         chances = chances * crashes.apart(new, running)
         found = self._ask(launched, new, chances, running, classes, seen)
-        if not new or (found.settled and self._stop_below):
+        ends = not new or (found.settled and self._stop_below > 0)
+        if ends or (found.challenge and not found.fills_gap and self._stop_below):
+            # what comes next relies on the classes
             left = [q for q in self._feasible or () if is_new(q)]
+            if (check := self._check(found.leaders[:1], own, classes, left)) is not None:
+                return replace(found, point=check)
+        if ends:
             if (again := self._again(found, own, classes, left)) is not None:
                 return replace(found, point=again)
             if running:
@@ -462,16 +467,36 @@ class Proposer:
         """
         if self._alike is None:
             return None
-        launches: dict[Key, list[Point]] = {}
-        for q in own:
-            launches.setdefault(key_of(classes.of(q)), []).append(q)
-        leaders = [launches[key_of(q)] for q in found.leaders[:_LEADERS]]
-        for points in leaders:
-            if (check := classes.to_check(points[0], own, untried)) is not None:
-                return check
+        leaders = found.leaders[:_LEADERS]
+        if (check := self._check(leaders, own, classes, untried)) is not None:
+            return check
         if len(own) >= LEAST_WITH_CLASSES:
             return None
-        return dict(min(leaders, key=len)[0])
+        launches = [[q for q in own if classes.of(q) == leader] for leader in leaders]
+        return dict(min(launches, key=len)[0])
+
+    def _check(
+        self,
+        leaders: Sequence[Point],
+        own: Sequence[Point],
+        classes: Classes,
+        untried: Sequence[Point],
+    ) -> dict[str, Value] | None:
+        """Return the point that checks the class of a leader; None: none is left to check.
+
+        Args:
+            leaders: Points that stand for the classes, in the order of their turn.
+            own: Points of the measured launches, then of the running ones.
+            classes: Classes of points.
+            untried: Points that can launch and were not launched.
+        """
+        if self._alike is None:
+            return None
+        for leader in leaders:
+            first = next(q for q in own if classes.of(q) == leader)
+            if (check := classes.to_check(first, own, untried)) is not None:
+                return check
+        return None
 
     def _alone(
         self, new: Sequence[dict[str, Value]], own: Sequence[Point], classes: Classes

@@ -68,7 +68,7 @@ POWER = 0.8
 MOST_UNSEEN = 0.01  # share of wrong tokens that a certificate must be able to find
 WRONG_GAP = 2.0  # g of a wrong token that :attr:`Judgement.detectable` speaks of, in nats
 WORST = 3
-_ARRANGEMENTS = 12  # of planted faults
+_ARRANGEMENTS = 8  # of planted faults
 _UNLIKELY = 0.99  # percentile of u beyond which a token is unlikely
 
 
@@ -293,7 +293,9 @@ def detectable_share(greedy: Evidence, level: float) -> float | None:
     if not greedy.tokens:
         return None
     rng = np.random.default_rng(0)
-    least = [_fewest_found(greedy, level, rng) for _ in range(_ARRANGEMENTS)]
+    least: list[int | None] = []
+    for _ in range(_ARRANGEMENTS):
+        least.append(_fewest_found(greedy, level, rng, (least and least[-1]) or 4))
     prompts = greedy.prompts
 
     def missed(answers: float) -> float:
@@ -308,7 +310,9 @@ def detectable_share(greedy: Evidence, level: float) -> float | None:
     return float(-np.expm1(np.log1p(-min(answers, 1 - 1e-12)) * prompts / greedy.tokens))
 
 
-def _fewest_found(greedy: Evidence, level: float, rng: np.random.Generator) -> int | None:
+def _fewest_found(
+    greedy: Evidence, level: float, rng: np.random.Generator, guess: int
+) -> int | None:
     """Return how many prompts with a wrong token are found, in one arrangement; None: not all."""
     null, tested = greedy.null_scores, greedy.launches[1]
     prompts, reference = null.shape
@@ -320,12 +324,20 @@ def _fewest_found(greedy: Evidence, level: float, rng: np.random.Generator) -> i
         planted[order[:k], 0] = np.maximum(planted[order[:k], 0], WRONG_GAP)
         return largest_p_value(np.hstack([null, planted]), reference, greedy.effect) <= level
 
-    enough = 1
-    while enough < prompts and not found(enough):
-        enough = min(2 * enough, prompts)
-    if enough == prompts and not found(prompts):
-        return None
-    return enough // 2 + 1 + bisect_left(range(enough // 2 + 1, enough), True, key=found)
+    guess = min(guess, prompts)
+    below, above, step = 0, prompts + 1, 1  # not found, and found or impossible
+    if found(guess):
+        above = guess
+        while above - step > below and found(above - step):
+            above, step = above - step, 2 * step
+        below = max(below, above - step)
+    else:
+        below = guess
+        while below + step < above and not found(below + step):
+            below, step = below + step, 2 * step
+        above = min(above, below + step)
+    wrong = bisect_left(range(below + 1, above), True, key=found) + below + 1
+    return wrong if wrong <= prompts else None
 
 
 def detectable_mean(sampled: Evidence, level: float) -> float | None:
@@ -372,7 +384,7 @@ def prompts_needed(
         power: Probability with which the shift is found.
 
     >>> prompts_needed(0.1, 0.25)
-    126
+    125
     """
     reference, tested = launches
     variance = spread**2 * (1 / reference + 1 / tested)

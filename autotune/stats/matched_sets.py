@@ -32,6 +32,8 @@ Biometrika 74, 1987):
 - the largest of an answer's events: weight [H(x)^ρ - H(x-)^ρ] / [H(x) - H(x-)], with H the share
   of all answers up to x. It is exact where events are Poisson, ρ times as many, and of the same
   sizes (E. L. Lehmann, "The power of rank tests", Annals of Mathematical Statistics 24, 1953).
+  Before that the tested server's events are divided by √ρ, because what makes events more frequent
+  makes them larger, too.
 
 The p value is the mean over ρ, with log ρ = τ √(1/L + 1/M) t and Student's t. τ² pools an
 assumption that counts for :data:`PRIOR_DEGREES` degrees of freedom with what the reference launches
@@ -55,7 +57,7 @@ from autotune.stats.measurement import Floats
 
 Ints = NDArray[np.int64]
 
-USUAL_LAUNCHES = 0.2  # τ that is assumed before launches show it
+USUAL_LAUNCHES = 0.25  # τ that is assumed before launches show it
 PRIOR_DEGREES = 8  # degrees of freedom that this assumption counts for
 MOST_STEPS = 1024  # of the distribution of S; finer scores are rounded
 _FEWEST_EVENTS = 5  # of a launch, below which it says nothing of τ
@@ -133,7 +135,8 @@ def count_p_value(counts: Ints, reference: int, effect: LaunchEffect | None) -> 
 def largest_p_value(largest: Floats, reference: int, effect: LaunchEffect | None) -> float:
     """Return the probability of such large events of the tested launches without a fault.
 
-    S is the sum of 1 - exp(-largest), which counts what is clearly too large as one each.
+    S is the sum of (1 - exp(-largest))³, which counts what is clearly too large as about one each,
+    and hardly counts the rest.
 
     Args:
         largest: Largest event of each answer, 0 or more; shape (prompts, launches), the reference's
@@ -141,13 +144,22 @@ def largest_p_value(largest: Floats, reference: int, effect: LaunchEffect | None
         reference: Number of the reference's launches.
         effect: What launches differ by; None: nothing.
     """
+    tails = []
+    for rho in _ratios(largest, reference, effect):
+        alike = largest.copy()
+        alike[:, reference:] /= math.sqrt(rho)
+        scores = whole_scores((-np.expm1(-alike)) ** 3)
+        tails += _tails(scores, reference, _largest_weights(alike, float(rho))[None])
+    return _integrated(tails)
+
+
+def _largest_weights(largest: Floats, rho: float) -> Floats:
+    """Return the logarithms of the weights of the answers' largest events; see the module."""
     _, where, sizes = np.unique(largest, return_inverse=True, return_counts=True)
     share = sizes / max(largest.size, 1)
     upto = np.cumsum(share)
-    rho = _ratios(largest, reference, effect)[:, None]
     weights = np.log((upto**rho - (upto - share).clip(0) ** rho) / share)
-    scores = whole_scores((-np.expm1(-largest)) ** 3)
-    return _integrated(_tails(scores, reference, weights[:, where.reshape(largest.shape)]))
+    return np.asarray(weights[where.reshape(largest.shape)])
 
 
 def shift_p_value(values: Floats, reference: int) -> float:

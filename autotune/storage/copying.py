@@ -9,12 +9,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import UserError
+from autotune.storage.certificates import moved_launch
 from autotune.storage.lease import exclusive, is_free
 from autotune.storage.location import Database, is_same
-from autotune.storage.names import break_even_name, load_sweep_name
+from autotune.storage.names import break_even_name, load_sweep_name, verification_name
 from autotune.storage.reading import Reader, Row
 from autotune.storage.schema import (
     NO_TRIAL,
+    AnswerRow,
+    CertificateRow,
     CompileCacheRow,
     EventRow,
     LaunchRow,
@@ -175,22 +178,33 @@ class _Work:
 
     def copy_autotune(self) -> tuple[int, int]:
         """Copy autotune's side; return the numbers of launches and of requests."""
-        names = self._name, load_sweep_name(self._name), break_even_name(self._name)
+        verified = verification_name(self._name)
+        names = self._name, load_sweep_name(self._name), break_even_name(self._name), verified
         self._insert_rows(StudyRow, self._of(StudyRow, "name", self._name))
         points: dict[int, int] = {}
         for name in names:
             for row in self._of(MapPointRow, "study", name, "ORDER BY id"):
                 was = row.pop("id")
                 points[was] = self._insert(self._autotune[MapPointRow.__tablename__], row)
+        certificates: dict[int, int] = {}
+        for row in self._of(CertificateRow, "study", self._name, "ORDER BY id"):
+            was = row.pop("id")
+            table = self._autotune[CertificateRow.__tablename__]
+            certificates[was] = self._insert(table, row)
         launches, requests = 0, 0
         for name in names:
             for row in self._of(LaunchRow, "study", name, "ORDER BY planned_at"):
                 row |= {"worker": None, "lease_epoch": None}  # those of the other database
-                if name != self._name and row["trial"] != NO_TRIAL:
+                if name == verified and row["trial"] != NO_TRIAL:
+                    row["trial"] = moved_launch(row["trial"], certificates)
+                elif name != self._name and row["trial"] != NO_TRIAL:
                     row["trial"] = points[row["trial"]]
                 self._insert_rows(LaunchRow, [row])
                 launches += 1
                 requests += self._copy_launch(row["launch_id"], points)
+                answers = self._of(AnswerRow, "launch_id", row["launch_id"], "ORDER BY id")
+                moved = [{**x, "certificate": certificates[x["certificate"]]} for x in answers]
+                self._insert_rows(AnswerRow, moved)
         for name in names:
             self._insert_rows(EventRow, self._of(EventRow, "study", name, "ORDER BY id"))
         return launches, requests

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _MAP = ":map"
 _BREAK_EVEN = ":break-even"
+_VERIFY = ":verify"
+_WHAT = {_MAP: "load sweep", _BREAK_EVEN: "break-even map", _VERIFY: "verification"}
 
 
 def load_sweep_name(study: str) -> str:
@@ -25,13 +27,19 @@ def break_even_name(study: str) -> str:
     return study + _BREAK_EVEN
 
 
+def verification_name(study: str) -> str:
+    """Return the name under which the launches of a study's verifications are kept."""
+    return study + _VERIFY
+
+
 def launch_text(launch: LaunchRow) -> str:
     """Return what a launch was made for, such as ``trial 3 of demo``."""
-    study = launch.study.removesuffix(_MAP).removesuffix(_BREAK_EVEN)
+    of, mark, kind = launch.study.rpartition(":")
+    what = _WHAT.get(mark + kind)
+    study = launch.study if what is None else of
     if launch.trial == NO_TRIAL:
         return f"prelaunched for {study}"
-    if study != launch.study:
-        what = "load sweep" if launch.study.endswith(_MAP) else "break-even map"
+    if what is not None:
         return f"the {what} of {study}"
     return f"trial {launch.trial} of {study}"
 

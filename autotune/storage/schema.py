@@ -149,6 +149,39 @@ class LoadRow:
 
 
 @dataclass(kw_only=True, eq=False)
+class CertificateRow:
+    """One verification of a trial's point (`autotune verify`), from before its first launch."""
+
+    __tablename__: ClassVar[str] = "autotune_certificates"
+    id: int = field(init=False, metadata=KEY)  # its launches: `autotune.storage.certificates`
+    study: str = field(metadata=INDEX)
+    trial: int  # the one whose point is verified
+    setting: dict[str, Any]  # what its launches have in common
+    created_at: float  # unix time, s
+    ended_at: float | None = None  # when it was judged
+    verdict: str | None = None  # a name of autotune.results.certificates.Verdict
+    judgement: dict[str, Any] | None = None  # numbers only, no text of an answer
+
+
+@dataclass(kw_only=True, eq=False)
+class AnswerRow:
+    """One answer of a verification: :class:`autotune.bench.written.Written` and its score."""
+
+    __tablename__: ClassVar[str] = "autotune_answers"
+    id: int = field(init=False, metadata=KEY)
+    certificate: int = field(metadata={"foreign_key": "autotune_certificates.id", **INDEX})
+    launch_id: str = field(metadata={"foreign_key": "autotune_launches.launch_id", **INDEX})
+    role: str  # a name of autotune.storage.certificates.AnswerRole
+    index: int  # of its request
+    prompt_ids: bytes  # int32, native order
+    token_ids: bytes  # the same
+    text: bytes  # UTF-8; it may have characters that no database keeps as text
+    stop: str
+    logprobs: bytes | None = None  # float32, native order; None: not scored yet
+    best: bytes | None = None  # the same, of the likeliest token
+
+
+@dataclass(kw_only=True, eq=False)
 class StagesRow:
     """Stages of one launch: :class:`autotune.engine.launch_stages.Stages`."""
 
@@ -220,6 +253,8 @@ KINDS = (
     RequestAcceptanceRow,
     MapPointRow,
     LoadRow,
+    CertificateRow,
+    AnswerRow,
     StagesRow,
     CompileCacheRow,
     EventRow,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from autotune.errors import UserError
 from autotune.storage import trials
 from autotune.storage.backend import Backend, backend_of, patient
+from autotune.storage.certificates import Certificates
 from autotune.storage.failures import DAMAGED, GOES_ON, NOTHING_CHANGED, database_errors
 from autotune.storage.hosts import Hosts
 from autotune.storage.launches import Launches
@@ -122,6 +123,7 @@ class Store:
         launches: Launches of all studies.
         requests: Requests of all launches.
         load_maps: Load sweeps of all studies.
+        certificates: Verifications of all studies.
         hosts: What is known of the hosts that launch.
 
     Raises:
@@ -137,6 +139,7 @@ class Store:
         self.launches = Launches(self._reader, self._sessions)
         self.requests = Requests(self._reader, self._sessions)
         self.load_maps = LoadMaps(self._reader, self._sessions)
+        self.certificates = Certificates(self._reader, self._sessions)
         self.hosts = Hosts(self._reader, database)
         write = write or create
         try:

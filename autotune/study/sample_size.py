@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from autotune.errors import UserError
 from autotune.stats import bound_needs, first_look, precise_needs, rivals_need
 from autotune.stats.intervals import MIN_REQUESTS
+from autotune.stats.warmup import fewest
 from autotune.study.files import LoadedStudy
 from autotune.study.schema import StudySpec
 
@@ -45,6 +46,11 @@ def notes(spec: StudySpec) -> Iterator[str]:
             f"workload.warmup_prompts: {load.most_warmup} do not keep concurrency {places} before "
             "and after the measured requests, so the first and the last "
             f"{places} of these do not count. Give {places} or more"
+        )
+    if 0 < load.most_warmup < (needed := fewest(places)):
+        yield (
+            f"workload.warmup_prompts: {load.most_warmup} are too few to see whether the server is "
+            f"warm. Give {needed} or more, or leave the key out"
         )
     yield from _early_ends(spec, percents)
 

@@ -28,7 +28,13 @@ from autotune.study.keys import (
     Schedule,
 )
 from autotune.study.objective_spec import NamedObjective, ObjectiveSpec
-from autotune.study.rehearsal import AcceptanceSpec, Played, RehearsalSpec, played
+from autotune.study.rehearsal import (
+    AcceptanceSpec,
+    Played,
+    RehearsalSpec,
+    played,
+    unsaid_label,
+)
 from autotune.study.secrets import MASK, is_secret
 from autotune.study.space import ALIGNED, ARM, DRAFT, MNBT, N, Param, Space, Value
 from autotune.study.speculative import SpeculativeSpec
@@ -539,8 +545,8 @@ class StudySpec(Model):
 
     @property
     def rehearsal_label(self) -> str:
-        """What of a rehearsal is real and what is not, in one line; empty: it is none."""
-        return "" if self.server.played is None else self.server.played.label
+        """What is real of a rehearsal, or of a study that plays by its own flags; empty: all."""
+        return unsaid_label(self) if self.server.played is None else self.server.played.label
 
     def rehearsed_with(self, acceptance: AcceptanceSpec) -> StudySpec:
         """Return the rehearsal with another acceptance.

@@ -27,6 +27,7 @@ COPIED = (
     "merges.txt",
     "generation_config.json",
 )
+_LEAST_KNOWN = 0.9  # of a vocabulary, by its own tokenizer; padding takes less
 _ROLES = ("bos", "eos", "pad")
 _CHAT = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}"
@@ -39,7 +40,9 @@ def why_another_tokenizer(folder: Path, words: int) -> str | None:
 
     Args:
         folder: Folder of a model.
-        words: Size of the model's vocabulary; larger ids than it has would end the engine.
+        words: Size of the model's vocabulary; larger ids than it has would end the engine. Ids that
+            the tokenizer has not, which random weights choose, would be no text; of a real model
+            they are few, as its vocabulary is padded.
     """
     path = folder / NEEDED[0]
     if not path.is_file():
@@ -49,10 +52,10 @@ def why_another_tokenizer(folder: Path, words: int) -> str | None:
         vocabulary = body["model"]["vocab"]
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
         most = max([*ids, *(x["id"] for x in body.get("added_tokens") or ())], default=-1)
-        fits = int(most) < words
+        most = int(most)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{path} cannot be read as a tokenizer"
-    if fits:
+    if _LEAST_KNOWN * words <= most + 1 <= words:
         return None
     return f"{path} is of another model: it has ids up to {most}, and this one has {words} tokens"
 

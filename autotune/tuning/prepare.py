@@ -156,8 +156,13 @@ def baseline_point(spec: StudySpec) -> dict[str, Value]:
     return canonical(space, point) if space.ways else point
 
 
-def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
+def prepare(loaded: LoadedStudy, progress: Progress, *, here: bool = True) -> Prepared:
     """Check everything that can be checked before anything is launched.
+
+    Args:
+        loaded: The study.
+        progress: Told of downloads.
+        here: Whether servers start on this host, which the model has to fit into then.
 
     Raises:
         UserError: the user's mistake, as one line with file and key.
@@ -198,7 +203,8 @@ def prepare(loaded: LoadedStudy, progress: Progress) -> Prepared:
             raise UserError(f"{loaded.path}: {key}: {e}") from e
     check_flags(loaded, info)
     loaded = rehearsed(with_method(loaded), info)
-    if why := why_no_weights(loaded) or why_too_large(loaded, info, memory_size()):
+    why = why_no_weights(loaded)
+    if why := why or (why_too_large(loaded, info, memory_size()) if here else None):
         raise UserError(f"{loaded.path}: {why}")
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
     check_ahead(prepared)

@@ -30,10 +30,11 @@ import psutil
 from platformdirs import user_cache_dir
 
 from autotune._version import __version__
+from autotune.engine.memory_fit import why_too_large
 from autotune.engine.probe import probe
 from autotune.errors import AutotuneError, UserError, one_line
 from autotune.serving.logs import LogFolder
-from autotune.serving.machine import describe_machine
+from autotune.serving.machine import describe_machine, memory_size
 from autotune.serving.process_tree import Identity, boot_id, end_orphan
 from autotune.serving.resolve import model_resolver
 from autotune.serving.slots import SLOT_VARIABLES, Slot, cores_of_slots, slot_gpus
@@ -171,6 +172,8 @@ class SlotActor:
             weights = weights_here(loaded.spec, model_resolver(loaded, info))
         except UserError as e:
             return {"error": str(e)}
+        if why := why_too_large(loaded, info, memory_size()):
+            return {"error": why}
         return {"info": info, "weights": weights, "machine": slot.machine(describe_machine())}
 
     # -- the two directions ----------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from socket import gethostname
 from typing import Any
+
+import psutil
 
 from autotune.results.text import plain, shortened
 from autotune.serving.orphans import LivingLaunch, end_living, living_launches
@@ -18,11 +21,13 @@ from autotune.storage.location import Database
 from autotune.storage.names import launch_text
 from autotune.storage.schema import LaunchRow
 from autotune.storage.store import Store, is_there, opened
+from autotune.study.secrets import without_passwords
 from autotune.tuning.late_outcomes import LateOutcome, accept, take_here
 from autotune.tuning.lost_hosts import Elsewhere, is_elsewhere, unended_elsewhere
 
 # After SIGTERM, before SIGKILL; a vLLM server takes 1 to 2 s.
 GRACE_S = 10.0
+_NOT_HERE = "not in this --db"
 
 
 def end_unended(store: Store, grace_s: float) -> Iterator[tuple[LaunchRow, int]]:
@@ -139,11 +144,27 @@ def living(database: Database) -> list[tuple[LivingLaunch, str]]:
     found = []
     for x in living_launches():
         row = trials.get(x.launch_id)
-        of = _purpose(row) if row else "not in this --db"
+        of = _purpose(row) if row else _NOT_HERE
         if FORK_SERVER.name in x.command:
             of = "what warm starts are forked from"
         found.append((x, of))
     return found
+
+
+def _owners_command(owner: int | None) -> tuple[str, str] | None:
+    """Return the command of the autotune that owns a launch, and its folder; None: none is told."""
+    if owner is None:
+        return None
+    with contextlib.suppress(psutil.Error, OSError):
+        process = psutil.Process(owner)
+        command = shlex.join(without_passwords(word) for word in process.cmdline())
+        return plain(command), plain(process.cwd())
+    return None
+
+
+def _owner_json(owner: int | None) -> dict[str, str | None]:
+    command, folder = _owners_command(owner) or (None, None)
+    return {"owner_command": command, "owner_folder": folder}
 
 
 def open_elsewhere(database: Database) -> list[tuple[Elsewhere, str]]:
@@ -175,6 +196,7 @@ def living_json(database: Database) -> list[dict[str, Any]]:
             "of": of,
             "host": x.launch.host,
             "owner": None,
+            **_owner_json(None),
             "pids": [],
             "containers": [],
             "memory": None,
@@ -191,6 +213,7 @@ def living_json(database: Database) -> list[dict[str, Any]]:
             "of": of,
             "host": gethostname(),
             "owner": x.owner,
+            **_owner_json(x.owner),
             "pids": [p.pid for p in x.processes],
             "containers": list(x.containers),
             "memory": x.memory,
@@ -202,13 +225,21 @@ def living_json(database: Database) -> list[dict[str, Any]]:
 
 
 def living_lines(database: Database) -> list[str]:
-    """Return the servers here, and the launches on other hosts, for people; two lines each."""
+    """Return the servers here, and the launches on other hosts, for people; two lines each.
+
+    Servers here are those of every database. One that this database has not is told by the command
+    that owns it.
+    """
     lines = []
     for x, of in living(database):
         owner = f"autotune {x.owner}" if x.owner else "nobody, `autotune reap` ends it"
         size = f"{x.size}, {x.memory / 2**30:.1f} GiB, {x.seconds / 60:.1f} min"
         lines.append(f"{x.launch_id[:8]}  {of}; owner: {owner}")
         lines.append(shortened(f"          {size}: {plain(x.command)}"))
+        if of == _NOT_HERE and (owners := _owners_command(x.owner)) is not None:
+            command, folder = owners
+            lines.append(shortened(f"          of: {command}"))
+            lines.append(shortened(f"          in: {folder}"))
     for found, of in open_elsewhere(database):
         row, host = found.launch, plain(str(found.launch.host))
         minutes = (time.time() - row.planned_at) / 60

@@ -33,6 +33,7 @@ from autotune.results.recomputed import measurement_of
 from autotune.results.trials import quality_warnings
 from autotune.stats import STOPPING_CONFIDENCE, look_sizes
 from autotune.stats.stopping import Stop
+from autotune.storage.records import Quality
 from autotune.storage.store import opened
 from autotune.study.files import load_study
 from autotune.study.workload import WorkloadSpec
@@ -515,6 +516,14 @@ def test_a_warm_up_request_that_never_ends_is_said(measure: Callable[..., Measur
     assert usual is not None
     assert usual.unanswered == 0
     assert not any("slow warm-up" in w for w in quality_warnings(quality_of(usual)))
+
+
+@pytest.mark.parametrize(("warmup", "places", "said"), [(7, 1, 0), (8, 1, 1), (31, 16, 0)])
+def test_a_warm_up_that_can_tell_nothing_is_not_called_unsteady(
+    warmup: int, places: int, said: int
+) -> None:
+    found = Quality(steady=False, warmup_requests=warmup, running_asked=places)
+    assert len(quality_warnings(found)) == said
 
 
 # -- the same over the double --------------------------------------------------------------------

@@ -66,6 +66,8 @@ def test_what_lives_as_json(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "of": "not in this --db",
         "host": socket.gethostname(),
         "owner": None,
+        "owner_command": None,
+        "owner_folder": None,
         "pids": [],
         "containers": [],
         "memory": 2**30,

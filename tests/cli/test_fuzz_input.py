@@ -45,6 +45,7 @@ FORBIDDEN = (
     "autotune.tuning.prepare.prepare",
     "autotune.tuning.study_run.run_study",
     "autotune.tuning.crosscheck.crosscheck",
+    "autotune.tuning.verify.verify_study",
     "autotune.output.dashboard.serve",
     "autotune.results.space_map.probe",
 )
@@ -582,12 +583,13 @@ def test_a_bad_study_is_one_line_for_every_command(tree: dict[Any, Any], command
 
 COMMANDS = [
     *("run", "confirm", "status", "best", "pareto", "crosscheck", "doctor"),
-    *("export", "compare", "explain", "predict"),
+    *("export", "compare", "explain", "predict", "verify"),
 ]
 OPTIONS = [
     *("--trials", "--db", "--seed", "--timeout", "--launches", "--study", "--json", "--trial"),
     *("--shell", "--objective", "--balanced", "--out", "--n", "--rounds", "--help", "-h", "--no"),
     *("--format", "--host", "--port", "--vllm", "--threshold", "--study-a", "--study-b", "--time"),
+    *("--verify", "--prompts", "--sampling", "--no-answers", "--again", "--uncertified"),
 ]
 WORDS = st.sampled_from(
     [

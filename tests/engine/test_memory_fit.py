@@ -187,6 +187,21 @@ def test_a_model_without_weights_needs_random_ones() -> None:
     assert why_no_weights(_study("org/m")) is None
 
 
+def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    """vLLM would serve a shape with it, and fail at an id that it has not, or give no text."""
+    path = tmp_path / "tokenizer.json"
+    flags = {"load-format": "dummy", "tokenizer": str(tmp_path)}
+    for vocabulary, ok in ((262_144, True), (32_000, False), (300_000, False)):
+        path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": vocabulary - 1}}}))
+        why = why_no_weights(_study(flags=flags))
+        assert (why is None) is ok
+        assert ok or why == (
+            f"server.flags.tokenizer: {path} is of another model: it has ids up to "
+            f"{vocabulary - 1}, and this one has 262144 tokens; name that of {GEMMA}:w4a16"
+        )
+    assert why_no_weights(_study(flags={**flags, "tokenizer": "org/model"})) is None
+
+
 def test_a_run_ends_before_anything_is_launched(tmp_path: Path) -> None:
     file = write_study(tmp_path, server__model="shape:qwen3-8b")
     for command in ("run", "explain"):

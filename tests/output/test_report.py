@@ -258,7 +258,8 @@ def test_the_report_says_what_the_commands_say(stored: Report, tmp_path: Path) -
 def test_a_winner_over_no_speculation_has_its_changes_with_intervals(tmp_path: Path) -> None:
     answer = report_of(make(tmp_path, CONFIRMED)).answer
     assert answer.headline == "Serve n = 3, MNBT 512"
-    rate, p95, evidence = answer.facts
+    rate, p95, evidence, output = answer.facts
+    assert (output.label, output.value) == ("Output", "not verified")
     against = r"against no speculation \(n = 0, MNBT 2048\)"
     assert re.fullmatch(rf"1\.\d\d× \[1\.\d\d, 1\.\d\d\] {against}", rate.notes[1])
     assert re.fullmatch(rf"\+\d% \[[+−]\d%, \+\d%\] {against}", p95.notes[1])
@@ -274,7 +275,7 @@ def test_without_a_confirmation_it_says_so(tmp_path: Path) -> None:
     report = report_of(make(tmp_path, ROWS))
     assert report.answer.headline == "Serve n = 3, MNBT 512"
     assert "not confirmed" in report.answer.sure
-    assert report.answer.facts[-1].value == "not confirmed"
+    assert report.answer.facts[-2].value == "not confirmed"
     assert report.answer.facts[0].notes[1].startswith("1.20× against no speculation")
     assert not report.answer.certain
     assert "Measured again" not in words(report, "front")
@@ -312,7 +313,8 @@ def test_three_digits_of_trials_stay_small_and_have_importances(tmp_path: Path) 
 @pytest.mark.parametrize("names", [["p95_latency"], ["throughput", "p95_latency", "p95_ttft"]])
 def test_one_and_three_objectives(tmp_path: Path, names: list[str]) -> None:
     report = report_of(make(tmp_path, CONFIRMED, objectives=names))
-    assert len(report.answer.facts) == len(names) + 1
+    own = [f for f in report.answer.facts if f.label not in {"Evidence", "Output"}]
+    assert len(own) == len(names)
     assert len([name for name in figure_names(report) if name.startswith("grid")]) == len(names)
     page = html(report)
     assert len(page.encode()) < 5_000_000

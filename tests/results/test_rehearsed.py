@@ -183,3 +183,44 @@ def test_a_study_that_plays_by_its_own_flags_is_told_not_to_serve() -> None:
     assert note is not None
     assert "sets random weights (load-format) itself" in note
     assert production_note(loaded(None).spec) is None
+
+
+SAMPLED = {"type": "choice", "choices": ["standard", "synthetic"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"server__flags__load-format": "dummy"}, "random weights (load-format)"),
+        (
+            {"space__load-format": {"type": "choice", "choices": ["auto", "dummy"]}},
+            "random weights (load-format)",
+        ),
+        (
+            {"server__command": ["vllm", "serve", "--load-format=dummy"]},
+            "random weights (load-format)",
+        ),
+        (
+            {
+                "server__flags__load-format": "dummy",
+                "server__speculative__rejection_sample_method": "synthetic",
+                "server__env": {"VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "uniform_random"},
+            },
+            (
+                "random weights (load-format), a given acceptance (rejection_sample_method) and a "
+                "given routing to experts (VLLM_MOE_ROUTING_SIMULATION_STRATEGY)"
+            ),
+        ),
+        (
+            {"space__speculative.rejection_sample_method": SAMPLED},
+            "a given acceptance (rejection_sample_method)",
+        ),
+    ],
+)
+def test_every_table_says_what_a_study_plays_by_its_own_settings(
+    changes: dict[str, object], what: str
+) -> None:
+    spec = loaded(None, **changes).spec
+    assert spec.rehearsal_label == (
+        f"no real model: the study sets {what} itself, step times are real"
+    )

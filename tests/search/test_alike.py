@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.search import proposer as proposer_module
 from autotune.search.alike import Alike, Classes, key_of
+from autotune.search.challenges import unseen
 from autotune.search.front import Direction
 from autotune.search.model import Observed
 from autotune.search.proposer import (
@@ -116,6 +117,22 @@ def test_a_likely_class_is_checked_once_at_its_largest_budget() -> None:
     pairs = [(q, p) for i, q in enumerate(points) for p in points[:i] if q[N] == p[N] and q != p]
     assert len({key_of(q) for q, _ in pairs}) == 1
     assert pairs[0][0][MNBT] == 4096
+
+
+def test_a_likely_class_is_checked_before_the_points_next_to_the_best() -> None:
+    proposer = Proposer(
+        SPACE, lambda q: None, BOTH, method="gp", seed=1, stop_below=0.005, alike=alike(8192, 512)
+    )
+    points: list[Point] = [{N: 0, MNBT: 512}, {N: 15, MNBT: 512}]
+    trials = [trial(i, q, by_n(q)) for i, q in enumerate(points)]
+    while all(q[MNBT] == 512 for q in points):
+        feasible = [q for q in SPACE.points() or () if q[MNBT] == 512 and q not in points]
+        gaps = bool(unseen(SPACE, feasible, points).any())
+        found = proposer.propose(trials)
+        # only a gap is filled before the check
+        assert gaps or not found.challenge or found.point[MNBT] == 4096
+        points.append(found.point)
+        trials.append(trial(len(trials), found.point, by_n(found.point)))
 
 
 def test_a_check_that_differs_takes_every_likely_class_apart() -> None:

@@ -9,8 +9,9 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
+from autotune.search.model import Observed, Proposal, Surrogates, propose
 from autotune.search.proposer import Proposer, SearchEnds, Undecided, seed_points
-from autotune.study.space import N, Point
+from autotune.study.space import MNBT, N, Point
 from tests.paths import ROOT
 from tests.search.test_proposer import BOTH, SPACE, finished, smooth
 
@@ -81,3 +82,38 @@ def test_a_batch_never_ends_a_search_while_something_runs() -> None:
     with pytest.raises(SearchEnds) as end:
         proposer.propose(trials)
     assert not isinstance(end.value, Undecided)
+
+
+def test_while_it_is_open_whether_anything_matters_only_n_is_asked_for_next_to_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Surrogates, "expected", lambda own, _first: np.zeros(len(own._x)))
+    every = [q for q in SPACE.points() or () if q[MNBT] in (16, 64)]
+
+    def asked(chance: float, launched: list[Observed]) -> Proposal:
+        # a function without a setter overrides what a cached property would keep
+        monkeypatch.setattr(Surrogates, "chance_of_same", property(lambda _own: chance))
+        seen = [x.point for x in launched]
+        new = [q for q in every if q not in seen]
+        return propose(SPACE, launched, new, np.ones(len(new)), 0.05)
+
+    def launch(n: int, mnbt: int = 64) -> Observed:
+        y = 0.1 * abs(n - 6)
+        return Observed({N: n, MNBT: mnbt}, (y, y), (1e-6, 1e-6))
+
+    own = [launch(n) for n in (0, 3, 6, 9, 12, 15)]
+    for _ in (5, 7):
+        found = asked(0.3, own)
+        assert found.challenge
+        assert not found.settled
+        assert found.point in ({N: 5, MNBT: 64}, {N: 7, MNBT: 64})
+        own.append(launch(int(found.point[N])))
+    again = asked(0.3, own)
+    assert again.point == {N: 0, MNBT: 64}  # the baseline, which all differ from
+    own.append(launch(0))
+    assert asked(0.3, own).settled
+    assert asked(0.05, own).point == {N: 6, MNBT: 16}
+    assert asked(0.6, own).settled
+    twice = [launch(n) for n in (0, 3, 6, 9, 12, 15)] * 2
+    assert asked(0.3, twice).settled  # it was open for long enough
+    assert not asked(0.05, twice).settled

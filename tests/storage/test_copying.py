@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from optuna.trial import Trial
 
+from autotune.bench.written import Scored, Written
 from autotune.cli.main import main
 from autotune.engine.compile_cache import CacheUse, CompileCache
 from autotune.engine.launch_stages import Stages
@@ -23,10 +24,11 @@ from autotune.results.rows import study_rows
 from autotune.results.trial_story import trial_story
 from autotune.results.trials import study_view
 from autotune.storage import copying
+from autotune.storage.certificates import AnswerRole, launch_number
 from autotune.storage.copying import copy_study
 from autotune.storage.lease import exclusive
 from autotune.storage.location import Database, Server
-from autotune.storage.names import load_sweep_name
+from autotune.storage.names import load_sweep_name, verification_name
 from autotune.storage.schema import NO_TRIAL
 from autotune.storage.store import Store, opened
 from autotune.study.files import load_study
@@ -72,7 +74,23 @@ def with_a_load_sweep(folder: Path, study: str) -> Path:
             store.launches.keep_compile_cache(launch, CompileCache(CacheUse.MISSED, "/cache"))
             store.launches.event(sweep, "measured", launch_id=launch)
         plan(store, "prelaunched", NO_TRIAL, study=sweep)
+        with_a_verification(store, name)
     return found
+
+
+def with_a_verification(store: Store, study: str) -> None:
+    """Two certificates, of which the second one has answers with every kind of character."""
+    verified = verification_name(study)
+    store.certificates.begin(study, 0, {"prompts": 1})
+    row = store.certificates.begin(study, 1, {"prompts": 2})
+    for role in AnswerRole:
+        launch = plan(store, f"verify-{role}", launch_number(row.id, role), study=verified)
+        answers = [Written(i, (1, 2), (7, 2**20), f"\0\ud83d é {i}", "stop") for i in (0, 1)]
+        store.certificates.add_answers(row.id, launch, role, answers)
+    store.certificates.add_scores(
+        row.id, AnswerRole.CHOSEN, {i: Scored((-0.5, -i), (-0.25, 0.0)) for i in (0, 1)}
+    )
+    store.certificates.judge(row.id, "certified", {"tests": [{"p": 0.5}], "why": None})
 
 
 def columns(rows: list[Any], *without: str) -> list[dict[str, Any]]:
@@ -84,7 +102,10 @@ def contents(store: Store, name: str) -> dict[str, Any]:
     view = study_view(store, name)
     own = ("worker", "lease_epoch")
     sweep = load_sweep_name(name)
-    launches = store.launches.of_study(name) + store.launches.of_study(sweep)
+    verified = verification_name(name)
+    launches = [x for k in (name, sweep, verified) for x in store.launches.of_study(k)]
+    certificates = store.certificates.of_study(name)
+    verifying = {launch_number(c.id, role): role for c in certificates for role in AnswerRole}
     points = store.load_maps.points(name)
     order = {p.id: i for i, p in enumerate(points)}
     loads = [columns(store.load_maps.loads(p.id), "id", "point") for p in points]
@@ -99,6 +120,9 @@ def contents(store: Store, name: str) -> dict[str, Any]:
         "requests": [columns(store.requests.of_launch(x.launch_id), "id") for x in launches],
         "samples": [store.requests.samples(x.launch_id) for x in launches],
         "points": columns(points, "id"),
+        "certificates": columns(certificates, "id"),
+        "answers": [store.certificates.answers(c.id) for c in certificates],
+        "verifying": [verifying.get(x.trial) for x in store.launches.of_study(verified)],
         "loads": loads,
         "stages": [store.launches.stages(x) for x in (name, sweep)],
         "caches": [store.launches.compile_caches(x) for x in (name, sweep)],

@@ -29,7 +29,10 @@ from tests.paths import ROOT
 
 COMMITTED = sorted((ROOT / "studies" / "results").rglob("*.db"))
 LATER = ("autotune_map_points", "autotune_loads", "autotune_stages", "autotune_compile_cache")
-LATEST = ("autotune_lease", "autotune_workers", "autotune_request_acceptance")
+LATEST = (
+    *("autotune_lease", "autotune_workers", "autotune_request_acceptance"),
+    *("autotune_answers", "autotune_certificates"),
+)
 
 
 @pytest.fixture(params=COMMITTED, ids=lambda p: f"{p.parent.name}-{p.stem}")

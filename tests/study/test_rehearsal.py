@@ -285,7 +285,7 @@ def test_what_is_real_is_said(rehearsal: object, words: str) -> None:
 @pytest.mark.parametrize(("model", "is_one"), [("gemma-4-26b-a4b", True), ("qwen3-8b", False)])
 def test_a_mixture_of_experts_is_one_point_of_a_band(model: str, is_one: bool) -> None:
     spec = spec_of(DUMMY, server__model=f"shape:{model}:bf16")
-    words = "and route tokens to experts by accident (one point of a band; rehearsal.routing"
+    words = ", and so is routing to experts (one point of a band)"
     assert (words in spec.rehearsal_label) is is_one
     real = spec_of({"acceptance": SEVEN}, server__model=f"shape:{model}:bf16")
     assert "band" not in real.rehearsal_label  # its own weights route its tokens

@@ -53,12 +53,29 @@ def test_too_few_requests_are_said_with_how_many_would_do(
     assert all(note.startswith(f"workload.num_prompts: {requests} ") for note in notes)
 
 
+@pytest.mark.parametrize(("warmup", "places", "least"), [(5, 1, 8), (31, 16, 32)])
+def test_a_warmup_that_can_tell_nothing_is_said(
+    tmp_path: Path, warmup: int, places: int, least: int
+) -> None:
+    load = {"workload__num_prompts": 1024, "workload__max_concurrency": places}
+
+    def of_warmup(requests: int) -> list[str]:
+        notes = said(tmp_path, workload__warmup_prompts=requests, **load)
+        return [note for note in notes if "server is warm" in note]
+
+    [note] = of_warmup(warmup)
+    assert note.startswith(f"workload.warmup_prompts: {warmup} are too few to see whether")
+    assert f"Give {least} or more" in note
+    assert of_warmup(least) == of_warmup(0) == []
+
+
 def test_one_who_follows_an_advice_gets_no_higher_one(tmp_path: Path) -> None:
-    notes = said(tmp_path, workload__num_prompts=20, workload__max_concurrency=1)
+    one = {"workload__max_concurrency": 1, "workload__warmup_prompts": 8}
+    notes = said(tmp_path, workload__num_prompts=20, **one)
     wanted = max(int(n.rpartition("Give ")[2].split()[0]) for n in notes)
-    assert said(tmp_path, workload__num_prompts=wanted, workload__max_concurrency=1) == []
+    assert said(tmp_path, workload__num_prompts=wanted, **one) == []
     means = {"workload__num_prompts": 20, "objectives": ["throughput", "mean_ttft"]}
-    (note,) = said(tmp_path, **means, workload__max_concurrency=1)
+    (note,) = said(tmp_path, **{**one, **means})
     assert "Give 33 or more" in note, "a mean needs no tail"
 
 

@@ -291,7 +291,9 @@ def test_a_tokenizer_is_copied(tmp_path: Path) -> None:
         (own / name).write_text(name)
     with pytest.raises(UserError, match=r"tokenizer\.json cannot be read as a tokenizer"):
         write_shape(shape, tmp_path / "s", tokenizer=own)
-    for ids, added in (({"a": 151_936}, []), ({"a": 0}, [{"id": 200_000}]), (["a"] * 151_937, [])):
+    large = ({"a": 151_936}, []), ({"a": 0}, [{"id": 200_000}]), (["a"] * 151_937, [])
+    small = ({"a": 128_255}, []), (["a"] * 32_000, [{"id": 32_001}])
+    for ids, added in (*large, *small):
         (own / "tokenizer.json").write_text(
             json.dumps({"model": {"vocab": ids}, "added_tokens": added})
         )

@@ -142,8 +142,8 @@ def test_rehearsals_of_gemma(name: str) -> None:
     loaded = load_study(name)
     spec = loaded.spec
     assert spec.rehearsal_label == (
-        "rehearsal: weights are random and route tokens to experts by accident (one point of a "
-        "band; rehearsal.routing gives its ends), acceptance was given, step times are real"
+        "rehearsal: weights are random, and so is routing to experts (one point of a band), "
+        "acceptance was given, step times are real"
     )
     assert spec.workload == load_study(GEMMA[0]).spec.workload.model_copy(
         update={

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from autotune.bench.server_metrics import ServerStats
+from autotune.engine.gpus import Gpu
+from autotune.engine.probe import UNKNOWN
 from autotune.serving.process_tree import Identity
 from autotune.serving.slots import Slot
+from autotune.study.files import parse_study
 from autotune.tuning import late_outcomes, ray_actor
 from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.ray_actor import Begin, EndLeft, Forget, Signal, SlotActor
@@ -74,6 +79,29 @@ def test_messages_count_once_and_in_their_order(asked: Asked) -> None:
     asked.sent = 2
     asked.tell(None)
     assert asked.until(Ended) == [Ended("ended with exit code 0")]
+
+
+def test_a_model_without_weights_has_to_fit_into_the_nodes_gpu(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = {
+        "name": "s",
+        "server": {"model": "shape:qwen3-8b:bf16", "flags": {"max-model-len": 512}},
+        "rehearsal": {"weights": "dummy"},
+        "space": {"max_num_batched_tokens": {"type": "choice", "choices": [512]}},
+        "workload": {
+            "random": {"input_len": 8},
+            "output_len": 8,
+            "num_prompts": 8,
+            "max_concurrency": 1,
+        },
+    }
+    loaded = parse_study(yaml.safe_dump(raw), Path("s.yaml"))
+    for size, fits in ((8, False), (24, True)):
+        info = replace(UNKNOWN, device="cuda", gpus=(Gpu("a GPU", size << 30, (8, 9)),))
+        monkeypatch.setattr("autotune.tuning.ray_actor.probe", lambda _, info=info: info)
+        said = asked.actor.check(loaded, Slot(0, 1, CORES)).get("error", "")
+        assert ("server.model: shape:qwen3-8b:bf16 needs at least 15" in said) is not fits
 
 
 @pytest.mark.parametrize("kill", [False, True])

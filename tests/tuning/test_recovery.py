@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -44,7 +45,16 @@ def test_ps_shows_what_runs_and_reap_leaves_it_alone(tmp_path: Path) -> None:
         assert all(len(line) <= 80 for line in shown.splitlines())
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
-        assert "not in this --db" in autotune("ps", cwd=elsewhere).stdout
+        shown = autotune("ps", cwd=elsewhere).stdout
+        assert "not in this --db" in shown
+        assert all(len(line) <= 80 for line in shown.splitlines())
+        [found] = [
+            x
+            for x in json.loads(autotune("ps", "--json", cwd=elsewhere).stdout)
+            if x["owner"] == run.pid
+        ]
+        assert "tests.faults.start" in found["owner_command"]
+        assert found["owner_folder"] == str(tmp_path)
         before = pids(processes_of(tmp_path))
         reaped = autotune("reap", cwd=tmp_path)
         assert f"left alone: it belongs to autotune {run.pid}" in reaped.stdout

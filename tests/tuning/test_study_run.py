@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import TrialState, create_trial
+from optuna_dashboard import get_note
 
 from autotune.results.trials import study_view
 from autotune.serving.interrupts import held_back
@@ -38,6 +39,7 @@ from tests.studies import (
     wait_for_tokens,
     write_study,
 )
+from tests.surroundings import updated_dashboard
 
 pytestmark = pytest.mark.double
 
@@ -484,7 +486,8 @@ def test_what_cannot_be_drawn_or_saved_at_the_end_is_one_line_each(
     monkeypatch.setattr("autotune.output.dashboard.publish", broken)
     (tmp_path / "autotune-double").mkdir()
     (tmp_path / "autotune-double" / "pareto.html").mkdir()  # nothing can be written there
-    done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
+    with updated_dashboard():
+        done = autotune("run", str(study), "--trials", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = (done.stdout + done.stderr).splitlines()
     (plots,) = (line for line in said if line.startswith("plots not drawn: "))
@@ -502,3 +505,13 @@ def test_what_cannot_be_drawn_or_saved_at_the_end_is_one_line_each(
     (tmp_path / "autotune-double" / "pareto.html").rmdir()
     assert autotune("pareto", cwd=tmp_path).returncode == 0
     assert (tmp_path / "autotune-double" / "pareto.html").is_file()
+    with updated_dashboard():
+        again = autotune("run", str(study), "--trials", "2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "dashboard not updated" not in again.stdout + again.stderr
+    assert any(line.startswith("Plot: ") for line in again.stdout.splitlines())
+    with opened(tmp_path / "autotune.db") as store:
+        made = store.optuna_study("double")
+        kept = store.storage.get_study_system_attrs(made._study_id)
+        assert any(key.startswith("dashboard:plot_data:pareto-front:") for key in kept)
+        assert get_note(made).startswith("# double\n\n2 of 2 trials finished")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autotune.errors import UserError
+from autotune.results.certificates import Verdict, output_line
 from autotune.results.text import count, plain, value_with_interval
 from autotune.results.views import StudyView, TrialView, verdict_lines
 
@@ -82,6 +83,20 @@ def measured_trial(view: StudyView, number: int) -> TrialView:
             f"--trial {number}: has no numbers ({why}); `autotune status` lists those that have"
         )
     return trial
+
+
+def refuse_fault(trial: TrialView) -> None:
+    """Refuse a trial whose answers are not those of n = 0.
+
+    Raises:
+        UserError: a verification found that.
+    """
+    found = trial.certificate
+    if found is not None and found.verdict is Verdict.FAULT:
+        raise UserError(
+            f"{output_line(found, trial.number)} Export another trial with --trial, or this one "
+            "with --uncertified"
+        )
 
 
 def as_asked(view: StudyView, trial: TrialView) -> Chosen:

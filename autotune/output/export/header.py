@@ -8,6 +8,7 @@ from datetime import date
 
 from autotune._version import __version__
 from autotune.output.export.choice import Chosen
+from autotune.results.certificates import output_line
 from autotune.results.text import WIDTH, plain, times, wrapped
 from autotune.results.trials import throttled_text
 from autotune.results.views import StudyView
@@ -45,6 +46,13 @@ def about(
     if t.throttled:
         words = throttled_text(t.running_peak or 0, t.running_asked or 0)
         yield f"Careful: it was throttled: {words}."
+    if t.certificate is not None:
+        careful = "" if t.certificate.is_good else "Careful: "
+        yield f"{careful}{output_line(t.certificate, t.number)}"
+        if t.certificate.vllm is not None and version is not None:
+            known = t.certificate.vllm
+            if version.partition("+")[0] != known:
+                yield f"That was with vLLM {plain(known)}, and this file is for vLLM {version}."
     yield _speedup(view, choice)
     yield _measured(view, spec, measured)
     if version != measured:

@@ -147,9 +147,10 @@ def headline(view: StudyView) -> dict[str, Any]:
 
 
 def title_text(head: str, about: Iterable[str]) -> str:
-    """Return a title with a smaller line of what the figure is about, as Plotly's HTML."""
+    """Return a title with two smaller lines, at most, of what the figure is about, as HTML."""
     parts = " · ".join(plain(part) for part in about if part)
-    small = escape(textwrap.shorten(parts, 105, placeholder=" …"), quote=False)
+    lines = textwrap.wrap(parts, 115, max_lines=2, placeholder=" …")
+    small = "<br>".join(escape(line, quote=False) for line in lines)
     return (
         f'<b>{escape(plain(head), quote=False)}</b><br><span style="font-size: 12px">{small}</span>'
     )

@@ -15,9 +15,11 @@ from autotune.output.report.content import (
     Code,
     Fact,
     Paragraph,
+    Points,
 )
 from autotune.output.report.source import Source, against, load_text, progress
 from autotune.results.budget_note import budget_note
+from autotune.results.certificates import Verdict, judged_text, judgement_lines, output_line
 from autotune.results.flatness import statement_of
 from autotune.results.rehearsed import production_note
 from autotune.results.standing import LEAST_DEGREES
@@ -64,7 +66,7 @@ def answer(s: Source) -> Answer:
         f"{head}{without or end} {t.setting}",
         sure,
         certain,
-        (*_facts(s, t), _evidence(s, t)),
+        (*_facts(s, t), _evidence(s, t), *_output(t)),
         tuple(_notes(s, t)),
     )
 
@@ -102,6 +104,29 @@ def _evidence(s: Source, t: TrialView) -> Fact:
         of = f"{count(s.requests(base), 'request')} in {count(base.confirmed_launches, 'launch')}"
         against = (f"compared with {of} of the baseline",)
     return Fact("Evidence", "confirmed", (f"with {what}", *against))
+
+
+def _output(t: TrialView) -> Iterator[Fact]:
+    """Yield whether its answers are those of n = 0; no text of an answer is in a report."""
+    if t.certificate is not None:
+        found = t.certificate
+        of = found.judgement
+        notes = ["nothing was compared" if of is None else judged_text(of)]
+        yield Fact("Output", found.verdict.value, tuple(notes))
+
+
+def output(s: Source) -> Iterator[Block]:
+    """Yield whether the answers are those of n = 0, in numbers."""
+    found = None if s.best is None else s.best.certificate
+    if s.best is None or found is None:
+        return
+    yield Paragraph(output_line(found, s.best.number))
+    if lines := [upper(x) for x in judgement_lines(found)]:
+        yield Points(tuple(lines))
+    if found.verdict is Verdict.FAULT:
+        yield Paragraph(
+            "A report quotes no answer. autotune verify shows the three worst ones side by side."
+        )
 
 
 def _over_baseline(s: Source, t: TrialView, i: int) -> Estimate | None:

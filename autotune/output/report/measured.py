@@ -19,6 +19,7 @@ from autotune.output.report.content import (
     Points,
 )
 from autotune.output.report.source import Source, with_bounds
+from autotune.results.certificates import word_of
 from autotune.results.read_request_acceptance import read_request_acceptance
 from autotune.results.request_acceptance import length_text
 from autotune.results.text import (
@@ -148,6 +149,7 @@ def remarks(t: TrialView) -> str:
         words.append("ended early, rough")
     if t.lossy:
         words.append("lossy")
+    words += filter(None, [word_of(t.certificate)])
     if t.slot:
         words.append(plain(slot_text(t.slot)))
     if t.state != "complete":

@@ -57,6 +57,7 @@ def build(store: Store, view: StudyView) -> Report:
 def _parts(s: Source) -> list[tuple[str, str, Iterator[Block]]]:
     return [
         ("command", "The command to serve", answer.command(s)),
+        *_if_any("output", "Is the output still the same?", answer.output(s)),
         ("front", "What was measured", measured.front(s)),
         ("by-n", "By number of drafted tokens", measured.by_n(s)),
         ("grid", "n and batch budget together", measured.grid(s)),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a database is read without it
 
 # A name of its own: Optuna's `alembic_version` is in the same database.
 VERSION_TABLE = "autotune_alembic_version"
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 # PostgreSQL's lock of the one that makes or changes tables, until its transaction ends.
 MAKING = int.from_bytes(b"autotune")
 # What autotune 0.1 and the first 0.2, which knew no revisions, wrote into `autotune_meta`.

@@ -1,0 +1,184 @@
+"""The command verify: whether answers are the same with speculation."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autotune.cli.common import best_trial, say_trust
+from autotune.cli.options import database_option
+from autotune.errors import NothingUsable
+
+if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
+    from autotune.cli.console import Ui
+    from autotune.results.views import TrialView
+    from autotune.storage.location import Database
+    from autotune.study.files import LoadedStudy
+    from autotune.tuning.prepare import Prepared
+    from autotune.tuning.verify import Verification
+
+FAULT = 3
+
+
+@click.command()
+@click.argument("study")
+@database_option
+@click.option("--trial", type=click.IntRange(0, 10**9), help="Verify this trial.")
+@click.option("--best", is_flag=True, help="Verify the winner (the default).")
+@click.option("--objective", help="Choose the winner by this objective. Default: the first.")
+@click.option("--balanced", is_flag=True, help="Choose the winner by all objectives.")
+@click.option(
+    "--sampling",
+    is_flag=True,
+    help="Draw tokens at temperature 1 where the study's temperature is 0.",
+)
+@click.option(
+    "--prompts",
+    type=click.IntRange(2, 10**6),
+    help="Most prompts to send. Default: all measured ones of the study.",
+)
+@click.option(
+    "--answers/--no-answers",
+    "keep",
+    default=True,
+    help="Keep the answers in the database, which only you can read (the default), or not. "
+    "Without them an interrupted verification begins again.",
+)
+@click.option("--again", is_flag=True, help="Launch again, although there is a verdict.")
+@click.option("--json", "as_json", is_flag=True, help="Print the certificate as JSON.")
+def verify(
+    study: str,
+    database: Database,
+    trial: int | None,
+    best: bool,
+    objective: str | None,
+    balanced: bool,
+    sampling: bool,
+    prompts: int | None,
+    keep: bool,
+    again: bool,
+    as_json: bool,
+) -> None:
+    """Check that the winner writes what n = 0 writes.
+
+    Three servers answer the study's prompts: n = 0, the winner, and n = 0 again. The last one
+    scores every token that they wrote. STUDY is the file or bundled name that was run. Run the same
+    command again to resume; a finished verification is only shown. Exit code 3 means that the
+    answers differ more than those of n = 0 do.
+
+    \b
+    Examples:
+      autotune verify studies/gemma-4-26b-rtx5090.yaml
+      autotune verify STUDY --trial 7 --no-answers
+    """
+    from rich.console import Console
+
+    from autotune.cli.console import Ui
+    from autotune.results.trials import study_view
+    from autotune.storage.store import opened
+    from autotune.study.files import load_study
+
+    if best + balanced + (trial is not None) > 1 or (trial is not None and objective is not None):
+        raise click.UsageError("--trial, --best, --balanced and --objective exclude each other")
+    loaded = load_study(study)
+    with opened(database) as store:
+        view = study_view(store, store.pick_study(loaded.spec.name))
+        if trial is None:
+            chosen = best_trial(view, objective, balanced=balanced)
+        else:
+            from autotune.output.export.choice import measured_trial
+
+            chosen = measured_trial(view, trial)
+    ui = Ui(Console(stderr=True, highlight=False))
+    with ui:
+        found = verified(
+            ui,
+            loaded,
+            database,
+            chosen,
+            sampling=sampling,
+            prompts=prompts,
+            keep=keep,
+            again=again,
+        )
+    if as_json:
+        data: dict[str, Any] = {"trial": chosen.number, "params": dict(chosen.point)}
+        click.echo(json.dumps(data | found.certificate.to_json(), indent=2))
+    else:
+        say(found, chosen)
+    end(found, loaded.spec.name)
+
+
+def verified(
+    ui: Ui,
+    loaded: LoadedStudy,
+    database: Database,
+    trial: TrialView,
+    *,
+    sampling: bool = False,
+    prompts: int | None = None,
+    keep: bool = True,
+    again: bool = False,
+    prepared: Prepared | None = None,
+) -> Verification:
+    """Verify a trial; ``prepared`` is the study where it was checked already."""
+    from autotune.results.rehearsed import with_kept_acceptance
+    from autotune.tuning.prepare import prepare
+    from autotune.tuning.verify import Asked, verify_study
+
+    if prepared is None:
+        prepared = prepare(with_kept_acceptance(loaded, database), ui)
+        say_trust(ui, loaded)
+    asked = Asked(trial.number, sampling=sampling, prompts=prompts, keep=keep, again=again)
+    return verify_study(prepared, database=database, asked=asked, progress=ui)
+
+
+def verified_winner(ui: Ui, prepared: Prepared, database: Database) -> Verification | None:
+    """Verify the winner of a study that was run; None: there is none to verify."""
+    from autotune.results.trials import study_view
+    from autotune.storage.store import opened
+
+    loaded = prepared.loaded
+    with opened(database) as store:
+        best = study_view(store, loaded.spec.name).best()
+    if best is None or best.certificate is None:
+        ui.message("nothing is verified: " + ("no winner" if best is None else "it is n = 0"))
+        return None
+    try:
+        return verified(ui, loaded, database, best, prepared=prepared)
+    except NothingUsable as e:  # the study has its results
+        ui.message(f"not verified: {e}")
+        return None
+
+
+def end_by(found: Verification | None) -> None:
+    """End a run with exit code 3 where the winner's answers differ."""
+    from autotune.results.certificates import Verdict
+
+    if found is not None and found.certificate.verdict is Verdict.FAULT:
+        click.get_current_context().exit(FAULT)
+
+
+def say(found: Verification, trial: TrialView) -> None:
+    """Print the verdict, the numbers behind it, and the worst cases side by side."""
+    from autotune.results.answer_cases import case_lines
+    from autotune.results.certificates import Verdict, judgement_lines, output_line
+
+    click.echo(output_line(found.certificate, trial.number))
+    for line in judgement_lines(found.certificate):
+        click.echo(f"  {line}")
+    if found.certificate.verdict is Verdict.FAULT:
+        for line in case_lines(found.certificate, found.answers, trial.number):
+            click.echo(f"  {line}")
+
+
+def end(found: Verification, name: str) -> None:
+    """End the command by the verdict: 0 certified, 3 a fault, 1 not judged."""
+    from autotune.results.certificates import Verdict
+
+    end_by(found)
+    certificate = found.certificate
+    if certificate.verdict is Verdict.NOT_JUDGED:
+        raise NothingUsable(f"{name}: the output is not judged: {certificate.why}")

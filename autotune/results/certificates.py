@@ -1,0 +1,184 @@
+"""Whether answers are the same with speculation: what `autotune verify` found, in words.
+
+A certificate belongs to one trial's point. A point that drafts and has none is *not verified*.
+Texts of answers are not part of a certificate: pages that are handed out have its numbers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ValidationError
+
+from autotune.results.judged import Judged
+from autotune.results.text import count, number, plain
+from autotune.storage.schema import CertificateRow
+from autotune.study.lossless import drafts, why_lossy
+from autotune.study.schema import StudySpec
+from autotune.study.space import Point
+
+
+class Verdict(StrEnum):
+    """What is known of the answers of a point."""
+
+    CERTIFIED = "certified"
+    FAULT = "not certified"
+    NOT_JUDGED = "not judged"
+    MISSING = "not verified"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known of the answers of a point.
+
+    Attributes:
+        verdict: The verdict.
+        why: Why it is not judged; empty for any other verdict.
+        number: Id of the verification; None: there is none.
+        judged_at: When it was judged; None: it was not.
+        vllm: Version of its vLLM; None: unknown.
+        judgement: Numbers behind the verdict; None: there are none.
+    """
+
+    verdict: Verdict
+    why: str = ""
+    number: int | None = None
+    judged_at: datetime | None = None
+    vllm: str | None = None
+    judgement: Judged | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the point may be served without a word."""
+        return self.verdict is Verdict.CERTIFIED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data; ``judgement`` is null where nothing was judged."""
+        return {
+            "verdict": self.verdict.value,
+            "why": self.why or None,
+            "judged_at": None if self.judged_at is None else self.judged_at.isoformat(),
+            "vllm": self.vllm,
+            "judgement": self.judgement and self.judgement.model_dump(),
+        }
+
+
+def certificate_of(
+    rows: Sequence[CertificateRow], spec: StudySpec, trial: int, point: Point
+) -> Certificate | None:
+    """Return what is known of the answers of a trial; None: it drafts nothing, so all is said.
+
+    The latest verification at each temperature counts; a fault at one of them is the verdict.
+
+    Args:
+        rows: Verifications of the study, oldest first.
+        spec: The study.
+        trial: Number of the trial, the first one of its point.
+        point: Its point.
+    """
+    if (why := why_lossy(spec, point)) is not None and drafts(spec, point):
+        return Certificate(Verdict.NOT_JUDGED, why)
+    judged = {
+        x.setting.get("temperature"): certificate_from(x)
+        for x in rows
+        if x.trial == trial and x.verdict is not None
+    }
+    for verdict in (Verdict.FAULT, Verdict.CERTIFIED, Verdict.NOT_JUDGED):
+        found = [x for x in judged.values() if x.verdict is verdict]
+        if found:
+            return max(found, key=lambda x: x.number or 0)
+    return Certificate(Verdict.MISSING) if drafts(spec, point) else None
+
+
+def certificate_from(row: CertificateRow) -> Certificate:
+    """Return a verification that was judged.
+
+    What another version of autotune wrote, and cannot be read, counts as not judged.
+    """
+    known = [v for v in Verdict if v.value == row.verdict]
+    ended = None if row.ended_at is None else datetime.fromtimestamp(row.ended_at, UTC)
+    version = row.setting.get("vllm")
+    vllm = version if isinstance(version, str) else None
+    try:
+        judged = Judged.model_validate(row.judgement)
+    except ValidationError:
+        known = []
+    if not known:
+        why = "another version of autotune judged it; verify it again"
+        return Certificate(Verdict.NOT_JUDGED, why, row.id, ended, vllm)
+    return Certificate(known[0], judged.why or "", row.id, ended, vllm, judged)
+
+
+def output_line(certificate: Certificate, trial: int) -> str:
+    """Return the verdict in one sentence, which begins with it.
+
+    Args:
+        certificate: What is known.
+        trial: Number of the trial.
+    """
+    verdict, of = certificate.verdict, certificate.judgement
+    if verdict is Verdict.MISSING:
+        return (
+            f"Output not verified: trial {trial}'s answers were never compared with those of n = 0 "
+            f"(autotune verify STUDY --trial {trial})."
+        )
+    if of is None or verdict is Verdict.NOT_JUDGED:
+        return f"Output not judged: {plain(certificate.why)}."
+    if verdict is Verdict.FAULT:
+        return (
+            f"OUTPUT NOT CERTIFIED: trial {trial} does not write what n = 0 writes: "
+            f"{plain(of.found_text)}."
+        )
+    return (
+        f"Output certified: {judged_text(of)}; they differ from n = 0 no more than n = 0 does from "
+        "itself."
+    )
+
+
+def word_of(certificate: Certificate | None) -> str:
+    """Return the verdict for a cell of a table; empty: there is no judgement to show."""
+    if certificate is None or certificate.verdict in {Verdict.MISSING, Verdict.NOT_JUDGED}:
+        return ""
+    word = certificate.verdict.value
+    return word.upper() if certificate.verdict is Verdict.FAULT else word
+
+
+def judged_text(of: Judged) -> str:
+    """Return how much was judged: ``1920 tokens of 80 answers judged``."""
+    return f"{of.tokens} tokens of {count(of.prompts, 'answer')} judged"
+
+
+def judgement_lines(certificate: Certificate) -> Iterator[str]:
+    """Yield the numbers behind a verdict, a line each; none where nothing was judged."""
+    of = certificate.judgement
+    if of is None:
+        return
+    odd = "are not the likeliest one of n = 0" if of.greedy else "are unlikely under n = 0"
+    how = "greedy" if of.greedy else f"temperature {of.temperature:g}"
+    yield f"{how}: {of.differences} of {of.tokens} tokens {odd}"
+    yield (
+        f"n = 0 itself, {count(of.null_launches, 'launch')}: "
+        f"{of.null_differences} of {of.null_tokens}"
+    )
+    yield (
+        f"the same tokens from end to end: {of.same_answers} of {of.prompts} answers; the two "
+        f"launches of n = 0: {of.null_same_answers}"
+    )
+    for test in of.tests:
+        yield f"{plain(test.name)}: p = {number(test.p)}"
+    for text in of.texts:
+        if text.chosen or text.plain:
+            yield (
+                f"{plain(text.fault)}: {text.chosen} of {text.answers}, n = 0 "
+                f"{text.plain} of {text.plain_answers}, p = {number(text.p)}"
+            )
+    if of.detectable is not None:
+        yield (
+            f"if {of.detectable:.2%} of the tokens were wrong, that would be found with "
+            f"{of.power:.0%} probability"
+        )
+    yield from map(plain, of.notes)

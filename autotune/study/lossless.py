@@ -1,0 +1,43 @@
+"""Whether a way to draft promises the answers of the target alone."""
+
+from __future__ import annotations
+
+from autotune.study.rehearsal import DUMMY, LOAD_FORMAT, SYNTHETIC
+from autotune.study.schema import StudySpec
+from autotune.study.space import N, Point, as_int
+from autotune.study.speculative import FLY, REJECTION
+
+# Values of rejection_sample_method that accept drafts which the target would not have written
+# (vllm/config/speculative.py: RejectionSampleMethod; standard and block are lossless).
+_LOSSY = {
+    SYNTHETIC: "accepts drafts as often as is given, not as often as they are right",
+    FLY: "accepts drafts that the target would not have written",
+}
+
+
+def drafts(spec: StudySpec, point: Point) -> bool:
+    """Return whether a point drafts anything.
+
+    Args:
+        spec: The study.
+        point: A point of it.
+    """
+    return bool(spec.server.drafts) and (as_int(spec.settings(point).get(N)) or 0) > 0
+
+
+def why_lossy(spec: StudySpec, point: Point) -> str | None:
+    """Return why a point's answers are others by construction; None: they should be the same.
+
+    Args:
+        spec: The study.
+        point: A point of it.
+    """
+    if spec.rehearsal is not None:
+        return "the study is a rehearsal, whose answers are those of no real model"
+    if spec.settings(point).get(LOAD_FORMAT) == DUMMY:
+        return "the weights are random (load-format: dummy), so its answers are noise"
+    if not drafts(spec, point):
+        return None
+    method = spec.server.draft_settings(point).get(REJECTION)
+    why = _LOSSY.get(method) if isinstance(method, str) else None
+    return None if why is None else f"{REJECTION}: {method} {why}"

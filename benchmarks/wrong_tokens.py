@@ -1,0 +1,108 @@
+"""A real vLLM whose answers have some wrong tokens where it drafts: what `verify` must find.
+
+It takes the place of vLLM's API server in a study:
+
+    server:
+      command: [python, benchmarks/wrong_tokens.py]
+
+A launch with n = 0 is vLLM itself. One that drafts is vLLM behind a proxy, which replaces each
+token id of an answer with probability ``WRONG_TOKENS`` (an environment variable, 0 without it) by
+another one. Tokens after a wrong one stay as they were. All else passes unchanged.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import httpx
+import uvicorn
+
+SERVER = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+SHARE = float(os.environ.get("WRONG_TOKENS", "0"))
+TIMEOUT_S = 600.0
+
+
+def replaced(tokens: list[int], draws: random.Random) -> list[int]:
+    """Return tokens with some replaced by random ones."""
+    return [
+        (x + 1 + draws.randrange(1000)) % 40000 if draws.random() < SHARE else x for x in tokens
+    ]
+
+
+class Proxy:
+    """An ASGI application in front of a server on another port."""
+
+    def __init__(self, port: int) -> None:
+        self.client = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}",
+            timeout=TIMEOUT_S,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None),
+        )
+        self.draws = random.Random(0)
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        path = scope["path"] + ("?" + scope["query_string"].decode()) * bool(scope["query_string"])
+        keep = {b"authorization", b"content-type", b"accept"}
+        headers = [(k, v) for k, v in scope["headers"] if k in keep]
+        request = self.client.build_request(scope["method"], path, headers=headers, content=body)
+        try:
+            answer = await self.client.send(request, stream=True)
+        except httpx.HTTPError:  # it is not up yet
+            await send({"type": "http.response.start", "status": 503, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        kind = answer.headers.get("content-type", "application/json")
+        start = {"type": "http.response.start", "status": answer.status_code}
+        await send({**start, "headers": [(b"content-type", kind.encode())]})
+        if b"return_token_ids" in body and answer.status_code == 200:
+            await answer.aread()
+            found = answer.json()
+            for choice in found["choices"]:
+                choice["token_ids"] = replaced(choice["token_ids"], self.draws)
+            await send(
+                {"type": "http.response.body", "body": httpx.Response(200, json=found).content}
+            )
+        else:
+            async for piece in answer.aiter_raw():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        await answer.aclose()
+
+
+def main(argv: list[str]) -> None:
+    """Become vLLM, or start it behind the proxy; end as soon as it does."""
+    if "--speculative-config" not in argv or not SHARE:
+        os.execv(SERVER[0], [*SERVER, *argv])  # noqa: S606 – no shell
+    at = argv.index("--port") + 1
+    port = int(argv[at])
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        behind = s.getsockname()[1]
+    server = subprocess.Popen([*SERVER, *argv[:at], str(behind), *argv[at + 1 :]])
+
+    def end(_signum: int, _frame: FrameType | None) -> None:
+        server.terminate()
+        raise SystemExit(server.wait())
+
+    signal.signal(signal.SIGTERM, end)  # called after uvicorn's own
+    threading.Thread(target=lambda: os._exit(server.wait()), daemon=True).start()
+    uvicorn.run(Proxy(behind), host="127.0.0.1", port=port, log_level="error")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

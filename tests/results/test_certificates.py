@@ -1,0 +1,202 @@
+"""What is said of a winner's output, from the verifications that a database has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.bench.written import Scored, Written
+from autotune.results.answer_cases import beside, case_lines
+from autotune.results.certificates import (
+    Certificate,
+    Verdict,
+    certificate_of,
+    judgement_lines,
+    output_line,
+    word_of,
+)
+from autotune.results.judged import Judged, TokenTest
+from autotune.storage.certificates import ROLES, AnswerRole, KeptAnswer, launch_number, moved_launch
+from autotune.storage.schema import CertificateRow
+from autotune.study.files import load_study
+from autotune.study.schema import StudySpec
+from autotune.study.space import N
+from autotune.tuning.verify_judgement import judge_answers
+from tests.paths import ROOT
+from tests.studies import autotune, front, write_study
+
+
+def spec(tmp_path: Any, **changes: object) -> StudySpec:
+    return load_study(str(write_study(tmp_path, **changes))).spec
+
+
+JUDGED = Judged(
+    **{"why": None, "temperature": 0.0, "found": ("loops",), "level": 0.02, "text_level": 0.01},
+    **{"prompts": 60, "tokens": 900, "differences": 3, "null_launches": 2, "null_tokens": 1800},
+    **{"null_differences": 5, "largest": 0.5, "null_largest": 0.6, "worst": (), "power": 0.8},
+    tests=(TokenTest(name="large\x1b differences", p=0.5, fault=False),),
+    texts=(),
+    same_answers=58,
+    null_same_answers=57,
+    detectable=0.004,
+    detectable_shift=None,
+)
+
+
+def row(
+    number: int,
+    verdict: str | None,
+    temperature: float = 0.0,
+    trial: int = 3,
+    judgement: dict[str, Any] | None = None,
+) -> CertificateRow:
+    found = CertificateRow(
+        study="s",
+        trial=trial,
+        setting={"temperature": temperature, "vllm": "0.32.0"},
+        created_at=0.0,
+        ended_at=None if verdict is None else 1.0,
+        verdict=verdict,
+        judgement=JUDGED.model_dump(mode="json") if judgement is None else judgement,
+    )
+    found.id = number
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict"),
+    [
+        ([], Verdict.MISSING),
+        ([{"number": 1, "verdict": None}], Verdict.MISSING),  # not judged yet
+        ([{"number": 1, "verdict": "certified", "trial": 4}], Verdict.MISSING),  # another point's
+        ([{"number": 1, "verdict": "certified"}], Verdict.CERTIFIED),
+        (
+            [{"number": 1, "verdict": "not certified"}, {"number": 2, "verdict": "certified"}],
+            Verdict.CERTIFIED,
+        ),
+        (
+            [
+                {"number": 1, "verdict": "not certified"},
+                {"number": 2, "verdict": "certified", "temperature": 1.0},
+            ],
+            Verdict.FAULT,
+        ),
+        (
+            [
+                {"number": 1, "verdict": "not judged"},
+                {"number": 2, "verdict": "certified", "temperature": 1.0},
+            ],
+            Verdict.CERTIFIED,
+        ),
+        ([{"number": 1, "verdict": "of tomorrow"}], Verdict.NOT_JUDGED),
+        ([{"number": 1, "verdict": "certified", "judgement": {"tokens": 1}}], Verdict.NOT_JUDGED),
+    ],
+)
+def test_the_latest_at_each_temperature_counts(
+    tmp_path: Any, rows: list[dict[str, Any]], verdict: Verdict
+) -> None:
+    found = certificate_of(
+        [row(**x) for x in rows], spec(tmp_path), 3, {N: 3, "max_num_batched_tokens": 2048}
+    )
+    assert found is not None
+    assert found.verdict is verdict
+
+
+def test_what_promises_no_equal_answers_is_not_judged(tmp_path: Any) -> None:
+    point = {N: 3, "max_num_batched_tokens": 2048}
+    draft = {"method": "dflash", "model": "org/draft"}
+    for method in ("fly", "synthetic"):
+        of = {**draft, "rejection_sample_method": method}
+        found = certificate_of(
+            [row(1, "certified")], spec(tmp_path, server__speculative=of), 3, point
+        )
+        assert found is not None
+        assert found.verdict is Verdict.NOT_JUDGED
+        assert method in output_line(found, 3)
+    of = {**draft, "rejection_sample_method": "block"}
+    found = certificate_of([], spec(tmp_path, server__speculative=of), 3, point)
+    assert found is not None
+    assert found.verdict is Verdict.MISSING
+    flags = {"max-num-seqs": 2, "load-format": "dummy"}
+    found = certificate_of([], spec(tmp_path, server__flags=flags), 3, point)
+    assert found is not None
+    assert "random" in found.why
+
+
+def test_a_winner_that_nobody_verified_is_called_so(tmp_path: Path) -> None:
+    database = str(ROOT / "studies/results/smollm2-h200/autotune.db")
+    for words in (["best"], ["status"], ["export"], ["best", "--shell"]):
+        done = autotune(*words, "--db", database, cwd=tmp_path)
+        said = " ".join((done.stdout + done.stderr).replace("# ", "").split())
+        assert "Output not verified: trial 5's answers were never compared" in said, words
+    [row] = [x for x in front(tmp_path, "--db", database) if x["trial"] == 5]
+    assert row["output"]["verdict"] == "not verified"  # type: ignore[index]
+
+
+def test_n_0_needs_no_certificate(tmp_path: Any) -> None:
+    point = {N: 0, "max_num_batched_tokens": 2048}
+    assert certificate_of([], spec(tmp_path), 0, point) is None
+    assert word_of(None) == ""
+
+
+def test_each_verdict_has_one_sentence_and_a_short_word() -> None:
+    for verdict in Verdict:
+        found = Certificate(verdict, why="it is noise", judgement=JUDGED)
+        assert verdict.value.split()[-1] in output_line(found, 3).lower()
+        assert len(word_of(found)) <= len("NOT CERTIFIED")
+    assert list(judgement_lines(Certificate(Verdict.MISSING))) == []
+    lines = list(judgement_lines(Certificate(Verdict.CERTIFIED, judgement=JUDGED)))
+    assert "greedy: 3 of 900 tokens are not the likeliest one of n = 0" in lines
+    assert all(line.isprintable() for line in lines)  # the database may be somebody else's
+
+
+def answers(wrong: int, launches: int = 3, prompts: int = 60) -> dict[AnswerRole, list[KeptAnswer]]:
+    """Answers of 24 tokens, of which the chosen point has so many with a wrong one."""
+    out = {}
+    for role in ROLES:
+        bad = wrong if role is AnswerRole.CHOSEN else 0
+        out[role] = [
+            KeptAnswer(
+                role.value,
+                Written(i, (1, 2), tuple(range(24)), f"answer {i}" + "!" * (i < bad), "stop"),
+                Scored((-0.5,) * 23 + (-6.0 if i < bad else -0.5,), (-0.5,) * 24),
+            )
+            for i in range(prompts)
+        ]
+    return out
+
+
+def test_a_judgement_has_numbers_and_no_text() -> None:
+    verdict, good = judge_answers(answers(0), 0.0, ["a note"])
+    assert verdict is Verdict.CERTIFIED
+    assert (good.tokens, good.differences, good.null_same_answers) == (1440, 0, 60)
+    assert "a note" in list(judgement_lines(Certificate(verdict, judgement=good)))
+    verdict, bad = judge_answers(answers(9), 0.0)
+    assert verdict is Verdict.FAULT
+    assert "large differences" in bad.found
+    assert len(bad.worst) == 3
+    assert "answer" not in str(bad.worst)
+    lines = list(case_lines(Certificate(verdict, judgement=bad), answers(9), 7))
+    assert len(lines) == 9
+    assert lines[0].endswith("5.50 nats")
+    assert lines[1].split() == ["trial", "7", "answer", "0!"]
+    verdict, few = judge_answers(answers(0, prompts=6), 0.0)
+    assert verdict is Verdict.NOT_JUDGED
+    assert "no fault was found" in (few.why or "")
+
+
+def test_texts_stand_side_by_side_from_shortly_before_they_part() -> None:
+    same = "x" * 100
+    a, b = beside(same + "one", same + "two\nthree\x1b")
+    assert (a, b) == ("…" + "x" * 32 + "one", "…" + "x" * 32 + "two three ")
+    assert beside("a", "a") == ("a", "(the same text)")
+    assert beside("", "b") == ("(nothing)", "b")
+
+
+def test_a_launch_belongs_to_one_verification() -> None:
+    numbers = [launch_number(i, role) for i in (1, 2, 7) for role in ROLES]
+    assert len({*numbers}) == 9
+    moved = [moved_launch(x, {1: 4, 2: 5, 7: 6}) for x in numbers]
+    assert moved == [launch_number(i, role) for i in (4, 5, 6) for role in ROLES]

@@ -1,0 +1,162 @@
+"""`autotune verify` over the double: three launches, a verdict, and what every page says of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.output.report import build, markdown
+from autotune.results.trials import study_view
+from autotune.storage.certificates import AnswerRole
+from autotune.storage.store import opened
+from autotune.tuning import verify as verifying
+from tests.studies import autotune, processes_of, query, trials, write_study
+
+pytestmark = pytest.mark.double
+
+LAUNCHES = "select count(*) from autotune_launches where study = 'double:verify'"
+
+
+def write_turns(folder: Path, *launches: dict[str, str]) -> None:
+    """Say how the next launches differ."""
+    (folder / "turns").write_text("".join(json.dumps(x) + "\n" for x in launches))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study of n = 0 and n = 5 that was run."""
+    found = tmp_path_factory.mktemp("verify")
+    write_turns(found, {"DOUBLE_SPEED": "4"})  # n = 0, so that n = 5 wins however busy it is here
+    write_study(
+        found,
+        space={
+            "num_speculative_tokens": {"type": "choice", "choices": [0, 5]},
+            "max_num_batched_tokens": {"type": "choice", "choices": [2048]},
+        },
+        search={"method": "grid"},
+        server__env={"DOUBLE_TURNS": str(found / "turns"), "DOUBLE_SPEED": "40"},
+        workload__num_prompts=60,
+        workload__output_len=24,
+    )
+    done = autotune("run", "double.yaml", "--trials", "2", "--verify", cwd=found)
+    assert done.returncode == 0, done.stderr
+    assert "Output certified" in done.stdout
+    return found
+
+
+def trial_of(folder: Path, n: int) -> int:
+    """The trial of an n."""
+    [found] = [t for t in trials(folder) if t["params"]["num_speculative_tokens"] == n]  # type: ignore[index]
+    return int(found["trial"])  # type: ignore[call-overload, no-any-return]
+
+
+def certificate(folder: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    done = autotune("verify", "double.yaml", "--json", *words, cwd=folder)
+    return done.returncode, json.loads(done.stdout) if done.stdout else {"said": done.stderr}
+
+
+def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
+    n = str(trial_of(folder, 5))
+    code, found = certificate(folder, "--trial", n)
+    assert (code, found["verdict"]) == (0, "certified")
+    judged = found["judgement"]
+    assert judged["prompts"] == 60
+    assert judged["null_launches"] == 2
+    assert judged["tokens"] > 300
+    assert 0 < judged["null_same_answers"] < 60  # the double rounds otherwise in each launch
+    assert query(folder, LAUNCHES) == [(3,)]
+    # n = 0 scores with a smaller batch budget
+    budgets = query(folder, "select argv from autotune_launches where study = 'double:verify'")
+    assert [json.loads(str(x)).count("1024") for (x,) in budgets] == [0, 0, 1]
+    assert (folder / "autotune.db").stat().st_mode & 0o077 == 0
+    # the same command only shows it
+    assert certificate(folder, "--trial", n)[1] == found
+    assert query(folder, LAUNCHES) == [(3,)]
+    for words in (["status"], ["best"]):
+        assert "Output certified" in autotune(*words, cwd=folder).stdout
+    assert "# Output certified" in autotune("export", "--trial", n, cwd=folder).stdout
+    [row] = [t for t in trials(folder) if t["trial"] == int(n)]
+    assert row["output"]["verdict"] == "certified"  # type: ignore[index]
+    # a study that was verified can be copied, and goes on to be
+    assert autotune("copy", "autotune.db", str(tmp_path / "b.db"), cwd=folder).returncode == 0
+    with opened(tmp_path / "b.db") as store:
+        view = study_view(store, "double")
+        [row] = store.certificates.of_study("double")
+        assert view.trials[int(n)].certificate is not None
+        assert {k: len(x) for k, x in store.certificates.answers(row.id).items()} == dict.fromkeys(
+            AnswerRole, 60
+        )
+    assert processes_of(folder) == []
+
+
+def test_wrong_tokens_are_found(folder: Path) -> None:
+    n = str(trial_of(folder, 5))
+    write_turns(folder, {}, {"DOUBLE_WRONG": "0.02"}, {})
+    words = ["--trial", n, "--no-answers", "--again", "--prompts", "59"]
+    done = autotune("verify", "double.yaml", *words, cwd=folder)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith(f"OUTPUT NOT CERTIFIED: trial {n} ")
+    assert done.stdout.count("less likely than the best one by") == 3  # the worst, side by side
+    last = "(select max(id) from autotune_certificates)"
+    kept = f"select count(*) from autotune_answers where certificate = {last}"  # noqa: S608
+    assert query(folder, kept) == [(0,)]
+    refused = autotune("export", "--trial", n, cwd=folder)
+    assert refused.returncode == 2
+    assert "--uncertified" in refused.stderr
+    served = autotune("export", "--trial", n, "--uncertified", cwd=folder)
+    assert "# Careful: OUTPUT NOT CERTIFIED" in served.stdout
+    assert "NOT CERTIFIED" in " ".join(autotune("status", cwd=folder).stdout.split())
+    with opened(folder / "autotune.db") as store:
+        view = study_view(store, "double")
+        page = markdown(build(store, view))
+    assert "Is the output still the same?" in page
+    assert not re.search(r"w\d{3}", page)  # no words of an answer
+
+
+def test_a_sampled_answer_is_judged_and_loops_are_found(folder: Path) -> None:
+    n = str(trial_of(folder, 5))
+    write_turns(folder, {}, {"DOUBLE_LOOPS": "1"}, {})
+    code, found = certificate(folder, "--trial", n, "--sampling")
+    assert code == 3
+    assert "loops" in found["judgement"]["found"]
+    assert found["judgement"]["temperature"] == 1.0
+
+
+def test_an_interrupted_verification_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of n = 0, which is no different from itself."""
+    n = str(trial_of(folder, 0))
+    answer: Callable[..., Any] = verifying.ask_answers
+    asked = 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise KeyboardInterrupt
+        return answer(*args, **kwargs)
+
+    [(before,)] = query(folder, LAUNCHES)
+    monkeypatch.setattr(verifying, "ask_answers", interrupted)
+    done = autotune("verify", "double.yaml", "--trial", n, cwd=folder)
+    assert done.returncode == 130
+    assert "run the same command again" in done.stderr
+    assert processes_of(folder) == []
+    code, found = certificate(folder, "--trial", n)
+    assert (code, found["verdict"]) == (0, "certified")
+    assert query(folder, LAUNCHES) == [(int(str(before)) + 4,)]
+
+
+def test_what_cannot_be_verified(folder: Path) -> None:
+    for words, told in (
+        (["double.yaml", "--trial", "99"], "has no such trial"),
+        (["double.yaml", "--trial", "0", "--best"], "exclude each other"),
+        (["demo-cpu"], "has no study demo-cpu"),
+    ):
+        done = autotune("verify", *words, cwd=folder)
+        assert done.returncode == 2
+        assert told in done.stderr
