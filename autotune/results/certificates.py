@@ -134,8 +134,8 @@ def output_line(certificate: Certificate, trial: int) -> str:
             f"{plain(of.found_text)}."
         )
     return (
-        f"Output certified: {judged_text(of)}; they differ from n = 0 no more than n = 0 does from "
-        "itself."
+        f"Output certified ({_how(of)}): {judged_text(of)}; they differ from n = 0 no more than "
+        "n = 0 does from itself."
     )
 
 
@@ -152,14 +152,17 @@ def judged_text(of: Judged) -> str:
     return f"{of.tokens} tokens of {count(of.prompts, 'answer')} judged"
 
 
+def _how(of: Judged) -> str:
+    return "greedy" if of.greedy else f"temperature {of.temperature:g}"
+
+
 def judgement_lines(certificate: Certificate) -> Iterator[str]:
     """Yield the numbers behind a verdict, a line each; none where nothing was judged."""
     of = certificate.judgement
     if of is None:
         return
     odd = "are not the likeliest one of n = 0" if of.greedy else "are unlikely under n = 0"
-    how = "greedy" if of.greedy else f"temperature {of.temperature:g}"
-    yield f"{how}: {of.differences} of {of.tokens} tokens {odd}"
+    yield f"{_how(of)}: {of.differences} of {of.tokens} tokens {odd}"
     yield (
         f"n = 0 itself, {count(of.null_launches, 'launch')}: "
         f"{of.null_differences} of {of.null_tokens}"

@@ -63,7 +63,6 @@ from autotune.stats.matched_sets import (
 from autotune.stats.measurement import Floats
 
 LEVEL = 0.02  # α
-DEFAULT_PROMPTS = 128
 POWER = 0.8
 MOST_UNSEEN = 0.01  # share of wrong tokens that a certificate must be able to find
 WRONG_GAP = 2.0  # g of a wrong token that :attr:`Judgement.detectable` speaks of, in nats

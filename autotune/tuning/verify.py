@@ -19,9 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from autotune.bench.answers import ask_answers, score_answers
 from autotune.bench.drafting import check_drafts
 from autotune.bench.server_metrics import ServerStats, difference, scrape
+from autotune.bench.workload import Request
 from autotune.bench.written import Scored, Written
 from autotune.errors import NothingUsable, TrialFailure, UserError
 from autotune.results.certificates import Certificate, Verdict, certificate_from
@@ -140,9 +143,9 @@ class _Run:
         self.chosen = self._of_trial(asked.trial)
         load = self.spec.workload
         self.temperature = 1.0 if asked.sampling and load.temperature == 0 else load.temperature
-        most = asked.prompts or len(prepared.workload.measured)
-        self.requests = prepared.workload.measured[:most]
-        self.arrivals = prepared.workload.arrivals[:most]
+        kept = distinct(prepared.workload.measured)[: asked.prompts]
+        self.requests = [prepared.workload.measured[i] for i in kept]
+        self.arrivals = [prepared.workload.arrivals[i] for i in kept]
         self.answers: dict[AnswerRole, list[KeptAnswer]] = {}
 
     def _of_trial(self, number: int) -> dict[str, Value]:
@@ -371,6 +374,17 @@ class _Run:
         launches = self.store.launches.of_trial(self.spec.name, self.asked.trial)
         known = [x.stats for x in launches if x.stats is not None]
         return odd_lines(check_acceptance(now, _counts(known[-1]) if known else None))
+
+
+def distinct(requests: Sequence[Request]) -> list[int]:
+    """Return the positions of requests whose prompt no earlier one has.
+
+    A prompt is the unit of every test (:mod:`autotune.stats.losslessness`); a load may repeat it.
+    """
+    first: dict[bytes, int] = {}
+    for i, x in enumerate(requests):
+        first.setdefault(orjson.dumps([x.prompt, x.messages, x.tools]), i)
+    return list(first.values())
 
 
 def _first_of(points: Sequence[Point]) -> Callable[[int], Sequence[Point]]:

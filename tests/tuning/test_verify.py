@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from autotune.bench.workload import Request
 from autotune.output.report import build, markdown
 from autotune.results.trials import study_view
 from autotune.storage.certificates import AnswerRole
 from autotune.storage.store import opened
 from autotune.tuning import verify as verifying
+from autotune.tuning.verify import distinct
 from tests.studies import autotune, processes_of, query, trials, write_study
 
 pytestmark = pytest.mark.double
@@ -77,6 +79,10 @@ def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
     # the same command only shows it
     assert certificate(folder, "--trial", n)[1] == found
     assert query(folder, LAUNCHES) == [(3,)]
+    assert certificate(folder, "--trial", n, "--show") == (0, found)
+    none = autotune("verify", "double", "--trial", str(trial_of(folder, 0)), "--show", cwd=folder)
+    assert none.returncode == 1
+    assert "drafts nothing" in none.stderr
     for words in (["status"], ["best"]):
         assert "Output certified" in autotune(*words, cwd=folder).stdout
     assert "# Output certified" in autotune("export", "--trial", n, cwd=folder).stdout
@@ -160,3 +166,15 @@ def test_what_cannot_be_verified(folder: Path) -> None:
         done = autotune("verify", *words, cwd=folder)
         assert done.returncode == 2
         assert told in done.stderr
+
+
+def test_a_prompt_that_a_load_repeats_counts_once() -> None:
+    chats = [[{"role": "user", "content": text}] for text in ("a", "b", "a")]
+    requests = [Request(i, None, chat) for i, chat in enumerate(chats)]
+    other = Request(3, None, chats[0], tools=[{"type": "function"}])
+    assert distinct([*requests, other, Request(4, [1, 2], None), Request(5, [1, 2], None)]) == [
+        0,
+        1,
+        3,
+        4,
+    ]
