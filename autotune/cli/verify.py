@@ -38,7 +38,7 @@ FAULT = 3
 @click.option(
     "--prompts",
     type=click.IntRange(2, 10**6),
-    help="Most prompts to send. Default: all measured ones of the study.",
+    help="Most prompts to send. Default: 64, or 4 × the study's max_concurrency if that is more.",
 )
 @click.option(
     "--answers/--no-answers",

@@ -53,6 +53,8 @@ from autotune.tuning.verify_judgement import judge_answers, odd_lines
 
 # Most prompt tokens of a step of the scoring server: it keeps the logits of all of them.
 _MOST_SCORED = 1024
+_PROMPTS = 64  # enough to find 1 % of wrong tokens in answers of 12 tokens, or fewer in longer ones
+_WAVES = 4  # so that the load is full for most of the time
 _SEEDS = 10**6  # between the seeds of two launches
 _WORDS = {
     AnswerRole.PLAIN: "n = 0",
@@ -83,7 +85,7 @@ class Asked:
     Attributes:
         trial: Number of the trial, the first one of its point.
         sampling: Draw tokens at temperature 1 where the study's temperature is 0.
-        prompts: Most prompts; None: all of the study.
+        prompts: Most prompts; None: 64, or four times the concurrency if that is more.
         keep: Keep the answers in the database.
         again: Launch although there is a verdict already.
     """
@@ -144,7 +146,8 @@ class _Run:
         self.chosen = self._of_trial(asked.trial)
         load = self.spec.workload
         self.temperature = 1.0 if asked.sampling and load.temperature == 0 else load.temperature
-        kept = distinct(prepared.workload.measured)[: asked.prompts]
+        most = asked.prompts or max(_PROMPTS, _WAVES * (load.max_concurrency or 1))
+        kept = distinct(prepared.workload.measured)[:most]
         if not kept:
             raise UserError(
                 f"{prepared.loaded.path}: all prompts have images or other parts that are no "
