@@ -125,7 +125,7 @@ def score_answers(
 def _all(
     server: Server, count: int, at_once: int, one: Callable[[httpx.AsyncClient, int], Any]
 ) -> list[Any]:
-    """Return what a coroutine gives for each number, so many of them at a time, in their order."""
+    """Return what a coroutine gives for each number, ``at_once`` of them at a time, in order."""
     import httpx
 
     async def go() -> list[Any]:

@@ -408,7 +408,7 @@ def is_text(request: Request) -> bool:
 
 
 def _first_of(points: Sequence[Point]) -> Callable[[int], Sequence[Point]]:
-    """Return what gives at most so many of the points."""
+    """Return what gives at most a number of the points."""
     return lambda most: points[:most]
 
 

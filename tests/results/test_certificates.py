@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from autotune.bench.written import Scored, Written
-from autotune.results.answer_cases import beside, case_lines
+from autotune.results.answer_cases import case_lines, side_by_side
 from autotune.results.certificates import (
     Certificate,
     Verdict,
@@ -190,10 +190,10 @@ def test_a_judgement_has_numbers_and_no_text() -> None:
 
 def test_texts_stand_side_by_side_from_shortly_before_they_part() -> None:
     same = "x" * 100
-    a, b = beside(same + "one", same + "two\nthree\x1b")
+    a, b = side_by_side(same + "one", same + "two\nthree\x1b")
     assert (a, b) == ("…" + "x" * 32 + "one", "…" + "x" * 32 + "two three ")
-    assert beside("a", "a") == ("a", "(the same text)")
-    assert beside("", "b") == ("(nothing)", "b")
+    assert side_by_side("a", "a") == ("a", "(the same text)")
+    assert side_by_side("", "b") == ("(nothing)", "b")
 
 
 def test_a_launch_belongs_to_one_verification() -> None:
