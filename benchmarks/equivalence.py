@@ -1,7 +1,7 @@
 """Are two batch budgets one and the same? Servers of both in turn, and a test for equality.
 
     python benchmarks/equivalence.py STUDY --out FILE.json [--n 13] [--mnbt 4096 8192]
-        [--launches 6] [--margin 0.05] [--most K]
+        [--launches 6] [--margin 0.05] [--together 4] [--most K]
     python benchmarks/equivalence.py --show FILE.json
 
 Every launch serves the requests of the study, whole. The launches take turns (A B, B A, …), and a
@@ -12,7 +12,9 @@ Pharmacokin. Biopharm. 15:657). If they are neither equal nor different, it says
 of each would find equality in 80 % of the cases, if they are equal and differ as these did.
 
 A launch is written as soon as it has been measured, and the same command goes on where it was
-interrupted; `--most` ends it after so many launches.
+interrupted; `--most` ends it after so many launches. With `--together` so many start at the same
+time and are then measured one after the other, as with `server.ahead`, whose needs the study then
+must meet.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ import numpy as np
 from idle_neighbours import Machine, served, shown_or_measured
 from scipy import stats
 
+from autotune.bench.sample import Sample
 from autotune.engine.draft_method import with_method
 from autotune.engine.probe import probe
 from autotune.serving.machine import describe_machine, machine_line
 from autotune.stats import Measurement
 from autotune.study.files import load_study
 from autotune.study.space import MNBT, N
+from autotune.study.workload import WorkloadSpec
 
 LEVEL = 0.05
 POWER = 0.8
@@ -93,6 +97,17 @@ def order(budgets: Sequence[int], launches: int) -> list[int]:
     return [x for i in range(launches) for x in budgets[:: 1 if i % 2 == 0 else -1]]
 
 
+def values(sent: Sequence[Sample], load: WorkloadSpec) -> dict[str, Any]:
+    """What a launch gave."""
+    m = Measurement.of(sent, load.latency_origin, load.places, busy=False)
+    latencies = [x.end - x.start for x in sent]
+    return {
+        "tok_s": m.throughput,
+        "p95_s": float(np.percentile(latencies, 95)),
+        "latencies": [round(x, 4) for x in latencies],
+    }
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Launch what is missing; return everything."""
     study = with_method(load_study(args.study))
@@ -100,34 +115,33 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     info = probe(study.spec.server)
     found = json.loads(args.out.read_text()) if args.out.exists() else {"launches": []}
     launches: list[dict[str, Any]] = found["launches"]
-    for mnbt in order(args.mnbt, args.launches)[len(launches) :][: args.most]:
+    todo = order(args.mnbt, args.launches)[len(launches) :][: args.most]
+    while todo:
+        batch, todo = todo[: args.together], todo[args.together :]
+        points = [{**study.spec.baseline, N: args.n, MNBT: mnbt} for mnbt in batch]
         with ExitStack() as ends:
             machine = Machine(study, info, args.out.parent / f"{args.out.stem}-logs", ends)
-            (server,) = machine.started({**study.spec.baseline, N: args.n, MNBT: mnbt}, 1, ends)
-            sent, _ = served(server, load, study.base)
-        m = Measurement.of(sent, load.latency_origin, load.places, busy=False)
-        p95 = float(np.percentile([x.end - x.start for x in sent], 95))
-        launches.append(
-            {
-                "mnbt": mnbt,
-                "tok_s": m.throughput,
-                "p95_s": p95,
-                "latencies": [round(x.end - x.start, 4) for x in sent],
-            }
-        )
-        print(json.dumps({k: v for k, v in launches[-1].items() if k != "latencies"}), flush=True)
-        found = {
-            "command": " ".join(["python", *sys.argv]),
-            "study": study.spec.name,
-            "rehearsal": study.spec.rehearsal_label,
-            "vllm": info.version,
-            "machine": machine_line(describe_machine()),
-            "n": args.n,
-            "mnbt": args.mnbt,
-            "share": args.margin,
-            "launches": launches,
-        }
-        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            servers = [machine.begun(point, ends) for point in points]
+            for server in servers:
+                server.wait_ready(lambda _seconds: None)
+            for server, mnbt in zip(servers, batch, strict=True):
+                sent, _ = served(server, load, study.base)
+                server.stop(last=False)  # others hold their memory meanwhile
+                launches.append({"mnbt": mnbt, **values(sent, load)})
+                shown = {k: v for k, v in launches[-1].items() if k != "latencies"}
+                print(json.dumps(shown), flush=True)
+                found = {
+                    "command": " ".join(["python", *sys.argv]),
+                    "study": study.spec.name,
+                    "rehearsal": study.spec.rehearsal_label,
+                    "vllm": info.version,
+                    "machine": machine_line(describe_machine()),
+                    "n": args.n,
+                    "mnbt": args.mnbt,
+                    "share": args.margin,
+                    "launches": launches,
+                }
+                args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return dict(found)
 
 
@@ -158,6 +172,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=13)
     parser.add_argument("--mnbt", type=int, nargs=2, default=[4096, 8192])
     parser.add_argument("--launches", type=int, default=6, help="of each budget")
+    parser.add_argument("--together", type=int, default=1, help="servers that start together")
     parser.add_argument("--margin", type=float, default=0.05, help="share of the mean")
     found = shown_or_measured(parser, measure)
     print("\n".join(lines(found)))

@@ -1,14 +1,16 @@
 """Is what a rehearsal measures true? Real servers against rehearsed ones, launched in turn.
 
     python benchmarks/rehearsal_truth.py STUDY.yaml --out FILE.json [--n 0 3 7 15] [--loads 1 8 32]
-        [--rounds 4] [--answers 64] [--most K]
+        [--rounds 4] [--answers 64] [--together 4] [--most K]
     python benchmarks/rehearsal_truth.py --show FILE.json
 
 The study has real weights. Each round launches a real server and a rehearsed one at each n, in turn
-(real, rehearsed; rehearsed, real), and each of them serves all loads. The rehearsed server has
+(rehearsed, real; real, rehearsed), and each of them serves all loads. The rehearsed server has
 random weights for target and draft, and the acceptance by position that the real server of this n
-counted in the first round, over all loads. Everything else is the same: flags, requests, tokens per
-answer. On a CPU, where vLLM plays no acceptance, only n = 0 can be compared.
+counted in the first round, over all loads; that round launches all real ones first. Everything else
+is the same: flags, requests, tokens per answer. With `--together` so many start at the same time
+and are then measured one after the other, as with `server.ahead`, whose needs the study then must
+meet. On a CPU, where vLLM plays no acceptance, only n = 0 can be compared.
 
 A ratio is rehearsed over real, of tok/s and p95 latency, with a 95 % interval (Student's t of the
 logarithms of the rounds' ratios, so two rounds at least). Tokens per step that both counted are
@@ -90,20 +92,42 @@ def counted_rates(launches: Sequence[dict[str, Any]], n: int) -> list[float] | N
 
 def order(ns: Sequence[int], rounds: int) -> Iterator[tuple[int, int, str]]:
     """Round, n and kind of each launch."""
-    for i in range(rounds):
+    for which in (REAL, REHEARSED):
+        for n in ns:
+            yield 0, n, which
+    for i in range(1, rounds):
         for n in ns:
             for which in (REAL, REHEARSED)[:: 1 if i % 2 == 0 else -1]:
                 yield i, n, which
 
 
-def launch(
-    study: LoadedStudy, info: VllmInfo, point: Point, args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Launch a server, let it serve all loads, and end it."""
+def together(
+    todo: Sequence[tuple[int, int, str]], launches: Sequence[dict[str, Any]], most: int
+) -> Sequence[tuple[int, int, str]]:
+    """The next launches that can start now: the acceptance of each is known."""
+    counted = {x["n"] for x in launches if x["which"] == REAL}
+    known = [which == REAL or n in counted for _i, n, which in todo[:most]]
+    return todo[: known.index(False) if False in known else most]
+
+
+def served_in_turn(
+    parts: Sequence[tuple[LoadedStudy, Point]], info: VllmInfo, args: argparse.Namespace
+) -> Iterator[list[dict[str, Any]]]:
+    """Start a server for each study and point; yield what each of them gives, and end it."""
     with ExitStack() as ends:
-        machine = Machine(study, info, args.out.parent / f"{args.out.stem}-logs", ends)
-        (server,) = machine.started(point, 1, ends)
-        return list(at_loads(study, server, args.loads, args.answers))
+        logs = args.out.parent / f"{args.out.stem}-logs"
+        machines: dict[str, Machine] = {}
+        servers = []
+        for study, point in parts:
+            key = study.spec.server.model_dump_json()
+            if key not in machines:
+                machines[key] = Machine(study, info, logs, ends)
+            servers.append(machines[key].begun(point, ends))
+        for server in servers:
+            server.wait_ready(lambda _seconds: None)
+        for server, (study, _point) in zip(servers, parts, strict=True):
+            yield list(at_loads(study, server, args.loads, args.answers))
+            server.stop(last=False)  # others hold their memory meanwhile
 
 
 def compared(launches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -161,22 +185,27 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     launches = found["launches"]
     point = study.spec.baseline | {MNBT: args.mnbt}
     todo = list(order(args.n, args.rounds))[len(launches) :][: args.most]
-    for i, n, which in todo:
-        rates = None if which == REAL or n == 0 else counted_rates(launches, n)
-        now = study if which == REAL else rehearsed(study, rates)
-        loads = launch(now, info, {**point, N: n}, args)
-        launches.append({"round": i, "n": n, "which": which, "rates": rates, "loads": loads})
-        print(json.dumps(launches[-1]), flush=True)
-        found = {
-            "command": " ".join(["python", *sys.argv]),
-            "study": study.spec.name,
-            "vllm": info.version,
-            "machine": machine_line(describe_machine()),
-            "mnbt": args.mnbt,
-            "launches": launches,
-            "compared": compared(launches),
-        }
-        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    while batch := together(todo, launches, args.together):
+        todo = todo[len(batch) :]
+        given = [None if w == REAL or n == 0 else counted_rates(launches, n) for _i, n, w in batch]
+        parts = [
+            (study if which == REAL else rehearsed(study, rates), {**point, N: n})
+            for (_i, n, which), rates in zip(batch, given, strict=True)
+        ]
+        results = served_in_turn(parts, info, args)
+        for (i, n, which), rates, loads in zip(batch, given, results, strict=True):
+            launches.append({"round": i, "n": n, "which": which, "rates": rates, "loads": loads})
+            print(json.dumps(launches[-1]), flush=True)
+            found = {
+                "command": " ".join(["python", *sys.argv]),
+                "study": study.spec.name,
+                "vllm": info.version,
+                "machine": machine_line(describe_machine()),
+                "mnbt": args.mnbt,
+                "launches": launches,
+                "compared": compared(launches),
+            }
+            args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return dict(found)
 
 
@@ -188,6 +217,7 @@ def main() -> None:
     parser.add_argument("--mnbt", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--answers", type=int, default=64, help="of each load, at least")
+    parser.add_argument("--together", type=int, default=1, help="servers that start together")
     found = shown_or_measured(parser, measure)
     print("\n".join(table(found | {"compared": compared(found["launches"])})))
 

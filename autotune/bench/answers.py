@@ -12,6 +12,7 @@ their text, and returns the log-probability of each token, and of the likeliest 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,7 @@ def score_answers(
 def _all(
     server: Server, count: int, at_once: int, one: Callable[[httpx.AsyncClient, int], Any]
 ) -> list[Any]:
-    """Return what a coroutine gives for each number, so many of them at a time, in their order."""
+    """Return what a coroutine gives for each number, ``at_once`` of them at a time, in order."""
     import httpx
 
     async def go() -> list[Any]:
@@ -251,6 +252,10 @@ def _scored(found: dict[str, Any], ids: Sequence[int], first: int) -> Scored:
             known = {k: float(x["logprob"]) for k, x in row.items()}
             own.append(known[str(token)])
             best.append(max(known.values()))
+        if not all(map(math.isfinite, (*own, *best))):
+            raise MeasureError(
+                FailureKind.REQUESTS, "the server finds log-probabilities that are not finite"
+            )
         return Scored(tuple(own), tuple(best))
     except (AttributeError, LookupError, TypeError, ValueError):
         raise _not_openai() from None

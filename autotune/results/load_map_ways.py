@@ -12,7 +12,7 @@ from autotune.engine.draft_schedule import scheduled
 from autotune.engine.given_acceptance import with_acceptance
 from autotune.stats.crossover import AtLoad, Rate, Schedule, best_fixed, over_loads
 from autotune.storage.schema import MapPointRow
-from autotune.study.schema import ServerSpec
+from autotune.study.schema import ServerSpec, StudySpec
 from autotune.study.space import DRAFT, Value
 from autotune.study.speculative import ADAPTIVE, SCHEDULE
 
@@ -20,6 +20,7 @@ from autotune.study.speculative import ADAPTIVE, SCHEDULE
 RATES = "rates"  # acceptance by position that vLLM plays
 CHECK = "check"  # the load whose break-even this point is next to
 LABEL = "label"  # what of the launch is real and what is not
+COUNTED = "counted"  # the acceptance that the study took from another one, and from where
 _LONGEST = 26  # characters of a way's name, or a terminal has no room for the row
 
 
@@ -115,9 +116,20 @@ def way_of(point: MapPointRow) -> MapWay:
     )
 
 
+def counted(spec: StudySpec) -> dict[str, Any]:
+    """Return what a point keeps of the acceptance that a rehearsal took from another study.
+
+    A load sweep or a break-even map needs no run of the study, which would keep it.
+    """
+    given = None if spec.rehearsal is None else spec.rehearsal.acceptance
+    if given is None or given.from_ is None or given.by_n is None:
+        return {}
+    return {COUNTED: {"from": given.from_, "by_n": given.by_n}}
+
+
 def common(setting: Mapping[str, Any]) -> dict[str, Any]:
     """Return what all points of a sweep have in common, of one point's setting."""
-    return {k: v for k, v in setting.items() if k not in (RATES, CHECK, LABEL)}
+    return {k: v for k, v in setting.items() if k not in (RATES, CHECK, LABEL, COUNTED)}
 
 
 def draft_server(server: ServerSpec, arm: str | None, *, plain: bool) -> ServerSpec:

@@ -18,6 +18,7 @@ from autotune.results.load_map import LoadSweepView, LoadView, PointView
 from autotune.results.load_map_ways import (
     MapWay,
     WayKind,
+    common,
     draft_server,
     way_of,
     way_params,
@@ -234,10 +235,9 @@ def stored_view(store: Store, loaded: LoadedStudy, known: Collection[str]) -> Lo
             f"{store.database}: has no load sweep of {loaded.spec.name} yet; `autotune map` runs "
             "one"
         )
-    setting = Setting(**points[-1].setting)
-    rows = [
-        x for p in points if p.setting == points[-1].setting for x in comparable_loads(store, p.id)
-    ]
+    last = common(points[-1].setting)
+    setting = Setting(**last)
+    rows = [x for p in points if common(p.setting) == last for x in comparable_loads(store, p.id)]
     loads = sorted({x.concurrency for x in rows})
     if not loads:
         raise UserError(
@@ -274,7 +274,7 @@ def load_sweep_view(
     """
     spec = loaded.spec
     ledger = load_sweep_name(spec.name)
-    rows = [x for x in store.load_maps.points(spec.name) if x.setting == setting.plain()]
+    rows = [x for x in store.load_maps.points(spec.name) if common(x.setting) == setting.plain()]
     comparable = {p.id: {x.id: x for x in comparable_loads(store, p.id)} for p in rows}
     leveled = leveled_rates(store, ledger, rows, loads)
     points = [

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from autotune.errors import UserError
+from autotune.results.load_map_ways import COUNTED
 from autotune.results.text import plain
 from autotune.results.trials import study_view
 from autotune.results.views import TrialView
 from autotune.search.acceptance import Prediction, SpeculationLaunch
 from autotune.storage.location import Database, is_url, parse_database, parse_named
+from autotune.storage.names import break_even_name
 from autotune.storage.store import Store, is_there, opened
 from autotune.study.files import LoadedStudy
 from autotune.study.messages import refused
@@ -46,7 +48,7 @@ def with_kept_acceptance(loaded: LoadedStudy, database: Database) -> LoadedStudy
     """Return a rehearsal with the counted acceptance that its own database keeps of it.
 
     The study that it was counted in may have more launches by now, be moved, or be gone. What was
-    begun with its rates goes on with them. Any other study stays as it is.
+    begun with its rates, a run or a map, goes on with them. Any other study stays as it is.
 
     Args:
         loaded: The study.
@@ -59,14 +61,21 @@ def with_kept_acceptance(loaded: LoadedStudy, database: Database) -> LoadedStudy
     if how is None or how.acceptance is None or how.acceptance.resolved or not is_there(database):
         return loaded
     with opened(database) as store:
-        if loaded.spec.name not in store.study_names():
-            return loaded
-        kept = store.load_study(loaded.spec.name)[0].spec.rehearsal
-    if kept is None or kept.acceptance is None or kept.acceptance.by_n is None:
-        return loaded
-    if kept.acceptance.from_ != how.acceptance.from_:
-        return loaded  # another source is another acceptance
-    return _with_rates(loaded, kept.acceptance.by_n)
+        kept = dict(_kept(store, loaded.spec.name))
+    rates = kept.get(how.acceptance.from_ or "")  # another source is another acceptance
+    return loaded if rates is None else _with_rates(loaded, rates)
+
+
+def _kept(store: Store, name: str) -> Iterator[tuple[str, list[list[float]]]]:
+    """Yield each counted acceptance that a database keeps of a study, with its source."""
+    for points in (break_even_name(name), name):
+        for row in store.load_maps.points(points):
+            if found := row.setting.get(COUNTED):
+                yield found["from"], found["by_n"]
+    if name in store.study_names():
+        how = store.load_study(name)[0].spec.rehearsal
+        if how is not None and how.acceptance is not None and how.acceptance.by_n is not None:
+            yield how.acceptance.from_ or "", how.acceptance.by_n
 
 
 def _with_rates(loaded: LoadedStudy, rates: list[list[float]]) -> LoadedStudy:

@@ -21,7 +21,7 @@ at the same load, read by the same launch (the null). Two tests, both by prompt
 - *large differences*: the largest g of each answer. A wrong token has a g far beyond those of ties.
   No finite null shows its own 1 - α/(tokens) quantile, and a tail that is assumed can be wrong. So
   the test ranks instead: k answers with a g beyond all of the null's have about the probability
-  (1/(L+1))^k without a fault. One such answer alone proves nothing, whatever its g.
+  (1/(L+1))^k without a fault. One such answer alone proves nothing, however large its g.
 - *more differences*: the number of tokens with g > 0 of each answer. It finds a model that was
   changed a little, whose g are small.
 
@@ -63,7 +63,6 @@ from autotune.stats.matched_sets import (
 from autotune.stats.measurement import Floats
 
 LEVEL = 0.02  # α
-DEFAULT_PROMPTS = 128
 POWER = 0.8
 MOST_UNSEEN = 0.01  # share of wrong tokens that a certificate must be able to find
 WRONG_GAP = 2.0  # g of a wrong token that :attr:`Judgement.detectable` speaks of, in nats
@@ -182,9 +181,9 @@ class Judgement:
         tests: All tests, those of greedy answers first.
         greedy: What the greedy answers say; None: none were given.
         sampled: What the sampled answers say; None: none were given.
-        detectable: Smallest share of tokens, replaced by wrong ones at random, that so many greedy
+        detectable: Smallest share of tokens, replaced by wrong ones at random, that these greedy
             answers find with probability :data:`POWER`; None: none, or no greedy answers.
-        detectable_shift: Smallest shift of the mean u, in nats a token, that so many sampled
+        detectable_shift: Smallest shift of the mean u, in nats a token, that these sampled
             answers find with probability :data:`POWER`; None: none, or no sampled answers.
     """
 

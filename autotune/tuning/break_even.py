@@ -16,7 +16,15 @@ from collections.abc import Callable, Sequence
 from autotune.engine.given_acceptance import with_acceptance
 from autotune.errors import NothingUsable, UserError
 from autotune.results.break_even import BreakEvenView
-from autotune.results.load_map_ways import CHECK, LABEL, RATES, MapWay, WayKind, way_of
+from autotune.results.load_map_ways import (
+    CHECK,
+    LABEL,
+    RATES,
+    MapWay,
+    WayKind,
+    counted,
+    way_of,
+)
 from autotune.results.read_break_even import break_even_view
 from autotune.stats.acceptance_curve import from_conditional, from_length
 from autotune.storage.location import Database
@@ -234,7 +242,7 @@ class BreakEvenChooser:
     def _add(
         self, way: MapWay, *, repeat: int | None = None, check: int | None = None
     ) -> MapPointRow:
-        setting = self.setting.plain()
+        setting = self.setting.plain() | counted(self.p.spec)
         if way.rates is not None:
             server = with_acceptance(self.p.spec.server, way.rates)
             setting |= {RATES: list(way.rates)}

@@ -17,7 +17,7 @@ from autotune.engine.adaptive_verification import LAUNCH_NOTE, why_no_adaptive
 from autotune.engine.draft_schedule import ranges_of, why_no_schedule
 from autotune.errors import NothingUsable, UserError
 from autotune.results.load_map import LoadSweepView
-from autotune.results.load_map_ways import MapWay, WayKind, way_of
+from autotune.results.load_map_ways import MapWay, WayKind, counted, way_of
 from autotune.results.read_load_map import largest_batch, launched_version
 from autotune.results.sweep_slots import LINK, is_confirming, is_link, is_swept
 from autotune.stats.crossover import Schedule, expect, propose
@@ -349,7 +349,7 @@ class Chooser:
         self.state.changed()
         return self.store.load_maps.add_point(
             self.study,
-            self.setting.plain(),
+            self.setting.plain() | counted(self.p.spec),
             way.n,
             way.schedule,
             way=kind,

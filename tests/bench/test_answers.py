@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -80,6 +81,7 @@ def test_what_cannot_be_compared(answer: dict[str, Any], words: str) -> None:
         ({"choices": [{}]}, "prompt_logprobs"),
         ({"choices": [{"prompt_logprobs": [None]}]}, "prompt_logprobs"),
         ({"choices": [{"prompt_logprobs": [None, {"8": {"logprob": 0}}]}]}, "not of OpenAI's API"),
+        ({"choices": [{"prompt_logprobs": [None, {"7": {"logprob": math.nan}}]}]}, "not finite"),
     ],
 )
 def test_what_cannot_be_scored(answer: dict[str, Any], words: str) -> None:

@@ -14,6 +14,7 @@ from autotune.cli.run import load_map
 from autotune.engine.command import LaunchPlan
 from autotune.errors import FailureKind
 from autotune.tuning.break_even import spread
+from tests.results.test_rehearsed import counted
 from tests.search.test_acceptance import measured_study
 from tests.stats.test_break_even import speed, truth
 from tests.studies import (
@@ -108,6 +109,27 @@ def test_a_rehearsal_keeps_its_random_weights(tmp_path: Path, given: Given) -> N
     assert json.loads(done.stdout)["rehearsal"] == label
     assert given.rates[1:3] == [[0.2], [0.8]]
     assert all(given.dummy)
+
+
+@pytest.mark.parametrize("how", [ARGS, ("--concurrency", "1", "--launches", "2")])
+def test_a_map_goes_on_when_the_source_of_its_acceptance_is_gone(
+    tmp_path: Path, given: Given, how: tuple[str, ...]
+) -> None:
+    """The study was never run: the map itself keeps what was counted."""
+    source = counted(tmp_path, {1: [0.7], 3: [0.7, 0.5, 0.4]}).rename(tmp_path / "source.db")
+    rehearsal = {"weights": "dummy", "acceptance": {"from": "source.db"}}
+    file = study(tmp_path, rehearsal=rehearsal)
+    given.interrupts = {3}
+    assert autotune("map", file, *how, cwd=tmp_path).returncode == 130
+    source.unlink()
+    done = autotune("map", file, *how, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = autotune("map", file, *how, "--show", cwd=tmp_path)
+    assert shown.stdout == done.stdout
+    another = {**rehearsal, "acceptance": {"from": "another.db"}}
+    other = autotune("map", study(tmp_path, rehearsal=another), *how, cwd=tmp_path)
+    assert other.returncode == 2
+    assert "another.db: no such database" in " ".join(other.stderr.split())
 
 
 @pytest.mark.parametrize("part", [1, 6, 23, 26, 31])
