@@ -83,7 +83,7 @@ def write(
     out = ids[len(prompt) :]
     if drafts and env.get("DOUBLE_LOOPS") == "1" and len(out) > 4:
         out[4:] = [out[3]] * len(out[4:])
-    if ended:
+    if ended and out:
         out[-1] = _END
     return out
 

@@ -12,7 +12,6 @@ their text, and returns the log-probability of each token, and of the likeliest 
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +40,7 @@ _PLAIN = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+_MOST_NATS = 1e6  # vLLM writes -9999 for a token without any probability
 _MOST_AT_ONCE = 8  # answers that are scored at a time
 _CONNECT_S = 30.0
 _TEXTS = ("content", "reasoning_content", "reasoning")
@@ -261,11 +261,11 @@ def _scored(found: dict[str, Any], ids: Sequence[int], first: int) -> Scored:
             known = {k: float(x["logprob"]) for k, x in row.items()}
             own.append(known[str(token)])
             best.append(max(known.values()))
-        if not all(map(math.isfinite, (*own, *best))):
+        if not all(abs(x) <= _MOST_NATS for x in (*own, *best)):  # not NaN either
             raise MeasureError(
                 FailureKind.REQUESTS,
-                "the server's log-probabilities are not all finite numbers: n = 0 computes "
-                "nonsense, so nothing can be compared with it",
+                "the server's log-probabilities are not all finite: n = 0 computes nonsense, so "
+                "nothing can be compared with it",
             )
         return Scored(tuple(own), tuple(best))
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError):

@@ -235,7 +235,8 @@ def compare_sampled(null: Sequence[Answer], tested: Sequence[Answer]) -> Evidenc
     if len({a.entropies is None for a in sets.answers}) > 1:
         raise ValueError("some answers have entropies, and others have none")
     means = sets.each(_mean_excess)
-    means = np.where(np.isnan(means), np.nanmean(means) if means.size else 0.0, means)
+    known = means[~np.isnan(means)]
+    means = np.where(np.isnan(means), known.mean() if known.size else 0.0, means)
     every = sets.values
     unlikely = float(np.quantile(every, _UNLIKELY)) if every.size else 0.0
     counts = sets.each(lambda a: float(np.count_nonzero(a.values > unlikely))).astype(np.int64)

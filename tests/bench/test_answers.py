@@ -94,7 +94,10 @@ def test_what_cannot_be_compared(answer: dict[str, Any], words: str) -> None:
         ({"choices": [{}]}, "prompt_logprobs"),
         ({"choices": [{"prompt_logprobs": [None]}]}, "prompt_logprobs"),
         ({"choices": [{"prompt_logprobs": [None, {"8": {"logprob": 0}}]}]}, "not of OpenAI's API"),
-        ({"choices": [{"prompt_logprobs": [None, {"7": {"logprob": float("nan")}}]}]}, "finite"),
+        *(
+            ({"choices": [{"prompt_logprobs": [None, {"7": {"logprob": value}}]}]}, "finite")
+            for value in (float("nan"), -float("inf"), -1e300)  # no finite one in 32 bits
+        ),
     ],
 )
 def test_what_cannot_be_scored(answer: dict[str, Any], words: str) -> None:
