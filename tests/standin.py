@@ -27,11 +27,11 @@ class cuda:
 """
 _PLATFORMS = """\
 class current_platform:
-    device_type = "cuda"
+    device_type = "{device}"
 
     @staticmethod
     def is_cpu():
-        return False
+        return {cpu}
 """
 _ARGUMENTS = """\
 def make_arg_parser(parser):
@@ -88,7 +88,12 @@ if __name__ == "__main__":
 
 
 def write_vllm(
-    folder: Path, *, version: str = VERSION, on_import: str = "pass", on_start: str = "pass"
+    folder: Path,
+    *,
+    version: str = VERSION,
+    on_import: str = "pass",
+    on_start: str = "pass",
+    device: str = "cuda",
 ) -> Path:
     """Writes the packages; the folder for PYTHONPATH.
 
@@ -97,12 +102,13 @@ def write_vllm(
         version: What it says that it is.
         on_import: A line that runs when vLLM is imported; ``in_fork_server`` says by whom.
         on_start: A line that runs when a server starts; ``forked`` says how.
+        device: What it is for: ``cuda`` or ``cpu``.
     """
     double = Path(__file__).with_name("double.py")
     files = {
         "torch/__init__.py": _TORCH,
         "vllm/__init__.py": _IMPORTED.format(version=version, code=on_import),
-        "vllm/platforms/__init__.py": _PLATFORMS,
+        "vllm/platforms/__init__.py": _PLATFORMS.format(device=device, cpu=device == "cpu"),
         "vllm/utils/__init__.py": "",
         "vllm/utils/argparse_utils.py": "from argparse import ArgumentParser as "
         "FlexibleArgumentParser\n",

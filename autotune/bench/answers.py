@@ -126,7 +126,7 @@ def score_answers(
 def _all(
     server: Server, count: int, at_once: int, one: Callable[[httpx.AsyncClient, int], Any]
 ) -> list[Any]:
-    """Return what a coroutine gives for each number, so many of them at a time, in their order."""
+    """Return what a coroutine gives for each number, ``at_once`` of them at a time, in order."""
     import httpx
 
     async def go() -> list[Any]:
@@ -264,7 +264,7 @@ def _scored(found: dict[str, Any], ids: Sequence[int], first: int) -> Scored:
         if not all(abs(x) <= _MOST_NATS for x in (*own, *best)):  # not NaN either
             raise MeasureError(
                 FailureKind.REQUESTS,
-                "the server's log-probabilities are not all finite: n = 0 computes nonsense, so "
+                "the server finds log-probabilities that are not finite: n = 0 computes nonsense, so "
                 "nothing can be compared with it",
             )
         return Scored(tuple(own), tuple(best))

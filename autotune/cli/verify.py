@@ -9,12 +9,13 @@ import click
 
 from autotune.cli.common import best_trial, say_trust
 from autotune.cli.options import database_option
-from autotune.errors import NothingUsable
+from autotune.errors import NothingUsable, UserError
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
     from autotune.results.views import TrialView
     from autotune.storage.location import Database
+    from autotune.storage.store import Store
     from autotune.study.files import LoadedStudy
     from autotune.tuning.prepare import Prepared
     from autotune.tuning.verify import Verification
@@ -37,7 +38,7 @@ FAULT = 3
 @click.option(
     "--prompts",
     type=click.IntRange(2, 10**6),
-    help="Most prompts to send. Default: all measured ones of the study.",
+    help="Most prompts to send. Default: 64, or 4 × the study's max_concurrency if that is more.",
 )
 @click.option(
     "--answers/--no-answers",
@@ -47,6 +48,7 @@ FAULT = 3
     "Without them an interrupted verification begins again.",
 )
 @click.option("--again", is_flag=True, help="Launch again, although there is a verdict.")
+@click.option("--show", is_flag=True, help="Show the latest verdict; launch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the certificate as JSON.")
 def verify(
     study: str,
@@ -59,6 +61,7 @@ def verify(
     prompts: int | None,
     keep: bool,
     again: bool,
+    show: bool,
     as_json: bool,
 ) -> None:
     """Check that the winner writes what n = 0 writes.
@@ -72,25 +75,34 @@ def verify(
     Examples:
       autotune verify studies/gemma-4-26b-rtx5090.yaml
       autotune verify STUDY --trial 7 --no-answers
+      autotune verify STUDY --show
     """
     from rich.console import Console
 
     from autotune.cli.console import Ui
     from autotune.results.trials import study_view
-    from autotune.storage.store import opened
+    from autotune.storage.store import is_there, opened
     from autotune.study.files import load_study
 
     if best + balanced + (trial is not None) > 1 or (trial is not None and objective is not None):
         raise click.UsageError("--trial, --best, --balanced and --objective exclude each other")
-    loaded = load_study(study)
+    if show and (again or sampling or prompts is not None):
+        raise click.UsageError("--show launches nothing: leave --again, --sampling, --prompts out")
+    loaded = None if show and is_there(database) else load_study(study)
     with opened(database) as store:
-        view = study_view(store, store.pick_study(loaded.spec.name))
+        name = _stored_name(store, study) if loaded is None else loaded.spec.name
+        view = study_view(store, store.pick_study(name))
         if trial is None:
             chosen = best_trial(view, objective, balanced=balanced)
         else:
             from autotune.output.export.choice import measured_trial
 
             chosen = measured_trial(view, trial)
+        if loaded is None:
+            shown = _shown(store, view.name, chosen)
+    if loaded is None:
+        _tell(shown, view.name, chosen, as_json=as_json)
+        return
     ui = Ui(Console(stderr=True, highlight=False))
     with ui:
         found = verified(
@@ -103,12 +115,40 @@ def verify(
             keep=keep,
             again=again,
         )
+    _tell(found, loaded.spec.name, chosen, as_json=as_json)
+
+
+def _stored_name(store: Store, study: str) -> str:
+    """Return the name of a study of the database, which is named or has a file."""
+    from autotune.study.files import load_study
+
+    return study if study in store.study_names() else load_study(study).spec.name
+
+
+def _shown(store: Store, name: str, trial: TrialView) -> Verification:
+    """Return what is known of a trial.
+
+    Raises:
+        NothingUsable: it was not verified.
+    """
+    from autotune.results.certificates import output_line
+    from autotune.tuning.verify import Verification
+
+    found = trial.certificate
+    if found is None or found.number is None:
+        why = "it drafts nothing" if found is None else output_line(found, trial.number)
+        raise NothingUsable(f"{name}: trial {trial.number} has no verdict: {why}")
+    return Verification(found, store.certificates.answers(found.number))
+
+
+def _tell(found: Verification, name: str, trial: TrialView, *, as_json: bool) -> None:
+    """Print what was found, and end the command by the verdict."""
     if as_json:
-        data: dict[str, Any] = {"trial": chosen.number, "params": dict(chosen.point)}
+        data: dict[str, Any] = {"trial": trial.number, "params": dict(trial.point)}
         click.echo(json.dumps(data | found.certificate.to_json(), indent=2))
     else:
-        say(found, chosen)
-    end(found, loaded.spec.name)
+        say(found, trial)
+    end(found, name)
 
 
 def verified(
@@ -148,7 +188,7 @@ def verified_winner(ui: Ui, prepared: Prepared, database: Database) -> Verificat
         return None
     try:
         return verified(ui, loaded, database, best, prepared=prepared)
-    except NothingUsable as e:  # the study has its results
+    except (NothingUsable, UserError) as e:  # the study has its results
         ui.message(f"not verified: {e}")
         return None
 
@@ -163,15 +203,17 @@ def end_by(found: Verification | None) -> None:
 
 def say(found: Verification, trial: TrialView) -> None:
     """Print the verdict, the numbers behind it, and the worst cases side by side."""
+    from autotune.cli.console import Ui
     from autotune.results.answer_cases import case_lines
     from autotune.results.certificates import Verdict, judgement_lines, output_line
 
-    click.echo(output_line(found.certificate, trial.number))
+    ui = Ui()
+    ui.prose(output_line(found.certificate, trial.number))
     for line in judgement_lines(found.certificate):
-        click.echo(f"  {line}")
+        ui.prose(line, indent="  ")
     if found.certificate.verdict is Verdict.FAULT:
         for line in case_lines(found.certificate, found.answers, trial.number):
-            click.echo(f"  {line}")
+            ui.prose(line, indent="  ")
 
 
 def end(found: Verification, name: str) -> None:

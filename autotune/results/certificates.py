@@ -144,8 +144,8 @@ def output_line(certificate: Certificate, trial: int) -> str:
             f"{plain(of.found_text)}."
         )
     return (
-        f"Output certified: {judged_text(of)}; they differ from n = 0 no more than n = 0 does from "
-        "itself."
+        f"Output certified ({_how(of)}): {judged_text(of)}; they differ from n = 0 no more than "
+        "n = 0 does from itself."
     )
 
 
@@ -162,14 +162,17 @@ def judged_text(of: Judged) -> str:
     return f"{of.tokens} tokens of {count(of.prompts, 'answer')} judged"
 
 
+def _how(of: Judged) -> str:
+    return "greedy" if of.greedy else f"temperature {of.temperature:g}"
+
+
 def judgement_lines(certificate: Certificate) -> Iterator[str]:
     """Yield the numbers behind a verdict, a line each; none where nothing was judged."""
     of = certificate.judgement
     if of is None:
         return
     odd = "are not the likeliest one of n = 0" if of.greedy else "are unlikely under n = 0"
-    how = "greedy" if of.greedy else f"temperature {of.temperature:g}"
-    yield f"{how}: {of.differences} of {of.tokens} tokens {odd}"
+    yield f"{_how(of)}: {of.differences} of {of.tokens} tokens {odd}"
     yield (
         f"n = 0 itself, {count(of.null_launches, 'launch')}: "
         f"{of.null_differences} of {of.null_tokens}"
@@ -190,5 +193,10 @@ def judgement_lines(certificate: Certificate) -> Iterator[str]:
         yield (
             f"if {of.detectable:.2%} of the tokens were wrong, that would be found with "
             f"{of.power:.0%} probability"
+        )
+    if of.detectable_shift is not None:
+        yield (
+            f"if the mean log-probability of a token were off by {number(of.detectable_shift)} "
+            f"nats, that would be found with {of.power:.0%} probability"
         )
     yield from map(plain, of.notes)

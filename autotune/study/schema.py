@@ -118,8 +118,8 @@ class ServerSpec(Model):
         ge=0,
         le=MOST_AHEAD,
         description="most servers of the next points that are prelaunched: they start together "
-        "with the server of the current point and idle until theirs; on a GPU with "
-        "`kv-cache-memory-bytes` only",
+        "with the server of the current point and idle until theirs, on each slot for itself; on a "
+        "GPU with `kv-cache-memory-bytes` only",
     )
     health_timeout_s: Nothing[float] = Field(
         default=900, gt=0, le=MOST_SECONDS, description="longest wait for /health"

@@ -164,7 +164,10 @@ class ConfirmationPlanner:
         if now.slots > 1 or now.blocks:
             every: list[FrozenTrial | Choice] = [*now.trials, *now.pending]
             own = filter(self.confirming, every)
-            states = [(attrs_at_begin(x).confirmation_block, is_unfinished(x)) for x in own]
+            states = [
+                (attrs_at_begin(x).confirmation_block, is_unfinished(x), now.is_here(x))
+                for x in own
+            ]
             following = next_of_blocks(states, now.confirmation, now.blocks)
             if following is None:
                 return None

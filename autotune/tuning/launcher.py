@@ -142,6 +142,7 @@ class Launcher:
         warm: Whether servers may be forked from one that has imported vLLM.
         tools: What servers are made with; None: this machine's.
         slot: Slot of the servers, whose cores and GPUs this process has; None: the whole host.
+        neighbors: Number of other slots on this host, which start servers at the same time.
 
     Attributes:
         machine: This machine, as it is written down.
@@ -157,6 +158,7 @@ class Launcher:
         warm: bool = True,
         tools: Tools | None = None,
         slot: Slot | None = None,
+        neighbors: int = 0,
     ) -> None:
         self.machine: dict[str, Any] = describe_machine()
         if slot is not None:
@@ -166,6 +168,7 @@ class Launcher:
         self._ledger = ledger
         self._tools = real(tools)
         self._slot = slot
+        self._neighbors = neighbors
         self._free_since = time.monotonic()  # the begin of the run, or the end of a launch
         self._warm = (
             WarmStart(prepared.spec.server, prepared.info, self.logs.path(_fork_server_log(slot)))
@@ -422,7 +425,8 @@ class Launcher:
         taken = self._taken
         if taken is None:
             return 0
-        found = int(_SHARE * available_memory() / max(1, taken.memory))
+        free = _SHARE * available_memory() / (1 + self._neighbors)
+        found = int(free / max(1, taken.memory))
         gpus = zip(taken.gpus_mib, self.machine["gpus"], gpu_memory(), strict=False)
         for mib, gpu, now in gpus:
             if mib >= GPU_OURS_MIB:

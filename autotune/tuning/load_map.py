@@ -276,9 +276,7 @@ class SweepRun(Generic[V]):
         self.say_what_differs()
         if self.launcher.untested is not None:
             self.progress.message(self.launcher.untested)
-        notes = (
-            slot_notes(self.p.spec, self._slots) if self.cluster is None else self.cluster.notes()
-        )
+        notes = slot_notes(self._slots) if self.cluster is None else self.cluster.notes()
         for note in notes:
             self.progress.message(note)
         self.executor = self.make_executor()

@@ -115,6 +115,7 @@ def slots_of(
             logs.folder,
             own if slot.gpus else {},
             sweep=sweep,
+            neighbors=len(slots) - 1,
         )
 
     grace = prepared.spec.server.stop_timeout_s
@@ -149,6 +150,7 @@ def served_by(
         "ready": ledger.ready,
         "failed": ledger.failed,
         "ended": ledger.ended,
+        "give": ledger.give,
         "left": lambda launch_id, ended: note_left(store, launch_id, ended),
         "event": ledger.event,
         "first_request": ledger.first_request,

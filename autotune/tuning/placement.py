@@ -18,26 +18,33 @@ from autotune.serving.slots import Slot
 from autotune.storage.records import attrs_of
 from autotune.storage.schema import LaunchRow
 from autotune.study.space import Point, Space
+from autotune.tuning.situation import Choice
 
 
 def next_of_blocks(
-    begun: Sequence[tuple[int | None, bool]], order: Sequence[int], blocks: Sequence[int]
+    begun: Sequence[tuple[int | None, bool, bool]], order: Sequence[int], blocks: Sequence[int]
 ) -> tuple[int, int] | None:
-    """Return what follows in the first block of which no launch is under way.
+    """Return what follows on a slot, in the first block that may go on there.
+
+    On a slot that is free that is a block of which no launch is under way. On one that is not, so
+    that a server is to be prelaunched, it is a block that is under way there or was not begun.
 
     Args:
         begun: Block and state of each launch of the confirmation that was begun or chosen: whether
-            it is under way. The block None is the first one.
+            it is under way, and whether that is on the slot. The block None is the first one.
         order: Numbers of the trials to confirm, in the order of their launches.
         blocks: Lengths of the blocks of that order; empty: it is one block.
 
     Returns:
-        The number, and that of its block; None: a launch is under way in each block that goes on.
+        The number, and that of its block; None: no block may go on.
     """
+    ahead = any(under_way and here for _, under_way, here in begun)
     start = 0
     for block, length in enumerate(blocks or (len(order),)):
-        own = [under_way for of, under_way in begun if (of or 0) == block]
-        if len(own) < length and not any(own):
+        own = [(under_way, here) for of, under_way, here in begun if (of or 0) == block]
+        under_way = [here for goes_on, here in own if goes_on]
+        known = bool(under_way) or not own or not ahead
+        if len(own) < length and all(under_way) and known:
             return order[start + len(own)], block
         start += length
     return None
@@ -88,20 +95,27 @@ class Links:
     """Which slot has launched which point in the search.
 
     Attributes:
-        launched: Point and place of each launch that was measured or runs, the baseline's first; a
-            place that is not known is None.
+        launched: Point and place of each launch that was measured, runs, or is reserved for a slot,
+            the baseline's first; a place that is not known is None.
     """
 
     launched: Sequence[tuple[Key, str | None]]
 
     @classmethod
-    def of(cls, trials: Sequence[FrozenTrial], places: Mapping[int, str], space: Space) -> Links:
+    def of(
+        cls,
+        trials: Sequence[FrozenTrial],
+        places: Mapping[int, str],
+        space: Space,
+        pending: Sequence[Choice] = (),
+    ) -> Links:
         """Return the links of a study.
 
         Args:
             trials: All trials that compare.
             places: Slots of the running ones, by number.
             space: The searched parameters.
+            pending: Choices that are not begun yet; those of a slot count as launched there.
         """
         found: list[tuple[Key, str | None]] = []
         for t in trials:
@@ -116,7 +130,8 @@ class Links:
                 continue
             launch = key_of(space.decode(t.params)), place
             found.insert(0 if attrs.baseline else len(found), launch)
-        return cls(found)
+        reserved = [x for x in pending if x.place is not None and x.attrs.searches]
+        return cls([*found, *((key_of(x.point), x.place) for x in reserved)])
 
     def wants_link(self, place: str) -> bool:
         """Return whether a slot is to launch a point that links it with the baseline's slot.

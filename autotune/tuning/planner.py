@@ -105,7 +105,8 @@ class Planner:
         Winners are chosen when the search is over, so none of the confirmation's before that.
 
         Args:
-            now: The situation; its pending choices come first.
+            now: The situation; its pending choices come first, and those that follow are for its
+                place.
             most: How many at most, those that are pending included.
         """
         chosen = list(now.pending)
@@ -120,8 +121,18 @@ class Planner:
                 break
             if choice is None:
                 break
-            chosen.append(choice)
+            chosen.append(replace(choice, place=now.place))
         return chosen
+
+    def left(self, now: Situation) -> int:
+        """Return how many launches are known to follow those that are begun or chosen.
+
+        They are the rest of the search or, when it is over, of the confirmation's present step.
+        """
+        if now.confirmation is not None:
+            return max(0, len(now.confirmation) - self.confirmation.confirmed(now))
+        begun = sum(not self.confirmation.confirming(x) for x in now.unfinished)
+        return max(0, self.budget.search - self.confirmation.searched(now) - begun)
 
     # -- the search ------------------------------------------------------------------------------
 
@@ -229,7 +240,7 @@ class Planner:
         if again is None or now.place is None or len(attrs) + now.slots >= self.budget.search:
             return again
         # a slot that has not launched it will be free soon, and is linked by it
-        links = Links.of(now.trials, now.places, self.space)
+        links = Links.of(now.trials, now.places, self.space, now.pending)
         return None if links.wants_elsewhere(now.point(again, self.space), now.place) else again
 
     def _to_link(self, now: Situation) -> int | None:
@@ -237,7 +248,7 @@ class Planner:
         grid = self._spec.budget.replicates is None and self._spec.search.method == "grid"
         if now.place is None or grid:
             return None
-        links = Links.of(now.trials, now.places, self.space)
+        links = Links.of(now.trials, now.places, self.space, now.pending)
         if not links.wants_link(now.place):
             return None
         found = [k for k in self._base_and_best(now) if k is not None]

@@ -207,17 +207,21 @@ def prepare(loaded: LoadedStudy, progress: Progress, *, here: bool = True) -> Pr
     if why := why or (why_too_large(loaded, info, memory_size()) if here else None):
         raise UserError(f"{loaded.path}: {why}")
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
-    _check_ahead(prepared)
+    check_ahead(prepared)
     _check_some_feasible(prepared, space)
     return prepared
 
 
-def _check_ahead(prepared: Prepared) -> None:
+def check_ahead(prepared: Prepared) -> None:
     """Refuse prelaunched servers that vLLM would not start together on a GPU.
 
     A server that profiles the GPU's memory takes for its own what others take meanwhile, and each
     wants its ``gpu_memory_utilization`` free when it starts, also with a KV cache of fixed size
     (vllm/v1/worker/utils.py:request_memory, gpu_worker.py:determine_available_memory).
+    Each slot has GPUs of its own, so the same holds there.
+
+    Raises:
+        UserError: they would not start.
     """
     spec, path = prepared.spec, prepared.loaded.path
     ahead = spec.server.ahead

@@ -29,7 +29,7 @@ from autotune.serving.interrupts import held_back
 from autotune.serving.process_tree import Identity, end_orphan
 from autotune.serving.slots import Slot
 from autotune.tuning.late_outcomes import LateOutcome
-from autotune.tuning.prepare import Prepared
+from autotune.tuning.prepare import Prepared, check_ahead
 from autotune.tuning.ray_actor import Begin, Forget, logs_on, machine_id
 from autotune.tuning.ray_nodes import Nodes
 from autotune.tuning.ray_seat import Node, RayLink, Seat, Stage
@@ -145,8 +145,6 @@ class RayCluster:
             if found:
                 each = what_it_has(found[0])
                 yield f"node {node.label}: {count(len(found), 'slot')} of {each}"
-        if self.prepared.spec.server.ahead:
-            yield "server.ahead is not used with --ray"
 
     def open(
         self,
@@ -206,6 +204,7 @@ class RayCluster:
                 seat.found["variables"] if slot.gpus else {},
                 os.getpid() if here else None,
                 None if sweep is None else sweep.requests,
+                sum(other.node is seat.node for other in self._nodes.ready.values()) - 1,
             )
             seat.send(Begin(setup, slot_environment(slot, seat.node.info.version)))
             return seat.link
@@ -305,7 +304,7 @@ class RayCluster:
         """Wait until every node was checked, or one was and the others take long.
 
         Raises:
-            UserError: no node can run the study.
+            UserError: no node can run the study, or not with `server.ahead`.
         """
         begun, first, told = time.monotonic(), None, False
         while True:
@@ -327,6 +326,7 @@ class RayCluster:
                 self._say("waiting for a free slot on a node of the Ray cluster")
         if not self.prepared.info.device and (node := self._nodes.first) is not None:
             self.prepared = replace(self.prepared, info=node.info)
+            check_ahead(self.prepared)
 
     def _why_none(self) -> str:
         with self._nodes.lock:

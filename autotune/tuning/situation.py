@@ -22,10 +22,12 @@ class Choice:
     Attributes:
         point: What is launched.
         attrs: The trial's attributes at its begin.
+        place: Slot that it is reserved for; None: there is one slot, or it is free.
     """
 
     point: Point
     attrs: TrialAttrs = field(default_factory=TrialAttrs)
+    place: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Situation:
     slots: int = 1
     place: str | None = None
     places: Mapping[int, str] = field(default_factory=dict)
+
+    def is_here(self, x: FrozenTrial | Choice) -> bool:
+        """Return whether an unfinished trial is on the slot of the next launch."""
+        at = x.place if isinstance(x, Choice) else self.places.get(x.number)
+        return self.place is not None and self.place == at
 
     @property
     def running(self) -> list[FrozenTrial]:

@@ -67,6 +67,7 @@ class Setup:
             set there.
         driver: Pid of the driver, if it is on the slot's host; its load is known.
         sweep: What the launches of a load sweep are sent; None: there are trials.
+        neighbors: Number of the other slots of the run on the slot's host.
     """
 
     slot: Slot
@@ -78,6 +79,7 @@ class Setup:
     variables: Mapping[str, str | None] = field(default_factory=dict)
     driver: int | None = None
     sweep: Requests | None = None
+    neighbors: int = 0
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class SlotPool(Generic[J]):
     Args:
         places: Has the slots.
         served: What the processes may call, by name.
-        stop_timeout_s: Grace of a server after SIGTERM, in seconds.
+        stop_timeout_s: Grace of a slot's servers after SIGTERM, in seconds, together.
         moved: Told that a trial goes to another slot than it was submitted for.
     """
 

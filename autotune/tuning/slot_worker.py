@@ -1,5 +1,7 @@
 """The process of one slot: launches and measures the trials that it is given, one at a time.
 
+With `server.ahead` it asks the driver what follows on its slot, and starts those servers, too.
+
 It is bound to the slot's cores and sees the slot's GPUs only. A process of its own, since the
 clients of several servers in one Python would wait for each other. It plans nothing and writes
 nothing: what is to be written goes to the driver, which alone has the database, and a launch goes
@@ -49,6 +51,7 @@ from autotune.storage.lease import Place
 from autotune.storage.schema import LaunchRow
 from autotune.study.weights import shown_weights
 from autotune.tuning import late_outcomes
+from autotune.tuning.executor import Runner
 from autotune.tuning.late_outcomes import LateOutcome
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import Ledger
@@ -58,7 +61,7 @@ from autotune.tuning.progress import OUTSIDE, At
 from autotune.tuning.slot_messages import BEAT_S, LEASE_S, Answer, Beat, Call, Done, Raised, Setup
 from autotune.tuning.supervise import signals
 from autotune.tuning.tools import Tools
-from autotune.tuning.trial import Outcome, Trial, TrialRunner
+from autotune.tuning.trial import Trial, TrialRunner
 
 # Between two reports of how many requests are done: each takes time from the client.
 _REPORT_S = 0.2
@@ -200,6 +203,10 @@ class RemoteLedger(Ledger):
     def ended(self, launch_id: str, exit_code: int | None, killed: int) -> None:
         """Write down that nothing of a server is left."""
         self._driver.ask("ended", launch_id, exit_code, killed)
+
+    def give(self, launch_id: str, trial: int, attempt: int) -> None:
+        """Write down which trial a prelaunched server belongs to."""
+        self._driver.ask("give", launch_id, trial, attempt)
 
     def event(self, launch_id: str, trial: int, what: str, at: float | None = None) -> None:
         """Write down what happened; nothing waits for it, since requests may be under way."""
@@ -349,12 +356,14 @@ def prepared_of(setup: Setup) -> Prepared:
     )
 
 
-def runner_of(setup: Setup, driver: Driver) -> tuple[Launcher, Callable[[Any], Outcome]]:
+def runner_of(setup: Setup, driver: Driver) -> tuple[Launcher, Runner[Any]]:
     """Return what runs the trials of a slot, or points; the launcher is to be entered."""
     prepared, slot = prepared_of(setup), setup.slot
     tools = tools_of_slot(os.getppid(), setup.driver, driver.servers)
     ledger = RemoteLedger(driver, setup.variables, str(slot.number))
-    launcher = Launcher(prepared, ledger, setup.logs, tools=tools, slot=slot)
+    launcher = Launcher(
+        prepared, ledger, setup.logs, tools=tools, slot=slot, neighbors=setup.neighbors
+    )
     progress = RemoteProgress(driver)
 
     def weights() -> dict[str, str]:
@@ -378,7 +387,7 @@ def runner_of(setup: Setup, driver: Driver) -> tuple[Launcher, Callable[[Any], O
             lambda point: driver.ask("missing", point),
             tools=tools,
         )
-        return launcher, points.run
+        return launcher, points
     trials = TrialRunner(
         prepared,
         RemoteStore(driver),
@@ -389,15 +398,15 @@ def runner_of(setup: Setup, driver: Driver) -> tuple[Launcher, Callable[[Any], O
         slot=slot.number,
         tools=tools,
     )
-    return launcher, trials.run
+    return launcher, trials
 
 
 def serve(driver: Driver) -> None:
     """Run trials, or points of a load sweep, until the driver sends None."""
-    launcher, run = runner_of(driver.receive(), driver)
+    launcher, runner = runner_of(driver.receive(), driver)
     with launcher:
         while isinstance(job := driver.receive(), Trial | SweepPoint):
-            driver.send(Done(job.number, run(job)))
+            driver.send(Done(job.number, runner.run(job, partial(driver.ask, "ahead", job.number))))
 
 
 def main(fd: int, owner: int, serve: Callable[[Driver], None] = serve) -> None:

@@ -193,11 +193,10 @@ def check_slots(
         )
 
 
-def slot_notes(spec: StudySpec, slots: Sequence[Slot]) -> Iterator[str]:
+def slot_notes(slots: Sequence[Slot]) -> Iterator[str]:
     """Yield what to know of a run's slots, a line each.
 
     Args:
-        spec: The study.
         slots: Slots of the run; empty: one server at a time.
     """
     if not slots:
@@ -206,8 +205,6 @@ def slot_notes(spec: StudySpec, slots: Sequence[Slot]) -> Iterator[str]:
     yield f"{len(slots)} slots of {each}; each block of the confirmation stays on one of them"
     if shares_a_core(slots):
         yield "two slots share a physical core (hyperthreads): they slow each other down"
-    if spec.server.ahead:
-        yield "server.ahead is not used with several slots: they start servers at the same time"
 
 
 def what_it_has(slot: Slot) -> str:

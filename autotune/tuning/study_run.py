@@ -39,6 +39,7 @@ from autotune.tuning.planner import Planner
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import At, Progress
 from autotune.tuning.recovery import StoreOfLeft, end_orphans, launches_elsewhere
+from autotune.tuning.reserved import Reserved
 from autotune.tuning.reuse import Source, find, take
 from autotune.tuning.situation import Budget, Choice, Situation
 from autotune.tuning.slot_pool import Cluster, SlotPool
@@ -141,7 +142,7 @@ class _Driver:
         self.log = TrialLog(prepared, store, progress)
         self.searching = True  # False: what is left is to confirm
         self.reason = StopReason.DONE  # why the search ended
-        self.next: deque[Choice] = deque()  # chosen, so that their servers are prelaunched
+        self.reserved = Reserved()  # choices whose servers are prelaunched
         self.failures: list[FailureKind] = []  # in a row
 
     @property
@@ -194,7 +195,7 @@ class _Driver:
             self.progress.message(note)
         if self.launcher.untested is not None:
             self.progress.message(self.launcher.untested)
-        slots = slot_notes(self.spec, self._slots) if self.cluster is None else self.cluster.notes()
+        slots = slot_notes(self._slots) if self.cluster is None else self.cluster.notes()
         for note in slots:
             self.progress.message(note)
 
@@ -207,8 +208,11 @@ class _Driver:
         if self.cluster is not None or self._slots:
             return SlotPool(
                 self.cluster or slots_of(self.p, self._slots, self.launcher.logs),
-                served_by(self.store, self.ledger, self.progress, weights.of_launch),
-                stop_timeout_s=self.spec.server.stop_timeout_s,
+                {
+                    **served_by(self.store, self.ledger, self.progress, weights.of_launch),
+                    "ahead": lambda number, most: self.upcoming(most, self.taken[number]),
+                },
+                stop_timeout_s=self.spec.server.stop_timeout_s * (1 + self.spec.server.ahead),
                 moved=self.moved,
             )
         runner = TrialRunner(
@@ -233,10 +237,10 @@ class _Driver:
             while True:
                 stopped: StopReason | None = None
                 while stopped is None and self.executor.capacity:
-                    stopped, trial = self.next_trial(unfinished)
+                    stopped, trial, slot = self.next_trial(unfinished)
                     if trial is None:
                         break
-                    self.executor.submit(self.begun(trial))
+                    self.executor.submit(self.begun(trial, slot))
                 if not self.taken:
                     return self.reason if stopped is None else stopped
                 for done, outcome in self.executor.completed():
@@ -247,22 +251,27 @@ class _Driver:
 
     def next_trial(
         self, unfinished: deque[FrozenTrial]
-    ) -> tuple[StopReason | None, FrozenTrial | None]:
-        """Return the next trial; or None, and why no more begin, if that is for good."""
+    ) -> tuple[StopReason | None, FrozenTrial | None, int | None]:
+        """Return the next trial, and the slot that it was reserved for.
+
+        Or None, and why no more begin, if that is for good.
+        """
         if unfinished:
-            return None, unfinished.popleft()
+            return None, unfinished.popleft(), None
         if self.log.finished() >= self.budget.wanted:
-            return self.reason, None
+            return self.reason, None, None
         if self.deadline is not None and self.tools.clock() >= self.deadline:
-            return StopReason.TIMEOUT, None
+            return StopReason.TIMEOUT, None, None
         if self.log.waits():
             trial = self.log.begin()
-            return (None, trial) if trial is not None else self.next_trial(unfinished)
-        choice = self.next.popleft() if self.next else self.choose()
+            return (None, trial, None) if trial is not None else self.next_trial(unfinished)
+        if self.slots:
+            self.reserved.release({slot.number for slot in self.slots})
+        slot, choice = self.reserved.take(self.taken.values()) or (None, self.choose())
         if choice is None:
-            return None, None
+            return None, None, None
         attrs = self.planner.begun(choice, self.log.trials())
-        return None, self.log.choose(choice.point, attrs)
+        return None, self.log.choose(choice.point, attrs), slot
 
     def choose(self) -> Choice | None:
         """Return the next choice; where the search ends, that of the confirmation."""
@@ -275,11 +284,18 @@ class _Driver:
                     return None
                 self.search_ended(self.why(e))
 
-    def situation(self) -> Situation:
-        """Return what the next choice depends on; plans the confirmation when it is time."""
+    def situation(self, slot: int | None = None) -> Situation:
+        """Return what the next choice depends on; plans the confirmation when it is time.
+
+        Args:
+            slot: Slot of the choice, whose own pending ones come last; None: the first free one.
+        """
         wanted = self.budget.wanted
-        now = Situation(self.log.trials(), tuple(self.next), self.searching)
-        now = on_slots(now, self.slots, self.taken)
+        pending = self.reserved.elsewhere(slot)
+        if slot is not None:
+            pending = (*pending, *self.reserved.of(slot))
+        now = Situation(self.log.trials(), pending, self.searching)
+        now = on_slots(now, self.slots, self.taken, slot)
         if not self.planner.confirmation.confirms(now):
             return now
         planned = self.log.confirmation(wanted)
@@ -299,10 +315,19 @@ class _Driver:
         self.log.keep_confirmation(wanted, planned)
         return replace(now, confirmation=planned.order, blocks=planned.blocks)
 
-    def upcoming(self, most: int) -> list[Point]:
-        """Return points whose trials come after the running ones, as far as they are known."""
-        self.next = deque(self.planner.ahead(self.situation(), most))
-        points = [choice.point for choice in self.next][:most]
+    def upcoming(self, most: int, slot: int = 0) -> list[Point]:
+        """Return points whose trials follow on a slot, and reserve them, as far as they are known.
+
+        With several slots, each leaves the others as much as it has.
+        """
+        now, before = self.situation(slot), len(self.reserved.elsewhere(slot))
+        if self.slots:
+            usable = [x.number for x in self.slots]
+            fair = self.reserved.fair(slot, self.taken, usable, self.planner.left(now))
+            most = min(most, fair)
+        chosen = self.planner.ahead(now, before + most)[before:]
+        self.reserved.keep(slot, chosen)
+        points = [choice.point for choice in chosen][:most]
         trials = self.log.trials()
         return [
             q
@@ -326,11 +351,17 @@ class _Driver:
 
     # -- one trial -------------------------------------------------------------------------------
 
-    def begun(self, trial: FrozenTrial) -> Trial:
-        """Return a trial as a value, with what it is compared with; says that it begins."""
+    def begun(self, trial: FrozenTrial, home: int | None = None) -> Trial:
+        """Return a trial as a value, with what it is compared with; says that it begins.
+
+        Args:
+            trial: The trial.
+            home: Slot that it was reserved for; None: that of its block, or any.
+        """
         attrs = attrs_of(trial)
         point = self.planner.space.decode(trial.params)
-        home = home_of(trial, self.log.trials(), self.taken, self.slots, self.ledger.launches)
+        if home is None:
+            home = home_of(trial, self.log.trials(), self.taken, self.slots, self.ledger.launches)
         slot = self.taken[trial.number] = slot_for(self.taken.values(), home)
         position = min(self.log.finished() + len(self.taken), self.budget.wanted)
         self.positions[trial.number] = position
@@ -403,13 +434,16 @@ class _Driver:
             )
 
 
-def on_slots(now: Situation, slots: Sequence[Slot], taken: Mapping[int, int]) -> Situation:
+def on_slots(
+    now: Situation, slots: Sequence[Slot], taken: Mapping[int, int], slot: int | None = None
+) -> Situation:
     """Return a situation with the slots that there are, and those that are in use.
 
     Args:
         now: The situation.
         slots: Slots of the run; empty: one server at a time.
         taken: Slots of the trials that were submitted and have not ended, by trial.
+        slot: Slot of the next launch; None: the first one that is free.
     """
     if not slots:
         return now
@@ -417,7 +451,7 @@ def on_slots(now: Situation, slots: Sequence[Slot], taken: Mapping[int, int]) ->
     return replace(
         now,
         slots=len(slots),
-        place=places.get(slot_for(taken.values())),
+        place=places.get(slot_for(taken.values(), slot)),
         places={k: places[slot] for k, slot in taken.items() if slot in places},
     )
 

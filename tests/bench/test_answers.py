@@ -95,7 +95,7 @@ def test_what_cannot_be_compared(answer: dict[str, Any], words: str) -> None:
         ({"choices": [{"prompt_logprobs": [None]}]}, "prompt_logprobs"),
         ({"choices": [{"prompt_logprobs": [None, {"8": {"logprob": 0}}]}]}, "not of OpenAI's API"),
         *(
-            ({"choices": [{"prompt_logprobs": [None, {"7": {"logprob": value}}]}]}, "finite")
+            ({"choices": [{"prompt_logprobs": [None, {"7": {"logprob": value}}]}]}, "not finite")
             for value in (float("nan"), -float("inf"), -1e300)  # no finite one in 32 bits
         ),
     ],

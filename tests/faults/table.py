@@ -113,6 +113,8 @@ ps` as *prelaunched*. When the run ends, for any reason, they all end as one wou
 them is left, and resumes with the same command; on an H100 a run was killed with two, and ten
 seconds later the GPU held nothing. What was prelaunched but not needed belongs to no trial. The
 memory of a GPU is that of all of them, so its return is proven when the last one has ended.
+`tests/tuning/test_prelaunch_slots.py` does the same with two slots that have prelaunched servers
+(SIGTERM, SIGKILL), and kills the process of one: its servers end, and those of the other go on.
 """.splitlines()
 
 

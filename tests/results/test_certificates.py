@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autotune.bench.written import Scored, Written
-from autotune.results.answer_cases import beside, case_lines
+from autotune.results.answer_cases import case_lines, side_by_side
 from autotune.results.certificates import (
     Certificate,
     Verdict,
@@ -19,12 +19,13 @@ from autotune.results.certificates import (
     word_of,
 )
 from autotune.results.judged import Judged, TokenTest
+from autotune.stats.acceptance_check import DraftCounts, check_acceptance
 from autotune.storage.certificates import ROLES, AnswerRole, KeptAnswer, launch_number, moved_launch
 from autotune.storage.schema import CertificateRow
 from autotune.study.files import load_study
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
-from autotune.tuning.verify_judgement import judge_answers
+from autotune.tuning.verify_judgement import judge_answers, odd_lines
 from tests.paths import ROOT
 from tests.studies import autotune, front, write_study
 
@@ -209,10 +210,10 @@ def test_a_judgement_has_numbers_and_no_text() -> None:
 
 def test_texts_stand_side_by_side_from_shortly_before_they_part() -> None:
     same = "x" * 100
-    a, b = beside(same + "one", same + "two\nthree\x1b")
+    a, b = side_by_side(same + "one", same + "two\nthree\x1b")
     assert (a, b) == ("…" + "x" * 32 + "one", "…" + "x" * 32 + "two three ")
-    assert beside("a", "a") == ("a", "(the same text)")
-    assert beside("", "b") == ("(nothing)", "b")
+    assert side_by_side("a", "a") == ("a", "(the same text)")
+    assert side_by_side("", "b") == ("(nothing)", "b")
 
 
 def test_a_launch_belongs_to_one_verification() -> None:
@@ -220,3 +221,13 @@ def test_a_launch_belongs_to_one_verification() -> None:
     assert len({*numbers}) == 9
     moved = [moved_launch(x, {1: 4, 2: 5, 7: 6}) for x in numbers]
     assert moved == [launch_number(i, role) for i in (4, 5, 6) for role in ROLES]
+
+
+def test_an_odd_acceptance_is_a_note() -> None:
+    now = DraftCounts(2000, (2000, 900, 0))
+    odd = check_acceptance(now, DraftCounts(2000, (1100, 600, 300)))
+    lines = odd_lines(odd)
+    assert lines[0] == "acceptance: every draft that got there was accepted at position 1 (100%)"
+    assert lines[1] == "acceptance: no draft that got there was accepted at position 3 (0%)"
+    assert lines[2].startswith("acceptance: far from the search's at position 1 (100%, 55% in the")
+    assert odd_lines(check_acceptance(now, now))[2:] == []

@@ -229,6 +229,48 @@ def test_links_take_the_place_of_replicates(tmp_path: Path) -> None:
     assert any(len(has) == 2 for has in where.values())
 
 
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_what_slots_reserve_is_no_other_slots_and_links_stay_rare(
+    tmp_path: Path, ahead: int
+) -> None:
+    world = OnSlots(tmp_path, 40, 2, budget__replicates=0)
+    reserved: list[list[Choice]] = [[], []]
+    chosen: list[tuple[int, Choice]] = []
+
+    def now(slot: int) -> Situation:
+        found = world.situation([*reserved[1 - slot], *reserved[slot]])
+        return replace(found, place=f":{slot}")
+
+    while sum(map(counts, world.trials)) < world.budget.search:
+        for slot in range(2):
+            if slot in {world.at[n] for n in world.running()}:
+                continue
+            again = bool(reserved[slot])
+            choice = reserved[slot].pop(0) if again else world.planner.choose(now(slot))
+            if choice is None:
+                continue
+            world.begin(choice)
+            world.at[len(world.trials) - 1] = slot
+            if not again:
+                chosen.append((slot, choice))
+                other, left = len(reserved[1 - slot]), world.planner.left(now(slot))
+                more = world.planner.ahead(now(slot), other + ahead)[other:]
+                assert len(more) == min(ahead, left)
+                assert all(c.place == f":{slot}" for c in more)
+                reserved[slot] = more
+                chosen += [(slot, c) for c in more]
+        world.end(world.running()[0])
+    assert len(chosen) == world.budget.search
+    where: dict[frozenset[Any], set[int]] = {}
+    spent = 0
+    for number, (slot, choice) in enumerate(chosen):
+        has = where.setdefault(frozenset(choice.point.items()), set())
+        spent += bool(has - {slot})
+        has.add(slot)
+        assert 8 * spent <= number + 1 + ahead
+    assert sum(len(has) == 2 for has in where.values()) >= 1
+
+
 def test_the_confirmation_waits_for_the_last_trial_of_the_search(tmp_path: Path) -> None:
     world = World(tmp_path, 16)
     search = world.budget.search
