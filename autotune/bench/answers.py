@@ -264,8 +264,8 @@ def _scored(found: dict[str, Any], ids: Sequence[int], first: int) -> Scored:
         if not all(abs(x) <= _MOST_NATS for x in (*own, *best)):  # not NaN either
             raise MeasureError(
                 FailureKind.REQUESTS,
-                "the server finds log-probabilities that are not finite: n = 0 computes nonsense, so "
-                "nothing can be compared with it",
+                "the server finds log-probabilities that are not finite, so nothing can be "
+                "compared with it",
             )
         return Scored(tuple(own), tuple(best))
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError):

@@ -123,7 +123,6 @@ def test_drawn_answers_of_few_tokens_are_undecided() -> None:
     rng = np.random.default_rng(5)
     for null_tokens, tokens, verdict in (
         (0, 0, Verdict.UNDECIDED),
-        (0, 64, Verdict.UNDECIDED),
         (64, 0, Verdict.UNDECIDED),
         (64, 1, Verdict.UNDECIDED),
         (64, 2, Verdict.CERTIFIED),  # 192 tokens
