@@ -182,12 +182,12 @@ def judgement_lines(certificate: Certificate) -> Iterator[str]:
         f"launches of n = 0: {of.null_same_answers}"
     )
     for test in of.tests:
-        yield f"{plain(test.name)}: p = {number(test.p)}"
+        yield f"{plain(test.name)}: p = {test.p:.2g}"
     for text in of.texts:
         if text.chosen or text.plain:
             yield (
                 f"{plain(text.fault)}: {text.chosen} of {text.answers}, n = 0 "
-                f"{text.plain} of {text.plain_answers}, p = {number(text.p)}"
+                f"{text.plain} of {text.plain_answers}, p = {text.p:.2g}"
             )
     if of.detectable is not None:
         yield (

@@ -160,6 +160,16 @@ def test_n_0_needs_no_certificate(tmp_path: Any) -> None:
     point = {N: 0, "max_num_batched_tokens": 2048}
     assert certificate_of([], spec(tmp_path), 0, point) is None
     assert word_of(None) == ""
+    database = str(ROOT / "studies/results/smollm2-h200-c32/autotune.db")
+    words = ["verify", "smollm2-h200-c32", "--show", "--db", database]
+    done = autotune(*words, cwd=tmp_path)
+    assert (done.returncode, done.stdout.split(":")[0]) == (0, "Nothing to verify")
+    found = json.loads(autotune(*words, "--json", cwd=tmp_path).stdout)
+    assert found["params"][N] == 0
+    assert found.keys() - {"trial", "params"} == Certificate(Verdict.MISSING).to_json().keys()
+    assert found["verdict"] is None
+    of_it = autotune(*words, "--trial", str(found["trial"]), cwd=tmp_path)
+    assert of_it.returncode == 1
 
 
 def test_each_verdict_has_one_sentence_and_a_short_word() -> None:
