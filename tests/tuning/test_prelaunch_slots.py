@@ -79,7 +79,6 @@ def test_each_slot_prelaunches_what_it_measures(tmp_path: Path) -> None:
     ahead, at = events(tmp_path, "prelaunching"), slots_of_launches(tmp_path)
     turns = events(tmp_path, "trial begins")
     assert ahead.keys() == turns.keys()  # each was used
-    assert {at[launch] for launch in ahead} == {0, 1}
     slots = slots_of(tmp_path)
     of = dict(query(tmp_path, "select launch_id, trial from autotune_launches"))
     assert all(slots[int(str(number))] == at[str(launch)] for launch, number in of.items())
@@ -116,8 +115,8 @@ def slots_with_idle_ones(folder: Path, slots: int) -> list[int]:
 def test_a_run_that_ends_takes_all_of_them_along_and_goes_on(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    study = write(tmp_path, env=in_turn(tmp_path, 0.01, 0.01, *[0.3] * 4), budget={"confirm": 0})
-    run = start_autotune("run", study, "--trials", "6", "--parallel", "2", cwd=tmp_path)
+    study = write(tmp_path, env=in_turn(tmp_path, 0.01, 0.01, *[0.3] * 6), budget={"confirm": 0})
+    run = start_autotune("run", study, "--trials", "8", "--parallel", "2", cwd=tmp_path)
     assert slots_with_idle_ones(tmp_path, 2) == [0, 1]
     processes = own_processes(run)
     listed = autotune("ps", cwd=tmp_path).stdout
@@ -130,9 +129,9 @@ def test_a_run_that_ends_takes_all_of_them_along_and_goes_on(
     none_left(tmp_path, processes)
     if how != signal.SIGKILL:
         assert query(tmp_path, UNENDED) == [(0,)]
-    done = autotune("run", study, "--trials", "6", "--parallel", "2", cwd=tmp_path)
+    done = autotune("run", study, "--trials", "8", "--parallel", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    check_whole(tmp_path, 6)
+    check_whole(tmp_path, 8)
 
 
 @double
