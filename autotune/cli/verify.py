@@ -9,7 +9,7 @@ import click
 
 from autotune.cli.common import best_trial, say_trust
 from autotune.cli.options import database_option
-from autotune.errors import NothingUsable
+from autotune.errors import NothingUsable, UserError
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
@@ -38,7 +38,7 @@ FAULT = 3
 @click.option(
     "--prompts",
     type=click.IntRange(2, 10**6),
-    help="Most prompts to send. Default: all measured ones of the study.",
+    help="Most prompts to send. Default: 64, or 4 × the study's max_concurrency if that is more.",
 )
 @click.option(
     "--answers/--no-answers",
@@ -98,6 +98,9 @@ def verify(
             from autotune.output.export.choice import measured_trial
 
             chosen = measured_trial(view, trial)
+        if trial is None and chosen.certificate is None:
+            say_nothing(chosen, as_json=as_json)
+            return
         if loaded is None:
             shown = _shown(store, view.name, chosen)
     if loaded is None:
@@ -116,6 +119,20 @@ def verify(
             again=again,
         )
     _tell(found, loaded.spec.name, chosen, as_json=as_json)
+
+
+def say_nothing(winner: TrialView, *, as_json: bool) -> None:
+    """Print that there is nothing to verify: the winner drafts nothing."""
+    if as_json:
+        data: dict[str, Any] = {"trial": winner.number, "params": dict(winner.point)}
+        none = dict.fromkeys(("judged_at", "vllm", "judgement"))
+        why = "the winner drafts nothing"
+        click.echo(json.dumps(data | {"verdict": None, "why": why} | none, indent=2))
+    else:
+        click.echo(
+            f"Nothing to verify: the winner, trial {winner.number}, drafts nothing. --trial names "
+            "another one."
+        )
 
 
 def _stored_name(store: Store, study: str) -> str:
@@ -188,7 +205,7 @@ def verified_winner(ui: Ui, prepared: Prepared, database: Database) -> Verificat
         return None
     try:
         return verified(ui, loaded, database, best, prepared=prepared)
-    except NothingUsable as e:  # the study has its results
+    except (NothingUsable, UserError) as e:  # the study has its results
         ui.message(f"not verified: {e}")
         return None
 
@@ -203,15 +220,17 @@ def end_by(found: Verification | None) -> None:
 
 def say(found: Verification, trial: TrialView) -> None:
     """Print the verdict, the numbers behind it, and the worst cases side by side."""
+    from autotune.cli.console import Ui
     from autotune.results.answer_cases import case_lines
     from autotune.results.certificates import Verdict, judgement_lines, output_line
 
-    click.echo(output_line(found.certificate, trial.number))
+    ui = Ui()
+    ui.prose(output_line(found.certificate, trial.number))
     for line in judgement_lines(found.certificate):
-        click.echo(f"  {line}")
+        ui.prose(line, indent="  ")
     if found.certificate.verdict is Verdict.FAULT:
         for line in case_lines(found.certificate, found.answers, trial.number):
-            click.echo(f"  {line}")
+            ui.prose(line, indent="  ")
 
 
 def end(found: Verification, name: str) -> None:

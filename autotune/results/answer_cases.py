@@ -37,11 +37,11 @@ def case_lines(
         what = "less likely than the best one by" if of is not None and of.greedy else "of"
         yield (f"prompt {prompt}, token {case.position + 1}: {what} {number(case.value)} nats")
         texts = chosen[prompt].written.text, base[prompt].written.text
-        for name, text in zip(names, beside(*texts), strict=True):
+        for name, text in zip(names, side_by_side(*texts), strict=True):
             yield f"  {name:<{width}}  {text}"
 
 
-def beside(a: str, b: str) -> tuple[str, str]:
+def side_by_side(a: str, b: str) -> tuple[str, str]:
     """Return two texts from shortly before their first difference on, on one line each."""
     pairs = zip(a, b, strict=False)
     first = next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autotune.errors import UserError, one_line
+from autotune.results.certificates import judgement_lines, output_line
 from autotune.results.read_request_acceptance import read_request_acceptance
 from autotune.results.request_acceptance import acceptance_lines
 from autotune.results.rows import trial_row
@@ -112,6 +113,9 @@ def _measured(view: StudyView, trial: TrialView) -> Iterator[str]:
     if trial.recomputed:
         yield COMPUTED_AGAIN
     yield from (f"warning: {plain(w)}" for w in trial.warnings)
+    if trial.certificate is not None:
+        yield output_line(trial.certificate, trial.number)
+        yield from (f"  {line}" for line in judgement_lines(trial.certificate))
     if trial.acceptance_length is not None:
         shares = ", ".join(f"{p:.2f}" for p in trial.acceptance_per_position)
         of = " in the steps that have drafts" if trial.skips_steps else ""

@@ -75,11 +75,15 @@ class DraftCounts:
     def of_shares(cls, drafts: int, shares: Sequence[float]) -> DraftCounts:
         """Return the counts of a launch of which only shares of its drafts were kept.
 
+        A position has at most the count of the one before it: counters that are read while drafts
+        are being counted may say one more.
+
         Args:
             drafts: Number of drafts.
             shares: Share of the drafts whose token at position 1, 2, … was accepted, from 0 to 1.
         """
-        return cls(drafts, tuple(round(x * drafts) for x in shares))
+        accepted = itertools.accumulate((round(x * drafts) for x in shares), min, initial=drafts)
+        return cls(drafts, tuple(accepted)[1:])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ S       sum of the scores of the tested launches over all prompts
 ======  ===========================================================================================
 
 **Permutation by prompt.** If both servers write the same, the L + M answers to a prompt are
-exchangeable, whatever is in them and however the tokens within one depend on each other. So given
+exchangeable, however long they are and however the tokens within one depend on each other. So given
 the scores, each choice of M answers out of the L + M is equally likely the tested server's, in each
 prompt on its own (R. A. Fisher, "The Design of Experiments", 1935, §21). S is then a sum of N
 independent variables whose distributions are known; their convolution is the distribution of S

@@ -148,7 +148,7 @@ def compare_faults(
 
 
 def poisson_tail(chances: Sequence[float], least: int) -> float:
-    """Return the probability of at least so many successes.
+    """Return the probability of at least ``least`` successes.
 
     Args:
         chances: Probability of each success, independent.

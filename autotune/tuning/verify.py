@@ -39,6 +39,7 @@ from autotune.storage.store import Store
 from autotune.study.lossless import why_lossy
 from autotune.study.schema import ServerSpec
 from autotune.study.space import MNBT, N, Point, Value, as_int, canonical
+from autotune.study.speculative import ADAPTIVE, SCHEDULE
 from autotune.tuning.launcher import Launcher, LiveServer
 from autotune.tuning.ledger import StoredLedger
 from autotune.tuning.lost_hosts import close_lost
@@ -52,6 +53,8 @@ from autotune.tuning.verify_judgement import judge_answers, odd_lines
 
 # Most prompt tokens of a step of the scoring server: it keeps the logits of all of them.
 _MOST_SCORED = 1024
+_PROMPTS = 64  # enough to find 1 % of wrong tokens in answers of 12 tokens, or fewer in longer ones
+_WAVES = 4  # so that the load is full for most of the time
 _SEEDS = 10**6  # between the seeds of two launches
 _WORDS = {
     AnswerRole.PLAIN: "n = 0",
@@ -82,7 +85,7 @@ class Asked:
     Attributes:
         trial: Number of the trial, the first one of its point.
         sampling: Draw tokens at temperature 1 where the study's temperature is 0.
-        prompts: Most prompts; None: all of the study.
+        prompts: Most prompts; None: 64, or four times the concurrency if that is more.
         keep: Keep the answers in the database.
         again: Launch although there is a verdict already.
     """
@@ -143,7 +146,14 @@ class _Run:
         self.chosen = self._of_trial(asked.trial)
         load = self.spec.workload
         self.temperature = 1.0 if asked.sampling and load.temperature == 0 else load.temperature
-        kept = distinct(prepared.workload.measured)[: asked.prompts]
+        most = asked.prompts or max(_PROMPTS, _WAVES * (load.max_concurrency or 1))
+        kept = distinct(prepared.workload.measured)[:most]
+        if not kept:
+            raise UserError(
+                f"{prepared.loaded.path}: all prompts have images or other parts that are no "
+                "text, and verify scores token ids, which do not have them; give a study with "
+                "prompts of text"
+            )
         self.requests = [prepared.workload.measured[i] for i in kept]
         self.arrivals = [prepared.workload.arrivals[i] for i in kept]
         self.answers: dict[AnswerRole, list[KeptAnswer]] = {}
@@ -369,7 +379,8 @@ class _Run:
     def _notes(self) -> list[str]:
         """Return what the acceptance says of the drafts; it decides nothing."""
         now = None if self.stats is None else _counts(dataclasses.asdict(self.stats))
-        if now is None:
+        keys = self.spec.server.draft_settings(self.chosen)
+        if now is None or keys.get(SCHEDULE) or keys.get(ADAPTIVE):  # drafts of several lengths
             return []
         launches = self.store.launches.of_trial(self.spec.name, self.asked.trial)
         known = [x.stats for x in launches if x.stats is not None]
@@ -377,18 +388,27 @@ class _Run:
 
 
 def distinct(requests: Sequence[Request]) -> list[int]:
-    """Return the positions of requests whose prompt no earlier one has.
+    """Return the positions of requests of text whose prompt no earlier one has.
 
     A prompt is the unit of every test (:mod:`autotune.stats.losslessness`); a load may repeat it.
+    Answers to images, sounds and videos cannot be scored: their token ids do not have them.
     """
     first: dict[bytes, int] = {}
     for i, x in enumerate(requests):
-        first.setdefault(orjson.dumps([x.prompt, x.messages, x.tools]), i)
+        if is_text(x):
+            first.setdefault(orjson.dumps([x.prompt, x.messages, x.tools]), i)
     return list(first.values())
 
 
+def is_text(request: Request) -> bool:
+    """Return whether all parts of a request's messages are texts."""
+    contents = [x.get("content") for x in request.messages or ()]
+    parts = [part for found in contents if isinstance(found, list) for part in found]
+    return all(isinstance(x, str) or (isinstance(x, dict) and "text" in x) for x in parts)
+
+
 def _first_of(points: Sequence[Point]) -> Callable[[int], Sequence[Point]]:
-    """Return what gives at most so many of the points."""
+    """Return what gives at most a number of the points."""
     return lambda most: points[:most]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autotune.bench.written import Scored, Written
-from autotune.results.answer_cases import beside, case_lines
+from autotune.results.answer_cases import case_lines, side_by_side
 from autotune.results.certificates import (
     Certificate,
     Verdict,
@@ -18,12 +19,13 @@ from autotune.results.certificates import (
     word_of,
 )
 from autotune.results.judged import Judged, TokenTest
+from autotune.stats.acceptance_check import DraftCounts, check_acceptance
 from autotune.storage.certificates import ROLES, AnswerRole, KeptAnswer, launch_number, moved_launch
 from autotune.storage.schema import CertificateRow
 from autotune.study.files import load_study
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
-from autotune.tuning.verify_judgement import judge_answers
+from autotune.tuning.verify_judgement import judge_answers, odd_lines
 from tests.paths import ROOT
 from tests.studies import autotune, front, write_study
 
@@ -43,6 +45,9 @@ JUDGED = Judged(
     detectable=0.004,
     detectable_shift=None,
 )
+
+# No number of JSON: `--json` could not print it
+NO_NUMBER = JUDGED.model_dump(mode="json") | {"largest": float("inf")}
 
 
 def row(
@@ -92,6 +97,8 @@ def row(
         ),
         ([{"number": 1, "verdict": "of tomorrow"}], Verdict.NOT_JUDGED),
         ([{"number": 1, "verdict": "certified", "judgement": {"tokens": 1}}], Verdict.NOT_JUDGED),
+        ([{"number": 1, "verdict": "certified", "judgement": NO_NUMBER}], Verdict.NOT_JUDGED),
+        ([{"number": 1, "verdict": "certified", "temperature": [0]}], Verdict.CERTIFIED),
     ],
 )
 def test_the_latest_at_each_temperature_counts(
@@ -102,6 +109,20 @@ def test_the_latest_at_each_temperature_counts(
     )
     assert found is not None
     assert found.verdict is verdict
+
+
+@pytest.mark.parametrize(
+    "changes", [{"setting": []}, {"ended_at": 1e30}, {"ended_at": float("nan")}, {"ended_at": "x"}]
+)
+def test_a_foreign_database_does_not_end_a_command(tmp_path: Any, changes: dict[str, Any]) -> None:
+    found = row(1, "certified")
+    for name, value in changes.items():
+        setattr(found, name, value)
+    point = {N: 3, "max_num_batched_tokens": 2048}
+    certificate = certificate_of([found], spec(tmp_path), 3, point)
+    assert certificate is not None
+    assert certificate.verdict is Verdict.CERTIFIED
+    assert json.loads(json.dumps(certificate.to_json(), allow_nan=False))["judgement"]
 
 
 def test_what_promises_no_equal_answers_is_not_judged(tmp_path: Any) -> None:
@@ -139,6 +160,16 @@ def test_n_0_needs_no_certificate(tmp_path: Any) -> None:
     point = {N: 0, "max_num_batched_tokens": 2048}
     assert certificate_of([], spec(tmp_path), 0, point) is None
     assert word_of(None) == ""
+    database = str(ROOT / "studies/results/smollm2-h200-c32/autotune.db")
+    words = ["verify", "smollm2-h200-c32", "--show", "--db", database]
+    done = autotune(*words, cwd=tmp_path)
+    assert (done.returncode, done.stdout.split(":")[0]) == (0, "Nothing to verify")
+    found = json.loads(autotune(*words, "--json", cwd=tmp_path).stdout)
+    assert found["params"][N] == 0
+    assert found.keys() - {"trial", "params"} == Certificate(Verdict.MISSING).to_json().keys()
+    assert found["verdict"] is None
+    of_it = autotune(*words, "--trial", str(found["trial"]), cwd=tmp_path)
+    assert of_it.returncode == 1
 
 
 def test_each_verdict_has_one_sentence_and_a_short_word() -> None:
@@ -189,10 +220,10 @@ def test_a_judgement_has_numbers_and_no_text() -> None:
 
 def test_texts_stand_side_by_side_from_shortly_before_they_part() -> None:
     same = "x" * 100
-    a, b = beside(same + "one", same + "two\nthree\x1b")
+    a, b = side_by_side(same + "one", same + "two\nthree\x1b")
     assert (a, b) == ("…" + "x" * 32 + "one", "…" + "x" * 32 + "two three ")
-    assert beside("a", "a") == ("a", "(the same text)")
-    assert beside("", "b") == ("(nothing)", "b")
+    assert side_by_side("a", "a") == ("a", "(the same text)")
+    assert side_by_side("", "b") == ("(nothing)", "b")
 
 
 def test_a_launch_belongs_to_one_verification() -> None:
@@ -200,3 +231,13 @@ def test_a_launch_belongs_to_one_verification() -> None:
     assert len({*numbers}) == 9
     moved = [moved_launch(x, {1: 4, 2: 5, 7: 6}) for x in numbers]
     assert moved == [launch_number(i, role) for i in (4, 5, 6) for role in ROLES]
+
+
+def test_an_odd_acceptance_is_a_note() -> None:
+    now = DraftCounts(2000, (2000, 900, 0))
+    odd = check_acceptance(now, DraftCounts(2000, (1100, 600, 300)))
+    lines = odd_lines(odd)
+    assert lines[0] == "acceptance: every draft that got there was accepted at position 1 (100%)"
+    assert lines[1] == "acceptance: no draft that got there was accepted at position 3 (0%)"
+    assert lines[2].startswith("acceptance: far from the search's at position 1 (100%, 55% in the")
+    assert odd_lines(check_acceptance(now, now))[2:] == []

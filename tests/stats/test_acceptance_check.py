@@ -35,6 +35,12 @@ def test_far_from_another_launch() -> None:
     assert odd(DraftCounts(50, (5, 1)), search) == []  # too few drafts to say
 
 
+def test_shares_that_were_read_while_drafts_were_counted_are_no_fault() -> None:
+    assert DraftCounts.of_shares(100, (0.5, 0.51, 0.2)).accepted == (50, 50, 20)
+    assert DraftCounts.of_shares(100, (1.01,)).accepted == (100,)
+    assert DraftCounts.of_shares(100, ()).accepted == ()
+
+
 def test_equal_launches_are_hardly_ever_far() -> None:
     rng = np.random.default_rng(1)
 

@@ -6,17 +6,23 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from autotune.bench.workload import Request
+from autotune.cli import verify as commands
+from autotune.cli.console import Ui
+from autotune.errors import UserError
 from autotune.output.report import build, markdown
 from autotune.results.trials import study_view
 from autotune.storage.certificates import AnswerRole
 from autotune.storage.store import opened
+from autotune.study.files import load_study
 from autotune.tuning import verify as verifying
-from autotune.tuning.verify import distinct
+from autotune.tuning.verify import Verification, distinct
 from tests.studies import autotune, processes_of, query, trials, write_study
 
 pytestmark = pytest.mark.double
@@ -178,3 +184,23 @@ def test_a_prompt_that_a_load_repeats_counts_once() -> None:
         3,
         4,
     ]
+
+
+def test_a_prompt_with_an_image_cannot_be_scored() -> None:
+    parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {}}]
+    chats = [[{"role": "user", "content": x}] for x in (parts, parts[:1], "What is it?", None)]
+    assert distinct([Request(i, None, chat) for i, chat in enumerate(chats)]) == [1, 2, 3]
+
+
+def test_a_run_keeps_its_results_where_its_winner_cannot_be_verified(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*_args: object, **_words: object) -> Verification:
+        raise UserError("n = 0 cannot be launched")
+
+    monkeypatch.setattr(commands, "verified", refused)
+    prepared: Any = SimpleNamespace(loaded=load_study(str(folder / "double.yaml")))
+    with (tmp_path / "said").open("w") as said:
+        ui = Ui(Console(file=said, width=80))
+        assert commands.verified_winner(ui, prepared, folder / "autotune.db") is None
+    assert "not verified: n = 0 cannot be launched" in (tmp_path / "said").read_text()

@@ -14,7 +14,7 @@ name elsewhere (0.32: ``config/vllm.py``, ``models/minimax_m3``); the log names 
 
 For the experts it adds two strategies to those of vLLM's variable for it, which is read where the
 router of a layer is made (``fused_moe/router/router_factory.py``, the same in 0.26 and 0.32).
-vLLM's own ``uniform_random`` draws anew in every layer of every step, which takes several kernels a
+vLLM's own ``uniform_random`` draws in every layer of every step, which takes several kernels a
 layer, and in 0.26 an expert twice for one token. Here a layer copies rows of a table that is made
 once.
 """
