@@ -141,6 +141,11 @@ class _Run:
             raise UserError(
                 f"{store.database}: has no study {name} yet. Start it with `autotune run`"
             )
+        if as_int(self.spec.server.settings({}).get("max_logprobs")) == 0:
+            raise UserError(
+                f"{prepared.loaded.path}: server.flags.max-logprobs: 0 forbids prompt_logprobs, "
+                "with which verify scores; give 1 or more, or leave it out"
+            )
         row = store.load_study(name)[1]
         store.begin_study(prepared.loaded, seed=row.seed, wanted=row.wanted)
         self.chosen = self._of_trial(asked.trial)
