@@ -46,6 +46,9 @@ JUDGED = Judged(
     detectable_shift=None,
 )
 
+# No number of JSON: `--json` could not print it
+NO_NUMBER = JUDGED.model_dump(mode="json") | {"largest": float("inf")}
+
 
 def row(
     number: int,
@@ -94,6 +97,8 @@ def row(
         ),
         ([{"number": 1, "verdict": "of tomorrow"}], Verdict.NOT_JUDGED),
         ([{"number": 1, "verdict": "certified", "judgement": {"tokens": 1}}], Verdict.NOT_JUDGED),
+        ([{"number": 1, "verdict": "certified", "judgement": NO_NUMBER}], Verdict.NOT_JUDGED),
+        ([{"number": 1, "verdict": "certified", "temperature": [0]}], Verdict.CERTIFIED),
     ],
 )
 def test_the_latest_at_each_temperature_counts(
@@ -104,6 +109,20 @@ def test_the_latest_at_each_temperature_counts(
     )
     assert found is not None
     assert found.verdict is verdict
+
+
+@pytest.mark.parametrize(
+    "changes", [{"setting": []}, {"ended_at": 1e30}, {"ended_at": float("nan")}, {"ended_at": "x"}]
+)
+def test_a_foreign_database_does_not_end_a_command(tmp_path: Any, changes: dict[str, Any]) -> None:
+    found = row(1, "certified")
+    for name, value in changes.items():
+        setattr(found, name, value)
+    point = {N: 3, "max_num_batched_tokens": 2048}
+    certificate = certificate_of([found], spec(tmp_path), 3, point)
+    assert certificate is not None
+    assert certificate.verdict is Verdict.CERTIFIED
+    assert json.loads(json.dumps(certificate.to_json(), allow_nan=False))["judgement"]
 
 
 def test_what_promises_no_equal_answers_is_not_judged(tmp_path: Any) -> None:
