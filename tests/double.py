@@ -25,7 +25,8 @@ Environment:
     DOUBLE_STUBBORN    1: this process ignores SIGTERM
     DOUBLE_TURNS       a file with a JSON object of these settings in each line: every launch takes
                        the first line away, so that launches of one study can differ
-    DOUBLE_WRONG, DOUBLE_LOOPS  what it writes, where token ids are asked for: double_tokens.py
+    DOUBLE_WRONG, DOUBLE_LOOPS, DOUBLE_SCORES  what it writes, where token ids or probabilities are
+                       asked for: double_tokens.py
     DOUBLE_FAIL        what goes wrong, see below
     DOUBLE_FAIL_IF     only for some launches: `num_speculative_tokens>=8`, `max_num_seqs==4`, …
     DOUBLE_FAIL_ONCE   a file: fail only while it is missing, and make it (a transient failure)
@@ -406,7 +407,7 @@ class Api:
 
             ids = prompt_ids(source, raw)
             if request.get("prompt_logprobs"):
-                more["prompt_logprobs"] = score(ids)
+                more["prompt_logprobs"] = score(ids, ENV)
             if request.get("return_token_ids"):
                 drafts, ended = self.engine.n > 0, running.produced < limit
                 out = write(ids, running.produced, request, ENV, drafts=drafts, ended=ended)

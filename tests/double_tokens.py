@@ -8,11 +8,17 @@ Environment of the double, all for launches that draft (n > 0) only:
 
     DOUBLE_WRONG    share of the tokens that are wrong
     DOUBLE_LOOPS    1: answers end in a loop
+
+and for all launches:
+
+    DOUBLE_SCORES   what is wrong with probabilities: `none` (there are none), `short`, `nan`, or
+                    `die` (the server ends)
 """
 
 from __future__ import annotations
 
 import math
+import os
 import random
 import zlib
 from array import array
@@ -77,13 +83,27 @@ def write(
     out = ids[len(prompt) :]
     if drafts and env.get("DOUBLE_LOOPS") == "1" and len(out) > 4:
         out[4:] = [out[3]] * len(out[4:])
-    if ended:
+    if ended and out:
         out[-1] = _END
     return out
 
 
-def score(ids: Sequence[int]) -> list[dict[str, Any] | None]:
-    """Return ``prompt_logprobs`` of a prompt: each token's, and the likeliest one's."""
+def score(ids: Sequence[int], env: Mapping[str, str]) -> list[dict[str, Any] | None] | None:
+    """Return ``prompt_logprobs`` of a prompt: each token's, and the likeliest one's.
+
+    Args:
+        ids: Token ids of the prompt.
+        env: The double's environment.
+    """
+    match env.get("DOUBLE_SCORES"):
+        case "none":
+            return None
+        case "short":
+            return [None]
+        case "nan":
+            return [None, *({str(x): {"logprob": math.nan}} for x in ids[1:])]
+        case "die":
+            os._exit(1)
     out: list[dict[str, Any] | None] = [None]
     for i in range(1, len(ids)):
         known = likely(ids[:i])

@@ -12,7 +12,7 @@ their text, and returns the log-probability of each token, and of the likeliest 
 from __future__ import annotations
 
 import asyncio
-import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ _PLAIN = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+_MOST_NATS = 1e6  # vLLM writes -9999 for a token without any probability
 _MOST_AT_ONCE = 8  # answers that are scored at a time
 _CONNECT_S = 30.0
 _TEXTS = ("content", "reasoning_content", "reasoning")
@@ -228,15 +229,23 @@ def _written(index: int, found: dict[str, Any]) -> Written:
             text = choice.get("text") or ""
         else:
             text = "".join(message.get(name) or "" for name in _TEXTS)
-        return Written(
-            index,
-            tuple(int(x) for x in prompt),
-            tuple(int(x) for x in tokens),
-            str(text),
-            str(choice.get("finish_reason")),
-        )
+        stop = choice.get("finish_reason") or "none"
+        if not isinstance(text, str) or re.fullmatch(r"\w{1,40}", stop, re.ASCII) is None:
+            raise TypeError
+        return Written(index, _token_ids(prompt), _token_ids(tokens), text, stop)
     except (AttributeError, LookupError, TypeError, ValueError):
         raise _not_openai() from None
+
+
+def _token_ids(found: object) -> tuple[int, ...]:
+    """Return token ids of a server's JSON.
+
+    Raises:
+        TypeError: they are none.
+    """
+    if not isinstance(found, list) or not all(type(x) is int and 0 <= x < 2**31 for x in found):
+        raise TypeError
+    return tuple(found)
 
 
 def _scored(found: dict[str, Any], ids: Sequence[int], first: int) -> Scored:
@@ -252,12 +261,14 @@ def _scored(found: dict[str, Any], ids: Sequence[int], first: int) -> Scored:
             known = {k: float(x["logprob"]) for k, x in row.items()}
             own.append(known[str(token)])
             best.append(max(known.values()))
-        if not all(map(math.isfinite, (*own, *best))):
+        if not all(abs(x) <= _MOST_NATS for x in (*own, *best)):  # not NaN either
             raise MeasureError(
-                FailureKind.REQUESTS, "the server finds log-probabilities that are not finite"
+                FailureKind.REQUESTS,
+                "the server finds log-probabilities that are not finite, so nothing can be "
+                "compared with it",
             )
         return Scored(tuple(own), tuple(best))
-    except (AttributeError, LookupError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
         raise _not_openai() from None
 
 

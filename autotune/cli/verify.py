@@ -98,6 +98,9 @@ def verify(
             from autotune.output.export.choice import measured_trial
 
             chosen = measured_trial(view, trial)
+        if trial is None and chosen.certificate is None:
+            say_nothing(chosen, as_json=as_json)
+            return
         if loaded is None:
             shown = _shown(store, view.name, chosen)
     if loaded is None:
@@ -116,6 +119,20 @@ def verify(
             again=again,
         )
     _tell(found, loaded.spec.name, chosen, as_json=as_json)
+
+
+def say_nothing(winner: TrialView, *, as_json: bool) -> None:
+    """Print that there is nothing to verify: the winner drafts nothing."""
+    if as_json:
+        data: dict[str, Any] = {"trial": winner.number, "params": dict(winner.point)}
+        none = dict.fromkeys(("judged_at", "vllm", "judgement"))
+        why = "the winner drafts nothing"
+        click.echo(json.dumps(data | {"verdict": None, "why": why} | none, indent=2))
+    else:
+        click.echo(
+            f"Nothing to verify: the winner, trial {winner.number}, drafts nothing. --trial names "
+            "another one."
+        )
 
 
 def _stored_name(store: Store, study: str) -> str:

@@ -6,7 +6,8 @@ Texts of answers are not part of a certificate: pages that are handed out have i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -82,11 +83,11 @@ def certificate_of(
     """
     if (why := why_lossy(spec, point)) is not None and drafts(spec, point):
         return Certificate(Verdict.NOT_JUDGED, why)
-    judged = {
-        x.setting.get("temperature"): certificate_from(x)
-        for x in rows
-        if x.trial == trial and x.verdict is not None
-    }
+    judged: dict[float | str, Certificate] = {}
+    for x in rows:
+        if x.trial == trial and x.verdict is not None:
+            at = _setting(x).get("temperature")
+            judged[at if isinstance(at, int | float) else repr(at)] = certificate_from(x)
     for verdict in (Verdict.FAULT, Verdict.CERTIFIED, Verdict.NOT_JUDGED):
         found = [x for x in judged.values() if x.verdict is verdict]
         if found:
@@ -100,8 +101,11 @@ def certificate_from(row: CertificateRow) -> Certificate:
     What another version of autotune wrote, and cannot be read, counts as not judged.
     """
     known = [v for v in Verdict if v.value == row.verdict]
-    ended = None if row.ended_at is None else datetime.fromtimestamp(row.ended_at, UTC)
-    version = row.setting.get("vllm")
+    ended = None
+    if row.ended_at is not None:
+        with suppress(TypeError, ValueError, OverflowError, OSError):  # somebody else's number
+            ended = datetime.fromtimestamp(row.ended_at, UTC)
+    version = _setting(row).get("vllm")
     vllm = version if isinstance(version, str) else None
     try:
         judged = Judged.model_validate(row.judgement)
@@ -111,6 +115,12 @@ def certificate_from(row: CertificateRow) -> Certificate:
         why = "another version of autotune judged it; verify it again"
         return Certificate(Verdict.NOT_JUDGED, why, row.id, ended, vllm)
     return Certificate(known[0], judged.why or "", row.id, ended, vllm, judged)
+
+
+def _setting(row: CertificateRow) -> Mapping[str, Any]:
+    """Return what was verified; empty where another version of autotune wrote something else."""
+    found: object = row.setting
+    return found if isinstance(found, dict) else {}
 
 
 def output_line(certificate: Certificate, trial: int) -> str:

@@ -24,7 +24,8 @@ WIDTH = 80
 HEADINGS = {ARM: "arm", N: "n", MNBT: "MNBT"}
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Control characters, and halves of surrogate pairs, which no terminal's encoding can write.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NBSP = "\xa0"
 
 # Spaces at which :func:`wrapped` breaks no line: in ``n = 8`` and ``MNBT 512``; in ``[1.2, 3.4]``

@@ -235,7 +235,8 @@ def compare_sampled(null: Sequence[Answer], tested: Sequence[Answer]) -> Evidenc
     if len({a.entropies is None for a in sets.answers}) > 1:
         raise ValueError("some answers have entropies, and others have none")
     means = sets.each(_mean_excess)
-    means = np.where(np.isnan(means), np.nanmean(means) if means.size else 0.0, means)
+    known = means[~np.isnan(means)]
+    means = np.where(np.isnan(means), known.mean() if known.size else 0.0, means)
     every = sets.values
     unlikely = float(np.quantile(every, _UNLIKELY)) if every.size else 0.0
     counts = sets.each(lambda a: float(np.count_nonzero(a.values > unlikely))).astype(np.int64)
@@ -251,8 +252,8 @@ def judge(
 ) -> Judgement:
     """Return the judgement of all that was compared.
 
-    Undecided is: no fault, and fewer than two launches of n = 0 (greedy), or so few prompts that
-    :data:`MOST_UNSEEN` of wrong tokens would stay unseen too often.
+    Undecided is: no fault, and fewer than two launches of n = 0, or so few prompts (greedy) or
+    tokens (sampled) that :data:`MOST_UNSEEN` of wrong tokens would stay unseen too often.
 
     Args:
         greedy: From :func:`compare_greedy`.
@@ -270,10 +271,21 @@ def judge(
     detectable = None if greedy is None else detectable_share(greedy, each)
     shift = None if sampled is None else detectable_mean(sampled, each)
     few = detectable is None or detectable > MOST_UNSEEN
-    enough = not (greedy and (few or greedy.launches[0] < 2)) and not (sampled and shift is None)
+    enough = not (greedy and (few or greedy.launches[0] < 2))
+    if sampled is not None and (shift is None or not _shows_wrong(sampled)):
+        enough = False
     fault = any(t.fault for t in tests)
     verdict = Verdict.FAULT if fault else Verdict.CERTIFIED if enough else Verdict.UNDECIDED
     return Judgement(verdict, level, tests, greedy, sampled, detectable, shift)
+
+
+def _shows_wrong(sampled: Evidence) -> bool:
+    """Return whether a wrong token is among so many with probability :data:`POWER`.
+
+    It is where :data:`MOST_UNSEEN` of all are wrong; n = 0 has to have written as much.
+    """
+    tokens = min(sampled.tokens, sampled.null_tokens)
+    return 1 - (1 - MOST_UNSEEN) ** tokens >= POWER
 
 
 def detectable_share(greedy: Evidence, level: float) -> float | None:

@@ -141,4 +141,7 @@ def _why(judged: Judgement, evidence: Evidence) -> str:
             f"on, and {losslessness.MOST_UNSEEN:.0%} is asked for; send more or longer answers "
             "(workload.num_prompts, workload.output_len)"
         )
-    return f"no fault was found, and {seen} are too few to find one"
+    return (
+        f"no fault was found, and {seen} are too few to find one; send more or longer answers "
+        "(workload.num_prompts, workload.output_len)"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ CHAT: dict[str, Any] = {
     ],
     "prompt_token_ids": [1, 7, 9],
 }
+GOOD = {"text": "x", "finish_reason": "stop", "token_ids": [5], "prompt_token_ids": [1]}
 
 
 def test_an_answer_ends_where_the_model_ends_it() -> None:
@@ -47,8 +47,7 @@ def test_answers_of_both_endpoints_are_read() -> None:
     found = _written(4, CHAT)
     assert (found.index, found.text, found.stop) == (4, "Paris", "stop")
     assert (found.prompt_ids, found.token_ids) == ((1, 7, 9), (42, 2))
-    choice = {"text": "x", "finish_reason": "length", "token_ids": [5], "prompt_token_ids": [1]}
-    assert _written(0, {"choices": [choice]}).prompt_ids == (1,)
+    assert _written(0, {"choices": [GOOD]}).prompt_ids == (1,)
 
 
 def test_the_score_is_of_the_answer() -> None:
@@ -68,6 +67,20 @@ def test_the_score_is_of_the_answer() -> None:
         ({}, "not of OpenAI's API"),
         ({"choices": []}, "not of OpenAI's API"),
         ({"choices": [{"text": "x", "finish_reason": "stop"}]}, "return_token_ids"),
+        *(
+            ({"choices": [GOOD | {key: value}]}, "not of OpenAI's API")
+            for key, value in (
+                ("token_ids", "12"),
+                ("token_ids", [2**31]),  # ids are kept as 32 bits
+                ("token_ids", [-1]),
+                ("token_ids", [float("inf")]),
+                ("prompt_token_ids", [1.5]),
+                ("text", 5),
+                ("finish_reason", "\x00"),  # which PostgreSQL cannot keep
+                ("finish_reason", "\ud800"),
+                ("finish_reason", ["stop"]),
+            )
+        ),
     ],
 )
 def test_what_cannot_be_compared(answer: dict[str, Any], words: str) -> None:
@@ -81,7 +94,10 @@ def test_what_cannot_be_compared(answer: dict[str, Any], words: str) -> None:
         ({"choices": [{}]}, "prompt_logprobs"),
         ({"choices": [{"prompt_logprobs": [None]}]}, "prompt_logprobs"),
         ({"choices": [{"prompt_logprobs": [None, {"8": {"logprob": 0}}]}]}, "not of OpenAI's API"),
-        ({"choices": [{"prompt_logprobs": [None, {"7": {"logprob": math.nan}}]}]}, "not finite"),
+        *(
+            ({"choices": [{"prompt_logprobs": [None, {"7": {"logprob": value}}]}]}, "not finite")
+            for value in (float("nan"), -float("inf"), -1e300)  # no finite one in 32 bits
+        ),
     ],
 )
 def test_what_cannot_be_scored(answer: dict[str, Any], words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ JUDGED = Judged(
     detectable=0.004,
     detectable_shift=None,
 )
+
+# No number of JSON: `--json` could not print it
+NO_NUMBER = JUDGED.model_dump(mode="json") | {"largest": float("inf")}
 
 
 def row(
@@ -93,6 +97,8 @@ def row(
         ),
         ([{"number": 1, "verdict": "of tomorrow"}], Verdict.NOT_JUDGED),
         ([{"number": 1, "verdict": "certified", "judgement": {"tokens": 1}}], Verdict.NOT_JUDGED),
+        ([{"number": 1, "verdict": "certified", "judgement": NO_NUMBER}], Verdict.NOT_JUDGED),
+        ([{"number": 1, "verdict": "certified", "temperature": [0]}], Verdict.CERTIFIED),
     ],
 )
 def test_the_latest_at_each_temperature_counts(
@@ -103,6 +109,20 @@ def test_the_latest_at_each_temperature_counts(
     )
     assert found is not None
     assert found.verdict is verdict
+
+
+@pytest.mark.parametrize(
+    "changes", [{"setting": []}, {"ended_at": 1e30}, {"ended_at": float("nan")}, {"ended_at": "x"}]
+)
+def test_a_foreign_database_does_not_end_a_command(tmp_path: Any, changes: dict[str, Any]) -> None:
+    found = row(1, "certified")
+    for name, value in changes.items():
+        setattr(found, name, value)
+    point = {N: 3, "max_num_batched_tokens": 2048}
+    certificate = certificate_of([found], spec(tmp_path), 3, point)
+    assert certificate is not None
+    assert certificate.verdict is Verdict.CERTIFIED
+    assert json.loads(json.dumps(certificate.to_json(), allow_nan=False))["judgement"]
 
 
 def test_what_promises_no_equal_answers_is_not_judged(tmp_path: Any) -> None:
@@ -140,6 +160,16 @@ def test_n_0_needs_no_certificate(tmp_path: Any) -> None:
     point = {N: 0, "max_num_batched_tokens": 2048}
     assert certificate_of([], spec(tmp_path), 0, point) is None
     assert word_of(None) == ""
+    database = str(ROOT / "studies/results/smollm2-h200-c32/autotune.db")
+    words = ["verify", "smollm2-h200-c32", "--show", "--db", database]
+    done = autotune(*words, cwd=tmp_path)
+    assert (done.returncode, done.stdout.split(":")[0]) == (0, "Nothing to verify")
+    found = json.loads(autotune(*words, "--json", cwd=tmp_path).stdout)
+    assert found["params"][N] == 0
+    assert found.keys() - {"trial", "params"} == Certificate(Verdict.MISSING).to_json().keys()
+    assert found["verdict"] is None
+    of_it = autotune(*words, "--trial", str(found["trial"]), cwd=tmp_path)
+    assert of_it.returncode == 1
 
 
 def test_each_verdict_has_one_sentence_and_a_short_word() -> None:

@@ -77,6 +77,7 @@ def test_no_line_is_broken_in_an_equation_or_an_interval() -> None:
 
 def test_text_of_others_loses_colors_and_control_characters() -> None:
     assert text.plain("a\x1b[31mb\x1b[0m\nc\x07") == "ab c "
+    assert text.plain("half \ud83d pair") == "half   pair"  # a terminal could not write it
     assert text.wrapped("a\tb\x1b[1m") == ["a b"]
 
 

@@ -118,6 +118,28 @@ def test_sampling_at_another_temperature_is_found() -> None:
         compare_sampled(without, sampled(rng, 0))
 
 
+def test_drawn_answers_of_few_tokens_are_undecided() -> None:
+    """Each kind of answer has so few that a wrong one need not be among them."""
+    rng = np.random.default_rng(5)
+    for null_tokens, tokens, verdict in (
+        (0, 0, Verdict.UNDECIDED),
+        (64, 0, Verdict.UNDECIDED),
+        (64, 1, Verdict.UNDECIDED),
+        (64, 2, Verdict.CERTIFIED),  # 192 tokens
+    ):
+        null, tested = (
+            [Answer(a.prompt, a.launch, a.values[:most]) for a in answers]
+            for most, answers in (
+                (null_tokens, sampled(rng, 0) + sampled(rng, 1)),
+                (tokens, sampled(rng, 0)),
+            )
+        )
+        assert judge(sampled=compare_sampled(null, tested)).verdict == verdict, (
+            null_tokens,
+            tokens,
+        )
+
+
 def test_both_kinds_share_the_level() -> None:
     rng = np.random.default_rng(6)
     both = judge(evidence(rng), compare_sampled(sampled(rng, 0) + sampled(rng, 1), sampled(rng, 0)))
