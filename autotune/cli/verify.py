@@ -168,20 +168,6 @@ def _tell(found: Verification, name: str, trial: TrialView, *, as_json: bool) ->
     end(found, name)
 
 
-def say_nothing_drafted(winner: TrialView, *, as_json: bool) -> None:
-    """Print that the winner has nothing to verify, which is no fault."""
-    why = f"trial {winner.number}, the winner, drafts nothing"
-    if as_json:
-        none = {"verdict": None, "why": why, "judged_at": None, "vllm": None, "judgement": None}
-        data = {"trial": winner.number, "params": dict(winner.point)}
-        click.echo(json.dumps(data | none, indent=2))
-    else:
-        click.echo(
-            f"Nothing to verify: {why}. --trial {winner.number} compares it with itself, "
-            "--trial N verifies another one."
-        )
-
-
 def verified(
     ui: Ui,
     loaded: LoadedStudy,
@@ -215,7 +201,8 @@ def verified_winner(ui: Ui, prepared: Prepared, database: Database) -> Verificat
     with opened(database) as store:
         best = study_view(store, loaded.spec.name).best()
     if best is None or best.certificate is None:
-        ui.message("nothing is verified: " + ("no winner" if best is None else "it is n = 0"))
+        why = "no winner" if best is None else "the winner drafts nothing"
+        ui.message(f"nothing is verified: {why}")
         return None
     try:
         return verified(ui, loaded, database, best, prepared=prepared)

@@ -135,8 +135,8 @@ def _why(judged: Judgement, evidence: Evidence) -> str:
     """Return why too little was seen to find a fault, in words."""
     seen = f"{count(evidence.tokens, 'token')} of {count(evidence.prompts, 'answer')}"
     more = (
-        "a study with more prompts or longer answers (workload.num_prompts, workload.output_len) "
-        "can tell"
+        "send more (--prompts), or give a study of another name more or longer answers "
+        "(workload.num_prompts, workload.output_len)"
     )
     if judged.detectable is not None:
         return (

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from autotune.tuning.slot_pool import SlotPool
 from autotune.tuning.slots import cluster_of
 from autotune.tuning.trial import Trial
 from tests.ray_nodes import RayNodes, why_not
+from tests.standin import MODULE, write_vllm
 from tests.studies import (
     UNENDED,
     Forked,
@@ -155,18 +157,32 @@ def test_the_executor_does_what_every_executor_does(nodes: RayNodes, tmp_path: P
     assert [x for x in told.said if "waiting for a free slot" not in x] == []
 
 
-def test_two_nodes_make_one_study(nodes: RayNodes, tmp_path: Path) -> None:
-    study = write(tmp_path)
-    run = start(nodes, study, 4, tmp_path)
+def test_two_nodes_make_one_study_and_prelaunch(nodes: RayNodes, tmp_path: Path) -> None:
+    vllm = write_vllm(tmp_path / "vllm", device="cpu")
+    env = {"DOUBLE_STEP_S": "0.01", "HF_TOKEN": SECRET, "PYTHONPATH": str(vllm)}
+    command = [sys.executable, "-m", MODULE]
+    study = write(
+        tmp_path, server__command=command, server__env=env, server__ahead=3, budget__confirm=0
+    )
+    run = start(nodes, study, 6, tmp_path)
     out, err = run.communicate()
     assert (run.returncode, err) == (0, ""), out
-    check_whole(tmp_path, 4)
+    check_whole(tmp_path, 6)
+    # what a slot prelaunched it measured
+    sql = (
+        "select l.trial, json_extract(machine, '$.slot.number') from autotune_launches l "
+        "join autotune_events e using (launch_id) where e.what = 'prelaunching'"
+    )
+    found = {int(str(trial)): slot for trial, slot in query(tmp_path, sql)}
+    assert found
+    measured = {t["trial"]: t["slot"]["number"] for t in trials(tmp_path)}  # type: ignore[index]
+    assert all(measured[trial] == slot for trial, slot in found.items())
     slots = [t["slot"] for t in trials(tmp_path)]
     assert {s["number"] for s in slots} == {0, 1}  # type: ignore[index]
     assert len({s["host"] for s in slots}) == 2  # type: ignore[index]
     # everybody says where
     host = next(s["host"] for s in slots if s["number"] == 1)  # type: ignore[index]
-    assert f"slot 1 on {host}  [2/4] trial 1" in out
+    assert f"slot 1 on {host}  [2/6] trial 1" in out
     assert f"node {host}: 1 slot of" in out
     assert f"slot 1 of 2 on {host}" in autotune("status", "--trial", "1", cwd=tmp_path).stdout
     # servers have the variables of their node, neither Ray's nor the driver's
