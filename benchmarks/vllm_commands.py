@@ -24,6 +24,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,7 @@ def answer(text: str) -> str:
     return ""
 
 
+@cache
 def study_of(text: str) -> LoadedStudy:
     """Return the study that `init` writes for a text."""
     return parse_study(study_from_command([text], "mine"), Path("mine.yaml"))

@@ -19,10 +19,27 @@ from tests.studies import autotune, query, trials
 pytestmark = pytest.mark.real
 
 
-def _run(folder: Path, draft: dict[str, Any], n: int, **more: object) -> list[dict[str, Any]]:
-    """Run the baseline and n drafts; return the trials. ``more`` are sections of the study."""
+def _study(
+    folder: Path,
+    draft: dict[str, Any],
+    n: int,
+    *,
+    server: dict[str, Any] | None = None,
+    **more: object,
+) -> Path:
+    """Write a study of the baseline and n drafts.
+
+    Args:
+        folder: Gets the file.
+        draft: How to draft.
+        n: Tokens drafted.
+        server: Section ``server`` instead of the demo's, whose environment is added.
+        more: Further sections of the study.
+    """
     file = small_demo(folder, "drafts")
     raw = yaml.safe_load(file.read_text())
+    if server is not None:
+        raw["server"] = {**server, "env": raw["server"]["env"]}
     raw["server"]["speculative"] = draft
     raw["space"] = {
         N: {"type": "choice", "choices": [0, n]},
@@ -31,9 +48,14 @@ def _run(folder: Path, draft: dict[str, Any], n: int, **more: object) -> list[di
     raw |= {"search": {"method": "grid"}, **more}
     raw["workload"]["hang_timeout_s"] = 120  # a busy machine hangs for a while
     file.write_text(yaml.safe_dump(raw))
-    done = autotune("run", str(file), "--trials", "2", cwd=folder)
+    return file
+
+
+def _run(file: Path) -> list[dict[str, Any]]:
+    """Run both trials of a study; return them."""
+    done = autotune("run", str(file), "--trials", "2", cwd=file.parent)
     assert done.returncode == 0, done.stderr
-    return trials(folder)
+    return trials(file.parent)
 
 
 def _configs(folder: Path) -> list[dict[str, Any] | None]:
@@ -56,8 +78,23 @@ def _baseline_does_not_draft(baseline: dict[str, Any], drafted: dict[str, Any]) 
 
 
 def test_n_grams_without_a_model_and_a_target_without_its_weights(tmp_path: Path) -> None:
+    """The first run times out; it goes on once the limit is raised."""
     draft = {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    baseline, drafted = _run(tmp_path, draft, 4, rehearsal={"weights": "dummy"})
+    file = _study(tmp_path, draft, 4, rehearsal={"weights": "dummy"})
+    raised = file.read_text()
+    raw = yaml.safe_load(raised)
+    raw["server"]["health_timeout_s"] = 1  # no vLLM is as fast
+    file.write_text(yaml.safe_dump(raw))
+    ended = autotune("run", str(file), "--trials", "4", cwd=tmp_path)
+    assert ended.returncode != 0
+    assert "/health did not answer within 1 s" in ended.stderr
+    timed_out = trials(tmp_path)
+    assert {t["failure_kind"] for t in timed_out} == {"timeout"}
+    file.write_text(raised)
+    again = _run(file)
+    assert all(t["failure_kind"] == "timeout" for t in again[: len(timed_out)])
+    assert all(t["outdated"] for t in again[: len(timed_out)])  # the limit was another
+    baseline, drafted = again[len(timed_out) :]  # the baseline was launched again
     _baseline_does_not_draft(baseline, drafted)
     assert _configs(tmp_path) == [None, {**draft, N: 4}]
     label = "weights are random, acceptance is what random weights give, step times are real"
@@ -70,7 +107,7 @@ def test_n_grams_without_a_model_and_a_target_without_its_weights(tmp_path: Path
         )
 
 
-def test_a_folder_in_speculators_format(tmp_path: Path) -> None:
+def test_a_folder_in_speculators_format_named_by_spec_flags(tmp_path: Path) -> None:
     """The demo's draft in that format, in a folder whose name says nothing."""
     folder = tmp_path / "small"
     shutil.copytree(draft_folder(), folder)
@@ -91,7 +128,17 @@ def test_a_folder_in_speculators_format(tmp_path: Path) -> None:
         "sliding_window_non_causal": True,
     }
     path.write_text(json.dumps(body))
-    baseline, drafted = _run(tmp_path, {"model": "small"}, 3)
+    words = ["vllm", "serve", "demo:target", "--max-num-seqs", "2", "--max-model-len", "1024"]
+    words += ["--enforce-eager", "--spec-method", "dflash", "--spec-model", "small"]
+    words += ["--spec-tokens", "7"]
+    written = autotune("init", "--out", "mine.yaml", "--", *words, cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    server = yaml.safe_load((tmp_path / "mine.yaml").read_text())["server"]
+    assert server.pop("speculative") == {"method": "dflash", "model": "small"}
+    server.pop("command", None)  # the vLLM of this environment
+
+    file = _study(tmp_path, {"model": "small"}, 3, server=server)  # the folder tells the method
+    baseline, drafted = _run(file)
     _baseline_does_not_draft(baseline, drafted)
     none, config = _configs(tmp_path)
     assert none is None
@@ -99,29 +146,9 @@ def test_a_folder_in_speculators_format(tmp_path: Path) -> None:
     assert 1.2 < drafted["acceptance_length"] < 3.5  # as the demo's own folder
 
 
-def test_a_command_with_spec_flags(tmp_path: Path) -> None:
-    words = ["vllm", "serve", "demo:target", "--max-num-seqs", "2", "--max-model-len", "1024"]
-    words += ["--enforce-eager", "--spec-method", "dflash", "--spec-model", "demo:draft"]
-    words += ["--spec-tokens", "7"]
-    written = autotune("init", "--out", "mine.yaml", "--", *words, cwd=tmp_path)
-    assert written.returncode == 0, written.stderr
-    raw = yaml.safe_load((tmp_path / "mine.yaml").read_text())
-    raw["server"].pop("command", None)  # the vLLM of this environment
-    small = yaml.safe_load(small_demo(tmp_path, "drafts").read_text())
-    small["workload"]["hang_timeout_s"] = 120
-    raw["server"]["env"] = small["server"]["env"]
-    raw |= {"workload": small["workload"], "measure": small["measure"], "budget": small["budget"]}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw))
-    done = autotune("run", "mine.yaml", "--trials", "1", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    [baseline] = trials(tmp_path)
-    assert baseline["acceptance_length"] is None
-    assert _configs(tmp_path) == [None]
-
-
 def test_suffixes_without_a_model(tmp_path: Path) -> None:
     if not os.environ.get("AUTOTUNE_TEST_SUFFIX"):
         pytest.skip("AUTOTUNE_TEST_SUFFIX is not set: it needs arctic-inference, built from source")
-    baseline, drafted = _run(tmp_path, {"method": "suffix"}, 4)
+    baseline, drafted = _run(_study(tmp_path, {"method": "suffix"}, 4))
     _baseline_does_not_draft(baseline, drafted)
     assert _configs(tmp_path) == [None, {"method": "suffix", N: 4}]

@@ -204,7 +204,8 @@ _BUDGET = (
     ),
     _rule(
         K.BUDGET,
-        rf"(?P<what>.*(?i:(?:increas(?:e|ing)|rais(?:e|ing)|larger|higher|too small) "
+        # anchored: each start of a long line would be tried
+        rf"^(?P<what>.*(?i:(?:increas(?:e|ing)|rais(?:e|ing)|larger|higher|too small) "
         rf"(?:the )?(?:value of )?[`'\"]?{_BATCH}).*|.*{_BATCH}\b.* (?:is )?too small.*)",
         "max_num_batched_tokens is too small: {what}",
     ),

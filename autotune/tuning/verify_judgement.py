@@ -139,9 +139,9 @@ def _why(judged: Judgement, evidence: Evidence) -> str:
         return (
             f"no fault was found in {seen}, which would find a share of wrong tokens from {share} "
             f"on, and {losslessness.MOST_UNSEEN:.0%} is asked for; send more or longer answers "
-            "(workload.num_prompts, workload.output_len)"
+            "(--prompts, workload.output_len)"
         )
     return (
         f"no fault was found, and {seen} are too few to find one; send more or longer answers "
-        "(workload.num_prompts, workload.output_len)"
+        "(--prompts, workload.output_len)"
     )

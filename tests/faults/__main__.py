@@ -2,6 +2,7 @@
 
     python -m tests.faults                                  over the server double
     python -m tests.faults --real                           real vLLM servers, too (20 minutes)
+    python -m tests.faults --soak --kills 1000              only random faults at random times
     python -m tests.faults --cluster                        several servers, Ray and PostgreSQL
     python -m tests.faults --write docs/reliability.md      into the file, too
 
@@ -73,6 +74,18 @@ def soak_all(kills: int, seed: int, folder: Path) -> list[Kill]:
         return [k for found in pool.map(work, range(AT_ONCE)) for k in found]
 
 
+def run_soak(args: argparse.Namespace) -> int:
+    """The random faults alone; no page is written."""
+    with tempfile.TemporaryDirectory(prefix="autotune-faults-", ignore_cleanup_errors=True) as t:
+        kills = soak_all(args.kills, args.seed, Path(t))
+    for kill in kills:
+        said = f"{kill.action}, {kill.stage}: {'; '.join(kill.problems) or 'held'}"
+        sys.stdout.write(f"{said}, {kill.seconds:.1f} s\n")
+    bad = sum(bool(k.problems) for k in kills)
+    sys.stdout.write(f"{len(kills)} random faults (seed {args.seed}), {bad} with problems\n")
+    return int(bad > 0)
+
+
 def real_all(folder: Path) -> list[Outcome]:
     """Every point of the real servers."""
     with Starter(real=True) as starter:
@@ -127,6 +140,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the random faults (1)")
     parser.add_argument("--only", help="faults whose name contains this")
     parser.add_argument("--write", type=Path, help="file for the table")
+    parser.add_argument("--soak", action="store_true", help="only random faults")
     parser.add_argument("--cluster", action="store_true", help="several servers: only these")
     parser.add_argument(
         "--place",
@@ -140,6 +154,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.cluster:
         return run_cluster(args)
+    if args.soak:
+        return run_soak(args)
     faults = [f for f in FAULTS if not args.only or args.only in f.name]
     with tempfile.TemporaryDirectory(prefix="autotune-faults-", ignore_cleanup_errors=True) as t:
         folder = Path(t)
