@@ -85,6 +85,11 @@ def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
     budgets = query(folder, "select argv from autotune_launches where study = 'double:verify'")
     assert [json.loads(str(x)).count("1024") for (x,) in budgets] == [0, 0, 1]
     assert (folder / "autotune.db").stat().st_mode & 0o077 == 0
+    # what the point drafted is kept with its launch, so that a verification that goes on has it
+    counted = "select stats from autotune_launches where study = 'double:verify'"
+    drafts = [json.loads(str(x))["drafts"] for (x,) in query(folder, counted) if x is not None]
+    assert len(drafts) == 1
+    assert drafts[0] > 0
     # the same command only shows it
     assert certificate(folder, "--trial", n)[1] == found
     assert query(folder, LAUNCHES) == [(3,)]
