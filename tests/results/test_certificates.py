@@ -216,6 +216,7 @@ def test_a_judgement_has_numbers_and_no_text() -> None:
     verdict, few = judge_answers(answers(0, prompts=6), 0.0)
     assert verdict is Verdict.NOT_JUDGED
     assert "no fault was found" in (few.why or "")
+    assert "--prompts" in (few.why or "")
 
 
 def test_texts_stand_side_by_side_from_shortly_before_they_part() -> None:
