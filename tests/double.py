@@ -409,8 +409,9 @@ class Api:
             if request.get("prompt_logprobs"):
                 more["prompt_logprobs"] = score(ids, ENV)
             if request.get("return_token_ids"):
-                drafts, ended = self.engine.n > 0, running.produced < limit
-                out = write(ids, running.produced, request, ENV, drafts=drafts, ended=ended)
+                n, ended = self.engine.n, running.produced < limit
+                own = f"{n} {self.args.max_num_batched_tokens}"
+                out = write(ids, running.produced, request, ENV, own, drafts=n > 0, ended=ended)
                 text, reason = " ".join(f"w{x}" for x in out), "stop" if ended else "length"
                 more |= {"token_ids": out} if chat else {"token_ids": out, "prompt_token_ids": ids}
         choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}

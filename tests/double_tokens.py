@@ -2,7 +2,8 @@
 
 The likeliest next token follows from the last four, so a wrong token leads elsewhere, as in a real
 model. At one of ten places two tokens are about equally likely, and a launch takes the other one
-half of the time, as rounding does.
+half of the time, as rounding does: launches with another n or batch budget take others, the same
+ones each time.
 
 Environment of the double, all for launches that draft (n > 0) only:
 
@@ -52,6 +53,7 @@ def write(
     count: int,
     request: Mapping[str, Any],
     env: Mapping[str, str],
+    launch: str,
     *,
     drafts: bool,
     ended: bool,
@@ -63,11 +65,12 @@ def write(
         count: Number of tokens of the answer.
         request: The body of the request.
         env: The double's environment.
+        launch: Settings of the launch, by which it rounds.
         drafts: Whether the server drafts.
         ended: Whether the answer ends with the end-of-text token.
     """
     draw = random.Random(request.get("seed", 0)) if request.get("temperature") else None
-    rounding = random.Random()  # another one in each launch
+    rounding = random.Random(f"{launch} {prompt}")
     wrong = float(env.get("DOUBLE_WRONG", "0")) if drafts else 0.0
     ids = list(prompt)
     for _ in range(count):

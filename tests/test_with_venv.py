@@ -47,9 +47,11 @@ class Clone:
         for name in ("autotune", "pytest"):
             (bins / name).write_text("#!/bin/sh\n")
             (bins / name).chmod(0o755)
+        for name in ("cp", "dirname", "mkdir", "touch"):  # where they are there may be a real uv
+            (bins / name).symlink_to(shutil.which(name) or name)
         self.bins = bins
         self.env = {
-            "PATH": f"{bins}:/usr/bin:/bin",
+            "PATH": str(bins),
             "PYTHON": str(folder / "python"),
             "SAID": str(self.said),
             "UV": str(self.uv),

@@ -201,7 +201,8 @@ def verified_winner(ui: Ui, prepared: Prepared, database: Database) -> Verificat
     with opened(database) as store:
         best = study_view(store, loaded.spec.name).best()
     if best is None or best.certificate is None:
-        ui.message("nothing is verified: " + ("no winner" if best is None else "it is n = 0"))
+        why = "no winner" if best is None else "the winner drafts nothing"
+        ui.message(f"nothing is verified: {why}")
         return None
     try:
         return verified(ui, loaded, database, best, prepared=prepared)

@@ -15,7 +15,7 @@ from typing import Any
 
 from autotune.bench.written import Scored, Written
 from autotune.storage.backend import Sessions, patient
-from autotune.storage.reading import Reader
+from autotune.storage.reading import Reader, unreadable
 from autotune.storage.schema import AnswerRow, CertificateRow
 
 
@@ -142,14 +142,21 @@ class Certificates:
     def answers(
         self, certificate: int, roles: Collection[AnswerRole] = ROLES
     ) -> dict[AnswerRole, list[KeptAnswer]]:
-        """Return the kept answers of a verification by launch, in the order of the requests."""
+        """Return the kept answers of a verification by launch, in the order of the requests.
+
+        Raises:
+            UserError: another program changed them.
+        """
         out: dict[AnswerRole, list[KeptAnswer]] = {role: [] for role in roles}
         found = self._reader.records(
             AnswerRow, 'WHERE certificate = :id ORDER BY "index"', id=certificate
         )
         for row in found:
-            if (role := AnswerRole(row.role)) in out:
-                out[role].append(_kept(row))
+            try:
+                if (role := AnswerRole(row.role)) in out:
+                    out[role].append(_kept(row))
+            except (AttributeError, TypeError, ValueError) as e:
+                raise unreadable(AnswerRow, f"role, tokens, text or scores ({e})") from e
         return out
 
 

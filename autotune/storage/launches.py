@@ -125,6 +125,10 @@ class Launches:
             quality=dict(quality),
         )
 
+    def counted(self, launch_id: str, stats: ServerStats) -> None:
+        """Keep the server's counters of a launch that has no values."""
+        self._update(launch_id, stats=asdict(stats))
+
     def failed(self, launch_id: str, failure: TrialFailure, log_tail: Sequence[str]) -> None:
         """Keep why a launch has no numbers."""
         self._update(

@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from autotune.errors import UserError
+
 # SQLite's primary codes where it may not write: SQLITE_READONLY, SQLITE_CANTOPEN
 _NOT_WRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
@@ -162,12 +164,23 @@ def _records(kind: type[R], rows: Iterable[dict[str, Any]]) -> Iterator[R]:
     for row in rows:
         for name in kept_as_json:
             if row[name] is not None:
-                row[name] = json.loads(row[name])
+                try:
+                    row[name] = json.loads(row[name])
+                except (TypeError, ValueError, RecursionError) as e:
+                    raise unreadable(kind, name) from e
         given = {name: row.pop(name) for name in later}
         out = kind(**row)
         for name, value in given.items():
             setattr(out, name, value)
         yield out
+
+
+def unreadable(kind: type[Row], column: str) -> UserError:
+    """Return the error of a row that autotune did not write so."""
+    return UserError(
+        f"the database's {kind.__tablename__} has a row whose {column} cannot be read: another "
+        "program changed it; put back a copy of the database"
+    )
 
 
 def is_json(f: Field[Any]) -> bool:

@@ -53,7 +53,15 @@ def why_another_tokenizer(folder: Path, words: int) -> str | None:
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
         most = max([*ids, *(x["id"] for x in body.get("added_tokens") or ())], default=-1)
         most = int(most)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ):
         return f"{path} cannot be read as a tokenizer"
     if _LEAST_KNOWN * words <= most + 1 <= words:
         return None

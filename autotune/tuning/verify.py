@@ -23,7 +23,7 @@ import orjson
 
 from autotune.bench.answers import ask_answers, score_answers
 from autotune.bench.drafting import check_drafts
-from autotune.bench.server_metrics import ServerStats, difference, scrape
+from autotune.bench.server_metrics import difference, scrape
 from autotune.bench.workload import Request
 from autotune.bench.written import Scored, Written
 from autotune.errors import NothingUsable, TrialFailure, UserError
@@ -135,11 +135,15 @@ class _Run:
     ) -> None:
         self.p, self.spec, self.store, self.asked = prepared, prepared.spec, store, asked
         self.progress, self.tools = progress, tools
-        self.stats: ServerStats | None = None  # of the chosen point's answers
         name = self.spec.name
         if name not in store.study_names():
             raise UserError(
                 f"{store.database}: has no study {name} yet. Start it with `autotune run`"
+            )
+        if as_int(self.spec.server.settings({}).get("max_logprobs")) == 0:
+            raise UserError(
+                f"{prepared.loaded.path}: server.flags.max-logprobs: 0 forbids prompt_logprobs, "
+                "with which verify scores; give 1 or more, or leave it out"
             )
         row = store.load_study(name)[1]
         store.begin_study(prepared.loaded, seed=row.seed, wanted=row.wanted)
@@ -330,7 +334,8 @@ class _Run:
         if (note := check_drafts(stats, len(found), n, keys, live.version)) is not None:
             self.progress.message(f"{_WORDS[role]}: {note}")
         if role is AnswerRole.CHOSEN:
-            self.stats = stats
+            with held_back():
+                self.store.launches.counted(live.launch_id, stats)
         return found
 
     def _score(self, live: LiveServer, row: CertificateRow) -> None:
@@ -378,7 +383,8 @@ class _Run:
 
     def _notes(self) -> list[str]:
         """Return what the acceptance says of the drafts; it decides nothing."""
-        now = None if self.stats is None else _counts(dataclasses.asdict(self.stats))
+        by = self.answers[AnswerRole.CHOSEN][0].launch
+        now = _counts(self.store.launches.get(by).stats or {})
         keys = self.spec.server.draft_settings(self.chosen)
         if now is None or keys.get(SCHEDULE) or keys.get(ADAPTIVE):  # drafts of several lengths
             return []

@@ -14,7 +14,7 @@ import numpy as np
 
 from autotune.results.certificates import Verdict
 from autotune.results.judged import Judged, TextTest, TokenTest, WorstCase
-from autotune.results.text import number
+from autotune.results.text import count
 from autotune.stats import losslessness
 from autotune.stats.acceptance_check import Odd, Oddity
 from autotune.stats.losslessness import Evidence, Judgement
@@ -133,15 +133,14 @@ def odd_lines(odd: Sequence[Odd]) -> list[str]:
 
 def _why(judged: Judgement, evidence: Evidence) -> str:
     """Return why too little was seen to find a fault, in words."""
-    seen = f"{evidence.tokens} tokens of {evidence.prompts} answers"
-    if judged.detectable is not None:
-        share = f"{number(100 * judged.detectable)} %"
-        return (
-            f"no fault was found in {seen}, which would find a share of wrong tokens from {share} "
-            f"on, and {losslessness.MOST_UNSEEN:.0%} is asked for; send more or longer answers "
-            "(workload.num_prompts, workload.output_len)"
-        )
-    return (
-        f"no fault was found, and {seen} are too few to find one; send more or longer answers "
+    seen = f"{count(evidence.tokens, 'token')} of {count(evidence.prompts, 'answer')}"
+    more = (
+        "send more (--prompts), or give a study of another name more or longer answers "
         "(workload.num_prompts, workload.output_len)"
     )
+    if judged.detectable is not None:
+        return (
+            f"no fault was found in {seen}, which would find a share of wrong tokens from "
+            f"{judged.detectable:.2%} on, and {losslessness.MOST_UNSEEN:.0%} is asked for; {more}"
+        )
+    return f"no fault was found, and too little was seen to find one ({seen}); {more}"

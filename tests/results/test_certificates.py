@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from autotune.bench.written import Scored, Written
+from autotune.errors import UserError
 from autotune.results.answer_cases import case_lines, side_by_side
 from autotune.results.certificates import (
     Certificate,
@@ -20,8 +23,16 @@ from autotune.results.certificates import (
 )
 from autotune.results.judged import Judged, TokenTest
 from autotune.stats.acceptance_check import DraftCounts, check_acceptance
-from autotune.storage.certificates import ROLES, AnswerRole, KeptAnswer, launch_number, moved_launch
-from autotune.storage.schema import CertificateRow
+from autotune.storage.certificates import (
+    ROLES,
+    AnswerRole,
+    Certificates,
+    KeptAnswer,
+    launch_number,
+    moved_launch,
+)
+from autotune.storage.reading import Reader
+from autotune.storage.schema import AnswerRow, CertificateRow
 from autotune.study.files import load_study
 from autotune.study.schema import StudySpec
 from autotune.study.space import N
@@ -216,6 +227,7 @@ def test_a_judgement_has_numbers_and_no_text() -> None:
     verdict, few = judge_answers(answers(0, prompts=6), 0.0)
     assert verdict is Verdict.NOT_JUDGED
     assert "no fault was found" in (few.why or "")
+    assert "--prompts" in (few.why or "")
 
 
 def test_texts_stand_side_by_side_from_shortly_before_they_part() -> None:
@@ -241,3 +253,47 @@ def test_an_odd_acceptance_is_a_note() -> None:
     assert lines[1] == "acceptance: no draft that got there was accepted at position 3 (0%)"
     assert lines[2].startswith("acceptance: far from the search's at position 1 (100%, 55% in the")
     assert odd_lines(check_acceptance(now, now))[2:] == []
+
+
+class Changed(Reader):
+    """A database with one row in each table, of which another program changed a column."""
+
+    def __init__(self, **changes: object) -> None:
+        super().__init__()
+        self.changes = changes
+
+    def tables(self) -> dict[str, set[str]]:
+        return {}
+
+    def rows(self, sql: str, **_: object) -> list[dict[str, Any]]:
+        kind = AnswerRow if AnswerRow.__tablename__ in sql else CertificateRow
+        good = {"setting": "{}", "judgement": "{}", "role": "plain", "logprobs": None, "best": None}
+        good |= dict.fromkeys(("prompt_ids", "token_ids", "text"), b"") | {"index": 0}
+        changed = good | self.changes
+        return [{f.name: changed.get(f.name, "x") for f in fields(kind)}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"setting": "{"}, "autotune_certificates has a row whose setting cannot be read"),
+        ({"judgement": 5}, "autotune_certificates has a row whose judgement cannot be read"),
+        ({"judgement": "[" * 100_000}, "judgement"),
+        ({"role": "x"}, "autotune_answers has a row whose role"),
+        ({"prompt_ids": b"\1"}, "tokens"),
+        ({"text": b"\xff"}, "text"),
+        ({"text": 5}, "text"),
+        ({"logprobs": b"\1", "best": b"\1"}, "scores"),
+    ],
+)
+def test_what_another_program_changed_is_one_line(changes: dict[str, object], told: str) -> None:
+    good = Certificates(Changed(), sessions=mock.Mock())
+    assert (len(good.of_study("s")), len(good.answers(1)[AnswerRole.PLAIN])) == (1, 1)
+    bad = Certificates(Changed(**changes), sessions=mock.Mock())
+
+    def read() -> None:
+        bad.of_study("s")
+        bad.answers(1)
+
+    with pytest.raises(UserError, match=told):
+        read()

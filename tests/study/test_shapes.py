@@ -289,8 +289,10 @@ def test_a_tokenizer_is_copied(tmp_path: Path) -> None:
         write_shape(shape, tmp_path / "s", tokenizer=own)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"):
         (own / name).write_text(name)
-    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read as a tokenizer"):
-        write_shape(shape, tmp_path / "s", tokenizer=own)
+    for torn in ("tokenizer.json", "[" * 100_000, '{"model": {"vocab": {"a": 1e999}}}'):
+        (own / "tokenizer.json").write_text(torn)
+        with pytest.raises(UserError, match=r"tokenizer\.json cannot be read as a tokenizer"):
+            write_shape(shape, tmp_path / "s", tokenizer=own)
     large = ({"a": 151_936}, []), ({"a": 0}, [{"id": 200_000}]), (["a"] * 151_937, [])
     small = ({"a": 128_255}, []), (["a"] * 32_000, [{"id": 32_001}])
     for ids, added in (*large, *small):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from autotune.bench.workload import Request
@@ -18,6 +20,7 @@ from autotune.cli.console import Ui
 from autotune.errors import UserError
 from autotune.output.report import build, markdown
 from autotune.results.trials import study_view
+from autotune.results.views import StudyView, TrialView
 from autotune.storage.certificates import AnswerRole
 from autotune.storage.store import opened
 from autotune.study.files import load_study
@@ -82,6 +85,11 @@ def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
     budgets = query(folder, "select argv from autotune_launches where study = 'double:verify'")
     assert [json.loads(str(x)).count("1024") for (x,) in budgets] == [0, 0, 1]
     assert (folder / "autotune.db").stat().st_mode & 0o077 == 0
+    # what the point drafted is kept with its launch, so that a verification that goes on has it
+    counted = "select stats from autotune_launches where study = 'double:verify'"
+    drafts = [json.loads(str(x))["drafts"] for (x,) in query(folder, counted) if x is not None]
+    assert len(drafts) == 1
+    assert drafts[0] > 0
     # the same command only shows it
     assert certificate(folder, "--trial", n)[1] == found
     assert query(folder, LAUNCHES) == [(3,)]
@@ -163,8 +171,45 @@ def test_an_interrupted_verification_goes_on(folder: Path, monkeypatch: pytest.M
     assert query(folder, LAUNCHES) == [(int(str(before)) + 4,)]
 
 
+def test_a_winner_without_drafts_launches_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def n_0(view: StudyView, *_: object, **__: object) -> TrialView:
+        return replace(view.trials[trial_of(folder, 0)], certificate=None)
+
+    before = query(folder, LAUNCHES)
+    monkeypatch.setattr("autotune.cli.verify.best_trial", n_0)
+    done = autotune("verify", "double.yaml", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Nothing to verify: ")
+    code, found = certificate(folder)
+    assert (code, found["verdict"]) == (0, None)
+    assert "drafts nothing" in found["why"]
+    assert query(folder, LAUNCHES) == before
+
+
+@pytest.mark.parametrize(("wrong", "told"), [("none", "no prompt_logprobs"), ("nan", "not finite")])
+def test_a_server_that_cannot_score_is_one_line(folder: Path, wrong: str, told: str) -> None:
+    """What was answered is kept: the next command only scores."""
+    n = str(trial_of(folder, 5))
+    words = ["verify", "double.yaml", "--trial", n, "--prompts", "4"]
+    write_turns(folder, *[{"DOUBLE_SCORES": wrong}] * 3)
+    done = autotune(*words, "--again", cwd=folder)
+    assert done.returncode == 1
+    assert told in done.stderr.splitlines()[-1]
+    assert processes_of(folder) == []
+    [(before,)] = query(folder, LAUNCHES)
+    write_turns(folder)
+    assert "Output not judged" in autotune(*words, cwd=folder).stdout  # four prompts are few
+    assert query(folder, LAUNCHES) == [(int(str(before)) + 1,)]
+
+
 def test_what_cannot_be_verified(folder: Path) -> None:
+    study = yaml.safe_load((folder / "double.yaml").read_text())
+    study["server"]["flags"]["max-logprobs"] = 0
+    (folder / "silent.yaml").write_text(yaml.safe_dump(study))
     for words, told in (
+        (["silent.yaml"], "silent.yaml: server.flags.max-logprobs: 0 forbids"),
         (["double.yaml", "--trial", "99"], "has no such trial"),
         (["double.yaml", "--trial", "0", "--best"], "exclude each other"),
         (["demo-cpu"], "has no study demo-cpu"),
