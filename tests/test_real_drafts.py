@@ -87,9 +87,11 @@ def test_n_grams_without_a_model_and_a_target_without_its_weights(tmp_path: Path
     file.write_text(yaml.safe_dump(raw))
     ended = autotune("run", str(file), "--trials", "4", cwd=tmp_path)
     assert ended.returncode != 0
-    assert "/health did not answer within 1 s" in ended.stderr
+    assert "no trial has results" in ended.stderr
     timed_out = trials(tmp_path)
     assert {t["failure_kind"] for t in timed_out} == {"timeout"}
+    for t in timed_out:
+        assert "/health did not answer within 1 s" in t["failure_reason"]
     file.write_text(raised)
     again = _run(file)
     assert all(t["failure_kind"] == "timeout" for t in again[: len(timed_out)])
