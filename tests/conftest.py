@@ -17,7 +17,7 @@ from tests.surroundings import cheap_surroundings
 # Markers of tests that are not quick.
 SLOW = {"real", "double", "browser", "vllm", "slow"}
 # Groups, or what their names begin with, in the order in which they run.
-REAL, ORPHANS, DOUBLE, BROWSER, FAST = GROUPS = ("real", "orphans", "double", "browser", "fast")
+REAL, FAST, ORPHANS, BROWSER, DOUBLE = GROUPS = ("real", "fast", "orphans", "browser", "double")
 
 
 # Neither the time that an example takes, 200 ms by default, nor luck decides about a test.
@@ -54,8 +54,7 @@ def _marks(item: pytest.Item) -> set[str]:
 def _turn(group: str, weights: Counter[str]) -> tuple[int, int, str]:
     """Return when a group runs: the longest first, for one worker would be left with them.
 
-    Real servers keep one worker busy for minutes, and what waits for orphans another one. The many
-    short groups come last: then all workers end at the same time.
+    Real servers keep one worker busy for minutes, so the other ones run the fast tests meanwhile.
 
     Args:
         group: Name of the group.
