@@ -215,7 +215,7 @@ def test_a_study_of_one_slot_is_not_continued_with_fewer_cores(tmp_path: Path) -
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])  # SIGINT: twice, below
 def test_a_run_that_ends_takes_both_along_and_goes_on(tmp_path: Path, how: signal.Signals) -> None:
-    study = write(tmp_path, server__env=in_turn(tmp_path, 0.01, 0.3, 0.3))
+    study = write(tmp_path, server__env=in_turn(tmp_path, 0.01, 1.0, 1.0))
     run = start_autotune("run", study, "--trials", "6", "--parallel", "2", cwd=tmp_path)
     wait_for_event(tmp_path, "told", 1)
     before = {t["trial"]: t["objectives"] for t in trials(tmp_path) if t["state"] == "complete"}
