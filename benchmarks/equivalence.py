@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-from idle_neighbours import Machine, served, shown_or_measured
+from idle_neighbours import Machine, served, shown_or_measured, started_together
 from scipy import stats
 
 from autotune.bench.sample import Sample
@@ -116,32 +116,31 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found = json.loads(args.out.read_text()) if args.out.exists() else {"launches": []}
     launches: list[dict[str, Any]] = found["launches"]
     todo = order(args.mnbt, args.launches)[len(launches) :][: args.most]
-    while todo:
-        batch, todo = todo[: args.together], todo[args.together :]
-        points = [{**study.spec.baseline, N: args.n, MNBT: mnbt} for mnbt in batch]
-        with ExitStack() as ends:
-            machine = Machine(study, info, args.out.parent / f"{args.out.stem}-logs", ends)
-            servers = [machine.begun(point, ends) for point in points]
-            for server in servers:
-                server.wait_ready(lambda _seconds: None)
-            for server, mnbt in zip(servers, batch, strict=True):
-                sent, _ = served(server, load, study.base)
-                server.stop(last=False)  # others hold their memory meanwhile
-                launches.append({"mnbt": mnbt, **values(sent, load)})
-                shown = {k: v for k, v in launches[-1].items() if k != "latencies"}
-                print(json.dumps(shown), flush=True)
-                found = {
-                    "command": " ".join(["python", *sys.argv]),
-                    "study": study.spec.name,
-                    "rehearsal": study.spec.rehearsal_label,
-                    "vllm": info.version,
-                    "machine": machine_line(describe_machine()),
-                    "n": args.n,
-                    "mnbt": args.mnbt,
-                    "share": args.margin,
-                    "launches": launches,
-                }
-                args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    batches = [todo[i : i + args.together] for i in range(0, len(todo), args.together)]
+    with ExitStack() as whole:
+        machine = Machine(study, info, args.out.parent / f"{args.out.stem}-logs", whole)
+        for batch in batches:
+            at = study.spec.baseline | {N: args.n}
+            with ExitStack() as ends:
+                servers = started_together([(machine, {**at, MNBT: x}) for x in batch], ends)
+                for server, mnbt in zip(servers, batch, strict=True):
+                    sent, _ = served(server, load, study.base)
+                    server.stop(last=False)  # others hold their memory meanwhile
+                    launches.append({"mnbt": mnbt, **values(sent, load)})
+                    shown = {k: v for k, v in launches[-1].items() if k != "latencies"}
+                    print(json.dumps(shown), flush=True)
+                    found = {
+                        "command": " ".join(["python", *sys.argv]),
+                        "study": study.spec.name,
+                        "rehearsal": study.spec.rehearsal_label,
+                        "vllm": info.version,
+                        "machine": machine_line(describe_machine()),
+                        "n": args.n,
+                        "mnbt": args.mnbt,
+                        "share": args.margin,
+                        "launches": launches,
+                    }
+                    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return dict(found)
 
 

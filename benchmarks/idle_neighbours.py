@@ -58,10 +58,7 @@ class Machine:
 
     def started(self, point: Point, count: int, ends: ExitStack) -> list[Server]:
         """Healthy servers of a point that were started together; they end with ``ends``."""
-        servers = [self.begun(point, ends) for _ in range(count)]
-        for server in servers:
-            server.wait_ready(lambda _seconds: None)
-        return servers
+        return started_together([(self, point)] * count, ends)
 
     def begun(self, point: Point, ends: ExitStack) -> Server:
         """A server of a point that is starting; it ends with ``ends``."""
@@ -85,6 +82,14 @@ class Machine:
         ends.callback(server.stop, last=False)  # others hold their memory meanwhile
         server.start()
         return server
+
+
+def started_together(starts: Sequence[tuple[Machine, Point]], ends: ExitStack) -> list[Server]:
+    """Healthy servers of points that were started together; they end with ``ends``."""
+    servers = [machine.begun(point, ends) for machine, point in starts]
+    for server in servers:
+        server.wait_ready(lambda _seconds: None)
+    return servers
 
 
 def objectives(study: LoadedStudy) -> list[Objective]:

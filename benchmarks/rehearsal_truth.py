@@ -27,7 +27,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from idle_neighbours import Machine, objectives, ratio, served, shown_or_measured
+from idle_neighbours import (
+    Machine,
+    objectives,
+    ratio,
+    served,
+    shown_or_measured,
+    started_together,
+)
 
 from autotune.engine.draft_method import with_method
 from autotune.engine.probe import VllmInfo, probe
@@ -117,14 +124,13 @@ def served_in_turn(
     with ExitStack() as ends:
         logs = args.out.parent / f"{args.out.stem}-logs"
         machines: dict[str, Machine] = {}
-        servers = []
+        starts = []
         for study, point in parts:
             key = study.spec.server.model_dump_json()
             if key not in machines:
                 machines[key] = Machine(study, info, logs, ends)
-            servers.append(machines[key].begun(point, ends))
-        for server in servers:
-            server.wait_ready(lambda _seconds: None)
+            starts.append((machines[key], point))
+        servers = started_together(starts, ends)
         for server, (study, _point) in zip(servers, parts, strict=True):
             yield list(at_loads(study, server, args.loads, args.answers))
             server.stop(last=False)  # others hold their memory meanwhile

@@ -30,7 +30,14 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-from idle_neighbours import Machine, objectives, ratio, served, shown_or_measured
+from idle_neighbours import (
+    Machine,
+    objectives,
+    ratio,
+    served,
+    shown_or_measured,
+    started_together,
+)
 
 from autotune.bench.sample import Sample
 from autotune.engine.draft_method import with_method
@@ -119,12 +126,9 @@ def group(
 ) -> Iterator[dict[str, Any]]:
     """Start the servers of some launches together, measure each alone, and end them."""
     with ExitStack() as ends:
-        servers = []
-        for _, n, routing in todo:
-            point = {**study.spec.baseline, MNBT: args.mnbt, N: n}
-            servers.append(machines[routing].begun(point, ends))
-        for server in servers:
-            server.wait_ready(lambda _seconds: None)
+        at = study.spec.baseline | {MNBT: args.mnbt}
+        starts = [(machines[routing], {**at, N: n}) for _, n, routing in todo]
+        servers = started_together(starts, ends)
         for server, (i, n, routing) in zip(servers, todo, strict=True):
             found = figures(study, server, args)
             check_routed(server, routing)

@@ -81,7 +81,8 @@ def certificate_of(
         trial: Number of the trial, the first one of its point.
         point: Its point.
     """
-    if (why := why_lossy(spec, point)) is not None and drafts(spec, point):
+    drafting = drafts(spec, point)
+    if drafting and (why := why_lossy(spec, point)) is not None:
         return Certificate(Verdict.NOT_JUDGED, why)
     judged: dict[float | str, Certificate] = {}
     for x in rows:
@@ -92,7 +93,7 @@ def certificate_of(
         found = [x for x in judged.values() if x.verdict is verdict]
         if found:
             return max(found, key=lambda x: x.number or 0)
-    return Certificate(Verdict.MISSING) if drafts(spec, point) else None
+    return Certificate(Verdict.MISSING) if drafting else None
 
 
 def certificate_from(row: CertificateRow) -> Certificate:

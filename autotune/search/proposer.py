@@ -357,11 +357,8 @@ class Proposer:
         chances = chances * crashes.apart(new, running)
         found = self._ask(launched, new, chances, running, classes, seen)
         ends = not new or (found.settled and self._stop_below > 0)
-        if ends or (found.challenge and not found.fills_gap and self._stop_below):
-            # what comes next relies on the classes
-            left = [q for q in self._feasible or () if is_new(q)]
-            if (check := self._check(found.leaders[:1], own, classes, left)) is not None:
-                return replace(found, point=check)
+        relies = found.challenge and not found.fills_gap and self._stop_below > 0  # on the classes
+        left = [q for q in self._feasible or () if is_new(q)] if ends or relies else []
         if ends:
             if (again := self._again(found, own, classes, left)) is not None:
                 return replace(found, point=again)
@@ -370,6 +367,8 @@ class Proposer:
             if (last := self._excluded(launched, points, crashes)) is not None:
                 return replace(found, point=last, challenge=True)
             raise Converged(found.gain or 0.0) if new else SpaceExhausted
+        if relies and (check := self._check(found.leaders[:1], own, classes, left)) is not None:
+            return replace(found, point=check)
         members = classes.smallest(new)
         for q in reversed(own):  # a class that was launched is launched again at its first point
             members[key_of(classes.of(q))] = dict(q)

@@ -6,13 +6,7 @@ from autotune.study.rehearsal import DUMMY, LOAD_FORMAT, SYNTHETIC
 from autotune.study.schema import StudySpec
 from autotune.study.space import N, Point, as_int
 from autotune.study.speculative import FLY, REJECTION
-
-# Values of rejection_sample_method that accept drafts which the target would not have written
-# (vllm/config/speculative.py: RejectionSampleMethod; standard and block are lossless).
-_LOSSY = {
-    SYNTHETIC: "accepts drafts as often as is given, not as often as they are right",
-    FLY: "accepts drafts that the target would not have written",
-}
+from autotune.study.ways import is_lossy
 
 
 def drafts(spec: StudySpec, point: Point) -> bool:
@@ -38,6 +32,12 @@ def why_lossy(spec: StudySpec, point: Point) -> str | None:
         return "the weights are random (load-format: dummy), so its answers are noise"
     if not drafts(spec, point):
         return None
-    method = spec.server.draft_settings(point).get(REJECTION)
-    why = _LOSSY.get(method) if isinstance(method, str) else None
-    return None if why is None else f"{REJECTION}: {method} {why}"
+    keys = spec.server.draft_settings(point)
+    if is_lossy(keys):
+        return f"{REJECTION}: {FLY} accepts drafts that the target would not have written"
+    if keys.get(REJECTION) == SYNTHETIC:
+        return (
+            f"{REJECTION}: {SYNTHETIC} accepts drafts as often as is given, not as often as they "
+            "are right"
+        )
+    return None

@@ -182,7 +182,8 @@ class SweepRunner:
                 named = [dataclasses.replace(x, phase=_PHASES[x.phase].format(phase)) for x in kept]
                 with held_back():  # a second Ctrl-C must not lose them
                     self._store.requests.add(live.launch_id, named)
-            if note := drafts_note(result, server or self.spec.server, of.point, live.version):
+            used = server or self.spec.server
+            if note := drafts_note(result.stats, result.requests, used, of.point, live.version):
                 self.progress.message(f"{of.words}, {phase}: {note}", at)
             if note := throttled_note(result):
                 self.progress.message(f"{of.words}, {phase}, is throttled: {note}", at)

@@ -230,7 +230,7 @@ def quality_of(
 
 
 def drafts_note(
-    result: Result, server: ServerSpec, point: Point, version: str | None
+    stats: ServerStats, requests: int, server: ServerSpec, point: Point, version: str | None
 ) -> str | None:
     """Compare the drafts of a measurement with its launch; see :func:`check_drafts`.
 
@@ -239,7 +239,7 @@ def drafts_note(
     """
     keys = server.draft_settings(point)
     n = as_int(keys.get(N)) or 0 if server.drafts else 0
-    return check_drafts(result.stats, result.requests, n, keys, version)
+    return check_drafts(stats, requests, n, keys, version)
 
 
 def throttled_note(result: Result) -> str | None:
@@ -395,7 +395,9 @@ class TrialRunner:
             asked=self._p.asked(trial.point),
         )
         live.clock.mark("measured")
-        note = drafts_note(result, self._p.spec.server, trial.point, live.version)
+        note = drafts_note(
+            result.stats, result.requests, self._p.spec.server, trial.point, live.version
+        )
         if note is not None:
             self._progress.message(f"trial {trial.number}: {note}", at)
         if (note := throttled_note(result)) is not None:

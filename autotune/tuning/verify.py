@@ -22,7 +22,6 @@ from typing import Any
 import orjson
 
 from autotune.bench.answers import ask_answers, score_answers
-from autotune.bench.drafting import check_drafts
 from autotune.bench.server_metrics import difference, scrape
 from autotune.bench.workload import Request
 from autotune.bench.written import Scored, Written
@@ -48,7 +47,7 @@ from autotune.tuning.progress import OUTSIDE, Progress
 from autotune.tuning.recovery import end_orphans
 from autotune.tuning.supervise import run_on
 from autotune.tuning.tools import Tools, real
-from autotune.tuning.trial import Measured, attempts
+from autotune.tuning.trial import Measured, attempts, drafts_note
 from autotune.tuning.verify_judgement import judge_answers, odd_lines
 
 # Most prompt tokens of a step of the scoring server: it keeps the logits of all of them.
@@ -329,9 +328,8 @@ class _Run:
             on_done=self._counting(len(self.requests)),
         )
         stats = difference(before, scrape(plan.base_url, plan.api_key))
-        keys = self.spec.server.draft_settings(point)
-        n = as_int(keys.get(N)) or 0 if self.spec.server.drafts else 0
-        if (note := check_drafts(stats, len(found), n, keys, live.version)) is not None:
+        note = drafts_note(stats, len(found), self.spec.server, point, live.version)
+        if note is not None:
             self.progress.message(f"{_WORDS[role]}: {note}")
         if role is AnswerRole.CHOSEN:
             with held_back():
