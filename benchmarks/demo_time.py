@@ -1,0 +1,142 @@
+"""Wall time of the first trials of two studies, such as the demo before and after a change.
+
+    python benchmarks/demo_time.py FOLDER STUDY STUDY [--trials 2] [--rounds 2] [--blocks N]
+
+A block is what a user types: ``autotune run STUDY --trials N`` into a new database, all of it, from
+the start of the process to its end. The studies take turns, there and back (A B, B A), so that a
+machine that grows slower hits both alike. A finished block is kept at once in ``--out``, and the
+same command goes on after the last one; ``--blocks`` ends it sooner.
+
+The seconds of each stage are those of ``autotune status --time``, and ``busy`` is the share of all
+cores that other programs used during the block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from trial_cost import order
+
+from autotune.results.timings import time_view
+from autotune.serving.machine import describe_machine, machine_line
+from autotune.storage.records import attrs_of
+from autotune.storage.store import opened
+from autotune.study.files import load_study
+from autotune.study.space import MNBT, N
+
+OUT = Path(__file__).parent / "data" / "demo_time.json"
+
+
+def run_block(study: str, trials: int, folder: Path) -> dict[str, Any]:
+    """Run the first trials of a study, and return their points, values and seconds."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a block that was interrupted
+    folder.mkdir(parents=True)
+    database = folder / "autotune.db"
+    argv = [sys.executable, "-m", "autotune.cli.main", "run", study, "--db", str(database)]
+    idle, at = _ticks()
+    begun = time.monotonic()
+    with (folder / "autotune.log").open("w") as log:
+        subprocess.run(
+            [*argv, "--trials", str(trials)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            check=True,
+        )
+    wall = time.monotonic() - begun
+    idle, at = (now - then for now, then in zip(_ticks(), (idle, at), strict=True))
+    name = load_study(study).spec.name
+    found = []
+    with opened(database) as store:
+        times = {t.trial: t for t in time_view(store, name).trials}
+        for t in store.optuna_study(name).get_trials(deepcopy=False):
+            attrs = attrs_of(t)
+            seconds = {s: v for s, v in times[t.number].seconds.items() if v is not None}
+            requests = 0 if attrs.launch is None else len(store.requests.samples(attrs.launch))
+            found.append(
+                {
+                    "n": t.params[N],
+                    "mnbt": t.params[MNBT],
+                    "values": t.values,
+                    "requests": requests,
+                    "disturbed": bool(attrs.quality.busy),
+                    "seconds": seconds,
+                }
+            )
+    return {"wall": wall, "idle": idle / at, "trials": found}
+
+
+def _ticks() -> tuple[int, int]:
+    """Return the idle and all ticks of the machine's cores."""
+    ticks = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return ticks[3], sum(ticks[:8])
+
+
+def table(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the results as Markdown: seconds a trial by stage, and the ratio of each round."""
+    studies = results["studies"]
+    of = {s: [b for b in results["blocks"] if b["study"] == s] for s in studies}
+    stages = dict.fromkeys(
+        stage for blocks in of.values() for b in blocks for t in b["trials"] for stage in t["seconds"]
+    )
+    yield f"{results['trials']} trials a block, {machine_line(results['machine'])}"
+    yield ""
+    yield "| seconds a trial | " + " | ".join(Path(s).parent.name + "/" + Path(s).stem for s in studies) + " |"
+    yield "| --- |" + " ---: |" * len(studies)
+    trials = {s: [t for b in of[s] for t in b["trials"]] for s in studies}
+    for stage in stages:
+        means = [np.mean([t["seconds"].get(stage, 0.0) for t in trials[s]]) for s in studies]
+        yield f"| {stage} | " + " | ".join(f"{m:.1f}" for m in means) + " |"
+    walls = [np.mean([b["wall"] for b in of[s]]) / results["trials"] for s in studies]
+    yield "| whole run | " + " | ".join(f"{w:.1f}" for w in walls) + " |"
+    yield ""
+    for r in sorted({b["round"] for b in results["blocks"]}):
+        pair = {b["study"]: b for b in results["blocks"] if b["round"] == r}
+        if len(pair) == len(studies):
+            first, second = (pair[s]["wall"] for s in studies)
+            yield f"round {r + 1}: {first:.0f} s, {second:.0f} s, ratio {second / first:.2f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="takes logs and databases of all blocks")
+    parser.add_argument("studies", nargs=2, help="name or file")
+    parser.add_argument("--trials", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--blocks", type=int, help="most blocks to run now")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args(argv)
+    results: dict[str, Any] = {
+        "studies": args.studies,
+        "trials": args.trials,
+        "machine": describe_machine(),
+        "blocks": [],
+    }
+    if args.out.exists():
+        stored = json.loads(args.out.read_text())
+        if (stored["studies"], stored["trials"]) != (args.studies, args.trials):
+            raise SystemExit(f"{args.out}: holds results of other studies; give --out")
+        results = stored
+    done = {(b["round"], b["study"]) for b in results["blocks"]}
+    left = [x for x in order(args.studies, args.rounds) if x not in done][: args.blocks]
+    for r, study in left:
+        index = args.studies.index(study)
+        block = run_block(study, args.trials, args.folder / f"{r}-{index}")
+        results["blocks"].append({"round": r, "study": study, **block})
+        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("BROWSER_PATH", "/nonexistent")  # no PNG: it starts a browser
+    main()
