@@ -7,8 +7,9 @@ the start of the process to its end. The studies take turns, there and back (A B
 machine that grows slower hits both alike. A finished block is kept at once in ``--out``, and the
 same command goes on after the last one; ``--blocks`` ends it sooner.
 
-The seconds of each stage are those of ``autotune status --time``, and ``busy`` is the share of all
-cores that other programs used during the block.
+The seconds of each stage are those of ``autotune status --time``. ``waited`` is the share of the
+block's time in which something on the machine waited for a core (Linux' pressure of the CPU), which
+tells a quiet machine from a busy one.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def run_block(study: str, trials: int, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True)
     database = folder / "autotune.db"
     argv = [sys.executable, "-m", "autotune.cli.main", "run", study, "--db", str(database)]
-    idle, at = _ticks()
+    waited = _waited()
     begun = time.monotonic()
     with (folder / "autotune.log").open("w") as log:
         subprocess.run(
@@ -54,7 +55,7 @@ def run_block(study: str, trials: int, folder: Path) -> dict[str, Any]:
             check=True,
         )
     wall = time.monotonic() - begun
-    idle, at = (now - then for now, then in zip(_ticks(), (idle, at), strict=True))
+    waited = (_waited() - waited) / wall
     name = load_study(study).spec.name
     found = []
     with opened(database) as store:
@@ -73,32 +74,32 @@ def run_block(study: str, trials: int, folder: Path) -> dict[str, Any]:
                     "seconds": seconds,
                 }
             )
-    return {"wall": wall, "idle": idle / at, "trials": found}
+    return {"wall": wall, "waited": waited, "trials": found}
 
 
-def _ticks() -> tuple[int, int]:
-    """Return the idle and all ticks of the machine's cores."""
-    ticks = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    return ticks[3], sum(ticks[:8])
+def _waited() -> float:
+    """Return the seconds since the machine's start in which something waited for a core."""
+    some = Path("/proc/pressure/cpu").read_text().splitlines()[0]
+    return float(some.rpartition("total=")[2]) / 1e6
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
     """Yield the results as Markdown: seconds a trial by stage, and the ratio of each round."""
     studies = results["studies"]
     of = {s: [b for b in results["blocks"] if b["study"] == s] for s in studies}
-    stages = dict.fromkeys(
-        stage for blocks in of.values() for b in blocks for t in b["trials"] for stage in t["seconds"]
-    )
+    trials = {x: [t for b in of[x] for t in b["trials"]] for x in studies}
+    stages = dict.fromkeys(stage for x in studies for t in trials[x] for stage in t["seconds"])
     yield f"{results['trials']} trials a block, {machine_line(results['machine'])}"
     yield ""
-    yield "| seconds a trial | " + " | ".join(Path(s).parent.name + "/" + Path(s).stem for s in studies) + " |"
+    yield "| seconds a trial | " + " | ".join(studies) + " |"
     yield "| --- |" + " ---: |" * len(studies)
-    trials = {s: [t for b in of[s] for t in b["trials"]] for s in studies}
     for stage in stages:
         means = [np.mean([t["seconds"].get(stage, 0.0) for t in trials[s]]) for s in studies]
         yield f"| {stage} | " + " | ".join(f"{m:.1f}" for m in means) + " |"
     walls = [np.mean([b["wall"] for b in of[s]]) / results["trials"] for s in studies]
     yield "| whole run | " + " | ".join(f"{w:.1f}" for w in walls) + " |"
+    shares = [np.mean([b["waited"] for b in of[x]]) for x in studies]
+    yield "| waited for a core | " + " | ".join(f"{x:.0%}" for x in shares) + " |"
     yield ""
     for r in sorted({b["round"] for b in results["blocks"]}):
         pair = {b["study"]: b for b in results["blocks"] if b["round"] == r}
