@@ -9,7 +9,8 @@ same command goes on after the last one; ``--blocks`` ends it sooner.
 
 The seconds of each stage are those of ``autotune status --time``. ``waited`` is the share of the
 block's time in which something on the machine waited for a core (Linux' pressure of the CPU), which
-tells a quiet machine from a busy one.
+tells a quiet machine from a busy one. On a busy one a disturbed trial is launched again, so all
+seconds are those of a launch.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def run_block(study: str, trials: int, folder: Path) -> dict[str, Any]:
                     "mnbt": t.params[MNBT],
                     "values": t.values,
                     "requests": requests,
-                    "disturbed": bool(attrs.quality.busy),
+                    "launches": times[t.number].launches,
                     "seconds": seconds,
                 }
             )
@@ -84,28 +85,35 @@ def _waited() -> float:
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
-    """Yield the results as Markdown: seconds a trial by stage, and the ratio of each round."""
+    """Yield the results as Markdown: seconds a launch by stage, and the ratio of each round."""
     studies = results["studies"]
     of = {s: [b for b in results["blocks"] if b["study"] == s] for s in studies}
     trials = {x: [t for b in of[x] for t in b["trials"]] for x in studies}
     stages = dict.fromkeys(stage for x in studies for t in trials[x] for stage in t["seconds"])
     yield f"{results['trials']} trials a block, {machine_line(results['machine'])}"
     yield ""
-    yield "| seconds a trial | " + " | ".join(studies) + " |"
+    yield "| seconds a launch | " + " | ".join(studies) + " |"
     yield "| --- |" + " ---: |" * len(studies)
+    launches = {x: max(1, sum(t["launches"] for t in trials[x])) for x in studies}
     for stage in stages:
-        means = [np.mean([t["seconds"].get(stage, 0.0) for t in trials[s]]) for s in studies]
-        yield f"| {stage} | " + " | ".join(f"{m:.1f}" for m in means) + " |"
-    walls = [np.mean([b["wall"] for b in of[s]]) / results["trials"] for s in studies]
-    yield "| whole run | " + " | ".join(f"{w:.1f}" for w in walls) + " |"
+        sums = {x: sum(t["seconds"].get(stage, 0.0) for t in trials[x]) for x in studies}
+        yield f"| {stage} | " + " | ".join(f"{sums[x] / launches[x]:.1f}" for x in studies) + " |"
+    walls = {x: sum(b["wall"] for b in of[x]) for x in studies}
+    yield "| whole run | " + " | ".join(f"{walls[x] / launches[x]:.1f}" for x in studies) + " |"
+    yield "| launches | " + " | ".join(str(launches[x]) for x in studies) + " |"
     shares = [np.mean([b["waited"] for b in of[x]]) for x in studies]
     yield "| waited for a core | " + " | ".join(f"{x:.0%}" for x in shares) + " |"
     yield ""
     for r in sorted({b["round"] for b in results["blocks"]}):
         pair = {b["study"]: b for b in results["blocks"] if b["round"] == r}
         if len(pair) == len(studies):
-            first, second = (pair[s]["wall"] for s in studies)
-            yield f"round {r + 1}: {first:.0f} s, {second:.0f} s, ratio {second / first:.2f}"
+            first, second = (_of_a_launch(pair[s]) for s in studies)
+            yield f"round {r + 1}: {first:.0f} s, {second:.0f} s, ratio {first / second:.2f}"
+
+
+def _of_a_launch(block: dict[str, Any]) -> float:
+    """Return the seconds of a launch in a block, all of autotune's own time included."""
+    return float(block["wall"]) / sum(t["launches"] for t in block["trials"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
