@@ -5,13 +5,25 @@ It takes the place of vLLM's API server in a study:
     server:
       command: [python, benchmarks/wrong_tokens.py]
 
-A launch with n = 0 is vLLM itself. One that drafts is vLLM behind a proxy, which replaces each
-token id of an answer with probability ``WRONG_TOKENS`` (an environment variable, 0 without it) by
-another one. Tokens after a wrong one stay as they were. All else passes unchanged.
+A launch with n = 0 is vLLM itself. One that drafts has the faults that variables of the environment
+ask for, and the study says nothing of them, so `verify` judges it:
+
+    WRONG_TOKENS   a probability: vLLM is behind a proxy, which replaces each token id of an answer
+                   with it by another one. Tokens after a wrong one stay as they were.
+    WRONG_RATES    rates with commas, such as 0.025,0: vLLM accepts drafts that often by position,
+                   whether they are right or not (`rejection_sample_method: synthetic`). The last
+                   one is that of all later positions. Not on a CPU: vLLM 0.32 has it for GPUs only.
+    WRONG_MODEL    a folder: vLLM serves this model under the name of the study's.
+
+With WRONG_RATES=r,0 a step writes 1 + r tokens on average, and r (1 − a) of them are accepted and
+wrong, where a is how often the target accepts the draft's first token (position 1 in `autotune
+status`). For a share s of wrong tokens, r = s / (1 − a − s): 1 % of them are about 0.01 / (1 − a),
+such as 0.022 at a = 0.54. Tokens after a wrong one follow from it, so they are right.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -27,6 +39,9 @@ import uvicorn
 
 SERVER = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
 SHARE = float(os.environ.get("WRONG_TOKENS", "0"))
+RATES = [float(x) for x in os.environ.get("WRONG_RATES", "").split(",") if x]
+MODEL = os.environ.get("WRONG_MODEL", "")
+DRAFT = "--speculative-config"
 TIMEOUT_S = 600.0
 
 
@@ -84,9 +99,31 @@ class Proxy:
         await answer.aclose()
 
 
+def accepting(argv: list[str]) -> list[str]:
+    """Return the words of a launch that accepts drafts as often as RATES says."""
+    at = argv.index(DRAFT) + 1
+    draft = json.loads(argv[at])
+    n = draft["num_speculative_tokens"]
+    rates = [*RATES, *[RATES[-1]] * n][:n]
+    draft |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
+    return [*argv[:at], json.dumps(draft), *argv[at + 1 :]]
+
+
+def serving(argv: list[str]) -> list[str]:
+    """Return the words of a launch that serves MODEL under the name of its own model."""
+    at = argv.index("--model") + 1
+    named = [] if "--served-model-name" in argv else ["--served-model-name", argv[at]]
+    return [*argv[:at], MODEL, *argv[at + 1 :], *named]
+
+
 def main(argv: list[str]) -> None:
     """Become vLLM, or start it behind the proxy; end as soon as it does."""
-    if "--speculative-config" not in argv or not SHARE:
+    drafts = DRAFT in argv
+    if drafts and RATES:
+        argv = accepting(argv)
+    if drafts and MODEL:
+        argv = serving(argv)
+    if not drafts or not SHARE:
         os.execv(SERVER[0], [*SERVER, *argv])  # noqa: S606 – no shell
     at = argv.index("--port") + 1
     port = int(argv[at])
