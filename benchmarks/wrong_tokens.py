@@ -1,9 +1,9 @@
 """A real vLLM whose answers have some wrong tokens where it drafts: what `verify` must find.
 
-It takes the place of vLLM's API server in a study:
+It stands before vLLM's API server in a study, whose module autotune then still sees:
 
     server:
-      command: [python, benchmarks/wrong_tokens.py]
+      command: [python, benchmarks/wrong_tokens.py, -m, vllm.entrypoints.openai.api_server]
 
 A launch with n = 0 is vLLM itself. One that drafts has the faults that variables of the environment
 ask for, and the study says nothing of them, so `verify` judges it:
@@ -37,7 +37,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-SERVER = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+MODULE = ["-m", "vllm.entrypoints.openai.api_server"]
 SHARE = float(os.environ.get("WRONG_TOKENS", "0"))
 RATES = [float(x) for x in os.environ.get("WRONG_RATES", "").split(",") if x]
 MODEL = os.environ.get("WRONG_MODEL", "")
@@ -117,20 +117,26 @@ def serving(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Become vLLM, or start it behind the proxy; end as soon as it does."""
+    """Become vLLM, or start it behind the proxy; end as soon as it does.
+
+    Args:
+        argv: Words of Python that start vLLM, from ``-m`` on, or those behind its module.
+    """
+    if argv[:1] != MODULE[:1]:
+        argv = [*MODULE, *argv]
     drafts = DRAFT in argv
     if drafts and RATES:
         argv = accepting(argv)
     if drafts and MODEL:
         argv = serving(argv)
     if not drafts or not SHARE:
-        os.execv(SERVER[0], [*SERVER, *argv])  # noqa: S606 – no shell
+        os.execv(sys.executable, [sys.executable, *argv])  # noqa: S606 – no shell
     at = argv.index("--port") + 1
     port = int(argv[at])
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         behind = s.getsockname()[1]
-    server = subprocess.Popen([*SERVER, *argv[:at], str(behind), *argv[at + 1 :]])
+    server = subprocess.Popen([sys.executable, *argv[:at], str(behind), *argv[at + 1 :]])
 
     def end(_signum: int, _frame: FrameType | None) -> None:
         server.terminate()

@@ -614,6 +614,7 @@ async def main(args: argparse.Namespace, sock: socket.socket, fail: str, child: 
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # also where the stand-in runs it
     args = parse()
     fail = failing(args)
     if words := said():

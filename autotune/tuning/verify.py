@@ -6,6 +6,8 @@
    forcing. Its batch budget is at most 1024, because a server keeps the logits of a whole step of
    prompt tokens.
 
+With `server.ahead` they are started together and asked one after the other: nothing is timed.
+
 The two launches of n = 0 say how much answers differ without speculation: their batches differ,
 too. Each launch's answers are kept when they are whole, so an interrupted verification goes on with
 the next launch. What the answers amount to: :mod:`autotune.tuning.verify_judgement`.
