@@ -38,7 +38,6 @@ from autotune.storage.names import output_folder, verification_name
 from autotune.storage.schema import CertificateRow, LaunchRow
 from autotune.storage.store import Store
 from autotune.study.lossless import why_lossy
-from autotune.study.schema import ServerSpec
 from autotune.study.space import MNBT, N, Point, Value, as_int, canonical
 from autotune.study.speculative import ADAPTIVE, SCHEDULE
 from autotune.tuning.launcher import Launcher, LiveServer
