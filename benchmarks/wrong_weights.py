@@ -5,10 +5,11 @@
     WRONG_MODEL=COPY autotune verify STUDY    # whose server.command is that of wrong_tokens.py
 
 ``--noise E`` multiplies each element of one weight (``--weight``) by 1 + E z, with z from a
-standard normal distribution. ``--bits B`` quantizes all weights of the layers and dequantizes them again: in
-groups of 32 elements of a row, to the nearest of the multiples -m to m of s, where m = 2^(B-1) - 1
-and s is the group's largest absolute value over m. The demo's target comes from a file of 4 bits
-with a scale and an offset for each group, which a rounding without an offset does not give again.
+standard normal distribution. ``--bits B`` quantizes all weights of the layers and dequantizes them
+again: in groups of 32 elements of a row, to the nearest of the multiples -m to m of s, where
+m = 2^(B-1) - 1 and s is the group's largest absolute value over m. The demo's target comes from a
+file of 4 bits with a scale and an offset for each group, which a rounding without an offset does
+not give again.
 
 A weight that is changed is kept in float32, so that little noise is not rounded away; a server
 loads it in the type that it serves. What is printed is by how much the weights differ.
