@@ -96,9 +96,9 @@ class Room:
             return 0  # the processes of a container cannot be seen, then or later
         found = self._fitting(_HOST_BYTES)
         stated = [
-            (gpu["memory_mib"] - now.used_mib) // mib
+            (gpu["memory_mib"] - now.used_mib) // each
             for gpu, now in zip(self._gpus, gpu_memory(), strict=False)
-            if (mib := stated_mib(self._p.loaded, gpu["memory_mib"])) is not None
+            if (each := stated_mib(self._p.loaded, gpu["memory_mib"])) is not None
         ]
         return max(0, min(found, *stated) - 1) if stated else 0
 
