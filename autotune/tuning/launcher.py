@@ -131,6 +131,7 @@ class Launcher:
         tools: What servers are made with; None: this machine's.
         slot: Slot of the servers, whose cores and GPUs this process has; None: the whole host.
         neighbors: Number of other slots on this host, which start servers at the same time.
+        known: Whether the study's points were launched before, so that they are known to launch.
 
     Attributes:
         machine: This machine, as it is written down.
@@ -147,6 +148,7 @@ class Launcher:
         tools: Tools | None = None,
         slot: Slot | None = None,
         neighbors: int = 0,
+        known: bool = False,
     ) -> None:
         self.machine: dict[str, Any] = describe_machine()
         if slot is not None:
@@ -164,7 +166,7 @@ class Launcher:
         )
         self._living: list[_Life] = []  # all whose end is not written down
         self._prelaunched: list[_Life] = []  # of these, whose trials have not begun
-        self._room = Room(prepared, self.machine["gpus"], neighbors)
+        self._room = Room(prepared, self.machine["gpus"], neighbors, known=known)
         self._works = False  # whether one was measured
         self._hurry = False  # the user asked twice: every server ends at once
 

@@ -55,15 +55,24 @@ class Room:
         prepared: The study.
         gpus: The GPUs, as the machine is written down.
         neighbors: Number of other slots on this host, which start servers at the same time.
+        known: Whether the study's points were launched before: on a GPU, as many then start
+            together as the study shares its memory out for
+            (:func:`autotune.tuning.prepare.check_ahead`).
     """
 
     def __init__(
-        self, prepared: Prepared, gpus: Sequence[Mapping[str, Any]], neighbors: int
+        self,
+        prepared: Prepared,
+        gpus: Sequence[Mapping[str, Any]],
+        neighbors: int,
+        *,
+        known: bool = False,
     ) -> None:
         self._p = prepared
         self._gpus = gpus
         self._neighbors = neighbors
         self._seen: _Taken | None = None  # None: no server was measured yet
+        self._known = known
         self._asked = False
 
     def learn(self, process: Server) -> None:
@@ -92,8 +101,12 @@ class Room:
                 if mib >= GPU_OURS_MIB:
                     found = min(found, int(_SHARE * (gpu["memory_mib"] - now.used_mib) / mib))
             return max(0, found - 1)
-        if not first or self._p.info.device != "cuda" or self._p.info.python is None:
+        if self._p.info.device != "cuda" or self._p.info.python is None:
             return 0  # the processes of a container cannot be seen, then or later
+        if self._known:
+            return self._p.spec.server.ahead
+        if not first:
+            return 0
         found = self._fitting(_HOST_BYTES)
         stated = [
             (gpu["memory_mib"] - now.used_mib) // each
