@@ -180,9 +180,11 @@ N_IS_ZERO = {**ONLY_MNBT, N: {"type": "choice", "choices": [0]}}
         (
             {"method": "dflash", "model": "org/draft", **SCHEDULED},
             ONLY_MNBT,
-            f"s.yaml: server.speculative.{N}: is missing, so no launch would draft; search "
-            f"space.{N}, or give it in server.speculative, such as 7, the largest n of the "
-            "schedule; without drafts, leave server.speculative out",
+            (
+                f"s.yaml: server.speculative.{N}: is missing, so no launch would draft; search "
+                f"space.{N}, or give it in server.speculative, such as 7, the largest n of the "
+                "schedule; without drafts, leave server.speculative out"
+            ),
         ),
         # methods for which vLLM has an n of its own, and one for which it has none
         *(

@@ -7,23 +7,20 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from autotune.bench.workload import Request
 from autotune.cli import verify as commands
-from autotune.cli.console import Ui
-from autotune.errors import UserError
+from autotune.errors import NothingUsable, UserError
 from autotune.output.report import build, markdown
+from autotune.results.certificates import Certificate, Verdict
 from autotune.results.trials import study_view
 from autotune.results.views import StudyView, TrialView
 from autotune.storage.certificates import AnswerRole
 from autotune.storage.store import opened
-from autotune.study.files import load_study
 from autotune.tuning import verify as verifying
 from autotune.tuning.verify import Verification, distinct
 from tests.studies import autotune, processes_of, query, trials, write_study
@@ -200,7 +197,10 @@ def test_a_server_that_cannot_score_is_one_line(folder: Path, wrong: str, told: 
     assert processes_of(folder) == []
     [(before,)] = query(folder, LAUNCHES)
     write_turns(folder)
-    assert "Output not judged" in autotune(*words, cwd=folder).stdout  # four prompts are few
+    judged = autotune(*words, cwd=folder)
+    assert "Output not judged" in judged.stdout  # four prompts are few
+    assert judged.returncode == 4
+    assert "the output is not judged: " in judged.stderr.splitlines()[-1]
     assert query(folder, LAUNCHES) == [(int(str(before)) + 1,)]
 
 
@@ -237,15 +237,37 @@ def test_a_prompt_with_an_image_cannot_be_scored() -> None:
     assert distinct([Request(i, None, chat) for i, chat in enumerate(chats)]) == [1, 2, 3]
 
 
-def test_a_run_keeps_its_results_where_its_winner_cannot_be_verified(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("found", "code", "told"),
+    [
+        (UserError("n = 0 cannot be launched"), 4, "is not verified: n = 0 cannot be launched"),
+        (NothingUsable("double: n = 0: no port"), 4, "is not verified: double: n = 0: no port"),
+        (
+            Certificate(Verdict.NOT_JUDGED, "too few"),
+            4,
+            "double: the output is not judged: too few",
+        ),
+        (Certificate(Verdict.FAULT), 3, ""),
+        (Certificate(Verdict.CERTIFIED), 0, ""),
+    ],
+)
+def test_a_run_ends_by_the_verdict_and_has_its_results(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: Certificate | Exception,
+    code: int,
+    told: str,
 ) -> None:
-    def refused(*_args: object, **_words: object) -> Verification:
-        raise UserError("n = 0 cannot be launched")
+    def verified(*_args: object, **_words: object) -> Verification:
+        if isinstance(found, Exception):
+            raise found
+        return Verification(found)
 
-    monkeypatch.setattr(commands, "verified", refused)
-    prepared: Any = SimpleNamespace(loaded=load_study(str(folder / "double.yaml")))
-    with (tmp_path / "said").open("w") as said:
-        ui = Ui(Console(file=said, width=80))
-        assert commands.verified_winner(ui, prepared, folder / "autotune.db") is None
-    assert "not verified: n = 0 cannot be launched" in (tmp_path / "said").read_text()
+    monkeypatch.setattr(commands, "verified", verified)
+    before = query(folder, "select count(*) from autotune_launches")
+    done = autotune("run", "double.yaml", "--trials", "2", "--verify", cwd=folder)
+    assert done.returncode == code
+    assert told in "".join(done.stderr.splitlines()[-1:])
+    assert "Traceback" not in done.stderr
+    assert "autotune best --shell" in done.stdout
+    assert query(folder, "select count(*) from autotune_launches") == before
