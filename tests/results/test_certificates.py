@@ -136,6 +136,33 @@ def test_a_foreign_database_does_not_end_a_command(tmp_path: Any, changes: dict[
     assert json.loads(json.dumps(certificate.to_json(), allow_nan=False))["judgement"]
 
 
+@pytest.mark.parametrize(
+    ("probed", "told", "version"),
+    [
+        (None, {}, None),
+        ("0.32.0", {}, "0.32.0"),
+        # a container: nothing could be asked before the launch
+        (None, {AnswerRole.CHOSEN: "0.33.0+cu130"}, "0.33.0"),
+        # the server itself knows best
+        ("0.32.0", {AnswerRole.CHOSEN: "0.33.0", AnswerRole.PLAIN: "0.31.0"}, "0.33.0"),
+        (None, {AnswerRole.SCORING: "0.31.0"}, "0.31.0"),
+        (None, {AnswerRole.CHOSEN: 7}, None),  # somebody else's database
+    ],
+)
+def test_a_certificate_has_the_version_that_its_servers_told(
+    tmp_path: Any, probed: str | None, told: dict[AnswerRole, Any], version: str | None
+) -> None:
+    found = row(2, "certified")
+    found.setting = {"temperature": 0.0, "vllm": probed}
+    numbers = {launch_number(2, role): x for role, x in told.items()}
+    numbers[launch_number(1, AnswerRole.CHOSEN)] = "0.24.0"  # another verification's
+    point = {N: 3, "max_num_batched_tokens": 2048}
+    certificate = certificate_of([found], spec(tmp_path), 3, point, numbers)
+    assert certificate is not None
+    assert certificate.vllm == version
+    assert certificate.to_json()["vllm"] == version
+
+
 def test_what_promises_no_equal_answers_is_not_judged(tmp_path: Any) -> None:
     point = {N: 3, "max_num_batched_tokens": 2048}
     draft = {"method": "dflash", "model": "org/draft"}
