@@ -20,6 +20,7 @@ from autotune.study.schema import OWNED_FLAGS, StudySpec
 from autotune.study.secrets import argument_secret, command_secret, without_passwords
 from autotune.study.space import ARM, DRAFT, MNBT, ChoiceParam, N
 from autotune.study.speculative import ADAPTIVE, REJECTION, SCHEDULE
+from autotune.study.unsaid import Unsaid, unsaid
 from autotune.study.words import argument_of, is_meant, own_words
 from autotune.study.yaml import shown
 
@@ -75,6 +76,7 @@ def _problems(spec: StudySpec) -> Iterator[str]:
     yield from _never_drafting(spec)
     yield from _in_command(spec)
     yield from _given_twice(spec)
+    yield from _next_to_rehearsal(spec)
 
 
 def _of_wrong_type(spec: StudySpec) -> Iterator[str]:
@@ -131,6 +133,21 @@ def _never_drafting(spec: StudySpec) -> Iterator[str]:
         f"space.{N}, or give {'it' if not values else 'one from 1 up'} in "
         f"server.speculative{such}; without drafts, leave server.speculative out"
     )
+
+
+def _next_to_rehearsal(spec: StudySpec) -> Iterator[str]:
+    """Yield what a rehearsal plays by other settings, so that its label would not say so.
+
+    What both say is refused with the study itself: :mod:`autotune.study.rehearsal`.
+    """
+    keys = {
+        Unsaid.WEIGHTS: "rehearsal.weights",
+        Unsaid.DRAFT_WEIGHTS: "rehearsal.weights.draft",
+        Unsaid.ROUTING: "rehearsal.routing",
+    }
+    for what in unsaid(spec) if spec.rehearsal is not None else ():
+        if what in keys:
+            yield f"{keys[what]}: the study sets {what} itself; write it here, so that all say so"
 
 
 def _given_twice(spec: StudySpec) -> Iterator[str]:

@@ -163,6 +163,9 @@ def test_a_certificate_has_the_version_that_its_servers_told(
     assert certificate.to_json()["vllm"] == version
 
 
+CHOICE = {"type": "choice", "choices": ["auto", "dummy"]}
+
+
 def test_what_promises_no_equal_answers_is_not_judged(tmp_path: Any) -> None:
     point = {N: 3, "max_num_batched_tokens": 2048}
     draft = {"method": "dflash", "model": "org/draft"}
@@ -179,9 +182,27 @@ def test_what_promises_no_equal_answers_is_not_judged(tmp_path: Any) -> None:
     assert found is not None
     assert found.verdict is Verdict.MISSING
     flags = {"max-num-seqs": 2, "load-format": "dummy"}
-    found = certificate_of([], spec(tmp_path, server__flags=flags), 3, point)
+    command = "vllm serve --load-format dummy"
+    for changes in ({"server__flags": flags}, {"server__command": command}):
+        found = certificate_of([], spec(tmp_path, **changes), 3, point)
+        assert found is not None
+        assert "the weights are random (load-format: dummy)" in found.why
+    env = {"VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "uniform_random"}
+    found = certificate_of([], spec(tmp_path, server__env=env), 3, point)
     assert found is not None
-    assert "random" in found.why
+    assert found.why.startswith("VLLM_MOE_ROUTING_SIMULATION_STRATEGY routes tokens to experts")
+    # a draft with random weights is seldom accepted, and what is accepted is the target's
+    of = {**draft, "draft_load_config": {"load_format": "dummy"}}
+    found = certificate_of([], spec(tmp_path, server__speculative=of), 3, point)
+    assert found is not None
+    assert found.verdict is Verdict.MISSING
+    # of a study that searches it, one point's answers are those of a model
+    space = {N: {"type": "int", "low": 0, "high": 3}, "load-format": CHOICE}
+    searched = spec(tmp_path, space=space)
+    for value, verdict in (("auto", Verdict.MISSING), ("dummy", Verdict.NOT_JUDGED)):
+        found = certificate_of([], searched, 3, {N: 3, "load_format": value})
+        assert found is not None
+        assert found.verdict is verdict
 
 
 def test_a_winner_that_nobody_verified_is_called_so(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def read(
     space: dict[str, Any] | None = None,
     *,
     whole: dict[str, Any] | None = None,
+    rehearsal: dict[str, Any] | None = None,
     **options: bool,
 ) -> None:
     body = {
@@ -36,6 +37,8 @@ def read(
         "workload": {"random": {"input_len": 8}, "output_len": 8, "num_prompts": 2},
     }
     body["workload"]["max_concurrency"] = 1
+    if rehearsal is not None:
+        body["rehearsal"] = rehearsal
     parse_study(yaml.safe_dump(body), Path("s.yaml"), **options)
 
 
@@ -44,9 +47,10 @@ def told(
     space: dict[str, Any] | None = None,
     *,
     whole: dict[str, Any] | None = None,
+    rehearsal: dict[str, Any] | None = None,
 ) -> str:
     with pytest.raises(UserError) as e:
-        read(server, space, whole=whole)
+        read(server, space, whole=whole, rehearsal=rehearsal)
     assert "\n" not in str(e.value)
     return str(e.value)
 
@@ -234,3 +238,15 @@ def test_a_study_that_was_run_is_still_read() -> None:
     server = {"flags": {"spec-tokens": 3}, "command": "vllm serve --max-num-batched-tokens 4096"}
     told(server)
     read(server, stored=True)
+
+
+@pytest.mark.parametrize(
+    ("server", "key"),
+    [
+        ({"flags": {"load-format": "dummy"}}, "rehearsal.weights: the study sets random weights"),
+        ({"command": "vllm serve --load-format=dummy"}, "rehearsal.weights: the study sets"),
+        ({"env": {"VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "x"}}, "rehearsal.routing: the study"),
+    ],
+)
+def test_a_rehearsal_says_all_that_is_played(server: dict[str, Any], key: str) -> None:
+    assert key in told(server, rehearsal={"acceptance": {"rate": 0.5}})

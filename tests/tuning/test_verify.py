@@ -220,6 +220,21 @@ def test_what_cannot_be_verified(folder: Path) -> None:
         assert told in done.stderr
 
 
+def test_random_weights_in_the_command_are_told_before_a_launch(folder: Path) -> None:
+    study = yaml.safe_load((folder / "double.yaml").read_text())
+    command = [*study["server"]["command"], "--load-format", "dummy"]
+    study |= {"name": "noise", "server": {**study["server"], "command": command}}
+    (folder / "noise.yaml").write_text(yaml.safe_dump(study))
+    assert autotune("run", "noise.yaml", "--trials", "1", cwd=folder).returncode == 0
+    done = autotune("verify", "noise.yaml", "--trial", "0", cwd=folder)
+    assert done.returncode == 4
+    assert done.stdout == (
+        "Output not judged: the weights are random (load-format: dummy), so its answers are "
+        "noise.\n"
+    )
+    assert query(folder, "select 1 from autotune_launches where study = 'noise:verify'") == []
+
+
 def test_a_prompt_that_a_load_repeats_counts_once() -> None:
     chats = [[{"role": "user", "content": text}] for text in ("a", "b", "a")]
     requests = [Request(i, None, chat) for i, chat in enumerate(chats)]
