@@ -143,6 +143,8 @@ class Launcher:
         tools: What servers are made with; None: this machine's.
         slot: Slot of the servers, whose cores and GPUs this process has; None: the whole host.
         neighbors: Number of other slots on this host, which start servers at the same time.
+        known: Whether the study's points were launched before. Then prelaunched servers need no
+            launch alone on a GPU, whose memory the study has shared out.
 
     Attributes:
         machine: This machine, as it is written down.
@@ -159,6 +161,7 @@ class Launcher:
         tools: Tools | None = None,
         slot: Slot | None = None,
         neighbors: int = 0,
+        known: bool = False,
     ) -> None:
         self.machine: dict[str, Any] = describe_machine()
         if slot is not None:
@@ -169,6 +172,7 @@ class Launcher:
         self._tools = real(tools)
         self._slot = slot
         self._neighbors = neighbors
+        self._known = known
         self._free_since = time.monotonic()  # the begin of the run, or the end of a launch
         self._warm = (
             WarmStart(prepared.spec.server, prepared.info, self.logs.path(_fork_server_log(slot)))
@@ -421,10 +425,16 @@ class Launcher:
         self._taken = taken if self._taken is None else self._taken.most(taken)
 
     def _room(self) -> int:
-        """Return how many more servers fit next to the one just started; 0 while none was seen."""
+        """Return how many more servers fit next to the one just started.
+
+        While none was seen, it is 0, or on a GPU what the study shares its memory out for
+        (:func:`autotune.tuning.prepare.check_ahead`), if its points are known to launch.
+        """
         taken = self._taken
         if taken is None:
-            return 0
+            info = self._p.info
+            shared = self._known and info.device == "cuda" and info.python is not None
+            return self._p.spec.server.ahead if shared else 0
         free = _SHARE * available_memory() / (1 + self._neighbors)
         found = int(free / max(1, taken.memory))
         gpus = zip(taken.gpus_mib, self.machine["gpus"], gpu_memory(), strict=False)

@@ -6,6 +6,8 @@
    forcing. Its batch budget is at most 1024, because a server keeps the logits of a whole step of
    prompt tokens.
 
+With `server.ahead` they are started together and asked one after the other: nothing is timed.
+
 The two launches of n = 0 say how much answers differ without speculation: their batches differ,
 too. Each launch's answers are kept when they are whole, so an interrupted verification goes on with
 the next launch. What the answers amount to: :mod:`autotune.tuning.verify_judgement`.
@@ -36,7 +38,6 @@ from autotune.storage.names import output_folder, verification_name
 from autotune.storage.schema import CertificateRow, LaunchRow
 from autotune.storage.store import Store
 from autotune.study.lossless import why_lossy
-from autotune.study.schema import ServerSpec
 from autotune.study.space import MNBT, N, Point, Value, as_int, canonical
 from autotune.study.speculative import ADAPTIVE, SCHEDULE
 from autotune.tuning.launcher import Launcher, LiveServer
@@ -180,8 +181,8 @@ class _Run:
         if (why := why_lossy(self.spec, self.chosen)) is not None:
             return Verification(Certificate(Verdict.NOT_JUDGED, why))
         plain = self._plain()
-        scoring, server = self._scoring(plain)
-        row = self._row(scoring, server)
+        scoring = self._scoring(plain)
+        row = self._row(scoring)
         if row.verdict is not None:
             return Verification(self._read(row), self.store.certificates.answers(row.id))
         kept = self.store.certificates.answers(row.id)
@@ -189,7 +190,7 @@ class _Run:
         launches = {
             AnswerRole.PLAIN: _Launch(self, row, AnswerRole.PLAIN, plain),
             AnswerRole.CHOSEN: _Launch(self, row, AnswerRole.CHOSEN, self.chosen),
-            AnswerRole.SCORING: _Launch(self, row, AnswerRole.SCORING, scoring, server),
+            AnswerRole.SCORING: _Launch(self, row, AnswerRole.SCORING, scoring),
         }
         self._launch(launches)
         with self.progress.waiting("judging the answers"):
@@ -216,37 +217,29 @@ class _Run:
                 )
         return point
 
-    def _scoring(self, plain: Point) -> tuple[dict[str, Value], ServerSpec | None]:
-        """Return point and server of the launch that scores; None: the study's own server.
+    def _scoring(self, plain: Point) -> dict[str, Value]:
+        """Return the point of the launch that scores.
 
         Where no smaller batch budget can be launched, it has the budget of n = 0.
         """
         settings = self.spec.settings(plain)
-        seqs = as_int(settings.get("max_num_seqs")) or 0
-        wanted = max(_MOST_SCORED, seqs)
+        wanted = max(_MOST_SCORED, as_int(settings.get("max_num_seqs")) or 0)
         now = as_int(settings.get(MNBT))
-        if now is not None and now <= wanted:
-            return dict(plain), None
-        point, server = {**plain, MNBT: wanted}, None
-        if MNBT not in plain:
-            point = dict(plain)
-            flags = {**self.spec.server.flags, MNBT: wanted}
-            server = self.spec.server.model_copy(update={"flags": flags})
-        if self.p.infeasible({**plain, MNBT: wanted}) is not None:
-            return dict(plain), None
-        return point, server
+        smaller = {**plain, MNBT: wanted}
+        if (now is not None and now <= wanted) or self.p.infeasible(smaller) is not None:
+            return dict(plain)
+        return smaller
 
-    def _row(self, scoring: Point, server: ServerSpec | None) -> CertificateRow:
+    def _row(self, scoring: Point) -> CertificateRow:
         """Return the verification to go on with or to show, or a new one."""
         version = self.p.info.version
-        used = self.spec.server if server is None else server
         setting: dict[str, Any] = {
             "point": dict(self.chosen),
             "vllm": None if version is None else version.partition("+")[0],
             "weights": self.p.weights(),
             "prompts": len(self.requests),
             "temperature": self.temperature,
-            "scored_with": as_int(used.settings(scoring).get(MNBT)),
+            "scored_with": as_int(self.spec.settings(scoring).get(MNBT)),
         }
         for row in reversed(self.store.certificates.of_study(self.spec.name)):
             if row.trial == self.asked.trial and row.setting == setting:
@@ -271,13 +264,12 @@ class _Run:
         ledger = StoredLedger(self.store, name)
         logs = output_folder(self.store.database, self.spec.name) / "logs"
         left = [role for role in ROLES if not self._is_done(role)]
-        with Launcher(self.p, ledger, logs, tools=self.tools) as launcher:
+        with Launcher(self.p, ledger, logs, tools=self.tools, known=True) as launcher:
             if left and launcher.untested is not None:
                 self.progress.message(launcher.untested)
             for i, role in enumerate(left):
-                later = [launches[x] for x in left[i + 1 :]]
-                points = [x.point for x in later if x.server is None]
-                outcome = attempts(launches[role], launcher, ledger, (), _first_of(points))
+                later = [launches[x].point for x in left[i + 1 :]]
+                outcome = attempts(launches[role], launcher, ledger, (), _first_of(later))
                 if not isinstance(outcome, Measured):
                     reason = f"{self.spec.name}: {_WORDS[role]}: {outcome.failure.reason}"
                     raise NothingUsable(f"{reason}; the logs are in {logs}") from outcome.failure
@@ -434,7 +426,7 @@ class _Launch:
     row: CertificateRow
     role: AnswerRole
     point: Point
-    server: ServerSpec | None = None
+    server: None = None
 
     @property
     def number(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from autotune.storage.certificates import AnswerRole
 from autotune.storage.store import opened
 from autotune.tuning import verify as verifying
 from autotune.tuning.verify import Verification, distinct
+from tests.standin import MODULE, write_vllm
 from tests.studies import autotune, processes_of, query, trials, write_study
 
 pytestmark = pytest.mark.double
@@ -203,6 +205,45 @@ def test_a_server_that_cannot_score_is_one_line(folder: Path, wrong: str, told: 
     assert judged.returncode == 4
     assert "the output is not judged: " in judged.stderr.splitlines()[-1]
     assert query(folder, LAUNCHES) == [(int(str(before)) + 1,)]
+
+
+def test_on_a_gpu_all_start_together_and_accepted_wrong_drafts_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = Path(__file__).parents[2] / "benchmarks/wrong_tokens.py"
+    write_study(
+        tmp_path,
+        server__command=[sys.executable, str(wrapper), "-m", MODULE],
+        server__env={"PYTHONPATH": str(write_vllm(tmp_path / "vllm")), "DOUBLE_SPEED": "40"},
+        server__flags={
+            "max-num-seqs": 2,
+            "max-num-batched-tokens": 2048,
+            "kv-cache-memory-bytes": 2**30,
+            "gpu-memory-utilization": 0.3,
+        },
+        server__ahead=2,
+        space={"num_speculative_tokens": {"type": "choice", "choices": [0, 5]}},
+        search={"method": "grid"},
+        workload__num_prompts=40,
+    )
+    assert autotune("run", "double.yaml", "--trials", "2", cwd=tmp_path).returncode == 0
+    n = str(trial_of(tmp_path, 5))
+    monkeypatch.setenv("WRONG_RATES", "0.2,0")
+    code, found = certificate(tmp_path, "--trial", n)
+    assert code == 3, found
+    whats = query(
+        tmp_path,
+        "select what from autotune_events where study = 'double:verify' and what in "
+        "('prelaunching', 'healthy', 'answered', 'scored', 'stopped') order by id",
+    )
+    one_by_one = ["answered", "stopped", "answered", "stopped", "answered", "scored", "stopped"]
+    together = ["prelaunching", "prelaunching", "healthy", "healthy", "healthy", *one_by_one]
+    assert [what for (what,) in whats] == together
+    sql = "select argv from autotune_launches where study = 'double:verify' order by planned_at"
+    argv = [json.loads(str(x)) for (x,) in query(tmp_path, sql)]
+    assert not any("synthetic" in str(words) for words in argv)  # the study says nothing of it
+    assert [words.count("1024") for words in argv] == [0, 0, 1]  # of the one that scores
+    assert processes_of(tmp_path) == []
 
 
 def test_what_cannot_be_verified(folder: Path) -> None:
