@@ -957,10 +957,7 @@ def test_a_models_own_code_is_run_only_where_the_study_says_so(tmp_path: Path) -
         ({"server__flags": {"trust-remote-code": True}}, True),
         ({"server__flags": {"trust_remote_code": True}}, True),
         ({"server__command": [sys.executable, DOUBLE, "--trust-remote-code"]}, True),
-        (
-            {"space": {"trust-remote-code": {"type": "choice", "choices": [False, True]}, **ONE}},
-            True,
-        ),
+        ({"server__speculative": None, "space": {"trust-remote-code": switch}}, True),
     ):
         found = loaded(tmp_path, **changes)
         assert runs_model_code(found.spec) is says, changes

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from autotune import StopTuning, Study, verify
 from autotune.bench.workload import Request
 from autotune.cli import verify as commands
 from autotune.errors import NothingUsable, UserError
@@ -110,6 +111,28 @@ def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
         assert view.trials[int(n)].certificate is not None
         assert {k: len(x) for k, x in store.certificates.answers(row.id).items()} == dict.fromkeys(
             AnswerRole, 60
+        )
+    assert processes_of(folder) == []
+
+
+def test_the_same_from_python(folder: Path) -> None:
+    study, database = Study.from_file(folder / "double.yaml"), folder / "autotune.db"
+    before = query(folder, LAUNCHES)
+    found = verify(study, trial_of(folder, 5), database=database)
+    assert found is not None
+    assert found.verdict == "certified"
+    assert query(folder, LAUNCHES) == before  # it is only shown
+    with pytest.raises(UserError, match="99"):
+        verify(study, 99, database=database)
+    with pytest.raises(UserError, match="at least 2, not 1"):
+        verify(study, database=database, prompts=1)
+    with pytest.raises(StopTuning):  # of the callback, while n = 0 answers
+        verify(
+            study,
+            trial_of(folder, 5),
+            database=database,
+            prompts=3,
+            on_event=lambda e: e.what != "progress",
         )
     assert processes_of(folder) == []
 
