@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -41,7 +40,6 @@ _ROUTED = {
     COLLAPSED: "every token has the same experts (one end of a band)",
 }
 _BY_ACCIDENT = ", and so is routing to experts (one point of a band)"
-_LOAD_DUMMY = ("--load-format", DUMMY)  # words of a command
 DRAFT_LOAD = "draft_load_config"  # of the draft, where it is not loaded as the target
 # Keys of a config.json: experts of a layer, and of a token.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -303,40 +301,6 @@ def played(spec: StudySpec) -> Played | None:
         draft = target
     label = _label(spec, how, most, target, draft)
     return Played(target, draft, curves, how.seed, label, how.routing)
-
-
-def played_unsaid(spec: StudySpec) -> str:
-    """Return what a study without `rehearsal` plays by settings of its own; empty: nothing.
-
-    Args:
-        spec: The study.
-    """
-    if spec.rehearsal is not None:
-        return ""
-    server, found = spec.server, []
-
-    def has(name: str, value: str, fixed: Mapping[str, Any]) -> bool:
-        searched = (spec.space[name].values() or ()) if name in spec.space else ()
-        return value in (fixed.get(name.removeprefix(DRAFT)), *searched)
-
-    words = [part for word in server.command or () for part in word.split("=", 1)]
-    if has(LOAD_FORMAT, DUMMY, server.flags) or _LOAD_DUMMY in pairwise(words):
-        found.append("random weights (load-format)")
-    if any(has(f"{DRAFT}{REJECTION}", SYNTHETIC, d.given()) for d in server.drafts.values()):
-        found.append(f"a given acceptance ({REJECTION})")
-    if server.env.get(ROUTING_VARIABLE):
-        found.append(f"a given routing to experts ({ROUTING_VARIABLE})")
-    return " and ".join(", ".join(found).rsplit(", ", 1))
-
-
-def unsaid_label(spec: StudySpec) -> str:
-    """Return in one line that a study without `rehearsal` is none of a real model; empty: it is.
-
-    Args:
-        spec: The study.
-    """
-    found = played_unsaid(spec)
-    return f"no real model: the study sets {found} itself, step times are real" if found else ""
 
 
 def weights_text(model: str, routing: str, *, target: bool, draft: bool) -> str:

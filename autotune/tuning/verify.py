@@ -29,7 +29,7 @@ from autotune.bench.server_metrics import difference, scrape
 from autotune.bench.workload import Request
 from autotune.bench.written import Scored, Written
 from autotune.errors import NothingUsable, TrialFailure, UserError
-from autotune.results.certificates import Certificate, Verdict, certificate_from
+from autotune.results.certificates import Certificate, Verdict, certificate_from, told_versions
 from autotune.results.text import point_text
 from autotune.serving.interrupts import held_back
 from autotune.stats.acceptance_check import DraftCounts, check_acceptance
@@ -190,7 +190,7 @@ class _Run:
         scoring = self._scoring(plain)
         row = self._row(scoring)
         if row.verdict is not None:
-            return Verification(certificate_from(row), self.store.certificates.answers(row.id))
+            return Verification(self._read(row), self.store.certificates.answers(row.id))
         kept = self.store.certificates.answers(row.id)
         self.answers = {k: x for k, x in kept.items() if len(x) == len(self.requests)}
         launches = {
@@ -203,7 +203,11 @@ class _Run:
             verdict, judgement = judge_answers(self.answers, self.temperature, self._notes())
         self.store.certificates.judge(row.id, verdict.value, judgement.model_dump(mode="json"))
         last = next(x for x in self.store.certificates.of_study(self.spec.name) if x.id == row.id)
-        return Verification(certificate_from(last), self.answers, launched=True)
+        return Verification(self._read(last), self.answers, launched=True)
+
+    def _read(self, row: CertificateRow) -> Certificate:
+        """Return a verification with the version of vLLM that its servers told."""
+        return certificate_from(row, told_versions(self.store, self.spec.name))
 
     def _plain(self) -> dict[str, Value]:
         """Return n = 0 with the other parameters of the point.

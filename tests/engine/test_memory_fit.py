@@ -16,6 +16,7 @@ from autotune.engine.probe import UNKNOWN, VllmInfo
 from autotune.study.files import LoadedStudy, parse_study
 from autotune.study.model_size import kv_cache_of, weight_bytes
 from autotune.study.shapes import shape_named
+from autotune.study.space import N
 from tests.studies import autotune, write_study
 
 GIB = 1 << 30
@@ -46,7 +47,7 @@ def _study(
         raw["workload"]["ignore_eos"] = True
     raw["server"].setdefault("flags", {"load-format": "dummy", "max-model-len": 2048})
     if draft is not None:
-        raw["server"]["speculative"] = {"method": "dflash", "model": draft}
+        raw["server"]["speculative"] = {"method": "dflash", "model": draft, N: 1}
     return parse_study(yaml.safe_dump(raw), Path("s.yaml"))
 
 
