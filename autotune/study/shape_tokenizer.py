@@ -122,26 +122,25 @@ def _pieces(path: Path) -> int:
             which has lines of base64.
     """
     try:
-        import sentencepiece
+        from sentencepiece import SentencePieceProcessor
     except ImportError as e:
         raise _Unknown("`pip install sentencepiece` reads it") from e
-    read: Any = sentencepiece.SentencePieceProcessor
     try:
-        return int(read(model_file=str(path)).get_piece_size())
+        return int(SentencePieceProcessor(model_file=str(path)).get_piece_size())
     except (OSError, RuntimeError) as e:
         raise _Unknown("SentencePiece does not read it") from e
 
 
 def _added(folder: Path) -> list[int]:
     """Return the ids that other files of a folder add to a model of SentencePiece, from -1."""
-    found = [-1]
-    for name, read in (
-        ("added_tokens.json", lambda body: body.values()),
-        ("tokenizer_config.json", lambda body: body.get("added_tokens_decoder") or ()),
-    ):
-        if (path := folder / name).is_file():
-            found += map(int, read(json.loads(path.read_text(encoding="utf-8"))))
-    return found
+    by_text = _mapping_in(folder / "added_tokens.json").values()
+    by_id = _mapping_in(folder / "tokenizer_config.json").get("added_tokens_decoder") or ()
+    return [-1, *map(int, by_text), *map(int, by_id)]
+
+
+def _mapping_in(path: Path) -> dict[str, Any]:
+    """Return the mapping of a JSON file; empty: there is no such file."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def write_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
