@@ -365,8 +365,8 @@ def verify(
         trial: Number of the trial; the winner by default.
         database: SQLite file or URL with the study. The same call resumes.
         sampling: Draw tokens at temperature 1 where the study's temperature is 0.
-        prompts: Most prompts, at least 2; 64 by default, or four times the study's concurrency if
-            that is more.
+        prompts: Most prompts, at least 2; by default 40, up to 64 where answers have fewer than 24
+            tokens, or four times the study's concurrency if that is more.
         keep: Keep the answers in the database, without which an interrupted call begins again.
         again: Launch although there is a verdict.
         on_event: Called with every stage, request and message. If it returns False or raises

@@ -38,7 +38,8 @@ FAULT = 3
 @click.option(
     "--prompts",
     type=click.IntRange(2, 10**6),
-    help="Most prompts to send. Default: 64, or 4 × the study's max_concurrency if that is more.",
+    help="Most prompts to send. Default: 40, up to 64 where answers have fewer than 24 tokens, or "
+    "4 × the study's max_concurrency if that is more.",
 )
 @click.option(
     "--answers/--no-answers",

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ from autotune.tuning.verify_judgement import judge_answers, odd_lines
 
 # Most prompt tokens of a step of the scoring server: it keeps the logits of all of them.
 _MOST_SCORED = 1024
-_PROMPTS = 64  # enough to find 1 % of wrong tokens in answers of 12 tokens, or fewer in longer ones
+# 1 % of wrong tokens are found in 720 tokens. Some answers end early.
+_TOKENS = 960
+_PROMPTS = range(40, 65)  # fewest: faults of some prompts only; most: answers may be short
 _WAVES = 4  # so that the load is full for most of the time
 _SEEDS = 10**6  # between the seeds of two launches
 _WORDS = {
@@ -85,7 +88,7 @@ class Asked:
     Attributes:
         trial: Number of the trial, the first one of its point.
         sampling: Draw tokens at temperature 1 where the study's temperature is 0.
-        prompts: Most prompts; None: 64, or four times the concurrency if that is more.
+        prompts: Most prompts; None: as many as :func:`prompts_for` says.
         keep: Keep the answers in the database.
         again: Launch although there is a verdict already.
     """
@@ -150,8 +153,11 @@ class _Run:
         self.chosen = self._of_trial(asked.trial)
         load = self.spec.workload
         self.temperature = 1.0 if asked.sampling and load.temperature == 0 else load.temperature
-        most = asked.prompts or max(_PROMPTS, _WAVES * (load.max_concurrency or 1))
-        kept = distinct(prepared.workload.measured)[:most]
+        kept = distinct(prepared.workload.measured)
+        lengths = [
+            as_int(prepared.workload.measured[i].output_len or load.output_len) for i in kept
+        ]
+        kept = kept[: asked.prompts or prompts_for(lengths, load.max_concurrency)]
         if not kept:
             raise UserError(
                 f"{prepared.loaded.path}: all prompts have images or other parts that are no "
@@ -385,6 +391,17 @@ class _Run:
         launches = self.store.launches.of_trial(self.spec.name, self.asked.trial)
         known = [x.stats for x in launches if x.stats is not None]
         return odd_lines(check_acceptance(now, _counts(known[-1]) if known else None))
+
+
+def prompts_for(lengths: Sequence[int | None], concurrency: int | None) -> int:
+    """Return how many prompts are enough to find 1 % of wrong tokens.
+
+    Args:
+        lengths: Most tokens of the answer to each prompt; None: unknown.
+        concurrency: Requests that run at the same time; None: as they arrive.
+    """
+    enough = sum(tokens < _TOKENS for tokens in accumulate(x or 0 for x in lengths)) + 1
+    return max(_PROMPTS[0], min(enough, _PROMPTS[-1]), _WAVES * (concurrency or 1))
 
 
 def distinct(requests: Sequence[Request]) -> list[int]:

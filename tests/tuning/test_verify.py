@@ -24,7 +24,7 @@ from autotune.results.views import StudyView, TrialView
 from autotune.storage.certificates import AnswerRole
 from autotune.storage.store import opened
 from autotune.tuning import verify as verifying
-from autotune.tuning.verify import Verification, distinct
+from autotune.tuning.verify import Verification, distinct, prompts_for
 from tests.standin import MODULE, write_vllm
 from tests.studies import autotune, processes_of, query, trials, write_study
 
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         search={"method": "grid"},
         server__env={"DOUBLE_TURNS": str(found / "turns"), "DOUBLE_SPEED": "40"},
         workload__num_prompts=60,
-        workload__output_len=24,
+        workload__output_len=48,
     )
     done = autotune("run", "double.yaml", "--trials", "2", "--verify", cwd=found)
     assert done.returncode == 0, done.stderr
@@ -77,10 +77,10 @@ def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
     assert (code, found["verdict"]) == (0, "certified")
     assert found["vllm"] == "0.32.0"  # its servers told; the double has no vLLM that can be asked
     judged = found["judgement"]
-    assert judged["prompts"] == 60
+    assert judged["prompts"] == 40
     assert judged["null_launches"] == 2
     assert judged["tokens"] > 300
-    assert 0 < judged["null_same_answers"] < 60  # the double rounds otherwise in each launch
+    assert 0 < judged["null_same_answers"] < 40  # the double rounds otherwise in each launch
     assert query(folder, LAUNCHES) == [(3,)]
     # n = 0 scores with a smaller batch budget
     budgets = query(folder, "select argv from autotune_launches where study = 'double:verify'")
@@ -110,7 +110,7 @@ def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
         [row] = store.certificates.of_study("double")
         assert view.trials[int(n)].certificate is not None
         assert {k: len(x) for k, x in store.certificates.answers(row.id).items()} == dict.fromkeys(
-            AnswerRole, 60
+            AnswerRole, 40
         )
     assert processes_of(folder) == []
 
@@ -282,6 +282,16 @@ def test_what_cannot_be_verified(folder: Path) -> None:
         done = autotune("verify", *words, cwd=folder)
         assert done.returncode == 2
         assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("length", "concurrency", "prompts"),
+    [(24, 2, 40), (512, None, 40), (20, 1, 48), (1, 1, 64), (None, 1, 64), (24, 32, 128)],
+)
+def test_as_many_prompts_as_find_one_percent(
+    length: int | None, concurrency: int | None, prompts: int
+) -> None:
+    assert prompts_for([length] * 200, concurrency) == prompts
 
 
 def test_random_weights_in_the_command_are_told_before_a_launch(folder: Path) -> None:
