@@ -400,7 +400,12 @@ def test_the_database_is_enough_on_another_machine(tmp_path: Path) -> None:
 
 
 def test_how_to_repeat_it(stored: Report, tmp_path: Path) -> None:
-    assert "autotune run demo-cpu --trials 12 --seed 0 --db again.db" in words(stored, "repeat")
+    earlier = words(stored, "repeat")  # the demo was another one, so its text is given
+    assert "autotune run demo-cpu.yaml --trials 12 --seed 0 --db again.db" in earlier
+    assert "num_prompts: 80" in earlier
+    shutil.copy(ON_A_GPU, tmp_path / "gpu.db")
+    bundled = words(report_of(tmp_path / "gpu.db"), "repeat")
+    assert "autotune run smollm2-h200 --trials 12 --seed 0 --db again.db" in bundled
     own = words(report_of(make(tmp_path, ROWS)), "repeat")
     assert "autotune run double.yaml --trials 5 --seed 7" in own
     assert "output_len: 12" in own  # the study file itself
