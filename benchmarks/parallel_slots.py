@@ -234,12 +234,12 @@ class VirtualSlots:
         if not self.capacity:
             raise RuntimeError("no slot is free")
         self.clock.now += self.driver_s
-        self._begun.append((trial, max(self.clock.now, self._free.get(trial.slot, 0.0))))
+        self._begun.append((trial, self.clock.now))
 
     def completed(self) -> list[tuple[Trial, Outcome]]:
         """Go on to the end of the next trial, and return it with those that ended by then."""
-        for trial, begin in self._begun:  # all slots are busy before one asks what follows
-            run = self._run(trial, begin)
+        for trial, at in self._begun:  # all slots are busy before one asks what follows
+            run = self._run(trial, max(at, self._free.get(trial.slot, 0.0)))
             self._free[trial.slot] = run.end
             heapq.heappush(self._under_way, (run.end, trial.number, run))
         self._begun.clear()
