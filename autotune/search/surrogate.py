@@ -150,6 +150,29 @@ def fit(
     """
     if not len(x) or not all(np.isfinite(a).all() for a in (x, y, variances)):
         raise ValueError("a surrogate needs finite numbers of at least one launch")
+    arrays = (x, y, variances, *(t.values for t in trends))
+    key = (
+        x.shape,
+        scale,
+        *((t.mean, t.sd) for t in trends),
+        *(np.asarray(a, dtype=np.float64).tobytes() for a in arrays),
+    )
+    if key not in _FITTED:  # for a batch it is asked with the same launches again and again
+        if len(_FITTED) >= _MOST_FITTED:
+            _FITTED.clear()
+        _FITTED[key] = _fit(x, y, variances, trends, scale)
+    return _FITTED[key]
+
+
+# By all that they are of, to the last bit.
+_FITTED: dict[tuple[object, ...], Surrogate] = {}
+_MOST_FITTED = 16  # two objectives, with and without prior knowledge, of the last four proposals
+
+
+def _fit(
+    x: Floats, y: Floats, variances: Floats, trends: Sequence[Trend], scale: float
+) -> Surrogate:
+    """Fit the process: :func:`fit`."""
     features = x.shape[1]
     medians, spreads = priors(features, scale)
     rest = y - _trend_mean(trends, [t.values for t in trends])
