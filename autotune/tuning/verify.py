@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from autotune.bench.server_metrics import difference, scrape
 from autotune.bench.workload import Request
 from autotune.bench.written import Scored, Written
 from autotune.errors import NothingUsable, TrialFailure, UserError
-from autotune.results.certificates import Certificate, Verdict, certificate_from
+from autotune.results.certificates import Certificate, Verdict, certificate_from, told_versions
 from autotune.results.text import point_text
 from autotune.serving.interrupts import held_back
 from autotune.stats.acceptance_check import DraftCounts, check_acceptance
@@ -53,7 +54,9 @@ from autotune.tuning.verify_judgement import judge_answers, odd_lines
 
 # Most prompt tokens of a step of the scoring server: it keeps the logits of all of them.
 _MOST_SCORED = 1024
-_PROMPTS = 64  # enough to find 1 % of wrong tokens in answers of 12 tokens, or fewer in longer ones
+# 1 % of wrong tokens are found in 720 tokens. Some answers end early.
+_TOKENS = 960
+_PROMPTS = range(40, 65)  # fewest: faults of some prompts only; most: answers may be short
 _WAVES = 4  # so that the load is full for most of the time
 _SEEDS = 10**6  # between the seeds of two launches
 _WORDS = {
@@ -85,7 +88,7 @@ class Asked:
     Attributes:
         trial: Number of the trial, the first one of its point.
         sampling: Draw tokens at temperature 1 where the study's temperature is 0.
-        prompts: Most prompts; None: 64, or four times the concurrency if that is more.
+        prompts: Most prompts; None: as many as :func:`prompts_for` says.
         keep: Keep the answers in the database.
         again: Launch although there is a verdict already.
     """
@@ -150,8 +153,11 @@ class _Run:
         self.chosen = self._of_trial(asked.trial)
         load = self.spec.workload
         self.temperature = 1.0 if asked.sampling and load.temperature == 0 else load.temperature
-        most = asked.prompts or max(_PROMPTS, _WAVES * (load.max_concurrency or 1))
-        kept = distinct(prepared.workload.measured)[:most]
+        kept = distinct(prepared.workload.measured)
+        lengths = [
+            as_int(prepared.workload.measured[i].output_len or load.output_len) for i in kept
+        ]
+        kept = kept[: asked.prompts or prompts_for(lengths, load.max_concurrency)]
         if not kept:
             raise UserError(
                 f"{prepared.loaded.path}: all prompts have images or other parts that are no "
@@ -184,7 +190,7 @@ class _Run:
         scoring = self._scoring(plain)
         row = self._row(scoring)
         if row.verdict is not None:
-            return Verification(certificate_from(row), self.store.certificates.answers(row.id))
+            return Verification(self._read(row), self.store.certificates.answers(row.id))
         kept = self.store.certificates.answers(row.id)
         self.answers = {k: x for k, x in kept.items() if len(x) == len(self.requests)}
         launches = {
@@ -197,7 +203,11 @@ class _Run:
             verdict, judgement = judge_answers(self.answers, self.temperature, self._notes())
         self.store.certificates.judge(row.id, verdict.value, judgement.model_dump(mode="json"))
         last = next(x for x in self.store.certificates.of_study(self.spec.name) if x.id == row.id)
-        return Verification(certificate_from(last), self.answers, launched=True)
+        return Verification(self._read(last), self.answers, launched=True)
+
+    def _read(self, row: CertificateRow) -> Certificate:
+        """Return a verification with the version of vLLM that its servers told."""
+        return certificate_from(row, told_versions(self.store, self.spec.name))
 
     def _plain(self) -> dict[str, Value]:
         """Return n = 0 with the other parameters of the point.
@@ -381,6 +391,17 @@ class _Run:
         launches = self.store.launches.of_trial(self.spec.name, self.asked.trial)
         known = [x.stats for x in launches if x.stats is not None]
         return odd_lines(check_acceptance(now, _counts(known[-1]) if known else None))
+
+
+def prompts_for(lengths: Sequence[int | None], concurrency: int | None) -> int:
+    """Return how many prompts are enough to find 1 % of wrong tokens.
+
+    Args:
+        lengths: Most tokens of the answer to each prompt; None: unknown.
+        concurrency: Requests that run at the same time; None: as they arrive.
+    """
+    enough = sum(tokens < _TOKENS for tokens in accumulate(x or 0 for x in lengths)) + 1
+    return max(_PROMPTS[0], min(enough, _PROMPTS[-1]), _WAVES * (concurrency or 1))
 
 
 def distinct(requests: Sequence[Request]) -> list[int]:
