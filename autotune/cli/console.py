@@ -322,6 +322,10 @@ class Ui:
         line = Text.assemble((f"{mark:<6}", style), (f"{plain(name):<10}", "bold"), plain(text))
         self.console.print(line, soft_wrap=True)
 
+    def __rich__(self) -> SlotLines:
+        """Return a live line for each slot that does something."""
+        return self._lines
+
     def _print(self, text: str) -> None:
         """Print a line unwrapped, so that it can be pasted and searched."""
         self.console.print(Text(text), soft_wrap=True)
