@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotune._version import __version__
-    from autotune.api import Event, Result, StopTuning, Study, tune
+    from autotune.api import Event, Result, StopTuning, Study, tune, verify
 
-__all__ = ["Event", "Result", "StopTuning", "Study", "__version__", "tune"]
+__all__ = ["Event", "Result", "StopTuning", "Study", "__version__", "tune", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -49,7 +49,9 @@ import yaml
 
 from autotune.bench.sample import Sample
 from autotune.errors import NothingUsable, UserError
+from autotune.output.export.choice import measured_trial
 from autotune.output.export.write import shell_command
+from autotune.results.certificates import Certificate
 from autotune.results.flatness import Statement, statement_of
 from autotune.results.read_request_acceptance import read_request_acceptance
 from autotune.results.rehearsed import with_kept_acceptance
@@ -67,8 +69,9 @@ from autotune.tuning.prepare import prepare
 from autotune.tuning.progress import OUTSIDE, At
 from autotune.tuning.slots import cluster_of, slots_of_host
 from autotune.tuning.study_run import run_study
+from autotune.tuning.verify import Asked, verify_study
 
-__all__ = ["Event", "Result", "StopTuning", "Study", "tune"]
+__all__ = ["Event", "Result", "StopTuning", "Study", "tune", "verify"]
 
 DATABASE = Path("autotune.db")
 
@@ -310,11 +313,7 @@ def tune(
         KeyboardInterrupt: the server is gone, and the same call goes on.
         Exception: an exception of a callback; the server is gone then, too.
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise UserError(
-            "tune() works in the main thread only, for it must hear of interrupts to end its "
-            "servers; run it there, or `autotune run` as a process"
-        )
+    _check_thread("tune", "run")
     slots = None if parallel == "auto" else parallel
     for name, value, least in (("trials", trials, 1), ("seed", seed, 0), ("parallel", slots, 1)):
         if value is not None and value < least:
@@ -343,6 +342,74 @@ def tune(
         except StopTuning:
             reason = "a callback ended it"
     return replace(Result.from_database(path, study.name), reason=reason)
+
+
+def verify(
+    study: Study,
+    trial: int | None = None,
+    *,
+    database: str | Database = DATABASE,
+    sampling: bool = False,
+    prompts: int | None = None,
+    keep: bool = True,
+    again: bool = False,
+    on_event: OnEvent | None = None,
+) -> Certificate | None:
+    """Check that a trial's point writes what n = 0 writes, as ``autotune verify`` does.
+
+    It launches three servers, unless there is a verdict already. ``docs/verify.md`` says what it
+    means.
+
+    Args:
+        study: The study, which was run.
+        trial: Number of the trial; the winner by default.
+        database: SQLite file or URL with the study. The same call resumes.
+        sampling: Draw tokens at temperature 1 where the study's temperature is 0.
+        prompts: Most prompts, at least 2; by default 40, up to 64 where answers have fewer than 24
+            tokens, or four times the study's concurrency if that is more.
+        keep: Keep the answers in the database, without which an interrupted call begins again.
+        again: Launch although there is a verdict.
+        on_event: Called with every stage, request and message. If it returns False or raises
+            :class:`StopTuning`, that exception ends the call.
+
+    Returns:
+        The certificate, whose ``verdict`` is ``"certified"``, ``"not certified"`` or ``"not
+        judged"``; None: the winner drafts nothing.
+
+    Raises:
+        UserError: the study, the trial or the database cannot be used; one line says why.
+        NothingUsable: the study has no winner, or a launch failed.
+        MachineError: the disk is full, or the database is damaged or stayed locked.
+        KeyboardInterrupt: the server is gone, and the same call goes on.
+        Exception: an exception of the callback; the server is gone then, too.
+    """
+    _check_thread("verify", "verify")
+    if prompts is not None and prompts < 2:
+        raise UserError(f"prompts must be at least 2, not {prompts}")
+    path = parse_database(database)
+    result = Result.from_database(path, study.name)
+    chosen = result.best() if trial is None else measured_trial(result.view, trial)
+    if trial is None and chosen.certificate is None:
+        return None
+    asked = Asked(chosen.number, sampling=sampling, prompts=prompts, keep=keep, again=again)
+    listener = _Listener(None, on_event)
+    with _quiet_optuna(), _outside_of_loops():
+        prepared = prepare(with_kept_acceptance(study.loaded, path), listener)
+        found = verify_study(prepared, database=path, asked=asked, progress=listener)
+    return found.certificate
+
+
+def _check_thread(function: str, command: str) -> None:
+    """Refuse a thread that no interrupt reaches.
+
+    Raises:
+        UserError: it is not the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError(
+            f"{function}() works in the main thread only, for it must hear of interrupts to end "
+            f"its servers; run it there, or `autotune {command}` as a process"
+        )
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,6 +5,7 @@
     AutotuneError           exit code 1   one line for the user
     ├── UserError           exit code 2   the user's mistake
     ├── NothingUsable       exit code 1   the study has no usable result
+    │   └── NotJudged       exit code 4   the answers have no verdict; the study has its results
     ├── MachineError        exit code 1   the machine gave way
     │   ├── DatabaseLocked  exit code 1   another program holds the database
     │   └── LeaseLost       exit code 1   another autotune took the database over
@@ -62,6 +63,12 @@ class UserError(AutotuneError):
 
 class NothingUsable(AutotuneError):
     """The study ran, but has no usable result."""
+
+
+class NotJudged(NothingUsable):
+    """Whether answers are those of n = 0 was asked, and could not be judged."""
+
+    exit_code = 4
 
 
 class MachineError(AutotuneError):

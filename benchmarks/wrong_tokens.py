@@ -1,17 +1,29 @@
 """A real vLLM whose answers have some wrong tokens where it drafts: what `verify` must find.
 
-It takes the place of vLLM's API server in a study:
+It stands before vLLM's API server in a study, whose module autotune then still sees:
 
     server:
-      command: [python, benchmarks/wrong_tokens.py]
+      command: [python, benchmarks/wrong_tokens.py, -m, vllm.entrypoints.openai.api_server]
 
-A launch with n = 0 is vLLM itself. One that drafts is vLLM behind a proxy, which replaces each
-token id of an answer with probability ``WRONG_TOKENS`` (an environment variable, 0 without it) by
-another one. Tokens after a wrong one stay as they were. All else passes unchanged.
+A launch with n = 0 is vLLM itself. One that drafts has the faults that variables of the environment
+ask for, and the study says nothing of them, so `verify` judges it:
+
+    WRONG_TOKENS   a probability: vLLM is behind a proxy, which replaces each token id of an answer
+                   with it by another one. Tokens after a wrong one stay as they were.
+    WRONG_RATES    rates with commas, such as 0.025,0: vLLM accepts drafts that often by position,
+                   whether they are right or not (`rejection_sample_method: synthetic`). The last
+                   one is that of all later positions. Not on a CPU: vLLM 0.32 has it for GPUs only.
+    WRONG_MODEL    a folder: vLLM serves this model under the name of the study's.
+
+With WRONG_RATES=r,0 a step writes 1 + r tokens on average, and r (1 − a) of them are accepted and
+wrong, where a is how often the target accepts the draft's first token (position 1 in `autotune
+status`). For a share s of wrong tokens, r = s / (1 − a − s): 1 % of them are about 0.01 / (1 − a),
+such as 0.022 at a = 0.54. Tokens after a wrong one follow from it, so they are right.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -25,8 +37,11 @@ from typing import Any
 import httpx
 import uvicorn
 
-SERVER = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+MODULE = ["-m", "vllm.entrypoints.openai.api_server"]
 SHARE = float(os.environ.get("WRONG_TOKENS", "0"))
+RATES = [float(x) for x in os.environ.get("WRONG_RATES", "").split(",") if x]
+MODEL = os.environ.get("WRONG_MODEL", "")
+DRAFT = "--speculative-config"
 TIMEOUT_S = 600.0
 
 
@@ -84,16 +99,44 @@ class Proxy:
         await answer.aclose()
 
 
+def accepting(argv: list[str]) -> list[str]:
+    """Return the words of a launch that accepts drafts as often as RATES says."""
+    at = argv.index(DRAFT) + 1
+    draft = json.loads(argv[at])
+    n = draft["num_speculative_tokens"]
+    rates = [*RATES, *[RATES[-1]] * n][:n]
+    draft |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
+    return [*argv[:at], json.dumps(draft), *argv[at + 1 :]]
+
+
+def serving(argv: list[str]) -> list[str]:
+    """Return the words of a launch that serves MODEL under the name of its own model."""
+    at = argv.index("--model") + 1
+    named = [] if "--served-model-name" in argv else ["--served-model-name", argv[at]]
+    return [*argv[:at], MODEL, *argv[at + 1 :], *named]
+
+
 def main(argv: list[str]) -> None:
-    """Become vLLM, or start it behind the proxy; end as soon as it does."""
-    if "--speculative-config" not in argv or not SHARE:
-        os.execv(SERVER[0], [*SERVER, *argv])  # noqa: S606 – no shell
+    """Become vLLM, or start it behind the proxy; end as soon as it does.
+
+    Args:
+        argv: Words of Python that start vLLM, from ``-m`` on, or those behind its module.
+    """
+    if argv[:1] != MODULE[:1]:
+        argv = [*MODULE, *argv]
+    drafts = DRAFT in argv
+    if drafts and RATES:
+        argv = accepting(argv)
+    if drafts and MODEL:
+        argv = serving(argv)
+    if not drafts or not SHARE:
+        os.execv(sys.executable, [sys.executable, *argv])  # noqa: S606 – no shell
     at = argv.index("--port") + 1
     port = int(argv[at])
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         behind = s.getsockname()[1]
-    server = subprocess.Popen([*SERVER, *argv[:at], str(behind), *argv[at + 1 :]])
+    server = subprocess.Popen([sys.executable, *argv[:at], str(behind), *argv[at + 1 :]])
 
     def end(_signum: int, _frame: FrameType | None) -> None:
         server.terminate()

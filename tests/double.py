@@ -411,7 +411,10 @@ class Api:
             if request.get("return_token_ids"):
                 n, ended = self.engine.n, running.produced < limit
                 own = f"{n} {self.args.max_num_batched_tokens}"
-                out = write(ids, running.produced, request, ENV, own, drafts=n > 0, ended=ended)
+                env = ENV
+                if self.engine.played:
+                    env = ENV | {"DOUBLE_WRONG": str(self.engine.played[0] / 2)}
+                out = write(ids, running.produced, request, env, own, drafts=n > 0, ended=ended)
                 text, reason = " ".join(f"w{x}" for x in out), "stop" if ended else "length"
                 more |= {"token_ids": out} if chat else {"token_ids": out, "prompt_token_ids": ids}
         choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
@@ -611,6 +614,7 @@ async def main(args: argparse.Namespace, sock: socket.socket, fail: str, child: 
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # also where the stand-in runs it
     args = parse()
     fail = failing(args)
     if words := said():

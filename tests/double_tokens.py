@@ -3,7 +3,7 @@
 The likeliest next token follows from the last four, so a wrong token leads elsewhere, as in a real
 model. At one of ten places two tokens are about equally likely, and a launch takes the other one
 half of the time, as rounding does: launches with another n or batch budget take others, the same
-ones each time.
+ones each time. Where a synthetic acceptance is given, half of the accepted first drafts are wrong.
 
 Environment of the double, all for launches that draft (n > 0) only:
 

@@ -536,6 +536,7 @@ def test_texts_of_a_study_are_shown_as_they_are(tmp_path: Path) -> None:
         tmp_path,
         description=LITERAL,
         server__flags={"max-num-seqs": 2, "served-model-name": LITERAL},
+        server__speculative=None,
         space={"quantization": {"type": "choice", "choices": [LITERAL]}},
     )
     done = autotune("run", str(file), "--trials", "1", cwd=tmp_path)
@@ -949,13 +950,14 @@ def test_what_is_written_is_for_its_owner_only(
 
 
 def test_a_models_own_code_is_run_only_where_the_study_says_so(tmp_path: Path) -> None:
+    switch = {"type": "choice", "choices": [False, True]}
     for changes, says in (
         ({}, False),
         ({"server__flags": {"trust-remote-code": False}}, False),
         ({"server__flags": {"trust-remote-code": True}}, True),
         ({"server__flags": {"trust_remote_code": True}}, True),
         ({"server__command": [sys.executable, DOUBLE, "--trust-remote-code"]}, True),
-        ({"space": {"trust-remote-code": {"type": "choice", "choices": [False, True]}}}, True),
+        ({"server__speculative": None, "space": {"trust-remote-code": switch}}, True),
     ):
         found = loaded(tmp_path, **changes)
         assert runs_model_code(found.spec) is says, changes

@@ -41,7 +41,7 @@ _PLAIN = {
     "frequency_penalty": 0.0,
 }
 _MOST_NATS = 1e6  # vLLM writes -9999 for a token without any probability
-_MOST_AT_ONCE = 8  # answers that are scored at a time
+_AT_ONCE = 8  # answers that are scored at a time
 _CONNECT_S = 30.0
 _TEXTS = ("content", "reasoning_content", "reasoning")
 
@@ -92,7 +92,7 @@ def score_answers(
 
     Args:
         server: The server that scores.
-        load: Has the longest duration of a request, and the concurrency.
+        load: Has the longest duration of a request.
         answers: What was written, by this server or others.
         on_done: Told of each answer's position in ``answers`` and its score.
 
@@ -118,9 +118,7 @@ def score_answers(
         on_done(i, scored)
         return scored
 
-    return _all(
-        server, len(answers), min(load.max_concurrency or _MOST_AT_ONCE, _MOST_AT_ONCE), one
-    )
+    return _all(server, len(answers), _AT_ONCE, one)  # nothing is timed: no step waits for us
 
 
 def _all(

@@ -18,7 +18,7 @@ from autotune.engine.command import free_port, runs_model_code
 from autotune.engine.draft_method import with_method
 from autotune.engine.draft_notes import draft_notes
 from autotune.engine.flags import check_flags
-from autotune.engine.memory_fit import need_of, why_no_weights, why_too_large
+from autotune.engine.memory_fit import need_of, unchecked_tokenizer, why_no_weights, why_too_large
 from autotune.engine.probe import UNKNOWN, VllmInfo, probe
 from autotune.engine.rehearsal import why_no_experts, why_not_here
 from autotune.engine.rules import how_read, why_unread
@@ -197,6 +197,8 @@ def _size(loaded: LoadedStudy, info: VllmInfo, host: Host) -> Iterator[Check]:
         yield Check("size", False, why)
     elif has_no_weights(loaded.spec.server.model, loaded.base) and (need := need_of(loaded)):
         yield Check("size", True, f"at least {need.words}")
+    if (note := unchecked_tokenizer(loaded)) is not None:
+        yield Check("tokenizer", None, note)
 
 
 def _gpu(info: VllmInfo | None, host: Host) -> Check:

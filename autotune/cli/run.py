@@ -25,7 +25,7 @@ from autotune.cli.options import (
     timeout_option,
     ways,
 )
-from autotune.cli.verify import end_by, verified_winner
+from autotune.cli.verify import end, verified_winner
 from autotune.errors import NothingUsable, UserError, in_short
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
@@ -75,7 +75,8 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answer
 @click.option(
     "--verify",
     is_flag=True,
-    help="Then check that the winner writes what n = 0 writes; see `autotune verify`.",
+    help="Then check that the winner writes what n = 0 writes, and exit as `autotune verify` does: "
+    "0 certified, 3 it does not, 4 not judged.",
 )
 @parallel_option
 @ray_option
@@ -206,7 +207,8 @@ def _run(
         how = "done" if reason is StopReason.CONVERGED else "stopped"
         ui.message(f"{how}: {reason}")
     _finish(ui, database, loaded.spec.name)
-    end_by(found)
+    if found is not None:
+        end(found, loaded.spec.name)
 
 
 @contextmanager

@@ -53,6 +53,7 @@ def shape(
       autotune shape gemma-4-26b-a4b --quant w4a16 --out gemma
     """
     from autotune.results.shape_catalog import catalog_json, catalog_lines, size_words
+    from autotune.study.shape_tokenizer import why_unchecked
     from autotune.study.shapes import shape_named, write_shape
 
     if listed or as_json or name is None:
@@ -69,6 +70,8 @@ def shape(
     click.echo(f"wrote {written.target}: the shape of {found.of}, {size}; no weights")
     if written.draft is not None:
         click.echo(f"wrote {written.draft}: the shape of {found.draft_of}")
+    if tokenizer is not None and (note := why_unchecked(tokenizer)):
+        click.echo(f"--tokenizer: {note}")
     click.echo("serve it with --load-format dummy, or write it into a study:")
     lines = ["rehearsal: {weights: dummy}", "server:", f"  model: {written.target}"]
     if written.draft is not None:

@@ -9,7 +9,7 @@ import click
 
 from autotune.cli.common import best_trial, say_trust
 from autotune.cli.options import database_option
-from autotune.errors import NothingUsable, UserError
+from autotune.errors import NothingUsable, NotJudged, UserError
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help answers at once
     from autotune.cli.console import Ui
@@ -38,7 +38,8 @@ FAULT = 3
 @click.option(
     "--prompts",
     type=click.IntRange(2, 10**6),
-    help="Most prompts to send. Default: 64, or 4 × the study's max_concurrency if that is more.",
+    help="Most prompts to send. Default: 40, up to 64 where answers have fewer than 24 tokens, or "
+    "4 × the study's max_concurrency if that is more.",
 )
 @click.option(
     "--answers/--no-answers",
@@ -69,7 +70,7 @@ def verify(
     Three servers answer the study's prompts: n = 0, the winner, and n = 0 again. The last one
     scores every token that they wrote. STUDY is the file or bundled name that was run. Run the same
     command again to resume; a finished verification is only shown. Exit code 3 means that the
-    answers differ more than those of n = 0 do.
+    answers differ more than those of n = 0 do, 4 that they could not be judged.
 
     \b
     Examples:
@@ -148,10 +149,12 @@ def _shown(store: Store, name: str, trial: TrialView) -> Verification:
     Raises:
         NothingUsable: it was not verified.
     """
-    from autotune.results.certificates import output_line
+    from autotune.results.certificates import Verdict, output_line
     from autotune.tuning.verify import Verification
 
     found = trial.certificate
+    if found is not None and found.number is None and found.verdict is Verdict.NOT_JUDGED:
+        return Verification(found)
     if found is None or found.number is None:
         why = "it drafts nothing" if found is None else output_line(found, trial.number)
         raise NothingUsable(f"{name}: trial {trial.number} has no verdict: {why}")
@@ -193,9 +196,14 @@ def verified(
 
 
 def verified_winner(ui: Ui, prepared: Prepared, database: Database) -> Verification | None:
-    """Verify the winner of a study that was run; None: there is none to verify."""
+    """Verify the winner of a study that was run; None: there is none to verify.
+
+    Where a launch fails or is refused the study still has its results, and the winner no verdict.
+    """
+    from autotune.results.certificates import Certificate, Verdict
     from autotune.results.trials import study_view
     from autotune.storage.store import opened
+    from autotune.tuning.verify import Verification
 
     loaded = prepared.loaded
     with opened(database) as store:
@@ -206,17 +214,8 @@ def verified_winner(ui: Ui, prepared: Prepared, database: Database) -> Verificat
         return None
     try:
         return verified(ui, loaded, database, best, prepared=prepared)
-    except (NothingUsable, UserError) as e:  # the study has its results
-        ui.message(f"not verified: {e}")
-        return None
-
-
-def end_by(found: Verification | None) -> None:
-    """End a run with exit code 3 where the winner's answers differ."""
-    from autotune.results.certificates import Verdict
-
-    if found is not None and found.certificate.verdict is Verdict.FAULT:
-        click.get_current_context().exit(FAULT)
+    except (NothingUsable, UserError) as e:
+        return Verification(Certificate(Verdict.MISSING, str(e)))
 
 
 def say(found: Verification, trial: TrialView) -> None:
@@ -235,10 +234,19 @@ def say(found: Verification, trial: TrialView) -> None:
 
 
 def end(found: Verification, name: str) -> None:
-    """End the command by the verdict: 0 certified, 3 a fault, 1 not judged."""
+    """End the command by the verdict, the same for `verify` and for `run --verify`.
+
+    Args:
+        found: What was found; certified is exit code 0, a fault 3.
+        name: Name of the study.
+
+    Raises:
+        NotJudged: there is no verdict, which is exit code 4.
+    """
     from autotune.results.certificates import Verdict
 
-    end_by(found)
     certificate = found.certificate
-    if certificate.verdict is Verdict.NOT_JUDGED:
-        raise NothingUsable(f"{name}: the output is not judged: {certificate.why}")
+    if certificate.verdict is Verdict.FAULT:
+        click.get_current_context().exit(FAULT)
+    if certificate.verdict is not Verdict.CERTIFIED:
+        raise NotJudged(f"{name}: the output is {certificate.verdict.value}: {certificate.why}")

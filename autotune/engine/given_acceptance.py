@@ -18,6 +18,6 @@ def with_acceptance(server: ServerSpec, rates: Sequence[float]) -> ServerSpec:
             launch takes the first n.
     """
     own = server.played or Played(target=False, draft=False, curves=None, seed=0, label="")
-    weights = weights_text(server.model, own.routing, target=own.target, draft=own.draft)
+    weights = weights_text(own.routing, mixture=own.mixture, target=own.target, draft=own.draft)
     label = f"rehearsal: {weights}, acceptance was given, step times are real"
     return server.playing(replace(own, curves=(tuple(rates),), label=label))

@@ -24,7 +24,7 @@ from autotune.study.files import LoadedStudy
 from autotune.study.model_size import kv_cache_of, weight_bytes
 from autotune.study.rehearsal import DRAFT_LOAD, LOAD_FORMAT
 from autotune.study.schema import FlagValue, StudySpec
-from autotune.study.shape_tokenizer import why_another_tokenizer
+from autotune.study.shape_tokenizer import why_another_tokenizer, why_unchecked
 from autotune.study.space import DRAFT, FloatParam, N, as_int
 
 GIB = 1 << 30
@@ -87,12 +87,30 @@ def why_no_weights(loaded: LoadedStudy) -> str | None:
 
 def _why_other_tokenizer(loaded: LoadedStudy) -> str | None:
     """Return why the tokenizer that is named for a model without weights is not its own."""
-    ref, given = loaded.spec.server.model, loaded.spec.server.flags.get("tokenizer")
-    words = as_int((config_of(ref, loaded.base) or {}).get("vocab_size"))
-    if not isinstance(given, str) or words is None or not has_no_weights(ref, loaded.base):
-        return None
-    why = why_another_tokenizer(Path(given).expanduser(), words)
+    words = as_int((config_of(loaded.spec.server.model, loaded.base) or {}).get("vocab_size"))
+    folder = _named_tokenizer(loaded)
+    why = None if words is None or folder is None else why_another_tokenizer(folder, words)
+    ref = loaded.spec.server.model
     return None if why is None else f"server.flags.tokenizer: {why}; name that of {ref}"
+
+
+def unchecked_tokenizer(loaded: LoadedStudy) -> str | None:
+    """Return why the tokenizer of a model without weights was not checked, key first; None: it was.
+
+    Args:
+        loaded: The study.
+    """
+    folder = _named_tokenizer(loaded)
+    why = None if folder is None else why_unchecked(folder)
+    return None if why is None else f"server.flags.tokenizer: {why}"
+
+
+def _named_tokenizer(loaded: LoadedStudy) -> Path | None:
+    """Return the path that is named as the tokenizer of a model without weights, or None."""
+    given = loaded.spec.server.flags.get("tokenizer")
+    if isinstance(given, str) and has_no_weights(loaded.spec.server.model, loaded.base):
+        return Path(given).expanduser()
+    return None
 
 
 def why_too_large(loaded: LoadedStudy, info: VllmInfo, memory: int | None) -> str | None:

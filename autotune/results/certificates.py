@@ -17,7 +17,10 @@ from pydantic import ValidationError
 
 from autotune.results.judged import Judged
 from autotune.results.text import count, number, plain
+from autotune.storage.certificates import ROLES, AnswerRole, launch_number
+from autotune.storage.names import verification_name
 from autotune.storage.schema import CertificateRow
+from autotune.storage.store import Store
 from autotune.study.lossless import drafts, why_lossy
 from autotune.study.schema import StudySpec
 from autotune.study.space import Point
@@ -41,7 +44,7 @@ class Certificate:
         why: Why it is not judged; empty for any other verdict.
         number: Id of the verification; None: there is none.
         judged_at: When it was judged; None: it was not.
-        vllm: Version of its vLLM; None: unknown.
+        vllm: Version that its servers told; None: unknown.
         judgement: Numbers behind the verdict; None: there are none.
     """
 
@@ -68,8 +71,20 @@ class Certificate:
         }
 
 
+def told_versions(store: Store, study: str) -> dict[int, str]:
+    """Return the version of vLLM that each launch of a study's verifications told, by its number.
+
+    A study whose vLLM cannot be asked before a launch, as in a container, has no other.
+    """
+    return store.launches.versions(verification_name(study))
+
+
 def certificate_of(
-    rows: Sequence[CertificateRow], spec: StudySpec, trial: int, point: Point
+    rows: Sequence[CertificateRow],
+    spec: StudySpec,
+    trial: int,
+    point: Point,
+    told: Mapping[int, str] | None = None,
 ) -> Certificate | None:
     """Return what is known of the answers of a trial; None: it drafts nothing, so all is said.
 
@@ -80,6 +95,7 @@ def certificate_of(
         spec: The study.
         trial: Number of the trial, the first one of its point.
         point: Its point.
+        told: Answer of :func:`told_versions`; None: it is not known.
     """
     drafting = drafts(spec, point)
     if drafting and (why := why_lossy(spec, point)) is not None:
@@ -88,7 +104,7 @@ def certificate_of(
     for x in rows:
         if x.trial == trial and x.verdict is not None:
             at = _setting(x).get("temperature")
-            judged[at if isinstance(at, int | float) else repr(at)] = certificate_from(x)
+            judged[at if isinstance(at, int | float) else repr(at)] = certificate_from(x, told)
     for verdict in (Verdict.FAULT, Verdict.CERTIFIED, Verdict.NOT_JUDGED):
         found = [x for x in judged.values() if x.verdict is verdict]
         if found:
@@ -96,18 +112,21 @@ def certificate_of(
     return Certificate(Verdict.MISSING) if drafting else None
 
 
-def certificate_from(row: CertificateRow) -> Certificate:
+def certificate_from(row: CertificateRow, told: Mapping[int, str] | None = None) -> Certificate:
     """Return a verification that was judged.
 
     What another version of autotune wrote, and cannot be read, counts as not judged.
+
+    Args:
+        row: The verification.
+        told: Answer of :func:`told_versions`; None: it is not known.
     """
     known = [v for v in Verdict if v.value == row.verdict]
     ended = None
     if row.ended_at is not None:
         with suppress(TypeError, ValueError, OverflowError, OSError):  # somebody else's number
             ended = datetime.fromtimestamp(row.ended_at, UTC)
-    version = _setting(row).get("vllm")
-    vllm = version if isinstance(version, str) else None
+    vllm = _version(row, told or {})
     try:
         judged = Judged.model_validate(row.judgement)
     except ValidationError:
@@ -116,6 +135,14 @@ def certificate_from(row: CertificateRow) -> Certificate:
         why = "another version of autotune judged it; verify it again"
         return Certificate(Verdict.NOT_JUDGED, why, row.id, ended, vllm)
     return Certificate(known[0], judged.why or "", row.id, ended, vllm, judged)
+
+
+def _version(row: CertificateRow, told: Mapping[int, str]) -> str | None:
+    """Return what the server of the point told of its vLLM, or another launch, or the probe."""
+    launches = (told.get(launch_number(row.id, x)) for x in (AnswerRole.CHOSEN, *ROLES))
+    found = (x for x in (*launches, _setting(row).get("vllm")) if isinstance(x, str))
+    version = next(found, None)
+    return None if version is None else version.partition("+")[0]
 
 
 def _setting(row: CertificateRow) -> Mapping[str, Any]:

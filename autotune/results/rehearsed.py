@@ -16,9 +16,9 @@ from autotune.storage.names import break_even_name
 from autotune.storage.store import Store, is_there, opened
 from autotune.study.files import LoadedStudy
 from autotune.study.messages import refused
-from autotune.study.rehearsal import played_unsaid
 from autotune.study.schema import StudySpec
 from autotune.study.space import N, as_int
+from autotune.study.unsaid import unsaid_text
 
 _KEY = "rehearsal.acceptance.from"
 _DIGITS = 6  # of a rate
@@ -161,7 +161,7 @@ def production_note(spec: StudySpec) -> str | None:
     """
     how = spec.rehearsal
     if how is None:
-        return _played_unsaid(spec)
+        return _unsaid_note(spec)
     draft = spec.server.speculative
     dummies = [f"the target ({plain(spec.server.model)})"] if how.dummy("target") else []
     if draft is not None and draft.model is not None and how.dummy("draft"):
@@ -177,9 +177,9 @@ def production_note(spec: StudySpec) -> str | None:
     )
 
 
-def _played_unsaid(spec: StudySpec) -> str | None:
+def _unsaid_note(spec: StudySpec) -> str | None:
     """Return that a study without `rehearsal` plays weights or acceptance; None: it does not."""
-    if not (found := played_unsaid(spec)):
+    if not (found := unsaid_text(spec)):
         return None
     return (
         f"This study sets {found} itself, so its numbers are those of no real model, "

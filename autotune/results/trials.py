@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from autotune.results.certificates import certificate_of
+from autotune.results.certificates import certificate_of, told_versions
 from autotune.results.environment import environments, mixed
 from autotune.results.objectives import stored_objectives
 from autotune.results.recomputed import Recomputed
@@ -63,10 +63,11 @@ def study_view(store: Store, name: str) -> StudyView:
     every = Recomputed(store, spec, objectives).trials(study.trials)
     trials, found, judged = _views(every, spec, objectives)
     verified = store.certificates.of_study(name)
+    told = told_versions(store, name) if verified else {}
     return StudyView(
         name=name,
         objectives=objectives,
-        trials=[_certified(_on_its_slot(store, name, v), spec, verified) for v in trials],
+        trials=[_certified(_on_its_slot(store, name, v), spec, verified, told) for v in trials],
         wanted=row.wanted,
         finished=sum(map(counts, every)),
         machine=machine_line(machine) if machine else "",
@@ -91,12 +92,14 @@ def _on_its_slot(store: Store, name: str, view: TrialView) -> TrialView:
     return replace(view, slot=launches[-1].machine.get("slot"))
 
 
-def _certified(view: TrialView, spec: StudySpec, rows: Sequence[CertificateRow]) -> TrialView:
+def _certified(
+    view: TrialView, spec: StudySpec, rows: Sequence[CertificateRow], told: Mapping[int, str]
+) -> TrialView:
     """Return a measured trial with what is known of its answers; any other unchanged."""
     if view.state != "complete":
         return view
     number = view.number if view.again is None else view.again
-    return replace(view, certificate=certificate_of(rows, spec, number, view.point))
+    return replace(view, certificate=certificate_of(rows, spec, number, view.point, told))
 
 
 def _dropped(kept: Mapping[str, Any]) -> dict[int, Dropped]:

@@ -222,6 +222,15 @@ class Launches:
         )
         return None if machine is None else json.loads(machine), version
 
+    def versions(self, study: str) -> dict[int, str]:
+        """Return the version of vLLM that the latest server of each trial told, by its number."""
+        rows = self._reader.rows(
+            "SELECT trial, vllm_version FROM autotune_launches WHERE study = :study "
+            "AND vllm_version IS NOT NULL ORDER BY planned_at",
+            study=study,
+        )
+        return {r["trial"]: r["vllm_version"] for r in rows}
+
     def weights(self, study: str) -> dict[str, str]:
         """Return the latest hashes of the weights that a study was measured with, by role."""
         found: dict[str, str] = {}

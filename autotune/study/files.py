@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from autotune.study.checkpoints import config_of
 from autotune.study.keys import Model
 from autotune.study.messages import problems, refused
 from autotune.study.owned import why_refused
+from autotune.study.rehearsal import with_mixture
 from autotune.study.schema import StudySpec
 from autotune.study.secrets import MASK, is_secret, masked, secret_values
 from autotune.study.shapes import why_no_shape
@@ -184,6 +186,8 @@ def parse_study(
         raise refused(path, problems(e)) from e
     if not stored and (why := why_refused(spec)):
         raise refused(path, why)
+    if check_files:
+        spec = with_mixture(spec, lambda ref: config_of(ref, path.parent))
     loaded = LoadedStudy(spec=_as_begun(spec) if stored else spec, path=path, text=text)
     if check_files:
         _check_shapes(path, spec)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from autotune.study.rehearsal import DUMMY, LOAD_FORMAT, SYNTHETIC
+from autotune.study.rehearsal import ROUTING_VARIABLE, SYNTHETIC
 from autotune.study.schema import StudySpec
 from autotune.study.space import N, Point, as_int
 from autotune.study.speculative import FLY, REJECTION
+from autotune.study.unsaid import Unsaid, unsaid
 from autotune.study.ways import is_lossy
 
 
@@ -28,14 +29,16 @@ def why_lossy(spec: StudySpec, point: Point) -> str | None:
     """
     if spec.rehearsal is not None:
         return "the study is a rehearsal, whose answers are those of no real model"
-    if spec.settings(point).get(LOAD_FORMAT) == DUMMY:
+    plays = unsaid(spec, point)
+    if Unsaid.WEIGHTS in plays:
         return "the weights are random (load-format: dummy), so its answers are noise"
+    if Unsaid.ROUTING in plays:
+        return f"{ROUTING_VARIABLE} routes tokens to experts, so its answers are noise"
     if not drafts(spec, point):
         return None
-    keys = spec.server.draft_settings(point)
-    if is_lossy(keys):
+    if is_lossy(spec.server.draft_settings(point)):
         return f"{REJECTION}: {FLY} accepts drafts that the target would not have written"
-    if keys.get(REJECTION) == SYNTHETIC:
+    if Unsaid.ACCEPTANCE in plays:
         return (
             f"{REJECTION}: {SYNTHETIC} accepts drafts as often as is given, not as often as they "
             "are right"

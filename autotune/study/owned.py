@@ -1,5 +1,8 @@
 """What a study must not set, because autotune sets it or because measuring would be impossible.
 
+A draft of which no launch would have a token is refused here, too: its figures would be those of
+n = 0, and nothing would say so.
+
 A server that drafts in the baseline, or whose batch is not the one that is searched, makes every
 figure of a study wrong. So each place where a study can write a flag is checked with the same
 words: ``server.flags``, ``space`` and ``server.command``. A study that a database holds is read
@@ -10,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autotune.study.arms import largest_n
 from autotune.study.options import Clash, merged
 from autotune.study.rehearsal import LOAD_FORMAT
 from autotune.study.schema import OWNED_FLAGS, StudySpec
 from autotune.study.secrets import argument_secret, command_secret, without_passwords
 from autotune.study.space import ARM, DRAFT, MNBT, ChoiceParam, N
-from autotune.study.speculative import ADAPTIVE, REJECTION
+from autotune.study.speculative import ADAPTIVE, REJECTION, SCHEDULE
+from autotune.study.unsaid import Unsaid, unsaid
 from autotune.study.words import argument_of, is_meant, own_words
 from autotune.study.yaml import shown
 
@@ -68,8 +73,10 @@ def _problems(spec: StudySpec) -> Iterator[str]:
         if name == ACCEPTANCE:
             yield f"space.{name}: cannot be searched: no launch at n = 0 has it; {_ONE_LEVEL}"
     yield from _of_wrong_type(spec)
+    yield from _never_drafting(spec)
     yield from _in_command(spec)
     yield from _given_twice(spec)
+    yield from _next_to_rehearsal(spec)
 
 
 def _of_wrong_type(spec: StudySpec) -> Iterator[str]:
@@ -97,6 +104,50 @@ def _why_wrong(key: str, value: object) -> str | None:
     if name == REJECTION and not isinstance(value, str):
         return f"must be a word such as standard, not {shown(value)}"
     return None
+
+
+def _never_drafting(spec: StudySpec) -> Iterator[str]:
+    """Yield what a draft lacks of which no launch would have a token; arms are checked as read.
+
+    vLLM has an n of its own for some methods: the layers of a checkpoint with MTP, the block of a
+    DSpark draft, the tree of suffixes (``vllm/config/speculative.py``, 0.32.0: 1480-1508, 1602).
+    autotune never leaves it to vLLM, because a launch without n is one without a draft.
+    """
+    draft = spec.server.speculative
+    if draft is None:
+        return
+    given, schedule = draft.given(), draft.given().get(SCHEDULE)
+    if N in spec.space:
+        place, values = f"space.{N}", spec.space[N].values() or ()
+    else:
+        place, values = f"server.speculative.{N}", (given[N],) if N in given else ()
+    if any(values) or (values and schedule is None):  # with n = 0 alone the study says so
+        return
+    try:
+        largest = 0 if schedule is None else largest_n(schedule)
+    except ValueError:  # the launch says what is wrong with it: `autotune.engine.flags`
+        largest = 0
+    such = f", such as {largest}, the largest n of the schedule" if largest else ""
+    yield (
+        f"{place}: is {'0' if values else 'missing'}, so no launch would draft; search "
+        f"space.{N}, or give {'it' if not values else 'one from 1 up'} in "
+        f"server.speculative{such}; without drafts, leave server.speculative out"
+    )
+
+
+def _next_to_rehearsal(spec: StudySpec) -> Iterator[str]:
+    """Yield what a rehearsal plays by other settings, so that its label would not say so.
+
+    What both say is refused with the study itself: :mod:`autotune.study.rehearsal`.
+    """
+    keys = {
+        Unsaid.WEIGHTS: "rehearsal.weights",
+        Unsaid.DRAFT_WEIGHTS: "rehearsal.weights.draft",
+        Unsaid.ROUTING: "rehearsal.routing",
+    }
+    for what in unsaid(spec) if spec.rehearsal is not None else ():
+        if what in keys:
+            yield f"{keys[what]}: the study sets {what} itself; write it here, so that all say so"
 
 
 def _given_twice(spec: StudySpec) -> Iterator[str]:

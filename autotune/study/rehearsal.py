@@ -11,9 +11,8 @@ of a launch, the rules as well as the command, gets those of the rehearsal.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -41,10 +40,10 @@ _ROUTED = {
     COLLAPSED: "every token has the same experts (one end of a band)",
 }
 _BY_ACCIDENT = ", and so is routing to experts (one point of a band)"
-_LOAD_DUMMY = ("--load-format", DUMMY)  # words of a command
 DRAFT_LOAD = "draft_load_config"  # of the draft, where it is not loaded as the target
 # Keys of a config.json: experts of a layer, and of a token.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_TEXT = ("text_config", "thinker_config", "language_config", "llm_config", "ffn_config")
 _USED = ("top_k_experts", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _DIGITS = 6  # of a rate in a command
 _SAY_ACCEPTANCE = "write it as rehearsal.acceptance, so that every table says so"
@@ -223,6 +222,13 @@ class RehearsalSpec(Model):
         "of a band, and of the others its ends",
     )
 
+    mixture: Nothing[bool | None] = Field(
+        default=None,
+        description="whether a model with random weights is a mixture of experts, so that every "
+        "table calls a figure one point of a band; without it, as its `config.json` says, where "
+        "that is on this disk",
+    )
+
     @model_validator(mode="after")
     def _something(self) -> RehearsalSpec:
         weights = self.weights
@@ -247,6 +253,7 @@ class Played:
         seed: Of random packed integers.
         label: What of it is real and what is not, in one line.
         routing: What routes tokens to experts: ``weights``, ``uniform``, or ``collapsed``.
+        mixture: Whether a model with random weights is known to be a mixture of experts.
     """
 
     target: bool
@@ -255,6 +262,7 @@ class Played:
     seed: int
     label: str
     routing: str = BY_WEIGHTS
+    mixture: bool = False
 
     def rates_at(self, n: int) -> list[float] | None:
         """Return the acceptance by position of a draft of n; fewer than n: no more are known."""
@@ -301,50 +309,49 @@ def played(spec: StudySpec) -> Played | None:
     target, draft = how.dummy("target"), how.dummy("draft")
     if not _has_weights(spec):
         draft = target
-    label = _label(spec, how, most, target, draft)
-    return Played(target, draft, curves, how.seed, label, how.routing)
+    mixture = how.mixture
+    if mixture is None:
+        mixture = any(_is_mixture(_config_of_shape(ref)) for ref in random_models(spec))
+    said = weights_text(how.routing, mixture=mixture, target=target, draft=draft)
+    label = _label(spec, how, most, said)
+    return Played(target, draft, curves, how.seed, label, how.routing, mixture)
 
 
-def played_unsaid(spec: StudySpec) -> str:
-    """Return what a study without `rehearsal` plays by settings of its own; empty: nothing.
-
-    Args:
-        spec: The study.
-    """
-    if spec.rehearsal is not None:
-        return ""
-    server, found = spec.server, []
-
-    def has(name: str, value: str, fixed: Mapping[str, Any]) -> bool:
-        searched = (spec.space[name].values() or ()) if name in spec.space else ()
-        return value in (fixed.get(name.removeprefix(DRAFT)), *searched)
-
-    words = [part for word in server.command or () for part in word.split("=", 1)]
-    if has(LOAD_FORMAT, DUMMY, server.flags) or _LOAD_DUMMY in pairwise(words):
-        found.append("random weights (load-format)")
-    if any(has(f"{DRAFT}{REJECTION}", SYNTHETIC, d.given()) for d in server.drafts.values()):
-        found.append(f"a given acceptance ({REJECTION})")
-    if server.env.get(ROUTING_VARIABLE):
-        found.append(f"a given routing to experts ({ROUTING_VARIABLE})")
-    return " and ".join(", ".join(found).rsplit(", ", 1))
+def random_models(spec: StudySpec) -> Iterator[str]:
+    """Yield references of the models whose weights a rehearsal draws at random."""
+    how, draft = spec.rehearsal, spec.server.speculative
+    if how is not None and how.dummy("target"):
+        yield spec.server.model
+    if how is not None and how.dummy("draft") and draft is not None and draft.model is not None:
+        yield draft.model
 
 
-def unsaid_label(spec: StudySpec) -> str:
-    """Return in one line that a study without `rehearsal` is none of a real model; empty: it is.
+def with_mixture(
+    spec: StudySpec, config_of: Callable[[str], Mapping[str, Any] | None]
+) -> StudySpec:
+    """Return a rehearsal that says whether a model with random weights has experts.
+
+    Any other study stays as it is, and so does one that says it, or whose models have none.
 
     Args:
         spec: The study.
+        config_of: Function that returns a model's ``config.json``; None: it is not on this disk.
     """
-    found = played_unsaid(spec)
-    return f"no real model: the study sets {found} itself, step times are real" if found else ""
+    how, own = spec.rehearsal, spec.server.played
+    if how is None or how.mixture is not None or own is None or own.mixture:
+        return spec
+    if not any(_is_mixture(config_of(ref)) for ref in random_models(spec)):
+        return spec
+    found = spec.model_copy(update={"rehearsal": how.model_copy(update={"mixture": True})})
+    return found.model_copy(update={"server": spec.server.playing(played(found))})
 
 
-def weights_text(model: str, routing: str, *, target: bool, draft: bool) -> str:
+def weights_text(routing: str, *, mixture: bool, target: bool, draft: bool) -> str:
     """Return whose weights are random, and what routes tokens to experts that are not trained to.
 
     Args:
-        model: Reference of the target.
         routing: ``weights``, ``uniform``, or ``collapsed``.
+        mixture: Whether a model with random weights is a mixture of experts.
         target: Whether the target's weights are random.
         draft: Whether the draft's are.
     """
@@ -353,11 +360,11 @@ def weights_text(model: str, routing: str, *, target: bool, draft: bool) -> str:
     said = f"{whose.get((target, draft), 'weights')} are {random}"
     if routing != BY_WEIGHTS:
         return f"{said}, {_ROUTED[routing]}"
-    return said + (_BY_ACCIDENT if target and _is_mixture_shape(model) else "")
+    return said + (_BY_ACCIDENT if mixture else "")
 
 
-def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: bool) -> str:
-    words = [weights_text(spec.server.model, how.routing, target=target, draft=draft)]
+def _label(spec: StudySpec, how: RehearsalSpec, most: int, weights: str) -> str:
+    words = [weights]
     accepted = how.acceptance
     if spec.server.speculative is None or most == 0:
         pass
@@ -373,11 +380,14 @@ def _label(spec: StudySpec, how: RehearsalSpec, most: int, target: bool, draft: 
     return f"rehearsal: {', '.join(words)}, step times are real"
 
 
-def _is_mixture_shape(ref: str) -> bool:
-    """Return whether a model is a shape of the catalog that has experts."""
-    if not is_shape(ref) or why_no_shape(ref) is not None:
-        return False
-    return (experts_in(config_of_shape(ref)) or (1, 1))[0] > 1
+def _config_of_shape(ref: str) -> Mapping[str, Any] | None:
+    """Return the ``config.json`` of a shape of the catalog; None: the model is none."""
+    return config_of_shape(ref) if is_shape(ref) and why_no_shape(ref) is None else None
+
+
+def _is_mixture(config: Mapping[str, Any] | None) -> bool:
+    """Return whether a ``config.json`` says of several experts; None: it is not known."""
+    return config is not None and (experts_in(config) or (1, 1))[0] > 1
 
 
 def experts_in(config: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -386,14 +396,14 @@ def experts_in(config: Mapping[str, Any]) -> tuple[int, int] | None:
     Args:
         config: A model's ``config.json``.
     """
-    for body in (config, config.get("text_config")):
-        if not isinstance(body, Mapping):
-            continue
-        experts = next((n for k in _EXPERTS if (n := as_int(body.get(k)))), None)
-        used = next((n for k in _USED if (n := as_int(body.get(k)))), None)
-        if experts is not None:
-            return experts, used or 1
-    return None
+    experts = next((n for k in _EXPERTS if (n := as_int(config.get(k)))), None)
+    used = next((n for k in _USED if (n := as_int(config.get(k)))), None)
+    if experts is not None:
+        return experts, used or 1
+    inner = (config.get(name) for name in _TEXT)
+    return next(
+        (x for body in inner if isinstance(body, Mapping) and (x := experts_in(body))), None
+    )
 
 
 def _most_n(spec: StudySpec) -> int:

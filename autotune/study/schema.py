@@ -33,11 +33,11 @@ from autotune.study.rehearsal import (
     Played,
     RehearsalSpec,
     played,
-    unsaid_label,
 )
 from autotune.study.secrets import MASK, is_secret
 from autotune.study.space import ALIGNED, ARM, DRAFT, MNBT, N, Param, Space, Value
 from autotune.study.speculative import SpeculativeSpec
+from autotune.study.unsaid import unsaid_label
 from autotune.study.ways import space_of, why_no_baseline
 from autotune.study.workload import WorkloadSpec, prompts_file
 

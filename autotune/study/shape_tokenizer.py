@@ -35,8 +35,16 @@ _CHAT = (
 )
 
 
+class _Unreadable(Exception):
+    """A file is no tokenizer."""
+
+
+class _Unknown(Exception):
+    """What a file is cannot be known here; its text says why."""
+
+
 def why_another_tokenizer(folder: Path, words: int) -> str | None:
-    """Return why a folder's tokenizer cannot be a model's; None: it can, or is of another kind.
+    """Return why a folder's tokenizer cannot be a model's; None: it can, or that is not known.
 
     Args:
         folder: Folder of a model.
@@ -44,15 +52,56 @@ def why_another_tokenizer(folder: Path, words: int) -> str | None:
             the tokenizer has not, which random weights choose, would be no text; of a real model
             they are few, as its vocabulary is padded.
     """
-    path = folder / NEEDED[0]
-    if not path.is_file():
+    path = _file_in(folder)
+    if path is None:
         return None
     try:
+        most = _largest_id(path)
+    except _Unreadable:
+        return f"{path} cannot be read as a tokenizer"
+    except _Unknown:
+        return None
+    if _LEAST_KNOWN * words <= most + 1 <= words:
+        return None
+    return f"{path} is of another model: it has ids up to {most}, and this one has {words} tokens"
+
+
+def why_unchecked(folder: Path) -> str | None:
+    """Return why it cannot be told whether a folder's tokenizer is a model's; None: it can be.
+
+    Args:
+        folder: Folder of a model.
+    """
+    path = _file_in(folder)
+    try:
+        if path is not None:
+            _largest_id(path)
+    except _Unreadable:
+        return None  # which is refused
+    except _Unknown as e:
+        return f"{path} was not compared with the model's vocabulary: {e}"
+    return None
+
+
+def _file_in(folder: Path) -> Path | None:
+    """Return the file that vLLM would read a folder's tokenizer from; None: it has none."""
+    return next((path for name in NEEDED if (path := folder / name).is_file()), None)
+
+
+def _largest_id(path: Path) -> int:
+    """Return the largest id of a tokenizer; -1: it has none.
+
+    Raises:
+        _Unreadable: the file is no tokenizer.
+        _Unknown: what it is cannot be known here.
+    """
+    try:
+        if path.name != NEEDED[0]:
+            return max(_pieces(path) - 1, *_added(path.parent))
         body = json.loads(path.read_text(encoding="utf-8"))
         vocabulary = body["model"]["vocab"]
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        most = max([*ids, *(x["id"] for x in body.get("added_tokens") or ())], default=-1)
-        most = int(most)
+        return int(max([*ids, *(x["id"] for x in body.get("added_tokens") or ())], default=-1))
     except (
         OSError,
         ValueError,
@@ -61,11 +110,37 @@ def why_another_tokenizer(folder: Path, words: int) -> str | None:
         AttributeError,
         OverflowError,
         RecursionError,
-    ):
-        return f"{path} cannot be read as a tokenizer"
-    if _LEAST_KNOWN * words <= most + 1 <= words:
-        return None
-    return f"{path} is of another model: it has ids up to {most}, and this one has {words} tokens"
+    ) as e:
+        raise _Unreadable from e
+
+
+def _pieces(path: Path) -> int:
+    """Return how many pieces a model of SentencePiece has.
+
+    Raises:
+        _Unknown: the library is not installed, or the file is of another kind, as that of Llama 3,
+            which has lines of base64.
+    """
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as e:
+        raise _Unknown("`pip install sentencepiece` reads it") from e
+    try:
+        return int(SentencePieceProcessor(model_file=str(path)).get_piece_size())
+    except (OSError, RuntimeError) as e:
+        raise _Unknown("SentencePiece does not read it") from e
+
+
+def _added(folder: Path) -> list[int]:
+    """Return the ids that other files of a folder add to a model of SentencePiece, from -1."""
+    by_text = _mapping_in(folder / "added_tokens.json").values()
+    by_id = _mapping_in(folder / "tokenizer_config.json").get("added_tokens_decoder") or ()
+    return [-1, *map(int, by_text), *map(int, by_id)]
+
+
+def _mapping_in(path: Path) -> dict[str, Any]:
+    """Return the mapping of a JSON file; empty: there is no such file."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def write_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:

@@ -16,9 +16,9 @@ from autotune.study.yaml import compose, load
 def text_to_store(loaded: LoadedStudy) -> str:
     """Return a study's text as a database keeps it.
 
-    The method of each draft is in it, also where the file says none, and the acceptance that was
-    taken from another study. The draft's config.json and that study may be gone, or on another
-    machine, when the database is read.
+    The method of each draft is in it, also where the file says none, whether a rehearsal's random
+    weights are those of experts, and the acceptance that was taken from another study. A model's
+    config.json and that study may be gone, or on another machine, when the database is read.
 
     Args:
         loaded: The study with its method, from :mod:`autotune.engine.draft_method`.
@@ -27,6 +27,9 @@ def text_to_store(loaded: LoadedStudy) -> str:
     for arm, draft in loaded.spec.server.drafts.items():
         place = ("server", "speculative") if arm is None else ("server", "arms", arm)
         text = _with_method(text, place, draft)
+    how = loaded.spec.rehearsal
+    if how is not None and how.mixture is not None:
+        text = _with_key(text, ("rehearsal",), "mixture", how.mixture)
     return text_without_secrets(loaded.model_copy(update={"text": _with_rates(text, loaded)}))
 
 
@@ -54,21 +57,26 @@ def _with_method(text: str, place: tuple[str, ...], draft: SpeculativeSpec) -> s
         place: Keys that lead to the draft.
         draft: The draft.
     """
+    return _with_key(text, place, "method", draft.method)
+
+
+def _with_key(text: str, place: tuple[str, ...], key: str, value: str | bool | None) -> str:
+    """Return a text with a value at a place inside it; one that has it stays as it is."""
     raw = load(text)
     given: dict[str, Any] = raw
-    for key in place:
-        given = given[key]
-    if given.get("method") == draft.method and "method" in given:
+    for part in place:
+        given = given[part]
+    if key in given and given[key] == value:
         return text
     # an alias may be in two places: only this one changes
-    raw = _changed(raw, place, {**given, "method": draft.method})
+    raw = _changed(raw, place, {**given, key: value})
     node: Any = compose(text)
-    for key in place:
-        node = next((v for k, v in node.value if k.value == key), yaml.MappingNode("", []))
-    if node.value and "method" not in given:
+    for part in place:
+        node = next((v for k, v in node.value if k.value == part), yaml.MappingNode("", []))
+    if node.value and key not in given:
         mark = node.value[0][0].start_mark
         after = ", " if node.flow_style else "\n" + " " * mark.column
-        line = f"method: {json.dumps(draft.method)}{after}"
+        line = f"{key}: {json.dumps(value)}{after}"
         out = text[: mark.index] + line + text[mark.index :]
         try:
             if load(out) == raw:

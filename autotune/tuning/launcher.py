@@ -22,14 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from autotune.bench.interference import GPU_OURS_MIB, IdleBaseline
+from autotune.bench.interference import IdleBaseline
 from autotune.engine.command import LaunchPlan, free_port, plan_launch
 from autotune.engine.compile_cache import compile_cache_of
 from autotune.engine.launch_stages import StageClock, head_of, stages_of
-from autotune.errors import LaunchError, TrialFailure
-from autotune.serving.gpu_memory import gpu_memory
+from autotune.errors import FailureKind, LaunchError, TrialFailure
 from autotune.serving.logs import LogFolder
-from autotune.serving.machine import available_memory, describe_machine
+from autotune.serving.machine import describe_machine
 from autotune.serving.server import Server
 from autotune.serving.slots import Slot
 from autotune.serving.warm_start import WarmStart
@@ -38,11 +37,20 @@ from autotune.study.schema import ServerSpec
 from autotune.study.space import Point
 from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
+from autotune.tuning.room import Room
 from autotune.tuning.tools import Tools, real
 
-# Of the free memory that prelaunched servers may take: another point may need more than those
-# that were seen.
-_SHARE = 0.8
+# Reasons for which a server may fail because others start with it.
+_CROWDED = {
+    FailureKind.OOM_LOAD,
+    FailureKind.OOM_CAPTURE,
+    FailureKind.KV_CACHE,
+    FailureKind.OOM,
+}
+
+
+class CrowdedError(Exception):
+    """The first server had too little memory next to others: launch it again, alone."""
 
 
 def no_prelaunch(_most: int) -> Sequence[Point]:
@@ -109,26 +117,6 @@ class _Life:
     up: bool = False
 
 
-@dataclass(frozen=True)
-class _Taken:
-    """What a server takes when it was measured.
-
-    Attributes:
-        memory: Bytes.
-        gpus_mib: Of each GPU, in NVML's order.
-    """
-
-    memory: int
-    gpus_mib: tuple[int, ...]
-
-    def most(self, other: _Taken) -> _Taken:
-        """Return the larger of each."""
-        return _Taken(
-            max(self.memory, other.memory),
-            tuple(map(max, self.gpus_mib, other.gpus_mib)),
-        )
-
-
 class Launcher:
     """Launches the servers of one run; measured is one at a time.
 
@@ -143,6 +131,7 @@ class Launcher:
         tools: What servers are made with; None: this machine's.
         slot: Slot of the servers, whose cores and GPUs this process has; None: the whole host.
         neighbors: Number of other slots on this host, which start servers at the same time.
+        known: Whether the study's points were launched before, so that they are known to launch.
 
     Attributes:
         machine: This machine, as it is written down.
@@ -159,6 +148,7 @@ class Launcher:
         tools: Tools | None = None,
         slot: Slot | None = None,
         neighbors: int = 0,
+        known: bool = False,
     ) -> None:
         self.machine: dict[str, Any] = describe_machine()
         if slot is not None:
@@ -168,7 +158,6 @@ class Launcher:
         self._ledger = ledger
         self._tools = real(tools)
         self._slot = slot
-        self._neighbors = neighbors
         self._free_since = time.monotonic()  # the begin of the run, or the end of a launch
         self._warm = (
             WarmStart(prepared.spec.server, prepared.info, self.logs.path(_fork_server_log(slot)))
@@ -177,7 +166,8 @@ class Launcher:
         )
         self._living: list[_Life] = []  # all whose end is not written down
         self._prelaunched: list[_Life] = []  # of these, whose trials have not begun
-        self._taken: _Taken | None = None  # None: no server was measured yet
+        self._room = Room(prepared, self.machine["gpus"], neighbors, known=known)
+        self._works = False  # whether one was measured
         self._hurry = False  # the user asked twice: every server ends at once
 
     @property
@@ -227,6 +217,7 @@ class Launcher:
 
         Raises:
             TrialFailure: it did not come up, or gave nothing that may be called a number.
+            CrowdedError: it was the first, and had too little memory next to others.
             MachineError: the database was deleted or replaced.
         """
         self._ledger.check()
@@ -258,9 +249,14 @@ class Launcher:
                     len(self._prelaunched),
                 )
             )
-            self._learn(life)
+            self._works = True
+            if self._p.spec.server.ahead and not self._prelaunched:
+                self._room.learn(life.process)
         except TrialFailure as e:
             failure = life.plan.masked_failure(e)
+            if self._end_unknown() and e.kind in _CROWDED:
+                self._event(life, f"failed next to other servers, to be launched alone: {failure}")
+                raise CrowdedError from e
             self._ledger.failed(life.launch_id, failure, life.process.log_tail())
             self._event(life, f"failed: {failure}")
             raise failure from e
@@ -356,7 +352,7 @@ class Launcher:
     def _prelaunch(self, then: Callable[[int], Sequence[Point]], rest: IdleBaseline) -> None:
         """Start the servers of the next points, as far as study and machine allow."""
         there = [x.point for x in self._prelaunched]
-        most = min(self._p.spec.server.ahead, len(there) + self._room())
+        most = min(self._p.spec.server.ahead, len(there) + self._room.more())
         for point in [*then(most)][:most] if most > len(there) else ():
             if point in there:
                 there.remove(point)
@@ -387,6 +383,16 @@ class Launcher:
         finally:
             self._event(life, "stopped")
 
+    def _end_unknown(self) -> bool:
+        """End what is prelaunched if no server was measured yet; return whether anything was.
+
+        What made the first one fail may be the same for all, and nothing is known of their room.
+        """
+        others = [] if self._works else [*self._prelaunched]
+        for other in others:
+            self._drop(other)
+        return bool(others)
+
     def _prelaunched_for(
         self, spec: ServerSpec, point: Point, number: int, attempt: int
     ) -> _Life | None:
@@ -406,29 +412,3 @@ class Launcher:
         self._ledger.give(life.launch_id, number, attempt)
         self._event(life, "trial begins")
         return life
-
-    def _learn(self, life: _Life) -> None:
-        """Note what a server takes, while it is there and no other was started with it."""
-        wanted = self._p.spec.server.ahead
-        if not wanted or self._prelaunched or not life.process.known_processes:
-            return
-        before = life.process.gpus_before
-        now = gpu_memory() if before else ()
-        taken = _Taken(
-            life.process.memory(),
-            tuple(max(0, b.used_mib - a.used_mib) for a, b in zip(before, now, strict=False)),
-        )
-        self._taken = taken if self._taken is None else self._taken.most(taken)
-
-    def _room(self) -> int:
-        """Return how many more servers fit next to the one just started; 0 while none was seen."""
-        taken = self._taken
-        if taken is None:
-            return 0
-        free = _SHARE * available_memory() / (1 + self._neighbors)
-        found = int(free / max(1, taken.memory))
-        gpus = zip(taken.gpus_mib, self.machine["gpus"], gpu_memory(), strict=False)
-        for mib, gpu, now in gpus:
-            if mib >= GPU_OURS_MIB:
-                found = min(found, int(_SHARE * (gpu["memory_mib"] - now.used_mib) / mib))
-        return max(0, found - 1)

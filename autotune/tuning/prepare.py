@@ -14,7 +14,12 @@ from autotune.engine.cuda_graphs import aligned_sizes, coverage, graphs, most_to
 from autotune.engine.draft_method import with_method
 from autotune.engine.feasibility import known_for
 from autotune.engine.flags import check_flags
-from autotune.engine.memory_fit import DEFAULT_UTILIZATION, why_no_weights, why_too_large
+from autotune.engine.memory_fit import (
+    DEFAULT_UTILIZATION,
+    unchecked_tokenizer,
+    why_no_weights,
+    why_too_large,
+)
 from autotune.engine.probe import VllmInfo, probe
 from autotune.engine.rehearsal import why_not_rehearsed
 from autotune.engine.rule import Known, minor_of
@@ -161,7 +166,7 @@ def prepare(loaded: LoadedStudy, progress: Progress, *, here: bool = True) -> Pr
 
     Args:
         loaded: The study.
-        progress: Told of downloads.
+        progress: Told of downloads, and of what could not be checked.
         here: Whether servers start on this host, which the model has to fit into then.
 
     Raises:
@@ -206,6 +211,8 @@ def prepare(loaded: LoadedStudy, progress: Progress, *, here: bool = True) -> Pr
     why = why_no_weights(loaded)
     if why := why or (why_too_large(loaded, info, memory_size()) if here else None):
         raise UserError(f"{loaded.path}: {why}")
+    if (note := unchecked_tokenizer(loaded)) is not None:
+        progress.message(note)
     prepared = Prepared(loaded, info, workload, confirmation, objectives, resolve)
     check_ahead(prepared)
     _check_some_feasible(prepared, space)

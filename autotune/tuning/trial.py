@@ -24,7 +24,7 @@ from autotune.storage.records import Quality, Role, TrialAttrs
 from autotune.storage.schema import LaunchRow
 from autotune.study.schema import ServerSpec
 from autotune.study.space import N, Point, as_int
-from autotune.tuning.launcher import Launcher, LiveServer, no_prelaunch
+from autotune.tuning.launcher import CrowdedError, Launcher, LiveServer, no_prelaunch
 from autotune.tuning.ledger import Ledger
 from autotune.tuning.prepare import Prepared
 from autotune.tuning.progress import OUTSIDE, At
@@ -172,6 +172,9 @@ def attempts(
                 server=task.server,
                 then=ahead,
             )
+        except CrowdedError:
+            attempt += 1
+            continue
         except TrialFailure as failure:
             if failure.kind.of_the_machine:  # no fault of the point: it is tried again
                 return MachineFailed(failure)

@@ -6,6 +6,8 @@
    forcing. Its batch budget is at most 1024, because a server keeps the logits of a whole step of
    prompt tokens.
 
+With `server.ahead` they are started together and asked one after the other: nothing is timed.
+
 The two launches of n = 0 say how much answers differ without speculation: their batches differ,
 too. Each launch's answers are kept when they are whole, so an interrupted verification goes on with
 the next launch. What the answers amount to: :mod:`autotune.tuning.verify_judgement`.
@@ -16,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from autotune.bench.server_metrics import difference, scrape
 from autotune.bench.workload import Request
 from autotune.bench.written import Scored, Written
 from autotune.errors import NothingUsable, TrialFailure, UserError
-from autotune.results.certificates import Certificate, Verdict, certificate_from
+from autotune.results.certificates import Certificate, Verdict, certificate_from, told_versions
 from autotune.results.text import point_text
 from autotune.serving.interrupts import held_back
 from autotune.stats.acceptance_check import DraftCounts, check_acceptance
@@ -36,7 +39,6 @@ from autotune.storage.names import output_folder, verification_name
 from autotune.storage.schema import CertificateRow, LaunchRow
 from autotune.storage.store import Store
 from autotune.study.lossless import why_lossy
-from autotune.study.schema import ServerSpec
 from autotune.study.space import MNBT, N, Point, Value, as_int, canonical
 from autotune.study.speculative import ADAPTIVE, SCHEDULE
 from autotune.tuning.launcher import Launcher, LiveServer
@@ -52,7 +54,9 @@ from autotune.tuning.verify_judgement import judge_answers, odd_lines
 
 # Most prompt tokens of a step of the scoring server: it keeps the logits of all of them.
 _MOST_SCORED = 1024
-_PROMPTS = 64  # enough to find 1 % of wrong tokens in answers of 12 tokens, or fewer in longer ones
+# 1 % of wrong tokens are found in 720 tokens. Some answers end early.
+_TOKENS = 960
+_PROMPTS = range(40, 65)  # fewest: faults of some prompts only; most: answers may be short
 _WAVES = 4  # so that the load is full for most of the time
 _SEEDS = 10**6  # between the seeds of two launches
 _WORDS = {
@@ -84,7 +88,7 @@ class Asked:
     Attributes:
         trial: Number of the trial, the first one of its point.
         sampling: Draw tokens at temperature 1 where the study's temperature is 0.
-        prompts: Most prompts; None: 64, or four times the concurrency if that is more.
+        prompts: Most prompts; None: as many as :func:`prompts_for` says.
         keep: Keep the answers in the database.
         again: Launch although there is a verdict already.
     """
@@ -149,8 +153,11 @@ class _Run:
         self.chosen = self._of_trial(asked.trial)
         load = self.spec.workload
         self.temperature = 1.0 if asked.sampling and load.temperature == 0 else load.temperature
-        most = asked.prompts or max(_PROMPTS, _WAVES * (load.max_concurrency or 1))
-        kept = distinct(prepared.workload.measured)[:most]
+        kept = distinct(prepared.workload.measured)
+        lengths = [
+            as_int(prepared.workload.measured[i].output_len or load.output_len) for i in kept
+        ]
+        kept = kept[: asked.prompts or prompts_for(lengths, load.max_concurrency)]
         if not kept:
             raise UserError(
                 f"{prepared.loaded.path}: all prompts have images or other parts that are no "
@@ -180,23 +187,27 @@ class _Run:
         if (why := why_lossy(self.spec, self.chosen)) is not None:
             return Verification(Certificate(Verdict.NOT_JUDGED, why))
         plain = self._plain()
-        scoring, server = self._scoring(plain)
-        row = self._row(scoring, server)
+        scoring = self._scoring(plain)
+        row = self._row(scoring)
         if row.verdict is not None:
-            return Verification(certificate_from(row), self.store.certificates.answers(row.id))
+            return Verification(self._read(row), self.store.certificates.answers(row.id))
         kept = self.store.certificates.answers(row.id)
         self.answers = {k: x for k, x in kept.items() if len(x) == len(self.requests)}
         launches = {
             AnswerRole.PLAIN: _Launch(self, row, AnswerRole.PLAIN, plain),
             AnswerRole.CHOSEN: _Launch(self, row, AnswerRole.CHOSEN, self.chosen),
-            AnswerRole.SCORING: _Launch(self, row, AnswerRole.SCORING, scoring, server),
+            AnswerRole.SCORING: _Launch(self, row, AnswerRole.SCORING, scoring),
         }
         self._launch(launches)
         with self.progress.waiting("judging the answers"):
             verdict, judgement = judge_answers(self.answers, self.temperature, self._notes())
         self.store.certificates.judge(row.id, verdict.value, judgement.model_dump(mode="json"))
         last = next(x for x in self.store.certificates.of_study(self.spec.name) if x.id == row.id)
-        return Verification(certificate_from(last), self.answers, launched=True)
+        return Verification(self._read(last), self.answers, launched=True)
+
+    def _read(self, row: CertificateRow) -> Certificate:
+        """Return a verification with the version of vLLM that its servers told."""
+        return certificate_from(row, told_versions(self.store, self.spec.name))
 
     def _plain(self) -> dict[str, Value]:
         """Return n = 0 with the other parameters of the point.
@@ -212,37 +223,29 @@ class _Run:
                 )
         return point
 
-    def _scoring(self, plain: Point) -> tuple[dict[str, Value], ServerSpec | None]:
-        """Return point and server of the launch that scores; None: the study's own server.
+    def _scoring(self, plain: Point) -> dict[str, Value]:
+        """Return the point of the launch that scores.
 
         Where no smaller batch budget can be launched, it has the budget of n = 0.
         """
         settings = self.spec.settings(plain)
-        seqs = as_int(settings.get("max_num_seqs")) or 0
-        wanted = max(_MOST_SCORED, seqs)
+        wanted = max(_MOST_SCORED, as_int(settings.get("max_num_seqs")) or 0)
         now = as_int(settings.get(MNBT))
-        if now is not None and now <= wanted:
-            return dict(plain), None
-        point, server = {**plain, MNBT: wanted}, None
-        if MNBT not in plain:
-            point = dict(plain)
-            flags = {**self.spec.server.flags, MNBT: wanted}
-            server = self.spec.server.model_copy(update={"flags": flags})
-        if self.p.infeasible({**plain, MNBT: wanted}) is not None:
-            return dict(plain), None
-        return point, server
+        smaller = {**plain, MNBT: wanted}
+        if (now is not None and now <= wanted) or self.p.infeasible(smaller) is not None:
+            return dict(plain)
+        return smaller
 
-    def _row(self, scoring: Point, server: ServerSpec | None) -> CertificateRow:
+    def _row(self, scoring: Point) -> CertificateRow:
         """Return the verification to go on with or to show, or a new one."""
         version = self.p.info.version
-        used = self.spec.server if server is None else server
         setting: dict[str, Any] = {
             "point": dict(self.chosen),
             "vllm": None if version is None else version.partition("+")[0],
             "weights": self.p.weights(),
             "prompts": len(self.requests),
             "temperature": self.temperature,
-            "scored_with": as_int(used.settings(scoring).get(MNBT)),
+            "scored_with": as_int(self.spec.settings(scoring).get(MNBT)),
         }
         for row in reversed(self.store.certificates.of_study(self.spec.name)):
             if row.trial == self.asked.trial and row.setting == setting:
@@ -267,13 +270,12 @@ class _Run:
         ledger = StoredLedger(self.store, name)
         logs = output_folder(self.store.database, self.spec.name) / "logs"
         left = [role for role in ROLES if not self._is_done(role)]
-        with Launcher(self.p, ledger, logs, tools=self.tools) as launcher:
+        with Launcher(self.p, ledger, logs, tools=self.tools, known=True) as launcher:
             if left and launcher.untested is not None:
                 self.progress.message(launcher.untested)
             for i, role in enumerate(left):
-                later = [launches[x] for x in left[i + 1 :]]
-                points = [x.point for x in later if x.server is None]
-                outcome = attempts(launches[role], launcher, ledger, (), _first_of(points))
+                later = [launches[x].point for x in left[i + 1 :]]
+                outcome = attempts(launches[role], launcher, ledger, (), _first_of(later))
                 if not isinstance(outcome, Measured):
                     reason = f"{self.spec.name}: {_WORDS[role]}: {outcome.failure.reason}"
                     raise NothingUsable(f"{reason}; the logs are in {logs}") from outcome.failure
@@ -391,6 +393,17 @@ class _Run:
         return odd_lines(check_acceptance(now, _counts(known[-1]) if known else None))
 
 
+def prompts_for(lengths: Sequence[int | None], concurrency: int | None) -> int:
+    """Return how many prompts are enough to find 1 % of wrong tokens.
+
+    Args:
+        lengths: Most tokens of the answer to each prompt; None: unknown.
+        concurrency: Requests that run at the same time; None: as they arrive.
+    """
+    enough = sum(tokens < _TOKENS for tokens in accumulate(x or 0 for x in lengths)) + 1
+    return max(_PROMPTS[0], min(enough, _PROMPTS[-1]), _WAVES * (concurrency or 1))
+
+
 def distinct(requests: Sequence[Request]) -> list[int]:
     """Return the positions of requests of text whose prompt no earlier one has.
 
@@ -430,7 +443,7 @@ class _Launch:
     row: CertificateRow
     role: AnswerRole
     point: Point
-    server: ServerSpec | None = None
+    server: None = None
 
     @property
     def number(self) -> int:

@@ -107,3 +107,11 @@ def test_no_option_is_ignored(words: list[str], said: str, tmp_path: Path) -> No
     assert result.exit_code == 2
     assert said in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_was_not_checked_is_told(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "tokenizer.model").write_text("aGVsbG8= 1\n")
+    result = call("qwen3-8b", "--tokenizer", "there", "--out", "x")
+    assert result.exit_code == 0, result.output
+    assert "there/tokenizer.model was not compared with the model's vocabulary: " in result.output

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import pytest
 import yaml
 
 from autotune.engine.gpus import Gpu
-from autotune.engine.memory_fit import need_of, why_no_weights, why_too_large
+from autotune.engine.memory_fit import need_of, unchecked_tokenizer, why_no_weights, why_too_large
 from autotune.engine.probe import UNKNOWN, VllmInfo
 from autotune.study.files import LoadedStudy, parse_study
 from autotune.study.model_size import kv_cache_of, weight_bytes
 from autotune.study.shapes import shape_named
+from autotune.study.space import N
 from tests.studies import autotune, write_study
 
 GIB = 1 << 30
@@ -46,7 +49,7 @@ def _study(
         raw["workload"]["ignore_eos"] = True
     raw["server"].setdefault("flags", {"load-format": "dummy", "max-model-len": 2048})
     if draft is not None:
-        raw["server"]["speculative"] = {"method": "dflash", "model": draft}
+        raw["server"]["speculative"] = {"method": "dflash", "model": draft, N: 1}
     return parse_study(yaml.safe_dump(raw), Path("s.yaml"))
 
 
@@ -200,6 +203,71 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
             f"{vocabulary - 1}, and this one has 262144 tokens; name that of {GEMMA}:w4a16"
         )
     assert why_no_weights(_study(flags={**flags, "tokenizer": "org/model"})) is None
+
+
+@pytest.fixture(scope="module")
+def pieces() -> bytes:
+    """A tokenizer of SentencePiece, as a file."""
+    library = pytest.importorskip("sentencepiece")
+    file = io.BytesIO()
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(["hello world", "the quick brown fox"] * 9),
+        model_writer=file,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return file.getvalue()
+
+
+def test_a_tokenizer_of_sentencepiece_is_checked(tmp_path: Path, pieces: bytes) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(pieces)
+    count = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_proto=pieces)
+    loaded = _study(flags={"load-format": "dummy", "tokenizer": str(tmp_path)})
+    assert why_no_weights(loaded) == (
+        f"server.flags.tokenizer: {path} is of another model: it has ids up to "
+        f"{count.get_piece_size() - 1}, and this one has 262144 tokens; name that of {GEMMA}:w4a16"
+    )
+    for name, most, words in (
+        ("added_tokens.json", 262_143, None),
+        ("tokenizer_config.json", 262_144, "has ids up to 262144, and"),
+    ):
+        added = (
+            {"<x>": most} if name == "added_tokens.json" else {"added_tokens_decoder": {most: 0}}
+        )
+        (tmp_path / name).write_text(json.dumps(added))
+        why = why_no_weights(loaded)
+        assert (why is None) if words is None else (words in str(why))
+    assert unchecked_tokenizer(loaded) is None
+    (tmp_path / "added_tokens.json").write_text("[")
+    assert f"{path} cannot be read as a tokenizer" in str(why_no_weights(loaded))
+
+
+def test_a_tokenizer_that_cannot_be_checked_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_text("aGVsbG8= 1\n")  # that of Llama 3
+    loaded = _study(flags={"load-format": "dummy", "tokenizer": str(tmp_path)})
+    told = f"server.flags.tokenizer: {path} was not compared with the model's vocabulary: "
+    for library, words in (
+        (FakeSentencePiece, "SentencePiece does not read it"),
+        (None, "`pip install sentencepiece` reads it"),
+    ):
+        monkeypatch.setitem(sys.modules, "sentencepiece", library)
+        assert why_no_weights(loaded) is None
+        assert unchecked_tokenizer(loaded) == told + words
+    path.unlink()
+    assert unchecked_tokenizer(loaded) is None
+
+
+class FakeSentencePiece:
+    """The library, as it answers where the file is no model of it."""
+
+    @staticmethod
+    def SentencePieceProcessor(model_file: str) -> None:
+        raise RuntimeError(f"INTERNAL: could not parse ModelProto from {model_file}")
 
 
 def test_a_run_ends_before_anything_is_launched(tmp_path: Path) -> None:

@@ -136,6 +136,36 @@ def test_a_foreign_database_does_not_end_a_command(tmp_path: Any, changes: dict[
     assert json.loads(json.dumps(certificate.to_json(), allow_nan=False))["judgement"]
 
 
+@pytest.mark.parametrize(
+    ("probed", "told", "version"),
+    [
+        (None, {}, None),
+        ("0.32.0", {}, "0.32.0"),
+        # a container: nothing could be asked before the launch
+        (None, {AnswerRole.CHOSEN: "0.33.0+cu130"}, "0.33.0"),
+        # the server itself knows best
+        ("0.32.0", {AnswerRole.CHOSEN: "0.33.0", AnswerRole.PLAIN: "0.31.0"}, "0.33.0"),
+        (None, {AnswerRole.SCORING: "0.31.0"}, "0.31.0"),
+        (None, {AnswerRole.CHOSEN: 7}, None),  # somebody else's database
+    ],
+)
+def test_a_certificate_has_the_version_that_its_servers_told(
+    tmp_path: Any, probed: str | None, told: dict[AnswerRole, Any], version: str | None
+) -> None:
+    found = row(2, "certified")
+    found.setting = {"temperature": 0.0, "vllm": probed}
+    numbers = {launch_number(2, role): x for role, x in told.items()}
+    numbers[launch_number(1, AnswerRole.CHOSEN)] = "0.24.0"  # another verification's
+    point = {N: 3, "max_num_batched_tokens": 2048}
+    certificate = certificate_of([found], spec(tmp_path), 3, point, numbers)
+    assert certificate is not None
+    assert certificate.vllm == version
+    assert certificate.to_json()["vllm"] == version
+
+
+CHOICE = {"type": "choice", "choices": ["auto", "dummy"]}
+
+
 def test_what_promises_no_equal_answers_is_not_judged(tmp_path: Any) -> None:
     point = {N: 3, "max_num_batched_tokens": 2048}
     draft = {"method": "dflash", "model": "org/draft"}
@@ -152,9 +182,27 @@ def test_what_promises_no_equal_answers_is_not_judged(tmp_path: Any) -> None:
     assert found is not None
     assert found.verdict is Verdict.MISSING
     flags = {"max-num-seqs": 2, "load-format": "dummy"}
-    found = certificate_of([], spec(tmp_path, server__flags=flags), 3, point)
+    command = "vllm serve --load-format dummy"
+    for changes in ({"server__flags": flags}, {"server__command": command}):
+        found = certificate_of([], spec(tmp_path, **changes), 3, point)
+        assert found is not None
+        assert "the weights are random (load-format: dummy)" in found.why
+    env = {"VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "uniform_random"}
+    found = certificate_of([], spec(tmp_path, server__env=env), 3, point)
     assert found is not None
-    assert "random" in found.why
+    assert found.why.startswith("VLLM_MOE_ROUTING_SIMULATION_STRATEGY routes tokens to experts")
+    # a draft with random weights is seldom accepted, and what is accepted is the target's
+    of = {**draft, "draft_load_config": {"load_format": "dummy"}}
+    found = certificate_of([], spec(tmp_path, server__speculative=of), 3, point)
+    assert found is not None
+    assert found.verdict is Verdict.MISSING
+    # of a study that searches it, one point's answers are those of a model
+    space = {N: {"type": "int", "low": 0, "high": 3}, "load-format": CHOICE}
+    searched = spec(tmp_path, space=space)
+    for value, verdict in (("auto", Verdict.MISSING), ("dummy", Verdict.NOT_JUDGED)):
+        found = certificate_of([], searched, 3, {N: 3, "load_format": value})
+        assert found is not None
+        assert found.verdict is verdict
 
 
 def test_a_winner_that_nobody_verified_is_called_so(tmp_path: Path) -> None:

@@ -215,6 +215,28 @@ SAMPLED = {"type": "choice", "choices": ["standard", "synthetic"]}
             {"space__speculative.rejection_sample_method": SAMPLED},
             "a given acceptance (rejection_sample_method)",
         ),
+        ({"server__flags__load-format": "Dummy"}, "random weights (load-format)"),  # vLLM's, too
+        (
+            {"server__command": "bash -c 'vllm serve --load-form dummy'"},
+            "random weights (load-format)",
+        ),
+        (
+            {"server__speculative__draft_load_config": {"load_format": "dummy"}},
+            "random weights of the draft (draft_load_config)",
+        ),
+        (
+            {"server__speculative__draft_load_config.load_format": "dummy"},
+            "random weights of the draft (draft_load_config)",
+        ),
+        (
+            {
+                "server__command": (
+                    "docker run -e VLLM_MOE_ROUTING_SIMULATION_STRATEGY=uniform_random "
+                    "vllm/vllm-openai"
+                )
+            },
+            "a given routing to experts (VLLM_MOE_ROUTING_SIMULATION_STRATEGY)",
+        ),
     ],
 )
 def test_every_table_says_what_a_study_plays_by_its_own_settings(

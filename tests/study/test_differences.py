@@ -188,6 +188,7 @@ CHANGES: dict[str, tuple[str, str, object]] = {
     "rehearsal.acceptance.positions": ("length", "rehearsal.acceptance.positions", 16),
     "rehearsal.acceptance.decay": ("length", "rehearsal.acceptance.decay", 0.8),
     "rehearsal.acceptance.from": ("counted", "rehearsal.acceptance.from", "b.db"),
+    "rehearsal.mixture": ("one rate", "rehearsal.mixture", True),
     "rehearsal.weights.target": ("one rate", "rehearsal.weights.target", "real"),
     "rehearsal.weights.draft": ("one rate", "rehearsal.weights.draft", "real"),
     "rehearsal.seed": ("one rate", "rehearsal.seed", 1),

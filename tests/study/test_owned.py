@@ -18,7 +18,14 @@ SPACE = {
 }
 
 
-def read(server: dict[str, Any], space: dict[str, Any] | None = None, **options: bool) -> None:
+def read(
+    server: dict[str, Any],
+    space: dict[str, Any] | None = None,
+    *,
+    whole: dict[str, Any] | None = None,
+    rehearsal: dict[str, Any] | None = None,
+    **options: bool,
+) -> None:
     body = {
         "name": "mine",
         "server": {
@@ -26,16 +33,24 @@ def read(server: dict[str, Any], space: dict[str, Any] | None = None, **options:
             "speculative": {"method": "dflash", "model": "org/draft"},
             **server,
         },
-        "space": {**SPACE, **(space or {})},
+        "space": {**(SPACE if whole is None else whole), **(space or {})},
         "workload": {"random": {"input_len": 8}, "output_len": 8, "num_prompts": 2},
     }
     body["workload"]["max_concurrency"] = 1
+    if rehearsal is not None:
+        body["rehearsal"] = rehearsal
     parse_study(yaml.safe_dump(body), Path("s.yaml"), **options)
 
 
-def told(server: dict[str, Any], space: dict[str, Any] | None = None) -> str:
+def told(
+    server: dict[str, Any],
+    space: dict[str, Any] | None = None,
+    *,
+    whole: dict[str, Any] | None = None,
+    rehearsal: dict[str, Any] | None = None,
+) -> str:
     with pytest.raises(UserError) as e:
-        read(server, space)
+        read(server, space, whole=whole, rehearsal=rehearsal)
     assert "\n" not in str(e.value)
     return str(e.value)
 
@@ -158,7 +173,80 @@ def test_a_key_of_an_option_in_two_places_is_named_twice() -> None:
     read({"flags": flags}, {"compilation-config.backend": choice})
 
 
+SCHEDULED = {"num_speculative_tokens_per_batch_size": [[1, 8, 7], [9, 64, 2]]}
+ONLY_MNBT = {MNBT: SPACE[MNBT]}
+N_IS_ZERO = {**ONLY_MNBT, N: {"type": "choice", "choices": [0]}}
+
+
+@pytest.mark.parametrize(
+    ("draft", "space", "line"),
+    [
+        (
+            {"method": "dflash", "model": "org/draft", **SCHEDULED},
+            ONLY_MNBT,
+            (
+                f"s.yaml: server.speculative.{N}: is missing, so no launch would draft; search "
+                f"space.{N}, or give it in server.speculative, such as 7, the largest n of the "
+                "schedule; without drafts, leave server.speculative out"
+            ),
+        ),
+        # methods for which vLLM has an n of its own, and one for which it has none
+        *(
+            (draft, ONLY_MNBT, f"s.yaml: server.speculative.{N}: is missing, so no launch")
+            for draft in (
+                {"method": "mtp"},
+                {"method": "suffix"},
+                {"method": "dspark"},
+                {"method": "ngram", "prompt_lookup_max": 4},
+                {"model": "org/draft"},
+            )
+        ),
+        # a schedule that nothing would launch
+        ({"method": "mtp", **SCHEDULED, N: 0}, ONLY_MNBT, f"server.speculative.{N}: is 0, so no"),
+        ({"method": "mtp", **SCHEDULED}, N_IS_ZERO, f"s.yaml: space.{N}: is 0, so no launch"),
+        # a schedule that is none is told where the launch is checked
+        (
+            {"method": "mtp", "num_speculative_tokens_per_batch_size": "all"},
+            ONLY_MNBT,
+            "or give it in server.speculative; without drafts",
+        ),
+    ],
+)
+def test_a_draft_without_n_would_never_draft(
+    draft: dict[str, Any], space: dict[str, Any], line: str
+) -> None:
+    assert line in told({"speculative": draft}, whole=space)
+
+
+@pytest.mark.parametrize(
+    ("draft", "space"),
+    [
+        ({"method": "mtp", **SCHEDULED, N: 7}, ONLY_MNBT),
+        ({"method": "mtp", **SCHEDULED}, SPACE),
+        ({"method": "mtp", N: 1}, ONLY_MNBT),
+        # it says that it drafts nothing
+        ({"method": "mtp", N: 0}, ONLY_MNBT),
+        ({"method": "mtp"}, N_IS_ZERO),
+    ],
+)
+def test_an_n_in_one_place_is_enough(draft: dict[str, Any], space: dict[str, Any]) -> None:
+    read({"speculative": draft}, whole=space)
+
+
 def test_a_study_that_was_run_is_still_read() -> None:
+    read({"speculative": {"method": "mtp"}}, whole=ONLY_MNBT, stored=True)
     server = {"flags": {"spec-tokens": 3}, "command": "vllm serve --max-num-batched-tokens 4096"}
     told(server)
     read(server, stored=True)
+
+
+@pytest.mark.parametrize(
+    ("server", "key"),
+    [
+        ({"flags": {"load-format": "dummy"}}, "rehearsal.weights: the study sets random weights"),
+        ({"command": "vllm serve --load-format=dummy"}, "rehearsal.weights: the study sets"),
+        ({"env": {"VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "x"}}, "rehearsal.routing: the study"),
+    ],
+)
+def test_a_rehearsal_says_all_that_is_played(server: dict[str, Any], key: str) -> None:
+    assert key in told(server, rehearsal={"acceptance": {"rate": 0.5}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from autotune.study.differences import (
     why_not_same,
 )
 from autotune.study.files import LoadedStudy, parse_study
-from autotune.study.rehearsal import experts_in
+from autotune.study.rehearsal import AcceptanceSpec, experts_in
 from autotune.study.schema import StudySpec
 from autotune.study.space import MNBT, N
+from autotune.study.stored import text_to_store
 
 RAW: dict[str, Any] = {
     "name": "mine",
@@ -297,12 +299,64 @@ def test_a_mixture_of_experts_is_one_point_of_a_band(model: str, is_one: bool) -
         ({"num_experts": 128, "top_k_experts": 8}, (128, 8)),
         ({"text_config": {"num_local_experts": 32, "num_experts_per_tok": 4}}, (32, 4)),
         ({"n_routed_experts": 256, "num_experts_per_tok": 8}, (256, 8)),
+        ({"thinker_config": {"text_config": {"moe_num_experts": 64, "moe_k": 6}}}, (64, 6)),
         ({"num_experts": None, "text_config": None}, None),
         ({"hidden_size": 8}, None),
     ],
 )
 def test_experts_of_a_config(config: dict[str, Any], experts: tuple[int, int] | None) -> None:
     assert experts_in(config) == experts
+
+
+BAND = ", and so is routing to experts (one point of a band)"
+
+
+@pytest.mark.parametrize(
+    ("config", "rehearsal", "banded"),
+    [
+        ({"num_local_experts": 8}, DUMMY, True),
+        ({"text_config": {"n_routed_experts": 256}}, {"weights": {"target": "dummy"}}, True),
+        ({"num_experts": 1}, DUMMY, False),
+        ({"hidden_size": 8}, DUMMY, False),
+        # its own weights route its tokens
+        ({"num_local_experts": 8}, {"acceptance": SEVEN}, False),
+        ({"num_local_experts": 8}, {"weights": {"draft": "dummy"}}, False),
+        ({"num_local_experts": 8}, {**DUMMY, "routing": "uniform"}, False),
+        ({"num_local_experts": 8}, {**DUMMY, "mixture": False}, False),
+        # it is not on this disk, and the study says it
+        (None, {**DUMMY, "mixture": True}, True),
+        (None, DUMMY, False),
+    ],
+)
+def test_a_config_says_that_a_figure_is_one_point_of_a_band(
+    tmp_path: Path, config: dict[str, Any] | None, rehearsal: dict[str, Any], banded: bool
+) -> None:
+    if config is not None:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    raw = {**RAW, "server": {**RAW["server"], "model": "model"}, "rehearsal": rehearsal}
+    text = f"# mine\n{yaml.safe_dump(raw)}"
+    found = parse_study(text, tmp_path / "s.yaml")
+    assert (BAND in found.spec.rehearsal_label) is banded
+    plain = parse_study(text, tmp_path / "elsewhere" / "s.yaml").spec
+    assert fingerprint_with(found.spec, {}) == fingerprint_with(plain, {})
+    # the database keeps it, where the model may be gone
+    kept = text_to_store(found)
+    assert kept.startswith("# mine\n")
+    again = parse_study(kept, Path("s.yaml"), check_files=False, stored=True)
+    assert again.spec.rehearsal_label == found.spec.rehearsal_label
+    # another acceptance keeps it, too
+    rate = AcceptanceSpec(rate=0.5)
+    assert (BAND in again.spec.rehearsed_with(rate).rehearsal_label) is banded
+
+
+def test_a_draft_with_random_weights_may_have_experts(tmp_path: Path) -> None:
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "draft" / "config.json").write_text('{"num_experts": 16}')
+    server = {**RAW["server"], "speculative": {"method": "dflash", "model": "draft"}}
+    raw = {**RAW, "server": server, "rehearsal": {"weights": {"draft": "dummy"}}}
+    label = parse_study(yaml.safe_dump(raw), tmp_path / "s.yaml").spec.rehearsal_label
+    assert label.startswith(f"rehearsal: the draft's weights are random{BAND}")
 
 
 def test_a_rehearsal_of_before_goes_on() -> None:

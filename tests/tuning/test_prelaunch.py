@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from autotune.serving import machine
+from autotune.serving.gpu_memory import GpuMemory
+from autotune.tuning import room
 from tests.standin import MODULE, write_vllm
 from tests.studies import (
     UNENDED,
@@ -150,6 +153,65 @@ def test_those_beside_one_that_fails_are_measured(tmp_path: Path) -> None:
     assert query(tmp_path, sql) == [(0, 1), (1, 2), (2, 1), (3, 1), (4, 1)]
     assert query(tmp_path, UNENDED) == [(0,)]
     assert owned(os.getpid()) == []
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU that nobody uses, and much memory."""
+    found = [{"name": "NVIDIA H200", "memory_mib": 141 << 10, "driver": "580.1"}]
+    monkeypatch.setattr(machine, "gpus", lambda: found)
+    monkeypatch.setattr(room, "gpu_memory", lambda: (GpuMemory(600, {}),))
+    monkeypatch.setattr(room, "available_memory", lambda: 64 << 30)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_with_fixed_memory_the_first_launch_starts_the_next_ones_with_it(tmp_path: Path) -> None:
+    study = write(tmp_path)
+    done = autotune("run", str(study), "--trials", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [t["state"] for t in trials(tmp_path)] == ["complete"] * 4
+    assert beside(tmp_path) == [3, 2, 1, 0]
+    healthy, warm = events(tmp_path, "healthy"), events(tmp_path, "warm")
+    assert len(warm) == 4
+    assert max(healthy.values()) < min(warm.values())
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert owned(os.getpid()) == []
+
+
+def ends(folder: Path) -> list[tuple[int, float]]:
+    """The trial of each launch that has ended, and when it had, in this order."""
+    rows = query(folder, "select trial, ended_at from autotune_launches order by ended_at")
+    return [(int(str(trial)), float(str(at))) for trial, at in rows if at is not None]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_wrong_flag_ends_those_that_were_started_with_it(tmp_path: Path) -> None:
+    study = write(tmp_path, env={"DOUBLE_FAIL": "bad_flag"})
+    done = autotune("run", str(study), "--trials", "8", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("vLLM does not know --no-such-flag") == 1
+    # the three of the first batch have ended before it is told; then each launch is alone
+    assert [trial for trial, _ in ends(tmp_path)] == [-1, -1, -1, 0, 1, 2]
+    assert query(tmp_path, UNENDED) == [(0,)]
+    assert owned(os.getpid()) == []
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_first_one_without_memory_next_to_others_is_launched_again_alone(tmp_path: Path) -> None:
+    env = {
+        "DOUBLE_FAIL": "oom_load",
+        "DOUBLE_FAIL_IF": "num_speculative_tokens==0",  # the baseline
+        "DOUBLE_FAIL_ONCE": str(tmp_path / "failed"),
+    }
+    study = write(tmp_path, env=env)
+    done = autotune("run", str(study), "--trials", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [t["state"] for t in trials(tmp_path)] == ["complete"] * 3
+    sql = "select what from autotune_events where what like 'failed next to other servers%'"
+    assert len(query(tmp_path, sql)) == 1
+    assert [trial for trial, _ in ends(tmp_path)][:5] == [*[-1] * 2, 0, 0, 1]
+    assert beside(tmp_path) == [0, 1, 0]  # what one takes was seen then
+    assert query(tmp_path, UNENDED) == [(0,)]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
+from autotune import StopTuning, Study, verify
 from autotune.bench.workload import Request
 from autotune.cli import verify as commands
-from autotune.cli.console import Ui
-from autotune.errors import UserError
+from autotune.errors import NothingUsable, UserError
 from autotune.output.report import build, markdown
+from autotune.results.certificates import Certificate, Verdict
 from autotune.results.trials import study_view
 from autotune.results.views import StudyView, TrialView
 from autotune.storage.certificates import AnswerRole
 from autotune.storage.store import opened
-from autotune.study.files import load_study
 from autotune.tuning import verify as verifying
-from autotune.tuning.verify import Verification, distinct
+from autotune.tuning.verify import Verification, distinct, prompts_for
+from tests.standin import MODULE, write_vllm
 from tests.studies import autotune, processes_of, query, trials, write_study
 
 pytestmark = pytest.mark.double
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         search={"method": "grid"},
         server__env={"DOUBLE_TURNS": str(found / "turns"), "DOUBLE_SPEED": "40"},
         workload__num_prompts=60,
-        workload__output_len=24,
+        workload__output_len=48,
     )
     done = autotune("run", "double.yaml", "--trials", "2", "--verify", cwd=found)
     assert done.returncode == 0, done.stderr
@@ -75,11 +75,12 @@ def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
     n = str(trial_of(folder, 5))
     code, found = certificate(folder, "--trial", n)
     assert (code, found["verdict"]) == (0, "certified")
+    assert found["vllm"] == "0.32.0"  # its servers told; the double has no vLLM that can be asked
     judged = found["judgement"]
-    assert judged["prompts"] == 60
+    assert judged["prompts"] == 40
     assert judged["null_launches"] == 2
     assert judged["tokens"] > 300
-    assert 0 < judged["null_same_answers"] < 60  # the double rounds otherwise in each launch
+    assert 0 < judged["null_same_answers"] < 40  # the double rounds otherwise in each launch
     assert query(folder, LAUNCHES) == [(3,)]
     # n = 0 scores with a smaller batch budget
     budgets = query(folder, "select argv from autotune_launches where study = 'double:verify'")
@@ -109,7 +110,29 @@ def test_a_lossless_winner_is_certified(folder: Path, tmp_path: Path) -> None:
         [row] = store.certificates.of_study("double")
         assert view.trials[int(n)].certificate is not None
         assert {k: len(x) for k, x in store.certificates.answers(row.id).items()} == dict.fromkeys(
-            AnswerRole, 60
+            AnswerRole, 40
+        )
+    assert processes_of(folder) == []
+
+
+def test_the_same_from_python(folder: Path) -> None:
+    study, database = Study.from_file(folder / "double.yaml"), folder / "autotune.db"
+    before = query(folder, LAUNCHES)
+    found = verify(study, trial_of(folder, 5), database=database)
+    assert found is not None
+    assert found.verdict == "certified"
+    assert query(folder, LAUNCHES) == before  # it is only shown
+    with pytest.raises(UserError, match="99"):
+        verify(study, 99, database=database)
+    with pytest.raises(UserError, match="at least 2, not 1"):
+        verify(study, database=database, prompts=1)
+    with pytest.raises(StopTuning):  # of the callback, while n = 0 answers
+        verify(
+            study,
+            trial_of(folder, 5),
+            database=database,
+            prompts=3,
+            on_event=lambda e: e.what != "progress",
         )
     assert processes_of(folder) == []
 
@@ -200,8 +223,50 @@ def test_a_server_that_cannot_score_is_one_line(folder: Path, wrong: str, told: 
     assert processes_of(folder) == []
     [(before,)] = query(folder, LAUNCHES)
     write_turns(folder)
-    assert "Output not judged" in autotune(*words, cwd=folder).stdout  # four prompts are few
+    judged = autotune(*words, cwd=folder)
+    assert "Output not judged" in judged.stdout  # four prompts are few
+    assert judged.returncode == 4
+    assert "the output is not judged: " in judged.stderr.splitlines()[-1]
     assert query(folder, LAUNCHES) == [(int(str(before)) + 1,)]
+
+
+def test_on_a_gpu_all_start_together_and_accepted_wrong_drafts_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = Path(__file__).parents[2] / "benchmarks/wrong_tokens.py"
+    write_study(
+        tmp_path,
+        server__command=[sys.executable, str(wrapper), "-m", MODULE],
+        server__env={"PYTHONPATH": str(write_vllm(tmp_path / "vllm")), "DOUBLE_SPEED": "40"},
+        server__flags={
+            "max-num-seqs": 2,
+            "max-num-batched-tokens": 2048,
+            "kv-cache-memory-bytes": 2**30,
+            "gpu-memory-utilization": 0.3,
+        },
+        server__ahead=2,
+        space={"num_speculative_tokens": {"type": "choice", "choices": [0, 5]}},
+        search={"method": "grid"},
+        workload__num_prompts=40,
+    )
+    assert autotune("run", "double.yaml", "--trials", "2", cwd=tmp_path).returncode == 0
+    n = str(trial_of(tmp_path, 5))
+    monkeypatch.setenv("WRONG_RATES", "0.2,0")
+    code, found = certificate(tmp_path, "--trial", n)
+    assert code == 3, found
+    whats = query(
+        tmp_path,
+        "select what from autotune_events where study = 'double:verify' and what in "
+        "('prelaunching', 'healthy', 'answered', 'scored', 'stopped') order by id",
+    )
+    one_by_one = ["answered", "stopped", "answered", "stopped", "answered", "scored", "stopped"]
+    together = ["prelaunching", "prelaunching", "healthy", "healthy", "healthy", *one_by_one]
+    assert [what for (what,) in whats] == together
+    sql = "select argv from autotune_launches where study = 'double:verify' order by planned_at"
+    argv = [json.loads(str(x)) for (x,) in query(tmp_path, sql)]
+    assert not any("synthetic" in str(words) for words in argv)  # the study says nothing of it
+    assert [words.count("1024") for words in argv] == [0, 0, 1]  # of the one that scores
+    assert processes_of(tmp_path) == []
 
 
 def test_what_cannot_be_verified(folder: Path) -> None:
@@ -217,6 +282,31 @@ def test_what_cannot_be_verified(folder: Path) -> None:
         done = autotune("verify", *words, cwd=folder)
         assert done.returncode == 2
         assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("length", "concurrency", "prompts"),
+    [(24, 2, 40), (512, None, 40), (20, 1, 48), (1, 1, 64), (None, 1, 64), (24, 32, 128)],
+)
+def test_as_many_prompts_as_find_one_percent(
+    length: int | None, concurrency: int | None, prompts: int
+) -> None:
+    assert prompts_for([length] * 200, concurrency) == prompts
+
+
+def test_random_weights_in_the_command_are_told_before_a_launch(folder: Path) -> None:
+    study = yaml.safe_load((folder / "double.yaml").read_text())
+    command = [*study["server"]["command"], "--load-format", "dummy"]
+    study |= {"name": "noise", "server": {**study["server"], "command": command}}
+    (folder / "noise.yaml").write_text(yaml.safe_dump(study))
+    assert autotune("run", "noise.yaml", "--trials", "1", cwd=folder).returncode == 0
+    done = autotune("verify", "noise.yaml", "--trial", "0", cwd=folder)
+    assert done.returncode == 4
+    assert done.stdout == (
+        "Output not judged: the weights are random (load-format: dummy), so its answers are "
+        "noise.\n"
+    )
+    assert query(folder, "select 1 from autotune_launches where study = 'noise:verify'") == []
 
 
 def test_a_prompt_that_a_load_repeats_counts_once() -> None:
@@ -237,15 +327,37 @@ def test_a_prompt_with_an_image_cannot_be_scored() -> None:
     assert distinct([Request(i, None, chat) for i, chat in enumerate(chats)]) == [1, 2, 3]
 
 
-def test_a_run_keeps_its_results_where_its_winner_cannot_be_verified(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("found", "code", "told"),
+    [
+        (UserError("n = 0 cannot be launched"), 4, "is not verified: n = 0 cannot be launched"),
+        (NothingUsable("double: n = 0: no port"), 4, "is not verified: double: n = 0: no port"),
+        (
+            Certificate(Verdict.NOT_JUDGED, "too few"),
+            4,
+            "double: the output is not judged: too few",
+        ),
+        (Certificate(Verdict.FAULT), 3, ""),
+        (Certificate(Verdict.CERTIFIED), 0, ""),
+    ],
+)
+def test_a_run_ends_by_the_verdict_and_has_its_results(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: Certificate | Exception,
+    code: int,
+    told: str,
 ) -> None:
-    def refused(*_args: object, **_words: object) -> Verification:
-        raise UserError("n = 0 cannot be launched")
+    def verified(*_args: object, **_words: object) -> Verification:
+        if isinstance(found, Exception):
+            raise found
+        return Verification(found)
 
-    monkeypatch.setattr(commands, "verified", refused)
-    prepared: Any = SimpleNamespace(loaded=load_study(str(folder / "double.yaml")))
-    with (tmp_path / "said").open("w") as said:
-        ui = Ui(Console(file=said, width=80))
-        assert commands.verified_winner(ui, prepared, folder / "autotune.db") is None
-    assert "not verified: n = 0 cannot be launched" in (tmp_path / "said").read_text()
+    monkeypatch.setattr(commands, "verified", verified)
+    before = query(folder, "select count(*) from autotune_launches")
+    done = autotune("run", "double.yaml", "--trials", "2", "--verify", cwd=folder)
+    assert done.returncode == code
+    assert told in "".join(done.stderr.splitlines()[-1:])
+    assert "Traceback" not in done.stderr
+    assert "autotune best --shell" in done.stdout
+    assert query(folder, "select count(*) from autotune_launches") == before
