@@ -14,15 +14,13 @@ certainly better in all of them, or with the last request (:mod:`autotune.stats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autotune.bench.counting import Counting, gpus_of_server
-from autotune.bench.energy import with_energy
 from autotune.bench.interference import IdleBaseline, LoadWatch, MachineState
+from autotune.bench.judging import Judge
 from autotune.bench.looks import EarlyEnd, Look, Rival
 from autotune.bench.measured_loop import MeasuredLoop, Warmup
 from autotune.bench.running import AtOnce, GaugeReader, RunningWatch
@@ -35,23 +33,16 @@ from autotune.errors import FailureKind, MeasureError
 from autotune.serving.nvml import Energy, EnergyMeter
 from autotune.stats import (
     STOPPING_CONFIDENCE,
-    Bounded,
-    Domination,
     Interval,
     Looks,
-    Measurement,
-    averaged,
     drift,
-    expected_between,
     first_look,
     look_sizes,
-    narrow_enough,
-    precise,
     standard_error,
 )
 from autotune.stats.stopping import Stop
 from autotune.study.schema import StudySpec
-from objectives import Objective, WithEnergy
+from objectives import Objective
 
 if TYPE_CHECKING:
     import psutil
@@ -128,6 +119,7 @@ class Measuring:
         self._known = known
         self._spec = spec
         self._objectives = objectives
+        self._judge = Judge(spec, objectives)
         self._keep = keep
         self._progress = progress
         self._warmup = Warmup(spec.workload.places or spec.workload.max_concurrency or 1)
@@ -198,7 +190,7 @@ class Measuring:
         most = len(workload.measured)
         start = first_look(self._spec.measure.min_prompts, load.places)
         sizes = [most] if whole else look_sizes(start, most)
-        judge = self._judge(sizes, rivals, between or {}, finished)
+        judge = self._judge.at_looks(sizes, rivals, between or {}, finished)
         busy = load.keeps_busy(len(workload.warmup))
         fills = load.places is not None and (busy or most >= load.places)
         counting = self._counting(idle, asked if fills else None)
@@ -207,7 +199,7 @@ class Measuring:
         def ask(size: int) -> EarlyEnd | None:
             if not loop.all_ok or not counting.begun:
                 return None
-            m = self._measurement(loop.first(size), busy, counting.energy())
+            m = self._judge.measurement(loop.first(size), busy, counting.energy())
             values, verdict = judge(m)
             if shadow is None:
                 return verdict
@@ -272,7 +264,7 @@ class Measuring:
 
     def _counting(self, idle: IdleBaseline, asked: Asked | None) -> Counting:
         owned = self._server.processes if self._server.known_processes else None
-        meter = EnergyMeter(sample=self._metered)
+        meter = EnergyMeter(sample=self._judge.metered)
         plan = self._server.plan
         running = (
             None if asked is None else RunningWatch(asked, GaugeReader(plan.base_url, plan.api_key))
@@ -280,51 +272,6 @@ class Measuring:
         return Counting(
             self._scrape, LoadWatch(idle, owned, self._known), meter, gpus_of_server(idle), running
         )
-
-    @property
-    def _metered(self) -> bool:
-        return any(o.needs_energy for o in self._objectives)
-
-    def _judge(
-        self,
-        sizes: Sequence[int],
-        rivals: Sequence[Rival],
-        between: Mapping[str, float],
-        finished: int | None,
-    ) -> Callable[[Measurement], tuple[tuple[float, ...], EarlyEnd | None]]:
-        """Return the function that computes each objective at a look, and whether to end there."""
-        domination = Domination(
-            len(sizes),
-            [o.direction for o in self._objectives],
-            [between.get(o.name, expected_between(0.0, 0)) for o in self._objectives],
-            self._spec.measure.dominated_error,
-            finished,
-        )
-        known: list[tuple[int, list[Bounded]]] = []
-        for r in rivals:
-            launches = [r.measurement, *r.again]
-            if self._metered and not all(isinstance(m, WithEnergy) for m in launches):
-                continue
-            columns = list(zip(*map(self._bounded, launches), strict=True))
-            if all(b.value > 0 for column in columns for b in column):
-                known.append((r.trial, [_cached(averaged(column)) for column in columns]))
-        others = [bounded for _, bounded in known]
-        domination.prepare(others)
-
-        def judge(m: Measurement) -> tuple[tuple[float, ...], EarlyEnd | None]:
-            now = self._bounded(m)
-            values = tuple(b.value for b in now)
-            if any(b.value == 0 for b in now):  # an interval as a share of 0 does not exist
-                return values, None
-            found = ((b.value, b.interval(STOPPING_CONFIDENCE)) for b in now)
-            if narrow_enough(len(m), m.concurrency) and precise(
-                found, self._spec.measure.precision
-            ):
-                return values, EarlyEnd(Stop.PRECISE)
-            by = domination.by(now, others) if all(b.value > 0 for b in now) else None
-            return values, None if by is None else EarlyEnd(Stop.DOMINATED, known[by][0])
-
-        return judge
 
     def _result(
         self,
@@ -338,8 +285,8 @@ class Measuring:
         energy: Energy | None,
         at_once: AtOnce | None,
     ) -> Result:
-        measurement = self._measurement(samples, busy, energy)
-        bounded = self._bounded(measurement)
+        measurement = self._judge.measurement(samples, busy, energy)
+        bounded = self._judge.bounded(measurement)
         # stopping because intervals are narrow costs coverage; the wider level keeps 95 %
         confidence = STOPPING_CONFIDENCE if verdict.stop is Stop.PRECISE else 0.95
         intervals = {
@@ -375,44 +322,3 @@ class Measuring:
             return scrape(plan.base_url, plan.api_key)
         except MeasureError as e:
             raise blamed(self._server, e) from e
-
-    def _measurement(
-        self, samples: Sequence[Sample], busy: bool, energy: Energy | None
-    ) -> Measurement:
-        """Return the measurement of the samples, with its energy.
-
-        Raises:
-            MeasureError: too few requests ran while the load was full.
-        """
-        load = self._spec.workload
-        with _as_failure():
-            m = Measurement.of(samples, load.latency_origin, load.places, busy=busy)
-        return m if energy is None else with_energy(m, energy)
-
-    def _bounded(self, measurement: Measurement) -> list[Bounded]:
-        """Return each objective with its interval; one without bounds is never precise.
-
-        Raises:
-            MeasureError: an objective cannot be computed, or later its interval.
-        """
-
-        def interval(o: Objective, confidence: float) -> Interval:
-            with _as_failure():
-                return o.bounds(measurement, confidence)
-
-        with _as_failure():
-            return [Bounded(o.value(measurement), partial(interval, o)) for o in self._objectives]
-
-
-def _cached(b: Bounded) -> Bounded:
-    """Return the same value, each of whose intervals is computed once."""
-    return replace(b, interval=cache(b.interval))
-
-
-@contextmanager
-def _as_failure() -> Iterator[None]:
-    """Turn the error of an objective that cannot be computed into a trial's failure."""
-    try:
-        yield
-    except ValueError as e:
-        raise MeasureError(FailureKind.REQUESTS, str(e)) from e

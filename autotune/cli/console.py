@@ -7,16 +7,13 @@ Texts from studies, models and logs are never read as markup and lose their cont
 from __future__ import annotations
 
 import shlex
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from rich import box
-from rich.cells import cell_len
 from rich.console import (
     Console,
     ConsoleOptions,
@@ -29,6 +26,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from autotune.cli.slot_lines import GAP, SlotLines
 from autotune.results.certificates import Verdict, output_line
 from autotune.results.tables import Block, Cell, Line, Tone
 from autotune.results.tables import Table as TableOfValues
@@ -55,8 +53,8 @@ from autotune.results.views import (
 from autotune.storage.location import Database, full_text
 from autotune.study.space import ARM, Point
 from autotune.tuning.progress import OUTSIDE, At
+from objectives import Objective
 
-_GAP = "  "
 _STYLES = {
     Tone.NONE: "",
     Tone.GOOD: "bold green",
@@ -66,36 +64,6 @@ _STYLES = {
     Tone.WARNING: "bold yellow",
     Tone.STRONG: "bold",
 }
-
-
-@dataclass
-class _Slot:
-    """What one slot does, which is a live line.
-
-    Attributes:
-        label: ``slot 1``; empty where there is one slot.
-        trial: ``[7/40] trial 6``; empty while none runs.
-        point: Point of the trial.
-        remaining: Trials from this one on.
-        began: When the trial began.
-        stage: Stage of the trial; empty while there is none.
-        stage_began: When the stage began.
-        progress: Progress of the stage, in words.
-    """
-
-    label: str = ""
-    trial: str = ""
-    point: str = ""
-    remaining: int = 0
-    began: float = 0.0
-    stage: str = ""
-    stage_began: float = 0.0
-    progress: str = ""
-
-    @property
-    def head(self) -> str:
-        """Slot and trial in words."""
-        return _GAP.join(filter(None, [self.label, self.trial]))
 
 
 class Ui:
@@ -115,12 +83,10 @@ class Ui:
     ) -> None:
         self.console = console or Console(highlight=False)
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
-        self._clock = clock
         self._line: Live | None = None
         self._view: StudyView | None = None
-        self._durations: list[float] = []
         self._header_shown = False
-        self._slots: dict[int, _Slot] = {}
+        self._lines = SlotLines(clock)
         self.slots = 1
         self.slot_name: Callable[[int], str] | None = None
 
@@ -144,7 +110,7 @@ class Ui:
     def study(self, view: StudyView, database: Database) -> None:
         """Show the study that starts or resumes, with its finished trials."""
         self._view = view
-        self._durations = [t.seconds for t in view.trials if t.seconds is not None]
+        self._lines.durations = [t.seconds for t in view.trials if t.seconds is not None]
         done = [t for t in view.trials if t.state in {"complete", "failed"}]
         verb = "resuming" if done else "starting"
         self._print(
@@ -164,12 +130,12 @@ class Ui:
             point: Point that will be launched.
         """
         wanted = self._view.wanted if self._view else position
-        self._slots[at.slot] = _Slot(
+        self._lines.begin(
+            at.slot,
             label=self._name(at.slot),
             trial=f"[{position}/{wanted}] trial {at.trial}",
             point=point_text(point),
             remaining=max(1, wanted - position + 1),
-            began=self._clock(),
         )
 
     def _name(self, slot: int) -> str:
@@ -183,23 +149,23 @@ class Ui:
         An empty one ends the slot's line.
         """
         if not text:
-            self._slots.pop(at.slot, None)
+            self._lines.end(at.slot)
             return
         label = "" if at.trial is None else self._name(at.slot)
-        slot = self._slots.setdefault(at.slot, _Slot(label=label))
-        if plain(text) == slot.stage:
+        line = self._lines.stage(at.slot, plain(text), label)
+        if line is None:
             return
-        slot.stage, slot.progress = plain(text), ""
-        slot.stage_began = self._clock()
         if not self.live:
-            self._print(_GAP.join(filter(None, [slot.head, slot.point, slot.stage])))
+            self._print(GAP.join(filter(None, [line.head, line.point, line.stage])))
         elif self._line is None:
-            self._line = Live(self, console=self.console, refresh_per_second=4, transient=True)
+            self._line = Live(
+                self._lines, console=self.console, refresh_per_second=4, transient=True
+            )
             self._line.start()
 
     def progress(self, at: At, done: int, total: int) -> None:
         """Show the progress of the stage, in the live line only."""
-        self._slots.setdefault(at.slot, _Slot()).progress = f"{done}/{total} requests"
+        self._lines.of(at.slot).progress = f"{done}/{total} requests"
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
@@ -208,7 +174,7 @@ class Ui:
         try:
             yield
         finally:
-            self._slots.pop(OUTSIDE.slot, None)
+            self._lines.end(OUTSIDE.slot)
             self.close()
 
     def download(self, stage: str, done: float) -> None:
@@ -219,26 +185,28 @@ class Ui:
             done: Finished share, 0 to 1.
         """
         if done >= 1:
-            self._slots.pop(OUTSIDE.slot, None)
+            self._lines.end(OUTSIDE.slot)
             self.close()
             return
         self.stage(OUTSIDE, f"demo model: {stage}")
-        self._slots[OUTSIDE.slot].progress = f"{done:.0%}"
+        self._lines.of(OUTSIDE.slot).progress = f"{done:.0%}"
 
     def trial(self, at: At, trial: TrialView) -> None:
         """Show the row of a finished trial."""
         if trial.seconds is not None:
-            self._durations.append(trial.seconds)
-        slot = self._slots.setdefault(at.slot, _Slot())
+            self._lines.durations.append(trial.seconds)
         if self.live:
             self._row(trial)
         else:
-            words = [slot.head or f"trial {trial.number}", self._words(trial)]
-            if self._durations and (more := self._remaining() - 1) > 0:
-                left = statistics.median(self._durations) * more / self.slots
+            objectives = self._view.objectives if self._view else ()
+            words = [
+                self._lines.of(at.slot).head or f"trial {trial.number}",
+                _words(trial, objectives),
+            ]
+            if (left := self._lines.left_after(self.slots)) is not None:
                 words.append(f"about {duration(left)} left")
-            self._print(_GAP.join(words))
-        self._slots.pop(at.slot, None)
+            self._print(GAP.join(words))
+        self._lines.end(at.slot)
 
     def message(self, text: str, at: At = OUTSIDE) -> None:
         """Show a message."""
@@ -246,20 +214,7 @@ class Ui:
 
     def time_left(self) -> float | None:
         """Return the seconds until the study is done, by the median trial; None: no trial yet."""
-        running = self._running()
-        if not self._durations or not running:
-            return None
-        typical = statistics.median(self._durations)
-        done = sum(min(typical, self._clock() - slot.began) for slot in running)
-        return (typical * self._remaining() - done) / len(running)
-
-    def _running(self) -> list[_Slot]:
-        return [slot for slot in self._slots.values() if slot.trial]
-
-    def _remaining(self) -> int:
-        """Return how many trials are left, with those that run."""
-        running = self._running()
-        return min((slot.remaining for slot in running), default=1) + len(running) - 1
+        return self._lines.time_left()
 
     def summary(
         self,
@@ -367,29 +322,9 @@ class Ui:
         line = Text.assemble((f"{mark:<6}", style), (f"{plain(name):<10}", "bold"), plain(text))
         self.console.print(line, soft_wrap=True)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Return a live line for each slot that does something, cut to the window's width.
-
-        The parameters are cut first.
-        """
-        left = self.time_left()
-        for _, slot in sorted(self._slots.items()):
-            if not slot.stage:
-                continue
-            after = [
-                " ".join(filter(None, [slot.stage, slot.progress])),
-                f"{self._clock() - slot.stage_began:.0f} s",
-                f"{duration(left)} left" if left is not None else "",
-            ]
-            left = None  # of the whole study: said once
-            before, tail = slot.head, _GAP.join(filter(None, after))
-            room = options.max_width - cell_len(before + _GAP + _GAP + tail)
-            point = Text(slot.point)
-            point.truncate(max(0, room), overflow="ellipsis")
-            parts = [Text(before, style="bold"), point, Text(tail, style="cyan")]
-            line = Text(_GAP).join([p for p in parts if p.plain])
-            line.no_wrap, line.overflow = True, "ellipsis"
-            yield line
+    def __rich__(self) -> SlotLines:
+        """Return a live line for each slot that does something."""
+        return self._lines
 
     def _print(self, text: str) -> None:
         """Print a line unwrapped, so that it can be pasted and searched."""
@@ -422,27 +357,28 @@ class Ui:
             reason = Text(plain(trial.failure_reason), style="red")
             self.console.print(Padding(reason, (0, 0, 0, 5)))
 
-    def _words(self, trial: TrialView) -> str:
-        objectives = self._view.objectives if self._view else ()
-        words = [trial.setting]
-        for o in objectives:
-            value = trial.value(o)
-            if value is not None:
-                interval = (trial.intervals or {}).get(o.name)
-                words.append(f"{plain(o.title)} {value_with_interval(value, interval, o)}")
-        if trial.acceptance_length is not None:
-            of = " in steps with drafts" if trial.skips_steps else ""
-            words.append(f"acceptance length {trial.acceptance_length:.2f}{of}")
-        if trial.speedup is not None:
-            words.append(f"speed-up {trial.speedup:.2f}×")
-        if trial.requests is not None:
-            words.append(f"{trial.requests} requests")
-        words.append(note(trial))
-        if trial.failure_reason:
-            words.append(plain(trial.failure_reason))
-        if trial.seconds is not None:
-            words.append(f"took {trial.seconds:.0f} s")
-        return _GAP.join(filter(None, words))
+
+def _words(trial: TrialView, objectives: Sequence[Objective]) -> str:
+    """Return the row of a finished trial in words, for a log."""
+    words = [trial.setting]
+    for o in objectives:
+        value = trial.value(o)
+        if value is not None:
+            interval = (trial.intervals or {}).get(o.name)
+            words.append(f"{plain(o.title)} {value_with_interval(value, interval, o)}")
+    if trial.acceptance_length is not None:
+        of = " in steps with drafts" if trial.skips_steps else ""
+        words.append(f"acceptance length {trial.acceptance_length:.2f}{of}")
+    if trial.speedup is not None:
+        words.append(f"speed-up {trial.speedup:.2f}×")
+    if trial.requests is not None:
+        words.append(f"{trial.requests} requests")
+    words.append(note(trial))
+    if trial.failure_reason:
+        words.append(plain(trial.failure_reason))
+    if trial.seconds is not None:
+        words.append(f"took {trial.seconds:.0f} s")
+    return GAP.join(filter(None, words))
 
 
 def _state(view: StudyView) -> str:

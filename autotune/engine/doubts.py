@@ -209,6 +209,20 @@ def _v2_on_cpu(launch: Launch) -> str | None:
     return f"{what} needs model runner V2, and so Triton, which vLLM for CPUs is built without"
 
 
+def _drawn_on_cpu(launch: Launch) -> str | None:
+    """``utils/cpu_triton_utils.py: _expand_kernel_impl`` fills a copy of its output.
+
+    Seen in 0.32.0 (``studies/results/demo-cpu-verify``): the temperature of drafted positions is
+    what lay in memory.
+    """
+    if launch.n < 1 or launch.known.platform != "cpu" or not launch.known.draws:
+        return None
+    return (
+        f"{launch.vllm} draws wrong tokens with drafts on a CPU, so text, acceptance and speed "
+        "mean nothing (vLLM issue #55005); measure with workload.temperature: 0"
+    )
+
+
 def _async_on_cpu(launch: Launch) -> str | None:
     """``config/vllm.py: __post_init__``, 0.33.0: 1652, where a CPU has model runner V1."""
     if launch.n < 1 or launch.known.platform != "cpu":
@@ -317,6 +331,13 @@ _DOUBTS = (
         _v2_on_cpu,
         "config/vllm.py: VllmConfig.use_v2_model_runner",
         (0, 25),
+    ),
+    _Doubt(
+        "drawn tokens with drafts on a CPU",
+        _drawn_on_cpu,
+        "utils/cpu_triton_utils.py: _expand_kernel_impl; vLLM issue #55005",
+        (0, 32),
+        (0, 32),
     ),
     _Doubt(
         "async scheduling on a CPU",

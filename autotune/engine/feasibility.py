@@ -39,6 +39,7 @@ def known_for(loaded: LoadedStudy, info: VllmInfo) -> Known:
         v2=chosen_runner({**os.environ, **server.env}),
         load=spec.workload.places,
         allow_throttled=spec.search.allow_throttled,
+        draws=spec.workload.temperature > 0,
     )
     longer = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
     if longer in server.env or longer in os.environ:

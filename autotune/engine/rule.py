@@ -102,6 +102,7 @@ class Known:
             ``bfloat16``.
         allow_throttled: Whether the study launches points at which fewer requests can run at once
             than it asks for.
+        draws: Whether the study draws tokens: its temperature is above 0.
     """
 
     platform: str | None = None
@@ -115,6 +116,7 @@ class Known:
     gpus: tuple[Gpu, ...] = ()
     dtype: str | None = None
     allow_throttled: bool = False
+    draws: bool = False
 
 
 NOTHING = Known()

@@ -8,10 +8,18 @@ only they have.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
+import psutil
+
+from autotune.engine.command import LaunchPlan
+from autotune.engine.probe import VllmInfo
+from autotune.errors import FailureKind, LaunchError
+from autotune.serving.process_tree import processes_of
+
+_ANSWER_S = 30.0  # for a server that is up to say what it is; a busy machine may need seconds
 
 # owned_by of /v1/models, in lower case; vLLM says "vllm"
 _OWNERS = {
@@ -70,6 +78,53 @@ class Answer:
             f"tells no version (GET /version gave HTTP {self.status}), and {version} was expected; "
             "a proxy in front must pass it on"
         )
+
+
+def own_version(
+    client: httpx.Client,
+    plan: LaunchPlan,
+    launch_id: str,
+    info: VllmInfo,
+    failure: Callable[[FailureKind, str], LaunchError],
+) -> str | None:
+    """Return the version of the server that answers; None: it tells none, and none was expected.
+
+    Args:
+        client: Asks it, with the launch's key.
+        plan: Plan of the launch.
+        launch_id: Launch id that the plan was made with.
+        info: The study's vLLM, which the running server must agree with.
+        failure: Returns the failure that the launch's log tells, or the given one.
+
+    Raises:
+        LaunchError: it is not the server of this launch.
+    """
+    if info.python is not None and not _owns_port(launch_id, plan.port):
+        # a container's port belongs to its daemon; there the name of the model must do
+        raise LaunchError(FailureKind.PORT, f"somebody else's server answers on port {plan.port}")
+    try:
+        models = client.get("/v1/models", timeout=_ANSWER_S).raise_for_status()
+        version = client.get("/version", timeout=_ANSWER_S)
+        answer = answer_of(models, version)
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
+        other = engine_behind(client)
+        raise failure(
+            FailureKind.WRONG_SERVER,
+            f"what answers on port {plan.port} is no vLLM: {other or said(e)}",
+        ) from e
+    if (why := answer.why_another(plan.served_name, info.version)) is not None:
+        raise LaunchError(FailureKind.WRONG_SERVER, f"the server on port {plan.port} {why}")
+    return answer.version
+
+
+def _owns_port(launch_id: str, port: int) -> bool:
+    """Return whether a process of a launch listens on a port."""
+    for process in processes_of(launch_id):
+        with contextlib.suppress(psutil.Error):
+            for c in process.net_connections(kind="tcp"):
+                if c.status == psutil.CONN_LISTEN and c.laddr.port == port:
+                    return True
+    return False
 
 
 def answer_of(models: httpx.Response, version: httpx.Response) -> Answer:

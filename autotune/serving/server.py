@@ -25,7 +25,7 @@ from autotune.engine.command import OWNER_VARIABLE, LaunchPlan
 from autotune.engine.failures import classify
 from autotune.engine.probe import VllmInfo
 from autotune.errors import FailureKind, LaunchError, StopError
-from autotune.serving.answering import answer_of, engine_behind, said
+from autotune.serving.answering import own_version
 from autotune.serving.channel import Channel
 from autotune.serving.containers import marked
 from autotune.serving.gpu_memory import GpuMemory, gpu_memory, held
@@ -46,7 +46,6 @@ from autotune.study.schema import ServerSpec
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _POLL_S = 0.25  # between two checks of /health
-_ANSWER_S = 30.0  # for a server that is up to say what it is; a busy machine may need seconds
 _START_S = 30.0  # for the supervisor to start a process; only a broken machine needs that long
 _GPU_S = 30.0  # for a driver to give back the memory of processes that are gone
 
@@ -217,7 +216,7 @@ class Server:
         try:
             self._wait_healthy(client, on_wait)
             with held_back():
-                version = self._check_identity(client)
+                version = own_version(client, self.plan, self.launch_id, self._info, self.failure)
             if self._warm is not None:
                 if self._identity.warm:
                     self._warm.judge(healthy=True)
@@ -247,33 +246,6 @@ class Server:
                     self._up = True
                     return
             self._pump(_POLL_S)
-
-    def _check_identity(self, client: httpx.Client) -> str | None:
-        """Return the version of the server that answers.
-
-        Raises:
-            LaunchError: it is not the server of this launch.
-        """
-        if self._info.python is not None and not _owns_port(self.launch_id, self.plan.port):
-            # a container's port belongs to its daemon; there the name of the model must do
-            raise LaunchError(
-                FailureKind.PORT, f"somebody else's server answers on port {self.plan.port}"
-            )
-        try:
-            models = client.get("/v1/models", timeout=_ANSWER_S).raise_for_status()
-            version = client.get("/version", timeout=_ANSWER_S)
-            answer = answer_of(models, version)
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
-            other = engine_behind(client)
-            raise self.failure(
-                FailureKind.WRONG_SERVER,
-                f"what answers on port {self.plan.port} is no vLLM: {other or said(e)}",
-            ) from e
-        if (why := answer.why_another(self.plan.served_name, self._info.version)) is not None:
-            raise LaunchError(
-                FailureKind.WRONG_SERVER, f"the server on port {self.plan.port} {why}"
-            )
-        return answer.version
 
     def failure(self, default: FailureKind, reason: str) -> LaunchError:
         """Return the failure that is inferred from the exit code and the log.
@@ -388,16 +360,6 @@ def _end_by_supervisor(channel: Channel, command: str, grace_s: float) -> int:
     with contextlib.suppress(subprocess.TimeoutExpired):
         channel.wait(timeout=5 if channel.killed is not None else 0)
     return channel.killed or 0
-
-
-def _owns_port(launch_id: str, port: int) -> bool:
-    """Return whether a process of a launch listens on a port."""
-    for process in processes_of(launch_id):
-        with contextlib.suppress(psutil.Error):
-            for c in process.net_connections(kind="tcp"):
-                if c.status == psutil.CONN_LISTEN and c.laddr.port == port:
-                    return True
-    return False
 
 
 def _prove_port(port: int) -> None:

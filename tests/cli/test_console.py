@@ -334,7 +334,7 @@ def test_the_time_left_goes_by_the_trials_that_run() -> None:
     with ui:
         run_two(ui)
         one = ui.time_left()
-        ui._durations = [60.0]
+        ui._lines.durations = [60.0]
         assert ui.time_left() == 36 * 60 / 2  # 36 trials are left, two at a time
         clock.now += 30
         assert ui.time_left() == (36 * 60 - 2 * 30) / 2

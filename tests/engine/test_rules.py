@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -343,6 +344,13 @@ def test_a_cache_dtype_is_one_of_the_version(dtype: str, since: int) -> None:
         check({"kv_cache_dtype": "int7"}, version, True)
     assert "only a plugin" in (why_doubtful({"kv_cache_dtype": "int7"}, "0.33.0") or "")
     assert why_doubtful({"kv_cache_dtype": dtype}, "0.33.0") is None
+
+
+def test_drawn_tokens_with_drafts_on_a_cpu_are_doubted() -> None:
+    drawing = replace(CPU, draws=True)
+    assert "#55005" in (why_doubtful({N: 3}, "0.32.0", drawing) or "")
+    for settings, known in (({N: 0}, drawing), ({N: 3}, CPU), ({N: 3}, replace(CUDA, draws=True))):
+        assert why_doubtful(settings, "0.32.0", known) is None
 
 
 def test_a_16_bit_cache_is_as_the_weights() -> None:
