@@ -329,7 +329,7 @@ def test_one_and_three_objectives(tmp_path: Path, names: list[str]) -> None:
 def test_a_study_that_searches_no_n_leaves_out_what_needs_it(tmp_path: Path) -> None:
     budgets = {"max_num_batched_tokens": {"type": "pow2", "low": 32, "high": 2048}}
     rows = (Row(0, 2048, 98.0), Row(0, 512, 99.0))
-    report = report_of(make(tmp_path, rows, space=budgets))
+    report = report_of(make(tmp_path, rows, space=budgets, server__speculative=None))
     assert report.answer.headline == "Serve MNBT 512"
     assert figure_names(report) == ["front", "latency"]
     assert "does not search num_speculative_tokens." in words(report, "by-n")
