@@ -57,11 +57,18 @@ def run_block(study: str, trials: int, folder: Path) -> dict[str, Any]:
         )
     wall = time.monotonic() - begun
     waited = (_waited() - waited) / wall
+    return {"wall": wall, "waited": waited, "trials": read_trials(database, study)}
+
+
+def read_trials(database: Path, study: str) -> list[dict[str, Any]]:
+    """Return the trials that have launches: points, values, and seconds of each stage."""
     name = load_study(study).spec.name
     found = []
     with opened(database) as store:
         times = {t.trial: t for t in time_view(store, name).trials}
         for t in store.optuna_study(name).get_trials(deepcopy=False):
+            if t.number not in times:
+                continue
             attrs = attrs_of(t)
             seconds = {s: v for s, v in times[t.number].seconds.items() if v is not None}
             requests = 0 if attrs.launch is None else len(store.requests.samples(attrs.launch))
@@ -75,7 +82,7 @@ def run_block(study: str, trials: int, folder: Path) -> dict[str, Any]:
                     "seconds": seconds,
                 }
             )
-    return {"wall": wall, "waited": waited, "trials": found}
+    return found
 
 
 def _waited() -> float:
