@@ -1,33 +1,36 @@
 """What several slots save: whole studies in virtual time, with the driver of `autotune run`.
 
     python benchmarks/parallel.py --out new.jsonl [--worlds …] [--slots 1 2 4 8 16 32 64]
-                                  [--seeds 10] [--trials 40] [--jobs 2]
+                                  [--ahead 0 3] [--seeds 10] [--trials 40] [--jobs 2]
     python benchmarks/parallel.py --show new.jsonl … [--pack FILE.json]
     python benchmarks/parallel.py --show benchmarks/data/parallel.json [--picture FILE.html]
 
 Search, confirmation, planner, driver and database are autotune's; only launches are made up
 (`parallel_slots.py`). How long one takes is drawn from the launches of a committed study
 (`studies/results`): to the first answer of `/health`, warm-up, measured requests, stop; those of a
-confirmation from those of its confirmation. The time of the measured requests follows the speed of
-the point. What a launch gives is a world's answer, with its noise and the luck of the launch, and
-what a study found is judged by the truth. The driver takes `DRIVER_S` for each trial, one after the
+confirmation from those of its confirmation. Or it is what launches on H200s took
+(`data/stages_h200.json`). With `--ahead` so many next points start together with a launch there, on
+its slot, from the first launch on. The time of the measured requests follows the speed of the
+point. What a launch gives is a world's answer, with its noise and the luck of the launch, and what
+a study found is judged by the truth. The driver takes `DRIVER_S` for each trial, one after the
 other.
 
-A cell is a world with the study that its stages are from. In the table, medians over the seeds,
-[quartiles]:
+A cell is a world with the study that its stages are from, and `server.ahead`. In the table, medians
+over the seeds, [quartiles]:
 
     99 %     time until the launched points have 99 % of the true hypervolume, min
     search   time until the last trial of the search has ended, min
     all      time until the last launch of the confirmation has ended: the winner is confirmed, min
     faster   geometric mean of the ratios of `all` with one slot, of the same seeds, and its 95 %
              interval
+    saves    as `faster`, against the same slots without prelaunched servers
     busy     share of the slots' time in which they had a launch
     missing  hypervolume missing at the end, in percent: mean
     worse    how much less tok/s the confirmed winner by tok/s truly has than the best point, in
              percent: mean
 
-What is left out: servers do not slow each other down, several starts of one point share no compile
-cache, and no trial ends early.
+What is left out: servers do not slow each other down, other than in starting together, several
+starts of one point share no compile cache, and no trial ends early.
 """
 
 from __future__ import annotations
@@ -51,7 +54,17 @@ from typing import Any
 
 import numpy as np
 import optuna
-from parallel_slots import DRIVER_S, Clock, Driver, Run, VirtualSlots, run, stages, temporary
+from parallel_slots import (
+    DRIVER_S,
+    Clock,
+    Driver,
+    Run,
+    VirtualSlots,
+    run,
+    stages,
+    stages_h200,
+    temporary,
+)
 from scipy.stats import t as student
 from search_replay import REACHED, Judge
 from surfaces import world
@@ -60,25 +73,28 @@ from autotune.results.standing import study_verdict
 from autotune.storage.records import Role, attrs_of
 from autotune.tuning.local_slots import Served
 
+H200 = "H200"  # stages that are not of a committed study
 # World and the study whose stages its launches take.
 CELLS = {
     "gen-cpu": "demo-cpu",
-    "gen-8": "smollm2-h200",
-    "gen-32": "smollm2-h200",
+    "gen-8": H200,
+    "gen-32": H200,
     "demo-cpu-c2": "demo-cpu",  # too small for 40 trials
 }
 SHOWN = ("gen-cpu", "gen-8", "gen-32")
+PRELAUNCHES = (0, 3)
 SLOTS = (1, 2, 4, 8, 16, 32, 64)
 TRIALS = 40
-COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00")  # Okabe and Ito's
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7")  # Okabe and Ito's
 
 Record = dict[str, Any]
-Task = tuple[str, str, int, int, int, bool]  # world, stages, slots, seed, trials, all of them
+# World, stages, slots, seed, trials, whether all of them, server.ahead.
+Task = tuple[str, str, int, int, int, bool, int]
 
 
 def replay(task: Task) -> Record:
     """Run one study; return what is kept of it."""
-    name, of, slots, seed, trials, every = task
+    name, of, slots, seed, trials, every, ahead = task
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     w, judge, clock = world(name), Judge(world(name)), Clock()
@@ -90,10 +106,13 @@ def replay(task: Task) -> Record:
         "seed": seed,
         "trials": trials,
         "every": every,
+        "ahead": ahead,
     }
+    drawn, together = stages_h200() if of == H200 else (stages(of), 0.0)
 
     def make(served: Served) -> VirtualSlots:
-        return VirtualSlots(w, slots, stages(of), served, seed, clock, ended=runs.append)
+        prelaunch = {"ahead": ahead, "together": together}
+        return VirtualSlots(w, slots, drawn, served, seed, clock, ended=runs.append, **prelaunch)
 
     def look(driver: Driver) -> None:
         driver.log.placed()
@@ -139,7 +158,7 @@ def _times(runs: Sequence[Run], judge: Judge, place: Any, slots: int) -> Record:
 
 def key_of(r: Record) -> tuple[Any, ...]:
     """Return what a replay is known by."""
-    return tuple(r[k] for k in ("world", "stages", "slots", "seed", "trials", "every"))
+    return tuple(r[k] for k in ("world", "stages", "slots", "seed", "trials", "every", "ahead"))
 
 
 def read(files: Sequence[Path]) -> list[Record]:
@@ -157,9 +176,11 @@ def write(args: argparse.Namespace) -> None:
     """Run what is asked for and missing; write each study as it ends."""
     have = {key_of(r) for r in (read([args.out]) if args.out.exists() else [])}
     tasks: list[Task] = [
-        (name, CELLS[name], slots, seed, args.trials, not args.ends)
+        (name, CELLS[name], slots, seed, args.trials, not args.ends, ahead)
         for seed in range(args.first, args.first + args.seeds)
         for name in args.worlds
+        for ahead in args.ahead
+        if not ahead or CELLS[name] == H200
         for slots in args.slots
     ]
     tasks = [task for task in tasks if task not in have]
@@ -183,7 +204,7 @@ def _each(tasks: Sequence[Task], jobs: int) -> Iterator[Record]:
 
 
 def ratio(own: Sequence[Record], alone: Sequence[Record]) -> tuple[float, float, float]:
-    """Return how many times faster studies are than those of one slot with the same seeds.
+    """Return how many times faster studies are than others with the same seeds.
 
     Returns:
         Geometric mean, and the low and high end of its 95 % interval (Student's, of logarithms).
@@ -201,31 +222,45 @@ def ratio(own: Sequence[Record], alone: Sequence[Record]) -> tuple[float, float,
 def groups(records: Sequence[Record]) -> dict[tuple[Any, ...], dict[int, list[Record]]]:
     """Return the replays by cell, and in it by slots."""
     found: dict[tuple[Any, ...], dict[int, list[Record]]] = {}
-    for r in sorted(records, key=lambda r: (r["world"], -r["trials"], not r["every"], r["slots"])):
-        cell = (r["world"], r["stages"], r["trials"], r["every"])
+    keys = ("world", "trials", "every", "ahead", "slots")
+    for r in sorted(records, key=lambda r: tuple(r[k] for k in keys)):
+        cell = (r["world"], r["stages"], r["trials"], r["every"], r["ahead"])
         found.setdefault(cell, {}).setdefault(r["slots"], []).append(r)
     return found
 
 
 def table(records: Sequence[Record]) -> Iterator[str]:
     """Yield the figures in Markdown."""
-    for (name, of, trials, every), by_slots in groups(records).items():
+    cells_of = groups(records)
+    for (name, of, trials, every, ahead), by_slots in cells_of.items():
         ends = "all of them" if every else "the search may end itself"
-        yield f"**{name}**, stages of {of}, {trials} trials ({ends}):"
+        without = cells_of.get((name, of, trials, every, 0), {}) if ahead else {}
+        title = f"`server.ahead: {ahead}`" if ahead else "nothing is prelaunched"
+        yield f"**{name}**, stages of {of}, {trials} trials ({ends}), {title}:"
         yield ""
-        yield "| slots | 99 %, min | search, min | all, min | faster | busy | missing | worse |"
-        yield "|--:|--:|--:|--:|--:|--:|--:|--:|"
+        saves = (" saves |", "--:|") if ahead else ("", "")
+        yield (
+            "| slots | 99 %, min | search, min | all, min | faster |"
+            f"{saves[0]} busy | missing | worse |"
+        )
+        yield f"|--:|--:|--:|--:|--:|{saves[1]}--:|--:|--:|"
         for slots, own in by_slots.items():
-            mean, low, high = ratio(own, by_slots.get(1, ()))
             cells = [str(slots)]
             cells += [_minutes([r[k] for r in own]) for k in ("reached_s", "search_s", "end_s")]
-            cells.append("" if slots == 1 else f"{mean:.1f}× [{low:.1f}, {high:.1f}]")
+            cells.append("" if slots == 1 else _times_faster(ratio(own, by_slots.get(1, ()))))
+            if ahead:
+                cells.append(_times_faster(ratio(own, without.get(slots, ()))))
             cells.append(f"{statistics.fmean(r['busy'] for r in own):.0%}")
             cells.append(f"{100 * statistics.fmean(r['missing'] for r in own):.1f} %")
             worse = [r["worse"][0] for r in own if "worse" in r]
             cells.append(f"{100 * statistics.fmean(worse):.1f} %" if worse else "–")
             yield f"| {' | '.join(cells)} |"
         yield ""
+
+
+def _times_faster(found: tuple[float, float, float]) -> str:
+    """Return a ratio with its interval; – where there is nothing to compare."""
+    return "–" if math.isnan(found[0]) else "{:.1f}× [{:.1f}, {:.1f}]".format(*found)
 
 
 def _minutes(seconds: Sequence[float | None]) -> str:
@@ -244,7 +279,7 @@ def draw(records: Sequence[Record], page: Path) -> None:
 
     fig = go.Figure()
     shown = [(cell, by) for cell, by in groups(records).items() if cell[3] and 1 in by]
-    for ((name, of, *_), by_slots), color in zip(shown, COLORS, strict=False):
+    for ((name, of, *_, ahead), by_slots), color in zip(shown, COLORS, strict=False):
         slots = list(by_slots)
         ratios = [ratio(by_slots[k], by_slots[1]) for k in slots]
         fig.add_scatter(
@@ -256,7 +291,7 @@ def draw(records: Sequence[Record], page: Path) -> None:
                 "thickness": 1,
                 "width": 3,
             },
-            name=f"{name}, stages of {of}",
+            name=f"{name}, stages of {of}" + (f", ahead: {ahead}" if ahead else ""),
             line={"color": color, "width": 2},
             mode="lines+markers",
         )
@@ -296,10 +331,12 @@ def packed(records: Sequence[Record]) -> dict[str, Any]:
         "driver_s": DRIVER_S,
         "stages": {
             name: {
-                "source": f"studies/results/{name}/autotune.db, autotune_events of each launch",
+                "source": "benchmarks/data/stages_h200.json"
+                if name == H200
+                else f"studies/results/{name}/autotune.db, autotune_events of each launch",
                 "seconds": [
                     {k: v if isinstance(v, bool) else round(v, 3) for k, v in asdict(x).items()}
-                    for x in stages(name)
+                    for x in (stages_h200()[0] if name == H200 else stages(name))
                 ],
             }
             for name in sources
@@ -313,6 +350,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--worlds", nargs="+", default=list(SHOWN), choices=list(CELLS))
     parser.add_argument("--slots", type=int, nargs="+", default=list(SLOTS))
+    parser.add_argument(
+        "--ahead", type=int, nargs="+", default=list(PRELAUNCHES), help="of stages on H200s"
+    )
     parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--trials", type=int, default=TRIALS)

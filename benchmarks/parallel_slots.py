@@ -17,7 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -57,6 +57,7 @@ from autotune.tuning.tools import Tools
 from autotune.tuning.trial import Failed, Measured, Outcome, Trial
 
 RESULTS = Path(__file__).resolve().parents[1] / "studies" / "results"
+H200 = Path(__file__).parent / "data" / "stages_h200.json"
 VERSION = "0.32.0"  # of vLLM, as the worlds' rules have it
 DRIVER_S = 0.3  # the driver's own part of a trial, of which it does one at a time
 NAME = "virtual"
@@ -123,6 +124,18 @@ def stages(name: str) -> list[Stage]:
     ]
 
 
+def stages_h200() -> tuple[list[Stage], float]:
+    """Return the stages of `H200`, and how much longer a start takes for each that starts with it.
+
+    In the search every point compiles (cold); the confirmation starts points that were started.
+    """
+    found = json.loads(H200.read_text())
+    alone, most = found["start_alone_s"], statistics.fmean(found["start_of_four_s"]["cold"])
+    rest = (0.0, found["measuring_s"], found["stop_s"], 1.0)
+    each = (most / alone["cold"] - 1) / 3
+    return [Stage(alone["cold"], *rest, False), Stage(alone["warm"], *rest, True)], each
+
+
 def constant(seconds: float) -> list[Stage]:
     """Return stages that add up to a number of seconds, for trials of the search only."""
     return [Stage(0.45 * seconds, 0.05 * seconds, 0.49 * seconds, 0.01 * seconds, 1.0, False)]
@@ -183,6 +196,10 @@ class VirtualSlots:
         sends: Whether calls are pickled, as they are between processes, and progress is told.
         requests: Number of measured requests that are kept of a launch, and of their chunks.
         ended: Told of each trial that has ended.
+        ahead: As `server.ahead`: so many of the next points start together with a launch on its
+            slot, from the first one on, and there is room for them. One that does not come up is
+            launched again when its trial begins.
+        together: How much longer each of them makes the start, as a share.
     """
 
     world: World
@@ -195,6 +212,10 @@ class VirtualSlots:
     sends: bool = False
     requests: tuple[int, int] = (8, 8)
     ended: Callable[[Run], None] = lambda run: None
+    ahead: int = 0
+    together: float = 0.0
+    _begun: list[tuple[Trial, float]] = field(default_factory=list)
+    _prelaunched: dict[int, list[Point]] = field(default_factory=dict)
     _free: dict[int, float] = field(default_factory=dict)
     _under_way: list[tuple[float, int, Run]] = field(default_factory=list)
 
@@ -206,19 +227,22 @@ class VirtualSlots:
     @property
     def capacity(self) -> int:
         """How many more trials may be submitted now."""
-        return self.slots - len(self._under_way)
+        return self.slots - len(self._begun) - len(self._under_way)
 
     def submit(self, trial: Trial) -> None:
         """Begin a trial, as soon as its slot is free."""
         if not self.capacity:
             raise RuntimeError("no slot is free")
         self.clock.now += self.driver_s
-        run = self._run(trial, max(self.clock.now, self._free.get(trial.slot, 0.0)))
-        self._free[trial.slot] = run.end
-        heapq.heappush(self._under_way, (run.end, trial.number, run))
+        self._begun.append((trial, self.clock.now))
 
     def completed(self) -> list[tuple[Trial, Outcome]]:
         """Go on to the end of the next trial, and return it with those that ended by then."""
+        for trial, at in self._begun:  # all slots are busy before one asks what follows
+            run = self._run(trial, max(at, self._free.get(trial.slot, 0.0)))
+            self._free[trial.slot] = run.end
+            heapq.heappush(self._under_way, (run.end, trial.number, run))
+        self._begun.clear()
         if not self._under_way:
             return []
         self.clock.now = max(self.clock.now, self._under_way[0][0])
@@ -231,6 +255,7 @@ class VirtualSlots:
 
     def cancel(self) -> None:
         """Drop everything."""
+        self._begun.clear()
         self._under_way.clear()
 
     def close(self) -> None:
@@ -243,18 +268,35 @@ class VirtualSlots:
         confirms = trial.attrs.role is Role.CONFIRMATION
         alike = [x for x in self.stages if x.confirms == confirms] or self.stages
         drawn = alike[int(rng.integers(len(alike)))]
+        launching = self._start(trial, drawn.launching, failed=numbers.values is None)
         if numbers.values is None:
             assert numbers.failure is not None
             attempts = 1 if numbers.failure.is_final(1) else 2
-            seconds = attempts * (drawn.launching + drawn.stopping)
+            seconds = attempts * (launching + drawn.stopping)
             return Run(trial, begin, begin + seconds, drawn, numbers, attempts)
         # as many tokens as that launch measured, at this point's speed
         measuring = drawn.measuring * drawn.rate * self._rate / numbers.values[0]
-        stage = Stage(
-            drawn.launching, drawn.warming, measuring, drawn.stopping, drawn.rate, confirms
-        )
+        stage = replace(drawn, launching=launching, measuring=measuring, confirms=confirms)
         seconds = stage.launching + stage.warming + stage.measuring + stage.stopping
         return Run(trial, begin, begin + seconds, stage, numbers, 1)
+
+    def _start(self, trial: Trial, alone: float, *, failed: bool) -> float:
+        """Return the seconds until a trial's server is up, with those that are started with it."""
+        there = self._prelaunched.setdefault(trial.slot, [])
+        if trial.point in there:
+            there.remove(trial.point)
+            if not failed:
+                return 0.0
+        if not self.ahead:
+            return alone
+        known, new = [*there], []
+        for point in self._call("ahead", trial.number, self.ahead):
+            if point in known:
+                known.remove(point)
+            else:
+                new.append(point)
+        there += new
+        return alone * (1 + self.together * len(new))
 
     # -- what the process of a slot would have asked the driver to write ---------------------------
 
@@ -449,7 +491,8 @@ class Driver(study_run._Driver):
     def make_executor(self, weights: WeightsCheck) -> VirtualSlots:
         """Return the executor."""
         served = served_by(self.store, self.ledger, self.progress, weights.of_launch)
-        return self._make(served)
+        ahead = {"ahead": lambda number, most: self.upcoming(most, self.taken[number])}
+        return self._make({**served, **ahead})
 
 
 @contextmanager

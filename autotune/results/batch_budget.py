@@ -15,6 +15,7 @@ from autotune.study.workload import WorkloadSpec
 
 # Of a larger space, or of more budgets, classes are not looked for: that would take seconds.
 _MOST_POINTS, _MOST_BUDGETS = 20_000, 2_000
+_MOST_KEPT = 2 * _MOST_POINTS
 
 
 def load_of(workload: WorkloadSpec) -> Load:
@@ -83,6 +84,7 @@ class Families:
         self._values = dict.fromkeys(found if len(found) <= _MOST_BUDGETS else ())
         self._budget = budget
         self._found: dict[Key, Family] = {}
+        self._smallest: dict[tuple[Key, bool], int | None] = {}
 
     def of(self, point: Point) -> Family | None:
         """Return the family of a point; None: the point is in none."""
@@ -112,10 +114,16 @@ class Families:
             point: A point of the space.
             certain: Go by what is proven only.
         """
-        family = self.of(point)
-        if family is None:
-            return dict(point)
-        return {**point, MNBT: family.smallest(int(point[MNBT]), certain=certain)}
+        key = key_of(point), certain
+        if key not in self._smallest:  # the search asks for every point again and again
+            if len(self._smallest) >= _MOST_KEPT:
+                self._smallest.clear()
+            family = self.of(point)
+            self._smallest[key] = (
+                None if family is None else family.smallest(int(point[MNBT]), certain=certain)
+            )
+        least = self._smallest[key]
+        return dict(point) if least is None else {**point, MNBT: least}
 
     def alike(self, space: Space) -> Alike | None:
         """Return the classes of a space; None: no two points are one, or it is too large."""

@@ -46,13 +46,17 @@ def unseen(space: Space, points: Sequence[Point], seen: Sequence[Point]) -> NDAr
         return np.zeros(len(points), dtype=bool)
     values = sorted({float(q[axis]) for q in [*points, *seen]})
     step = {v: i for i, v in enumerate(values)}
-    of_arm: dict[object, list[int]] = {}
+    of_arm: dict[object, set[int]] = {}
     for q in seen:
-        of_arm.setdefault(_arm(q), []).append(step[float(q[axis])])
+        of_arm.setdefault(_arm(q), set()).add(step[float(q[axis])])
+    found: dict[tuple[object, int], int] = {}  # gaps by arm and step, which many points share
     gaps = []
     for q in points:
-        near = {s for arm in (None, _arm(q)) for s in of_arm.get(arm, ())}
-        gaps.append(min((abs(step[float(q[axis])] - s) for s in near), default=len(values)))
+        arm, own = _arm(q), step[float(q[axis])]
+        if (arm, own) not in found:
+            near = of_arm.get(None, set()) | of_arm.get(arm, set())
+            found[arm, own] = min((abs(own - s) for s in near), default=len(values))
+        gaps.append(found[arm, own])
     largest = max(gaps)
     reach = max(1, (len(values) - 1) // _PARTS)
     return np.array([largest > reach and gap == largest for gap in gaps])

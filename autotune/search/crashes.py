@@ -102,6 +102,10 @@ _DEMAND: Mapping[str, int] = {
 _OF_THE_DRAFT = {ARM, N, "draft_tensor_parallel_size"}
 
 
+# Boxes by levels of a pending point, and of the points that ran nearest to it.
+Kept = dict[tuple[bytes, bytes], tuple[Ints, Ints] | None]
+
+
 class CrashModel:
     """The probability that a point can launch.
 
@@ -112,19 +116,25 @@ class CrashModel:
         ok: Points that ran.
         failed: Points that failed, with the kind of failure (:class:`FailureKind`; unknown words
             are taken as a crash).
+        kept: Boxes of pending launches, for the next model of the space; None: they are not kept.
     """
 
     def __init__(
-        self, space: Space, ok: Sequence[Point], failed: Sequence[tuple[Point, str]]
+        self,
+        space: Space,
+        ok: Sequence[Point],
+        failed: Sequence[tuple[Point, str]],
+        kept: Kept | None = None,
     ) -> None:
         self._space = space
         self._names = list(space.params)
         self._levels = [_Levels(space, name) for name in self._names]
         self._ran = self._of(ok)
+        self._kept: Kept = {} if kept is None else kept
         # for each region its boxes, the accepted risk of its kind, and how many launches failed
         self._known: list[tuple[Ints, Ints, float, int]] = []
         for kind, points in self._regions(failed):
-            boxes = self._boxes(points, kind)
+            boxes = self._boxes(points, kind, self._farthest_first(points))
             if boxes is not None:
                 risk = RISK if kind in _TOWARDS else RISK_AROUND
                 self._known.append((*boxes, risk, len(points)))
@@ -178,11 +188,19 @@ class CrashModel:
         """
         out = np.ones(len(points))
         ran, levels = {tuple(x) for x in self._ran}, self._of(points)
+        used: Kept = {}
         for own in self._of(pending) if len(points) else ():
-            if tuple(own) not in ran and (
-                boxes := self._boxes(own[None, :], FailureKind.OOM, nearest=_NEAREST)
-            ):
+            if tuple(own) in ran:
+                continue
+            near = self._farthest_first(own[None, :])[-_NEAREST:]
+            key = own.tobytes(), near.tobytes()
+            if key not in self._kept:  # most launches change the nearest of few pending ones
+                self._kept[key] = self._boxes(own[None, :], FailureKind.OOM, near)
+            used[key] = boxes = self._kept[key]
+            if boxes:
                 out *= 1 - _TOGETHER * self._inside(levels, *boxes)
+        self._kept.clear()
+        self._kept.update(used)
         return out
 
     def retriable(self, points: Sequence[Point]) -> NDArray[np.bool_]:
@@ -228,7 +246,7 @@ class CrashModel:
                 inside &= levels[:, i, None] >= low[:, i]
             if (high[:, i] < level.last).any():
                 inside &= levels[:, i, None] <= high[:, i]
-        return np.asarray(inside.mean(axis=1))
+        return np.asarray(np.count_nonzero(inside, axis=1) / len(low))
 
     def _of(self, points: Sequence[Point]) -> Ints:
         """Return the levels of points, of shape (points, parameters)."""
@@ -238,9 +256,17 @@ class CrashModel:
         ]
         return np.array(columns, dtype=np.int64).reshape(len(self._names), len(points)).T
 
-    def _boxes(
-        self, failed: Ints, kind: FailureKind, nearest: int | None = None
-    ) -> tuple[Ints, Ints] | None:
+    def _farthest_first(self, failed: Ints) -> Ints:
+        """Return the points that ran, of shape (points, parameters), the nearest to a region last.
+
+        Args:
+            failed: Levels of the points that failed, of shape (points, parameters).
+        """
+        least, most = failed.min(axis=0), failed.max(axis=0)
+        away = np.maximum(least - self._ran, 0) + np.maximum(self._ran - most, 0)
+        return np.asarray(self._ran[np.argsort(-away.sum(axis=1), kind="stable")])
+
+    def _boxes(self, failed: Ints, kind: FailureKind, ran: Ints) -> tuple[Ints, Ints] | None:
         """Return lower and upper levels of a region's boxes, each of shape (boxes, parameters).
 
         Both levels belong to the box. None: the failures are not the points' fault.
@@ -248,7 +274,8 @@ class CrashModel:
         Args:
             failed: Levels of the points that failed, of shape (points, parameters).
             kind: How they failed.
-            nearest: Number of points that ran that cut the boxes, the nearest ones; None: all.
+            ran: Points that ran and cut the boxes, the farthest first: its cuts leave the most of
+                a box.
         """
         if kind in _ELSEWHERE:
             return None
@@ -270,11 +297,7 @@ class CrashModel:
         if kind == FailureKind.DRAFT_MISMATCH and drafts and N in self._names:
             low[:, self._names.index(N)] = min(1, least[self._names.index(N)])
 
-        away = np.maximum(least - self._ran, 0) + np.maximum(self._ran - most, 0)
-        order = np.argsort(-away.sum(axis=1), kind="stable")
-        for point in self._ran[
-            order[-nearest:] if nearest else order
-        ]:  # the farthest first: their cuts leave the most of a box
+        for point in ran:
             self._cut(point, least, most, low, high, sides)
         return low, high
 

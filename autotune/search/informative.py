@@ -33,7 +33,9 @@ def informative(
         return list(trials)
     sign = [-1.0 if d == "maximize" else 1.0 for d in directions]
     costs = np.array([t.values for t in trials]) * sign  # less is better
-    no_worse = (costs[:, None, :] <= costs[None, :, :]).all(axis=2)
+    no_worse = np.ones((len(costs), len(costs)), dtype=bool)
+    for own in costs.T:  # much faster than all() over so few objectives
+        no_worse &= own[:, None] <= own[None, :]
     dominators = (no_worse & ~no_worse.T).sum(axis=0)
     latest_first = np.arange(len(trials))[::-1]
     ranked = latest_first[np.argsort(dominators[latest_first], kind="stable")]

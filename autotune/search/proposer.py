@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import FailureKind
 from autotune.search.alike import Alike, Classes, key_of
-from autotune.search.crashes import CrashModel
+from autotune.search.crashes import CrashModel, Kept
 from autotune.search.features import unit
 from autotune.search.filling import fill
 from autotune.search.front import Direction
@@ -307,6 +307,7 @@ class Proposer:
         self._stop_below = stop_below
         self._fixed_n = fixed_n
         self._known = known
+        self._kept: Kept = {}
 
     def propose(
         self,
@@ -521,6 +522,7 @@ class Proposer:
                 if crashed(t) and t.number not in stated.trials
             ]
             + [(self._space.decode(t.params), "throttled") for t in done if t.number in throttled],
+            self._kept,
         )
 
     def _new_points(

@@ -139,10 +139,12 @@ class Links:
         At most one launch in eight is of a point that another slot has launched before.
         """
         points: dict[str, set[Key]] = {}
+        at_of: dict[Key, set[str]] = {}
         spent = 0
         for key, at in self.launched:
             if at is not None:
-                spent += any(key in own for p, own in points.items() if p != at)
+                spent += bool(at_of.setdefault(key, set()) - {at})
+                at_of[key].add(at)
                 points.setdefault(at, set()).add(key)
         main = next(iter(points), place)
         if place == main or ONE_IN * (spent + 1) > len(self.launched) + 1:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autotune.errors import FailureKind
-from autotune.search.crashes import CrashModel
+from autotune.search.crashes import CrashModel, Kept
 from autotune.study.space import MNBT, ChoiceParam, FloatParam, IntParam, N, Point, Pow2Param, Space
 
 SPACE = Space(
@@ -246,3 +246,14 @@ def test_a_point_that_shares_the_region_of_a_running_launch_waits() -> None:
     assert factor[1] > factor[0]
     assert factor[2] == 1.0  # it ran
     assert (model.apart(POINTS, SEEDS) == 1).all()  # what ran does not fail
+
+
+def test_what_is_kept_of_pending_launches_changes_nothing() -> None:
+    kept: Kept = {}
+    rng = np.random.default_rng(0)
+    order = [POINTS[i] for i in rng.permutation(len(POINTS))[:24]]
+    for i in range(4, 20):
+        running = order[i : i + 4]
+        fresh = CrashModel(SPACE, order[:i], []).apart(POINTS, running)
+        assert np.array_equal(CrashModel(SPACE, order[:i], [], kept).apart(POINTS, running), fresh)
+    assert len(kept) == 4  # of the last ones only

@@ -18,7 +18,7 @@ from autotune.search.gain import (
     reference_point,
 )
 from autotune.search.model import expecting
-from autotune.search.surrogate import Trend, fit, priors
+from autotune.search.surrogate import Trend, _sum, fit, priors
 from autotune.stats.kernel import matern
 
 
@@ -214,3 +214,21 @@ def test_nothing_pending_changes_nothing() -> None:
     assert after.mean.tobytes() == belief.mean.tobytes()
     assert after.variance.tobytes() == belief.variance.tobytes()
     assert after.covariance.tobytes() == belief.covariance.tobytes()
+
+
+@pytest.mark.parametrize("features", [1, 2, 3, 7, 8, 9])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 1), (1, 40), (60, 40)])
+def test_sums_are_numpys_to_the_last_bit(features: int, rows: int, columns: int) -> None:
+    a = np.random.default_rng(0).lognormal(0, 8, (rows, columns, features))
+    assert np.array_equal(_sum(a), a.sum(axis=2))
+
+
+def test_a_fit_is_kept_for_the_same_launches_only() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.random((12, 2))
+    y, v = curve(x), np.full(12, 1e-4)
+    first = fit(x, y, v, [ones(12)], scale=0.3)
+    assert fit(x.copy(), y.copy(), v.copy(), [ones(12)], scale=0.3) is first
+    assert fit(x, y, v, [ones(12)], scale=0.2) is not first
+    assert fit(x, y, v, [Trend(np.ones(12), 0.1, 1.0)], scale=0.3) is not first
+    assert fit(x, y + np.eye(12)[0] * 1e-12, v, [ones(12)], scale=0.3) is not first

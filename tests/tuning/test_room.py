@@ -39,7 +39,7 @@ def test_what_a_study_states(tmp_path: Path, flags: dict[str, Any], mib: int | N
 
 def test_a_searched_share_states_nothing(tmp_path: Path) -> None:
     searched = {"gpu-memory-utilization": {"type": "float", "low": 0.1, "high": 0.2}}
-    space = {"max_num_batched_tokens": {"type": "pow2", "low": 64, "high": 128}, **searched}
+    space = {"num_speculative_tokens": {"type": "int", "low": 0, "high": 3}, **searched}
     found = study(tmp_path, {"kv_cache_memory_bytes": 4 * GIB}, space=space)
     assert stated_mib(found, H200_MIB) is None
 

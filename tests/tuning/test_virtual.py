@@ -104,7 +104,7 @@ def test_a_slot_runs_one_trial_at_a_time(virtual: Any, surfaces: Any) -> None:
 
 
 def study(bench: Any, slots: int) -> dict[str, Any]:
-    found: dict[str, Any] = bench.replay(("demo-cpu-c2", "demo-cpu", slots, 0, 24, True))
+    found: dict[str, Any] = bench.replay(("demo-cpu-c2", "demo-cpu", slots, 0, 24, True, 0))
     found.pop("cpu_s")
     return found
 
@@ -122,16 +122,34 @@ def test_a_study_takes_less_time_with_more_slots_and_the_same_again(bench: Any) 
     assert f"{one['end_s'] / many['end_s']:.1f}×" in lines[-2]
 
 
-def whole_run(virtual: Any, w: Any, folder: Path, slots: int) -> list[Any]:
+def whole_run(virtual: Any, w: Any, folder: Path, slots: int, **more: Any) -> list[Any]:
     runs: list[Any] = []
     clock = virtual.Clock()
 
     def make(served: Any) -> Any:
         stages = virtual.stages(STAGES)
-        return virtual.VirtualSlots(w, slots, stages, served, 0, clock, ended=runs.append)
+        return virtual.VirtualSlots(w, slots, stages, served, 0, clock, ended=runs.append, **more)
 
     virtual.run(w, folder, 12, 0, clock, slots, make, stop_below=0.0)
     return runs
+
+
+def test_each_slot_starts_its_next_points_with_its_first_one(
+    virtual: Any, surfaces: Any, tmp_path: Path
+) -> None:
+    """The driver has points for all of them before anything was measured."""
+    runs = whole_run(virtual, surfaces.world("gen-8"), tmp_path, 2, ahead=3, together=0.1)
+    assert len(runs) == 12
+    for slot in (0, 1):
+        own = [x for x in runs if x.trial.slot == slot]
+        first, *others = own[:4]
+        assert first.stage.launching > 0
+        assert [x.stage.launching for x in others] == [0.0] * 3
+        assert all(x.begin >= y.end for x, y in zip(others, own, strict=False))
+    attrs = [x.trial.attrs for x in runs]
+    new = [a.searches and a.replicates is None for a in attrs]
+    points = {tuple(x.trial.point.items()) for x, is_new in zip(runs, new, strict=True) if is_new}
+    assert len(points) == sum(new)  # no two slots are given the same point
 
 
 def test_failures_on_other_slots_do_not_end_a_run_before_its_first_trial_has(
