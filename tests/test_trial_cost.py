@@ -78,7 +78,7 @@ def test_every_arm_sends_as_many_requests(setup: Any, cost: Any, tmp_path: Path)
     plan = setup.server(0, 8123, "x")
     client = cost.client_argv(setup, plan, tmp_path / "r.jsonl", tmp_path / "x.json")
     assert client[client.index("--num-prompts") + 1] == "40"
-    assert client[client.index("--max-concurrency") + 1] == "2"
+    assert client[client.index("--max-concurrency") + 1] == "1"
     for arm, launch in (("cold", "cold"), ("warm", "warm"), ("early", "warm")):
         raw = cost.our_study(setup, arm)
         text = cost.yaml.safe_dump(raw)

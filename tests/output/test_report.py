@@ -329,7 +329,7 @@ def test_one_and_three_objectives(tmp_path: Path, names: list[str]) -> None:
 def test_a_study_that_searches_no_n_leaves_out_what_needs_it(tmp_path: Path) -> None:
     budgets = {"max_num_batched_tokens": {"type": "pow2", "low": 32, "high": 2048}}
     rows = (Row(0, 2048, 98.0), Row(0, 512, 99.0))
-    report = report_of(make(tmp_path, rows, space=budgets))
+    report = report_of(make(tmp_path, rows, space=budgets, server__speculative=None))
     assert report.answer.headline == "Serve MNBT 512"
     assert figure_names(report) == ["front", "latency"]
     assert "does not search num_speculative_tokens." in words(report, "by-n")
@@ -400,7 +400,12 @@ def test_the_database_is_enough_on_another_machine(tmp_path: Path) -> None:
 
 
 def test_how_to_repeat_it(stored: Report, tmp_path: Path) -> None:
-    assert "autotune run demo-cpu --trials 12 --seed 0 --db again.db" in words(stored, "repeat")
+    earlier = words(stored, "repeat")  # the demo was another one, so its text is given
+    assert "autotune run demo-cpu.yaml --trials 12 --seed 0 --db again.db" in earlier
+    assert "num_prompts: 80" in earlier
+    shutil.copy(ON_A_GPU, tmp_path / "gpu.db")
+    bundled = words(report_of(tmp_path / "gpu.db"), "repeat")
+    assert "autotune run smollm2-h200 --trials 12 --seed 0 --db again.db" in bundled
     own = words(report_of(make(tmp_path, ROWS)), "repeat")
     assert "autotune run double.yaml --trials 5 --seed 7" in own
     assert "output_len: 12" in own  # the study file itself

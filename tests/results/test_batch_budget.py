@@ -40,7 +40,7 @@ def test_a_study_s_load(tmp_path: Path) -> None:
     load = load_of(load_study(str(write_study(tmp_path, **ONE))).spec.workload)
     assert (load.concurrency, load.prompt, load.output, load.images) == (1, 16, 12, False)
     chats = load_of(load_study("demo-cpu").spec.workload)
-    assert (chats.concurrency, chats.prompt, chats.output, chats.images) == (2, None, 24, None)
+    assert (chats.concurrency, chats.prompt, chats.output, chats.images) == (1, None, 16, None)
 
 
 def test_the_smallest_budget_that_can_launch_stands_for_the_others(tmp_path: Path) -> None:

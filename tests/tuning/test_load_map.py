@@ -82,7 +82,7 @@ def test_loads_are_measured_there_and_back() -> None:
 
 
 def test_a_higher_load_gets_more_requests() -> None:
-    spec = load_study("demo-cpu").spec  # 80 requests, two at a time
+    spec = load_study("demo-cpu-arms").spec  # 80 requests, two at a time
     sizes = [part_sizes(spec, load) for load in (1, 2, 4, 64)]
     assert [most for _, most in sizes] == [20, 40, 80, 160]
     assert all(16 <= fewest <= most for fewest, most in sizes)
@@ -114,9 +114,11 @@ def test_no_measured_prompt_of_a_launch_was_sent_before(tmp_path: Path, warmup: 
 
 
 def test_too_few_prompts_are_sent_again() -> None:
-    found = map_requests(prepared(load_study("demo-cpu")), [1, 2, 4])  # a file of 144 prompts
+    demo = prepared(load_study("demo-cpu"))  # a file of 144 prompts
+    assert not map_requests(demo, [1, 4]).repeated  # the command that its study names
+    found = map_requests(demo, [1, 2, 4])
     assert found.repeated
-    assert [len(found.measured[x, 1]) for x in (1, 2, 4)] == [20, 40, 80]
+    assert [len(found.measured[x, 1]) for x in (1, 2, 4)] == [16, 24, 48]
 
 
 # -- what is recommended, and how it is written ------------------------------------------------
