@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from rich import box
 from rich.console import (
@@ -90,7 +91,7 @@ class Ui:
         self.slots = 1
         self.slot_name: Callable[[int], str] | None = None
 
-    def __enter__(self) -> Ui:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

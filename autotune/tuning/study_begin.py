@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from autotune.errors import NothingUsable, UserError
 from autotune.results.batch_budget import families_of
 from autotune.results.standing import counts
+from autotune.results.text import upper
 from autotune.search.proposer import Proposer
 from autotune.storage.records import attrs_of
 from autotune.storage.store import Store
+from autotune.study import sample_size
 from autotune.study.space import ARM, N, Space, as_int
 from autotune.tuning.planner import Planner
 from autotune.tuning.prepare import Prepared, graph_misfit, never_launched
@@ -89,3 +91,21 @@ def infeasible_notes(prepared: Prepared, space: Space) -> Iterator[str]:
     reasons = [why for why in map(prepared.infeasible, points) if why is not None]
     if reasons:
         yield f"{len(reasons)} of {len(points)} points are never launched: {reasons[0]}"
+
+
+def notes_before(prepared: Prepared, space: Space, untested: str | None) -> Iterator[str]:
+    """Yield what is said before the first trial, a line each.
+
+    Args:
+        prepared: The study.
+        space: The searched parameters, as the study keeps them.
+        untested: What is not known of the machine; None: nothing.
+    """
+    spec = prepared.spec
+    if spec.rehearsal_label:
+        yield upper(spec.rehearsal_label)
+    yield from infeasible_notes(prepared, space)
+    yield from sample_size.notes(spec)
+    yield from prepared.workload.notes
+    if untested is not None:
+        yield untested

@@ -14,8 +14,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from autotune.errors import FailureKind, MachineError, NothingUsable, TrialFailure
-from autotune.results.text import upper
+from autotune.errors import FailureKind, MachineError, TrialFailure
 from autotune.results.trials import study_view
 from autotune.search.places import place_of
 from autotune.search.proposer import Converged, SearchEnds
@@ -26,10 +25,10 @@ from autotune.storage.location import Database
 from autotune.storage.names import output_folder
 from autotune.storage.records import Role, attrs_of
 from autotune.storage.store import Store
-from autotune.study import sample_size
 from autotune.study.space import Point
 from autotune.tuning.comparable import WeightsCheck, check_comparable, class_of_slot
 from autotune.tuning.executor import Executor, OneSlot, slot_for
+from autotune.tuning.hope import FailuresInARow
 from autotune.tuning.launcher import Launcher
 from autotune.tuning.ledger import StoredLedger
 from autotune.tuning.local_slots import served_by, slots_of
@@ -44,14 +43,11 @@ from autotune.tuning.reuse import Source, find, take
 from autotune.tuning.situation import Budget, Choice, Situation
 from autotune.tuning.slot_pool import Cluster, SlotPool
 from autotune.tuning.slots import check_slots, slot_notes
-from autotune.tuning.study_begin import confirmation_budget, infeasible_notes, planner_of
+from autotune.tuning.study_begin import confirmation_budget, notes_before, planner_of
 from autotune.tuning.supervise import StopReason, run_on
 from autotune.tuning.tools import Tools, real
 from autotune.tuning.trial import Failed, Infeasible, Measured, Outcome, Trial, TrialRunner
 from autotune.tuning.trial_log import TrialLog
-
-# After this number of launches with the same failure, and none that worked, the study is wrong.
-SAME_FAILURES = 3
 
 
 def run_study(
@@ -143,7 +139,7 @@ class _Driver:
         self.searching = True  # False: what is left is to confirm
         self.reason = StopReason.DONE  # why the search ended
         self.reserved = Reserved()  # choices whose servers are prelaunched
-        self.failures: list[FailureKind] = []  # in a row
+        self.failures = FailuresInARow(self.log, self.spec.name, self.launcher.logs.folder)
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -187,16 +183,8 @@ class _Driver:
             take(earlier, self.store, self.log.study, self.p, baseline, self.progress.message)
             self.log.changed()
         self.progress.study(study_view(self.store, self.spec.name), self.store.database)
-        if self.spec.rehearsal_label:
-            self.progress.message(upper(self.spec.rehearsal_label))
-        for note in infeasible_notes(self.p, self.planner.space):
-            self.progress.message(note)
-        for note in (*sample_size.notes(self.spec), *self.p.workload.notes):
-            self.progress.message(note)
-        if self.launcher.untested is not None:
-            self.progress.message(self.launcher.untested)
         slots = slot_notes(self._slots) if self.cluster is None else self.cluster.notes()
-        for note in slots:
+        for note in (*notes_before(self.p, self.planner.space, self.launcher.untested), *slots):
             self.progress.message(note)
 
     def make_planner(self, seed: int) -> Planner:
@@ -401,37 +389,19 @@ class _Driver:
         trial = next(t for t in self.log.running() if t.number == done.number)
         match outcome:
             case Measured(launch_id):
-                self.failures.clear()
+                self.failures.end()
                 self.log.tell(trial, launch_id, done.slot)
             case Infeasible(reason):
                 never = TrialFailure(FailureKind.INFEASIBLE, reason)
                 self.log.tell_failure(trial, never, done.slot)
             case Failed(failure):
                 self.log.tell_failure(trial, failure, done.slot)
-                self.check_hope(done.number, failure)
+                self.failures.add(done.number, failure, self.taken)
             case _:
                 raise MachineError(
                     f"trial {done.number}: {outcome.failure.reason}. Fix that, then run the same "
                     "command again to resume this trial"
                 ) from outcome.failure
-
-    def check_hope(self, number: int, failure: TrialFailure) -> None:
-        """Raise NothingUsable if all launches fail for the same reason.
-
-        A failed launch ends sooner than a measured one, so trials that began earlier on other slots
-        are waited for.
-        """
-        self.failures.append(failure.kind)
-        same = len(set(self.failures)) == 1
-        earlier = any(other < number for other in self.taken)
-        hopeless = failure.kind is FailureKind.MODEL_MISSING or (
-            same and len(self.failures) >= SAME_FAILURES and not earlier
-        )
-        if hopeless and self.log.nothing_worked():
-            raise NothingUsable(
-                f"{self.spec.name}: all launches failed: {failure.reason}. The last log is in "
-                f"{self.launcher.logs.folder}"
-            )
 
 
 def on_slots(
