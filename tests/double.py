@@ -597,6 +597,8 @@ async def main(args: argparse.Namespace, sock: socket.socket, fail: str, child: 
         loop.add_signal_handler(signal.SIGTERM, stop.set)
     if child:
         loop.add_signal_handler(signal.SIGCHLD, engine_died)
+        if os.waitpid(child, os.WNOHANG)[0]:  # it died before there was a handler
+            engine_died()
     delay = float(ENV.get("DOUBLE_DELAY_S", "0")) if fail != "never_healthy" else 1e6
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), delay)

@@ -20,7 +20,12 @@ def by_name(path: Path) -> str:
 
 
 def test_which_there_are() -> None:
-    names = ["first-study", "reading-a-result", "speculation-on-a-gpu"]
+    names = [
+        "first-study",
+        "reading-a-result",
+        "rehearsal-at-real-size",
+        "speculation-on-a-gpu",
+    ]
     assert [p.stem for p in NOTEBOOKS] == names
 
 
