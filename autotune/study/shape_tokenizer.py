@@ -74,7 +74,7 @@ def why_unchecked(folder: Path) -> str | None:
     """
     path = _file_in(folder)
     try:
-        if path is not None:
+        if path is not None and path.name != NEEDED[0]:  # that one is large, and read or refused
             _largest_id(path)
     except _Unreadable:
         return None  # which is refused
