@@ -159,9 +159,7 @@ class Ui:
         if not self.live:
             self._print(GAP.join(filter(None, [line.head, line.point, line.stage])))
         elif self._line is None:
-            self._line = Live(
-                self._lines, console=self.console, refresh_per_second=4, transient=True
-            )
+            self._line = Live(self, console=self.console, refresh_per_second=4, transient=True)
             self._line.start()
 
     def progress(self, at: At, done: int, total: int) -> None:
